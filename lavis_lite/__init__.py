@@ -1,0 +1,29 @@
+"""lavis_lite: vision-language experiments (BLIP-2, InstructBLIP) assembled from YAML and trained by one loop.
+
+Importing this package loads neither torch nor transformers nor timm; public names resolve on first use (PEP 562).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "registry": "lavis_lite.registry",
+    "LavisLiteError": "lavis_lite.errors",
+    "list_models": "lavis_lite.zoo",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'lavis_lite' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

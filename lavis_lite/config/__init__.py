@@ -1,0 +1,1 @@
+"""YAML and overrides in, typed sections out: schema, compose (layers with provenance), preflight (every fault)."""

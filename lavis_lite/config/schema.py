@@ -1,0 +1,219 @@
+"""The typed sections of a run, with units. Each registered class extends the part that is its own.
+
+`ModelConfig`, `DatasetConfig` and `RunConfig` hold what all of their kind share; a class names its extension as its
+attribute `config_class` (a dataclass derived from one of these). LAVIS' names are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+
+class Section:
+    """A dataclass that may also be read like LAVIS' config sections: `cfg.get("key", default)`, `cfg["key"]`."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of `key`, or `default` where it is absent or None."""
+        value = getattr(self, key, None)
+        return default if value is None else value
+
+    def __getitem__(self, key: str) -> Any:
+        return getattr(self, key)
+
+    def __contains__(self, key: str) -> bool:
+        return any(field_.name == key for field_ in fields(self))  # type: ignore[arg-type]
+
+
+@dataclass
+class ModelConfig(Section):
+    """What every model's section has."""
+
+    arch: str = "blip2"
+    """registered name"""
+    model_type: str = "mini"
+    """selects configs/models/<arch>/<model_type>.yaml"""
+    load_pretrained: bool = True
+    pretrained: str | None = None
+    """checkpoint to start from: path, URL, or a run folder of this project"""
+    load_finetuned: bool = False
+    finetuned: str | None = None
+    """used instead of `pretrained` when load_finetuned is true"""
+
+
+@dataclass
+class FileConfig(Section):
+    """One annotation file (or several: lists of equal length)."""
+
+    url: str | list[str] | None = None
+    storage: str | list[str] | None = None
+    md5: str | list[str] | None = None
+    sha256: str | list[str] | None = None
+
+
+@dataclass
+class StorageConfig(Section):
+    """A folder of media files; relative paths are looked up in the working folder, then in the cache root."""
+
+    storage: str | None = None
+
+
+@dataclass
+class BuildInfo(Section):
+    """Where a data set's files are."""
+
+    annotations: dict[str, FileConfig] = field(default_factory=dict)
+    """by split"""
+    images: StorageConfig = field(default_factory=StorageConfig)
+    videos: StorageConfig = field(default_factory=StorageConfig)
+    features: StorageConfig = field(default_factory=StorageConfig)
+    storage: str | None = None
+    """shards (a glob)"""
+
+
+@dataclass
+class ProcessorPair(Section):
+    """Processor of the training splits and of all others: {name: registered name, **its parameters}."""
+
+    train: dict[str, Any] | None = None
+    eval: dict[str, Any] | None = None
+
+
+@dataclass
+class DatasetConfig(Section):
+    """What every data set's section has. Builders extend it through their `config_class`."""
+
+    builder: str | None = None
+    """registered builder; by default the section's own name"""
+    type: str = "default"
+    """a key of configs/datasets/<name>.yaml"""
+    data_type: str = "images"
+    """images | videos | features; LAVIS also writes lists such as [images]"""
+    build_info: BuildInfo = field(default_factory=BuildInfo)
+    vis_processor: ProcessorPair = field(default_factory=ProcessorPair)
+    text_processor: ProcessorPair = field(default_factory=ProcessorPair)
+    kw_processor: dict[str, Any] = field(default_factory=dict)
+    prepare: str | None = None
+    """name of a generator that writes the data set's files on first use (mini_world)"""
+    size_weight: float = 1.0
+    """factor on this set's share where sets are mixed by ratio"""
+
+
+@dataclass
+class RunConfig(Section):
+    """How a run goes. "Step" is always an optimizer step."""
+
+    task: str = "image_text_pretrain"
+    runner: str = "runner_base"
+    # length -------------------------------------------------------------------------------------------------------
+    max_epoch: int | None = None
+    """runner_base: passes over the training data"""
+    max_iters: int | None = None
+    """optimizer steps; with runner_base it stops a run early when reached first"""
+    iters_per_inner_epoch: int | None = None
+    """runner_iter: steps between validations"""
+    train_dataset_ratios: dict[str, float] | None = None
+    """given: each step draws from one data set with these probabilities; absent: all sets shuffled together"""
+    # optimizer ----------------------------------------------------------------------------------------------------
+    lr_sched: str = "linear_warmup_cosine_lr"
+    init_lr: float = 1e-4
+    min_lr: float = 0.0
+    warmup_lr: float = -1.0
+    """learning rate at step 0 of the warm-up; below 0: init_lr"""
+    warmup_steps: int = 0
+    lr_decay_rate: float | None = None
+    """linear_warmup_step_lr: factor per epoch"""
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.999
+    lr_layer_decay: float = 1.0
+    """factor per layer of a trained vision encoder, from the output down"""
+    max_grad_norm: float | None = None
+    """clip the global gradient norm; None: no clipping"""
+    accum_grad_iters: int = 1
+    """micro-batches per optimizer step"""
+    amp: bool = False
+    amp_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 where the device has it, else fp16, when amp is true; fp32 when amp is false"""
+    lm_reduction: Literal["global", "per_rank"] = "global"
+    """how the LM loss is averaged over ranks: over all tokens, or LAVIS' mean of per-rank means"""
+    # data ---------------------------------------------------------------------------------------------------------
+    batch_size_train: int = 16
+    """samples per rank and micro-batch"""
+    batch_size_eval: int = 64
+    num_workers: int = 4
+    """loader processes per rank"""
+    train_splits: list[str] = field(default_factory=lambda: ["train"])
+    valid_splits: list[str] = field(default_factory=list)
+    test_splits: list[str] = field(default_factory=list)
+    on_bad_sample: Literal["raise", "skip"] = "raise"
+    max_bad_fraction: float = 0.01
+    """skip stops the run when more than this share of the samples read was bad"""
+    # bookkeeping --------------------------------------------------------------------------------------------------
+    seed: int = 42
+    output_dir: str = "output"
+    """parent folder; a run is <output_dir>/<time>/"""
+    device: str = "auto"
+    evaluate: bool = False
+    resume_ckpt_path: str | None = None
+    log_freq: int = 50
+    """steps between log lines"""
+    save_freq: int = 5
+    """runner_base: epochs between checkpoints; runner_iter: inner epochs"""
+    save_every: int | None = None
+    """steps between checkpoints, besides save_freq"""
+    save_last: bool = True
+    keep_checkpoints: int = 2
+    """newest step checkpoints kept; the best one is kept besides"""
+    val_freq: int = 1
+    """epochs (runner_iter: inner epochs) between validations"""
+    tensorboard: bool = True
+    wandb: bool = False
+    wandb_project: str = "lavis_lite"
+    find_unused_parameters: bool = False
+    dist_timeout_minutes: float = 10.0
+    # kept from LAVIS so that its files run unchanged; no effect here ------------------------------------------------
+    world_size: int | None = None
+    dist_url: str | None = None
+    distributed: bool | None = None
+    use_dist_eval_sampler: bool | None = None
+
+
+RUN_KEYS_WITHOUT_EFFECT = {
+    "world_size": "the launcher (torchrun, srun) decides it",
+    "dist_url": "the launcher (torchrun, srun) decides it",
+    "distributed": "the launcher (torchrun, srun) decides it",
+    "use_dist_eval_sampler": "evaluation is always shared over ranks without duplicates",
+}
+"""LAVIS keys that pass with a note."""
+
+TASK_KEYS_OF_LAVIS: dict[str, type | tuple[type, ...]] = {
+    "num_beams": int, "max_len": int, "min_len": int, "repetition_penalty": float, "length_penalty": float,
+    "top_p": float, "temperature": float, "prompt": str, "inference_method": str, "num_ans_candidates": int,
+    "k_test": int, "segments": int, "report_metric": bool, "annotation_file": str, "sample_id_key": str,
+    "caption_key": str, "load_gt_from_file": bool, "img_ids": list, "ques_files": (dict, list), "anno_files": (dict, list),
+}
+"""LAVIS run keys that belong to one task; another task passes them with a note."""
+
+
+@dataclass
+class PreprocessConfig(Section):
+    """Processors that belong to a model, used by load_model_and_preprocess."""
+
+    vis_processor: ProcessorPair = field(default_factory=ProcessorPair)
+    text_processor: ProcessorPair = field(default_factory=ProcessorPair)
+
+
+@dataclass
+class Config(Section):
+    """A whole run, checked: every section is an instance of the class that the registered part asks for."""
+
+    model: ModelConfig
+    preprocess: PreprocessConfig
+    datasets: dict[str, DatasetConfig]
+    run: RunConfig
+    imports: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """what passed but has no effect, one sentence each; shown at the start"""
+    provenance: dict[str, str] = field(default_factory=dict)
+    """dotted key -> the layer that set it"""

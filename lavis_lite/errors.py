@@ -1,0 +1,73 @@
+"""Errors a user can cause, and the words they are told in.
+
+Every class here means "the user can mend this": the command line prints its message without a traceback and exits
+with 2. Anything else that escapes is a defect of the package and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class LavisLiteError(Exception):
+    """Base of all errors that a user's input can cause."""
+
+
+class ConfigError(LavisLiteError):
+    """A YAML file, an override or a value in them is wrong."""
+
+
+class RegistryError(LavisLiteError, KeyError):
+    """A name is unknown to a registry, or is registered twice."""
+
+    def __str__(self) -> str:  # KeyError would quote the message
+        return str(self.args[0]) if self.args else ""
+
+
+class DataError(LavisLiteError):
+    """Annotations, images or other data files are missing, unreadable or malformed."""
+
+
+class CheckpointError(LavisLiteError):
+    """A checkpoint is damaged, or does not fit the model it is loaded into."""
+
+
+class DistributedError(LavisLiteError):
+    """The launcher's environment variables do not describe a usable group of processes."""
+
+
+class MissingExtraError(LavisLiteError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class Faults(LavisLiteError):
+    """Several faults found in one pass, shown as one numbered list.
+
+    Args:
+        heading: one line that says what was being checked.
+        faults: one finished sentence each.
+    """
+
+    def __init__(self, heading: str, faults: Sequence[str]) -> None:
+        self.faults = list(faults)
+        lines = [f"{heading} {len(self.faults)} fault{'s' if len(self.faults) != 1 else ''}:"]
+        lines += [f"  {number}. {fault}" for number, fault in enumerate(self.faults, 1)]
+        super().__init__("\n".join(lines))
+
+
+def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
+    """The choices that look most like `name`, best first; empty when none comes near."""
+    return difflib.get_close_matches(name, list(choices), n=count, cutoff=0.55)
+
+
+def did_you_mean(name: str, choices: Iterable[str], most: int = 12) -> str:
+    """A clause for error messages: the nearest choices, or a short list of all when nothing is near."""
+    choices = sorted(set(choices))
+    near = nearest(name, choices)
+    if near:
+        return "did you mean " + " or ".join(repr(choice) for choice in near) + "?"
+    if not choices:
+        return "there is nothing to choose from."
+    shown = ", ".join(choices[:most]) + (f", ... ({len(choices)} in all)" if len(choices) > most else "")
+    return f"choose one of: {shown}."

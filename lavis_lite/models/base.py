@@ -1,0 +1,75 @@
+"""What every model is to the rest of the house, and how parts are frozen."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lavis_lite.config.schema import ModelConfig
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Make a module's weights constant and keep it in eval mode, also after `.train()` of whatever contains it."""
+    module.requires_grad_(False)
+    module.eval()
+    module.train = lambda mode=True: module  # type: ignore[method-assign,assignment,misc]
+    return module
+
+
+class BaseModel(nn.Module):
+    """A registered model: built from its typed section, fed with samples, giving an output with a `loss`.
+
+    Contract: `forward(samples)` takes a dict with LAVIS' keys (image float[B,3,H,W], text_input list[str], ...) and
+    returns an object with attribute `loss` (float[]) and further `loss_*` scalars. Models know nothing of tasks,
+    runners or files; checkpoints are loaded from outside.
+    """
+
+    config_class: ClassVar[type[ModelConfig]] = ModelConfig
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> BaseModel:
+        """Build the model (architecture and frozen weights named in its section) from its typed section."""
+        raise NotImplementedError(f"{cls.__name__} must define from_config")
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device
+
+    def frozen_names(self) -> set[str]:
+        """Names of parameters that do not train; they are not part of a checkpoint."""
+        return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: state_dict without frozen parameters (tied names once) and frozen parts' buffers."""
+        frozen = self.frozen_names()
+        prefixes = tuple(f"{name}." for name in self.frozen_parts())
+        return {name: value for name, value in self.state_dict().items()
+                if name not in frozen and not (prefixes and name.startswith(prefixes))}
+
+    def frozen_parts(self) -> list[str]:
+        """Top-level children all of whose parameters are frozen."""
+        parts = []
+        for name, child in self.named_children():
+            parameters = list(child.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                parts.append(name)
+        return parts
+
+    def count_parameters(self) -> dict[str, tuple[int, int]]:
+        """(trainable, frozen) parameter counts by top-level part, shown at the start of a run."""
+        counts: dict[str, tuple[int, int]] = {}
+        for name, parameter in self.named_parameters():
+            part = name.split(".")[0]
+            trainable, frozen = counts.get(part, (0, 0))
+            if parameter.requires_grad:
+                counts[part] = (trainable + parameter.numel(), frozen)
+            else:
+                counts[part] = (trainable, frozen + parameter.numel())
+        return counts
+
+    def layer_scale(self, name: str, decay: float) -> float:
+        """Learning-rate factor of a parameter under layer-wise decay; 1 outside a trained vision encoder."""
+        return 1.0

@@ -1,0 +1,18 @@
+"""The contract of processors."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+
+class BaseProcessor:
+    """Turns one raw item (PIL image, text) into what a model takes.
+
+    Contract: constructor arguments are the YAML parameters (their signature is what preflight checks);
+    `__call__(item, rng)` draws every random number from `rng`, so that a sample's augmentation is a function of
+    (seed, epoch, sample); without `rng` it uses Python's global generator.
+    """
+
+    def __call__(self, item: Any, rng: random.Random | None = None) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} must define __call__")

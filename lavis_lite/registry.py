@@ -1,0 +1,233 @@
+"""Names in YAML -> classes in Python: one small generic registry per kind, all kinds on this page.
+
+Built-in names resolve lazily from an index (name -> "module:Class"), so that asking for the list of models imports no
+torch. Outside code joins by being imported: `imports:` in a YAML, the entry-point group `lavis_lite.plugins`, or a
+plain import that runs a decorator such as `@registry.register_model("my_model")`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any, Generic, TypeVar
+
+from lavis_lite.errors import RegistryError, did_you_mean
+
+T = TypeVar("T")
+PLUGIN_GROUP = "lavis_lite.plugins"
+
+
+def _load(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _place(cls: type) -> str:
+    """`file:line` of a class, for messages."""
+    try:
+        return f"{inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]}"
+    except (OSError, TypeError):
+        return f"{cls.__module__}.{cls.__qualname__}"
+
+
+class Registry(Generic[T]):
+    """Classes of one kind by name.
+
+    Args:
+        kind: the word used in messages ("model").
+        base: "module:Class" that every registered class must derive from; imported only when something registers.
+        builtins: name -> "module:Class" of what ships with the package; imported on first `get`.
+    """
+
+    def __init__(self, kind: str, base: str, builtins: Mapping[str, str]) -> None:
+        self.kind, self.base, self.builtins = kind, base, dict(builtins)
+        self._classes: dict[str, type[T]] = {}
+
+    def register(self, *names: str) -> Callable[[type[T]], type[T]]:
+        """Decorator: makes a class known under `names`.
+
+        Raises:
+            RegistryError: the class lacks the kind's base class, or a name is taken (both places are named).
+        """
+
+        def decorate(cls: type[T]) -> type[T]:
+            base = _load(self.base)
+            if not (inspect.isclass(cls) and issubclass(cls, base)):
+                raise RegistryError(f"{_place(cls)}: a {self.kind} must derive from {self.base.replace(':', '.')}.")
+            for name in names:
+                self._check_free(name, cls)
+                self._classes[name] = cls
+            return cls
+
+        return decorate
+
+    def _check_free(self, name: str, cls: type[T]) -> None:
+        here = f"{cls.__module__}:{cls.__qualname__}"
+        held = self._classes.get(name)
+        taken = f"{held.__module__}:{held.__qualname__}" if held is not None else self.builtins.get(name)
+        if taken is not None and taken != here:  # the same class again is a reload, not a clash
+            first = _place(held) if held is not None else taken
+            raise RegistryError(f"{self.kind} name {name!r} is registered twice: at {first} and at {_place(cls)}.")
+
+    def get(self, name: str) -> type[T]:
+        """The class of that name.
+
+        Raises:
+            RegistryError: unknown name; the message has the nearest names.
+        """
+        if name not in self._classes and name in self.builtins:
+            _load(self.builtins[name])
+        if name not in self._classes:
+            load_plugins()
+        if name not in self._classes:
+            raise RegistryError(f"unknown {self.kind} {name!r}: {did_you_mean(str(name), self.names())}")
+        return self._classes[name]
+
+    def names(self) -> list[str]:
+        """All names, built-in and registered, sorted. Imports nothing."""
+        return sorted(self.builtins.keys() | self._classes.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes or name in self.builtins
+
+
+class _Plugins:
+    """Entry points are looked up once per process, on the first name that is not known already."""
+
+    loaded = False
+
+
+def load_plugins() -> None:
+    """Import every entry point of the group `lavis_lite.plugins`; importing runs its decorators."""
+    if _Plugins.loaded:
+        return
+    _Plugins.loaded = True
+    for entry in metadata.entry_points(group=PLUGIN_GROUP):
+        entry.load()
+
+
+class Registries:
+    """All kinds on one page. `registry` below is the one instance."""
+
+    def __init__(self) -> None:
+        # model: from_config(cfg) -> module; forward(samples) -> output with `loss`; knows nothing of tasks or files.
+        blip2 = "lavis_lite.models.blip2_qformer:"
+        self.model: Registry[Any] = Registry("model", "lavis_lite.models.base:BaseModel", {
+            "blip2": blip2 + "Blip2Qformer",
+            "blip2_feature_extractor": blip2 + "Blip2Qformer",
+            "blip2_image_text_matching": blip2 + "Blip2ImageTextMatching",
+        })
+        # processor: __call__(item, rng=None) -> tensor or text; all randomness comes from rng.
+        image, text = "lavis_lite.processors.image:", "lavis_lite.processors.text:"
+        self.processor: Registry[Any] = Registry("processor", "lavis_lite.processors.base:BaseProcessor", {
+            "blip_image_train": image + "BlipImageTrain",
+            "blip_image_eval": image + "BlipImageEval",
+            "blip2_image_train": image + "Blip2ImageTrain",
+            "clip_image_train": image + "ClipImageTrain",
+            "clip_image_eval": image + "ClipImageEval",
+            "blip_caption": text + "BlipCaption",
+            "blip_question": text + "BlipQuestion",
+        })
+        # builder: from_config(name, cfg) -> build(split) -> map-style dataset; documents the sample keys it yields.
+        builder = "lavis_lite.datasets.builder:"
+        self.builder: Registry[Any] = Registry("builder", "lavis_lite.datasets.builder:BaseDatasetBuilder", {
+            "image_caption": builder + "ImageCaptionBuilder",
+            "image_retrieval": builder + "ImageRetrievalBuilder",
+            "custom": builder + "CustomBuilder",
+        })
+        # task: train_step, predict, score; no loops, no files.
+        self.task: Registry[Any] = Registry("task", "lavis_lite.tasks.base:BaseTask", {
+            "image_text_pretrain": "lavis_lite.tasks.pretrain:ImageTextPretrainTask",
+            "retrieval": "lavis_lite.tasks.retrieval:RetrievalTask",
+        })
+        # runner: the one step loop, bounded by epochs or by iterations.
+        runner = "lavis_lite.runners.runner:"
+        self.runner: Registry[Any] = Registry("runner", "lavis_lite.runners.runner:Runner", {
+            "runner_base": runner + "EpochRunner",
+            "runner_iter": runner + "IterationRunner",
+        })
+        # lr_scheduler: a pure function of the optimizer step: lr_at(step) -> float.
+        schedule = "lavis_lite.runners.schedules:"
+        self.lr_scheduler: Registry[Any] = Registry("lr_scheduler", "lavis_lite.runners.schedules:LRSchedule", {
+            "linear_warmup_cosine_lr": schedule + "LinearWarmupCosine",
+            "linear_warmup_step_lr": schedule + "LinearWarmupStep",
+            "constant_lr": schedule + "Constant",
+        })
+
+    # LAVIS' spelling of the same calls -----------------------------------------------------------------------------
+    def register_model(self, *names: str) -> Callable[[type], type]:
+        """Decorator: register a `BaseModel` under one or more names."""
+        return self.model.register(*names)
+
+    def register_processor(self, *names: str) -> Callable[[type], type]:
+        """Decorator: register a `BaseProcessor`."""
+        return self.processor.register(*names)
+
+    def register_builder(self, *names: str) -> Callable[[type], type]:
+        """Decorator: register a `BaseDatasetBuilder`."""
+        return self.builder.register(*names)
+
+    def register_task(self, *names: str) -> Callable[[type], type]:
+        """Decorator: register a `BaseTask`."""
+        return self.task.register(*names)
+
+    def register_runner(self, *names: str) -> Callable[[type], type]:
+        """Decorator: register a `Runner`."""
+        return self.runner.register(*names)
+
+    def register_lr_scheduler(self, *names: str) -> Callable[[type], type]:
+        """Decorator: register an `LRSchedule`."""
+        return self.lr_scheduler.register(*names)
+
+    def get_model_class(self, name: str) -> Any:
+        """The model class of that name; raises RegistryError with suggestions."""
+        return self.model.get(name)
+
+    def get_processor_class(self, name: str) -> Any:
+        """The processor class of that name."""
+        return self.processor.get(name)
+
+    def get_builder_class(self, name: str) -> Any:
+        """The dataset builder class of that name."""
+        return self.builder.get(name)
+
+    def get_task_class(self, name: str) -> Any:
+        """The task class of that name."""
+        return self.task.get(name)
+
+    def get_runner_class(self, name: str) -> Any:
+        """The runner class of that name."""
+        return self.runner.get(name)
+
+    def get_lr_scheduler_class(self, name: str) -> Any:
+        """The learning-rate schedule class of that name."""
+        return self.lr_scheduler.get(name)
+
+    def list_models(self) -> list[str]:
+        """Names of all models."""
+        return self.model.names()
+
+    def list_processors(self) -> list[str]:
+        """Names of all processors."""
+        return self.processor.names()
+
+    def list_builders(self) -> list[str]:
+        """Names of all dataset builders."""
+        return self.builder.names()
+
+    def list_tasks(self) -> list[str]:
+        """Names of all tasks."""
+        return self.task.names()
+
+    def list_runners(self) -> list[str]:
+        """Names of all runners."""
+        return self.runner.names()
+
+    def list_lr_schedulers(self) -> list[str]:
+        """Names of all learning-rate schedules."""
+        return self.lr_scheduler.names()
+
+
+registry = Registries()

@@ -1,0 +1,45 @@
+"""The contract of tasks: what to compute per batch and how to score it. No loops, no files."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from lavis_lite.config.schema import RunConfig
+from lavis_lite.models.base import BaseModel
+
+Row = dict[str, Any]
+
+
+class BaseTask:
+    """One objective: a training step, a prediction per batch, a score over predictions.
+
+    `config_class` (a dataclass derived from RunConfig) owns the task's keys of the `run:` section. The runner loops,
+    moves batches to the device, enters autocast and writes files. Evaluation gives whole batches to ranks (batch j to
+    rank j % W), and runs `predict` inside `distributed.local()`.
+    """
+
+    config_class: ClassVar[type[RunConfig]] = RunConfig
+
+    def __init__(self, cfg: RunConfig) -> None:
+        self.cfg = cfg
+
+    def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """One micro-batch -> (loss float[], detached loss parts by name, `loss` among them).
+
+        `model` is called as it comes (it may be wrapped by DistributedDataParallel).
+        """
+        output = model(samples)
+        return output.loss, output.losses()
+
+    def predict(self, model: BaseModel, samples: dict[str, Any]) -> list[Row]:
+        """One evaluation batch -> one row per sample with its `id`; values are plain or CPU tensors."""
+        raise NotImplementedError(f"{type(self).__name__} must define predict")
+
+    def score(self, model: BaseModel, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
+        """This rank's rows -> metrics, equal on all ranks; called by all ranks together, collectives are allowed.
+
+        `agg_metrics` is the number by which the best checkpoint is chosen: higher is better.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define score")
