@@ -16,7 +16,7 @@ _LAZY = {
     "list_models": "lavis_lite.zoo",
 }
 
-__all__ = ["__version__", *_LAZY]
+__all__ = ["LavisLiteError", "__version__", "list_models", "registry"]
 
 
 def __getattr__(name: str) -> Any:
