@@ -100,6 +100,7 @@ def validation_losses(model: Any, samples: dict[str, Any]) -> dict[str, float]:
 
 def mean_losses(rows: list[Row]) -> dict[str, float]:
     """Mean over all ranks' images, the same to the last bit for any number of ranks. Collective."""
-    parts: list[list[dict[str, float]]] = distributed.all_gather_object([row["losses"] for row in rows])
+    own: list[dict[str, float]] = [row["losses"] for row in rows]
+    parts = distributed.all_gather_object(own)
     losses = [one for part in parts for one in part]
     return {name: fsum(one[name] for one in losses) / len(losses) for name in losses[0]} if losses else {}

@@ -61,7 +61,8 @@ class RetrievalTask(BaseTask):
 
 def gallery_of(rows: Sequence[Row], dataset: Any, captions_per_image: int | None) -> Gallery:
     """The gallery of all ranks' rows. Collective."""
-    parts: list[list[int]] = distributed.all_gather_object([row["id"] for row in rows])
+    own: list[int] = [row["id"] for row in rows]
+    parts = distributed.all_gather_object(own)
     return Gallery.of(dataset, [index for part in parts for index in part], captions_per_image)
 
 

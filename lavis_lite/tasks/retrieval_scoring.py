@@ -66,11 +66,16 @@ class OwnImages:
 
 @dataclass(frozen=True)
 class Texts:
-    """All texts of the gallery: ids int64[M,L] and mask int64[M,L] on the CPU, features float32[M,E] of unit length."""
+    """All texts of the gallery.
+
+    ids: int64[M,L] and mask: bool[M,L], on the CPU; features: float32[M,E], unit length; tokens: the model's type of a
+    batch of texts, made of ids and mask.
+    """
 
     ids: Tensor
     mask: Tensor
     features: Tensor
+    tokens: Callable[[Tensor, Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -98,19 +103,18 @@ def image_features(model: Any, query_hidden: Tensor) -> Tensor:
 def encode_texts(model: Any, texts: Sequence[str], sizes: Sizes) -> Texts:
     """Tokenize all texts and compute their ITC features, batches dealt out to the ranks by turns. Collective."""
     tokens = model.tokenize(list(texts))
-    ids, mask = tokens.ids.cpu(), tokens.mask.cpu()
+    ids, mask, kind = tokens.ids.cpu(), tokens.mask.cpu(), type(tokens)
     order = torch.argsort(mask.sum(1), stable=True)  # similar lengths together: less padding
     mine = {}
     for number, rows in enumerate(order.split(sizes.text_batch)):
         if number % distributed.world_size() == distributed.rank():
-            batch = type(tokens)(*_trimmed(ids[rows], mask[rows], model.device))
-            hidden = model.forward_text(batch)
+            hidden = model.forward_text(kind(*_trimmed(ids[rows], mask[rows], model.device)))
             mine[number] = functional.normalize(model.text_proj(hidden).float(), dim=-1).cpu()
     batches: dict[int, Tensor] = {}
     for part in distributed.all_gather_object(mine):
         batches |= part
     features = torch.cat([batches[number] for number in range(len(batches))])
-    return Texts(ids, mask, features[torch.argsort(order)])
+    return Texts(ids, mask, features[torch.argsort(order)], kind)
 
 
 def _trimmed(ids: Tensor, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -258,19 +262,19 @@ def _score_image(model: Any, embeds: Tensor, texts: Texts, rows: Tensor, sizes: 
     """Match logits of one image (float[P,Dv]) with the texts `rows`: float32[len(rows)]."""
     logits = torch.empty(len(rows))
     order = torch.argsort(texts.mask[rows].sum(1), stable=True)
-    match = _matcher(model, embeds[None].to(model.device))
+    match = _matcher(model, embeds[None].to(model.device), texts.tokens)
     for batch in order.split(sizes.pair_batch):
         ids, mask = _trimmed(texts.ids[rows[batch]], texts.mask[rows[batch]], model.device)
         logits[batch] = match(ids, mask).float().cpu()
     return logits
 
 
-def _matcher(model: Any, image: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+def _matcher(model: Any, image: Tensor, tokens: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Tensor]:
     """(ids int64[T,L], mask [T,L]) -> match logits float[T] with one image float[1,P,Dv]."""
     if not hasattr(model, "image_kv"):
         return lambda ids, mask: model.compute_itm(image.expand(len(ids), -1, -1), ids, mask)
     keys_values = model.image_kv(image)
-    return lambda ids, mask: model.match_logits(keys_values.repeated(len(ids)), TextTokens(ids, mask))[:, 1]
+    return lambda ids, mask: model.match_logits(keys_values.repeated(len(ids)), tokens(ids, mask))[:, 1]
 
 
 def _reordered(itc: Candidates, logits: Tensor) -> Candidates:
