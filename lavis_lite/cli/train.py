@@ -55,10 +55,15 @@ def stop_if_faulty(composition: Composition, cfg_path: str, faults: list[str], n
 
 
 def _run(composition: Composition, arguments: argparse.Namespace, needs: list[str]) -> int:
-    from lavis_lite import engine  # imports torch: only when there is work
+    if arguments.dry_run:  # what follows imports torch: only when there is work
+        from lavis_lite.dry_run import dry_run
 
-    if arguments.dry_run:
-        return engine.dry_run(composition, needs, fetch_hint(arguments.cfg_path))
+        dry_run(composition, needs, fetch_hint(arguments.cfg_path))
+        return 0
+    from lavis_lite import engine
+
+    for note in composition.config.notes:
+        print(f"note: {note}", flush=True)
     engine.main(composition, resume=arguments.resume)
     return 0
 
