@@ -59,6 +59,7 @@ EXTRAS = {
 EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})
 EXTRAS["dev"] = [
     "hypothesis>=6.100",
+    "packaging>=24",
     "mypy>=1.14",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
