@@ -43,6 +43,7 @@ REQUIREMENTS = [
     "sentencepiece>=0.2",
     "pillow>=10.3",
     "numpy>=1.26",
+    "filelock>=3.13",
     "PyYAML>=6.0",
     "rich>=13.7",
     "tensorboard>=2.16",

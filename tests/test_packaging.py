@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -94,6 +95,24 @@ def test_constraints_pin_every_requirement_within_its_range(metadata: Message) -
     installed = [need for need in asked if "extra" not in str(need.marker) or 'extra == "dev"' in str(need.marker)]
     outside = [str(need) for need in installed if not need.specifier.contains(pins.get(need.name.lower(), "0"))]
     assert len(installed) > 20 and outside == []
+
+
+def third_party_imports() -> set[str]:
+    """Top-level modules that the package imports, inside functions too, without the standard library's."""
+    names: set[str] = set()
+    for path in (REPOSITORY / "lavis_lite").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add((node.module or "").split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"lavis_lite"}
+
+
+def test_everything_imported_is_declared(metadata: Message) -> None:
+    declared = {Requirement(line).name.lower() for line in metadata.get_all("Requires-Dist", [])}
+    named_otherwise = {"PIL": "pillow", "yaml": "pyyaml"}
+    assert {name for name in third_party_imports() if named_otherwise.get(name, name.lower()) not in declared} == set()
 
 
 def test_it_works_from_another_folder(environment: Path, tmp_path: Path) -> None:
