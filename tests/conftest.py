@@ -1,0 +1,52 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def find_shared() -> Path:
+    """The shared material: LAVIS_LITE_SHARED, else `shared` beside the checkout or beside the folder that holds it."""
+    named = os.environ.get("LAVIS_LITE_SHARED")
+    places = [Path(named)] if named else [REPOSITORY.parent / "shared", REPOSITORY.parents[1] / "shared"]
+    return next((place for place in places if place.is_dir()), Path("/nonexistent"))
+
+
+def find_parity() -> Path:
+    """The folder of recorded cases: LAVIS_LITE_PARITY (one case folder, or a folder of them), else shared/parity."""
+    named = os.environ.get("LAVIS_LITE_PARITY")
+    return Path(named) if named else find_shared() / "parity"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Tests share few cores: one thread is faster than many that wait for each other, and sums are the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Folder of the shared material; skips where it is absent."""
+    folder = find_shared()
+    if not folder.is_dir():
+        pytest.skip("shared material (../shared, or LAVIS_LITE_SHARED) not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parity_dir() -> Path:
+    """Folder of recorded LAVIS outputs; skips where it is absent."""
+    folder = find_parity()
+    if not folder.is_dir():
+        pytest.skip("recorded outputs (../shared/parity, or LAVIS_LITE_PARITY) not here")
+    return folder
