@@ -43,3 +43,10 @@ class BaseTask:
         `agg_metrics` is the number by which the best checkpoint is chosen: higher is better.
         """
         raise NotImplementedError(f"{type(self).__name__} must define score")
+
+    def before_evaluation(self, dataset: Any, split: str) -> None:
+        """Called on every rank before a split's first `predict`; nothing to do by default."""
+
+    def summary(self, scores: dict[str, float]) -> str:
+        """A line for people at the end of a run, from what `score` returned."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
