@@ -60,5 +60,5 @@ def _check(images: Sequence[int], chosen: Sequence[Sequence[int]]) -> None:
         raise DataError("the evaluation split gave no image; check its annotation file and `on_bad_sample`.")
     bare = [image for image, found in zip(images, chosen, strict=True) if not found]
     if bare:
-        raise DataError(f"image {bare[0]} of the evaluation split (and {len(bare) - 1} more) has no caption, so nothing "
-                        "can be retrieved for it; drop such rows from the annotation file.")
+        raise DataError(f"image {bare[0]} of the evaluation split (and {len(bare) - 1} more) has no caption, so "
+                        "nothing can be retrieved for it; drop such rows from the annotation file.")

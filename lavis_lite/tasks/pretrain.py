@@ -13,7 +13,7 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.registry import registry
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, chance_r1, gallery_of, prefixed, recall_line, sizes_of
-from lavis_lite.tasks.retrieval_scoring import image_rows, retrieve
+from lavis_lite.tasks.retrieval_scoring import image_rows, indices, retrieve
 
 
 @dataclass
@@ -33,8 +33,8 @@ class ImageTextPretrainTask(BaseTask):
 
     An evaluation sample has `image`, `index` and `text_input` (its caption, or a list of captions of which the first
     is used for the losses). Losses are those of whole evaluation batches, each on one rank, averaged over images.
-    Scores: loss, loss_*; itc_txt_r1 ... itc_r_mean by ITC; itm_* likewise after re-ranking; r_mean (the best way that was
-    run), chance_r1; agg_metrics = r_mean, or -loss for a model without an ITC space.
+    Scores: loss, loss_*; itc_txt_r1 ... itc_r_mean by ITC; itm_* likewise after re-ranking; r_mean (after re-ranking
+    where that was run), chance_r1; agg_metrics = r_mean, or -loss for a model without an ITC space.
     """
 
     config_class: ClassVar[type[RunConfig]] = PretrainRunConfig
@@ -59,7 +59,7 @@ class ImageTextPretrainTask(BaseTask):
         if self._retrieves(model):
             rows = image_rows(model, samples, keep_embeds=self.k_test(self._split) > 0)
         else:
-            rows = [{"id": int(index)} for index in samples["index"]]
+            rows = [{"id": index} for index in indices(samples)]
         return [row | {"losses": losses} for row in rows]
 
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
@@ -86,14 +86,21 @@ class ImageTextPretrainTask(BaseTask):
 
 @torch.no_grad()
 def validation_losses(model: Any, samples: dict[str, Any]) -> dict[str, float]:
-    """Losses of one evaluation batch, this process alone: each image with its first caption."""
+    """Losses of one evaluation batch, this process alone: each image with its first caption.
+
+    The numbers that choose the hard negatives depend on the batch's images only, so that every validation of a run
+    draws alike.
+    """
     captions = [text if isinstance(text, str) else text[0] for text in samples["text_input"]]
-    output = model({"image": samples["image"], "text_input": captions})
+    generator = torch.Generator().manual_seed(indices(samples)[0])
+    uniform = torch.rand(len(captions), 2, dtype=torch.float64, generator=generator)
+    output = model({"image": samples["image"], "text_input": captions, "uniform": uniform})
     return {name: float(value) for name, value in output.losses().items()}
 
 
 def mean_losses(rows: list[Row]) -> dict[str, float]:
     """Mean over all ranks' images, the same to the last bit for any number of ranks. Collective."""
-    parts = distributed.all_gather_object([row["losses"] for row in rows])
+    own: list[dict[str, float]] = [row["losses"] for row in rows]
+    parts = distributed.all_gather_object(own)
     losses = [one for part in parts for one in part]
     return {name: fsum(one[name] for one in losses) / len(losses) for name in losses[0]} if losses else {}

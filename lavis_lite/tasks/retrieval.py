@@ -61,7 +61,8 @@ class RetrievalTask(BaseTask):
 
 def gallery_of(rows: Sequence[Row], dataset: Any, captions_per_image: int | None) -> Gallery:
     """The gallery of all ranks' rows. Collective."""
-    parts = distributed.all_gather_object([row["id"] for row in rows])
+    own: list[int] = [row["id"] for row in rows]
+    parts = distributed.all_gather_object(own)
     return Gallery.of(dataset, [index for part in parts for index in part], captions_per_image)
 
 
@@ -83,7 +84,7 @@ def chance_r1(gallery: Gallery) -> float:
 
 def recall_line(scores: dict[str, float], ways: dict[str, str]) -> str:
     """R@1 by each way of scoring that `scores` has: key prefix -> its name; an empty name is left out."""
-    parts = []
+    parts: list[str] = []
     for prefix, name in ways.items():
         if name and f"{prefix}txt_r1" in scores:
             chance = f" (chance {scores['chance_r1']:.3g})" if not parts else ""

@@ -12,7 +12,7 @@ N images, M texts, Q query tokens, P patches, E width of the ITC space, D width 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,11 +66,16 @@ class OwnImages:
 
 @dataclass(frozen=True)
 class Texts:
-    """All texts of the gallery: ids int64[M,L] and mask int64[M,L] on the CPU, features float32[M,E] of unit length."""
+    """All texts of the gallery.
+
+    ids: int64[M,L] and mask: bool[M,L], on the CPU; features: float32[M,E], unit length; tokens: the model's type of a
+    batch of texts, made of ids and mask.
+    """
 
     ids: Tensor
     mask: Tensor
     features: Tensor
+    tokens: Callable[[Tensor, Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -98,19 +103,18 @@ def image_features(model: Any, query_hidden: Tensor) -> Tensor:
 def encode_texts(model: Any, texts: Sequence[str], sizes: Sizes) -> Texts:
     """Tokenize all texts and compute their ITC features, batches dealt out to the ranks by turns. Collective."""
     tokens = model.tokenize(list(texts))
-    ids, mask = tokens.ids.cpu(), tokens.mask.cpu()
+    ids, mask, kind = tokens.ids.cpu(), tokens.mask.cpu(), type(tokens)
     order = torch.argsort(mask.sum(1), stable=True)  # similar lengths together: less padding
     mine = {}
     for number, rows in enumerate(order.split(sizes.text_batch)):
         if number % distributed.world_size() == distributed.rank():
-            batch = type(tokens)(*_trimmed(ids[rows], mask[rows], model.device))
-            hidden = model.forward_text(batch)
+            hidden = model.forward_text(kind(*_trimmed(ids[rows], mask[rows], model.device)))
             mine[number] = functional.normalize(model.text_proj(hidden).float(), dim=-1).cpu()
     batches: dict[int, Tensor] = {}
     for part in distributed.all_gather_object(mine):
         batches |= part
     features = torch.cat([batches[number] for number in range(len(batches))])
-    return Texts(ids, mask, features[torch.argsort(order)])
+    return Texts(ids, mask, features[torch.argsort(order)], kind)
 
 
 def _trimmed(ids: Tensor, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -164,7 +168,7 @@ def best(index: Tensor, score: Tensor, keep: int) -> Candidates:
         keep: at most this many.
     """
     score = without_nan(score)
-    order = score.argsort(1, descending=True, stable=True)[:, :keep]
+    order = score.argsort(dim=1, descending=True, stable=True)[:, :keep]
     return Candidates(index.gather(1, order), score.gather(1, order))
 
 
@@ -199,7 +203,8 @@ def rerank(model: Any, own: OwnImages, texts: Texts, itc: BothWays, k_test: int,
     ask for is computed once.
 
     Args:
-        model: offers `compute_itm(image_inputs float[B,P,Dv], text_ids, text_atts) -> float[B]`.
+        model: offers `compute_itm(image_inputs float[B,P,Dv], text_ids, text_atts) -> float[B]`, or `image_kv` and
+            `match_logits`, by which an image's keys and values are computed once for all its texts.
         own: this rank's images, with `embeds`.
         texts: all texts.
         itc: candidates by ITC, equal on all ranks.
@@ -257,11 +262,19 @@ def _score_image(model: Any, embeds: Tensor, texts: Texts, rows: Tensor, sizes: 
     """Match logits of one image (float[P,Dv]) with the texts `rows`: float32[len(rows)]."""
     logits = torch.empty(len(rows))
     order = torch.argsort(texts.mask[rows].sum(1), stable=True)
-    embeds = embeds.to(model.device)
+    match = _matcher(model, embeds[None].to(model.device), texts.tokens)
     for batch in order.split(sizes.pair_batch):
         ids, mask = _trimmed(texts.ids[rows[batch]], texts.mask[rows[batch]], model.device)
-        logits[batch] = model.compute_itm(embeds.expand(len(batch), -1, -1), ids, mask).float().cpu()
+        logits[batch] = match(ids, mask).float().cpu()
     return logits
+
+
+def _matcher(model: Any, image: Tensor, tokens: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """(ids int64[T,L], mask [T,L]) -> match logits float[T] with one image float[1,P,Dv]."""
+    if not hasattr(model, "image_kv"):
+        return lambda ids, mask: model.compute_itm(image.expand(len(ids), -1, -1), ids, mask)
+    keys_values = model.image_kv(image)
+    return lambda ids, mask: model.match_logits(keys_values.repeated(len(ids)), tokens(ids, mask))[:, 1]
 
 
 def _reordered(itc: Candidates, logits: Tensor) -> Candidates:
@@ -270,6 +283,11 @@ def _reordered(itc: Candidates, logits: Tensor) -> Candidates:
     front = best(*_by_index(itc.index[:, :scored], logits + itc.score[:, :scored]), scored)
     return Candidates(torch.cat([front.index, itc.index[:, scored:]], 1),
                       torch.cat([front.score, itc.score[:, scored:]], 1))
+
+
+def indices(samples: dict[str, Any]) -> list[int]:
+    """The places of a batch's images in their data set, in one copy from the device."""
+    return [int(index) for index in torch.as_tensor(samples["index"]).tolist()]
 
 
 @torch.no_grad()
@@ -286,8 +304,8 @@ def image_rows(model: Any, samples: dict[str, Any], keep_embeds: bool) -> list[d
     """
     hidden, embeds = model.forward_image(samples["image"])
     rows: list[dict[str, Any]] = [
-        {"id": int(index), "image_feats": features}
-        for index, features in zip(samples["index"], image_features(model, hidden).cpu(), strict=True)]
+        {"id": index, "image_feats": features}
+        for index, features in zip(indices(samples), image_features(model, hidden).cpu(), strict=True)]
     if keep_embeds:
         for row, embed in zip(rows, embeds.cpu(), strict=True):
             row["image_embeds"] = embed
