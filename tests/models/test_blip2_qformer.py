@@ -292,22 +292,31 @@ def rank_step(options: dict[str, Any], ids: list[Any] | None, some_ids: bool) ->
     return {"grads": mean, "losses": losses, "image": model.drawn.image_of_text, "text": model.drawn.text_of_image}
 
 
-@pytest.mark.parametrize(("count", "options", "ids"), [
-    (2, {}, None), (4, {}, [1, 1, 2, 3, 4, 5, 5, 6]), (2, {"itc_full_gradient": True, "freeze_vit": False}, None),
-    (2, {}, [7] * 8)], ids=["two", "four, image ids", "two, everything trains", "two, one image"])
-def test_processes_equal_one(count: int, options: dict[str, Any], ids: Any) -> None:
-    alone = rank_step(options, ids, False)
-    ranks = run_processes(rank_step, count, options, ids, False)
-    for name in ("image", "text"):
-        if ids != [7] * 8:  # there is no negative then
-            assert sum((list(rank[name]) for rank in ranks), []) == alone[name].tolist()
-    for name, value in alone["losses"].items():
-        assert float(ranks[0]["losses"][name]) == pytest.approx(float(value), rel=1e-11), name
-    found = {name: torch.from_numpy(grad) for name, grad in ranks[0]["grads"].items()}
-    if options.get("itc_full_gradient") or ids is None:
-        assert relative(found, alone["grads"]) <= 1e-9
+CASES: dict[str, tuple[dict[str, Any], list[int] | None]] = {
+    "pretraining": ({}, None),
+    "image ids": ({}, [1, 1, 2, 3, 4, 5, 5, 6]),
+    "everything trains": ({"itc_full_gradient": True, "freeze_vit": False}, None),
+    "one image": ({}, [7] * 8),
+}
 
 
-def test_image_ids_on_one_rank_only_do_not_hang() -> None:
-    ranks = run_processes(rank_step, 2, {}, [1, 2, 3, 4, 5, 6, 7, 8], True)
-    assert all(float(value) == float(ranks[1]["losses"][name]) for name, value in ranks[0]["losses"].items())
+def rank_steps(size: int) -> dict[str, Any]:
+    """All cases in one group of processes, then image ids on one rank only, which must not hang."""
+    found = {name: rank_step(options, ids, False) for name, (options, ids) in CASES.items()}
+    if size == 2:
+        found["ids on one rank"] = rank_step({}, [1, 2, 3, 4, 5, 6, 7, 8], True)
+    return found
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_equal_one(count: int) -> None:
+    ranks = run_processes(rank_steps, count, count)
+    for case, (options, ids) in CASES.items():
+        alone, together = rank_step(options, ids, False), [rank[case] for rank in ranks]
+        for name in ("image", "text"):
+            if case != "one image":  # there is no negative then
+                assert [index for rank in together for index in rank[name]] == alone[name].tolist(), case
+        for name, value in alone["losses"].items():
+            assert float(together[0]["losses"][name]) == pytest.approx(float(value), rel=1e-11), (case, name)
+        grads = {name: torch.from_numpy(grad) for name, grad in together[0]["grads"].items()}
+        assert relative(grads, alone["grads"]) <= 1e-9, case
