@@ -48,7 +48,8 @@ class Need:
         if self.value == "mini" and self.key in PACKAGED:
             return Path(str(resources.files("lavis_lite") / PACKAGED[self.key]))
         if "://" in self.value:
-            return files.cached(self.value)
+            target = files.target_of(self.value)
+            return target if target.exists() else None
         path = files.resolve(self.value)
         return path if path.exists() else self._in_hub_cache()
 
@@ -137,7 +138,7 @@ def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
         RegistryError, DataError, CheckpointError: an unknown arch; something is not here; a file does not fit.
     """
     from lavis_lite.models.checkpoints import load_checkpoint, load_vision_weights
-    from lavis_lite.models.checkpoints.bert_weights import initialise_from_bert
+    from lavis_lite.models.bert_weights import initialise_from_bert
 
     section = localised(section)
     model = registry.get_model_class(section.arch).from_config(section)
