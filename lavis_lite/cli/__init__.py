@@ -1,1 +1,1 @@
-"""See the modules of this room."""
+"""The command line: train, evaluate, fetch, models. Each module has one `main(argv) -> exit status`."""

@@ -1,0 +1,56 @@
+"""`python -m lavis_lite COMMAND ...` and the one place where errors become words and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from lavis_lite.errors import LavisLiteError, did_you_mean
+
+COMMANDS = {
+    "train": "train a model from a YAML",
+    "evaluate": "score a model on the splits a YAML names",
+    "fetch": "download the annotations, weights and tokenizers a YAML needs",
+    "models": "list models and their types",
+}
+INTERRUPTED, USER_ERROR = 130, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: python -m lavis_lite COMMAND ...\n")
+        print("\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items()))
+        return 0
+    if words[0] not in COMMANDS:
+        print(f"error: unknown command {words[0]!r}; {did_you_mean(words[0], COMMANDS)}", file=sys.stderr)
+        return USER_ERROR
+    command = importlib.import_module(f"lavis_lite.cli.{words[0]}")
+    return run_command(command.main, words[1:])
+
+
+def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Run `command` so that a user's mistake is one message on stderr and exit status 2, and Ctrl-C is 130."""
+    try:
+        return command(list(sys.argv[1:] if argv is None else argv))
+    except LavisLiteError as fault:
+        _tell(fault)
+        return getattr(fault, "exit_code", USER_ERROR)
+    except KeyboardInterrupt:
+        print("\nstopped.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _tell(fault: LavisLiteError) -> None:
+    """The message once per node: every rank of a node sees the same files."""
+    local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+    if local_rank == "0" or not getattr(fault, "same_on_all_ranks", False):
+        prefix = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ else ""
+        print(f"{prefix}error: {fault}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

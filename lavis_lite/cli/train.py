@@ -1,0 +1,74 @@
+"""`train.py`: from a YAML to a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from lavis_lite.config.compose import Composition, compose, to_yaml
+from lavis_lite.config.preflight import check, fetch_hint, missing
+from lavis_lite.errors import Faults
+
+
+def parser(program: str = "train.py") -> argparse.ArgumentParser:
+    """The arguments of train.py (evaluate.py takes the same)."""
+    arguments = argparse.ArgumentParser(program, description="Train (or evaluate) what a YAML file describes.")
+    arguments.add_argument("--cfg-path", required=True, metavar="YAML", help="the run's configuration")
+    arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE",
+                           help="override settings, for example run.max_iters=200 model.qformer_dropout=0")
+    arguments.add_argument("--print-config", action="store_true", help="show every setting and the layer that set it, and stop")
+    arguments.add_argument("--dry-run", action="store_true",
+                           help="build everything, run one step and stop; on the meta device where data or weights are missing")
+    arguments.add_argument("--resume", metavar="auto|PATH",
+                           help="go on from a checkpoint folder; auto: from the newest good one under run.output_dir")
+    return arguments
+
+
+def main(argv: Sequence[str], program: str = "train.py", options: Sequence[str] = ()) -> int:
+    """Compose, check, and run.
+
+    Raises:
+        LavisLiteError: any mistake in the input, before work starts.
+    """
+    arguments = parser(program).parse_args(list(argv))
+    composition = compose(arguments.cfg_path, [*options, *arguments.options])
+    faults = check(composition)
+    if arguments.print_config:
+        print(to_yaml(composition, with_layers=True), end="")
+    needs = [] if faults and arguments.print_config else missing(composition.config)
+    stop_if_faulty(composition, arguments.cfg_path, faults, [] if arguments.dry_run or arguments.print_config else needs)
+    if arguments.print_config:
+        return 0
+    return _run(composition, arguments, needs)
+
+
+def stop_if_faulty(composition: Composition, cfg_path: str, faults: list[str], needs: list[str]) -> None:
+    """Raise one error that lists every fault and everything that is missing."""
+    if faults or needs:
+        ending = [f"missing: {need}" for need in needs]
+        error = Faults(f"{cfg_path} cannot run:", faults + ending)
+        if needs:
+            error.args = (f"{error.args[0]}\nfetch what can be fetched with: {fetch_hint(cfg_path)}",)
+        error.same_on_all_ranks = True  # type: ignore[attr-defined]
+        raise error
+
+
+def _run(composition: Composition, arguments: argparse.Namespace, needs: list[str]) -> int:
+    if arguments.dry_run:  # what follows imports torch: only when there is work
+        from lavis_lite.dry_run import dry_run
+
+        dry_run(composition, needs, fetch_hint(arguments.cfg_path))
+        return 0
+    from lavis_lite import engine
+
+    for note in composition.config.notes:
+        print(f"note: {note}", flush=True)
+    engine.main(composition, resume=arguments.resume)
+    return 0
+
+
+if __name__ == "__main__":
+    from lavis_lite.cli.main import run_command
+
+    sys.exit(run_command(main))

@@ -1,0 +1,253 @@
+"""Layers -> one checked `Config`.
+
+Later layers win: schema defaults, configs/models (by arch and model_type), configs/datasets (by name and type), the
+`base:` chain of the run YAML, the run YAML, --options. Each registered class owns its part of the schema through its
+`config_class`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lavis_lite.config import schema
+from lavis_lite.config.layers import SECTIONS, Layer, base_chain, flatten, merge, parse_options, read_yaml
+from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig, RunConfig
+from lavis_lite.config.typed import Checker
+from lavis_lite.errors import ConfigError, Faults, RegistryError, did_you_mean
+from lavis_lite.registry import registry
+
+CONFIGS = resources.files("lavis_lite") / "configs"
+MODEL_CONFIG_HOME = {"blip2_feature_extractor": "blip2", "blip2_image_text_matching": "blip2"}
+"""archs that share another arch's files under configs/models"""
+SCHEMA_LAYER = "default"
+
+
+class Composition:
+    """A composed run: the typed `config`, every fault found, and the merged tree with its provenance."""
+
+    def __init__(self, tree: DictConfig, provenance: dict[str, str]) -> None:
+        self.tree = tree
+        self.provenance = provenance
+        self.faults: list[str] = []
+        self.config: Config = Config(ModelConfig(), PreprocessConfig(), {}, RunConfig())
+
+    def where(self, key: str) -> str:
+        """Name of the layer that set a key (or its nearest parent)."""
+        while key:
+            if key in self.provenance:
+                return self.provenance[key]
+            inside = [name for child, name in self.provenance.items() if child.startswith(key + ".")]
+            if inside:
+                return inside[-1]
+            key = key.rpartition(".")[0]
+        return SCHEMA_LAYER
+
+
+def compose(cfg_path: str | Path, options: Sequence[str] = ()) -> Composition:
+    """Compose a run from its YAML and overrides; faults are collected in the result, not raised.
+
+    Raises:
+        ConfigError: a file is missing or is no YAML, so that nothing can be composed.
+    """
+    own = [*base_chain(Path(cfg_path)), parse_options(options)]
+    if faults := section_faults(own):
+        raise Faults(f"{cfg_path}:", faults)
+    chosen, _ = merge(own)
+    faults = import_plugins(chosen.get("imports") or [], Path(cfg_path))
+    defaults, default_faults = default_layers(chosen)
+    tree, provenance = merge([*defaults, *own])
+    composition = Composition(tree, provenance)
+    composition.faults = faults + default_faults
+    _type_sections(composition)
+    return composition
+
+
+def section_faults(layers: Sequence[Layer]) -> list[str]:
+    """Top-level keys that are no section, and sections that are no mapping."""
+    faults = []
+    for layer in layers:
+        for key, content in layer.content.items():
+            if key not in SECTIONS:
+                faults.append(f"{layer.name}: unknown section {key!r}; {did_you_mean(key, SECTIONS)}")
+            elif key != "imports" and content is not None and not isinstance(content, Mapping):
+                faults.append(f"{layer.name}: {key}: must be a section of keys, not {content!r}.")
+    return faults
+
+
+def import_plugins(names: Sequence[str], cfg_path: Path) -> list[str]:
+    """Import the modules of `imports:`; the working folder is on the path, as for `python train.py`."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    faults = []
+    for name in names:
+        try:
+            importlib.import_module(str(name))
+        except ImportError as fault:
+            faults.append(f"{cfg_path}: imports: {name}: {fault}. Modules are looked up from the working folder "
+                          f"({Path.cwd()}) and the installed packages.")
+    return faults
+
+
+def default_layers(chosen: DictConfig) -> tuple[list[Layer], list[str]]:
+    """The package's own layers for the model and the data sets that a run names, and what is wrong with the names."""
+    layers: list[Layer] = []
+    faults: list[str] = []
+    model = chosen.get("model") or {}
+    layer, fault = model_layer(str(model.get("arch", ModelConfig.arch)), str(model.get("model_type", ModelConfig.model_type)))
+    layers += [layer] if layer else []
+    faults += [fault] if fault else []
+    for name, section in (chosen.get("datasets") or {}).items():
+        layer, fault = dataset_layer(str(name), section or {})
+        layers += [layer] if layer else []
+        faults += [fault] if fault else []
+    return layers, faults
+
+
+def model_types(arch: str) -> dict[str, Path]:
+    """model_type -> its YAML: the package's files, or those a plugin class lists in PRETRAINED_MODEL_CONFIG_DICT."""
+    folder = Path(str(CONFIGS / "models" / MODEL_CONFIG_HOME.get(arch, arch)))
+    if folder.is_dir():
+        return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    cls = registry.get_model_class(arch)
+    home = Path(sys.modules[cls.__module__].__file__ or ".").parent
+    return {name: home / path for name, path in getattr(cls, "PRETRAINED_MODEL_CONFIG_DICT", {}).items()}
+
+
+def model_layer(arch: str, model_type: str) -> tuple[Layer | None, str | None]:
+    """(the default layer of a model, or what is wrong with its name); a class without files has no layer."""
+    try:
+        registry.get_model_class(arch)
+        types = model_types(arch)
+    except RegistryError as fault:
+        return None, f"model.arch: {fault}"
+    if not types:
+        return None, None
+    if model_type not in types:
+        return None, f"model.model_type: {arch} has no type {model_type!r}; {did_you_mean(model_type, types)}"
+    content = read_yaml(types[model_type])
+    content = {key: content[key] for key in ("model", "preprocess") if key in content}
+    return Layer(f"models/{types[model_type].parent.name}/{model_type}.yaml", content), None
+
+
+def dataset_names() -> list[str]:
+    """Data sets that ship as rows under configs/datasets."""
+    return sorted(path.name.removesuffix(".yaml") for path in (CONFIGS / "datasets").iterdir() if path.name.endswith(".yaml"))
+
+
+def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[Layer | None, str | None]:
+    """(the default layer of a data set, or what is wrong with its name or type)."""
+    path = Path(str(CONFIGS / "datasets" / f"{name}.yaml"))
+    if not path.is_file():
+        if section.get("builder") or name in registry.builder:
+            return None, None
+        return None, (f"datasets.{name}: neither a data set of the package nor a registered builder; "
+                      f"{did_you_mean(name, [*dataset_names(), *registry.builder.names()])} "
+                      "For files of your own add `builder: custom`.")
+    rows, wanted = read_yaml(path), str(section.get("type", "default"))
+    if wanted not in rows:
+        return None, f"datasets.{name}.type: no type {wanted!r}; {did_you_mean(wanted, rows)}"
+    return Layer(f"datasets/{name}.yaml", {"datasets": {name: rows[wanted]}}), None
+
+
+def _type_sections(composition: Composition) -> None:
+    """Fill `composition.config`; whatever does not fit is added to its faults."""
+    checker = Checker(composition.where)
+    try:
+        tree = OmegaConf.to_container(composition.tree, resolve=True)
+    except OmegaConfBaseException as fault:
+        raise ConfigError(f"an interpolation cannot be resolved: {' '.join(str(fault).split())}") from fault
+    assert isinstance(tree, dict)
+    model, run = tree.get("model") or {}, tree.get("run") or {}
+    datasets = {str(name): _dataset_section(checker, str(name), section) for name, section in (tree.get("datasets") or {}).items()}
+    config = Config(
+        model=checker.section(_config_class(registry.model, model.get("arch", ModelConfig.arch), ModelConfig), model, "model"),
+        preprocess=checker.section(PreprocessConfig, tree.get("preprocess"), "preprocess"),
+        datasets=datasets,
+        run=_run_section(checker, run),
+        imports=[str(name) for name in tree.get("imports") or []],
+        provenance=composition.provenance)
+    _fill_processors(config)
+    config.notes = checker.notes
+    composition.faults += checker.faults
+    composition.config = config
+
+
+def _config_class(kind: Any, name: str, base: type) -> type:
+    try:
+        return getattr(kind.get(name), "config_class", base)
+    except RegistryError:
+        return type("Unchecked", (base,), {"open_ended": True})  # the unknown name is reported where it stands
+
+
+def _run_section(checker: Checker, run: dict[str, Any]) -> RunConfig:
+    task = run.get("task", RunConfig.task)
+    for key, kind in (("task", registry.task), ("runner", registry.runner), ("lr_sched", registry.lr_scheduler)):
+        if run.get(key) is not None and run[key] not in kind.names():
+            try:
+                kind.get(run[key])
+            except RegistryError as fault:
+                checker.fault(f"run.{key}", str(fault))
+    section = checker.section(_config_class(registry.task, task, RunConfig), run, "run", schema.TASK_KEYS_OF_LAVIS)
+    for key, why in schema.RUN_KEYS_WITHOUT_EFFECT.items():
+        if run.get(key) is not None:
+            checker.notes.append(f"{checker.where('run.' + key)}: run.{key} has no effect: {why}.")
+    return section
+
+
+def _dataset_section(checker: Checker, name: str, section: Any) -> DatasetConfig:
+    section = dict(section or {})
+    if isinstance(section.get("data_type"), list):  # LAVIS also writes [images]
+        section["data_type"] = ",".join(map(str, section["data_type"]))
+    builder = section.get("builder") or name
+    if builder not in registry.builder.names():
+        try:
+            registry.builder.get(builder)
+        except RegistryError as fault:
+            if section.get("builder"):
+                checker.fault(f"datasets.{name}.builder", str(fault))
+    return checker.section(_config_class(registry.builder, builder, DatasetConfig), section, f"datasets.{name}")
+
+
+def _fill_processors(config: Config) -> None:
+    """A data set that names no processors takes the model's."""
+    for dataset in config.datasets.values():
+        for kind in ("vis_processor", "text_processor"):
+            own, fallback = getattr(dataset, kind), getattr(config.preprocess, kind)
+            own.train = own.train if own.train is not None else fallback.train
+            own.eval = own.eval if own.eval is not None else fallback.eval
+
+
+def to_yaml(composition: Composition, with_layers: bool = False) -> str:
+    """The composed run as YAML that composes to itself; with layers: each leaf followed by the layer that set it.
+
+    Interpolations stay as written, so that no environment variable ends in a file or a log.
+    """
+    plain = OmegaConf.to_container(composition.tree, resolve=False)
+    assert isinstance(plain, dict)
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10_000)
+    return _annotate(plain, composition) if with_layers else text
+
+
+def _annotate(plain: dict[str, Any], composition: Composition) -> str:
+    """One line per leaf, schema defaults of `run:` and `model:` included."""
+    lines = []
+    shown = dict(flatten(plain))
+    for section in ("model", "run"):
+        for key, value in vars(getattr(composition.config, section)).items():
+            dotted = f"{section}.{key}"
+            if dotted not in shown and not any(other.startswith(dotted + ".") for other in shown):
+                shown[dotted] = value
+    order = {name: place for place, name in enumerate(("imports", "model", "preprocess", "datasets", "run"))}
+    for key in sorted(shown, key=lambda dotted: (order.get(dotted.split(".")[0], 9), list(shown).index(dotted))):
+        text = yaml.safe_dump(shown[key], default_flow_style=True, width=10_000).strip().removesuffix("...").strip()
+        lines.append(f"{key}: {text}".ljust(76) + f"  # {composition.provenance.get(key, SCHEMA_LAYER)}")
+    return "\n".join(lines) + "\n"

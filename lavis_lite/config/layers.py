@@ -1,0 +1,148 @@
+"""Reading the layers a configuration is made of: YAML files, their `base:` chains and command-line overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lavis_lite.errors import ConfigError, did_you_mean
+
+SECTIONS = ("model", "preprocess", "datasets", "run", "imports", "base")
+OPTIONS = "--options"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of settings; `name` is what messages and --print-config call it."""
+
+    name: str
+    content: dict[str, Any]
+
+
+def read_yaml(path: Path, wanted_by: str = "") -> dict[str, Any]:
+    """One YAML file as plain containers (interpolations kept as text).
+
+    Raises:
+        ConfigError: missing, unreadable, not YAML, or not a mapping; names the file and the line where known.
+    """
+    if not path.is_file():
+        siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        hint = f" In {path.parent}: {did_you_mean(path.name, siblings)}" if siblings else ""
+        raise ConfigError(f"{path}: no such file{wanted_by}.{hint}")
+    try:
+        loaded = OmegaConf.load(path)
+        content = OmegaConf.to_container(loaded, resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError, OSError, ValueError) as fault:
+        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(fault).split())[:400]}") from fault
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: the file must hold the sections {', '.join(SECTIONS)}, not a {type(content).__name__}.")
+    return {str(key): value for key, value in content.items()}
+
+
+def base_chain(path: Path) -> list[Layer]:
+    """The run YAML preceded by what its `base:` names, farthest ancestor first; `base` is relative to its file."""
+    layers: list[Layer] = []
+    seen: list[Path] = []
+    wanted_by = ""
+    while True:
+        resolved = path.resolve()
+        if resolved in seen:
+            chain = " -> ".join(step.name for step in [*seen, resolved])
+            raise ConfigError(f"{path}: the base: chain goes in a circle: {chain}.")
+        seen.append(resolved)
+        content = read_yaml(path, wanted_by)
+        base = content.pop("base", None)
+        layers.insert(0, Layer(str(path), content))
+        if base is None:
+            return layers
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: base must be one file name, not {base!r}.")
+        wanted_by = f" (wanted by base: in {path})"
+        path = path.parent / base
+
+
+def parse_options(options: Sequence[str]) -> Layer:
+    """`a.b=c` items, or LAVIS' alternating `a.b c` items, as one layer.
+
+    Raises:
+        ConfigError: an odd argument is left over, or a key is not `section.key`.
+    """
+    content: dict[str, Any] = {}
+    for key, text in _pairs(list(options)):
+        parts = key.split(".")
+        if parts[0] not in SECTIONS or (len(parts) < 2 and parts[0] != "imports"):
+            raise ConfigError(f"{OPTIONS} {key}={text}: a key is section.name, and for {parts[0]!r} "
+                              f"{did_you_mean(parts[0], SECTIONS[:4])}")
+        place = content
+        for part in parts[:-1]:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{OPTIONS} {key}: {part} was set to a plain value by another option.")
+        place[parts[-1]] = parse_value(text)
+    return Layer(OPTIONS, content)
+
+
+def _pairs(items: list[str]) -> Iterator[tuple[str, str]]:
+    while items:
+        item = items.pop(0)
+        key, equals, value = item.partition("=")
+        if not equals:
+            if not items:
+                raise ConfigError(f"{OPTIONS} {item}: no value given; write {item}=VALUE.")
+            value = items.pop(0)
+        yield key.strip(), value
+
+
+def parse_value(text: str) -> Any:
+    """A value of the command line, by YAML's rules (1e-5 is a number); text that is no YAML value stays text."""
+    try:
+        value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore[index,call-overload]
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError):
+        return text
+    if isinstance(value, dict) and not text.lstrip().startswith("{"):
+        return text  # "Question: {} Answer:" is a prompt, not a mapping
+    return value
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf; an empty mapping is a leaf."""
+    for key, value in content.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, dotted + ".")
+        else:
+            yield dotted, value
+
+
+def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
+    """All layers into one (later wins) and, per dotted key, the name of the layer that set it.
+
+    A data set whose section is null is removed: how a derived YAML drops one that its base lists.
+    """
+    merged: dict[str, Any] = {}
+    provenance: dict[str, str] = {}
+    for layer in layers:
+        _overlay(merged, layer.content)
+        for key, _ in flatten(layer.content):
+            provenance[key] = layer.name
+    datasets = merged.get("datasets")
+    if isinstance(datasets, dict):
+        merged["datasets"] = {name: section for name, section in datasets.items() if section is not None}
+    return OmegaConf.create(merged), provenance
+
+
+def _overlay(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            _overlay(target[key], value)
+        elif isinstance(value, Mapping):
+            target[key] = {}
+            _overlay(target[key], value)
+        else:
+            target[key] = value

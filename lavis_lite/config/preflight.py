@@ -1,0 +1,161 @@
+"""Every fault of a run at once, before anything is built, loaded or downloaded.
+
+`check` returns what would stop the run; `missing` what it needs from outside (annotations, images, weights), each
+with the command that gets it. The launcher's environment, ranges, names and processor parameters are checked too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lavis_lite import files
+from lavis_lite.config.compose import Composition
+from lavis_lite.config.schema import Config, RunConfig
+from lavis_lite.errors import DistributedError, RegistryError, did_you_mean
+from lavis_lite.registry import registry
+
+POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval", "accum_grad_iters",
+            "log_freq", "save_freq", "save_every", "val_freq", "keep_checkpoints", "max_grad_norm", "dist_timeout_minutes")
+NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
+FRACTIONS = ("beta1", "beta2", "max_bad_fraction", "lr_layer_decay")
+
+
+def check(composition: Composition) -> list[str]:
+    """What is wrong with a composed run, one finished sentence each; empty when it may start."""
+    config = composition.config
+    faults = list(composition.faults)
+
+    def fault(key: str, message: str) -> None:
+        faults.append(f"{composition.where(key)}: {key}: {message}")
+
+    _check_numbers(config.run, fault)
+    _check_length(config.run, fault)
+    _check_device(config.run, fault)
+    _check_datasets(config, fault)
+    if not any(text.startswith("run.output_dir") for text in faults):
+        _check_output(config.run, fault)
+    return faults + launcher_faults()
+
+
+def missing(config: Config) -> list[str]:
+    """Files the run needs that are not here, each with where it was looked for and the command that gets it."""
+    wanted: list[str] = []
+    for name, section in config.datasets.items():
+        try:
+            builder = registry.get_builder_class(section.builder or name)
+        except RegistryError:
+            continue  # reported by check
+        wanted += builder(name, section).missing_files()
+    return wanted + missing_weights(config)
+
+
+def missing_weights(config: Config) -> list[str]:
+    """Weights and tokenizers named in the model section that are neither on disk nor packaged."""
+    from lavis_lite.weights import required_weights
+
+    return [need.sentence() for need in required_weights(config.model) if not need.found()]
+
+
+def _check_numbers(run: RunConfig, fault: Any) -> None:
+    for key in POSITIVE:
+        if getattr(run, key) is not None and getattr(run, key) <= 0:
+            fault(f"run.{key}", f"must be above 0, not {getattr(run, key)}.")
+    for key in NOT_NEGATIVE:
+        if getattr(run, key) < 0:
+            fault(f"run.{key}", f"must not be negative, but is {getattr(run, key)}.")
+    for key in FRACTIONS:
+        if not 0.0 <= getattr(run, key) <= 1.0:
+            fault(f"run.{key}", f"must be between 0 and 1, not {getattr(run, key)}.")
+
+
+def _check_length(run: RunConfig, fault: Any) -> None:
+    if run.evaluate:
+        return
+    if run.runner == "runner_iter" and run.max_iters is None:
+        fault("run.max_iters", "runner_iter counts optimizer steps and needs it, for example run.max_iters=1000.")
+    elif run.max_iters is None and run.max_epoch is None:
+        fault("run.max_epoch", "neither run.max_epoch nor run.max_iters says when to stop, for example run.max_epoch=10.")
+
+
+def _check_device(run: RunConfig, fault: Any) -> None:
+    kind = run.device.split(":")[0]
+    if kind not in ("auto", "cpu", "cuda", "mps"):
+        fault("run.device", f"unknown device {run.device!r}; {did_you_mean(kind, ('auto', 'cpu', 'cuda'))}")
+    if kind == "cpu" and run.amp_dtype == "fp16":
+        fault("run.amp_dtype", "fp16 does not train on a CPU; use bf16 or fp32.")
+
+
+def _check_datasets(config: Config, fault: Any) -> None:
+    if not config.datasets:
+        fault("datasets", "no data set is named; add one, for example `datasets: {mini_world_caption: {}}`.")
+    run = config.run
+    for name in run.train_dataset_ratios or {}:
+        if name not in config.datasets:
+            fault(f"run.train_dataset_ratios.{name}", f"not among the run's data sets; {did_you_mean(name, config.datasets)}")
+    for name, section in config.datasets.items():
+        for kind in ("vis_processor", "text_processor"):
+            for part in ("train", "eval"):
+                _check_processor(getattr(getattr(section, kind), part), f"datasets.{name}.{kind}.{part}", fault)
+        if section.prepare is None:
+            _check_splits(config.run, name, section.build_info.annotations, len(config.datasets), fault)
+
+
+def _check_splits(run: RunConfig, name: str, annotations: dict[str, Any], sets: int, fault: Any) -> None:
+    """With one data set every split that the run names must be there; with several each is optional per set."""
+    if sets > 1 or not annotations:
+        return
+    wanted = [("train_splits", split) for split in ([] if run.evaluate else run.train_splits)]
+    wanted += [(key, split) for key in ("valid_splits", "test_splits") for split in getattr(run, key)]
+    for key, split in wanted:
+        if split not in annotations and not (split in ("val", "test") and len(annotations) == 1 and name in registry.builder):
+            fault(f"run.{key}", f"data set {name} has no split {split!r}; {did_you_mean(split, annotations)}")
+
+
+def _check_processor(spec: dict[str, Any] | None, path: str, fault: Any) -> None:
+    if spec is None:
+        return
+    if "name" not in spec:
+        fault(path, "a processor needs a name; " + did_you_mean("", registry.list_processors()))
+        return
+    try:
+        cls = registry.get_processor_class(spec["name"])
+    except RegistryError as problem:
+        fault(f"{path}.name", str(problem))
+        return
+    known = [name for name in inspect.signature(cls).parameters]
+    for key in spec:
+        if key != "name" and key not in known:
+            fault(f"{path}.{key}", f"{spec['name']} has no such parameter; {did_you_mean(key, known)}")
+
+
+def _check_output(run: RunConfig, fault: Any) -> None:
+    """Whether the output folder can be written: tried with a temporary file in its nearest existing parent."""
+    folder = Path(run.output_dir).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is a file")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as problem:
+        fault("run.output_dir", f"{run.output_dir} cannot be written ({problem}); choose another: --options run.output_dir=PATH")
+
+
+def launcher_faults() -> list[str]:
+    """What is wrong with the launcher's environment variables."""
+    from lavis_lite import distributed
+
+    try:
+        distributed.launch_from_environment()
+    except (DistributedError, ValueError) as problem:
+        return [f"environment: {problem}"]
+    return []
+
+
+def fetch_hint(cfg_path: str) -> str:
+    """The command that fetches what can be fetched."""
+    return f"python -m lavis_lite fetch --cfg-path {cfg_path}   (cache: {files.cache_root()})"

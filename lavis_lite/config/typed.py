@@ -1,0 +1,123 @@
+"""Plain containers -> dataclass instances, collecting every fault instead of stopping at the first."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar, Union
+
+from lavis_lite.errors import did_you_mean
+
+D = TypeVar("D")
+
+
+class Checker:
+    """Builds typed sections and writes down what is wrong with them.
+
+    Args:
+        where: dotted key -> name of the layer that set it, for messages.
+    """
+
+    def __init__(self, where: Callable[[str], str]) -> None:
+        self.where = where
+        self.faults: list[str] = []
+        self.notes: list[str] = []
+
+    def fault(self, key: str, message: str) -> None:
+        """Write down one fault of a dotted key."""
+        self.faults.append(f"{self.where(key)}: {key}: {message}")
+
+    def section(self, cls: type[D], content: Any, path: str, extra: Mapping[str, Any] | None = None) -> D:
+        """An instance of a dataclass; unknown keys and wrong types become faults, the field keeps its default.
+
+        Args:
+            extra: keys that are allowed but not part of the class (they pass with a note): key -> type(s).
+        """
+        if content is None:
+            content = {}
+        if not isinstance(content, Mapping):
+            self.fault(path, f"must be a section of keys, not {content!r}.")
+            content = {}
+        hints = typing.get_type_hints(cls)
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        values: dict[str, Any] = {}
+        for key, value in content.items():
+            dotted = f"{path}.{key}" if path else str(key)
+            if key in known:
+                ok, converted = self.convert(value, hints[key], dotted)
+                if ok:
+                    values[key] = converted
+            elif getattr(cls, "open_ended", False):
+                continue
+            elif extra is not None and key in extra:
+                self.notes.append(f"{self.where(dotted)}: {dotted} belongs to another task and has no effect here.")
+            else:
+                self.faults.append(f"{self.where(dotted)}: unknown key {dotted}; {did_you_mean(str(key), known)}")
+        return cls(**values)
+
+    def convert(self, value: Any, hint: Any, path: str) -> tuple[bool, Any]:
+        """(whether the value fits the type, the value as that type); a misfit is written down."""
+        origin, args = typing.get_origin(hint), typing.get_args(hint)
+        if hint is Any:
+            return True, value
+        if origin in (Union, types.UnionType):
+            return self._union(value, args, path)
+        if origin is Literal:
+            if value in args:
+                return True, value
+            self.fault(path, f"{value!r} is not allowed; {did_you_mean(str(value), map(str, args))}")
+            return False, None
+        if dataclasses.is_dataclass(hint):
+            return True, self.section(hint, value, path)  # type: ignore[arg-type]
+        if origin is list:
+            return self._list(value, args[0] if args else Any, path)
+        if origin is dict:
+            return self._dict(value, args[1] if args else Any, path)
+        return self._plain(value, hint, path)
+
+    def _union(self, value: Any, args: tuple[Any, ...], path: str) -> tuple[bool, Any]:
+        if value is None and type(None) in args:
+            return True, None
+        options = [arg for arg in args if arg is not type(None)]
+        for option in options:
+            trial = Checker(self.where)
+            ok, converted = trial.convert(value, option, path)
+            if ok and not trial.faults:
+                return True, converted
+        if len(options) == 1:  # its own message says more
+            return self.convert(value, options[0], path)
+        self.fault(path, f"must be {_names(options)}, not {value!r}.")
+        return False, None
+
+    def _list(self, value: Any, item: Any, path: str) -> tuple[bool, Any]:
+        if not isinstance(value, list):
+            self.fault(path, f"must be a list, not {value!r}; write [{value}].")
+            return False, None
+        pairs = [self.convert(entry, item, f"{path}.{number}") for number, entry in enumerate(value)]
+        return all(ok for ok, _ in pairs), [entry for _, entry in pairs]
+
+    def _dict(self, value: Any, item: Any, path: str) -> tuple[bool, Any]:
+        if not isinstance(value, Mapping):
+            self.fault(path, f"must be a section of keys, not {value!r}.")
+            return False, None
+        pairs = {str(key): self.convert(entry, item, f"{path}.{key}") for key, entry in value.items()}
+        return all(ok for ok, _ in pairs.values()), {key: entry for key, (_, entry) in pairs.items()}
+
+    def _plain(self, value: Any, hint: Any, path: str) -> tuple[bool, Any]:
+        if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return True, float(value)
+        if hint is int and isinstance(value, float) and value.is_integer():
+            return True, int(value)
+        if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+            return True, value
+        self.fault(path, f"must be {_names([hint])}, not {value!r}.")
+        return False, None
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list", dict: "a section"}
+
+
+def _names(hints: list[Any]) -> str:
+    return " or ".join(_WORDS.get(typing.get_origin(hint) or hint, str(hint)) for hint in hints)

@@ -1,0 +1,150 @@
+"""One run on one page: config -> seed -> distributed -> task -> data -> model -> runner.
+
+    YAML -> config.compose -> engine.main -> builder.build(split) -> sampler picks index -> dataset[i] -> collate
+         -> runner.train_step -> task.train_step -> model.forward -> loss -> backward/step -> tracking
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from lavis_lite import distributed, weights
+from lavis_lite.config.compose import Composition, to_yaml
+from lavis_lite.config.schema import Config, RunConfig
+from lavis_lite.distributed import Launch, launch_from_environment
+from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
+from lavis_lite.registry import registry
+from lavis_lite.runners import checkpointing
+from lavis_lite.runners.precision import pick_device
+from lavis_lite.runners.runner import Runner
+
+T = TypeVar("T")
+
+
+def main(composition: Composition, resume: str | None = None) -> dict[str, Any]:
+    """Train (or, with run.evaluate, score) what a composed run describes; returns its final scores by split.
+
+    Args:
+        composition: a run without faults.
+        resume: None, "auto" (newest good checkpoint under run.output_dir, if any) or a checkpoint folder.
+    """
+    config = composition.config
+    run = config.run
+    device = pick_device(run.device, launch_from_environment().local_rank)
+    launch = distributed.init(device, run.dist_timeout_minutes)
+    try:
+        checkpoint = on_main(lambda: find_checkpoint(run, resume))
+        run_dir = on_main(lambda: open_run_folder(composition, checkpoint))
+        seed_everything(run.seed)
+        runner = assemble(config, device, run_dir, launch)
+        if checkpoint is not None:
+            runner.resume(checkpoint)
+        return runner.execute()
+    finally:
+        distributed.shutdown()
+
+
+def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch) -> Runner:
+    """Task, data, model and runner of a checked config."""
+    task = registry.get_task_class(config.run.task)(config.run)
+    datasets = build_datasets(config)
+    model = build_model(config)
+    runner: Runner = registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir, launch=launch,
+                                                                  device=device)
+    return runner
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Rank 0's result on every rank; where it fails, every rank raises the same error instead of waiting."""
+    outcome: tuple[Any, LavisLiteError | None] = (None, None)
+    if distributed.is_main():
+        try:
+            outcome = (work(), None)
+        except LavisLiteError as fault:
+            outcome = (None, fault)
+    result, fault = distributed.broadcast_object(outcome)
+    if fault is not None:
+        raise fault
+    return result
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what building the model draws from; each training step seeds itself again (see runners)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
+    """{data set: {split: dataset}} for every split that the run names.
+
+    Raises:
+        DataError: a split that the run names is in none of its data sets.
+    """
+    run = config.run
+    training = [] if run.evaluate else run.train_splits
+    built: dict[str, dict[str, Any]] = {}
+    for name, section in config.datasets.items():
+        builder = registry.get_builder_class(section.builder or name)(name, section)
+        splits = {split: builder.build(split, training=split in training) for split in
+                  dict.fromkeys([*training, *run.valid_splits, *run.test_splits])}
+        built[name] = {split: dataset for split, dataset in splits.items() if dataset is not None}
+    for split in [*training, *run.valid_splits, *run.test_splits]:
+        if not any(split in splits for splits in built.values()):
+            raise DataError(f"split {split!r} is in none of the data sets {', '.join(built)}; "
+                            "mend run.train_splits, run.valid_splits or run.test_splits.")
+    return built
+
+
+def build_model(config: Config) -> Any:
+    """The model of the run with the weights its section names."""
+    section = config.model
+    if hasattr(section, "lm_reduction"):
+        section = dataclasses.replace(section, lm_reduction=config.run.lm_reduction)
+    return weights.build_model(section, say=print if distributed.is_main() else None)
+
+
+def find_checkpoint(run: RunConfig, resume: str | None) -> Path | None:
+    """The checkpoint folder to go on from, verified; None starts afresh.
+
+    Raises:
+        CheckpointError: the folder that was named is missing or damaged.
+    """
+    resume = resume or run.resume_ckpt_path
+    if resume is None:
+        return None
+    if resume == "auto":
+        found = checkpointing.newest_good(Path(run.output_dir))
+        print(f"resuming from {found}" if found else f"nothing to resume under {run.output_dir}; starting afresh", flush=True)
+        return found
+    folder = Path(resume)
+    faults = checkpointing.verify(folder)
+    if faults:
+        raise CheckpointError(f"{folder} cannot be resumed from: {'; '.join(faults)}")
+    return folder
+
+
+def open_run_folder(composition: Composition, checkpoint: Path | None) -> Path:
+    """<output_dir>/<time>/ with config.yaml; a resumed run goes on in its own folder."""
+    if checkpoint is not None and checkpoint.parent.name == "checkpoints":
+        return checkpoint.parent.parent
+    parent = Path(composition.config.run.output_dir)
+    parent.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+        folder = parent / f"{stamp}{suffix}"
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            continue
+    (folder / "config.yaml").write_text(to_yaml(composition), encoding="utf-8")
+    return folder

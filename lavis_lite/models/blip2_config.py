@@ -1,0 +1,99 @@
+"""Stage 1's section of a YAML file, and how its parts are built from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from lavis_lite.config.schema import ModelConfig
+from lavis_lite.models.qformer import QFormer, QFormerConfig
+from lavis_lite.models.text_tokens import TextTokenizer
+
+
+@dataclass
+class Blip2QformerConfig(ModelConfig):
+    """Section `model` of stage 1: LAVIS' keys, then this package's."""
+
+    vit_model: str = "eva_clip_g"
+    """eva_clip_g | clip_L | mini | a plain ViT of timm by its name"""
+    image_size: int = 224
+    """pixels per side"""
+    drop_path_rate: float = 0.0
+    use_grad_checkpoint: Any = False
+    """of the vision encoder: false | true | fairscale"""
+    vit_precision: Literal["fp16", "fp32", "bf16"] = "fp16"
+    """dtype of a frozen vision encoder"""
+    freeze_vit: bool = True
+    num_query_token: int = 32
+    cross_attention_freq: int = 2
+    """cross-attention in every so many layers, from the first on"""
+    embed_dim: int = 256
+    """width in which image and text are compared"""
+    max_txt_len: int = 32
+    """tokens per text, [CLS] and [SEP] included"""
+    # this package's -------------------------------------------------------------------------------------------------
+    vit_weights: str | None = None
+    """file with the vision encoder's weights; None: what comes with the package (mini) or in `pretrained`"""
+    vit_args: dict[str, Any] = field(default_factory=dict)
+    """other dimensions for the vision encoder: depth, width, heads, mlp_ratio, patch_size"""
+    tokenizer: str = "bert-base-uncased"
+    """bert-base-uncased | mini | a folder with vocab.txt"""
+    qformer_hidden_size: int = 768
+    qformer_layers: int = 12
+    qformer_heads: int = 12
+    qformer_intermediate_size: int = 3072
+    qformer_max_positions: int = 512
+    qformer_dropout: float = 0.1
+    qformer_weights: str | None = "bert-base-uncased"
+    """BERT weights to start from: a name, a folder, or None for random ones; not read when a checkpoint is loaded"""
+    lm_reduction: Literal["global", "per_rank"] = "global"
+    """ITG loss averaged over the tokens of all ranks, or per rank first (LAVIS); run.lm_reduction sets it"""
+    itc_full_gradient: bool = False
+    """gradient of ITC to both sides of each similarity; LAVIS: one"""
+
+
+def qformer_config(cfg: Blip2QformerConfig, vocab_size: int, vision_width: int) -> QFormerConfig:
+    """Sizes of the Q-Former that a section asks for."""
+    return QFormerConfig(
+        hidden_size=cfg.qformer_hidden_size, num_layers=cfg.qformer_layers, num_heads=cfg.qformer_heads,
+        intermediate_size=cfg.qformer_intermediate_size, vocab_size=vocab_size,
+        max_positions=cfg.qformer_max_positions, num_queries=cfg.num_query_token,
+        cross_attention_freq=cfg.cross_attention_freq, vision_width=vision_width, dropout=cfg.qformer_dropout)
+
+
+def build_parts(cfg: Blip2QformerConfig) -> dict[str, Any]:
+    """vision_encoder, qformer and tokenizer of a section, with the weights it names.
+
+    On the meta device (`with torch.device("meta")`) nothing is read from disk.
+    """
+    from lavis_lite.models.vision_encoder import VisionEncoder
+
+    encoder = VisionEncoder(cfg.vit_model, cfg.image_size, cfg.drop_path_rate, cfg.use_grad_checkpoint,
+                            cfg.vit_precision, frozen=cfg.freeze_vit, **cfg.vit_args)
+    tokenizer = TextTokenizer(cfg.tokenizer, cfg.max_txt_len)
+    qformer = QFormer(qformer_config(cfg, tokenizer.special_ids.vocab_size, encoder.width))
+    if not _on_meta():
+        _load_weights(cfg, encoder, qformer)
+    return {"vision_encoder": encoder, "qformer": qformer, "tokenizer": tokenizer}
+
+
+def _on_meta() -> bool:
+    return torch.empty(0).is_meta
+
+
+def starts_from_checkpoint(cfg: ModelConfig) -> bool:
+    """Whether a whole checkpoint will be loaded over the initial weights."""
+    return bool((cfg.load_finetuned and cfg.finetuned) or (cfg.load_pretrained and cfg.pretrained))
+
+
+def _load_weights(cfg: Blip2QformerConfig, encoder: Any, qformer: QFormer) -> None:
+    if cfg.vit_weights:
+        from lavis_lite.models.checkpoints import load_vision_weights
+
+        load_vision_weights(encoder, cfg.vit_weights)
+    if cfg.qformer_weights and not starts_from_checkpoint(cfg):
+        from lavis_lite.models.bert_weights import initialise_from_bert
+
+        initialise_from_bert(qformer, cfg.qformer_weights)

@@ -1,0 +1,101 @@
+"""LAVIS' names of a BLIP-2 model with a Q-Former <-> ours. Every row is a plain rename.
+
+LAVIS also stores what can be derived: `position_ids`, and the language-model head's output layer, which is tied to the
+word embeddings and to the head's bias. Reading checks that such copies are copies; writing adds them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lavis_lite.models.checkpoints.key_map import KeyMap, Row, Translated
+
+_LAYER, _OURS = "Qformer.bert.encoder.layer.{i}.", "qformer.layers.{i}."
+_HEAD = "Qformer.cls.predictions."
+_CLIP, _VIT = "visual_encoder.transformer.resblocks.{i}.", "vision_encoder.vit.blocks.{i}."
+
+QFORMER_ROWS = [
+    Row("Qformer.bert.embeddings.word_embeddings.weight", "qformer.embeddings.word_embeddings.weight"),
+    Row("Qformer.bert.embeddings.position_embeddings.weight", "qformer.embeddings.position_embeddings.weight"),
+    Row("Qformer.bert.embeddings.LayerNorm.{p}", "qformer.embeddings.norm.{p}"),
+    Row(_LAYER + "attention.self.{qkv}.{p}", _OURS + "self_attention.{qkv}.{p}"),
+    Row(_LAYER + "attention.output.dense.{p}", _OURS + "self_attention.output.{p}"),
+    Row(_LAYER + "attention.output.LayerNorm.{p}", _OURS + "self_attention.norm.{p}"),
+    Row(_LAYER + "crossattention.self.{qkv}.{p}", _OURS + "cross_attention.{qkv}.{p}"),
+    Row(_LAYER + "crossattention.output.dense.{p}", _OURS + "cross_attention.output.{p}"),
+    Row(_LAYER + "crossattention.output.LayerNorm.{p}", _OURS + "cross_attention.norm.{p}"),
+    Row(_LAYER + "intermediate.dense.{p}", _OURS + "text_ffn.up.{p}"),
+    Row(_LAYER + "output.dense.{p}", _OURS + "text_ffn.down.{p}"),
+    Row(_LAYER + "output.LayerNorm.{p}", _OURS + "text_ffn.norm.{p}"),
+    Row(_LAYER + "intermediate_query.dense.{p}", _OURS + "query_ffn.up.{p}"),
+    Row(_LAYER + "output_query.dense.{p}", _OURS + "query_ffn.down.{p}"),
+    Row(_LAYER + "output_query.LayerNorm.{p}", _OURS + "query_ffn.norm.{p}"),
+    Row(_HEAD + "transform.dense.{p}", "qformer.lm_head.transform.{p}"),
+    Row(_HEAD + "transform.LayerNorm.{p}", "qformer.lm_head.norm.{p}"),
+    Row(_HEAD + "bias", "qformer.lm_head.bias"),
+]
+TOP_ROWS = [Row(name, name) for name in ("query_tokens", "temp", "ln_vision.{p}", "vision_proj.{p}", "text_proj.{p}",
+                                         "itm_head.{p}")]
+CLIP_ROWS = [
+    Row("visual_encoder.class_embedding", "vision_encoder.vit.cls_token", leading=2),
+    Row("visual_encoder.positional_embedding", "vision_encoder.vit.pos_embed", leading=1),
+    Row("visual_encoder.conv1.weight", "vision_encoder.vit.patch_embed.proj.weight"),
+    Row("visual_encoder.ln_pre.{p}", "vision_encoder.vit.norm_pre.{p}"),
+    Row(_CLIP + "attn.in_proj_weight", _VIT + "attn.qkv.weight"),
+    Row(_CLIP + "attn.in_proj_bias", _VIT + "attn.qkv.bias"),
+    Row(_CLIP + "attn.out_proj.{p}", _VIT + "attn.proj.{p}"),
+    Row(_CLIP + "ln_1.{p}", _VIT + "norm1.{p}"),
+    Row(_CLIP + "ln_2.{p}", _VIT + "norm2.{p}"),
+    Row(_CLIP + "mlp.c_fc.{p}", _VIT + "mlp.fc1.{p}"),
+    Row(_CLIP + "mlp.c_proj.{p}", _VIT + "mlp.fc2.{p}"),
+]
+EVA_ROWS = [Row("visual_encoder.{rest}", "vision_encoder.vit.{rest}")]
+"""timm's EVA has LAVIS' names."""
+
+EVA_MAP = KeyMap([*TOP_ROWS, *QFORMER_ROWS, *EVA_ROWS])
+CLIP_MAP = KeyMap([*TOP_ROWS, *QFORMER_ROWS, *CLIP_ROWS])
+
+POSITION_IDS = "Qformer.bert.embeddings.position_ids"
+COPIES = {
+    _HEAD + "decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
+    _HEAD + "decoder.bias": _HEAD + "bias",
+}
+"""A tied tensor's second name -> its first."""
+
+
+def from_lavis(tensors: Mapping[str, Tensor]) -> Translated:
+    """LAVIS layout -> ours. A copy that differs from its original stays unknown, since we would lose it."""
+    rest = dict(tensors)
+    dropped = {}
+    if rest.pop(POSITION_IDS, None) is not None:
+        dropped[POSITION_IDS] = "0, 1, 2, ..."
+    for copy, original in COPIES.items():
+        if copy in rest and original in rest and _equal(rest[copy], rest[original]):
+            del rest[copy]
+            dropped[copy] = f"the same tensor as {original}"
+    clip = any(name.startswith("visual_encoder.conv1.") for name in rest)
+    result = (CLIP_MAP if clip else EVA_MAP).to_ours(rest)
+    result.dropped = dropped
+    return result
+
+
+def to_lavis(tensors: Mapping[str, Tensor]) -> Translated:
+    """Our layout -> LAVIS', with the derived tensors that LAVIS' checkpoints have."""
+    clip = "vision_encoder.vit.norm_pre.weight" in tensors
+    result = (CLIP_MAP if clip else EVA_MAP).to_theirs(tensors)
+    for copy, original in COPIES.items():
+        if original in result.tensors and _HEAD + "bias" in result.tensors:
+            result.tensors[copy] = result.tensors[original]
+    positions = tensors.get("qformer.embeddings.position_embeddings.weight")
+    if positions is not None:
+        result.tensors[POSITION_IDS] = torch.arange(positions.shape[0], device=positions.device)[None]
+    return result
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    if first.is_meta or second.is_meta:
+        return first.shape == second.shape
+    return torch.equal(first, second)

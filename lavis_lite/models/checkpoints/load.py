@@ -1,0 +1,160 @@
+"""Load a checkpoint into a model: every tensor accounted for before any is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from lavis_lite.errors import CheckpointError
+from lavis_lite.models.checkpoints.hf_key_map import WITHOUT_PLACE, from_hf
+from lavis_lite.models.checkpoints.key_map import Translated
+from lavis_lite.models.checkpoints.lavis_key_map import from_lavis
+from lavis_lite.models.checkpoints.reading import read_tensors
+from lavis_lite.models.checkpoints.report import (
+    LoadReport,
+    describe_missing,
+    describe_shapes,
+    describe_unknown,
+    seems_to_be,
+)
+from lavis_lite.models.vision_encoder import VisionEncoder
+
+
+class Loadable(Protocol):
+    """What a model must offer; `lavis_lite.models.base.BaseModel` does."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """Copy values in."""
+
+    def named_modules(self) -> Iterable[tuple[str, nn.Module]]:
+        """All modules by name."""
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
+        """All parameters by name."""
+
+    def frozen_names(self) -> set[str]:
+        """Names of parameters that are not part of a checkpoint."""
+
+
+def load_checkpoint(model: Loadable, source: str | Path, *, may_miss: Iterable[str] = (),
+                    may_ignore: Iterable[str] = ()) -> LoadReport:
+    """Load a checkpoint of this project, of LAVIS or of Hugging Face; the layout is recognised by its names.
+
+    Args:
+        model: built, on any device; frozen parts may be missing in the file.
+        source: a run's checkpoint folder, a .safetensors file, a LAVIS .pth, or a folder from the Hugging Face hub.
+        may_miss: regular expressions of the model's names that the file need not have (parts that start afresh).
+        may_ignore: regular expressions of our names that the file may have and the model not (parts it dropped).
+
+    Raises:
+        CheckpointError: nothing there, damaged, or it does not fit; then the model is as it was.
+    """
+    return load_state(model, read_tensors(source), str(source), may_miss=may_miss, may_ignore=may_ignore)
+
+
+def load_state(model: Loadable, tensors: Mapping[str, Tensor], source: str, *, may_miss: Iterable[str] = (),
+               may_ignore: Iterable[str] = ()) -> LoadReport:
+    """As `load_checkpoint`, from tensors in memory; `source` is what messages call them."""
+    layout, translated = recognise(tensors)
+    own = model.state_dict()
+    if not own.keys() & translated.tensors.keys():
+        raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(tensors)}.")
+    report = LoadReport(source, layout, unused=dict(translated.dropped))
+    _ignore(report, translated, own, may_ignore)
+    fitted = fit_resolution(model, translated.tensors, report)
+    missing = _sort_missing(model, own, fitted, report, may_miss)
+    check_fit(report, fitted, own, translated.unknown, missing)
+    model.load_state_dict(fitted, strict=False)
+    report.loaded = sorted(fitted)
+    return report
+
+
+def recognise(tensors: Mapping[str, Tensor]) -> tuple[str, Translated]:
+    """(layout, tensors under our names)."""
+    if any(name.startswith(("Qformer.", "visual_encoder.")) for name in tensors):
+        return "LAVIS", from_lavis(tensors)
+    if any(name.startswith(("qformer.encoder.", "vision_model.")) for name in tensors):
+        return "Hugging Face", from_hf(tensors)
+    return "lavis_lite", Translated(dict(tensors))
+
+
+def _ignore(report: LoadReport, translated: Translated, own: Mapping[str, Tensor], patterns: Iterable[str]) -> None:
+    patterns = list(patterns)
+    for name in [name for name in translated.tensors if name not in own and _matches(name, patterns)]:
+        del translated.tensors[name]
+        report.unused[name] = "the model has no such part"
+
+
+def fit_resolution(model: Loadable, tensors: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
+    """The same tensors, with position embeddings of vision encoders brought to the model's resolution."""
+    fitted = dict(tensors)
+    for path, module in model.named_modules():
+        name = f"{path}.vit.pos_embed".lstrip(".")
+        if isinstance(module, VisionEncoder) and name in fitted:
+            table = module.fit_pos_embed(fitted[name])
+            if table is not fitted[name]:
+                fitted[name] = table
+                report.resized.append(name)
+    return fitted
+
+
+def _sort_missing(model: Loadable, own: Mapping[str, Tensor], fitted: Mapping[str, Tensor], report: LoadReport,
+                  may_miss: Iterable[str]) -> list[str]:
+    """Account for names of the model that the file lacks; returns those that nothing excuses."""
+    frozen = frozen_tensors(model, own)
+    given = _tied_to(model, fitted)
+    excuses = WITHOUT_PLACE if report.layout == "Hugging Face" else ()
+    may_miss, missing = list(may_miss), []
+    for name in own:
+        if name in fitted or name in given:
+            continue
+        if name in frozen:
+            report.frozen_missing.append(name)
+        elif _matches(name, excuses):
+            report.not_in_layout.append(name)
+        elif _matches(name, may_miss):
+            report.allowed_missing.append(name)
+        else:
+            missing.append(name)
+    return missing
+
+
+def check_fit(report: LoadReport, fitted: Mapping[str, Tensor], own: Mapping[str, Tensor], unknown: list[str],
+              missing: list[str]) -> None:
+    """Raise CheckpointError with every misfit at once: names on both sides, and shapes."""
+    strangers = unknown + [name for name in fitted if name not in own]
+    shapes = [(name, tuple(tensor.shape), tuple(own[name].shape)) for name, tensor in fitted.items()
+              if name in own and tensor.shape != own[name].shape]
+    faults = [describe_unknown(strangers, own)] if strangers else []
+    faults += [describe_missing(missing)] if missing else []
+    faults += [describe_shapes(shapes)] if shapes else []
+    if faults:
+        raise CheckpointError(f"{report.source} does not fit the model, nothing was loaded. It seems to be "
+                              f"{seems_to_be([*unknown, *fitted])}.\n  " + "\n  ".join(faults))
+
+
+def frozen_tensors(model: Loadable, own: Mapping[str, Tensor]) -> set[str]:
+    """Frozen parameters under all of their names, and the buffers of parts that are frozen as a whole."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    frozen = model.frozen_names() | {name for name, value in parameters.items() if not value.requires_grad}
+    trained_parts = {name.split(".")[0] for name in parameters if name not in frozen}
+    frozen_parts = {name.split(".")[0] for name in frozen} - trained_parts
+    return frozen | {name for name in own if name not in parameters and name.split(".")[0] in frozen_parts}
+
+
+def _tied_to(model: Loadable, fitted: Mapping[str, Tensor]) -> set[str]:
+    """Second names of parameters that the file has under a first name."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    given = {id(value) for name, value in parameters.items() if name in fitted}
+    return {name for name, value in parameters.items() if id(value) in given}
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)

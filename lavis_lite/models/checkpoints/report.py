@@ -1,0 +1,102 @@
+"""What a loading did, and the one message that says why it could not be done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from lavis_lite.errors import nearest
+
+SHOWN = 5
+"""names shown of each kind of fault"""
+
+SIGNATURES = [
+    (r"opt_model\..*|opt_proj\..*", "a BLIP-2 model on OPT in LAVIS' layout"),
+    (r"t5_model\..*|t5_proj\..*", "a BLIP-2 or InstructBLIP model on T5 in LAVIS' layout"),
+    (r"llm_model\..*|llm_proj\..*", "an InstructBLIP model in LAVIS' layout"),
+    (r"language_projection\..*", "a BLIP-2 or InstructBLIP model with its language model in Hugging Face's layout"),
+    (r"Qformer\..*", "a BLIP-2 model in LAVIS' layout"),
+    (r"qformer\.layers\..*", "a checkpoint of this project"),
+    (r"qformer\.encoder\..*", "a BLIP-2 retrieval model in Hugging Face's layout"),
+    (r"text_encoder\..*|text_decoder\..*", "a BLIP (first version) model of LAVIS"),
+    (r"blocks\.\d+\.attn\..*", "a vision encoder alone in timm's layout; model.vit_weights takes it"),
+    (r"visual\..*", "a CLIP model in OpenAI's layout; model.vit_weights takes its image half"),
+    (r"vision_model\..*", "a CLIP model in Hugging Face's layout; model.vit_weights takes its image half"),
+    (r"bert\..*|encoder\.layer\.\d+\.attention\.self\..*", "a BERT; model.qformer_weights takes its folder"),
+    (r"model\.layers\..*|model\.decoder\..*|lm_head\..*|shared\..*", "a language model"),
+    (r"state|param_groups", "an optimizer's state"),
+]
+"""Names (regular expressions) that give a file away, most telling first."""
+
+
+@dataclass
+class LoadReport:
+    """What happened to every tensor of the model and of the file.
+
+    Attributes:
+        source: the file or folder.
+        layout: "lavis_lite", "LAVIS", "Hugging Face" or a backbone's own.
+        loaded: names in the model that took a value.
+        resized: those of them that were interpolated (position embeddings).
+        frozen_missing: frozen names of the model that the file does not have, as expected.
+        not_in_layout: names that the file's layout has no place for; they keep their initial values.
+        allowed_missing: other names that the caller allowed to be missing.
+        unused: names of the file that were not needed -> why.
+    """
+
+    source: str
+    layout: str
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    frozen_missing: list[str] = field(default_factory=list)
+    not_in_layout: list[str] = field(default_factory=list)
+    allowed_missing: list[str] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for count, words in ((len(self.resized), "resized"), (len(self.frozen_missing), "frozen and not in it"),
+                             (len(self.not_in_layout), "without a place in its layout, left as initialised"),
+                             (len(self.allowed_missing), "missing, left as initialised"),
+                             (len(self.unused), "of its own not needed")):
+            if count:
+                parts.append(f"{count} {words}")
+        return f"{self.source} ({self.layout}): {', '.join(parts)}"
+
+
+def seems_to_be(names: Iterable[str]) -> str:
+    """A guess at what a file with these names is."""
+    names = list(names)
+    if not names:
+        return "a file without tensors"
+    for pattern, words in SIGNATURES:
+        if any(re.fullmatch(pattern, name) for name in names):
+            return words
+    shown = ", ".join(names[:SHOWN])
+    return f"no layout known here (its first names: {shown})"
+
+
+def describe_unknown(unknown: Sequence[str], model_names: Iterable[str]) -> str:
+    """A sentence on names that the model does not have, with its most similar ones."""
+    choices = list(model_names)
+    lines = []
+    for name in unknown[:SHOWN]:
+        near = nearest(name, choices, 1)
+        lines.append(name + (f" (most similar in the model: {near[0]})" if near else ""))
+    return f"{len(unknown)} not in the model: {_list(lines, len(unknown))}"
+
+
+def describe_missing(missing: Sequence[str]) -> str:
+    """A sentence on names of the model that the file lacks."""
+    return f"{len(missing)} of the model's not in the file: {_list(missing[:SHOWN], len(missing))}"
+
+
+def describe_shapes(shapes: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
+    """A sentence on tensors of another shape: (name, in the file, in the model)."""
+    lines = [f"{name} is {list(theirs)} in the file, {list(own)} in the model" for name, theirs, own in shapes[:SHOWN]]
+    return f"{len(shapes)} of another shape: {_list(lines, len(shapes))}"
+
+
+def _list(shown: Sequence[str], total: int) -> str:
+    return "; ".join(shown) + (f"; and {total - len(shown)} more" if total > len(shown) else "")

@@ -1,0 +1,157 @@
+"""Text as token ids: what the Q-Former is given, made in one place.
+
+A tokenizer is loaded when the first text comes, so that a model can be built, counted and run on the meta device
+without any file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lavis_lite.errors import ConfigError
+
+BEGIN_TOKEN = "[DEC]"
+"""stands in the place of [CLS] where text is generated (BLIP-2, section 3.2)"""
+MINI = "mini"
+MINI_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "mini" / "tokenizer"
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """What a model must know of its tokenizer: size including [DEC], and the ids with a role."""
+
+    vocab_size: int
+    pad: int
+    begin: int
+    end: int
+
+
+KNOWN_IDS = {"bert-base-uncased": SpecialIds(vocab_size=30523, pad=0, begin=30522, end=102)}
+"""tokenizers whose facts need no file"""
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """A batch of right-padded texts.
+
+    ids: int64[B,L], each row starts with [CLS].
+    mask: bool[B,L], true for real tokens.
+    lengths: real tokens per row, when known on the host; then nothing has to wait for the device to learn them.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    lengths: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_lists(cls, rows: Sequence[Sequence[int]], pad: int, width: int | None = None) -> TextTokens:
+        """Pad rows of ids on the right to the longest (or to `width`)."""
+        lengths = tuple(len(row) for row in rows)
+        width = width or max(lengths)
+        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], dtype=torch.long)
+        mask = torch.arange(width)[None, :] < torch.tensor(lengths)[:, None]
+        return cls(ids, mask, lengths)
+
+    def to(self, device: torch.device) -> TextTokens:
+        """Copy to a device, without waiting for it."""
+        return TextTokens(self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True), self.lengths)
+
+    def padded(self, width: int, pad: int) -> TextTokens:
+        """The same texts in `width` columns (not fewer than now)."""
+        more = width - self.ids.shape[1]
+        if more <= 0:
+            return self
+        return TextTokens(torch.nn.functional.pad(self.ids, (0, more), value=pad),
+                          torch.nn.functional.pad(self.mask, (0, more), value=False), self.lengths)
+
+    def prediction_rows(self) -> Tensor | None:
+        """Where a next token is to be predicted: int64[T] into B x (L-1) positions, on the host; None: unknown."""
+        if self.lengths is None:
+            return None
+        width = self.ids.shape[1] - 1
+        rows = [torch.arange(length - 1) + row * width for row, length in enumerate(self.lengths)]
+        return torch.cat(rows)
+
+
+class TextTokenizer:
+    """A BERT-like tokenizer with [DEC] added, loaded at first use.
+
+    Args:
+        name: "bert-base-uncased", "mini" (the packaged one) or a folder; a folder with `vocab.txt` is enough.
+        max_length: tokens kept of each text, [CLS] and [SEP] included.
+    """
+
+    def __init__(self, name: str = "bert-base-uncased", max_length: int = 32) -> None:
+        self.name, self.max_length = name, max_length
+        self._loaded: Any = None
+
+    @property
+    def loaded(self) -> Any:
+        """The transformers tokenizer.
+
+        Raises:
+            ConfigError: it is neither a folder nor in the local cache and cannot be fetched.
+        """
+        if self._loaded is None:
+            self._loaded = _load(self.name)
+        return self._loaded
+
+    @property
+    def special_ids(self) -> SpecialIds:
+        """Size and special ids; needs no file for a known name."""
+        if self.name in KNOWN_IDS:
+            return KNOWN_IDS[self.name]
+        tokenizer = self.loaded
+        return SpecialIds(len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
+
+    def __call__(self, texts: Sequence[str], max_length: int | None = None) -> TextTokens:
+        """Tokenise a batch on the CPU, padded to its longest text.
+
+        Args:
+            texts: B strings.
+            max_length: instead of the tokenizer's own.
+        """
+        rows = self.loaded(list(texts), truncation=True, max_length=max_length or self.max_length)["input_ids"]
+        return TextTokens.from_lists(rows, self.special_ids.pad)
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Ids to strings, special tokens left out."""
+        return [self.loaded.decode(list(row), skip_special_tokens=True).strip() for row in rows]
+
+
+def _load(name: str) -> Any:
+    from transformers import AutoTokenizer, BertTokenizer
+
+    folder = MINI_FOLDER if name == MINI else Path(name)
+    try:
+        if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
+            tokenizer = BertTokenizer.from_pretrained(str(folder), truncation_side="right")
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name,
+                                                      truncation_side="right")
+    except (OSError, ValueError) as fault:
+        raise ConfigError(
+            f"model.tokenizer: {name!r} is neither a folder with a tokenizer nor in the local cache, and it could not "
+            f"be fetched ({str(fault).splitlines()[0]}). Give a folder that holds vocab.txt, or {MINI!r} for the "
+            "packaged one.") from fault
+    tokenizer.add_special_tokens({"bos_token": BEGIN_TOKEN})
+    return tokenizer
+
+
+def as_tokens(text: Any, tokenizer: TextTokenizer, max_length: int | None = None) -> TextTokens:
+    """Whatever a sample holds as text: strings are tokenised, `TextTokens` pass, so does a tokenizer's output."""
+    if isinstance(text, TextTokens):
+        return text
+    if isinstance(text, str):
+        return tokenizer([text], max_length)
+    ids = text.get("input_ids") if isinstance(text, Mapping) else getattr(text, "input_ids", None)
+    if ids is not None:
+        mask = text["attention_mask"] if isinstance(text, Mapping) else text.attention_mask
+        return TextTokens(ids, mask.bool())
+    return tokenizer(text, max_length)

@@ -1,0 +1,64 @@
+"""The two sides of a retrieval evaluation: which images and which captions are searched, and who is right for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lavis_lite.errors import DataError
+from lavis_lite.metrics.retrieval import as_lists
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """N images and M texts, numbered anew from 0 in the order of the data set.
+
+    images: int[N], the data set's index of each image, ascending.
+    texts: str[M].
+    img2txt: the texts that are right for each image.
+    txt2img: the image that is right for each text.
+    """
+
+    images: list[int]
+    texts: list[str]
+    img2txt: list[list[int]]
+    txt2img: list[int]
+
+    @classmethod
+    def of(cls, dataset: Any, images: Sequence[int], captions_per_image: int | None = None) -> Gallery:
+        """The gallery of an evaluation data set.
+
+        Args:
+            dataset: has `text` (list[str]) and `img2txt` (image index -> text indices), as LAVIS' retrieval sets.
+            images: indices of the images that were evaluated; with `on_bad_sample: skip` some may be missing.
+            captions_per_image: only the first n captions of each image; None: all.
+
+        Raises:
+            ValueError: an image was evaluated twice.
+            DataError: there is no image, or an image has no caption.
+        """
+        images = sorted(images)
+        if len(set(images)) != len(images):
+            twice = next(one for one, two in zip(images, images[1:], strict=False) if one == two)
+            raise ValueError(f"image {twice} of the evaluation split was evaluated twice")
+        captions = as_lists(dataset.img2txt)
+        chosen = [captions[image][:captions_per_image] for image in images]
+        _check(images, chosen)
+        texts = sorted({text for found in chosen for text in found})
+        number = {text: place for place, text in enumerate(texts)}
+        img2txt = [[number[text] for text in found] for found in chosen]
+        txt2img = [0] * len(texts)
+        for image, found in enumerate(img2txt):
+            for text in found:
+                txt2img[text] = image
+        return cls(images, [dataset.text[text] for text in texts], img2txt, txt2img)
+
+
+def _check(images: Sequence[int], chosen: Sequence[Sequence[int]]) -> None:
+    if not images:
+        raise DataError("the evaluation split gave no image; check its annotation file and `on_bad_sample`.")
+    bare = [image for image, found in zip(images, chosen, strict=True) if not found]
+    if bare:
+        raise DataError(f"image {bare[0]} of the evaluation split (and {len(bare) - 1} more) has no caption, so "
+                        "nothing can be retrieved for it; drop such rows from the annotation file.")

@@ -1,0 +1,106 @@
+"""Stage-1 and stage-2 pre-training, with losses and retrieval recall on held-out images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import fsum
+from typing import Any, ClassVar
+
+import torch
+
+from lavis_lite import distributed
+from lavis_lite.config.schema import RunConfig
+from lavis_lite.registry import registry
+from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.retrieval import RetrievalRunConfig, chance_r1, gallery_of, prefixed, recall_line, sizes_of
+from lavis_lite.tasks.retrieval_scoring import image_rows, indices, retrieve
+
+
+@dataclass
+class PretrainRunConfig(RetrievalRunConfig):
+    """The run section of pre-training."""
+
+    task: str = "image_text_pretrain"
+    valid_itm: bool = False
+    """re-rank by ITM also on splits that are only validated on; test splits always are (unless k_test is 0)"""
+    valid_recall: bool = True
+    """compute retrieval recall besides the losses, where the model has an ITC space"""
+
+
+@registry.register_task("image_text_pretrain")
+class ImageTextPretrainTask(BaseTask):
+    """Trains on samples {image, text_input}; evaluates a split with one sample per image.
+
+    An evaluation sample has `image`, `index` and `text_input` (its caption, or a list of captions of which the first
+    is used for the losses). Losses are those of whole evaluation batches, each on one rank, averaged over images.
+    Scores: loss, loss_*; itc_txt_r1 ... itc_r_mean by ITC; itm_* likewise after re-ranking; r_mean (after re-ranking
+    where that was run), chance_r1; agg_metrics = r_mean, or -loss for a model without an ITC space.
+    """
+
+    config_class: ClassVar[type[RunConfig]] = PretrainRunConfig
+    cfg: PretrainRunConfig
+
+    def __init__(self, cfg: PretrainRunConfig) -> None:
+        super().__init__(cfg)
+        self._split: str | None = None
+
+    def before_evaluation(self, dataset: Any, split: str) -> None:
+        """Remember the split: image features are kept only where re-ranking follows."""
+        self._split = split
+
+    def k_test(self, split: str | None) -> int:
+        """Candidates to re-rank on a split; an unknown split (None) is treated as a test split."""
+        tested = split is None or split in self.cfg.test_splits or self.cfg.valid_itm
+        return self.cfg.k_test if tested else 0
+
+    def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
+        """One row per image: the losses of its batch and what retrieval needs of it."""
+        losses = validation_losses(model, samples)
+        if self._retrieves(model):
+            rows = image_rows(model, samples, keep_embeds=self.k_test(self._split) > 0)
+        else:
+            rows = [{"id": index} for index in indices(samples)]
+        return [row | {"losses": losses} for row in rows]
+
+    def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
+        """Mean losses and recall of the whole split, equal on all ranks."""
+        scores = mean_losses(rows)
+        if not self._retrieves(model):
+            return scores | {"agg_metrics": -scores["loss"]}
+        gallery = gallery_of(rows, dataset, self.cfg.captions_per_image)
+        itc, itm = retrieve(model, rows, gallery, self.k_test(split), sizes_of(self.cfg))
+        scores |= prefixed("itc_", itc, gallery)
+        r_mean = scores["itc_r_mean"]
+        if itm is not None:
+            scores |= prefixed("itm_", itm, gallery)
+            r_mean = scores["itm_r_mean"]
+        return scores | {"r_mean": r_mean, "chance_r1": chance_r1(gallery), "agg_metrics": r_mean}
+
+    def summary(self, scores: dict[str, float]) -> str:
+        """R@1 both ways beside chance, or the losses."""
+        return recall_line(scores, {"itc_": "ITC", "itm_": "ITC + ITM"}) or super().summary(scores)
+
+    def _retrieves(self, model: Any) -> bool:
+        return self.cfg.valid_recall and hasattr(model, "text_proj")
+
+
+@torch.no_grad()
+def validation_losses(model: Any, samples: dict[str, Any]) -> dict[str, float]:
+    """Losses of one evaluation batch, this process alone: each image with its first caption.
+
+    The numbers that choose the hard negatives depend on the batch's images only, so that every validation of a run
+    draws alike.
+    """
+    captions = [text if isinstance(text, str) else text[0] for text in samples["text_input"]]
+    generator = torch.Generator().manual_seed(indices(samples)[0])
+    uniform = torch.rand(len(captions), 2, dtype=torch.float64, generator=generator)
+    output = model({"image": samples["image"], "text_input": captions, "uniform": uniform})
+    return {name: float(value) for name, value in output.losses().items()}
+
+
+def mean_losses(rows: list[Row]) -> dict[str, float]:
+    """Mean over all ranks' images, the same to the last bit for any number of ranks. Collective."""
+    own: list[dict[str, float]] = [row["losses"] for row in rows]
+    parts = distributed.all_gather_object(own)
+    losses = [one for part in parts for one in part]
+    return {name: fsum(one[name] for one in losses) / len(losses) for name in losses[0]} if losses else {}

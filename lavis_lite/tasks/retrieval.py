@@ -1,0 +1,93 @@
+"""Image-text retrieval: fine-tuning by the stage-1 objectives, scored by ITC and re-ranking by ITM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lavis_lite import distributed
+from lavis_lite.config.schema import RunConfig
+from lavis_lite.metrics.retrieval import mean_chance
+from lavis_lite.registry import registry
+from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.gallery import Gallery
+from lavis_lite.tasks.retrieval_scoring import BothWays, Sizes, image_rows, recalls_of, retrieve
+
+
+@dataclass
+class RetrievalRunConfig(RunConfig):
+    """The run section of tasks that search images by text and texts by image."""
+
+    task: str = "retrieval"
+    k_test: int = 128
+    """candidates per query that ITM re-ranks; clipped to the gallery's size; 0: ITC only"""
+    captions_per_image: int | None = None
+    """captions of each image that make up the gallery: the first n; absent: all"""
+    pair_batch_size: int = 256
+    """(image, caption) pairs per pass of the ITM head in evaluation"""
+
+
+@registry.register_task("retrieval")
+class RetrievalTask(BaseTask):
+    """Trains on samples {image, text_input, image_id}; evaluates a split with one sample per image.
+
+    An evaluation sample has `image` float[B,3,H,W] and `index` (its place in the data set); the data set has `text`,
+    `img2txt` and `txt2img`. Scores (fractions): txt_r1, txt_r5, txt_r10, txt_r_mean (texts found by an image), img_*
+    (images found by a text), r_mean, all after re-ranking when `k_test` > 0; the same with prefix itc_ before it;
+    chance_r1; agg_metrics = r_mean.
+    """
+
+    config_class: ClassVar[type[RunConfig]] = RetrievalRunConfig
+    cfg: RetrievalRunConfig
+
+    def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
+        """One row per image with what retrieval needs of it."""
+        return image_rows(model, samples, keep_embeds=self.cfg.k_test > 0)
+
+    def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
+        """Recall of the whole split, equal on all ranks."""
+        gallery = gallery_of(rows, dataset, self.cfg.captions_per_image)
+        itc, itm = retrieve(model, rows, gallery, self.cfg.k_test, sizes_of(self.cfg))
+        scores = prefixed("itc_", itc, gallery)
+        final = itm if itm is not None else itc
+        scores |= prefixed("", final, gallery)
+        return scores | {"chance_r1": chance_r1(gallery), "agg_metrics": scores["r_mean"]}
+
+    def summary(self, scores: dict[str, float]) -> str:
+        """R@1 both ways beside chance."""
+        return recall_line(scores, {"itc_": "ITC", "": "ITC + ITM" if self.cfg.k_test > 0 else ""})
+
+
+def gallery_of(rows: Sequence[Row], dataset: Any, captions_per_image: int | None) -> Gallery:
+    """The gallery of all ranks' rows. Collective."""
+    own: list[int] = [row["id"] for row in rows]
+    parts = distributed.all_gather_object(own)
+    return Gallery.of(dataset, [index for part in parts for index in part], captions_per_image)
+
+
+def sizes_of(cfg: RetrievalRunConfig) -> Sizes:
+    """How a run cuts the work: blocks of images are the evaluation's batches."""
+    return Sizes(cfg.batch_size_eval, cfg.pair_batch_size, cfg.pair_batch_size)
+
+
+def prefixed(prefix: str, found: BothWays, gallery: Gallery) -> dict[str, float]:
+    """Recalls of candidates, every key with `prefix`."""
+    return {prefix + name: value for name, value in recalls_of(found, gallery).items()}
+
+
+def chance_r1(gallery: Gallery) -> float:
+    """R@1 of a random order, the mean of both directions (1 / N where every image has as many captions)."""
+    texts, images = len(gallery.texts), len(gallery.images)
+    return (mean_chance(1, texts, gallery.img2txt) + mean_chance(1, images, gallery.txt2img)) / 2
+
+
+def recall_line(scores: dict[str, float], ways: dict[str, str]) -> str:
+    """R@1 by each way of scoring that `scores` has: key prefix -> its name; an empty name is left out."""
+    parts: list[str] = []
+    for prefix, name in ways.items():
+        if name and f"{prefix}txt_r1" in scores:
+            chance = f" (chance {scores['chance_r1']:.3g})" if not parts else ""
+            parts.append(f"text R@1 {scores[f'{prefix}txt_r1']:.3f}, image R@1 {scores[f'{prefix}img_r1']:.3f}"
+                         f"{chance} by {name}")
+    return "; ".join(parts)

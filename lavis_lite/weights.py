@@ -1,0 +1,154 @@
+"""The weights and tokenizers a model section names: where they come from, whether they are here, how to get them.
+
+Models know nothing of files; this module turns the names in their sections into local paths before they are built.
+A name may be `mini` (packaged), a path, a URL, or a Hugging Face repository; hub and URL downloads are cached, and the
+offline switches (LAVIS_LITE_OFFLINE, HF_HUB_OFFLINE) are obeyed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from lavis_lite import files
+from lavis_lite.errors import DataError
+from lavis_lite.registry import registry
+
+LAVIS_BUCKET = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
+VISION_WEIGHTS = {
+    "eva_clip_g": f"{LAVIS_BUCKET}/BLIP2/eva_vit_g.pth",
+    "clip_L": f"{LAVIS_BUCKET}/BLIP2/clip_vit_L.pth",
+    "mini": "mini",
+}
+"""default weights of a vision preset; other timm names bring theirs by `vit_weights` or start at random"""
+RANDOM = "random"
+"""value of a weights key that means: leave the random start"""
+PACKAGED = {"vit_weights": "assets/mini/vit.safetensors", "tokenizer": "assets/mini/tokenizer"}
+HUB_FILES = {
+    "tokenizer": ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"],
+    "qformer_weights": ["config.json", "model.safetensors"],
+}
+"""key -> the files of a hub repository that are needed"""
+
+
+@dataclass(frozen=True)
+class Need:
+    """One name of a model section that stands for files."""
+
+    key: str
+    """field of the model section"""
+    value: str
+
+    def local(self) -> Path | None:
+        """Where it is on this machine, or None. Nothing is downloaded."""
+        if self.value == "mini" and self.key in PACKAGED:
+            return Path(str(resources.files("lavis_lite") / PACKAGED[self.key]))
+        if "://" in self.value:
+            target = files.target_of(self.value)
+            return target if target.exists() else None
+        path = files.resolve(self.value)
+        return path if path.exists() else self._in_hub_cache()
+
+    def _in_hub_cache(self) -> Path | None:
+        if not self._looks_like_hub():
+            return None
+        from huggingface_hub import try_to_load_from_cache
+
+        found = [try_to_load_from_cache(self.value, name) for name in HUB_FILES.get(self.key, ["config.json"])]
+        paths = [Path(path) for path in found if isinstance(path, str)]
+        return paths[0].parent if paths else None
+
+    def _looks_like_hub(self) -> bool:
+        """`name` or `owner/name`, with no file suffix."""
+        name = self.value.strip("/")
+        return name == self.value and name.count("/") <= 1 and not name.endswith((".pth", ".pt", ".safetensors", ".bin", ".json", ".txt"))
+
+    def found(self) -> bool:
+        """Whether it is on this machine."""
+        return self.local() is not None
+
+    def sentence(self) -> str:
+        """What is missing and how to get it."""
+        if "://" in self.value:
+            return f"model.{self.key}: {self.value} is not in the cache ({files.cache_root()})."
+        looked = f"looked at {files.resolve(self.value)}"
+        if self._looks_like_hub():
+            looked += f" and, as a Hugging Face repository, in the hub cache; get it with `hf download {self.value}`"
+        return f"model.{self.key}: {self.value!r} is not here ({looked})."
+
+    def fetch(self) -> Path:
+        """Bring it here.
+
+        Raises:
+            DataError: it cannot be downloaded, or is a path that does not exist.
+        """
+        here = self.local()
+        if here is not None:
+            return here
+        if "://" in self.value:
+            return files.fetch(self.value)
+        if not self._looks_like_hub():
+            raise DataError(self.sentence())
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(self.value, allow_patterns=HUB_FILES.get(self.key)))
+        except (OSError, ValueError) as fault:  # every error of the hub client derives from one of these
+            raise DataError(f"{self.sentence()} Downloading failed: {fault}") from fault
+
+
+def required_weights(model: Any) -> list[Need]:
+    """The needs of a model section, in the order of its fields; fields that the section lacks are no need."""
+    needs = []
+    for key in ("vit_weights", "tokenizer", "qformer_weights"):
+        value = model.get(key)
+        if key == "vit_weights" and value is None:
+            value = VISION_WEIGHTS.get(str(model.get("vit_model")))
+        if key == "qformer_weights" and checkpoint_of(model) is not None:
+            continue  # overwritten by the checkpoint
+        if value is not None and value != RANDOM:
+            needs.append(Need(key, str(value)))
+    start = checkpoint_of(model)
+    if start is not None:
+        needs.append(Need("finetuned" if model.load_finetuned and model.finetuned else "pretrained", start))
+    return needs
+
+
+def checkpoint_of(model: Any) -> str | None:
+    """The checkpoint a section starts from, if any: `finetuned` where it is loaded, else `pretrained`."""
+    if model.load_finetuned and model.finetuned:
+        return str(model.finetuned)
+    return str(model.pretrained) if model.load_pretrained and model.pretrained else None
+
+
+def localised(model: Any) -> Any:
+    """The same model section with every name replaced by a local path (downloading what is missing)."""
+    changes = {need.key: str(need.fetch()) for need in required_weights(model)}
+    return dataclasses.replace(model, **changes)
+
+
+def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
+    """A model with all that its section names: frozen weights, initial weights, a checkpoint over them.
+
+    Raises:
+        RegistryError, DataError, CheckpointError: an unknown arch; something is not here; a file does not fit.
+    """
+    from lavis_lite.models.checkpoints import load_checkpoint, load_vision_weights
+    from lavis_lite.models.bert_weights import initialise_from_bert
+
+    section = localised(section)
+    model = registry.get_model_class(section.arch).from_config(section)
+    if section.get("vit_weights") not in (None, RANDOM):
+        load_vision_weights(model.vision_encoder, section.vit_weights)
+    start = checkpoint_of(section)
+    if start is None and section.get("qformer_weights") not in (None, RANDOM):
+        initialise_from_bert(model.qformer, section.qformer_weights)
+    if start is not None:
+        report = load_checkpoint(model, start)
+        if say is not None:
+            say(str(report))
+    return model

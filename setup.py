@@ -1,0 +1,96 @@
+"""Packaging of lavis_lite: `pip install .` for use, `pip install -e .[dev]` for work on it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """The version from the package's source; importing it is not possible before its dependencies are there."""
+    source = (ROOT / "lavis_lite" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if match is None:
+        raise RuntimeError("lavis_lite/__init__.py has no line of the form: __version__ = \"1.2.3\"")
+    return match.group(1)
+
+
+def read_readme() -> str:
+    """The README, which is the package's long description."""
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.is_file() else ""
+
+
+REQUIREMENTS = [
+    "torch>=2.6",  # torch.load is safe by default from 2.6 on
+    "torchvision>=0.21",  # the partner of torch 2.6; timm needs it
+    "transformers>=5.0,<6",
+    "timm>=1.0.15",
+    "omegaconf>=2.3",
+    "iopath>=0.1.10",
+    # 0.6.0 is the last release; it has wheels for these two platforms and no source package
+    'decord>=0.6.0; (sys_platform == "linux" and platform_machine == "x86_64") or sys_platform == "win32"',
+    "webdataset>=1.0",
+    "pycocotools>=2.0.8",
+    "pycocoevalcap>=1.2",
+    "fairscale>=0.4.13",
+    "safetensors>=0.5",
+    "tokenizers>=0.22",
+    "sentencepiece>=0.2",
+    "pillow>=10.3",
+    "numpy>=1.26",
+    "filelock>=3.13",
+    "PyYAML>=6.0",
+    "rich>=13.7",
+    "tensorboard>=2.16",
+    "matplotlib>=3.8",
+]
+
+EXTRAS = {
+    "track": ["wandb>=0.19"],
+    "lora": ["peft>=0.18"],
+    "quant": ["bitsandbytes>=0.45"],
+    "demo": ["gradio>=5.9"],
+    "video": ["av>=13"],
+}
+EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})
+EXTRAS["dev"] = [
+    "hypothesis>=6.100",
+    "packaging>=24",
+    "mypy>=1.14",
+    "pytest>=8.3",
+    "pytest-timeout>=2.3",
+    "ruff>=0.9",
+    "setuptools>=70.1",  # tests/test_packaging.py builds a wheel without the network
+    "types-PyYAML>=6.0",
+]
+
+setup(
+    name="lavis_lite",
+    version=read_version(),
+    description="Vision-language experiments (BLIP-2, InstructBLIP) assembled from YAML and trained by one loop",
+    long_description=read_readme(),
+    long_description_content_type="text/markdown",
+    license="BSD-3-Clause",
+    python_requires=">=3.10",
+    packages=find_packages(include=["lavis_lite", "lavis_lite.*"]),
+    package_data={"lavis_lite": ["py.typed", "configs/**/*.yaml", "assets/**/*"]},
+    include_package_data=False,
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["lavis-lite = lavis_lite.cli.main:main"]},
+    zip_safe=False,
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Operating System :: OS Independent",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

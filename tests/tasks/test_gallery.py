@@ -1,0 +1,37 @@
+"""Which images and captions are searched, and what is said when they do not fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from lavis_lite.errors import DataError
+from lavis_lite.tasks.gallery import Gallery
+from tests.tasks.fakes import dataset
+
+
+def test_all_captions_in_the_order_of_the_data_set():
+    split = dataset(4)
+    gallery = Gallery.of(split, [2, 0, 3, 1])
+    assert gallery.images == [0, 1, 2, 3] and gallery.texts == split.text
+    assert gallery.img2txt == [split.img2txt[image] for image in range(4)]
+    assert gallery.txt2img == [split.txt2img[text] for text in range(len(split.text))]
+
+
+def test_first_captions_and_missing_images_are_renumbered():
+    split = dataset(4)  # 2, 1, 3, 2 captions
+    gallery = Gallery.of(split, [3, 2], captions_per_image=2)
+    assert gallery.images == [2, 3]
+    assert gallery.texts == [split.text[index] for index in (3, 4, 6, 7)]
+    assert gallery.img2txt == [[0, 1], [2, 3]] and gallery.txt2img == [0, 0, 1, 1]
+
+
+def test_an_image_twice_is_refused():
+    with pytest.raises(ValueError, match="image 1 .* twice"):
+        Gallery.of(dataset(3), [0, 1, 2, 1])
+
+
+def test_no_image_and_no_caption_are_data_errors():
+    with pytest.raises(DataError, match="no image"):
+        Gallery.of(dataset(3), [])
+    with pytest.raises(DataError, match=r"image 1 .*no caption"):
+        Gallery.of(dataset(3, captions=(1, 0)), [0, 1, 2])
