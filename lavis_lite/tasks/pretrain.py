@@ -12,6 +12,7 @@ from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.registry import registry
 from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.gallery import check_dataset
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, chance_r1, gallery_of, prefixed, recall_line, sizes_of
 from lavis_lite.tasks.retrieval_scoring import image_rows, indices, retrieve
 
@@ -45,7 +46,8 @@ class ImageTextPretrainTask(BaseTask):
         self._split: str | None = None
 
     def before_evaluation(self, dataset: Any, split: str) -> None:
-        """Remember the split: image features are kept only where re-ranking follows."""
+        """Refuse a split without captions, and remember it: features are kept only where re-ranking follows."""
+        check_dataset(dataset, split)
         self._split = split
 
     def k_test(self, split: str | None) -> int:
