@@ -11,12 +11,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "registry": "lavis_lite.registry",
     "LavisLiteError": "lavis_lite.errors",
     "list_models": "lavis_lite.zoo",
 }
 
-__all__ = ["LavisLiteError", "__version__", "list_models", "registry"]
+__all__ = ["LavisLiteError", "__version__", "list_models"]
 
 
 def __getattr__(name: str) -> Any:

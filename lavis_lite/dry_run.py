@@ -13,7 +13,9 @@ import torch
 from lavis_lite import distributed, engine
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, ModelConfig
+from lavis_lite.distributed import launch_from_environment
 from lavis_lite.registry import registry
+from lavis_lite.runners.precision import pick_device
 
 GIB = 2**30
 
@@ -33,20 +35,29 @@ def dry_run(composition: Composition, needs: list[str], hint: str) -> None:
 
 
 def _one_real_step(config: Config) -> None:
-    """The run itself, bounded to one optimizer step, in a folder that is thrown away."""
-    run = dataclasses.replace(config.run, max_iters=1, max_epoch=None, runner="runner_iter", valid_splits=[], test_splits=[],
-                              save_last=False, save_every=None, log_freq=1, tensorboard=False, wandb=False, evaluate=False)
+    """The run's first step; no file is written."""
+    run = dataclasses.replace(config.run, tensorboard=False, wandb=False, evaluate=False)
     short = dataclasses.replace(config, run=run)
-    device = engine.pick_device(run)
+    launch = launch_from_environment()
+    device = pick_device(run.device, launch.local_rank)
     distributed.init(device, run.dist_timeout_minutes)
     try:
         with tempfile.TemporaryDirectory() as folder:
             engine.seed_everything(run.seed)
             start = time.perf_counter()
-            engine.assemble(short, device, Path(folder)).train()
+            runner = engine.assemble(short, device, Path(folder), launch)
+            losses = runner.one_step()
     finally:
         distributed.shutdown()
-    print(f"dry run: built everything and ran one step in {time.perf_counter() - start:.1f} s; nothing was kept.")
+    print_parts(runner.model)
+    parts = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+    print(f"dry run: built everything and ran one step ({parts}) in {time.perf_counter() - start:.1f} s; nothing was kept.")
+
+
+def print_parts(model: Any) -> None:
+    """Trainable and frozen parameters of every part."""
+    for part, (trains, stays) in model.count_parameters().items():
+        print(f"  {part:16} {trains:>14,} trainable {stays:>14,} frozen")
 
 
 def _one_meta_step(config: Config) -> None:
@@ -57,8 +68,7 @@ def _one_meta_step(config: Config) -> None:
     output.loss.backward()
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
-    for part, (trains, stays) in model.count_parameters().items():
-        print(f"  {part:16} {trains:>14,} trainable {stays:>14,} frozen")
+    print_parts(model)
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in samples.items() if torch.is_tensor(value))
     print(f"dry run on the meta device: forward and backward of {batch} samples per rank fit together ({shapes}).")
     need = trainable * 16 / GIB + frozen * 2 / GIB

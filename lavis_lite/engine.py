@@ -6,23 +6,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from lavis_lite import distributed
+from lavis_lite import distributed, weights
 from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
-from lavis_lite.errors import CheckpointError, DataError
-from lavis_lite.models.checkpoints import load_checkpoint, load_vision_weights
+from lavis_lite.distributed import Launch, launch_from_environment
+from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing
+from lavis_lite.runners.precision import pick_device
 from lavis_lite.runners.runner import Runner
-from lavis_lite.weights import localised
+
+T = TypeVar("T")
 
 
 def main(composition: Composition, resume: str | None = None) -> dict[str, Any]:
@@ -34,39 +38,42 @@ def main(composition: Composition, resume: str | None = None) -> dict[str, Any]:
     """
     config = composition.config
     run = config.run
-    device = pick_device(run)
+    device = pick_device(run.device, launch_from_environment().local_rank)
     launch = distributed.init(device, run.dist_timeout_minutes)
     try:
-        if device.type == "cuda":
-            device = torch.device("cuda", launch.local_rank)
-            torch.cuda.set_device(device)
-        checkpoint = distributed.broadcast_object(find_checkpoint(run, resume) if distributed.is_main() else None)
-        run_dir = distributed.broadcast_object(open_run_folder(composition, checkpoint) if distributed.is_main() else None)
+        checkpoint = on_main(lambda: find_checkpoint(run, resume))
+        run_dir = on_main(lambda: open_run_folder(composition, checkpoint))
         seed_everything(run.seed)
-        runner = assemble(config, device, run_dir)
+        runner = assemble(config, device, run_dir, launch)
         if checkpoint is not None:
             runner.resume(checkpoint)
-        return runner.evaluate_only() if run.evaluate else runner.train()
+        return runner.execute()
     finally:
         distributed.shutdown()
 
 
-def assemble(config: Config, device: torch.device, run_dir: Path) -> Runner:
+def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch) -> Runner:
     """Task, data, model and runner of a checked config."""
     task = registry.get_task_class(config.run.task)(config.run)
     datasets = build_datasets(config)
-    model = build_model(config).to(device)
-    return registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir)
+    model = build_model(config)
+    runner: Runner = registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir, launch=launch,
+                                                                  device=device)
+    return runner
 
 
-def pick_device(run: RunConfig) -> torch.device:
-    """run.device, or the best there is; a GPU asked for but absent becomes the CPU, said aloud."""
-    wanted = run.device.split(":")[0]
-    if wanted in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda")
-    if wanted == "cuda" and distributed.is_main():
-        print("note: run.device is cuda but no GPU is visible; running on the CPU.", flush=True)
-    return torch.device("mps" if wanted == "mps" else "cpu")
+def on_main(work: Callable[[], T]) -> T:
+    """Rank 0's result on every rank; where it fails, every rank raises the same error instead of waiting."""
+    outcome: tuple[Any, LavisLiteError | None] = (None, None)
+    if distributed.is_main():
+        try:
+            outcome = (work(), None)
+        except LavisLiteError as fault:
+            outcome = (None, fault)
+    result, fault = distributed.broadcast_object(outcome)
+    if fault is not None:
+        raise fault
+    return result
 
 
 def seed_everything(seed: int) -> None:
@@ -98,19 +105,11 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def build_model(config: Config) -> Any:
-    """The model with its frozen weights and, where the section says so, a checkpoint to start from."""
-    section = localised(config.model)
+    """The model of the run with the weights its section names."""
+    section = config.model
     if hasattr(section, "lm_reduction"):
-        section.lm_reduction = config.run.lm_reduction
-    model = registry.get_model_class(section.arch).from_config(section)
-    if section.get("vit_weights") not in (None, "random"):
-        load_vision_weights(model.vision_encoder, section.vit_weights)
-    source = section.finetuned if section.load_finetuned and section.finetuned else section.pretrained
-    if source and (section.load_pretrained or section.load_finetuned):
-        report = load_checkpoint(model, source)
-        if distributed.is_main():
-            print(report, flush=True)
-    return model
+        section = dataclasses.replace(section, lm_reduction=config.run.lm_reduction)
+    return weights.build_model(section, say=print if distributed.is_main() else None)
 
 
 def find_checkpoint(run: RunConfig, resume: str | None) -> Path | None:

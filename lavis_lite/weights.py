@@ -8,6 +8,7 @@ offline switches (LAVIS_LITE_OFFLINE, HF_HUB_OFFLINE) are obeyed.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from lavis_lite import files
 from lavis_lite.errors import DataError
+from lavis_lite.registry import registry
 
 LAVIS_BUCKET = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
 VISION_WEIGHTS = {
@@ -23,6 +25,8 @@ VISION_WEIGHTS = {
     "mini": "mini",
 }
 """default weights of a vision preset; other timm names bring theirs by `vit_weights` or start at random"""
+RANDOM = "random"
+"""value of a weights key that means: leave the random start"""
 PACKAGED = {"vit_weights": "assets/mini/vit.safetensors", "tokenizer": "assets/mini/tokenizer"}
 HUB_FILES = {
     "tokenizer": ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"],
@@ -44,7 +48,8 @@ class Need:
         if self.value == "mini" and self.key in PACKAGED:
             return Path(str(resources.files("lavis_lite") / PACKAGED[self.key]))
         if "://" in self.value:
-            return files.cached(self.value)
+            target = files.target_of(self.value)
+            return target if target.exists() else None
         path = files.resolve(self.value)
         return path if path.exists() else self._in_hub_cache()
 
@@ -103,15 +108,47 @@ def required_weights(model: Any) -> list[Need]:
         value = model.get(key)
         if key == "vit_weights" and value is None:
             value = VISION_WEIGHTS.get(str(model.get("vit_model")))
-        if value is not None and value != "random":
+        if key == "qformer_weights" and checkpoint_of(model) is not None:
+            continue  # overwritten by the checkpoint
+        if value is not None and value != RANDOM:
             needs.append(Need(key, str(value)))
-    source = model.finetuned if model.load_finetuned and model.finetuned else model.pretrained if model.load_pretrained else None
-    if source:
-        needs.append(Need("finetuned" if source == model.finetuned else "pretrained", str(source)))
+    start = checkpoint_of(model)
+    if start is not None:
+        needs.append(Need("finetuned" if model.load_finetuned and model.finetuned else "pretrained", start))
     return needs
+
+
+def checkpoint_of(model: Any) -> str | None:
+    """The checkpoint a section starts from, if any: `finetuned` where it is loaded, else `pretrained`."""
+    if model.load_finetuned and model.finetuned:
+        return str(model.finetuned)
+    return str(model.pretrained) if model.load_pretrained and model.pretrained else None
 
 
 def localised(model: Any) -> Any:
     """The same model section with every name replaced by a local path (downloading what is missing)."""
     changes = {need.key: str(need.fetch()) for need in required_weights(model)}
     return dataclasses.replace(model, **changes)
+
+
+def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
+    """A model with all that its section names: frozen weights, initial weights, a checkpoint over them.
+
+    Raises:
+        RegistryError, DataError, CheckpointError: an unknown arch; something is not here; a file does not fit.
+    """
+    from lavis_lite.models.checkpoints import load_checkpoint, load_vision_weights
+    from lavis_lite.models.bert_weights import initialise_from_bert
+
+    section = localised(section)
+    model = registry.get_model_class(section.arch).from_config(section)
+    if section.get("vit_weights") not in (None, RANDOM):
+        load_vision_weights(model.vision_encoder, section.vit_weights)
+    start = checkpoint_of(section)
+    if start is None and section.get("qformer_weights") not in (None, RANDOM):
+        initialise_from_bert(model.qformer, section.qformer_weights)
+    if start is not None:
+        report = load_checkpoint(model, start)
+        if say is not None:
+            say(str(report))
+    return model

@@ -21,7 +21,7 @@ find_python() {
     for name in ${PYTHON:-python3 python python3.13 python3.12 python3.11 python3.10}; do
         if new_enough "$name"; then printf '%s\n' "$name"; return; fi
     done
-    fail "Python 3.10 or newer is needed; ${PYTHON:-python3} is $("${PYTHON:-python3}" --version 2>&1 || true)." \
+    fail "Python 3.10 or newer is needed; ${PYTHON:-python3} gives: $("${PYTHON:-python3}" --version 2>&1 || true)" \
         "Install one, or name it: PYTHON=/path/to/python3.12 bash $0"
 }
 
@@ -50,8 +50,8 @@ pip_install() {
     # -qq: errors only.  ${pins[@]+...}: old versions of bash take an empty list for an unset variable
     "$venv/bin/python" -m pip install -qq --disable-pip-version-check ${pins[@]+"${pins[@]}"} "$@" || fail \
         "pip could not install: $*" \
-        "Its own message is above. Without a network the first installation cannot work; later ones need none." \
-        "Then run the same command again: it goes on where it stopped."
+        "Its own words are above. The first installation needs a network (or a local index in pip's configuration);" \
+        "everything later works without one. Run the same command again to go on from here."
 }
 
 [ -x "$venv/bin/python" ] || make_venv

@@ -20,8 +20,8 @@ from lavis_lite.models.vision_presets import MINI, PRESETS
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-MINI_WEIGHTS = ("assets", "mini", "vit.safetensors")
-"""Inside the package."""
+MINI_WEIGHTS = "assets/mini/vit.safetensors"
+"""inside the package"""
 
 
 class VisionEncoder(nn.Module):
@@ -99,9 +99,9 @@ class VisionEncoder(nn.Module):
             return  # a model on the meta device has shapes only
         from lavis_lite.models.checkpoints import load_vision_weights
 
-        place = resources.files("lavis_lite").joinpath(*MINI_WEIGHTS)
+        place = resources.files("lavis_lite") / MINI_WEIGHTS
         if not place.is_file():
-            raise CheckpointError(f"the package lacks {'/'.join(MINI_WEIGHTS)}, the weights of vision encoder 'mini'; "
+            raise CheckpointError(f"the package lacks {MINI_WEIGHTS}, the weights of vision encoder 'mini'; "
                                   "install the package again, or rebuild the embedded default (docs/).")
         with resources.as_file(place) as path:
             load_vision_weights(self, path)

@@ -63,7 +63,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as fault:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({fault}); it is damaged or incomplete.") from fault
+        raise CheckpointError(f"{path} cannot be read as safetensors ({fault}); it is damaged.") from fault
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:

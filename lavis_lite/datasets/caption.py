@@ -1,0 +1,163 @@
+"""Image-caption data sets: one sample per caption for training, one per image for evaluation."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from lavis_lite.datasets.annotations import RowTable
+from lavis_lite.datasets.base import BaseDataset, Sample, image_number
+from lavis_lite.datasets.images import ImageFolder
+
+Processor = Callable[..., Any]
+"""(item, rng) -> item"""
+
+
+class CaptionDataset(BaseDataset):
+    """Training: one sample per caption.
+
+    Samples: image float32[3, H, W], text_input str, image_id int (equal for captions of the same image), instance_id
+    str.
+
+    Args:
+        table: rows with image and caption (one text).
+        folder: the images.
+        vis_processor, text_processor: applied to the image and to the caption.
+        space: the image folder as the configuration names it; keeps image ids of several data sets apart.
+    """
+
+    sample_keys: tuple[str, ...] = ("image", "text_input", "image_id", "instance_id")
+
+    def __init__(self, table: RowTable, folder: ImageFolder, vis_processor: Processor, text_processor: Processor,
+                 space: str = "") -> None:
+        self.table, self.folder, self.space = table, folder, space
+        self.vis_processor, self.text_processor = vis_processor, text_processor
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def place(self, index: int) -> str:
+        """`file:row` of the annotation."""
+        return self.table.place(index)
+
+    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
+        """One caption with its image."""
+        row = self.table[index]
+        return {
+            "image": self.vis_processor(self.folder.load(row["image"]), rng),
+            "text_input": self.text_processor(row["caption"], rng),
+            "image_id": image_number(self.space, row["image"]),
+            "instance_id": str(index),
+        }
+
+
+class CaptionEvalDataset(BaseDataset):
+    """Evaluation: one sample per image, with all its captions known to the data set.
+
+    Samples: image float32[3, H, W], image_id int (the annotations' own where they have one, see `own_ids`), index int
+    (the image's place), instance_id str, and text_input str (the first caption) when every image has a caption.
+
+    For retrieval: `image` list of file names, `text` list of all captions, `txt2img` caption place -> image place and
+    `img2txt` image place -> caption places.
+
+    Args:
+        table: rows with image and, if there are any, caption (list); rows of the same image are joined.
+        folder, vis_processor, text_processor: as in training.
+    """
+
+    sample_keys: tuple[str, ...] = ("image", "text_input", "image_id", "index", "instance_id")
+
+    def __init__(self, table: RowTable, folder: ImageFolder, vis_processor: Processor,
+                 text_processor: Processor) -> None:
+        self.table, places = _by_image(table)
+        self._places = places
+        self.folder, self.vis_processor, self.text_processor = folder, vis_processor, text_processor
+        rows = [self.table[index] for index in range(len(self.table))]
+        self.image = [row["image"] for row in rows]
+        self.image_ids = own_ids(self.image, [row.get("image_id") for row in rows])
+        self.has_text = all(row["caption"] for row in rows)
+        if not self.has_text:
+            self.sample_keys = tuple(key for key in self.sample_keys if key != "text_input")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def place(self, index: int) -> str:
+        """`file:row` of the image's first annotation."""
+        return self._places[index]
+
+    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
+        """One image."""
+        row = self.table[index]
+        sample = {
+            "image": self.vis_processor(self.folder.load(row["image"]), rng),
+            "image_id": self.image_ids[index], "index": index, "instance_id": str(index),
+        }
+        if self.has_text:
+            sample["text_input"] = self.text_processor(row["caption"][0], rng)
+        return sample
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        """Processed captions of each image, in file order."""
+        rows = (self.table[index] for index in range(len(self)))
+        return [[self.text_processor(caption) for caption in row["caption"]] for row in rows]
+
+    @cached_property
+    def text(self) -> list[str]:
+        """All processed captions, image by image."""
+        return [caption for captions in self.captions for caption in captions]
+
+    @cached_property
+    def img2txt(self) -> dict[int, list[int]]:
+        """Image place -> places of its captions in `text`."""
+        places: dict[int, list[int]] = {}
+        first = 0
+        for image, captions in enumerate(self.captions):
+            places[image] = list(range(first, first + len(captions)))
+            first += len(captions)
+        return places
+
+    @cached_property
+    def txt2img(self) -> dict[int, int]:
+        """Place in `text` -> image place."""
+        return {text: image for image, texts in self.img2txt.items() for text in texts}
+
+
+def _by_image(table: RowTable) -> tuple[RowTable, list[str]]:
+    """Rows of the same image joined, in order of first appearance, and the place of each one's first row."""
+    joined: dict[str, dict[str, Any]] = {}
+    places = []
+    for index in range(len(table)):
+        row = table[index]
+        if row["image"] not in joined:
+            joined[row["image"]] = {**row, "caption": []}
+            places.append(table.place(index))
+        joined[row["image"]]["caption"] += row.get("caption", [])
+    return RowTable(((0, 0, row) for row in joined.values()), []), places
+
+
+def own_ids(images: list[str], ids: list[int | str | None]) -> list[int]:
+    """One different integer per image: what result files refer to.
+
+    The first of these that is there for all and different for all: the annotations' number; the digits at the end of
+    the annotations' id ("coco_391895"); the digits at the end of the file's name (COCO_val2014_000000391895.jpg); the
+    place.
+    """
+    stems = [image.rsplit("/", 1)[-1].rsplit(".", 1)[0] for image in images]
+    for names in (ids, stems):
+        numbers = [_last_number(name) for name in names]
+        known = [number for number in numbers if number is not None]
+        if len(set(known)) == len(images):
+            return known
+    return list(range(len(images)))
+
+
+def _last_number(name: int | str | None) -> int | None:
+    if name is None or isinstance(name, int):
+        return name
+    digits = re.search(r"\d{1,18}$", name)
+    return int(digits.group()) if digits else None

@@ -1,0 +1,122 @@
+"""Image files -> RGB pictures, or one clear reason why not.
+
+Files are somebody else's: the pixel count is checked from the header before anything is decoded, only picture formats
+are tried (Pillow's PostScript reader would run a program), and a path may not lead out of the image folder.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from lavis_lite.errors import DataError
+from lavis_lite.processors.rgb import to_rgb
+
+MAX_PIXELS = 64_000_000
+"""largest width x height that is decoded: 192 MB as RGB"""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF")
+"""Pillow's names, in the order they are tried; its JPEG reader takes MPO too"""
+
+
+class BadSample(DataError):
+    """One sample cannot be used; `run.on_bad_sample` decides what follows.
+
+    Args:
+        path: the file at fault.
+        reason: why, as a clause.
+    """
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = str(path), reason
+
+    def __reduce__(self) -> tuple[type[BadSample], tuple[str, str]]:
+        return type(self), (self.path, self.reason)
+
+
+def load_rgb(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a file to an upright RGB image (first frame of animations, transparency on white, 16 bits scaled).
+
+    Raises:
+        BadSample: missing, not a regular file, not a picture, truncated, or larger than `max_pixels`.
+    """
+    _check_regular(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken EXIF, and Pillow's own size warning: the size is checked below
+            with Image.open(path, formats=_formats()) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise BadSample(path, f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
+                image.load()
+                return to_rgb(image)
+    except BadSample:
+        raise
+    except Exception as fault:  # decoders of hostile bytes raise anything from SyntaxError to struct.error
+        raise BadSample(path, _reason(fault)) from fault
+
+
+@lru_cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _check_regular(path: Path | str) -> None:
+    """A named pipe would hang the reader, a folder would be reported as a permission fault."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as fault:
+        missing = isinstance(fault, FileNotFoundError)
+        raise BadSample(path, "there is no such file" if missing else f"cannot be opened ({fault})") from fault
+    if not stat.S_ISREG(mode):
+        raise BadSample(path, "is not a regular file")
+
+
+def _reason(fault: Exception) -> str:
+    if isinstance(fault, Image.DecompressionBombError):
+        return "its header claims an absurd number of pixels"
+    if isinstance(fault, UnidentifiedImageError):
+        return "is not an image of a known format"
+    if isinstance(fault, PermissionError):
+        return "may not be read (permission denied)"
+    return f"cannot be decoded ({type(fault).__name__}: {fault})"
+
+
+class ImageFolder:
+    """A folder of images from which nothing outside can be read.
+
+    Args:
+        root: the folder; it may itself be a symbolic link.
+        max_pixels: see `load_rgb`.
+    """
+
+    def __init__(self, root: Path | str, max_pixels: int = MAX_PIXELS) -> None:
+        self.root, self.max_pixels = Path(root), max_pixels
+        self._real = os.path.realpath(root)
+
+    def path(self, name: str) -> Path:
+        """Path of an image by the name that annotations use.
+
+        Raises:
+            BadSample: the name leads out of the folder by `..`, as an absolute path or through a symbolic link.
+        """
+        path = self.root / name
+        try:
+            real = os.path.realpath(path)
+        except (OSError, ValueError) as fault:
+            raise BadSample(name, f"is not a usable file name ({fault})") from fault
+        if os.path.commonpath([self._real, real]) != self._real:
+            raise BadSample(path, f"leads out of the image folder {self.root} (to {real}); set "
+                                  "build_info.images.storage to a folder that holds all images")
+        return path
+
+    def load(self, name: str) -> Image.Image:
+        """The image of that name, as `load_rgb`."""
+        return load_rgb(self.path(name), self.max_pixels)

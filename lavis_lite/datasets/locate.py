@@ -1,0 +1,125 @@
+"""Where a data set's files are: on disk, behind a URL, or made by a generator of the package."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lavis_lite import files
+from lavis_lite.config.schema import FileConfig
+from lavis_lite.errors import ConfigError, did_you_mean
+
+GENERATORS = {"mini_world": "lavis_lite.datasets.prepare.mini_world:prepare_mini_world"}
+"""what `prepare:` may name -> function(root, **prepare_args) -> folder; each is atomic and may be called again"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One annotation file.
+
+    Args:
+        key: its place in the configuration.
+        url, storage, sha256, md5: as in FileConfig.
+        root: folder of generated files, looked at first.
+    """
+
+    key: str
+    url: str | None
+    storage: str | None
+    sha256: str | None = None
+    md5: str | None = None
+    root: Path | None = None
+
+    def target(self) -> Path:
+        """Where the file is, or belongs."""
+        if self.storage is None:
+            return files.target_of(self.url) if self.url and files.is_url(self.url) else files.resolve(self.url or "")
+        generated = self.root / self.storage if self.root else None
+        return generated if generated is not None and generated.exists() else files.resolve(self.storage)
+
+    def here(self) -> bool:
+        """Whether the file is on this machine."""
+        return self.target().exists() or self._local_url() is not None
+
+    def fetchable(self) -> bool:
+        """Whether `fetch` can get it over the network."""
+        return self.url is not None and files.is_url(self.url)
+
+    def _local_url(self) -> Path | None:
+        """LAVIS copies a `url` that is a local file; here it is read where it is."""
+        if self.url is None or files.is_url(self.url):
+            return None
+        path = files.resolve(self.url.removeprefix("file://"))
+        return path if path.exists() else None
+
+    def fetch(self) -> Path:
+        """The local file, downloaded if need be.
+
+        One that is already here is taken as it is: the hash is the published file's, and you may have put your own in
+        its place.
+
+        Raises:
+            DataError: not here and cannot be fetched.
+        """
+        target = self.target()
+        if target.exists() or self.url is None:
+            return target
+        return self._local_url() or files.fetch(self.url, self.sha256, self.md5, to=target)
+
+    def sentence(self) -> str:
+        """What is missing and how to get it."""
+        if self.fetchable():
+            command = files.fetch_command(str(self.url), self.target())
+            return f"{self.key}: {self.target()} is not here. Get it with: {command}"
+        return f"{self.key}.storage: {self.target()} is not here. Put the file there or set the key to where it is."
+
+
+def sources(key: str, cfg: FileConfig, root: Path | None) -> list[Source]:
+    """The files of one split.
+
+    Raises:
+        ConfigError: neither storage nor url, or lists of unequal length.
+    """
+    columns = {name: _as_list(getattr(cfg, name)) for name in ("url", "storage", "sha256", "md5")}
+    length = max(len(values) for values in columns.values())
+    if not (columns["url"] or columns["storage"]):
+        raise ConfigError(f"{key}: give `storage` (where the file is), `url` (where it comes from), or both.")
+    for name, values in columns.items():
+        if len(values) not in (0, length):
+            raise ConfigError(f"{key}.{name} has {len(values)} entries where the others have {length}.")
+    filled = {name: values or [None] * length for name, values in columns.items()}
+    rows = zip(filled["url"], filled["storage"], filled["sha256"], filled["md5"], strict=True)
+    return [Source(key, url, storage, sha256, md5, root) for url, storage, sha256, md5 in rows]
+
+
+def _as_list(value: Any) -> list[str | None]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else list(value)
+
+
+def prepare(name: str, generator: str | None, arguments: Mapping[str, Any]) -> Path | None:
+    """Run the generator that a section names; the folder of its files, None without one.
+
+    Without a `root` argument the folder is <cache>/<generator>/<its arguments>, so that worlds of other sizes or
+    seeds do not overwrite each other.
+
+    Raises:
+        ConfigError: unknown generator or arguments.
+    """
+    if not generator:
+        return None
+    if generator not in GENERATORS:
+        hint = did_you_mean(generator, GENERATORS)
+        raise ConfigError(f"datasets.{name}.prepare: unknown generator {generator!r}: {hint}")
+    module, _, function = GENERATORS[generator].partition(":")
+    settings = dict(arguments)
+    label = ",".join(f"{key}={value}" for key, value in sorted(settings.items()) if key != "workers") or "default"
+    root = files.resolve(settings.pop("root", None) or files.cache_root() / generator / label)
+    try:
+        return Path(getattr(importlib.import_module(module), function)(root, **settings))
+    except TypeError as fault:
+        raise ConfigError(f"datasets.{name}.prepare_args: {fault}.") from fault

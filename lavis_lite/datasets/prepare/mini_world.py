@@ -1,0 +1,239 @@
+"""Writes the mini world: JPEG pictures, COCO captions, VQA v2 questions and the ground truth, all generated.
+
+    python -m lavis_lite.datasets.prepare.mini_world --root FOLDER
+
+::
+
+    FOLDER/manifest.json                        what was asked for; written last
+           images/{split}/000000.jpg            64 x 64 pixels
+           annotations/captions_{split}.json    COCO captions layout; file_name is relative to images/
+           annotations/questions_{split}.json, vqa_annotations_{split}.json     VQA v2 layout
+           annotations/scenes_{split}.json      ground truth
+
+The folder appears whole or not at all, is left alone when it already holds what is asked for, and several processes may
+ask for it at once: one writes, the others wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from lavis_lite.datasets.prepare.records import (
+    SceneRecord,
+    answer_file,
+    caption_file,
+    describe_scene,
+    file_name,
+    question_file,
+    scene_file,
+)
+from lavis_lite.datasets.prepare.render import encode_jpeg, render
+from lavis_lite.datasets.prepare.scenes import make_scene
+from lavis_lite.errors import DataError
+
+WORLD_VERSION = 1
+"""Part of the manifest. Raise it with any change of pictures or words, so that written folders are made anew."""
+
+DEFAULT_SIZES = {"train": 14_000, "val": 500, "test": 500, "ood": 500}
+DEFAULT_SEED = 7
+
+_MANIFEST = "manifest.json"
+_CHUNK = 250
+
+Job = tuple[Path, int, str, range]
+
+
+def prepare_mini_world(
+    root: Path | str,
+    train: int = DEFAULT_SIZES["train"],
+    val: int = DEFAULT_SIZES["val"],
+    test: int = DEFAULT_SIZES["test"],
+    ood: int = DEFAULT_SIZES["ood"],
+    seed: int = DEFAULT_SEED,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Make sure that `root` holds the mini world of these sizes and seed, and return it.
+
+    Args:
+        root: the folder to write; it must not exist, be empty, or be an earlier mini world (which is replaced if it
+            differs from what is asked for).
+        train: pictures in the split train; a split of 0 pictures is left out.
+        val: pictures in val.
+        test: pictures in test.
+        ood: pictures in ood, the split of held-out colour-shape pairs.
+        seed: of the whole world; same seed, same bytes.
+        workers: processes that render; default one per available core, at most 8. The result does not depend on it.
+        progress: show a progress line on stderr.
+
+    Raises:
+        DataError: when the folder holds something else, cannot be written, or a size is negative.
+    """
+    root = Path(root).expanduser().absolute()
+    sizes = {"train": train, "val": val, "test": test, "ood": ood}
+    bad = [f"{split}={size}" for split, size in sizes.items() if not 0 <= size < 1_000_000]
+    if bad:
+        raise DataError(f"mini world: {', '.join(bad)}: the pictures of a split must be 0 to 999999")
+    wanted = {"name": "mini_world", "version": WORLD_VERSION, "seed": seed, "sizes": sizes}
+    if read_manifest(root) == wanted:
+        return root
+    with _writing(root), FileLock(str(root.parent / f".{root.name}.lock")):
+        if read_manifest(root) != wanted:  # another process may have written it while this one waited
+            _refuse_foreign(root)
+            _write_world(root, wanted, workers or _default_workers(), progress)
+    return root
+
+
+def read_manifest(root: Path) -> dict[str, Any] | None:
+    """What the folder says it holds: name, version, seed and sizes; None where there is no readable manifest."""
+    try:
+        manifest = json.loads((root / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """Turn the system's refusals into an error that says what to do."""
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        hint = "choose another folder, or make room and give yourself write permission there"
+        raise DataError(f"mini world: cannot write {root}: {error.strerror or error}; {hint}") from error
+
+
+def _refuse_foreign(root: Path) -> None:
+    """Never replace a folder that this module did not write."""
+    manifest = read_manifest(root)
+    ours = manifest is not None and manifest.get("name") == "mini_world"
+    if root.exists() and not ours and (not root.is_dir() or any(root.iterdir())):
+        raise DataError(f"mini world: {root} exists and is not a mini world; choose a new or empty folder")
+
+
+def _default_workers() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+def _write_world(root: Path, wanted: dict[str, Any], workers: int, progress: bool) -> None:
+    """Write into a temporary sibling, then swap it in; what killed runs left behind goes first (the lock is held)."""
+    for leftover in root.parent.glob(f".{root.name}.*.partial"):
+        shutil.rmtree(leftover)
+    partial = root.parent / f".{root.name}.{os.getpid()}.partial"
+    try:
+        (partial / "annotations").mkdir(parents=True)
+        _write_splits(partial, wanted, workers, _progress_line(sum(wanted["sizes"].values())) if progress else _silent)
+        _write_json(partial / _MANIFEST, wanted)
+        if root.exists():
+            replaced = root.parent / f".{root.name}.{os.getpid()}.old.partial"
+            root.rename(replaced)
+            shutil.rmtree(replaced)
+        partial.rename(root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_splits(root: Path, wanted: dict[str, Any], workers: int, report: Callable[[int], None]) -> None:
+    seed, info = wanted["seed"], {key: wanted[key] for key in ("name", "version", "seed")}
+    done = 0
+    with _mapper(workers) as run:
+        for split, size in wanted["sizes"].items():
+            if not size:
+                continue
+            (root / "images" / split).mkdir(parents=True)
+            jobs = [(root, seed, split, range(i, min(i + _CHUNK, size))) for i in range(0, size, _CHUNK)]
+            records: list[SceneRecord] = []
+            for chunk in run(_write_chunk, jobs):
+                records += chunk
+                report(done + len(records))
+            done += len(records)
+            _write_annotations(root / "annotations", records, info, split)
+
+
+def _write_chunk(job: Job) -> list[SceneRecord]:
+    """Write some pictures; runs in a worker process."""
+    root, seed, split, indices = job
+    records = []
+    for index in indices:
+        scene = make_scene(seed, split, index)
+        (root / "images" / file_name(split, index)).write_bytes(encode_jpeg(render(scene)))
+        records.append(describe_scene(scene))
+    return records
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable[..., Any]]:
+    """An ordered map over jobs, in processes where the system can fork (the jobs use numpy and Pillow alone)."""
+    can_fork = sys.platform.startswith("linux")
+    context = multiprocessing.get_context("fork") if can_fork and workers > 1 else None
+    with ProcessPoolExecutor(workers, context) if context else nullcontext() as pool:
+        yield pool.map if pool else map
+
+
+def _write_annotations(folder: Path, records: list[SceneRecord], info: dict[str, Any], split: str) -> None:
+    _write_json(folder / f"captions_{split}.json", caption_file(records, info))
+    _write_json(folder / f"questions_{split}.json", question_file(records, info, split))
+    _write_json(folder / f"vqa_annotations_{split}.json", answer_file(records, info, split))
+    _write_json(folder / f"scenes_{split}.json", scene_file(records, info))
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, separators=(",", ":")), encoding="utf-8")
+
+
+def _silent(done: int) -> None:
+    """No progress shown."""
+
+
+def _progress_line(total: int) -> Callable[[int], None]:
+    """A line on stderr that overwrites itself on a terminal and appears about every five seconds elsewhere."""
+    start, terminal = time.perf_counter(), sys.stderr.isatty()
+    last = start
+
+    def report(done: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if done < total and now - last < (0.1 if terminal else 5.0):
+            return
+        last = now
+        rate = done / max(now - start, 1e-9)
+        text = f"mini world: {done}/{total} pictures, {rate:.0f} a second"
+        print(f"\r{text}" if terminal else text, end="\n" if done == total or not terminal else "", file=sys.stderr)
+
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="write the mini world: pictures, captions, questions")
+    parser.add_argument("--root", type=Path, required=True, help="folder to write")
+    for split, size in DEFAULT_SIZES.items():
+        parser.add_argument(f"--{split}", type=int, default=size, help=f"pictures in {split} (default {size})")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core, at most 8)")
+    options = vars(parser.parse_args(argv))
+    try:
+        print(prepare_mini_world(**options))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

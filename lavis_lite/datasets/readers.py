@@ -1,0 +1,166 @@
+"""Annotation files -> raw rows with their row numbers, one at a time.
+
+Byte-order marks and Windows line ends are tolerated. Lines end at a line feed only: U+2028 and its like are part of a
+text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.errors import DataError
+
+NumberedRow = tuple[int, Any]
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+_SPACE = " \t\r\n"
+_MOST_FIELD = 16_000_000
+"""characters of one CSV field that are read before the row check refuses it"""
+
+
+def read_rows(path: Path) -> Iterator[NumberedRow]:
+    """Rows of one file, by its suffix: (row number, row).
+
+    `.json` is a list of objects or an official COCO captions file (`images` + `annotations`: one row per caption with
+    image, caption, image_id); `.jsonl` has one object per line; `.csv` and `.tsv` have a header line. The row number
+    is the place in the list, from 1, or the line number.
+
+    Raises:
+        DataError: missing, unreadable, empty or not in the format of its suffix; names file and place.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path}: annotation files end in {', '.join(SUFFIXES)}, not in {suffix or 'nothing'!r}.")
+    content = _content(path)
+    if suffix == ".json":
+        return _json_rows(path, content)
+    if suffix in (".csv", ".tsv"):
+        return _table_rows(path, content, "," if suffix == ".csv" else "\t")
+    return _line_rows(path, content)
+
+
+def _content(path: Path) -> str:
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as fault:
+        raise DataError(f"{path}: there is no such annotation file.") from fault
+    except OSError as fault:
+        raise DataError(f"{path}: cannot be read ({fault.strerror or fault}).") from fault
+    except UnicodeDecodeError as fault:
+        raise DataError(f"{path}: is not UTF-8 text (byte {fault.start}); convert it, for example with "
+                        f"`iconv -f LATIN1 -t UTF-8`.") from fault
+    if not content.strip():
+        raise DataError(f"{path}: the file is empty.")
+    return content
+
+
+def _json_rows(path: Path, content: str) -> Iterator[NumberedRow]:
+    """Elements of a list one by one (the whole list as objects would take ten times the memory of its text)."""
+    place = _skip(content, 0)
+    if content[place] != "[":
+        yield from _object_rows(path, content)
+        return
+    decoder, number, place = json.JSONDecoder(), 0, _skip(content, place + 1)
+    closed = content[place:place + 1] == "]"
+    while not closed:
+        number += 1
+        try:
+            row, place = decoder.raw_decode(content, place)
+        except (ValueError, RecursionError) as fault:
+            raise DataError(f"{path}:{number}: not JSON ({_why(fault)}).") from fault
+        place = _skip(content, place)
+        mark = content[place:place + 1]
+        if mark not in (",", "]") or mark == "":
+            raise DataError(f"{path}:{number}: after this row a ',' or ']' is expected"
+                            + (", but the file ends." if mark == "" else f", not {mark!r}."))
+        yield number, row
+        closed, place = mark == "]", _skip(content, place + 1)
+    if place < len(content):
+        raise DataError(f"{path}: there is text after the list's end.")
+
+
+def _skip(content: str, place: int) -> int:
+    while place < len(content) and content[place] in _SPACE:
+        place += 1
+    return place
+
+
+def _why(fault: Exception) -> str:
+    return "nested too deeply" if isinstance(fault, RecursionError) else str(fault)
+
+
+def _object_rows(path: Path, content: str) -> Iterator[NumberedRow]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as fault:
+        lines = isinstance(fault, json.JSONDecodeError) and fault.msg == "Extra data"
+        hint = " With one object per line, name it .jsonl." if lines else ""
+        raise DataError(f"{path}: not JSON ({_why(fault)}).{hint}") from fault
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: must be a list of objects, or a COCO captions file.")
+    if isinstance(value.get("images"), list) and isinstance(value.get("annotations"), list):
+        return _coco_rows(path, value)
+    if isinstance(value.get("data"), list):  # TextCaps and its like wrap the list
+        return iter(list(enumerate(value["data"], 1)))
+    raise DataError(f"{path}: must be a list of objects, or a COCO captions file with 'images' and 'annotations'; it "
+                    f"is an object with {', '.join(map(repr, list(value)[:6])) or 'nothing'}.")
+
+
+def _coco_rows(path: Path, value: dict[str, Any]) -> Iterator[NumberedRow]:
+    """Captions joined with their images through pycocotools' index, grouped by image in the order of `images`."""
+    _check_coco(path, value)
+    from pycocotools.coco import COCO  # imported here: only files of this layout need it
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        index = COCO()
+        numbers = {id(annotation): number for number, annotation in enumerate(value["annotations"], 1)}
+        index.dataset = value
+        index.createIndex()
+    for image in value["images"]:
+        named = {"image": image["file_name"]} if "file_name" in image else {}
+        for annotation in index.imgToAnns.get(image["id"], []):
+            yield numbers[id(annotation)], {**annotation, **named, "image_id": image["id"]}
+
+
+def _check_coco(path: Path, value: dict[str, Any]) -> None:
+    """What pycocotools answers with a bare KeyError or by silence."""
+    for kind, keys in (("images", ("id",)), ("annotations", ("id", "image_id"))):
+        for number, item in enumerate(value[kind], 1):
+            bad = [key for key in keys if not isinstance(item, dict) or not isinstance(item.get(key), int | str)]
+            if bad:
+                raise DataError(f"{path}: {kind}[{number}]: field {bad[0]!r} is missing, or neither a number nor text.")
+    known = {image["id"] for image in value["images"]}
+    for number, annotation in enumerate(value["annotations"], 1):
+        if annotation["image_id"] not in known:
+            name = annotation["image_id"]
+            raise DataError(f"{path}: annotations[{number}]: image_id {name!r} is not among 'images'.")
+
+
+def _line_rows(path: Path, content: str) -> Iterator[NumberedRow]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as fault:
+            raise DataError(f"{path}:{number}: not JSON ({_why(fault)}).") from fault
+        yield number, row
+
+
+def _table_rows(path: Path, content: str, delimiter: str) -> Iterator[NumberedRow]:
+    csv.field_size_limit(_MOST_FIELD)
+    reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            extra = row.pop(None, None)  # csv files cells beyond the header under None
+            if extra:
+                raise DataError(f"{path}:{reader.line_num}: {len(extra)} more cells than the header has; quote texts "
+                                f"that hold a {'comma' if delimiter == ',' else 'tab'}.")
+            yield reader.line_num, {key: cell for key, cell in row.items() if cell is not None}
+    except csv.Error as fault:
+        raise DataError(f"{path}:{reader.line_num}: not a readable table ({fault}).") from fault

@@ -1,0 +1,68 @@
+"""Any picture Pillow can hold -> upright 8-bit RGB, with its own tones.
+
+Pillow's plain `convert("RGB")` clips 16-bit pixels to white and shows whatever colour lies under transparent pixels;
+both are put right here. Transparency is laid on white: most pictures that have it were drawn for a white page.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+from PIL import Image
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXIF_FAULTS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The first frame of a picture as upright RGB, 8 bits per channel.
+
+    Raises:
+        ValueError: float or 32-bit integer pixels whose range is unknown.
+    """
+    orientation = _orientation(image)
+    image = _eight_bit_rgb(image)
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1..8. A header that cannot be read says nothing about the pixels: they stay as they are."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _EXIF_FAULTS:
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _eight_bit_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = Image.fromarray(_from_16_bit(np.asarray(image)))
+    elif image.mode == "F":
+        image = Image.fromarray(_from_float(np.asarray(image)))
+    if image.has_transparency_data:
+        shown = image.convert("RGBA")
+        page = Image.new("RGBA", shown.size, (255, 255, 255, 255))
+        return Image.alpha_composite(page, shown).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(pixels: np.ndarray) -> np.ndarray:
+    values = pixels.astype(np.int64)
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise ValueError(f"integer pixels from {values.min()} to {values.max()}: neither 8 nor 16 bits")
+    return ((values + 128) // 257).astype(np.uint8)
+
+
+def _from_float(pixels: np.ndarray) -> np.ndarray:
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= 0 and high <= 255):  # also true for NaN
+        raise ValueError(f"float pixels from {low:g} to {high:g}: expected 0..1 or 0..255")
+    return np.rint(pixels * (255.0 if high <= 1 else 1.0)).astype(np.uint8)

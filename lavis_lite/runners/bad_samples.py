@@ -1,0 +1,75 @@
+"""Unusable samples of all ranks, counted together and listed in one file by rank 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lavis_lite import distributed
+from lavis_lite.config.schema import RunConfig
+from lavis_lite.datasets.policy import BadRecord, BadSampleLog
+
+
+class BadSamples:
+    """Takes the records out of batches as they come, and shares them between ranks now and then.
+
+    Args:
+        cfg: `on_bad_sample` and `max_bad_fraction` are used; under `raise` there is nothing to share.
+        run_dir: `bad_samples.jsonl` is written there.
+    """
+
+    def __init__(self, cfg: RunConfig, run_dir: Path) -> None:
+        self.active = cfg.on_bad_sample == "skip"
+        self.log = BadSampleLog(Path(run_dir) / "bad_samples.jsonl", cfg.max_bad_fraction)
+        self._records: list[BadRecord] = []
+        self._samples = 0
+
+    def take(self, batch: dict[str, Any], samples: int | None = None) -> bool:
+        """Remove the records from a batch; False where nothing usable is left of it.
+
+        Args:
+            batch: as the loader gave it; changed in place.
+            samples: how many were asked for; by default the rows that remain and the records.
+        """
+        records = batch.pop("bad_samples", [])
+        rows = max((len(value) for value in batch.values() if hasattr(value, "__len__")), default=0)
+        self._records += records
+        self._samples += rows + len(records) if samples is None else samples
+        return bool(batch)
+
+    def forget(self) -> None:
+        """Drop what was taken since the last `share` (an evaluation that is done again later)."""
+        self._records, self._samples = [], 0
+
+    def share(self, **extra: Any) -> None:
+        """Bring all ranks' records together; called by all ranks at once.
+
+        Args:
+            extra: fields for every line, such as step=12.
+
+        Raises:
+            DataError: too large a share of all samples was unusable; raised on all ranks.
+        """
+        if not self.active:
+            return
+        gathered = distributed.all_gather_object((self._records, self._samples))
+        self.forget()
+        records = [record for part, _ in gathered for record in part]
+        samples = sum(count for _, count in gathered)
+        if distributed.is_main():
+            self.log.add(records, samples, **extra)
+        else:  # counts alike, so that all ranks judge alike; the file is rank 0's
+            self.log.read += samples
+            self.log.bad += len(records)
+        self.log.check()
+
+    def state(self) -> dict[str, int]:
+        """Counts, for a checkpoint."""
+        return self.log.state_dict()
+
+    def load_state(self, state: dict[str, int]) -> None:
+        """Go on from saved counts; rank 0 drops the lines written after them."""
+        if distributed.is_main():
+            self.log.load_state_dict(state)
+        else:
+            self.log.bad, self.log.read = state["bad"], state["read"]

@@ -1,0 +1,335 @@
+"""Checkpoints: folders that appear whole or not at all, know their own hashes, and can be told good from damaged.
+
+    checkpoints/step_00000200/
+        model.safetensors     trainable weights and buffers, by parameter name
+        training_state.pt     optimizer, scaler, counters, best metric, sampler position; plain containers and tensors
+        config.yaml           the run's configuration
+        manifest.json         size and sha256 of every file above, step, format, names of the frozen parameters
+    checkpoints/last.json     {"checkpoint", "step"}
+    checkpoints/best.json     {"checkpoint", "step", "metric", "split"}
+
+A folder is written under a hidden name beside its place, flushed to the disk, then renamed. No random-number state is
+kept: the runner derives all randomness from (seed, step, micro-batch, rank).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lavis_lite import __version__, atomic, distributed
+from lavis_lite.errors import CheckpointError, did_you_mean
+from lavis_lite.models.base import BaseModel
+
+FORMAT = 1
+WEIGHTS, STATE, CONFIG, MANIFEST = "model.safetensors", "training_state.pt", "config.yaml", "manifest.json"
+_TEMPORARY = (".tmp-", ".old-")
+Say = Callable[[str], None]
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+class CheckpointStore:
+    """The `checkpoints/` folder of one run. All ranks hold one and call `save` together; rank 0 alone writes.
+
+    Args:
+        run_dir: the run's folder.
+        keep: newest checkpoints that stay; the best one stays besides.
+    """
+
+    def __init__(self, run_dir: Path, keep: int = 2) -> None:
+        self.folder, self.keep = Path(run_dir) / "checkpoints", max(keep, 1)
+
+    def path(self, step: int) -> Path:
+        """Folder of the checkpoint after `step` optimizer steps."""
+        return self.folder / f"step_{step:08d}"
+
+    def prepare(self) -> None:
+        """Make the folder and remove what a killed process left half-written.
+
+        Raises:
+            CheckpointError: the folder cannot be made or written to; raised on all ranks.
+        """
+        self._together(self._prepare)
+
+    def _prepare(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for stray in self.folder.iterdir():
+            if stray.name.startswith(_TEMPORARY):
+                shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+        atomic.write_text(self.folder / ".tmp-probe", "")  # a read-only folder is found now, not after an hour
+        (self.folder / ".tmp-probe").unlink()
+
+    def save(self, step: int, model: BaseModel, state: Mapping[str, Any], config: str) -> Path:
+        """Write the checkpoint of `step`; called by all ranks, with equal arguments.
+
+        Args:
+            step: optimizer steps done.
+            model: the bare model (not its DDP wrapper).
+            state: plain containers and tensors; `state["best"]` is None or {"step", "metric", "split"}.
+            config: YAML text of the run.
+
+        Raises:
+            CheckpointError: it could not be written (disk full, no permission); earlier checkpoints are intact.
+        """
+        self._together(lambda: self._write(step, model, state, config))
+        return self.path(step)
+
+    def _together(self, work: Callable[[], None]) -> None:
+        """Rank 0 works; then all ranks learn how it went, so that none waits for another that has left."""
+        problem: str | None = None
+        if distributed.rank() == 0:
+            try:
+                work()
+            except (OSError, RuntimeError, SafetensorError) as fault:
+                problem = f"cannot write to {self.folder}: {fault}. {_space(self.folder)}"
+        problem = distributed.broadcast_object(problem)
+        if problem is not None:
+            raise CheckpointError(problem)
+
+    def _write(self, step: int, model: BaseModel, state: Mapping[str, Any], config: str) -> None:
+        tensors, tied = _storable(model.trainable_state())
+        temporary = self.folder / f".tmp-{self.path(step).name}-{os.getpid()}"
+        try:
+            temporary.mkdir()
+            save_file(tensors, temporary / WEIGHTS)
+            torch.save(dict(state), temporary / STATE)
+            (temporary / CONFIG).write_text(config, encoding="utf-8")
+            _write_manifest(temporary, {"format": FORMAT, "step": step, "lavis_lite": __version__,
+                                        "torch": torch.__version__, "frozen": sorted(model.frozen_names()),
+                                        "tied": tied, "saved_at": datetime.now(timezone.utc).isoformat()})
+            self._put_in_place(temporary, self.path(step))
+        except (OSError, RuntimeError, SafetensorError) as fault:
+            need = sum(tensor.nbytes for tensor in tensors.values()) * 3  # weights and two moments
+            raise OSError(f"{fault} (checkpoint of step {step}, about {need / 2**20:.0f} MiB)") from fault
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._tell(step, state.get("best"))
+        self._retain(step, state.get("best"))
+
+    def _put_in_place(self, temporary: Path, place: Path) -> None:
+        old = place.with_name(f".old-{place.name}")
+        if place.exists():  # the same step again: after a resume over a damaged one
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(place, old)
+        os.rename(temporary, place)
+        atomic.sync_folder(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _tell(self, step: int, best: Mapping[str, Any] | None) -> None:
+        last = {"checkpoint": self.path(step).name, "step": step}
+        atomic.write_text(self.folder / "last.json", json.dumps(last) + "\n")
+        if best:
+            told = {"checkpoint": self.path(best["step"]).name, **best}
+            atomic.write_text(self.folder / "best.json", json.dumps(told) + "\n")
+
+    def _retain(self, step: int, best: Mapping[str, Any] | None) -> None:
+        """Remove the older ones. Folders of later steps belong to a future that a resume left; they are not counted."""
+        ours = [folder for folder in steps_of(self.folder.parent) if _step_of(folder) <= step]
+        keep = set(ours[:self.keep]) | ({self.path(best["step"])} if best else set())
+        for folder in ours:
+            if folder not in keep:
+                gone = folder.with_name(f".old-{folder.name}")
+                os.rename(folder, gone)  # first out of sight, so that no half-deleted one is ever met
+                shutil.rmtree(gone)
+
+
+def _storable(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Contiguous CPU tensors, each stored once, and second names of tied tensors -> the name they are stored under."""
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, tensor in state.items():
+        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and place in seen:
+            tied[name] = seen[place]
+            continue
+        seen[place] = name
+        tensors[name] = tensor.detach().to("cpu").contiguous()
+    return {name: _alone(tensor) for name, tensor in tensors.items()}, tied
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """A tensor that owns its whole storage (views into a larger one cannot be stored by safetensors)."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    files = {}
+    for name in (WEIGHTS, STATE, CONFIG):
+        atomic.sync_file(folder / name)
+        files[name] = {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+    (folder / MANIFEST).write_text(_sealed({**facts, "files": files}), encoding="utf-8")
+    atomic.sync_file(folder / MANIFEST)
+    atomic.sync_folder(folder)
+
+
+def _sealed(facts: Mapping[str, Any]) -> str:
+    """JSON text in one fixed form that carries its own hash under "seal"."""
+    body = {key: value for key, value in facts.items() if key != "seal"}
+    seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "seal": seal}, sort_keys=True, indent=1) + "\n"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    total = hashlib.sha256()
+    while block := file.read(1 << 20):
+        total.update(block)
+    return total.hexdigest()
+
+
+def _space(folder: Path) -> str:
+    near = next(path for path in (folder, *folder.parents) if path.exists())
+    return (f"{shutil.disk_usage(near).free / 2**20:.0f} MiB are free there; free some or set run.output_dir to "
+            "another place. Earlier checkpoints are intact.")
+
+
+# --- finding and judging -------------------------------------------------------------------------------------------
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def steps_of(run_dir: Path) -> list[Path]:
+    """The checkpoint folders of one run, newest step first."""
+    found = [path for path in (Path(run_dir) / "checkpoints").glob("step_*")
+             if path.is_dir() and path.name.removeprefix("step_").isdigit()]
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, proved by its own seal.
+
+    Raises:
+        CheckpointError: missing, unreadable, altered, or of a later format.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+        facts = json.loads(text)
+        whole = isinstance(facts, dict) and _sealed(facts) == text
+    except (OSError, ValueError) as fault:
+        raise CheckpointError(f"{path}: unreadable ({fault}); is this a checkpoint folder?") from fault
+    if not whole:
+        raise CheckpointError(f"{path}: its content does not match its seal, so it was altered or damaged.")
+    if facts["format"] > FORMAT:
+        raise CheckpointError(f"{path}: format {facts['format']} is newer than this package reads ({FORMAT}); "
+                              "update lavis_lite.")
+    return facts
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint folder, one sentence each; empty when every byte is as it was written."""
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as fault:
+        return [str(fault)]
+    faults = []
+    for name, facts in manifest["files"].items():
+        path = Path(folder) / name
+        if not path.is_file():
+            faults.append(f"{path}: missing.")
+        elif path.stat().st_size != facts["size"]:
+            faults.append(f"{path}: {path.stat().st_size} bytes, but {facts['size']} were written.")
+        elif _sha256(path) != facts["sha256"]:
+            faults.append(f"{path}: its sha256 differs from the manifest's, so it was altered or damaged.")
+    return faults
+
+
+def newest_good(output_dir: Path, say: Say = print) -> Path | None:
+    """The newest undamaged checkpoint of all runs under `output_dir` (or of one run folder); None if there is none.
+
+    Newest is by the time of saving. Damaged ones are passed over, and `say` is told why.
+    """
+    root = Path(output_dir)
+    runs = [root, *(sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else [])]
+    found = [folder for run in runs for folder in steps_of(run)]
+    for folder in sorted(found, key=_saved_at, reverse=True):
+        faults = verify(folder)
+        if not faults:
+            return folder
+        say(f"skipping the damaged checkpoint {folder}: {' '.join(faults)}")
+    return None
+
+
+def _saved_at(folder: Path) -> tuple[str, int]:
+    try:
+        return str(read_manifest(folder)["saved_at"]), _step_of(folder)
+    except CheckpointError:  # damaged: its folder's time places it among the others, where it will be reported
+        return datetime.fromtimestamp(folder.stat().st_mtime, timezone.utc).isoformat(), _step_of(folder)
+
+
+def run_dir_of(folder: Path) -> Path:
+    """The run folder that a checkpoint folder belongs to."""
+    return Path(folder).parent.parent
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+def require_good(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint that has been verified to the last byte.
+
+    Raises:
+        CheckpointError: with every fault found.
+    """
+    faults = verify(folder)
+    if faults:
+        raise CheckpointError(f"{folder} cannot be used: {' '.join(faults)} Use `--resume auto` for the newest good one.")
+    return read_manifest(folder)
+
+
+def load_weights(folder: Path, model: BaseModel) -> None:
+    """Put a checkpoint's weights into the model, all or none.
+
+    Only parameters that are frozen in the model may be absent from the file.
+
+    Raises:
+        CheckpointError: damaged, or keys or shapes that do not fit (all of them listed).
+    """
+    _fill(Path(folder), require_good(folder), model)
+
+
+def load(folder: Path, model: BaseModel) -> dict[str, Any]:
+    """As `load_weights`, and returns the training state, which is read as tensors and plain values only.
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
+    manifest = require_good(folder)
+    _fill(Path(folder), manifest, model)
+    return torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
+
+
+def _fill(folder: Path, manifest: Mapping[str, Any], model: BaseModel) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors.update({alias: tensors[name] for alias, name in manifest["tied"].items()})
+    faults = _misfits(tensors, model)
+    if faults:
+        raise CheckpointError(f"{folder} does not fit the model:\n  " + "\n  ".join(faults)
+                              + "\nIs `model:` the same as in its config.yaml?")
+    model.load_state_dict(tensors, strict=False)
+
+
+def _misfits(tensors: Mapping[str, Tensor], model: BaseModel) -> list[str]:
+    wanted = model.state_dict()
+    faults = [f"{name} {list(wanted[name].shape)}: missing in the checkpoint"
+              for name in model.trainable_state() if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in wanted:
+            faults.append(f"{name} {list(tensor.shape)}: not in the model; {did_you_mean(name, wanted, most=3)}")
+        elif wanted[name].shape != tensor.shape:
+            faults.append(f"{name}: {list(tensor.shape)} in the checkpoint, {list(wanted[name].shape)} in the model")
+    return faults[:40] + ([f"... {len(faults) - 40} more"] if len(faults) > 40 else [])

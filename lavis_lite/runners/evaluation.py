@@ -1,0 +1,110 @@
+"""Evaluation of a split: whole batches dealt to ranks, predictions scored by all ranks together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lavis_lite import atomic, distributed
+from lavis_lite.config.schema import RunConfig
+from lavis_lite.models.base import BaseModel
+from lavis_lite.runners.bad_samples import BadSamples
+from lavis_lite.runners.precision import Precision
+from lavis_lite.runners.signals import shielded
+from lavis_lite.runners.step import seed_position, to_device
+from lavis_lite.tasks.base import BaseTask, Row
+
+AGGREGATE = "agg_metrics"
+
+
+class EvaluationStopped(Exception):
+    """A signal came while a split was being evaluated; all ranks have left the evaluation together."""
+
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(f"evaluation stopped by a signal (exit code {exit_code})")
+
+
+class Evaluator:
+    """Evaluates splits of all data sets that have them.
+
+    Args:
+        task: predicts and scores.
+        model: the bare model; it is in eval mode during evaluation and as it was afterwards.
+        cfg: the `run:` section.
+        device, precision: where and in which dtype.
+        loader: `(dataset, run_cfg, rank, world_size) -> batches`, each batch on exactly one rank.
+        bad_samples: takes note of samples that could not be read.
+        wish: exit code of a pending signal, 0 while there is none.
+    """
+
+    def __init__(self, task: BaseTask, model: BaseModel, cfg: RunConfig, device: torch.device, precision: Precision,
+                 loader: Callable[..., Iterable[dict[str, Any]]], bad_samples: BadSamples,
+                 wish: Callable[[], int] = lambda: 0) -> None:
+        self.task, self.model, self.cfg = task, model, cfg
+        self.device, self.precision, self.loader = device, precision, loader
+        self.bad_samples, self.wish = bad_samples, wish
+
+    @torch.no_grad()
+    def split(self, datasets: Mapping[str, Any], split: str, step: int) -> dict[str, float]:
+        """Metrics of one split, equal on all ranks.
+
+        With several data sets their metrics are told apart as `<data set>/<metric>`, and `agg_metrics` is the mean.
+
+        Args:
+            datasets: data sets by name, those that have this split.
+            split: its name.
+            step: optimizer steps done; seeds whatever a model draws.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            scores = {name: self._one(dataset, split, step) for name, dataset in datasets.items()}
+        finally:
+            self.model.train(was_training)
+        return _merged(scores)
+
+    def _one(self, dataset: Any, split: str, step: int) -> dict[str, float]:
+        self.task.before_evaluation(dataset, split)
+        rows = self._predict(dataset, split, step)
+        code = max(distributed.all_gather_object(self.wish()))
+        if code:
+            self.bad_samples.forget()
+            raise EvaluationStopped(code)
+        self.bad_samples.share(step=step, split=split)
+        with self.precision.autocast():
+            return self.task.score(self.model, rows, dataset, split)
+
+    def _predict(self, dataset: Any, split: str, step: int) -> list[Row]:
+        """This rank's rows. A pending signal ends the loop early; `_one` then asks the other ranks."""
+        rows: list[Row] = []
+        rank, world_size = distributed.rank(), distributed.world_size()
+        for number, batch in enumerate(shielded(self.loader(dataset, self.cfg, rank, world_size))):
+            if self.wish():
+                break
+            if not self.bad_samples.take(batch):
+                continue
+            seed_position(self.cfg.seed, split, step, number, rank)
+            with distributed.local(), self.precision.autocast():
+                rows += self.task.predict(self.model, to_device(batch, self.device))
+        return rows
+
+
+def _merged(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    if len(scores) == 1:
+        return dict(next(iter(scores.values())))
+    merged = {f"{name}/{key}": value for name, one in scores.items() for key, value in one.items()}
+    totals = [one[AGGREGATE] for one in scores.values() if AGGREGATE in one]
+    return {**merged, AGGREGATE: sum(totals) / len(totals)} if totals else merged
+
+
+def write_result(run_dir: Path, split: str, step: int, scores: Mapping[str, float]) -> Path:
+    """Write `results/<split>_step<N>.json` and return its path."""
+    path = Path(run_dir) / "results" / f"{split}_step{step}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(path, json.dumps({"split": split, "step": step, "metrics": dict(scores)}, indent=2) + "\n")
+    return path

@@ -1,0 +1,110 @@
+"""What a training run is made of, put together from its configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lavis_lite import distributed
+from lavis_lite.config.schema import Config, RunConfig
+from lavis_lite.datasets.loader import train_loader
+from lavis_lite.datasets.sampler import SampleOrder
+from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.models.base import BaseModel
+from lavis_lite.registry import registry
+from lavis_lite.runners import optim
+from lavis_lite.runners.bounds import Bounds
+from lavis_lite.runners.precision import Precision
+from lavis_lite.runners.signals import shielded
+from lavis_lite.runners.step import Stepper, wrap_for_ranks
+from lavis_lite.tasks.base import BaseTask
+
+Datasets = Mapping[str, Mapping[str, Any]]
+
+
+class TrainingParts:
+    """What training needs and evaluation does not: order of samples, bounds, optimizer, schedule, stepper.
+
+    Args:
+        cfg: the whole configuration.
+        task: gives the losses.
+        model: on its device already; it is wrapped for several ranks.
+        datasets: data set name -> split -> data set.
+        bounds_of: steps per epoch -> length of the run.
+        device, precision: where and in which dtype.
+    """
+
+    def __init__(self, cfg: Config, task: BaseTask, model: BaseModel, datasets: Datasets,
+                 bounds_of: Callable[[int], Bounds], device: torch.device, precision: Precision) -> None:
+        self.run = run = cfg.run
+        names, self.datasets = training_sets(run, datasets)
+        sizes = [len(dataset) for dataset in self.datasets]
+        global_batch = distributed.world_size() * run.batch_size_train * run.accum_grad_iters
+        ratios = mixing_ratios(cfg, names, sizes)
+        self.order = SampleOrder(sizes, run.seed, global_batch, ratios)
+        self.fingerprint = {"sizes": sizes, "seed": run.seed, "global batch": global_batch, "ratios": ratios}
+        self.bounds = bounds_of(self.order.steps_per_epoch)
+        schedule = registry.get_lr_scheduler_class(run.lr_sched).from_run(run, self.bounds.total, self.bounds.unit)
+        optimizer = optim.build_optimizer(model, run)
+        wrapped = wrap_for_ranks(model, device, run.find_unused_parameters)
+        self.stepper = Stepper(task, wrapped, optimizer, schedule, run, device, precision)
+
+    def batches(self, start: int, end: int) -> Iterator[dict[str, Any]]:
+        """This rank's micro-batches of steps [start, end)."""
+        return shielded(train_loader(self.datasets, self.order, self.run, distributed.rank(), distributed.world_size(),
+                                     start, end))
+
+
+def training_sets(run: RunConfig, datasets: Datasets) -> tuple[list[str], list[Any]]:
+    """Names and data sets of all training splits, in the order of the configuration."""
+    found = [(name, splits[split]) for name, splits in datasets.items()
+             for split in run.train_splits if split in splits]
+    if not found:
+        present = sorted({split for splits in datasets.values() for split in splits})
+        raise ConfigError(f"run.train_splits is {run.train_splits}, but the data sets have {present}.")
+    return [name for name, _ in found], [dataset for _, dataset in found]
+
+
+def mixing_ratios(cfg: Config, names: Sequence[str], sizes: Sequence[int]) -> list[float] | None:
+    """Probability weight of every training set, or None where all are shuffled together.
+
+    A data set with several training splits shares its ratio among them by size.
+    """
+    given = cfg.run.train_dataset_ratios
+    if given is None:
+        return None
+    for name in given:
+        if name not in names:
+            raise ConfigError(f"run.train_dataset_ratios.{name}: no such training data set; "
+                              f"{did_you_mean(name, names)}")
+    lacking = sorted(set(names) - set(given))
+    if lacking:
+        raise ConfigError(f"run.train_dataset_ratios lacks {', '.join(lacking)}; give every training data set one.")
+    totals = {name: sum(size for other, size in zip(names, sizes, strict=True) if other == name) for name in names}
+    return [given[name] * cfg.datasets[name].size_weight * size / totals[name]
+            for name, size in zip(names, sizes, strict=True)]
+
+
+class Speed:
+    """Images per second of training alone, without validation and saving."""
+
+    def __init__(self, images_per_step: int) -> None:
+        self.images_per_step, self.steps, self._since = images_per_step, 0, time.monotonic()
+
+    def lap(self) -> float:
+        """Images per second since the last lap."""
+        now = time.monotonic()
+        rate = self.steps * self.images_per_step / max(now - self._since, 1e-9)
+        self.steps, self._since = 0, now
+        return round(rate, 2)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time spent inside does not count."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began

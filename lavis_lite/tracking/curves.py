@@ -1,0 +1,79 @@
+"""A picture of a run: losses and learning rate over optimizer steps, drawn from log.jsonl when the run ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.tracking.jsonl import read
+from lavis_lite.tracking.tracker import Sink
+
+Rows = list[dict[str, Any]]
+
+
+class Curves(Sink):
+    """Draws `curves.png` at the end; without matplotlib it says so instead."""
+
+    def __init__(self, log: Path, picture: Path) -> None:
+        self.log, self.picture = Path(log), Path(picture)
+
+    def close(self) -> None:
+        """Draw what the log holds."""
+        if self.log.exists():
+            draw(read(self.log), self.picture)
+
+
+def series(rows: Rows) -> dict[str, tuple[list[int], list[float]]]:
+    """(steps, values) of every training loss, in order of first appearance."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for row in rows:
+        if "split" in row or "loss" not in row:
+            continue
+        for name, value in row.items():
+            if name.startswith("loss") and isinstance(value, int | float):
+                steps, values = found.setdefault(name, ([], []))
+                steps.append(row["step"])
+                values.append(value)
+    return found
+
+
+def draw(rows: Rows, picture: Path) -> bool:
+    """Draw the curves of a log; False where there is nothing to draw or no matplotlib.
+
+    One panel for the losses, one for the learning rate, and one for `agg_metrics` where splits were evaluated.
+    """
+    losses = series(rows)
+    if not losses:
+        return False
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    metrics = [row for row in rows if "split" in row and isinstance(row.get("agg_metrics"), int | float)]
+    figure = Figure(figsize=(8, 7 if not metrics else 9), layout="constrained")
+    FigureCanvasAgg(figure)  # no display, and no global pyplot state in somebody's notebook
+    panels = figure.subplots(2 + bool(metrics), 1, sharex=True, height_ratios=[3, 1] + [1.5] * bool(metrics))
+    for name, (steps, values) in losses.items():
+        panels[0].plot(steps, values, label=name, linewidth=2.0 if name == "loss" else 1.2,
+                       marker="o" if len(steps) < 3 else None)
+    panels[0].set(ylabel="loss (nats)", title=picture.parent.name)
+    panels[0].legend(frameon=False)
+    train = [row for row in rows if "lr" in row]
+    panels[1].plot([row["step"] for row in train], [row["lr"] for row in train], color="tab:gray")
+    panels[1].set_ylabel("learning rate")
+    _draw_metrics(panels, metrics)
+    panels[-1].set_xlabel("optimizer step")
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    figure.savefig(picture, dpi=120)
+    return True
+
+
+def _draw_metrics(panels: Any, metrics: Rows) -> None:
+    for split in dict.fromkeys(row["split"] for row in metrics):
+        rows = [row for row in metrics if row["split"] == split]
+        panels[2].plot([row["step"] for row in rows], [row["agg_metrics"] for row in rows], marker="o", label=split)
+    if metrics:
+        panels[2].set_ylabel("agg_metrics")
+        panels[2].legend(frameon=False)

@@ -1,0 +1,106 @@
+"""What a run tells the world, on rank 0 only: a tracker passes every record to its sinks.
+
+Records are plain dicts. Training: {"step", "epoch", "loss", "loss_*", "lr", "images_per_second", "grad_norm"}.
+Evaluation: {"step", "epoch", "split", metrics ...}. Anything else has "event".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.config.schema import RunConfig
+
+Record = dict[str, Any]
+
+
+class Sink:
+    """One place records go to. Every method may stay as it is."""
+
+    def open(self, start_step: int, total_steps: int) -> None:
+        """The run begins, or goes on, after `start_step` optimizer steps; later records of an earlier try are void."""
+
+    def advance(self, step: int) -> None:
+        """`step` optimizer steps are done; called after every one."""
+
+    def record(self, record: Record) -> None:
+        """A training, evaluation or event record."""
+
+    def say(self, text: str) -> None:
+        """A line or a table for people."""
+
+    def close(self) -> None:
+        """The process is about to leave the run, finished or not."""
+
+
+class Tracker:
+    """Several sinks behind one face; with none (ranks other than 0) every call does nothing."""
+
+    def __init__(self, sinks: Sequence[Sink] = ()) -> None:
+        self.sinks = list(sinks)
+
+    @classmethod
+    def from_run(cls, cfg: RunConfig, run_dir: Path, main: bool) -> Tracker:
+        """The sinks that a `run:` section asks for: console and log.jsonl always, TensorBoard, W&B, the curves.
+
+        Raises:
+            MissingExtraError: W&B is asked for and not installed.
+        """
+        if not main:
+            return cls()
+        from lavis_lite.tracking.console import Console
+        from lavis_lite.tracking.curves import Curves
+        from lavis_lite.tracking.jsonl import JsonlLog
+        from lavis_lite.tracking.services import TensorBoard, WeightsAndBiases
+
+        console, log = Console(), JsonlLog(Path(run_dir) / "log.jsonl")
+        sinks: list[Sink] = [console, log]
+        if cfg.tensorboard:
+            sinks.append(TensorBoard(Path(run_dir) / "tensorboard", console.say))
+        if cfg.wandb:
+            sinks.append(WeightsAndBiases(Path(run_dir), cfg.wandb_project))
+        sinks.append(Curves(log.path, Path(run_dir) / "curves.png"))
+        return cls(sinks)
+
+    def open(self, start_step: int, total_steps: int) -> None:
+        """See `Sink.open`."""
+        for sink in self.sinks:
+            sink.open(start_step, total_steps)
+
+    def advance(self, step: int) -> None:
+        """See `Sink.advance`."""
+        for sink in self.sinks:
+            sink.advance(step)
+
+    def record(self, record: Record) -> None:
+        """See `Sink.record`."""
+        for sink in self.sinks:
+            sink.record(record)
+
+    def say(self, text: str) -> None:
+        """See `Sink.say`."""
+        for sink in self.sinks:
+            sink.say(text)
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        for sink in self.sinks:
+            sink.close()
+
+
+def parameter_table(counts: Mapping[str, tuple[int, int]]) -> str:
+    """Trainable and frozen parameter counts per part, and their sums, as lines of text."""
+    rows = [(part, *pair) for part, pair in counts.items()]
+    rows.append(("total", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{'parameters':<{width}}  {'trainable':>15}  {'frozen':>15}"]
+    lines += [f"{part:<{width}}  {trainable:>15,}  {frozen:>15,}" for part, trainable, frozen in rows]
+    return "\n".join(lines)
+
+
+def flat_scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a record under the tags that TensorBoard and W&B show: train/loss, val/r_mean ..."""
+    group = record.get("split", "train")
+    return {f"{group}/{key}": float(value) for key, value in record.items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and key != "step"}

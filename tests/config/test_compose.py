@@ -1,0 +1,210 @@
+"""From a YAML file to a checked configuration, and LAVIS' own files unchanged."""
+
+from pathlib import Path
+
+import pytest
+
+from lavis_lite.config.compose import compose, dataset_names, to_yaml
+from lavis_lite.config.preflight import check
+from lavis_lite.errors import ConfigError, Faults
+from lavis_lite.models.blip2_config import Blip2QformerConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "projects").rglob("*.yaml"))
+
+LAVIS_STYLE = """
+ # sections, keys and spellings as LAVIS' stage-1 recipe has them
+model:
+  arch: blip2
+  model_type: pretrain
+  load_pretrained: False
+  freeze_vit: True
+
+datasets:
+  coco_caption:
+    vis_processor:
+        train:
+          name: "blip2_image_train"
+          image_size: 224
+    text_processor:
+        train:
+          name: "blip_caption"
+  vg_caption:
+    vis_processor:
+        train:
+          name: "blip_image_train"
+          image_size: 224
+    text_processor:
+        train:
+          name: "blip_caption"
+    build_info:
+        images:
+            storage: '/data/vg/images/'
+
+run:
+  task: image_text_pretrain
+  lr_sched: "linear_warmup_cosine_lr"
+  init_lr: 1e-4
+  min_lr: 1e-5
+  warmup_lr: 1e-6
+  weight_decay: 0.05
+  max_epoch: 10
+  batch_size_train: 100
+  batch_size_eval: 64
+  num_workers: 4
+  warmup_steps: 5000
+  seed: 42
+  output_dir: "output/BLIP2/Pretrain_stage1"
+  amp: True
+  resume_ckpt_path: null
+  evaluate: False
+  train_splits: ["train"]
+  device: "cuda"
+  world_size: 1
+  dist_url: "env://"
+  distributed: True
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_lavis_file_composes_without_faults_and_says_what_has_no_effect(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    composition = compose(write(tmp_path, LAVIS_STYLE))
+    assert check(composition) == []
+    config = composition.config
+    assert isinstance(config.model, Blip2QformerConfig)
+    assert (config.model.vit_model, config.model.image_size, config.run.max_epoch) == ("eva_clip_g", 224, 10)
+    assert set(config.datasets) == {"coco_caption", "vg_caption"}
+    assert config.datasets["vg_caption"].build_info.images.storage == "/data/vg/images/"
+    assert sorted(key for key in ("world_size", "dist_url", "distributed") if any(key in note for note in config.notes)) == [
+        "dist_url", "distributed", "world_size"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_recipe_composes_and_passes_preflight(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert check(compose(name)) == []
+
+
+def test_there_are_shipped_recipes():
+    assert "projects/blip2/stage1.yaml" in SHIPPED
+    assert "projects/blip2/stage1_vitg.yaml" in SHIPPED
+
+
+def test_layers_win_in_order_and_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "base.yaml").write_text(Path("projects/blip2/stage1.yaml").read_text())
+    path = write(tmp_path, "base: base.yaml\nmodel: {embed_dim: 16}\nrun: {seed: 1}")
+    composition = compose(path, ["run.seed=2", "model.qformer_dropout", "0.0"])
+    assert composition.config.run.seed == 2
+    assert composition.where("run.seed") == "--options"
+    assert composition.where("model.embed_dim") == str(path)
+    assert composition.where("model.num_query_token") == "models/blip2/mini.yaml"
+    assert composition.where("run.beta1") == "default"
+    shown = to_yaml(composition, with_layers=True)
+    assert "run.seed: 2" in shown
+    assert any(line.startswith("run.beta1: 0.9") and line.endswith("# default") for line in shown.splitlines())
+
+
+def test_the_composed_yaml_composes_to_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    first = compose("projects/blip2/stage1.yaml", ["run.seed=5"])
+    second = compose(write(tmp_path, to_yaml(first)))
+    assert second.faults == []
+    assert (second.config.model, second.config.run, second.config.datasets) == (
+        first.config.model, first.config.run, first.config.datasets)
+
+
+@pytest.mark.parametrize(("option", "words"), [
+    ("run.max_epohc=3", "unknown key run.max_epohc; did you mean 'max_epoch'"),
+    ("model.qformer_dropuot=0", "did you mean 'qformer_dropout'"),
+    ("model.arch=blip3", "unknown model 'blip3': did you mean 'blip2'"),
+    ("model.model_type=pretrian", "did you mean 'pretrain'"),
+    ("run.task=retreival", "unknown task 'retreival': did you mean 'retrieval'"),
+    ("run.runner=runner_itre", "did you mean 'runner_iter'"),
+    ("run.lr_sched=cosine", "unknown lr_scheduler"),
+    ("run.init_lr=fast", "run.init_lr: must be a number, not 'fast'"),
+    ("run.batch_size_train=0", "run.batch_size_train: must be above 0"),
+    ("run.amp_dtype=fp8", "'fp8' is not allowed"),
+    ("run.device=gpu", "unknown device 'gpu'"),
+    ("datasets.coco_captoin={}", "did you mean 'coco_caption'"),
+    ("datasets.mini_world_caption.type=defualt", "no type 'defualt'; did you mean 'default'"),
+    ("datasets.mini_world_caption.vis_processor.train.name=blip_image_trian", "did you mean 'blip_image_train'"),
+    ("datasets.mini_world_caption.vis_processor.train.imagesize=3", "no such parameter; did you mean 'image_size'"),
+    ("datasets.mini_world_caption.build_inof={}", "did you mean 'build_info'"),
+    ("preprocess.vis_procesor={}", "did you mean 'vis_processor'"),
+])
+def test_each_mistake_is_named_with_the_nearest_choice(option, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    faults = check(compose("projects/blip2/stage1.yaml", [option]))
+    assert any(words in fault for fault in faults), faults
+
+
+def test_all_mistakes_are_listed_at_once(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    faults = check(compose("projects/blip2/stage1.yaml", ["run.max_epohc=3", "model.embed_dmi=1", "run.task=x", "run.seed=a"]))
+    assert len(faults) == 4
+
+
+def test_an_unknown_section_or_a_section_that_is_none(tmp_path):
+    with pytest.raises(Faults, match=r"unknown section 'runs'; did you mean 'run'"):
+        compose(write(tmp_path, "runs: {}\nmodel: 3"))
+
+
+def test_a_missing_file_is_one_error(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        compose(tmp_path / "absent.yaml")
+
+
+def test_imports_register_and_a_missing_module_is_a_fault(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_tasks.py").write_text(
+        "from lavis_lite.registry import registry\nfrom lavis_lite.tasks.base import BaseTask\n"
+        "@registry.register_task('of_mine')\nclass OfMine(BaseTask):\n    pass\n")
+    path = write(tmp_path, "imports: [my_tasks, not_there]\nmodel: {arch: blip2, model_type: mini}\n"
+                           "datasets: {mini_world_caption: {}}\nrun: {task: of_mine, max_epoch: 1}")
+    faults = check(compose(path))
+    assert len(faults) == 1
+    assert "imports: not_there" in faults[0]
+
+
+def test_interpolations_resolve_but_are_not_written_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("MY_SECRET", "hunter2")
+    path = write(tmp_path, "base: " + str(ROOT / "projects/blip2/stage1.yaml") + "\nrun: {wandb_project: '${oc.env:MY_SECRET}'}")
+    composition = compose(path)
+    assert composition.config.run.wandb_project == "hunter2"
+    assert "hunter2" not in to_yaml(composition)
+    assert "hunter2" not in to_yaml(composition, with_layers=True)
+
+
+def test_every_data_set_row_has_a_default_type_and_composes(tmp_path):
+    names = dataset_names()
+    assert "coco_caption" in names
+    path = write(tmp_path, "model: {arch: blip2, model_type: pretrain}\nrun: {max_epoch: 1}\ndatasets:\n"
+                 + "".join(f"  {name}: {{}}\n" for name in names))
+    assert compose(path).faults == []
+
+
+def test_launcher_variables_that_do_not_fit_are_a_fault(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    faults = check(compose("projects/blip2/stage1.yaml"))
+    assert len(faults) == 1
+    assert "RANK" in faults[0]
+    assert "torchrun" in faults[0]
+
+
+def test_an_output_folder_that_cannot_be_written_is_a_fault(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "file").write_text("x")
+    faults = check(compose("projects/blip2/stage1.yaml", [f"run.output_dir={tmp_path / 'file' / 'out'}"]))
+    assert len(faults) == 1
+    assert "run.output_dir" in faults[0]

@@ -1,0 +1,133 @@
+"""A run that was stopped and resumed is the uninterrupted run, to the last bit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lavis_lite.errors import ConfigError
+from lavis_lite.runners import checkpointing
+from lavis_lite.runners.signals import Interrupted
+from lavis_lite.tracking.jsonl import read
+from tests.helpers.toy import Toy, ToyTask, same, weights
+
+STEPS = 8
+RUN = {"max_iters": STEPS, "accum_grad_iters": 2, "save_every": 1, "keep_checkpoints": STEPS, "max_grad_norm": 1.0,
+       "iters_per_inner_epoch": 3, "valid_splits": ["val"], "test_splits": ["test"], "warmup_steps": 2}
+
+
+def records(run_dir):
+    """The log without what differs from run to run by nature."""
+    return [{key: value for key, value in row.items() if key != "images_per_second"}
+            for row in read(run_dir / "log.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: its folder and its last weights."""
+    toy = Toy(tmp_path_factory.mktemp("whole"), RUN)
+    runner = toy.build()
+    runner.train()
+    last = toy.build()
+    last.resume(runner.store.path(STEPS))
+    return toy.run_dir, weights(last)
+
+
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_resumed_at_any_step_it_ends_bit_for_bit_alike(whole, tmp_path, step):
+    run_dir, expected = whole
+    checkpointing.shutil.copytree(run_dir, tmp_path / "run")
+    toy = Toy(tmp_path / "run", RUN)
+    runner = toy.build()
+    runner.resume(runner.store.path(step))
+    runner.train()
+    assert records(toy.run_dir) == records(run_dir)
+    final = toy.build()
+    final.resume(runner.store.path(STEPS))
+    assert same(weights(final), expected)
+
+
+class StopAfter(ToyTask):
+    """Raises as a killed process would: at a given call, with nothing cleaned up."""
+
+    calls, at = 0, 0
+
+    def train_step(self, model, samples):
+        type(self).calls += 1
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return super().train_step(model, samples)
+
+
+def test_lost_steps_are_done_again_and_their_log_lines_dropped(whole, tmp_path):
+    StopAfter.calls, StopAfter.at = 0, 10  # in the middle of step 5; saved after steps 2 and 4
+    toy = Toy(tmp_path, {**RUN, "save_every": 2}, task_class=StopAfter)
+    with pytest.raises(KeyboardInterrupt):
+        toy.build().train()
+    with open(tmp_path / "log.jsonl", "a") as log:  # what a kill in the middle of a line leaves, and a stale future
+        log.write('{"step": 7, "loss": 1.0}\n{"step": 8, "lo')
+    toy = Toy(tmp_path, {**RUN, "save_every": 2})
+    runner = toy.build()
+    found = checkpointing.newest_good(tmp_path)
+    assert found == runner.store.path(4)
+    runner.resume(found)
+    runner.train()
+    assert records(tmp_path) == records(whole[0])
+
+
+def test_best_metric_survives(whole, tmp_path):
+    run_dir, _ = whole
+    best = json.loads((run_dir / "checkpoints/best.json").read_text())
+    scores = {row["step"]: row["agg_metrics"] for row in read(run_dir / "log.jsonl") if row.get("split") == "val"}
+    assert set(scores) == {3, 6, 8}
+    assert best == {"checkpoint": f"step_{best['step']:08d}", "step": max(scores, key=scores.get),
+                    "metric": max(scores.values()), "split": "val"}
+    runner = Toy(tmp_path, RUN).build()
+    runner.resume(run_dir / "checkpoints/step_00000007")
+    assert runner.best == {"step": 6 if scores[6] > scores[3] else 3, "metric": max(scores[3], scores[6]),
+                           "split": "val"}
+
+
+def test_a_finished_run_resumes_to_nothing_but_its_test(whole, tmp_path):
+    checkpointing.shutil.copytree(whole[0], tmp_path / "run")
+    runner = Toy(tmp_path / "run", RUN).build()
+    runner.resume(runner.store.path(STEPS))
+    scores = runner.train()
+    assert scores["test"]["rows"] == 7
+    assert [row["step"] for row in read(tmp_path / "run/log.jsonl") if "loss" in row] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("change", [{"batch_size_train": 2}, {"seed": 1}, {"accum_grad_iters": 1}])
+def test_another_order_of_samples_is_refused(whole, tmp_path, change):
+    with pytest.raises(ConfigError, match="would not go on as it began"):
+        Toy(tmp_path, {**RUN, **change}).build().resume(whole[0] / "checkpoints/step_00000004")
+
+
+def test_batch_and_accumulation_may_be_exchanged(whole, tmp_path):
+    runner = Toy(tmp_path, {**RUN, "batch_size_train": 8, "accum_grad_iters": 1}).build()
+    runner.resume(whole[0] / "checkpoints/step_00000004")
+    assert runner.step == 4
+
+
+class StopInValidation(ToyTask):
+    """A signal arrives while the split is predicted."""
+
+    def predict(self, model, samples):
+        rows = super().predict(model, samples)
+        self.runner.watch.code = 143
+        return rows
+
+
+def test_a_validation_that_was_interrupted_is_done_after_the_resume(whole, tmp_path):
+    toy = Toy(tmp_path, RUN, task_class=StopInValidation)
+    runner = toy.build()
+    runner.task.runner = runner
+    with pytest.raises(Interrupted) as stop:
+        runner.train()
+    assert (stop.value.exit_code, stop.value.checkpoint) == (143, runner.store.path(3))
+    assert [row for row in read(tmp_path / "log.jsonl") if "split" in row] == []
+    runner = Toy(tmp_path, RUN).build()
+    runner.resume(stop.value.checkpoint)
+    runner.train()
+    assert records(tmp_path) == records(whole[0])

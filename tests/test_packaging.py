@@ -1,0 +1,137 @@
+"""A wheel built from setup.py, installed into another environment and used from another folder, without the network."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from email.message import Message
+from email.parser import HeaderParser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+pytest.importorskip("setuptools", minversion="70.1", reason="building a wheel needs setuptools (dev extra)")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "lavis_lite")
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Output of a command that must succeed; neither the checkout nor the network are in its sight."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env |= {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    result = subprocess.run([str(word) for word in command], cwd=cwd, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout.strip()
+
+
+def package_files() -> set[str]:
+    """Everything below lavis_lite/ that belongs to the package."""
+    files = (path for path in (REPOSITORY / "lavis_lite").rglob("*") if path.is_file())
+    return {path.relative_to(REPOSITORY).as_posix() for path in files if path.suffix not in {".pyc", ".pyo"}}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that the checkout stays as it is."""
+    copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        source = REPOSITORY / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.is_file():
+            shutil.copy(source, copy / name)
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", out, ".", cwd=copy)
+    [built] = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """bin folder of an environment with the wheel, and with this interpreter's packages for its dependencies."""
+    home = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", "--without-pip", home, cwd=home)
+    bin_folder = home / ("Scripts" if os.name == "nt" else "bin")
+    run(sys.executable, "-m", "pip", "--python", bin_folder / "python", "install", "-q", "--no-deps", wheel, cwd=home)
+    site_packages = run(bin_folder / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home)
+    # a plain path line: packages are found behind the wheel's, while an editable install's own .pth is not read
+    (Path(site_packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return bin_folder
+
+
+def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == package_files()
+    assert "lavis_lite/py.typed" in names
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    """What the wheel says of itself."""
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith("/METADATA")]
+        return HeaderParser().parsestr(archive.read(name).decode())
+
+
+def test_the_wheel_says_what_it_needs(metadata: Message) -> None:
+    named = {Requirement(line).name for line in metadata.get_all("Requires-Dist", [])}
+    assert {"torch", "transformers", "timm", "omegaconf", "iopath", "decord", "webdataset", "pycocotools",
+            "pycocoevalcap", "fairscale"} <= named
+    assert metadata["Name"] == "lavis_lite" and metadata["Requires-Python"] == ">=3.10"
+    assert {"dev", "track", "lora", "quant", "demo", "video", "all"} == set(metadata.get_all("Provides-Extra", []))
+
+
+def test_constraints_pin_every_requirement_within_its_range(metadata: Message) -> None:
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pins = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+    asked = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    installed = [need for need in asked if "extra" not in str(need.marker) or 'extra == "dev"' in str(need.marker)]
+    outside = [str(need) for need in installed if not need.specifier.contains(pins.get(need.name.lower(), "0"))]
+    assert len(installed) > 20 and outside == []
+
+
+def third_party_imports() -> set[str]:
+    """Top-level modules that the package imports, inside functions too, without the standard library's."""
+    names: set[str] = set()
+    for path in (REPOSITORY / "lavis_lite").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add((node.module or "").split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"lavis_lite"}
+
+
+def test_everything_imported_is_declared(metadata: Message) -> None:
+    declared = {Requirement(line).name.lower() for line in metadata.get_all("Requires-Dist", [])}
+    named_otherwise = {"PIL": "pillow", "yaml": "pyyaml"}
+    assert {name for name in third_party_imports() if named_otherwise.get(name, name.lower()) not in declared} == set()
+
+
+def test_it_works_from_another_folder(environment: Path, tmp_path: Path) -> None:
+    code = ("import lavis_lite; from lavis_lite.config.compose import model_types, dataset_names\n"
+            "print(lavis_lite.__file__, lavis_lite.__version__, sep='\\n')\n"
+            "print(*model_types('blip2')); print(*dataset_names())")
+    where, version, types, datasets = run(environment / "python", "-c", code, cwd=tmp_path).splitlines()
+    assert Path(where).is_relative_to(environment.parent)
+    assert version in (REPOSITORY / "lavis_lite" / "__init__.py").read_text()
+    configs = REPOSITORY / "lavis_lite" / "configs"
+    assert set(types.split()) == {path.stem for path in (configs / "models" / "blip2").glob("*.yaml")} != set()
+    assert set(datasets.split()) == {path.stem for path in (configs / "datasets").glob("*.yaml")} != set()
+
+
+def test_the_command_is_there(environment: Path, tmp_path: Path) -> None:
+    assert "train" in run(environment / "lavis-lite", "--help", cwd=tmp_path)
+
+
+def test_a_source_package_holds_what_the_wheel_needs() -> None:
+    """MANIFEST.in names every kind of data file that package_data names."""
+    manifest = (REPOSITORY / "MANIFEST.in").read_text()
+    assert "lavis_lite/configs *.yaml" in manifest and "graft lavis_lite/assets" in manifest

@@ -1,0 +1,91 @@
+"""The shell scripts: what they start, and what they say when they cannot. Nothing is installed here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted([*(REPOSITORY / "run_scripts").glob("*.sh"), REPOSITORY / ".ci" / "run"])
+
+
+def bash(script: str, *arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of this checkout; SLURM's and the rendezvous' variables of the caller are not seen."""
+    inherited = {key: value for key, value in os.environ.items()
+                 if not key.startswith("SLURM_") and key not in ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    return subprocess.run(["bash", str(REPOSITORY / script), *arguments], cwd=cwd, env={**inherited, **env},
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture()
+def echo_venv(tmp_path: Path) -> Path:
+    """A folder that looks like a virtual environment whose python prints its arguments."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$PWD: python $*"\n')
+    python.chmod(0o755)
+    return tmp_path / "venv"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_sound_and_state_their_cost(script: Path) -> None:
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    text = script.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n#") and os.access(script, os.X_OK)
+    assert "\n# Cost: " in text or script.parent.name == ".ci"
+
+
+def test_ci_runs_the_test_command() -> None:
+    assert "bash run_scripts/test.sh" in (REPOSITORY / ".ci" / "run").read_text()
+
+
+def test_an_old_or_absent_python_is_refused(tmp_path: Path) -> None:
+    venv = str(tmp_path / "venv")
+    result = bash("run_scripts/setup_env.sh", cwd=tmp_path, PYTHON="no-such-python", LAVIS_LITE_VENV=venv)
+    assert result.returncode == 1
+    assert "Python 3.10 or newer is needed" in result.stderr and "PYTHON=/path/to" in result.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_broken_environment_is_not_touched(tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    result = bash("run_scripts/setup_env.sh", cwd=tmp_path, LAVIS_LITE_VENV=str(tmp_path / "venv"))
+    assert result.returncode == 1 and "no working environment" in result.stderr
+    assert [path.name for path in python.parent.iterdir()] == ["python"]
+
+
+def test_torchrun_starts_processes_of_one_machine(echo_venv: Path, tmp_path: Path) -> None:
+    venv = str(echo_venv)
+    result = bash("run_scripts/train_torchrun.sh", "2", "a.yaml", "--dry-run", cwd=tmp_path, LAVIS_LITE_VENV=venv)
+    assert result.stdout == (f"{REPOSITORY}: python -m torch.distributed.run --standalone --nproc-per-node 2 "
+                             "train.py --cfg-path a.yaml --dry-run\n")
+
+
+def test_torchrun_of_several_machines_needs_to_know_its_place(echo_venv: Path, tmp_path: Path) -> None:
+    known = {"LAVIS_LITE_VENV": str(echo_venv), "NNODES": "2", "MASTER_ADDR": "first"}
+    result = bash("run_scripts/train_torchrun.sh", "8", "a.yaml", cwd=tmp_path, **known, NODE_RANK="1")
+    assert "--nnodes 2 --node-rank 1 --master-addr first --master-port 29500 --nproc-per-node 8" in result.stdout
+    result = bash("run_scripts/train_torchrun.sh", "8", "a.yaml", cwd=tmp_path, **known)
+    assert result.returncode != 0 and "NODE_RANK" in result.stderr
+
+
+def test_slurm_starts_one_process_per_task_and_resumes(echo_venv: Path, tmp_path: Path) -> None:
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\necho "srun $*"\n')
+    srun.chmod(0o755)
+    result = bash("run_scripts/train_slurm.sh", "a.yaml", "--options", "run.seed=1", cwd=tmp_path,
+                  PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}", LAVIS_LITE_VENV=str(echo_venv))
+    assert result.stdout == (f"srun --kill-on-bad-exit=1 {echo_venv}/bin/python train.py --cfg-path a.yaml "
+                             "--resume auto --options run.seed=1\n")
+
+
+@pytest.mark.parametrize("script", ["train_torchrun.sh", "train_slurm.sh"])
+def test_launchers_say_how_they_are_used(script: str, tmp_path: Path) -> None:
+    result = bash(f"run_scripts/{script}", cwd=tmp_path)
+    assert result.returncode == 2 and "RECIPE.yaml" in result.stderr
