@@ -47,6 +47,8 @@ class RetrievalTask(BaseTask):
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         """One row per image with what retrieval needs of it."""
+        if "image" not in samples:  # every image of the batch was bad
+            return []
         return image_rows(model, samples, keep_embeds=self.cfg.k_test > 0)
 
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
