@@ -70,6 +70,12 @@ def target_of(url: str) -> Path:
     return cache_root() / "downloads" / digest / (Path(unquote(urlsplit(url).path)).name or "file")
 
 
+def cached(url: str) -> Path | None:
+    """Where `fetch` has already put a URL, or None. Nothing is downloaded."""
+    path = target_of(url) if is_url(url) else resolve(unquote(urlsplit(url).path))
+    return path if path.exists() else None
+
+
 def fetch(url: str, sha256: str | None = None, md5: str | None = None, to: Path | None = None) -> Path:
     """A local path for a URL or a local name, downloading once.
 

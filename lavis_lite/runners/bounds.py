@@ -30,7 +30,8 @@ class Bounds:
 
     def validates(self, done: int, cfg: RunConfig) -> bool:
         """Whether the validation splits are due after `done` steps: every `val_freq` units, and at the end."""
-        return bool(cfg.valid_splits) and cfg.val_freq > 0 and (self.ends_unit(done, cfg.val_freq) or done == self.total)
+        wanted = bool(cfg.valid_splits) and cfg.val_freq > 0
+        return wanted and (done == self.total or self.ends_unit(done, cfg.val_freq))
 
     def logs(self, done: int, cfg: RunConfig) -> bool:
         """Whether the newest step is logged: the first, every `log_freq`-th and the last."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -287,7 +288,7 @@ def require_good(folder: Path) -> dict[str, Any]:
     """
     faults = verify(folder)
     if faults:
-        raise CheckpointError(f"{folder} cannot be used: {' '.join(faults)} Use `--resume auto` for the newest good one.")
+        raise CheckpointError(f"{folder} cannot be used: {' '.join(faults)} `--resume auto` takes the newest good one.")
     return read_manifest(folder)
 
 
@@ -310,7 +311,11 @@ def load(folder: Path, model: BaseModel) -> dict[str, Any]:
     """
     manifest = require_good(folder)
     _fill(Path(folder), manifest, model)
-    return torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
+    path = Path(folder) / STATE
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as fault:
+        raise CheckpointError(f"{path}: not a training state of this package: {fault}") from fault
 
 
 def _fill(folder: Path, manifest: Mapping[str, Any], model: BaseModel) -> None:

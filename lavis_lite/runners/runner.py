@@ -164,7 +164,7 @@ class Runner:
         speed = Speed(parts.order.global_batch)
         while self.step < parts.bounds.total:
             micro = self._next_step(batches)
-            result = parts.stepper.run(self.step, micro, self.watch.code)
+            result = parts.stepper.run(self.step, micro, lambda: self.watch.code)
             self.step += 1
             speed.steps += 1
             self.tracker.advance(self.step)
@@ -221,9 +221,9 @@ class Runner:
                      if saved.get(key) != value]
         if differing:
             raise ConfigError(
-                f"this run would not go on as it began: {'; '.join(differing)}. The global batch is run.batch_size_train x "
-                "processes x run.accum_grad_iters: change one to make up for another. Or start a new run with "
-                "model.pretrained set to the checkpoint.")
+                f"this run would not go on as it began: {'; '.join(differing)}. The global batch is "
+                "run.batch_size_train x processes x run.accum_grad_iters: change one to make up for another. Or start "
+                "a new run with model.pretrained set to the checkpoint.")
 
     # --- evaluating -----------------------------------------------------------------------------------------------
     def _validate_if_due(self, after_resume: bool = False) -> None:
@@ -278,8 +278,8 @@ class Runner:
         precision = str(self.precision.dtype).removeprefix("torch.")
         self.tracker.say(
             f"{begin} {parts.bounds.total} steps of {parts.order.global_batch} images ({distributed.world_size()} "
-            f"processes x {self.run.batch_size_train} x {self.run.accum_grad_iters}) on {self.device.type} in {precision}; "
-            f"log: {self.run_dir / 'log.jsonl'}")
+            f"processes x {self.run.batch_size_train} x {self.run.accum_grad_iters}) on {self.device.type} in "
+            f"{precision}; log: {self.run_dir / 'log.jsonl'}")
 
 
 def config_yaml(cfg: Config) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,15 +60,14 @@ def to_device(item: Any, device: torch.device) -> Any:
 def wrap_for_ranks(model: nn.Module, device: torch.device, find_unused_parameters: bool) -> nn.Module:
     """DistributedDataParallel where there are several ranks, the model itself where there is one.
 
-    The graph of a run is the same in every step unless `find_unused_parameters` says otherwise, so DDP may plan it
-    once (static_graph); gradients live in its buckets, which saves one copy of them.
+    Gradients live in DDP's buckets, which saves one copy of them. static_graph stays off: when the first backward of
+    a process runs under no_sync, as it does with accumulation, that mode leaves ranks with different gradients.
     """
     if distributed.world_size() == 1:
         return model
     return DistributedDataParallel(
         model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False,
-        gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters,
-        static_graph=not find_unused_parameters)
+        gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters)
 
 
 @dataclass
@@ -150,7 +149,8 @@ class Stepper:
         self.skipped = self.in_a_row = 0
         self._votes = _Votes(device)
 
-    def run(self, step: int, micro_batches: Sequence[dict[str, Any]], wish: int = 0) -> StepResult:
+    def run(self, step: int, micro_batches: Sequence[dict[str, Any]],
+            wish: Callable[[], int] = lambda: 0) -> StepResult:
         """Do the 0-based step `step`.
 
         Where loss or gradients are not finite on any rank, every rank leaves weights and moments as they are.
@@ -158,7 +158,7 @@ class Stepper:
         Args:
             step: its number.
             micro_batches: `accum_grad_iters` batches of this rank.
-            wish: exit code of a pending signal on this rank, 0 if there is none.
+            wish: exit code of a pending signal on this rank, 0 if there is none; asked as late as ranks can agree.
         """
         lr = self.schedule.lr_at(step)
         optim.set_lr(self.optimizer, lr)
@@ -166,7 +166,7 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         norm = self._clip()
         bad = ~(torch.isfinite(losses["loss"]) & torch.isfinite(norm))
-        vote = self._votes.cast(step, bad, wish)
+        vote = self._votes.cast(step, bad, wish())
         self._update(vote[0])
         return StepResult(step, lr, losses, norm)
 

@@ -37,7 +37,7 @@ class Console(Sink):
             self._bar.update(step - self._bar.n)
 
     def record(self, record: Record) -> None:
-        """Losses go beside the bar, or onto a line of their own; metrics are said by the runner, in the task's words."""
+        """Losses go beside the bar, or onto a line of their own; the runner says metrics, in the task's words."""
         if "split" in record:
             return
         text = record_line(record)

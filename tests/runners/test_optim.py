@@ -53,7 +53,8 @@ def test_layer_decay_really_scales_the_rate_of_every_step():
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
     optimizer.step()  # Adam's first step moves every weight by its rate
-    moved = {name: float((before[name] - parameter.detach()).abs().max()) for name, parameter in model.named_parameters()}
+    moved = {name: float((before[name] - parameter.detach()).abs().max())
+             for name, parameter in model.named_parameters()}
     assert moved["hidden.0.bias"] == pytest.approx(0.025, rel=1e-4)
     assert moved["out.bias"] == pytest.approx(0.1, rel=1e-4)
     assert moved["frozen.weight"] == 0

@@ -1,0 +1,138 @@
+"""Two gloo processes do what one does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lavis_lite import distributed
+from lavis_lite.errors import CheckpointError, DataError
+from lavis_lite.runners.signals import Interrupted
+from lavis_lite.runners.step import DivergedError
+from lavis_lite.tracking.jsonl import read
+from tests.helpers.processes import run_processes
+from tests.helpers.toy import Toy, ToyTask, weights
+
+RUN = {"max_iters": 6, "accum_grad_iters": 2, "valid_splits": ["val"], "iters_per_inner_epoch": 3, "save_every": 3,
+       "max_grad_norm": 1.0}
+
+
+class CountSyncs(ToyTask):
+    """Notes for every micro-batch whether ranks will exchange gradients after it."""
+
+    def train_step(self, model, samples):
+        self.syncs = [*getattr(self, "syncs", []), getattr(model, "require_backward_grad_sync", True)]
+        return super().train_step(model, samples)
+
+
+def train(folder, run, resume=None, nan_rows=frozenset(), dropout=0.0):
+    toy = Toy(Path(folder), {**RUN, **run}, dropout=dropout, nan_rows=nan_rows, task_class=CountSyncs)
+    runner = toy.build()
+    if resume:
+        runner.resume(Path(resume))
+    runner.train()
+    return weights(runner), runner.task.syncs, runner.parts.stepper.skipped
+
+
+def scenarios(folder):
+    """Several runs in one group of processes, because starting processes is what costs time."""
+    found = {"plain": train(f"{folder}/two", {"batch_size_train": 2})}
+    found["resumed"] = train(f"{folder}/two", {"batch_size_train": 2}, f"{folder}/two/checkpoints/step_00000003")
+    found["nan"] = train(f"{folder}/nan", {"batch_size_train": 2}, nan_rows=frozenset({5}))
+    found["dropout"] = train(f"{folder}/drop", {"batch_size_train": 2}, dropout=0.5)
+    found["again"] = train(f"{folder}/drop", {"batch_size_train": 2}, f"{folder}/drop/checkpoints/step_00000003",
+                           dropout=0.5)
+    found["unused"] = train(f"{folder}/unused", {"batch_size_train": 2, "find_unused_parameters": True})
+    return found, misfortunes(folder)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "file").write_text("a file where a folder should be")
+    return folder, *zip(*run_processes(scenarios, 2, str(folder)), strict=True)
+
+
+def test_two_processes_equal_one_on_the_same_global_batch(two, tmp_path):
+    folder, (first, second), _ = two
+    expected, _, _ = train(tmp_path, {"batch_size_train": 4})
+    for name, value in expected.items():
+        np.testing.assert_array_equal(first["plain"][0][name], second["plain"][0][name])
+        np.testing.assert_allclose(first["plain"][0][name], value.numpy(), rtol=1e-4, atol=1e-6)
+    ours, theirs = read(tmp_path / "log.jsonl"), read(folder / "two/log.jsonl")
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        key = "error" if "split" in one else "loss"
+        assert one[key] == pytest.approx(other[key], rel=1e-4)
+
+
+def test_evaluation_is_shared_without_duplicates(two):
+    rows = [row for row in read(two[0] / "two/log.jsonl") if "split" in row]
+    assert [(row["step"], row["rows"], row["distinct"]) for row in rows] == [(3, 11, 11), (6, 11, 11)]
+
+
+def test_gradients_are_exchanged_once_per_step(two):
+    assert two[1][0]["plain"][1] == [False, True] * 6
+
+
+@pytest.mark.parametrize(("whole", "resumed"), [("plain", "resumed"), ("dropout", "again")])
+def test_two_processes_resume_bit_for_bit(two, whole, resumed):
+    for rank in two[1]:
+        for name, value in rank[whole][0].items():
+            np.testing.assert_array_equal(value, rank[resumed][0][name], err_msg=name)
+
+
+def test_ranks_draw_different_noise(two):
+    assert not np.array_equal(two[1][0]["plain"][0]["out.weight"], two[1][0]["dropout"][0]["out.weight"])
+
+
+def test_a_bad_loss_on_one_rank_skips_the_step_on_both(two):
+    (first, _, skipped), (second, _, skipped_there) = (rank["nan"] for rank in two[1])
+    assert skipped == skipped_there >= 1
+    for name, value in first.items():
+        assert np.isfinite(value).all()
+        if name != "seen":
+            np.testing.assert_array_equal(value, second[name])
+
+
+def test_unused_parameters_may_be_searched_for(two):
+    np.testing.assert_array_equal(two[1][0]["unused"][0]["out.weight"], two[1][0]["plain"][0]["out.weight"])
+
+
+class SignalOnOne(ToyTask):
+    """Rank 1 alone is asked to stop, during its third step."""
+
+    def train_step(self, model, samples):
+        self.calls = getattr(self, "calls", 0) + 1
+        if distributed.rank() == 1 and self.calls == 5:
+            self.runner.watch.code = 143
+        return super().train_step(model, samples)
+
+
+def misfortunes(folder):
+    """What each rank meets when something happens to one of them (or, at last, to all)."""
+    found = {}
+    runner = Toy(Path(folder) / "signal", RUN, task_class=SignalOnOne).build()
+    runner.task.runner = runner
+    for name, make in {
+        "signal": lambda: runner.train(),
+        "diverged": lambda: train(f"{folder}/diverged", {}, nan_rows=frozenset(range(40))),
+        "unwritable": lambda: train(f"{folder}/file", {}),
+    }.items():
+        try:
+            make()
+            found[name] = "nothing"
+        except (Interrupted, DivergedError, CheckpointError, DataError) as fault:
+            found[name] = f"{type(fault).__name__}: {fault}"
+    return found
+
+
+def test_all_ranks_leave_together_and_for_the_same_reason(two):
+    folder, _, (first, second) = two
+    assert first == second
+    assert first["signal"].startswith("Interrupted: stopped by a signal after step 3; saved in")
+    assert (folder / "signal/checkpoints/step_00000003/manifest.json").exists()
+    assert first["diverged"].startswith("DivergedError")
+    assert first["unwritable"].startswith("CheckpointError: cannot write to")

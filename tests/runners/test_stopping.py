@@ -1,0 +1,158 @@
+"""Runs that are killed, and runs that are asked to stop."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lavis_lite.runners import checkpointing
+from lavis_lite.runners.signals import Interrupted, SignalWatch, shielded
+from lavis_lite.tracking.jsonl import read
+from tests.helpers.toy import Toy, ToyTask, same, weights
+from tests.helpers.toy_run import RUN, go_on
+from tests.runners.test_resume import records
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run: log and last weights."""
+    run_dir = tmp_path_factory.mktemp("whole")
+    runner = go_on(run_dir)
+    return records(run_dir), weights(runner)
+
+
+def kill_after(seconds, run_dir):
+    """Train in a forked process and kill it; True if it had finished before."""
+    child = os.fork()
+    if child == 0:
+        try:
+            go_on(run_dir)
+        finally:
+            os._exit(0)
+    time.sleep(seconds)
+    finished, _ = os.waitpid(child, os.WNOHANG)
+    if not finished:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return bool(finished)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_random_points_it_ends_bit_for_bit_alike(whole, tmp_path, seed):
+    log, expected = whole
+    rng, kills = random.Random(seed), 0
+    for _ in range(12):
+        if kill_after(rng.uniform(0.05, 0.6), tmp_path):
+            break
+        kills += 1
+    assert kills >= 2
+    runner = go_on(tmp_path)
+    assert records(tmp_path) == log
+    assert same(weights(runner), expected)
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+def test_killed_inside_a_save_it_falls_back_to_the_one_before(whole, tmp_path, monkeypatch):
+    log, expected = whole
+    places = ["save_file", "_write_manifest", "torch.save"]
+    for number, place in enumerate(places):
+        child = os.fork()
+        if child == 0:
+            monkeypatch.setattr(f"lavis_lite.runners.checkpointing.{place}", _die_at(3, checkpointing, place))
+            go_on(tmp_path)
+        os.waitpid(child, 0)
+        assert checkpointing.newest_good(tmp_path) == tmp_path / f"checkpoints/step_{2 * (number + 1):08d}"
+        assert [path for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".tmp-step")]
+    runner = go_on(tmp_path)
+    assert records(tmp_path) == log and same(weights(runner), expected)
+
+
+def _die_at(call, module, place):
+    """A function that works as before, and kills the process after its `call`-th work but before it returns."""
+    for name in place.split("."):
+        module = getattr(module, name)
+    calls = []
+
+    def dying(*args, **kwargs):
+        result = module(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return dying
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_saves_and_leaves(tmp_path, number, code):
+    class Signalled(ToyTask):
+        def train_step(self, model, samples):
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls == 5:
+                os.kill(os.getpid(), number)
+            return super().train_step(model, samples)
+
+    before = signal.getsignal(number)
+    runner = Toy(tmp_path, {"max_iters": 10}, task_class=Signalled).build()
+    with pytest.raises(Interrupted) as stop:
+        runner.train()
+    assert (stop.value.exit_code, stop.value.step) == (code, 5)
+    assert stop.value.checkpoint == tmp_path / "checkpoints/step_00000005"
+    assert checkpointing.verify(stop.value.checkpoint) == []
+    assert [row["step"] for row in read(tmp_path / "log.jsonl")] == [1, 2, 3, 4, 5]
+    assert signal.getsignal(number) is before
+    assert (tmp_path / "log.jsonl").read_text().endswith("\n")
+
+
+def test_the_second_ctrl_c_stops_at_once(capsys):
+    with SignalWatch() as watch:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert watch.code == 130
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert "Ctrl-C again stops at once" in capsys.readouterr().err
+
+
+def test_sigterm_to_the_whole_process_group_spares_the_loader_workers(whole, tmp_path):
+    """What torchrun does: every process of the group gets the signal, the workers too."""
+    command = [sys.executable, "-m", "tests.helpers.toy_run", str(tmp_path), "2"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    log = tmp_path / "log.jsonl"
+    for _ in range(1200):
+        if process.poll() is not None or log.exists() and len(read(log)) >= 4:
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "stopped by a signal after step" in out and "finishing this step" in err
+    assert err.count("finishing this step") == 1 and "Traceback" not in err
+    steps = [row["step"] for row in read(log)]
+    assert checkpointing.newest_good(tmp_path) == tmp_path / f"checkpoints/step_{steps[-1]:08d}"
+    assert 4 <= steps[-1] < RUN["max_iters"]
+    runner = go_on(tmp_path)
+    assert records(tmp_path) == whole[0] and same(weights(runner), whole[1])
+
+
+def test_the_shield_is_lifted_after_the_first_batch():
+    masks = []
+
+    def batches():
+        for number in range(3):
+            masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+            yield number
+
+    assert list(shielded(batches())) == [0, 1, 2]
+    assert [signal.SIGTERM in mask for mask in masks] == [True, False, False]
+    assert list(shielded([])) == []
