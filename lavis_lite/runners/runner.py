@@ -20,7 +20,7 @@ from lavis_lite import distributed
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loader import eval_loader
 from lavis_lite.distributed import Launch
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.errors import ConfigError, DistributedError, did_you_mean
 from lavis_lite.registry import registry
 from lavis_lite.runners import bounds, checkpointing
 from lavis_lite.runners.bad_samples import BadSamples
@@ -95,6 +95,7 @@ class Runner:
             Interrupted: a signal asked to stop; the state is saved.
             DivergedError: loss or gradients stay non-finite.
             CheckpointError: a checkpoint cannot be written.
+            DistributedError: another rank has died or hangs.
         """
         parts = self.parts
         self.store.prepare()
@@ -107,6 +108,12 @@ class Runner:
                 return self._test()
             except EvaluationStopped as stop:
                 self._leave(stop.exit_code)
+            except RuntimeError as fault:
+                if not distributed.peer_is_gone(fault):
+                    raise
+                raise DistributedError(
+                    f"another process of the run has gone or does not answer (noticed after step {self.step}); its own "
+                    f"output has the reason. Start again with `--resume auto`. Here: {fault}") from fault
             finally:
                 self.tracker.close()
 

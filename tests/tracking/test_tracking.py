@@ -71,7 +71,7 @@ def test_plain_lines_where_there_is_no_terminal():
     console.say("step 2  val: R@1 50.0")
     console.close()
     first, second, third = stream.getvalue().splitlines()
-    assert first.startswith("step 1/10  loss 5.0000 (itc 2.5000  itm 0.7000  lm 1.8000)  lr 1.00e-04  123.4 images/s  eta")
+    assert first.startswith("step 1/10  loss 5.0000 (itc 2.5000  itm 0.7000  lm 1.8000)  lr 1.00e-04  123.4 images/s")
     assert second == "step 2  skipped: loss or gradient was not finite  1"
     assert third == "step 2  val: R@1 50.0"
 
