@@ -36,6 +36,8 @@ PATIENCE_FP16 = PATIENCE + 16
 class DivergedError(LavisLiteError):
     """Loss or gradients were not finite for several steps in a row; the weights are those before them."""
 
+    same_on_all_ranks = True
+
 
 def seed_position(*position: int | str) -> None:
     """Seed torch, numpy and Python from a position such as (seed, step, micro-batch, rank)."""

@@ -60,7 +60,7 @@ class Tracker:
             sinks.append(TensorBoard(Path(run_dir) / "tensorboard", console.say))
         if cfg.wandb:
             sinks.append(WeightsAndBiases(Path(run_dir), cfg.wandb_project))
-        sinks.append(Curves(log.path, Path(run_dir) / "curves.png"))
+        sinks.append(Curves(log.path, Path(run_dir) / "curves.png", console.say))
         return cls(sinks)
 
     def open(self, start_step: int, total_steps: int) -> None:
