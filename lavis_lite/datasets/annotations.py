@@ -88,6 +88,8 @@ def identifier(value: Any) -> int | str:
     """A number or a name."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"must be a number or text, not {_describe(value)}")
+    if isinstance(value, int) and not -2**63 <= value < 2**63:
+        raise ValueError("is a number of more than 64 bits")
     return value if isinstance(value, int) else text(value)
 
 
