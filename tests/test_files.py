@@ -94,7 +94,8 @@ def test_names_resolve_in_the_working_folder_then_in_the_cache(tmp_path, monkeyp
     assert files.cache_root() == Path.home() / ".cache" / "lavis_lite"
 
 
-@pytest.mark.parametrize(("value", "is_offline"), [("1", True), ("true", True), ("0", False), ("", False), ("off", False)])
+@pytest.mark.parametrize(("value", "is_offline"), [("1", True), ("true", True), ("0", False), ("", False),
+                                                   ("off", False)])
 @pytest.mark.parametrize("name", ["LAVIS_LITE_OFFLINE", "HF_HUB_OFFLINE"])
 def test_offline(monkeypatch, name, value, is_offline):
     for other in ("LAVIS_LITE_OFFLINE", "HF_HUB_OFFLINE"):

@@ -56,7 +56,7 @@ def text(value: Any) -> str:
         raise ValueError("is empty")
     if len(value) > MOST_CHARACTERS:
         raise ValueError(f"has {len(value)} characters; at most {MOST_CHARACTERS} are taken")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError("has half of a surrogate pair, which is not a character")
     return value
 

@@ -223,7 +223,7 @@ class ClipImageEval(_ImageProcessor):
 
 
 def _without_far_ends(pixels: Tensor, most: float) -> Tensor:
-    """The middle of very long pictures: one of 1 x 20,000 pixels would become gigabytes when its short side is resized."""
+    """The middle of very long pictures: 1 x 20,000 pixels would become gigabytes when the short side is resized."""
     height, width = pixels.shape[1:]
     keep_height, keep_width = min(height, math.ceil(width * most)), min(width, math.ceil(height * most))
     top, left = (height - keep_height) // 2, (width - keep_width) // 2

@@ -35,7 +35,8 @@ def rows(table: RowTable) -> list[dict]:
     return [table[index] for index in range(len(table))]
 
 
-ROWS = [{"image": "a.jpg", "caption": ["one", "two"], "image_id": 1}, {"image": "b.jpg", "caption": ["три 🙂 \u2028 x"]}]
+ROWS = [{"image": "a.jpg", "caption": ["one", "two"], "image_id": 1},
+        {"image": "b.jpg", "caption": ["три 🙂 \u2028 x"]}]
 
 
 @pytest.mark.parametrize(("name", "content"), [
@@ -128,7 +129,7 @@ def test_null_optional_fields_are_absent(tmp_path):
     ("a.csv", "image,caption\n", "no rows"),
     ("a.json", b"\xff\xfe[\x00", "is not UTF-8 text (byte 0)"),
     ("a.json", '[{"image": "a.jpg", "caption": "x"}, {"image": ]', "a.json:2: not JSON"),
-    ("a.json", '[{"image": "a.jpg", "caption": "x"}', "a.json:1: after this row a ',' or ']' is expected, but the file ends"),
+    ("a.json", '[{"image": "a.jpg", "caption": "x"}', "a.json:1: after this row a ',' or ']' is expected, but"),
     ("a.json", '[{"image": "a.jpg", "caption": "x"} 3]', "a.json:1: after this row a ',' or ']' is expected, not '3'"),
     ("a.json", '[{"image": "a.jpg", "caption": "x"},]', "a.json:2: not JSON"),
     ("a.json", '[{"image": "a.jpg", "caption": "x"}] []', "text after the list's end"),
@@ -138,15 +139,15 @@ def test_null_optional_fields_are_absent(tmp_path):
     ("a.json", "[" * 100_000, "not JSON"),
     ("a.json", '[{"image": ' + "[" * 100_000, "nested too deeply"),
     ("a.jsonl", '{"image": "a", "caption": "x"}\n{"image"', "a.jsonl:2: not JSON"),
-    ("a.csv", "image,caption\na.jpg,one, two\n", "a.csv:2: 1 more cells than the header has; quote texts that hold a comma"),
+    ("a.csv", "image,caption\na.jpg,one, two\n", "a.csv:2: 1 more cells than the header has; quote texts that hold"),
     ("a.csv", 'image,caption\na.jpg,"one\n', "not a readable table"),
     ("a.csv", "image,caption\na.jpg\n", "a.csv:2: field 'caption' is missing"),
     ("a.csv", "image,caption\na.jpg,\n", "a.csv:2: field 'caption' is empty"),
     ("a.txt", "x", "annotation files end in .json"),
-    ("a.json", '{"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 2}]}', "image_id 2 is not among 'images'"),
+    ("a.json", '{"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 2}]}', "image_id 2 is not among"),
     ("a.json", '{"images": [{}], "annotations": []}', "images[1]: field 'id' is missing"),
     ("a.json", '{"images": [{"id": [1]}], "annotations": []}', "images[1]: field 'id' is missing, or neither"),
-    ("a.json", '{"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 1}]}', "a.json:1: field 'image' is missing"),
+    ("a.json", '{"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 1}]}', "a.json:1: field 'image'"),
     ("a.json", '{"images": [], "annotations": []}', "no rows"),
 ])
 def test_faulty_files_are_named(tmp_path, name, content, words):

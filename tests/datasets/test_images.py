@@ -77,7 +77,8 @@ def test_other_colour_spaces(tmp_path):
 
 
 @pytest.mark.parametrize(("orientation", "corner"), [
-    (1, (0, 0)), (2, (5, 0)), (3, (5, 3)), (4, (0, 3)), (5, (0, 0)), (6, (3, 0)), (7, (3, 5)), (8, (0, 5)), (99, (0, 0)),
+    (1, (0, 0)), (2, (5, 0)), (3, (5, 3)), (4, (0, 3)), (5, (0, 0)), (6, (3, 0)), (7, (3, 5)), (8, (0, 5)),
+    (99, (0, 0)),
 ])
 def test_pictures_stand_upright(tmp_path, orientation, corner):
     image = Image.new("RGB", (6, 4))
