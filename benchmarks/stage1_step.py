@@ -95,19 +95,19 @@ def train_step(module: nn.Module, samples: dict[str, Any], optimizer: torch.opti
     optimizer.zero_grad(set_to_none=True)
 
 
-def timed(step: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one step."""
+def timed(step: Callable[[], None], device: torch.device) -> tuple[float, float]:
+    """Seconds of one step by the clock, and processor seconds of all threads."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     step()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 def measure(size: Size, batch: int, steps: int, warmup: int, device: torch.device) -> dict[str, Any]:
-    """Interleaved seconds per step of the three variants."""
+    """Interleaved seconds per step of the three variants; every second round runs in reverse order."""
     torch.manual_seed(0)
     model = build(size, device)
     twin = PlainStage1(model, TEXT_WIDTH)
@@ -119,24 +119,26 @@ def measure(size: Size, batch: int, steps: int, warmup: int, device: torch.devic
         "plain": lambda samples: train_step(twin, samples, optimizer, device),
     }
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    busy: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warmup + steps):
         samples = make_batch(size, batch, number, device)
         for name in list(variants)[::-1 if number % 2 else 1]:
-            elapsed = timed(partial(variants[name], samples), device)
+            elapsed, processor = timed(partial(variants[name], samples), device)
             if number >= warmup:
                 seconds[name].append(elapsed)
-    return {"seconds": seconds, "trainable": sum(p.numel() for p in trainable)}
+                busy[name].append(processor)
+    return {"seconds": seconds, "busy": busy, "trainable": sum(p.numel() for p in trainable)}
 
 
-def flops_per_step(size: Size, batch: int) -> dict[str, float]:
-    """FLOPs of forward and backward of the fast step and of the twin, counted on the meta device."""
+def flops_per_step(size: Size, batch: int) -> float:
+    """FLOPs of forward and backward of the fast step, counted on the meta device."""
     device = torch.device("meta")
     model = build(size, device)
     samples = make_batch(size, batch, 0, device)
     samples["text_input"] = samples["text_input"].to(device)
     with FlopCounterMode(display=False) as counter:
         model(samples).loss.backward()
-    return {"fast": float(counter.get_total_flops())}
+    return float(counter.get_total_flops())
 
 
 def summarise(size: str, batch: int, device: torch.device, found: dict[str, Any]) -> dict[str, Any]:
@@ -152,9 +154,13 @@ def summarise(size: str, batch: int, device: torch.device, found: dict[str, Any]
         "ratio": round(paired(seconds["plain"], seconds["fast"]), 3),
         "ratio_no_trim": round(paired(seconds["plain"], seconds["fast_no_trim"]), 3),
     }
+    if device.type == "cpu":  # what other programs on the machine cannot disturb
+        busy = found["busy"]
+        row |= {"ratio_cpu_time": round(paired(busy["plain"], busy["fast"]), 3),
+                "ratio_cpu_time_no_trim": round(paired(busy["plain"], busy["fast_no_trim"]), 3)}
     peak = next((value for word, value in PEAK_BF16.items() if word in row["machine"]), None)
     if peak is not None:
-        flops = flops_per_step(SIZES[size], batch)["fast"]
+        flops = flops_per_step(SIZES[size], batch)
         row |= {"gflop_per_image": round(flops / batch / 1e9, 1), "mfu": round(flops / median["fast"] / peak, 4)}
     return row
 
@@ -183,12 +189,15 @@ def record(row: dict[str, Any]) -> None:
         table.write_text("# Stage-1 training step, this package against its plain twin\n\n"
                          "Seconds are medians of interleaved steps; only ratios within a row mean anything.\n\n"
                          "| date | machine, threads | size, batch | fast s | fast, no trim s | plain s | ratio | "
-                         "ratio, no trim | images/s | MFU |\n|---|---|---|---|---|---|---|---|---|---|\n")
+                         "ratio, no trim | ratios by CPU time | images/s | MFU | other load |\n"
+                         "|---|---|---|---|---|---|---|---|---|---|---|---|\n")
     median = row["median_s"]
     with table.open("a") as stream:
         stream.write(f"| {row['date']} | {row['machine']}, {row['threads']} | {row['size']}, {row['batch']} | "
                      f"{median['fast']} | {median['fast_no_trim']} | {median['plain']} | {row['ratio']} | "
-                     f"{row['ratio_no_trim']} | {row['images_per_second']['fast']} | {row.get('mfu', '-')} |\n")
+                     f"{row['ratio_no_trim']} | {row.get('ratio_cpu_time', '-')}, "
+                     f"{row.get('ratio_cpu_time_no_trim', '-')} | {row['images_per_second']['fast']} | "
+                     f"{row.get('mfu', '-')} | {row['other_load']} |\n")
 
 
 def main() -> None:
