@@ -29,7 +29,8 @@ REQUIREMENTS = [
     "torch>=2.6",  # torch.load is safe by default from 2.6 on
     "torchvision>=0.21",  # the partner of torch 2.6; timm needs it
     "transformers>=5.0,<6",
-    "timm>=1.0.15",
+    "huggingface_hub>=1.0",
+    "timm>=1.0.22",  # the first whose ViTs can be built on the meta device
     "omegaconf>=2.3",
     "iopath>=0.1.10",
     # 0.6.0 is the last release; it has wheels for these two platforms and no source package
@@ -45,7 +46,7 @@ REQUIREMENTS = [
     "numpy>=1.26",
     "filelock>=3.13",
     "PyYAML>=6.0",
-    "rich>=13.7",
+    "tqdm>=4.66",
     "tensorboard>=2.16",
     "matplotlib>=3.8",
 ]

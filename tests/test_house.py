@@ -26,7 +26,7 @@ FORBIDDEN = {
     "datasets": {"models", "tasks", "metrics", "tracking", "zoo"} | UPPER,
     "metrics": {"models", "tasks", "datasets", "processors", "tracking", "zoo"} | UPPER,
     "tasks": {"tracking", "zoo"} | UPPER,
-    "runners": {"models", "engine", "cli", "zoo"},
+    "runners": {"engine", "cli", "zoo"},
     "tracking": {"models", "tasks", "datasets", "metrics", "zoo"} | UPPER,
     "config": {"models", "tasks", "datasets", "metrics", "tracking", "zoo"} | UPPER,
     "registry": {"config", "models", "tasks", "datasets", "metrics", "processors", "tracking", "zoo"} | UPPER,

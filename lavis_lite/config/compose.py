@@ -218,12 +218,14 @@ def _dataset_section(checker: Checker, name: str, section: Any) -> DatasetConfig
 
 
 def _fill_processors(config: Config) -> None:
-    """A data set that names no processors takes the model's."""
+    """A data set that names no processor takes the model's, with what it sets itself on top (image_size, prompt)."""
     for dataset in config.datasets.values():
         for kind in ("vis_processor", "text_processor"):
             own, fallback = getattr(dataset, kind), getattr(config.preprocess, kind)
-            own.train = own.train if own.train is not None else fallback.train
-            own.eval = own.eval if own.eval is not None else fallback.eval
+            for mode in ("train", "eval"):
+                set_here = getattr(own, mode) or {}
+                if "name" not in set_here:
+                    setattr(own, mode, {**(getattr(fallback, mode) or {}), **set_here} or None)
 
 
 def to_yaml(composition: Composition, with_layers: bool = False) -> str:

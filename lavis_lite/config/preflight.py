@@ -13,8 +13,8 @@ from typing import Any
 
 from lavis_lite import files
 from lavis_lite.config.compose import Composition
-from lavis_lite.config.schema import Config, RunConfig
-from lavis_lite.errors import DistributedError, RegistryError, did_you_mean
+from lavis_lite.config.schema import Config, DatasetConfig, RunConfig
+from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean
 from lavis_lite.registry import registry
 
 POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval", "accum_grad_iters",
@@ -99,19 +99,29 @@ def _check_datasets(config: Config, fault: Any) -> None:
         for kind in ("vis_processor", "text_processor"):
             for part in ("train", "eval"):
                 _check_processor(getattr(getattr(section, kind), part), f"datasets.{name}.{kind}.{part}", fault)
-        if section.prepare is None:
-            _check_splits(config.run, name, section.build_info.annotations, len(config.datasets), fault)
+        _check_splits(config.run, name, _splits(name, section, fault), len(config.datasets), fault)
 
 
-def _check_splits(run: RunConfig, name: str, annotations: dict[str, Any], sets: int, fault: Any) -> None:
+def _splits(name: str, section: DatasetConfig, fault: Any) -> list[str]:
+    """The splits that a data set's builder can give; none where its section is at fault."""
+    try:
+        return list(registry.get_builder_class(section.builder or name)(name, section).splits())
+    except RegistryError:
+        return []  # reported by compose
+    except ConfigError as problem:
+        fault(f"datasets.{name}", str(problem))
+        return []
+
+
+def _check_splits(run: RunConfig, name: str, splits: list[str], sets: int, fault: Any) -> None:
     """With one data set every split that the run names must be there; with several each is optional per set."""
-    if sets > 1 or not annotations:
+    if sets > 1 or not splits:
         return
     wanted = [("train_splits", split) for split in ([] if run.evaluate else run.train_splits)]
     wanted += [(key, split) for key in ("valid_splits", "test_splits") for split in getattr(run, key)]
     for key, split in wanted:
-        if split not in annotations and not (split in ("val", "test") and len(annotations) == 1 and name in registry.builder):
-            fault(f"run.{key}", f"data set {name} has no split {split!r}; {did_you_mean(split, annotations)}")
+        if split not in splits:
+            fault(f"run.{key}", f"data set {name} has no split {split!r}; {did_you_mean(split, splits)}")
 
 
 def _check_processor(spec: dict[str, Any] | None, path: str, fault: Any) -> None:

@@ -84,6 +84,14 @@ class BaseDatasetBuilder:
         """One finished sentence per file that is not here: which, its key, the command that gets it. Opens nothing."""
         raise NotImplementedError(f"{type(self).__name__} must define missing_files")
 
+    def fetch(self) -> None:
+        """Bring here what a program may bring: annotation files that have a URL, generated files.
+
+        Raises:
+            DataError: a file is not here and has no URL, or cannot be downloaded.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define fetch")
+
     def processor(self, kind: str, training: bool) -> Callable[..., Any]:
         """The `vis_processor` or `text_processor` of the section.
 
@@ -97,7 +105,7 @@ class BaseDatasetBuilder:
         if not given and kind == "text_processor":
             return _as_it_is
         if "name" not in given:
-            raise ConfigError(f"{key}: name an image processor, such as {{name: blip_image_eval, image_size: 224}}.")
+            raise ConfigError(f"{key}: names no processor, for example {{name: blip_image_eval, image_size: 224}}.")
         cls = registry.get_processor_class(given.pop("name"))
         try:
             return cls(**given)
@@ -166,6 +174,13 @@ class _ImageTextBuilder(BaseDatasetBuilder):
                     (fetchable if source.fetchable() else missing).append(source.sentence())
         missing += self._missing_images()
         return list(dict.fromkeys(fetchable + missing)) if missing or files.offline() else []
+
+    def fetch(self) -> None:
+        """Annotation files of all splits, or the generated data set."""
+        root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
+        for split in self.splits():
+            for source in self._sources(split, root):
+                source.fetch()
 
     def _missing_images(self) -> list[str]:
         storage = self.cfg.build_info.images.storage

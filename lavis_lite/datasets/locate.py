@@ -10,7 +10,7 @@ from typing import Any
 
 from lavis_lite import files
 from lavis_lite.config.schema import FileConfig
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.errors import ConfigError, DataError, did_you_mean
 
 GENERATORS = {"mini_world": "lavis_lite.datasets.prepare.mini_world:prepare_mini_world"}
 """what `prepare:` may name -> function(root, **prepare_args) -> folder; each is atomic and may be called again"""
@@ -65,8 +65,10 @@ class Source:
             DataError: not here and cannot be fetched.
         """
         target = self.target()
-        if target.exists() or self.url is None:
+        if target.exists():
             return target
+        if self.url is None:
+            raise DataError(self.sentence())
         return self._local_url() or files.fetch(self.url, self.sha256, self.md5, to=target)
 
     def sentence(self) -> str:

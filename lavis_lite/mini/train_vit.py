@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -26,6 +26,7 @@ from lavis_lite.models.mini_vit import WIDTH, mini_vit
 
 SEED = 20261121
 BATCH_SIZE = 16
+IMAGES = 40_000
 WARMUP_STEPS = 200
 BACKGROUND_WEIGHT = 0.1
 """Weight of background in the loss: most patches show nothing else and are easy."""
@@ -90,7 +91,7 @@ def train(images: int, seed: int, learning_rate: float = 1e-3, log_every: int = 
 def save(model: nn.Module, path: Path) -> None:
     """Write the weights as fp16 safetensors, whole or not at all."""
     partial = path.with_suffix(".partial")
-    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, partial)
+    partial.write_bytes(to_bytes({name: value.half().contiguous() for name, value in model.state_dict().items()}))
     os.replace(partial, path)
 
 
@@ -140,9 +141,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line: train, save, probe, write the card."""
     parser = argparse.ArgumentParser(description="train the mini vision encoder")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "assets" / "mini")
-    parser.add_argument("--images", type=int, default=64_000)
+    parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--threads", type=int, default=None, help="1 is fastest where other jobs keep the cores busy")
     options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     model = train(options.images, options.seed)

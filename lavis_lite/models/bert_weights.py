@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.qformer import QFormer
+from lavis_lite.torchvision_shim import ensure_torchvision
 
 LAYER_NAMES = {
     "self_attention.query": "attention.self.query",
@@ -87,6 +88,7 @@ def _copy(name: str, parameter: Tensor, value: Tensor, source: str) -> None:
 
 
 def _bert_state(source: str) -> dict[str, Tensor]:
+    ensure_torchvision()  # transformers may import it
     from transformers import BertForMaskedLM
 
     try:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from lavis_lite.config.schema import ModelConfig
+from lavis_lite.models.bert_weights import initialise_from_bert
 from lavis_lite.models.qformer import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer
 
@@ -35,7 +36,7 @@ class Blip2QformerConfig(ModelConfig):
     """tokens per text, [CLS] and [SEP] included"""
     # this package's -------------------------------------------------------------------------------------------------
     vit_weights: str | None = None
-    """file with the vision encoder's weights; None: what comes with the package (mini) or in `pretrained`"""
+    """file with the vision encoder's weights; None: those that belong to vit_model; random: none"""
     vit_args: dict[str, Any] = field(default_factory=dict)
     """other dimensions for the vision encoder: depth, width, heads, mlp_ratio, patch_size"""
     tokenizer: str = "bert-base-uncased"
@@ -64,9 +65,10 @@ def qformer_config(cfg: Blip2QformerConfig, vocab_size: int, vision_width: int) 
 
 
 def build_parts(cfg: Blip2QformerConfig) -> dict[str, Any]:
-    """vision_encoder, qformer and tokenizer of a section, with the weights it names.
+    """vision_encoder, qformer and tokenizer of a section.
 
-    On the meta device (`with torch.device("meta")`) nothing is read from disk.
+    The Q-Former starts from BERT where the section says so; a vision encoder's weights and checkpoints are loaded
+    from outside, over the model. On the meta device (`with torch.device("meta")`) no weights are read.
     """
     from lavis_lite.models.vision_encoder import VisionEncoder
 
@@ -74,26 +76,11 @@ def build_parts(cfg: Blip2QformerConfig) -> dict[str, Any]:
                             cfg.vit_precision, frozen=cfg.freeze_vit, **cfg.vit_args)
     tokenizer = TextTokenizer(cfg.tokenizer, cfg.max_txt_len)
     qformer = QFormer(qformer_config(cfg, tokenizer.special_ids.vocab_size, encoder.width))
-    if not _on_meta():
-        _load_weights(cfg, encoder, qformer)
+    if cfg.qformer_weights and not starts_from_checkpoint(cfg) and not torch.empty(0).is_meta:
+        initialise_from_bert(qformer, cfg.qformer_weights)
     return {"vision_encoder": encoder, "qformer": qformer, "tokenizer": tokenizer}
-
-
-def _on_meta() -> bool:
-    return torch.empty(0).is_meta
 
 
 def starts_from_checkpoint(cfg: ModelConfig) -> bool:
     """Whether a whole checkpoint will be loaded over the initial weights."""
     return bool((cfg.load_finetuned and cfg.finetuned) or (cfg.load_pretrained and cfg.pretrained))
-
-
-def _load_weights(cfg: Blip2QformerConfig, encoder: Any, qformer: QFormer) -> None:
-    if cfg.vit_weights:
-        from lavis_lite.models.checkpoints import load_vision_weights
-
-        load_vision_weights(encoder, cfg.vit_weights)
-    if cfg.qformer_weights and not starts_from_checkpoint(cfg):
-        from lavis_lite.models.bert_weights import initialise_from_bert
-
-        initialise_from_bert(qformer, cfg.qformer_weights)

@@ -134,6 +134,7 @@ class Blip2Qformer(BaseModel):
         lm_sum, lm_count = self.lm_terms(encoded)
         itm_count, lm_count = self._shared_counts(itm_count, lm_count)
         loss_itm, loss_lm = itm_sum / itm_count, lm_sum / lm_count
+        loss_itc = loss_itc.to(loss_itm.dtype)
         return Blip2Output(loss_itc + loss_itm + loss_lm, loss_itc, loss_itm, loss_lm)
 
     def encode(self, samples: dict[str, Any]) -> Encoded:
@@ -231,11 +232,7 @@ class Blip2Qformer(BaseModel):
 
     def _project(self, query: Tensor, text_cls: Tensor) -> tuple[Tensor, Tensor]:
         """To the common space: float[B,Q,D], float[B,D] -> float[B,Q,E], float[B,E], unit length."""
-        return self._unit(self.vision_proj(query)), self._unit(self.text_proj(text_cls))
-
-    @staticmethod
-    def _unit(features: Tensor) -> Tensor:
-        return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
+        return common_space(query, self.vision_proj), common_space(text_cls, self.text_proj)
 
     def _queries(self, batch: int) -> Tensor:
         return self.query_tokens.expand(batch, -1, -1)
@@ -279,11 +276,11 @@ class Blip2Qformer(BaseModel):
             raise ConfigError(f"extract_features: unknown mode {mode!r}: {did_you_mean(str(mode), FEATURE_MODES)}")
         if mode == "image":
             query, _ = self.forward_image(samples["image"])
-            return Blip2Features(image_embeds=query, image_embeds_proj=self._unit(self.vision_proj(query)))
+            return Blip2Features(image_embeds=query, image_embeds_proj=common_space(query, self.vision_proj, query.dtype))
         tokens = self.tokenize(samples["text_input"], max_length=self.qformer.cfg.max_positions)
         if mode == "text":
             text = self.qformer(text_ids=tokens.ids, text_mask=tokens.mask, pattern="uni_modal").text
-            return Blip2Features(text_embeds=text, text_embeds_proj=self._unit(self.text_proj(text)))
+            return Blip2Features(text_embeds=text, text_embeds_proj=common_space(text, self.text_proj, text.dtype))
         features = self.ln_vision(self.encode_image(samples["image"]))
         output = self.qformer(self._queries(len(features)), tokens.ids, tokens.mask, features, "bidirectional")
         return Blip2Features(multimodal_embeds=output.query)
@@ -303,7 +300,7 @@ class Blip2Qformer(BaseModel):
             features = self.ln_vision(self.encode_image(samples["image"]))
             return self.match_logits(self.image_kv(features), tokens)
         image_feats, text_feats = self._project(query, self.forward_text(tokens))
-        return (image_feats @ text_feats[:, :, None])[..., 0].amax(1, keepdim=True)
+        return (image_feats @ text_feats[:, :, None])[..., 0].amax(1, keepdim=True).to(query.dtype)
 
     @torch.no_grad()
     def generate(self, samples: dict[str, Any], use_nucleus_sampling: bool = False, num_beams: int = 3,
@@ -336,12 +333,40 @@ class Blip2Qformer(BaseModel):
         rows = decode(QFormerDecoder(self.qformer, output.cache), len(features), special, options, features.device)
         return self.tokenizer.decode(rows)
 
+    def example_samples(self, batch: int, device: torch.device) -> dict[str, Any]:
+        """Samples of the right shapes without content, for a dry run: forward takes them, also on the meta device."""
+        size = int(self.vision_encoder.image_size)  # type: ignore[arg-type]
+        shape = (batch, self.tokenizer.max_length)
+        tokens = TextTokens(torch.ones(shape, dtype=torch.long, device=device),
+                            torch.ones(shape, dtype=torch.bool, device=device))
+        return {"image": torch.zeros(batch, 3, size, size, device=device), "text_input": tokens,
+                "uniform": torch.full((batch, 2), 0.5, dtype=torch.float64, device=device)}
+
     def layer_scale(self, name: str, decay: float) -> float:
         """decay ** (layers between a vision encoder's parameter and its output, plus one); 1 elsewhere (LAVIS)."""
         if not name.startswith("vision_encoder."):
             return 1.0
         encoder: Any = self.vision_encoder
         return float(encoder.layer_scale(name, decay))
+
+
+def common_space(features: Tensor, projection: nn.Linear, dtype: torch.dtype | None = None) -> Tensor:
+    """Project and scale to unit length: float[...,D] -> float[...,E], at least float32.
+
+    In float64 outside autocast: similarities are divided by a temperature of about 0.07, which multiplies every
+    rounding of these small products by 14 and would show in the temperature's gradient and in close draws of
+    negatives.
+
+    Args:
+        features: hidden states.
+        projection: vision_proj or text_proj.
+        dtype: of the result; None: as computed.
+    """
+    kind = features.device.type
+    if kind not in ("cpu", "cuda") or torch.is_autocast_enabled(kind):
+        return F.normalize(projection(features).float(), dim=-1)
+    weight, bias = projection.weight.double(), projection.bias.double()
+    return F.normalize(F.linear(features.double(), weight, bias), dim=-1).to(dtype)
 
 
 @registry.register_model("blip2_image_text_matching")

@@ -122,7 +122,7 @@ class _Finished:
         self.texts = sorted(self.texts, key=lambda item: -item[0])[:self.width]
 
     def closed_to(self, log_probability: float, length: int) -> bool:
-        """Whether no running text with this log-probability can still enter."""
+        """Whether a running text of this log-probability would not enter if it ended now (as transformers decides)."""
         if len(self.texts) < self.width:
             return False
         return self.texts[-1][0] >= log_probability / length ** self.length_penalty
@@ -162,7 +162,8 @@ def _extend(totals: Tensor, scores: Tensor, tokens: Tensor, finished: list[_Fini
         length: new tokens after this step.
 
     Returns:
-        New totals float[B,width], tokens int64[B*width,T+1], and rows int64[B*width] of the cache they continue.
+        New totals float[B,K'], tokens int64[B*K',T+1], and rows int64[B*K'] of the cache they continue; K' is `width`,
+        or all there are in the first steps of a wide beam.
     """
     batch, beams = totals.shape
     vocabulary = scores.shape[1]
@@ -175,6 +176,6 @@ def _extend(totals: Tensor, scores: Tensor, tokens: Tensor, finished: list[_Fini
     for sample, place in ends[:, :width].nonzero().tolist():
         if best[sample, place] > -torch.inf:
             finished[sample].add(float(best[sample, place]), texts[sample, place, 1:-1].tolist(), length)
-    kept = best.masked_fill(ends, -torch.inf).topk(width, dim=1)
+    kept = best.masked_fill(ends, -torch.inf).topk(min(width, best.shape[1]), dim=1)
     chosen = texts.gather(1, kept.indices[:, :, None].expand(-1, -1, texts.shape[2]))
     return kept.values, chosen.flatten(0, 1), source.gather(1, kept.indices).flatten()

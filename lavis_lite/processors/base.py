@@ -15,4 +15,5 @@ class BaseProcessor:
     """
 
     def __call__(self, item: Any, rng: random.Random | None = None) -> Any:
+        """The processed item."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__")

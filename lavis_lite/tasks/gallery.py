@@ -10,6 +10,26 @@ from lavis_lite.errors import DataError
 from lavis_lite.metrics.retrieval import as_lists
 
 
+def check_dataset(dataset: Any, split: str) -> None:
+    """Raise before any work when a split cannot be searched.
+
+    Raises:
+        DataError: the data set has no captions by image, or an image has none.
+    """
+    captions = getattr(dataset, "img2txt", None)
+    if captions is None or not hasattr(dataset, "text"):
+        raise DataError(f"split {split!r} cannot be scored: its data set ({type(dataset).__name__}) does not list "
+                        "captions by image (`text` and `img2txt`). Take a caption or retrieval builder, or remove the "
+                        "split from run.valid_splits and run.test_splits.")
+    found = as_lists(captions)
+    bare = [image for image, texts in enumerate(found) if not texts]
+    if bare:
+        place = dataset.place(bare[0]) if hasattr(dataset, "place") else f"image {bare[0]}"
+        raise DataError(f"split {split!r} cannot be scored: {len(bare)} of its {len(found)} images have no caption, "
+                        f"the first at {place}. Remove them from the annotation file, or the split from "
+                        "run.valid_splits and run.test_splits.")
+
+
 @dataclass(frozen=True)
 class Gallery:
     """N images and M texts, numbered anew from 0 in the order of the data set.
@@ -36,7 +56,7 @@ class Gallery:
 
         Raises:
             ValueError: an image was evaluated twice.
-            DataError: there is no image, or an image has no caption.
+            DataError: there is no image.
         """
         images = sorted(images)
         if len(set(images)) != len(images):
@@ -44,7 +64,8 @@ class Gallery:
             raise ValueError(f"image {twice} of the evaluation split was evaluated twice")
         captions = as_lists(dataset.img2txt)
         chosen = [captions[image][:captions_per_image] for image in images]
-        _check(images, chosen)
+        if not images:
+            raise DataError("the evaluation split gave no image; check its annotation file and run.on_bad_sample.")
         texts = sorted({text for found in chosen for text in found})
         number = {text: place for place, text in enumerate(texts)}
         img2txt = [[number[text] for text in found] for found in chosen]
@@ -54,11 +75,3 @@ class Gallery:
                 txt2img[text] = image
         return cls(images, [dataset.text[text] for text in texts], img2txt, txt2img)
 
-
-def _check(images: Sequence[int], chosen: Sequence[Sequence[int]]) -> None:
-    if not images:
-        raise DataError("the evaluation split gave no image; check its annotation file and `on_bad_sample`.")
-    bare = [image for image, found in zip(images, chosen, strict=True) if not found]
-    if bare:
-        raise DataError(f"image {bare[0]} of the evaluation split (and {len(bare) - 1} more) has no caption, so "
-                        "nothing can be retrieved for it; drop such rows from the annotation file.")

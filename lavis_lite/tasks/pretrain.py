@@ -10,8 +10,11 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.errors import DataError
+from lavis_lite.metrics.retrieval import as_lists
 from lavis_lite.registry import registry
 from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.gallery import check_dataset
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, chance_r1, gallery_of, prefixed, recall_line, sizes_of
 from lavis_lite.tasks.retrieval_scoring import image_rows, indices, retrieve
 
@@ -31,8 +34,9 @@ class PretrainRunConfig(RetrievalRunConfig):
 class ImageTextPretrainTask(BaseTask):
     """Trains on samples {image, text_input}; evaluates a split with one sample per image.
 
-    An evaluation sample has `image`, `index` and `text_input` (its caption, or a list of captions of which the first
-    is used for the losses). Losses are those of whole evaluation batches, each on one rank, averaged over images.
+    An evaluation sample has `image` and `index` (its place in the data set); captions come from the data set's `text`
+    and `img2txt`. Losses are those of whole evaluation batches, each on one rank, every image with its first caption,
+    averaged over images.
     Scores: loss, loss_*; itc_txt_r1 ... itc_r_mean by ITC; itm_* likewise after re-ranking; r_mean (after re-ranking
     where that was run), chance_r1; agg_metrics = r_mean, or -loss for a model without an ITC space.
     """
@@ -42,20 +46,25 @@ class ImageTextPretrainTask(BaseTask):
 
     def __init__(self, cfg: PretrainRunConfig) -> None:
         super().__init__(cfg)
-        self._split: str | None = None
+        self._split = ""
+        self._captions: list[str] = []
 
     def before_evaluation(self, dataset: Any, split: str) -> None:
-        """Remember the split: image features are kept only where re-ranking follows."""
+        """Refuse a split without captions; remember what `predict` needs of it."""
+        check_dataset(dataset, split)
         self._split = split
+        self._captions = [dataset.text[found[0]] for found in as_lists(dataset.img2txt)]
 
-    def k_test(self, split: str | None) -> int:
-        """Candidates to re-rank on a split; an unknown split (None) is treated as a test split."""
-        tested = split is None or split in self.cfg.test_splits or self.cfg.valid_itm
-        return self.cfg.k_test if tested else 0
+    def k_test(self, split: str) -> int:
+        """Candidates that ITM re-ranks on a split."""
+        return self.cfg.k_test if self.cfg.valid_itm or split in self.cfg.test_splits else 0
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         """One row per image: the losses of its batch and what retrieval needs of it."""
-        losses = validation_losses(model, samples)
+        if "image" not in samples:  # every image of the batch was bad
+            return []
+        captions = [self._captions[index] for index in indices(samples)]
+        losses = validation_losses(model, samples, captions)
         if self._retrieves(model):
             rows = image_rows(model, samples, keep_embeds=self.k_test(self._split) > 0)
         else:
@@ -85,13 +94,12 @@ class ImageTextPretrainTask(BaseTask):
 
 
 @torch.no_grad()
-def validation_losses(model: Any, samples: dict[str, Any]) -> dict[str, float]:
-    """Losses of one evaluation batch, this process alone: each image with its first caption.
+def validation_losses(model: Any, samples: dict[str, Any], captions: list[str]) -> dict[str, float]:
+    """Losses of one evaluation batch and a caption for each of its images, this process alone.
 
     The numbers that choose the hard negatives depend on the batch's images only, so that every validation of a run
     draws alike.
     """
-    captions = [text if isinstance(text, str) else text[0] for text in samples["text_input"]]
     generator = torch.Generator().manual_seed(indices(samples)[0])
     uniform = torch.rand(len(captions), 2, dtype=torch.float64, generator=generator)
     output = model({"image": samples["image"], "text_input": captions, "uniform": uniform})
@@ -103,4 +111,6 @@ def mean_losses(rows: list[Row]) -> dict[str, float]:
     own: list[dict[str, float]] = [row["losses"] for row in rows]
     parts = distributed.all_gather_object(own)
     losses = [one for part in parts for one in part]
-    return {name: fsum(one[name] for one in losses) / len(losses) for name in losses[0]} if losses else {}
+    if not losses:
+        raise DataError("the evaluation split gave no image; check its annotation file and run.on_bad_sample.")
+    return {name: fsum(one[name] for one in losses) / len(losses) for name in losses[0]}

@@ -11,7 +11,7 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.metrics.retrieval import mean_chance
 from lavis_lite.registry import registry
 from lavis_lite.tasks.base import BaseTask, Row
-from lavis_lite.tasks.gallery import Gallery
+from lavis_lite.tasks.gallery import Gallery, check_dataset
 from lavis_lite.tasks.retrieval_scoring import BothWays, Sizes, image_rows, recalls_of, retrieve
 
 
@@ -41,8 +41,14 @@ class RetrievalTask(BaseTask):
     config_class: ClassVar[type[RunConfig]] = RetrievalRunConfig
     cfg: RetrievalRunConfig
 
+    def before_evaluation(self, dataset: Any, split: str) -> None:
+        """Refuse a split that cannot be searched before anything is computed."""
+        check_dataset(dataset, split)
+
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         """One row per image with what retrieval needs of it."""
+        if "image" not in samples:  # every image of the batch was bad
+            return []
         return image_rows(model, samples, keep_embeds=self.cfg.k_test > 0)
 
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:

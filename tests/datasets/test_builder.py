@@ -98,7 +98,7 @@ def test_a_url_that_is_a_local_file_is_read_where_it_is(coco_section, coco_folde
 
 
 @pytest.mark.parametrize(("pair", "words"), [
-    (ProcessorPair(), "name an image processor"),
+    (ProcessorPair(), "names no processor"),
     (ProcessorPair(train={"name": "blip_image_train", "size": 3}), "unexpected keyword"),
     (ProcessorPair(train={"name": "blip_image_train", "image_size": -3}), "image_size must be"),
 ])
@@ -250,3 +250,13 @@ def test_builders_are_registered():
     assert registry.get_builder_class("custom") is CustomBuilder
     assert registry.get_builder_class("image_caption") is ImageCaptionBuilder
     assert registry.get_builder_class("image_retrieval") is ImageRetrievalBuilder
+
+
+def test_fetch_brings_what_has_a_url_and_names_what_has_none(coco_section, coco_folder, tmp_path, monkeypatch):
+    coco_section.build_info.annotations = {
+        "train": FileConfig(url=(coco_folder / "captions_train.json").as_uri(), storage="nowhere/t.json")}
+    builder = ImageCaptionBuilder("tiny", coco_section)
+    builder.fetch()
+    coco_section.build_info.annotations["val"] = FileConfig(storage="nowhere/v.json")
+    with pytest.raises(DataError, match=r"tiny.build_info.annotations.val.storage: .*nowhere/v.json is not here"):
+        builder.fetch()

@@ -24,6 +24,8 @@ def free_port() -> int:
 def run_processes(function: Callable[..., Any], count: int, *args: Any, timeout: float = 120.0) -> list[Any]:
     """Call `function(*args)` in `count` new processes that form one gloo group.
 
+    A group takes a second or two to form; let one call do several cases.
+
     Args:
         function: a module-level function (it is pickled); it sees torchrun's variables and a joined process group.
         count: number of processes.
@@ -36,7 +38,8 @@ def run_processes(function: Callable[..., Any], count: int, *args: Any, timeout:
     Raises:
         AssertionError: a process failed (with its traceback) or the time ran out.
     """
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")  # forked from a process that has imported what is slow to import
+    context.set_forkserver_preload(["tests.helpers.heavy_imports"])
     results: Any = context.Queue()
     port = free_port()
     processes = [context.Process(target=_child, args=(rank, count, port, results, function, args), daemon=True)

@@ -257,7 +257,7 @@ def test_files_are_refused_with_what_is_wrong(tmp_path: Path, monkeypatch: pytes
     fails("torn.pth", "torn.pth")
     torch.save({"optimizer": {"state": 1}}, "other.pth")
     fails("other.pth", "no state dict.*optimizer")
-    Path("evil.pth").write_bytes(pickle.dumps({"model": Evil()}))
+    Path("evil.pth").write_bytes(pickle.dumps({"model": Evil()}, protocol=2))
     fails("evil.pth", "evil.pth")
     torch.save({"model": Evil()}, "evil_zip.pth")
     fails("evil_zip.pth", "can run code")

@@ -88,6 +88,5 @@ def batches(split: SimpleNamespace, size: int, rank: int = 0, ranks: int = 1) ->
     for number, start in enumerate(range(0, len(split.pixels), size)):
         if number % ranks == rank:
             index = torch.arange(start, min(start + size, len(split.pixels)))
-            out.append({"image": split.pixels[index], "index": index,
-                        "text_input": [[split.text[one] for one in split.img2txt[int(i)]] for i in index]})
+            out.append({"image": split.pixels[index], "index": index})
     return out

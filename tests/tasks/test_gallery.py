@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lavis_lite.errors import DataError
-from lavis_lite.tasks.gallery import Gallery
+from lavis_lite.tasks.gallery import Gallery, check_dataset
 from tests.tasks.fakes import dataset
 
 
@@ -30,8 +30,14 @@ def test_an_image_twice_is_refused():
         Gallery.of(dataset(3), [0, 1, 2, 1])
 
 
-def test_no_image_and_no_caption_are_data_errors():
+def test_no_image_is_a_data_error():
     with pytest.raises(DataError, match="no image"):
         Gallery.of(dataset(3), [])
-    with pytest.raises(DataError, match=r"image 1 .*no caption"):
-        Gallery.of(dataset(3, captions=(1, 0)), [0, 1, 2])
+
+
+def test_splits_that_cannot_be_searched_are_refused_with_their_place():
+    check_dataset(dataset(3), "val")
+    with pytest.raises(DataError, match=r"'val' .*2 of its 4 images have no caption, the first at image 1"):
+        check_dataset(dataset(4, captions=(1, 0)), "val")
+    with pytest.raises(DataError, match=r"'val' .*\(list\) does not list captions"):
+        check_dataset([], "val")

@@ -101,6 +101,11 @@ def test_retrieval_scores_are_those_after_reranking():
     assert any(scores[key] != scores[f"itc_{key}"] for key in RECALL_KEYS)
 
 
+def test_a_batch_without_usable_images_gives_no_rows():
+    for task in (retrieval(), pretrain()):
+        assert task.predict(TinyModel(), {"bad_samples": ["a record"]}) == []
+
+
 def test_k_test_zero_is_itc_only():
     scores, _, model = evaluate(retrieval(k_test=0), dataset(10))
     assert all(scores[key] == scores[f"itc_{key}"] for key in RECALL_KEYS) and model.itm_shapes == []

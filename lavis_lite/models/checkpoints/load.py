@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -21,7 +21,6 @@ from lavis_lite.models.checkpoints.report import (
     describe_unknown,
     seems_to_be,
 )
-from lavis_lite.models.vision_encoder import VisionEncoder
 
 
 class Loadable(Protocol):
@@ -41,6 +40,18 @@ class Loadable(Protocol):
 
     def frozen_names(self) -> set[str]:
         """Names of parameters that are not part of a checkpoint."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What a vision encoder must offer; `lavis_lite.models.vision_encoder.VisionEncoder` does."""
+
+    name: str
+    num_layers: int
+    vit: Any
+
+    def fit_pos_embed(self, table: Tensor) -> Tensor:
+        """Position embeddings brought to the encoder's resolution."""
 
 
 def load_checkpoint(model: Loadable, source: str | Path, *, may_miss: Iterable[str] = (),
@@ -97,7 +108,7 @@ def fit_resolution(model: Loadable, tensors: Mapping[str, Tensor], report: LoadR
     fitted = dict(tensors)
     for path, module in model.named_modules():
         name = f"{path}.vit.pos_embed".lstrip(".")
-        if isinstance(module, VisionEncoder) and name in fitted:
+        if isinstance(module, Encoder) and name in fitted:
             table = module.fit_pos_embed(fitted[name])
             if table is not fitted[name]:
                 fitted[name] = table

@@ -13,10 +13,9 @@ from lavis_lite.errors import CheckpointError
 from lavis_lite.models.checkpoints.hf_key_map import from_hf
 from lavis_lite.models.checkpoints.key_map import KeyMap, Row
 from lavis_lite.models.checkpoints.lavis_key_map import from_lavis, to_lavis
-from lavis_lite.models.checkpoints.load import check_fit
+from lavis_lite.models.checkpoints.load import Encoder, check_fit
 from lavis_lite.models.checkpoints.reading import read_tensors
 from lavis_lite.models.checkpoints.report import LoadReport, seems_to_be
-from lavis_lite.models.vision_encoder import VisionEncoder
 
 VIT = "vision_encoder.vit."
 """Where a ViT lies within a whole model; the key maps speak of whole models."""
@@ -40,7 +39,7 @@ HF_CLIP_MAP = KeyMap([
 ])
 
 
-def load_vision_weights(encoder: VisionEncoder, source: str | Path) -> LoadReport:
+def load_vision_weights(encoder: Encoder, source: str | Path) -> LoadReport:
     """Load a ViT's weights: timm's layout, LAVIS' (eva_vit_g.pth, clip_vit_L.pth), OpenAI's CLIP or Hugging Face's.
 
     The file may be of a whole model (only its vision part is read) and have one block more than the encoder runs.
@@ -52,7 +51,7 @@ def load_vision_weights(encoder: VisionEncoder, source: str | Path) -> LoadRepor
     return load_vision_state(encoder, read_tensors(source), str(source))
 
 
-def load_vision_state(encoder: VisionEncoder, tensors: Mapping[str, Tensor], source: str) -> LoadReport:
+def load_vision_state(encoder: Encoder, tensors: Mapping[str, Tensor], source: str) -> LoadReport:
     """As `load_vision_weights`, from tensors in memory; `source` is what messages call them."""
     layout, found = _vit_names(tensors)
     own = encoder.vit.state_dict()
@@ -75,7 +74,7 @@ def load_vision_state(encoder: VisionEncoder, tensors: Mapping[str, Tensor], sou
     return report
 
 
-def vision_state(encoder: VisionEncoder, layout: str) -> dict[str, Tensor]:
+def vision_state(encoder: Encoder, layout: str) -> dict[str, Tensor]:
     """The encoder's weights in another layout: "timm", "LAVIS" (names as in its own weight files) or "OpenAI".
 
     LAVIS' names of EVA are timm's; its names of CLIP are OpenAI's without `visual.`.

@@ -1,0 +1,11 @@
+"""Imported once by the server that test processes are forked from: what takes seconds to import."""
+
+from __future__ import annotations
+
+from lavis_lite.torchvision_shim import ensure_torchvision
+
+ensure_torchvision()
+import timm  # noqa: E402, F401
+import transformers.models.bert.tokenization_bert  # noqa: E402, F401
+
+import lavis_lite.models.blip2_qformer  # noqa: E402, F401
