@@ -170,9 +170,11 @@ class Runner:
     def _loop(self, parts: TrainingParts) -> None:
         self.model.train()
         batches = parts.batches(self.step, parts.bounds.total)
+        micro = self._next_step(batches)
+        if micro:
+            parts.stepper.rehearse(micro[0])
         speed = Speed(parts.order.global_batch)
         while self.step < parts.bounds.total:
-            micro = self._next_step(batches)
             result = parts.stepper.run(self.step, micro, lambda: self.watch.code)
             self.step += 1
             speed.steps += 1
@@ -188,6 +190,7 @@ class Runner:
                 self._validate_if_due()
                 if due[0] and self.saved_step != self.step:
                     self._save()
+            micro = self._next_step(batches)
 
     def _next_step(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
         micro = list(islice(batches, self.run.accum_grad_iters))
