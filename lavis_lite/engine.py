@@ -123,7 +123,8 @@ def find_checkpoint(run: RunConfig, resume: str | None) -> Path | None:
         return None
     if resume == "auto":
         found = checkpointing.newest_good(Path(run.output_dir))
-        print(f"resuming from {found}" if found else f"nothing to resume under {run.output_dir}; starting afresh", flush=True)
+        nothing = f"nothing to resume under {run.output_dir}; starting afresh"
+        print(f"resuming from {found}" if found else nothing, flush=True)
         return found
     folder = Path(resume)
     faults = checkpointing.verify(folder)

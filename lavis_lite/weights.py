@@ -28,6 +28,7 @@ VISION_WEIGHTS = {
 NO_FILE = ("random", "timm")
 """values of a weights key that name no file: leave the random start; timm downloads its own"""
 PACKAGED = {"vit_weights": "assets/mini/vit.safetensors", "tokenizer": "assets/mini/tokenizer"}
+FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin", ".json", ".txt")
 HUB_FILES = {
     "tokenizer": ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"],
     "qformer_weights": ["config.json", "model.safetensors"],
@@ -65,7 +66,7 @@ class Need:
     def _looks_like_hub(self) -> bool:
         """`name` or `owner/name`, with no file suffix."""
         name = self.value.strip("/")
-        return name == self.value and name.count("/") <= 1 and not name.endswith((".pth", ".pt", ".safetensors", ".bin", ".json", ".txt"))
+        return name == self.value and name.count("/") <= 1 and not name.endswith(FILE_ENDINGS)
 
     def found(self) -> bool:
         """Whether it is on this machine."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-
 from lavis_lite.config.schema import ModelConfig
 from lavis_lite.models.qformer import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer
@@ -72,7 +70,8 @@ def build_parts(cfg: Blip2QformerConfig) -> dict[str, Any]:
     from lavis_lite.models.vision_encoder import VisionEncoder
 
     encoder = VisionEncoder(cfg.vit_model, cfg.image_size, cfg.drop_path_rate, cfg.use_grad_checkpoint,
-                            cfg.vit_precision, frozen=cfg.freeze_vit, pretrained=cfg.vit_weights == "timm", **cfg.vit_args)
+                            cfg.vit_precision, frozen=cfg.freeze_vit, pretrained=cfg.vit_weights == "timm",
+                            **cfg.vit_args)
     tokenizer = TextTokenizer(cfg.tokenizer, cfg.max_txt_len)
     qformer = QFormer(qformer_config(cfg, tokenizer.special_ids.vocab_size, encoder.width))
     return {"vision_encoder": encoder, "qformer": qformer, "tokenizer": tokenizer}

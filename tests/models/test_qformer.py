@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from lavis_lite.models.masks import attention_mask, stage1_mask
 from lavis_lite.models.qformer import QFormer, QFormerConfig
 from lavis_lite.torchvision_shim import ensure_torchvision

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lavis_lite.errors import CheckpointError, ConfigError, MissingExtraError
-from lavis_lite.models import vision_encoder
+from lavis_lite.errors import ConfigError, MissingExtraError
 from lavis_lite.models.vision_encoder import VisionEncoder
 from lavis_lite.models.vision_presets import build_timm, resize_pos_embed
 
