@@ -237,8 +237,7 @@ def to_yaml(composition: Composition, with_layers: bool = False) -> str:
 
     Interpolations stay as written, so that no environment variable ends in a file or a log.
     """
-    plain = OmegaConf.to_container(composition.tree, resolve=False)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(composition.tree, resolve=False)
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10_000)
     return _annotate(plain, composition) if with_layers else text
 
