@@ -110,6 +110,7 @@ class CheckpointStore:
             save_file(tensors, temporary / WEIGHTS)
             torch.save(dict(state), temporary / STATE)
             (temporary / CONFIG).write_text(config, encoding="utf-8")
+            shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors writes for the owner's eyes only
             _write_manifest(temporary, {"format": FORMAT, "step": step, "lavis_lite": __version__,
                                         "torch": torch.__version__, "frozen": sorted(model.frozen_names()),
                                         "tied": tied, "saved_at": datetime.now(timezone.utc).isoformat()})
