@@ -44,6 +44,9 @@ class Blip2QformerConfig(ModelConfig):
     qformer_intermediate_size: int = 3072
     qformer_max_positions: int = 512
     qformer_dropout: float = 0.1
+    qformer_initializer_range: float = 0.02
+    """standard deviation of random weights: BERT's 0.02 is right for its width 768; a narrow Q-Former that starts at
+    random learns many times faster with about width ** -0.5"""
     qformer_weights: str | None = "bert-base-uncased"
     """BERT weights to start from: a name, a folder, or None for random ones; not read when a checkpoint is loaded"""
     lm_reduction: Literal["global", "per_rank"] = "global"
@@ -58,7 +61,8 @@ def qformer_config(cfg: Blip2QformerConfig, vocab_size: int, vision_width: int) 
         hidden_size=cfg.qformer_hidden_size, num_layers=cfg.qformer_layers, num_heads=cfg.qformer_heads,
         intermediate_size=cfg.qformer_intermediate_size, vocab_size=vocab_size,
         max_positions=cfg.qformer_max_positions, num_queries=cfg.num_query_token,
-        cross_attention_freq=cfg.cross_attention_freq, vision_width=vision_width, dropout=cfg.qformer_dropout)
+        cross_attention_freq=cfg.cross_attention_freq, vision_width=vision_width, dropout=cfg.qformer_dropout,
+        initializer_range=cfg.qformer_initializer_range)
 
 
 def build_parts(cfg: Blip2QformerConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite.tracking.jsonl import read
-from lavis_lite.tracking.tracker import Sink
+from lavis_lite.tracking.sink import Sink
 
 Rows = list[dict[str, Any]]
 

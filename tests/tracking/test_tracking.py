@@ -16,7 +16,8 @@ from lavis_lite.errors import MissingExtraError
 from lavis_lite.tracking import curves, jsonl
 from lavis_lite.tracking.console import Console, record_line
 from lavis_lite.tracking.services import TensorBoard, WeightsAndBiases, logged_in
-from lavis_lite.tracking.tracker import Tracker, flat_scalars, parameter_table
+from lavis_lite.tracking.sink import flat_scalars
+from lavis_lite.tracking.tracker import Tracker, parameter_table
 
 
 def row(step, loss=5.0):
