@@ -8,7 +8,6 @@
 import sys
 
 from lavis_lite.cli.main import run_command
-from lavis_lite.cli.train import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command("train"))

@@ -131,6 +131,12 @@ def local() -> Iterator[None]:
         _State.local_depth -= 1
 
 
+def peer_is_gone(fault: RuntimeError) -> bool:
+    """Whether a collective failed because another rank left or did not answer in time (gloo and NCCL word it so)."""
+    signs = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "imed out", "NCCL")
+    return dist.is_initialized() and dist.get_world_size() > 1 and any(sign in str(fault) for sign in signs)
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:

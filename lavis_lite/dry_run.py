@@ -51,7 +51,8 @@ def _one_real_step(config: Config) -> None:
         distributed.shutdown()
     print_parts(runner.model)
     parts = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
-    print(f"dry run: built everything and ran one step ({parts}) in {time.perf_counter() - start:.1f} s; nothing was kept.")
+    seconds = time.perf_counter() - start
+    print(f"dry run: built everything and ran one step ({parts}) in {seconds:.1f} s; nothing was kept.")
 
 
 def print_parts(model: Any) -> None:
@@ -72,8 +73,8 @@ def _one_meta_step(config: Config) -> None:
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in samples.items() if torch.is_tensor(value))
     print(f"dry run on the meta device: forward and backward of {batch} samples per rank fit together ({shapes}).")
     need = trainable * 16 / GIB + frozen * 2 / GIB
-    print(f"{trainable:,} parameters train, {frozen:,} are frozen; weights, gradients and AdamW state take about {need:.1f} GiB "
-          "per rank, activations besides.")
+    print(f"{trainable:,} parameters train, {frozen:,} are frozen; weights, gradients and AdamW state take about "
+          f"{need:.1f} GiB per rank, activations besides.")
 
 
 def meta_model(section: ModelConfig) -> Any:

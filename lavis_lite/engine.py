@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -70,10 +70,10 @@ def on_main(work: Callable[[], T]) -> T:
             outcome = (work(), None)
         except LavisLiteError as fault:
             outcome = (None, fault)
-    result, fault = distributed.broadcast_object(outcome)
-    if fault is not None:
-        raise fault
-    return result
+    result, failure = distributed.broadcast_object(outcome)
+    if failure is not None:
+        raise failure
+    return cast(T, result)
 
 
 def seed_everything(seed: int) -> None:
@@ -106,7 +106,7 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
 
 def build_model(config: Config) -> Any:
     """The model of the run with the weights its section names."""
-    section = config.model
+    section: Any = config.model
     if hasattr(section, "lm_reduction"):
         section = dataclasses.replace(section, lm_reduction=config.run.lm_reduction)
     return weights.build_model(section, say=print if distributed.is_main() else None)
@@ -123,7 +123,8 @@ def find_checkpoint(run: RunConfig, resume: str | None) -> Path | None:
         return None
     if resume == "auto":
         found = checkpointing.newest_good(Path(run.output_dir))
-        print(f"resuming from {found}" if found else f"nothing to resume under {run.output_dir}; starting afresh", flush=True)
+        nothing = f"nothing to resume under {run.output_dir}; starting afresh"
+        print(f"resuming from {found}" if found else nothing, flush=True)
         return found
     folder = Path(resume)
     faults = checkpointing.verify(folder)

@@ -8,6 +8,7 @@ without one they are an error, where iopath alone would take them for local name
 from __future__ import annotations
 
 import hashlib
+import http.client
 import ipaddress
 import os
 import shlex
@@ -109,7 +110,7 @@ def fetch(url: str, sha256: str | None = None, md5: str | None = None, to: Path 
         with FileLock(str(target) + ".lock"):
             if not target.exists() or _hash_fault(target, sha256, md5):
                 _download(url, target, sha256, md5)
-    except (OSError, urllib.error.URLError) as fault:
+    except (OSError, http.client.HTTPException) as fault:  # OSError covers URLError, timeouts and a full disk
         reason = getattr(fault, "reason", None) or fault
         raise DataError(f"could not fetch {url} to {target}: {reason}. {help_}") from fault
     return target

@@ -25,9 +25,10 @@ VISION_WEIGHTS = {
     "mini": "mini",
 }
 """default weights of a vision preset; other timm names bring theirs by `vit_weights` or start at random"""
-RANDOM = "random"
-"""value of a weights key that means: leave the random start"""
+NO_FILE = ("random", "timm")
+"""values of a weights key that name no file: leave the random start; timm downloads its own"""
 PACKAGED = {"vit_weights": "assets/mini/vit.safetensors", "tokenizer": "assets/mini/tokenizer"}
+FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin", ".json", ".txt")
 HUB_FILES = {
     "tokenizer": ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"],
     "qformer_weights": ["config.json", "model.safetensors"],
@@ -65,7 +66,7 @@ class Need:
     def _looks_like_hub(self) -> bool:
         """`name` or `owner/name`, with no file suffix."""
         name = self.value.strip("/")
-        return name == self.value and name.count("/") <= 1 and not name.endswith((".pth", ".pt", ".safetensors", ".bin", ".json", ".txt"))
+        return name == self.value and name.count("/") <= 1 and not name.endswith(FILE_ENDINGS)
 
     def found(self) -> bool:
         """Whether it is on this machine."""
@@ -110,7 +111,7 @@ def required_weights(model: Any) -> list[Need]:
             value = VISION_WEIGHTS.get(str(model.get("vit_model")))
         if key == "qformer_weights" and checkpoint_of(model) is not None:
             continue  # overwritten by the checkpoint
-        if value is not None and value != RANDOM:
+        if value is not None and value not in NO_FILE:
             needs.append(Need(key, str(value)))
     start = checkpoint_of(model)
     if start is not None:
@@ -138,14 +139,14 @@ def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
         RegistryError, DataError, CheckpointError: an unknown arch; something is not here; a file does not fit.
     """
     from lavis_lite.models.checkpoints import load_checkpoint, load_vision_weights
-    from lavis_lite.models.bert_weights import initialise_from_bert
+    from lavis_lite.models.checkpoints.bert_weights import initialise_from_bert
 
     section = localised(section)
     model = registry.get_model_class(section.arch).from_config(section)
-    if section.get("vit_weights") not in (None, RANDOM):
+    if section.get("vit_weights") not in (None, *NO_FILE):
         load_vision_weights(model.vision_encoder, section.vit_weights)
     start = checkpoint_of(section)
-    if start is None and section.get("qformer_weights") not in (None, RANDOM):
+    if start is None and section.get("qformer_weights") not in (None, *NO_FILE):
         initialise_from_bert(model.qformer, section.qformer_weights)
     if start is not None:
         report = load_checkpoint(model, start)

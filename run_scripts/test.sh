@@ -13,7 +13,7 @@ check() {
     "$bin/python" -m "$@" || { echo "[test] $1 found faults; the tests follow, the exit code will not be 0" >&2; status=1; }
 }
 if [ $# -eq 0 ]; then
-    check ruff check .
+    check ruff check --output-format concise .
     check mypy
 fi
 echo "[test] pytest $*"

@@ -28,14 +28,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"error: unknown command {words[0]!r}; {did_you_mean(words[0], COMMANDS)}", file=sys.stderr)
         return USER_ERROR
-    command = importlib.import_module(f"lavis_lite.cli.{words[0]}")
-    return run_command(command.main, words[1:])
+    return run_command(words[0], words[1:])
 
 
-def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Run `command` so that a user's mistake is one message on stderr and exit status 2, and Ctrl-C is 130."""
+def run_command(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run a command so that a user's mistake is one message on stderr and exit status 2, and Ctrl-C is 130."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return command(list(sys.argv[1:] if argv is None else argv))
+        main_function: Callable[[Sequence[str]], int] = importlib.import_module(f"lavis_lite.cli.{name}").main
+        return main_function(words)
+    except ModuleNotFoundError as fault:
+        if str(fault.name).startswith("lavis_lite"):
+            raise
+        print(f"error: Python package {fault.name!r} is not installed in this environment ({sys.prefix}). Install with "
+              "`bash run_scripts/setup_env.sh` and use its Python: `source .venv/bin/activate`.", file=sys.stderr)
+        return USER_ERROR
     except LavisLiteError as fault:
         _tell(fault)
         return getattr(fault, "exit_code", USER_ERROR)
@@ -48,8 +55,8 @@ def _tell(fault: LavisLiteError) -> None:
     """The message once per node: every rank of a node sees the same files."""
     local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
     if local_rank == "0" or not getattr(fault, "same_on_all_ranks", False):
-        prefix = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ else ""
-        print(f"{prefix}error: {fault}", file=sys.stderr, flush=True)
+        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
+        print(f"{f'[rank {rank}] ' if rank else ''}error: {fault}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from lavis_lite.config.compose import Composition, compose, to_yaml
@@ -17,9 +16,10 @@ def parser(program: str = "train.py") -> argparse.ArgumentParser:
     arguments.add_argument("--cfg-path", required=True, metavar="YAML", help="the run's configuration")
     arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE",
                            help="override settings, for example run.max_iters=200 model.qformer_dropout=0")
-    arguments.add_argument("--print-config", action="store_true", help="show every setting and the layer that set it, and stop")
+    arguments.add_argument("--print-config", action="store_true",
+                           help="show every setting and the layer that set it, and stop")
     arguments.add_argument("--dry-run", action="store_true",
-                           help="build everything, run one step and stop; on the meta device where data or weights are missing")
+                           help="build everything, run one step and stop; on the meta device where files are missing")
     arguments.add_argument("--resume", metavar="auto|PATH",
                            help="go on from a checkpoint folder; auto: from the newest good one under run.output_dir")
     return arguments
@@ -36,14 +36,14 @@ def main(argv: Sequence[str], program: str = "train.py", options: Sequence[str] 
     faults = check(composition)
     if arguments.print_config:
         print(to_yaml(composition, with_layers=True), end="")
-    needs = [] if faults and arguments.print_config else missing(composition.config)
-    stop_if_faulty(composition, arguments.cfg_path, faults, [] if arguments.dry_run or arguments.print_config else needs)
+    needs = [] if arguments.print_config else missing(composition.config)
+    stop_if_faulty(arguments.cfg_path, faults, [] if arguments.dry_run else needs)
     if arguments.print_config:
         return 0
     return _run(composition, arguments, needs)
 
 
-def stop_if_faulty(composition: Composition, cfg_path: str, faults: list[str], needs: list[str]) -> None:
+def stop_if_faulty(cfg_path: str, faults: list[str], needs: list[str]) -> None:
     """Raise one error that lists every fault and everything that is missing."""
     if faults or needs:
         ending = [f"missing: {need}" for need in needs]
@@ -66,9 +66,3 @@ def _run(composition: Composition, arguments: argparse.Namespace, needs: list[st
         print(f"note: {note}", flush=True)
     engine.main(composition, resume=arguments.resume)
     return 0
-
-
-if __name__ == "__main__":
-    from lavis_lite.cli.main import run_command
-
-    sys.exit(run_command(main))

@@ -102,7 +102,8 @@ def default_layers(chosen: DictConfig) -> tuple[list[Layer], list[str]]:
     layers: list[Layer] = []
     faults: list[str] = []
     model = chosen.get("model") or {}
-    layer, fault = model_layer(str(model.get("arch", ModelConfig.arch)), str(model.get("model_type", ModelConfig.model_type)))
+    arch, model_type = (str(model.get(key, getattr(ModelConfig, key))) for key in ("arch", "model_type"))
+    layer, fault = model_layer(arch, model_type)
     layers += [layer] if layer else []
     faults += [fault] if fault else []
     for name, section in (chosen.get("datasets") or {}).items():
@@ -140,7 +141,8 @@ def model_layer(arch: str, model_type: str) -> tuple[Layer | None, str | None]:
 
 def dataset_names() -> list[str]:
     """Data sets that ship as rows under configs/datasets."""
-    return sorted(path.name.removesuffix(".yaml") for path in (CONFIGS / "datasets").iterdir() if path.name.endswith(".yaml"))
+    names = [path.name for path in (CONFIGS / "datasets").iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[Layer | None, str | None]:
@@ -167,9 +169,11 @@ def _type_sections(composition: Composition) -> None:
         raise ConfigError(f"an interpolation cannot be resolved: {' '.join(str(fault).split())}") from fault
     assert isinstance(tree, dict)
     model, run = tree.get("model") or {}, tree.get("run") or {}
-    datasets = {str(name): _dataset_section(checker, str(name), section) for name, section in (tree.get("datasets") or {}).items()}
+    datasets = {str(name): _dataset_section(checker, str(name), section)
+                for name, section in (tree.get("datasets") or {}).items()}
+    model_class = _config_class(registry.model, model.get("arch", ModelConfig.arch), ModelConfig)
     config = Config(
-        model=checker.section(_config_class(registry.model, model.get("arch", ModelConfig.arch), ModelConfig), model, "model"),
+        model=checker.section(model_class, model, "model"),
         preprocess=checker.section(PreprocessConfig, tree.get("preprocess"), "preprocess"),
         datasets=datasets,
         run=_run_section(checker, run),
@@ -233,8 +237,7 @@ def to_yaml(composition: Composition, with_layers: bool = False) -> str:
 
     Interpolations stay as written, so that no environment variable ends in a file or a log.
     """
-    plain = OmegaConf.to_container(composition.tree, resolve=False)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(composition.tree, resolve=False)
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10_000)
     return _annotate(plain, composition) if with_layers else text
 

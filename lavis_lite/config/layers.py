@@ -41,7 +41,8 @@ def read_yaml(path: Path, wanted_by: str = "") -> dict[str, Any]:
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError, OSError, ValueError) as fault:
         raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(fault).split())[:400]}") from fault
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: the file must hold the sections {', '.join(SECTIONS)}, not a {type(content).__name__}.")
+        kind = type(content).__name__
+        raise ConfigError(f"{path}: the file must hold the sections {', '.join(SECTIONS)}, not a {kind}.")
     return {str(key): value for key, value in content.items()}
 
 

@@ -17,8 +17,9 @@ from lavis_lite.config.schema import Config, DatasetConfig, RunConfig
 from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean
 from lavis_lite.registry import registry
 
-POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval", "accum_grad_iters",
-            "log_freq", "save_freq", "save_every", "val_freq", "keep_checkpoints", "max_grad_norm", "dist_timeout_minutes")
+POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval",
+            "accum_grad_iters", "log_freq", "save_freq", "save_every", "val_freq", "keep_checkpoints", "max_grad_norm",
+            "dist_timeout_minutes")
 NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
 FRACTIONS = ("beta1", "beta2", "max_bad_fraction", "lr_layer_decay")
 
@@ -77,7 +78,7 @@ def _check_length(run: RunConfig, fault: Any) -> None:
     if run.runner == "runner_iter" and run.max_iters is None:
         fault("run.max_iters", "runner_iter counts optimizer steps and needs it, for example run.max_iters=1000.")
     elif run.max_iters is None and run.max_epoch is None:
-        fault("run.max_epoch", "neither run.max_epoch nor run.max_iters says when to stop, for example run.max_epoch=10.")
+        fault("run.max_epoch", "neither it nor run.max_iters says when to stop, for example run.max_epoch=10.")
 
 
 def _check_device(run: RunConfig, fault: Any) -> None:
@@ -94,7 +95,7 @@ def _check_datasets(config: Config, fault: Any) -> None:
     run = config.run
     for name in run.train_dataset_ratios or {}:
         if name not in config.datasets:
-            fault(f"run.train_dataset_ratios.{name}", f"not among the run's data sets; {did_you_mean(name, config.datasets)}")
+            fault(f"run.train_dataset_ratios.{name}", "not among the run's data sets; " + did_you_mean(name, config.datasets))
     for name, section in config.datasets.items():
         for kind in ("vis_processor", "text_processor"):
             for part in ("train", "eval"):
@@ -152,7 +153,8 @@ def _check_output(run: RunConfig, fault: Any) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as problem:
-        fault("run.output_dir", f"{run.output_dir} cannot be written ({problem}); choose another: --options run.output_dir=PATH")
+        fault("run.output_dir", f"{run.output_dir} cannot be written ({problem}); choose another with "
+              "--options run.output_dir=PATH")
 
 
 def launcher_faults() -> list[str]:

@@ -191,7 +191,8 @@ TASK_KEYS_OF_LAVIS: dict[str, type | tuple[type, ...]] = {
     "num_beams": int, "max_len": int, "min_len": int, "repetition_penalty": float, "length_penalty": float,
     "top_p": float, "temperature": float, "prompt": str, "inference_method": str, "num_ans_candidates": int,
     "k_test": int, "segments": int, "report_metric": bool, "annotation_file": str, "sample_id_key": str,
-    "caption_key": str, "load_gt_from_file": bool, "img_ids": list, "ques_files": (dict, list), "anno_files": (dict, list),
+    "caption_key": str, "load_gt_from_file": bool, "img_ids": list, "ques_files": (dict, list),
+    "anno_files": (dict, list),
 }
 """LAVIS run keys that belong to one task; another task passes them with a note."""
 

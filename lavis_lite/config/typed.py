@@ -116,7 +116,8 @@ class Checker:
         return False, None
 
 
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list", dict: "a section"}
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list",
+          dict: "a section"}
 
 
 def _names(hints: list[Any]) -> str:

@@ -56,7 +56,7 @@ def text(value: Any) -> str:
         raise ValueError("is empty")
     if len(value) > MOST_CHARACTERS:
         raise ValueError(f"has {len(value)} characters; at most {MOST_CHARACTERS} are taken")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError("has half of a surrogate pair, which is not a character")
     return value
 
@@ -88,6 +88,8 @@ def identifier(value: Any) -> int | str:
     """A number or a name."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"must be a number or text, not {_describe(value)}")
+    if isinstance(value, int) and not -2**63 <= value < 2**63:
+        raise ValueError("is a number of more than 64 bits")
     return value if isinstance(value, int) else text(value)
 
 

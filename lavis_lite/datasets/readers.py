@@ -67,6 +67,8 @@ def _json_rows(path: Path, content: str) -> Iterator[NumberedRow]:
         return
     decoder, number, place = json.JSONDecoder(), 0, _skip(content, place + 1)
     closed = content[place:place + 1] == "]"
+    if closed:
+        place = _skip(content, place + 1)
     while not closed:
         number += 1
         try:

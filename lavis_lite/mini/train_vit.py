@@ -26,7 +26,7 @@ from lavis_lite.models.mini_vit import WIDTH, mini_vit
 
 SEED = 20261121
 BATCH_SIZE = 16
-IMAGES = 40_000
+IMAGES = 64_000
 WARMUP_STEPS = 200
 BACKGROUND_WEIGHT = 0.1
 """Weight of background in the loss: most patches show nothing else and are easy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,12 @@ def freeze(module: nn.Module) -> nn.Module:
     """Make a module's weights constant and keep it in eval mode, also after `.train()` of whatever contains it."""
     module.requires_grad_(False)
     module.eval()
-    module.train = lambda mode=True: module  # type: ignore[method-assign,assignment,misc]
+    # a partial, not a lambda: copies and pickles of the module then refer to the copy
+    module.train = functools.partial(_stay_in_eval, module)  # type: ignore[method-assign]
+    return module
+
+
+def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-
 from lavis_lite.config.schema import ModelConfig
-from lavis_lite.models.bert_weights import initialise_from_bert
 from lavis_lite.models.qformer import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer
 
@@ -36,7 +33,7 @@ class Blip2QformerConfig(ModelConfig):
     """tokens per text, [CLS] and [SEP] included"""
     # this package's -------------------------------------------------------------------------------------------------
     vit_weights: str | None = None
-    """file with the vision encoder's weights; None: those that belong to vit_model; random: none"""
+    """file or URL of the vision encoder's weights; None: the preset's own; "timm": timm's download; "random": none"""
     vit_args: dict[str, Any] = field(default_factory=dict)
     """other dimensions for the vision encoder: depth, width, heads, mlp_ratio, patch_size"""
     tokenizer: str = "bert-base-uncased"
@@ -47,6 +44,9 @@ class Blip2QformerConfig(ModelConfig):
     qformer_intermediate_size: int = 3072
     qformer_max_positions: int = 512
     qformer_dropout: float = 0.1
+    qformer_initializer_range: float = 0.02
+    """standard deviation of random weights: BERT's 0.02 is right for its width 768; a narrow Q-Former that starts at
+    random learns many times faster with about width ** -0.5"""
     qformer_weights: str | None = "bert-base-uncased"
     """BERT weights to start from: a name, a folder, or None for random ones; not read when a checkpoint is loaded"""
     lm_reduction: Literal["global", "per_rank"] = "global"
@@ -61,26 +61,21 @@ def qformer_config(cfg: Blip2QformerConfig, vocab_size: int, vision_width: int) 
         hidden_size=cfg.qformer_hidden_size, num_layers=cfg.qformer_layers, num_heads=cfg.qformer_heads,
         intermediate_size=cfg.qformer_intermediate_size, vocab_size=vocab_size,
         max_positions=cfg.qformer_max_positions, num_queries=cfg.num_query_token,
-        cross_attention_freq=cfg.cross_attention_freq, vision_width=vision_width, dropout=cfg.qformer_dropout)
+        cross_attention_freq=cfg.cross_attention_freq, vision_width=vision_width, dropout=cfg.qformer_dropout,
+        initializer_range=cfg.qformer_initializer_range)
 
 
 def build_parts(cfg: Blip2QformerConfig) -> dict[str, Any]:
     """vision_encoder, qformer and tokenizer of a section.
 
-    The Q-Former starts from BERT where the section says so; a vision encoder's weights and checkpoints are loaded
-    from outside, over the model. On the meta device (`with torch.device("meta")`) no weights are read.
+    All weights are random and no file but the tokenizer's is read: `lavis_lite.weights.build_model` fills them. On the
+    meta device (`with torch.device("meta")`) shapes are all there is.
     """
     from lavis_lite.models.vision_encoder import VisionEncoder
 
     encoder = VisionEncoder(cfg.vit_model, cfg.image_size, cfg.drop_path_rate, cfg.use_grad_checkpoint,
-                            cfg.vit_precision, frozen=cfg.freeze_vit, **cfg.vit_args)
+                            cfg.vit_precision, frozen=cfg.freeze_vit, pretrained=cfg.vit_weights == "timm",
+                            **cfg.vit_args)
     tokenizer = TextTokenizer(cfg.tokenizer, cfg.max_txt_len)
     qformer = QFormer(qformer_config(cfg, tokenizer.special_ids.vocab_size, encoder.width))
-    if cfg.qformer_weights and not starts_from_checkpoint(cfg) and not torch.empty(0).is_meta:
-        initialise_from_bert(qformer, cfg.qformer_weights)
     return {"vision_encoder": encoder, "qformer": qformer, "tokenizer": tokenizer}
-
-
-def starts_from_checkpoint(cfg: ModelConfig) -> bool:
-    """Whether a whole checkpoint will be loaded over the initial weights."""
-    return bool((cfg.load_finetuned and cfg.finetuned) or (cfg.load_pretrained and cfg.pretrained))

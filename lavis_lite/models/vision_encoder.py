@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from importlib import resources
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lavis_lite.errors import CheckpointError, ConfigError, MissingExtraError
+from lavis_lite.errors import ConfigError, MissingExtraError
 from lavis_lite.models import vision_presets
 from lavis_lite.models.base import freeze as keep_frozen
 from lavis_lite.models.vision_presets import MINI, PRESETS
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-MINI_WEIGHTS = "assets/mini/vit.safetensors"
-"""inside the package"""
 
 
 class VisionEncoder(nn.Module):
@@ -36,8 +33,8 @@ class VisionEncoder(nn.Module):
             fairscale's checkpoint_wrapper. Gradients and parameter names are the same either way.
         precision: dtype of the weights once frozen; a trained encoder has fp32 weights (autocast makes it fast).
         frozen: True: freeze now; False: it trains, so that precision must be fp32; None: `freeze()` may follow.
-        pretrained: None: packaged weights where there are any ("mini"), else random ones to be loaded from a file by
-            `lavis_lite.models.checkpoints.load_vision_weights`; False: random; True: packaged, or timm's download.
+        pretrained: take timm's own weights for a timm name (a download). All else starts at random, to be filled by
+            `lavis_lite.models.checkpoints.load_vision_weights`.
         depth, width, heads, mlp_ratio, patch_size: override the preset's dimensions (depth: blocks that are run).
 
     Attributes:
@@ -48,12 +45,11 @@ class VisionEncoder(nn.Module):
     Raises:
         ConfigError: unknown name, impossible size or dimensions, or half-precision weights that would train.
         MissingExtraError: "fairscale" is asked for but not installed.
-        CheckpointError: the packaged weights are missing.
     """
 
     def __init__(self, name: str, image_size: int = 224, drop_path_rate: float = 0.0,
                  grad_checkpoint: bool | str = False, precision: Precision = "fp32", frozen: bool | None = None,
-                 pretrained: bool | None = None, *, depth: int | None = None, width: int | None = None,
+                 pretrained: bool = False, *, depth: int | None = None, width: int | None = None,
                  heads: int | None = None, mlp_ratio: float | None = None, patch_size: int | None = None) -> None:
         super().__init__()
         if precision not in get_args(Precision):
@@ -69,22 +65,20 @@ class VisionEncoder(nn.Module):
         self.num_patches = int(self.vit.patch_embed.num_patches)
         self.num_tokens = self.num_patches + vision_presets.prefix_tokens(self.vit)
         self._set_checkpointing(grad_checkpoint)
-        if pretrained is not False and name == MINI:
-            self._load_packaged()
         if frozen:
             self.freeze()
         elif frozen is False:
             self._check_trainable()
 
     # construction ---------------------------------------------------------------------------------------------------
-    def _build(self, drop_path_rate: float, changes: dict[str, Any], pretrained: bool | None) -> Any:
+    def _build(self, drop_path_rate: float, changes: dict[str, Any], pretrained: bool) -> Any:
         if self.name == MINI:
             if any(value is not None for value in changes.values()):
                 raise ConfigError("model.vit_model: the dimensions of 'mini' are fixed; only image_size can change.")
             vision_presets.check_image_size(self.name, self.image_size, vision_presets.MINI_PATCH_SIZE)
             return vision_presets.build_mini(self.image_size)
         if self.name not in PRESETS:
-            return vision_presets.build_timm(self.name, self.image_size, drop_path_rate, changes, bool(pretrained))
+            return vision_presets.build_timm(self.name, self.image_size, drop_path_rate, changes, pretrained)
         if pretrained:
             raise ConfigError(f"model.vit_model: no weights of {self.name!r} come with the package; load them from a "
                               "file with lavis_lite.models.checkpoints.load_vision_weights(encoder, path).")
@@ -93,18 +87,6 @@ class VisionEncoder(nn.Module):
         self.align_corners = preset.align_corners
         vision_presets.check_image_size(self.name, self.image_size, preset.shape.patch_size)
         return vision_presets.build_preset(preset, self.image_size, drop_path_rate)
-
-    def _load_packaged(self) -> None:
-        if next(self.vit.parameters()).is_meta:
-            return  # a model on the meta device has shapes only
-        from lavis_lite.models.checkpoints import load_vision_weights
-
-        place = resources.files("lavis_lite") / MINI_WEIGHTS
-        if not place.is_file():
-            raise CheckpointError(f"the package lacks {MINI_WEIGHTS}, the weights of vision encoder 'mini'; "
-                                  "install the package again, or rebuild the embedded default (docs/).")
-        with resources.as_file(place) as path:
-            load_vision_weights(self, path)
 
     def _set_checkpointing(self, how: bool | str) -> None:
         if how is True:

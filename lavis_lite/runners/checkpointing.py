@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,7 +31,9 @@ from torch import Tensor
 
 from lavis_lite import __version__, atomic, distributed
 from lavis_lite.errors import CheckpointError, did_you_mean
-from lavis_lite.models.base import BaseModel
+
+if TYPE_CHECKING:
+    from lavis_lite.models.base import BaseModel
 
 FORMAT = 1
 WEIGHTS, STATE, CONFIG, MANIFEST = "model.safetensors", "training_state.pt", "config.yaml", "manifest.json"
@@ -96,7 +98,9 @@ class CheckpointStore:
                 problem = f"cannot write to {self.folder}: {fault}. {_space(self.folder)}"
         problem = distributed.broadcast_object(problem)
         if problem is not None:
-            raise CheckpointError(problem)
+            error = CheckpointError(problem)
+            error.same_on_all_ranks = True  # type: ignore[attr-defined]
+            raise error
 
     def _write(self, step: int, model: BaseModel, state: Mapping[str, Any], config: str) -> None:
         tensors, tied = _storable(model.trainable_state())
@@ -106,6 +110,7 @@ class CheckpointStore:
             save_file(tensors, temporary / WEIGHTS)
             torch.save(dict(state), temporary / STATE)
             (temporary / CONFIG).write_text(config, encoding="utf-8")
+            shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors writes for the owner's eyes only
             _write_manifest(temporary, {"format": FORMAT, "step": step, "lavis_lite": __version__,
                                         "torch": torch.__version__, "frozen": sorted(model.frozen_names()),
                                         "tied": tied, "saved_at": datetime.now(timezone.utc).isoformat()})

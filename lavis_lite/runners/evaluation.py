@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lavis_lite import atomic, distributed
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.models.base import BaseModel
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.precision import Precision
 from lavis_lite.runners.signals import shielded
 from lavis_lite.runners.step import seed_position, to_device
 from lavis_lite.tasks.base import BaseTask, Row
+
+if TYPE_CHECKING:
+    from lavis_lite.models.base import BaseModel
 
 AGGREGATE = "agg_metrics"
 

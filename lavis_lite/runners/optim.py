@@ -7,14 +7,16 @@ multiplies at every step.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError, ConfigError
-from lavis_lite.models.base import BaseModel
+
+if TYPE_CHECKING:
+    from lavis_lite.models.base import BaseModel
 
 Group = dict[str, Any]
 

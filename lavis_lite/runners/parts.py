@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,6 @@ from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.loader import train_loader
 from lavis_lite.datasets.sampler import SampleOrder
 from lavis_lite.errors import ConfigError, did_you_mean
-from lavis_lite.models.base import BaseModel
 from lavis_lite.registry import registry
 from lavis_lite.runners import optim
 from lavis_lite.runners.bounds import Bounds
@@ -22,6 +21,9 @@ from lavis_lite.runners.precision import Precision
 from lavis_lite.runners.signals import shielded
 from lavis_lite.runners.step import Stepper, wrap_for_ranks
 from lavis_lite.tasks.base import BaseTask
+
+if TYPE_CHECKING:
+    from lavis_lite.models.base import BaseModel
 
 Datasets = Mapping[str, Mapping[str, Any]]
 

@@ -11,17 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from omegaconf import OmegaConf
+import yaml
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loader import eval_loader
 from lavis_lite.distributed import Launch
-from lavis_lite.errors import ConfigError, did_you_mean
-from lavis_lite.models.base import BaseModel
+from lavis_lite.errors import ConfigError, DistributedError, did_you_mean
 from lavis_lite.registry import registry
 from lavis_lite.runners import bounds, checkpointing
 from lavis_lite.runners.bad_samples import BadSamples
@@ -33,6 +32,9 @@ from lavis_lite.runners.signals import Interrupted, SignalWatch
 from lavis_lite.runners.step import StepResult
 from lavis_lite.tasks.base import BaseTask
 from lavis_lite.tracking.tracker import Tracker, parameter_table
+
+if TYPE_CHECKING:
+    from lavis_lite.models.base import BaseModel
 
 
 class Runner:
@@ -93,6 +95,7 @@ class Runner:
             Interrupted: a signal asked to stop; the state is saved.
             DivergedError: loss or gradients stay non-finite.
             CheckpointError: a checkpoint cannot be written.
+            DistributedError: another rank has died or hangs.
         """
         parts = self.parts
         self.store.prepare()
@@ -105,6 +108,12 @@ class Runner:
                 return self._test()
             except EvaluationStopped as stop:
                 self._leave(stop.exit_code)
+            except RuntimeError as fault:
+                if not distributed.peer_is_gone(fault):
+                    raise
+                raise DistributedError(
+                    f"another process of the run has gone or does not answer (noticed after step {self.step}); its own "
+                    f"output has the reason. Start again with `--resume auto`. Here: {fault}") from fault
             finally:
                 self.tracker.close()
 
@@ -161,9 +170,11 @@ class Runner:
     def _loop(self, parts: TrainingParts) -> None:
         self.model.train()
         batches = parts.batches(self.step, parts.bounds.total)
+        micro = self._next_step(batches)
+        if micro:
+            parts.stepper.rehearse(micro[0])
         speed = Speed(parts.order.global_batch)
         while self.step < parts.bounds.total:
-            micro = self._next_step(batches)
             result = parts.stepper.run(self.step, micro, lambda: self.watch.code)
             self.step += 1
             speed.steps += 1
@@ -179,6 +190,7 @@ class Runner:
                 self._validate_if_due()
                 if due[0] and self.saved_step != self.step:
                     self._save()
+            micro = self._next_step(batches)
 
     def _next_step(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
         micro = list(islice(batches, self.run.accum_grad_iters))
@@ -286,7 +298,7 @@ def config_yaml(cfg: Config) -> str:
     """The configuration as YAML text that runs again, without notes and provenance."""
     sections = asdict(cfg)
     kept = {key: sections[key] for key in ("model", "preprocess", "datasets", "run", "imports") if sections.get(key)}
-    return OmegaConf.to_yaml(OmegaConf.create(kept))
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=10_000)
 
 
 @registry.register_runner("runner_base")

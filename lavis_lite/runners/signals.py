@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
+from lavis_lite.errors import LavisLiteError
+
 T = TypeVar("T")
 
 EXIT_CODES = {signal.SIGINT: 130}
@@ -18,7 +20,7 @@ EXIT_CODES = {signal.SIGINT: 130}
 DEFAULT_EXIT_CODE = 143
 
 
-class Interrupted(Exception):
+class Interrupted(LavisLiteError):
     """The run stopped because a signal asked for it, after its state was saved.
 
     Attributes:
@@ -26,9 +28,11 @@ class Interrupted(Exception):
         checkpoint: the folder to resume from.
     """
 
+    same_on_all_ranks = True
+
     def __init__(self, exit_code: int, checkpoint: Path | None, step: int) -> None:
         self.exit_code, self.checkpoint, self.step = exit_code, checkpoint, step
-        where = f"saved in {checkpoint}" if checkpoint else "nothing to save yet"
+        where = f"saved in {checkpoint}; go on with `--resume auto`" if checkpoint else "nothing was to be saved"
         super().__init__(f"stopped by a signal after step {step}; {where}.")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ PATIENCE_FP16 = PATIENCE + 16
 
 class DivergedError(LavisLiteError):
     """Loss or gradients were not finite for several steps in a row; the weights are those before them."""
+
+    same_on_all_ranks = True
 
 
 def seed_position(*position: int | str) -> None:
@@ -65,9 +68,12 @@ def wrap_for_ranks(model: nn.Module, device: torch.device, find_unused_parameter
     """
     if distributed.world_size() == 1:
         return model
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # new name
+    settings: dict[str, Any] = {buffers: False}
     return DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False,
-        gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters)
+        model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
+        find_unused_parameters=find_unused_parameters, **settings)
 
 
 @dataclass
@@ -148,6 +154,25 @@ class Stepper:
         self.patience = PATIENCE_FP16 if self.scaler.is_enabled() else PATIENCE
         self.skipped = self.in_a_row = 0
         self._votes = _Votes(device)
+
+    def rehearse(self, batch: dict[str, Any]) -> None:
+        """A forward and backward that leave no trace, before a process's first step, where more than two ranks train.
+
+        After its first backward DDP sorts gradients into other buckets, and the place in a bucket decides in which
+        order ranks are summed. Without this a resumed run's first step would differ from the uninterrupted run's same
+        step in the last bit. (The sum over two ranks has only one order.)
+        """
+        if distributed.world_size() <= 2:
+            return
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        seed_position(self.cfg.seed, "rehearsal", distributed.rank())
+        with self.precision.autocast():
+            loss, _ = self.task.train_step(self.model, to_device(batch, self.device))
+        loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
 
     def run(self, step: int, micro_batches: Sequence[dict[str, Any]],
             wish: Callable[[], int] = lambda: 0) -> StepResult:

@@ -8,7 +8,7 @@ from typing import TextIO
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lavis_lite.tracking.tracker import Record, Sink
+from lavis_lite.tracking.sink import Record, Sink
 
 
 class Console(Sink):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lavis_lite.tracking.jsonl import read
-from lavis_lite.tracking.tracker import Sink
+from lavis_lite.tracking.sink import Sink
 
 Rows = list[dict[str, Any]]
 
@@ -14,12 +16,16 @@ Rows = list[dict[str, Any]]
 class Curves(Sink):
     """Draws `curves.png` at the end; without matplotlib it says so instead."""
 
-    def __init__(self, log: Path, picture: Path) -> None:
-        self.log, self.picture = Path(log), Path(picture)
+    def __init__(self, log: Path, picture: Path, say: Callable[[str], None] = print) -> None:
+        self.log, self.picture, self.tell = Path(log), Path(picture), say
 
     def close(self) -> None:
         """Draw what the log holds."""
-        if self.log.exists():
+        if not self.log.exists():
+            return
+        if importlib.util.find_spec("matplotlib") is None:
+            self.tell("matplotlib is not installed, so curves.png is not drawn: `pip install matplotlib`.")
+        else:
             draw(read(self.log), self.picture)
 
 
@@ -38,18 +44,16 @@ def series(rows: Rows) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def draw(rows: Rows, picture: Path) -> bool:
-    """Draw the curves of a log; False where there is nothing to draw or no matplotlib.
+    """Draw the curves of a log with matplotlib; False where there is nothing to draw.
 
     One panel for the losses, one for the learning rate, and one for `agg_metrics` where splits were evaluated.
     """
     losses = series(rows)
     if not losses:
         return False
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     metrics = [row for row in rows if "split" in row and isinstance(row.get("agg_metrics"), int | float)]
     figure = Figure(figsize=(8, 7 if not metrics else 9), layout="constrained")
     FigureCanvasAgg(figure)  # no display, and no global pyplot state in somebody's notebook

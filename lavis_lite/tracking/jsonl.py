@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lavis_lite import atomic
-from lavis_lite.tracking.tracker import Record, Sink
+from lavis_lite.tracking.sink import Record, Sink
 
 
 class JsonlLog(Sink):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite.errors import MissingExtraError
-from lavis_lite.tracking.tracker import Record, Sink, flat_scalars
+from lavis_lite.tracking.sink import Record, Sink, flat_scalars
 
 
 class TensorBoard(Sink):

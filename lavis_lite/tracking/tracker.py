@@ -1,37 +1,16 @@
-"""What a run tells the world, on rank 0 only: a tracker passes every record to its sinks.
-
-Records are plain dicts. Training: {"step", "epoch", "loss", "loss_*", "lr", "images_per_second", "grad_norm"}.
-Evaluation: {"step", "epoch", "split", metrics ...}. Anything else has "event".
-"""
+"""What a run tells the world, on rank 0 only: a tracker passes every record to its sinks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from lavis_lite.config.schema import RunConfig
-
-Record = dict[str, Any]
-
-
-class Sink:
-    """One place records go to. Every method may stay as it is."""
-
-    def open(self, start_step: int, total_steps: int) -> None:
-        """The run begins, or goes on, after `start_step` optimizer steps; later records of an earlier try are void."""
-
-    def advance(self, step: int) -> None:
-        """`step` optimizer steps are done; called after every one."""
-
-    def record(self, record: Record) -> None:
-        """A training, evaluation or event record."""
-
-    def say(self, text: str) -> None:
-        """A line or a table for people."""
-
-    def close(self) -> None:
-        """The process is about to leave the run, finished or not."""
+from lavis_lite.tracking.console import Console
+from lavis_lite.tracking.curves import Curves
+from lavis_lite.tracking.jsonl import JsonlLog
+from lavis_lite.tracking.services import TensorBoard, WeightsAndBiases
+from lavis_lite.tracking.sink import Record, Sink
 
 
 class Tracker:
@@ -49,18 +28,13 @@ class Tracker:
         """
         if not main:
             return cls()
-        from lavis_lite.tracking.console import Console
-        from lavis_lite.tracking.curves import Curves
-        from lavis_lite.tracking.jsonl import JsonlLog
-        from lavis_lite.tracking.services import TensorBoard, WeightsAndBiases
-
         console, log = Console(), JsonlLog(Path(run_dir) / "log.jsonl")
         sinks: list[Sink] = [console, log]
         if cfg.tensorboard:
             sinks.append(TensorBoard(Path(run_dir) / "tensorboard", console.say))
         if cfg.wandb:
             sinks.append(WeightsAndBiases(Path(run_dir), cfg.wandb_project))
-        sinks.append(Curves(log.path, Path(run_dir) / "curves.png"))
+        sinks.append(Curves(log.path, Path(run_dir) / "curves.png", console.say))
         return cls(sinks)
 
     def open(self, start_step: int, total_steps: int) -> None:
@@ -97,10 +71,3 @@ def parameter_table(counts: Mapping[str, tuple[int, int]]) -> str:
     lines = [f"{'parameters':<{width}}  {'trainable':>15}  {'frozen':>15}"]
     lines += [f"{part:<{width}}  {trainable:>15,}  {frozen:>15,}" for part, trainable, frozen in rows]
     return "\n".join(lines)
-
-
-def flat_scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a record under the tags that TensorBoard and W&B show: train/loss, val/r_mean ..."""
-    group = record.get("split", "train")
-    return {f"{group}/{key}": float(value) for key, value in record.items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and key != "step"}

@@ -81,8 +81,8 @@ def test_a_lavis_file_composes_without_faults_and_says_what_has_no_effect(tmp_pa
     assert (config.model.vit_model, config.model.image_size, config.run.max_epoch) == ("eva_clip_g", 224, 10)
     assert set(config.datasets) == {"coco_caption", "vg_caption"}
     assert config.datasets["vg_caption"].build_info.images.storage == "/data/vg/images/"
-    assert sorted(key for key in ("world_size", "dist_url", "distributed") if any(key in note for note in config.notes)) == [
-        "dist_url", "distributed", "world_size"]
+    for key in ("world_size", "dist_url", "distributed"):
+        assert any(f"run.{key} has no effect" in note for note in config.notes)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -147,7 +147,8 @@ def test_each_mistake_is_named_with_the_nearest_choice(option, words, monkeypatc
 
 def test_all_mistakes_are_listed_at_once(monkeypatch):
     monkeypatch.chdir(ROOT)
-    faults = check(compose("projects/blip2/stage1.yaml", ["run.max_epohc=3", "model.embed_dmi=1", "run.task=x", "run.seed=a"]))
+    options = ["run.max_epohc=3", "model.embed_dmi=1", "run.task=x", "run.seed=a"]
+    faults = check(compose("projects/blip2/stage1.yaml", options))
     assert len(faults) == 4
 
 
@@ -177,7 +178,8 @@ def test_imports_register_and_a_missing_module_is_a_fault(tmp_path, monkeypatch)
 def test_interpolations_resolve_but_are_not_written_out(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("MY_SECRET", "hunter2")
-    path = write(tmp_path, "base: " + str(ROOT / "projects/blip2/stage1.yaml") + "\nrun: {wandb_project: '${oc.env:MY_SECRET}'}")
+    base = ROOT / "projects/blip2/stage1.yaml"
+    path = write(tmp_path, f"base: {base}\nrun: {{wandb_project: '${{oc.env:MY_SECRET}}'}}")
     composition = compose(path)
     assert composition.config.run.wandb_project == "hunter2"
     assert "hunter2" not in to_yaml(composition)

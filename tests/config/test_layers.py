@@ -49,8 +49,9 @@ def test_what_is_no_mapping_of_sections_is_one_clear_error(tmp_path, text):
 
 
 @pytest.mark.parametrize(("text", "value"), [
-    ("1e-5", 1e-5), ("200", 200), ("true", True), ("null", None), ("[train, val]", ["train", "val"]), ("{a: 1}", {"a": 1}),
-    ("Question: {} Answer:", "Question: {} Answer:"), ("a photo of", "a photo of"), ("output/x", "output/x"), ("", None),
+    ("1e-5", 1e-5), ("200", 200), ("true", True), ("null", None), ("[train, val]", ["train", "val"]),
+    ("{a: 1}", {"a": 1}), ("Question: {} Answer:", "Question: {} Answer:"), ("a photo of", "a photo of"),
+    ("output/x", "output/x"), ("", None),
 ])
 def test_values_of_the_command_line(text, value):
     assert parse_value(text) == value
@@ -67,7 +68,8 @@ def test_options_that_cannot_be_read(options):
 
 
 def test_a_null_data_set_is_dropped_and_provenance_is_per_leaf():
-    merged, provenance = merge([Layer("one", {"datasets": {"a": {"x": 1}, "b": {}}}), Layer("two", {"datasets": {"a": None}})])
+    layers = [Layer("one", {"datasets": {"a": {"x": 1}, "b": {}}}), Layer("two", {"datasets": {"a": None}})]
+    merged, provenance = merge(layers)
     assert dict(merged.datasets) == {"b": {}}
     assert provenance["datasets.a"] == "two"
 

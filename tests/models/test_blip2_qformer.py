@@ -13,9 +13,9 @@ from benchmarks.plain_stage1 import PlainStage1
 from lavis_lite import distributed
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.models import stage1
-from lavis_lite.models.bert_weights import initialise_from_bert
 from lavis_lite.models.blip2_config import Blip2QformerConfig
 from lavis_lite.models.blip2_qformer import Blip2ImageTextMatching, Blip2Qformer, Contrast
+from lavis_lite.models.checkpoints.bert_weights import initialise_from_bert
 from lavis_lite.models.qformer import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.registry import registry

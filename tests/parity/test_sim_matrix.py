@@ -66,6 +66,9 @@ def _matrix(found, scored, columns):
     return torch.full((len(index), columns), UNSCORED).scatter(1, index, score)
 
 
+pytestmark = pytest.mark.shared
+
+
 @pytest.fixture(scope="module")
 def folder(parity_dir):
     found = next((path for path in (parity_dir, parity_dir / "blip2_qformer") if (path / "cases.json").is_file()), None)
@@ -90,6 +93,7 @@ def test_scores_are_the_recorded_ones(folder):
     check(folder, sim_matrices(folder))
 
 
+@pytest.mark.slow
 def test_scores_are_the_recorded_ones_in_two_processes(folder):
     for found in run_processes(sim_matrices, 2, folder):
         check(folder, found)

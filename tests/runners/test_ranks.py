@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from lavis_lite import distributed
-from lavis_lite.errors import CheckpointError, DataError
+from lavis_lite.errors import CheckpointError, DataError, DistributedError
 from lavis_lite.runners.signals import Interrupted
 from lavis_lite.runners.step import DivergedError
 from lavis_lite.tracking.jsonl import read
 from tests.helpers.processes import run_processes
-from tests.helpers.toy import Toy, ToyTask, weights
+from tests.helpers.toy import Toy, ToyModel, ToyTask, weights
 
 RUN = {"max_iters": 6, "accum_grad_iters": 2, "valid_splits": ["val"], "iters_per_inner_epoch": 3, "save_every": 3,
        "max_grad_norm": 1.0}
@@ -45,7 +47,7 @@ def scenarios(folder):
     found["again"] = train(f"{folder}/drop", {"batch_size_train": 2}, f"{folder}/drop/checkpoints/step_00000003",
                            dropout=0.5)
     found["unused"] = train(f"{folder}/unused", {"batch_size_train": 2, "find_unused_parameters": True})
-    return found, misfortunes(folder)
+    return found, misfortunes(folder), abandoned(folder)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def two(tmp_path_factory):
 
 
 def test_two_processes_equal_one_on_the_same_global_batch(two, tmp_path):
-    folder, (first, second), _ = two
+    folder, (first, second), *_ = two
     expected, _, _ = train(tmp_path, {"batch_size_train": 4})
     for name, value in expected.items():
         np.testing.assert_array_equal(first["plain"][0][name], second["plain"][0][name])
@@ -129,10 +131,67 @@ def misfortunes(folder):
     return found
 
 
+class LeaveOne(ToyTask):
+    """Rank 1 goes without a word in its third step."""
+
+    def train_step(self, model, samples):
+        self.calls = getattr(self, "calls", 0) + 1
+        if distributed.rank() == 1 and self.calls == 5:
+            distributed.shutdown()
+            raise KeyboardInterrupt
+        return super().train_step(model, samples)
+
+
+def abandoned(folder):
+    """What a rank meets whose only peer has gone; leaves the group broken, so it comes last."""
+    try:
+        Toy(Path(folder) / "abandoned", RUN, task_class=LeaveOne).build().train()
+    except (KeyboardInterrupt, DistributedError) as fault:
+        return f"{type(fault).__name__}: {fault}"
+    return "nothing"
+
+
 def test_all_ranks_leave_together_and_for_the_same_reason(two):
-    folder, _, (first, second) = two
+    folder, _, (first, second), _ = two
     assert first == second
     assert first["signal"].startswith("Interrupted: stopped by a signal after step 3; saved in")
     assert (folder / "signal/checkpoints/step_00000003/manifest.json").exists()
     assert first["diverged"].startswith("DivergedError")
     assert first["unwritable"].startswith("CheckpointError: cannot write to")
+
+
+def test_a_rank_that_dies_does_not_leave_the_other_waiting(two):
+    stayed, left = two[3]
+    assert left.startswith("KeyboardInterrupt")
+    assert stayed.startswith("DistributedError: another process of the run has gone") and "--resume auto" in stayed
+
+
+class WideModel(ToyModel):
+    """Large enough for the order in which three ranks are summed to show in the last bit."""
+
+    def __init__(self, dropout=0.0, seed=0):
+        super().__init__(dropout, seed)
+        generator = torch.Generator().manual_seed(1)
+        self.wide = nn.Sequential(nn.Linear(6, 700), nn.Tanh(), nn.Linear(700, 700), nn.Tanh(), nn.Linear(700, 6))
+        for parameter in self.wide.parameters():
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+    def forward(self, samples):
+        return super().forward({**samples, "image": samples["image"] + self.wide(samples["image"])})
+
+
+def stop_and_go(folder):
+    run = {"max_iters": 4, "save_every": 1, "keep_checkpoints": 9, "batch_size_train": 2}
+    whole, resumed = (Toy(Path(folder), run, model_class=WideModel).build() for _ in range(2))
+    whole.train()
+    resumed.resume(Path(folder) / "checkpoints/step_00000002")
+    resumed.train()
+    return weights(whole), weights(resumed)
+
+
+@pytest.mark.slow
+def test_three_processes_resume_bit_for_bit(tmp_path):
+    for whole, resumed in run_processes(stop_and_go, 3, str(tmp_path)):
+        assert whole["seen"] == 4
+        for name, value in whole.items():
+            np.testing.assert_array_equal(value, resumed[name], err_msg=name)

@@ -112,6 +112,7 @@ def _shapes(item):
     return [tuple(value.shape) for value in (item.values() if isinstance(item, dict) else item)]
 
 
+@pytest.mark.slow
 def test_two_and_three_ranks_give_the_bits_of_one():
     sizes = (11, 3)  # 3 images are one batch: there is a rank without any
     alone, _ = rank_results(6, sizes)

@@ -1,0 +1,63 @@
+"""A small mini world, made once per session, and train.py run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["datasets.mini_world_caption.prepare_args={train: 24, val: 8, test: 8, ood: 4, seed: 3}", "run.num_workers=0",
+         "run.batch_size_train=4", "run.log_freq=1", "run.k_test=4", "run.tensorboard=false", "run.warmup_steps=2"]
+"""a run of seconds"""
+
+Train = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def environment(cache: Path, **more: str) -> dict[str, str]:
+    """This process' environment without a launcher's variables, with its own cache and no network."""
+    kept = {key: value for key, value in os.environ.items()
+            if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") and "SLURM" not in key}
+    return kept | {"LAVIS_LITE_CACHE": str(cache), "LAVIS_LITE_OFFLINE": "1", "HF_HUB_OFFLINE": "1",
+                   "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cache folder of the session; the small world is made in it by the first run."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def command(*options: str, launcher: tuple[str, ...] = (), script: str = "train.py",
+            cfg: str = "projects/blip2/stage1.yaml", flags: tuple[str, ...] = ()) -> list[str]:
+    """The words of a run."""
+    return [sys.executable, *launcher, script, "--cfg-path", cfg, *flags, "--options", *SMALL, *options]
+
+
+@pytest.fixture
+def train(cache: Path) -> Train:
+    """train(*options, flags=(), launcher=(), env={}) -> the finished process."""
+
+    def run(*options: str, env: dict[str, str] | None = None, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command(*options, **kwargs), cwd=ROOT, env=environment(cache, **(env or {})), text=True,
+                              capture_output=True, timeout=240, check=False)
+
+    return run
+
+
+def read_log(output: Path) -> list[dict[str, Any]]:
+    """Records of the one run under an output folder."""
+    (log,) = output.glob("*/log.jsonl")
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def losses(output: Path) -> dict[int, tuple[float, ...]]:
+    """step -> (loss, loss_itc, loss_itm, loss_lm) of the training rows."""
+    return {row["step"]: tuple(row[name] for name in ("loss", "loss_itc", "loss_itm", "loss_lm"))
+            for row in read_log(output) if "split" not in row and "event" not in row}

@@ -1,0 +1,111 @@
+"""Stage 1 as a user runs it: a whole run, resume after SIGKILL, two ranks, SLURM's variables, dry run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.end_to_end.conftest import ROOT, Train, command, environment, losses, read_log
+
+KEYS = {"step", "loss", "loss_itc", "loss_itm", "loss_lm", "lr", "images_per_second"}
+
+
+def weights(output: Path, step: int) -> dict[str, bytes]:
+    """Tensors of a checkpoint as bytes."""
+    (file,) = output.glob(f"*/checkpoints/step_{step:08d}/model.safetensors")
+    return {name: value.numpy().tobytes() for name, value in load_file(file).items()}
+
+
+def free_port() -> str:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_a_whole_run(train: Train, tmp_path: Path) -> None:
+    done = train("run.max_iters=3", "run.valid_splits=[val]", f"run.output_dir={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert "chance" in done.stdout
+    assert "ITC + ITM" in done.stdout
+    rows = [row for row in read_log(tmp_path / "out") if "split" not in row]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(row.keys() >= KEYS for row in rows)
+    (folder,) = (tmp_path / "out").iterdir()
+    assert {path.name for path in folder.iterdir()} >= {"config.yaml", "log.jsonl", "checkpoints", "results", "curves.png"}
+    again = train("run.evaluate=true", f"run.output_dir={tmp_path / 'again'}", f"model.pretrained={folder}/checkpoints/step_00000003",
+                  "model.load_pretrained=true", script="evaluate.py")
+    assert again.returncode == 0, again.stderr
+    first = next(row for row in read_log(tmp_path / "out") if row.get("split") == "test")
+    second = next(row for row in read_log(tmp_path / "again") if row.get("split") == "test")
+    assert {key: second[key] for key in second if key not in ("step", "epoch")} == {
+        key: first[key] for key in first if key not in ("step", "epoch", "checkpoint_step")}
+
+
+def test_a_killed_run_goes_on_bit_for_bit(train: Train, cache: Path, tmp_path: Path) -> None:
+    options = ["run.max_iters=8", "run.save_every=2", "run.test_splits=[]"]
+    assert train(*options, f"run.output_dir={tmp_path / 'whole'}").returncode == 0
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(*options, f"run.output_dir={killed}"), cwd=ROOT, env=environment(cache),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("*/checkpoints/step_00000004")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    resumed = train(*options, "run.num_workers=1", f"run.output_dir={killed}", flags=("--resume", "auto"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming from" in resumed.stdout
+    assert losses(killed) == losses(tmp_path / "whole")
+    assert weights(killed, 8) == weights(tmp_path / "whole", 8)
+
+
+def test_two_ranks_equal_one_on_the_same_global_batch(train: Train, tmp_path: Path) -> None:
+    """Gradients are summed in another order: equal within 2e-5 of each loss, after 3 steps of Adam too."""
+    options = ["run.max_iters=3", "run.test_splits=[]", "model.qformer_dropout=0"]
+    one = train(*options, "run.batch_size_train=4", f"run.output_dir={tmp_path / 'one'}")
+    assert one.returncode == 0, one.stderr
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}")
+    two = train(*options, "run.batch_size_train=2", f"run.output_dir={tmp_path / 'two'}", launcher=launcher)
+    assert two.returncode == 0, two.stderr
+    alone, together = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert alone.keys() == together.keys() == {1, 2, 3}
+    for step, values in alone.items():
+        assert together[step] == pytest.approx(values, rel=2e-5), step
+
+
+def test_two_processes_with_slurms_variables(cache: Path, tmp_path: Path) -> None:
+    shared = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": "7", "MASTER_PORT": free_port()}
+    words = command("run.max_iters=2", "run.test_splits=[]", f"run.output_dir={tmp_path / 'out'}")
+    processes = [subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                  env=environment(cache, **shared, SLURM_PROCID=rank, SLURM_LOCALID=rank))
+                 for rank in "01"]
+    finished = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], finished
+    assert "2 processes" in finished[0][0]
+    assert sorted(losses(tmp_path / "out")) == [1, 2]
+
+
+def test_dry_run_steps_once_and_keeps_nothing(train: Train, tmp_path: Path) -> None:
+    done = train("run.max_iters=3", f"run.output_dir={tmp_path / 'out'}", flags=("--dry-run",))
+    assert done.returncode == 0, done.stderr
+    assert "ran one step" in done.stdout
+    assert "loss_itc" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_print_config_names_the_layers(train: Train) -> None:
+    done = train("run.max_iters=3", flags=("--print-config",))
+    assert done.returncode == 0, done.stderr
+    lines = {line.split(":")[0]: line for line in done.stdout.splitlines()}
+    assert lines["run.max_iters"].endswith("# --options")
+    assert lines["run.init_lr"].endswith("# projects/blip2/stage1.yaml")
+    assert lines["model.embed_dim"].endswith("# models/blip2/mini.yaml")
+    assert lines["run.accum_grad_iters"].endswith("# default")
