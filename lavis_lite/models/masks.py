@@ -50,21 +50,22 @@ def attention_mask(pattern: Pattern, num_query: int, text_mask: Tensor | None) -
 def stage1_mask(num_query: int, text_mask: Tensor) -> Tensor:
     """Mask of the joint pass [queries | text for ITC | text for ITG]: uni-modal and causal pattern side by side.
 
-    The queries see only themselves in both patterns, which is why one pass can serve both.
+    The queries see only themselves in both patterns, which is why one pass can serve both. The text for ITG lacks its
+    last token: nothing is predicted from it.
 
     Args:
         num_query: Q.
         text_mask: bool or int[B, L].
 
     Returns:
-        bool[B, 1, Q+2L, Q+2L].
+        bool[B, 1, Q+2L-1, Q+2L-1].
     """
     batch, length = text_mask.shape
     uni_modal = attention_mask("uni_modal", num_query, text_mask)
-    causal = attention_mask("multi_modal_causal", num_query, text_mask)
+    causal = attention_mask("multi_modal_causal", num_query, text_mask[:, :-1])
     assert uni_modal is not None and causal is not None
-    first = num_query + length
-    mask = text_mask.new_zeros(batch, 1, first + length, first + length, dtype=torch.bool)
+    first, total = num_query + length, num_query + 2 * length - 1
+    mask = text_mask.new_zeros(batch, 1, total, total, dtype=torch.bool)
     mask[:, :, :first, :first] = uni_modal
     mask[:, :, first:, :num_query] = causal[:, :, num_query:, :num_query]
     mask[:, :, first:, first:] = causal[:, :, num_query:, num_query:]

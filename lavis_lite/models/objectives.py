@@ -147,7 +147,7 @@ def lm_sum(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, label_
     Returns:
         float[], sum over tokens.
     """
-    if torch.is_autocast_enabled(hidden.device.type) if hidden.device.type in ("cpu", "cuda") else False:
+    if hidden.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     with full_precision(hidden):
@@ -163,18 +163,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """Loss and, where needed, its gradients at once."""
         needed = any(ctx.needs_input_grad[:3])
         total = hidden.new_zeros((), dtype=_at_least_float32(hidden[:0]).dtype)
-        grads = [torch.empty_like(hidden), torch.zeros_like(weight, dtype=total.dtype),
-                 torch.zeros_like(bias, dtype=total.dtype)] if needed else None
-        for start in range(0, len(targets), chunk):
+        grads: list[Tensor] = []
+        for start in range(0, max(len(targets), 1), chunk):
             rows = slice(start, start + chunk)
             loss, d_logits = _chunk_loss(hidden[rows], weight, bias, targets[rows], smoothing, needed)
             total = total + loss
-            if grads is not None and d_logits is not None:
-                grads[2] += d_logits.sum(0)
-                d_logits = d_logits.to(weight.dtype)
-                grads[0][rows] = d_logits @ weight
-                grads[1] = _add_product(grads[1], d_logits, hidden[rows])
-        ctx.save_for_backward(*(grads or []))
+            if d_logits is not None:
+                grads = _add_gradients(grads, d_logits, hidden[rows], weight)
+        ctx.save_for_backward(*grads)
         ctx.dtypes = (hidden.dtype, weight.dtype, bias.dtype)
         return total
 
@@ -186,11 +182,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*found, None, None, None)
 
 
-def _add_product(total: Tensor, d_logits: Tensor, hidden: Tensor) -> Tensor:
-    """total + d_logits' hidden, in place where the types agree."""
-    if total.dtype == hidden.dtype:
-        return total.addmm_(d_logits.T, hidden)
-    return total.add_(d_logits.T @ hidden)
+def _add_gradients(grads: list[Tensor], d_logits: Tensor, hidden: Tensor, weight: Tensor) -> list[Tensor]:
+    """Gradients of hidden (rows so far), weight and bias with those of one more chunk."""
+    d_bias, d_logits = d_logits.sum(0), d_logits.to(weight.dtype)
+    d_hidden, d_weight = d_logits @ weight, (d_logits.T @ hidden).to(d_bias.dtype)
+    if not grads:
+        return [d_hidden, d_weight, d_bias]
+    return [torch.cat([grads[0], d_hidden]), grads[1].add_(d_weight), grads[2].add_(d_bias)]
 
 
 def _chunk_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float,

@@ -58,9 +58,10 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
         self.dropout = nn.Dropout(cfg.dropout)
 
-    def words(self, ids: Tensor, first_position: int = 0) -> Tensor:
-        """int64[B,L] -> float[B,L,D], before norm and dropout."""
-        positions = torch.arange(first_position, first_position + ids.shape[1], device=ids.device)
+    def words(self, ids: Tensor, positions: Tensor | int = 0) -> Tensor:
+        """int64[B,L] -> float[B,L,D], before norm and dropout; positions: int64[L], or that of the first token."""
+        if isinstance(positions, int):
+            positions = torch.arange(positions, positions + ids.shape[1], device=ids.device)
         return self.word_embeddings(ids) + self.position_embeddings(positions)
 
     def forward(self, parts: Sequence[Tensor]) -> Tensor:

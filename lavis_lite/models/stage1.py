@@ -36,7 +36,8 @@ def joint_pass(qformer: QFormer, query_tokens: Tensor, image: ImageKV, tokens: T
     """Queries, text alone (ITC) and text after the queries (ITG) in one pass over [queries | text | text].
 
     Queries see queries only in both objectives, so they are computed once; a block mask keeps the two texts apart;
-    the last layer computes only what is used: queries, [CLS], and the positions that predict a token.
+    the last token, which predicts nothing, is no input of ITG; the last layer computes only what is used: queries,
+    [CLS], and the positions that predict a token.
 
     Args:
         qformer: with both halves.
@@ -46,11 +47,11 @@ def joint_pass(qformer: QFormer, query_tokens: Tensor, image: ImageKV, tokens: T
         begin: id of [DEC], which takes [CLS]' place where text is generated.
     """
     batch, length = tokens.ids.shape
-    count = query_tokens.shape[1]
-    decoder_ids = torch.cat([torch.full_like(tokens.ids[:, :1], begin), tokens.ids[:, 1:]], 1)
-    words = [qformer.embeddings.words(ids) for ids in (tokens.ids, decoder_ids)]
-    hidden = qformer.embeddings([query_tokens.expand(batch, -1, -1), *words])
-    first = count + length
+    count, first = query_tokens.shape[1], query_tokens.shape[1] + length
+    decoder_ids = torch.cat([torch.full_like(tokens.ids[:, :1], begin), tokens.ids[:, 1:-1]], 1)
+    positions = torch.arange(length, device=tokens.ids.device)
+    words = qformer.embeddings.words(torch.cat([tokens.ids, decoder_ids], 1), torch.cat([positions, positions[:-1]]))
+    hidden = qformer.embeddings([query_tokens.expand(batch, -1, -1), words])
     rows = (slice(0, count + 1), slice(first, first + length - 1))
     hidden = qformer.run_layers(hidden, count, stage1_mask(count, tokens.mask), (image,), output_rows=(count, rows))
     query, cls, decoder = hidden.split([count, 1, length - 1], 1)

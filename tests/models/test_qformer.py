@@ -41,8 +41,9 @@ def test_attention_mask_of_queries_alone_is_none_and_unknown_patterns_are_refuse
 
 def test_stage1_mask_lays_two_patterns_side_by_side() -> None:
     assert picture(stage1_mask(2, MASK)[0, 0]) == [
-        "11......", "11......", "..111...", "..111...", "..111...", "11...1..", "11...11.", "11...111"]
-    assert picture(stage1_mask(2, MASK)[1, 0])[7] == "11...11."
+        "11.....", "11.....", "..111..", "..111..", "..111..", "11...1.", "11...11"]
+    short = torch.tensor([[1, 1, 0, 0]])
+    assert picture(stage1_mask(2, short)[0, 0])[2] == "..11....." and picture(stage1_mask(2, short)[0, 0])[8] == "11....11."
 
 
 @pytest.fixture()
