@@ -26,7 +26,7 @@ from lavis_lite.models import objectives
 from lavis_lite.models.blip2_qformer import Blip2Qformer
 from lavis_lite.models.masks import attention_mask
 from lavis_lite.models.outputs import Blip2Output
-from lavis_lite.models.qformer import Attention, Layer
+from lavis_lite.models.qformer_layers import Attention, Layer
 from lavis_lite.models.stage1 import image_keys
 from lavis_lite.models.text_tokens import TextTokens
 
@@ -112,7 +112,7 @@ class PlainStage1(nn.Module):
         qformer = self.model.qformer
         count = 0 if queries is None else queries.shape[1]
         hidden, kept = qformer.embed(queries, ids), []
-        for index, layer in enumerate(qformer.layers):
+        for index, layer in enumerate(qformer.blocks):
             hidden, key_value = layer.self_attention(hidden, mask, past[index] if past else None, None)
             kept.append(key_value)
             hidden = self._rest(layer, hidden, count, features)
@@ -123,10 +123,10 @@ class PlainStage1(nn.Module):
         query, text = hidden.split([count, hidden.shape[1] - count], 1)
         parts = []
         if count:
-            if layer.cross_attention is not None:
+            if layer.cross_attention is not None and features is not None:
                 query = look(layer.cross_attention, query, features)
             parts.append(layer.query_ffn(query))
-        if text.shape[1]:
+        if text.shape[1] and layer.text_ffn is not None:
             parts.append(layer.text_ffn(text))
         return torch.cat(parts, 1)
 
@@ -138,7 +138,7 @@ def look(attention: Attention, query: Tensor, features: Tensor) -> Tensor:
     """Cross-attention that projects its own keys and values: float[B,Q,D], float[B,P,Dv] -> float[B,Q,D]."""
     heads = [attention.split_heads(linear(source)).transpose(1, 2) for linear, source in
              ((attention.query, query), (attention.key, features), (attention.value, features))]
-    return attention.finish(attention.attend(*heads, None), query)
+    return attention.finish(attention.attend(heads[0], heads[1], heads[2], None), query)
 
 
 def draw_one_by_one(sim: Tensor, positives: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

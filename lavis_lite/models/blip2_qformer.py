@@ -239,7 +239,7 @@ class Blip2Qformer(BaseModel):
 
     # LAVIS' entry points --------------------------------------------------------------------------------------------
     def forward_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Image alone: float[B,3,H,W] -> query hidden states float[B,Q,D], vision features float[B,P,Dv] (ln_vision)."""
+        """Image alone: float[B,3,H,W] -> query hidden states float[B,Q,D], features float[B,P,Dv] after ln_vision."""
         features = self.ln_vision(self.encode_image(image))
         output = self.qformer(self._queries(len(features)), image=features)
         return output.query, features
@@ -276,7 +276,8 @@ class Blip2Qformer(BaseModel):
             raise ConfigError(f"extract_features: unknown mode {mode!r}: {did_you_mean(str(mode), FEATURE_MODES)}")
         if mode == "image":
             query, _ = self.forward_image(samples["image"])
-            return Blip2Features(image_embeds=query, image_embeds_proj=common_space(query, self.vision_proj, query.dtype))
+            return Blip2Features(image_embeds=query,
+                                 image_embeds_proj=common_space(query, self.vision_proj, query.dtype))
         tokens = self.tokenize(samples["text_input"], max_length=self.qformer.cfg.max_positions)
         if mode == "text":
             text = self.qformer(text_ids=tokens.ids, text_mask=tokens.mask, pattern="uni_modal").text

@@ -47,7 +47,8 @@ class NumberTokenizer(TextTokenizer):
         return [" ".join(map(str, row)) for row in rows]
 
 
-def tiny_model(seed: int = 0, cls: type[Blip2Qformer] = Blip2Qformer, spread: float = 0.2, **kwargs: Any) -> Blip2Qformer:
+def tiny_model(seed: int = 0, cls: type[Blip2Qformer] = Blip2Qformer, spread: float = 0.2,
+               **kwargs: Any) -> Blip2Qformer:
     """A stage-1 model whose weights are far enough from their start to tell everything apart."""
     torch.manual_seed(seed)
     model = cls(PatchEncoder(), QFormer(TINY), NumberTokenizer(), embed_dim=16, **kwargs)

@@ -29,7 +29,7 @@ IDS = [None, [1, 1, 2, 3, 4, 5], ["a", "b", "a", "c", "d", "e"]]
 def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Largest difference of any gradient, relative to its norm (key biases have none in exact arithmetic)."""
     assert found.keys() == expected.keys()
-    return max(float((found[name] - expected[name]).norm() / expected[name].norm().clamp(min=1e-4)) for name in expected)
+    return max(float((found[name] - value).norm() / value.norm().clamp(min=1e-4)) for name, value in expected.items())
 
 
 # equality with the twin ---------------------------------------------------------------------------------------------
@@ -125,8 +125,8 @@ def test_frozen_encoder_stays_in_eval_and_has_no_gradient() -> None:
     assert not any(name.startswith("vision_encoder") for name in model.trainable_state())
     model(tiny_batch()).loss.backward()
     assert all(parameter.grad is None for parameter in model.vision_encoder.parameters())
-    missing = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
-    assert missing == []  # DDP needs no search for unused parameters
+    without = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
+    assert without == []  # DDP needs no search for unused parameters
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
