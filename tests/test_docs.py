@@ -1,0 +1,162 @@
+"""Every command and code block of README.md and docs/ is run.
+
+Blocks whose first line is `# file: NAME` are written to a folder that has `projects/` of the repository; then each
+YAML of a page is trained, each command of a `bash` block is run (both shortened by `SMALL`), and the output of each
+`console` block must be what the page shows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lavis_lite.cli.main import main, run_command
+from tests.end_to_end.conftest import ROOT, SMALL, environment
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INSTALLERS = ("bash run_scripts/quickstart.sh", "bash run_scripts/test.sh", "source .venv/bin/activate")
+"""tested by tests/test_run_scripts.py: they make environments"""
+SHORT = [*SMALL, "run.max_iters=2", "run.test_splits=[]"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: str
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        """NAME of `# file: NAME`."""
+        match = re.match(r"# file: (\S+)\n", self.text)
+        return match.group(1) if match else None
+
+
+def blocks(page: Path) -> list[Block]:
+    """All fenced blocks of a page."""
+    return [Block(page.name, *found) for found in BLOCK.findall(page.read_text(encoding="utf-8"))]
+
+
+ALL = [block for page in PAGES for block in blocks(page)]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
+    """A folder as a reader's checkout: recipes, train.py, every file of the docs, and pictures for the examples."""
+    for name in ("projects", "train.py", "evaluate.py", "lavis_lite", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for block in ALL:
+        if block.file:
+            (tmp_path / block.file).write_text(block.text)
+    for number in range(12):
+        for place in (tmp_path / "holiday" / "images", tmp_path / "animals" / "cat"):
+            place.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 64), (20 * number, 90, 30)).save(place / f"{number}.jpg")
+    rows = "".join(f'{{"image": "{number}.jpg", "caption": ["a green field", "grass"]}}\n' for number in range(12))
+    (tmp_path / "holiday" / "captions.jsonl").write_text(rows)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in list(os.environ):
+        if name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") or name.startswith("SLURM"):
+            monkeypatch.delenv(name)
+    for name, value in environment(cache).items():
+        if name.startswith(("LAVIS_LITE", "HF_HUB")):
+            monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cache folder of these tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_every_block_has_a_kind_this_file_runs() -> None:
+    kinds = {block.language for block in ALL}
+    assert kinds <= {"bash", "console", "python", "yaml", "text"}
+    assert {"bash", "console", "python", "yaml"} <= kinds
+
+
+RUNS = [block for block in ALL if block.language == "yaml" and "base:" in block.text]
+
+
+@pytest.mark.parametrize("block", RUNS, ids=lambda block: f"{block.page}:{block.file}")
+def test_the_recipes_of_the_docs_train(block: Block, workplace: Path) -> None:
+    assert block.file, "a recipe of the docs needs a first line `# file: NAME`"
+    short = [option for option in SHORT if "mini_world" not in option or "mini_world_caption: null" not in block.text]
+    short = [option for option in short if not option.startswith("run.k_test") or "task:" not in block.text]
+    short += [option for option in ["run.test_splits=[test]"] if "task:" in block.text]
+    assert run_command("train", ["--cfg-path", block.file, "--options", *short, "run.output_dir=out"]) == 0
+    assert list(workplace.glob("out/*/checkpoints/step_00000002/model.safetensors"))
+
+
+def test_the_row_of_the_docs_is_a_row(workplace: Path) -> None:
+    """What stands in configs/datasets: keys of a type are those of a data set's section."""
+    import yaml
+
+    from lavis_lite.config.typed import Checker
+    from lavis_lite.datasets.builder import ImageCaptionBuilder
+
+    rows = yaml.safe_load((workplace / "my_row.yaml").read_text())
+    checker = Checker(lambda key: "my_row.yaml")
+    checker.section(ImageCaptionBuilder.config_class, rows["default"], "default")
+    assert checker.faults == []
+
+
+@pytest.mark.parametrize("block", [block for block in ALL if block.language == "python" and not block.file],
+                         ids=lambda block: block.page)
+def test_python_blocks_run(block: Block, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(block.text, block.page, "exec"), {"__name__": "__main__"})
+    assert "Error" not in capsys.readouterr().err
+
+
+def commands(page: str) -> list[str]:
+    """The commands of a page's bash blocks, comments and continued lines resolved."""
+    text = "\n".join(block.text for block in ALL if block.page == page and block.language == "bash")
+    lines = [line.split("  #")[0].strip() for line in text.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in ALL if block.language == "bash"}))
+def test_commands_run(page: str, workplace: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in commands(page):
+        if line.startswith(INSTALLERS):
+            assert not line.startswith("bash") or (ROOT / line.split()[1]).is_file()
+            continue
+        assert run(shlex.split(line), cache) == 0, (line, capsys.readouterr())
+
+
+def run(words: list[str], cache: Path) -> int:
+    """Run one command of the docs, a training shortened."""
+    if words[:2] == ["python", "train.py"] or words[0] == "torchrun":
+        at = words.index("--options") + 1 if "--options" in words else len(words)
+        options = [] if "stage1_vitg" in " ".join(words) else [*SHORT, "run.output_dir=out_docs"]
+        words = [*words[:at], *([] if "--options" in words or not options else ["--options"]), *words[at:], *options]
+    if words[:2] == ["python", "train.py"]:
+        return run_command("train", words[2:])
+    if words[:3] == ["python", "-m", "lavis_lite"]:
+        return main(words[3:])
+    program = {"torchrun": [sys.executable, "-m", "torch.distributed.run"], "python": [sys.executable]}[words[0]]
+    return subprocess.run([*program, *words[1:]], env=environment(cache), timeout=240, check=False).returncode
+
+
+@pytest.mark.parametrize("block", [block for block in ALL if block.language == "console"], ids=lambda block: block.page)
+def test_console_blocks_show_what_is_printed(block: Block, workplace: Path,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    first, _, expected = block.text.partition("\n")
+    words = shlex.split(first.removeprefix("$ "))
+    assert words[:2] == ["python", "train.py"]
+    run_command("train", words[2:])
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).strip() == expected.strip()
