@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lavis_lite.config.schema import ModelConfig
+from lavis_lite.errors import ConfigError
 from lavis_lite.models.qformer import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer
 
@@ -70,9 +71,15 @@ def build_parts(cfg: Blip2QformerConfig) -> dict[str, Any]:
 
     All weights are random and no file but the tokenizer's is read: `lavis_lite.weights.build_model` fills them. On the
     meta device (`with torch.device("meta")`) shapes are all there is.
+
+    Raises:
+        ConfigError: sizes that do not go together.
     """
     from lavis_lite.models.vision_encoder import VisionEncoder
 
+    if cfg.max_txt_len > cfg.qformer_max_positions:
+        raise ConfigError(f"model.max_txt_len: {cfg.max_txt_len} tokens are more than the {cfg.qformer_max_positions} "
+                          "positions of model.qformer_max_positions.")
     encoder = VisionEncoder(cfg.vit_model, cfg.image_size, cfg.drop_path_rate, cfg.use_grad_checkpoint,
                             cfg.vit_precision, frozen=cfg.freeze_vit, pretrained=cfg.vit_weights == "timm",
                             **cfg.vit_args)

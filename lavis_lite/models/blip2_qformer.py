@@ -323,8 +323,9 @@ class Blip2Qformer(BaseModel):
             max_length: LAVIS' way to say max_new_tokens + 1 (it counts [DEC]).
             min_length: LAVIS' way to say min_new_tokens + 1.
         """
+        longest = max_new_tokens if max_length is None else max_length - 1
         options = Decoding(
-            max_new_tokens=max_new_tokens if max_length is None else max_length - 1,
+            max_new_tokens=min(longest, self.qformer.cfg.max_positions),
             min_new_tokens=min_new_tokens if min_length is None else min_length - 1,
             num_beams=1 if use_nucleus_sampling else num_beams, sample=use_nucleus_sampling, top_p=top_p,
             temperature=temperature, repetition_penalty=repetition_penalty, length_penalty=length_penalty)

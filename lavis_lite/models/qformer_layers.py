@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lavis_lite.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class QFormerConfig:
@@ -36,6 +38,11 @@ class QFormerConfig:
     with_lm_head: bool = True
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ConfigError(f"model.qformer_hidden_size: {self.hidden_size} is not a multiple of "
+                              f"qformer_heads: {self.num_heads}.")
 
 
 @dataclass(frozen=True)

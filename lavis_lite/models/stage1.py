@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite import distributed
+from lavis_lite.errors import DataError
 from lavis_lite.models.masks import attention_mask, stage1_mask
 from lavis_lite.models.qformer import ImageKV, QFormer
 from lavis_lite.models.text_tokens import TextTokens
@@ -73,15 +74,20 @@ def image_keys(image_id: Any, batch: int, device: torch.device) -> Tensor:
         image_id: int64[B], a list of ints or strings, or None: every sample is its own image.
         batch: B.
         device: of the result.
+
+    Raises:
+        DataError: not one id per image.
     """
     if image_id is None:
         number = torch.arange(batch, device=device) + distributed.rank() * batch
         return torch.stack([torch.zeros_like(number), number], 1)
     if isinstance(image_id, Tensor):
-        number = image_id.to(device=device, dtype=torch.long, non_blocking=True).reshape(batch)
+        number = image_id.to(device=device, dtype=torch.long, non_blocking=True)
     else:
         number = torch.tensor([_as_number(item) for item in image_id], dtype=torch.long).to(device, non_blocking=True)
-    return torch.stack([torch.ones_like(number), number], 1)
+    if number.numel() != batch:
+        raise DataError(f"{batch} images came with {number.numel()} values of image_id; give one for each image.")
+    return torch.stack([torch.ones_like(number), number], -1).reshape(batch, 2)
 
 
 def _as_number(item: Any) -> int:

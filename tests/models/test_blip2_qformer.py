@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.plain_stage1 import PlainStage1
 from lavis_lite import distributed
-from lavis_lite.errors import CheckpointError, ConfigError
+from lavis_lite.errors import CheckpointError, ConfigError, DataError
 from lavis_lite.models import stage1
 from lavis_lite.models.blip2_config import Blip2QformerConfig
 from lavis_lite.models.blip2_qformer import Blip2ImageTextMatching, Blip2Qformer, Contrast
@@ -57,7 +58,7 @@ def test_padding_to_a_fixed_width_changes_nothing() -> None:
     expected = model(samples)
     for text in (wide, unknown_lengths):
         found = model(samples | {"text_input": text})
-        assert abs(float(found.loss - expected.loss)) <= 1e-12
+        assert abs(float((found.loss - expected.loss).detach())) <= 1e-12
         assert relative(gradients(model, found.loss), gradients(model, model(samples).loss)) <= 1e-10
 
 
@@ -65,7 +66,7 @@ def test_full_gradient_differs_from_lavis_one_sided_one_but_not_in_value() -> No
     samples = tiny_batch(dtype=DOUBLE)
     one, both = tiny_model().double(), tiny_model(itc_full_gradient=True).double()
     first, second = one(samples), both(samples)
-    assert float(first.loss_itc) == pytest.approx(float(second.loss_itc), rel=1e-12)
+    assert float(first.losses()["loss_itc"]) == pytest.approx(float(second.losses()["loss_itc"]), rel=1e-12)
     texts = [gradients(model, output.loss_itc)["text_proj.weight"] for model, output in ((one, first), (both, second))]
     assert float((texts[0] - texts[1]).norm()) > 1e-3
     # the full gradient is the derivative: check one number by a finite difference
@@ -104,7 +105,7 @@ def test_all_images_equal_adds_no_negative_pair() -> None:
     logits = model.match_logits(model.image_kv(model.ln_vision(model.encode_image(tiny_batch()["image"]))),
                                 model.tokenize(tiny_batch()["text_input"]))
     expected = -logits.log_softmax(1)[:, 1].mean()
-    assert float(output.loss_itm) == pytest.approx(float(expected), rel=1e-5)
+    assert float(output.losses()["loss_itm"]) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_uniform_numbers_decide_the_negatives() -> None:
@@ -195,6 +196,20 @@ def test_wrong_words_are_answered_with_the_right_ones() -> None:
         model.match(samples, "itn")
     with pytest.raises(ConfigError, match="'multimodal'"):
         model.extract_features(samples, "multimodel")
+
+
+def test_sizes_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ConfigError, match="qformer_heads"):
+        Blip2Qformer.from_config(Blip2QformerConfig(**{**SMALL, "qformer_heads": 3}))
+    with pytest.raises(ConfigError, match="max_txt_len"):
+        Blip2Qformer.from_config(Blip2QformerConfig(**{**SMALL, "max_txt_len": 41}))
+    with pytest.raises(DataError, match="6 images came with 2 values of image_id"):
+        tiny_model()(tiny_batch() | {"image_id": [1, 2]})
+
+
+def test_generation_ends_at_the_last_position() -> None:
+    (text,) = tiny_model().generate(tiny_batch(size=1), num_beams=1, max_new_tokens=99, min_new_tokens=99)
+    assert len(text.split()) == 24
 
 
 def test_missing_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
@@ -298,6 +313,31 @@ CASES: dict[str, tuple[dict[str, Any], list[int] | None]] = {
     "everything trains": ({"itc_full_gradient": True, "freeze_vit": False}, None),
     "one image": ({}, [7] * 8),
 }
+
+
+def rank_traffic() -> dict[str, int]:
+    """Elements this rank receives in one step's forward and backward, by collective."""
+    received = {"all_gather": 0, "all_to_all_single": 0, "all_reduce": 0}
+    for name in received:
+        function = getattr(dist, name)
+
+        def counted(first: Any, *args: Any, name: str = name, function: Any = function, **kwargs: Any) -> Any:
+            received[name] += sum(part.numel() for part in first) if isinstance(first, list) else first.numel()
+            return function(first, *args, **kwargs)
+
+        setattr(dist, name, counted)
+    model = tiny_model()
+    rows = slice(distributed.rank() * 4, distributed.rank() * 4 + 4)
+    model({name: value[rows] for name, value in tiny_batch(size=8).items()}).loss.backward()
+    return received
+
+
+def test_only_chosen_negatives_cross_ranks() -> None:
+    batch, queries, embed, patches, width, longest = 4, 5, 16, 4, 24, 11
+    expected = {"all_gather": 2 * batch * (queries * embed + embed + 2 + 2 * longest),  # ITC features, texts, ids
+                "all_to_all_single": batch * patches * width,  # one image per text, whatever the number of ranks
+                "all_reduce": 2}  # two counts; nothing in the backward pass of a frozen encoder
+    assert run_processes(rank_traffic, 2) == [expected, expected]
 
 
 def rank_steps(size: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from lavis_lite.models.checkpoints.lavis_key_map import CLIP_MAP, EVA_MAP
 
 TINY_VIT = {"depth": 2, "width": 32, "heads": 4, "mlp_ratio": 2.0}
 SIZES = {"qformer_hidden_size": 16, "qformer_layers": 3, "qformer_heads": 2, "qformer_intermediate_size": 24,
-         "qformer_max_positions": 20, "num_query_token": 4, "embed_dim": 8}
+         "qformer_max_positions": 20, "num_query_token": 4, "embed_dim": 8, "max_txt_len": 16}
 
 
 def tiny_model(vit: str = "eva_clip_g", image_size: int = 28, seed: int = 0, **more: Any) -> Blip2Qformer:

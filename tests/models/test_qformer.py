@@ -43,7 +43,8 @@ def test_stage1_mask_lays_two_patterns_side_by_side() -> None:
     assert picture(stage1_mask(2, MASK)[0, 0]) == [
         "11.....", "11.....", "..111..", "..111..", "..111..", "11...1.", "11...11"]
     short = torch.tensor([[1, 1, 0, 0]])
-    assert picture(stage1_mask(2, short)[0, 0])[2] == "..11....." and picture(stage1_mask(2, short)[0, 0])[8] == "11....11."
+    padded = picture(stage1_mask(2, short)[0, 0])
+    assert padded[2] == "..11....." and padded[8] == "11....11."
 
 
 @pytest.fixture()
