@@ -113,11 +113,16 @@ class Registries:
 
     def __init__(self) -> None:
         # model: from_config(cfg) -> module; forward(samples) -> output with `loss`; knows nothing of tasks or files.
-        blip2 = "lavis_lite.models.blip2_qformer:"
+        blip2, llm = "lavis_lite.models.blip2_qformer:", "lavis_lite.models.blip2_llm:"
         self.model: Registry[Any] = Registry("model", "lavis_lite.models.base:BaseModel", {
             "blip2": blip2 + "Blip2Qformer",
             "blip2_feature_extractor": blip2 + "Blip2Qformer",
             "blip2_image_text_matching": blip2 + "Blip2ImageTextMatching",
+            "blip2_opt": llm + "Blip2OPT",
+            "blip2_t5": llm + "Blip2T5",
+            "blip2_t5_instruct": llm + "Blip2T5Instruct",
+            "blip2_vicuna": llm + "Blip2Vicuna",
+            "blip2_vicuna_instruct": llm + "Blip2VicunaInstruct",
         })
         # processor: __call__(item, rng=None) -> tensor or text; all randomness comes from rng.
         image, text = "lavis_lite.processors.image:", "lavis_lite.processors.text:"

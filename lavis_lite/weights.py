@@ -32,6 +32,8 @@ FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin", ".json", ".txt")
 HUB_FILES = {
     "tokenizer": ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"],
     "qformer_weights": ["config.json", "model.safetensors"],
+    "llm_tokenizer": ["*.json", "*.txt", "*.model"],
+    "llm_model": ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"],
 }
 """key -> the files of a hub repository that are needed"""
 
@@ -59,7 +61,8 @@ class Need:
             return None
         from huggingface_hub import try_to_load_from_cache
 
-        found = [try_to_load_from_cache(self.value, name) for name in HUB_FILES.get(self.key, ["config.json"])]
+        names = [name for name in HUB_FILES.get(self.key, ()) if "*" not in name] or ["config.json"]
+        found = [try_to_load_from_cache(self.value, name) for name in names]
         paths = [Path(path) for path in found if isinstance(path, str)]
         return paths[0].parent if paths else None
 
@@ -113,10 +116,19 @@ def required_weights(model: Any) -> list[Need]:
             continue  # overwritten by the checkpoint
         if value is not None and value not in NO_FILE:
             needs.append(Need(key, str(value)))
+    needs.extend(_language_needs(model))
     start = checkpoint_of(model)
     if start is not None:
         needs.append(Need("finetuned" if model.load_finetuned and model.finetuned else "pretrained", start))
     return needs
+
+
+def _language_needs(model: Any) -> list[Need]:
+    """A frozen language model's folder, unless its sizes stand in the section itself, and its tokenizer's."""
+    if not hasattr(model, "language_model_name"):
+        return []
+    needs = [] if model.llm_args is not None else [Need("llm_model", str(model.language_model_name()))]
+    return needs + ([Need("llm_tokenizer", str(model.llm_tokenizer))] if model.llm_tokenizer is not None else [])
 
 
 def checkpoint_of(model: Any) -> str | None:
@@ -145,6 +157,10 @@ def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
     model = registry.get_model_class(section.arch).from_config(section)
     if section.get("vit_weights") not in (None, *NO_FILE):
         load_vision_weights(model.vision_encoder, section.vit_weights)
+    if hasattr(section, "language_model_name") and section.llm_args is None:
+        from lavis_lite.models.language_model.build import load_pretrained
+
+        load_pretrained(model.language_model, section.language_model_name())
     start = checkpoint_of(section)
     if start is None and section.get("qformer_weights") not in (None, *NO_FILE):
         initialise_from_bert(model.qformer, section.qformer_weights)

@@ -200,7 +200,8 @@ def _run_section(checker: Checker, run: dict[str, Any]) -> RunConfig:
                 kind.get(run[key])
             except RegistryError as fault:
                 checker.fault(f"run.{key}", str(fault))
-    section = checker.section(_config_class(registry.task, task, RunConfig), run, "run", schema.TASK_KEYS_OF_LAVIS)
+    kind_of_run: type[RunConfig] = _config_class(registry.task, task, RunConfig)
+    section = checker.section(kind_of_run, run, "run", schema.TASK_KEYS_OF_LAVIS)
     for key, why in schema.RUN_KEYS_WITHOUT_EFFECT.items():
         if run.get(key) is not None:
             checker.notes.append(f"{checker.where('run.' + key)}: run.{key} has no effect: {why}.")

@@ -1,4 +1,4 @@
-"""Stage 1's section of a YAML file, and how its parts are built from it."""
+"""The sections of a YAML file that describe a vision encoder with a Q-Former, and how those parts are built."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lavis_lite.models.text_tokens import TextTokenizer
 
 
 @dataclass
-class Blip2QformerConfig(ModelConfig):
-    """Section `model` of stage 1: LAVIS' keys, then this package's."""
+class Blip2Config(ModelConfig):
+    """What the sections `model` of all stages share: LAVIS' keys, then this package's."""
 
     vit_model: str = "eva_clip_g"
     """eva_clip_g | clip_L | mini | a plain ViT of timm by its name"""
@@ -28,8 +28,6 @@ class Blip2QformerConfig(ModelConfig):
     num_query_token: int = 32
     cross_attention_freq: int = 2
     """cross-attention in every so many layers, from the first on"""
-    embed_dim: int = 256
-    """width in which image and text are compared"""
     max_txt_len: int = 32
     """tokens per text, [CLS] and [SEP] included"""
     # this package's -------------------------------------------------------------------------------------------------
@@ -51,26 +49,42 @@ class Blip2QformerConfig(ModelConfig):
     qformer_weights: str | None = "bert-base-uncased"
     """BERT weights to start from: a name, a folder, or None for random ones; not read when a checkpoint is loaded"""
     lm_reduction: Literal["global", "per_rank"] = "global"
-    """ITG loss averaged over the tokens of all ranks, or per rank first (LAVIS); run.lm_reduction sets it"""
+    """language-model loss averaged over the tokens of all ranks, or per rank first (LAVIS); run.lm_reduction sets it"""
+
+
+@dataclass
+class Blip2QformerConfig(Blip2Config):
+    """Section `model` of stage 1."""
+
+    embed_dim: int = 256
+    """width in which image and text are compared"""
     itc_full_gradient: bool = False
     """gradient of ITC to both sides of each similarity; LAVIS: one"""
 
 
-def qformer_config(cfg: Blip2QformerConfig, vocab_size: int, vision_width: int) -> QFormerConfig:
+def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with_text: bool = True,
+                   with_lm_head: bool = True) -> QFormerConfig:
     """Sizes of the Q-Former that a section asks for."""
     return QFormerConfig(
         hidden_size=cfg.qformer_hidden_size, num_layers=cfg.qformer_layers, num_heads=cfg.qformer_heads,
         intermediate_size=cfg.qformer_intermediate_size, vocab_size=vocab_size,
         max_positions=cfg.qformer_max_positions, num_queries=cfg.num_query_token,
         cross_attention_freq=cfg.cross_attention_freq, vision_width=vision_width, dropout=cfg.qformer_dropout,
-        initializer_range=cfg.qformer_initializer_range)
+        initializer_range=cfg.qformer_initializer_range, with_text=with_text, with_lm_head=with_lm_head)
 
 
-def build_parts(cfg: Blip2QformerConfig) -> dict[str, Any]:
+def build_parts(cfg: Blip2Config, *, with_text: bool = True, with_lm_head: bool = True,
+                truncation_side: str = "right") -> dict[str, Any]:
     """vision_encoder, qformer and tokenizer of a section.
 
     All weights are random and no file but the tokenizer's is read: `lavis_lite.weights.build_model` fills them. On the
     meta device (`with torch.device("meta")`) shapes are all there is.
+
+    Args:
+        cfg: the section.
+        with_text: whether the Q-Former has its text half.
+        with_lm_head: whether the text half ends in a language-model head (ITG).
+        truncation_side: where texts for the Q-Former lose tokens.
 
     Raises:
         ConfigError: sizes that do not go together.
@@ -83,6 +97,7 @@ def build_parts(cfg: Blip2QformerConfig) -> dict[str, Any]:
     encoder = VisionEncoder(cfg.vit_model, cfg.image_size, cfg.drop_path_rate, cfg.use_grad_checkpoint,
                             cfg.vit_precision, frozen=cfg.freeze_vit, pretrained=cfg.vit_weights == "timm",
                             **cfg.vit_args)
-    tokenizer = TextTokenizer(cfg.tokenizer, cfg.max_txt_len)
-    qformer = QFormer(qformer_config(cfg, tokenizer.special_ids.vocab_size, encoder.width))
+    tokenizer = TextTokenizer(cfg.tokenizer, cfg.max_txt_len, truncation_side)
+    vocab_size = tokenizer.special_ids.vocab_size if with_text else 0
+    qformer = QFormer(qformer_config(cfg, vocab_size, encoder.width, with_text=with_text, with_lm_head=with_lm_head))
     return {"vision_encoder": encoder, "qformer": qformer, "tokenizer": tokenizer}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models import objectives
-from lavis_lite.models.base import BaseModel, freeze
+from lavis_lite.models.blip2_base import Blip2Base
 from lavis_lite.models.blip2_config import Blip2QformerConfig, build_parts
 from lavis_lite.models.decoding import Decoding, QFormerDecoder, decode
 from lavis_lite.models.outputs import Blip2Features, Blip2Output
@@ -30,7 +30,7 @@ from lavis_lite.models.stage1 import (
     matching_pass,
     matching_tokens,
 )
-from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
+from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.registry import registry
 
 INITIAL_TEMPERATURE = 0.07
@@ -74,7 +74,7 @@ class Negatives:
 
 
 @registry.register_model("blip2", "blip2_feature_extractor")
-class Blip2Qformer(BaseModel):
+class Blip2Qformer(Blip2Base):
     """Stage-1 model.
 
     Args:
@@ -94,17 +94,9 @@ class Blip2Qformer(BaseModel):
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer, *, embed_dim: int = 256,
                  freeze_vit: bool = True, lm_reduction: Literal["global", "per_rank"] = "global",
                  itc_full_gradient: bool = False, ln_vision_eps: float = 1e-5) -> None:
-        super().__init__()
-        width, cfg = qformer.cfg.hidden_size, qformer.cfg
-        self.vision_encoder = vision_encoder
-        if freeze_vit and not getattr(vision_encoder, "frozen", False):
-            freeze(vision_encoder)
-        self.freeze_vit, self.lm_reduction, self.itc_full_gradient = freeze_vit, lm_reduction, itc_full_gradient
-        self.tokenizer = tokenizer
-        self.ln_vision = nn.LayerNorm(cfg.vision_width, eps=ln_vision_eps)
-        self.qformer = qformer
-        self.query_tokens = nn.Parameter(torch.empty(1, cfg.num_queries, width))
-        nn.init.normal_(self.query_tokens, std=cfg.initializer_range)
+        super().__init__(vision_encoder, qformer, tokenizer, freeze_vit, ln_vision_eps)
+        width = qformer.cfg.hidden_size
+        self.lm_reduction, self.itc_full_gradient = lm_reduction, itc_full_gradient
         self.vision_proj = nn.Linear(width, embed_dim)
         self.text_proj = nn.Linear(width, embed_dim)
         self.itm_head = nn.Linear(width, 2)
@@ -209,33 +201,9 @@ class Blip2Qformer(BaseModel):
         return mean[0], (lm if self.lm_reduction == "per_rank" else mean[1]).clamp(min=1e-9)
 
     # parts ----------------------------------------------------------------------------------------------------------
-    def tokenize(self, text: Any, max_length: int | None = None) -> TextTokens:
-        """Strings to ids on the model's device, padded to the longest; `TextTokens` pass through."""
-        return as_tokens(text, self.tokenizer, max_length).to(self.device)
-
-    def encode_image(self, image: Tensor) -> Tensor:
-        """float[B,3,H,W] -> float[B,P,Dv] in the type of ln_vision, before ln_vision; no autograd when frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vit):
-            features: Tensor = self.vision_encoder(image)
-        return features.to(self.ln_vision.weight.dtype)
-
-    def normalise(self, features: Tensor) -> Tensor:
-        """ln_vision without its affine part: float[B,P,Dv] -> float[B,P,Dv], in autocast's type under autocast.
-
-        The cast is the one the next matrix product would make; done here, ranks exchange half the bytes.
-        """
-        normalised = F.layer_norm(features, features.shape[-1:], eps=self.ln_vision.eps)
-        kind = normalised.device.type
-        if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
-            return normalised.to(torch.get_autocast_dtype(kind))
-        return normalised
-
     def _project(self, query: Tensor, text_cls: Tensor) -> tuple[Tensor, Tensor]:
         """To the common space: float[B,Q,D], float[B,D] -> float[B,Q,E], float[B,E], unit length."""
         return common_space(query, self.vision_proj), common_space(text_cls, self.text_proj)
-
-    def _queries(self, batch: int) -> Tensor:
-        return self.query_tokens.expand(batch, -1, -1)
 
     # LAVIS' entry points --------------------------------------------------------------------------------------------
     def forward_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -343,13 +311,6 @@ class Blip2Qformer(BaseModel):
                             torch.ones(shape, dtype=torch.bool, device=device))
         return {"image": torch.zeros(batch, 3, size, size, device=device), "text_input": tokens,
                 "uniform": torch.full((batch, 2), 0.5, dtype=torch.float64, device=device)}
-
-    def layer_scale(self, name: str, decay: float) -> float:
-        """decay ** (layers between a vision encoder's parameter and its output, plus one); 1 elsewhere (LAVIS)."""
-        if not name.startswith("vision_encoder."):
-            return 1.0
-        encoder: Any = self.vision_encoder
-        return float(encoder.layer_scale(name, decay))
 
 
 def common_space(features: Tensor, projection: nn.Linear, dtype: torch.dtype | None = None) -> Tensor:

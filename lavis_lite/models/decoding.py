@@ -1,8 +1,11 @@
 """Writing text token by token: greedy, nucleus and beam search over a cache.
 
 A decoder is anything with `step(tokens int64[M], rows int64[M] | None) -> logits float[M,V]`: it first keeps the
-batch rows `rows` of its cache (in that order, with repetition), then appends one token per row. Beams are multiplied
-after the first step, so the common beginning is computed once.
+batch rows `rows` of its cache (in that order, with repetition), then appends one token per row. Beams and repeated
+samples are multiplied after the first step, so the common beginning is computed once.
+
+A batch gives what its members give one by one: a sample whose beam search is over takes nothing more in, and sampling
+has a random stream per sample.
 """
 
 from __future__ import annotations
@@ -20,7 +23,13 @@ from lavis_lite.models.text_tokens import SpecialIds
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is written; lengths count new tokens, the end included."""
+    """How text is written; lengths count new tokens, the end included.
+
+    num_captions: texts per sample: the best of the beams, or as many draws.
+    seeds: one number per sample for its random stream when sampling; None: drawn from torch's generator.
+    lavis_lengths: count the start token in the length of texts that reach max_new_tokens and in the decision to stop,
+        as the beam search under LAVIS does (transformers 4.33): reproduces its texts where it differs from today's.
+    """
 
     max_new_tokens: int = 30
     min_new_tokens: int = 1
@@ -30,6 +39,9 @@ class Decoding:
     temperature: float = 1.0
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
+    num_captions: int = 1
+    seeds: tuple[int, ...] | None = None
+    lavis_lengths: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
@@ -38,6 +50,11 @@ class Decoding:
         if self.temperature <= 0 or not 0 < self.top_p <= 1:
             raise ConfigError(f"generate: temperature ({self.temperature}) must be above 0 and top_p ({self.top_p}) in "
                               "(0, 1].")
+        if self.repetition_penalty <= 0:
+            raise ConfigError(f"generate: repetition_penalty ({self.repetition_penalty}) must be above 0; 1 is none.")
+        if self.num_captions < 1 or (not self.sample and self.num_captions > self.num_beams):
+            raise ConfigError(f"generate: num_captions ({self.num_captions}) must be at least 1 and, without sampling, "
+                              f"at most num_beams ({self.num_beams}).")
 
 
 class Decoder(Protocol):
@@ -66,18 +83,27 @@ class QFormerDecoder:
 
 def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
            device: torch.device) -> list[list[int]]:
-    """Write one text per sample, starting from the begin token.
+    """Write texts, starting from the begin token (special.begin; below 0: the decoder needs none).
 
     Returns:
-        Ids of the new tokens of each of the `batch` samples, the end left out.
+        Ids of the new tokens, the end left out: num_captions texts of each of the `batch` samples, samples in order.
+
+    Raises:
+        ConfigError: not one seed per sample.
     """
     if options.num_beams > 1 and not options.sample:
         return _beam_search(decoder, batch, special, options, device)
+    uniform = _random_streams(batch, options).to(device) if options.sample else None
+    rows: Tensor | None = None
     tokens = torch.full((batch, 1), special.begin, device=device)
-    ended = torch.zeros(batch, dtype=torch.bool, device=device)
+    ended = torch.zeros(batch * options.num_captions, dtype=torch.bool, device=device)
     for length in range(options.max_new_tokens):
-        scores = _scores(decoder.step(tokens[:, -1], None), tokens, length, special, options)
-        chosen = _sample(scores, options) if options.sample else scores.argmax(1)
+        scores = _scores(decoder.step(tokens[:, -1], rows), tokens, length, special, options)
+        rows = None
+        if length == 0 and options.num_captions > 1:
+            rows = torch.arange(batch, device=device).repeat_interleave(options.num_captions)
+            scores, tokens = scores[rows], tokens[rows]
+        chosen = scores.argmax(1) if uniform is None else _sample(scores, options, uniform[:, length])
         chosen = chosen.masked_fill(ended, special.end)
         tokens = torch.cat([tokens, chosen[:, None]], 1)
         ended = ended | (chosen == special.end)
@@ -86,28 +112,45 @@ def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
     return [_until_end(row, special.end) for row in tokens[:, 1:].tolist()]
 
 
+def _random_streams(batch: int, options: Decoding) -> Tensor:
+    """Uniform numbers float64[B*num_captions,max_new_tokens], each sample's from a generator of its own."""
+    seeds = options.seeds
+    if seeds is None:
+        seeds = tuple(int(torch.randint(2**62, ())) for _ in range(batch))
+    if len(seeds) != batch:
+        raise ConfigError(f"generate: {len(seeds)} seeds for {batch} samples; give one for each.")
+    shape = (options.num_captions, options.max_new_tokens)
+    return torch.cat([torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+                      for seed in seeds])
+
+
 def _until_end(row: list[int], end: int) -> list[int]:
     return row[:row.index(end)] if end in row else row
 
 
 def _scores(logits: Tensor, tokens: Tensor, length: int, special: SpecialIds, options: Decoding) -> Tensor:
     """Log-probabilities with the length and repetition rules applied: float[M,V]."""
-    if options.repetition_penalty != 1.0:
-        seen = logits.gather(1, tokens)
+    beams = options.num_beams > 1 and not options.sample
+    scores = logits.log_softmax(1) if beams else logits  # where transformers applies the penalty
+    written = tokens if special.begin >= 0 else tokens[:, 1:]
+    if options.repetition_penalty != 1.0 and written.shape[1]:
+        seen = scores.gather(1, written)
         weaker = torch.where(seen < 0, seen * options.repetition_penalty, seen / options.repetition_penalty)
-        logits = logits.scatter(1, tokens, weaker)
-    scores = logits.log_softmax(1)
+        scores = scores.scatter(1, written, weaker)
+    if not beams:
+        scores = scores.log_softmax(1)
     if length < options.min_new_tokens:
         scores[:, special.end] = -torch.inf
     return scores
 
 
-def _sample(scores: Tensor, options: Decoding) -> Tensor:
-    """Draw from the smallest set of tokens whose mass reaches top_p: float[M,V] -> int64[M]."""
-    probabilities, order = (scores / options.temperature).softmax(1).sort(1, descending=True)
+def _sample(scores: Tensor, options: Decoding, uniform: Tensor) -> Tensor:
+    """Draw from the smallest set of tokens whose mass reaches top_p: float[M,V], float64[M] -> int64[M]."""
+    probabilities, order = (scores.double() / options.temperature).softmax(1).sort(1, descending=True)
     before = probabilities.cumsum(1) - probabilities
-    probabilities = probabilities.masked_fill(before >= options.top_p, 0.0)
-    return order.gather(1, torch.multinomial(probabilities, 1))[:, 0]
+    cumulative = probabilities.masked_fill(before >= options.top_p, 0.0).cumsum(1)
+    place = torch.searchsorted(cumulative, cumulative[:, -1:] * uniform[:, None], right=True)
+    return order.gather(1, place.clamp(max=scores.shape[1] - 1))[:, 0]
 
 
 class _Finished:
@@ -116,40 +159,44 @@ class _Finished:
     def __init__(self, width: int, length_penalty: float) -> None:
         self.width, self.length_penalty = width, length_penalty
         self.texts: list[tuple[float, list[int]]] = []
+        self.closed = False
 
     def add(self, log_probability: float, text: list[int], length: int) -> None:
+        if self.closed:
+            return
         self.texts.append((log_probability / length ** self.length_penalty, text))
         self.texts = sorted(self.texts, key=lambda item: -item[0])[:self.width]
 
-    def closed_to(self, log_probability: float, length: int) -> bool:
-        """Whether a running text of this log-probability would not enter if it ended now (as transformers decides)."""
-        if len(self.texts) < self.width:
-            return False
-        return self.texts[-1][0] >= log_probability / length ** self.length_penalty
+    def close_to(self, log_probability: float, length: int) -> None:
+        """Close for good if a running text of this log-probability would not enter by ending now (as transformers)."""
+        full = len(self.texts) == self.width
+        self.closed = self.closed or (full and self.texts[-1][0] >= log_probability / length ** self.length_penalty)
 
 
 def _beam_search(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
                  device: torch.device) -> list[list[int]]:
     """Keep the num_beams best running texts per sample; a text that ends leaves the beam."""
-    width = options.num_beams
+    width, start = options.num_beams, int(options.lavis_lengths)
     finished = [_Finished(width, options.length_penalty) for _ in range(batch)]
     tokens = torch.full((batch, 1), special.begin, device=device)
     totals = torch.zeros(batch, 1, device=device)
     rows: Tensor | None = None
     for length in range(1, options.max_new_tokens + 1):
         scores = _scores(decoder.step(tokens[:, -1], rows), tokens, length - 1, special, options)
-        totals, tokens, rows = _extend(totals, scores, tokens, finished, special.end, width, length)
-        if all(done.closed_to(best, length) for done, best in zip(finished, totals[:, 0].tolist(), strict=True)):
+        best, totals, tokens, rows = _extend(totals, scores, tokens, finished, special.end, width, length)
+        for done, hope in zip(finished, (best if start else totals[:, 0]).tolist(), strict=True):
+            done.close_to(hope, length + start)
+        if all(done.closed for done in finished):
             break
     for sample, done in enumerate(finished):
         for total, text in zip(totals[sample].tolist(), tokens.unflatten(0, (batch, -1))[sample].tolist(), strict=True):
             if total > -float("inf"):
-                done.add(total, text[1:], len(text) - 1)
-    return [done.texts[0][1] for done in finished]
+                done.add(total, text[1:], len(text) - 1 + start)
+    return [text for done in finished for _, text in done.texts[:options.num_captions]]
 
 
 def _extend(totals: Tensor, scores: Tensor, tokens: Tensor, finished: list[_Finished], end: int, width: int,
-            length: int) -> tuple[Tensor, Tensor, Tensor]:
+            length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One step of beam search.
 
     Args:
@@ -162,8 +209,9 @@ def _extend(totals: Tensor, scores: Tensor, tokens: Tensor, finished: list[_Fini
         length: new tokens after this step.
 
     Returns:
-        New totals float[B,K'], tokens int64[B*K',T+1], and rows int64[B*K'] of the cache they continue; K' is `width`,
-        or all there are in the first steps of a wide beam.
+        The best continuation's log-probability float[B], ended or not; new totals float[B,K'], tokens
+        int64[B*K',T+1], and rows int64[B*K'] of the cache they continue; K' is `width`, or all there are in the first
+        steps of a wide beam.
     """
     batch, beams = totals.shape
     vocabulary = scores.shape[1]
@@ -178,4 +226,4 @@ def _extend(totals: Tensor, scores: Tensor, tokens: Tensor, finished: list[_Fini
             finished[sample].add(float(best[sample, place]), texts[sample, place, 1:-1].tolist(), length)
     kept = best.masked_fill(ends, -torch.inf).topk(min(width, best.shape[1]), dim=1)
     chosen = texts.gather(1, kept.indices[:, :, None].expand(-1, -1, texts.shape[2]))
-    return kept.values, chosen.flatten(0, 1), source.gather(1, kept.indices).flatten()
+    return best[:, 0], kept.values, chosen.flatten(0, 1), source.gather(1, kept.indices).flatten()

@@ -85,10 +85,11 @@ class TextTokenizer:
     Args:
         name: "bert-base-uncased", "mini" (the packaged one) or a folder; a folder with `vocab.txt` is enough.
         max_length: tokens kept of each text, [CLS] and [SEP] included.
+        truncation_side: where a longer text loses tokens: "right", or "left" for instructions, whose end matters.
     """
 
-    def __init__(self, name: str = "bert-base-uncased", max_length: int = 32) -> None:
-        self.name, self.max_length = name, max_length
+    def __init__(self, name: str = "bert-base-uncased", max_length: int = 32, truncation_side: str = "right") -> None:
+        self.name, self.max_length, self.truncation_side = name, max_length, truncation_side
         self._loaded: Any = None
 
     @property
@@ -99,7 +100,7 @@ class TextTokenizer:
             ConfigError: it is neither a folder nor in the local cache and cannot be fetched.
         """
         if self._loaded is None:
-            self._loaded = _load(self.name)
+            self._loaded = _load(self.name, self.truncation_side)
         return self._loaded
 
     @property
@@ -125,16 +126,16 @@ class TextTokenizer:
         return [self.loaded.decode(list(row), skip_special_tokens=True).strip() for row in rows]
 
 
-def _load(name: str) -> Any:
+def _load(name: str, side: str) -> Any:
     from transformers import AutoTokenizer, BertTokenizer
 
     folder = MINI_FOLDER if name == MINI else Path(name)
     try:
         if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
-            tokenizer = BertTokenizer.from_pretrained(str(folder), truncation_side="right")
+            tokenizer = BertTokenizer.from_pretrained(str(folder), truncation_side=side)
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name,
-                                                      truncation_side="right")
+                                                      truncation_side=side)
     except (OSError, ValueError) as fault:
         raise ConfigError(
             f"model.tokenizer: {name!r} is neither a folder with a tokenizer nor in the local cache, and it could not "

@@ -223,7 +223,7 @@ def test_a_file_that_shares_nothing_is_called_what_it_seems(names: list[str], wo
 
 def test_a_stage_two_file_is_called_by_its_name() -> None:
     lavis = to_lavis(plain(tiny_model())).tensors
-    refuse(tiny_model(), {**lavis, "t5_proj.weight": torch.zeros(1)}, "t5_proj.weight", "model on T5")
+    refuse(tiny_model(), {**lavis, "t5_proj.weight": torch.zeros(1)}, "language_projection.weight", "model on T5")
 
 
 class Evil:

@@ -55,8 +55,21 @@ CLIP_ROWS = [
 EVA_ROWS = [Row("visual_encoder.{rest}", "vision_encoder.vit.{rest}")]
 """timm's EVA has LAVIS' names."""
 
-EVA_MAP = KeyMap([*TOP_ROWS, *QFORMER_ROWS, *EVA_ROWS])
-CLIP_MAP = KeyMap([*TOP_ROWS, *QFORMER_ROWS, *CLIP_ROWS])
+LANGUAGE_MODELS = ("opt", "t5", "llm")
+"""LAVIS' prefixes of the language model and of the projection to it, by arch"""
+
+
+def language_rows(prefix: str) -> list[Row]:
+    """Rows of the language model and its projection; transformers' names inside are the same on both sides."""
+    return [Row(f"{prefix}_proj.{{p}}", "language_projection.{p}"),
+            Row(f"{prefix}_model.{{rest}}", "language_model.model.{rest}")]
+
+
+def key_map(clip: bool, language_model: str) -> KeyMap:
+    """The map of a model with that vision encoder and that kind of language model (no matter where it has none)."""
+    return KeyMap([*TOP_ROWS, *QFORMER_ROWS, *(CLIP_ROWS if clip else EVA_ROWS), *language_rows(language_model)])
+
+EVA_MAP, CLIP_MAP = key_map(False, "opt"), key_map(True, "opt")
 
 POSITION_IDS = "Qformer.bert.embeddings.position_ids"
 COPIES = {
@@ -77,15 +90,22 @@ def from_lavis(tensors: Mapping[str, Tensor]) -> Translated:
             del rest[copy]
             dropped[copy] = f"the same tensor as {original}"
     clip = any(name.startswith("visual_encoder.conv1.") for name in rest)
-    result = (CLIP_MAP if clip else EVA_MAP).to_ours(rest)
+    kinds = [kind for kind in LANGUAGE_MODELS if any(name.startswith((f"{kind}_proj.", f"{kind}_model."))
+                                                     for name in rest)]
+    result = key_map(clip, kinds[0] if kinds else LANGUAGE_MODELS[0]).to_ours(rest)
     result.dropped = dropped
     return result
 
 
-def to_lavis(tensors: Mapping[str, Tensor]) -> Translated:
-    """Our layout -> LAVIS', with the derived tensors that LAVIS' checkpoints have."""
+def to_lavis(tensors: Mapping[str, Tensor], language_model: str = "opt") -> Translated:
+    """Our layout -> LAVIS', with the derived tensors that LAVIS' checkpoints have.
+
+    Args:
+        tensors: of a model.
+        language_model: opt | t5 | llm, what LAVIS calls the model's language model.
+    """
     clip = "vision_encoder.vit.norm_pre.weight" in tensors
-    result = (CLIP_MAP if clip else EVA_MAP).to_theirs(tensors)
+    result = key_map(clip, language_model).to_theirs(tensors)
     for copy, original in COPIES.items():
         if original in result.tensors and _HEAD + "bias" in result.tensors:
             result.tensors[copy] = result.tensors[original]

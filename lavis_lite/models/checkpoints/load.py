@@ -81,7 +81,7 @@ def load_state(model: Loadable, tensors: Mapping[str, Tensor], source: str, *, m
     _ignore(report, translated, own, may_ignore)
     fitted = fit_resolution(model, translated.tensors, report)
     missing = _sort_missing(model, own, fitted, report, may_miss)
-    check_fit(report, fitted, own, translated.unknown, missing)
+    check_fit(report, fitted, own, translated.unknown, missing, tensors)
     model.load_state_dict(fitted, strict=False)
     report.loaded = sorted(fitted)
     return report
@@ -138,8 +138,11 @@ def _sort_missing(model: Loadable, own: Mapping[str, Tensor], fitted: Mapping[st
 
 
 def check_fit(report: LoadReport, fitted: Mapping[str, Tensor], own: Mapping[str, Tensor], unknown: list[str],
-              missing: list[str]) -> None:
-    """Raise CheckpointError with every misfit at once: names on both sides, and shapes."""
+              missing: list[str], names: Iterable[str] = ()) -> None:
+    """Raise CheckpointError with every misfit at once: names on both sides, and shapes.
+
+    `names` are those in the file, where they were translated: they tell best what it is.
+    """
     strangers = unknown + [name for name in fitted if name not in own]
     shapes = [(name, tuple(tensor.shape), tuple(own[name].shape)) for name, tensor in fitted.items()
               if name in own and tensor.shape != own[name].shape]
@@ -148,7 +151,7 @@ def check_fit(report: LoadReport, fitted: Mapping[str, Tensor], own: Mapping[str
     faults += [describe_shapes(shapes)] if shapes else []
     if faults:
         raise CheckpointError(f"{report.source} does not fit the model, nothing was loaded. It seems to be "
-                              f"{seems_to_be([*unknown, *fitted])}.\n  " + "\n  ".join(faults))
+                              f"{seems_to_be(list(names) or [*unknown, *fitted])}.\n  " + "\n  ".join(faults))
 
 
 def frozen_tensors(model: Loadable, own: Mapping[str, Tensor]) -> set[str]:

@@ -1,0 +1,72 @@
+"""What all stages of BLIP-2 share: a vision encoder, the norm over its features, the query tokens and the Q-Former.
+
+Axes: B images, P patches, Dv vision width, Q queries, D Q-Former width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lavis_lite.models.base import BaseModel, freeze
+from lavis_lite.models.qformer import QFormer
+from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
+
+
+class Blip2Base(BaseModel):
+    """The common parts and what is done with them.
+
+    Args:
+        vision_encoder: image float[B,3,H,W] -> float[B,P,Dv]; has `width` (Dv).
+        qformer: with or without its text half.
+        tokenizer: text -> ids for the Q-Former.
+        freeze_vit: keep the vision encoder constant and in eval mode.
+        ln_vision_eps: epsilon of the norm over image features.
+    """
+
+    def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer, freeze_vit: bool = True,
+                 ln_vision_eps: float = 1e-5) -> None:
+        super().__init__()
+        self.vision_encoder = vision_encoder
+        if freeze_vit and not getattr(vision_encoder, "frozen", False):
+            freeze(vision_encoder)
+        self.freeze_vit = freeze_vit
+        self.tokenizer = tokenizer
+        self.ln_vision = nn.LayerNorm(qformer.cfg.vision_width, eps=ln_vision_eps)
+        self.qformer = qformer
+        self.query_tokens = nn.Parameter(torch.empty(1, qformer.cfg.num_queries, qformer.cfg.hidden_size))
+        nn.init.normal_(self.query_tokens, std=qformer.cfg.initializer_range)
+
+    def tokenize(self, text: Any, max_length: int | None = None) -> TextTokens:
+        """Strings to ids on the model's device, padded to the longest; `TextTokens` pass through."""
+        return as_tokens(text, self.tokenizer, max_length).to(self.device)
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """float[B,3,H,W] -> float[B,P,Dv] in the type of ln_vision, before ln_vision; no autograd when frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vit):
+            features: Tensor = self.vision_encoder(image)
+        return features.to(self.ln_vision.weight.dtype)
+
+    def normalise(self, features: Tensor) -> Tensor:
+        """ln_vision without its affine part: float[B,P,Dv] -> float[B,P,Dv], in autocast's type under autocast.
+
+        The cast is the one the next matrix product would make; done here, ranks exchange half the bytes.
+        """
+        normalised = F.layer_norm(features, features.shape[-1:], eps=self.ln_vision.eps)
+        kind = normalised.device.type
+        if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
+            return normalised.to(torch.get_autocast_dtype(kind))
+        return normalised
+
+    def _queries(self, batch: int) -> Tensor:
+        return self.query_tokens.expand(batch, -1, -1)
+
+    def layer_scale(self, name: str, decay: float) -> float:
+        """decay ** (layers between a vision encoder's parameter and its output, plus one); 1 elsewhere (LAVIS)."""
+        if not name.startswith("vision_encoder."):
+            return 1.0
+        encoder: Any = self.vision_encoder
+        return float(encoder.layer_scale(name, decay))

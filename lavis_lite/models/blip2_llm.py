@@ -1,0 +1,343 @@
+"""BLIP-2 stage 2 and InstructBLIP: vision encoder -> Q-Former -> projection -> a frozen language model.
+
+Stage 2 (BLIP-2, section 3.3) learns captions after a soft prompt; InstructBLIP also lets the Q-Former read the
+instruction. One class does both; the registered archs differ in a few facts (`Style`).
+
+Axes: B samples, T frames of a video (or several images), P patches, Q queries, D width of the language model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.models.blip2_base import Blip2Base
+from lavis_lite.models.blip2_config import build_parts
+from lavis_lite.models.blip2_llm_config import (
+    Blip2LLMConfig,
+    Blip2OPTConfig,
+    Blip2T5Config,
+    Blip2T5InstructConfig,
+    Blip2VicunaConfig,
+    Blip2VicunaInstructConfig,
+)
+from lavis_lite.models.language_model import GenerationConfig, LanguageModel, Limits, build_language_model
+from lavis_lite.models.language_model.contract import Candidates, Normalise
+from lavis_lite.models.language_model.tokens import Side
+from lavis_lite.models.outputs import ModelOutput
+from lavis_lite.models.prompts import (
+    as_list,
+    candidate_prompts,
+    generation_prompts,
+    question_prompts,
+    split_caption,
+    strip_prompt,
+)
+from lavis_lite.models.qformer import QFormer
+from lavis_lite.models.text_tokens import TextTokenizer
+from lavis_lite.registry import registry
+
+
+@dataclass(frozen=True)
+class Style:
+    """Facts in which LAVIS' archs differ.
+
+    Attributes:
+        family: row of the language model's facts; None: by its type.
+        prefix_lm: captions without a text_output are split at random, the first part read, the second learned; else
+            the whole caption is learned.
+        joint_limit: max_txt_len counts prompt and caption together.
+        prompt_side: where a long prompt loses tokens in training.
+        max_length, repetition_penalty: defaults of `generate`.
+        answer_repetition_penalty, answer_length_penalty: defaults of `predict_answers`.
+        counts_start: LAVIS' max_length counts a start token in `generate`; the second value, in `predict_answers`.
+    """
+
+    family: str | None = None
+    prefix_lm: bool = False
+    joint_limit: bool = False
+    prompt_side: Side = "left"
+    max_length: int = 30
+    repetition_penalty: float = 1.0
+    answer_repetition_penalty: float = 1.0
+    answer_length_penalty: float = 0.0
+    counts_start: tuple[bool, bool] = (False, False)
+
+
+OPT = Style(joint_limit=True, prompt_side="right", counts_start=(True, False))
+T5 = Style(prefix_lm=True, prompt_side="right", answer_length_penalty=-1.0)
+T5_INSTRUCT = replace(T5, prompt_side="left", max_length=256, repetition_penalty=1.5, answer_repetition_penalty=1.5)
+VICUNA = Style(family="vicuna", joint_limit=True, counts_start=(True, True))
+VICUNA_INSTRUCT = replace(VICUNA, joint_limit=False, max_length=256, repetition_penalty=1.5,
+                          answer_repetition_penalty=1.5)
+
+
+class Blip2LLM(Blip2Base):
+    """A model that writes.
+
+    Args:
+        vision_encoder: image float[B,3,H,W] -> float[B,P,Dv].
+        qformer: with its text half exactly where it reads the instruction.
+        tokenizer: of the Q-Former's text.
+        language_model: frozen.
+        prompt: read before captions in training, and before answers where a call brings no prompt.
+        freeze_vit: keep the vision encoder constant and in eval mode.
+    """
+
+    config_class: ClassVar[type[Blip2LLMConfig]] = Blip2LLMConfig
+    style: ClassVar[Style] = Style()
+
+    def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
+                 language_model: LanguageModel, *, prompt: str = "", freeze_vit: bool = True) -> None:
+        super().__init__(vision_encoder, qformer, tokenizer, freeze_vit)
+        self.prompt = prompt
+        self.language_model = language_model
+        self.language_projection = nn.Linear(qformer.cfg.hidden_size, language_model.hidden_size)
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> Blip2LLM:
+        """Build from a section; all weights are random (see `lavis_lite.weights.build_model`)."""
+        parts = build_parts(cfg, with_text=cfg.qformer_text_input, with_lm_head=False, truncation_side="left")
+        together = cfg.max_txt_len if cls.style.joint_limit else None
+        limits = Limits(cfg.max_txt_len, cfg.max_output_txt_len, together, cls.style.prompt_side)
+        language_model = build_language_model(
+            cfg.language_model_name(), sizes=cfg.llm_args, tokenizer=cfg.llm_tokenizer,
+            family=cfg.llm_family or cls.style.family, precision=cfg.llm_precision, limits=limits,
+            lm_reduction=cfg.lm_reduction)
+        return cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.freeze_vit)
+
+    # training -------------------------------------------------------------------------------------------------------
+    def forward(self, samples: dict[str, Any]) -> ModelOutput:
+        """The language-model loss.
+
+        Args:
+            samples: image (or video) float[B,3,H,W] or float[B,3,T,H,W]; text_input, B strings; with text_output, B
+                strings: these are learned after text_input as prompt; without: text_input is a caption, learned after
+                the model's prompt, or split at random where the language model has an encoder (samples["uniform"],
+                float64[B] or [B,2] in [0, 1), chooses the places; absent: drawn from torch's generator).
+        """
+        image = self.picture(samples)
+        prompts, targets = self.training_texts(samples, len(image))
+        return ModelOutput(self.language_model.loss(self.soft_prompt(image, prompts), prompts, targets))
+
+    def training_texts(self, samples: dict[str, Any], batch: int) -> tuple[list[str], list[str]]:
+        """(what is read, what is learned) of every sample.
+
+        Raises:
+            DataError: the samples bring no text_input.
+            ConfigError: not one text per image.
+        """
+        if "text_input" not in samples:
+            raise DataError(f"{type(self).__name__}: training needs text_input; the samples have {sorted(samples)}.")
+        texts = as_list(samples["text_input"], batch, "text_input")
+        if "text_output" in samples:
+            return texts, as_list(samples["text_output"], batch, "text_output")
+        captions = [strip_prompt(text, self.prompt) for text in texts]
+        if not self.style.prefix_lm:
+            return [self.prompt] * batch, captions
+        places = self._places(samples, batch)
+        halves = [split_caption(text, place) for text, place in zip(captions, places, strict=True)]
+        prompt = self.prompt.strip()
+        return [f"{prompt} {first}".strip() for first, _ in halves], [second for _, second in halves]
+
+    @staticmethod
+    def _places(samples: dict[str, Any], batch: int) -> list[float]:
+        given = samples.get("uniform")
+        if given is None:
+            given = torch.rand(batch, dtype=torch.float64)
+        return [float(value) for value in given.reshape(batch, -1)[:, 0].tolist()]
+
+    # parts ----------------------------------------------------------------------------------------------------------
+    def soft_prompt(self, image: Tensor, texts: list[str] | None = None) -> Tensor:
+        """What the language model sees of the pictures: float[B,Q,D], or float[B,T*Q,D] of T frames.
+
+        Args:
+            image: float[B,3,H,W] or float[B,3,T,H,W].
+            texts: what the Q-Former reads along, where it reads.
+        """
+        projected: Tensor = self.language_projection(self.query_output(image, texts))
+        return projected
+
+    def query_output(self, image: Tensor, texts: list[str] | None = None) -> Tensor:
+        """The Q-Former's answer before the projection: float[B,Q,D'] or float[B,T*Q,D']."""
+        batch, frames = len(image), 1
+        if image.ndim == 5:
+            frames = image.shape[2]
+            image = image.transpose(1, 2).flatten(0, 1)
+        keys = self.qformer.precompute_kv(self.normalise(self.encode_image(image)), self.ln_vision)
+        queries = self._queries(len(image))
+        if self.qformer.cfg.with_text:
+            if texts is None:
+                raise ConfigError("this Q-Former reads the instruction: give the texts along with the images.")
+            tokens = self.tokenize(texts)
+            ids, mask = (part.repeat_interleave(frames, 0) for part in (tokens.ids, tokens.mask))
+            output = self.qformer(queries, ids, mask, keys, "bidirectional").query
+        else:
+            output = self.qformer(queries, image=keys).query
+        return output.reshape(batch, -1, output.shape[-1])
+
+    @staticmethod
+    def picture(samples: dict[str, Any]) -> Tensor:
+        """samples["image"], or samples["video"]: float[B,3,H,W] or float[B,3,T,H,W].
+
+        Raises:
+            DataError: neither is there, or it has another shape.
+        """
+        image = samples.get("image", samples.get("video"))
+        if not isinstance(image, Tensor):
+            raise DataError(f"samples need a tensor under 'image' or 'video'; they have {sorted(samples)}.")
+        if image.ndim not in (4, 5) or image.shape[1] != 3:
+            raise DataError(f"an image has shape (B, 3, H, W), a video (B, 3, T, H, W); this one {tuple(image.shape)}.")
+        return image
+
+    # writing --------------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def generate(self, samples: dict[str, Any], use_nucleus_sampling: bool = False, num_beams: int = 5,
+                 max_length: int | None = None, min_length: int = 1, top_p: float = 0.9,
+                 repetition_penalty: float | None = None, length_penalty: float = 1.0, num_captions: int = 1,
+                 temperature: float = 1.0, **more: Any) -> list[str]:
+        """Texts for images.
+
+        Args:
+            samples: image or video; prompt (optional), one string or B; ocr_tokens (optional), B lists that go into
+                a prompt's `{}`.
+            use_nucleus_sampling: sample from the smallest set of tokens that holds `top_p` of the mass.
+            num_beams: width of beam search; 1: greedy.
+            max_length, min_length: LAVIS' lengths, which count a start token in some archs; None: the arch's default.
+            top_p, temperature: when sampling.
+            repetition_penalty: above 1 makes tokens already written less likely; None: the arch's default.
+            length_penalty: a text's score is its log-probability / length ** length_penalty.
+            num_captions: texts per image.
+            more: further fields of `GenerationConfig`: max_new_tokens and min_new_tokens (in place of the lengths,
+                new tokens with the end), seeds, lavis_lengths.
+
+        Returns:
+            B * num_captions texts, images in order.
+        """
+        image = self.picture(samples)
+        prompts = generation_prompts(samples, self.prompt, len(image))
+        longest = self.style.max_length if max_length is None else max_length
+        if repetition_penalty is None:
+            repetition_penalty = self.style.repetition_penalty
+        lengths = {"max_new_tokens": longest - int(self.style.counts_start[0]),
+                   "min_new_tokens": max(min_length - 1, 0)}
+        options = GenerationConfig(**{**lengths, **more}, num_beams=1 if use_nucleus_sampling else num_beams,
+                                   sample=use_nucleus_sampling, top_p=top_p, temperature=temperature,
+                                   repetition_penalty=repetition_penalty, length_penalty=length_penalty,
+                                   num_captions=num_captions)
+        return self.language_model.generate(self.soft_prompt(image, prompts), prompts, options)
+
+    @torch.no_grad()
+    def predict_answers(self, samples: dict[str, Any], num_beams: int = 5, inference_method: str = "generate",
+                        max_len: int = 10, min_len: int = 1, num_ans_candidates: int = 128,
+                        answer_list: list[str] | None = None, prompt: str = "", length_penalty: float | None = None,
+                        **more: Any) -> list[str]:
+        """Short answers to questions.
+
+        Args:
+            samples: image or video; text_input, the questions; ocr_tokens or choices for prompts with two `{}`.
+            num_beams: width of beam search.
+            inference_method: generate | rank (the likeliest of answer_list).
+            max_len, min_len: of an answer, as LAVIS counts them.
+            num_ans_candidates: rank: only so many of answer_list are tried.
+            answer_list: rank: the answers.
+            prompt: template with `{}` for the question; "": the question as it is.
+            length_penalty: None: the arch's default.
+            more: further fields of `GenerationConfig`.
+        """
+        image = self.picture(samples)
+        prompts = question_prompts(samples, prompt, len(image))
+        soft_prompt = self.soft_prompt(image, prompts)
+        if inference_method == "rank":
+            answers = list(answer_list or [])[:num_ans_candidates]
+            best = self.language_model.score(soft_prompt, prompts, answers).argmax(1).tolist()
+            return [answers[place] for place in best]
+        if inference_method != "generate":
+            raise ConfigError(f"predict_answers: inference_method {inference_method!r} is not generate or rank.")
+        penalty = self.style.answer_length_penalty if length_penalty is None else length_penalty
+        given = {"max_new_tokens": max_len - int(self.style.counts_start[1]), "min_new_tokens": max(min_len - 1, 0),
+                 "repetition_penalty": self.style.answer_repetition_penalty, **more}
+        options = GenerationConfig(**given, num_beams=num_beams, length_penalty=penalty)
+        return self.language_model.generate(soft_prompt, prompts, options)
+
+    @torch.no_grad()
+    def predict_class(self, samples: dict[str, Any], candidates: Candidates, n_segments: int = 1,
+                      normalise: Normalise = "sum") -> Tensor | list[Tensor]:
+        """Candidates from the likeliest to the least likely answer.
+
+        Args:
+            samples: image or video; prompt, one string or B; text_input (optional) for the prompt's `{}`; context,
+                history, caption (optional) put in front.
+            candidates: strings for all samples, or one list per sample.
+            n_segments: score in so many parts, to save memory; no result depends on it.
+            normalise: rank by the sum of a candidate's log-likelihoods (LAVIS), or by their mean.
+
+        Returns:
+            int64[B,C] of places in the list; with one list per sample, a list of int64[C_b].
+        """
+        scores = self.score_candidates(samples, candidates, n_segments, normalise)
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        if isinstance(candidates[0], str):
+            return order
+        return [row[:len(texts)] for row, texts in zip(order, candidates, strict=True)]
+
+    @torch.no_grad()
+    def score_candidates(self, samples: dict[str, Any], candidates: Candidates, n_segments: int = 1,
+                         normalise: Normalise = "sum") -> Tensor:
+        """Log-likelihood of every candidate, float[B,C]; arguments as `predict_class`, -inf for absent ones.
+
+        Raises:
+            ConfigError: fewer than one segment.
+        """
+        if n_segments < 1:
+            raise ConfigError(f"predict_class: n_segments must be at least 1, not {n_segments}.")
+        image = self.picture(samples)
+        prompts = candidate_prompts(samples, self.prompt, len(image))
+        most = max((len(texts) for texts in candidates if not isinstance(texts, str)), default=len(candidates))
+        pairs = -(-most * len(image) // n_segments)
+        return self.language_model.score(self.soft_prompt(image, prompts), prompts, candidates, normalise=normalise,
+                                         pairs=max(pairs, 1))
+
+
+@registry.register_model("blip2_opt")
+class Blip2OPT(Blip2LLM):
+    """Stage 2 over OPT."""
+
+    config_class = Blip2OPTConfig
+    style = OPT
+
+
+@registry.register_model("blip2_t5")
+class Blip2T5(Blip2LLM):
+    """Stage 2 over FlanT5."""
+
+    config_class = Blip2T5Config
+    style = T5
+
+
+@registry.register_model("blip2_t5_instruct")
+class Blip2T5Instruct(Blip2LLM):
+    """InstructBLIP over FlanT5."""
+
+    config_class = Blip2T5InstructConfig
+    style = T5_INSTRUCT
+
+
+@registry.register_model("blip2_vicuna")
+class Blip2Vicuna(Blip2LLM):
+    """Stage 2 over Vicuna."""
+
+    config_class = Blip2VicunaConfig
+    style = VICUNA
+
+
+@registry.register_model("blip2_vicuna_instruct")
+class Blip2VicunaInstruct(Blip2LLM):
+    """InstructBLIP over Vicuna."""
+
+    config_class = Blip2VicunaInstructConfig
+    style = VICUNA_INSTRUCT

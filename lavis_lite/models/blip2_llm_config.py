@@ -1,0 +1,83 @@
+"""The sections of a YAML file for models that end in a frozen language model (stage 2 and InstructBLIP)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lavis_lite.models.blip2_config import Blip2Config
+from lavis_lite.models.language_model.families import Precision
+
+
+@dataclass
+class Blip2LLMConfig(Blip2Config):
+    """Section `model`: LAVIS' keys, then this package's."""
+
+    prompt: str = ""
+    """read before every caption in training, and before every answer where a call brings no prompt"""
+    max_output_txt_len: int = 256
+    """tokens of a target, its end included, where samples have a text_output; max_txt_len is for what is read"""
+    qformer_text_input: bool = False
+    """whether the Q-Former reads the instruction (or question) along with the image"""
+    llm_model: str = ""
+    """folder or hub name of the language model, in transformers' format"""
+    # this package's -------------------------------------------------------------------------------------------------
+    llm_args: dict[str, Any] | None = None
+    """the language model's configuration in place of that of llm_model: model_type and sizes"""
+    llm_tokenizer: str | None = None
+    """folder or hub name of its tokenizer; None: llm_model"""
+    llm_family: str | None = None
+    """row of facts about it; None: by its type"""
+    llm_precision: Precision = "auto"
+    """of its weights; auto: the family's on a machine with a GPU, else fp32"""
+
+    def language_model_name(self) -> str:
+        """Folder or hub name of the language model."""
+        return self.llm_model
+
+
+@dataclass
+class Blip2OPTConfig(Blip2LLMConfig):
+    """As LAVIS names it: opt_model."""
+
+    opt_model: str = "facebook/opt-2.7b"
+    """folder or hub name; llm_model goes before it"""
+
+    def language_model_name(self) -> str:
+        """See `Blip2LLMConfig`."""
+        return self.llm_model or self.opt_model
+
+
+@dataclass
+class Blip2T5Config(Blip2LLMConfig):
+    """As LAVIS names it: t5_model."""
+
+    t5_model: str = "google/flan-t5-xl"
+    """folder or hub name; llm_model goes before it"""
+
+    def language_model_name(self) -> str:
+        """See `Blip2LLMConfig`."""
+        return self.llm_model or self.t5_model
+
+
+@dataclass
+class Blip2T5InstructConfig(Blip2T5Config):
+    """InstructBLIP over FlanT5."""
+
+    max_txt_len: int = 128
+    qformer_text_input: bool = True
+
+
+@dataclass
+class Blip2VicunaConfig(Blip2LLMConfig):
+    """Stage 2 over Vicuna."""
+
+    llm_model: str = "lmsys/vicuna-7b-v1.1"
+
+
+@dataclass
+class Blip2VicunaInstructConfig(Blip2VicunaConfig):
+    """InstructBLIP over Vicuna."""
+
+    max_txt_len: int = 128
+    qformer_text_input: bool = True

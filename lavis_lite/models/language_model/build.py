@@ -1,0 +1,123 @@
+"""From the names and sizes in a YAML to a language model with random weights, or with those of a folder."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lavis_lite.errors import ConfigError
+from lavis_lite.models.base import freeze
+from lavis_lite.models.language_model.contract import LanguageModel
+from lavis_lite.models.language_model.decoder_only import DecoderOnly
+from lavis_lite.models.language_model.encoder_decoder import EncoderDecoder
+from lavis_lite.models.language_model.families import Family, Precision, family_of
+from lavis_lite.models.language_model.tokens import LanguageTokenizer, Limits
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def build_language_model(name: str, *, sizes: dict[str, Any] | None = None, tokenizer: Any = None,
+                         family: str | None = None, precision: Precision = "auto", limits: Limits | None = None,
+                         lm_reduction: Literal["global", "per_rank"] = "global") -> LanguageModel:
+    """A frozen language model without its weights, or a random one of given sizes.
+
+    Args:
+        name: folder or hub name of a transformers model, whose configuration is read. Its tensors are on the meta
+            device until `load_pretrained` brings the weights, so that no random numbers are drawn for billions of
+            them.
+        sizes: the configuration itself (`model_type` and its keys) for a model with random weights; `name` then only
+            stands for the tokenizer.
+        tokenizer: folder or hub name, or a transformers tokenizer; None: that of `name`.
+        family: a row of `families`; None: by the model's type.
+        precision: of the weights; auto: the family's on a machine with a GPU, else fp32.
+        limits: of training texts.
+        lm_reduction: see `LanguageModel`.
+
+    Raises:
+        ConfigError: no such model, an unknown family, or a model that generates no text.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    config = _config(name, sizes)
+    row = family_of(config.model_type, family)
+    config.vocab_size += row.extra_tokens
+    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    try:
+        with torch.device("meta") if sizes is None else contextlib.nullcontext():
+            model = auto.from_config(config)
+    except ValueError as fault:
+        raise ConfigError(f"model.llm_model: {name!r} is of type {config.model_type!r}, which writes no text: "
+                          f"{str(fault).splitlines()[0]}") from fault
+    return wrap(model, LanguageTokenizer(tokenizer or name, row, config.is_encoder_decoder), row, precision, limits,
+                lm_reduction)
+
+
+def wrap(model: Any, tokenizer: LanguageTokenizer, family: Family, precision: Precision = "auto",
+         limits: Limits | None = None, lm_reduction: Literal["global", "per_rank"] = "global") -> LanguageModel:
+    """A transformers model behind the contract."""
+    prepare(model, family)
+    model.to(_dtype(precision, family))
+    kind = EncoderDecoder if model.config.is_encoder_decoder else DecoderOnly
+    return kind(model, tokenizer, family, limits, lm_reduction)
+
+
+def prepare(model: Any, family: Family) -> None:
+    """What a family needs beyond its configuration.
+
+    T5 from 1.1 on (FlanT5) has an output matrix of its own, which transformers 5 ties when it builds the model; and
+    the released BLIP-2 weights go with the exact GELU.
+    """
+    config = model.config
+    if getattr(config, "scale_decoder_outputs", None) is False:
+        if model.lm_head.weight is model.shared.weight:
+            model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+        config.tie_word_embeddings = False
+    if family.exact_gelu and getattr(config, "dense_act_fn", None) == "gelu_new":
+        for module in model.modules():
+            if hasattr(module, "wi_0") and hasattr(module, "act"):
+                module.act = nn.GELU()
+
+
+def load_pretrained(language_model: LanguageModel, folder: str) -> None:
+    """Put the weights of a transformers folder into a language model, in its precision.
+
+    Raises:
+        ConfigError: the folder holds no such model.
+    """
+    plan = language_model.model
+    try:
+        found = type(plan).from_pretrained(folder, dtype=language_model.dtype)
+    except (OSError, ValueError) as fault:
+        raise ConfigError(f"model.llm_model: no weights of a language model in {folder!r}: "
+                          f"{str(fault).splitlines()[0]}") from fault
+    words = plan.get_input_embeddings().weight.shape[0]
+    if found.get_input_embeddings().weight.shape[0] != words:
+        found.resize_token_embeddings(words)
+    prepare(found, language_model.family)
+    language_model.model = freeze(found.to(language_model.dtype))
+
+
+def _config(name: str, sizes: dict[str, Any] | None) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        if sizes is not None:
+            rest = dict(sizes)
+            return AutoConfig.for_model(rest.pop("model_type"), **rest)
+        return AutoConfig.from_pretrained(name)
+    except (KeyError, OSError, ValueError) as fault:
+        where = "model.llm_args: model_type" if sizes is not None else "model.llm_model"
+        raise ConfigError(f"{where}: {name if sizes is None else sizes.get('model_type')!r} is no language model that "
+                          f"can be built here ({str(fault).splitlines()[0]}). Give a folder with config.json, or a "
+                          "model_type of transformers with its sizes.") from fault
+
+
+def _dtype(precision: Precision, family: Family) -> torch.dtype:
+    if precision == "auto":
+        precision = family.precision if torch.cuda.is_available() else "fp32"
+    if precision not in DTYPES:
+        raise ConfigError(f"model.llm_precision: {precision!r} is not one of auto, {', '.join(DTYPES)}.")
+    return DTYPES[precision]

@@ -1,0 +1,213 @@
+"""What a language model is to BLIP-2: a soft prompt and texts in, a loss, texts or scores out.
+
+Axes: B samples, Q vectors of the soft prompt, D width of the model's word embeddings, L text tokens, T tokens to
+predict, C candidates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lavis_lite import distributed
+from lavis_lite.errors import ConfigError
+from lavis_lite.models.base import freeze
+from lavis_lite.models.decoding import Decoder, Decoding, decode
+from lavis_lite.models.language_model import head
+from lavis_lite.models.language_model.families import Family
+from lavis_lite.models.language_model.tokens import LanguageTokenizer, Limits
+from lavis_lite.models.text_tokens import SpecialIds
+
+GenerationConfig = Decoding
+Candidates = Sequence[str] | Sequence[Sequence[str]]
+Normalise = Literal["sum", "mean"]
+PAIRS_AT_ONCE = 64
+"""pairs of a sample and a candidate that are scored together"""
+
+
+class LanguageModel(nn.Module, ABC):
+    """A frozen language model that is prompted by vectors.
+
+    Args:
+        model: of transformers, with its output layer.
+        tokenizer: its text side.
+        family: its row of facts.
+        limits: of training texts.
+        lm_reduction: average the loss over the tokens of all ranks ("global") or of this rank (LAVIS).
+
+    Attributes:
+        hidden_size: D.
+    """
+
+    def __init__(self, model: Any, tokenizer: LanguageTokenizer, family: Family, limits: Limits | None = None,
+                 lm_reduction: Literal["global", "per_rank"] = "global") -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.family = model, tokenizer, family
+        self.limits, self.lm_reduction = limits or Limits(), lm_reduction
+        freeze(self)
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of a soft prompt's vectors: that of the word embeddings."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the word embeddings; the model runs in its own type, whatever autocast is around it."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    # the contract ---------------------------------------------------------------------------------------------------
+    def loss(self, soft_prompt: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
+        """Mean negative log-likelihood of the targets' tokens, each text's end included.
+
+        Args:
+            soft_prompt: float[B,Q,D].
+            prompts: B strings that are read, not learned.
+            targets: B strings that are learned.
+
+        Returns:
+            float[]. Its gradient reaches the soft prompt only.
+
+        Raises:
+            ConfigError: not B prompts and B targets.
+        """
+        self._check(soft_prompt, prompts, targets)
+        losses = self.token_losses(soft_prompt, prompts, targets)
+        count = losses.new_tensor(float(len(losses)))
+        if self.lm_reduction == "global":
+            count = distributed.all_reduce_sum(count) / distributed.world_size()
+        return losses.sum() / count
+
+    @torch.no_grad()
+    def generate(self, soft_prompt: Tensor, prompts: Sequence[str], options: GenerationConfig) -> list[str]:
+        """Answers to soft prompts with prompts; a batch answers as its members would one by one.
+
+        Args:
+            soft_prompt: float[B,Q,D].
+            prompts: B strings, not cut.
+            options: how to write.
+
+        Returns:
+            B * options.num_captions texts, samples in order.
+        """
+        self._check(soft_prompt, prompts)
+        return self.tokenizer.decode(self.generate_ids(soft_prompt, self.tokenizer.prompts(prompts), options))
+
+    @torch.no_grad()
+    def score(self, soft_prompt: Tensor, prompts: Sequence[str], candidates: Candidates, *,
+              normalise: Normalise = "sum", pairs: int = PAIRS_AT_ONCE) -> Tensor:
+        """Log-likelihood of every candidate answer; what comes before it is computed once per sample.
+
+        Args:
+            soft_prompt: float[B,Q,D].
+            prompts: B strings.
+            candidates: C strings for all samples, or one list per sample.
+            normalise: sum over a candidate's tokens (LAVIS), or their mean.
+            pairs: how many pairs of a sample and a candidate are scored at once; no result depends on it.
+
+        Returns:
+            float[B,C], the higher the likelier; -inf where a sample has fewer than C candidates.
+
+        Raises:
+            ConfigError: an empty list of candidates, or lists that are not one per sample.
+        """
+        self._check(soft_prompt, prompts)
+        lists = candidate_lists(candidates, len(prompts))
+        rows = [self.tokenizer.targets(self.candidate_texts(prompt, texts), end=self.family.candidate_end)
+                for prompt, texts in zip(prompts, lists, strict=True)]
+        for sample, texts in enumerate(rows):
+            if not all(texts):
+                raise ConfigError(f"sample {sample}: a candidate without any token cannot be scored.")
+        places = [(sample, index) for sample, texts in enumerate(rows) for index in range(len(texts))]
+        scores = torch.full((len(rows), max(map(len, rows))), -torch.inf, device=soft_prompt.device)
+        prefix = self.read(soft_prompt, self.tokenizer.prompts(prompts))
+        for start in range(0, len(places), pairs):
+            some = places[start:start + pairs]
+            found = self.candidate_scores(prefix, [sample for sample, _ in some],
+                                          [rows[sample][index] for sample, index in some], normalise)
+            scores[[sample for sample, _ in some], [index for _, index in some]] = found.to(scores.dtype)
+        return scores
+
+    # what the two kinds do differently --------------------------------------------------------------------------------
+    @abstractmethod
+    def token_losses(self, soft_prompt: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
+        """Negative log-likelihood of every target token of the batch, float[T]."""
+
+    @abstractmethod
+    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Decoder, int]:
+        """What `decode` steps, and the id it starts from (-1: none)."""
+
+    @abstractmethod
+    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> Any:
+        """State after soft prompts and prompts, to score candidates from."""
+
+    @abstractmethod
+    def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
+        """Score of candidate ids `rows` after the given samples of `prefix`: float[M]."""
+
+    def candidate_texts(self, prompt: str, texts: Sequence[str]) -> list[str]:
+        """Candidates as they stand after their prompt."""
+        return list(texts)
+
+    # shared parts -----------------------------------------------------------------------------------------------------
+    def generate_ids(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]],
+                     options: GenerationConfig) -> list[list[int]]:
+        """As `generate`, from prompts' ids to answers' ids without their end."""
+        with self.own_precision():
+            decoder, begin = self.decoder(soft_prompt, prompts)
+            special = SpecialIds(int(self.model.config.vocab_size), self.pad, begin, self.tokenizer.end)
+            return decode(decoder, len(prompts), special, options, soft_prompt.device)
+
+    def likelihoods(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-likelihood of targets int64[T] at hidden states float[T,D]: float[T]."""
+        project = head.output_layer(self.model)
+        trains = any(value.requires_grad for value in self.model.get_output_embeddings().parameters())
+        return (head.token_losses_plain if trains else head.token_losses)(hidden, project, targets)
+
+    @property
+    def pad(self) -> int:
+        """Id that fills shorter rows; never seen by any attention, so any id serves where there is none."""
+        return int(self.tokenizer.loaded.pad_token_id or 0)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Word embeddings: int64[B,L] -> float[B,L,D]."""
+        words: Tensor = self.model.get_input_embeddings()(ids)
+        return words
+
+    def own_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Autocast switched off: the frozen weights have their type already."""
+        kind = self.model.get_input_embeddings().weight.device.type
+        return torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else contextlib.nullcontext()
+
+    def _check(self, soft_prompt: Tensor, *texts: Sequence[str]) -> None:
+        if soft_prompt.ndim != 3 or soft_prompt.shape[2] != self.hidden_size:
+            raise ConfigError(f"a soft prompt has shape (B, Q, {self.hidden_size}) here, not "
+                              f"{tuple(soft_prompt.shape)}.")
+        for rows in texts:
+            if isinstance(rows, str) or len(rows) != len(soft_prompt):
+                count = "one string" if isinstance(rows, str) else f"{len(rows)} texts"
+                raise ConfigError(f"{len(soft_prompt)} samples came with {count}; give a list with one for each.")
+
+
+def candidate_lists(candidates: Candidates, batch: int) -> list[list[str]]:
+    """One list of candidates per sample.
+
+    Raises:
+        ConfigError: an empty list, or lists that are not one per sample.
+    """
+    if isinstance(candidates, str) or not candidates:
+        raise ConfigError(f"candidates must be a list of answers, not {candidates!r}.")
+    if isinstance(candidates[0], str):
+        return [[str(text) for text in candidates]] * batch
+    if len(candidates) != batch:
+        raise ConfigError(f"{batch} samples came with {len(candidates)} lists of candidates; give one for each, or one "
+                          "list of strings for all.")
+    for sample, texts in enumerate(candidates):
+        if not texts:
+            raise ConfigError(f"sample {sample} has no candidates.")
+    return [list(texts) for texts in candidates]

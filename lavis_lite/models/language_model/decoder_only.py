@@ -1,0 +1,168 @@
+"""Decoder-only language models (OPT, LLaMA, GPT-2, Qwen, Phi ...) behind the contract.
+
+In training a row is [soft prompt | prompt | target | padding]; causal attention never looks at the padding, so no mask
+is needed. In answering a row is [padding | soft prompt | prompt], and masks and positions leave the padding out.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lavis_lite.models.decoding import Decoder
+from lavis_lite.models.language_model.contract import LanguageModel, Normalise
+from lavis_lite.models.language_model.head import output_layer
+from lavis_lite.models.language_model.tokens import pad_rows
+
+
+class CausalDecoder:
+    """A prefix of embeddings that is continued token by token, over transformers' cache."""
+
+    def __init__(self, owner: DecoderOnly, embeds: Tensor, mask: Tensor) -> None:
+        self.owner, self.mask, self.cache = owner, mask, None
+        self.embeds: Tensor | None = embeds
+
+    def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
+        """int64[M] -> float[M,V]; the first call reads the prefix and leaves its tokens aside."""
+        if self.embeds is not None:
+            hidden, self.cache = self.owner.hidden(self.embeds, self.mask, None)
+            self.embeds = None
+        else:
+            if rows is not None:
+                self.cache = select_rows(self.cache, rows)
+                self.mask = self.mask.index_select(0, rows)
+            self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+            hidden, self.cache = self.owner.hidden(self.owner.embed(tokens[:, None]), self.mask, self.cache)
+        return output_layer(self.owner.model)(hidden[:, -1]).float()
+
+
+@dataclass
+class Prefix:
+    """What candidates follow: the cache of B prefixes, their mask bool[B,S], and the last hidden state float[B,D]."""
+
+    cache: Any
+    mask: Tensor
+    last: Tensor
+
+
+class DecoderOnly(LanguageModel):
+    """A causal language model; see `LanguageModel`."""
+
+    def token_losses(self, soft_prompt: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
+        """See `LanguageModel`."""
+        before, after = self._training_rows(prompts, targets)
+        rows = [[*first, *second] for first, second in zip(before, after, strict=True)]
+        device, count = soft_prompt.device, soft_prompt.shape[1]
+        ids, _ = pad_rows(rows, self.pad, self.family.training_side, device)
+        length = count + ids.shape[1]
+        places: list[int] = []
+        learned: list[int] = []
+        for number, (first, second) in enumerate(zip(before, after, strict=True)):
+            start = number * length + count + len(first) - 1
+            places.extend(range(start, start + len(second)))
+            learned.extend(second)
+        with self.own_precision():
+            embeds = torch.cat([soft_prompt.to(self.dtype), self.embed(ids)], 1)
+            hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state
+            chosen = hidden.flatten(0, 1).index_select(0, _integers(places, device))
+            return self.likelihoods(chosen, _integers(learned, device))
+
+    def _training_rows(self, prompts: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        """Ids that are read, and ids that are learned."""
+        limits = self.limits
+        before = self.tokenizer.prompts(prompts, limits.prompt, limits.prompt_side)
+        rooms = [limits.target if limits.together is None else max(limits.together - len(row), 1) for row in before]
+        texts = [self.tokenizer.continuation(prompt, text) for prompt, text in zip(prompts, targets, strict=True)]
+        after = self.tokenizer.targets(texts, rooms)
+        if self.family.learns_bos:
+            for row, prompt in enumerate(prompts):
+                if not prompt:
+                    before[row], after[row] = [], [*before[row], *after[row]]
+        return before, after
+
+    def prefix_embeds(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """[padding | soft prompt | prompt]: float[B,S,D], bool[B,S]."""
+        device, (batch, count, _) = soft_prompt.device, soft_prompt.shape
+        ids, mask = pad_rows(prompts, self.pad, self.family.answering_side, device)
+        embeds = torch.cat([soft_prompt.to(self.dtype), self.embed(ids)], 1)
+        mask = torch.cat([mask.new_ones(batch, count), mask], 1)
+        order = mask.long().argsort(dim=1, stable=True)  # what is padding goes to the front, all else keeps its order
+        return embeds.gather(1, order[:, :, None].expand_as(embeds)), mask.gather(1, order)
+
+    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Decoder, int]:
+        """See `LanguageModel`."""
+        return CausalDecoder(self, *self.prefix_embeds(soft_prompt, prompts)), -1
+
+    def candidate_texts(self, prompt: str, texts: Sequence[str]) -> list[str]:
+        """See `LanguageModel`."""
+        return [self.tokenizer.continuation(prompt, text) for text in texts]
+
+    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> Prefix:
+        """See `LanguageModel`."""
+        with self.own_precision():
+            embeds, mask = self.prefix_embeds(soft_prompt, prompts)
+            hidden, cache = self.hidden(embeds, mask, None)
+        return Prefix(cache, mask, hidden[:, -1])
+
+    def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
+        """See `LanguageModel`."""
+        device = prefix.mask.device
+        chosen, (ids, real) = _integers(samples, device), pad_rows(rows, self.pad, "right", device)
+        with self.own_precision():
+            hidden = prefix.last.index_select(0, chosen)[:, None]
+            if ids.shape[1] > 1:
+                mask = torch.cat([prefix.mask.index_select(0, chosen), real[:, :-1]], 1)
+                more, _ = self.hidden(self.embed(ids[:, :-1]), mask, select_rows(prefix.cache, chosen))
+                hidden = torch.cat([hidden, more], 1)
+            losses = self.likelihoods(hidden[real], ids[real])
+        return -sum_rows(losses, real, normalise)
+
+    def hidden(self, embeds: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Hidden states of new tokens and the cache with them.
+
+        Args:
+            embeds: float[B,N,D].
+            mask: bool[B,S+N], over earlier and new tokens.
+            cache: of the S earlier tokens, or None.
+        """
+        base = self._base()
+        given: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": mask.long(), "past_key_values": cache}
+        if "position_ids" in inspect.signature(base.forward).parameters:
+            given["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1]:]
+        output = base(**given, use_cache=True)
+        return output.last_hidden_state, output.past_key_values
+
+    def _base(self) -> Any:
+        """The model without its output layer."""
+        return getattr(self.model, self.model.base_model_prefix)
+
+
+def select_rows(cache: Any, rows: Tensor) -> Any:
+    """A cache of the batch rows `rows` (with repetition); the given one stays as it is."""
+    chosen = copy.copy(cache)
+    if hasattr(cache, "layers"):
+        chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    else:  # of an encoder-decoder: a cache for each attention
+        chosen.self_attention_cache = select_rows(cache.self_attention_cache, rows)
+        chosen.cross_attention_cache = select_rows(cache.cross_attention_cache, rows)
+        chosen.is_updated = dict(cache.is_updated)
+        return chosen
+    chosen.batch_select_indices(rows)
+    return chosen
+
+
+def sum_rows(values: Tensor, real: Tensor, normalise: Normalise) -> Tensor:
+    """Sum or mean over each row's real places: float[T], bool[M,L] -> float[M]."""
+    filled = values.new_zeros(real.shape).masked_scatter(real, values)
+    total = filled.sum(1)
+    return total if normalise == "sum" else total / real.sum(1)
+
+
+def _integers(values: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.long).to(device, non_blocking=True)

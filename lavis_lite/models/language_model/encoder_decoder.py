@@ -1,0 +1,107 @@
+"""Encoder-decoder language models (T5, FlanT5, BART) behind the contract.
+
+The encoder reads [soft prompt | prompt | padding]; the decoder writes the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lavis_lite.models.decoding import Decoder
+from lavis_lite.models.language_model.contract import LanguageModel, Normalise
+from lavis_lite.models.language_model.decoder_only import select_rows, sum_rows
+from lavis_lite.models.language_model.head import output_layer
+from lavis_lite.models.language_model.tokens import pad_rows
+
+
+@dataclass
+class Encoded:
+    """What the decoder looks at: float[B,S,D'] and bool[B,S]."""
+
+    states: Tensor
+    mask: Tensor
+
+    def select(self, rows: Tensor) -> Encoded:
+        """The batch rows `rows`, with repetition."""
+        return Encoded(self.states.index_select(0, rows), self.mask.index_select(0, rows))
+
+
+class Seq2SeqDecoder:
+    """The decoder half, continued token by token over transformers' cache."""
+
+    def __init__(self, owner: EncoderDecoder, encoded: Encoded) -> None:
+        self.owner, self.encoded = owner, encoded
+        self.cache: Any = None
+
+    def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
+        """int64[M] -> float[M,V]."""
+        if rows is not None:
+            self.cache, self.encoded = select_rows(self.cache, rows), self.encoded.select(rows)
+        output = self.owner.decode(tokens[:, None], self.encoded, past_key_values=self.cache, use_cache=True)
+        self.cache = output.past_key_values
+        return output_layer(self.owner.model)(output.last_hidden_state[:, -1]).float()
+
+
+class EncoderDecoder(LanguageModel):
+    """A sequence-to-sequence language model; see `LanguageModel`."""
+
+    def token_losses(self, soft_prompt: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
+        """See `LanguageModel`."""
+        limits = self.limits
+        encoded = self.encode(soft_prompt, self.tokenizer.prompts(prompts, limits.prompt, limits.prompt_side))
+        rows = self.tokenizer.targets(targets, [limits.target] * len(targets))
+        return self._target_losses(encoded, rows)[0]
+
+    def _target_losses(self, encoded: Encoded, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Losses float[T] of the rows' tokens, and bool[B,L] where they stand."""
+        ids, real = pad_rows(rows, self.pad, self.family.training_side, encoded.states.device)
+        inputs = torch.cat([torch.full_like(ids[:, :1], self.begin), ids[:, :-1]], 1)
+        width = ids.shape[1]
+        places = torch.tensor([row * width + at for row, target in enumerate(rows) for at in range(len(target))])
+        places = places.to(ids.device, non_blocking=True)
+        with self.own_precision():
+            hidden = self.decode(inputs, encoded, use_cache=False).last_hidden_state
+            chosen = hidden.flatten(0, 1).index_select(0, places)
+            return self.likelihoods(chosen, ids.flatten().index_select(0, places)), real
+
+    def prefix_embeds(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """[soft prompt | prompt | padding]: float[B,S,D], bool[B,S]."""
+        ids, mask = pad_rows(prompts, self.pad, self.family.answering_side, soft_prompt.device)
+        embeds = torch.cat([soft_prompt.to(self.dtype), self.embed(ids)], 1)
+        return embeds, torch.cat([mask.new_ones(soft_prompt.shape[:2]), mask], 1)
+
+    def encode(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> Encoded:
+        """Run the encoder."""
+        with self.own_precision():
+            embeds, mask = self.prefix_embeds(soft_prompt, prompts)
+            output = self.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask.long())
+        return Encoded(output.last_hidden_state, mask)
+
+    def decode(self, ids: Tensor, encoded: Encoded, **given: Any) -> Any:
+        """Run the decoder on int64[B,L]."""
+        return self.model.get_decoder()(input_ids=ids, encoder_hidden_states=encoded.states,
+                                        encoder_attention_mask=encoded.mask.long(), **given)
+
+    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Decoder, int]:
+        """See `LanguageModel`."""
+        return Seq2SeqDecoder(self, self.encode(soft_prompt, prompts)), self.begin
+
+    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> Encoded:
+        """See `LanguageModel`."""
+        return self.encode(soft_prompt, prompts)
+
+    def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
+        """See `LanguageModel`."""
+        chosen = torch.tensor(samples).to(prefix.states.device, non_blocking=True)
+        losses, real = self._target_losses(prefix.select(chosen), rows)
+        return -sum_rows(losses, real, normalise)
+
+    @property
+    def begin(self) -> int:
+        """Id that a decoder starts from."""
+        return int(self.model.config.decoder_start_token_id)

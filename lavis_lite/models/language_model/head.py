@@ -1,0 +1,93 @@
+"""From hidden states to the likelihood of tokens: the output layer of a transformers model, used only where needed.
+
+Axes: T tokens to predict, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Project = Callable[[Tensor], Tensor]
+CHUNK = 1024
+"""tokens whose logits exist at the same time"""
+
+
+def output_layer(model: Any) -> Project:
+    """float[...,D] -> float[...,V], with what some families do around their output matrix.
+
+    T5 before 1.1 scales its hidden states; Cohere multiplies and Granite divides the logits; Gemma caps them; BART
+    adds a bias that is no parameter.
+    """
+    layer, config = model.get_output_embeddings(), model.config
+    before = config.d_model ** -0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def project(hidden: Tensor) -> Tensor:
+        logits: Tensor = layer(hidden if before == 1.0 else hidden * before)
+        if scale != 1.0:
+            logits = logits * scale
+        if cap is not None:
+            logits = cap * torch.tanh(logits / cap)
+        bias = getattr(model, "final_logits_bias", None)
+        return logits if bias is None else logits + bias[0].to(logits.dtype)
+
+    return project
+
+
+def token_losses_plain(hidden: Tensor, project: Project, targets: Tensor) -> Tensor:
+    """As `token_losses` with all logits in memory; its reference."""
+    return F.cross_entropy(_full(project(hidden)), targets, reduction="none")
+
+
+def token_losses(hidden: Tensor, project: Project, targets: Tensor, chunk: int = CHUNK) -> Tensor:
+    """Negative log-likelihood of each target; the logits exist for `chunk` tokens at a time only.
+
+    The output layer is constant (a frozen language model), so a token's gradient is a multiple of one vector, which
+    is computed with its loss: nothing of the size of the vocabulary is kept for the backward pass.
+
+    Args:
+        hidden: float[T,D], at the positions that predict.
+        project: to logits.
+        targets: int64[T].
+        chunk: tokens per chunk.
+
+    Returns:
+        float[T], float32 at least.
+    """
+    losses: Tensor = _TokenLosses.apply(hidden, project, targets, chunk)
+    return losses
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class _TokenLosses(torch.autograd.Function):
+    """Cross-entropy per token of a constant output layer."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, project: Project, targets: Tensor, chunk: int) -> Tensor:
+        """Losses and, where needed, the gradient of each with respect to its hidden state."""
+        needed = ctx.needs_input_grad[0]
+        losses, grads = [hidden.new_zeros(0, dtype=_full(hidden[:0]).dtype)], [hidden[:0]]
+        for start in range(0, len(targets), chunk):
+            rows = hidden[start:start + chunk].detach().requires_grad_(needed)
+            with torch.set_grad_enabled(needed):
+                found = F.cross_entropy(_full(project(rows)), targets[start:start + chunk], reduction="none")
+                if needed:
+                    grads.append(torch.autograd.grad(found.sum(), rows)[0])
+            losses.append(found.detach())
+        ctx.save_for_backward(torch.cat(grads))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Each token's vector times the gradient of its loss."""
+        (grads,) = ctx.saved_tensors
+        return (grads * outputs[0][:, None]).to(grads.dtype), None, None, None

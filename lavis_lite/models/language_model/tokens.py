@@ -1,0 +1,164 @@
+"""Text to ids and back for a language model: one wrapper around a transformers tokenizer.
+
+Prompts and targets are tokenised apart and joined as ids, so that where one ends and the other begins is never in
+doubt, and the end token is never cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lavis_lite.errors import ConfigError
+from lavis_lite.models.language_model.families import Family
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most tokens in training; answering does not cut prompts.
+
+    prompt: of a prompt. target: of a target, its end included. together: of both, taken from the target; None: no such
+    limit. prompt_side: where a long prompt loses tokens.
+    """
+
+    prompt: int = 128
+    target: int = 256
+    together: int | None = None
+    prompt_side: Side = "left"
+
+    def __post_init__(self) -> None:
+        if min(self.prompt, self.target, self.together or 1) < 1:
+            raise ConfigError(f"model.max_txt_len, model.max_output_txt_len: must be at least 1, not {self.prompt} and "
+                              f"{self.target}.")
+
+
+class LanguageTokenizer:
+    """A language model's tokenizer, loaded when the first text comes.
+
+    Args:
+        source: folder or hub name; or a transformers tokenizer.
+        family: the model's row.
+        encoder: whether prompts go to an encoder, which sees them closed by the tokenizer's special tokens.
+    """
+
+    def __init__(self, source: Any, family: Family, encoder: bool = False) -> None:
+        self.source, self.family, self.encoder = source, family, encoder
+        self._loaded: Any = None
+
+    @property
+    def loaded(self) -> Any:
+        """The transformers tokenizer, with the family's special tokens.
+
+        Raises:
+            ConfigError: it cannot be loaded, or it lacks a token that is needed.
+        """
+        if self._loaded is None:
+            tokenizer = _load(self.source) if isinstance(self.source, str) else self.source
+            if self.family.special_tokens:
+                tokenizer.add_special_tokens(dict(self.family.special_tokens))
+            self._loaded = tokenizer
+        return self._loaded
+
+    @property
+    def end(self) -> int:
+        """Id that ends an answer.
+
+        Raises:
+            ConfigError: the tokenizer has no such token.
+        """
+        if self.family.end == "newline":
+            return int(self.loaded("\n", add_special_tokens=False)["input_ids"][-1])
+        if self.loaded.eos_token_id is None:
+            raise ConfigError(f"the tokenizer of {self.source!r} has no eos token, so no answer could end; set "
+                              "eos_token in its tokenizer_config.json.")
+        return int(self.loaded.eos_token_id)
+
+    def prompts(self, texts: Sequence[str], limit: int | None = None, side: Side = "left") -> list[list[int]]:
+        """Ids of prompts, with the special tokens a prompt has; at most `limit`, cut at `side`."""
+        if self.family.prompt_start is not None:
+            start = int(self.loaded.convert_tokens_to_ids(self.family.prompt_start))
+            rows = [[start, *row] for row in self._plain(texts)]
+            return [_cut(row, 1, 0, limit, side) for row in rows]
+        rows = [list(row) for row in self.loaded(list(texts))["input_ids"]]
+        before, after = self._closing()
+        return [_cut(row, before, after, limit, side) for row in rows]
+
+    def targets(self, texts: Sequence[str], limits: Sequence[int] | None = None, end: bool = True) -> list[list[int]]:
+        """Ids of targets without a begin token, closed by the end token, which is kept when a text is cut.
+
+        Args:
+            texts: B strings.
+            limits: most ids of each, the end included; None: no limit.
+            end: whether the end token closes them.
+        """
+        rows, close = self._plain(texts), [self.end] if end else []
+        if limits is not None:
+            rows = [row[:max(limit - len(close), 0)] for row, limit in zip(rows, limits, strict=True)]
+        return [[*row, *close] for row in rows]
+
+    def continuation(self, prompt: str, text: str) -> str:
+        """A target as it stands after its prompt: with a space in front where the tokenizer keeps it with the word."""
+        text = text.strip()
+        return f" {text}" if prompt and not prompt[-1].isspace() and self._keeps_space() else text
+
+    def _keeps_space(self) -> bool:
+        """Whether a space belongs to the word after it (byte-level BPE), or is put in front of every text anyway."""
+        first, second, joint = self._plain(["a", " b", "a b"])
+        return [*first, *second] == joint
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Ids to text, special tokens left out, without spaces around."""
+        silent = set(self.family.silent)
+        return [self.loaded.decode([item for item in row if item not in silent], skip_special_tokens=True).strip()
+                for row in rows]
+
+    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(row) for row in self.loaded(list(texts), add_special_tokens=False)["input_ids"]]
+
+    def _closing(self) -> tuple[int, int]:
+        """How many special tokens the tokenizer puts before and after a text."""
+        plain = self._plain(["a"])[0]
+        full = list(self.loaded("a")["input_ids"])
+        before = next((at for at in range(len(full) - len(plain) + 1) if full[at:at + len(plain)] == plain), 0)
+        return before, len(full) - len(plain) - before
+
+
+def _cut(row: list[int], before: int, after: int, limit: int | None, side: Side) -> list[int]:
+    """At most `limit` ids; the special tokens at both ends stay."""
+    if limit is None or len(row) <= limit:
+        return row
+    head, inner, tail = row[:before], row[before:len(row) - after], row[len(row) - after:]
+    room = max(limit - before - after, 0)
+    kept = inner[len(inner) - room:] if side == "left" else inner[:room]
+    return [*head, *kept, *tail]
+
+
+def _load(source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as fault:
+        raise ConfigError(
+            f"model.llm_model: the tokenizer {source!r} is neither a folder with a tokenizer nor in the local cache, "
+            f"and could not be fetched ({str(fault).splitlines()[0]}). Get it with `hf download {source}`, or give a "
+            "folder.") from fault
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: Side, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of ids to a rectangle: int64[B,L], and bool[B,L], true for real ones."""
+    width = max(len(row) for row in rows)
+    ids, mask = [], []
+    for row in rows:
+        fill, real = [pad] * (width - len(row)), [True] * len(row)
+        ids.append([*fill, *row] if side == "left" else [*row, *fill])
+        mask.append([*[False] * len(fill), *real] if side == "left" else [*real, *[False] * len(fill)])
+    shape = (len(rows), width)
+    return (torch.tensor(ids, dtype=torch.long).reshape(shape).to(device, non_blocking=True),
+            torch.tensor(mask, dtype=torch.bool).reshape(shape).to(device, non_blocking=True))

@@ -1,0 +1,122 @@
+"""From a sample's fields to the text a language model reads (LAVIS' sample contracts), as pure functions."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lavis_lite.errors import ConfigError
+
+MOST_OCR_TOKENS = 30
+PLACE = "{}"
+
+
+def as_list(text: Any, batch: int, what: str) -> list[str]:
+    """One string per sample, from one string for all or a list.
+
+    Raises:
+        ConfigError: a list of another length.
+    """
+    if isinstance(text, str):
+        return [text] * batch
+    if len(text) != batch:
+        raise ConfigError(f"{what}: {len(text)} texts for {batch} images; give one string for all, or one for each.")
+    return [str(item) for item in text]
+
+
+def generation_prompts(samples: Mapping[str, Any], default: str, batch: int) -> list[str]:
+    """Prompts of `generate`: samples["prompt"] or the model's own; `{}` takes the OCR tokens where there are any."""
+    prompts = as_list(samples.get("prompt", default), batch, "prompt")
+    if "ocr_tokens" not in samples:
+        return prompts
+    tokens = _per_sample(samples["ocr_tokens"], batch, "ocr_tokens")
+    return [_fill(prompt, _ocr(row)) if PLACE in prompt else prompt
+            for prompt, row in zip(prompts, tokens, strict=True)]
+
+
+def question_prompts(samples: Mapping[str, Any], prompt: str, batch: int) -> list[str]:
+    """Prompts of `predict_answers`: the question in the template's `{}`.
+
+    A template with two `{}` takes OCR tokens and question (samples["ocr_tokens"]), or question and lettered choices
+    (samples["choices"]).
+
+    Raises:
+        ConfigError: a template whose places cannot be filled.
+    """
+    questions = as_list(samples["text_input"], batch, "text_input")
+    if not prompt:
+        return questions
+    places = prompt.count(PLACE)
+    if places == 1:
+        return [_fill(prompt, question) for question in questions]
+    if places == 2 and "ocr_tokens" in samples:
+        tokens = _per_sample(samples["ocr_tokens"], batch, "ocr_tokens")
+        return [_fill(prompt, _ocr(row), question) for row, question in zip(tokens, questions, strict=True)]
+    if places == 2 and "choices" in samples:
+        choices = _per_sample(samples["choices"], batch, "choices")
+        return [_fill(prompt, question, lettered(row)) for question, row in zip(questions, choices, strict=True)]
+    raise ConfigError(f"prompt {prompt!r} has {places} places {{}}: one takes the question; two take samples with "
+                      "ocr_tokens or choices besides.")
+
+
+def candidate_prompts(samples: Mapping[str, Any], default: str, batch: int) -> list[str]:
+    """Prompts of `predict_class`: question in the template, with context, dialogue history and caption in front."""
+    prompts = as_list(samples.get("prompt", default), batch, "prompt")
+    if "text_input" in samples:
+        texts = _per_sample(samples["text_input"], batch, "text_input")
+        prompts = [_fill(prompt, *([text] if isinstance(text, str) else text))
+                   for prompt, text in zip(prompts, texts, strict=True)]
+    for key, template in (("context", "context: {}. "), ("history", "dialog history: {}\n"),
+                          ("caption", 'This image has the caption "{}". ')):
+        if any(samples.get(key) or ()):
+            extras = as_list(samples[key], batch, key)
+            prompts = [_fill(template, extra) + prompt if extra else prompt
+                       for extra, prompt in zip(extras, prompts, strict=True)]
+    return prompts
+
+
+def lettered(choices: Sequence[str]) -> str:
+    """["red", "blue"] -> "(a) red (b) blue"."""
+    letters = string.ascii_lowercase
+    names = [letters[at] if at < len(letters) else str(at + 1) for at in range(len(choices))]
+    return " ".join(f"({name}) {choice}" for name, choice in zip(names, choices, strict=True))
+
+
+def split_caption(text: str, uniform: float) -> tuple[str, str]:
+    """A caption's words in two for prefix language modelling: (what the encoder reads, what the decoder writes).
+
+    Every place before a word is as likely as the others, so the prefix may be empty and the suffix never is.
+
+    Args:
+        text: the caption.
+        uniform: a number in [0, 1) that chooses the place.
+    """
+    words = text.split()
+    place = min(int(uniform * len(words)), max(len(words) - 1, 0))
+    return " ".join(words[:place]), " ".join(words[place:])
+
+
+def strip_prompt(text: str, prompt: str) -> str:
+    """A caption without the prompt it may begin with (LAVIS' text processors put it there)."""
+    prompt = prompt.strip()
+    return text.strip().removeprefix(prompt).strip() if prompt else text
+
+
+def _ocr(tokens: Sequence[str]) -> str:
+    return ", ".join(tokens[:MOST_OCR_TOKENS])
+
+
+def _per_sample(rows: Any, batch: int, what: str) -> Sequence[Any]:
+    if len(rows) != batch:
+        raise ConfigError(f"{what}: {len(rows)} rows for {batch} images; give one for each.")
+    rows_: Sequence[Any] = rows
+    return rows_
+
+
+def _fill(template: str, *values: str) -> str:
+    """Values into the places `{}` in order; other braces stay. Without a place, values have nowhere to go."""
+    parts = template.split(PLACE)
+    if len(parts) - 1 != len(values):
+        raise ConfigError(f"prompt {template!r} has {len(parts) - 1} places {{}} for {len(values)} texts.")
+    return "".join(part + value for part, value in zip(parts, [*values, ""], strict=True))
