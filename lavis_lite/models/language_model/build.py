@@ -15,6 +15,7 @@ from lavis_lite.models.language_model.decoder_only import DecoderOnly
 from lavis_lite.models.language_model.encoder_decoder import EncoderDecoder
 from lavis_lite.models.language_model.families import Family, Precision, family_of
 from lavis_lite.models.language_model.tokens import LanguageTokenizer, Limits
+from lavis_lite.torchvision_shim import ensure_torchvision
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -39,11 +40,13 @@ def build_language_model(name: str, *, sizes: dict[str, Any] | None = None, toke
     Raises:
         ConfigError: no such model, an unknown family, or a model that generates no text.
     """
+    ensure_torchvision()
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     config = _config(name, sizes)
     row = family_of(config.model_type, family)
-    config.vocab_size += row.extra_tokens
+    if row.extra_tokens:
+        config.vocab_size += row.extra_tokens
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with torch.device("meta") if sizes is None else contextlib.nullcontext():
