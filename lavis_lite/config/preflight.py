@@ -95,7 +95,8 @@ def _check_datasets(config: Config, fault: Any) -> None:
     run = config.run
     for name in run.train_dataset_ratios or {}:
         if name not in config.datasets:
-            fault(f"run.train_dataset_ratios.{name}", "not among the run's data sets; " + did_you_mean(name, config.datasets))
+            hint = did_you_mean(name, config.datasets)
+            fault(f"run.train_dataset_ratios.{name}", f"not among the run's data sets; {hint}")
     for name, section in config.datasets.items():
         for kind in ("vis_processor", "text_processor"):
             for part in ("train", "eval"):
