@@ -25,6 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The uninterrupted run: log, last weights, and the seconds it took."""
+    go_on(tmp_path_factory.mktemp("warm"))  # imports what the first run of a process imports
     run_dir = tmp_path_factory.mktemp("whole")
     start = time.monotonic()
     runner = go_on(run_dir)
