@@ -44,12 +44,14 @@ def check(composition: Composition) -> list[str]:
 def missing(config: Config) -> list[str]:
     """Files the run needs that are not here, each with where it was looked for and the command that gets it."""
     wanted: list[str] = []
+    run = config.run
+    splits = [*([] if run.evaluate else run.train_splits), *run.valid_splits, *run.test_splits]
     for name, section in config.datasets.items():
         try:
             builder = registry.get_builder_class(section.builder or name)
         except RegistryError:
             continue  # reported by check
-        wanted += builder(name, section).missing_files()
+        wanted += builder(name, section).missing_files(splits)
     return wanted + missing_weights(config)
 
 
