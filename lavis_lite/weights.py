@@ -112,8 +112,9 @@ def required_weights(model: Any) -> list[Need]:
         value = model.get(key)
         if key == "vit_weights" and value is None:
             value = VISION_WEIGHTS.get(str(model.get("vit_model")))
-        if key == "qformer_weights" and checkpoint_of(model) is not None:
-            continue  # overwritten by the checkpoint
+        if checkpoint_of(model) is not None and (key == "qformer_weights" or (
+                key == "vit_weights" and not model.get("freeze_vit", False))):
+            continue  # the checkpoint brings what trained
         if value is not None and value not in NO_FILE:
             needs.append(Need(key, str(value)))
     needs.extend(_language_needs(model))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from lavis_lite.config.compose import model_types
 from lavis_lite.registry import registry
 
 
@@ -18,6 +17,8 @@ class ModelZoo:
     """All archs with their model types: iterate over (arch, [types]), print it as a table, take its length."""
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
+        from lavis_lite.config.compose import model_types  # YAML; a list of names needs none
+
         for arch in list_models():
             yield arch, list(model_types(arch))
 

@@ -41,15 +41,13 @@ class Composition:
         self.config: Config = Config(ModelConfig(), PreprocessConfig(), {}, RunConfig())
 
     def where(self, key: str) -> str:
-        """Name of the layer that set a key (or its nearest parent)."""
-        while key:
-            if key in self.provenance:
-                return self.provenance[key]
-            inside = [name for child, name in self.provenance.items() if child.startswith(key + ".")]
-            if inside:
-                return inside[-1]
+        """Name of the layer that set a key, the last of its children, or the value it is part of."""
+        inside = [name for child, name in self.provenance.items() if child.startswith(key + ".")]
+        if inside:
+            return inside[-1]
+        while key and key not in self.provenance:
             key = key.rpartition(".")[0]
-        return SCHEMA_LAYER
+        return self.provenance.get(key, SCHEMA_LAYER)
 
 
 def compose(cfg_path: str | Path, options: Sequence[str] = ()) -> Composition:
@@ -200,8 +198,8 @@ def _run_section(checker: Checker, run: dict[str, Any]) -> RunConfig:
                 kind.get(run[key])
             except RegistryError as fault:
                 checker.fault(f"run.{key}", str(fault))
-    kind_of_run: type[RunConfig] = _config_class(registry.task, task, RunConfig)
-    section = checker.section(kind_of_run, run, "run", schema.TASK_KEYS_OF_LAVIS)
+    run_class: type[RunConfig] = _config_class(registry.task, task, RunConfig)
+    section = checker.section(run_class, run, "run", schema.TASK_KEYS_OF_LAVIS)
     for key, why in schema.RUN_KEYS_WITHOUT_EFFECT.items():
         if run.get(key) is not None:
             checker.notes.append(f"{checker.where('run.' + key)}: run.{key} has no effect: {why}.")

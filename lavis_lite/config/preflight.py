@@ -44,12 +44,14 @@ def check(composition: Composition) -> list[str]:
 def missing(config: Config) -> list[str]:
     """Files the run needs that are not here, each with where it was looked for and the command that gets it."""
     wanted: list[str] = []
+    run = config.run
+    splits = [*([] if run.evaluate else run.train_splits), *run.valid_splits, *run.test_splits]
     for name, section in config.datasets.items():
         try:
             builder = registry.get_builder_class(section.builder or name)
         except RegistryError:
             continue  # reported by check
-        wanted += builder(name, section).missing_files()
+        wanted += builder(name, section).missing_files(splits)
     return wanted + missing_weights(config)
 
 
@@ -95,7 +97,8 @@ def _check_datasets(config: Config, fault: Any) -> None:
     run = config.run
     for name in run.train_dataset_ratios or {}:
         if name not in config.datasets:
-            fault(f"run.train_dataset_ratios.{name}", "not among the run's data sets; " + did_you_mean(name, config.datasets))
+            hint = did_you_mean(name, config.datasets)
+            fault(f"run.train_dataset_ratios.{name}", f"not among the run's data sets; {hint}")
     for name, section in config.datasets.items():
         for kind in ("vis_processor", "text_processor"):
             for part in ("train", "eval"):

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from lavis_lite.errors import did_you_mean
+from lavis_lite.errors import did_you_mean, nearest
 
 D = TypeVar("D")
 
@@ -49,7 +49,7 @@ class Checker:
                 ok, converted = self.convert(value, hints[key], dotted)
                 if ok:
                     values[key] = converted
-            elif getattr(cls, "open_ended", False):
+            elif getattr(cls, "open_ended", False) and not nearest(str(key), known):
                 continue
             elif extra is not None and key in extra:
                 self.notes.append(f"{self.where(dotted)}: {dotted} belongs to another task and has no effect here.")

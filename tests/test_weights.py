@@ -1,0 +1,98 @@
+"""Names of a model section become files: packaged, local, cached, or a sentence that says how to get them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lavis_lite import weights
+from lavis_lite.config.compose import compose
+from lavis_lite.errors import DataError
+from lavis_lite.models.blip2_config import Blip2QformerConfig
+from lavis_lite.weights import Need, build_model, localised, required_weights
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network, an empty cache, the repository as working folder."""
+    monkeypatch.setenv("LAVIS_LITE_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+
+
+def mini() -> Blip2QformerConfig:
+    section = compose("projects/blip2/stage1.yaml").config.model
+    assert isinstance(section, Blip2QformerConfig)
+    return section
+
+
+def test_mini_needs_only_what_is_packaged() -> None:
+    needs = required_weights(mini())
+    assert {need.key: need.value for need in needs} == {"vit_weights": "mini", "tokenizer": "mini"}
+    assert all(need.found() for need in needs)
+    assert Path(localised(mini()).vit_weights).name == "vit.safetensors"
+
+
+def test_built_mini_has_the_packaged_encoder() -> None:
+    from safetensors.torch import load_file
+
+    packaged = load_file(ROOT / "lavis_lite" / "assets" / "mini" / "vit.safetensors")
+    built = build_model(mini()).vision_encoder.vit.state_dict()
+    random = build_model(replace(mini(), vit_weights="random")).vision_encoder.vit.state_dict()
+    name = "blocks.0.attn.qkv.weight"
+    assert torch.equal(built[name], packaged[name].float())
+    assert not torch.equal(random[name], packaged[name].float())
+
+
+def test_paper_scale_needs_encoder_tokenizer_and_bert() -> None:
+    needs = {need.key: need for need in required_weights(Blip2QformerConfig())}
+    assert needs["vit_weights"].value.endswith("eva_vit_g.pth")
+    assert set(needs) == {"vit_weights", "tokenizer", "qformer_weights"}
+    assert "hf download bert-base-uncased" in needs["tokenizer"].sentence()
+    assert not any(need.found() for need in needs.values())
+    with pytest.raises(DataError, match="eva_vit_g.pth"):
+        needs["vit_weights"].fetch()
+
+
+def test_a_checkpoint_brings_what_trained() -> None:
+    keys = [need.key for need in required_weights(Blip2QformerConfig(pretrained="x.pth"))]
+    assert keys == ["vit_weights", "tokenizer", "pretrained"]
+    keys = [need.key for need in required_weights(
+        Blip2QformerConfig(freeze_vit=False, load_finetuned=True, finetuned="https://x.org/coco.pth"))]
+    assert keys == ["tokenizer", "finetuned"]
+
+
+def test_a_fetched_url_is_found_where_it_was_put(tmp_path: Path) -> None:
+    from lavis_lite import files
+
+    url = "https://example.org/vit.pth"
+    assert not Need("vit_weights", url).found()
+    files.target_of(url).parent.mkdir(parents=True)
+    files.target_of(url).write_bytes(b"x")
+    assert Need("vit_weights", url).local() == files.target_of(url)
+
+
+def test_a_path_that_is_not_there_says_where_it_looked(tmp_path: Path) -> None:
+    need = Need("pretrained", "runs/best.pth")
+    assert not need.found()
+    assert str(tmp_path / "runs" / "best.pth") in need.sentence()
+    with pytest.raises(DataError, match=r"runs/best\.pth"):
+        need.fetch()
+
+
+def test_report_of_a_checkpoint_is_said(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    model = build_model(mini())
+    save_file({name: value.clone() for name, value in model.trainable_state().items()}, tmp_path / "model.safetensors")
+    said: list[str] = []
+    again = weights.build_model(replace(mini(), load_pretrained=True, pretrained=str(tmp_path / "model.safetensors")),
+                                said.append)
+    assert "tensors loaded" in said[0]
+    assert torch.equal(again.query_tokens, model.query_tokens)
