@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from lavis_lite.cli.main import run_command
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["datasets.mini_world_caption.prepare_args={train: 24, val: 8, test: 8, ood: 4, seed: 3}", "run.num_workers=0",
          "run.batch_size_train=4", "run.log_freq=1", "run.k_test=4", "run.tensorboard=false", "run.warmup_steps=2"]
@@ -47,6 +49,25 @@ def train(cache: Path) -> Train:
     def run(*options: str, env: dict[str, str] | None = None, **kwargs: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command(*options, **kwargs), cwd=ROOT, env=environment(cache, **(env or {})), text=True,
                               capture_output=True, timeout=240, check=False)
+
+    return run
+
+
+@pytest.fixture
+def train_here(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Train:
+    """As `train`, in this process: no interpreter to start."""
+    monkeypatch.chdir(ROOT)
+    given = environment(cache)
+    for name in list(os.environ):
+        if name not in given:
+            monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*options: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        _, script, *words = command(*options, **kwargs)
+        code = run_command(Path(script).stem, words)
+        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
 
     return run
 

@@ -30,8 +30,8 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def test_a_whole_run(train: Train, tmp_path: Path) -> None:
-    done = train("run.max_iters=3", "run.valid_splits=[val]", f"run.output_dir={tmp_path / 'out'}")
+def test_a_whole_run(train_here: Train, tmp_path: Path) -> None:
+    done = train_here("run.max_iters=3", "run.valid_splits=[val]", f"run.output_dir={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert "chance" in done.stdout
     assert "ITC + ITM" in done.stdout
@@ -41,8 +41,8 @@ def test_a_whole_run(train: Train, tmp_path: Path) -> None:
     (folder,) = (tmp_path / "out").iterdir()
     written = {path.name for path in folder.iterdir()}
     assert written >= {"config.yaml", "log.jsonl", "checkpoints", "results", "curves.png"}
-    again = train("run.evaluate=true", f"run.output_dir={tmp_path / 'again'}", "model.load_pretrained=true",
-                  f"model.pretrained={folder}/checkpoints/step_00000003", script="evaluate.py")
+    again = train_here("run.evaluate=true", f"run.output_dir={tmp_path / 'again'}", "model.load_pretrained=true",
+                       f"model.pretrained={folder}/checkpoints/step_00000003", script="evaluate.py")
     assert again.returncode == 0, again.stderr
     first = next(row for row in read_log(tmp_path / "out") if row.get("split") == "test")
     second = next(row for row in read_log(tmp_path / "again") if row.get("split") == "test")
@@ -94,16 +94,16 @@ def test_two_processes_with_slurms_variables(cache: Path, tmp_path: Path) -> Non
     assert sorted(losses(tmp_path / "out")) == [1, 2]
 
 
-def test_dry_run_steps_once_and_keeps_nothing(train: Train, tmp_path: Path) -> None:
-    done = train("run.max_iters=3", f"run.output_dir={tmp_path / 'out'}", flags=("--dry-run",))
+def test_dry_run_steps_once_and_keeps_nothing(train_here: Train, tmp_path: Path) -> None:
+    done = train_here("run.max_iters=3", f"run.output_dir={tmp_path / 'out'}", flags=("--dry-run",))
     assert done.returncode == 0, done.stderr
     assert "ran one step" in done.stdout
     assert "loss_itc" in done.stdout
     assert not (tmp_path / "out").exists()
 
 
-def test_print_config_names_the_layers(train: Train) -> None:
-    done = train("run.max_iters=3", flags=("--print-config",))
+def test_print_config_names_the_layers(train_here: Train) -> None:
+    done = train_here("run.max_iters=3", flags=("--print-config",))
     assert done.returncode == 0, done.stderr
     lines = {line.split(":")[0]: line for line in done.stdout.splitlines()}
     assert lines["run.max_iters"].endswith("# --options")
