@@ -8,6 +8,7 @@ offline switches (LAVIS_LITE_OFFLINE, HF_HUB_OFFLINE) are obeyed.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite import files
-from lavis_lite.errors import DataError
+from lavis_lite.errors import DataError, did_you_mean
 from lavis_lite.registry import registry
 
 LAVIS_BUCKET = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
@@ -27,7 +28,10 @@ VISION_WEIGHTS = {
 """default weights of a vision preset; other timm names bring theirs by `vit_weights` or start at random"""
 NO_FILE = ("random", "timm")
 """values of a weights key that name no file: leave the random start; timm downloads its own"""
-PACKAGED = {"vit_weights": "assets/mini/vit.safetensors", "tokenizer": "assets/mini/tokenizer"}
+PACKAGED = {"vit_weights": "vit.safetensors", "tokenizer": "tokenizer"}
+"""key -> what its value `mini` stands for, in the package's assets/mini"""
+PACKAGED_PREFIX = "mini/"
+"""`mini/opt` is a packaged language model, `mini/stage1` a packaged checkpoint"""
 FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin", ".json", ".txt")
 HUB_FILES = {
     "tokenizer": ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"],
@@ -49,7 +53,9 @@ class Need:
     def local(self) -> Path | None:
         """Where it is on this machine, or None. Nothing is downloaded."""
         if self.value == "mini" and self.key in PACKAGED:
-            return Path(str(resources.files("lavis_lite") / PACKAGED[self.key]))
+            return assets() / PACKAGED[self.key]
+        if self.value.startswith(PACKAGED_PREFIX):
+            return packaged(self.value)
         if "://" in self.value:
             target = files.target_of(self.value)
             return target if target.exists() else None
@@ -77,6 +83,9 @@ class Need:
 
     def sentence(self) -> str:
         """What is missing and how to get it."""
+        if self.value.startswith(PACKAGED_PREFIX):
+            hint = did_you_mean(self.value, packaged_names())
+            return f"model.{self.key}: unknown packaged name {self.value!r}; {hint}"
         if "://" in self.value:
             return f"model.{self.key}: {self.value} is not in the cache ({files.cache_root()})."
         looked = f"looked at {files.resolve(self.value)}"
@@ -95,7 +104,7 @@ class Need:
             return here
         if "://" in self.value:
             return files.fetch(self.value)
-        if not self._looks_like_hub():
+        if self.value.startswith(PACKAGED_PREFIX) or not self._looks_like_hub():
             raise DataError(self.sentence())
         from huggingface_hub import snapshot_download
 
@@ -112,15 +121,13 @@ def required_weights(model: Any) -> list[Need]:
         value = model.get(key)
         if key == "vit_weights" and value is None:
             value = VISION_WEIGHTS.get(str(model.get("vit_model")))
-        if checkpoint_of(model) is not None and (key == "qformer_weights" or (
+        if checkpoints_of(model) and (key == "qformer_weights" or (
                 key == "vit_weights" and not model.get("freeze_vit", False))):
             continue  # the checkpoint brings what trained
         if value is not None and value not in NO_FILE:
             needs.append(Need(key, str(value)))
     needs.extend(_language_needs(model))
-    start = checkpoint_of(model)
-    if start is not None:
-        needs.append(Need("finetuned" if model.load_finetuned and model.finetuned else "pretrained", start))
+    needs.extend(Need(key, value) for key, value in checkpoints_of(model))
     return needs
 
 
@@ -132,11 +139,18 @@ def _language_needs(model: Any) -> list[Need]:
     return needs + ([Need("llm_tokenizer", str(model.llm_tokenizer))] if model.llm_tokenizer is not None else [])
 
 
-def checkpoint_of(model: Any) -> str | None:
-    """The checkpoint a section starts from, if any: `finetuned` where it is loaded, else `pretrained`."""
+def checkpoints_of(model: Any) -> list[tuple[str, str]]:
+    """(key, value) of the checkpoints a section starts from, in the order of loading; later ones win.
+
+    `finetuned` where it is loaded, else `pretrained`; `pretrained_stage1` goes before either: a stage-2 checkpoint has
+    no text half, and InstructBLIP's Q-Former takes it from stage 1.
+    """
+    keys = ["pretrained_stage1"]
     if model.load_finetuned and model.finetuned:
-        return str(model.finetuned)
-    return str(model.pretrained) if model.load_pretrained and model.pretrained else None
+        keys.append("finetuned")
+    elif model.load_pretrained:
+        keys.append("pretrained")
+    return [(key, str(model.get(key))) for key in keys if model.get(key)]
 
 
 def localised(model: Any) -> Any:
@@ -162,11 +176,31 @@ def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
         from lavis_lite.models.language_model.build import load_pretrained
 
         load_pretrained(model.language_model, section.language_model_name())
-    start = checkpoint_of(section)
-    if start is None and section.get("qformer_weights") not in (None, *NO_FILE):
+    starts = [value for _, value in checkpoints_of(section)]
+    if not starts and section.get("qformer_weights") not in (None, *NO_FILE):
         initialise_from_bert(model.qformer, section.qformer_weights)
-    if start is not None:
-        report = load_checkpoint(model, start)
+    given: set[str] = set()
+    for start in starts:
+        report = load_checkpoint(model, start, may_miss=map(re.escape, given))
+        given.update(report.loaded)
         if say is not None:
             say(str(report))
     return model
+
+
+def assets() -> Path:
+    """The folder of what ships with the package."""
+    return Path(str(resources.files("lavis_lite") / "assets" / "mini"))
+
+
+def packaged(name: str) -> Path | None:
+    """The file or folder of a packaged name such as `mini/opt` or `mini/stage1`; None: there is none."""
+    rest = name.removeprefix(PACKAGED_PREFIX)
+    paths = [assets() / "checkpoints" / f"{rest}.safetensors", assets() / rest]
+    return next((path for path in paths if rest and path.exists()), None)
+
+
+def packaged_names() -> list[str]:
+    """All names that `packaged` knows: language models and checkpoints."""
+    models = [path.parent for path in assets().glob("*/config.json")]
+    return sorted(PACKAGED_PREFIX + path.stem for path in [*models, *assets().glob("checkpoints/*.safetensors")])

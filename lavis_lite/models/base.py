@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence, Set
 from typing import Any, ClassVar
 
 import torch
@@ -47,6 +48,13 @@ class BaseModel(nn.Module):
     def frozen_names(self) -> set[str]:
         """Names of parameters that do not train; they are not part of a checkpoint."""
         return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+
+    def excuses(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """Regular expressions of what a checkpoint with the names `given` may lack, and of what it may have to spare.
+
+        By default neither: every name must have its place.
+        """
+        return (), ()
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: state_dict without frozen parameters (tied names once) and frozen parts' buffers."""

@@ -8,6 +8,7 @@ Axes: B samples, T frames of a video (or several images), P patches, Q queries, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -40,6 +41,11 @@ from lavis_lite.models.prompts import (
 from lavis_lite.models.qformer import QFormer
 from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.registry import registry
+
+FRESH_AFTER_STAGE1 = (r"language_projection\..*",)
+NOT_FOR_WRITING = (r"temp", r"(itm_head|vision_proj|text_proj)\..*", r"qformer\.(lm_head|embeddings)\..*",
+                   r"qformer\.layers\.\d+\.text_ffn\..*")
+"""Names (regular expressions) of stage 1 that a model that writes has no use for."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,11 @@ class Blip2LLM(Blip2Base):
             family=cfg.llm_family or cls.style.family, precision=cfg.llm_precision, limits=limits,
             lm_reduction=cfg.lm_reduction)
         return cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.freeze_vit)
+
+    def excuses(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """A stage-1 checkpoint has no projection yet, and heads (and, where no text is read, a text half) to spare."""
+        stage1 = any(name.startswith("itm_head.") for name in given)
+        return (FRESH_AFTER_STAGE1 if stage1 else ()), NOT_FOR_WRITING
 
     # training -------------------------------------------------------------------------------------------------------
     def forward(self, samples: dict[str, Any]) -> ModelOutput:

@@ -21,6 +21,9 @@ class Blip2LLMConfig(Blip2Config):
     """whether the Q-Former reads the instruction (or question) along with the image"""
     llm_model: str = ""
     """folder or hub name of the language model, in transformers' format"""
+    pretrained_stage1: str | None = None
+    """a stage-1 checkpoint loaded before `pretrained` (or `finetuned`): where the Q-Former reads text and `pretrained`
+    is a stage-2 checkpoint, which has no text half, that half comes from here"""
     # this package's -------------------------------------------------------------------------------------------------
     llm_args: dict[str, Any] | None = None
     """the language model's configuration in place of that of llm_model: model_type and sizes"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -40,6 +40,9 @@ class Loadable(Protocol):
 
     def frozen_names(self) -> set[str]:
         """Names of parameters that are not part of a checkpoint."""
+
+    def excuses(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """Regular expressions of what a file with these names may lack, and of what the model may leave unused."""
 
 
 @runtime_checkable
@@ -78,9 +81,10 @@ def load_state(model: Loadable, tensors: Mapping[str, Tensor], source: str, *, m
     if not own.keys() & translated.tensors.keys():
         raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(tensors)}.")
     report = LoadReport(source, layout, unused=dict(translated.dropped))
-    _ignore(report, translated, own, may_ignore)
+    lacks, spare = model.excuses(translated.tensors.keys())
+    _ignore(report, translated, own, [*may_ignore, *spare])
     fitted = fit_resolution(model, translated.tensors, report)
-    missing = _sort_missing(model, own, fitted, report, may_miss)
+    missing = _sort_missing(model, own, fitted, report, [*may_miss, *lacks])
     check_fit(report, fitted, own, translated.unknown, missing, tensors)
     model.load_state_dict(fitted, strict=False)
     report.loaded = sorted(fitted)
