@@ -15,7 +15,8 @@ from lavis_lite.errors import ConfigError
 def blocks(model: Any) -> list[nn.Module]:
     """The transformer blocks of a transformers model, in order; those of an encoder first."""
     names = set(getattr(model, "_no_split_modules", None) or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
+    # by its bases' names too: FSDP2 puts a class of its own before a block's
+    return [module for module in model.modules() if names & {kind.__name__ for kind in type(module).__mro__}]
 
 
 def recompute_blocks(model: Any) -> None:
