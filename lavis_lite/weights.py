@@ -8,15 +8,16 @@ offline switches (LAVIS_LITE_OFFLINE, HF_HUB_OFFLINE) are obeyed.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from lavis_lite import files
-from lavis_lite.errors import DataError, did_you_mean
+from lavis_lite.errors import DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
 
 LAVIS_BUCKET = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
@@ -60,7 +61,8 @@ class Need:
             target = files.target_of(self.value)
             return target if target.exists() else None
         path = files.resolve(self.value)
-        return path if path.exists() else self._in_hub_cache()
+        here = path if path.exists() else self._in_hub_cache()
+        return here if here is None or self.key != "llm_model" or _has_weights(here) else None
 
     def _in_hub_cache(self) -> Path | None:
         if not self._looks_like_hub():
@@ -87,11 +89,24 @@ class Need:
             hint = did_you_mean(self.value, packaged_names())
             return f"model.{self.key}: unknown packaged name {self.value!r}; {hint}"
         if "://" in self.value:
-            return f"model.{self.key}: {self.value} is not in the cache ({files.cache_root()})."
+            target = files.target_of(self.value)
+            return (f"model.{self.key}: {self.value} is not in the cache ({target}); get it with "
+                    f"`{files.fetch_command(self.value, target)}`")
         looked = f"looked at {files.resolve(self.value)}"
+        if not Path(self.value).expanduser().is_absolute():
+            looked = f"looked for it in the working folder {Path.cwd()} and at {files.resolve(self.value)}"
         if self._looks_like_hub():
-            looked += f" and, as a Hugging Face repository, in the hub cache; get it with `hf download {self.value}`"
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            looked += (f" and, as a Hugging Face repository, in the hub cache {HF_HUB_CACHE}; get it with "
+                       f"`hf download {self.value}`")
         return f"model.{self.key}: {self.value!r} is not here ({looked})."
+
+    def fetchable(self) -> bool:
+        """Whether it is worth trying to download it."""
+        if files.offline() or self.value.startswith(PACKAGED_PREFIX):
+            return False
+        return "://" in self.value or self._looks_like_hub()
 
     def fetch(self) -> Path:
         """Bring it here.
@@ -112,6 +127,15 @@ class Need:
             return Path(snapshot_download(self.value, allow_patterns=HUB_FILES.get(self.key)))
         except (OSError, ValueError) as fault:  # every error of the hub client derives from one of these
             raise DataError(f"{self.sentence()} Downloading failed: {fault}") from fault
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a language model's folder has its weights, every shard of them: a cached configuration alone has not."""
+    for index in (*folder.glob("*.safetensors.index.json"), *folder.glob("pytorch_model.bin.index.json")):
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if all((folder / shard).exists() for shard in shards):
+            return True
+    return any(path.exists() for path in (folder / "model.safetensors", folder / "pytorch_model.bin"))
 
 
 def required_weights(model: Any) -> list[Need]:
@@ -153,10 +177,39 @@ def checkpoints_of(model: Any) -> list[tuple[str, str]]:
     return [(key, str(model.get(key))) for key in keys if model.get(key)]
 
 
+def fetch_all(needs: Sequence[Need], what: str) -> dict[str, Path]:
+    """Key -> local path of every need. Nothing is downloaded while something cannot be had at all.
+
+    Args:
+        needs: of a model section.
+        what: what needs them, for the message.
+
+    Raises:
+        DataError: everything that is missing, with where it was looked for and how to get it.
+    """
+    lost = [need.sentence() for need in needs if not need.found() and not need.fetchable()]
+    if lost:
+        why = "Downloads are switched off (LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE)." if files.offline() else ""
+        raise DataError(f"{Faults(f'{what} needs files that are not here:', lost)}\n{why}".rstrip())
+    paths, faults = {}, []
+    for need in needs:
+        try:
+            paths[need.key] = need.fetch()
+        except DataError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise DataError(str(Faults(f"{what} needs files that cannot be fetched:", faults)))
+    return paths
+
+
 def localised(model: Any) -> Any:
-    """The same model section with every name replaced by a local path (downloading what is missing)."""
-    changes = {need.key: str(need.fetch()) for need in required_weights(model)}
-    return dataclasses.replace(model, **changes)
+    """The same model section with every name replaced by a local path (downloading what is missing).
+
+    Raises:
+        DataError: see `fetch_all`.
+    """
+    found = fetch_all(required_weights(model), f"{model.arch}/{model.model_type}")
+    return dataclasses.replace(model, **{key: str(path) for key, path in found.items()})
 
 
 def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:

@@ -122,7 +122,7 @@ class VisionEncoder(nn.Module):
                               "of datasets.*.vis_processor the same value.")
         if not self.frozen:
             self._check_trainable()
-            return self.vit.forward_features(image)
+            return self.vit.forward_features(image.to(next(self.vit.parameters()).dtype))
         dtype = self._settle_dtype(image.device)
         with torch.no_grad(), _without_autocast(image.device):
             return self.vit.forward_features(image.to(dtype)).float()
