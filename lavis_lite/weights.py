@@ -223,6 +223,8 @@ def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
 
     section = localised(section)
     model = registry.get_model_class(section.arch).from_config(section)
+    if any(need.key in ("llm_model", "llm_tokenizer") for need in required_weights(section)):
+        model.language_model.check_tokenizer()
     if section.get("vit_weights") not in (None, *NO_FILE):
         load_vision_weights(model.vision_encoder, section.vit_weights)
     if hasattr(section, "language_model_name") and section.llm_args is None:

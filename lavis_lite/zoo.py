@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,62 @@ class ModelZoo:
 model_zoo = ModelZoo()
 
 
+@dataclass(frozen=True)
+class ZooRow:
+    """What is known about a model type.
+
+    Attributes:
+        arch, model_type: as `load_model` takes them.
+        what: the first comment of its file.
+        size: parameters in all, and those that train; "" where nobody counted.
+        weights: where its checkpoint comes from (URL, path, packaged name); "": it starts without one.
+        language_model: hub name or packaged name; "": it has none.
+        paper: scores in the papers, reached with the released weights; "" where they have none.
+        status: whether it runs here without a download.
+    """
+
+    arch: str
+    model_type: str
+    what: str
+    size: str
+    weights: str
+    language_model: str
+    paper: str
+    status: str
+
+
+RUNS_OFFLINE, NOT_RUN = "runs offline", "not run on released files"
+
+
+def describe(pattern: str = "*") -> list[ZooRow]:
+    """A row for every model type of the archs that match a shell pattern. Imports no model."""
+    from lavis_lite.config.compose import CONFIGS, MODEL_CONFIG_HOME, model_types
+    from lavis_lite.config.layers import read_yaml
+
+    known = read_yaml(Path(str(CONFIGS / "zoo.yaml")))
+    rows = []
+    for arch in list_models(pattern):
+        facts = known.get(MODEL_CONFIG_HOME.get(arch, arch)) or {}
+        for model_type, path in model_types(arch).items():
+            rows.append(_row(arch, model_type, path, read_yaml(path).get("model") or {}, facts.get(model_type) or {}))
+    return rows
+
+
+def _row(arch: str, model_type: str, path: Path, model: Mapping[str, Any], facts: Mapping[str, str]) -> ZooRow:
+    start = model.get("finetuned") if model.get("load_finetuned") else None
+    if start is None and model.get("load_pretrained", True):
+        start = model.get("pretrained")
+    language_model = next((str(model[key]) for key in ("llm_model", "opt_model", "t5_model") if model.get(key)), "")
+    offline = model.get("vit_model") == "mini" and "://" not in str(start)
+    return ZooRow(arch, model_type, _first_comment(path), facts.get("size", ""), str(start or ""), language_model,
+                  facts.get("paper", ""), RUNS_OFFLINE if offline else NOT_RUN)
+
+
+def _first_comment(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.lstrip("# ").rstrip() for line in takewhile(lambda line: line.startswith("#"), lines))
+
+
 def load_model_and_preprocess(name: str, model_type: str, is_eval: bool = False, device: Any = "cpu", *,
                               checkpoint: str | Path | None = None, dtype: Any = None, device_map: Any = None,
                               quantization: str | None = None) -> tuple[BaseModel, Processors, Processors]:
@@ -77,8 +135,14 @@ def load_model_and_preprocess(name: str, model_type: str, is_eval: bool = False,
 
     section, preprocess = model_sections(name, model_type)
     processors = load_preprocess(preprocess)
+    said: list[str] = []
     model = load_section(section, is_eval=is_eval, device=device, checkpoint=checkpoint, dtype=dtype,
-                         device_map=device_map, quantization=quantization, say=_log.info)
+                         device_map=device_map, quantization=quantization, say=said.append)
+    for report in said:
+        _log.info("%s", report)
+    if is_eval and not said:
+        _log.warning("%s/%s has no checkpoint of its own: what trains is random. Give one with checkpoint=PATH.", name,
+                     model_type)
     return model, *processors
 
 

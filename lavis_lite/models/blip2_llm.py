@@ -27,7 +27,7 @@ from lavis_lite.models.blip2_llm_config import (
     Blip2VicunaInstructConfig,
 )
 from lavis_lite.models.language_model import GenerationConfig, LanguageModel, Limits, build_language_model
-from lavis_lite.models.language_model.contract import Candidates, Normalise
+from lavis_lite.models.language_model.contract import Candidates, Normalise, candidate_lists
 from lavis_lite.models.language_model.tokens import Side
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.models.prompts import (
@@ -200,7 +200,9 @@ class Blip2LLM(Blip2Base):
         """
         image = samples.get("image", samples.get("video"))
         if not isinstance(image, Tensor):
-            raise DataError(f"samples need a tensor under 'image' or 'video'; they have {sorted(samples)}.")
+            given = f" ({type(image).__name__} is none)" if image is not None else ""
+            raise DataError(f"samples need a tensor under 'image' or 'video'{given}; they have {sorted(samples)}. "
+                            "vis_processors['eval'](picture)[None] makes one of a PIL image.")
         if image.ndim not in (4, 5) or image.shape[1] != 3:
             raise DataError(f"an image has shape (B, 3, H, W), a video (B, 3, T, H, W); this one {tuple(image.shape)}.")
         return image
@@ -262,10 +264,11 @@ class Blip2LLM(Blip2Base):
         """
         image = self.picture(samples)
         prompts = question_prompts(samples, prompt, len(image))
-        soft_prompt = self.soft_prompt(image, prompts)
         if inference_method == "rank":
             answers = list(answer_list or [])[:num_ans_candidates]
-            best = self.language_model.score(soft_prompt, prompts, answers).argmax(1).tolist()
+            if not answers:
+                raise ConfigError("predict_answers: inference_method rank chooses among answer_list, which is empty.")
+            best = self.language_model.score(self.soft_prompt(image, prompts), prompts, answers).argmax(1).tolist()
             return [answers[place] for place in best]
         if inference_method != "generate":
             raise ConfigError(f"predict_answers: inference_method {inference_method!r} is not generate or rank.")
@@ -273,7 +276,7 @@ class Blip2LLM(Blip2Base):
         given = {"max_new_tokens": max_len - int(self.style.counts_start[1]), "min_new_tokens": max(min_len - 1, 0),
                  "repetition_penalty": self.style.answer_repetition_penalty, **more}
         options = GenerationConfig(**given, num_beams=num_beams, length_penalty=penalty)
-        return self.language_model.generate(soft_prompt, prompts, options)
+        return self.language_model.generate(self.soft_prompt(image, prompts), prompts, options)
 
     @torch.no_grad()
     def predict_class(self, samples: dict[str, Any], candidates: Candidates, n_segments: int = 1,
@@ -308,7 +311,7 @@ class Blip2LLM(Blip2Base):
             raise ConfigError(f"predict_class: n_segments must be at least 1, not {n_segments}.")
         image = self.picture(samples)
         prompts = candidate_prompts(samples, self.prompt, len(image))
-        most = max((len(texts) for texts in candidates if not isinstance(texts, str)), default=len(candidates))
+        most = max(map(len, candidate_lists(candidates, len(image))))
         pairs = -(-most * len(image) // n_segments)
         return self.language_model.score(self.soft_prompt(image, prompts), prompts, candidates, normalise=normalise,
                                          pairs=max(pairs, 1))

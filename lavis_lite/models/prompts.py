@@ -44,6 +44,8 @@ def question_prompts(samples: Mapping[str, Any], prompt: str, batch: int) -> lis
     Raises:
         ConfigError: a template whose places cannot be filled.
     """
+    if "text_input" not in samples:
+        raise ConfigError(f"predict_answers: the samples have no text_input (the questions), only {sorted(samples)}.")
     questions = as_list(samples["text_input"], batch, "text_input")
     if not prompt:
         return questions

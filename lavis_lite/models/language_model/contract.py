@@ -61,6 +61,10 @@ class LanguageModel(nn.Module, ABC):
         """Of the word embeddings; the model runs in its own type, whatever autocast is around it."""
         return self.model.get_input_embeddings().weight.dtype
 
+    def check_tokenizer(self) -> None:
+        """Load the tokenizer now, not with the first text; ConfigError where it does not go with the model."""
+        self.tokenizer.check(int(self.model.get_input_embeddings().weight.shape[0]))
+
     # the contract ---------------------------------------------------------------------------------------------------
     def loss(self, soft_prompt: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
         """Mean negative log-likelihood of the targets' tokens, each text's end included.
