@@ -21,6 +21,12 @@ class Blip2LLMConfig(Blip2Config):
     """whether the Q-Former reads the instruction (or question) along with the image"""
     llm_model: str = ""
     """folder or hub name of the language model, in transformers' format"""
+    apply_lemmatizer: bool = False
+    """bring answers of predict_answers to their base form ("two dogs" -> "two dog"), for scoring"""
+    num_few_shot_examples: int = 0
+    """most examples that a training batch shows in front of its prompts, where samples bring few_shot_samples"""
+    few_shot_prob: float = 0.0
+    """share of training batches that show any"""
     pretrained_stage1: str | None = None
     """a stage-1 checkpoint loaded before `pretrained` (or `finetuned`): where the Q-Former reads text and `pretrained`
     is a stage-2 checkpoint, which has no text half, that half comes from here"""

@@ -64,6 +64,15 @@ class Decoding:
         _demand(self.sample or self.num_captions <= self.num_beams, "num_captions", self.num_captions,
                 f"at most num_beams, which is {self.num_beams}; sampling (use_nucleus_sampling) has no such limit")
 
+    def check_batch(self, batch: int) -> None:
+        """Refuse a number of samples that these settings are not for.
+
+        Raises:
+            ConfigError: not one seed per sample.
+        """
+        if self.seeds is not None and len(self.seeds) != batch:
+            raise ConfigError(f"generate: {len(self.seeds)} seeds for {batch} samples; give one for each.")
+
 
 def _demand(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
@@ -130,8 +139,7 @@ def _random_streams(batch: int, options: Decoding) -> Tensor:
     seeds = options.seeds
     if seeds is None:
         seeds = tuple(int(torch.randint(2**62, ())) for _ in range(batch))
-    if len(seeds) != batch:
-        raise ConfigError(f"generate: {len(seeds)} seeds for {batch} samples; give one for each.")
+    options.check_batch(batch)
     shape = (options.num_captions, options.max_new_tokens)
     return torch.cat([torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
                       for seed in seeds])
