@@ -160,6 +160,9 @@ class LanguageModel(nn.Module, ABC):
         """As `generate`, from prompts' ids to answers' ids without their end."""
         with self.own_precision():
             decoder, begin = self.decoder(soft_prompt, prompts)
+            if begin < 0 and options.lavis_lengths:  # a start token that nothing reads, but that is penalised
+                start = self.model.config.bos_token_id
+                begin = -1 if start is None else int(start)
             special = SpecialIds(int(self.model.config.vocab_size), self.pad, begin, self.tokenizer.end)
             return decode(decoder, len(prompts), special, options, soft_prompt.device)
 
