@@ -99,7 +99,8 @@ def section(recorded: Recorded, weights: dict[str, Tensor], changes: dict[str, A
     kind = registry.get_model_class(recorded.arch)
     vit = recorded.config["vit"]
     given = {**recorded.config["model_args"], **changes}
-    kept = {name: given[name] for name in ("prompt", "max_txt_len", "max_output_txt_len", "freeze_vit") if name in given}
+    kept = {name: given[name] for name in ("prompt", "max_txt_len", "max_output_txt_len", "freeze_vit")
+            if name in given}
     llm = {"opt": "opt", "t5": "t5", "llm": "llama"}[recorded.prefix]
     words = next(value for name, value in weights.items()
                  if name.startswith(f"{recorded.prefix}_model.") and name.endswith(WORDS))
