@@ -117,7 +117,8 @@ class Blip2LLM(Blip2Base):
         few_shot.check_settings(cfg.num_few_shot_examples, cfg.few_shot_prob)
         parts = build_parts(cfg, with_text=cfg.qformer_text_input, with_lm_head=False, truncation_side="left")
         together = cfg.max_txt_len if cls.style.joint_limit else None
-        limits = Limits(cfg.max_txt_len, cfg.max_output_txt_len, together, cls.style.prompt_side)
+        target = cfg.max_txt_len if cfg.max_output_txt_len is None else cfg.max_output_txt_len
+        limits = Limits(cfg.max_txt_len, target, together, cls.style.prompt_side)
         language_model = build_language_model(
             cfg.language_model_name(), sizes=cfg.llm_args, tokenizer=cfg.llm_tokenizer,
             family=cfg.llm_family or cls.style.family, precision=cfg.llm_precision, limits=limits,

@@ -15,8 +15,9 @@ class Blip2LLMConfig(Blip2Config):
 
     prompt: str = ""
     """read before every caption in training, and before every answer where a call brings no prompt"""
-    max_output_txt_len: int = 256
-    """tokens of a target, its end included, where samples have a text_output; max_txt_len is for what is read"""
+    max_output_txt_len: int | None = 256
+    """tokens of a target, its end included, where samples have a text_output; max_txt_len is for what is read.
+    null: max_txt_len for both"""
     qformer_text_input: bool = False
     """whether the Q-Former reads the instruction (or question) along with the image"""
     llm_model: str = ""
@@ -61,6 +62,7 @@ class Blip2OPTConfig(Blip2LLMConfig):
 class Blip2T5Config(Blip2LLMConfig):
     """As LAVIS names it: t5_model."""
 
+    max_output_txt_len: int | None = None
     t5_model: str = "google/flan-t5-xl"
     """folder or hub name; llm_model goes before it"""
 
@@ -74,6 +76,7 @@ class Blip2T5InstructConfig(Blip2T5Config):
     """InstructBLIP over FlanT5."""
 
     max_txt_len: int = 128
+    max_output_txt_len: int | None = 256
     qformer_text_input: bool = True
 
 

@@ -29,7 +29,8 @@ class Decoding:
     num_captions: texts per sample: the best of the beams, or as many draws.
     seeds: one number per sample for its random stream when sampling; None: drawn from torch's generator.
     lavis_lengths: count the start token in the length of texts that reach max_new_tokens and in the decision to stop,
-        as the beam search under LAVIS does (transformers 4.33): reproduces its texts where it differs from today's.
+        as the beam search under LAVIS does (transformers 4.33), and among the tokens already written that
+        repetition_penalty looks at: reproduces its texts where they differ from today's.
     """
 
     max_new_tokens: int = 30
