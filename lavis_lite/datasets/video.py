@@ -22,7 +22,8 @@ def open_video(path: Path | str, max_pixels: int = MAX_PIXELS, reader: ReaderNam
     Args:
         path: the file.
         max_pixels: width x height above which it is refused.
-        reader: decord, av (PyAV), or auto: the first of them that is installed and can open the file.
+        reader: decord, av (PyAV), or auto: the first of them that is installed and can open the file, PyAV before
+            decord for AVI files.
 
     Raises:
         BadSample: missing, not a video, without frames, or too large.
@@ -35,7 +36,7 @@ def _first_that_can(path: Path | str, reader: ReaderName, work: Callable[[type[V
     """The result of the first reader that does not fail; the reasons of all where all do."""
     check_regular(path)
     reasons = []
-    for name in installed_readers(reader):
+    for name in _in_order(path, installed_readers(reader)):
         try:
             return work(READERS[name])
         except BadSample as fault:
@@ -43,6 +44,17 @@ def _first_that_can(path: Path | str, reader: ReaderName, work: Callable[[type[V
     if reader == "auto" and len(reasons) < len(READERS):
         reasons.append("PyAV may know its format: pip install 'lavis_lite[video]'")
     raise BadSample(path, "; ".join(dict.fromkeys(reasons)))
+
+
+def _in_order(path: Path | str, names: list[str]) -> list[str]:
+    """PyAV first for AVI files: their frames have no time stamps, and decord then finds wrong ones near B-frames."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(12)
+    except OSError as fault:
+        raise BadSample(path, f"cannot be opened ({fault.strerror})") from fault
+    av_first = sorted(names, key=lambda name: name != "av")
+    return av_first if head[:4] == b"RIFF" and head[8:] == b"AVI " else names
 
 
 def installed_readers(reader: ReaderName = "auto") -> list[str]:

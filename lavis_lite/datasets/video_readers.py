@@ -111,7 +111,10 @@ class DecordReader(VideoReader):
             except Exception as fault:  # see above
                 raise self._bad(f"decoded at frame {number} of {len(self)}", fault) from fault
             # an array of decord's, or of the framework that decord.bridge was set to
-            yield frame.asnumpy() if hasattr(frame, "asnumpy") else np.asarray(frame)
+            pixels = frame.asnumpy() if hasattr(frame, "asnumpy") else np.asarray(frame)
+            if pixels.shape[-1] != 3:  # decord takes the padding of rows of less than 64 pixels for a fourth channel
+                raise BadSample(self.path, "is too narrow for decord")
+            yield pixels
 
 
 class AvReader(VideoReader):
@@ -131,11 +134,10 @@ class AvReader(VideoReader):
         self._frames = len(packets)
         if not packets:
             raise BadSample(path, "has no frames")
-        times = {pts for pts, _ in packets if pts is not None}
+        times, keys = {pts for pts, _ in packets if pts is not None}, {pts for pts, key in packets if key}
         # without a time stamp of its own for every frame, frames are counted from the first one
         self._times = sorted(times) if len(times) == len(packets) else []
-        self._keys = [number for number, time in enumerate(self._times)
-                      if time in {pts for pts, key in packets if key}] if self._times else []
+        self._keys = [number for number, time in enumerate(self._times) if time in keys]
 
     def _stream(self, container: Any) -> Any:
         """The video stream; its size is checked before anything is decoded."""
