@@ -51,9 +51,13 @@ class CaptioningTask(WritingTask):
             if name not in METRICS:
                 raise ConfigError(f"run.caption_metrics: no metric {name!r}; {did_you_mean(name, METRICS)}")
 
+    def takes(self, dataset: Any) -> bool:
+        """Whether it lists captions by image."""
+        return hasattr(dataset, "captions")
+
     def before_evaluation(self, dataset: Any, split: str) -> None:
         """Refuse a data set that is no list of images."""
-        if not hasattr(dataset, "captions"):
+        if not self.takes(dataset):
             raise DataError(f"split {split!r} does not list captions by image ({type(dataset).__name__}); take a data "
                             "set of the builder image_caption, such as mini_world_caption.")
 

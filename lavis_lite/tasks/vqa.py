@@ -27,7 +27,8 @@ class VQARunConfig(WritingRunConfig):
     num_ans_candidates: int = 128
     """rank: only so many of the list are tried"""
     vqa_rule: Rule = "official"
-    """official: texts are cleaned where the annotators differ, as in the official script; normalised: always"""
+    """official: texts are cleaned where the annotators differ, as in the official script; normalised: always; exact:
+    equal after cleaning, for data sets with one answer per question"""
     baselines: bool = True
     """report what the commonest training answer would score, overall and by question"""
 
@@ -58,11 +59,18 @@ class VQATask(WritingTask):
             samples = {**samples, "text_input": prompts}
         return BaseTask.train_step(self, model, samples)
 
+    def takes(self, dataset: Any) -> bool:
+        """Whether it lists questions."""
+        return hasattr(dataset, "question")
+
     def before_evaluation(self, dataset: Any, split: str) -> None:
-        """Refuse a data set without questions, and ranking without candidates."""
-        if not hasattr(dataset, "question"):
+        """Refuse a data set without questions, ranking without candidates, and a rule that needs more annotators."""
+        if not self.takes(dataset):
             raise DataError(f"split {split!r} has no questions ({type(dataset).__name__}); take a data set of the "
                             "builder image_qa, such as mini_world_vqa.")
+        if dataset.has_answers and self.cfg.vqa_rule != "exact" and len(dataset.question(0)["answers"]) < 2:
+            raise DataError(f"split {split!r} has one answer per question; run.vqa_rule={self.cfg.vqa_rule} leaves one "
+                            "annotator out and would give 0 to every answer. Set run.vqa_rule=exact.")
         self._answers = []
         if self.cfg.inference_method == "rank":
             self._answers = dataset.answer_list
