@@ -17,12 +17,19 @@ class Blip2LLMConfig(Blip2Config):
 
     prompt: str = ""
     """read before every caption in training, and before every answer where a call brings no prompt"""
-    max_output_txt_len: int = 256
-    """tokens of a target, its end included, where samples have a text_output; max_txt_len is for what is read"""
+    max_output_txt_len: int | None = 256
+    """tokens of a target, its end included, where samples have a text_output; max_txt_len is for what is read.
+    null: max_txt_len for both"""
     qformer_text_input: bool = False
     """whether the Q-Former reads the instruction (or question) along with the image"""
     llm_model: str = ""
     """folder or hub name of the language model, in transformers' format"""
+    apply_lemmatizer: bool = False
+    """bring answers of predict_answers to their base form ("two dogs" -> "two dog"), for scoring"""
+    num_few_shot_examples: int = 0
+    """most examples that a training batch shows in front of its prompts, where samples bring few_shot_samples"""
+    few_shot_prob: float = 0.0
+    """share of training batches that show any"""
     pretrained_stage1: str | None = None
     """a stage-1 checkpoint loaded before `pretrained` (or `finetuned`): where the Q-Former reads text and `pretrained`
     is a stage-2 checkpoint, which has no text half, that half comes from here"""
@@ -80,6 +87,7 @@ class Blip2OPTConfig(Blip2LLMConfig):
 class Blip2T5Config(Blip2LLMConfig):
     """As LAVIS names it: t5_model."""
 
+    max_output_txt_len: int | None = None
     t5_model: str = "google/flan-t5-xl"
     """folder or hub name; llm_model goes before it"""
 
@@ -93,6 +101,7 @@ class Blip2T5InstructConfig(Blip2T5Config):
     """InstructBLIP over FlanT5."""
 
     max_txt_len: int = 128
+    max_output_txt_len: int | None = 256
     qformer_text_input: bool = True
 
 

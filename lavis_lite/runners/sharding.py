@@ -6,14 +6,13 @@ Q-Former, the projection, adapters) stays whole on every rank under DDP, so chec
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lavis_lite import distributed
@@ -43,17 +42,30 @@ def share_out(model: BaseModel, run: RunConfig, device: torch.device) -> None:
         raise ConfigError(f"run.fsdp: {type(model).__name__} has no frozen language model; set run.fsdp=none.")
     if distributed.world_size() == 1:
         return
+    _shard(blocks, device)
+
+
+def _shard(blocks: Sequence[nn.Module], device: torch.device) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard  # slow to import, and few runs need it
+
     # blocks of transformers end in a view; what follows them works out of place, as the tests show for every family
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     for block in blocks:
         trained = {parameter for parameter in block.parameters() if parameter.requires_grad}
         # without a sharded parent a block would by default keep what it borrowed until the backward pass
-        fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
+        kept_whole = {"ignored_params": trained} if trained else {}
+        if not kept_whole.keys() <= inspect.signature(fully_shard).parameters.keys():
+            raise ConfigError(f"run.fsdp: torch {torch.__version__} cannot keep adapters whole in blocks that are shared "
+                              "out; update torch, or set model.lora=null.")
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, **kept_whole)
 
 
 def sharded_names(model: nn.Module) -> list[str]:
     """Parameters of which this rank holds a part only."""
+    from torch.distributed.tensor import DTensor
+
     return [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
 
 

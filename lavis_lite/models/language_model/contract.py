@@ -75,6 +75,10 @@ class LanguageModel(nn.Module, ABC):
 
         return self if self.settled else super()._apply(move, recurse)
 
+    def check_tokenizer(self) -> None:
+        """Load the tokenizer now, not with the first text; ConfigError where it does not go with the model."""
+        self.tokenizer.check(int(self.model.get_input_embeddings().weight.shape[0]))
+
     # the contract ---------------------------------------------------------------------------------------------------
     def loss(self, soft_prompt: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
         """Mean negative log-likelihood of the targets' tokens, each text's end included.
@@ -91,7 +95,7 @@ class LanguageModel(nn.Module, ABC):
             ConfigError: not B prompts and B targets.
         """
         soft_prompt = self._check(soft_prompt, prompts, targets)
-        losses = self.token_losses(soft_prompt, prompts, targets)
+        losses = self.row_losses(soft_prompt, *self.training_rows(prompts, targets))
         count = losses.new_tensor(float(len(losses)))
         if self.lm_reduction == "global":
             count = distributed.all_reduce_sum(count) / distributed.world_size()
@@ -149,8 +153,19 @@ class LanguageModel(nn.Module, ABC):
 
     # what the two kinds do differently --------------------------------------------------------------------------------
     @abstractmethod
-    def token_losses(self, soft_prompt: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
-        """Negative log-likelihood of every target token of the batch, float[T]."""
+    def training_rows(self, prompts: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        """Ids that are read and ids that are learned, B rows each, within the limits."""
+
+    @abstractmethod
+    def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
+                   after: Sequence[Sequence[int]]) -> Tensor:
+        """Negative log-likelihood of every learned token of the batch, float[T], rows in order.
+
+        Args:
+            soft_prompt: float[B,Q,D].
+            before: ids that are read.
+            after: ids that are learned.
+        """
 
     @abstractmethod
     def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Decoder, int]:
@@ -174,6 +189,9 @@ class LanguageModel(nn.Module, ABC):
         """As `generate`, from prompts' ids to answers' ids without their end."""
         with self.own_precision():
             decoder, begin = self.decoder(soft_prompt, prompts)
+            if begin < 0 and options.lavis_lengths:  # a start token that nothing reads, but that is penalised
+                start = self.model.config.bos_token_id
+                begin = -1 if start is None else int(start)
             special = SpecialIds(int(self.model.config.vocab_size), self.pad, begin, self.tokenizer.end)
             return decode(decoder, len(prompts), special, options, soft_prompt.device)
 

@@ -50,14 +50,18 @@ class Seq2SeqDecoder:
 class EncoderDecoder(LanguageModel):
     """A sequence-to-sequence language model; see `LanguageModel`."""
 
-    def token_losses(self, soft_prompt: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
+    def training_rows(self, prompts: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
         """See `LanguageModel`."""
         limits = self.limits
-        encoded = self.encode(soft_prompt, self.tokenizer.prompts(prompts, limits.prompt, limits.prompt_side))
-        rows = self.tokenizer.targets(targets, [limits.target] * len(targets))
-        return self._target_losses(encoded, rows)[0]
+        return (self.tokenizer.prompts(prompts, limits.prompt, limits.prompt_side),
+                self.tokenizer.targets(targets, [limits.target] * len(targets)))
 
-    def _target_losses(self, encoded: Encoded, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
+                   after: Sequence[Sequence[int]]) -> Tensor:
+        """See `LanguageModel`."""
+        return self._target_losses(self.encode(soft_prompt, before), after)[0]
+
+    def _target_losses(self, encoded: Encoded, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Losses float[T] of the rows' tokens, and bool[B,L] where they stand."""
         ids, real = pad_rows(rows, self.pad, self.family.training_side, encoded.states.device)
         inputs = torch.cat([torch.full_like(ids[:, :1], self.begin), ids[:, :-1]], 1)
