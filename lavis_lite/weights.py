@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lavis_lite import files
+from lavis_lite import files, hub
 from lavis_lite.errors import DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
 
@@ -57,22 +57,21 @@ class Need:
             return assets() / PACKAGED[self.key]
         if self.value.startswith(PACKAGED_PREFIX):
             return packaged(self.value)
-        if "://" in self.value:
-            target = files.target_of(self.value)
-            return target if target.exists() else None
+        if "://" in self.value and self._repository() is None:
+            return files.cached(self.value)
         path = files.resolve(self.value)
         here = path if path.exists() else self._in_hub_cache()
         return here if here is None or self.key != "llm_model" or _has_weights(here) else None
 
     def _in_hub_cache(self) -> Path | None:
-        if not self._looks_like_hub():
-            return None
-        from huggingface_hub import try_to_load_from_cache
+        repository = self._repository()
+        return None if repository is None else hub.cached(repository, HUB_FILES.get(self.key))
 
-        names = [name for name in HUB_FILES.get(self.key, ()) if "*" not in name] or ["config.json"]
-        found = [try_to_load_from_cache(self.value, name) for name in names]
-        paths = [Path(path) for path in found if isinstance(path, str)]
-        return paths[0].parent if paths else None
+    def _repository(self) -> hub.HubName | None:
+        """The hub repository that is named: `name`, `owner/name` or `hf://...`; None: something else."""
+        if self.value.startswith(f"{hub.SCHEME}://"):
+            return hub.HubName.parse(self.value)
+        return hub.HubName(self.value) if self._looks_like_hub() else None
 
     def _looks_like_hub(self) -> bool:
         """`name` or `owner/name`, with no file suffix."""
@@ -88,6 +87,9 @@ class Need:
         if self.value.startswith(PACKAGED_PREFIX):
             hint = did_you_mean(self.value, packaged_names())
             return f"model.{self.key}: unknown packaged name {self.value!r}; {hint}"
+        if self.value.startswith(f"{hub.SCHEME}://"):
+            return (f"model.{self.key}: {self.value} is not in the hub cache; get it with "
+                    f"`{hub.HubName.parse(self.value).command()}`.")
         if "://" in self.value:
             target = files.target_of(self.value)
             return (f"model.{self.key}: {self.value} is not in the cache ({target}); get it with "
@@ -117,16 +119,15 @@ class Need:
         here = self.local()
         if here is not None:
             return here
+        repository = None if self.value.startswith(PACKAGED_PREFIX) else self._repository()
+        if repository is not None:
+            try:
+                return hub.fetch(repository, files.offline(), HUB_FILES.get(self.key))
+            except DataError as fault:
+                raise DataError(f"{self.sentence()} {fault}") from fault
         if "://" in self.value:
             return files.fetch(self.value)
-        if self.value.startswith(PACKAGED_PREFIX) or not self._looks_like_hub():
-            raise DataError(self.sentence())
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(snapshot_download(self.value, allow_patterns=HUB_FILES.get(self.key)))
-        except (OSError, ValueError) as fault:  # every error of the hub client derives from one of these
-            raise DataError(f"{self.sentence()} Downloading failed: {fault}") from fault
+        raise DataError(self.sentence())
 
 
 def _has_weights(folder: Path) -> bool:
@@ -221,6 +222,10 @@ def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
     from lavis_lite.models.checkpoints import load_checkpoint, load_vision_weights
     from lavis_lite.models.checkpoints.bert_weights import initialise_from_bert
 
+    if hasattr(section, "setup"):
+        from lavis_lite.models.language_model.build import refuse_faults
+
+        refuse_faults(section.setup(), section.llm_args is None)  # before anything is downloaded
     section = localised(section)
     model = registry.get_model_class(section.arch).from_config(section)
     if any(need.key in ("llm_model", "llm_tokenizer") for need in required_weights(section)):

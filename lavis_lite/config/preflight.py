@@ -35,6 +35,11 @@ def check(composition: Composition) -> list[str]:
     _check_numbers(config.run, fault)
     _check_length(config.run, fault)
     _check_device(config.run, fault)
+    for key, message in config.model.faults(config.run):
+        fault(f"model.{key}", message)
+    sharding = sharding_fault(config.run)
+    if sharding:
+        fault("run.fsdp", sharding)
     _check_precisions(config, fault)
     _check_datasets(config, fault)
     if not any(text.startswith("run.output_dir") for text in faults):
@@ -90,6 +95,19 @@ def _check_device(run: RunConfig, fault: Any) -> None:
         fault("run.device", f"unknown device {run.device!r}; {did_you_mean(kind, ('auto', 'cpu', 'cuda'))}")
     if kind == "cpu" and run.amp_dtype == "fp16":
         fault("run.amp_dtype", "fp16 does not train on a CPU; use bf16 or fp32.")
+
+
+def sharding_fault(run: RunConfig) -> str | None:
+    """Why a run cannot share out its language model among ranks, as a sentence; None where it can or need not.
+
+    Ranks gather a block whenever one of them runs it, so all must run equally many: they do in training, but not when
+    each answers on batches of its own.
+    """
+    if run.fsdp == "none" or not (run.evaluate or run.valid_splits or run.test_splits):
+        return None
+    return ("a language model that is shared out among ranks can train but not answer: set run.valid_splits=[] and "
+            "run.test_splits=[], and evaluate checkpoints by evaluate.py with model.llm_device_map=auto or "
+            "model.llm_quantization=8bit.")
 
 
 def _check_precisions(config: Config, fault: Any) -> None:

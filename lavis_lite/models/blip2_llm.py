@@ -29,6 +29,7 @@ from lavis_lite.models.blip2_llm_config import (
 )
 from lavis_lite.models.language_model import GenerationConfig, LanguageModel, Limits, build_language_model
 from lavis_lite.models.language_model.contract import Candidates, Normalise, candidate_lists
+from lavis_lite.models.language_model.placement import blocks
 from lavis_lite.models.language_model.tokens import Side
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.models.prompts import (
@@ -46,6 +47,7 @@ from lavis_lite.processors.lemmatizer import shared_lemmatizer
 from lavis_lite.registry import registry
 
 FRESH_AFTER_STAGE1 = (r"language_projection\..*",)
+NEW_ADAPTERS = (r"language_model\..*\.lora_[AB]\..*",)
 NOT_FOR_WRITING = (r"temp", r"(itm_head|vision_proj|text_proj)\..*", r"qformer\.(lm_head|embeddings)\..*",
                    r"qformer\.layers\.\d+\.text_ffn\..*")
 """Names (regular expressions) of stage 1 that a model that writes has no use for."""
@@ -122,7 +124,7 @@ class Blip2LLM(Blip2Base):
         language_model = build_language_model(
             cfg.language_model_name(), sizes=cfg.llm_args, tokenizer=cfg.llm_tokenizer,
             family=cfg.llm_family or cls.style.family, precision=cfg.llm_precision, limits=limits,
-            lm_reduction=cfg.lm_reduction)
+            lm_reduction=cfg.lm_reduction, setup=cfg.setup())
         model = cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.freeze_vit)
         model.apply_lemmatizer = cfg.apply_lemmatizer
         model.num_few_shot_examples, model.few_shot_prob = cfg.num_few_shot_examples, cfg.few_shot_prob
@@ -131,7 +133,12 @@ class Blip2LLM(Blip2Base):
     def excuses(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
         """A stage-1 checkpoint has no projection yet, and heads (and, where no text is read, a text half) to spare."""
         stage1 = any(name.startswith("itm_head.") for name in given)
-        return (FRESH_AFTER_STAGE1 if stage1 else ()), NOT_FOR_WRITING
+        adapters = () if any(".lora_" in name for name in given) else NEW_ADAPTERS
+        return ((*FRESH_AFTER_STAGE1, *adapters) if stage1 else adapters), NOT_FOR_WRITING
+
+    def blocks_to_shard(self) -> list[nn.Module]:
+        """The language model's."""
+        return blocks(self.language_model.model)
 
     # training -------------------------------------------------------------------------------------------------------
     def forward(self, samples: dict[str, Any]) -> ModelOutput:
