@@ -81,7 +81,7 @@ class VQATask(WritingTask):
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         """One row per question: {id, index, answer}."""
-        if "image" not in samples:  # every image of the batch was bad
+        if "index" not in samples:  # every image of the batch was bad
             return []
         if not hasattr(model, "predict_answers"):
             raise ConfigError(f"{type(model).__name__} does not answer questions; take an arch such as blip2_opt.")
