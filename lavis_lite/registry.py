@@ -147,6 +147,7 @@ class Registries:
             "custom": builder + "CustomBuilder",
             "image_qa": "lavis_lite.datasets.qa_builder:ImageQABuilder",
             "video_caption": "lavis_lite.datasets.video_builder:VideoCaptionBuilder",
+            "video_qa": "lavis_lite.datasets.video_builder:VideoQABuilder",
         })
         # task: train_step, predict, score; no loops, no files.
         self.task: Registry[Any] = Registry("task", "lavis_lite.tasks.base:BaseTask", {

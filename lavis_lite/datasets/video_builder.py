@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.builder import ImageCaptionBuilder, ImageDatasetConfig
+from lavis_lite.datasets.qa_builder import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.video import ReaderName, VideoFolder, installed_readers
 from lavis_lite.registry import registry
 
@@ -20,14 +21,19 @@ class VideoDatasetConfig(ImageDatasetConfig):
     """decord, av (PyAV), or auto: decord, and PyAV where it is missing or fails"""
 
 
-def video_folder(root: Path, max_pixels: int, reader: ReaderName) -> VideoFolder:
+@dataclass
+class VideoQAConfig(ImageQAConfig, VideoDatasetConfig):
+    """Section of a data set of questions about videos; `image_pattern` gives the path of a row's video."""
+
+
+def video_folder(root: Path, cfg: VideoDatasetConfig) -> VideoFolder:
     """Reader of the videos below a folder.
 
     Raises:
         ConfigError: no package that reads videos is installed.
     """
-    installed_readers(reader)
-    return VideoFolder(root, max_pixels, reader)
+    installed_readers(cfg.reader)
+    return VideoFolder(root, cfg.max_pixels, cfg.reader)
 
 
 @registry.register_builder("video_caption")
@@ -44,4 +50,25 @@ class VideoCaptionBuilder(ImageCaptionBuilder):
 
     def folder(self, root: Path) -> VideoFolder:
         """Reader of the videos below `root`."""
-        return video_folder(root, self.cfg.max_pixels, self.cfg.reader)
+        return video_folder(root, self.cfg)
+
+
+@registry.register_builder("video_qa")
+class VideoQABuilder(ImageQABuilder):
+    """Questions about videos: lists {video, question, answer, question_id}, and whatever `image_qa` reads.
+
+    Samples as `image_qa`, with video float32[3, T, H, W] in the place of image.
+    """
+
+    config_class: ClassVar[type[DatasetConfig]] = VideoQAConfig
+    sample_keys: ClassVar[tuple[str, ...]] = ("video", *ImageQABuilder.sample_keys[1:])
+    media: ClassVar[str] = "videos"
+    cfg: VideoQAConfig
+
+    def folder(self, root: Path) -> VideoFolder:
+        """Reader of the videos below `root`."""
+        return video_folder(root, self.cfg)
+
+    def columns(self) -> dict[str, str | list[str]]:
+        """As for images, but a row names its `video`."""
+        return {"image": "video", **super().columns()}

@@ -63,10 +63,11 @@ class CaptioningTask(WritingTask):
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         """One row per image: {id, index, caption}."""
-        if "image" not in samples:  # every image of the batch was bad
+        if "index" not in samples:  # every image of the batch was bad
             return []
         prompt = self.cfg.prompt if self.cfg.prompt is not None else samples.get("prompt")
-        asked = {"image": samples["image"], **({} if prompt is None else {"prompt": prompt})}
+        asked: dict[str, Any] = {key: samples[key] for key in ("image", "video") if key in samples}
+        asked |= {} if prompt is None else {"prompt": prompt}
         options: dict[str, Any] = self.options()
         if self.cfg.use_nucleus_sampling:
             options |= {"use_nucleus_sampling": True, "top_p": self.cfg.top_p, "temperature": self.cfg.temperature}

@@ -51,6 +51,7 @@ class VQATask(WritingTask):
             raise ConfigError(f"run.prompt={cfg.prompt!r}: the question needs a place, for example "
                               "'Question: {} Short answer:'.")
         self._answers: list[str] = []
+        self._majority: tuple[Any, Majority | None] = (None, None)
 
     def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The model's loss on (prompt, answer), with the prompt of the evaluation."""
@@ -80,7 +81,7 @@ class VQATask(WritingTask):
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         """One row per question: {id, index, answer}."""
-        if "image" not in samples:  # every image of the batch was bad
+        if "index" not in samples:  # every image of the batch was bad
             return []
         if not hasattr(model, "predict_answers"):
             raise ConfigError(f"{type(model).__name__} does not answer questions; take an arch such as blip2_opt.")
@@ -106,10 +107,12 @@ class VQATask(WritingTask):
         return scores | {"agg_metrics": scores["accuracy"]}
 
     def _baselines(self, dataset: Any, questions: dict[Any, str], truths: dict[Any, Truth]) -> dict[str, float]:
-        pairs = list(dataset.majority_pairs())
-        if not pairs:
+        if self._majority[0] is not dataset:  # the training answers of a large data set take seconds to count
+            pairs = list(dataset.majority_pairs())
+            self._majority = dataset, Majority(pairs) if pairs else None
+        majority = self._majority[1]
+        if majority is None:
             return {}
-        majority = Majority(pairs)
         by_question = {name: majority.answer(text) for name, text in questions.items()}
         overall = dict.fromkeys(questions, majority.overall)
         return {name: vqa_accuracy(answers, truths, self.cfg.vqa_rule)["accuracy"]

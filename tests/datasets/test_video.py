@@ -14,12 +14,13 @@ import torch
 
 from lavis_lite.config.schema import BuildInfo, FileConfig, RunConfig, StorageConfig
 from lavis_lite.datasets import video, video_readers
+from lavis_lite.datasets.controls import Controlled
 from lavis_lite.datasets.images import BadSample
 from lavis_lite.datasets.loader import eval_loader, train_loader
 from lavis_lite.datasets.policy import EvaluationSamples
 from lavis_lite.datasets.sampler import SampleOrder
 from lavis_lite.datasets.video import VideoFolder, open_video
-from lavis_lite.datasets.video_builder import VideoCaptionBuilder, VideoDatasetConfig
+from lavis_lite.datasets.video_builder import VideoCaptionBuilder, VideoDatasetConfig, VideoQABuilder, VideoQAConfig
 from lavis_lite.datasets.video_readers import READERS, AvReader, DecordReader
 from lavis_lite.errors import ConfigError
 from lavis_lite.processors.video import AlproVideoEval, AlproVideoTrain
@@ -283,6 +284,46 @@ def test_images_processors_do_not_fit_videos(section):
     section.vis_processor = pair({"name": "blip_image_train", "image_size": 16}, {"name": "blip_image_eval"})
     with pytest.raises(ConfigError, match="vis_processor.train: BlipImageTrain does not take videos.*alpro_video"):
         VideoCaptionBuilder("clips", section).build("train", training=True)
+
+
+def questions(folder: Path, section: VideoDatasetConfig, **more) -> VideoQAConfig:
+    """LAVIS' list of questions about the six clips, and its numbered answers."""
+    rows = [{"video": f"{n}.mp4", "question": f"Clip {n}?", "answer": "grey" if n else "dark", "question_id": n}
+            for n in range(3)]
+    (folder / "qa.json").write_text(json.dumps(rows))
+    (folder / "labels.json").write_text(json.dumps({"dark": 1, "grey": 0}))
+    info = BuildInfo(annotations={"train": FileConfig(storage=str(folder / "qa.json"))},
+                     videos=section.build_info.videos)
+    cfg = VideoQAConfig(build_info=info, **{"answer_list": FileConfig(storage=str(folder / "labels.json")), **more})
+    cfg.vis_processor, cfg.text_processor = section.vis_processor, pair({"name": "blip_question"}, {})
+    return cfg
+
+
+def test_questions_about_videos(section, tmp_path):
+    builder = VideoQABuilder("q", questions(tmp_path, section))
+    train, val = builder.build("train", training=True), builder.build("train", training=False)
+    assert train.sample_keys == VideoQABuilder.sample_keys and "video" in val.sample_keys
+    sample = train[1]
+    assert set(sample) == set(train.sample_keys) and sample["video"].shape == (3, 4, 16, 16)
+    assert (sample["text_input"], sample["text_output"], sample["question_id"]) == ("clip 1?", "grey", 1)
+    assert val.answer_list == ["grey", "dark"] and val[2]["video"].shape == (3, 4, 16, 16)
+    blind, wrong = Controlled(val, "blind")[1], Controlled(val, "wrong_image")[1]
+    assert not blind["video"].any() and not torch.equal(wrong["video"], val[1]["video"])
+
+
+def test_answers_in_several_columns_and_clips_named_by_their_times(section, tmp_path):
+    names = [f"answer{n}" for n in range(1, 6)]
+    cfg = questions(tmp_path, section, columns={"answers": names}, image_pattern="{video_id}_{start}_{end}.mp4",
+                    answer_list=FileConfig())
+    lines = ["video_id,start,end,question," + ",".join(names), "ab,3,9,What?,cup,mug,cup,,bowl"]
+    (tmp_path / "qa.csv").write_text("\n".join(lines))
+    write(tmp_path / "videos" / "ab_3_9.mp4", length=3)
+    cfg.build_info.annotations["train"].storage = str(tmp_path / "qa.csv")
+    train = VideoQABuilder("q", cfg).build("train", training=True)
+    assert train[0]["answers"] == ["cup", "mug", "bowl"] and train[0]["weights"] == [0.5, 0.25, 0.25]
+    cfg.columns = {"question": ["a", "b"]}
+    with pytest.raises(ConfigError, match="columns.question must be one name"):
+        VideoQABuilder("q", cfg)
 
 
 # real files ----------------------------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ WRITE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
                                                     "choices": [["red", "blue"], ["two", "3", "10"], ["yes", "no"]]},
                                 {"num_beams": 1, "max_len": 6, "prompt": "Question: {} Options: {}. Answer:"}),
 }
+PAD = 480
+"""[PAD], which LAVIS adds to LLaMA's vocabulary"""
 CANDIDATES = ["yes", "no", "a red bus", "two dogs near the river", "no way"]
 RANK: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
     "predict_class": ({"prompt": "Question: {} Answer:", "text_input": QUESTIONS}, {}, CANDIDATES),
@@ -134,7 +136,7 @@ class Recorder:
     def texts(self, rows: list[list[int]]) -> list[str]:
         if self.model.prefix == "t5":
             return [self.model.words.decode(row, skip_special_tokens=True) for row in rows]
-        return [self.model.pieces.decode([item for item in row if item > 2]).strip() for row in rows]
+        return [self.model.pieces.decode([item for item in row if 2 < item < PAD]).strip() for row in rows]
 
     @staticmethod
     def prompts(call: str, samples: dict[str, Any], given: dict[str, Any], batch: int) -> list[str]:

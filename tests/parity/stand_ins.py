@@ -103,6 +103,7 @@ class StandIn:
                     parameter.add_((0.25 if wide else 0.05) * torch.randn_like(parameter))
             for layer in self.hf.vision_model.encoder.layers:
                 layer.self_attn.qkv.bias[48:96] = 0.0
+            self.hf.language_model.lm_head.weight[:3] *= 3  # special tokens are written now and then
 
     # LAVIS' names ------------------------------------------------------------------------------------------
     def name(self, name: str) -> str:
