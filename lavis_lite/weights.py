@@ -104,11 +104,9 @@ class Need:
                        f"`hf download {self.value}`")
         return f"model.{self.key}: {self.value!r} is not here ({looked})."
 
-    def fetchable(self) -> bool:
-        """Whether it is worth trying to download it."""
-        if files.offline() or self.value.startswith(PACKAGED_PREFIX):
-            return False
-        return "://" in self.value or self._looks_like_hub()
+    def remote(self) -> bool:
+        """Whether its name is one that could be downloaded."""
+        return not self.value.startswith(PACKAGED_PREFIX) and ("://" in self.value or self._looks_like_hub())
 
     def fetch(self) -> Path:
         """Bring it here.
@@ -188,10 +186,11 @@ def fetch_all(needs: Sequence[Need], what: str) -> dict[str, Path]:
     Raises:
         DataError: everything that is missing, with where it was looked for and how to get it.
     """
-    lost = [need.sentence() for need in needs if not need.found() and not need.fetchable()]
+    lost = [need for need in needs if not need.found() and (files.offline() or not need.remote())]
     if lost:
-        why = "Downloads are switched off (LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE)." if files.offline() else ""
-        raise DataError(f"{Faults(f'{what} needs files that are not here:', lost)}\n{why}".rstrip())
+        told = Faults(f"{what} needs files that are not here:", [need.sentence() for need in lost])
+        why = "Downloads are switched off (LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE)."
+        raise DataError(f"{told}\n{why}" if any(need.remote() for need in lost) else str(told))
     paths, faults = {}, []
     for need in needs:
         try:
