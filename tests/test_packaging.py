@@ -113,7 +113,7 @@ def third_party_imports() -> set[str]:
 def test_everything_imported_is_declared(metadata: Message) -> None:
     declared = {Requirement(line).name.lower() for line in metadata.get_all("Requires-Dist", [])}
     named_otherwise = {"PIL": "pillow", "yaml": "pyyaml"}
-    declared.add("spacy")  # used where it is installed together with its model, which is no package that one can require
+    declared.add("spacy")  # used where it is found with its model, which no requirement can name
     assert {name for name in third_party_imports() if named_otherwise.get(name, name.lower()) not in declared} == set()
 
 
