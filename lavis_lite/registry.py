@@ -141,6 +141,7 @@ class Registries:
             "image_caption": builder + "ImageCaptionBuilder",
             "image_retrieval": builder + "ImageRetrievalBuilder",
             "custom": builder + "CustomBuilder",
+            "image_shards": "lavis_lite.datasets.shard_builder:ImageShardBuilder",
         })
         # task: train_step, predict, score; no loops, no files.
         self.task: Registry[Any] = Registry("task", "lavis_lite.tasks.base:BaseTask", {

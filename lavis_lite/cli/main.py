@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "score a model on the splits a YAML names",
     "fetch": "download the annotations, weights and tokenizers a YAML needs",
     "models": "list models and their types",
+    "data": "pack data sets into shards, index shards, keep frozen features",
 }
 INTERRUPTED, USER_ERROR = 130, 2
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lavis_lite import files
-from lavis_lite.config.schema import DatasetConfig, ProcessorPair
+from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair
 from lavis_lite.datasets.annotations import Field, Row, RowTable, file_name, identifier, read_table, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
+from lavis_lite.datasets.feature_cache import open_features
 from lavis_lite.datasets.images import MAX_PIXELS, ImageFolder
 from lavis_lite.datasets.locate import Source, prepare, sources
 from lavis_lite.datasets.randomness import word
 from lavis_lite.datasets.retrieval import RetrievalDataset, RetrievalEvalDataset
+from lavis_lite.datasets.shards import missing_shards, names_in, open_shards
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
 
@@ -35,6 +37,10 @@ class ImageDatasetConfig(DatasetConfig):
     """width x height above which an image counts as bad and is not decoded"""
     captions_required: bool = True
     """false: evaluation rows may lack a caption (NoCaps)"""
+    captions: Literal["each", "random"] = "each"
+    """training: one sample per caption, or one per row whose caption is drawn anew every epoch"""
+    features: str | None = None
+    """folder of `data cache-features`: the frozen vision encoder's outputs, read in place of the training images"""
 
 
 @dataclass
@@ -103,7 +109,7 @@ class BaseDatasetBuilder:
         key = f"datasets.{self.name}.{kind}.{mode}"
         given = dict(getattr(pair, mode) or {})
         if not given and kind == "text_processor":
-            return _as_it_is
+            return as_it_is
         if "name" not in given:
             raise ConfigError(f"{key}: names no processor, for example {{name: blip_image_eval, image_size: 224}}.")
         cls = registry.get_processor_class(given.pop("name"))
@@ -113,7 +119,8 @@ class BaseDatasetBuilder:
             raise ConfigError(f"{key}: {fault}.") from fault
 
 
-def _as_it_is(item: Any, rng: Any = None) -> Any:
+def as_it_is(item: Any, rng: Any = None) -> Any:
+    """The processor that changes nothing."""
     return item
 
 
@@ -131,13 +138,35 @@ class _ImageTextBuilder(BaseDatasetBuilder):
         if split not in self.splits():
             return None
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
+        table, folder, space = self.open_rows(split, training)
+        if training and self.cfg.features:
+            features: Any = open_features(self.cfg.features, f"datasets.{self.name}", self.cfg.vis_processor.train, vis)
+            return self.train_dataset(table, features, as_it_is, text, space=space)
+        if training:
+            return self.train_dataset(table, folder, vis, text, space=space)
+        return self.eval_dataset(table, folder, vis, text)
+
+    def open_rows(self, split: str, training: bool) -> tuple[RowTable, ImageFolder, str]:
+        """Rows of a split (for training one per caption), its images, and what keeps their ids apart from other sets'.
+
+        Both are in shards where the split's annotation entry names those.
+        """
+        explode = "caption" if training and self.cfg.captions == "each" else None
+        entry = self.shards(split)
+        if entry is not None:
+            opened = open_shards(entry, self._key(split), self.fields(training), explode, self.row_filter(split),
+                                 self.cfg.max_pixels)
+            return opened.table, opened.images, opened.space
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         paths = [source.fetch() for source in self._sources(split, root)]
-        table = read_table(paths, self.fields(training), "caption" if training else None, self.row_filter(split))
+        table = read_table(paths, self.fields(training), explode, self.row_filter(split), kept=f"{split} {self.cfg}")
         folder = ImageFolder(self._image_root(paths, root), self.cfg.max_pixels)
-        if training:
-            return self.train_dataset(table, folder, vis, text, space=self.cfg.build_info.images.storage or self.name)
-        return self.eval_dataset(table, folder, vis, text)
+        return table, folder, self.cfg.build_info.images.storage or self.name
+
+    def shards(self, split: str) -> FileConfig | None:
+        """The entry of a split that is in shards; None: annotation files and loose images."""
+        entry = self.cfg.build_info.annotations.get(split)
+        return entry if entry is not None and names_in(entry) is not None else None
 
     def fields(self, training: bool) -> list[Field]:
         """What a row of the annotation files has."""
@@ -149,8 +178,10 @@ class _ImageTextBuilder(BaseDatasetBuilder):
         return None
 
     def _sources(self, split: str, root: Path | None) -> list[Source]:
-        return sources(f"datasets.{self.name}.build_info.annotations.{split}",
-                       self.cfg.build_info.annotations[split], root)
+        return sources(self._key(split), self.cfg.build_info.annotations[split], root)
+
+    def _key(self, split: str) -> str:
+        return f"datasets.{self.name}.build_info.annotations.{split}"
 
     def _image_root(self, annotations: Sequence[Path], root: Path | None) -> Path:
         storage = self.cfg.build_info.images.storage
@@ -168,17 +199,27 @@ class _ImageTextBuilder(BaseDatasetBuilder):
             return []
         fetchable: list[str] = []
         missing: list[str] = []
-        for split in self.splits() if splits is None else [split for split in splits if split in self.splits()]:
+        wanted = self.splits() if splits is None else [split for split in splits if split in self.splits()]
+        loose = [split for split in wanted if self.shards(split) is None]
+        for split in wanted:
+            entry = self.shards(split)
+            if entry is not None:
+                missing += missing_shards(entry, self._key(split), self.cfg.how_to_get)
+        for split in loose:
             for source in self._sources(split, None):
                 if not source.here():
                     (fetchable if source.fetchable() else missing).append(source.sentence())
-        missing += self._missing_images()
+        missing += self._missing_images() if loose or not wanted else []
         return list(dict.fromkeys(fetchable + missing)) if missing or files.offline() else []
 
     def fetch(self) -> None:
-        """Annotation files of all splits, or the generated data set."""
+        """Annotation files of all splits, the indexes of remote shards, or the generated data set."""
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         for split in self.splits():
+            entry = self.shards(split)
+            if entry is not None:
+                open_shards(entry, self._key(split), [])
+                continue
             for source in self._sources(split, root):
                 source.fetch()
 

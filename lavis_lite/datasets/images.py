@@ -6,11 +6,13 @@ are tried (Pillow's PostScript reader would run a program), and a path may not l
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import warnings
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -46,10 +48,19 @@ def load_rgb(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         BadSample: missing, not a regular file, not a picture, truncated, or larger than `max_pixels`.
     """
     _check_regular(path)
+    return _decode(path, path, max_pixels)
+
+
+def decode_rgb(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As `load_rgb`, of a file's bytes; `name` is what a BadSample calls it."""
+    return _decode(io.BytesIO(content), name, max_pixels)
+
+
+def _decode(source: Any, path: Path | str, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF, and Pillow's own size warning: the size is checked below
-            with Image.open(path, formats=_formats()) as image:
+            with Image.open(source, formats=_formats()) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise BadSample(path, f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
@@ -120,3 +131,16 @@ class ImageFolder:
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `load_rgb`."""
         return load_rgb(self.path(name), self.max_pixels)
+
+    def read(self, name: str) -> bytes:
+        """The file's bytes as they are.
+
+        Raises:
+            BadSample: see `path`; missing, unreadable or not a regular file.
+        """
+        path = self.path(name)
+        _check_regular(path)
+        try:
+            return path.read_bytes()
+        except OSError as fault:
+            raise BadSample(path, f"cannot be read ({fault.strerror or fault})") from fault

@@ -193,7 +193,7 @@ class Blip2LLM(Blip2Base):
 
     @staticmethod
     def picture(samples: dict[str, Any]) -> Tensor:
-        """samples["image"], or samples["video"]: float[B,3,H,W] or float[B,3,T,H,W].
+        """samples["image"], or samples["video"]: float[B,3,H,W], float[B,3,T,H,W], or features float[B,P,Dv].
 
         Raises:
             DataError: neither is there, or it has another shape.
@@ -201,7 +201,7 @@ class Blip2LLM(Blip2Base):
         image = samples.get("image", samples.get("video"))
         if not isinstance(image, Tensor):
             raise DataError(f"samples need a tensor under 'image' or 'video'; they have {sorted(samples)}.")
-        if image.ndim not in (4, 5) or image.shape[1] != 3:
+        if image.ndim != 3 and (image.ndim not in (4, 5) or image.shape[1] != 3):
             raise DataError(f"an image has shape (B, 3, H, W), a video (B, 3, T, H, W); this one {tuple(image.shape)}.")
         return image
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 
 class BaseProcessor:
@@ -12,7 +12,11 @@ class BaseProcessor:
     Contract: constructor arguments are the YAML parameters (their signature is what preflight checks);
     `__call__(item, rng)` draws every random number from `rng`, so that a sample's augmentation is a function of
     (seed, epoch, sample); without `rng` it uses Python's global generator.
+
+    `is_random` says whether the result depends on `rng`.
     """
+
+    is_random: ClassVar[bool] = True
 
     def __call__(self, item: Any, rng: random.Random | None = None) -> Any:
         """The processed item."""
