@@ -63,7 +63,7 @@ def write_all(config: Config, out: Path | None, dtype: str, per_file: int) -> No
             images=image_names([dataset.table for dataset in datasets]), folder=datasets[0].folder, vis=vis,
             encode=lambda image: model.vision_encoder(image.to(device)),
             facts={"encoder": encoder, "processor": processor}, out=_place(out, name, datasets[0].folder), dtype=dtype,
-            per_file=per_file, batch_size=run.batch_size_eval, workers=run.num_workers,
+            per_file=per_file, batch_size=run.batch_size_train, workers=run.num_workers,
             skip_bad=run.on_bad_sample == "skip")
         if write_features(job, launch.rank, launch.world_size):
             print(f"features of {len(job.images)} images: {job.out}")

@@ -140,7 +140,7 @@ def _write_file(job: FeatureJob, file: int) -> None:
             raise DataError(f"{bad[0]}. Mend it, or set run.on_bad_sample=skip to leave such images out.")
         if not good:
             continue
-        features = job.encode(torch.stack([image for _, image in good])).to("cpu", DTYPES[job.dtype]).contiguous()
+        features = _encoded(job, [image for _, image in good])
         kept.append(features.view(torch.uint16).numpy() if job.dtype == "bf16" else features.numpy())
         hashes += [name_hash(names[index]) for index, _ in good]
     if not kept:
@@ -149,6 +149,16 @@ def _write_file(job: FeatureJob, file: int) -> None:
     write_arrays(job.out / file_of(file),
                  {"features": kept, "hash": np.array(hashes, np.uint64), "crc": np.array(crc, np.uint32)},
                  {"made_of": _made_of(job, file)}, bf16=["features"] if job.dtype == "bf16" else [])
+
+
+def _encoded(job: FeatureJob, images: list[Tensor]) -> Tensor:
+    """dtype[len(images), P, Dv].
+
+    Every batch has the same size: another shape of a matrix product may round otherwise, and features made in batches
+    of the training's size shall be those of training to the last bit.
+    """
+    filled = images + [images[0]] * (job.batch_size - len(images))
+    return job.encode(torch.stack(filled))[:len(images)].to("cpu", DTYPES[job.dtype]).contiguous()
 
 
 def _finish(job: FeatureJob) -> None:

@@ -262,6 +262,12 @@ def _check(table: RowTable, fields: Sequence[Field], explode: str | None,
     return checked_table
 
 
+def shard_sizes(dataset: Any) -> list[int] | None:
+    """Samples of each shard of a data set, in its order; None where it is not in shards."""
+    table, folder = getattr(dataset, "table", None), getattr(dataset, "folder", None)
+    return table.file_sizes() if isinstance(folder, ShardImages) and isinstance(table, RowTable) else None
+
+
 def missing_shards(cfg: FileConfig, key: str, how_to_get: str | None) -> list[str]:
     """What is not here of the shards an entry names, as finished sentences; nothing is opened or brought."""
     names = names_in(cfg)

@@ -79,6 +79,11 @@ class RowTable:
             file, number = self._places[index].tolist()
             yield file, number, self[index]
 
+    def file_sizes(self) -> list[int]:
+        """Rows that come from each file, in order; files without rows are left out."""
+        bounds = np.flatnonzero(np.diff(self._places[:, 0].numpy())) + 1
+        return np.diff(bounds, prepend=0, append=len(self)).tolist()
+
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(tensor.nbytes for tensor in (self._data, self._ends, self._places))
@@ -140,6 +145,11 @@ class ExplodedTable(RowTable):
     def place(self, index: int) -> str:
         """`file:row`, see `RowTable.place`."""
         return self.table.place(self._row(index)[0])
+
+    def file_sizes(self) -> list[int]:
+        """Rows that come from each file, in order."""
+        ends = np.cumsum([0, *self.table.file_sizes()])
+        return np.diff(self.starts[ends]).tolist()
 
     def nbytes(self) -> int:
         """Bytes held."""
