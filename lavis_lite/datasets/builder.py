@@ -266,9 +266,16 @@ class CustomBuilder(_ImageTextBuilder):
         made = list(self.cfg.split_values) if self.cfg.split_column else ["val"] if self.cfg.val_fraction else []
         return list(dict.fromkeys([*self.cfg.build_info.annotations, *made]))
 
+    def _own(self, split: str) -> str:
+        """The split whose files hold the rows of a split."""
+        return split if split in self.cfg.build_info.annotations else next(iter(self.cfg.build_info.annotations))
+
     def _sources(self, split: str, root: Path | None) -> list[Source]:
-        own = split if split in self.cfg.build_info.annotations else next(iter(self.cfg.build_info.annotations))
-        return super()._sources(own, root)
+        return super()._sources(self._own(split), root)
+
+    def shards(self, split: str) -> FileConfig | None:
+        """The entry of a split that is in shards, its own or the one of all splits."""
+        return super().shards(self._own(split))
 
     def fields(self, training: bool) -> list[Field]:
         """Columns by the names that the section gives."""

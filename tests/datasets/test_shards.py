@@ -90,6 +90,14 @@ def test_evaluation_sees_images_with_all_their_captions(coco_section, folder, bu
     assert same(loose, packed) and packed.captions == loose.captions and packed.image_ids == loose.image_ids
 
 
+def test_an_evaluation_split_can_be_packed_too(coco_section, tmp_path):
+    loose = ImageCaptionBuilder("tiny", coco_section).build("val", training=False)
+    pack(loose, tmp_path / "val")
+    coco_section.build_info.annotations["val"] = FileConfig(storage=str(tmp_path / "val"))
+    packed = ImageCaptionBuilder("tiny", coco_section).build("val", training=False)
+    assert same(loose, packed) and packed.captions == loose.captions and packed.image_ids == loose.image_ids
+
+
 def test_webdataset_reads_them(folder, coco_folder):
     found = list(webdataset.WebDataset([str(path) for path in sorted(folder.glob("*.tar"))], shardshuffle=False))
     assert len(found) == 8
