@@ -15,7 +15,7 @@ from lavis_lite.datasets.tables import MappedTable, Row, RowTable
 from lavis_lite.errors import DataError
 from lavis_lite.files import cache_root
 
-__all__ = ["Faulty", "Field", "Row", "RowTable", "checked", "checked_row", "file_name", "identifier", "read_table",
+__all__ = ["RowFaults", "Field", "Row", "RowTable", "checked", "checked_row", "file_name", "identifier", "read_table",
            "text", "texts"]
 
 MOST_FAULTS = 20
@@ -50,7 +50,7 @@ class Field:
 def text(value: Any) -> str:
     """A non-empty string."""
     if not isinstance(value, str):
-        raise ValueError(f"must be text, not {_describe(value)}")
+        raise ValueError(f"must be text, not {describe(value)}")
     if not value.strip():
         raise ValueError("is empty")
     if len(value) > MOST_CHARACTERS:
@@ -86,13 +86,14 @@ def file_name(value: Any) -> str:
 def identifier(value: Any) -> int | str:
     """A number or a name."""
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"must be a number or text, not {_describe(value)}")
+        raise ValueError(f"must be a number or text, not {describe(value)}")
     if isinstance(value, int) and not -2**63 <= value < 2**63:
         raise ValueError("is a number of more than 64 bits")
     return value if isinstance(value, int) else text(value)
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """What kind of thing a value is, for messages."""
     names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
@@ -117,7 +118,7 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
     held = _cached(place, wanted)
     if held is not None:
         return held
-    faults = Faulty()
+    faults = RowFaults()
     kinds = {field.key: field.kind.__name__ for field in fields} | ({explode: text.__name__} if explode else {})
     raw = ((file, number, row) for file, path in enumerate(files) for number, row in read_rows(path))
     table = RowTable(checked(raw, files, fields, faults, explode, keep), files, kinds)
@@ -166,21 +167,21 @@ def _put_in_cache(table: RowTable, place: Path | None, wanted: str) -> RowTable:
     return MappedTable(place)
 
 
-class Faulty:
-    """Faulty rows: the first twenty in words, the others counted."""
+class RowFaults:
+    """RowFaults rows: the first twenty in words, the others counted."""
 
     def __init__(self) -> None:
         self.shown: list[str] = []
         self.count = 0
 
     def add(self, place: str, fault: str) -> None:
-        """Note one, with its `file:row`."""
+        """Note one fault of a row."""
         self.count += 1
         if len(self.shown) < MOST_FAULTS:
             self.shown.append(f"  {place}: {fault}")
 
     def stop_if_any(self) -> None:
-        """Raise a DataError that lists them."""
+        """Raise a DataError that lists what was noted."""
         if not self.count:
             return
         more = self.count - len(self.shown)
@@ -189,7 +190,7 @@ class Faulty:
 
 
 def checked(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], fields: Sequence[Field],
-            faults: Faulty, explode: str | None = None,
+            faults: RowFaults, explode: str | None = None,
             keep: Callable[[Row], bool] | None = None) -> Iterator[tuple[int, int, Row]]:
     """Raw rows (file number, row number, value) -> the rows of a table; what is wrong is added to `faults`.
 
@@ -197,7 +198,7 @@ def checked(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], f
     """
     for file, number, raw in rows:
         if not isinstance(raw, dict):
-            faults.add(f"{files[file]}:{number}", f"must be an object of named fields, not {_describe(raw)}")
+            faults.add(f"{files[file]}:{number}", f"must be an object of named fields, not {describe(raw)}")
             continue
         if keep is not None and not keep(raw):
             continue
@@ -210,7 +211,7 @@ def checked(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], f
             yield from ((file, number, {**row, explode: element}) for element in row[explode])
 
 
-def checked_row(place: str, raw: Row, fields: Sequence[Field], faults: Faulty) -> Row:
+def checked_row(place: str, raw: Row, fields: Sequence[Field], faults: RowFaults) -> Row:
     """The row's fields, checked; those at fault are left out and noted."""
     row: Row = {}
     for field in fields:

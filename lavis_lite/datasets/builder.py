@@ -5,17 +5,17 @@ One builder serves a whole family of data sets; what tells its members apart are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lavis_lite import files
-from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair
+from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, StorageConfig
 from lavis_lite.datasets.annotations import Field, Row, RowTable, file_name, identifier, read_table, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
-from lavis_lite.datasets.feature_cache import open_features
+from lavis_lite.datasets.feature_cache import FeatureFolder, open_features
 from lavis_lite.datasets.images import MAX_PIXELS, ImageFolder
 from lavis_lite.datasets.locate import Source, prepare, sources
 from lavis_lite.datasets.randomness import word
@@ -41,6 +41,9 @@ class ImageDatasetConfig(DatasetConfig):
     """training: one sample per caption, or one per row whose caption is drawn anew every epoch"""
     features: str | None = None
     """folder of `data cache-features`: the frozen vision encoder's outputs, read in place of the training images"""
+    instruction: ProcessorPair = field(default_factory=ProcessorPair)
+    """processor that puts a question into a prompt, or makes the prompt before a caption (the *_instruct data sets):
+    {name: instruction, templates: vqa}; without `eval` the templates of `train`, and always the same one of them"""
 
 
 @dataclass
@@ -105,9 +108,11 @@ class BaseDatasetBuilder:
             ConfigError: no image processor is named, or its parameters do not fit.
         """
         pair: ProcessorPair = getattr(self.cfg, kind)
-        mode = "train" if training else "eval"
-        key = f"datasets.{self.name}.{kind}.{mode}"
-        given = dict(getattr(pair, mode) or {})
+        return self._made(kind, training, getattr(pair, "train" if training else "eval"))
+
+    def _made(self, kind: str, training: bool, section: Mapping[str, Any] | None) -> Callable[..., Any]:
+        key = f"datasets.{self.name}.{kind}.{'train' if training else 'eval'}"
+        given = dict(section or {})
         if not given and kind == "text_processor":
             return as_it_is
         if "name" not in given:
@@ -115,8 +120,16 @@ class BaseDatasetBuilder:
         cls = registry.get_processor_class(given.pop("name"))
         try:
             return cls(**given)
-        except TypeError as fault:
-            raise ConfigError(f"{key}: {fault}.") from fault
+        except (TypeError, ConfigError) as fault:
+            raise ConfigError(f"{key}: {str(fault).rstrip('.')}.") from fault
+
+    def instruction(self, training: bool) -> Callable[..., Any] | None:
+        """The `instruction` processor; None where the section has none."""
+        pair: ProcessorPair | None = getattr(self.cfg, "instruction", None)
+        if pair is None or not (pair.train or pair.eval):
+            return None
+        fixed = pair.eval or {**(pair.train or {}), "draw": False}
+        return self._made("instruction", training, pair.train if training else fixed)
 
 
 def as_it_is(item: Any, rng: Any = None) -> Any:
@@ -124,13 +137,15 @@ def as_it_is(item: Any, rng: Any = None) -> Any:
     return item
 
 
-class _ImageTextBuilder(BaseDatasetBuilder):
+class ImageTextBuilder(BaseDatasetBuilder):
     """What the builders of image-caption pairs share; a subclass names its data set classes."""
 
     config_class: ClassVar[type[DatasetConfig]] = ImageDatasetConfig
     sample_keys: ClassVar[tuple[str, ...]] = CaptionDataset.sample_keys
     train_dataset: ClassVar[type[CaptionDataset]] = CaptionDataset
     eval_dataset: ClassVar[type[CaptionEvalDataset]] = CaptionEvalDataset
+    media: ClassVar[str] = "images"
+    """the key of build_info that names the folder of files; its singular is the column that names a file"""
     cfg: ImageDatasetConfig
 
     def build(self, split: str, training: bool) -> BaseDataset | None:
@@ -139,12 +154,10 @@ class _ImageTextBuilder(BaseDatasetBuilder):
             return None
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
         table, folder, space = self.open_rows(split, training)
-        if training and self.cfg.features:
-            features: Any = open_features(self.cfg.features, f"datasets.{self.name}", self.cfg.vis_processor.train, vis)
-            return self.train_dataset(table, features, as_it_is, text, space=space)
         if training:
-            return self.train_dataset(table, folder, vis, text, space=space)
-        return self.eval_dataset(table, folder, vis, text)
+            return self.train_dataset(table, self.kept_features(vis) or folder, vis, text, space=space,
+                                      instruction=self.instruction(True))
+        return self.eval_dataset(table, folder, vis, text, instruction=self.instruction(False))
 
     def open_rows(self, split: str, training: bool) -> tuple[RowTable, ImageFolder, str]:
         """Rows of a split (for training one per caption), its images, and what keeps their ids apart from other sets'.
@@ -160,17 +173,22 @@ class _ImageTextBuilder(BaseDatasetBuilder):
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         paths = [source.fetch() for source in self._sources(split, root)]
         table = read_table(paths, self.fields(training), explode, self.row_filter(split), kept=f"{split} {self.cfg}")
-        folder = ImageFolder(self._image_root(paths, root), self.cfg.max_pixels)
-        return table, folder, self.cfg.build_info.images.storage or self.name
+        return table, self.folder(self._media_root(paths, root)), self._storage() or self.name
 
     def shards(self, split: str) -> FileConfig | None:
-        """The entry of a split that is in shards; None: annotation files and loose images."""
+        """The entry of a split that is in shards; None: annotation files and loose files of media."""
         entry = self.cfg.build_info.annotations.get(split)
-        return entry if entry is not None and names_in(entry) is not None else None
+        return entry if entry is not None and self.media == "images" and names_in(entry) is not None else None
+
+    def kept_features(self, vis: Callable[..., Any]) -> FeatureFolder | None:
+        """What stands in place of the training images, where the section names such."""
+        folder, processor = self.cfg.features, self.cfg.vis_processor.train
+        return open_features(folder, f"datasets.{self.name}", processor, vis) if folder else None
 
     def fields(self, training: bool) -> list[Field]:
         """What a row of the annotation files has."""
-        return [Field("image", file_name), Field("caption", texts, required=training or self.cfg.captions_required),
+        captions_required = training or self.cfg.captions_required
+        return [Field("image", file_name, self.media[:-1]), Field("caption", texts, required=captions_required),
                 Field("image_id", identifier, required=False)]
 
     def row_filter(self, split: str) -> Callable[[Row], bool] | None:
@@ -183,8 +201,29 @@ class _ImageTextBuilder(BaseDatasetBuilder):
     def _key(self, split: str) -> str:
         return f"datasets.{self.name}.build_info.annotations.{split}"
 
-    def _image_root(self, annotations: Sequence[Path], root: Path | None) -> Path:
-        storage = self.cfg.build_info.images.storage
+    def processor(self, kind: str, training: bool) -> Callable[..., Any]:
+        """As in the base class.
+
+        Raises:
+            ConfigError: also where a video processor is to read images, or the reverse.
+        """
+        made = super().processor(kind, training)
+        if kind == "vis_processor" and (getattr(made, "takes", "image") == "video") != (self.media == "videos"):
+            near = "alpro_video_train, alpro_video_eval" if self.media == "videos" else "for example blip2_image_train"
+            raise ConfigError(f"datasets.{self.name}.vis_processor.{'train' if training else 'eval'}: "
+                              f"{type(made).__name__} does not take {self.media}; those that do: {near}.")
+        return made
+
+    def folder(self, root: Path) -> ImageFolder:
+        """Reader of the files below `root`."""
+        return ImageFolder(root, self.cfg.max_pixels)
+
+    def _storage(self) -> str | None:
+        storage: StorageConfig = getattr(self.cfg.build_info, self.media)
+        return storage.storage
+
+    def _media_root(self, annotations: Sequence[Path], root: Path | None) -> Path:
+        storage = self._storage()
         if storage is None:
             return annotations[0].parent
         prepared = root / storage if root else None
@@ -209,7 +248,7 @@ class _ImageTextBuilder(BaseDatasetBuilder):
             for source in self._sources(split, None):
                 if not source.here():
                     (fetchable if source.fetchable() else missing).append(source.sentence())
-        missing += self._missing_images() if loose or not wanted else []
+        missing += self._missing_media() if loose or not wanted else []
         return list(dict.fromkeys(fetchable + missing)) if missing or files.offline() else []
 
     def fetch(self) -> None:
@@ -223,16 +262,17 @@ class _ImageTextBuilder(BaseDatasetBuilder):
             for source in self._sources(split, root):
                 source.fetch()
 
-    def _missing_images(self) -> list[str]:
-        storage = self.cfg.build_info.images.storage
+    def _missing_media(self) -> list[str]:
+        storage = self._storage()
         if storage is None or files.resolve(storage).is_dir():
             return []
-        how = self.cfg.how_to_get or "Set this key to the folder that holds the images."
-        return [f"datasets.{self.name}.build_info.images.storage: there is no folder {files.resolve(storage)}. {how}"]
+        how = self.cfg.how_to_get or f"Set this key to the folder that holds the {self.media}."
+        key = f"datasets.{self.name}.build_info.{self.media}.storage"
+        return [f"{key}: there is no folder {files.resolve(storage)}. {how}"]
 
 
 @registry.register_builder("image_caption")
-class ImageCaptionBuilder(_ImageTextBuilder):
+class ImageCaptionBuilder(ImageTextBuilder):
     """Captioned images: Karpathy's lists {image, caption, image_id} and official COCO captions files.
 
     Training: image, text_input, image_id, instance_id, one sample per caption. Evaluation: `CaptionEvalDataset`.
@@ -240,7 +280,7 @@ class ImageCaptionBuilder(_ImageTextBuilder):
 
 
 @registry.register_builder("image_retrieval")
-class ImageRetrievalBuilder(_ImageTextBuilder):
+class ImageRetrievalBuilder(ImageTextBuilder):
     """The same files for retrieval. Training: as captions, with image_id. Evaluation: `RetrievalEvalDataset`."""
 
     train_dataset = RetrievalDataset
@@ -248,7 +288,7 @@ class ImageRetrievalBuilder(_ImageTextBuilder):
 
 
 @registry.register_builder("custom")
-class CustomBuilder(_ImageTextBuilder):
+class CustomBuilder(ImageTextBuilder):
     """Your own JSON, JSONL, CSV or TSV file with an image and a caption column; samples as `image_caption`."""
 
     config_class = CustomConfig

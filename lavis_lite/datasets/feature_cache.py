@@ -10,17 +10,17 @@ Exact where the processor has nothing random: then an image always gives the sam
 from __future__ import annotations
 
 import json
+import random
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lavis_lite import files
-from lavis_lite.datasets.images import BadSample
+from lavis_lite.datasets.images import BadSample, ImageFolder
 from lavis_lite.datasets.mapped import Mapped
 from lavis_lite.datasets.shard_index import name_hash
 from lavis_lite.errors import ConfigError, DataError
@@ -30,7 +30,7 @@ MANIFEST, NAMES = "manifest.json", "names.safetensors"
 COMMAND = "python -m lavis_lite data cache-features"
 
 
-class FeatureFolder:
+class FeatureFolder(ImageFolder):
     """Features by the name of their image: stands where an `ImageFolder` does for the images.
 
     Args:
@@ -50,7 +50,11 @@ class FeatureFolder:
     def __reduce__(self) -> Any:
         return type(self), (self.root,)
 
-    def load(self, name: str) -> Tensor:
+    def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
+        """As `load`: the processor's work is done."""
+        return self.load(name)
+
+    def load(self, name: str) -> Any:
         """float[P, Dv] in the dtype that was kept.
 
         Raises:

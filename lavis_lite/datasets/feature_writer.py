@@ -120,7 +120,7 @@ class _Pictures(Dataset[tuple[int, Any]]):
 
     def __getitem__(self, index: int) -> tuple[int, Any]:
         try:
-            return index, self.vis(self.folder.load(self.names[index]))
+            return index, self.folder.view(self.names[index], self.vis)
         except BadSample as fault:
             return index, str(fault)
 

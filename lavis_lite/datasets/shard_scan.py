@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite import atomic
-from lavis_lite.datasets.annotations import Faulty, Field, checked_row, file_name, texts
+from lavis_lite.datasets.annotations import Field, RowFaults, checked_row, file_name, texts
 from lavis_lite.datasets.mapped import Mapped
 from lavis_lite.datasets.shard_index import (
     EXPLODED,
@@ -102,7 +102,7 @@ def _stamp(path: Path) -> str:
 
 def scan_shard(folder: Path, name: str, keep: tuple[str, ...]) -> None:
     """Find out what one tar holds and write it down beside the index."""
-    path, faults = folder / name, Faulty()
+    path, faults = folder / name, RowFaults()
     samples = [sample for sample in _samples(path, faults) if _usable(path, sample, faults)]
     images, rows = [], []
     fields = [Field("image", file_name), Field(EXPLODED, texts, required=False)]
@@ -120,7 +120,7 @@ def scan_shard(folder: Path, name: str, keep: tuple[str, ...]) -> None:
                                           faults=json.dumps(faults.shown), count=str(faults.count))
 
 
-def _samples(path: Path, faults: Faulty) -> list[Sample]:
+def _samples(path: Path, faults: RowFaults) -> list[Sample]:
     """Members with the same key, one after another, are one sample."""
     samples: list[Sample] = []
     try:
@@ -159,14 +159,14 @@ def _take(sample: Sample, kind: str, member: tarfile.TarInfo, file: Any) -> None
         sample.texts[kind] = file.read(member.size)
 
 
-def _usable(path: Path, sample: Sample, faults: Faulty) -> bool:
+def _usable(path: Path, sample: Sample, faults: RowFaults) -> bool:
     lacking = "image" if sample.image is None else "" if sample.texts else "text (.json or .txt)"
     if lacking:
         faults.add(f"{path}:{sample.key}", f"has no {lacking}")
     return not lacking
 
 
-def _rows(path: Path, sample: Sample, keep: tuple[str, ...], fields: Sequence[Field], faults: Faulty) -> list[Row]:
+def _rows(path: Path, sample: Sample, keep: tuple[str, ...], fields: Sequence[Field], faults: RowFaults) -> list[Row]:
     """The rows of a sample; none where its JSON or text is at fault."""
     assert sample.image is not None
     place, before = f"{path}:{sample.key}", faults.count

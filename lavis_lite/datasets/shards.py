@@ -6,7 +6,9 @@ extracted, no command is run: a shard is read as bytes at offsets that its index
 
 from __future__ import annotations
 
+import io
 import os
+import random
 import re
 import tarfile
 import zlib
@@ -20,8 +22,8 @@ from PIL import Image
 
 from lavis_lite import files
 from lavis_lite.config.schema import FileConfig
-from lavis_lite.datasets.annotations import Faulty, Field, checked
-from lavis_lite.datasets.images import MAX_PIXELS, BadSample, ImageFolder, decode_rgb
+from lavis_lite.datasets.annotations import Field, RowFaults, checked
+from lavis_lite.datasets.images import MAX_PIXELS, BadSample, ImageFolder, decode_pixels, decode_rgb
 from lavis_lite.datasets.shard_cache import LocalShards, RemoteShards, fetch_index, remote_folder
 from lavis_lite.datasets.shard_index import EXPLODED, INDEX, Place, ShardIndex
 from lavis_lite.datasets.tables import Row, RowTable
@@ -117,7 +119,14 @@ class ShardImages(ImageFolder):
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `images.load_rgb`."""
         place = self._find(name)
-        return decode_rgb(self._content(place, name), self._label(place, name), self.max_pixels)
+        return decode_rgb(io.BytesIO(self._content(place, name)), self._label(place, name), self.max_pixels)
+
+    def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
+        """What an image processor makes of an image, as `ImageFolder.view`."""
+        place = self._find(name)
+        decode = decode_pixels if getattr(processor, "takes", "image") == "pixels" else decode_rgb
+        stream = io.BytesIO(self._content(place, name))
+        return processor(decode(stream, self._label(place, name), self.max_pixels), rng)
 
     def read(self, name: str) -> bytes:
         """The image's bytes as they were packed.
@@ -256,7 +265,7 @@ def _is_checked(index: ShardIndex, fields: Sequence[Field]) -> bool:
 
 def _check(table: RowTable, fields: Sequence[Field], explode: str | None,
            keep: Callable[[Row], bool] | None) -> RowTable:
-    faults = Faulty()
+    faults = RowFaults()
     checked_table = RowTable(checked(table.items(), table.files, fields, faults, explode, keep), table.files)
     faults.stop_if_any()
     return checked_table

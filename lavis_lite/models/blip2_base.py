@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import DataError
 from lavis_lite.models.base import BaseModel, freeze
 from lavis_lite.models.qformer import QFormer
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
@@ -51,7 +51,7 @@ class Blip2Base(BaseModel):
         What the frozen encoder made of the images before, float[B,P,Dv], only changes its type.
 
         Raises:
-            ConfigError: such features of another width, or for an encoder that trains.
+            DataError: such features of another width, or for an encoder that trains.
         """
         if image.ndim == 3:
             self._check_features(image)
@@ -63,8 +63,9 @@ class Blip2Base(BaseModel):
     def _check_features(self, features: Tensor) -> None:
         width = self.ln_vision.normalized_shape[0]
         if not self.freeze_vit or features.shape[-1] != width:
-            raise ConfigError(f"features {tuple(features.shape)} came in place of images; this model takes them of "
-                              f"width {width}" + ("." if self.freeze_vit else ", and only with model.freeze_vit=true."))
+            trains = "" if self.freeze_vit else ", and this encoder trains"
+            raise DataError(f"an image has shape (B, 3, H, W), what a frozen encoder made of it (B, P, {width}); "
+                            f"this one {tuple(features.shape)}{trains}.")
 
     def normalise(self, features: Tensor) -> Tensor:
         """ln_vision without its affine part: float[B,P,Dv] -> float[B,P,Dv], in autocast's type under autocast.

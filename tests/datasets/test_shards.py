@@ -27,6 +27,7 @@ from lavis_lite.datasets import shard_writer
 from lavis_lite.datasets.builder import CustomBuilder, CustomConfig, ImageCaptionBuilder
 from lavis_lite.datasets.images import BadSample
 from lavis_lite.datasets.loader import train_loader
+from lavis_lite.datasets.qa_builder import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.randomness import sample_rng
 from lavis_lite.datasets.sampler import SampleOrder
 from lavis_lite.datasets.shard_builder import ImageShardBuilder
@@ -96,6 +97,29 @@ def test_an_evaluation_split_can_be_packed_too(coco_section, tmp_path):
     coco_section.build_info.annotations["val"] = FileConfig(storage=str(tmp_path / "val"))
     packed = ImageCaptionBuilder("tiny", coco_section).build("val", training=False)
     assert same(loose, packed) and packed.captions == loose.captions and packed.image_ids == loose.image_ids
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_questions_can_be_packed_too(coco_folder, section, tmp_path, training):
+    rows = [{"image": f"{number % 5}.png", "question": f"What is {number}?", "question_id": number,
+             "answer": ["one", "two", "one"][:1 + number % 3]} for number in range(10)]
+    (coco_folder / "questions.json").write_text(json.dumps(sorted(rows, key=lambda row: row["image"])))
+    cfg = section(coco_folder, {"train": "questions.json"}, ImageQAConfig)
+    cfg.vis_processor.eval = cfg.vis_processor.train
+    loose = ImageQABuilder("mine", cfg).build("train", training=training)
+    index = pack(loose, tmp_path / "shards", 2)
+    assert index.samples == 5 and len(index.shards) == 3
+    cfg.build_info.annotations["train"] = FileConfig(storage=str(tmp_path / "shards"))
+    packed = ImageQABuilder("mine", cfg).build("train", training=training)
+    assert same(loose, packed)
+    if not training:
+        assert packed.answer_list == loose.answer_list == ["one"] and packed.question(3) == loose.question(3)
+
+
+def test_shards_of_captions_hold_no_questions(folder, section):
+    cfg = section(folder, {"train": ""}, ImageQAConfig)
+    with pytest.raises(DataError, match="have no answers and no counts and no question"):
+        ImageQABuilder("mine", cfg).build("train", training=True)
 
 
 def test_webdataset_reads_them(folder, coco_folder):
