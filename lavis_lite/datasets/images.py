@@ -57,8 +57,13 @@ def load_rgb(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         BadSample: missing, not a regular file, not a picture, truncated, or larger than `max_pixels`.
     """
     check_regular(path)
-    with _named_faults(path), _no_warnings(), Image.open(path, formats=_formats()) as image:
-        _check_size(path, image, max_pixels)
+    return decode_rgb(path, path, max_pixels)
+
+
+def decode_rgb(source: Path | str | BinaryIO, name: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As `load_rgb`, of an open file or of bytes in an `io.BytesIO` too; `name` is what messages call it."""
+    with _named_faults(name), _no_warnings(), Image.open(source, formats=_formats()) as image:
+        _check_size(name, image, max_pixels)
         image.load()
         return to_rgb(image)
 
@@ -194,6 +199,19 @@ class ImageFolder:
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `load_rgb`."""
         return load_rgb(self.path(name), self.max_pixels)
+
+    def read(self, name: str) -> bytes:
+        """The file's bytes as they are.
+
+        Raises:
+            BadSample: see `path`; missing, unreadable or not a regular file.
+        """
+        path = self.path(name)
+        check_regular(path)
+        try:
+            return path.read_bytes()
+        except OSError as fault:
+            raise BadSample(path, f"cannot be read ({fault.strerror or fault})") from fault
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
         """What an image processor makes of a file: decoded straight to pixels where the processor takes those."""
