@@ -66,6 +66,21 @@ def test_all_orientations(orientation, monkeypatch, decoded_directly):
 
 
 @needs_simplejpeg
+def test_the_header_is_opened_by_pillow_only_where_it_has_notes(monkeypatch):
+    opened, real = [], Image.open
+    monkeypatch.setattr(jpeg.Image, "open", lambda *arguments, **more: opened.append(1) or real(*arguments, **more))
+    plain = encoded(picture())
+    padded = plain[:2] + b"\xff\xff\xff" + plain[2:]
+    for data in (plain, padded):
+        assert decode_pixels(data, "a.jpg").shape == (45, 61, 3) and not opened
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode_pixels(encoded(picture(), exif=exif), "a.jpg").shape == (61, 45, 3) and len(opened) == 1
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>'
+    assert decode_pixels(encoded(picture(), xmp=xmp), "a.jpg").shape == (61, 45, 3) and len(opened) == 2
+
+
+@needs_simplejpeg
 def test_cmyk_is_left_to_pillow(monkeypatch, decoded_directly):
     data = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
     red, green, blue = decode_pixels(data, "a.jpg")[4, 4]
