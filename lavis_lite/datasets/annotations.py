@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,18 @@ class RowTable:
         """`file:row` of a row, for messages. Rows of JSON lists count from 1; of line files it is the line number."""
         file, number = self._places[index].tolist()
         return f"{self.files[file]}:{number}"
+
+    def first_of_each(self, key: str, most: int) -> RowTable:
+        """A table of the first `most` rows of every value of `key`, in order."""
+        seen: Counter[Any] = Counter()
+        kept: list[tuple[int, int, Row]] = []
+        for index in range(len(self)):
+            row = self[index]
+            seen[row[key]] += 1
+            if seen[row[key]] <= most:
+                file, number = self._places[index].tolist()
+                kept.append((file, number, row))
+        return RowTable(kept, [Path(name) for name in self.files])
 
     def nbytes(self) -> int:
         """Bytes held."""

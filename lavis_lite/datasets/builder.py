@@ -33,6 +33,8 @@ class ImageDatasetConfig(DatasetConfig):
     """arguments of the generator named by `prepare` (mini_world: train, val, test, ood, seed, root)"""
     max_pixels: int = MAX_PIXELS
     """width x height above which an image counts as bad and is not decoded"""
+    captions_per_image: int | None = None
+    """training: only the first n captions of each image; absent: all"""
     captions_required: bool = True
     """false: evaluation rows may lack a caption (NoCaps)"""
 
@@ -135,6 +137,8 @@ class _ImageTextBuilder(BaseDatasetBuilder):
         paths = [source.fetch() for source in self._sources(split, root)]
         table = read_table(paths, self.fields(training), "caption" if training else None, self.row_filter(split))
         folder = ImageFolder(self._image_root(paths, root), self.cfg.max_pixels)
+        if training and self.cfg.captions_per_image is not None:
+            table = table.first_of_each("image", self.cfg.captions_per_image)
         if training:
             return self.train_dataset(table, folder, vis, text, space=self.cfg.build_info.images.storage or self.name)
         return self.eval_dataset(table, folder, vis, text)
