@@ -134,6 +134,7 @@ class Registries:
             "clip_image_eval": image + "ClipImageEval",
             "blip_caption": text + "BlipCaption",
             "blip_question": text + "BlipQuestion",
+            "instruction": "lavis_lite.processors.instruction:Instruction",
         })
         # builder: from_config(name, cfg) -> build(split) -> map-style dataset; documents the sample keys it yields.
         builder = "lavis_lite.datasets.builder:"
@@ -141,11 +142,14 @@ class Registries:
             "image_caption": builder + "ImageCaptionBuilder",
             "image_retrieval": builder + "ImageRetrievalBuilder",
             "custom": builder + "CustomBuilder",
+            "image_qa": "lavis_lite.datasets.qa_builder:ImageQABuilder",
         })
         # task: train_step, predict, score; no loops, no files.
         self.task: Registry[Any] = Registry("task", "lavis_lite.tasks.base:BaseTask", {
             "image_text_pretrain": "lavis_lite.tasks.pretrain:ImageTextPretrainTask",
             "retrieval": "lavis_lite.tasks.retrieval:RetrievalTask",
+            "captioning": "lavis_lite.tasks.captioning:CaptioningTask",
+            "vqa": "lavis_lite.tasks.vqa:VQATask",
         })
         # runner: the one step loop, bounded by epochs or by iterations.
         runner = "lavis_lite.runners.runner:"

@@ -143,6 +143,16 @@ def dataset_names() -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
+def dataset_rows(name: str) -> dict[str, Any]:
+    """type -> section of a data set that ships. A file may say `base: <other>`: its types with `changes` over each."""
+    rows = dict(read_yaml(Path(str(CONFIGS / "datasets" / f"{name}.yaml"))))
+    if "base" not in rows:
+        return rows
+    changes = rows.get("changes") or {}
+    return {kind: OmegaConf.to_container(OmegaConf.merge(row, changes))
+            for kind, row in dataset_rows(str(rows["base"])).items()}
+
+
 def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[Layer | None, str | None]:
     """(the default layer of a data set, or what is wrong with its name or type)."""
     path = Path(str(CONFIGS / "datasets" / f"{name}.yaml"))
@@ -152,7 +162,7 @@ def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[Layer | None, 
         return None, (f"datasets.{name}: neither a data set of the package nor a registered builder; "
                       f"{did_you_mean(name, [*dataset_names(), *registry.builder.names()])} "
                       "For files of your own add `builder: custom`.")
-    rows, wanted = read_yaml(path), str(section.get("type", "default"))
+    rows, wanted = dataset_rows(name), str(section.get("type", "default"))
     if wanted not in rows:
         return None, f"datasets.{name}.type: no type {wanted!r}; {did_you_mean(wanted, rows)}"
     return Layer(f"datasets/{name}.yaml", {"datasets": {name: rows[wanted]}}), None

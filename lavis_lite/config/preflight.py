@@ -100,9 +100,13 @@ def _check_datasets(config: Config, fault: Any) -> None:
             hint = did_you_mean(name, config.datasets)
             fault(f"run.train_dataset_ratios.{name}", f"not among the run's data sets; {hint}")
     for name, section in config.datasets.items():
-        for kind in ("vis_processor", "text_processor"):
+        for kind in ("vis_processor", "text_processor", "instruction"):
             for part in ("train", "eval"):
-                _check_processor(getattr(getattr(section, kind), part), f"datasets.{name}.{kind}.{part}", fault)
+                spec = getattr(getattr(section, kind, None), part, None)
+                _check_processor(spec, f"datasets.{name}.{kind}.{part}", fault)
+                if kind == "instruction" and spec and "{}" in (getattr(run, "prompt", None) or ""):
+                    fault("run.prompt", f"datasets.{name}.{kind} puts questions into a prompt already; set one of the "
+                          "two to null.")
         _check_splits(config.run, name, _splits(name, section, fault), len(config.datasets), fault)
 
 

@@ -5,7 +5,7 @@ One builder serves a whole family of data sets; what tells its members apart are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,6 +37,9 @@ class ImageDatasetConfig(DatasetConfig):
     """training: only the first n captions of each image; absent: all"""
     captions_required: bool = True
     """false: evaluation rows may lack a caption (NoCaps)"""
+    instruction: ProcessorPair = field(default_factory=ProcessorPair)
+    """processor that puts a question into a prompt, or makes the prompt before a caption (the *_instruct data sets):
+    {name: instruction, templates: vqa}; without `eval` the templates of `train`, and always the same one of them"""
 
 
 @dataclass
@@ -101,9 +104,11 @@ class BaseDatasetBuilder:
             ConfigError: no image processor is named, or its parameters do not fit.
         """
         pair: ProcessorPair = getattr(self.cfg, kind)
-        mode = "train" if training else "eval"
-        key = f"datasets.{self.name}.{kind}.{mode}"
-        given = dict(getattr(pair, mode) or {})
+        return self._made(kind, training, getattr(pair, "train" if training else "eval"))
+
+    def _made(self, kind: str, training: bool, section: Mapping[str, Any] | None) -> Callable[..., Any]:
+        key = f"datasets.{self.name}.{kind}.{'train' if training else 'eval'}"
+        given = dict(section or {})
         if not given and kind == "text_processor":
             return _as_it_is
         if "name" not in given:
@@ -111,15 +116,23 @@ class BaseDatasetBuilder:
         cls = registry.get_processor_class(given.pop("name"))
         try:
             return cls(**given)
-        except TypeError as fault:
-            raise ConfigError(f"{key}: {fault}.") from fault
+        except (TypeError, ConfigError) as fault:
+            raise ConfigError(f"{key}: {str(fault).rstrip('.')}.") from fault
+
+    def instruction(self, training: bool) -> Callable[..., Any] | None:
+        """The `instruction` processor; None where the section has none."""
+        pair: ProcessorPair | None = getattr(self.cfg, "instruction", None)
+        if pair is None or not (pair.train or pair.eval):
+            return None
+        fixed = pair.eval or {**(pair.train or {}), "draw": False}
+        return self._made("instruction", training, pair.train if training else fixed)
 
 
 def _as_it_is(item: Any, rng: Any = None) -> Any:
     return item
 
 
-class _ImageTextBuilder(BaseDatasetBuilder):
+class ImageTextBuilder(BaseDatasetBuilder):
     """What the builders of image-caption pairs share; a subclass names its data set classes."""
 
     config_class: ClassVar[type[DatasetConfig]] = ImageDatasetConfig
@@ -140,8 +153,9 @@ class _ImageTextBuilder(BaseDatasetBuilder):
         if training and self.cfg.captions_per_image is not None:
             table = table.first_of_each("image", self.cfg.captions_per_image)
         if training:
-            return self.train_dataset(table, folder, vis, text, space=self.cfg.build_info.images.storage or self.name)
-        return self.eval_dataset(table, folder, vis, text)
+            space = self.cfg.build_info.images.storage or self.name
+            return self.train_dataset(table, folder, vis, text, space=space, instruction=self.instruction(True))
+        return self.eval_dataset(table, folder, vis, text, instruction=self.instruction(False))
 
     def fields(self, training: bool) -> list[Field]:
         """What a row of the annotation files has."""
@@ -195,7 +209,7 @@ class _ImageTextBuilder(BaseDatasetBuilder):
 
 
 @registry.register_builder("image_caption")
-class ImageCaptionBuilder(_ImageTextBuilder):
+class ImageCaptionBuilder(ImageTextBuilder):
     """Captioned images: Karpathy's lists {image, caption, image_id} and official COCO captions files.
 
     Training: image, text_input, image_id, instance_id, one sample per caption. Evaluation: `CaptionEvalDataset`.
@@ -203,7 +217,7 @@ class ImageCaptionBuilder(_ImageTextBuilder):
 
 
 @registry.register_builder("image_retrieval")
-class ImageRetrievalBuilder(_ImageTextBuilder):
+class ImageRetrievalBuilder(ImageTextBuilder):
     """The same files for retrieval. Training: as captions, with image_id. Evaluation: `RetrievalEvalDataset`."""
 
     train_dataset = RetrievalDataset
@@ -211,7 +225,7 @@ class ImageRetrievalBuilder(_ImageTextBuilder):
 
 
 @registry.register_builder("custom")
-class CustomBuilder(_ImageTextBuilder):
+class CustomBuilder(ImageTextBuilder):
     """Your own JSON, JSONL, CSV or TSV file with an image and a caption column; samples as `image_caption`."""
 
     config_class = CustomConfig

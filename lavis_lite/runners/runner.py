@@ -25,7 +25,7 @@ from lavis_lite.registry import registry
 from lavis_lite.runners import bounds, checkpointing
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.bounds import Bounds
-from lavis_lite.runners.evaluation import AGGREGATE, EvaluationStopped, Evaluator, write_result
+from lavis_lite.runners.evaluation import AGGREGATE, EvaluationStopped, Evaluator, write_predictions, write_result
 from lavis_lite.runners.parts import Datasets, Speed, TrainingParts
 from lavis_lite.runners.precision import Precision, pick_device
 from lavis_lite.runners.signals import Interrupted, SignalWatch
@@ -260,6 +260,7 @@ class Runner:
         self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
         if distributed.is_main():
             write_result(self.run_dir, split, measured, scores)
+            write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
             self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}")
         return scores
 
