@@ -85,7 +85,8 @@ def test_the_wheel_says_what_it_needs(metadata: Message) -> None:
     assert {"torch", "transformers", "timm", "omegaconf", "iopath", "decord", "webdataset", "pycocotools",
             "pycocoevalcap", "fairscale"} <= named
     assert metadata["Name"] == "lavis_lite" and metadata["Requires-Python"] == ">=3.10"
-    assert {"dev", "track", "lora", "quant", "demo", "video", "all"} == set(metadata.get_all("Provides-Extra", []))
+    extras = {"dev", "track", "lora", "quant", "device_map", "demo", "video", "all"}
+    assert extras == set(metadata.get_all("Provides-Extra", []))
 
 
 def test_constraints_pin_every_requirement_within_its_range(metadata: Message) -> None:

@@ -35,6 +35,12 @@ def check(composition: Composition) -> list[str]:
     _check_numbers(config.run, fault)
     _check_length(config.run, fault)
     _check_device(config.run, fault)
+    for key, message in config.model.faults(config.run):
+        fault(f"model.{key}", message)
+    sharding = sharding_fault(config.run)
+    if sharding:
+        fault("run.fsdp", sharding)
+    _check_precisions(config, fault)
     _check_datasets(config, fault)
     if not any(text.startswith("run.output_dir") for text in faults):
         _check_output(config.run, fault)
@@ -89,6 +95,35 @@ def _check_device(run: RunConfig, fault: Any) -> None:
         fault("run.device", f"unknown device {run.device!r}; {did_you_mean(kind, ('auto', 'cpu', 'cuda'))}")
     if kind == "cpu" and run.amp_dtype == "fp16":
         fault("run.amp_dtype", "fp16 does not train on a CPU; use bf16 or fp32.")
+
+
+def sharding_fault(run: RunConfig) -> str | None:
+    """Why a run cannot share out its language model among ranks, as a sentence; None where it can or need not.
+
+    Ranks gather a block whenever one of them runs it, so all must run equally many: they do in training, but not when
+    each answers on batches of its own.
+    """
+    if run.fsdp == "none" or not (run.evaluate or run.valid_splits or run.test_splits):
+        return None
+    return ("a language model that is shared out among ranks can train but not answer: set run.valid_splits=[] and "
+            "run.test_splits=[], and evaluate checkpoints by evaluate.py with model.llm_device_map=auto or "
+            "model.llm_quantization=8bit.")
+
+
+def _check_precisions(config: Config, fault: Any) -> None:
+    """Half-precision weights: none that train, and no fp16 language model on a CPU."""
+    model, run = config.model, config.run
+    if not model.get("freeze_vit", True) and model.get("vit_precision", "fp32") != "fp32":
+        fault("model.vit_precision", f"{model['vit_precision']} weights cannot be trained (model.freeze_vit is false); "
+              "use fp32. run.amp=true gives half-precision arithmetic.")
+    if model.get("llm_precision") == "fp16" and (run.device == "cpu" or (run.device == "auto" and not _has_gpu())):
+        fault("model.llm_precision", "fp16 arithmetic on a CPU is slow and incomplete; use auto, fp32 or bf16.")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _check_datasets(config: Config, fault: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lavis_lite import files
-from lavis_lite.config.schema import DatasetConfig, ProcessorPair
+from lavis_lite.config.schema import DatasetConfig, ProcessorPair, StorageConfig
 from lavis_lite.datasets.annotations import Field, Row, RowTable, file_name, identifier, read_table, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
@@ -139,6 +139,8 @@ class ImageTextBuilder(BaseDatasetBuilder):
     sample_keys: ClassVar[tuple[str, ...]] = CaptionDataset.sample_keys
     train_dataset: ClassVar[type[CaptionDataset]] = CaptionDataset
     eval_dataset: ClassVar[type[CaptionEvalDataset]] = CaptionEvalDataset
+    media: ClassVar[str] = "images"
+    """the key of build_info that names the folder of files; its singular is the column that names a file"""
     cfg: ImageDatasetConfig
 
     def build(self, split: str, training: bool) -> BaseDataset | None:
@@ -149,17 +151,21 @@ class ImageTextBuilder(BaseDatasetBuilder):
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         paths = [source.fetch() for source in self._sources(split, root)]
         table = read_table(paths, self.fields(training), "caption" if training else None, self.row_filter(split))
-        folder = ImageFolder(self._image_root(paths, root), self.cfg.max_pixels)
-        if training and self.cfg.captions_per_image is not None:
-            table = table.first_of_each("image", self.cfg.captions_per_image)
+        most = self.cfg.captions_per_image
+        if most is not None and most < 1:
+            raise ConfigError(f"datasets.{self.name}.captions_per_image must be at least 1; it is {most}.")
+        if training and most is not None:
+            table = table.first_of_each("image", most)
+        folder = self.folder(self._media_root(paths, root))
         if training:
-            space = self.cfg.build_info.images.storage or self.name
+            space = self._storage() or self.name
             return self.train_dataset(table, folder, vis, text, space=space, instruction=self.instruction(True))
         return self.eval_dataset(table, folder, vis, text, instruction=self.instruction(False))
 
     def fields(self, training: bool) -> list[Field]:
         """What a row of the annotation files has."""
-        return [Field("image", file_name), Field("caption", texts, required=training or self.cfg.captions_required),
+        captions_required = training or self.cfg.captions_required
+        return [Field("image", file_name, self.media[:-1]), Field("caption", texts, required=captions_required),
                 Field("image_id", identifier, required=False)]
 
     def row_filter(self, split: str) -> Callable[[Row], bool] | None:
@@ -170,8 +176,29 @@ class ImageTextBuilder(BaseDatasetBuilder):
         return sources(f"datasets.{self.name}.build_info.annotations.{split}",
                        self.cfg.build_info.annotations[split], root)
 
-    def _image_root(self, annotations: Sequence[Path], root: Path | None) -> Path:
-        storage = self.cfg.build_info.images.storage
+    def processor(self, kind: str, training: bool) -> Callable[..., Any]:
+        """As in the base class.
+
+        Raises:
+            ConfigError: also where a video processor is to read images, or the reverse.
+        """
+        made = super().processor(kind, training)
+        if kind == "vis_processor" and (getattr(made, "takes", "image") == "video") != (self.media == "videos"):
+            near = "alpro_video_train, alpro_video_eval" if self.media == "videos" else "for example blip2_image_train"
+            raise ConfigError(f"datasets.{self.name}.vis_processor.{'train' if training else 'eval'}: "
+                              f"{type(made).__name__} does not take {self.media}; those that do: {near}.")
+        return made
+
+    def folder(self, root: Path) -> ImageFolder:
+        """Reader of the files below `root`."""
+        return ImageFolder(root, self.cfg.max_pixels)
+
+    def _storage(self) -> str | None:
+        storage: StorageConfig = getattr(self.cfg.build_info, self.media)
+        return storage.storage
+
+    def _media_root(self, annotations: Sequence[Path], root: Path | None) -> Path:
+        storage = self._storage()
         if storage is None:
             return annotations[0].parent
         prepared = root / storage if root else None
@@ -190,7 +217,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
             for source in self._sources(split, None):
                 if not source.here():
                     (fetchable if source.fetchable() else missing).append(source.sentence())
-        missing += self._missing_images()
+        missing += self._missing_media()
         return list(dict.fromkeys(fetchable + missing)) if missing or files.offline() else []
 
     def fetch(self) -> None:
@@ -200,12 +227,13 @@ class ImageTextBuilder(BaseDatasetBuilder):
             for source in self._sources(split, root):
                 source.fetch()
 
-    def _missing_images(self) -> list[str]:
-        storage = self.cfg.build_info.images.storage
+    def _missing_media(self) -> list[str]:
+        storage = self._storage()
         if storage is None or files.resolve(storage).is_dir():
             return []
-        how = self.cfg.how_to_get or "Set this key to the folder that holds the images."
-        return [f"datasets.{self.name}.build_info.images.storage: there is no folder {files.resolve(storage)}. {how}"]
+        how = self.cfg.how_to_get or f"Set this key to the folder that holds the {self.media}."
+        key = f"datasets.{self.name}.build_info.{self.media}.storage"
+        return [f"{key}: there is no folder {files.resolve(storage)}. {how}"]
 
 
 @registry.register_builder("image_caption")

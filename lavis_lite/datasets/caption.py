@@ -1,4 +1,7 @@
-"""Image-caption data sets: one sample per caption for training, one per image for evaluation."""
+"""Caption data sets of images or videos: one sample per caption for training, one per image for evaluation.
+
+Samples of videos have `video` float32[3, T, H, W] where those of images have `image` float32[3, H, W].
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class CaptionDataset(BaseDataset):
 
     Args:
         table: rows with image and caption (one text).
-        folder: the images.
+        folder: the images, or the videos.
         vis_processor, text_processor: applied to the image and to the caption.
         space: the image folder as the configuration names it; keeps image ids of several data sets apart.
         instruction: makes the prompt that text_input becomes; the caption is then text_output.
@@ -36,6 +39,7 @@ class CaptionDataset(BaseDataset):
                  space: str = "", instruction: Processor | None = None) -> None:
         self.table, self.folder, self.space = table, folder, space
         self.vis_processor, self.text_processor, self.instruction = vis_processor, text_processor, instruction
+        self.sample_keys = (folder.key, *self.sample_keys[1:])
         if instruction is not None:
             self.sample_keys = (*self.sample_keys, "text_output")
 
@@ -49,11 +53,12 @@ class CaptionDataset(BaseDataset):
     def sample(self, index: int, rng: random.Random | None = None) -> Sample:
         """One caption with its image."""
         row = self.table[index]
-        image = self.vis_processor(self.folder.load(row["image"]), rng)
+        view = self.folder.view(row["image"], self.vis_processor, rng)
         caption = self.text_processor(row["caption"], rng)
         texts = {"text_input": caption} if self.instruction is None else {
             "text_input": self.instruction("", rng), "text_output": caption}
-        return {"image": image, **texts, "image_id": image_number(self.space, row["image"]), "instance_id": str(index)}
+        return {self.folder.key: view, **texts, "image_id": image_number(self.space, row["image"]),
+                "instance_id": str(index)}
 
 
 class CaptionEvalDataset(BaseDataset):
@@ -79,6 +84,7 @@ class CaptionEvalDataset(BaseDataset):
         self._places = places
         self.folder, self.vis_processor, self.text_processor = folder, vis_processor, text_processor
         self.instruction = instruction
+        self.sample_keys = (folder.key, *self.sample_keys[1:])
         rows = [self.table[index] for index in range(len(self.table))]
         self.image = [row["image"] for row in rows]
         self.image_ids = own_ids(self.image, [row.get("image_id") for row in rows])
@@ -98,7 +104,7 @@ class CaptionEvalDataset(BaseDataset):
     def sample(self, index: int, rng: random.Random | None = None) -> Sample:
         """One image."""
         row = self.table[index]
-        sample = {"image": self.picture(index, rng), "image_id": self.image_ids[index], "index": index,
+        sample = {self.folder.key: self.picture(index, rng), "image_id": self.image_ids[index], "index": index,
                   "instance_id": str(index)}
         if self.has_text:
             sample["text_input"] = self.text_processor(row["caption"][0], rng)
@@ -107,8 +113,8 @@ class CaptionEvalDataset(BaseDataset):
         return sample
 
     def picture(self, index: int, rng: random.Random | None = None) -> Any:
-        """The processed image."""
-        return self.vis_processor(self.folder.load(self.image[index]), rng)
+        """The processed image, or the clip."""
+        return self.folder.view(self.image[index], self.vis_processor, rng)
 
     def image_name(self, index: int) -> str:
         """File name of an image."""

@@ -48,9 +48,10 @@ class Controlled(BaseDataset):
     def sample(self, index: int, rng: random.Random | None = None) -> Sample:
         """The row's sample with another picture in it."""
         sample: Sample = self.dataset.sample(index, rng)
+        key = "video" if "video" in sample else "image"
         if self.control == "blind":
-            return {**sample, "image": torch.zeros_like(torch.as_tensor(sample["image"]))}
-        return {**sample, "image": self.dataset.picture(self.others[self.dataset.image_name(index)], rng)}
+            return {**sample, key: torch.zeros_like(torch.as_tensor(sample[key]))}
+        return {**sample, key: self.dataset.picture(self.others[self.dataset.image_name(index)], rng)}
 
 
 def _others(dataset: Any) -> dict[str, int]:

@@ -1,4 +1,7 @@
-"""Question-answering data sets over images: one sample per question."""
+"""Question-answering data sets over images or videos: one sample per question.
+
+Samples of videos have `video` float32[3, T, H, W] where those of images have `image` float32[3, H, W].
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class QADataset(BaseDataset):
 
     Args:
         table: rows as `qa_files.read_questions` gives them, with answers.
-        folder: the images.
+        folder: the images, or the videos.
         vis_processor, text_processor: applied to the image and to the question.
         instruction: puts a text into a prompt; None: it stays as it is.
         space: the image folder as the configuration names it.
@@ -51,6 +54,7 @@ class QADataset(BaseDataset):
                  instruction: Processor | None = None, space: str = "", learn: Learn = "answer") -> None:
         self.table, self.folder, self.space, self.learn = table, folder, space, learn
         self.vis_processor, self.text_processor, self.instruction = vis_processor, text_processor, instruction
+        self.sample_keys = (folder.key, *self.sample_keys[1:])
 
     def __len__(self) -> int:
         return len(self.table)
@@ -62,12 +66,12 @@ class QADataset(BaseDataset):
     def sample(self, index: int, rng: random.Random | None = None) -> Sample:
         """One question with one of its answers."""
         row = self.table[index]
-        image = self.vis_processor(self.folder.load(row["image"]), rng)
+        view = self.folder.view(row["image"], self.vis_processor, rng)
         weights = [count / sum(row["counts"]) for count in row["counts"]]
         question, answer = self.text_processor(row["question"], rng), draw(row["answers"], weights, rng)
         read, learned = (question, answer) if self.learn == "answer" else (answer, question)
         return {
-            "image": image,
+            self.folder.key: view,
             "text_input": self.instruction(read, rng) if self.instruction else read, "text_output": learned,
             "answers": row["answers"], "weights": weights, "question_id": row["question_id"],
             "image_id": image_number(self.space, row["image"]), "instance_id": str(index),
@@ -93,6 +97,7 @@ class QAEvalDataset(BaseDataset):
                  training: Callable[[], RowTable | None] = lambda: None, candidates: list[str] | None = None) -> None:
         self.table, self.folder, self.space = table, folder, space
         self.vis_processor, self.text_processor, self.instruction = vis_processor, text_processor, instruction
+        self.sample_keys = (folder.key, *self.sample_keys[1:])
         self.has_answers = "answers" in table[0]
         self._training, self._candidates = training, candidates
 
@@ -108,7 +113,7 @@ class QAEvalDataset(BaseDataset):
         row = self.table[index]
         question = self.text_processor(row["question"], rng)
         return {
-            "image": self.picture(index, rng),
+            self.folder.key: self.picture(index, rng),
             "text_input": self.instruction(question, rng) if self.instruction else question,
             "question_id": row["question_id"],
             "image_id": row.get("image_id", image_number(self.space, row["image"])),
@@ -116,8 +121,8 @@ class QAEvalDataset(BaseDataset):
         }
 
     def picture(self, index: int, rng: random.Random | None = None) -> Any:
-        """The processed image of a question."""
-        return self.vis_processor(self.folder.load(self.image_name(index)), rng)
+        """The processed image or clip of a question."""
+        return self.folder.view(self.image_name(index), self.vis_processor, rng)
 
     def image_name(self, index: int) -> str:
         """File name of a question's image."""

@@ -12,7 +12,6 @@ from lavis_lite.config.schema import DatasetConfig, FileConfig
 from lavis_lite.datasets.annotations import Row, RowTable, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builder import ImageDatasetConfig, ImageTextBuilder
-from lavis_lite.datasets.images import ImageFolder
 from lavis_lite.datasets.locate import Source, prepare, sources
 from lavis_lite.datasets.qa import Learn, QADataset, QAEvalDataset
 from lavis_lite.datasets.qa_files import Layout, read_questions
@@ -28,9 +27,9 @@ class ImageQAConfig(ImageDatasetConfig):
     COCO files (their `images` name the pictures), flat lists with LAVIS' columns, or any mix of them.
     """
 
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
     """what a column is called in the files, where it is not called so: question, question_id, image, image_id, answers
-    (or answer), question_type, answer_type"""
+    (or answer), question_type, answer_type; answers may be a list of columns with one answer each"""
     image_pattern: str | dict[str, str] | None = None
     """path of a row's image out of its columns, or one pattern per split, for files that have image ids only:
     "{data_subtype}/COCO_{data_subtype}_{image_id:012d}.jpg" """
@@ -41,7 +40,8 @@ class ImageQAConfig(ImageDatasetConfig):
     split_values: dict[str, str] = field(default_factory=dict)
     """split -> its value in split_column; by default the split's own name"""
     answer_list: FileConfig = field(default_factory=FileConfig)
-    """JSON list of answers to choose among (run.inference_method=rank); absent: the training answers by frequency"""
+    """JSON list of answers to choose among (run.inference_method=rank), or LAVIS' {answer: number}; absent: those of
+    the training split, by frequency"""
     learn: Learn = "answer"
     """question: the model reads an answer and learns to ask"""
 
@@ -80,9 +80,13 @@ class ImageQABuilder(ImageTextBuilder):
         if isinstance(pattern, dict):
             pattern = pattern.get(split)
         try:
-            return Layout(self.cfg.columns, pattern, self.cfg.key_column, split, self.row_filter(split))
+            return Layout(self.columns(), pattern, self.cfg.key_column, split, self.row_filter(split))
         except ConfigError as fault:
             raise ConfigError(f"datasets.{self.name}.{fault}") from fault
+
+    def columns(self) -> dict[str, str | list[str]]:
+        """What columns are called in the files, where not by their usual names."""
+        return self.cfg.columns
 
     def row_filter(self, split: str) -> Callable[[Row], bool] | None:
         """By split_column; None: all rows of the split's files."""
@@ -99,8 +103,7 @@ class ImageQABuilder(ImageTextBuilder):
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
         instruction = self.instruction(training)
         table, paths, root = self._read(split, training)
-        folder = ImageFolder(self._image_root(paths, root), self.cfg.max_pixels)
-        space = self.cfg.build_info.images.storage or self.name
+        folder, space = self.folder(self._media_root(paths, root)), self._storage() or self.name
         if training:
             return QADataset(table, folder, vis, text, instruction, space, self.cfg.learn)
         return QAEvalDataset(table, folder, vis, text, instruction, space, self._training_rows, self._candidates(root))
@@ -125,12 +128,14 @@ class ImageQABuilder(ImageTextBuilder):
         return super()._sources(own, root)
 
     def _candidates(self, root: Path | None) -> list[str] | None:
-        given = self.cfg.answer_list
-        if not (given.url or given.storage):
+        listed = self.cfg.answer_list
+        if not (listed.url or listed.storage):
             return None
-        (source,) = sources(f"datasets.{self.name}.answer_list", given, root)
+        (source,) = sources(f"datasets.{self.name}.answer_list", listed, root)
         path = source.fetch()
         try:
-            return texts(json.loads(path.read_text(encoding="utf-8-sig")))
-        except ValueError as fault:
-            raise DataError(f"{path}: must be a JSON list of answers ({fault}).") from fault
+            given = json.loads(path.read_text(encoding="utf-8-sig"))
+            # LAVIS' {answer: its number}, the commonest first
+            return texts(sorted(given, key=lambda answer: given[answer]) if isinstance(given, dict) else given)
+        except (ValueError, TypeError) as fault:
+            raise DataError(f"{path}: must be a JSON list of answers, or {{answer: number}} ({fault}).") from fault

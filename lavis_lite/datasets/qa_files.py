@@ -40,7 +40,7 @@ class Layout:
     """How a data set writes its rows.
 
     Args:
-        columns: key of COLUMNS -> name in the file, where it differs.
+        columns: key of COLUMNS -> name in the file, where it differs; answers may be several columns.
         image_pattern: the image's path out of a row's columns and the file's own facts, such as
             "{data_subtype}/COCO_{data_subtype}_{image_id:012d}.jpg".
         key_column: files that are an object of rows by name: that name becomes this column.
@@ -48,7 +48,7 @@ class Layout:
         keep: looks at a raw row; rows it refuses are left out, unchecked.
     """
 
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str | list[str]] = field(default_factory=dict)
     image_pattern: str | None = None
     key_column: str | None = None
     split: str = ""
@@ -58,13 +58,25 @@ class Layout:
         for key in self.columns:
             if key not in COLUMNS:
                 raise ConfigError(f"columns.{key}: no such column; {did_you_mean(key, COLUMNS)}")
+            if not self.columns[key] or (key != "answers" and not isinstance(self.columns[key], str)):
+                raise ConfigError(f"columns.{key} must be one name; only answers may be in several columns.")
         for name in self.pattern_fields():
             if not name.isidentifier():
                 raise ConfigError(f"image_pattern {self.image_pattern!r}: {{{name}}} must be the name of a column.")
 
     def name(self, key: str) -> str:
-        """What a column is called in the file."""
-        return self.columns.get(key, COLUMNS[key])
+        """What a column is called in the file; the first of several."""
+        named = self.columns.get(key, COLUMNS[key])
+        return named if isinstance(named, str) else named[0]
+
+    def answers_of(self, row: Row) -> tuple[str, Any] | None:
+        """(column, value) of a row's answers, None where it has none; of several columns the filled ones as a list."""
+        several = self.columns.get("answers")
+        if isinstance(several, list):
+            given = [row[column] for column in several if row.get(column) not in (None, "")]
+            return (", ".join(several), given) if any(column in row for column in several) else None
+        columns = [self.name(key) for key in ("answers", "answer")]
+        return next(((column, row[column]) for column in columns if column in row), None)
 
     def pattern_fields(self) -> list[str]:
         """Columns that the image pattern takes."""
@@ -261,14 +273,15 @@ class _Join:
             for key in ("question_type", "answer_type", "image_id"):
                 if key not in row and isinstance(source.get(self.layout.name(key)), str | int):
                     row[key] = source[self.layout.name(key)]
-        columns = [self.layout.name(key) for key in ("answers", "answer")]
-        column = next((column for column in columns if column in source), None)
-        if column is None:
-            self.faults.add(where, f"field {columns[0]!r} (or {columns[1]!r}) is missing, for question_id "
+        answers = self.layout.answers_of(source)
+        if answers is None:
+            names = [self.layout.name(key) for key in ("answers", "answer")]
+            self.faults.add(where, f"field {names[0]!r} (or {names[1]!r}) is missing, for question_id "
                             f"{row['question_id']!r}")
             return note
+        column, value = answers
         try:
-            row.update(answer_texts(source[column]))
+            row.update(answer_texts(value))
         except ValueError as fault:
             self.faults.add(where, f"field {column!r} {fault}, for question_id {row['question_id']!r}")
         return note

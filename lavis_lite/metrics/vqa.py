@@ -2,6 +2,7 @@
 
 A prediction scores min(1, agreeing annotators / 3), averaged over all ways to leave one annotator out. The official
 script cleans prediction and answers only where the annotators are not unanimous; `rule="normalised"` always does.
+Leaving one annotator out takes two: for data sets with a single answer per question there is `rule="exact"`.
 Scores are fractions in [0, 1] (the script prints percents).
 """
 
@@ -16,7 +17,7 @@ from typing import Literal
 
 from lavis_lite.errors import DataError
 
-Rule = Literal["official", "normalised"]
+Rule = Literal["official", "normalised", "exact"]
 Id = int | str
 AGREEING = 3
 """annotators that make an answer fully right"""
@@ -68,7 +69,8 @@ def answer_score(prediction: str, answers: Sequence[str], rule: Rule = "official
     Args:
         prediction: the model's answer.
         answers: one per annotator.
-        rule: official, or clean the texts also where the annotators are unanimous.
+        rule: official; normalised: clean the texts also where the annotators are unanimous; exact: 1 where the
+            cleaned texts are equal for any annotator.
         answer_ids: False gives what the official script does to annotations that lack answer_id: it leaves out all
             equal answers at once and not one annotator.
 
@@ -78,8 +80,10 @@ def answer_score(prediction: str, answers: Sequence[str], rule: Rule = "official
     if not answers:
         raise ValueError("a prediction cannot be scored against no answers")
     prediction = prediction.replace("\n", " ").replace("\t", " ").strip()
-    if rule == "normalised" or len(set(answers)) > 1:
+    if rule != "official" or len(set(answers)) > 1:
         prediction, answers = normalise(prediction), [normalise(answer) for answer in answers]
+    if rule == "exact":
+        return float(prediction in answers)
     counts = Counter(answers)
     agreeing = counts[prediction]
     total = 0.0

@@ -147,10 +147,11 @@ class T5Learner(Learner):
         ensure_torchvision()
         from transformers import T5Config, T5ForConditionalGeneration
 
-        config = T5Config(
-            vocab_size=_size(folder), d_model=WIDTH, d_kv=32, d_ff=2 * WIDTH, num_layers=3, num_decoder_layers=3,
-            num_heads=5, dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-            decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
+        sizes: dict[str, Any] = {
+            "vocab_size": _size(folder), "d_model": WIDTH, "d_kv": 32, "d_ff": 2 * WIDTH, "num_layers": 3,
+            "num_decoder_layers": 3, "num_heads": 5, "dropout_rate": 0.0, "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+        config = T5Config(**sizes)
         model = T5ForConditionalGeneration(config)
         prepare(model, FAMILIES["t5"])
         with torch.no_grad():

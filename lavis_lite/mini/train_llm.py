@@ -166,7 +166,8 @@ vectors, by number of objects. Questions: right answers from the same two kinds 
 without any context.
 
 It knows nothing but this world: no other language than its {words} tokens, no facts, no longer texts than about a
-hundred tokens. With more objects, copies have more faults, and questions about relations and counts are its weak side.
+hundred tokens. Copies get worse with every object, those from plain text most (the table says how much); questions
+of yes and no (existence, relation, comparison) are little better than guessed.
 """
 ABOUT = {"opt": "An `OPTForCausalLM` of width 160 and 4 layers",
          "t5": "A `T5ForConditionalGeneration` in FlanT5's form (gated GELU, an output matrix of its own) of width 160 "

@@ -60,7 +60,8 @@ class Evaluator:
     def split(self, datasets: Mapping[str, Any], split: str, step: int) -> dict[str, float]:
         """Metrics of one split, equal on all ranks.
 
-        With several data sets their metrics are told apart as `<data set>/<metric>`, and `agg_metrics` is the mean.
+        With several data sets their metrics are told apart as `<data set>/<metric>`, and `agg_metrics` is the mean. Of
+        several, those that the task cannot evaluate (captions mixed into the training of answers) are left out.
 
         Args:
             datasets: data sets by name, those that have this split.
@@ -68,9 +69,10 @@ class Evaluator:
             step: optimizer steps done; seeds whatever a model draws.
         """
         was_training, self.predictions = self.model.training, {}
+        fitting = {name: dataset for name, dataset in datasets.items() if self.task.takes(dataset)}
         self.model.eval()
         try:
-            scores = {name: self._one(name, dataset, split, step) for name, dataset in datasets.items()}
+            scores = {name: self._one(name, dataset, split, step) for name, dataset in (fitting or datasets).items()}
         finally:
             self.model.train(was_training)
         return _merged(scores)

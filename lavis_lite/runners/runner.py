@@ -28,6 +28,7 @@ from lavis_lite.runners.bounds import Bounds
 from lavis_lite.runners.evaluation import AGGREGATE, EvaluationStopped, Evaluator, write_predictions, write_result
 from lavis_lite.runners.parts import Datasets, Speed, TrainingParts
 from lavis_lite.runners.precision import Precision, pick_device
+from lavis_lite.runners.sharding import share_out
 from lavis_lite.runners.signals import Interrupted, SignalWatch
 from lavis_lite.runners.step import StepResult
 from lavis_lite.tasks.base import BaseTask
@@ -61,6 +62,7 @@ class Runner:
         self.run_dir, self.launch = Path(run_dir), launch or Launch()
         self.device = device or pick_device(self.run.device, self.launch.local_rank)
         self.precision = Precision.from_run(self.run, self.device)
+        share_out(model, self.run, self.device)
         self.model = model.to(self.device)
         self.tracker = tracker or Tracker.from_run(self.run, self.run_dir, distributed.is_main())
         self.store = checkpointing.CheckpointStore(self.run_dir, self.run.keep_checkpoints)

@@ -51,6 +51,10 @@ class BaseTask:
     def before_evaluation(self, dataset: Any, split: str) -> None:
         """Called on every rank before a split's first `predict`; nothing to do by default."""
 
+    def takes(self, dataset: Any) -> bool:
+        """Whether the task can evaluate a data set. Of several, those it cannot are for training only."""
+        return True
+
     def evaluated(self, dataset: Any) -> Any:
         """The data set whose samples `predict` gets; another one than the split's own where a control is asked for."""
         return dataset

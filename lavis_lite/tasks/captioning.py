@@ -51,18 +51,23 @@ class CaptioningTask(WritingTask):
             if name not in METRICS:
                 raise ConfigError(f"run.caption_metrics: no metric {name!r}; {did_you_mean(name, METRICS)}")
 
+    def takes(self, dataset: Any) -> bool:
+        """Whether it lists captions by image."""
+        return hasattr(dataset, "captions")
+
     def before_evaluation(self, dataset: Any, split: str) -> None:
         """Refuse a data set that is no list of images."""
-        if not hasattr(dataset, "captions"):
+        if not self.takes(dataset):
             raise DataError(f"split {split!r} does not list captions by image ({type(dataset).__name__}); take a data "
                             "set of the builder image_caption, such as mini_world_caption.")
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         """One row per image: {id, index, caption}."""
-        if "image" not in samples:  # every image of the batch was bad
+        if "index" not in samples:  # every image of the batch was bad
             return []
         prompt = self.cfg.prompt if self.cfg.prompt is not None else samples.get("prompt")
-        asked = {"image": samples["image"], **({} if prompt is None else {"prompt": prompt})}
+        asked: dict[str, Any] = {key: samples[key] for key in ("image", "video") if key in samples}
+        asked |= {} if prompt is None else {"prompt": prompt}
         options: dict[str, Any] = self.options()
         if self.cfg.use_nucleus_sampling:
             options |= {"use_nucleus_sampling": True, "top_p": self.cfg.top_p, "temperature": self.cfg.temperature}

@@ -27,7 +27,8 @@ class VQARunConfig(WritingRunConfig):
     num_ans_candidates: int = 128
     """rank: only so many of the list are tried"""
     vqa_rule: Rule = "official"
-    """official: texts are cleaned where the annotators differ, as in the official script; normalised: always"""
+    """official: texts are cleaned where the annotators differ, as in the official script; normalised: always; exact:
+    equal after cleaning, for data sets with one answer per question"""
     baselines: bool = True
     """report what the commonest training answer would score, overall and by question"""
 
@@ -50,6 +51,7 @@ class VQATask(WritingTask):
             raise ConfigError(f"run.prompt={cfg.prompt!r}: the question needs a place, for example "
                               "'Question: {} Short answer:'.")
         self._answers: list[str] = []
+        self._majority: tuple[Any, Majority | None] = (None, None)
 
     def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The model's loss on (prompt, answer), with the prompt of the evaluation."""
@@ -58,11 +60,18 @@ class VQATask(WritingTask):
             samples = {**samples, "text_input": prompts}
         return BaseTask.train_step(self, model, samples)
 
+    def takes(self, dataset: Any) -> bool:
+        """Whether it lists questions."""
+        return hasattr(dataset, "question")
+
     def before_evaluation(self, dataset: Any, split: str) -> None:
-        """Refuse a data set without questions, and ranking without candidates."""
-        if not hasattr(dataset, "question"):
+        """Refuse a data set without questions, ranking without candidates, and a rule that needs more annotators."""
+        if not self.takes(dataset):
             raise DataError(f"split {split!r} has no questions ({type(dataset).__name__}); take a data set of the "
                             "builder image_qa, such as mini_world_vqa.")
+        if dataset.has_answers and self.cfg.vqa_rule != "exact" and len(dataset.question(0)["answers"]) < 2:
+            raise DataError(f"split {split!r} has one answer per question; run.vqa_rule={self.cfg.vqa_rule} leaves one "
+                            "annotator out and would give 0 to every answer. Set run.vqa_rule=exact.")
         self._answers = []
         if self.cfg.inference_method == "rank":
             self._answers = dataset.answer_list
@@ -72,7 +81,7 @@ class VQATask(WritingTask):
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         """One row per question: {id, index, answer}."""
-        if "image" not in samples:  # every image of the batch was bad
+        if "index" not in samples:  # every image of the batch was bad
             return []
         if not hasattr(model, "predict_answers"):
             raise ConfigError(f"{type(model).__name__} does not answer questions; take an arch such as blip2_opt.")
@@ -98,10 +107,12 @@ class VQATask(WritingTask):
         return scores | {"agg_metrics": scores["accuracy"]}
 
     def _baselines(self, dataset: Any, questions: dict[Any, str], truths: dict[Any, Truth]) -> dict[str, float]:
-        pairs = list(dataset.majority_pairs())
-        if not pairs:
+        if self._majority[0] is not dataset:  # the training answers of a large data set take seconds to count
+            pairs = list(dataset.majority_pairs())
+            self._majority = dataset, Majority(pairs) if pairs else None
+        majority = self._majority[1]
+        if majority is None:
             return {}
-        majority = Majority(pairs)
         by_question = {name: majority.answer(text) for name, text in questions.items()}
         overall = dict.fromkeys(questions, majority.overall)
         return {name: vqa_accuracy(answers, truths, self.cfg.vqa_rule)["accuracy"]

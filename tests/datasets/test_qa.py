@@ -116,7 +116,7 @@ def test_candidates_of_a_file_and_faults_that_name_their_key(qa_section: Any, co
     (coco_folder / "list.json").write_text('["a", "b"]')
     cfg = qa_section(answer_list=FileConfig(storage=str(coco_folder / "list.json")))
     assert ImageQABuilder("q", cfg).build("val", False).answer_list == ["a", "b"]
-    (coco_folder / "list.json").write_text('{"a": 1}')
+    (coco_folder / "list.json").write_text('[{"a": 1}]')
     with pytest.raises(DataError, match="list.json: must be a JSON list of answers"):
         ImageQABuilder("q", cfg).build("val", False)
     with pytest.raises(ConfigError, match=r"datasets.q.columns.nonsense"):

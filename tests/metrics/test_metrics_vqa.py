@@ -42,6 +42,11 @@ def test_unanimous_answers_are_compared_as_they_are_unless_asked(answers: list[s
     assert answer_score(prediction, answers, "normalised") == pytest.approx(normalised)
 
 
+def test_a_single_answer_is_compared_exactly() -> None:
+    assert answer_score("dog", ["dog"]) == 0.0  # nobody is left when one is left out
+    assert [answer_score(text, ["a dog"], "exact") for text in ("Dog.", "cat")] == [1.0, 0.0]
+
+
 def test_accuracy_by_type() -> None:
     truths = {1: Truth(["red"] * 10, "what color", "other"), 2: Truth(["yes"] * 10, "is the", "yes/no"),
               "3": Truth(["no"] * 10, "is the", "yes/no")}

@@ -132,3 +132,12 @@ def test_shipped_files_and_their_size(family: str) -> None:
     size = sum(path.stat().st_size for path in (ASSETS / family).iterdir())
     assert size < 6e6
     assert "Held" not in (ASSETS / family / "CARD.md").read_text()
+
+
+def test_held_out_copies(shipped: Learner) -> None:
+    from lavis_lite.mini.train_llm import _exact, _of_objects
+
+    with torch.no_grad():
+        single = _exact(shipped, _of_objects(77, 1, 0, DOCUMENTS))
+        blended = {count: _exact(shipped, _of_objects(77, count, 12, DOCUMENTS)) for count in (1, 2)}
+    assert single >= 0.85 and blended[1] >= 0.9 and blended[2] >= 0.6

@@ -140,7 +140,17 @@ def test_impossible_settings(keys: dict[str, Any], words: str) -> None:
         vqa(**keys)
 
 
+def test_one_answer_per_question_needs_the_exact_rule() -> None:
+    single = Questions()
+    single.rows = [{**row, "answers": row["answers"][:1]} for row in Questions.rows]
+    with pytest.raises(DataError, match="Set run.vqa_rule=exact"):
+        vqa().before_evaluation(single, "val")
+    scores, *_ = answer_all(vqa(vqa_rule="exact"), single, ["Red.", "no", "no"])
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+
+
 def test_data_sets_and_models_that_do_not_fit() -> None:
+    assert (vqa().takes(Questions()), vqa().takes(IMAGES), captioning().takes(IMAGES)) == (True, False, True)
     with pytest.raises(DataError, match="has no questions"):
         vqa().before_evaluation(SimpleNamespace(), "val")
     with pytest.raises(DataError, match="does not list captions"):
