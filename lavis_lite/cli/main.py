@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "score a model on the splits a YAML names",
     "fetch": "download the annotations, weights and tokenizers a YAML needs",
     "models": "list models and their types",
+    "convert": "turn a checkpoint into transformers', LAVIS' or this project's format",
 }
 INTERRUPTED, USER_ERROR = 130, 2
 

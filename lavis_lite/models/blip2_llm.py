@@ -92,14 +92,16 @@ class Blip2LLM(Blip2Base):
         language_model: frozen.
         prompt: read before captions in training, and before answers where a call brings no prompt.
         freeze_vit: keep the vision encoder constant and in eval mode.
+        ln_vision_eps: epsilon of the norm over image features.
     """
 
     config_class: ClassVar[type[Blip2LLMConfig]] = Blip2LLMConfig
     style: ClassVar[Style] = Style()
 
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
-                 language_model: LanguageModel, *, prompt: str = "", freeze_vit: bool = True) -> None:
-        super().__init__(vision_encoder, qformer, tokenizer, freeze_vit)
+                 language_model: LanguageModel, *, prompt: str = "", freeze_vit: bool = True,
+                 ln_vision_eps: float = 1e-5) -> None:
+        super().__init__(vision_encoder, qformer, tokenizer, freeze_vit, ln_vision_eps)
         self.prompt = prompt
         self.language_model = language_model
         self.language_projection = nn.Linear(qformer.cfg.hidden_size, language_model.hidden_size)
@@ -114,7 +116,8 @@ class Blip2LLM(Blip2Base):
             cfg.language_model_name(), sizes=cfg.llm_args, tokenizer=cfg.llm_tokenizer,
             family=cfg.llm_family or cls.style.family, precision=cfg.llm_precision, limits=limits,
             lm_reduction=cfg.lm_reduction)
-        return cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.freeze_vit)
+        return cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.freeze_vit,
+                   ln_vision_eps=cfg.ln_vision_eps)
 
     def excuses(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
         """A stage-1 checkpoint has no projection yet, and heads (and, where no text is read, a text half) to spare."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lavis_lite.models.checkpoints.report import LoadReport
 
 PREFIX = "language_model.model."
 """Where transformers' model lies within ours."""
+LOGITS_BIAS = PREFIX + "final_logits_bias"
+"""BART's: one column per word"""
 
 
 def language_kind(model: Any) -> str | None:
@@ -59,9 +62,31 @@ def fit_language_model(model: Any, tensors: Mapping[str, Tensor], report: LoadRe
         if stored is not None and name.endswith(".weight"):
             fitted.setdefault(name, stored)
     own = model.state_dict()
-    for name in (words | output) & fitted.keys():
+    for name in word_axes(model) & fitted.keys():
         tensor, wanted = fitted[name], own[name]
-        if tensor.shape[1:] == wanted.shape[1:] and len(tensor) > len(wanted):
-            fitted[name] = tensor[:len(wanted)]
+        axis = 1 if name == LOGITS_BIAS else 0
+        if tensor.ndim == wanted.ndim and tensor.shape[axis] > wanted.shape[axis]:
+            fitted[name] = tensor.narrow(axis, 0, wanted.shape[axis])
             report.resized.append(name)
     return fitted
+
+
+def word_axes(model: Any) -> set[str]:
+    """Names of all tensors of the model's language model that have a row (or a column) for every word."""
+    words, output = vocabulary_names(model)
+    return words | output | ({LOGITS_BIAS} & model.state_dict().keys())
+
+
+def with_words(model: Any, tensors: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The same tensors for a vocabulary of at least `count` words.
+
+    A new word is the mean of all others, so that its logit is their mean too: it is never the likeliest.
+    """
+    grown = dict(tensors)
+    for name in word_axes(model) & grown.keys():
+        axis = 1 if name == LOGITS_BIAS else 0
+        more = count - grown[name].shape[axis]
+        if more > 0:
+            mean = grown[name].double().mean(axis, keepdim=True).to(grown[name].dtype)
+            grown[name] = torch.cat([grown[name], *[mean] * more], axis)
+    return grown
