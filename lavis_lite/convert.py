@@ -22,6 +22,7 @@ from lavis_lite.config.compose import import_plugins, model_types
 from lavis_lite.config.layers import read_yaml
 from lavis_lite.config.typed import Checker
 from lavis_lite.errors import CheckpointError, ConfigError, DataError, Faults, did_you_mean
+from lavis_lite.models.blip2_qformer import INITIAL_TEMPERATURE
 from lavis_lite.models.checkpoints.export import (
     CONFIG,
     ExportReport,
@@ -38,8 +39,6 @@ from lavis_lite.models.checkpoints.report import LoadReport, seems_to_be
 from lavis_lite.registry import registry
 
 FORMATS = ("hf", "lavis", "lite")
-TEMPERATURE = 0.07
-"""of a new stage-1 model"""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -173,7 +172,7 @@ def _with_own_language_model(origin: Origin, folder: Path) -> Origin:
     if name is None or origin.model.get("llm_args") or weights.Need("llm_model", str(name)).found():
         return origin
     keys = section_of(json.loads((folder / "config.json").read_text(encoding="utf-8")), folder)
-    taken = {key: keys[key] for key in ("llm_args", "llm_tokenizer", "llm_family") if key in keys}
+    taken: dict[str, Any] = {key: keys[key] for key in ("llm_args", "llm_tokenizer", "llm_family") if key in keys}
     return Origin({**origin.model, **taken}, origin.preprocess)
 
 
@@ -246,7 +245,7 @@ def _new_values(skeleton: Any, names: list[str]) -> dict[str, Tensor]:
         if len(shape) == 2:
             values[name] = spread * torch.randn(shape, generator=generator)
         elif name == "temp":
-            values[name] = torch.full(shape, TEMPERATURE)
+            values[name] = torch.full(shape, INITIAL_TEMPERATURE)
         else:
             values[name] = torch.ones(shape) if name.endswith(".weight") else torch.zeros(shape)
     return values

@@ -52,13 +52,13 @@ def hf_config(model: Any, image_token: int | None = None, words: int | None = No
     from transformers import Blip2Config, InstructBlipConfig
 
     name = hf_class(model)
-    parts = {"vision_config": vision_config(model), "qformer_config": _qformer_config(model, name)}
+    parts: dict[str, Any] = {"vision_config": vision_config(model), "qformer_config": _qformer_config(model, name)}
     if name == RETRIEVAL:
         parts["image_text_hidden_size"] = model.vision_proj.out_features
     else:
         parts["text_config"] = _text_config(model, words)
         parts["image_token_index"] = image_token
-    kind = InstructBlipConfig if name == INSTRUCT else Blip2Config
+    kind: Any = InstructBlipConfig if name == INSTRUCT else Blip2Config
     content: dict[str, Any] = kind(num_query_tokens=model.query_tokens.shape[1], **parts).to_dict()
     content["architectures"] = [name]
     if name != RETRIEVAL:
