@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lavis_lite import weights
@@ -156,20 +156,26 @@ def _afresh(model: Mapping[str, Any], preprocess: Mapping[str, Any] | None) -> O
 def _told_by_metadata(path: Path) -> Origin | None:
     """What `export` wrote into a .safetensors file."""
     for file in (path, path / EXTRA, path / WEIGHTS):
-        if file.suffix == ".safetensors" and file.is_file():
-            with safe_open(file, "pt") as content:
-                told = (content.metadata() or {}).get("lavis_lite")
-            if told and json.loads(told)["model"]:
-                origin = Origin(**json.loads(told))
-                return _with_own_language_model(origin, path) if file.name == EXTRA else origin
+        told = _metadata(file).get("lavis_lite") if file.suffix == ".safetensors" and file.is_file() else None
+        if told and json.loads(told)["model"]:
+            origin = Origin(**json.loads(told))
+            return _with_own_language_model(origin, path) if file.name == EXTRA else origin
     return None
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    try:
+        with safe_open(file, "pt") as content:
+            return content.metadata() or {}
+    except (SafetensorError, OSError) as fault:
+        raise CheckpointError(f"{file} cannot be read as safetensors ({fault}); it is damaged.") from fault
 
 
 def _with_own_language_model(origin: Origin, folder: Path) -> Origin:
     """The language model that lies in a folder of transformers' format, where its own source is not on this machine."""
-    names = {key: origin.model.get(key) for key in ("llm_model", "opt_model", "t5_model") if origin.model.get(key)}
-    name = next(iter(names.values()), None)
-    if name is None or origin.model.get("llm_args") or weights.Need("llm_model", str(name)).found():
+    section = typed_section(origin.model)
+    if not hasattr(section, "language_model_name") or section.llm_args is not None or weights.Need(
+            "llm_model", section.language_model_name()).found():
         return origin
     keys = section_of(json.loads((folder / "config.json").read_text(encoding="utf-8")), folder)
     taken: dict[str, Any] = {key: keys[key] for key in ("llm_args", "llm_tokenizer", "llm_family") if key in keys}

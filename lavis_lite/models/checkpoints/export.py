@@ -6,14 +6,16 @@ gives every tensor again, bit for bit, unless another dtype is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -106,7 +108,7 @@ def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | N
     config["dtype"] = _name_of_dtype(stored)
     aside = {name: tensors[name] for name in translated.unknown}
     place, origin = _free(folder), origin or Origin()
-    with atomic.fresh(place) as temporary:
+    with _placed(place) as temporary:
         temporary.mkdir()
         _write_json(temporary / "config.json", config)
         if kind != RETRIEVAL:
@@ -136,7 +138,7 @@ def export_lavis(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | 
     stored, place, origin = cast(translated.tensors, dtype), _free(path), origin or Origin()
     content = {"model": stored, "config": {"model": origin.model, "preprocess": origin.preprocess},
                "lavis_lite": __version__}
-    with atomic.fresh(place) as temporary:
+    with _placed(place) as temporary:
         torch.save(content, temporary)
     return ExportReport(place, "LAVIS", len(stored), _size(stored))
 
@@ -155,7 +157,7 @@ def export_lite(model: Any, place: str | Path, *, state: Mapping[str, Tensor] | 
     """
     stored = cast(_selected(model, state, whole), dtype)
     place, origin = _free(place), origin or Origin()
-    with atomic.fresh(place) as temporary:
+    with _placed(place) as temporary:
         if place.suffix == ".safetensors":
             _write(stored, temporary, _told(origin))
         else:
@@ -223,6 +225,16 @@ def _free(place: str | Path) -> Path:
     if path.exists():
         raise CheckpointError(f"{path} is there already and is not overwritten; remove it or choose another name.")
     return path
+
+
+@contextlib.contextmanager
+def _placed(place: Path) -> Iterator[Path]:
+    """`atomic.fresh`, with what goes wrong told in one sentence."""
+    try:
+        with atomic.fresh(place) as temporary:
+            yield temporary
+    except (OSError, SafetensorError) as fault:
+        raise CheckpointError(f"cannot write {place}: {fault}. Nothing was left there.") from fault
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

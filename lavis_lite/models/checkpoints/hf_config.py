@@ -219,11 +219,13 @@ def _tokenizer_keys(config: Mapping[str, Any], folder: Path | str | None, retrie
         return {}
     own = Path(folder) / QFORMER_TOKENIZER
     keys = {} if retrieval else {"llm_tokenizer": str(folder)}
-    if own.is_dir():
+    if not retrieval and not instruct:
+        keys["tokenizer"] = "mini"  # this Q-Former reads no text: any does, and this one needs no file
+    elif own.is_dir():
         keys["tokenizer"] = str(own)
     elif config["qformer_config"]["vocab_size"] - NO_TEXT_VOCABULARY in (0, 1):
         keys["tokenizer"] = "bert-base-uncased"
-    elif retrieval or instruct:
+    else:
         raise CheckpointError(f"{folder}: the Q-Former reads {config['qformer_config']['vocab_size']} words, and there "
                               f"is no folder {QFORMER_TOKENIZER} with a tokenizer for them.")
     return keys
