@@ -23,7 +23,7 @@ ARCHS = ["blip2", "blip2_opt", "blip2_t5_instruct", "blip2_vicuna_instruct"]
 
 def section_of_arch(arch: str, folder: Path, **changes: Any) -> dict[str, Any]:
     """A section `model`, plain containers; the language model's tokenizer is written into `folder`."""
-    section = {**TINY, "arch": arch, "max_txt_len": 24, **changes}
+    section = {**TINY, "max_txt_len": 24, "arch": arch, **changes}
     if arch not in LLM:
         return {**section, "embed_dim": 8}
     kind = LLM[arch]

@@ -75,16 +75,17 @@ def test_transformers_reads_and_writes_the_same_texts(arch: str, tmp_path: Path)
     twin = getattr(transformers, CLASSES[arch]).from_pretrained(tmp_path / "out").eval()
     kind = transformers.InstructBlipProcessor if "instruct" in arch else transformers.Blip2Processor
     processor = kind.from_pretrained(tmp_path / "out")
-    picture = Image.effect_noise((40, 30), 80).convert("RGB")
+    noise = torch.randint(0, 256, (30, 40, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    picture = Image.fromarray(noise.numpy())
     prompts = ["what is it?", "a red cube"]
     for prompt in prompts:
         given = processor(images=picture, text=prompt, return_tensors="pt")
         ids = twin.generate(**given, max_new_tokens=5, num_beams=1, do_sample=False)
-        start = given["input_ids"].shape[1] if ids.shape[1] > 6 else 0
+        start = 0 if "t5" in arch else given["input_ids"].shape[1]
         theirs = processor.batch_decode(ids[:, start:], skip_special_tokens=True)[0].strip()
         ours = model.generate({"image": given["pixel_values"], "prompt": prompt}, num_beams=1, max_new_tokens=5,
-                              repetition_penalty=1.0)
-        assert ours == [theirs] and theirs
+                              min_new_tokens=0, repetition_penalty=1.0)
+        assert ours == [theirs]
     batch = processor(images=[picture] * 2, text=prompts, return_tensors="pt", padding=True)
     assert len(twin.generate(**batch, max_new_tokens=3)) == 2
 
@@ -117,13 +118,24 @@ def test_an_empty_prompt_is_the_same_there(tmp_path: Path) -> None:
     assert texts == model.language_model.tokenizer.decode([[item for item in ids[-5:] if item != start[0][0]]])
 
 
-def test_a_retrieval_model_is_told_of_its_epsilon(tmp_path: Path) -> None:
+def test_transformers_matches_as_we_do(tmp_path: Path) -> None:
+    model = build(section_of_arch("blip2", tmp_path, ln_vision_eps=1e-6, arch="blip2_image_text_matching"))
+    export_hf(model, tmp_path / "out")
+    twin = transformers.Blip2ForImageTextRetrieval.from_pretrained(tmp_path / "out").eval()
+    processor = transformers.Blip2Processor.from_pretrained(tmp_path / "out")
+    given = processor(images=[Image.new("RGB", (9, 9), color) for color in ("red", "blue")],
+                      text=["a red cube", "two of them"], return_tensors="pt", padding=True)
+    samples = {"image": given["pixel_values"], "text_input": ["a red cube", "two of them"]}
+    with torch.no_grad():
+        matched = twin(**given, use_image_text_matching_head=True).logits_per_image
+        torch.testing.assert_close(model(samples, match_head="itm"), matched, rtol=1e-5, atol=1e-5)
+        similar = twin(**given, use_image_text_matching_head=False).logits_per_image
+        torch.testing.assert_close(model(samples, match_head="itc")[:, 0], similar.diagonal(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_export_tells_of_another_epsilon(tmp_path: Path) -> None:
     report = export_hf(build(section_of_arch("blip2", tmp_path)), tmp_path / "out")
     assert "ln_vision has epsilon 1e-05 here and 1e-06 there" in str(report)
-    twin = transformers.Blip2ForImageTextRetrieval.from_pretrained(tmp_path / "out")
-    processor = transformers.Blip2Processor.from_pretrained(tmp_path / "out")
-    given = processor(images=Image.new("RGB", (9, 9)), text="a red cube", return_tensors="pt")
-    assert twin(**given, use_image_text_matching_head=True).logits_per_image.shape == (1, 2)
 
 
 def test_a_word_that_is_added_is_never_the_likeliest(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def text_sizes(kind: str, draw: random.Random) -> dict[str, Any]:
               "max_position_embeddings": 64, **ids}
     if kind.endswith("opt"):
         return {"model_type": "opt", "ffn_dim": draw.choice([12, 20]), "word_embed_proj_dim": width, "dropout": 0.0,
-                "do_layer_norm_before": draw.choice([True, False]), **common, "eos_token_id": 10}
+                "do_layer_norm_before": draw.choice([True, False]), **common,
+                "eos_token_id": byte_tokenizer()("\n", add_special_tokens=False)["input_ids"][-1]}
     return {"model_type": "llama", "intermediate_size": draw.choice([12, 20]), "num_key_value_heads": 1,
             "tie_word_embeddings": draw.choice([True, False]), **common}
 
@@ -133,15 +134,17 @@ def our_logits(model: Blip2LLM, kind: str, given: Given) -> Tensor:
 
 
 def their_ids(twin: Any, kind: str, given: Given) -> list[list[int]]:
-    rows = twin.generate(**given.theirs(kind), max_new_tokens=NEW, do_sample=False, num_beams=1).tolist()
+    rows = twin.generate(**given.theirs(kind), max_new_tokens=NEW, do_sample=False, num_beams=1,
+                         suppress_tokens=[IMAGE]).tolist()  # random weights could write it; ours do not have it
     end = twin.config.text_config.eos_token_id
-    rows = [row[1:] if kind.endswith("t5") else row[-NEW:] if len(row) > NEW else row for row in rows]
+    before = 1 if kind.endswith("t5") else given.row.shape[1]  # a start token, or what was read
+    rows = [row[before:] for row in rows]
     return [row[:row.index(end)] if end in row else row for row in rows]
 
 
 def our_ids(model: Blip2LLM, given: Given) -> list[list[int]]:
     texts: Any = TextTokens(given.words, given.mask.bool())
-    options = GenerationConfig(max_new_tokens=NEW, num_beams=1)
+    options = GenerationConfig(max_new_tokens=NEW, min_new_tokens=0, num_beams=1)
     return model.language_model.generate_ids(model.soft_prompt(given.image, texts), given.prompt.tolist(), options)
 
 
