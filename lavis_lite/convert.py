@@ -76,7 +76,7 @@ def convert(source: str | Path, to: str, out: str | Path, *, model: str | None =
     _check(to, dtype, out)
     path = find(source)
     origin = origin_of(path, model, model_type)
-    section = typed_section(origin.model)
+    section = _unplaced(typed_section(origin.model))
     skeleton = skeleton_of(section)
     state, read = fit_state(skeleton, read_tensors(path), str(source), extra=read_extra(path))
     state = first_names(skeleton, state) | _new_values(skeleton, read.not_in_layout)
@@ -227,6 +227,12 @@ def typed_section(content: Mapping[str, Any]) -> Any:
     if checker.faults:
         raise Faults("the checkpoint's configuration does not fit:", checker.faults)
     return section
+
+
+def _unplaced(section: Any) -> Any:
+    """The same section without what only concerns a run: on which devices and in how few bits weights are held."""
+    changes = {key: None for key in ("llm_quantization", "llm_device_map") if hasattr(section, key)}
+    return dataclasses.replace(section, **changes)
 
 
 # tensors -------------------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def test_refusals(capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not overwritten" in refused(capsys, "--to", "lite", *source, "tokenizer")
     assert "try x.pth" in refused(capsys, "--to", "lavis", *source, "x")
     absent = refused(capsys, "--to", "lite", "--checkpoint", "no/such.pth", "--out", "x")
-    assert "--checkpoint: 'no/such.pth' is not here (looked at " in absent
+    assert "--checkpoint: 'no/such.pth' is not here (looked " in absent
     bare = refused(capsys, "--to", "lite", "--checkpoint", "bare.safetensors", "--out", "x")
     assert "--model ARCH --type TYPE" in bare and "(arch blip2_t5_instruct or blip2_vicuna_instruct)" in bare
     wrong = ("--to", "lite", "--checkpoint", "bare.safetensors", "--out", "x", "--model")

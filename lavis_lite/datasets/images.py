@@ -7,13 +7,19 @@ are tried (Pillow's PostScript reader would run a program), and a path may not l
 from __future__ import annotations
 
 import os
+import random
 import stat
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from lavis_lite.datasets.jpeg import Pixels, decode_jpeg
 from lavis_lite.errors import DataError
 from lavis_lite.processors.rgb import to_rgb
 
@@ -42,23 +48,66 @@ class BadSample(DataError):
 def load_rgb(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a file to an upright RGB image (first frame of animations, transparency on white, 16 bits scaled).
 
+    This is Pillow's way, for processors that take PIL images; `load_pixels` gives the same pixels sooner.
+
     Raises:
         BadSample: missing, not a regular file, not a picture, truncated, or larger than `max_pixels`.
     """
-    _check_regular(path)
+    check_regular(path)
+    with _named_faults(path), Image.open(path, formats=_formats()) as image:
+        _check_size(path, image, max_pixels)
+        image.load()
+        return to_rgb(image)
+
+
+def load_pixels(path: Path | str, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """What `load_rgb` gives, as uint8[H, W, 3]; JPEGs by libjpeg-turbo without the way through Pillow.
+
+    Raises:
+        BadSample: as `load_rgb`.
+    """
+    check_regular(path)
+    with _named_faults(path), open(path, "rb") as stream:
+        return decode_pixels(stream, path, max_pixels)
+
+
+def decode_pixels(stream: BinaryIO, name: Path | str, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """`load_pixels` of an open file, or of bytes in an `io.BytesIO` (a shard's member).
+
+    Args:
+        stream: the file's content, seekable.
+        name: what messages call it.
+        max_pixels: see `load_rgb`.
+
+    Raises:
+        BadSample: not a picture, truncated, or larger than `max_pixels`.
+    """
+    with _named_faults(name), Image.open(stream, formats=_formats()) as image:
+        _check_size(name, image, max_pixels)
+        pixels = decode_jpeg(stream, image)
+        if pixels is not None:
+            return pixels
+        image.load()  # first: some damaged files fail only once, and reading their EXIF would be that time
+        return np.array(to_rgb(image), copy=True)
+
+
+@contextmanager
+def _named_faults(name: Path | str) -> Iterator[None]:
+    """Whatever a decoder raises becomes a BadSample with the file's name."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF, and Pillow's own size warning: the size is checked below
-            with Image.open(path, formats=_formats()) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise BadSample(path, f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
-                image.load()
-                return to_rgb(image)
+            warnings.simplefilter("ignore")  # broken EXIF, and Pillow's own size warning: the size is checked here
+            yield
     except BadSample:
         raise
     except Exception as fault:  # decoders of hostile bytes raise anything from SyntaxError to struct.error
-        raise BadSample(path, _reason(fault)) from fault
+        raise BadSample(name, _reason(fault)) from fault
+
+
+def _check_size(name: Path | str, image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadSample(name, f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
 
 
 @lru_cache
@@ -68,8 +117,12 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check_regular(path: Path | str) -> None:
-    """A named pipe would hang the reader, a folder would be reported as a permission fault."""
+def check_regular(path: Path | str) -> None:
+    """A named pipe would hang the reader, a folder would be reported as a permission fault.
+
+    Raises:
+        BadSample: missing, or not a regular file.
+    """
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as fault:
@@ -97,6 +150,9 @@ class ImageFolder:
         max_pixels: see `load_rgb`.
     """
 
+    key = "image"
+    """what samples call a view of a file"""
+
     def __init__(self, root: Path | str, max_pixels: int = MAX_PIXELS) -> None:
         self.root, self.max_pixels = Path(root), max_pixels
         self._real = os.path.realpath(root)
@@ -120,3 +176,8 @@ class ImageFolder:
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `load_rgb`."""
         return load_rgb(self.path(name), self.max_pixels)
+
+    def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
+        """What an image processor makes of a file: decoded straight to pixels where the processor takes those."""
+        load = load_pixels if getattr(processor, "takes", "image") == "pixels" else load_rgb
+        return processor(load(self.path(name), self.max_pixels), rng)

@@ -21,6 +21,7 @@ from lavis_lite.models.checkpoints.export import first_names
 from lavis_lite.models.checkpoints.hf_config import section_of
 from lavis_lite.models.checkpoints.language_fit import language_kind
 from lavis_lite.models.checkpoints.vision_weights import load_vision_state, vision_state
+from lavis_lite.models.vision_encoder import VisionEncoder
 
 TYPES = {
     "lavis_blip2_pretrain": ("blip2", "pretrain"),
@@ -49,11 +50,20 @@ LLM = {
 
 
 @functools.cache
+def encoder_of(vit_model: str, image_size: int) -> VisionEncoder:
+    """A frozen vision encoder at full size, on the meta device; models share it to save time."""
+    with torch.device("meta"):
+        return VisionEncoder(vit_model, image_size, frozen=True)
+
+
+@functools.cache
 def model_of(arch: str, model_type: str) -> Any:
     """The model of a model type at full size, on the meta device."""
     section = origin_of(Path(), arch, model_type).model
     sizes = next((sizes for name, sizes in LLM.items() if name in arch), None)
-    return skeleton_of(typed_section({**section, **({"llm_args": sizes} if sizes else {})}))
+    model = skeleton_of(typed_section({**section, "vit_args": {"depth": 1}, **({"llm_args": sizes} if sizes else {})}))
+    model.vision_encoder = encoder_of(section["vit_model"], section["image_size"])
+    return model
 
 
 def manifest(shared: Path, name: str) -> dict[str, Any]:
@@ -79,11 +89,11 @@ def test_every_name_and_shape_of_lavis(name: str, shared_dir: Path) -> None:
     whole = tensors(content)
     report = load_state(model, whole, name)
     assert set(report.loaded) == set(model.state_dict()) and not report.resized
-    assert all(entry in ("0, 1, 2, ...", "follows from the sizes") or entry.startswith("the same tensor as")
+    assert all(entry in ("0, 1, 2, ...", "a constant that follows from the head's width") or entry.startswith("the same tensor as")
                for entry in report.unused.values())
     assert len(report.loaded) + len(report.unused) == len(whole)
     released = load_state(model, tensors(content, kept_only=True), name)
-    found = first_names(model, {key: torch.empty(0) for key in released.loaded})  # of tied ones LAVIS keeps the second
+    found = first_names(model, {key: torch.empty(0) for key in released.loaded})  # LAVIS keeps a tied one's second name
     assert found.keys() | set(released.frozen_missing) >= first_names(model, model.state_dict()).keys()
     assert model.trainable_state().keys() <= found.keys()
 

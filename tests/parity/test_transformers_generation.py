@@ -151,6 +151,7 @@ def our_ids(model: Blip2LLM, given: Given) -> list[list[int]]:
 def check(twin: Any, model: Blip2LLM, kind: str, given: Given) -> None:
     """Equal logits, equal greedy texts; in float64, but for the parts of both that compute in float32 themselves."""
     twin, model = twin.double(), copy.deepcopy(model).double()
+    model.language_model.model.double()  # a frozen language model keeps its own precision otherwise
     theirs, ours = their_logits(twin, kind, given), our_logits(model, kind, given)
     torch.testing.assert_close(ours, theirs[..., :ours.shape[-1]], rtol=1e-5, atol=1e-5)
     assert our_ids(model, given) == their_ids(twin, kind, given)

@@ -94,6 +94,7 @@ def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | N
     Raises:
         CheckpointError: the folder exists, tensors are missing, or transformers' classes cannot do what the model does.
     """
+    _check_plain(model)
     tensors = first_names(model, model.state_dict() if state is None else state)
     _check_whole(model, tensors)
     kind = hf_class(model)
@@ -198,6 +199,15 @@ def _selected(model: Any, state: Mapping[str, Tensor] | None, whole: bool) -> di
     names = first_names(model, model.trainable_state())
     _check_whole(model, tensors, names)
     return {name: tensors[name] for name in names}
+
+
+def _check_plain(model: Any) -> None:
+    """A language model with adapters has names of its own, and quantised weights are no numbers to others."""
+    setup = getattr(getattr(model, "language_model", None), "setup", None)
+    for key, attribute in (("lora", "lora"), ("llm_quantization", "quantization")):
+        if getattr(setup, attribute, None) is not None:
+            raise CheckpointError(f"model.{key}: transformers' BLIP-2 cannot hold this language model as it is; "
+                                  "`--to lite` keeps what trained.")
 
 
 def _check_whole(model: Any, tensors: Mapping[str, Tensor], names: Mapping[str, Any] | None = None) -> None:

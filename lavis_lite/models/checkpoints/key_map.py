@@ -15,7 +15,8 @@ from torch import Tensor
 PLACEHOLDERS = {"i": r"\d+", "p": "weight|bias", "qkv": "query|key|value", "rest": ".+"}
 DERIVED = {
     r"(.+\.)?position_ids": "0, 1, 2, ...",
-    r"(opt_model|t5_model|llm_model|language_model)\..+\.rotary_emb\.inv_freq": "follows from the sizes",
+    r"(opt_model|t5_model|llm_model|language_model)\..+\.rotary_emb\.inv_freq":
+        "a constant that follows from the head's width",
 }
 """Names (regular expressions) of buffers that some versions store although they hold nothing learned -> why."""
 
