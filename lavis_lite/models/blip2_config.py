@@ -37,6 +37,8 @@ class Blip2Config(ModelConfig):
     """file or URL of the vision encoder's weights; None: the preset's own; "timm": timm's download; "random": none"""
     vit_args: dict[str, Any] = field(default_factory=dict)
     """other dimensions for the vision encoder: depth, width, heads, mlp_ratio, patch_size"""
+    ln_vision_eps: float = 1e-5
+    """epsilon of the norm over image features: LAVIS' 1e-5; transformers has the vision encoder's 1e-6 there"""
     tokenizer: str = "bert-base-uncased"
     """bert-base-uncased | mini | a folder with vocab.txt"""
     qformer_hidden_size: int = 768
