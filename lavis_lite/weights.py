@@ -8,14 +8,17 @@ offline switches (LAVIS_LITE_OFFLINE, HF_HUB_OFFLINE) are obeyed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lavis_lite import files
-from lavis_lite.errors import DataError
+from lavis_lite import files, hub
+from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
 
 LAVIS_BUCKET = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
@@ -27,7 +30,10 @@ VISION_WEIGHTS = {
 """default weights of a vision preset; other timm names bring theirs by `vit_weights` or start at random"""
 NO_FILE = ("random", "timm")
 """values of a weights key that name no file: leave the random start; timm downloads its own"""
-PACKAGED = {"vit_weights": "assets/mini/vit.safetensors", "tokenizer": "assets/mini/tokenizer"}
+PACKAGED = {"vit_weights": "vit.safetensors", "tokenizer": "tokenizer"}
+"""key -> what its value `mini` stands for, in the package's assets/mini"""
+PACKAGED_PREFIX = "mini/"
+"""`mini/opt` is a packaged language model, `mini/stage1` a packaged checkpoint"""
 FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin", ".json", ".txt")
 HUB_FILES = {
     "tokenizer": ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"],
@@ -49,22 +55,24 @@ class Need:
     def local(self) -> Path | None:
         """Where it is on this machine, or None. Nothing is downloaded."""
         if self.value == "mini" and self.key in PACKAGED:
-            return Path(str(resources.files("lavis_lite") / PACKAGED[self.key]))
-        if "://" in self.value:
-            target = files.target_of(self.value)
-            return target if target.exists() else None
+            return assets() / PACKAGED[self.key]
+        if self.value.startswith(PACKAGED_PREFIX):
+            return packaged(self.value)
+        if "://" in self.value and self._repository() is None:
+            return files.cached(self.value)
         path = files.resolve(self.value)
-        return path if path.exists() else self._in_hub_cache()
+        here = path if path.exists() else self._in_hub_cache()
+        return here if here is None or self.key != "llm_model" or _has_weights(here) else None
 
     def _in_hub_cache(self) -> Path | None:
-        if not self._looks_like_hub():
-            return None
-        from huggingface_hub import try_to_load_from_cache
+        repository = self._repository()
+        return None if repository is None else hub.cached(repository, HUB_FILES.get(self.key))
 
-        names = [name for name in HUB_FILES.get(self.key, ()) if "*" not in name] or ["config.json"]
-        found = [try_to_load_from_cache(self.value, name) for name in names]
-        paths = [Path(path) for path in found if isinstance(path, str)]
-        return paths[0].parent if paths else None
+    def _repository(self) -> hub.HubName | None:
+        """The hub repository that is named: `name`, `owner/name` or `hf://...`; None: something else."""
+        if self.value.startswith(f"{hub.SCHEME}://"):
+            return hub.HubName.parse(self.value)
+        return hub.HubName(self.value) if self._looks_like_hub() else None
 
     def _looks_like_hub(self) -> bool:
         """`name` or `owner/name`, with no file suffix."""
@@ -77,12 +85,29 @@ class Need:
 
     def sentence(self) -> str:
         """What is missing and how to get it."""
+        if self.value.startswith(PACKAGED_PREFIX):
+            hint = did_you_mean(self.value, packaged_names())
+            return f"model.{self.key}: unknown packaged name {self.value!r}; {hint}"
+        if self.value.startswith(f"{hub.SCHEME}://"):
+            return (f"model.{self.key}: {self.value} is not in the hub cache; get it with "
+                    f"`{hub.HubName.parse(self.value).command()}`.")
         if "://" in self.value:
-            return f"model.{self.key}: {self.value} is not in the cache ({files.cache_root()})."
+            target = files.target_of(self.value)
+            return (f"model.{self.key}: {self.value} is not in the cache ({target}); get it with "
+                    f"`{files.fetch_command(self.value, target)}`")
         looked = f"looked at {files.resolve(self.value)}"
+        if not Path(self.value).expanduser().is_absolute():
+            looked = f"looked for it in the working folder {Path.cwd()} and at {files.resolve(self.value)}"
         if self._looks_like_hub():
-            looked += f" and, as a Hugging Face repository, in the hub cache; get it with `hf download {self.value}`"
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            looked += (f" and, as a Hugging Face repository, in the hub cache {HF_HUB_CACHE}; get it with "
+                       f"`hf download {self.value}`")
         return f"model.{self.key}: {self.value!r} is not here ({looked})."
+
+    def remote(self) -> bool:
+        """Whether its name is one that could be downloaded."""
+        return not self.value.startswith(PACKAGED_PREFIX) and ("://" in self.value or self._looks_like_hub())
 
     def fetch(self) -> Path:
         """Bring it here.
@@ -93,16 +118,24 @@ class Need:
         here = self.local()
         if here is not None:
             return here
+        repository = None if self.value.startswith(PACKAGED_PREFIX) else self._repository()
+        if repository is not None:
+            try:
+                return hub.fetch(repository, files.offline(), HUB_FILES.get(self.key))
+            except DataError as fault:
+                raise DataError(f"{self.sentence()} {fault}") from fault
         if "://" in self.value:
             return files.fetch(self.value)
-        if not self._looks_like_hub():
-            raise DataError(self.sentence())
-        from huggingface_hub import snapshot_download
+        raise DataError(self.sentence())
 
-        try:
-            return Path(snapshot_download(self.value, allow_patterns=HUB_FILES.get(self.key)))
-        except (OSError, ValueError) as fault:  # every error of the hub client derives from one of these
-            raise DataError(f"{self.sentence()} Downloading failed: {fault}") from fault
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a language model's folder has its weights, every shard of them: a cached configuration alone has not."""
+    for index in (*folder.glob("*.safetensors.index.json"), *folder.glob("pytorch_model.bin.index.json")):
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if all((folder / shard).exists() for shard in shards):
+            return True
+    return any(path.exists() for path in (folder / "model.safetensors", folder / "pytorch_model.bin"))
 
 
 def required_weights(model: Any) -> list[Need]:
@@ -112,15 +145,13 @@ def required_weights(model: Any) -> list[Need]:
         value = model.get(key)
         if key == "vit_weights" and value is None:
             value = VISION_WEIGHTS.get(str(model.get("vit_model")))
-        if checkpoint_of(model) is not None and (key == "qformer_weights" or (
+        if checkpoints_of(model) and (key == "qformer_weights" or (
                 key == "vit_weights" and not model.get("freeze_vit", False))):
             continue  # the checkpoint brings what trained
         if value is not None and value not in NO_FILE:
             needs.append(Need(key, str(value)))
     needs.extend(_language_needs(model))
-    start = checkpoint_of(model)
-    if start is not None:
-        needs.append(Need("finetuned" if model.load_finetuned and model.finetuned else "pretrained", start))
+    needs.extend(Need(key, value) for key, value in checkpoints_of(model))
     return needs
 
 
@@ -132,17 +163,75 @@ def _language_needs(model: Any) -> list[Need]:
     return needs + ([Need("llm_tokenizer", str(model.llm_tokenizer))] if model.llm_tokenizer is not None else [])
 
 
-def checkpoint_of(model: Any) -> str | None:
-    """The checkpoint a section starts from, if any: `finetuned` where it is loaded, else `pretrained`."""
+def checkpoints_of(model: Any) -> list[tuple[str, str]]:
+    """(key, value) of the checkpoints a section starts from, in the order of loading; later ones win.
+
+    `finetuned` where it is loaded, else `pretrained`; `pretrained_stage1` goes before either: a stage-2 checkpoint has
+    no text half, and InstructBLIP's Q-Former takes it from stage 1.
+    """
+    keys = ["pretrained_stage1"]
     if model.load_finetuned and model.finetuned:
-        return str(model.finetuned)
-    return str(model.pretrained) if model.load_pretrained and model.pretrained else None
+        keys.append("finetuned")
+    elif model.load_pretrained:
+        keys.append("pretrained")
+    return [(key, str(model.get(key))) for key in keys if model.get(key)]
+
+
+def encoder_identity(model: Any) -> dict[str, Any]:
+    """What tells the outputs of a model's vision encoder from another's: name, pixels, precision, hash of its weights.
+
+    To be asked for before the model has run: on a CPU half-precision weights change their type then.
+
+    Raises:
+        ConfigError: the encoder trains.
+    """
+    import torch
+
+    encoder = getattr(model, "vision_encoder", None)
+    if encoder is None or not getattr(encoder, "frozen", False):
+        raise ConfigError("kept features need a frozen vision encoder: set model.freeze_vit=true.")
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return {"name": encoder.name, "image_size": encoder.image_size, "precision": encoder.precision,
+            "sha256": digest.hexdigest()}
+
+
+def fetch_all(needs: Sequence[Need], what: str) -> dict[str, Path]:
+    """Key -> local path of every need. Nothing is downloaded while something cannot be had at all.
+
+    Args:
+        needs: of a model section.
+        what: what needs them, for the message.
+
+    Raises:
+        DataError: everything that is missing, with where it was looked for and how to get it.
+    """
+    lost = [need for need in needs if not need.found() and (files.offline() or not need.remote())]
+    if lost:
+        told = Faults(f"{what} needs files that are not here:", [need.sentence() for need in lost])
+        why = "Downloads are switched off (LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE)."
+        raise DataError(f"{told}\n{why}" if any(need.remote() for need in lost) else str(told))
+    paths, faults = {}, []
+    for need in needs:
+        try:
+            paths[need.key] = need.fetch()
+        except DataError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise DataError(str(Faults(f"{what} needs files that cannot be fetched:", faults)))
+    return paths
 
 
 def localised(model: Any) -> Any:
-    """The same model section with every name replaced by a local path (downloading what is missing)."""
-    changes = {need.key: str(need.fetch()) for need in required_weights(model)}
-    return dataclasses.replace(model, **changes)
+    """The same model section with every name replaced by a local path (downloading what is missing).
+
+    Raises:
+        DataError: see `fetch_all`.
+    """
+    found = fetch_all(required_weights(model), f"{model.arch}/{model.model_type}")
+    return dataclasses.replace(model, **{key: str(path) for key, path in found.items()})
 
 
 def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
@@ -154,19 +243,45 @@ def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
     from lavis_lite.models.checkpoints import load_checkpoint, load_vision_weights
     from lavis_lite.models.checkpoints.bert_weights import initialise_from_bert
 
+    if hasattr(section, "setup"):
+        from lavis_lite.models.language_model.build import refuse_faults
+
+        refuse_faults(section.setup(), section.llm_args is None)  # before anything is downloaded
     section = localised(section)
     model = registry.get_model_class(section.arch).from_config(section)
+    if any(need.key in ("llm_model", "llm_tokenizer") for need in required_weights(section)):
+        model.language_model.check_tokenizer()
     if section.get("vit_weights") not in (None, *NO_FILE):
         load_vision_weights(model.vision_encoder, section.vit_weights)
     if hasattr(section, "language_model_name") and section.llm_args is None:
         from lavis_lite.models.language_model.build import load_pretrained
 
         load_pretrained(model.language_model, section.language_model_name())
-    start = checkpoint_of(section)
-    if start is None and section.get("qformer_weights") not in (None, *NO_FILE):
+    starts = [value for _, value in checkpoints_of(section)]
+    if not starts and section.get("qformer_weights") not in (None, *NO_FILE):
         initialise_from_bert(model.qformer, section.qformer_weights)
-    if start is not None:
-        report = load_checkpoint(model, start)
+    given: set[str] = set()
+    for start in starts:
+        report = load_checkpoint(model, start, may_miss=map(re.escape, given))
+        given.update(report.loaded)
         if say is not None:
             say(str(report))
     return model
+
+
+def assets() -> Path:
+    """The folder of what ships with the package."""
+    return Path(str(resources.files("lavis_lite") / "assets" / "mini"))
+
+
+def packaged(name: str) -> Path | None:
+    """The file or folder of a packaged name such as `mini/opt` or `mini/stage1`; None: there is none."""
+    rest = name.removeprefix(PACKAGED_PREFIX)
+    paths = [assets() / "checkpoints" / f"{rest}.safetensors", assets() / rest]
+    return next((path for path in paths if rest and path.exists()), None)
+
+
+def packaged_names() -> list[str]:
+    """All names that `packaged` knows: language models and checkpoints."""
+    models = [path.parent for path in assets().glob("*/config.json")]
+    return sorted(PACKAGED_PREFIX + path.stem for path in [*models, *assets().glob("checkpoints/*.safetensors")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,9 @@ import torch
 
 from lavis_lite import weights
 from lavis_lite.config.compose import compose
-from lavis_lite.errors import DataError
-from lavis_lite.models.blip2_config import Blip2QformerConfig
+from lavis_lite.errors import CheckpointError, DataError
+from lavis_lite.models.blip2_config import Blip2Config, Blip2QformerConfig
+from lavis_lite.models.blip2_llm_config import Blip2OPTConfig
 from lavis_lite.weights import Need, build_model, localised, required_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,3 +97,85 @@ def test_report_of_a_checkpoint_is_said(tmp_path: Path) -> None:
                                 said.append)
     assert "tensors loaded" in said[0]
     assert torch.equal(again.query_tokens, model.query_tokens)
+
+
+def writer(**changes: object) -> Blip2OPTConfig:
+    """A stage-2 section of the mini's sizes over a tiny random language model."""
+    shared = {field.name: getattr(mini(), field.name) for field in fields(Blip2Config)}
+    sizes = {"model_type": "opt", "vocab_size": 120, "hidden_size": 16, "num_hidden_layers": 1, "ffn_dim": 16,
+             "num_attention_heads": 2, "max_position_embeddings": 64, "word_embed_proj_dim": 16}
+    section = Blip2OPTConfig(**shared | {"arch": "blip2_opt", "load_pretrained": True},
+                             llm_args=sizes)
+    return replace(section, **changes)
+
+
+def save(model: torch.nn.Module, path: Path) -> str:
+    from safetensors.torch import save_file
+
+    save_file({name: value.clone() for name, value in model.trainable_state().items()}, path)
+    return str(path)
+
+
+def test_a_stage_1_checkpoint_starts_stage_2_and_instruction_tuning(tmp_path: Path) -> None:
+    stage1 = build_model(mini())
+    path = save(stage1, tmp_path / "stage1.safetensors")
+    said: list[str] = []
+    stage2 = build_model(writer(pretrained=path), said.append)
+    assert torch.equal(stage2.query_tokens, stage1.query_tokens)
+    assert "2 missing, left as initialised" in said[0]  # the projection
+    assert "of its own not needed" in said[0]
+    instruct = build_model(writer(pretrained=path, qformer_text_input=True))
+    assert torch.equal(instruct.qformer.layers[0].text_ffn.up.weight, stage1.qformer.layers[0].text_ffn.up.weight)
+
+
+def test_instruction_tuning_takes_its_text_half_from_stage_1_and_the_rest_from_stage_2(tmp_path: Path) -> None:
+    stage1, stage2 = build_model(mini()), build_model(writer())
+    one, two = save(stage1, tmp_path / "one.safetensors"), save(stage2, tmp_path / "two.safetensors")
+    model = build_model(writer(pretrained_stage1=one, pretrained=two, qformer_text_input=True))
+    assert torch.equal(model.qformer.layers[0].text_ffn.up.weight, stage1.qformer.layers[0].text_ffn.up.weight)
+    assert torch.equal(model.query_tokens, stage2.query_tokens)
+    assert torch.equal(model.language_projection.weight, stage2.language_projection.weight)
+    with pytest.raises(CheckpointError, match="text_ffn"):
+        build_model(writer(pretrained=two, qformer_text_input=True))
+
+
+def test_a_stage_2_checkpoint_without_its_projection_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = {name: value.clone() for name, value in build_model(writer()).trainable_state().items()
+             if not name.startswith("language_projection.")}
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="language_projection"):
+        build_model(writer(pretrained=str(tmp_path / "x.safetensors")))
+
+
+def test_a_packaged_name_that_is_not_there_names_the_nearest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "opt" / "config.json").write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "stage1.safetensors").write_bytes(b"")
+    monkeypatch.setattr(weights, "assets", lambda: tmp_path)
+    assert Need("llm_model", "mini/opt").local() == tmp_path / "opt"
+    assert Need("pretrained", "mini/stage1").local() == tmp_path / "checkpoints" / "stage1.safetensors"
+    need = Need("pretrained", "mini/stage3")
+    assert not need.found() and "mini/stage1" in need.sentence()
+    with pytest.raises(DataError, match="mini/stage1"):
+        need.fetch()
+
+
+def test_what_cannot_be_fetched_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LAVIS_LITE_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name)
+    tried: list[str] = []
+
+    def fails(need: Need) -> Path:
+        tried.append(need.value)
+        raise DataError(f"{need.value} gave nothing")
+
+    monkeypatch.setattr(Need, "fetch", fails)
+    lost = [Need("pretrained", "https://x.org/a.pth"), Need("vit_weights", "https://x.org/b.pth")]
+    with pytest.raises(DataError, match=r"fetched: 2 faults:\n  1. https://x.org/a.pth gave nothing\n  2. "):
+        weights.fetch_all(lost, "blip2/x")
+    with pytest.raises(DataError, match="files that are not here: 1 fault:\n  1. model.llm_model: './here/' is not"):
+        weights.fetch_all([*lost, Need("llm_model", "./here/")], "blip2/x")
+    assert len(tried) == 2, "nothing is downloaded while something cannot be had at all"

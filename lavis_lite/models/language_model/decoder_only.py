@@ -69,7 +69,7 @@ class DecoderOnly(LanguageModel):
             learned.extend(second)
         with self.own_precision():
             embeds = torch.cat([soft_prompt.to(self.dtype), self.embed(ids)], 1)
-            hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state
+            hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state.to(device)
             chosen = hidden.flatten(0, 1).index_select(0, _integers(places, device))
             return self.likelihoods(chosen, _integers(learned, device))
 
@@ -136,7 +136,7 @@ class DecoderOnly(LanguageModel):
         if "position_ids" in inspect.signature(base.forward).parameters:
             given["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1]:]
         output = base(**given, use_cache=True)
-        return output.last_hidden_state, output.past_key_values
+        return output.last_hidden_state.to(embeds.device), output.past_key_values
 
     def _base(self) -> Any:
         """The model without its output layer."""

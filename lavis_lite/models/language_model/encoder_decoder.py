@@ -44,7 +44,7 @@ class Seq2SeqDecoder:
             self.cache, self.encoded = select_rows(self.cache, rows), self.encoded.select(rows)
         output = self.owner.decode(tokens[:, None], self.encoded, past_key_values=self.cache, use_cache=True)
         self.cache = output.past_key_values
-        return output_layer(self.owner.model)(output.last_hidden_state[:, -1]).float()
+        return output_layer(self.owner.model)(output.last_hidden_state[:, -1].to(tokens.device)).float()
 
 
 class EncoderDecoder(LanguageModel):
@@ -69,7 +69,7 @@ class EncoderDecoder(LanguageModel):
         places = torch.tensor([row * width + at for row, target in enumerate(rows) for at in range(len(target))])
         places = places.to(ids.device, non_blocking=True)
         with self.own_precision():
-            hidden = self.decode(inputs, encoded, use_cache=False).last_hidden_state
+            hidden = self.decode(inputs, encoded, use_cache=False).last_hidden_state.to(ids.device)
             chosen = hidden.flatten(0, 1).index_select(0, places)
             return self.likelihoods(chosen, ids.flatten().index_select(0, places)), real
 
@@ -84,7 +84,7 @@ class EncoderDecoder(LanguageModel):
         with self.own_precision():
             embeds, mask = self.prefix_embeds(soft_prompt, prompts)
             output = self.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask.long())
-        return Encoded(output.last_hidden_state, mask)
+        return Encoded(output.last_hidden_state.to(embeds.device), mask)
 
     def decode(self, ids: Tensor, encoded: Encoded, **given: Any) -> Any:
         """Run the decoder on int64[B,L]."""
