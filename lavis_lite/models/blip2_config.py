@@ -95,7 +95,7 @@ def build_parts(cfg: Blip2Config, *, with_text: bool = True, with_lm_head: bool 
     """
     from lavis_lite.models.vision_encoder import VisionEncoder
 
-    if cfg.max_txt_len > cfg.qformer_max_positions:
+    if with_text and cfg.max_txt_len > cfg.qformer_max_positions:
         raise ConfigError(f"model.max_txt_len: {cfg.max_txt_len} tokens are more than the {cfg.qformer_max_positions} "
                           "positions of model.qformer_max_positions.")
     encoder = VisionEncoder(cfg.vit_model, cfg.image_size, cfg.drop_path_rate, cfg.use_grad_checkpoint,
