@@ -13,9 +13,14 @@ __version__ = "0.1.0"
 _LAZY = {
     "LavisLiteError": "lavis_lite.errors",
     "list_models": "lavis_lite.zoo",
+    "load_model": "lavis_lite.zoo",
+    "load_model_and_preprocess": "lavis_lite.zoo",
+    "load_preprocess": "lavis_lite.zoo",
+    "model_zoo": "lavis_lite.zoo",
 }
 
-__all__ = ["LavisLiteError", "__version__", "list_models"]
+__all__ = ["LavisLiteError", "__version__", "list_models", "load_model", "load_model_and_preprocess", "load_preprocess",
+           "model_zoo"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,9 @@
 """One path layer: where files are looked up, and how those that are elsewhere get here.
 
 Local names resolve against the working folder, then the cache folder. URLs are fetched once, whole or not at all,
-checked against their hash. Other schemes (`s3://` ...) work once a handler for iopath's PathManager is registered;
-without one they are an error, where iopath alone would take them for local names.
+checked against their hash; `hf://owner/name/path` is a file of a Hugging Face repository. Other schemes (`s3://` ...)
+work once a handler for iopath's PathManager is registered; without one they are an error, where iopath alone would take
+them for local names.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
+from lavis_lite import hub
 from lavis_lite.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ def target_of(url: str) -> Path:
 
 def cached(url: str) -> Path | None:
     """Where `fetch` has already put a URL, or None. Nothing is downloaded."""
+    if url.startswith(f"{hub.SCHEME}://"):
+        return hub.cached(hub.HubName.parse(url))
     path = target_of(url) if is_url(url) else resolve(unquote(urlsplit(url).path))
     return path if path.exists() else None
 
@@ -84,9 +88,10 @@ def fetch(url: str, sha256: str | None = None, md5: str | None = None, to: Path 
     whole against. Several processes may ask at once: one downloads, the others wait.
 
     Args:
-        url: https://, http:// (only with a hash, or from this machine), file://, a local name, or a registered scheme.
+        url: https://, http:// (only with a hash, or from this machine), hf:// (see `hub`), file://, a local name, or a
+            registered scheme.
         sha256, md5: expected hash in hex.
-        to: where to put it; by default under the cache folder.
+        to: where to put it; by default under the cache folder. What comes from hf:// stays in the hub's cache.
 
     Raises:
         DataError: unknown scheme, not there, network refused or failing, wrong hash; with the command to do it by hand.
@@ -94,6 +99,8 @@ def fetch(url: str, sha256: str | None = None, md5: str | None = None, to: Path 
     scheme = urlsplit(url).scheme if is_url(url) else "file"
     if scheme == "file":
         return _local(url, sha256, md5)
+    if scheme == hub.SCHEME:
+        return _checked(url, hub.fetch(hub.HubName.parse(url), offline()), sha256, md5)
     if scheme not in _WEB:
         return _foreign(url, scheme, sha256, md5)
     target = to or target_of(url)
@@ -120,9 +127,14 @@ def _local(url: str, sha256: str | None, md5: str | None) -> Path:
     path = resolve(unquote(urlsplit(url).path) if url.startswith("file:") else url)
     if not path.exists():
         raise DataError(f"{path}: there is no such file.")
+    return _checked(str(path), path, sha256, md5)
+
+
+def _checked(name: str, path: Path, sha256: str | None, md5: str | None) -> Path:
+    """The path, once its hash is what is stated."""
     fault = _hash_fault(path, sha256, md5)
     if fault:
-        raise DataError(f"{path}: {fault}.")
+        raise DataError(f"{name}: {fault}.")
     return path
 
 
@@ -228,11 +240,8 @@ def register_handler(handler: PathHandler) -> None:
 
 def _foreign(url: str, scheme: str, sha256: str | None, md5: str | None) -> Path:
     if not url.startswith(tuple(_Paths.prefixes)) or not _Paths.prefixes:
-        known = ["https", "http", "file", *(prefix.split(":")[0] for prefix in _Paths.prefixes)]
-        raise DataError(f"{url}: nothing is registered for {scheme}:// ({did_you_mean(scheme, known)} Other "
-                        "schemes need lavis_lite.files.register_handler(<an iopath PathHandler>).)")
-    path = Path(path_manager().get_local_path(url))
-    fault = _hash_fault(path, sha256, md5)
-    if fault:
-        raise DataError(f"{url}: {fault}.")
-    return path
+        known = ["https", "http", hub.SCHEME, "file", *(prefix.split(":")[0] for prefix in _Paths.prefixes)]
+        raise DataError(f"{url}: nothing is registered for {scheme}://; there are {', '.join(known)} "
+                        f"({did_you_mean(scheme, known)} Other schemes need "
+                        "lavis_lite.files.register_handler(<an iopath PathHandler>).)")
+    return _checked(url, Path(path_manager().get_local_path(url)), sha256, md5)

@@ -126,14 +126,18 @@ class Registries:
         })
         # processor: __call__(item, rng=None) -> tensor or text; all randomness comes from rng.
         image, text = "lavis_lite.processors.image:", "lavis_lite.processors.text:"
+        video = "lavis_lite.processors.video:"
         self.processor: Registry[Any] = Registry("processor", "lavis_lite.processors.base:BaseProcessor", {
             "blip_image_train": image + "BlipImageTrain",
             "blip_image_eval": image + "BlipImageEval",
             "blip2_image_train": image + "Blip2ImageTrain",
             "clip_image_train": image + "ClipImageTrain",
             "clip_image_eval": image + "ClipImageEval",
+            "alpro_video_train": video + "AlproVideoTrain",
+            "alpro_video_eval": video + "AlproVideoEval",
             "blip_caption": text + "BlipCaption",
             "blip_question": text + "BlipQuestion",
+            "instruction": "lavis_lite.processors.instruction:Instruction",
         })
         # builder: from_config(name, cfg) -> build(split) -> map-style dataset; documents the sample keys it yields.
         builder = "lavis_lite.datasets.builder:"
@@ -141,11 +145,16 @@ class Registries:
             "image_caption": builder + "ImageCaptionBuilder",
             "image_retrieval": builder + "ImageRetrievalBuilder",
             "custom": builder + "CustomBuilder",
+            "image_qa": "lavis_lite.datasets.qa_builder:ImageQABuilder",
+            "video_caption": "lavis_lite.datasets.video_builder:VideoCaptionBuilder",
+            "video_qa": "lavis_lite.datasets.video_builder:VideoQABuilder",
         })
         # task: train_step, predict, score; no loops, no files.
         self.task: Registry[Any] = Registry("task", "lavis_lite.tasks.base:BaseTask", {
             "image_text_pretrain": "lavis_lite.tasks.pretrain:ImageTextPretrainTask",
             "retrieval": "lavis_lite.tasks.retrieval:RetrievalTask",
+            "captioning": "lavis_lite.tasks.captioning:CaptioningTask",
+            "vqa": "lavis_lite.tasks.vqa:VQATask",
         })
         # runner: the one step loop, bounded by epochs or by iterations.
         runner = "lavis_lite.runners.runner:"

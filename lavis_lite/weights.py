@@ -8,15 +8,16 @@ offline switches (LAVIS_LITE_OFFLINE, HF_HUB_OFFLINE) are obeyed.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lavis_lite import files
-from lavis_lite.errors import DataError, did_you_mean
+from lavis_lite import files, hub
+from lavis_lite.errors import DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
 
 LAVIS_BUCKET = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
@@ -56,21 +57,21 @@ class Need:
             return assets() / PACKAGED[self.key]
         if self.value.startswith(PACKAGED_PREFIX):
             return packaged(self.value)
-        if "://" in self.value:
-            target = files.target_of(self.value)
-            return target if target.exists() else None
+        if "://" in self.value and self._repository() is None:
+            return files.cached(self.value)
         path = files.resolve(self.value)
-        return path if path.exists() else self._in_hub_cache()
+        here = path if path.exists() else self._in_hub_cache()
+        return here if here is None or self.key != "llm_model" or _has_weights(here) else None
 
     def _in_hub_cache(self) -> Path | None:
-        if not self._looks_like_hub():
-            return None
-        from huggingface_hub import try_to_load_from_cache
+        repository = self._repository()
+        return None if repository is None else hub.cached(repository, HUB_FILES.get(self.key))
 
-        names = [name for name in HUB_FILES.get(self.key, ()) if "*" not in name] or ["config.json"]
-        found = [try_to_load_from_cache(self.value, name) for name in names]
-        paths = [Path(path) for path in found if isinstance(path, str)]
-        return paths[0].parent if paths else None
+    def _repository(self) -> hub.HubName | None:
+        """The hub repository that is named: `name`, `owner/name` or `hf://...`; None: something else."""
+        if self.value.startswith(f"{hub.SCHEME}://"):
+            return hub.HubName.parse(self.value)
+        return hub.HubName(self.value) if self._looks_like_hub() else None
 
     def _looks_like_hub(self) -> bool:
         """`name` or `owner/name`, with no file suffix."""
@@ -86,12 +87,26 @@ class Need:
         if self.value.startswith(PACKAGED_PREFIX):
             hint = did_you_mean(self.value, packaged_names())
             return f"model.{self.key}: unknown packaged name {self.value!r}; {hint}"
+        if self.value.startswith(f"{hub.SCHEME}://"):
+            return (f"model.{self.key}: {self.value} is not in the hub cache; get it with "
+                    f"`{hub.HubName.parse(self.value).command()}`.")
         if "://" in self.value:
-            return f"model.{self.key}: {self.value} is not in the cache ({files.cache_root()})."
+            target = files.target_of(self.value)
+            return (f"model.{self.key}: {self.value} is not in the cache ({target}); get it with "
+                    f"`{files.fetch_command(self.value, target)}`")
         looked = f"looked at {files.resolve(self.value)}"
+        if not Path(self.value).expanduser().is_absolute():
+            looked = f"looked for it in the working folder {Path.cwd()} and at {files.resolve(self.value)}"
         if self._looks_like_hub():
-            looked += f" and, as a Hugging Face repository, in the hub cache; get it with `hf download {self.value}`"
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            looked += (f" and, as a Hugging Face repository, in the hub cache {HF_HUB_CACHE}; get it with "
+                       f"`hf download {self.value}`")
         return f"model.{self.key}: {self.value!r} is not here ({looked})."
+
+    def remote(self) -> bool:
+        """Whether its name is one that could be downloaded."""
+        return not self.value.startswith(PACKAGED_PREFIX) and ("://" in self.value or self._looks_like_hub())
 
     def fetch(self) -> Path:
         """Bring it here.
@@ -102,16 +117,24 @@ class Need:
         here = self.local()
         if here is not None:
             return here
+        repository = None if self.value.startswith(PACKAGED_PREFIX) else self._repository()
+        if repository is not None:
+            try:
+                return hub.fetch(repository, files.offline(), HUB_FILES.get(self.key))
+            except DataError as fault:
+                raise DataError(f"{self.sentence()} {fault}") from fault
         if "://" in self.value:
             return files.fetch(self.value)
-        if self.value.startswith(PACKAGED_PREFIX) or not self._looks_like_hub():
-            raise DataError(self.sentence())
-        from huggingface_hub import snapshot_download
+        raise DataError(self.sentence())
 
-        try:
-            return Path(snapshot_download(self.value, allow_patterns=HUB_FILES.get(self.key)))
-        except (OSError, ValueError) as fault:  # every error of the hub client derives from one of these
-            raise DataError(f"{self.sentence()} Downloading failed: {fault}") from fault
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a language model's folder has its weights, every shard of them: a cached configuration alone has not."""
+    for index in (*folder.glob("*.safetensors.index.json"), *folder.glob("pytorch_model.bin.index.json")):
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if all((folder / shard).exists() for shard in shards):
+            return True
+    return any(path.exists() for path in (folder / "model.safetensors", folder / "pytorch_model.bin"))
 
 
 def required_weights(model: Any) -> list[Need]:
@@ -153,10 +176,40 @@ def checkpoints_of(model: Any) -> list[tuple[str, str]]:
     return [(key, str(model.get(key))) for key in keys if model.get(key)]
 
 
+def fetch_all(needs: Sequence[Need], what: str) -> dict[str, Path]:
+    """Key -> local path of every need. Nothing is downloaded while something cannot be had at all.
+
+    Args:
+        needs: of a model section.
+        what: what needs them, for the message.
+
+    Raises:
+        DataError: everything that is missing, with where it was looked for and how to get it.
+    """
+    lost = [need for need in needs if not need.found() and (files.offline() or not need.remote())]
+    if lost:
+        told = Faults(f"{what} needs files that are not here:", [need.sentence() for need in lost])
+        why = "Downloads are switched off (LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE)."
+        raise DataError(f"{told}\n{why}" if any(need.remote() for need in lost) else str(told))
+    paths, faults = {}, []
+    for need in needs:
+        try:
+            paths[need.key] = need.fetch()
+        except DataError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise DataError(str(Faults(f"{what} needs files that cannot be fetched:", faults)))
+    return paths
+
+
 def localised(model: Any) -> Any:
-    """The same model section with every name replaced by a local path (downloading what is missing)."""
-    changes = {need.key: str(need.fetch()) for need in required_weights(model)}
-    return dataclasses.replace(model, **changes)
+    """The same model section with every name replaced by a local path (downloading what is missing).
+
+    Raises:
+        DataError: see `fetch_all`.
+    """
+    found = fetch_all(required_weights(model), f"{model.arch}/{model.model_type}")
+    return dataclasses.replace(model, **{key: str(path) for key, path in found.items()})
 
 
 def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
@@ -168,8 +221,14 @@ def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
     from lavis_lite.models.checkpoints import load_checkpoint, load_vision_weights
     from lavis_lite.models.checkpoints.bert_weights import initialise_from_bert
 
+    if hasattr(section, "setup"):
+        from lavis_lite.models.language_model.build import refuse_faults
+
+        refuse_faults(section.setup(), section.llm_args is None)  # before anything is downloaded
     section = localised(section)
     model = registry.get_model_class(section.arch).from_config(section)
+    if any(need.key in ("llm_model", "llm_tokenizer") for need in required_weights(section)):
+        model.language_model.check_tokenizer()
     if section.get("vit_weights") not in (None, *NO_FILE):
         load_vision_weights(model.vision_encoder, section.vit_weights)
     if hasattr(section, "language_model_name") and section.llm_args is None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +19,7 @@ import pytest
 from lavis_lite import files
 from lavis_lite.errors import DataError
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -29,6 +34,9 @@ class Site:
     """path and Range header of each request"""
     break_after: int | None = None
     """bytes after which the next transfers break off"""
+    pause_after: int | None = None
+    """bytes after which the next transfers wait for `go_on`"""
+    go_on: threading.Event = field(default_factory=threading.Event)
     redirect: str | None = None
     ranges: bool = True
 
@@ -65,6 +73,11 @@ def site(monkeypatch, tmp_path) -> Iterator[Site]:
             if first:
                 self.send_header("Content-Range", f"bytes {first}-{len(CONTENT) - 1}/{len(CONTENT)}")
             self.end_headers()
+            if state.pause_after is not None:
+                self.wfile.write(body[:state.pause_after])
+                self.wfile.flush()
+                state.go_on.wait(60)
+                body = body[state.pause_after:]
             self.wfile.write(body[:state.break_after])
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -75,6 +88,13 @@ def site(monkeypatch, tmp_path) -> Iterator[Site]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+def wait_until(ready: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -176,6 +196,43 @@ def test_not_found_names_url_target_and_command(site, tmp_path):
     assert leftovers(tmp_path) == []
 
 
+def start_fetch(site: Site, **environment: str) -> subprocess.Popen[str]:
+    """Another process that fetches /file with its hash and prints the path."""
+    code = f"from lavis_lite import files; files._CHUNK = 65536; print(files.fetch({site.url + '/file'!r}, {SHA256!r}))"
+    return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env={**os.environ, **environment}, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_a_process_killed_in_the_middle_leaves_no_half_file_and_the_next_goes_on(site, tmp_path):
+    site.pause_after, site.go_on = 300_000, threading.Event()
+    process = start_fetch(site)
+    part = files.target_of(f"{site.url}/file").with_name("file.part")
+    wait_until(lambda: part.exists() and part.stat().st_size > 0)
+    assert leftovers(tmp_path) == ["file.part"]
+    process.kill()
+    process.communicate()
+    site.go_on.set()
+    site.pause_after = None
+    have = part.stat().st_size
+    assert 0 < have < len(CONTENT) and leftovers(tmp_path) == ["file.part"]
+    assert files.fetch(f"{site.url}/file", sha256=SHA256).read_bytes() == CONTENT
+    assert site.requests[-1][1] == f"bytes={have}-"
+    assert leftovers(tmp_path) == ["file"]
+
+
+def test_two_processes_ask_at_once_and_one_downloads(site, tmp_path):
+    site.pause_after, site.go_on = 300_000, threading.Event()
+    both = [start_fetch(site), start_fetch(site)]
+    wait_until(lambda: len(site.requests) == 1)
+    time.sleep(0.2)
+    site.go_on.set()
+    printed = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    target = files.target_of(f"{site.url}/file")
+    assert [out.strip() for out, _ in printed] == [str(target)] * 2 and target.read_bytes() == CONTENT
+    assert len(site.requests) == 1 and leftovers(tmp_path) == ["file"]
+
+
 def test_no_server(site, tmp_path):
     with pytest.raises(DataError, match="could not fetch http://127.0.0.1:9/file"):
         files.fetch("http://127.0.0.1:9/file")
@@ -245,7 +302,7 @@ def test_an_unknown_scheme_is_an_error_until_a_handler_is_registered(tmp_path, m
     monkeypatch.setattr(files._Paths, "prefixes", [])
     with pytest.raises(DataError, match=r"nothing is registered for shelf://.*register_handler"):
         files.fetch("shelf://x")
-    with pytest.raises(DataError, match="did you mean 'https'"):
+    with pytest.raises(DataError, match="there are https, http, hf, file .did you mean 'https'"):
         files.fetch("htps://x/y")
     files.register_handler(Shelf())
     (tmp_path / "x").write_bytes(CONTENT)

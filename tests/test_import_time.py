@@ -30,6 +30,7 @@ def test_the_check_sees_a_heavy_import() -> None:
     "from lavis_lite.registry import registry; registry.list_models(), registry.list_tasks()",
     "import lavis_lite.errors, lavis_lite.config.schema",
     "import lavis_lite; assert 'blip2' in str(lavis_lite.list_models())",
+    "from lavis_lite import load_model, load_model_and_preprocess, load_preprocess, model_zoo; str(model_zoo)",
     "from lavis_lite.cli.main import main; main(['--help'])",
 ])
 def test_light_imports_stay_light(statement: str) -> None:

@@ -105,7 +105,7 @@ def writer(**changes: object) -> Blip2OPTConfig:
     sizes = {"model_type": "opt", "vocab_size": 120, "hidden_size": 16, "num_hidden_layers": 1, "ffn_dim": 16,
              "num_attention_heads": 2, "max_position_embeddings": 64, "word_embed_proj_dim": 16}
     section = Blip2OPTConfig(**shared | {"arch": "blip2_opt", "load_pretrained": True},
-                             llm_args=sizes, llm_tokenizer=str(ROOT / "lavis_lite" / "assets" / "mini" / "tokenizer"))
+                             llm_args=sizes)
     return replace(section, **changes)
 
 
@@ -161,3 +161,21 @@ def test_a_packaged_name_that_is_not_there_names_the_nearest(monkeypatch: pytest
     assert not need.found() and "mini/stage1" in need.sentence()
     with pytest.raises(DataError, match="mini/stage1"):
         need.fetch()
+
+
+def test_what_cannot_be_fetched_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LAVIS_LITE_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name)
+    tried: list[str] = []
+
+    def fails(need: Need) -> Path:
+        tried.append(need.value)
+        raise DataError(f"{need.value} gave nothing")
+
+    monkeypatch.setattr(Need, "fetch", fails)
+    lost = [Need("pretrained", "https://x.org/a.pth"), Need("vit_weights", "https://x.org/b.pth")]
+    with pytest.raises(DataError, match=r"fetched: 2 faults:\n  1. https://x.org/a.pth gave nothing\n  2. "):
+        weights.fetch_all(lost, "blip2/x")
+    with pytest.raises(DataError, match="files that are not here: 1 fault:\n  1. model.llm_model: './here/' is not"):
+        weights.fetch_all([*lost, Need("llm_model", "./here/")], "blip2/x")
+    assert len(tried) == 2, "nothing is downloaded while something cannot be had at all"

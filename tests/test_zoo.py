@@ -5,9 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+import torch
 import yaml
+from PIL import Image
 
+import lavis_lite.models
+from lavis_lite import load_model, load_model_and_preprocess, load_preprocess
 from lavis_lite.config.compose import CONFIGS, MODEL_CONFIG_HOME
+from lavis_lite.errors import ConfigError, RegistryError
+from lavis_lite.processors.image import BlipImageEval, BlipImageTrain
+from lavis_lite.processors.text import BlipCaption
 from lavis_lite.registry import registry
 from lavis_lite.zoo import list_models, model_zoo
 
@@ -48,3 +56,57 @@ def test_image_sizes_of_model_and_processors_agree():
         sections = yaml.safe_load(path.read_text(encoding="utf-8"))
         sizes = {side["image_size"] for side in sections["preprocess"]["vis_processor"].values()}
         assert sizes == {sections["model"]["image_size"]}, path
+
+
+# models ready for use -------------------------------------------------------------------------------------------------
+def test_a_model_comes_with_its_processors() -> None:
+    model, images, texts = load_model_and_preprocess("blip2", "mini", is_eval=True)
+    assert not model.training and model.device == torch.device("cpu")
+    assert set(images) == set(texts) == {"train", "eval"}
+    picture = images["eval"](Image.new("RGB", (80, 60), (10, 200, 30)))
+    assert picture.shape == (3, 64, 64) and picture.dtype is torch.float32
+    assert texts["train"]("A red Dog!") == "a red dog"
+    assert len(model.generate({"image": picture[None]}, num_beams=1, max_new_tokens=2)) == 1
+
+
+def test_lavis_positional_order_and_names_in_the_models_room() -> None:
+    model = load_model("blip2", "mini", False, "cpu", None)
+    assert model.training and not model.vision_encoder.training
+    assert any(value.requires_grad for value in model.parameters())
+    for name in ("list_models", "load_model", "load_model_and_preprocess", "load_preprocess", "model_zoo"):
+        assert getattr(lavis_lite.models, name) is getattr(lavis_lite, name) and name in dir(lavis_lite.models)
+    with pytest.raises(AttributeError, match="no attribute 'lod_model'"):
+        lavis_lite.models.lod_model  # noqa: B018
+
+
+def test_an_arch_that_shares_files_is_built_as_itself() -> None:
+    assert type(load_model("blip2_image_text_matching", "mini")).__name__ == "Blip2ImageTextMatching"
+
+
+def test_processors_of_a_plain_mapping() -> None:
+    given = {"vis_processor": {"train": {"name": "blip_image_train", "image_size": 32}, "eval": {
+        "name": "blip_image_eval", "image_size": 48}}, "text_processor": {"eval": {"name": "blip_caption"}}}
+    images, texts = load_preprocess(given)
+    assert isinstance(images["train"], BlipImageTrain) and isinstance(images["eval"], BlipImageEval)
+    assert images["eval"](Image.new("L", (9, 9))).shape == (3, 48, 48)
+    assert isinstance(texts["eval"], BlipCaption) and texts["train"]("As It Is.") == "As It Is."
+
+
+@pytest.mark.parametrize(("spec", "words"), [
+    ({"image_size": 3}, r"preprocess.vis_processor.eval: names no processor"),
+    ({"name": "blip_image_evl"}, "unknown processor 'blip_image_evl': did you mean 'blip_image_eval'"),
+    ({"name": "blip_image_eval", "imgsize": 3}, r"eval.imgsize: BlipImageEval has no such parameter; did you mean"),
+])
+def test_processors_that_cannot_be(spec: dict[str, object], words: str) -> None:
+    with pytest.raises((ConfigError, RegistryError), match=words):
+        load_preprocess({"vis_processor": {"eval": spec}})
+
+
+def test_what_stays_random_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_model("blip2", "mini", is_eval=True)
+    assert "blip2/mini has no checkpoint of its own: what trains is random" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr("lavis_lite.loading.load_section", lambda section, *, say, **wishes: say(
+        "FILE (LAVIS): 3 tensors loaded, 2 missing, left as initialised"))
+    load_model("blip2", "mini", is_eval=True)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]

@@ -131,16 +131,54 @@ def model_layer(arch: str, model_type: str) -> tuple[Layer | None, str | None]:
     if not types:
         return None, None
     if model_type not in types:
-        return None, f"model.model_type: {arch} has no type {model_type!r}; {did_you_mean(model_type, types)}"
+        return None, (f"model.model_type: {arch} has no type {model_type!r}; {did_you_mean(model_type, types)}"
+                      f"{_archs_with(model_type)}")
     content = read_yaml(types[model_type])
     content = {key: content[key] for key in ("model", "preprocess") if key in content}
     return Layer(f"models/{types[model_type].parent.name}/{model_type}.yaml", content), None
+
+
+def _archs_with(model_type: str) -> str:
+    """A clause that names the package's archs which have a type of that name; empty when none has."""
+    archs = [arch for arch in sorted(registry.model.builtins)
+             if MODEL_CONFIG_HOME.get(arch, arch) == arch and model_type in model_types(arch)]
+    return f" {model_type!r} is a type of {' and '.join(archs)}." if archs else ""
+
+
+def model_sections(arch: str, model_type: str) -> tuple[ModelConfig, PreprocessConfig]:
+    """Sections `model` and `preprocess` of a model type, without a run around them.
+
+    Raises:
+        RegistryError: unknown arch.
+        ConfigError: the arch has no such type.
+        Faults: the YAML of the type does not fit the arch's section.
+    """
+    registry.get_model_class(arch)
+    layer, fault = model_layer(arch, model_type)
+    if fault:
+        raise ConfigError(fault)
+    asked = Layer("load_model", {"model": {"arch": arch, "model_type": model_type}})
+    composition = Composition(*merge([*([layer] if layer else []), asked]))
+    _type_sections(composition)
+    if composition.faults:
+        raise Faults(f"{arch}/{model_type} cannot be loaded:", composition.faults)
+    return composition.config.model, composition.config.preprocess
 
 
 def dataset_names() -> list[str]:
     """Data sets that ship as rows under configs/datasets."""
     names = [path.name for path in (CONFIGS / "datasets").iterdir()]
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def dataset_rows(name: str) -> dict[str, Any]:
+    """type -> section of a data set that ships. A file may say `base: <other>`: its types with `changes` over each."""
+    rows = dict(read_yaml(Path(str(CONFIGS / "datasets" / f"{name}.yaml"))))
+    if "base" not in rows:
+        return rows
+    changes = rows.get("changes") or {}
+    return {kind: OmegaConf.to_container(OmegaConf.merge(row, changes))
+            for kind, row in dataset_rows(str(rows["base"])).items()}
 
 
 def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[Layer | None, str | None]:
@@ -152,7 +190,7 @@ def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[Layer | None, 
         return None, (f"datasets.{name}: neither a data set of the package nor a registered builder; "
                       f"{did_you_mean(name, [*dataset_names(), *registry.builder.names()])} "
                       "For files of your own add `builder: custom`.")
-    rows, wanted = read_yaml(path), str(section.get("type", "default"))
+    rows, wanted = dataset_rows(name), str(section.get("type", "default"))
     if wanted not in rows:
         return None, f"datasets.{name}.type: no type {wanted!r}; {did_you_mean(wanted, rows)}"
     return Layer(f"datasets/{name}.yaml", {"datasets": {name: rows[wanted]}}), None

@@ -35,6 +35,12 @@ def check(composition: Composition) -> list[str]:
     _check_numbers(config.run, fault)
     _check_length(config.run, fault)
     _check_device(config.run, fault)
+    for key, message in config.model.faults(config.run):
+        fault(f"model.{key}", message)
+    sharding = sharding_fault(config.run)
+    if sharding:
+        fault("run.fsdp", sharding)
+    _check_precisions(config, fault)
     _check_datasets(config, fault)
     if not any(text.startswith("run.output_dir") for text in faults):
         _check_output(config.run, fault)
@@ -91,6 +97,35 @@ def _check_device(run: RunConfig, fault: Any) -> None:
         fault("run.amp_dtype", "fp16 does not train on a CPU; use bf16 or fp32.")
 
 
+def sharding_fault(run: RunConfig) -> str | None:
+    """Why a run cannot share out its language model among ranks, as a sentence; None where it can or need not.
+
+    Ranks gather a block whenever one of them runs it, so all must run equally many: they do in training, but not when
+    each answers on batches of its own.
+    """
+    if run.fsdp == "none" or not (run.evaluate or run.valid_splits or run.test_splits):
+        return None
+    return ("a language model that is shared out among ranks can train but not answer: set run.valid_splits=[] and "
+            "run.test_splits=[], and evaluate checkpoints by evaluate.py with model.llm_device_map=auto or "
+            "model.llm_quantization=8bit.")
+
+
+def _check_precisions(config: Config, fault: Any) -> None:
+    """Half-precision weights: none that train, and no fp16 language model on a CPU."""
+    model, run = config.model, config.run
+    if not model.get("freeze_vit", True) and model.get("vit_precision", "fp32") != "fp32":
+        fault("model.vit_precision", f"{model['vit_precision']} weights cannot be trained (model.freeze_vit is false); "
+              "use fp32. run.amp=true gives half-precision arithmetic.")
+    if model.get("llm_precision") == "fp16" and (run.device == "cpu" or (run.device == "auto" and not _has_gpu())):
+        fault("model.llm_precision", "fp16 arithmetic on a CPU is slow and incomplete; use auto, fp32 or bf16.")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _check_datasets(config: Config, fault: Any) -> None:
     if not config.datasets:
         fault("datasets", "no data set is named; add one, for example `datasets: {mini_world_caption: {}}`.")
@@ -100,9 +135,13 @@ def _check_datasets(config: Config, fault: Any) -> None:
             hint = did_you_mean(name, config.datasets)
             fault(f"run.train_dataset_ratios.{name}", f"not among the run's data sets; {hint}")
     for name, section in config.datasets.items():
-        for kind in ("vis_processor", "text_processor"):
+        for kind in ("vis_processor", "text_processor", "instruction"):
             for part in ("train", "eval"):
-                _check_processor(getattr(getattr(section, kind), part), f"datasets.{name}.{kind}.{part}", fault)
+                spec = getattr(getattr(section, kind, None), part, None)
+                _check_processor(spec, f"datasets.{name}.{kind}.{part}", fault)
+                if kind == "instruction" and spec and "{}" in (getattr(run, "prompt", None) or ""):
+                    fault("run.prompt", f"datasets.{name}.{kind} puts questions into a prompt already; set one of the "
+                          "two to null.")
         _check_splits(config.run, name, _splits(name, section, fault), len(config.datasets), fault)
 
 

@@ -40,6 +40,10 @@ class ModelConfig(Section):
     finetuned: str | None = None
     """used instead of `pretrained` when load_finetuned is true"""
 
+    def faults(self, run: RunConfig) -> list[tuple[str, str]]:
+        """What is wrong beyond keys and types: (key of this section, sentence) each; asked before anything is built."""
+        return []
+
 
 @dataclass
 class FileConfig(Section):
@@ -170,6 +174,8 @@ class RunConfig(Section):
     tensorboard: bool = True
     wandb: bool = False
     wandb_project: str = "lavis_lite"
+    fsdp: Literal["none", "llm"] = "none"
+    """llm: ranks share out the blocks of the frozen language model among them (FSDP2); what trains stays with all"""
     find_unused_parameters: bool = False
     dist_timeout_minutes: float = 10.0
     # kept from LAVIS so that its files run unchanged; no effect here ------------------------------------------------

@@ -51,7 +51,7 @@ class Field:
 def text(value: Any) -> str:
     """A non-empty string."""
     if not isinstance(value, str):
-        raise ValueError(f"must be text, not {_describe(value)}")
+        raise ValueError(f"must be text, not {describe(value)}")
     if not value.strip():
         raise ValueError("is empty")
     if len(value) > MOST_CHARACTERS:
@@ -87,13 +87,14 @@ def file_name(value: Any) -> str:
 def identifier(value: Any) -> int | str:
     """A number or a name."""
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"must be a number or text, not {_describe(value)}")
+        raise ValueError(f"must be a number or text, not {describe(value)}")
     if isinstance(value, int) and not -2**63 <= value < 2**63:
         raise ValueError("is a number of more than 64 bits")
     return value if isinstance(value, int) else text(value)
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """What kind of thing a value is, for messages."""
     names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
@@ -149,7 +150,7 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
     Raises:
         DataError: a file is missing, unreadable or without rows; or up to 20 faulty rows, all in one message.
     """
-    faults = _Faults()
+    faults = RowFaults()
     table = RowTable(_checked(files, fields, explode, keep, faults), files)
     faults.stop_if_any()
     if not len(table):
@@ -157,7 +158,7 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
     return table
 
 
-class _Faults:
+class RowFaults:
     """Faulty rows: the first twenty in words, the others counted."""
 
     def __init__(self) -> None:
@@ -165,11 +166,13 @@ class _Faults:
         self.count = 0
 
     def add(self, place: str, fault: str) -> None:
+        """Note one fault of a row."""
         self.count += 1
         if len(self.shown) < MOST_FAULTS:
             self.shown.append(f"  {place}: {fault}")
 
     def stop_if_any(self) -> None:
+        """Raise a DataError that lists what was noted."""
         if not self.count:
             return
         more = self.count - len(self.shown)
@@ -178,15 +181,15 @@ class _Faults:
 
 
 def _checked(files: Sequence[Path], fields: Sequence[Field], explode: str | None,
-             keep: Callable[[Row], bool] | None, faults: _Faults) -> Iterator[tuple[int, int, Row]]:
+             keep: Callable[[Row], bool] | None, faults: RowFaults) -> Iterator[tuple[int, int, Row]]:
     for file, path in enumerate(files):
         for number, raw in read_rows(path):
             if not isinstance(raw, dict):
-                faults.add(f"{path}:{number}", f"must be an object of named fields, not {_describe(raw)}")
+                faults.add(f"{path}:{number}", f"must be an object of named fields, not {describe(raw)}")
                 continue
             if keep is not None and not keep(raw):
                 continue
-            row = _checked_row(f"{path}:{number}", raw, fields, faults)
+            row = checked_row(f"{path}:{number}", raw, fields, faults)
             if faults.count:  # the table will not be used; go on only to find more faults
                 continue
             if explode is None:
@@ -195,7 +198,7 @@ def _checked(files: Sequence[Path], fields: Sequence[Field], explode: str | None
                 yield from ((file, number, {**row, explode: element}) for element in row[explode])
 
 
-def _checked_row(place: str, raw: Row, fields: Sequence[Field], faults: _Faults) -> Row:
+def checked_row(place: str, raw: Row, fields: Sequence[Field], faults: RowFaults) -> Row:
     """The row's fields, checked; those at fault are left out and noted."""
     row: Row = {}
     for field in fields:

@@ -5,13 +5,13 @@ One builder serves a whole family of data sets; what tells its members apart are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lavis_lite import files
-from lavis_lite.config.schema import DatasetConfig, ProcessorPair
+from lavis_lite.config.schema import DatasetConfig, ProcessorPair, StorageConfig
 from lavis_lite.datasets.annotations import Field, Row, RowTable, file_name, identifier, read_table, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
@@ -35,6 +35,9 @@ class ImageDatasetConfig(DatasetConfig):
     """width x height above which an image counts as bad and is not decoded"""
     captions_required: bool = True
     """false: evaluation rows may lack a caption (NoCaps)"""
+    instruction: ProcessorPair = field(default_factory=ProcessorPair)
+    """processor that puts a question into a prompt, or makes the prompt before a caption (the *_instruct data sets):
+    {name: instruction, templates: vqa}; without `eval` the templates of `train`, and always the same one of them"""
 
 
 @dataclass
@@ -99,9 +102,11 @@ class BaseDatasetBuilder:
             ConfigError: no image processor is named, or its parameters do not fit.
         """
         pair: ProcessorPair = getattr(self.cfg, kind)
-        mode = "train" if training else "eval"
-        key = f"datasets.{self.name}.{kind}.{mode}"
-        given = dict(getattr(pair, mode) or {})
+        return self._made(kind, training, getattr(pair, "train" if training else "eval"))
+
+    def _made(self, kind: str, training: bool, section: Mapping[str, Any] | None) -> Callable[..., Any]:
+        key = f"datasets.{self.name}.{kind}.{'train' if training else 'eval'}"
+        given = dict(section or {})
         if not given and kind == "text_processor":
             return _as_it_is
         if "name" not in given:
@@ -109,21 +114,31 @@ class BaseDatasetBuilder:
         cls = registry.get_processor_class(given.pop("name"))
         try:
             return cls(**given)
-        except TypeError as fault:
-            raise ConfigError(f"{key}: {fault}.") from fault
+        except (TypeError, ConfigError) as fault:
+            raise ConfigError(f"{key}: {str(fault).rstrip('.')}.") from fault
+
+    def instruction(self, training: bool) -> Callable[..., Any] | None:
+        """The `instruction` processor; None where the section has none."""
+        pair: ProcessorPair | None = getattr(self.cfg, "instruction", None)
+        if pair is None or not (pair.train or pair.eval):
+            return None
+        fixed = pair.eval or {**(pair.train or {}), "draw": False}
+        return self._made("instruction", training, pair.train if training else fixed)
 
 
 def _as_it_is(item: Any, rng: Any = None) -> Any:
     return item
 
 
-class _ImageTextBuilder(BaseDatasetBuilder):
+class ImageTextBuilder(BaseDatasetBuilder):
     """What the builders of image-caption pairs share; a subclass names its data set classes."""
 
     config_class: ClassVar[type[DatasetConfig]] = ImageDatasetConfig
     sample_keys: ClassVar[tuple[str, ...]] = CaptionDataset.sample_keys
     train_dataset: ClassVar[type[CaptionDataset]] = CaptionDataset
     eval_dataset: ClassVar[type[CaptionEvalDataset]] = CaptionEvalDataset
+    media: ClassVar[str] = "images"
+    """the key of build_info that names the folder of files; its singular is the column that names a file"""
     cfg: ImageDatasetConfig
 
     def build(self, split: str, training: bool) -> BaseDataset | None:
@@ -134,14 +149,16 @@ class _ImageTextBuilder(BaseDatasetBuilder):
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         paths = [source.fetch() for source in self._sources(split, root)]
         table = read_table(paths, self.fields(training), "caption" if training else None, self.row_filter(split))
-        folder = ImageFolder(self._image_root(paths, root), self.cfg.max_pixels)
+        folder = self.folder(self._media_root(paths, root))
         if training:
-            return self.train_dataset(table, folder, vis, text, space=self.cfg.build_info.images.storage or self.name)
-        return self.eval_dataset(table, folder, vis, text)
+            space = self._storage() or self.name
+            return self.train_dataset(table, folder, vis, text, space=space, instruction=self.instruction(True))
+        return self.eval_dataset(table, folder, vis, text, instruction=self.instruction(False))
 
     def fields(self, training: bool) -> list[Field]:
         """What a row of the annotation files has."""
-        return [Field("image", file_name), Field("caption", texts, required=training or self.cfg.captions_required),
+        captions_required = training or self.cfg.captions_required
+        return [Field("image", file_name, self.media[:-1]), Field("caption", texts, required=captions_required),
                 Field("image_id", identifier, required=False)]
 
     def row_filter(self, split: str) -> Callable[[Row], bool] | None:
@@ -152,8 +169,29 @@ class _ImageTextBuilder(BaseDatasetBuilder):
         return sources(f"datasets.{self.name}.build_info.annotations.{split}",
                        self.cfg.build_info.annotations[split], root)
 
-    def _image_root(self, annotations: Sequence[Path], root: Path | None) -> Path:
-        storage = self.cfg.build_info.images.storage
+    def processor(self, kind: str, training: bool) -> Callable[..., Any]:
+        """As in the base class.
+
+        Raises:
+            ConfigError: also where a video processor is to read images, or the reverse.
+        """
+        made = super().processor(kind, training)
+        if kind == "vis_processor" and (getattr(made, "takes", "image") == "video") != (self.media == "videos"):
+            near = "alpro_video_train, alpro_video_eval" if self.media == "videos" else "for example blip2_image_train"
+            raise ConfigError(f"datasets.{self.name}.vis_processor.{'train' if training else 'eval'}: "
+                              f"{type(made).__name__} does not take {self.media}; those that do: {near}.")
+        return made
+
+    def folder(self, root: Path) -> ImageFolder:
+        """Reader of the files below `root`."""
+        return ImageFolder(root, self.cfg.max_pixels)
+
+    def _storage(self) -> str | None:
+        storage: StorageConfig = getattr(self.cfg.build_info, self.media)
+        return storage.storage
+
+    def _media_root(self, annotations: Sequence[Path], root: Path | None) -> Path:
+        storage = self._storage()
         if storage is None:
             return annotations[0].parent
         prepared = root / storage if root else None
@@ -172,7 +210,7 @@ class _ImageTextBuilder(BaseDatasetBuilder):
             for source in self._sources(split, None):
                 if not source.here():
                     (fetchable if source.fetchable() else missing).append(source.sentence())
-        missing += self._missing_images()
+        missing += self._missing_media()
         return list(dict.fromkeys(fetchable + missing)) if missing or files.offline() else []
 
     def fetch(self) -> None:
@@ -182,16 +220,17 @@ class _ImageTextBuilder(BaseDatasetBuilder):
             for source in self._sources(split, root):
                 source.fetch()
 
-    def _missing_images(self) -> list[str]:
-        storage = self.cfg.build_info.images.storage
+    def _missing_media(self) -> list[str]:
+        storage = self._storage()
         if storage is None or files.resolve(storage).is_dir():
             return []
-        how = self.cfg.how_to_get or "Set this key to the folder that holds the images."
-        return [f"datasets.{self.name}.build_info.images.storage: there is no folder {files.resolve(storage)}. {how}"]
+        how = self.cfg.how_to_get or f"Set this key to the folder that holds the {self.media}."
+        key = f"datasets.{self.name}.build_info.{self.media}.storage"
+        return [f"{key}: there is no folder {files.resolve(storage)}. {how}"]
 
 
 @registry.register_builder("image_caption")
-class ImageCaptionBuilder(_ImageTextBuilder):
+class ImageCaptionBuilder(ImageTextBuilder):
     """Captioned images: Karpathy's lists {image, caption, image_id} and official COCO captions files.
 
     Training: image, text_input, image_id, instance_id, one sample per caption. Evaluation: `CaptionEvalDataset`.
@@ -199,7 +238,7 @@ class ImageCaptionBuilder(_ImageTextBuilder):
 
 
 @registry.register_builder("image_retrieval")
-class ImageRetrievalBuilder(_ImageTextBuilder):
+class ImageRetrievalBuilder(ImageTextBuilder):
     """The same files for retrieval. Training: as captions, with image_id. Evaluation: `RetrievalEvalDataset`."""
 
     train_dataset = RetrievalDataset
@@ -207,7 +246,7 @@ class ImageRetrievalBuilder(_ImageTextBuilder):
 
 
 @registry.register_builder("custom")
-class CustomBuilder(_ImageTextBuilder):
+class CustomBuilder(ImageTextBuilder):
     """Your own JSON, JSONL, CSV or TSV file with an image and a caption column; samples as `image_caption`."""
 
     config_class = CustomConfig

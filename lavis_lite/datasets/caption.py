@@ -1,4 +1,7 @@
-"""Image-caption data sets: one sample per caption for training, one per image for evaluation."""
+"""Caption data sets of images or videos: one sample per caption for training, one per image for evaluation.
+
+Samples of videos have `video` float32[3, T, H, W] where those of images have `image` float32[3, H, W].
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,25 @@ class CaptionDataset(BaseDataset):
     """Training: one sample per caption.
 
     Samples: image float32[3, H, W], text_input str, image_id int (equal for captions of the same image), instance_id
-    str.
+    str; with an instruction also text_output str.
 
     Args:
         table: rows with image and caption (one text).
-        folder: the images.
+        folder: the images, or the videos.
         vis_processor, text_processor: applied to the image and to the caption.
         space: the image folder as the configuration names it; keeps image ids of several data sets apart.
+        instruction: makes the prompt that text_input becomes; the caption is then text_output.
     """
 
     sample_keys: tuple[str, ...] = ("image", "text_input", "image_id", "instance_id")
 
     def __init__(self, table: RowTable, folder: ImageFolder, vis_processor: Processor, text_processor: Processor,
-                 space: str = "") -> None:
+                 space: str = "", instruction: Processor | None = None) -> None:
         self.table, self.folder, self.space = table, folder, space
-        self.vis_processor, self.text_processor = vis_processor, text_processor
+        self.vis_processor, self.text_processor, self.instruction = vis_processor, text_processor, instruction
+        self.sample_keys = (folder.key, *self.sample_keys[1:])
+        if instruction is not None:
+            self.sample_keys = (*self.sample_keys, "text_output")
 
     def __len__(self) -> int:
         return len(self.table)
@@ -46,41 +53,46 @@ class CaptionDataset(BaseDataset):
     def sample(self, index: int, rng: random.Random | None = None) -> Sample:
         """One caption with its image."""
         row = self.table[index]
-        return {
-            "image": self.vis_processor(self.folder.load(row["image"]), rng),
-            "text_input": self.text_processor(row["caption"], rng),
-            "image_id": image_number(self.space, row["image"]),
-            "instance_id": str(index),
-        }
+        view = self.folder.view(row["image"], self.vis_processor, rng)
+        caption = self.text_processor(row["caption"], rng)
+        texts = {"text_input": caption} if self.instruction is None else {
+            "text_input": self.instruction("", rng), "text_output": caption}
+        return {self.folder.key: view, **texts, "image_id": image_number(self.space, row["image"]),
+                "instance_id": str(index)}
 
 
 class CaptionEvalDataset(BaseDataset):
     """Evaluation: one sample per image, with all its captions known to the data set.
 
     Samples: image float32[3, H, W], image_id int (the annotations' own where they have one, see `own_ids`), index int
-    (the image's place), instance_id str, and text_input str (the first caption) when every image has a caption.
+    (the image's place), instance_id str, text_input str (the first caption) when every image has a caption, and
+    prompt str where there is an instruction.
 
     For retrieval: `image` list of file names, `text` list of all captions, `txt2img` caption place -> image place and
     `img2txt` image place -> caption places.
 
     Args:
         table: rows with image and, if there are any, caption (list); rows of the same image are joined.
-        folder, vis_processor, text_processor: as in training.
+        folder, vis_processor, text_processor, instruction: as in training.
     """
 
     sample_keys: tuple[str, ...] = ("image", "text_input", "image_id", "index", "instance_id")
 
-    def __init__(self, table: RowTable, folder: ImageFolder, vis_processor: Processor,
-                 text_processor: Processor) -> None:
+    def __init__(self, table: RowTable, folder: ImageFolder, vis_processor: Processor, text_processor: Processor,
+                 instruction: Processor | None = None) -> None:
         self.table, places = _by_image(table)
         self._places = places
         self.folder, self.vis_processor, self.text_processor = folder, vis_processor, text_processor
+        self.instruction = instruction
+        self.sample_keys = (folder.key, *self.sample_keys[1:])
         rows = [self.table[index] for index in range(len(self.table))]
         self.image = [row["image"] for row in rows]
         self.image_ids = own_ids(self.image, [row.get("image_id") for row in rows])
         self.has_text = all(row["caption"] for row in rows)
         if not self.has_text:
             self.sample_keys = tuple(key for key in self.sample_keys if key != "text_input")
+        if instruction is not None:
+            self.sample_keys = (*self.sample_keys, "prompt")
 
     def __len__(self) -> int:
         return len(self.table)
@@ -92,13 +104,21 @@ class CaptionEvalDataset(BaseDataset):
     def sample(self, index: int, rng: random.Random | None = None) -> Sample:
         """One image."""
         row = self.table[index]
-        sample = {
-            "image": self.vis_processor(self.folder.load(row["image"]), rng),
-            "image_id": self.image_ids[index], "index": index, "instance_id": str(index),
-        }
+        sample = {self.folder.key: self.picture(index, rng), "image_id": self.image_ids[index], "index": index,
+                  "instance_id": str(index)}
         if self.has_text:
             sample["text_input"] = self.text_processor(row["caption"][0], rng)
+        if self.instruction is not None:
+            sample["prompt"] = self.instruction("", rng)
         return sample
+
+    def picture(self, index: int, rng: random.Random | None = None) -> Any:
+        """The processed image, or the clip."""
+        return self.folder.view(self.image[index], self.vis_processor, rng)
+
+    def image_name(self, index: int) -> str:
+        """File name of an image."""
+        return self.image[index]
 
     @cached_property
     def captions(self) -> list[list[str]]:

@@ -6,19 +6,28 @@ are tried (Pillow's PostScript reader would run a program), and a path may not l
 
 from __future__ import annotations
 
+import io
 import os
+import random
 import stat
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from lavis_lite.datasets.jpeg import Pixels, decode_jpeg
 from lavis_lite.errors import DataError
 from lavis_lite.processors.rgb import to_rgb
 
 MAX_PIXELS = 64_000_000
 """largest width x height that is decoded: 192 MB as RGB"""
+MOST_BYTES = 64 * 2**20
+"""largest file that is read as a whole; of larger ones Pillow reads what it needs"""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF")
 """Pillow's names, in the order they are tried; its JPEG reader takes MPO too"""
 
@@ -42,23 +51,81 @@ class BadSample(DataError):
 def load_rgb(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a file to an upright RGB image (first frame of animations, transparency on white, 16 bits scaled).
 
+    This is Pillow's way, for processors that take PIL images; `load_pixels` gives the same pixels sooner.
+
     Raises:
         BadSample: missing, not a regular file, not a picture, truncated, or larger than `max_pixels`.
     """
-    _check_regular(path)
+    check_regular(path)
+    with _named_faults(path), _no_warnings(), Image.open(path, formats=_formats()) as image:
+        _check_size(path, image, max_pixels)
+        image.load()
+        return to_rgb(image)
+
+
+def load_pixels(path: Path | str, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """What `load_rgb` gives, as uint8[H, W, 3]; JPEGs by libjpeg-turbo without the way through Pillow.
+
+    Raises:
+        BadSample: as `load_rgb`.
+    """
+    check_regular(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF, and Pillow's own size warning: the size is checked below
-            with Image.open(path, formats=_formats()) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise BadSample(path, f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
-                image.load()
-                return to_rgb(image)
+        with open(path, "rb", buffering=0) as stream:
+            if os.fstat(stream.fileno()).st_size > MOST_BYTES:
+                return np.array(load_rgb(path, max_pixels), copy=True)
+            content = stream.read()
+    except OSError as fault:
+        raise BadSample(path, _reason(fault)) from fault
+    return decode_pixels(content, path, max_pixels)
+
+
+def decode_pixels(content: bytes, name: Path | str, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """`load_pixels` of a file's bytes, such as a shard's member.
+
+    Args:
+        content: the whole file.
+        name: what messages call it.
+        max_pixels: see `load_rgb`.
+
+    Raises:
+        BadSample: not a picture, truncated, or larger than `max_pixels`.
+    """
+    with _named_faults(name):
+        pixels = decode_jpeg(content, max_pixels)
+    return _by_pillow(content, name, max_pixels) if pixels is None else pixels
+
+
+def _by_pillow(content: bytes, name: Path | str, max_pixels: int) -> Pixels:
+    with _named_faults(name), _no_warnings(), Image.open(io.BytesIO(content), formats=_formats()) as image:
+        _check_size(name, image, max_pixels)
+        image.load()  # first: some damaged files fail only once, and reading their EXIF would be that time
+        return np.array(to_rgb(image), copy=True)
+
+
+@contextmanager
+def _named_faults(name: Path | str) -> Iterator[None]:
+    """Whatever a decoder raises becomes a BadSample with the file's name."""
+    try:
+        yield
     except BadSample:
         raise
     except Exception as fault:  # decoders of hostile bytes raise anything from SyntaxError to struct.error
-        raise BadSample(path, _reason(fault)) from fault
+        raise BadSample(name, _reason(fault)) from fault
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Of broken EXIF, and of Pillow's own about sizes, which are checked here. Not free, so only where Pillow works."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _check_size(name: Path | str, image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadSample(name, f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
 
 
 @lru_cache
@@ -68,8 +135,12 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check_regular(path: Path | str) -> None:
-    """A named pipe would hang the reader, a folder would be reported as a permission fault."""
+def check_regular(path: Path | str) -> None:
+    """A named pipe would hang the reader, a folder would be reported as a permission fault.
+
+    Raises:
+        BadSample: missing, or not a regular file.
+    """
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as fault:
@@ -97,6 +168,9 @@ class ImageFolder:
         max_pixels: see `load_rgb`.
     """
 
+    key = "image"
+    """what samples call a view of a file"""
+
     def __init__(self, root: Path | str, max_pixels: int = MAX_PIXELS) -> None:
         self.root, self.max_pixels = Path(root), max_pixels
         self._real = os.path.realpath(root)
@@ -120,3 +194,8 @@ class ImageFolder:
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `load_rgb`."""
         return load_rgb(self.path(name), self.max_pixels)
+
+    def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
+        """What an image processor makes of a file: decoded straight to pixels where the processor takes those."""
+        load = load_pixels if getattr(processor, "takes", "image") == "pixels" else load_rgb
+        return processor(load(self.path(name), self.max_pixels), rng)

@@ -10,7 +10,7 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,25 +65,97 @@ def _json_rows(path: Path, content: str) -> Iterator[NumberedRow]:
     if content[place] != "[":
         yield from _object_rows(path, content)
         return
+    place = yield from _elements(path, content, place)
+    if _skip(content, place) < len(content):
+        raise DataError(f"{path}: there is text after the list's end.")
+
+
+def _elements(path: Path, content: str, place: int, member: str = "") -> Generator[NumberedRow, None, int]:
+    """Elements of the list that begins at `place`; returns the place after it."""
     decoder, number, place = json.JSONDecoder(), 0, _skip(content, place + 1)
     closed = content[place:place + 1] == "]"
     if closed:
-        place = _skip(content, place + 1)
+        place += 1
     while not closed:
         number += 1
+        where = f"{path}: {member}[{number}]" if member else f"{path}:{number}"
         try:
             row, place = decoder.raw_decode(content, place)
         except (ValueError, RecursionError) as fault:
-            raise DataError(f"{path}:{number}: not JSON ({_why(fault)}).") from fault
+            raise DataError(f"{where}: not JSON ({_why(fault)}).") from fault
         place = _skip(content, place)
         mark = content[place:place + 1]
         if mark not in (",", "]") or mark == "":
-            raise DataError(f"{path}:{number}: after this row a ',' or ']' is expected"
+            raise DataError(f"{where}: after this row a ',' or ']' is expected"
                             + (", but the file ends." if mark == "" else f", not {mark!r}."))
         yield number, row
         closed, place = mark == "]", _skip(content, place + 1)
-    if place < len(content):
-        raise DataError(f"{path}: there is text after the list's end.")
+    return place
+
+
+def read_members(path: Path) -> Iterator[tuple[str, Any]]:
+    """Members of a JSON file that is an object, (name, value); a list comes as an iterator over (number, element).
+
+    An element is decoded when it is asked for, so that a file of a gigabyte is never a gigabyte of objects. Elements
+    that are left are skipped when the next member is asked for. A file of another layout is one member "" of rows.
+
+    Raises:
+        DataError: as `read_rows`.
+    """
+    content = _content(path) if path.suffix.lower() == ".json" else ""
+    if not content or content[_skip(content, 0)] != "{":
+        yield "", read_rows(path)
+        return
+    decoder, place = json.JSONDecoder(), _skip(content, 0)
+    first = _skip(content, place + 1)
+    mark = "" if content[first:first + 1] == "}" else ","
+    while mark == ",":
+        name, place = _decoded(path, content, _skip(content, place + 1), decoder)
+        place = _skip(content, place)
+        if not isinstance(name, str) or content[place:place + 1] != ":":
+            raise DataError(f"{path}: not JSON (after {name!r} a ':' is expected).")
+        place = _skip(content, place + 1)
+        if content[place:place + 1] == "[":
+            rows = _Elements(path, content, place, name)
+            yield name, rows
+            place = rows.end()
+        else:
+            value, place = _decoded(path, content, place, decoder)
+            yield name, value
+        place = _skip(content, place)
+        mark = content[place:place + 1]
+        if mark not in (",", "}") or mark == "":
+            raise DataError(f"{path}: not JSON (after {name!r} a ',' or '}}' is expected).")
+
+
+def _decoded(path: Path, content: str, place: int, decoder: json.JSONDecoder) -> tuple[Any, int]:
+    try:
+        return decoder.raw_decode(content, place)
+    except (ValueError, RecursionError) as fault:
+        raise DataError(f"{path}: not JSON ({_why(fault)}).") from fault
+
+
+class _Elements:
+    """An iterator over a list's elements that knows where the list ends."""
+
+    def __init__(self, path: Path, content: str, place: int, member: str) -> None:
+        self._rows, self._end = _elements(path, content, place, member), -1
+
+    def __iter__(self) -> Iterator[NumberedRow]:
+        return self
+
+    def __next__(self) -> NumberedRow:
+        try:
+            return next(self._rows)
+        except StopIteration as stop:
+            self._end = self._end if stop.value is None else stop.value  # asked once more, it knows no end
+            raise
+
+    def end(self) -> int:
+        """Place after the list; elements that nobody took are read and dropped."""
+        for _ in self:
+            continue
+        return self._end
 
 
 def _skip(content: str, place: int) -> int:

@@ -16,6 +16,7 @@ def freeze(module: nn.Module) -> nn.Module:
     """Make a module's weights constant and keep it in eval mode, also after `.train()` of whatever contains it."""
     module.requires_grad_(False)
     module.eval()
+    module.stays_frozen = True  # type: ignore[assignment]
     # a partial, not a lambda: copies and pickles of the module then refer to the copy
     module.train = functools.partial(_stay_in_eval, module)  # type: ignore[method-assign]
     return module
@@ -23,6 +24,12 @@ def freeze(module: nn.Module) -> nn.Module:
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
+
+
+def frozen_roots(model: nn.Module) -> tuple[str, ...]:
+    """Name prefixes of the parts that `freeze` was called on; their buffers are in no checkpoint."""
+    return tuple(f"{name}." for name, module in model.named_modules()
+                 if name and getattr(module, "stays_frozen", False))
 
 
 class BaseModel(nn.Module):
@@ -57,11 +64,18 @@ class BaseModel(nn.Module):
         return (), ()
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: state_dict without frozen parameters (tied names once) and frozen parts' buffers."""
-        frozen = self.frozen_names()
-        prefixes = tuple(f"{name}." for name in self.frozen_parts())
+        """What a checkpoint keeps: trainable parameters, and buffers of parts that are not frozen.
+
+        A frozen part may hold parameters that train (adapters): those are kept, and nothing else of it.
+        """
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        roots = frozen_roots(self) + tuple(f"{name}." for name in self.frozen_parts())
         return {name: value for name, value in self.state_dict().items()
-                if name not in frozen and not (prefixes and name.startswith(prefixes))}
+                if (parameters[name].requires_grad if name in parameters else not name.startswith(roots))}
+
+    def blocks_to_shard(self) -> list[nn.Module]:
+        """Blocks whose frozen weights several ranks may share out among them (`run.fsdp`), in the order they run."""
+        return []
 
     def frozen_parts(self) -> list[str]:
         """Top-level children all of whose parameters are frozen."""

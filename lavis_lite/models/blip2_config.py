@@ -22,6 +22,8 @@ class Blip2Config(ModelConfig):
     drop_path_rate: float = 0.0
     use_grad_checkpoint: Any = False
     """of the vision encoder: false | true | fairscale"""
+    qformer_grad_checkpoint: bool = False
+    """the same for the Q-Former"""
     vit_precision: Literal["fp16", "fp32", "bf16"] = "fp16"
     """dtype of a frozen vision encoder"""
     freeze_vit: bool = True
@@ -100,4 +102,5 @@ def build_parts(cfg: Blip2Config, *, with_text: bool = True, with_lm_head: bool 
     tokenizer = TextTokenizer(cfg.tokenizer, cfg.max_txt_len, truncation_side)
     vocab_size = tokenizer.special_ids.vocab_size if with_text else 0
     qformer = QFormer(qformer_config(cfg, vocab_size, encoder.width, with_text=with_text, with_lm_head=with_lm_head))
+    qformer.grad_checkpoint = cfg.qformer_grad_checkpoint
     return {"vision_encoder": encoder, "qformer": qformer, "tokenizer": tokenizer}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.models import few_shot
 from lavis_lite.models.blip2_base import Blip2Base
 from lavis_lite.models.blip2_config import build_parts
 from lavis_lite.models.blip2_llm_config import (
@@ -27,12 +28,14 @@ from lavis_lite.models.blip2_llm_config import (
     Blip2VicunaInstructConfig,
 )
 from lavis_lite.models.language_model import GenerationConfig, LanguageModel, Limits, build_language_model
-from lavis_lite.models.language_model.contract import Candidates, Normalise
+from lavis_lite.models.language_model.contract import Candidates, Normalise, candidate_lists
+from lavis_lite.models.language_model.placement import blocks
 from lavis_lite.models.language_model.tokens import Side
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.models.prompts import (
     as_list,
     candidate_prompts,
+    clean_answers,
     generation_prompts,
     question_prompts,
     split_caption,
@@ -40,9 +43,11 @@ from lavis_lite.models.prompts import (
 )
 from lavis_lite.models.qformer import QFormer
 from lavis_lite.models.text_tokens import TextTokenizer
+from lavis_lite.processors.lemmatizer import shared_lemmatizer
 from lavis_lite.registry import registry
 
 FRESH_AFTER_STAGE1 = (r"language_projection\..*",)
+NEW_ADAPTERS = (r"language_model\..*\.lora_[AB]\..*",)
 NOT_FOR_WRITING = (r"temp", r"(itm_head|vision_proj|text_proj)\..*", r"qformer\.(lm_head|embeddings)\..*",
                    r"qformer\.layers\.\d+\.text_ffn\..*")
 """Names (regular expressions) of stage 1 that a model that writes has no use for."""
@@ -92,6 +97,9 @@ class Blip2LLM(Blip2Base):
         language_model: frozen.
         prompt: read before captions in training, and before answers where a call brings no prompt.
         freeze_vit: keep the vision encoder constant and in eval mode.
+
+    Attributes:
+        apply_lemmatizer, num_few_shot_examples, few_shot_prob: see `Blip2LLMConfig`.
     """
 
     config_class: ClassVar[type[Blip2LLMConfig]] = Blip2LLMConfig
@@ -101,25 +109,36 @@ class Blip2LLM(Blip2Base):
                  language_model: LanguageModel, *, prompt: str = "", freeze_vit: bool = True) -> None:
         super().__init__(vision_encoder, qformer, tokenizer, freeze_vit)
         self.prompt = prompt
+        self.apply_lemmatizer, self.num_few_shot_examples, self.few_shot_prob = False, 0, 0.0
         self.language_model = language_model
         self.language_projection = nn.Linear(qformer.cfg.hidden_size, language_model.hidden_size)
 
     @classmethod
     def from_config(cls, cfg: Any) -> Blip2LLM:
         """Build from a section; all weights are random (see `lavis_lite.weights.build_model`)."""
+        few_shot.check_settings(cfg.num_few_shot_examples, cfg.few_shot_prob)
         parts = build_parts(cfg, with_text=cfg.qformer_text_input, with_lm_head=False, truncation_side="left")
         together = cfg.max_txt_len if cls.style.joint_limit else None
-        limits = Limits(cfg.max_txt_len, cfg.max_output_txt_len, together, cls.style.prompt_side)
+        target = cfg.max_txt_len if cfg.max_output_txt_len is None else cfg.max_output_txt_len
+        limits = Limits(cfg.max_txt_len, target, together, cls.style.prompt_side)
         language_model = build_language_model(
             cfg.language_model_name(), sizes=cfg.llm_args, tokenizer=cfg.llm_tokenizer,
             family=cfg.llm_family or cls.style.family, precision=cfg.llm_precision, limits=limits,
-            lm_reduction=cfg.lm_reduction)
-        return cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.freeze_vit)
+            lm_reduction=cfg.lm_reduction, setup=cfg.setup())
+        model = cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.freeze_vit)
+        model.apply_lemmatizer = cfg.apply_lemmatizer
+        model.num_few_shot_examples, model.few_shot_prob = cfg.num_few_shot_examples, cfg.few_shot_prob
+        return model
 
     def excuses(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
         """A stage-1 checkpoint has no projection yet, and heads (and, where no text is read, a text half) to spare."""
         stage1 = any(name.startswith("itm_head.") for name in given)
-        return (FRESH_AFTER_STAGE1 if stage1 else ()), NOT_FOR_WRITING
+        adapters = () if any(".lora_" in name for name in given) else NEW_ADAPTERS
+        return ((*FRESH_AFTER_STAGE1, *adapters) if stage1 else adapters), NOT_FOR_WRITING
+
+    def blocks_to_shard(self) -> list[nn.Module]:
+        """The language model's."""
+        return blocks(self.language_model.model)
 
     # training -------------------------------------------------------------------------------------------------------
     def forward(self, samples: dict[str, Any]) -> ModelOutput:
@@ -133,7 +152,9 @@ class Blip2LLM(Blip2Base):
         """
         image = self.picture(samples)
         prompts, targets = self.training_texts(samples, len(image))
-        return ModelOutput(self.language_model.loss(self.soft_prompt(image, prompts), prompts, targets))
+        count = few_shot.draw_count(samples, self.num_few_shot_examples, self.few_shot_prob)
+        shown = few_shot.with_examples(prompts, samples, self.language_model, most=count)
+        return ModelOutput(self.language_model.loss(self.soft_prompt(image, prompts), shown, targets))
 
     def training_texts(self, samples: dict[str, Any], batch: int) -> tuple[list[str], list[str]]:
         """(what is read, what is learned) of every sample.
@@ -200,7 +221,9 @@ class Blip2LLM(Blip2Base):
         """
         image = samples.get("image", samples.get("video"))
         if not isinstance(image, Tensor):
-            raise DataError(f"samples need a tensor under 'image' or 'video'; they have {sorted(samples)}.")
+            given = f" ({type(image).__name__} is none)" if image is not None else ""
+            raise DataError(f"samples need a tensor under 'image' or 'video'{given}; they have {sorted(samples)}. "
+                            "vis_processors['eval'](picture)[None] makes one of a PIL image.")
         if image.ndim not in (4, 5) or image.shape[1] != 3:
             raise DataError(f"an image has shape (B, 3, H, W), a video (B, 3, T, H, W); this one {tuple(image.shape)}.")
         return image
@@ -215,7 +238,7 @@ class Blip2LLM(Blip2Base):
 
         Args:
             samples: image or video; prompt (optional), one string or B; ocr_tokens (optional), B lists that go into
-                a prompt's `{}`.
+                a prompt's `{}`; few_shot_samples (optional), see `lavis_lite.models.few_shot`.
             use_nucleus_sampling: sample from the smallest set of tokens that holds `top_p` of the mass.
             num_beams: width of beam search; 1: greedy.
             max_length, min_length: LAVIS' lengths, which count a start token in some archs; None: the arch's default.
@@ -240,17 +263,20 @@ class Blip2LLM(Blip2Base):
                                    sample=use_nucleus_sampling, top_p=top_p, temperature=temperature,
                                    repetition_penalty=repetition_penalty, length_penalty=length_penalty,
                                    num_captions=num_captions)
-        return self.language_model.generate(self.soft_prompt(image, prompts), prompts, options)
+        options.check_batch(len(image))
+        shown = few_shot.with_examples(prompts, samples, self.language_model)
+        return self.language_model.generate(self.soft_prompt(image, prompts), shown, options)
 
     @torch.no_grad()
     def predict_answers(self, samples: dict[str, Any], num_beams: int = 5, inference_method: str = "generate",
                         max_len: int = 10, min_len: int = 1, num_ans_candidates: int = 128,
                         answer_list: list[str] | None = None, prompt: str = "", length_penalty: float | None = None,
                         **more: Any) -> list[str]:
-        """Short answers to questions.
+        """Short answers to questions: first lines without blanks around, in base form where that is asked for.
 
         Args:
-            samples: image or video; text_input, the questions; ocr_tokens or choices for prompts with two `{}`.
+            samples: image or video; text_input, the questions; ocr_tokens or choices for prompts with two `{}`;
+                few_shot_samples (optional), its text_input for the same `{}`; apply_lemmatizer (optional).
             num_beams: width of beam search.
             inference_method: generate | rank (the likeliest of answer_list).
             max_len, min_len: of an answer, as LAVIS counts them.
@@ -262,10 +288,12 @@ class Blip2LLM(Blip2Base):
         """
         image = self.picture(samples)
         prompts = question_prompts(samples, prompt, len(image))
-        soft_prompt = self.soft_prompt(image, prompts)
+        shown = few_shot.with_examples(prompts, samples, self.language_model, template=prompt)
         if inference_method == "rank":
             answers = list(answer_list or [])[:num_ans_candidates]
-            best = self.language_model.score(soft_prompt, prompts, answers).argmax(1).tolist()
+            if not answers:
+                raise ConfigError("predict_answers: inference_method rank chooses among answer_list, which is empty.")
+            best = self.language_model.score(self.soft_prompt(image, prompts), shown, answers).argmax(1).tolist()
             return [answers[place] for place in best]
         if inference_method != "generate":
             raise ConfigError(f"predict_answers: inference_method {inference_method!r} is not generate or rank.")
@@ -273,7 +301,9 @@ class Blip2LLM(Blip2Base):
         given = {"max_new_tokens": max_len - int(self.style.counts_start[1]), "min_new_tokens": max(min_len - 1, 0),
                  "repetition_penalty": self.style.answer_repetition_penalty, **more}
         options = GenerationConfig(**given, num_beams=num_beams, length_penalty=penalty)
-        return self.language_model.generate(soft_prompt, prompts, options)
+        texts = self.language_model.generate(self.soft_prompt(image, prompts), shown, options)
+        lemmatise = self.apply_lemmatizer or samples.get("apply_lemmatizer", False)
+        return clean_answers(texts, shared_lemmatizer() if lemmatise else None)
 
     @torch.no_grad()
     def predict_class(self, samples: dict[str, Any], candidates: Candidates, n_segments: int = 1,
@@ -308,9 +338,10 @@ class Blip2LLM(Blip2Base):
             raise ConfigError(f"predict_class: n_segments must be at least 1, not {n_segments}.")
         image = self.picture(samples)
         prompts = candidate_prompts(samples, self.prompt, len(image))
-        most = max((len(texts) for texts in candidates if not isinstance(texts, str)), default=len(candidates))
+        most = max(map(len, candidate_lists(candidates, len(image))))
         pairs = -(-most * len(image) // n_segments)
-        return self.language_model.score(self.soft_prompt(image, prompts), prompts, candidates, normalise=normalise,
+        shown = few_shot.with_examples(prompts, samples, self.language_model)
+        return self.language_model.score(self.soft_prompt(image, prompts), shown, candidates, normalise=normalise,
                                          pairs=max(pairs, 1))
 
 

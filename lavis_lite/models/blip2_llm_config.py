@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lavis_lite.config.schema import RunConfig
 from lavis_lite.models.blip2_config import Blip2Config
 from lavis_lite.models.language_model.families import Precision
+from lavis_lite.models.language_model.setup import Lora, Quantization, Setup
 
 
 @dataclass
@@ -15,12 +17,19 @@ class Blip2LLMConfig(Blip2Config):
 
     prompt: str = ""
     """read before every caption in training, and before every answer where a call brings no prompt"""
-    max_output_txt_len: int = 256
-    """tokens of a target, its end included, where samples have a text_output; max_txt_len is for what is read"""
+    max_output_txt_len: int | None = 256
+    """tokens of a target, its end included, where samples have a text_output; max_txt_len is for what is read.
+    null: max_txt_len for both"""
     qformer_text_input: bool = False
     """whether the Q-Former reads the instruction (or question) along with the image"""
     llm_model: str = ""
     """folder or hub name of the language model, in transformers' format"""
+    apply_lemmatizer: bool = False
+    """bring answers of predict_answers to their base form ("two dogs" -> "two dog"), for scoring"""
+    num_few_shot_examples: int = 0
+    """most examples that a training batch shows in front of its prompts, where samples bring few_shot_samples"""
+    few_shot_prob: float = 0.0
+    """share of training batches that show any"""
     pretrained_stage1: str | None = None
     """a stage-1 checkpoint loaded before `pretrained` (or `finetuned`): where the Q-Former reads text and `pretrained`
     is a stage-2 checkpoint, which has no text half, that half comes from here"""
@@ -33,6 +42,29 @@ class Blip2LLMConfig(Blip2Config):
     """row of facts about it; None: by its type"""
     llm_precision: Precision = "auto"
     """of its weights; auto: the family's on a machine with a GPU, else fp32"""
+
+    llm_quantization: Quantization | None = None
+    """8bit | 4bit: linear layers of the frozen language model by bitsandbytes (extra quant)"""
+    llm_device_map: Any = None
+    """auto | {module: device}: the language model over several devices, for answering only (extra devices)"""
+    llm_grad_checkpoint: bool = False
+    """compute the language model's blocks again in the backward pass instead of keeping what is inside them"""
+    lora: Lora | None = None
+    """adapters on the language model that train (extra lora); {} takes the defaults"""
+
+    def setup(self) -> Setup:
+        """How the language model is held."""
+        return Setup(self.llm_quantization, self.llm_device_map, self.llm_grad_checkpoint, self.lora)
+
+    def faults(self, run: RunConfig) -> list[tuple[str, str]]:
+        """See `ModelConfig`."""
+        found = list(self.setup().faults(has_weights=self.llm_args is None))
+        if self.llm_device_map is not None and not run.evaluate:
+            found.append(("llm_device_map", "is for answering; to train a language model larger than one GPU set "
+                          "run.fsdp=llm, or model.llm_quantization."))
+        if self.llm_quantization is not None and run.fsdp != "none":
+            found.append(("llm_quantization", "quantised weights cannot be shared out among ranks; set run.fsdp=none."))
+        return found
 
     def language_model_name(self) -> str:
         """Folder or hub name of the language model."""
@@ -55,6 +87,7 @@ class Blip2OPTConfig(Blip2LLMConfig):
 class Blip2T5Config(Blip2LLMConfig):
     """As LAVIS names it: t5_model."""
 
+    max_output_txt_len: int | None = None
     t5_model: str = "google/flan-t5-xl"
     """folder or hub name; llm_model goes before it"""
 
@@ -68,6 +101,7 @@ class Blip2T5InstructConfig(Blip2T5Config):
     """InstructBLIP over FlanT5."""
 
     max_txt_len: int = 128
+    max_output_txt_len: int | None = 256
     qformer_text_input: bool = True
 
 

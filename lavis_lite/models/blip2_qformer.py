@@ -273,9 +273,9 @@ class Blip2Qformer(Blip2Base):
 
     @torch.no_grad()
     def generate(self, samples: dict[str, Any], use_nucleus_sampling: bool = False, num_beams: int = 3,
-                 max_new_tokens: int = 29, min_new_tokens: int = 9, top_p: float = 0.9, temperature: float = 1.0,
-                 repetition_penalty: float = 1.0, length_penalty: float = 1.0, max_length: int | None = None,
-                 min_length: int | None = None) -> list[str]:
+                 max_new_tokens: int = 29, min_new_tokens: int | None = None, top_p: float = 0.9,
+                 temperature: float = 1.0, repetition_penalty: float = 1.0, length_penalty: float = 1.0,
+                 max_length: int | None = None, min_length: int | None = None) -> list[str]:
         """Captions from the ITG head, one per image.
 
         Args:
@@ -283,7 +283,7 @@ class Blip2Qformer(Blip2Base):
             use_nucleus_sampling: sample from the smallest set of tokens that holds `top_p` of the mass.
             num_beams: width of beam search; 1: greedy.
             max_new_tokens: most tokens written, the end included.
-            min_new_tokens: fewest tokens before the end.
+            min_new_tokens: fewest tokens before the end; None: 9, or fewer where fewer are written.
             top_p: see use_nucleus_sampling.
             temperature: divides the scores when sampling.
             repetition_penalty: above 1 makes tokens already written less likely.
@@ -292,9 +292,11 @@ class Blip2Qformer(Blip2Base):
             min_length: LAVIS' way to say min_new_tokens + 1.
         """
         longest = max_new_tokens if max_length is None else max_length - 1
+        if min_new_tokens is None:
+            min_new_tokens = min(9, max(longest, 0)) if min_length is None else min_length - 1
+        places = self.qformer.cfg.max_positions
         options = Decoding(
-            max_new_tokens=min(longest, self.qformer.cfg.max_positions),
-            min_new_tokens=min_new_tokens if min_length is None else min_length - 1,
+            max_new_tokens=min(longest, places), min_new_tokens=min(min_new_tokens, places),
             num_beams=1 if use_nucleus_sampling else num_beams, sample=use_nucleus_sampling, top_p=top_p,
             temperature=temperature, repetition_penalty=repetition_penalty, length_penalty=length_penalty)
         features = self.ln_vision(self.encode_image(samples["image"]))

@@ -10,6 +10,7 @@ has a random stream per sample.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +29,8 @@ class Decoding:
     num_captions: texts per sample: the best of the beams, or as many draws.
     seeds: one number per sample for its random stream when sampling; None: drawn from torch's generator.
     lavis_lengths: count the start token in the length of texts that reach max_new_tokens and in the decision to stop,
-        as the beam search under LAVIS does (transformers 4.33): reproduces its texts where it differs from today's.
+        as the beam search under LAVIS does (transformers 4.33), and among the tokens already written that
+        repetition_penalty looks at: reproduces its texts where they differ from today's.
     """
 
     max_new_tokens: int = 30
@@ -44,17 +46,38 @@ class Decoding:
     lavis_lengths: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.num_beams < 1:
-            raise ConfigError(f"generate: max_new_tokens ({self.max_new_tokens}) and num_beams ({self.num_beams}) must "
-                              "be at least 1.")
-        if self.temperature <= 0 or not 0 < self.top_p <= 1:
-            raise ConfigError(f"generate: temperature ({self.temperature}) must be above 0 and top_p ({self.top_p}) in "
-                              "(0, 1].")
-        if self.repetition_penalty <= 0:
-            raise ConfigError(f"generate: repetition_penalty ({self.repetition_penalty}) must be above 0; 1 is none.")
-        if self.num_captions < 1 or (not self.sample and self.num_captions > self.num_beams):
-            raise ConfigError(f"generate: num_captions ({self.num_captions}) must be at least 1 and, without sampling, "
-                              f"at most num_beams ({self.num_beams}).")
+        """Refuse values that cannot be.
+
+        Raises:
+            ConfigError: the first of them, with what it may be.
+        """
+        for name in ("max_new_tokens", "min_new_tokens", "num_beams", "num_captions"):
+            value: float = getattr(self, name)
+            least = 0 if name == "min_new_tokens" else 1
+            _demand(isinstance(value, int) and value >= least, name, value, f"a whole number, at least {least}")
+        _demand(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", self.min_new_tokens,
+                f"at most max_new_tokens, which is {self.max_new_tokens} (LAVIS: min_length and max_length)")
+        _demand(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (all tokens)")
+        for name in ("temperature", "repetition_penalty"):
+            value = getattr(self, name)
+            _demand(0 < value < math.inf, name, value, "above 0; 1 changes nothing")
+        _demand(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "a finite number")
+        _demand(self.sample or self.num_captions <= self.num_beams, "num_captions", self.num_captions,
+                f"at most num_beams, which is {self.num_beams}; sampling (use_nucleus_sampling) has no such limit")
+
+    def check_batch(self, batch: int) -> None:
+        """Refuse a number of samples that these settings are not for.
+
+        Raises:
+            ConfigError: not one seed per sample.
+        """
+        if self.seeds is not None and len(self.seeds) != batch:
+            raise ConfigError(f"generate: {len(self.seeds)} seeds for {batch} samples; give one for each.")
+
+
+def _demand(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise ConfigError(f"generate: {name} is {value!r}, but must be {wanted}.")
 
 
 class Decoder(Protocol):
@@ -117,8 +140,7 @@ def _random_streams(batch: int, options: Decoding) -> Tensor:
     seeds = options.seeds
     if seeds is None:
         seeds = tuple(int(torch.randint(2**62, ())) for _ in range(batch))
-    if len(seeds) != batch:
-        raise ConfigError(f"generate: {len(seeds)} seeds for {batch} samples; give one for each.")
+    options.check_batch(batch)
     shape = (options.num_captions, options.max_new_tokens)
     return torch.cat([torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
                       for seed in seeds])

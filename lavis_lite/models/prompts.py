@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lavis_lite.errors import ConfigError
@@ -44,6 +44,8 @@ def question_prompts(samples: Mapping[str, Any], prompt: str, batch: int) -> lis
     Raises:
         ConfigError: a template whose places cannot be filled.
     """
+    if "text_input" not in samples:
+        raise ConfigError(f"predict_answers: the samples have no text_input (the questions), only {sorted(samples)}.")
     questions = as_list(samples["text_input"], batch, "text_input")
     if not prompt:
         return questions
@@ -81,6 +83,12 @@ def lettered(choices: Sequence[str]) -> str:
     letters = string.ascii_lowercase
     names = [letters[at] if at < len(letters) else str(at + 1) for at in range(len(choices))]
     return " ".join(f"({name}) {choice}" for name, choice in zip(names, choices, strict=True))
+
+
+def clean_answers(texts: Sequence[str], lemmatise: Callable[[Sequence[str]], list[str]] | None = None) -> list[str]:
+    """Answers as they are scored: the first line of each, without blanks around; then in base form if so wished."""
+    lines = [text.strip().split("\n", 1)[0].strip() for text in texts]
+    return lines if lemmatise is None else lemmatise(lines)
 
 
 def split_caption(text: str, uniform: float) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lavis_lite.models.masks import Pattern, attention_mask
 from lavis_lite.models.qformer_layers import CrossAttention, ImageKV, Layer, QFormerConfig
@@ -94,6 +95,8 @@ class QFormer(nn.Module):
             Layer(cfg, index % cfg.cross_attention_freq == 0) for index in range(cfg.num_layers))
         self.lm_head = LanguageHead(cfg) if cfg.with_text and cfg.with_lm_head else None
         self.apply(self._initialise)
+        self.grad_checkpoint = False
+        """compute layers again in the backward pass instead of keeping what is inside them"""
 
     @property
     def blocks(self) -> list[Layer]:
@@ -165,10 +168,13 @@ class QFormer(nn.Module):
             if index == last and output_rows is not None:
                 num_query, rows = output_rows
             earlier = None if past is None else past.layers[index]
-            hidden, key_value = layer.self_attention(hidden, mask, earlier, rows)
+            given = (hidden, num_query, mask, images, index // self.cfg.cross_attention_freq, earlier, rows)
+            if self.grad_checkpoint and torch.is_grad_enabled() and keep is None:
+                hidden, key_value = checkpoint(_run_layer, layer, *given, use_reentrant=False)
+            else:
+                hidden, key_value = _run_layer(layer, *given)
             if keep is not None:
                 keep.layers.append(key_value)
-            hidden = layer.after_attention(hidden, num_query, images, index // self.cfg.cross_attention_freq)
         return hidden
 
     def precompute_kv(self, image: Tensor, norm: nn.LayerNorm | None = None) -> ImageKV:
@@ -220,6 +226,14 @@ class QFormer(nn.Module):
                 return None
             text_mask = torch.ones_like(text_ids, dtype=torch.bool)
         return attention_mask(pattern, num_query, text_mask)
+
+
+def _run_layer(layer: Layer, hidden: Tensor, num_query: int, mask: Tensor | None, images: Sequence[ImageKV],
+               index: int, earlier: tuple[Tensor, Tensor] | None,
+               rows: Sequence[slice] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """One layer: hidden states float[N,S,D] -> float[N,R,D], and the keys and values of its self-attention."""
+    hidden, key_value = layer.self_attention(hidden, mask, earlier, rows)
+    return layer.after_attention(hidden, num_query, images, index), key_value
 
 
 def _decoding_mask(text_ids: Tensor, cache: Cache) -> Tensor | None:

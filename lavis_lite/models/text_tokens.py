@@ -141,6 +141,10 @@ def _load(name: str, side: str) -> Any:
             f"model.tokenizer: {name!r} is neither a folder with a tokenizer nor in the local cache, and it could not "
             f"be fetched ({str(fault).splitlines()[0]}). Give a folder that holds vocab.txt, or {MINI!r} for the "
             "packaged one.") from fault
+    lost = [kind for kind in ("cls", "sep", "pad") if getattr(tokenizer, f"{kind}_token_id") is None]
+    if lost:
+        raise ConfigError(f"model.tokenizer: {name!r} has no {', '.join(lost)} token; the Q-Former's texts are "
+                          f"[CLS] ... [SEP], filled up with [PAD]. Give a BERT-like tokenizer, or {MINI!r}.")
     tokenizer.add_special_tokens({"bos_token": BEGIN_TOKEN})
     return tokenizer
 

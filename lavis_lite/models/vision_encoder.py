@@ -55,6 +55,8 @@ class VisionEncoder(nn.Module):
         if precision not in get_args(Precision):
             raise ConfigError(f"model.vit_precision: {precision!r} is not one of {', '.join(get_args(Precision))}.")
         self.name, self.image_size, self.precision, self.frozen = name, image_size, precision, False
+        if frozen is False:
+            self._check_trainable()
         changes = {"depth": depth, "width": width, "heads": heads, "mlp_ratio": mlp_ratio, "patch_size": patch_size}
         self.align_corners = False
         self.vit = self._build(drop_path_rate, changes, pretrained)
@@ -67,8 +69,6 @@ class VisionEncoder(nn.Module):
         self._set_checkpointing(grad_checkpoint)
         if frozen:
             self.freeze()
-        elif frozen is False:
-            self._check_trainable()
 
     # construction ---------------------------------------------------------------------------------------------------
     def _build(self, drop_path_rate: float, changes: dict[str, Any], pretrained: bool) -> Any:
@@ -114,18 +114,27 @@ class VisionEncoder(nn.Module):
         trained one follows the surrounding autocast.
 
         Raises:
-            ConfigError: images of another size than the encoder was built for, or half-precision weights that train.
+            ConfigError: images of another size or type than the encoder takes, or half-precision weights that train.
         """
-        if image.ndim != 4 or tuple(image.shape[1:]) != (3, self.image_size, self.image_size):
-            raise ConfigError(f"vision encoder {self.name!r} takes images of shape (B, 3, {self.image_size}, "
-                              f"{self.image_size}), not {tuple(image.shape)}: give model.image_size and the image_size "
-                              "of datasets.*.vis_processor the same value.")
+        self._check_image(image)
         if not self.frozen:
             self._check_trainable()
-            return self.vit.forward_features(image)
+            return self.vit.forward_features(image.to(next(self.vit.parameters()).dtype))
         dtype = self._settle_dtype(image.device)
         with torch.no_grad(), _without_autocast(image.device):
             return self.vit.forward_features(image.to(dtype)).float()
+
+    def _check_image(self, image: Tensor) -> None:
+        size = self.image_size
+        maker = f"an image processor such as {{name: blip_image_eval, image_size: {size}}}"
+        if not image.is_floating_point():
+            raise ConfigError(f"vision encoder {self.name!r}: the image has {str(image.dtype).removeprefix('torch.')} "
+                              f"values; it takes the normalised floats that {maker} makes of a PIL image "
+                              "(vis_processors['eval'] of load_model_and_preprocess).")
+        if image.ndim != 4 or tuple(image.shape[1:]) != (3, size, size):
+            raise ConfigError(f"vision encoder {self.name!r} takes images of shape (B, 3, {size}, {size}), not "
+                              f"{tuple(image.shape)}. {maker[0].upper()}{maker[1:]} makes them; in a YAML give "
+                              "model.image_size and the image_size of datasets.*.vis_processor the same value.")
 
     def _check_trainable(self) -> None:
         if self.precision != "fp32":

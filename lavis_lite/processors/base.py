@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 
 class BaseProcessor:
@@ -13,6 +13,10 @@ class BaseProcessor:
     `__call__(item, rng)` draws every random number from `rng`, so that a sample's augmentation is a function of
     (seed, epoch, sample); without `rng` it uses Python's global generator.
     """
+
+    takes: ClassVar[str] = "image"
+    """what a data set hands it: `image` (a PIL image; texts too), `pixels` (upright RGB, uint8[H, W, 3]; such a
+    processor takes PIL images too) or `video` (an open video: its length, and frames by their numbers)"""
 
     def __call__(self, item: Any, rng: random.Random | None = None) -> Any:
         """The processed item."""

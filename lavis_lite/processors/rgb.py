@@ -1,4 +1,4 @@
-"""Any picture Pillow can hold -> upright 8-bit RGB, with its own tones.
+"""Any picture Pillow can hold -> upright 8-bit RGB, with its own tones; and pixels turned upright.
 
 Pillow's plain `convert("RGB")` clips 16-bit pixels to white and shows whatever colour lies under transparent pixels;
 both are put right here. Transparency is laid on white: most pictures that have it were drawn for a white page.
@@ -7,8 +7,10 @@ both are put right here. Transparency is laid on white: most pictures that have 
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 _ORIENTATION_TAG = 0x0112
@@ -17,6 +19,9 @@ _UPRIGHT = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TRANSPOSED = {5, 6, 7, 8}
+_FLIPPED_ROWS, _FLIPPED_COLUMNS = {3, 4, 7, 8}, {2, 3, 6, 7}
+"""EXIF orientations whose picture is transposed, and whose rows and columns then run backwards"""
 _EXIF_FAULTS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error)
 
 
@@ -26,12 +31,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: float or 32-bit integer pixels whose range is unknown.
     """
-    orientation = _orientation(image)
+    turned = orientation(image)
     image = _eight_bit_rgb(image)
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    return image.transpose(_UPRIGHT[turned]) if turned in _UPRIGHT else image
 
 
-def _orientation(image: Image.Image) -> int:
+def upright(pixels: NDArray[Any], turned: int) -> NDArray[Any]:
+    """Pixels [H, W, 3] as stored -> as people see them, by EXIF's orientation (1..8; any other: as they are)."""
+    if turned not in _UPRIGHT:
+        return pixels
+    if turned in _TRANSPOSED:
+        pixels = pixels.swapaxes(0, 1)
+    rows, columns = (-1 if turned in flipped else 1 for flipped in (_FLIPPED_ROWS, _FLIPPED_COLUMNS))
+    return np.ascontiguousarray(pixels[::rows, ::columns])
+
+
+def orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1..8. A header that cannot be read says nothing about the pixels: they stay as they are."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)

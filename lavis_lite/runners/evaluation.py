@@ -11,6 +11,7 @@ import torch
 
 from lavis_lite import atomic, distributed
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.errors import DataError
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.precision import Precision
 from lavis_lite.runners.signals import shielded
@@ -42,6 +43,9 @@ class Evaluator:
         loader: `(dataset, run_cfg, rank, world_size) -> batches`, each batch on exactly one rank.
         bad_samples: takes note of samples that could not be read.
         wish: exit code of a pending signal, 0 while there is none.
+
+    Attributes:
+        predictions: of the split evaluated last, by data set, where the task has any.
     """
 
     def __init__(self, task: BaseTask, model: BaseModel, cfg: RunConfig, device: torch.device, precision: Precision,
@@ -50,34 +54,42 @@ class Evaluator:
         self.task, self.model, self.cfg = task, model, cfg
         self.device, self.precision, self.loader = device, precision, loader
         self.bad_samples, self.wish = bad_samples, wish
+        self.predictions: dict[str, list[Row]] = {}
 
     @torch.no_grad()
     def split(self, datasets: Mapping[str, Any], split: str, step: int) -> dict[str, float]:
         """Metrics of one split, equal on all ranks.
 
-        With several data sets their metrics are told apart as `<data set>/<metric>`, and `agg_metrics` is the mean.
+        With several data sets their metrics are told apart as `<data set>/<metric>`, and `agg_metrics` is the mean. Of
+        several, those that the task cannot evaluate (captions mixed into the training of answers) are left out.
 
         Args:
             datasets: data sets by name, those that have this split.
             split: its name.
             step: optimizer steps done; seeds whatever a model draws.
         """
-        was_training = self.model.training
+        was_training, self.predictions = self.model.training, {}
+        fitting = {name: dataset for name, dataset in datasets.items() if self.task.takes(dataset)}
         self.model.eval()
         try:
-            scores = {name: self._one(dataset, split, step) for name, dataset in datasets.items()}
+            scores = {name: self._one(name, dataset, split, step) for name, dataset in (fitting or datasets).items()}
         finally:
             self.model.train(was_training)
         return _merged(scores)
 
-    def _one(self, dataset: Any, split: str, step: int) -> dict[str, float]:
+    def _one(self, name: str, dataset: Any, split: str, step: int) -> dict[str, float]:
         self.task.before_evaluation(dataset, split)
-        rows = self._predict(dataset, split, step)
+        rows = self._predict(self.task.evaluated(dataset), split, step)
         code = max(distributed.all_gather_object(self.wish()))
         if code:
             self.bad_samples.forget()
             raise EvaluationStopped(code)
         self.bad_samples.share(step=step, split=split)
+        if self.task.gathers_rows:
+            rows = gathered(rows)
+            predictions = self.task.predictions(rows, dataset)
+            if predictions is not None:
+                self.predictions[name] = predictions
         with self.precision.autocast():
             return self.task.score(self.model, rows, dataset, split)
 
@@ -96,12 +108,38 @@ class Evaluator:
         return rows
 
 
+def gathered(rows: list[Row]) -> list[Row]:
+    """The rows of all ranks, each id once, numbers before names and both in their order. Collective.
+
+    Raises:
+        DataError: two rows have the same id.
+    """
+    every = [row for part in distributed.all_gather_object(rows) for row in part]
+    every.sort(key=lambda row: (isinstance(row["id"], str), row["id"]))
+    for one, two in zip(every, every[1:], strict=False):
+        if one["id"] == two["id"]:
+            raise DataError(f"the evaluation split has the id {one['id']!r} twice; ids in its files must differ.")
+    return every
+
+
 def _merged(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     if len(scores) == 1:
         return dict(next(iter(scores.values())))
     merged = {f"{name}/{key}": value for name, one in scores.items() for key, value in one.items()}
     totals = [one[AGGREGATE] for one in scores.values() if AGGREGATE in one]
     return {**merged, AGGREGATE: sum(totals) / len(totals)} if totals else merged
+
+
+def write_predictions(run_dir: Path, split: str, step: int, predictions: Mapping[str, list[Row]]) -> list[Path]:
+    """Write `results/<split>_step<N>_predictions.json`; several data sets: `..._<data set>_predictions.json` each."""
+    paths = []
+    for name, rows in predictions.items():
+        middle = f"_{name}" if len(predictions) > 1 else ""
+        path = Path(run_dir) / "results" / f"{split}_step{step}{middle}_predictions.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        paths.append(path)
+    return paths
 
 
 def write_result(run_dir: Path, split: str, step: int, scores: Mapping[str, float]) -> Path:

@@ -25,9 +25,10 @@ from lavis_lite.registry import registry
 from lavis_lite.runners import bounds, checkpointing
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.bounds import Bounds
-from lavis_lite.runners.evaluation import AGGREGATE, EvaluationStopped, Evaluator, write_result
+from lavis_lite.runners.evaluation import AGGREGATE, EvaluationStopped, Evaluator, write_predictions, write_result
 from lavis_lite.runners.parts import Datasets, Speed, TrainingParts
 from lavis_lite.runners.precision import Precision, pick_device
+from lavis_lite.runners.sharding import share_out
 from lavis_lite.runners.signals import Interrupted, SignalWatch
 from lavis_lite.runners.step import StepResult
 from lavis_lite.tasks.base import BaseTask
@@ -61,6 +62,7 @@ class Runner:
         self.run_dir, self.launch = Path(run_dir), launch or Launch()
         self.device = device or pick_device(self.run.device, self.launch.local_rank)
         self.precision = Precision.from_run(self.run, self.device)
+        share_out(model, self.run, self.device)
         self.model = model.to(self.device)
         self.tracker = tracker or Tracker.from_run(self.run, self.run_dir, distributed.is_main())
         self.store = checkpointing.CheckpointStore(self.run_dir, self.run.keep_checkpoints)
@@ -260,6 +262,7 @@ class Runner:
         self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
         if distributed.is_main():
             write_result(self.run_dir, split, measured, scores)
+            write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
             self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}")
         return scores
 

@@ -27,6 +27,7 @@ from lavis_lite.errors import LavisLiteError
 from lavis_lite.runners import optim
 from lavis_lite.runners.precision import Precision
 from lavis_lite.runners.schedules import LRSchedule
+from lavis_lite.runners.sharding import leave_shards_alone
 
 PATIENCE = 5
 """Non-finite steps in a row after which a run stops."""
@@ -71,6 +72,7 @@ def wrap_for_ranks(model: nn.Module, device: torch.device, find_unused_parameter
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # new name
     settings: dict[str, Any] = {buffers: False}
+    leave_shards_alone(model)
     return DistributedDataParallel(
         model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
         find_unused_parameters=find_unused_parameters, **settings)

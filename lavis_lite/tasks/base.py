@@ -21,6 +21,8 @@ class BaseTask:
     """
 
     config_class: ClassVar[type[RunConfig]] = RunConfig
+    gathers_rows: ClassVar[bool] = False
+    """whether rows are small: the runner then brings all ranks' rows together, sorted by id, before `score`"""
 
     def __init__(self, cfg: RunConfig) -> None:
         self.cfg = cfg
@@ -40,12 +42,29 @@ class BaseTask:
     def score(self, model: BaseModel, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
         """This rank's rows -> metrics, equal on all ranks; called by all ranks together, collectives are allowed.
 
+        With `gathers_rows` they are the rows of all ranks.
+
         `agg_metrics` is the number by which the best checkpoint is chosen: higher is better.
         """
         raise NotImplementedError(f"{type(self).__name__} must define score")
 
     def before_evaluation(self, dataset: Any, split: str) -> None:
         """Called on every rank before a split's first `predict`; nothing to do by default."""
+
+    def takes(self, dataset: Any) -> bool:
+        """Whether the task can evaluate a data set. Of several, those it cannot are for training only."""
+        return True
+
+    def evaluated(self, dataset: Any) -> Any:
+        """The data set whose samples `predict` gets; another one than the split's own where a control is asked for."""
+        return dataset
+
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | None:
+        """All ranks' rows -> what the predictions file holds, one row per id; None: no such file.
+
+        Asked only of tasks that gather their rows.
+        """
+        return None
 
     def summary(self, scores: dict[str, float]) -> str:
         """A line for people at the end of a run, from what `score` returned."""

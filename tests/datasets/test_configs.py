@@ -43,7 +43,8 @@ def test_every_row_composes_and_says_what_it_needs(tmp_path, name):
     if section.prepare:
         assert needs == []
         return
-    assert any(f"datasets.{name}.build_info.images.storage" in sentence for sentence in needs)
+    media = section.data_type if isinstance(section.data_type, str) else section.data_type[0]
+    assert any(f"datasets.{name}.build_info.{media}.storage" in sentence for sentence in needs)
     for split in builder.splits():
         assert any(f"datasets.{name}.build_info.annotations.{split}" in sentence for sentence in needs)
     assert all("curl" in sentence or "set the key" in sentence or "https://" in sentence for sentence in needs)
@@ -68,6 +69,33 @@ def test_a_row_without_processors_takes_the_models_and_may_change_one_parameter(
     changed = composed(tmp_path, "{coco_caption: {}}", option).config
     assert changed.datasets["coco_caption"].vis_processor.train == {
         **plain.preprocess.vis_processor.train, "image_size": 96}
+
+
+def test_a_row_may_be_another_one_with_changes(tmp_path):
+    sections = composed(tmp_path, "{coco_vqa: {type: lavis}, coco_vqa_instruct: {type: lavis}}").config.datasets
+    plain, instructed = sections["coco_vqa"], sections["coco_vqa_instruct"]
+    assert plain.build_info == instructed.build_info and plain.instruction.train is None
+    assert instructed.instruction.train == {"name": "instruction", "templates": "vqa"}
+    faults = composed(tmp_path, "{coco_vqa_instruct: {type: lavi}}").faults
+    assert len(faults) == 1 and "no type 'lavi'" in faults[0]
+
+
+def test_a_question_is_put_into_one_prompt_only(tmp_path):
+    options = ["run.task=vqa", "run.prompt='Question: {} Answer:'"]
+    assert check(composed(tmp_path, "{mini_world_vqa: {}}", *options)) == []
+    faults = check(composed(tmp_path, "{mini_world_vqa_instruct: {}}", *options))
+    assert len(faults) == 1 and "puts questions into a prompt already" in faults[0]
+
+
+def test_questions_of_the_mini_world(tmp_path):
+    arguments = "{prepare_args: {train: 4, val: 2, test: 0, ood: 0, workers: 1, progress: false}}"
+    section = composed(tmp_path, f"{{mini_world_vqa: {arguments}}}").config.datasets["mini_world_vqa"]
+    builder = registry.get_builder_class("image_qa")("mini_world_vqa", section)
+    train, val = builder.build("train", training=True), builder.build("val", training=False)
+    assert len(train) == 12 and train[0]["image"].shape == (3, 64, 64)
+    assert train[0]["text_output"] in train[0]["answers"] and train[0]["weights"] == [1.0]
+    assert val.image_name(0) == "val/000000.jpg" and len(val.question(0)["answers"]) == 10
+    assert val.question(0)["question_type"] in ("color", "shape", "count", "existence", "relation", "comparison")
 
 
 def test_preflight_knows_the_splits_that_a_builder_makes(tmp_path):

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*options: str, launcher: tuple[str, ...] = (), script: str = "train.py",
-            cfg: str = "projects/blip2/stage1.yaml", flags: tuple[str, ...] = ()) -> list[str]:
+            cfg: str = "projects/blip2/stage1.yaml", flags: tuple[str, ...] = (),
+            common: Sequence[str] = SMALL) -> list[str]:
     """The words of a run."""
-    return [sys.executable, *launcher, script, "--cfg-path", cfg, *flags, "--options", *SMALL, *options]
+    return [sys.executable, *launcher, script, "--cfg-path", cfg, *flags, "--options", *common, *options]
 
 
 @pytest.fixture

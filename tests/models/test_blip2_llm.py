@@ -11,11 +11,12 @@ import torch
 
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.blip2_llm import OPT, T5, T5_INSTRUCT, Blip2LLM, Blip2OPT, Blip2T5
-from lavis_lite.models.blip2_llm_config import Blip2OPTConfig, Blip2T5InstructConfig
+from lavis_lite.models.blip2_llm_config import Blip2OPTConfig, Blip2T5Config, Blip2T5InstructConfig
 from lavis_lite.models.checkpoints import from_lavis, load_state, to_lavis
+from lavis_lite.models.language_model import GenerationConfig
 from lavis_lite.models.qformer import QFormer
 from lavis_lite.weights import build_model, required_weights
-from tests.models.language_model.tiny import IDS, SIZES, tiny
+from tests.models.language_model.tiny import BOS, IDS, SIZES, tiny
 from tests.models.stage1_helpers import TINY, NumberTokenizer, PatchEncoder
 
 
@@ -196,6 +197,25 @@ def test_a_section_gives_the_sizes() -> None:
     assert model.qformer.cfg.with_text and model.qformer.lm_head is None
     limits = model.language_model.limits
     assert (limits.prompt, limits.target, limits.together, limits.prompt_side) == (40, 256, None, "left")
+
+
+def test_captions_after_t5_are_as_long_as_what_is_read_unless_said_otherwise() -> None:
+    for given, length in (({}, 24), ({"max_output_txt_len": 30}, 30)):
+        section = Blip2T5Config(arch="blip2_t5", llm_args={**IDS, **SIZES["flan_t5"]}, **{
+            **SIZES_OF_QFORMER, "max_txt_len": 24, **given})
+        assert build_model(section).language_model.limits.target == length
+
+
+def test_the_start_token_that_lavis_writes_is_penalised_with_its_lengths_only() -> None:
+    model = model_of("llama", OPT)
+    with torch.no_grad():
+        model.language_model.model.lm_head.weight[BOS] *= 8
+    written = {}
+    for counts in (False, True):
+        rows = model.language_model.generate_ids(model.soft_prompt(images()), [[5]] * 3, GenerationConfig(
+            max_new_tokens=1, min_new_tokens=1, repetition_penalty=100.0, lavis_lengths=counts))
+        written[counts] = sum(row == [BOS] for row in rows)
+    assert written[False] > 0 == written[True]
 
 
 # names in LAVIS' checkpoints ------------------------------------------------------------------------------------------

@@ -71,6 +71,12 @@ def test_the_key_bias_of_hugging_face_is_zero_and_is_dropped() -> None:
     assert same(from_hf(changed).tensors, from_hf(translated).tensors)
 
 
+def test_constants_of_lavis_llama_are_dropped() -> None:
+    name = "llm_model.model.layers.0.self_attn.rotary_emb.inv_freq"
+    found = from_lavis({name: torch.ones(4), "llm_proj.weight": torch.ones(2, 2)})
+    assert list(found.tensors) == ["language_projection.weight"] and list(found.dropped) == [name]
+
+
 def test_a_copy_that_is_no_copy_is_not_dropped_silently() -> None:
     lavis = to_lavis(plain(tiny_model())).tensors
     name = "Qformer.cls.predictions.decoder.weight"

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.data import Subset
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.images import BadSample
@@ -232,6 +233,27 @@ def test_several_sets_with_one_split_are_told_apart(tmp_path):
     scores = runner.evaluate()["test"]
     assert (scores["a/rows"], scores["b/rows"]) == (5, 9)
     assert scores["agg_metrics"] == pytest.approx((scores["a/agg_metrics"] + scores["b/agg_metrics"]) / 2)
+
+
+def test_rows_of_all_ranks_become_one_file_and_sets_that_do_not_fit_are_left_out(tmp_path):
+    class Writes(ToyTask):
+        gathers_rows = True
+
+        def takes(self, dataset):
+            return len(dataset) == 9
+
+        def evaluated(self, dataset):
+            return Subset(dataset, range(8))
+
+        def predictions(self, rows, dataset):
+            return [{"id": row["id"]} for row in rows]
+
+    runner = Toy(tmp_path).build()
+    runner.task = runner.evaluator.task = Writes(runner.run)
+    runner.datasets = {"a": {"test": ToyData(5)}, "b": {"test": ToyData(9)}}
+    assert runner.evaluate(["test"])["test"]["rows"] == 8
+    written = json.loads((tmp_path / "results/test_step0_predictions.json").read_text())
+    assert written == [{"id": number} for number in range(8)]
 
 
 def test_bad_samples_are_listed_counted_and_limited(tmp_path):

@@ -6,6 +6,7 @@ word embeddings and to the head's bias. Reading checks that such copies are copi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -77,6 +78,8 @@ COPIES = {
     _HEAD + "decoder.bias": _HEAD + "bias",
 }
 """A tied tensor's second name -> its first."""
+ROTARY = re.compile(r"llm_model\..+\.rotary_emb\.inv_freq")
+"""LLaMA's rotation speeds, which LAVIS' copy of it stores in every layer"""
 
 
 def from_lavis(tensors: Mapping[str, Tensor]) -> Translated:
@@ -85,6 +88,9 @@ def from_lavis(tensors: Mapping[str, Tensor]) -> Translated:
     dropped = {}
     if rest.pop(POSITION_IDS, None) is not None:
         dropped[POSITION_IDS] = "0, 1, 2, ..."
+    for name in [name for name in rest if ROTARY.fullmatch(name)]:
+        del rest[name]
+        dropped[name] = "a constant that follows from the head's width"
     for copy, original in COPIES.items():
         if copy in rest and original in rest and _equal(rest[copy], rest[original]):
             del rest[copy]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
 from lavis_lite.errors import CheckpointError
+from lavis_lite.models.base import frozen_roots
 from lavis_lite.models.checkpoints.hf_key_map import WITHOUT_PLACE, from_hf
 from lavis_lite.models.checkpoints.key_map import Translated
 from lavis_lite.models.checkpoints.lavis_key_map import from_lavis
@@ -78,6 +79,7 @@ def load_state(model: Loadable, tensors: Mapping[str, Tensor], source: str, *, m
     """As `load_checkpoint`, from tensors in memory; `source` is what messages call them."""
     layout, translated = recognise(tensors)
     own = model.state_dict()
+    translated.tensors = _behind_adapters(translated.tensors, own)
     if not own.keys() & translated.tensors.keys():
         raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(tensors)}.")
     report = LoadReport(source, layout, unused=dict(translated.dropped))
@@ -164,7 +166,19 @@ def frozen_tensors(model: Loadable, own: Mapping[str, Tensor]) -> set[str]:
     frozen = model.frozen_names() | {name for name, value in parameters.items() if not value.requires_grad}
     trained_parts = {name.split(".")[0] for name in parameters if name not in frozen}
     frozen_parts = {name.split(".")[0] for name in frozen} - trained_parts
-    return frozen | {name for name in own if name not in parameters and name.split(".")[0] in frozen_parts}
+    roots = frozen_roots(cast(nn.Module, model))
+    return frozen | {name for name in own if name not in parameters
+                     and (name.split(".")[0] in frozen_parts or name.startswith(roots))}
+
+
+def _behind_adapters(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors; a layer that has an adapter in the model keeps its own weights under `base_layer`."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        place, _, leaf = name.rpartition(".")
+        inner = f"{place}.base_layer.{leaf}"
+        renamed[inner if name not in own and inner in own else name] = tensor
+    return renamed
 
 
 def _tied_to(model: Loadable, fitted: Mapping[str, Tensor]) -> set[str]:

@@ -8,12 +8,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lavis_lite.errors import ConfigError
+from lavis_lite import distributed
+from lavis_lite.errors import ConfigError, MissingExtraError
 from lavis_lite.models.base import freeze
 from lavis_lite.models.language_model.contract import LanguageModel
 from lavis_lite.models.language_model.decoder_only import DecoderOnly
 from lavis_lite.models.language_model.encoder_decoder import EncoderDecoder
 from lavis_lite.models.language_model.families import Family, Precision, family_of
+from lavis_lite.models.language_model.placement import recompute_blocks, spread
+from lavis_lite.models.language_model.setup import Setup
 from lavis_lite.models.language_model.tokens import LanguageTokenizer, Limits
 from lavis_lite.torchvision_shim import ensure_torchvision
 
@@ -22,7 +25,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def build_language_model(name: str, *, sizes: dict[str, Any] | None = None, tokenizer: Any = None,
                          family: str | None = None, precision: Precision = "auto", limits: Limits | None = None,
-                         lm_reduction: Literal["global", "per_rank"] = "global") -> LanguageModel:
+                         lm_reduction: Literal["global", "per_rank"] = "global",
+                         setup: Setup | None = None) -> LanguageModel:
     """A frozen language model without its weights, or a random one of given sizes.
 
     Args:
@@ -36,10 +40,14 @@ def build_language_model(name: str, *, sizes: dict[str, Any] | None = None, toke
         precision: of the weights; auto: the family's on a machine with a GPU, else fp32.
         limits: of training texts.
         lm_reduction: see `LanguageModel`.
+        setup: how its weights are held; quantisation and devices take effect in `load_pretrained`.
 
     Raises:
-        ConfigError: no such model, an unknown family, or a model that generates no text.
+        ConfigError: no such model, an unknown family, a model that generates no text, or an impossible setup.
+        MissingExtraError: a package that the setup needs is not installed.
     """
+    setup = setup or Setup()
+    refuse_faults(setup, has_weights=sizes is None)
     ensure_torchvision()
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -54,8 +62,28 @@ def build_language_model(name: str, *, sizes: dict[str, Any] | None = None, toke
     except ValueError as fault:
         raise ConfigError(f"model.llm_model: {name!r} is of type {config.model_type!r}, which writes no text: "
                           f"{str(fault).splitlines()[0]}") from fault
-    return wrap(model, LanguageTokenizer(tokenizer or name, row, config.is_encoder_decoder), row, precision, limits,
-                lm_reduction)
+    language_model = wrap(model, LanguageTokenizer(tokenizer or name, row, config.is_encoder_decoder), row, precision,
+                          limits, lm_reduction)
+    language_model.setup = setup
+    _adapt(language_model)
+    return language_model
+
+
+def refuse_faults(setup: Setup, has_weights: bool) -> None:
+    """Raise the first fault of a setup: MissingExtraError for a package that is not here, else ConfigError."""
+    for key, sentence in setup.faults(has_weights):
+        raise (MissingExtraError if "pip install" in sentence else ConfigError)(f"model.{key}: {sentence}")
+
+
+def _adapt(language_model: LanguageModel) -> None:
+    """What a setup adds to a model that is there: adapters, recomputation."""
+    setup = language_model.setup
+    if setup.lora is not None:
+        from lavis_lite.models.language_model.adapters import add_adapters
+
+        add_adapters(language_model, setup.lora)
+    if setup.grad_checkpoint:
+        recompute_blocks(language_model.model)
 
 
 def wrap(model: Any, tokenizer: LanguageTokenizer, family: Family, precision: Precision = "auto",
@@ -90,9 +118,9 @@ def load_pretrained(language_model: LanguageModel, folder: str) -> None:
     Raises:
         ConfigError: the folder holds no such model.
     """
-    plan = language_model.model
+    plan, setup, dtype = language_model.model, language_model.setup, language_model.dtype
     try:
-        found = type(plan).from_pretrained(folder, dtype=language_model.dtype)
+        found = _read(type(plan), folder, dtype, setup)
     except (OSError, ValueError) as fault:
         raise ConfigError(f"model.llm_model: no weights of a language model in {folder!r}: "
                           f"{str(fault).splitlines()[0]}") from fault
@@ -100,7 +128,21 @@ def load_pretrained(language_model: LanguageModel, folder: str) -> None:
     if found.get_input_embeddings().weight.shape[0] != words:
         found.resize_token_embeddings(words)
     prepare(found, language_model.family)
-    language_model.model = freeze(found.to(language_model.dtype))
+    language_model.model = freeze(found if setup.quantization else found.to(dtype))
+    if setup.device_map is not None:
+        spread(found, setup.device_map)
+    language_model.settled = bool(setup.quantization or setup.device_map)
+    _adapt(language_model)
+
+
+def _read(kind: Any, folder: str, dtype: torch.dtype, setup: Setup) -> Any:
+    if setup.quantization is None:
+        return kind.from_pretrained(folder, dtype=dtype)
+    from lavis_lite.models.language_model.quantization import from_pretrained
+
+    local = distributed.launch_from_environment().local_rank
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    return from_pretrained(kind, folder, setup.quantization, dtype, device)
 
 
 def _config(name: str, sizes: dict[str, Any] | None) -> Any:

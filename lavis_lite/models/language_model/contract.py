@@ -20,6 +20,8 @@ from lavis_lite.models.base import freeze
 from lavis_lite.models.decoding import Decoder, Decoding, decode
 from lavis_lite.models.language_model import head
 from lavis_lite.models.language_model.families import Family
+from lavis_lite.models.language_model.placement import home
+from lavis_lite.models.language_model.setup import Setup
 from lavis_lite.models.language_model.tokens import LanguageTokenizer, Limits
 from lavis_lite.models.text_tokens import SpecialIds
 
@@ -42,6 +44,8 @@ class LanguageModel(nn.Module, ABC):
 
     Attributes:
         hidden_size: D.
+        setup: how the weights are held; adapters, if any, are what trains.
+        settled: the weights lie where they belong and have their type: `.to()` leaves them alone.
     """
 
     def __init__(self, model: Any, tokenizer: LanguageTokenizer, family: Family, limits: Limits | None = None,
@@ -49,6 +53,7 @@ class LanguageModel(nn.Module, ABC):
         super().__init__()
         self.model, self.tokenizer, self.family = model, tokenizer, family
         self.limits, self.lm_reduction = limits or Limits(), lm_reduction
+        self.setup, self.settled = Setup(), False
         freeze(self)
 
     @property
@@ -61,6 +66,19 @@ class LanguageModel(nn.Module, ABC):
         """Of the word embeddings; the model runs in its own type, whatever autocast is around it."""
         return self.model.get_input_embeddings().weight.dtype
 
+    def _apply(self, fn: Any, recurse: bool = True) -> LanguageModel:
+        """What `.to()` and its like do: move weights, but never change their type; nothing where they are settled."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return self if self.settled else super()._apply(move, recurse)
+
+    def check_tokenizer(self) -> None:
+        """Load the tokenizer now, not with the first text; ConfigError where it does not go with the model."""
+        self.tokenizer.check(int(self.model.get_input_embeddings().weight.shape[0]))
+
     # the contract ---------------------------------------------------------------------------------------------------
     def loss(self, soft_prompt: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
         """Mean negative log-likelihood of the targets' tokens, each text's end included.
@@ -71,13 +89,13 @@ class LanguageModel(nn.Module, ABC):
             targets: B strings that are learned.
 
         Returns:
-            float[]. Its gradient reaches the soft prompt only.
+            float[]. Its gradient reaches the soft prompt, and adapters where there are any.
 
         Raises:
             ConfigError: not B prompts and B targets.
         """
-        self._check(soft_prompt, prompts, targets)
-        losses = self.token_losses(soft_prompt, prompts, targets)
+        soft_prompt = self._check(soft_prompt, prompts, targets)
+        losses = self.row_losses(soft_prompt, *self.training_rows(prompts, targets))
         count = losses.new_tensor(float(len(losses)))
         if self.lm_reduction == "global":
             count = distributed.all_reduce_sum(count) / distributed.world_size()
@@ -95,7 +113,7 @@ class LanguageModel(nn.Module, ABC):
         Returns:
             B * options.num_captions texts, samples in order.
         """
-        self._check(soft_prompt, prompts)
+        soft_prompt = self._check(soft_prompt, prompts)
         return self.tokenizer.decode(self.generate_ids(soft_prompt, self.tokenizer.prompts(prompts), options))
 
     @torch.no_grad()
@@ -116,7 +134,7 @@ class LanguageModel(nn.Module, ABC):
         Raises:
             ConfigError: an empty list of candidates, or lists that are not one per sample.
         """
-        self._check(soft_prompt, prompts)
+        soft_prompt = self._check(soft_prompt, prompts)
         lists = candidate_lists(candidates, len(prompts))
         rows = [self.tokenizer.targets(self.candidate_texts(prompt, texts), end=self.family.candidate_end)
                 for prompt, texts in zip(prompts, lists, strict=True)]
@@ -135,8 +153,19 @@ class LanguageModel(nn.Module, ABC):
 
     # what the two kinds do differently --------------------------------------------------------------------------------
     @abstractmethod
-    def token_losses(self, soft_prompt: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
-        """Negative log-likelihood of every target token of the batch, float[T]."""
+    def training_rows(self, prompts: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        """Ids that are read and ids that are learned, B rows each, within the limits."""
+
+    @abstractmethod
+    def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
+                   after: Sequence[Sequence[int]]) -> Tensor:
+        """Negative log-likelihood of every learned token of the batch, float[T], rows in order.
+
+        Args:
+            soft_prompt: float[B,Q,D].
+            before: ids that are read.
+            after: ids that are learned.
+        """
 
     @abstractmethod
     def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Decoder, int]:
@@ -160,6 +189,9 @@ class LanguageModel(nn.Module, ABC):
         """As `generate`, from prompts' ids to answers' ids without their end."""
         with self.own_precision():
             decoder, begin = self.decoder(soft_prompt, prompts)
+            if begin < 0 and options.lavis_lengths:  # a start token that nothing reads, but that is penalised
+                start = self.model.config.bos_token_id
+                begin = -1 if start is None else int(start)
             special = SpecialIds(int(self.model.config.vocab_size), self.pad, begin, self.tokenizer.end)
             return decode(decoder, len(prompts), special, options, soft_prompt.device)
 
@@ -181,10 +213,11 @@ class LanguageModel(nn.Module, ABC):
 
     def own_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast switched off: the frozen weights have their type already."""
-        kind = self.model.get_input_embeddings().weight.device.type
+        kind = home(self.model).type
         return torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else contextlib.nullcontext()
 
-    def _check(self, soft_prompt: Tensor, *texts: Sequence[str]) -> None:
+    def _check(self, soft_prompt: Tensor, *texts: Sequence[str]) -> Tensor:
+        """The soft prompt, where the word embeddings are."""
         if soft_prompt.ndim != 3 or soft_prompt.shape[2] != self.hidden_size:
             raise ConfigError(f"a soft prompt has shape (B, Q, {self.hidden_size}) here, not "
                               f"{tuple(soft_prompt.shape)}.")
@@ -192,6 +225,7 @@ class LanguageModel(nn.Module, ABC):
             if isinstance(rows, str) or len(rows) != len(soft_prompt):
                 count = "one string" if isinstance(rows, str) else f"{len(rows)} texts"
                 raise ConfigError(f"{len(soft_prompt)} samples came with {count}; give a list with one for each.")
+        return soft_prompt.to(home(self.model)) if self.settled else soft_prompt
 
 
 def candidate_lists(candidates: Candidates, batch: int) -> list[list[str]]:

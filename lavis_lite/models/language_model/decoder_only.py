@@ -54,9 +54,9 @@ class Prefix:
 class DecoderOnly(LanguageModel):
     """A causal language model; see `LanguageModel`."""
 
-    def token_losses(self, soft_prompt: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
+    def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
+                   after: Sequence[Sequence[int]]) -> Tensor:
         """See `LanguageModel`."""
-        before, after = self._training_rows(prompts, targets)
         rows = [[*first, *second] for first, second in zip(before, after, strict=True)]
         device, count = soft_prompt.device, soft_prompt.shape[1]
         ids, _ = pad_rows(rows, self.pad, self.family.training_side, device)
@@ -69,12 +69,12 @@ class DecoderOnly(LanguageModel):
             learned.extend(second)
         with self.own_precision():
             embeds = torch.cat([soft_prompt.to(self.dtype), self.embed(ids)], 1)
-            hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state
+            hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state.to(device)
             chosen = hidden.flatten(0, 1).index_select(0, _integers(places, device))
             return self.likelihoods(chosen, _integers(learned, device))
 
-    def _training_rows(self, prompts: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
-        """Ids that are read, and ids that are learned."""
+    def training_rows(self, prompts: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        """See `LanguageModel`."""
         limits = self.limits
         before = self.tokenizer.prompts(prompts, limits.prompt, limits.prompt_side)
         rooms = [limits.target if limits.together is None else max(limits.together - len(row), 1) for row in before]
@@ -136,7 +136,7 @@ class DecoderOnly(LanguageModel):
         if "position_ids" in inspect.signature(base.forward).parameters:
             given["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1]:]
         output = base(**given, use_cache=True)
-        return output.last_hidden_state, output.past_key_values
+        return output.last_hidden_state.to(embeds.device), output.past_key_values
 
     def _base(self) -> Any:
         """The model without its output layer."""

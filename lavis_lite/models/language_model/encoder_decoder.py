@@ -44,20 +44,24 @@ class Seq2SeqDecoder:
             self.cache, self.encoded = select_rows(self.cache, rows), self.encoded.select(rows)
         output = self.owner.decode(tokens[:, None], self.encoded, past_key_values=self.cache, use_cache=True)
         self.cache = output.past_key_values
-        return output_layer(self.owner.model)(output.last_hidden_state[:, -1]).float()
+        return output_layer(self.owner.model)(output.last_hidden_state[:, -1].to(tokens.device)).float()
 
 
 class EncoderDecoder(LanguageModel):
     """A sequence-to-sequence language model; see `LanguageModel`."""
 
-    def token_losses(self, soft_prompt: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
+    def training_rows(self, prompts: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
         """See `LanguageModel`."""
         limits = self.limits
-        encoded = self.encode(soft_prompt, self.tokenizer.prompts(prompts, limits.prompt, limits.prompt_side))
-        rows = self.tokenizer.targets(targets, [limits.target] * len(targets))
-        return self._target_losses(encoded, rows)[0]
+        return (self.tokenizer.prompts(prompts, limits.prompt, limits.prompt_side),
+                self.tokenizer.targets(targets, [limits.target] * len(targets)))
 
-    def _target_losses(self, encoded: Encoded, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
+                   after: Sequence[Sequence[int]]) -> Tensor:
+        """See `LanguageModel`."""
+        return self._target_losses(self.encode(soft_prompt, before), after)[0]
+
+    def _target_losses(self, encoded: Encoded, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Losses float[T] of the rows' tokens, and bool[B,L] where they stand."""
         ids, real = pad_rows(rows, self.pad, self.family.training_side, encoded.states.device)
         inputs = torch.cat([torch.full_like(ids[:, :1], self.begin), ids[:, :-1]], 1)
@@ -65,7 +69,7 @@ class EncoderDecoder(LanguageModel):
         places = torch.tensor([row * width + at for row, target in enumerate(rows) for at in range(len(target))])
         places = places.to(ids.device, non_blocking=True)
         with self.own_precision():
-            hidden = self.decode(inputs, encoded, use_cache=False).last_hidden_state
+            hidden = self.decode(inputs, encoded, use_cache=False).last_hidden_state.to(ids.device)
             chosen = hidden.flatten(0, 1).index_select(0, places)
             return self.likelihoods(chosen, ids.flatten().index_select(0, places)), real
 
@@ -80,7 +84,7 @@ class EncoderDecoder(LanguageModel):
         with self.own_precision():
             embeds, mask = self.prefix_embeds(soft_prompt, prompts)
             output = self.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask.long())
-        return Encoded(output.last_hidden_state, mask)
+        return Encoded(output.last_hidden_state.to(embeds.device), mask)
 
     def decode(self, ids: Tensor, encoded: Encoded, **given: Any) -> Any:
         """Run the decoder on int64[B,L]."""

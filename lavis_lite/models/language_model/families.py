@@ -32,6 +32,7 @@ class Family:
         prompt_start: token that every prompt starts with in place of what the tokenizer adds; None: the tokenizer's.
         silent: ids left out of answers.
         exact_gelu: the feed-forward's activation is the exact GELU (LAVIS' T5), not its tanh approximation.
+        lora_targets: linear layers that adapters go beside where a YAML names none.
     """
 
     name: str
@@ -46,19 +47,21 @@ class Family:
     prompt_start: str | None = None
     silent: tuple[int, ...] = ()
     exact_gelu: bool = False
+    lora_targets: tuple[str, ...] | str = "all-linear"
 
 
 GENERAL = Family("general")
 _VICUNA_TOKENS = (("pad_token", "[PAD]"), ("bos_token", "</s>"), ("eos_token", "</s>"), ("unk_token", "</s>"))
+_QUERY_VALUE = ("q_proj", "v_proj")
 FAMILIES = {
-    "opt": Family("opt", end="newline", precision="fp16", learns_bos=True),
-    "t5": Family("t5", answering_side="right", exact_gelu=True),
-    "mt5": Family("mt5", answering_side="right"),
-    "bart": Family("bart", answering_side="right", precision="fp16"),
-    "llama": Family("llama", precision="fp16"),
+    "opt": Family("opt", end="newline", precision="fp16", learns_bos=True, lora_targets=_QUERY_VALUE),
+    "t5": Family("t5", answering_side="right", exact_gelu=True, lora_targets=("q", "v")),
+    "mt5": Family("mt5", answering_side="right", lora_targets=("q", "v")),
+    "bart": Family("bart", answering_side="right", precision="fp16", lora_targets=_QUERY_VALUE),
+    "llama": Family("llama", precision="fp16", lora_targets=_QUERY_VALUE),
     # the released InstructBLIP-Vicuna weights: prompts start with </s>, <unk> is silent, candidates carry no end
     "vicuna": Family("vicuna", precision="fp16", candidate_end=False, special_tokens=_VICUNA_TOKENS,
-                     extra_tokens=1, prompt_start="</s>", silent=(0,)),
+                     extra_tokens=1, prompt_start="</s>", silent=(0,), lora_targets=_QUERY_VALUE),
     "gpt2": Family("gpt2", precision="fp16"),
 }
 

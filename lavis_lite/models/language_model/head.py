@@ -29,7 +29,7 @@ def output_layer(model: Any) -> Project:
     cap = getattr(config, "final_logit_softcapping", None)
 
     def project(hidden: Tensor) -> Tensor:
-        logits: Tensor = layer(hidden if before == 1.0 else hidden * before)
+        logits: Tensor = layer(hidden if before == 1.0 else hidden * before).to(hidden.device)
         if scale != 1.0:
             logits = logits * scale
         if cap is not None:

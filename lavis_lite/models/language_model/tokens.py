@@ -73,11 +73,29 @@ class LanguageTokenizer:
             ConfigError: the tokenizer has no such token.
         """
         if self.family.end == "newline":
-            return int(self.loaded("\n", add_special_tokens=False)["input_ids"][-1])
+            ids = self.loaded("\n", add_special_tokens=False)["input_ids"]
+            if not ids or ids[-1] == self.loaded.unk_token_id:
+                raise ConfigError(f"the tokenizer of {self.source!r} has no token for a line break, which ends answers "
+                                  f"in the family {self.family.name!r}; set model.llm_family=general to end by eos.")
+            return int(ids[-1])
         if self.loaded.eos_token_id is None:
             raise ConfigError(f"the tokenizer of {self.source!r} has no eos token, so no answer could end; set "
                               "eos_token in its tokenizer_config.json.")
         return int(self.loaded.eos_token_id)
+
+    def check(self, words: int) -> None:
+        """Refuse a tokenizer that cannot serve a model of so many words, before anything is done with it.
+
+        Raises:
+            ConfigError: it cannot be loaded, lacks a token that is needed, or has one that the model has no word for.
+        """
+        start = self.family.prompt_start
+        ids = {"end": self.end} | ({} if start is None else {start: self.loaded.convert_tokens_to_ids(start)})
+        for name, id_ in ids.items():
+            if id_ is None or not 0 <= id_ < words:
+                raise ConfigError(f"the tokenizer of {self.source!r} gives its {name} token the id {id_}, and the "
+                                  f"language model has {words} words: they do not belong together; check "
+                                  "model.llm_tokenizer.")
 
     def prompts(self, texts: Sequence[str], limit: int | None = None, side: Side = "left") -> list[list[int]]:
         """Ids of prompts, with the special tokens a prompt has; at most `limit`, cut at `side`."""

@@ -19,7 +19,7 @@ TARGETS = ["a red dog", "two", "x"]
 
 
 def causal_rows(model: LanguageModel) -> tuple[list[list[int]], list[list[int]]]:
-    before, after = model._training_rows(PROMPTS, TARGETS)  # type: ignore[operator]
+    before, after = model.training_rows(PROMPTS, TARGETS)
     return before, after
 
 

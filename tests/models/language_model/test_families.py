@@ -38,7 +38,7 @@ def test_opt_ends_with_a_line_and_others_with_eos() -> None:
 def test_opt_learns_its_begin_token_where_nothing_is_read() -> None:
     for name, learned in (("opt", True), ("gpt2", False)):
         model = tiny(name)
-        before, after = model._training_rows(["", "a"], ["x", "x"])  # type: ignore[operator]
+        before, after = model.training_rows(["", "a"], ["x", "x"])
         assert (before[0] == [] and after[0][0] == BOS) is learned
         assert before[1][0] == BOS and after[1][0] != BOS
 
@@ -140,7 +140,7 @@ def test_a_cut_target_keeps_its_end() -> None:
 
 def test_prompt_and_target_share_a_limit() -> None:
     model = tiny("opt", limits=Limits(20, 20, together=8))
-    before, after = model._training_rows(["abc"], ["a long caption"])  # type: ignore[operator]
+    before, after = model.training_rows(["abc"], ["a long caption"])
     assert len(before[0]) + len(after[0]) == 8 and after[0][-1] == model.tokenizer.end
 
 

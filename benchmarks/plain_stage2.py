@@ -1,0 +1,98 @@
+"""The plain twin of stage 2: the same maths and the same parameters, computing what LAVIS computes.
+
+It is the reference for exact equality and for speed. Honest means: the same frozen parts in eval mode and without
+weights' gradients, the same SDPA attention, optimizer and threads as `Blip2LLM`; only this differs, as in LAVIS' step:
+
+1. keys and values of the image are projected in every cross-attention layer, and `ln_vision` is applied with its affine
+   part, so that the backward pass takes every one of these projections back to the image features;
+2. every text is padded to `max_txt_len`, and a mask tells padding from text;
+3. the language model computes logits over its whole vocabulary for every position: queries, prompt and padding too;
+4. the loss looks at all of them and ignores what is not learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.plain_stage1 import look
+from lavis_lite.models.blip2_llm import Blip2LLM
+from lavis_lite.models.qformer_layers import Layer
+
+IGNORE = -100
+
+
+class PlainStage2(nn.Module):
+    """Shares all parameters with the model it is given; one process; a Q-Former without text.
+
+    Args:
+        model: a stage-2 model.
+        text_width: tokens to which every text is padded.
+    """
+
+    def __init__(self, model: Blip2LLM, text_width: int = 32) -> None:
+        super().__init__()
+        self.model, self.text_width = model, text_width
+
+    def forward(self, image: Tensor, before: Sequence[Sequence[int]], after: Sequence[Sequence[int]]) -> Tensor:
+        """Mean loss over the learned tokens.
+
+        Args:
+            image: float[B,3,H,W].
+            before: B rows of ids that are read.
+            after: B rows of ids that are learned.
+        """
+        soft_prompt = self.soft_prompt(image)
+        logits, labels = (self.encoder_decoder if self.model.language_model.model.config.is_encoder_decoder
+                          else self.decoder_only)(soft_prompt, before, after)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+
+    def soft_prompt(self, image: Tensor) -> Tensor:
+        """float[B,3,H,W] -> float[B,Q,D], every layer by itself."""
+        model = self.model
+        features = model.ln_vision(model.encode_image(image))
+        hidden = model.qformer.embed(model.query_tokens.expand(len(image), -1, -1), None)
+        for layer in model.qformer.blocks:
+            hidden = self._layer(layer, hidden, features)
+        projected: Tensor = model.language_projection(hidden)
+        return projected
+
+    @staticmethod
+    def _layer(layer: Layer, hidden: Tensor, features: Tensor) -> Tensor:
+        hidden, _ = layer.self_attention(hidden, None, None, None)
+        if layer.cross_attention is not None:
+            hidden = look(layer.cross_attention, hidden, features)
+        out: Tensor = layer.query_ffn(hidden)
+        return out
+
+    def decoder_only(self, soft_prompt: Tensor, before: Any, after: Any) -> tuple[Tensor, Tensor]:
+        """Logits float[B,S-1,V] of all positions but the last, and labels int64[B,S-1]."""
+        rows = [[*first, *second] for first, second in zip(before, after, strict=True)]
+        learned = [[*[IGNORE] * len(first), *second] for first, second in zip(before, after, strict=True)]
+        ids, mask = self._rectangle(rows, 0), self._rectangle([[1] * len(row) for row in rows], 0)
+        seen = torch.cat([torch.ones(soft_prompt.shape[:2], dtype=torch.long), mask], 1)
+        labels = torch.cat([torch.full(soft_prompt.shape[:2], IGNORE), self._rectangle(learned, IGNORE)], 1)
+        model = self.model.language_model.model
+        embeds = torch.cat([soft_prompt, model.get_input_embeddings()(ids)], 1)
+        logits = model(inputs_embeds=embeds, attention_mask=seen, use_cache=False).logits
+        return logits[:, :-1], labels[:, 1:]
+
+    def encoder_decoder(self, soft_prompt: Tensor, before: Any, after: Any) -> tuple[Tensor, Tensor]:
+        """Logits float[B,T,V] and labels int64[B,T] of the decoder."""
+        ids, mask = self._rectangle(before, 0), self._rectangle([[1] * len(row) for row in before], 0)
+        seen = torch.cat([torch.ones(soft_prompt.shape[:2], dtype=torch.long), mask], 1)
+        labels = self._rectangle(after, IGNORE)
+        model = self.model.language_model.model
+        embeds = torch.cat([soft_prompt, model.get_input_embeddings()(ids)], 1)
+        start = torch.full((len(labels), 1), int(model.config.decoder_start_token_id))
+        inputs = torch.cat([start, labels[:, :-1].clamp(min=0)], 1)
+        return model(inputs_embeds=embeds, attention_mask=seen, decoder_input_ids=inputs,
+                     use_cache=False).logits, labels
+
+    def _rectangle(self, rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+        return torch.tensor([[*row, *[fill] * (self.text_width - len(row))] for row in rows])

@@ -1,0 +1,175 @@
+"""`python -m lavis_lite generate`: captions of pictures, or answers about them, by a model of the zoo."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.registry import registry
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
+"""endings of files that are taken from a folder; a file that is named itself is tried whatever its name"""
+SOME_FAILED = 1
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+"""transformers' progress bars and notes would stand between the answers; a user's own setting wins"""
+OPTIONS = {
+    "num_beams": (int, "width of beam search; 1: greedy"),
+    "max_new_tokens": (int, "most tokens written"),
+    "min_new_tokens": (int, "fewest tokens written"),
+    "num_captions": (int, "texts per picture"),
+    "top_p": (float, "with --nucleus: share of the probability that is drawn from"),
+    "temperature": (float, "with --nucleus: above 1 more varied, below 1 less"),
+    "repetition_penalty": (float, "above 1: tokens already written become less likely"),
+    "length_penalty": (float, "of beam search: above 0 favours long texts, below 0 short ones"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    arguments = argparse.ArgumentParser("lavis_lite generate", description=__doc__)
+    arguments.add_argument("--model", required=True, metavar="ARCH", help="for example blip2_opt")
+    arguments.add_argument("--type", default="mini", metavar="MODEL_TYPE", help="see `python -m lavis_lite zoo`")
+    arguments.add_argument("--image", required=True, nargs="+", metavar="PATH", help="pictures, or folders of them")
+    arguments.add_argument("--prompt", help='the text is continued, or the question answered: "Question: {} Answer:"')
+    arguments.add_argument("--checkpoint", metavar="PATH", help="weights in place of the type's own")
+    for name, (kind, help_) in OPTIONS.items():
+        arguments.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{help_} (default: the arch's own)")
+    arguments.add_argument("--nucleus", action="store_true", help="sample instead of searching")
+    arguments.add_argument("--seed", type=int, default=42, help="with --nucleus: a picture's draws depend on this only")
+    arguments.add_argument("--batch-size", type=int, default=8)
+    arguments.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1")
+    arguments.add_argument("--dtype", help="fp32 | bf16 | fp16")
+    arguments.add_argument("--quantization", choices=("8bit", "4bit"), help="of the language model")
+    arguments.add_argument("--json", action="store_true", help="one JSON object per picture and line")
+    return arguments
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write texts for every picture; 1 where some picture could not be read.
+
+    Raises:
+        LavisLiteError: settings or names that cannot be, before the model is built.
+    """
+    chosen = parser().parse_args(list(argv))
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    settings = generation_settings(chosen)
+    paths, faults = pictures(chosen.image)
+    if not paths:
+        raise DataError("there is no picture to read: " + "; ".join(faults))
+    for fault in faults:
+        _show_fault(fault, None, chosen.json)
+    failed = len(faults)
+    for path, texts, reason in answers(chosen, settings, paths):
+        failed += reason is not None
+        if reason is not None:
+            _show_fault(reason, path, chosen.json)
+        elif chosen.json:
+            print(json.dumps({"image": str(path), "texts": texts}, ensure_ascii=False), flush=True)
+        else:
+            print("\n".join(f"{path}: {text}" for text in texts), flush=True)
+    return SOME_FAILED if failed else 0
+
+
+def generation_settings(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of the model's `generate` that were asked for, checked.
+
+    Raises:
+        RegistryError, ConfigError: an unknown arch; one that writes nothing, or lacks a setting; impossible values.
+    """
+    settings = {name: getattr(chosen, name) for name in OPTIONS if getattr(chosen, name) is not None}
+    if chosen.nucleus:
+        settings["use_nucleus_sampling"] = True
+    cls = registry.get_model_class(chosen.model)
+    if not hasattr(cls, "generate"):
+        raise ConfigError(f"--model {chosen.model}: this model writes no text; try blip2_opt.")
+    takes = inspect.signature(cls.generate).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+        for name in settings:
+            if name not in takes:
+                raise ConfigError(f"--{name.replace('_', '-')}: {chosen.model} has no such setting; "
+                                  f"{did_you_mean(name, [option for option in OPTIONS if option in takes])}")
+    if chosen.prompt is not None and not hasattr(cls.config_class, "prompt"):
+        raise ConfigError(f"--prompt: {chosen.model} writes captions without a prompt; leave it out, or use blip2_opt.")
+    if chosen.batch_size < 1:
+        raise ConfigError(f"--batch-size: must be at least 1, not {chosen.batch_size}.")
+    _check_decoding(settings, takes)
+    return settings
+
+
+def _check_decoding(settings: dict[str, Any], takes: Any) -> None:
+    from lavis_lite.models.decoding import Decoding
+
+    values = {name: value for name, value in settings.items() if name != "use_nucleus_sampling"}
+    if "num_beams" not in values:
+        values["num_beams"] = takes["num_beams"].default
+    Decoding(**values, sample="use_nucleus_sampling" in settings)
+
+
+def pictures(names: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """(files to read, what is wrong with the other names); folders give their pictures in the order of names."""
+    paths, faults = [], []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in PICTURES)
+            paths += inside
+            if not inside:
+                faults.append(f"{name}: the folder has no pictures ({', '.join(PICTURES)})")
+        elif path.exists():
+            paths.append(path)
+        else:
+            faults.append(f"{name}: there is no such file")
+    return paths, faults
+
+
+def answers(chosen: argparse.Namespace, settings: dict[str, Any],
+            paths: Sequence[Path]) -> Iterator[tuple[Path, list[str], str | None]]:
+    """(path, texts, None) of every picture in order, or (path, [], reason) of one that cannot be read."""
+    import torch
+
+    from lavis_lite.datasets.images import BadSample, load_rgb
+    from lavis_lite.zoo import load_model_and_preprocess
+
+    model, images, _ = load_model_and_preprocess(chosen.model, chosen.type, True, chosen.device, dtype=chosen.dtype,
+                                                 checkpoint=chosen.checkpoint, quantization=chosen.quantization)
+    torch.manual_seed(chosen.seed)
+    for start in range(0, len(paths), chosen.batch_size):
+        tensors, reasons = {}, {}
+        for number, path in enumerate(paths[start:start + chosen.batch_size], start):
+            try:
+                tensors[number] = images["eval"](load_rgb(path))
+            except BadSample as fault:
+                reasons[number] = fault.reason
+        texts = dict(zip(tensors, _write(model, list(tensors.values()), chosen, settings), strict=True))
+        for number in sorted([*tensors, *reasons]):
+            yield paths[number], texts.get(number, []), reasons.get(number)
+
+
+def _write(model: Any, images: list[Any], chosen: argparse.Namespace, settings: dict[str, Any]) -> list[list[str]]:
+    """The texts of every image, a list for each."""
+    import torch
+
+    if not images:
+        return []
+    samples: dict[str, Any] = {"image": torch.stack(images).to(model.device)}
+    if chosen.prompt is not None:
+        samples["prompt"] = chosen.prompt
+    if chosen.nucleus and "num_captions" in inspect.signature(model.generate).parameters:
+        settings = {**settings, "seeds": (chosen.seed,) * len(images)}
+    texts = model.generate(samples, **settings)
+    count = len(texts) // len(images)
+    return [texts[start:start + count] for start in range(0, len(texts), count)]
+
+
+def _show_fault(reason: str, path: Path | None, as_json: bool) -> None:
+    if as_json and path is not None:
+        print(json.dumps({"image": str(path), "error": reason}, ensure_ascii=False), flush=True)
+    print(f"error: {path}: {reason}" if path is not None else f"error: {reason}", file=sys.stderr, flush=True)

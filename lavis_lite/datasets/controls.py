@@ -1,0 +1,66 @@
+"""Evaluation data sets whose pictures say nothing about their questions: a score that survives them was not seen."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Literal
+
+import torch
+
+from lavis_lite.datasets.base import BaseDataset, Sample
+from lavis_lite.datasets.randomness import permutation, word
+from lavis_lite.errors import DataError
+
+Control = Literal["none", "wrong_image", "blind"]
+_SEED = 5
+
+
+class Controlled(BaseDataset):
+    """An evaluation data set with other pictures.
+
+    wrong_image: every picture is replaced by another one of the split, always the same; each picture is used for
+    exactly one other. blind: every picture is zeros, the mean colour after normalisation.
+
+    Args:
+        dataset: has `sample`, `picture(index, rng)` and `image_name(index)`.
+        control: wrong_image | blind.
+
+    Raises:
+        DataError: a split of one picture has no other.
+    """
+
+    def __init__(self, dataset: Any, control: Control) -> None:
+        if not hasattr(dataset, "picture"):
+            raise DataError(f"run.control={control} needs a data set that gives its pictures apart; "
+                            f"{type(dataset).__name__} does not. Set run.control=none.")
+        self.dataset, self.control = dataset, control
+        self.sample_keys = dataset.sample_keys
+        self.others = _others(dataset) if control == "wrong_image" else {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def place(self, index: int) -> str:
+        """Where the row stands."""
+        place: str = self.dataset.place(index)
+        return place
+
+    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
+        """The row's sample with another picture in it."""
+        sample: Sample = self.dataset.sample(index, rng)
+        key = "video" if "video" in sample else "image"
+        if self.control == "blind":
+            return {**sample, key: torch.zeros_like(torch.as_tensor(sample[key]))}
+        return {**sample, key: self.dataset.picture(self.others[self.dataset.image_name(index)], rng)}
+
+
+def _others(dataset: Any) -> dict[str, int]:
+    """Image name -> a row with another image: a shuffled ring of all images, each followed by its substitute."""
+    first: dict[str, int] = {}
+    for index in range(len(dataset)):
+        first.setdefault(dataset.image_name(index), index)
+    if len(first) < 2:
+        raise DataError("run.control=wrong_image needs at least two different images in the split.")
+    names = list(first)
+    ring = [names[place] for place in permutation(word(_SEED), len(names)).tolist()]
+    return {name: first[other] for name, other in zip(ring, [*ring[1:], ring[0]], strict=True)}

@@ -1,0 +1,150 @@
+"""Question-answering data sets over images or videos: one sample per question.
+
+Samples of videos have `video` float32[3, T, H, W] where those of images have `image` float32[3, H, W].
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, Literal
+
+from lavis_lite.datasets.annotations import RowTable
+from lavis_lite.datasets.base import BaseDataset, Sample, image_number
+from lavis_lite.datasets.images import ImageFolder
+
+Processor = Callable[..., Any]
+"""(item, rng) -> item"""
+Learn = Literal["answer", "question"]
+
+
+def draw(answers: list[str], weights: list[float], rng: random.Random | None) -> str:
+    """One answer by its weight; without `rng` the heaviest, the first of equals. Empty answers are never drawn."""
+    pairs = [(answer, weight) for answer, weight in zip(answers, weights, strict=True) if answer]
+    if rng is None:
+        return max(pairs, key=lambda pair: pair[1])[0]
+    sums = list(accumulate(weight for _, weight in pairs))
+    place = rng.random() * sums[-1]
+    return next((answer for (answer, _), total in zip(pairs, sums, strict=True) if place < total), pairs[-1][0])
+
+
+class QADataset(BaseDataset):
+    """Training: one sample per question.
+
+    Samples: image float32[3, H, W]; text_input str, what the model reads (the processed question in its instruction);
+    text_output str, what it learns (one answer, drawn by weight); answers list[str] and weights list[float], all
+    distinct answers and the share of annotators who gave each; question_id int or str; image_id int; instance_id str.
+
+    Args:
+        table: rows as `qa_files.read_questions` gives them, with answers.
+        folder: the images, or the videos.
+        vis_processor, text_processor: applied to the image and to the question.
+        instruction: puts a text into a prompt; None: it stays as it is.
+        space: the image folder as the configuration names it.
+        learn: question: the drawn answer is read in its instruction and the question is learned.
+    """
+
+    sample_keys: tuple[str, ...] = ("image", "text_input", "text_output", "answers", "weights", "question_id",
+                                    "image_id", "instance_id")
+
+    def __init__(self, table: RowTable, folder: ImageFolder, vis_processor: Processor, text_processor: Processor,
+                 instruction: Processor | None = None, space: str = "", learn: Learn = "answer") -> None:
+        self.table, self.folder, self.space, self.learn = table, folder, space, learn
+        self.vis_processor, self.text_processor, self.instruction = vis_processor, text_processor, instruction
+        self.sample_keys = (folder.key, *self.sample_keys[1:])
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def place(self, index: int) -> str:
+        """`file:row` of the question."""
+        return self.table.place(index)
+
+    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
+        """One question with one of its answers."""
+        row = self.table[index]
+        view = self.folder.view(row["image"], self.vis_processor, rng)
+        weights = [count / sum(row["counts"]) for count in row["counts"]]
+        question, answer = self.text_processor(row["question"], rng), draw(row["answers"], weights, rng)
+        read, learned = (question, answer) if self.learn == "answer" else (answer, question)
+        return {
+            self.folder.key: view,
+            "text_input": self.instruction(read, rng) if self.instruction else read, "text_output": learned,
+            "answers": row["answers"], "weights": weights, "question_id": row["question_id"],
+            "image_id": image_number(self.space, row["image"]), "instance_id": str(index),
+        }
+
+
+class QAEvalDataset(BaseDataset):
+    """Evaluation: one sample per question; the answers stay in the data set.
+
+    Samples: image float32[3, H, W], text_input str (the question in its instruction), question_id int or str,
+    image_id int or str (the annotations' own, else a number made of the image's name), index int, instance_id str.
+
+    Args:
+        table, folder, vis_processor, text_processor, instruction, space: as in training; the table may lack answers.
+        training: gives the training rows, for what was answered most; None where there are none.
+        candidates: answers to choose among, the likeliest first; None: those of the training rows.
+    """
+
+    sample_keys: tuple[str, ...] = ("image", "text_input", "question_id", "image_id", "index", "instance_id")
+
+    def __init__(self, table: RowTable, folder: ImageFolder, vis_processor: Processor, text_processor: Processor,
+                 instruction: Processor | None = None, space: str = "",
+                 training: Callable[[], RowTable | None] = lambda: None, candidates: list[str] | None = None) -> None:
+        self.table, self.folder, self.space = table, folder, space
+        self.vis_processor, self.text_processor, self.instruction = vis_processor, text_processor, instruction
+        self.sample_keys = (folder.key, *self.sample_keys[1:])
+        self.has_answers = "answers" in table[0]
+        self._training, self._candidates = training, candidates
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def place(self, index: int) -> str:
+        """`file:row` of the question."""
+        return self.table.place(index)
+
+    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
+        """One question."""
+        row = self.table[index]
+        question = self.text_processor(row["question"], rng)
+        return {
+            self.folder.key: self.picture(index, rng),
+            "text_input": self.instruction(question, rng) if self.instruction else question,
+            "question_id": row["question_id"],
+            "image_id": row.get("image_id", image_number(self.space, row["image"])),
+            "index": index, "instance_id": str(index),
+        }
+
+    def picture(self, index: int, rng: random.Random | None = None) -> Any:
+        """The processed image or clip of a question."""
+        return self.folder.view(self.image_name(index), self.vis_processor, rng)
+
+    def image_name(self, index: int) -> str:
+        """File name of a question's image."""
+        name: str = self.table[index]["image"]
+        return name
+
+    def question(self, index: int) -> dict[str, Any]:
+        """The row: question, question_id, answers (one per annotator, empty without annotations) and its types."""
+        row = self.table[index]
+        pairs = zip(row.get("answers", []), row.get("counts", []), strict=True)
+        return {**row, "answers": [answer for answer, count in pairs for _ in range(count)]}
+
+    def majority_pairs(self) -> Iterator[tuple[str, str]]:
+        """(question, its commonest answer) of the training rows; nothing where there are none."""
+        table = self._training()
+        for index in range(len(table) if table is not None else 0):
+            row = table[index]  # type: ignore[index]
+            yield row["question"], draw(row["answers"], row["counts"], None)
+
+    @cached_property
+    def answer_list(self) -> list[str]:
+        """Answers to choose among: the data set's own list, else the training answers by frequency."""
+        if self._candidates is not None:
+            return self._candidates
+        return [answer for answer, _ in Counter(answer for _, answer in self.majority_pairs()).most_common()]

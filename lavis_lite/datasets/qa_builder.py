@@ -1,0 +1,141 @@
+"""The builder of questions about images. A new data set is a row of YAML that says how its files are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from lavis_lite.config.schema import DatasetConfig, FileConfig
+from lavis_lite.datasets.annotations import Row, RowTable, texts
+from lavis_lite.datasets.base import BaseDataset
+from lavis_lite.datasets.builder import ImageDatasetConfig, ImageTextBuilder
+from lavis_lite.datasets.locate import Source, prepare, sources
+from lavis_lite.datasets.qa import Learn, QADataset, QAEvalDataset
+from lavis_lite.datasets.qa_files import Layout, read_questions
+from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.registry import registry
+
+
+@dataclass
+class ImageQAConfig(ImageDatasetConfig):
+    """Section of a data set of questions about images.
+
+    The files of a split are read together: official VQA files (questions and annotations are joined by question_id),
+    COCO files (their `images` name the pictures), flat lists with LAVIS' columns, or any mix of them.
+    """
+
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
+    """what a column is called in the files, where it is not called so: question, question_id, image, image_id, answers
+    (or answer), question_type, answer_type; answers may be a list of columns with one answer each"""
+    image_pattern: str | dict[str, str] | None = None
+    """path of a row's image out of its columns, or one pattern per split, for files that have image ids only:
+    "{data_subtype}/COCO_{data_subtype}_{image_id:012d}.jpg" """
+    key_column: str | None = None
+    """files that are an object of rows by name: which column that name is"""
+    split_column: str | None = None
+    """column that says which split a row belongs to; one file then serves all splits"""
+    split_values: dict[str, str] = field(default_factory=dict)
+    """split -> its value in split_column; by default the split's own name"""
+    answer_list: FileConfig = field(default_factory=FileConfig)
+    """JSON list of answers to choose among (run.inference_method=rank), or LAVIS' {answer: number}; absent: those of
+    the training split, by frequency"""
+    learn: Learn = "answer"
+    """question: the model reads an answer and learns to ask"""
+
+
+@registry.register_builder("image_qa")
+class ImageQABuilder(ImageTextBuilder):
+    """Questions about images with one or several answers each.
+
+    Training samples: `QADataset`. Evaluation samples: `QAEvalDataset`; splits without answers can be predicted on, not
+    scored.
+    """
+
+    config_class: ClassVar[type[DatasetConfig]] = ImageQAConfig
+    sample_keys: ClassVar[tuple[str, ...]] = QADataset.sample_keys
+    cfg: ImageQAConfig
+
+    def __init__(self, name: str, cfg: ImageQAConfig) -> None:
+        super().__init__(name, cfg)
+        if cfg.split_column and not cfg.build_info.annotations:
+            raise ConfigError(f"datasets.{name}.split_column needs a file: set build_info.annotations.train.storage.")
+        self.layout("train")
+        self._tables: dict[tuple[str, bool], RowTable] = {}
+
+    def splits(self) -> list[str]:
+        """Splits with files of their own, and those of split_values."""
+        made = list(self.cfg.split_values) if self.cfg.split_column else []
+        return list(dict.fromkeys([*self.cfg.build_info.annotations, *made]))
+
+    def layout(self, split: str) -> Layout:
+        """How the files of a split are written.
+
+        Raises:
+            ConfigError: a column or a pattern that cannot be.
+        """
+        pattern = self.cfg.image_pattern
+        if isinstance(pattern, dict):
+            pattern = pattern.get(split)
+        try:
+            return Layout(self.columns(), pattern, self.cfg.key_column, split, self.row_filter(split))
+        except ConfigError as fault:
+            raise ConfigError(f"datasets.{self.name}.{fault}") from fault
+
+    def columns(self) -> dict[str, str | list[str]]:
+        """What columns are called in the files, where not by their usual names."""
+        return self.cfg.columns
+
+    def row_filter(self, split: str) -> Callable[[Row], bool] | None:
+        """By split_column; None: all rows of the split's files."""
+        column = self.cfg.split_column
+        if column is None:
+            return None
+        value = str(self.cfg.split_values.get(split, split))
+        return lambda row: str(row.get(column)) == value
+
+    def build(self, split: str, training: bool) -> BaseDataset | None:
+        """The data set of a split; None where there is no such split. Fetches annotation files that have a URL."""
+        if split not in self.splits():
+            return None
+        vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
+        instruction = self.instruction(training)
+        table, paths, root = self._read(split, training)
+        folder, space = self.folder(self._media_root(paths, root)), self._storage() or self.name
+        if training:
+            return QADataset(table, folder, vis, text, instruction, space, self.cfg.learn)
+        return QAEvalDataset(table, folder, vis, text, instruction, space, self._training_rows, self._candidates(root))
+
+    def _read(self, split: str, answers_required: bool) -> tuple[RowTable, list[Path], Path | None]:
+        root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
+        paths = [source.fetch() for source in self._sources(split, root)]
+        key = split, answers_required
+        if key not in self._tables:
+            self._tables[key] = read_questions(paths, self.layout(split), answers_required)
+        return self._tables[key], paths, root
+
+    def _training_rows(self) -> RowTable | None:
+        """The rows of `train` where its files are here; nothing is fetched for it."""
+        root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
+        if "train" not in self.splits() or not all(source.here() for source in self._sources("train", root)):
+            return None
+        return self._read("train", True)[0]
+
+    def _sources(self, split: str, root: Path | None) -> list[Source]:
+        own = split if split in self.cfg.build_info.annotations else next(iter(self.cfg.build_info.annotations))
+        return super()._sources(own, root)
+
+    def _candidates(self, root: Path | None) -> list[str] | None:
+        listed = self.cfg.answer_list
+        if not (listed.url or listed.storage):
+            return None
+        (source,) = sources(f"datasets.{self.name}.answer_list", listed, root)
+        path = source.fetch()
+        try:
+            given = json.loads(path.read_text(encoding="utf-8-sig"))
+            # LAVIS' {answer: its number}, the commonest first
+            return texts(sorted(given, key=lambda answer: given[answer]) if isinstance(given, dict) else given)
+        except (ValueError, TypeError) as fault:
+            raise DataError(f"{path}: must be a JSON list of answers, or {{answer: number}} ({fault}).") from fault

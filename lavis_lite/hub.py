@@ -1,0 +1,110 @@
+"""Files of Hugging Face repositories: `hf://owner/name/path/to/file`, `hf://owner/name` for a whole one.
+
+A revision may follow the name (`hf://owner/name@v1.0/file`); a path that ends in a slash is a folder. Files lie in the
+hub's own cache, where transformers finds them too; the hub's client resumes broken downloads and shows whole files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lavis_lite.errors import DataError
+
+SCHEME = "hf"
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A parsed name: repository `owner/name`, revision (None: the newest), path in it ("" for all of it)."""
+
+    repository: str
+    revision: str | None = None
+    path: str = ""
+
+    @classmethod
+    def parse(cls, url: str) -> HubName:
+        """`hf://owner/name[@revision][/path]`.
+
+        Raises:
+            DataError: owner or name are missing.
+        """
+        owner, _, rest = url.removeprefix(f"{SCHEME}://").partition("/")
+        name, _, path = rest.partition("/")
+        name, _, revision = name.partition("@")
+        if not owner or not name or ".." in path.split("/"):
+            raise DataError(f"{url}: write hf://owner/name/path/to/file, or hf://owner/name for a whole repository.")
+        return cls(f"{owner}/{name}", revision or None, path)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether one file is meant."""
+        return bool(self.path) and not self.path.endswith("/")
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{SCHEME}://{self.repository}{revision}" + (f"/{self.path}" if self.path else "")
+
+    def command(self) -> str:
+        """A shell command that does what `fetch` does."""
+        what = self.path if self.is_file else f'--include "{self.path}*"' if self.path else ""
+        revision = f"--revision {self.revision}" if self.revision else ""
+        return " ".join(part for part in ("hf download", self.repository, what, revision) if part)
+
+
+def cached(name: HubName, patterns: Sequence[str] | None = None) -> Path | None:
+    """Where a name's file or folder is in the hub's cache, whole; None where it is not. Nothing is downloaded."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return _load(name, patterns, local_only=True)
+    except LocalEntryNotFoundError:
+        return None
+
+
+def fetch(name: HubName, offline: bool, patterns: Sequence[str] | None = None) -> Path:
+    """The local path of a name's file or folder, downloaded if need be.
+
+    Args:
+        name: what is wanted.
+        offline: take it from the cache or fail.
+        patterns: of a whole repository, the files that are needed; None: all.
+
+    Raises:
+        DataError: it is not there, or the network is refused or fails; with the command to do it by hand.
+    """
+    try:
+        return _load(name, patterns, local_only=offline)
+    except (OSError, ValueError) as fault:  # every error of the hub's client derives from one of these
+        if offline:
+            reason = "it is not in the hub cache, and LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE forbids to fetch it"
+        else:
+            reason = f"could not fetch it: {(str(fault).strip() or type(fault).__name__).splitlines()[0]}"
+        raise DataError(f"{name}: {reason}. To fetch it by hand: {name.command()}") from fault
+
+
+def _load(name: HubName, patterns: Sequence[str] | None, local_only: bool) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    if name.is_file:
+        return Path(hf_hub_download(name.repository, name.path, revision=name.revision, local_files_only=local_only))
+    wanted = [f"{name.path}*"] if name.path else patterns
+    folder = Path(snapshot_download(name.repository, revision=name.revision, local_files_only=local_only,
+                                    allow_patterns=None if wanted is None else list(wanted))) / name.path
+    if local_only:
+        _refuse_partial(folder, patterns)
+    return folder
+
+
+def _refuse_partial(folder: Path, patterns: Sequence[str] | None) -> None:
+    """Where weights are wanted, a folder that has only the configuration is as good as none.
+
+    The hub's client knows what is lacking in a folder that it fetched as a whole, not in one of single files.
+    """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    weights = [pattern for pattern in patterns or () if pattern.endswith((".safetensors", ".bin"))]
+    wanted = weights or list(patterns or ["*"])
+    if not any(file for pattern in wanted for file in folder.glob(pattern)):
+        raise LocalEntryNotFoundError(f"{folder} has none of {', '.join(wanted)}")

@@ -1,0 +1,90 @@
+"""LoRA adapters on a frozen language model, by peft: they train, everything else stays as it is.
+
+Adapters have float32 weights whatever the model's precision, follow `train()` with their dropout, and are the only
+part of a language model that a checkpoint keeps.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lavis_lite.errors import ConfigError
+from lavis_lite.models.language_model.setup import Lora
+from lavis_lite.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    from lavis_lite.models.language_model.contract import LanguageModel
+
+ADAPTER = "default"
+"""peft's name of the one set of adapters"""
+
+
+def add_adapters(language_model: LanguageModel, lora: Lora) -> None:
+    """Put adapters beside the linear layers that `lora` names.
+
+    Raises:
+        ConfigError: the model has no such layer.
+    """
+    ensure_torchvision()
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = lora.target_modules or language_model.family.lora_targets
+    targets = list(targets) if isinstance(targets, (list, tuple)) else targets
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none")
+    try:
+        inject_adapter_in_model(config, language_model.model, adapter_name=ADAPTER)
+    except ValueError as fault:
+        layers = sorted({name.split(".")[-1] for name, module in language_model.model.named_modules()
+                         if isinstance(module, nn.Linear)})
+        raise ConfigError(f"model.lora.target_modules: {targets} names no layer of this language model; its linear "
+                          f"layers are called {', '.join(layers)}.") from fault
+    for parameter in language_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    language_model.model.eval()
+    language_model.train = functools.partial(_train_adapters, language_model)  # type: ignore[method-assign]
+
+
+def _train_adapters(language_model: LanguageModel, mode: bool = True) -> LanguageModel:
+    """What `train` does to a language model with adapters: their dropout follows, the rest stays in eval mode."""
+    for name, module in language_model.named_modules():
+        if name.endswith(".lora_dropout"):
+            module.train(mode)
+    return language_model
+
+
+def adapter_state(language_model: LanguageModel) -> dict[str, Tensor]:
+    """The adapters' tensors by their name in the transformers model."""
+    return {name: value for name, value in language_model.model.named_parameters() if value.requires_grad}
+
+
+def save_adapters(language_model: LanguageModel, folder: Path, base: str = "") -> None:
+    """Write adapters as a folder that `peft.PeftModel.from_pretrained(model, folder)` loads onto the bare model.
+
+    Args:
+        language_model: with adapters.
+        folder: made if need be.
+        base: folder or hub name of the model they belong to.
+
+    Raises:
+        ConfigError: it has no adapters.
+    """
+    state = adapter_state(language_model)
+    configs: dict[str, Any] = getattr(language_model.model, "peft_config", {})
+    if ADAPTER not in configs or not state:
+        raise ConfigError("this language model has no adapters to save; train it with model.lora={}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {key: sorted(value) if isinstance(value, set) else value
+             for key, value in configs[ADAPTER].to_dict().items()}
+    facts |= {"base_model_name_or_path": base, "inference_mode": True}
+    (folder / "adapter_config.json").write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
+    tensors = {f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": value.detach().to("cpu", torch.float32)
+               for name, value in state.items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "adapter_model.safetensors")

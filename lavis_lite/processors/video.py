@@ -1,0 +1,132 @@
+"""Video processors under LAVIS' names: an open video -> normalised float32[3, T, S, S].
+
+Frames are cut and resized one at a time, as they are decoded: of a long or large video no more than one frame is held
+at its own size. One draw of crop, mirror and augmentation serves all frames of a clip.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.processors.augment import rand_augment
+from lavis_lite.processors.frames import SAMPLINGS
+from lavis_lite.processors.image import ImageProcessor, cut, random_crop_box, resize, to_pixels
+from lavis_lite.registry import registry
+
+
+@runtime_checkable
+class Frames(Protocol):
+    """A video of which single frames can be had."""
+
+    def __len__(self) -> int:
+        """Number of frames."""
+
+    def frames(self, numbers: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        """Upright RGB frames uint8[H, W, 3] by their numbers, which do not decrease."""
+
+
+class _Held:
+    """Frames that are in memory: uint8[T, H, W, 3]."""
+
+    def __init__(self, clip: NDArray[np.uint8]) -> None:
+        self.clip = clip
+
+    def __len__(self) -> int:
+        return len(self.clip)
+
+    def frames(self, numbers: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        return (self.clip[number] for number in numbers)
+
+
+class _VideoProcessor(ImageProcessor):
+    """What both share: which frames, and that they become one tensor."""
+
+    takes = "video"
+
+    def __init__(self, image_size: int | Sequence[int], mean: Sequence[float] | None, std: Sequence[float] | None,
+                 n_frms: int, sampling: str) -> None:
+        super().__init__(image_size, mean, std)
+        if not isinstance(n_frms, int) or n_frms < 1:
+            raise ConfigError(f"n_frms must be a number of frames, at least 1; it is {n_frms!r}.")
+        if sampling not in SAMPLINGS:
+            raise ConfigError(f"sampling {sampling!r} is unknown: {did_you_mean(sampling, SAMPLINGS)}")
+        self.n_frms, self.choose = n_frms, SAMPLINGS[sampling]
+
+    def pixels(self, video: Any, rng: random.Random) -> Tensor:
+        """An open video, or frames uint8[T, H, W, 3] -> uint8[3, n_frms, height, width].
+
+        Raises:
+            TypeError: it is neither.
+        """
+        source: Any = _Held(video) if isinstance(video, np.ndarray) and video.ndim == 4 else video
+        if not isinstance(source, Frames):
+            raise TypeError("a video processor takes an open video (lavis_lite.datasets.video.open_video) or frames as "
+                            f"an array [T, H, W, 3], not {type(video).__name__}")
+        numbers = self.choose(len(source), self.n_frms, rng)
+        return torch.stack(list(self.views(source.frames(numbers), rng)), dim=1)
+
+    def views(self, frames: Iterator[NDArray[np.uint8]], rng: random.Random) -> Iterator[Tensor]:
+        """Each frame -> uint8[3, height, width]."""
+        raise NotImplementedError(f"{type(self).__name__} must define views")
+
+
+@registry.register_processor("alpro_video_train")
+class AlproVideoTrain(_VideoProcessor):
+    """The training view of a clip: one random resized crop, mirror and RandAugment for all its frames.
+
+    Args:
+        image_size: output pixels, a number or [height, width].
+        mean, std: normalisation per channel.
+        min_scale, max_scale: share of the area that the crop covers.
+        n_frms: frames of a clip.
+        sampling: headtail (random frames, half of them from each half), random (one of each equal part) or uniform.
+    """
+
+    def __init__(self, image_size: int | Sequence[int] = 384, mean: Sequence[float] | None = None,
+                 std: Sequence[float] | None = None, min_scale: float = 0.5, max_scale: float = 1.0,
+                 n_frms: int = 4, sampling: str = "headtail") -> None:
+        super().__init__(image_size, mean, std, n_frms, sampling)
+        if not 0 < min_scale <= max_scale <= 1:
+            raise ConfigError(f"crops need 0 < min_scale <= max_scale <= 1; they are {min_scale} and {max_scale}.")
+        self.scale = (min_scale, max_scale)
+
+    def views(self, frames: Iterator[NDArray[np.uint8]], rng: random.Random) -> Iterator[Tensor]:
+        """Each frame -> uint8[3, height, width]."""
+        first = next(frames)
+        box = random_crop_box(first.shape[0], first.shape[1], self.scale, rng)
+        mirrored, augmentation = rng.random() < 0.5, rng.getrandbits(64)
+        yield self._view(first, box, mirrored, augmentation)
+        for frame in frames:
+            yield self._view(frame, box, mirrored, augmentation)
+
+    def _view(self, frame: NDArray[np.uint8], box: tuple[int, int, int, int], mirrored: bool, seed: int) -> Tensor:
+        view = resize(cut(frame, box), self.size)
+        return rand_augment(view.flip(-1) if mirrored else view, random.Random(seed), count=2, level=5)
+
+
+@registry.register_processor("alpro_video_eval")
+class AlproVideoEval(_VideoProcessor):
+    """Whole frames, stretched to the output size (LAVIS does not keep the aspect ratio here).
+
+    Args:
+        image_size: output pixels, a number or [height, width].
+        mean, std: normalisation per channel.
+        n_frms: frames of a clip.
+        sampling: uniform; headtail and random are not the same twice.
+    """
+
+    def __init__(self, image_size: int | Sequence[int] = 256, mean: Sequence[float] | None = None,
+                 std: Sequence[float] | None = None, n_frms: int = 4, sampling: str = "uniform") -> None:
+        super().__init__(image_size, mean, std, n_frms, sampling)
+
+    def views(self, frames: Iterator[NDArray[np.uint8]], rng: random.Random) -> Iterator[Tensor]:
+        """Each frame -> uint8[3, height, width]."""
+        return (resize(to_pixels(frame), self.size) for frame in frames)

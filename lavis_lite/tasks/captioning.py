@@ -1,0 +1,105 @@
+"""Captioning: one caption per image, scored by the metrics that the run names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from lavis_lite.config.schema import RunConfig
+from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.metrics.scenes import scene_scores
+from lavis_lite.registry import registry
+from lavis_lite.tasks.base import Row
+from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
+
+Metric = Callable[[Mapping[Any, str], Mapping[Any, Sequence[str]]], dict[str, float]]
+"""(caption by id, references by id) -> scores by name"""
+METRICS: dict[str, tuple[Metric, tuple[str, ...]]] = {
+    "scene": (scene_scores, ("attribute_f1",)),
+}
+"""name in run.caption_metrics -> the function, and which of its scores are added up in agg_metrics"""
+
+
+@dataclass
+class CaptioningRunConfig(WritingRunConfig):
+    """The run section of captioning."""
+
+    task: str = "captioning"
+    use_nucleus_sampling: bool = False
+    """sample from the smallest set of tokens that holds top_p of the mass, in place of beam search"""
+    top_p: float = 0.9
+    temperature: float = 1.0
+    caption_metrics: list[str] = field(default_factory=list)
+    """scene: attributes of the mini world's objects; without any, captions are written and not scored"""
+
+
+@registry.register_task("captioning")
+class CaptioningTask(WritingTask):
+    """Trains on captions (`CaptionDataset`); evaluates a data set with one sample per image (`CaptionEvalDataset`).
+
+    The prompt is `run.prompt`, else the sample's own (the *_instruct data sets), else the model's. agg_metrics is the
+    sum of the main scores of all metrics.
+    """
+
+    config_class: ClassVar[type[RunConfig]] = CaptioningRunConfig
+    cfg: CaptioningRunConfig
+
+    def __init__(self, cfg: CaptioningRunConfig) -> None:
+        super().__init__(cfg)
+        for name in cfg.caption_metrics:
+            if name not in METRICS:
+                raise ConfigError(f"run.caption_metrics: no metric {name!r}; {did_you_mean(name, METRICS)}")
+
+    def takes(self, dataset: Any) -> bool:
+        """Whether it lists captions by image."""
+        return hasattr(dataset, "captions")
+
+    def before_evaluation(self, dataset: Any, split: str) -> None:
+        """Refuse a data set that is no list of images."""
+        if not self.takes(dataset):
+            raise DataError(f"split {split!r} does not list captions by image ({type(dataset).__name__}); take a data "
+                            "set of the builder image_caption, such as mini_world_caption.")
+
+    def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
+        """One row per image: {id, index, caption}."""
+        if "index" not in samples:  # every image of the batch was bad
+            return []
+        prompt = self.cfg.prompt if self.cfg.prompt is not None else samples.get("prompt")
+        asked: dict[str, Any] = {key: samples[key] for key in ("image", "video") if key in samples}
+        asked |= {} if prompt is None else {"prompt": prompt}
+        options: dict[str, Any] = self.options()
+        if self.cfg.use_nucleus_sampling:
+            options |= {"use_nucleus_sampling": True, "top_p": self.cfg.top_p, "temperature": self.cfg.temperature}
+        captions = model.generate(asked, num_beams=self.cfg.num_beams, max_length=self.cfg.max_len,
+                                  min_length=self.cfg.min_len, **options)
+        names, places = plain(samples["image_id"]), plain(samples["index"])
+        return [{"id": name, "index": place, "caption": caption.strip()}
+                for name, place, caption in zip(names, places, captions, strict=True)]
+
+    def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
+        """The metrics that the run names, of all ranks' rows."""
+        if not (self.cfg.caption_metrics and self.cfg.report_metric and dataset.has_text):
+            return self.unscored(rows)
+        captions = {row["id"]: row["caption"] for row in rows}
+        references = {row["id"]: dataset.captions[row["index"]] for row in rows}
+        scores: dict[str, float] = {}
+        total = 0.0
+        for name in self.cfg.caption_metrics:
+            function, main = METRICS[name]
+            scores |= (found := function(captions, references))
+            total += sum(found[key] for key in main)
+        return scores | {"agg_metrics": total}
+
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row]:
+        """The official results format: image_id and caption."""
+        return [{"image_id": row["id"], "caption": row["caption"]} for row in rows]
+
+    def summary(self, scores: dict[str, float]) -> str:
+        """Attribute F1 and exact scenes where they were measured."""
+        if "attribute_f1" not in scores:
+            return super().summary(scores)
+        exact = ", ".join(f"{key.removeprefix('exact_')} objects {value:.2f}" for key, value in sorted(scores.items())
+                          if key.startswith("exact_"))
+        return (f"attribute F1 {scores['attribute_f1']:.3f}, exact scenes {scores['exact']:.3f} ({exact})"
+                f"{CONTROLS[self.cfg.control]}")

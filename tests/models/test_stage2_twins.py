@@ -1,0 +1,112 @@
+"""The stage-2 step against its plain twin and transformers' model, in float64: same loss, same gradients."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.hf_stage2 import IGNORE, HFStage2
+from benchmarks.hf_stage2 import build as build_hf
+from benchmarks.plain_stage2 import PlainStage2
+from benchmarks.stage2_step import IdsOnly, OurStep
+from lavis_lite.models.blip2_llm import Blip2LLM
+from lavis_lite.models.checkpoints import from_lavis
+from lavis_lite.models.language_model import build_language_model
+from lavis_lite.models.qformer import QFormer, QFormerConfig
+from lavis_lite.models.text_tokens import TextTokenizer
+from lavis_lite.models.vision_encoder import VisionEncoder
+from tests.parity.llm_cases import DoubleEncoder
+from tests.parity.stand_ins import RENAMES
+
+WIDTH, QUERIES = 9, 3
+LLMS: dict[str, dict[str, Any]] = {
+    "opt": {"model_type": "opt", "vocab_size": 40, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32},
+    "t5": {"model_type": "t5", "vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2,
+           "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0},
+}
+BEFORE = {"opt": [[], [2, 4], [2]], "t5": [[4, 5, 1], [6, 1], [7, 8, 9, 10, 1]]}
+AFTER = [[5, 6, 7, 8], [9, 3], [11, 12, 13, 14, 15, 16]]
+
+
+def exact_norms(model: nn.Module) -> None:
+    """T5's norm computes in float32; here in the type of its input."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "T5LayerNorm":
+            norm = nn.RMSNorm(len(module.weight), eps=module.variance_epsilon)  # type: ignore[arg-type]
+            norm.weight = module.weight  # type: ignore[assignment]
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, norm)
+
+
+def theirs(name: str) -> HFStage2:
+    vision = {"hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14, "layer_norm_eps": 1e-6}
+    qformer = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
+               "intermediate_size": 24, "encoder_hidden_size": 12, "cross_attention_frequency": 2,
+               "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = build_hf(vision, qformer, LLMS[name], QUERIES, 39)
+    model.vision_model.post_layernorm.eps = 1e-5
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        for layer in model.vision_model.encoder.layers:
+            layer.self_attn.qkv.bias[12:24] = 0.0
+    if name == "opt":  # transformers takes this loss in float32
+        model.loss_function = lambda logits, labels, **more: F.cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
+    return HFStage2(model, WIDTH)
+
+
+def ours(name: str, twin: HFStage2) -> Blip2LLM:
+    """This package's model with the weights of transformers'."""
+    encoder = VisionEncoder("eva_clip_g", 28, frozen=True, depth=2, width=12, heads=2, mlp_ratio=2.0)
+    qformer = QFormer(QFormerConfig(hidden_size=16, num_layers=3, num_heads=2, intermediate_size=24,
+                                    num_queries=QUERIES, vision_width=12, dropout=0.0, with_text=False,
+                                    with_lm_head=False))
+    llm = build_language_model("", sizes=LLMS[name], tokenizer=IdsOnly(), precision="fp32")
+    model = Blip2LLM(encoder, qformer, TextTokenizer("bert-base-uncased"), llm)
+    state = {}
+    for key, value in twin.model.state_dict().items():
+        for pattern, word in RENAMES:
+            key = re.sub(pattern, word, key)
+        state[key.replace("language_projection", "t5_proj").replace("language_model", "t5_model", 1)] = value
+    for key in [key for key in state if key.endswith("qkv.bias")]:
+        place, (query, _, last) = key.removesuffix("qkv.bias"), state.pop(key).chunk(3)
+        state |= {f"{place}q_bias": query, f"{place}v_bias": last}
+    found = from_lavis(state)
+    assert not found.unknown
+    model.load_state_dict(found.tensors, strict=False)
+    model.vision_encoder = DoubleEncoder(model.vision_encoder)
+    return model
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize("name", LLMS)
+def test_loss_and_gradients_are_those_of_the_twins(name: str) -> None:
+    torch.manual_seed(3)
+    twin = theirs(name).double().train()
+    model = ours(name, twin).double().train()
+    for part in (twin, model):
+        exact_norms(part)
+    batch = (torch.randn(3, 3, 28, 28, dtype=torch.float64), BEFORE[name], AFTER)
+    fast, plain, other = OurStep(model)(*batch), PlainStage2(model, WIDTH)(*batch), twin(*batch)
+    assert float(fast.detach()) == pytest.approx(float(plain.detach()), rel=1e-12)
+    assert float(fast.detach()) == pytest.approx(float(other.detach()), rel=1e-12)
+    mine, expected = gradients(model, fast), gradients(model, plain)
+    assert mine.keys() == expected.keys() == {key for key, value in model.named_parameters() if value.requires_grad}
+    for key, value in expected.items():
+        torch.testing.assert_close(mine[key], value, rtol=1e-10, atol=1e-10 * float(value.abs().max() + 1))
+    others = gradients(twin.model, other).values()
+    norms, expected_norms = ([float(value.norm()) for value in values] for values in (mine.values(), others))
+    assert sorted(norms) == pytest.approx(sorted(expected_norms), rel=1e-8, abs=1e-10)

@@ -1,0 +1,217 @@
+"""Captioning and question answering on models that say what they are told: prompts, rows, scores, files."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lavis_lite import distributed
+from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.models.outputs import ModelOutput
+from lavis_lite.runners.evaluation import gathered, write_predictions
+from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
+from lavis_lite.tasks.vqa import VQARunConfig, VQATask
+
+
+class Speaker(torch.nn.Module):
+    """Answers and captions from a list by index; keeps what it was asked."""
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__()
+        self.texts, self.asked = texts, []
+
+    def predict_answers(self, samples: dict[str, Any], **options: Any) -> list[str]:
+        self.asked.append((samples["text_input"], options))
+        return [self.texts[index] for index in samples["index"].tolist()]
+
+    def generate(self, samples: dict[str, Any], **options: Any) -> list[str]:
+        self.asked.append((samples.get("prompt"), options))
+        return self.texts[:len(samples["image"])]
+
+    def forward(self, samples: dict[str, Any]) -> ModelOutput:
+        self.asked.append((samples["text_input"], samples["text_output"]))
+        return ModelOutput(torch.tensor(1.0))
+
+
+class Questions:
+    """Three questions in memory."""
+
+    has_answers = True
+    rows = [{"question": "what color?", "answers": ["red"] * 10, "question_type": "color", "answer_type": "other"},
+            {"question": "is it?", "answers": ["yes"] * 10, "question_type": "existence", "answer_type": "yes/no"},
+            {"question": "is it?", "answers": ["no"] * 10, "question_type": "existence", "answer_type": "yes/no"}]
+    answer_list = ["yes", "red"]
+    pairs = [("is it?", "yes"), ("what color?", "blue"), ("who?", "yes")]
+
+    def question(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+    def majority_pairs(self) -> list[tuple[str, str]]:
+        return self.pairs
+
+
+def vqa(**keys: Any) -> VQATask:
+    return VQATask(VQARunConfig(**keys))
+
+
+def batch(*indices: int) -> dict[str, Any]:
+    return {"image": torch.zeros(len(indices), 3, 2, 2), "index": torch.tensor(indices),
+            "question_id": torch.tensor([30 - index for index in indices]),
+            "text_input": [Questions.rows[index]["question"] for index in indices]}
+
+
+def answer_all(task: VQATask, dataset: Any, answers: list[str]) -> tuple[dict[str, float], list[dict], Speaker]:
+    model = Speaker(answers)
+    task.before_evaluation(dataset, "val")
+    rows = gathered(task.predict(model, batch(0, 1)) + task.predict(model, batch(2)))
+    return task.score(model, rows, dataset, "val"), task.predictions(rows, dataset), model
+
+
+def test_answers_are_scored_by_type_beside_the_majority() -> None:
+    scores, predictions, model = answer_all(vqa(num_beams=2), Questions(), ["red", " yes ", "yes"])
+    assert scores == pytest.approx({
+        "accuracy": 2 / 3, "agg_metrics": 2 / 3, "accuracy_answer_other": 1, "accuracy_answer_yes_no": 0.5,
+        "accuracy_question_color": 1, "accuracy_question_existence": 0.5, "majority": 1 / 3,
+        "majority_by_question": 1 / 3})
+    assert predictions == [{"question_id": 28, "answer": "yes"}, {"question_id": 29, "answer": "yes"},
+                           {"question_id": 30, "answer": "red"}]
+    asked, options = model.asked[0]
+    assert asked == ["what color?", "is it?"]
+    assert options == {"num_beams": 2, "inference_method": "generate", "max_len": 10, "min_len": 1, "prompt": "",
+                       "num_ans_candidates": 128, "answer_list": []}
+    assert vqa().summary(scores) == "VQA accuracy 0.667 (majority 0.333, by question 0.333)"
+    assert "other samples' images" in vqa(control="wrong_image").summary(scores)
+
+
+def test_the_prompt_of_training_is_that_of_evaluation() -> None:
+    from lavis_lite.models.prompts import question_prompts
+
+    task, model = vqa(prompt="Question: {} Short answer:"), Speaker(["a"] * 3)
+    samples = {**batch(0, 1), "text_output": ["red", "yes"]}
+    task.train_step(model, samples)
+    (trained, learned), = model.asked
+    assert learned == ["red", "yes"] and samples["text_input"] == ["what color?", "is it?"]
+    task.predict(model, batch(0, 1))
+    _, options = model.asked[1]
+    assert trained == question_prompts(batch(0, 1), options["prompt"], 2) == [
+        "Question: what color? Short answer:", "Question: is it? Short answer:"]
+
+
+def test_ranking_takes_the_data_sets_answers_and_options_reach_the_model() -> None:
+    task = vqa(inference_method="rank", num_ans_candidates=7, length_penalty=-1.0, repetition_penalty=1.2, max_len=4)
+    *_, model = answer_all(task, Questions(), ["red", "yes", "no"])
+    options = model.asked[0][1]
+    assert options["answer_list"] == ["yes", "red"] and options["num_ans_candidates"] == 7
+    assert (options["length_penalty"], options["repetition_penalty"], options["max_len"]) == (-1.0, 1.2, 4)
+    bare = Questions()
+    bare.answer_list = []
+    with pytest.raises(DataError, match="rank needs candidates"):
+        task.before_evaluation(bare, "val")
+
+
+def test_without_answers_there_are_predictions_only() -> None:
+    bare = Questions()
+    bare.has_answers = False
+    for task, dataset in ((vqa(), bare), (vqa(report_metric=False), Questions())):
+        scores, predictions, _ = answer_all(task, dataset, ["a", "b", "c"])
+        assert scores == {"predictions": 3.0} and len(predictions) == 3
+        assert task.summary(scores).startswith("3 predictions written, not scored")
+
+
+def test_without_training_answers_there_is_no_majority() -> None:
+    bare = Questions()
+    bare.pairs = []
+    scores, *_ = answer_all(vqa(), bare, ["red", "yes", "no"])
+    assert scores["accuracy"] == 1 and "majority" not in scores
+    assert vqa().summary(scores) == "VQA accuracy 1.000"
+    assert "majority" not in answer_all(vqa(baselines=False), Questions(), ["a", "b", "c"])[0]
+
+
+@pytest.mark.parametrize(("keys", "words"), [
+    ({"prompt": "no place"}, "the question needs a place"), ({"num_beams": 0}, "run.num_beams must be at least 1"),
+    ({"min_len": 12}, "run.min_len=12 is above run.max_len=10"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+])
+def test_impossible_settings(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        vqa(**keys)
+
+
+def test_one_answer_per_question_needs_the_exact_rule() -> None:
+    single = Questions()
+    single.rows = [{**row, "answers": row["answers"][:1]} for row in Questions.rows]
+    with pytest.raises(DataError, match="Set run.vqa_rule=exact"):
+        vqa().before_evaluation(single, "val")
+    scores, *_ = answer_all(vqa(vqa_rule="exact"), single, ["Red.", "no", "no"])
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_data_sets_and_models_that_do_not_fit() -> None:
+    assert (vqa().takes(Questions()), vqa().takes(IMAGES), captioning().takes(IMAGES)) == (True, False, True)
+    with pytest.raises(DataError, match="has no questions"):
+        vqa().before_evaluation(SimpleNamespace(), "val")
+    with pytest.raises(DataError, match="does not list captions"):
+        captioning().before_evaluation(SimpleNamespace(), "val")
+    with pytest.raises(ConfigError, match="Linear does not answer questions"):
+        vqa().predict(torch.nn.Linear(1, 1), batch(0))
+    assert vqa().predict(Speaker([]), {}) == captioning().predict(Speaker([]), {}) == []
+
+
+# captions -------------------------------------------------------------------------------------------------------------
+def captioning(**keys: Any) -> CaptioningTask:
+    return CaptioningTask(CaptioningRunConfig(**keys))
+
+
+IMAGES = SimpleNamespace(has_text=True, captions=[["small red star top"], ["large blue box left, tiny red disc top"]])
+PICTURES = {"image": torch.zeros(2, 3, 2, 2), "index": torch.tensor([0, 1]), "image_id": torch.tensor([70, 60])}
+
+
+def test_captions_are_scored_by_the_metrics_that_are_asked_for() -> None:
+    task, model = captioning(caption_metrics=["scene"]), Speaker(["little red star top", "large blue square left"])
+    task.before_evaluation(IMAGES, "val")
+    rows = gathered(task.predict(model, PICTURES))
+    scores = task.score(model, rows, IMAGES, "val")
+    assert scores["agg_metrics"] == scores["attribute_f1"] == pytest.approx(2 * 10 / 25)
+    assert scores["exact_1"] == 1 and scores["exact_2"] == 0
+    assert task.predictions(rows, IMAGES)[0] == {"image_id": 60, "caption": "large blue square left"}
+    assert model.asked == [(None, {"num_beams": 5, "max_length": 30, "min_length": 1})]
+    assert task.summary(scores) == "attribute F1 0.800, exact scenes 0.500 (1 objects 1.00, 2 objects 0.00)"
+
+
+def test_prompts_of_captions() -> None:
+    model = Speaker(["a", "b"])
+    captioning().predict(model, {**PICTURES, "prompt": ["one", "two"]})
+    captioning(prompt="a photo of").predict(model, {**PICTURES, "prompt": ["one", "two"]})
+    captioning(use_nucleus_sampling=True, top_p=0.5, length_penalty=2.0).predict(model, PICTURES)
+    assert [asked for asked, _ in model.asked] == [["one", "two"], "a photo of", None]
+    assert model.asked[2][1] == {"num_beams": 5, "max_length": 30, "min_length": 1, "use_nucleus_sampling": True,
+                                 "top_p": 0.5, "temperature": 1.0, "length_penalty": 2.0}
+
+
+def test_captions_without_references_or_metrics_are_written_only() -> None:
+    rows = [{"id": 1, "index": 0, "caption": "x"}]
+    bare = SimpleNamespace(has_text=False, captions=[[]])
+    assert captioning(caption_metrics=["scene"]).score(None, rows, bare, "test") == {"predictions": 1.0}
+    assert captioning().score(None, rows, IMAGES, "test") == {"predictions": 1.0}
+    with pytest.raises(ConfigError, match="no metric 'scenes'; did you mean 'scene'"):
+        captioning(caption_metrics=["scenes"])
+
+
+# rows of all ranks ----------------------------------------------------------------------------------------------------
+def test_rows_come_in_the_order_of_their_ids_each_once(tmp_path: Any) -> None:
+    assert [row["id"] for row in gathered([{"id": name} for name in ("b", 10, 9, "a")])] == [9, 10, "a", "b"]
+    with pytest.raises(DataError, match="has the id 9 twice"):
+        gathered([{"id": 9}, {"id": 9}])
+    (one,) = write_predictions(tmp_path, "val", 3, {"a": [{"image_id": 1, "caption": "x\u2028y"}]})
+    assert one.name == "val_step3_predictions.json" and one.read_text().count("\n") == 3
+    both = write_predictions(tmp_path, "val", 3, {"a": [], "b": []})
+    assert [path.name for path in both] == ["val_step3_a_predictions.json", "val_step3_b_predictions.json"]
+
+
+def test_rows_of_all_ranks_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = [{"id": 5}, {"id": 1}]
+    monkeypatch.setattr(distributed, "all_gather_object", lambda rows: [rows, other])
+    assert [row["id"] for row in gathered([{"id": 3}, {"id": 2}])] == [1, 2, 3, 5]
