@@ -55,7 +55,8 @@ def test_questions_about_a_single_object_are_answered(arch: str, model_type: str
         question = {"color": "what color is the object?", "shape": "what shape is the object?"}[attribute]
         answers = model.predict_answers({"image": image, "text_input": [question] * SCENES}, num_beams=1,
                                         prompt="question: {} short answer:")
-        right = sum(answer == getattr(scene.objects[0], attribute) for answer, scene in zip(answers, scenes, strict=True))
+        pairs = zip(answers, scenes, strict=True)
+        right = sum(answer == getattr(scene.objects[0], attribute) for answer, scene in pairs)
         assert right > 0.6 * SCENES
 
 
