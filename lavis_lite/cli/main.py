@@ -17,6 +17,7 @@ COMMANDS = {
     "models": "list models and their types",
     "data": "pack data sets into shards, index shards, keep frozen features",
     "convert": "turn a checkpoint into transformers', LAVIS' or this project's format",
+    "compare": "two runs side by side: what changed, scores with confidence intervals, samples that flipped",
     "zoo": "what every model type is, where its weights come from, whether it runs offline",
 }
 INTERRUPTED, USER_ERROR = 130, 2
