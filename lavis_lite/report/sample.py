@@ -81,8 +81,9 @@ class ReportSample:
     def row(self) -> dict[str, Any]:
         """What the samples file holds of it: everything but pictures and candidates."""
         row: dict[str, Any] = {"id": self.id, "scores": {name: finite(value) for name, value in self.scores.items()}}
+        said = self.prediction if self.prediction or self.rank is None else None
         named = {"right": self.right, "rank": self.rank, "group": self.group or None, "prompt": self.prompt or None,
-                 "prediction": self.prediction or None, "references": list(self.references) or None}
+                 "prediction": said, "references": list(self.references) or None}
         return row | {key: value for key, value in named.items() if value is not None}
 
 

@@ -114,9 +114,9 @@ class CaptioningTask(WritingTask):
         references = {row["id"]: dataset.captions[row["index"]] for row in rows}
         if rows and set(self.cfg.caption_metrics) - {"scene"}:
             found = caption_scores({row["id"]: row["caption"] for row in rows}, references)
-            for name in ("CIDEr", "ROUGE_L", "Bleu_4"):
+            for name, kept in (("CIDEr", "CIDEr"), ("ROUGE_L", "ROUGE_L"), ("Bleu_4", "image_Bleu_4")):
                 for key, value in zip(found.ids, found.per_image[name].tolist(), strict=True):
-                    scores[key][name] = value
+                    scores[key][kept] = value
         if "scene" in self.cfg.caption_metrics:
             for row in rows:
                 scores[row["id"]] |= image_scores(row["caption"], references[row["id"]])

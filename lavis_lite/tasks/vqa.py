@@ -131,12 +131,17 @@ class VQATask(WritingTask):
         samples = []
         for row in rows:
             asked = dataset.question(row["index"])
-            score = answer_score(row["answer"], asked["answers"], self.cfg.vqa_rule) if scored else None
+            scores = self._scores(row["answer"], asked) if scored else {}
             samples.append(ReportSample(
-                row["id"], row["answer"], asked["question"], counted(asked["answers"]),
-                {} if score is None else {"accuracy": score}, None if score is None else score >= 0.5,
-                picture(row["index"]), group=asked.get("question_type") or asked.get("answer_type") or ""))
+                row["id"], row["answer"], asked["question"], counted(asked["answers"]), scores,
+                scores["accuracy"] >= 0.5 if scores else None, picture(row["index"]),
+                group=asked.get("question_type") or asked.get("answer_type") or ""))
         return samples
+
+    def _scores(self, answer: str, asked: dict[str, Any]) -> dict[str, float]:
+        """One question's part in every accuracy it counts for."""
+        truth = Truth(asked["answers"], asked.get("question_type", ""), asked.get("answer_type", ""))
+        return accuracies({0: answer_score(answer, truth.answers, self.cfg.vqa_rule)}, {0: truth})
 
     def summary(self, scores: dict[str, float]) -> str:
         """Accuracy beside the majority."""

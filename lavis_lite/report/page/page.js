@@ -144,7 +144,7 @@
       const row = make("li", each.ok ? "right" : "");
       if (pictures) {
         if (each.t !== undefined) row.append(picture(each.t));
-        row.append(make("span", "", `${place + 1}${each.ok ? " ✓" : ""}${each.v === undefined ? "" : `  ${number(each.v)}`}`));
+        row.append(make("span", "", `${each.ok ? "✓ " : ""}${place + 1}${each.v === undefined ? "" : ` · ${number(each.v)}`}`));
       } else {
         row.append(make("em", "", each.ok ? "✓" : place + 1), make("span", "", each.x));
         if (each.w !== undefined) { row.classList.add("barred"); row.append(track(each.w)); }
@@ -181,6 +181,7 @@
 
   // The open sample
   const dialog = at("detail");
+  dialog.tabIndex = -1;
   const detail = (one) => {
     const head = make("div", "head");
     const step = (name, text, by) => {
@@ -202,6 +203,7 @@
     body.append(words);
     dialog.replaceChildren(head, body);
     if (!dialog.open) dialog.showModal();
+    dialog.focus();
     dialog.scrollTop = 0;
   };
   dialog.addEventListener("close", () => { if (state.sample !== "") set({ sample: "", page: state.page }); });
@@ -237,10 +239,11 @@
       name.className = "name"; meter.className = "meter"; value.className = "value";
       name.textContent = one.name;
       if (one.baseline) name.append(make("span", "tag", "no model"));
-      if (one.value !== null && one.value >= 0 && one.value <= 1) meter.append(track(one.value));
+      if (one.value !== null && one.value >= 0 && one.value <= 1 && !/(^|\/)loss/.test(one.name)) meter.append(track(one.value));
       value.textContent = number(one.value);
     }
     at("scores").append(box);
+    at("scores").classList.toggle("long", data.scores.length > 9);
     if (!data.scores.length) at("table").hidden = true;
   };
   const values = samples.map((one) => one.score).filter((value) => value !== null);
