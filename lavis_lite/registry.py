@@ -125,8 +125,7 @@ class Registries:
             "blip2_vicuna_instruct": llm + "Blip2VicunaInstruct",
         })
         # processor: __call__(item, rng=None) -> tensor or text; all randomness comes from rng.
-        image, text = "lavis_lite.processors.image:", "lavis_lite.processors.text:"
-        video = "lavis_lite.processors.video:"
+        image, text, video = (f"lavis_lite.processors.{name}:" for name in ("image", "text", "video"))
         self.processor: Registry[Any] = Registry("processor", "lavis_lite.processors.base:BaseProcessor", {
             "blip_image_train": image + "BlipImageTrain",
             "blip_image_eval": image + "BlipImageEval",
@@ -137,6 +136,7 @@ class Registries:
             "alpro_video_eval": video + "AlproVideoEval",
             "blip_caption": text + "BlipCaption",
             "blip_question": text + "BlipQuestion",
+            "as_written": text + "AsWritten",
             "instruction": "lavis_lite.processors.instruction:Instruction",
         })
         # builder: from_config(name, cfg) -> build(split) -> map-style dataset; documents the sample keys it yields.
@@ -146,6 +146,7 @@ class Registries:
             "image_retrieval": builder + "ImageRetrievalBuilder",
             "custom": builder + "CustomBuilder",
             "image_qa": "lavis_lite.datasets.qa_builder:ImageQABuilder",
+            "image_dialogue": "lavis_lite.datasets.dialogue:ImageDialogueBuilder",
             "video_caption": "lavis_lite.datasets.video_builder:VideoCaptionBuilder",
             "video_qa": "lavis_lite.datasets.video_builder:VideoQABuilder",
         })

@@ -17,10 +17,13 @@ from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
 from lavis_lite.datasets.images import MAX_PIXELS, ImageFolder
 from lavis_lite.datasets.locate import Source, prepare, sources
+from lavis_lite.datasets.patterns import ImagePattern, PatternField
 from lavis_lite.datasets.randomness import word
 from lavis_lite.datasets.retrieval import RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
+
+ALL_ROWS = "*"
 
 
 @dataclass
@@ -35,6 +38,16 @@ class ImageDatasetConfig(DatasetConfig):
     """width x height above which an image counts as bad and is not decoded"""
     captions_required: bool = True
     """false: evaluation rows may lack a caption (NoCaps)"""
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
+    """what a column is called in the files, where it is not called so: image, caption, image_id"""
+    image_pattern: str | list[str] | dict[str, str | list[str]] | None = None
+    """path of a row's image out of its columns, for files that have image ids only, or one pattern per split:
+    "{data_subtype}/COCO_{data_subtype}_{image_id:012d}.jpg". Of a list of patterns the first whose file is there.
+    {split} is the split; {column:suffix} is the ending of a file name or URL"""
+    split_column: str | None = None
+    """column that says which split a row belongs to; one file then serves all splits"""
+    split_values: dict[str, str] = field(default_factory=dict)
+    """split -> its value in split_column, "*" for all rows; by default the split's own name"""
     instruction: ProcessorPair = field(default_factory=ProcessorPair)
     """processor that puts a question into a prompt, or makes the prompt before a caption (the *_instruct data sets):
     {name: instruction, templates: vqa}; without `eval` the templates of `train`, and always the same one of them"""
@@ -50,10 +63,6 @@ class CustomConfig(ImageDatasetConfig):
     """one caption or a list of them"""
     id_column: str | None = None
     """number or name of the image, for result files"""
-    split_column: str | None = None
-    """column that says which split a row belongs to; one file then serves all splits"""
-    split_values: dict[str, str] = field(default_factory=dict)
-    """split -> its value in split_column; by default the split's own name"""
     val_fraction: float = 0.0
     """share of the images (0..1) taken from the train file for a val split, chosen by a hash of their names"""
 
@@ -141,6 +150,21 @@ class ImageTextBuilder(BaseDatasetBuilder):
     """the key of build_info that names the folder of files; its singular is the column that names a file"""
     cfg: ImageDatasetConfig
 
+    def __init__(self, name: str, cfg: ImageDatasetConfig) -> None:
+        super().__init__(name, cfg)
+        if cfg.split_column and not cfg.build_info.annotations:
+            raise ConfigError(f"datasets.{name}.split_column needs a file: set build_info.annotations.train.storage.")
+
+    def splits(self) -> list[str]:
+        """Splits with files of their own, and those of split_values."""
+        made = list(self.cfg.split_values) if self.cfg.split_column else []
+        return list(dict.fromkeys([*self.cfg.build_info.annotations, *made]))
+
+    def pattern_of(self, split: str) -> str | list[str] | None:
+        """The split's image pattern, or several to try."""
+        pattern = self.cfg.image_pattern
+        return pattern.get(split) if isinstance(pattern, dict) else pattern
+
     def build(self, split: str, training: bool) -> BaseDataset | None:
         """The data set of a split; None where there is no such split. Fetches annotation files that have a URL."""
         if split not in self.splits():
@@ -148,7 +172,8 @@ class ImageTextBuilder(BaseDatasetBuilder):
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         paths = [source.fetch() for source in self._sources(split, root)]
-        table = read_table(paths, self.fields(training), "caption" if training else None, self.row_filter(split))
+        fields = self._with_pattern(split, self.fields(training), self._exists(paths, root))
+        table = read_table(paths, fields, "caption" if training else None, self.row_filter(split))
         folder = self.folder(self._media_root(paths, root))
         if training:
             space = self._storage() or self.name
@@ -158,16 +183,39 @@ class ImageTextBuilder(BaseDatasetBuilder):
     def fields(self, training: bool) -> list[Field]:
         """What a row of the annotation files has."""
         captions_required = training or self.cfg.captions_required
-        return [Field("image", file_name, self.media[:-1]), Field("caption", texts, required=captions_required),
-                Field("image_id", identifier, required=False)]
+        usual = {"image": self.media[:-1]}
+        named = {key: str(self.cfg.columns.get(key, usual.get(key, key))) for key in ("image", "caption", "image_id")}
+        return [Field("image", file_name, named["image"]),
+                Field("caption", texts, named["caption"], required=captions_required),
+                Field("image_id", identifier, named["image_id"], required=False)]
+
+    def _with_pattern(self, split: str, fields: list[Field], exists: Callable[[str], bool]) -> list[Field]:
+        """The fields, the image's among them by the split's pattern where it has one."""
+        patterns = self.pattern_of(split)
+        if patterns is None:
+            return fields
+        try:
+            field_ = PatternField(ImagePattern(patterns, exists), split)
+        except ConfigError as fault:
+            raise ConfigError(f"datasets.{self.name}.{fault}") from fault
+        return [field_, *(other for other in fields if other.key != "image")]
+
+    def _exists(self, paths: Sequence[Path], root: Path | None) -> Callable[[str], bool]:
+        """Whether there is a media file of a name."""
+        folder = self._media_root(paths, root)
+        return lambda name: (folder / name).is_file()
 
     def row_filter(self, split: str) -> Callable[[Row], bool] | None:
-        """Which rows belong to a split; None: all rows of its file."""
-        return None
+        """Which rows belong to a split, by split_column; None: all rows of its file."""
+        column, value = self.cfg.split_column, str(self.cfg.split_values.get(split, split))
+        if column is None or value == ALL_ROWS:
+            return None
+        return lambda row: str(row.get(column)) == value
 
     def _sources(self, split: str, root: Path | None) -> list[Source]:
-        return sources(f"datasets.{self.name}.build_info.annotations.{split}",
-                       self.cfg.build_info.annotations[split], root)
+        files_of = self.cfg.build_info.annotations
+        own = split if split in files_of else next(iter(files_of))
+        return sources(f"datasets.{self.name}.build_info.annotations.{own}", files_of[own], root)
 
     def processor(self, kind: str, training: bool) -> Callable[..., Any]:
         """As in the base class.
@@ -256,17 +304,11 @@ class CustomBuilder(ImageTextBuilder):
         super().__init__(name, cfg)
         if not 0 <= cfg.val_fraction < 1:
             raise ConfigError(f"datasets.{name}.val_fraction must be at least 0 and below 1; it is {cfg.val_fraction}.")
-        if cfg.split_column and not cfg.build_info.annotations:
-            raise ConfigError(f"datasets.{name}.split_column needs a file: set build_info.annotations.train.storage.")
 
     def splits(self) -> list[str]:
         """Splits with a file of their own, those of split_values, and val where val_fraction makes one."""
         made = list(self.cfg.split_values) if self.cfg.split_column else ["val"] if self.cfg.val_fraction else []
         return list(dict.fromkeys([*self.cfg.build_info.annotations, *made]))
-
-    def _sources(self, split: str, root: Path | None) -> list[Source]:
-        own = split if split in self.cfg.build_info.annotations else next(iter(self.cfg.build_info.annotations))
-        return super()._sources(own, root)
 
     def fields(self, training: bool) -> list[Field]:
         """Columns by the names that the section gives."""
@@ -277,8 +319,7 @@ class CustomBuilder(ImageTextBuilder):
     def row_filter(self, split: str) -> Callable[[Row], bool] | None:
         """By split_column, or by the hash that makes the val split."""
         if self.cfg.split_column:
-            column, value = self.cfg.split_column, str(self.cfg.split_values.get(split, split))
-            return lambda row: str(row.get(column)) == value
+            return super().row_filter(split)
         if self.cfg.val_fraction and "val" not in self.cfg.build_info.annotations and split in ("train", "val"):
             return lambda row: self._is_val(row) == (split == "val")
         return None
