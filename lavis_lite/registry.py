@@ -108,6 +108,19 @@ def load_plugins() -> None:
         entry.load()
 
 
+BUILDERS = {
+    "image_caption": "builder:ImageCaptionBuilder",
+    "image_retrieval": "builder:ImageRetrievalBuilder",
+    "custom": "custom:CustomBuilder",
+    "image_shards": "shard_builder:ImageShardBuilder",
+    "image_qa": "qa_builder:ImageQABuilder",
+    "image_dialogue": "dialogue:ImageDialogueBuilder",
+    "video_caption": "video_builder:VideoCaptionBuilder",
+    "video_qa": "video_builder:VideoQABuilder",
+}
+"""builders of the package, by their place in the room datasets"""
+
+
 class Registries:
     """All kinds on one page. `registry` below is the one instance."""
 
@@ -140,16 +153,8 @@ class Registries:
             "instruction": "lavis_lite.processors.instruction:Instruction",
         })
         # builder: from_config(name, cfg) -> build(split) -> map-style dataset; documents the sample keys it yields.
-        builder = "lavis_lite.datasets.builder:"
-        self.builder: Registry[Any] = Registry("builder", "lavis_lite.datasets.builder:BaseDatasetBuilder", {
-            "image_caption": builder + "ImageCaptionBuilder",
-            "image_retrieval": builder + "ImageRetrievalBuilder",
-            "custom": builder + "CustomBuilder",
-            "image_qa": "lavis_lite.datasets.qa_builder:ImageQABuilder",
-            "image_dialogue": "lavis_lite.datasets.dialogue:ImageDialogueBuilder",
-            "video_caption": "lavis_lite.datasets.video_builder:VideoCaptionBuilder",
-            "video_qa": "lavis_lite.datasets.video_builder:VideoQABuilder",
-        })
+        self.builder: Registry[Any] = Registry("builder", "lavis_lite.datasets.builder:BaseDatasetBuilder",
+                                               {name: "lavis_lite.datasets." + home for name, home in BUILDERS.items()})
         # task: train_step, predict, score; no loops, no files.
         self.task: Registry[Any] = Registry("task", "lavis_lite.tasks.base:BaseTask", {
             "image_text_pretrain": "lavis_lite.tasks.pretrain:ImageTextPretrainTask",

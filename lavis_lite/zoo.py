@@ -139,7 +139,8 @@ def load_model_and_preprocess(name: str, model_type: str, is_eval: bool = False,
     model = load_section(section, is_eval=is_eval, device=device, checkpoint=checkpoint, dtype=dtype,
                          device_map=device_map, quantization=quantization, say=said.append)
     for report in said:
-        _log.info("%s", report)
+        partly = is_eval and "missing, left as initialised" in report
+        _log.log(logging.WARNING if partly else logging.INFO, "%s", report)
     if is_eval and not said:
         _log.warning("%s/%s has no checkpoint of its own: what trains is random. Give one with checkpoint=PATH.", name,
                      model_type)

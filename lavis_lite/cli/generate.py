@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from lavis_lite.registry import registry
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 """endings of files that are taken from a folder; a file that is named itself is tried whatever its name"""
 SOME_FAILED = 1
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+"""transformers' progress bars and notes would stand between the answers; a user's own setting wins"""
 OPTIONS = {
     "num_beams": (int, "width of beam search; 1: greedy"),
     "max_new_tokens": (int, "most tokens written"),
@@ -55,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
         LavisLiteError: settings or names that cannot be, before the model is built.
     """
     chosen = parser().parse_args(list(argv))
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     settings = generation_settings(chosen)
     paths, faults = pictures(chosen.image)
     if not paths:

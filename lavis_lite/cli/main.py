@@ -15,6 +15,8 @@ COMMANDS = {
     "fetch": "download the annotations, weights and tokenizers a YAML needs",
     "generate": "write captions of pictures, or answers about them",
     "models": "list models and their types",
+    "data": "pack data sets into shards, index shards, keep frozen features",
+    "convert": "turn a checkpoint into transformers', LAVIS' or this project's format",
     "zoo": "what every model type is, where its weights come from, whether it runs offline",
 }
 INTERRUPTED, USER_ERROR = 130, 2

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from lavis_lite.config.schema import DatasetConfig
+from lavis_lite.datasets.annotations import RowTable
 from lavis_lite.datasets.dialogue_files import TurnTable, read_dialogues
-from lavis_lite.datasets.qa import RowSource
 from lavis_lite.datasets.qa_builder import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.qa_layout import Layout
 from lavis_lite.errors import ConfigError
@@ -44,7 +44,7 @@ class ImageDialogueBuilder(ImageQABuilder):
         """What was said before, and the image's caption."""
         return ("history", "caption")
 
-    def multiple_choice(self, table: RowSource) -> bool:
+    def multiple_choice(self, table: RowTable) -> bool:
         """Whether the rounds come with candidates."""
         return "candidates" in table[0]
 

@@ -21,7 +21,7 @@ IMAGE_MARK = "<image>"
 """stands for the image in LLaVA's texts; the soft prompt comes before every text, so that it is left out"""
 
 
-class TurnTable:
+class TurnTable(RowTable):
     """Questions of dialogues as rows, put together while they are looked at.
 
     Rows: image, question, question_id, image_id, history (what was said before, "" at first), caption where the
@@ -37,21 +37,26 @@ class TurnTable:
 
     def __init__(self, dialogues: RowTable, texts: tuple[RowTable, RowTable] | None, turn: str) -> None:
         self.dialogues, self.texts, self.turn = dialogues, texts, turn
+        self.files, self.kinds = dialogues.files, {}
         counts = [len(dialogues[index]["asked"]) for index in range(len(dialogues))]
-        self._ends = torch.tensor(counts, dtype=torch.int64).cumsum(0)
+        self._turns = torch.tensor(counts, dtype=torch.int64).cumsum(0)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._turns[-1]) if len(self._turns) else 0
 
     def _find(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        dialogue = int(torch.searchsorted(self._ends, index, right=True))
-        return dialogue, index - (int(self._ends[dialogue - 1]) if dialogue else 0)
+        dialogue = int(torch.searchsorted(self._turns, index, right=True))
+        return dialogue, index - (int(self._turns[dialogue - 1]) if dialogue else 0)
 
     def place(self, index: int) -> str:
         """`file:row` of the dialogue."""
         return self.dialogues.place(self._find(index)[0])
+
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(table.nbytes() for table in (self.dialogues, *(self.texts or ()))) + self._turns.nbytes
 
     def __getitem__(self, index: int) -> Row:
         dialogue, number = self._find(index)

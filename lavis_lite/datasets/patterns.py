@@ -90,3 +90,19 @@ class PatternField(Field):
         """The path."""
         pattern: ImagePattern = self.pattern  # type: ignore[attr-defined]
         return pattern.fill({"split": self.split, **raw})  # type: ignore[attr-defined]
+
+
+def with_pattern(section: str, fields: list[Field], patterns: str | Sequence[str] | None, split: str,
+                 exists: Callable[[str], bool]) -> list[Field]:
+    """The fields of a row, the image's among them by its pattern where there is one.
+
+    Raises:
+        ConfigError: a pattern that cannot be; it names the section.
+    """
+    if patterns is None:
+        return fields
+    try:
+        image = PatternField(ImagePattern(patterns, exists), split)
+    except ConfigError as fault:
+        raise ConfigError(f"{section}.{fault}") from fault
+    return [image, *(field for field in fields if field.key != "image")]

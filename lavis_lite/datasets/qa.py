@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from lavis_lite.datasets.annotations import Row
+from lavis_lite.datasets.annotations import Row, RowTable
 from lavis_lite.datasets.base import BaseDataset, Sample, image_number
 from lavis_lite.datasets.images import ImageFolder
 from lavis_lite.datasets.qa_layout import NOTHING
@@ -30,18 +30,6 @@ def draw(answers: list[str], weights: list[float], rng: random.Random | None) ->
     sums = list(accumulate(weight for _, weight in pairs))
     place = rng.random() * sums[-1]
     return next((answer for (answer, _), total in zip(pairs, sums, strict=True) if place < total), pairs[-1][0])
-
-
-class RowSource(Protocol):
-    """What question data sets need of a table: rows by number, and where each stands."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Row: ...
-
-    def place(self, index: int) -> str:
-        """`file:row`."""
-        ...
 
 
 def instructed(instruction: Processor | None, text: str, rng: random.Random | None, extras: Row) -> tuple[str, Row]:
@@ -86,7 +74,7 @@ class QADataset(BaseDataset):
     sample_keys: tuple[str, ...] = ("image", "text_input", "text_output", "answers", "weights", "question_id",
                                     "image_id", "instance_id")
 
-    def __init__(self, table: RowSource, folder: ImageFolder, vis_processor: Processor, text_processor: Processor,
+    def __init__(self, table: RowTable, folder: ImageFolder, vis_processor: Processor, text_processor: Processor,
                  instruction: Processor | None = None, space: str = "", learn: Learn = "answer",
                  extras: Sequence[str] = ()) -> None:
         self.table, self.folder, self.space, self.learn, self.extras = table, folder, space, learn, tuple(extras)
@@ -133,9 +121,9 @@ class QAEvalDataset(BaseDataset):
 
     sample_keys: tuple[str, ...] = ("image", "text_input", "question_id", "image_id", "index", "instance_id")
 
-    def __init__(self, table: RowSource, folder: ImageFolder, vis_processor: Processor, text_processor: Processor,
+    def __init__(self, table: RowTable, folder: ImageFolder, vis_processor: Processor, text_processor: Processor,
                  instruction: Processor | None = None, space: str = "",
-                 training: Callable[[], RowSource | None] = lambda: None, candidates: list[str] | None = None,
+                 training: Callable[[], RowTable | None] = lambda: None, candidates: list[str] | None = None,
                  learn: Learn = "answer", extras: Sequence[str] = (), multiple_choice: bool = False) -> None:
         self.table, self.folder, self.space, self.learn, self.extras = table, folder, space, learn, tuple(extras)
         self.vis_processor, self.text_processor, self.instruction = vis_processor, text_processor, instruction

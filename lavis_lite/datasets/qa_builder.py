@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from lavis_lite.config.schema import DatasetConfig, FileConfig
-from lavis_lite.datasets.annotations import texts
+from lavis_lite.datasets.annotations import RowTable, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builder import ImageDatasetConfig, ImageTextBuilder
+from lavis_lite.datasets.images import ImageFolder
 from lavis_lite.datasets.locate import prepare, sources
-from lavis_lite.datasets.qa import Learn, QADataset, QAEvalDataset, RowSource
+from lavis_lite.datasets.qa import Learn, QADataset, QAEvalDataset
 from lavis_lite.datasets.qa_files import read_questions
 from lavis_lite.datasets.qa_layout import Layout
+from lavis_lite.datasets.shards import open_shards
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.registry import registry
 
@@ -69,7 +71,7 @@ class ImageQABuilder(ImageTextBuilder):
     def __init__(self, name: str, cfg: ImageQAConfig) -> None:
         super().__init__(name, cfg)
         self.layout("train")
-        self._tables: dict[tuple[str, bool], RowSource] = {}
+        self._tables: dict[tuple[str, bool], RowTable] = {}
 
     def layout(self, split: str, exists: Callable[[str], bool] | None = None) -> Layout:
         """How the files of a split are written.
@@ -99,22 +101,38 @@ class ImageQABuilder(ImageTextBuilder):
             return None
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
         instruction = self.instruction(training)
-        table, paths, root = self._read(split, training)
-        folder, space = self.folder(self._media_root(paths, root)), self._storage() or self.name
+        table, folder, space = self.open_rows(split, training)
         if training:
-            return QADataset(table, folder, vis, text, instruction, space, self.cfg.learn, self.extras())
-        return QAEvalDataset(table, folder, vis, text, instruction, space, self._training_rows, self._candidates(root),
+            return QADataset(table, self.kept_features(vis) or folder, vis, text, instruction, space, self.cfg.learn,
+                             self.extras())
+        return QAEvalDataset(table, folder, vis, text, instruction, space, self._training_rows, self._candidates(),
                              self.cfg.learn, self.extras(), self.multiple_choice(table))
+
+    def open_rows(self, split: str, training: bool) -> tuple[RowTable, ImageFolder, str]:
+        """Rows of a split, its images, and what keeps their ids apart from other sets'.
+
+        Shards hold the rows as `data shard` found them: checked, and those of the split only.
+        """
+        entry = self.shards(split)
+        if entry is None:
+            table, paths, root = self._read(split, training)
+            return table, self.folder(self._media_root(paths, root)), self._storage() or self.name
+        opened = open_shards(entry, self._key(split), [], max_pixels=self.cfg.max_pixels)
+        lacking = {"question", "question_id", *(["answers", "counts"] if training else [])} - opened.table[0].keys()
+        if lacking:
+            raise DataError(f"{self._key(split)}: the rows of these shards have no {' and no '.join(sorted(lacking))}; "
+                            "pack them with: python -m lavis_lite data shard")
+        return opened.table, opened.images, opened.space
 
     def extras(self) -> Sequence[str]:
         """Keys of samples besides the question: see `QADataset`."""
         return self.layout("train").extras
 
-    def multiple_choice(self, table: RowSource) -> bool:
+    def multiple_choice(self, table: RowTable) -> bool:
         """Whether the rows bring the answers to choose among."""
         return self.layout("train").multiple_choice
 
-    def _read(self, split: str, answers_required: bool) -> tuple[RowSource, list[Path], Path | None]:
+    def _read(self, split: str, answers_required: bool) -> tuple[RowTable, list[Path], Path | None]:
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         paths = [source.fetch() for source in self._sources(split, root)]
         key = split, answers_required
@@ -122,21 +140,28 @@ class ImageQABuilder(ImageTextBuilder):
             self._tables[key] = self.read(paths, self.layout(split, self._exists(paths, root)), answers_required)
         return self._tables[key], paths, root
 
-    def read(self, paths: Sequence[Path], layout: Layout, training: bool) -> RowSource:
+    def read(self, paths: Sequence[Path], layout: Layout, training: bool) -> RowTable:
         """The rows of a split's files; for training they must have answers."""
         return read_questions(paths, layout, training)
 
-    def _training_rows(self) -> RowSource | None:
+    def shards(self, split: str) -> FileConfig | None:
+        """As in the base class; a folder of row_files is none of shards."""
+        return None if self.cfg.row_files else super().shards(split)
+
+    def _training_rows(self) -> RowTable | None:
         """The rows of `train` where its files are here; nothing is fetched for it."""
+        if "train" in self.splits() and self.shards("train") is not None:
+            return self.open_rows("train", True)[0]
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         if "train" not in self.splits() or not all(source.here() for source in self._sources("train", root)):
             return None
         return self._read("train", True)[0]
 
-    def _candidates(self, root: Path | None) -> list[str] | None:
+    def _candidates(self) -> list[str] | None:
         listed = self.cfg.answer_list
         if not (listed.url or listed.storage):
             return None
+        root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         (source,) = sources(f"datasets.{self.name}.answer_list", listed, root)
         path = source.fetch()
         try:

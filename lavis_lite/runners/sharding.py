@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -55,10 +55,10 @@ def _shard(blocks: Sequence[nn.Module], device: torch.device) -> None:
     for block in blocks:
         trained = {parameter for parameter in block.parameters() if parameter.requires_grad}
         # without a sharded parent a block would by default keep what it borrowed until the backward pass
-        kept_whole = {"ignored_params": trained} if trained else {}
+        kept_whole: dict[str, Any] = {"ignored_params": trained} if trained else {}
         if not kept_whole.keys() <= inspect.signature(fully_shard).parameters.keys():
-            raise ConfigError(f"run.fsdp: torch {torch.__version__} cannot keep adapters whole in blocks that are shared "
-                              "out; update torch, or set model.lora=null.")
+            raise ConfigError(f"run.fsdp: torch {torch.__version__} cannot keep adapters whole in blocks that are "
+                              "shared out; update torch, or set model.lora=null.")
         fully_shard(block, mesh=mesh, reshard_after_forward=True, **kept_whole)
 
 

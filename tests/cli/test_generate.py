@@ -11,9 +11,17 @@ import torch
 from PIL import Image
 
 from lavis_lite import zoo
+from lavis_lite.cli.generate import QUIET
 from lavis_lite.cli.main import main
 from lavis_lite.config.compose import CONFIGS, MODEL_CONFIG_HOME, model_types
 from lavis_lite.config.layers import read_yaml
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command sets for transformers ends with the test."""
+    for name, value in QUIET.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
