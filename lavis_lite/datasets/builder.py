@@ -69,6 +69,8 @@ class BaseDatasetBuilder:
 
     config_class: ClassVar[type[DatasetConfig]] = DatasetConfig
     sample_keys: ClassVar[tuple[str, ...]] = ()
+    as_written = False
+    """whether a section without an image processor gives images as they are"""
 
     def __init__(self, name: str, cfg: DatasetConfig) -> None:
         self.name, self.cfg = name, cfg
@@ -109,7 +111,7 @@ class BaseDatasetBuilder:
     def _made(self, kind: str, training: bool, section: Mapping[str, Any] | None) -> Callable[..., Any]:
         key = f"datasets.{self.name}.{kind}.{'train' if training else 'eval'}"
         given = dict(section or {})
-        if not given and kind == "text_processor":
+        if not given and (kind == "text_processor" or self.as_written):
             return as_it_is
         if "name" not in given:
             raise ConfigError(f"{key}: names no processor, for example {{name: blip_image_eval, image_size: 224}}.")
