@@ -145,7 +145,7 @@ def shortened(line: str) -> list[str]:
     options = [option for option in SHORT if "stage1" in line or not option.startswith("run.k_test")]
     if "instructblip" in line:
         options = [option.replace("mini_world_caption", "mini_world_vqa") for option in options]
-    return [*options, "run.output_dir=out_docs"]
+    return [*options, f"run.output_dir=out_docs/{Path(re.findall(r'[^ ]+[.]yaml', line)[0]).stem}"]
 
 
 def run(words: list[str], cache: Path) -> int:
