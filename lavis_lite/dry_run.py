@@ -32,8 +32,8 @@ def dry_run(composition: Composition, needs: list[str], hint: str) -> None:
         print(f"note: {note}")
     if not needs:
         return _one_real_step(config)
+    print_mixing(published_mixing(config))  # first: the step may lack the language model's configuration
     _one_meta_step(config)
-    print_mixing(published_mixing(config))
     print(f"\nmissing, {len(needs)} in all; the run would stop before it starts:")
     print("\n".join(f"  {number}. {need}" for number, need in enumerate(needs, 1)))
     print(f"fetch what can be fetched with: {hint}")
