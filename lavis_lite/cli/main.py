@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a model from a YAML",
     "evaluate": "score a model on the splits a YAML names",
     "fetch": "download the annotations, weights and tokenizers a YAML needs",
+    "data": "list, prepare, check and pack data sets",
     "generate": "write captions of pictures, or answers about them",
     "models": "list models and their types",
     "zoo": "what every model type is, where its weights come from, whether it runs offline",
