@@ -56,7 +56,7 @@ EXTRAS = {
     "track": ["wandb>=0.19"],
     "lora": ["peft>=0.18"],
     "quant": ["bitsandbytes>=0.46.1", "accelerate>=1.1"],
-    "device_map": ["accelerate>=1.1"],
+    "devices": ["accelerate>=1.1"],
     "demo": ["gradio>=5.9"],
     "video": ["av>=14"],
 }

@@ -15,6 +15,7 @@ from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, ModelConfig
 from lavis_lite.distributed import launch_from_environment
 from lavis_lite.registry import registry
+from lavis_lite.runners.mixing import published_mixing
 from lavis_lite.runners.precision import pick_device
 
 GIB = 2**30
@@ -28,6 +29,7 @@ def dry_run(composition: Composition, needs: list[str], hint: str) -> None:
     if not needs:
         return _one_real_step(config)
     _one_meta_step(config)
+    print_mixing(published_mixing(config))
     print(f"\nmissing, {len(needs)} in all; the run would stop before it starts:")
     print("\n".join(f"  {number}. {need}" for number, need in enumerate(needs, 1)))
     print(f"fetch what can be fetched with: {hint}")
@@ -50,6 +52,7 @@ def _one_real_step(config: Config) -> None:
     finally:
         distributed.shutdown()
     print_parts(runner.model)
+    print_mixing(runner.parts.mixing)
     parts = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
     seconds = time.perf_counter() - start
     print(f"dry run: built everything and ran one step ({parts}) in {seconds:.1f} s; nothing was kept.")
@@ -59,6 +62,13 @@ def print_parts(model: Any) -> None:
     """Trainable and frozen parameters of every part."""
     for part, (trains, stays) in model.count_parameters().items():
         print(f"  {part:16} {trains:>14,} trainable {stays:>14,} frozen")
+
+
+def print_mixing(lines: list[str]) -> None:
+    """Probabilities of the data sets, where there are several."""
+    if len(lines) > 1:
+        print("training data:")
+        print("\n".join(f"  {line}" for line in lines))
 
 
 def _one_meta_step(config: Config) -> None:

@@ -145,6 +145,7 @@ class Registries:
             "image_caption": builder + "ImageCaptionBuilder",
             "image_retrieval": builder + "ImageRetrievalBuilder",
             "custom": builder + "CustomBuilder",
+            "image_shards": "lavis_lite.datasets.shard_builder:ImageShardBuilder",
             "image_qa": "lavis_lite.datasets.qa_builder:ImageQABuilder",
             "video_caption": "lavis_lite.datasets.video_builder:VideoCaptionBuilder",
             "video_qa": "lavis_lite.datasets.video_builder:VideoQABuilder",

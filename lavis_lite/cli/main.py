@@ -16,6 +16,7 @@ COMMANDS = {
     "data": "list, prepare, check and pack data sets",
     "generate": "write captions of pictures, or answers about them",
     "models": "list models and their types",
+    "data": "pack data sets into shards, index shards, keep frozen features",
     "zoo": "what every model type is, where its weights come from, whether it runs offline",
 }
 INTERRUPTED, USER_ERROR = 130, 2

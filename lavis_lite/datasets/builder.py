@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lavis_lite import files
-from lavis_lite.config.schema import DatasetConfig, ProcessorPair, StorageConfig
+from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, StorageConfig
 from lavis_lite.datasets.annotations import Field, Row, RowTable, file_name, identifier, read_table, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
+from lavis_lite.datasets.feature_cache import FeatureFolder, open_features
 from lavis_lite.datasets.images import MAX_PIXELS, ImageFolder
 from lavis_lite.datasets.locate import Source, prepare, sources
 from lavis_lite.datasets.randomness import word
 from lavis_lite.datasets.retrieval import RetrievalDataset, RetrievalEvalDataset
+from lavis_lite.datasets.shards import missing_shards, names_in, open_shards
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
 
@@ -35,6 +37,10 @@ class ImageDatasetConfig(DatasetConfig):
     """width x height above which an image counts as bad and is not decoded"""
     captions_required: bool = True
     """false: evaluation rows may lack a caption (NoCaps)"""
+    captions: Literal["each", "random"] = "each"
+    """training: one sample per caption, or one per row whose caption is drawn anew every epoch"""
+    features: str | None = None
+    """folder of `data cache-features`: the frozen vision encoder's outputs, read in place of the training images"""
     instruction: ProcessorPair = field(default_factory=ProcessorPair)
     """processor that puts a question into a prompt, or makes the prompt before a caption (the *_instruct data sets):
     {name: instruction, templates: vqa}; without `eval` the templates of `train`, and always the same one of them"""
@@ -108,7 +114,7 @@ class BaseDatasetBuilder:
         key = f"datasets.{self.name}.{kind}.{'train' if training else 'eval'}"
         given = dict(section or {})
         if not given and kind == "text_processor":
-            return _as_it_is
+            return as_it_is
         if "name" not in given:
             raise ConfigError(f"{key}: names no processor, for example {{name: blip_image_eval, image_size: 224}}.")
         cls = registry.get_processor_class(given.pop("name"))
@@ -126,7 +132,8 @@ class BaseDatasetBuilder:
         return self._made("instruction", training, pair.train if training else fixed)
 
 
-def _as_it_is(item: Any, rng: Any = None) -> Any:
+def as_it_is(item: Any, rng: Any = None) -> Any:
+    """The processor that changes nothing."""
     return item
 
 
@@ -146,14 +153,37 @@ class ImageTextBuilder(BaseDatasetBuilder):
         if split not in self.splits():
             return None
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
+        table, folder, space = self.open_rows(split, training)
+        if training:
+            return self.train_dataset(table, self.kept_features(vis) or folder, vis, text, space=space,
+                                      instruction=self.instruction(True))
+        return self.eval_dataset(table, folder, vis, text, instruction=self.instruction(False))
+
+    def open_rows(self, split: str, training: bool) -> tuple[RowTable, ImageFolder, str]:
+        """Rows of a split (for training one per caption), its images, and what keeps their ids apart from other sets'.
+
+        Both are in shards where the split's annotation entry names those.
+        """
+        explode = "caption" if training and self.cfg.captions == "each" else None
+        entry = self.shards(split)
+        if entry is not None:
+            opened = open_shards(entry, self._key(split), self.fields(training), explode, self.row_filter(split),
+                                 self.cfg.max_pixels)
+            return opened.table, opened.images, opened.space
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         paths = [source.fetch() for source in self._sources(split, root)]
-        table = read_table(paths, self.fields(training), "caption" if training else None, self.row_filter(split))
-        folder = self.folder(self._media_root(paths, root))
-        if training:
-            space = self._storage() or self.name
-            return self.train_dataset(table, folder, vis, text, space=space, instruction=self.instruction(True))
-        return self.eval_dataset(table, folder, vis, text, instruction=self.instruction(False))
+        table = read_table(paths, self.fields(training), explode, self.row_filter(split), kept=f"{split} {self.cfg}")
+        return table, self.folder(self._media_root(paths, root)), self._storage() or self.name
+
+    def shards(self, split: str) -> FileConfig | None:
+        """The entry of a split that is in shards; None: annotation files and loose files of media."""
+        entry = self.cfg.build_info.annotations.get(split)
+        return entry if entry is not None and self.media == "images" and names_in(entry) is not None else None
+
+    def kept_features(self, vis: Callable[..., Any]) -> FeatureFolder | None:
+        """What stands in place of the training images, where the section names such."""
+        folder, processor = self.cfg.features, self.cfg.vis_processor.train
+        return open_features(folder, f"datasets.{self.name}", processor, vis) if folder else None
 
     def fields(self, training: bool) -> list[Field]:
         """What a row of the annotation files has."""
@@ -166,8 +196,10 @@ class ImageTextBuilder(BaseDatasetBuilder):
         return None
 
     def _sources(self, split: str, root: Path | None) -> list[Source]:
-        return sources(f"datasets.{self.name}.build_info.annotations.{split}",
-                       self.cfg.build_info.annotations[split], root)
+        return sources(self._key(split), self.cfg.build_info.annotations[split], root)
+
+    def _key(self, split: str) -> str:
+        return f"datasets.{self.name}.build_info.annotations.{split}"
 
     def processor(self, kind: str, training: bool) -> Callable[..., Any]:
         """As in the base class.
@@ -206,17 +238,27 @@ class ImageTextBuilder(BaseDatasetBuilder):
             return []
         fetchable: list[str] = []
         missing: list[str] = []
-        for split in self.splits() if splits is None else [split for split in splits if split in self.splits()]:
+        wanted = self.splits() if splits is None else [split for split in splits if split in self.splits()]
+        loose = [split for split in wanted if self.shards(split) is None]
+        for split in wanted:
+            entry = self.shards(split)
+            if entry is not None:
+                missing += missing_shards(entry, self._key(split), self.cfg.how_to_get)
+        for split in loose:
             for source in self._sources(split, None):
                 if not source.here():
                     (fetchable if source.fetchable() else missing).append(source.sentence())
-        missing += self._missing_media()
+        missing += self._missing_media() if loose or not wanted else []
         return list(dict.fromkeys(fetchable + missing)) if missing or files.offline() else []
 
     def fetch(self) -> None:
-        """Annotation files of all splits, or the generated data set."""
+        """Annotation files of all splits, the indexes of remote shards, or the generated data set."""
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         for split in self.splits():
+            entry = self.shards(split)
+            if entry is not None:
+                open_shards(entry, self._key(split), [])
+                continue
             for source in self._sources(split, root):
                 source.fetch()
 
@@ -264,9 +306,16 @@ class CustomBuilder(ImageTextBuilder):
         made = list(self.cfg.split_values) if self.cfg.split_column else ["val"] if self.cfg.val_fraction else []
         return list(dict.fromkeys([*self.cfg.build_info.annotations, *made]))
 
+    def _own(self, split: str) -> str:
+        """The split whose files hold the rows of a split."""
+        return split if split in self.cfg.build_info.annotations else next(iter(self.cfg.build_info.annotations))
+
     def _sources(self, split: str, root: Path | None) -> list[Source]:
-        own = split if split in self.cfg.build_info.annotations else next(iter(self.cfg.build_info.annotations))
-        return super()._sources(own, root)
+        return super()._sources(self._own(split), root)
+
+    def shards(self, split: str) -> FileConfig | None:
+        """The entry of a split that is in shards, its own or the one of all splits."""
+        return super().shards(self._own(split))
 
     def fields(self, training: bool) -> list[Field]:
         """Columns by the names that the section gives."""

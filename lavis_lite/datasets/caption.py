@@ -20,13 +20,13 @@ Processor = Callable[..., Any]
 
 
 class CaptionDataset(BaseDataset):
-    """Training: one sample per caption.
+    """Training: one sample per row; of a row with several captions one is drawn at random each time.
 
     Samples: image float32[3, H, W], text_input str, image_id int (equal for captions of the same image), instance_id
     str; with an instruction also text_output str.
 
     Args:
-        table: rows with image and caption (one text).
+        table: rows with image and caption (one text, or a list to draw from).
         folder: the images, or the videos.
         vis_processor, text_processor: applied to the image and to the caption.
         space: the image folder as the configuration names it; keeps image ids of several data sets apart.
@@ -54,11 +54,15 @@ class CaptionDataset(BaseDataset):
         """One caption with its image."""
         row = self.table[index]
         view = self.folder.view(row["image"], self.vis_processor, rng)
-        caption = self.text_processor(row["caption"], rng)
+        caption = self.text_processor(_drawn(row["caption"], rng), rng)
         texts = {"text_input": caption} if self.instruction is None else {
             "text_input": self.instruction("", rng), "text_output": caption}
         return {self.folder.key: view, **texts, "image_id": image_number(self.space, row["image"]),
                 "instance_id": str(index)}
+
+
+def _drawn(caption: str | list[str], rng: random.Random | None) -> str:
+    return caption if isinstance(caption, str) else (rng or random).choice(caption)
 
 
 class CaptionEvalDataset(BaseDataset):

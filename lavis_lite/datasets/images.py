@@ -6,6 +6,7 @@ are tried (Pillow's PostScript reader would run a program), and a path may not l
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import stat
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -25,6 +26,8 @@ from lavis_lite.processors.rgb import to_rgb
 
 MAX_PIXELS = 64_000_000
 """largest width x height that is decoded: 192 MB as RGB"""
+MOST_BYTES = 64 * 2**20
+"""largest file that is read as a whole; of larger ones Pillow reads what it needs"""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF")
 """Pillow's names, in the order they are tried; its JPEG reader takes MPO too"""
 
@@ -54,8 +57,13 @@ def load_rgb(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         BadSample: missing, not a regular file, not a picture, truncated, or larger than `max_pixels`.
     """
     check_regular(path)
-    with _named_faults(path), Image.open(path, formats=_formats()) as image:
-        _check_size(path, image, max_pixels)
+    return decode_rgb(path, path, max_pixels)
+
+
+def decode_rgb(source: Path | str | BinaryIO, name: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As `load_rgb`, of an open file or of bytes in an `io.BytesIO` too; `name` is what messages call it."""
+    with _named_faults(name), _no_warnings(), Image.open(source, formats=_formats()) as image:
+        _check_size(name, image, max_pixels)
         image.load()
         return to_rgb(image)
 
@@ -67,26 +75,35 @@ def load_pixels(path: Path | str, max_pixels: int = MAX_PIXELS) -> Pixels:
         BadSample: as `load_rgb`.
     """
     check_regular(path)
-    with _named_faults(path), open(path, "rb") as stream:
-        return decode_pixels(stream, path, max_pixels)
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            if os.fstat(stream.fileno()).st_size > MOST_BYTES:
+                return np.array(load_rgb(path, max_pixels), copy=True)
+            content = stream.read()
+    except OSError as fault:
+        raise BadSample(path, _reason(fault)) from fault
+    return decode_pixels(content, path, max_pixels)
 
 
-def decode_pixels(stream: BinaryIO, name: Path | str, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """`load_pixels` of an open file, or of bytes in an `io.BytesIO` (a shard's member).
+def decode_pixels(content: bytes, name: Path | str, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """`load_pixels` of a file's bytes, such as a shard's member.
 
     Args:
-        stream: the file's content, seekable.
+        content: the whole file.
         name: what messages call it.
         max_pixels: see `load_rgb`.
 
     Raises:
         BadSample: not a picture, truncated, or larger than `max_pixels`.
     """
-    with _named_faults(name), Image.open(stream, formats=_formats()) as image:
+    with _named_faults(name):
+        pixels = decode_jpeg(content, max_pixels)
+    return _by_pillow(content, name, max_pixels) if pixels is None else pixels
+
+
+def _by_pillow(content: bytes, name: Path | str, max_pixels: int) -> Pixels:
+    with _named_faults(name), _no_warnings(), Image.open(io.BytesIO(content), formats=_formats()) as image:
         _check_size(name, image, max_pixels)
-        pixels = decode_jpeg(stream, image)
-        if pixels is not None:
-            return pixels
         image.load()  # first: some damaged files fail only once, and reading their EXIF would be that time
         return np.array(to_rgb(image), copy=True)
 
@@ -95,13 +112,19 @@ def decode_pixels(stream: BinaryIO, name: Path | str, max_pixels: int = MAX_PIXE
 def _named_faults(name: Path | str) -> Iterator[None]:
     """Whatever a decoder raises becomes a BadSample with the file's name."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF, and Pillow's own size warning: the size is checked here
-            yield
+        yield
     except BadSample:
         raise
     except Exception as fault:  # decoders of hostile bytes raise anything from SyntaxError to struct.error
         raise BadSample(name, _reason(fault)) from fault
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Of broken EXIF, and of Pillow's own about sizes, which are checked here. Not free, so only where Pillow works."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _check_size(name: Path | str, image: Image.Image, max_pixels: int) -> None:
@@ -176,6 +199,19 @@ class ImageFolder:
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `load_rgb`."""
         return load_rgb(self.path(name), self.max_pixels)
+
+    def read(self, name: str) -> bytes:
+        """The file's bytes as they are.
+
+        Raises:
+            BadSample: see `path`; missing, unreadable or not a regular file.
+        """
+        path = self.path(name)
+        check_regular(path)
+        try:
+            return path.read_bytes()
+        except OSError as fault:
+            raise BadSample(path, f"cannot be read ({fault.strerror or fault})") from fault
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
         """What an image processor makes of a file: decoded straight to pixels where the processor takes those."""

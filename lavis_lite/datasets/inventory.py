@@ -11,6 +11,7 @@ from lavis_lite import files
 from lavis_lite.config.schema import DatasetConfig, FileConfig, StorageConfig
 from lavis_lite.datasets.archives import Archive
 from lavis_lite.datasets.locate import Source, prepare, sources
+from lavis_lite.datasets.shards import missing_shards, names_in
 from lavis_lite.errors import ConfigError, DataError
 
 MEDIA = ("images", "videos")
@@ -57,13 +58,18 @@ def state(name: str, cfg: DatasetConfig) -> State:
         ConfigError: an entry of the section names neither storage nor url.
     """
     found = {split: list(_sources(name, split, entry)) for split, entry in cfg.build_info.annotations.items()}
-    here = {split: all(source.here() for source in sources_) for split, sources_ in found.items()}
+    here = {split: all(source.here() for source in sources_) or _shards_here(cfg.build_info.annotations[split])
+            for split, sources_ in found.items()}
     fetchable = [split for split, sources_ in found.items() if not here[split]
                  and all(source.here() or source.fetchable() for source in sources_)]
     places = {source.target() for sources_ in found.values() for source in sources_}
     media, archives = media_state(cfg)
     return State(here, fetchable, media, archives, cfg.prepare is not None,
                  sum(path.stat().st_size for path in places if path.is_file()))
+
+
+def _shards_here(entry: FileConfig) -> bool:
+    return names_in(entry) is not None and not missing_shards(entry, "", None)
 
 
 def _sources(name: str, split: str, entry: FileConfig) -> list[Source]:
@@ -145,7 +151,8 @@ def bring(name: str, cfg: DatasetConfig, keep: bool = False, say: Say = print) -
 
 def _all_sources(name: str, cfg: DatasetConfig) -> Iterator[Source]:
     for split, entry in cfg.build_info.annotations.items():
-        yield from _sources(name, split, entry)
+        if names_in(entry) is None:  # shards come while they are read
+            yield from _sources(name, split, entry)
     answers: Any = getattr(cfg, "answer_list", None)
     if isinstance(answers, FileConfig) and (answers.url or answers.storage):
         yield from sources(f"datasets.{name}.answer_list", answers, None)

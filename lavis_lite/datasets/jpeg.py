@@ -8,7 +8,7 @@ be faster still, but moves values by up to 14 grey levels, so it is not done.
 from __future__ import annotations
 
 import io
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,34 +23,42 @@ except ImportError:  # no wheel for this platform
 
 Pixels = NDArray[np.uint8]
 """uint8[H, W, 3], upright RGB"""
-_COLOUR_SPACES = {"RGB": ("YCbCr", "RGB"), "L": ("Gray",)}
-"""Pillow's mode -> libjpeg's colour spaces; CMYK is Pillow's business, which knows Adobe's inverted kind"""
-_SLACK = 16 * 2**20
+_START = b"\xff\xd8\xff"
+_MARKER, _SCAN, _NOTES = 0xFF, 0xDA, 0xE1
+"""what every segment begins with; the segment before the compressed data; those of EXIF and XMP"""
+_COLOUR_SPACES = ("YCbCr", "RGB", "Gray")
+"""CMYK is Pillow's business, which knows Adobe's inverted kind"""
 
 
-def decode_jpeg(stream: BinaryIO, image: Image.Image) -> Pixels | None:
-    """Upright RGB pixels of a JPEG; None: let Pillow decode it.
+def decode_jpeg(content: bytes, max_pixels: int) -> Pixels | None:
+    """Upright RGB pixels of a JPEG; None: no JPEG, too large, damaged or of a rare kind: Pillow decodes or refuses it.
 
     Args:
-        stream: the file's bytes, seekable.
-        image: the same, opened by Pillow, not loaded: its header has been checked.
+        content: the whole file.
+        max_pixels: width x height above which nothing is decoded.
     """
-    if simplejpeg is None or image.format != "JPEG" or image.mode not in _COLOUR_SPACES:
+    if simplejpeg is None or not content.startswith(_START):
         return None
-    data = _content(stream, image.width * image.height)
     try:
-        # Pillow's reading of the header and libjpeg's must agree, or a file could pass the size check as a small one
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if (width, height) != image.size or colours not in _COLOUR_SPACES[image.mode]:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        if width * height > max_pixels or colours not in _COLOUR_SPACES:
             return None
-        pixels: Any = simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError:  # damaged, or a kind that simplejpeg does not know: Pillow says which
+        pixels: Any = simplejpeg.decode_jpeg(content, "RGB")
+    except ValueError:  # also what Pillow only warns of
         return None
-    return upright(pixels, orientation(image))
+    if not _has_notes(content):
+        return pixels
+    with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+        return upright(pixels, orientation(image))
 
 
-def _content(stream: BinaryIO, pixels: int) -> bytes:
-    """The whole file, or nothing of one that is absurdly long for its picture."""
-    length = stream.seek(0, io.SEEK_END)
-    stream.seek(0)
-    return stream.read() if length <= 8 * pixels + _SLACK else b""
+def _has_notes(content: bytes) -> bool:
+    """Whether there is EXIF or XMP that may say how to turn the picture; True where the segments cannot be followed."""
+    place = 2
+    while place + 4 <= len(content) and content[place] == _MARKER:
+        kind = content[place + 1]
+        if kind in (_SCAN, _NOTES):
+            return kind == _NOTES
+        # a marker may be padded with more bytes 255
+        place += 1 if kind == _MARKER else 2 + int.from_bytes(content[place + 2:place + 4], "big")
+    return True

@@ -12,9 +12,11 @@ from lavis_lite.config.schema import DatasetConfig, FileConfig
 from lavis_lite.datasets.annotations import Row, RowTable, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builder import ImageDatasetConfig, ImageTextBuilder
+from lavis_lite.datasets.images import ImageFolder
 from lavis_lite.datasets.locate import Source, prepare, sources
 from lavis_lite.datasets.qa import Learn, QADataset, QAEvalDataset
 from lavis_lite.datasets.qa_files import Layout, read_questions
+from lavis_lite.datasets.shards import open_shards
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.registry import registry
 
@@ -102,11 +104,26 @@ class ImageQABuilder(ImageTextBuilder):
             return None
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
         instruction = self.instruction(training)
-        table, paths, root = self._read(split, training)
-        folder, space = self.folder(self._media_root(paths, root)), self._storage() or self.name
+        table, folder, space = self.open_rows(split, training)
         if training:
-            return QADataset(table, folder, vis, text, instruction, space, self.cfg.learn)
-        return QAEvalDataset(table, folder, vis, text, instruction, space, self._training_rows, self._candidates(root))
+            return QADataset(table, self.kept_features(vis) or folder, vis, text, instruction, space, self.cfg.learn)
+        return QAEvalDataset(table, folder, vis, text, instruction, space, self._training_rows, self._candidates())
+
+    def open_rows(self, split: str, training: bool) -> tuple[RowTable, ImageFolder, str]:
+        """Rows of a split, its images, and what keeps their ids apart from other sets'.
+
+        Shards hold the rows as `data shard` found them: checked, and those of the split only.
+        """
+        entry = self.shards(split)
+        if entry is None:
+            table, paths, root = self._read(split, training)
+            return table, self.folder(self._media_root(paths, root)), self._storage() or self.name
+        opened = open_shards(entry, self._key(split), [], max_pixels=self.cfg.max_pixels)
+        lacking = {"question", "question_id", *(["answers", "counts"] if training else [])} - opened.table[0].keys()
+        if lacking:
+            raise DataError(f"{self._key(split)}: the rows of these shards have no {' and no '.join(sorted(lacking))}; "
+                            "pack them with: python -m lavis_lite data shard")
+        return opened.table, opened.images, opened.space
 
     def _read(self, split: str, answers_required: bool) -> tuple[RowTable, list[Path], Path | None]:
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
@@ -118,6 +135,8 @@ class ImageQABuilder(ImageTextBuilder):
 
     def _training_rows(self) -> RowTable | None:
         """The rows of `train` where its files are here; nothing is fetched for it."""
+        if "train" in self.splits() and self.shards("train") is not None:
+            return self.open_rows("train", True)[0]
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         if "train" not in self.splits() or not all(source.here() for source in self._sources("train", root)):
             return None
@@ -127,10 +146,11 @@ class ImageQABuilder(ImageTextBuilder):
         own = split if split in self.cfg.build_info.annotations else next(iter(self.cfg.build_info.annotations))
         return super()._sources(own, root)
 
-    def _candidates(self, root: Path | None) -> list[str] | None:
+    def _candidates(self) -> list[str] | None:
         listed = self.cfg.answer_list
         if not (listed.url or listed.storage):
             return None
+        root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         (source,) = sources(f"datasets.{self.name}.answer_list", listed, root)
         path = source.fetch()
         try:

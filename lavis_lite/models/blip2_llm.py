@@ -214,7 +214,7 @@ class Blip2LLM(Blip2Base):
 
     @staticmethod
     def picture(samples: dict[str, Any]) -> Tensor:
-        """samples["image"], or samples["video"]: float[B,3,H,W] or float[B,3,T,H,W].
+        """samples["image"], or samples["video"]: float[B,3,H,W], float[B,3,T,H,W], or features float[B,P,Dv].
 
         Raises:
             DataError: neither is there, or it has another shape.
@@ -223,8 +223,8 @@ class Blip2LLM(Blip2Base):
         if not isinstance(image, Tensor):
             given = f" ({type(image).__name__} is none)" if image is not None else ""
             raise DataError(f"samples need a tensor under 'image' or 'video'{given}; they have {sorted(samples)}. "
-                            "vis_processors['eval'](picture)[None] makes one of a PIL image.")
-        if image.ndim not in (4, 5) or image.shape[1] != 3:
+                             "vis_processors['eval'](picture)[None] makes one of a PIL image.")
+        if image.ndim != 3 and (image.ndim not in (4, 5) or image.shape[1] != 3):
             raise DataError(f"an image has shape (B, 3, H, W), a video (B, 3, T, H, W); this one {tuple(image.shape)}.")
         return image
 

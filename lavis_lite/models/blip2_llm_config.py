@@ -46,7 +46,7 @@ class Blip2LLMConfig(Blip2Config):
     llm_quantization: Quantization | None = None
     """8bit | 4bit: linear layers of the frozen language model by bitsandbytes (extra quant)"""
     llm_device_map: Any = None
-    """auto | {module: device}: the language model over several devices, for answering only (extra device_map)"""
+    """auto | {module: device}: the language model over several devices, for answering only (extra devices)"""
     llm_grad_checkpoint: bool = False
     """compute the language model's blocks again in the backward pass instead of keeping what is inside them"""
     lora: Lora | None = None

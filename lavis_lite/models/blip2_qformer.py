@@ -113,10 +113,11 @@ class Blip2Qformer(Blip2Base):
         """The three losses.
 
         Args:
-            samples: image float[B,3,H,W]; text_input list of B strings or `TextTokens`; image_id (optional) int64[B]
-                or a list of ints or strings, samples with equal ids are never each other's negatives and share ITC's
-                target; uniform (optional) float64[B,2] in [0, 1), which choose the hard negatives (column 0: the
-                image for each text, 1: the text for each image); absent: drawn from torch's generator.
+            samples: image float[B,3,H,W] (or features float[B,P,Dv], see `encode_image`); text_input list of B strings
+                or `TextTokens`; image_id (optional) int64[B] or a list of ints or strings, samples with equal ids are
+                never each other's negatives and share ITC's target; uniform (optional)
+                float64[B,2] in [0, 1), which choose the hard negatives (column 0: the image for each text, 1: the text
+                for each image); absent: drawn from torch's generator.
         """
         encoded = self.encode(samples)
         contrast = self.contrast(encoded, samples.get("image_id"))

@@ -214,6 +214,8 @@ class BlipImageEval(ImageProcessor):
         mean, std: normalisation per channel.
     """
 
+    is_random = False
+
     def __init__(self, image_size: int | Sequence[int] = 384, mean: Sequence[float] | None = None,
                  std: Sequence[float] | None = None) -> None:
         super().__init__(image_size, mean, std)
@@ -231,6 +233,8 @@ class ClipImageEval(ImageProcessor):
         image_size: output pixels, a number or [height, width].
         mean, std: normalisation per channel.
     """
+
+    is_random = False
 
     def __init__(self, image_size: int | Sequence[int] = 224, mean: Sequence[float] | None = None,
                  std: Sequence[float] | None = None) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lavis_lite.datasets import jpeg
+from lavis_lite.datasets import images, jpeg
 from lavis_lite.datasets.images import BadSample, ImageFolder, decode_pixels, load_pixels, load_rgb
 from lavis_lite.processors.image import Blip2ImageTrain, BlipImageEval, BlipImageTrain, ClipImageEval, ClipImageTrain
 
@@ -33,7 +33,7 @@ def encoded(image: Image.Image, **more: object) -> bytes:
 def by_pillow(data: bytes, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     with monkeypatch.context() as patch:
         patch.setattr(jpeg, "simplejpeg", None)
-        return decode_pixels(io.BytesIO(data), "a.jpg")
+        return decode_pixels(data, "a.jpg")
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def decoded_directly(monkeypatch):
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_pixels_are_pillows(mode, more, monkeypatch, decoded_directly):
     data = encoded(picture().convert(mode), **more)
-    direct = decode_pixels(io.BytesIO(data), "a.jpg")
+    direct = decode_pixels(data, "a.jpg")
     assert direct.dtype == np.uint8 and direct.shape == (45, 61, 3) and direct.flags.writeable and decoded_directly
     assert np.array_equal(direct, by_pillow(data, monkeypatch))
 
@@ -61,14 +61,29 @@ def test_all_orientations(orientation, monkeypatch, decoded_directly):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(picture(), exif=exif)
-    assert np.array_equal(decode_pixels(io.BytesIO(data), "a.jpg"), by_pillow(data, monkeypatch))
+    assert np.array_equal(decode_pixels(data, "a.jpg"), by_pillow(data, monkeypatch))
     assert decoded_directly
+
+
+@needs_simplejpeg
+def test_the_header_is_opened_by_pillow_only_where_it_has_notes(monkeypatch):
+    opened, real = [], Image.open
+    monkeypatch.setattr(jpeg.Image, "open", lambda *arguments, **more: opened.append(1) or real(*arguments, **more))
+    plain = encoded(picture())
+    padded = plain[:2] + b"\xff\xff\xff" + plain[2:]
+    for data in (plain, padded):
+        assert decode_pixels(data, "a.jpg").shape == (45, 61, 3) and not opened
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode_pixels(encoded(picture(), exif=exif), "a.jpg").shape == (61, 45, 3) and len(opened) == 1
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>'
+    assert decode_pixels(encoded(picture(), xmp=xmp), "a.jpg").shape == (61, 45, 3) and len(opened) == 2
 
 
 @needs_simplejpeg
 def test_cmyk_is_left_to_pillow(monkeypatch, decoded_directly):
     data = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
-    red, green, blue = decode_pixels(io.BytesIO(data), "a.jpg")[4, 4]
+    red, green, blue = decode_pixels(data, "a.jpg")[4, 4]
     assert red > 240 and green < 15 and blue < 15 and not decoded_directly
 
 
@@ -84,7 +99,7 @@ def test_adobes_inverted_cmyk():
     start = plain.index(b"\xff\xee")
     bare = plain[:start] + plain[start + 2 + struct.unpack(">H", plain[start + 2:start + 4])[0]:]
     for data in (plain, with_adobe_transform(bare)):
-        red, green, blue = decode_pixels(io.BytesIO(data), "a.jpg")[4, 4]
+        red, green, blue = decode_pixels(data, "a.jpg")[4, 4]
         assert red > 240 and green < 15 and blue < 15
 
 
@@ -93,23 +108,16 @@ def test_adobes_inverted_cmyk():
 def test_truncated_files_are_refused(share):
     data = encoded(Image.effect_noise((64, 64), 80).convert("RGB"))
     with pytest.raises(BadSample, match="a.jpg"):
-        decode_pixels(io.BytesIO(data[:int(len(data) * share)]), "a.jpg")
+        decode_pixels(data[:int(len(data) * share)], "a.jpg")
 
 
 @needs_simplejpeg
 def test_what_pillow_forgives_is_forgiven(monkeypatch):
     data = encoded(picture()) + b"\0" * 1000
-    assert np.array_equal(decode_pixels(io.BytesIO(data), "a.jpg"), by_pillow(data, monkeypatch))
+    assert np.array_equal(decode_pixels(data, "a.jpg"), by_pillow(data, monkeypatch))
     body = bytearray(encoded(picture()))
     body[len(body) // 2:len(body) // 2 + 3] = b"\x12\x34\x56"  # wrong tones in some blocks, a warning of the decoder
-    assert np.array_equal(decode_pixels(io.BytesIO(bytes(body)), "a.jpg"), by_pillow(bytes(body), monkeypatch))
-
-
-@needs_simplejpeg
-def test_two_headers_that_disagree_never_reach_the_fast_decoder(monkeypatch, decoded_directly):
-    monkeypatch.setattr(jpeg.simplejpeg, "decode_jpeg_header", lambda data: (9000, 9000, "YCbCr", "444"))
-    data = encoded(picture())
-    assert decode_pixels(io.BytesIO(data), "a.jpg").shape == (45, 61, 3) and not decoded_directly
+    assert np.array_equal(decode_pixels(bytes(body), "a.jpg"), by_pillow(bytes(body), monkeypatch))
 
 
 def test_bombs_are_refused_from_the_header(decoded_directly):
@@ -117,15 +125,26 @@ def test_bombs_are_refused_from_the_header(decoded_directly):
     place = data.index(b"\xff\xc0") + 5
     data[place:place + 4] = struct.pack(">HH", 60_000, 60_000)
     with pytest.raises(BadSample, match="60000 x 60000 pixels|absurd number"):
-        decode_pixels(io.BytesIO(bytes(data)), "a.jpg")
+        decode_pixels(bytes(data), "a.jpg")
     assert not decoded_directly
 
 
-@needs_simplejpeg
-def test_a_small_picture_in_a_huge_file_is_not_read_whole(monkeypatch, decoded_directly):
-    monkeypatch.setattr(jpeg, "_SLACK", 0)
-    data = encoded(picture()) + b"\0" * 100_000
-    assert decode_pixels(io.BytesIO(data), "a.jpg").shape == (45, 61, 3) and not decoded_directly
+def test_huge_files_are_not_read_whole(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(encoded(picture()) + b"\0" * 100_000)
+    monkeypatch.setattr(images, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(images, "decode_pixels", lambda *arguments: pytest.fail("was read"))
+    assert load_pixels(tmp_path / "a.jpg").shape == (45, 61, 3)
+
+
+def test_unreadable_files_say_so(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(encoded(picture()))
+
+    def refuse(*arguments, **more):
+        raise PermissionError(13, "no")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(BadSample, match="permission denied"):
+        load_pixels(tmp_path / "a.jpg")
 
 
 def test_every_other_format_goes_by_pillow(tmp_path):

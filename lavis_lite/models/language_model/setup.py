@@ -14,7 +14,7 @@ from typing import Any, Literal
 Quantization = Literal["8bit", "4bit"]
 NEEDED: dict[str, tuple[str, tuple[str, ...]]] = {
     "llm_quantization": ("quant", ("bitsandbytes", "accelerate")),
-    "llm_device_map": ("device_map", ("accelerate",)),
+    "llm_device_map": ("devices", ("accelerate",)),
     "lora": ("lora", ("peft",)),
 }
 """key of the section -> (extra of this package, packages that it brings)"""

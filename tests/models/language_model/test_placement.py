@@ -81,7 +81,7 @@ def test_the_qformer_recomputes_its_layers_with_the_same_gradients_and_dropout()
 
 # several devices ----------------------------------------------------------------------------------------------------
 needs_accelerate = pytest.mark.skipif(importlib.util.find_spec("accelerate") is None,
-                                      reason="accelerate (extra device_map) is not installed")
+                                      reason="accelerate (extra devices) is not installed")
 
 
 @needs_accelerate
