@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lavis_lite.config.compose import compose, compose_dataset
 from lavis_lite.config.schema import DatasetConfig
@@ -16,7 +17,7 @@ from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
 
 SOMETHING_WRONG = 1
-_PROCESSOR = {"images": {"name": "blip_image_eval", "image_size": 224}, "videos": {"name": "alpro_video_eval"}}
+_PROCESSOR: dict[str, dict[str, Any]] = {"images": {"name": "blip_image_eval", "image_size": 224}, "videos": {"name": "alpro_video_eval"}}
 """never run here; a builder wants one"""
 
 
@@ -106,7 +107,7 @@ def named_columns(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         if "=" not in word:
             raise ConfigError(f"--columns {word}: write KEY=NAME, for example image=file_name.")
-    return dict(word.split("=", 1) for word in words)
+    return {key: name for key, _, name in (word.partition("=") for word in words)}
 
 
 def with_processors(section: DatasetConfig) -> DatasetConfig:

@@ -1,4 +1,4 @@
-"""Archives of media files: brought here once, unpacked so that nothing leaves its folder, and taken up again if stopped.
+"""Archives of media files: brought here once, unpacked so that nothing leaves its folder, taken up again if stopped.
 
 Each file of an archive appears whole or not at all; those that are there with the right size are not written again.
 When all are, a marker in the folder says so, and the archive is not asked for any more.
@@ -27,7 +27,7 @@ from lavis_lite.errors import DataError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _CHUNK = 1 << 20
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, RuntimeError, NotImplementedError)
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, RuntimeError)
 """what the readers raise for files that are cut short, damaged, encrypted or packed in an unknown way"""
 Say = Callable[[str], None]
 
@@ -87,9 +87,10 @@ def unpack(archive: Path, folder: Path) -> int:
         DataError: not an archive of a known kind, damaged, too large for the disk, or with a member that leads out of
             the folder, is a link, or is no file; nothing of such a member is written.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     count, real = 0, Path(os.path.realpath(folder))
     try:
-        for member in _members(archive):
+        for member in _members(archive, shutil.disk_usage(real).free):
             _write(member, _target(archive, member.name, real))
             count += 1
     except _DAMAGE as fault:
@@ -100,20 +101,20 @@ def unpack(archive: Path, folder: Path) -> int:
     return count
 
 
-def _members(archive: Path) -> Iterator[_Member]:
+def _members(archive: Path, free: int) -> Iterator[_Member]:
     if zipfile.is_zipfile(archive):
-        yield from _zip_members(archive)
+        yield from _zip_members(archive, free)
     elif tarfile.is_tarfile(archive):
         yield from _tar_members(archive)
     else:
         raise DataError(f"{archive}: is neither a zip nor a tar archive; known are {', '.join(SUFFIXES)}.")
 
 
-def _zip_members(archive: Path) -> Iterator[_Member]:
+def _zip_members(archive: Path, free: int) -> Iterator[_Member]:
     with zipfile.ZipFile(archive) as opened:
-        total, free = sum(info.file_size for info in opened.infolist()), shutil.disk_usage(archive.parent).free
+        total = sum(info.file_size for info in opened.infolist())
         if total > free:
-            raise DataError(f"{archive}: holds {total / 1e9:.1f} GB, but only {free / 1e9:.1f} GB of the disk are free.")
+            raise DataError(f"{archive}: holds {total / 1e9:.1f} GB, but the disk has {free / 1e9:.1f} GB free.")
         for info in opened.infolist():
             kind = info.external_attr >> 28  # the file type of Unix modes; 0 where it was packed elsewhere
             if info.is_dir():
@@ -131,7 +132,7 @@ def _tar_members(archive: Path) -> Iterator[_Member]:
             if not info.isfile():
                 raise _refused(archive, info.name, "is a link or no plain file")
             yield _Member(info.name, info.size, lambda info=info: opened.extractfile(info))  # type: ignore[misc]
-            opened.members.clear()  # else it remembers every header of an archive of millions
+            opened.members.clear()  # type: ignore[attr-defined]  # else it keeps the headers of millions of files
 
 
 def _refused(archive: Path, name: str, why: str) -> DataError:

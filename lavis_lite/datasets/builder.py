@@ -18,6 +18,7 @@ from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
 from lavis_lite.datasets.feature_cache import FeatureFolder, open_features
 from lavis_lite.datasets.images import MAX_PIXELS, ImageFolder
 from lavis_lite.datasets.locate import Source, prepare, sources
+from lavis_lite.datasets.paths import within
 from lavis_lite.datasets.randomness import word
 from lavis_lite.datasets.retrieval import RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.shards import missing_shards, names_in, open_shards
@@ -172,8 +173,10 @@ class ImageTextBuilder(BaseDatasetBuilder):
             return opened.table, opened.images, opened.space
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         paths = [source.fetch() for source in self._sources(split, root)]
-        table = read_table(paths, self.fields(training), explode, self.row_filter(split), kept=f"{split} {self.cfg}")
-        return table, self.folder(self._media_root(paths, root)), self._storage() or self.name
+        folder = self.folder(self._media_root(paths, root))
+        table = read_table(paths, within(self.fields(training), folder.root), explode, self.row_filter(split),
+                           kept=f"{split} {self.cfg}")
+        return table, folder, self._storage() or self.name
 
     def shards(self, split: str) -> FileConfig | None:
         """The entry of a split that is in shards; None: annotation files and loose files of media."""

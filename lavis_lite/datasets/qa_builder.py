@@ -14,6 +14,7 @@ from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builder import ImageDatasetConfig, ImageTextBuilder
 from lavis_lite.datasets.images import ImageFolder
 from lavis_lite.datasets.locate import Source, prepare, sources
+from lavis_lite.datasets.paths import refuse_outside
 from lavis_lite.datasets.qa import Learn, QADataset, QAEvalDataset
 from lavis_lite.datasets.qa_files import Layout, read_questions
 from lavis_lite.datasets.shards import open_shards
@@ -130,7 +131,9 @@ class ImageQABuilder(ImageTextBuilder):
         paths = [source.fetch() for source in self._sources(split, root)]
         key = split, answers_required
         if key not in self._tables:
-            self._tables[key] = read_questions(paths, self.layout(split), answers_required)
+            table = read_questions(paths, self.layout(split), answers_required)
+            refuse_outside(table, self._media_root(paths, root))
+            self._tables[key] = table
         return self._tables[key], paths, root
 
     def _training_rows(self) -> RowTable | None:

@@ -6,6 +6,7 @@ bring the names of images, flat lists (LAVIS' own) are complete in themselves. W
 
 from __future__ import annotations
 
+import math
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from lavis_lite.datasets.annotations import (
     describe,
     file_name,
     identifier,
+    no_row,
     text,
 )
 from lavis_lite.datasets.readers import read_members
@@ -98,6 +100,8 @@ def answer_texts(value: Any) -> dict[str, Any]:
         where = f"[{place}] " if isinstance(value, list) else ""
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise ValueError(f"{where}must be text, not {describe(answer)}")
+        if isinstance(answer, float) and not math.isfinite(answer):
+            raise ValueError(f"{where}is {answer}, which is no number")
         if len(str(answer)) > MOST_CHARACTERS:
             raise ValueError(f"{where}has {len(str(answer))} characters; at most {MOST_CHARACTERS} are taken")
     counts = Counter(str(answer).strip() for answer in given)
@@ -151,7 +155,7 @@ def _objects(number: int, path: Path, rows: Any, faults: RowFaults) -> Iterator[
         if isinstance(row, dict):
             yield number, place, row
         else:
-            faults.add(f"{path}:{place}", f"must be an object of named fields, not {describe(row)}")
+            faults.add(f"{path}:{place}", no_row(row))
 
 
 class _ById:

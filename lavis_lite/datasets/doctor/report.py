@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lavis_lite.datasets.annotations import RowFaults
+from lavis_lite.errors import DataError
+
 MOST_LINES = 20
 """rows that a problem shows; the others are counted"""
 
@@ -88,6 +91,13 @@ class SplitReport:
         self.problems.append(Problem(what))
         return self.problems[-1]
 
+    def faulty_rows(self, faults: RowFaults) -> None:
+        """A problem in the words of an error that would be raised."""
+        try:
+            faults.stop_if_any()
+        except DataError as fault:
+            self.problems.append(Problem(str(fault), faults.count))
+
     def tidy(self) -> None:
         """Drop problems that no row has."""
         self.problems = [problem for problem in self.problems if problem.count]
@@ -131,7 +141,7 @@ class Report:
         for kind, count in split.texts.items():
             lines.append(f"{count} {kind}s")
         for kind, summary in split.tokens.items():
-            over = f"; {split.over[kind]} of {summary.count} have more than {self.max_tokens}" if split.over[kind] else ""
+            over = f"; {split.over[kind]} have more than {self.max_tokens}" if split.over[kind] else ""
             lines.append(f"tokens per {kind} ({self.tokenizer}): {summary}{over}")
         if split.opened:
             lines.append(f"{split.opened} {self.media} opened")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lavis_lite.datasets.caption import DuplicateIds
 from lavis_lite.datasets.doctor.report import SplitReport, Summary
 
 TokenCounter = Callable[[Sequence[str]], Sequence[int]]
@@ -39,20 +40,20 @@ def scan(dataset: Any, report: SplitReport, count_tokens: TokenCounter, max_toke
         max_tokens: what the Q-Former reads of a text.
     """
     names, lengths = Names(), _Lengths(count_tokens)
-    ids: dict[int | str, tuple[str, int]] = {}
-    twice = report.problem("image_id of several different files")
+    twice = DuplicateIds()
     seen: set[bytes] = set()
     for number in range(len(dataset.table)):
         row = dataset.table[number]
         name = row["image"]
         names.first_row.setdefault(name, number)
-        _check_id(row, number, ids, dataset, twice.add)
+        twice.add(row, number, dataset)
         texts = list(texts_of(row))
         for kind, text in texts:
             lengths.add(kind, text)
         digest = hashlib.blake2b(repr((name, texts)).encode("utf-8", "backslashreplace"), digest_size=8).digest()
         report.repeated += digest in seen
         seen.add(digest)
+    report.faulty_rows(twice.faults)
     report.rows, report.images = len(dataset.table), len(names.first_row)
     for kind, counts in lengths.finish().items():
         summary = Summary.of(counts)
@@ -60,16 +61,6 @@ def scan(dataset: Any, report: SplitReport, count_tokens: TokenCounter, max_toke
             report.texts[kind], report.tokens[kind] = summary.count, summary
             report.over[kind] = sum(count > max_tokens for count in counts)
     return names
-
-
-def _check_id(row: Any, number: int, ids: dict[int | str, tuple[str, int]], dataset: Any,
-              add: Callable[[str], None]) -> None:
-    if "image_id" not in row:
-        return
-    name, first = ids.setdefault(row["image_id"], (row["image"], number))
-    if name != row["image"]:
-        add(f"{dataset.place(number)}: field 'image_id' is {row['image_id']!r} for {row['image']}, but at "
-            f"{dataset.place(first)} for {name}")
 
 
 def texts_of(row: Any) -> Iterator[tuple[str, str]]:
