@@ -17,7 +17,10 @@ from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
 
 SOMETHING_WRONG = 1
-_PROCESSOR: dict[str, dict[str, Any]] = {"images": {"name": "blip_image_eval", "image_size": 224}, "videos": {"name": "alpro_video_eval"}}
+_PROCESSOR: dict[str, dict[str, Any]] = {
+    "images": {"name": "blip_image_eval", "image_size": 224},
+    "videos": {"name": "alpro_video_eval"},
+}
 """never run here; a builder wants one"""
 
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "data": "list, prepare, check and pack data sets, keep frozen features",
     "generate": "write captions of pictures, or answers about them",
     "models": "list models and their types",
+    "convert": "turn a checkpoint into transformers', LAVIS' or this project's format",
     "zoo": "what every model type is, where its weights come from, whether it runs offline",
 }
 INTERRUPTED, USER_ERROR = 130, 2

@@ -36,6 +36,8 @@ class ImageDatasetConfig(DatasetConfig):
     """arguments of the generator named by `prepare` (mini_world: train, val, test, ood, seed, root)"""
     max_pixels: int = MAX_PIXELS
     """width x height above which an image counts as bad and is not decoded"""
+    captions_per_image: int | None = None
+    """training: only the first n captions of each image; absent: all"""
     captions_required: bool = True
     """false: evaluation rows may lack a caption (NoCaps)"""
     captions: Literal["each", "random"] = "each"
@@ -156,6 +158,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
         table, folder, space = self.open_rows(split, training)
         if training:
+            table = self._first_captions(table)
             return self.train_dataset(table, self.kept_features(vis) or folder, vis, text, space=space,
                                       instruction=self.instruction(True))
         return self.eval_dataset(table, folder, vis, text, instruction=self.instruction(False))
@@ -177,6 +180,16 @@ class ImageTextBuilder(BaseDatasetBuilder):
         table = read_table(paths, within(self.fields(training), folder.root), explode, self.row_filter(split),
                            kept=f"{split} {self.cfg}")
         return table, folder, self._storage() or self.name
+
+    def _first_captions(self, table: RowTable) -> RowTable:
+        """The table, or the first captions_per_image of every image's rows."""
+        most, key = self.cfg.captions_per_image, f"datasets.{self.name}.captions_per_image"
+        if most is None:
+            return table
+        if most < 1 or self.cfg.captions != "each":
+            raise ConfigError(f"{key} must be at least 1 and goes with `captions: each`; it is {most}, with "
+                              f"`captions: {self.cfg.captions}`.")
+        return table.first_of_each("image", most)
 
     def shards(self, split: str) -> FileConfig | None:
         """The entry of a split that is in shards; None: annotation files and loose files of media."""

@@ -57,15 +57,12 @@ def load_rgb(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         BadSample: missing, not a regular file, not a picture, truncated, or larger than `max_pixels`.
     """
     check_regular(path)
-    return decode_rgb(path, path, max_pixels)
+    return _pillow_image(path, path, max_pixels)
 
 
-def decode_rgb(source: Path | str | BinaryIO, name: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """As `load_rgb`, of an open file or of bytes in an `io.BytesIO` too; `name` is what messages call it."""
-    with _named_faults(name), _no_warnings(), Image.open(source, formats=_formats()) as image:
-        _check_size(name, image, max_pixels)
-        image.load()
-        return to_rgb(image)
+def decode_rgb(content: bytes, name: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """`load_rgb` of a file's bytes; arguments and errors as `decode_pixels`."""
+    return _pillow_image(io.BytesIO(content), name, max_pixels)
 
 
 def load_pixels(path: Path | str, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -98,14 +95,15 @@ def decode_pixels(content: bytes, name: Path | str, max_pixels: int = MAX_PIXELS
     """
     with _named_faults(name):
         pixels = decode_jpeg(content, max_pixels)
-    return _by_pillow(content, name, max_pixels) if pixels is None else pixels
+    return np.array(decode_rgb(content, name, max_pixels), copy=True) if pixels is None else pixels
 
 
-def _by_pillow(content: bytes, name: Path | str, max_pixels: int) -> Pixels:
-    with _named_faults(name), _no_warnings(), Image.open(io.BytesIO(content), formats=_formats()) as image:
+def _pillow_image(source: Any, name: Path | str, max_pixels: int) -> Image.Image:
+    """The picture in a path or stream."""
+    with _named_faults(name), _no_warnings(), Image.open(source, formats=_formats()) as image:
         _check_size(name, image, max_pixels)
         image.load()  # first: some damaged files fail only once, and reading their EXIF would be that time
-        return np.array(to_rgb(image), copy=True)
+        return to_rgb(image)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ extracted, no command is run: a shard is read as bytes at offsets that its index
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import re
@@ -119,14 +118,13 @@ class ShardImages(ImageFolder):
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `images.load_rgb`."""
         place = self._find(name)
-        return decode_rgb(io.BytesIO(self._content(place, name)), self._label(place, name), self.max_pixels)
+        return decode_rgb(self._content(place, name), self._label(place, name), self.max_pixels)
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
         """What an image processor makes of an image, as `ImageFolder.view`."""
         place = self._find(name)
-        decode = decode_pixels if getattr(processor, "takes", "image") == "pixels" else decode_rgb
-        stream = io.BytesIO(self._content(place, name))
-        return processor(decode(stream, self._label(place, name), self.max_pixels), rng)
+        decode: Callable[..., Any] = decode_pixels if getattr(processor, "takes", "image") == "pixels" else decode_rgb
+        return processor(decode(self._content(place, name), self._label(place, name), self.max_pixels), rng)
 
     def read(self, name: str) -> bytes:
         """The image's bytes as they were packed.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,16 @@ class RowTable:
         for index in range(len(self)):
             file, number = self._places[index].tolist()
             yield file, number, self[index]
+
+    def first_of_each(self, key: str, most: int) -> RowTable:
+        """A table of the first `most` rows of every value of `key`, in order."""
+        seen: Counter[Any] = Counter()
+        kept: list[tuple[int, int, Row]] = []
+        for file, number, row in self.items():
+            seen[row[key]] += 1
+            if seen[row[key]] <= most:
+                kept.append((file, number, row))
+        return RowTable(kept, self.files, self.kinds)
 
     def file_sizes(self) -> list[int]:
         """Rows that come from each file, in order; files without rows are left out."""

@@ -97,6 +97,7 @@ class Blip2LLM(Blip2Base):
         language_model: frozen.
         prompt: read before captions in training, and before answers where a call brings no prompt.
         freeze_vit: keep the vision encoder constant and in eval mode.
+        ln_vision_eps: epsilon of the norm over image features.
 
     Attributes:
         apply_lemmatizer, num_few_shot_examples, few_shot_prob: see `Blip2LLMConfig`.
@@ -106,8 +107,9 @@ class Blip2LLM(Blip2Base):
     style: ClassVar[Style] = Style()
 
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
-                 language_model: LanguageModel, *, prompt: str = "", freeze_vit: bool = True) -> None:
-        super().__init__(vision_encoder, qformer, tokenizer, freeze_vit)
+                 language_model: LanguageModel, *, prompt: str = "", freeze_vit: bool = True,
+                 ln_vision_eps: float = 1e-5) -> None:
+        super().__init__(vision_encoder, qformer, tokenizer, freeze_vit, ln_vision_eps)
         self.prompt = prompt
         self.apply_lemmatizer, self.num_few_shot_examples, self.few_shot_prob = False, 0, 0.0
         self.language_model = language_model
@@ -125,7 +127,8 @@ class Blip2LLM(Blip2Base):
             cfg.language_model_name(), sizes=cfg.llm_args, tokenizer=cfg.llm_tokenizer,
             family=cfg.llm_family or cls.style.family, precision=cfg.llm_precision, limits=limits,
             lm_reduction=cfg.lm_reduction, setup=cfg.setup())
-        model = cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.freeze_vit)
+        model = cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.freeze_vit,
+                    ln_vision_eps=cfg.ln_vision_eps)
         model.apply_lemmatizer = cfg.apply_lemmatizer
         model.num_few_shot_examples, model.few_shot_prob = cfg.num_few_shot_examples, cfg.few_shot_prob
         return model

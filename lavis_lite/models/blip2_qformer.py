@@ -106,7 +106,8 @@ class Blip2Qformer(Blip2Base):
     def from_config(cls, cfg: Any) -> Blip2Qformer:
         """Build from a `Blip2QformerConfig`."""
         return cls(**build_parts(cfg), embed_dim=cfg.embed_dim, freeze_vit=cfg.freeze_vit,
-                   lm_reduction=cfg.lm_reduction, itc_full_gradient=cfg.itc_full_gradient)
+                   lm_reduction=cfg.lm_reduction, itc_full_gradient=cfg.itc_full_gradient,
+                   ln_vision_eps=cfg.ln_vision_eps)
 
     # training -------------------------------------------------------------------------------------------------------
     def forward(self, samples: dict[str, Any]) -> Blip2Output:

@@ -20,7 +20,7 @@ from lavis_lite.models.language_model import build_language_model
 from lavis_lite.models.qformer import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.models.vision_encoder import VisionEncoder
-from tests.parity.llm_cases import DoubleEncoder
+from tests.parity.exact import DoubleEncoder
 from tests.parity.stand_ins import RENAMES
 
 WIDTH, QUERIES = 9, 3
