@@ -13,6 +13,7 @@ COMMANDS = {
     "check": "look through a data set or a file of annotations: rows, files, texts, sizes",
     "shard": "pack a data set into tars with an index",
     "index": "write the index of tars that somebody else packed",
+    "capfilt": "write captions of images and keep the best, by models",
     "cache-features": "keep the frozen vision encoder's outputs, so that training need not compute them",
 }
 """command -> what it does; each is lavis_lite/cli/data_<command>.py"""
