@@ -15,7 +15,7 @@ from lavis_lite.datasets.inventory import State, state
 from lavis_lite.errors import DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
 
-HEAD = ("data set", "builder", "splits", "on this machine")
+HEAD = ("data set", "builder", "splits", "training rows", "on this machine")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Entry:
     type: str
     builder: str
     splits: list[str]
+    train_size: int | None
+    """training samples as published, where somebody counted"""
     what: str
     state: State
 
@@ -69,7 +71,8 @@ def entries_of(name: str) -> list[Entry]:
             raise Faults(f"{name} ({kind}) cannot be used:", composition.faults)
         section: Any = composition.config.datasets[name]
         splits = registry.get_builder_class(section.builder or name)(name, section).splits()
-        found.append(Entry(name, str(kind), section.builder or name, splits, description(name), state(name, section)))
+        found.append(Entry(name, str(kind), section.builder or name, splits, section.train_size,
+                           description(name), state(name, section)))
     return found
 
 
@@ -84,9 +87,14 @@ def description(name: str) -> str:
     return " ".join(comment).partition(". ")[0].rstrip(".") + "."
 
 
+def _cells(entry: Entry) -> tuple[str, ...]:
+    rows = f"{entry.train_size:,}" if entry.train_size else "-"
+    return entry.label, entry.builder, " ".join(entry.splits), rows, str(entry.state)
+
+
 def table(entries: Sequence[Entry]) -> str:
     """One line of columns per type; under it what it is."""
-    cells = [HEAD, *((entry.label, entry.builder, " ".join(entry.splits), str(entry.state)) for entry in entries)]
+    cells = [HEAD, *map(_cells, entries)]
     widths = [max(len(cell[column]) for cell in cells) for column in range(len(HEAD))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True)).rstrip() for cell in cells]
     out = [lines[0], "-" * len(lines[0])]

@@ -47,6 +47,14 @@ class Field:
         """The column's name in the file."""
         return self.column or self.key
 
+    def given(self, raw: Row) -> bool:
+        """Whether a raw row has it."""
+        return self.name in raw
+
+    def value(self, raw: Row) -> Any:
+        """Its raw value, where it is given."""
+        return raw[self.name]
+
 
 def text(value: Any) -> str:
     """A non-empty string."""
@@ -223,15 +231,15 @@ def checked_row(place: str, raw: Row, fields: Sequence[Field], faults: RowFaults
     """The row's fields, checked; those at fault are left out and noted."""
     row: Row = {}
     for field in fields:
-        if field.name not in raw:
+        if not field.given(raw):
             if field.required:
                 near = ", ".join(sorted(map(str, raw))[:8])
                 faults.add(place, f"field {field.name!r} is missing (it has: {near or 'nothing'})")
             continue
         try:
-            row[field.key] = field.kind(raw[field.name])
+            row[field.key] = field.kind(field.value(raw))
         except ValueError as fault:
-            if field.required or raw[field.name] not in (None, ""):
+            if field.required or field.value(raw) not in (None, ""):
                 clause = str(fault)
                 faults.add(place, f"field {field.name!r}{'' if clause.startswith('[') else ' '}{clause}")
     return row

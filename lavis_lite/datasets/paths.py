@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,14 @@ class FileNameIn:
 
 def within(fields: Sequence[Field], root: Path | str) -> list[Field]:
     """The fields, with file names confined to a folder."""
-    return [replace(field, kind=FileNameIn(root)) if field.kind is file_name else field for field in fields]
+    return [_confined(field, root) if field.kind is file_name else field for field in fields]
+
+
+def _confined(field: Field, root: Path | str) -> Field:
+    """A copy, whatever class of fields it is, with another kind."""
+    copied = copy.copy(field)
+    object.__setattr__(copied, "kind", FileNameIn(root))
+    return copied
 
 
 def refuse_outside(table: RowTable, root: Path | str) -> None:
@@ -50,7 +57,7 @@ def refuse_outside(table: RowTable, root: Path | str) -> None:
     faults, check = RowFaults(), FileNameIn(root)
     for index in range(len(table)):
         try:
-            check(table[index]["image"])
+            check(table[index].get("image", "."))
         except ValueError as fault:
             faults.add(table.place(index), f"field 'image' {fault}")
     faults.stop_if_any()

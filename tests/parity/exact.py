@@ -22,4 +22,6 @@ class DoubleEncoder(nn.Module):
 def exact(model: Any) -> Any:
     """The same model in float64."""
     model.vision_encoder = DoubleEncoder(model.vision_encoder)
+    if hasattr(model, "language_model"):  # which keeps its type when the model around it changes
+        model.language_model.model.double()
     return model.double()

@@ -1,0 +1,124 @@
+"""Tokens of captions as the Penn Treebank tokenizer of the official COCO evaluation gives them, without Java.
+
+That tokenizer is a generated scanner: at every place the longest match of all its rules counts, and of equally long ones
+the first. The rules of ptb_rules.py are ours; they were fitted to its behaviour (the tests hold recorded outputs).
+Most words take a short way: what stands between two blanks is scanned once and remembered where its tokens do not hang
+on what follows.
+
+The official code joins all captions by line breaks before it tokenizes them, and an abbreviation before a line break
+and a capital letter ("... and Co.") ends a sentence: tokens of a caption that ends so depend on the next caption.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+
+from lavis_lite.metrics.ptb_characters import DIGITS, LETTERS, MARKS, characters
+from lavis_lite.metrics.ptb_rules import ABBREVIATED, COUNTED, SPLIT, Rule, rules
+
+PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--",
+                         "...", ";"])
+"""what the official code removes; brackets reach it in lower case and so stay"""
+_BREAKS = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029\0]|\\|\\|\\|")
+"""what ends a line anywhere on the way of a caption, and what parts its references"""
+_WHITE = frozenset(" \t\u00a0\u3000\n" + "".join(map(chr, range(0x2000, 0x200b))))
+_PLAIN = re.compile("[A-Za-z]+[,.]?")
+_ALONE = re.compile(r"[A-Za-z,;?!'/-]+\.?")
+"""a chunk between blanks whose tokens hang on nothing but itself, if it does not end with an abbreviation"""
+_MOST_CHUNKS = 1 << 16
+
+
+def tokenize(text: str, following: str = "") -> list[str]:
+    """Tokens of a caption in lower case, punctuation left out.
+
+    Args:
+        text: a caption; line breaks of any kind are blanks.
+        following: the next caption of the stream, "" where there is none. It matters only where the caption ends with
+            an abbreviation, see above.
+    """
+    return _tokens(_one_line(text), f"\n{_one_line(following)}" if following else "")
+
+
+def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
+    """Tokens of captions in the official order, so that official scores are met image by image.
+
+    Args:
+        texts: as the official code writes them into one file: the references of all images one after the other, or
+            all predictions.
+    """
+    lines = [_one_line(text) for text in texts]
+    rests = [f"\n{line}\n" for line in lines[1:-1]] + [f"\n{line}" for line in lines[1:][-1:]] + [""]
+    return [_tokens(line, rest) for line, rest in zip(lines, rests, strict=True)]
+
+
+def _one_line(text: str) -> str:
+    return _BREAKS.sub(" ", text)
+
+
+def _tokens(line: str, rest: str) -> list[str]:
+    """Tokens of one line; `rest` is what follows it: "" or a line break and the next line."""
+    tokens: list[str] = []
+    for chunk in line.split(" "):
+        found = _chunk(chunk)
+        if found is None:
+            return [token for token in scan(line, rest) if token not in PUNCTUATION]
+        tokens += found
+    return tokens
+
+
+@lru_cache(maxsize=_MOST_CHUNKS)
+def _chunk(chunk: str) -> tuple[str, ...] | None:
+    """Tokens of what stands between two blanks, None where they may hang on more than that."""
+    if not chunk:
+        return ()
+    if _PLAIN.fullmatch(chunk) and not SPLIT.fullmatch(chunk) and not ABBREVIATED.fullmatch(chunk):
+        return (chunk.rstrip(",.").lower(),)
+    if not _ALONE.fullmatch(chunk) or COUNTED.fullmatch(chunk):
+        return None
+    return tuple(token for token in scan(chunk, "\n") if token not in PUNCTUATION)
+
+
+def scan(line: str, rest: str) -> list[str]:
+    """All tokens of a line, punctuation among them; `rest` as in `_tokens`."""
+    text, place, tokens = line + rest, 0, []
+    while place < len(line):
+        if text[place] in _WHITE:
+            place += 1
+            continue
+        token, place = _longest(text, place)
+        if token:
+            tokens.append(token.lower())
+    return tokens
+
+
+def _longest(text: str, place: int) -> tuple[str, int]:
+    """The token that begins at a place and the place after it; "" where the character there is dropped."""
+    reach, best = place, None
+    for rule in _rules_for(text[place]):
+        match = rule.pattern.match(text, place)
+        if match is not None and match.end() > reach:
+            reach, best = match.end(), (rule, match)
+    if best is None:
+        return "", place + 1
+    rule, match = best
+    group = 1 if rule.pattern.groups else 0
+    return rule.token(match[group]), match.end(group) - rule.again
+
+
+@lru_cache(maxsize=_MOST_CHUNKS)
+def _rules_for(character: str) -> tuple[Rule, ...]:
+    """The rules a token with this first character can be of."""
+    kind = "a" if character in _letters() else "0" if character in _digits() else character
+    return tuple(rule for rule in rules() if kind in rule.first or rule.first == "*")
+
+
+@lru_cache(maxsize=1)
+def _letters() -> frozenset[str]:
+    return frozenset(characters(LETTERS) + characters(MARKS))
+
+
+@lru_cache(maxsize=1)
+def _digits() -> frozenset[str]:
+    return frozenset(characters(DIGITS))
