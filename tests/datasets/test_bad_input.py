@@ -11,7 +11,7 @@ from PIL import Image
 
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import BuildInfo, FileConfig, StorageConfig
-from lavis_lite.datasets.builder import CustomBuilder, CustomConfig
+from lavis_lite.datasets.custom import CustomBuilder, CustomConfig
 from lavis_lite.datasets.qa_builder import ImageQABuilder, ImageQAConfig
 from lavis_lite.errors import DataError
 
