@@ -18,6 +18,7 @@ from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
 from lavis_lite.datasets.feature_cache import FeatureFolder, open_features
 from lavis_lite.datasets.images import MAX_PIXELS, ImageFolder
 from lavis_lite.datasets.locate import Source, prepare, sources
+from lavis_lite.datasets.paths import within
 from lavis_lite.datasets.patterns import with_pattern
 from lavis_lite.datasets.retrieval import RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.shards import missing_shards, names_in, open_shards
@@ -186,10 +187,11 @@ class ImageTextBuilder(BaseDatasetBuilder):
             return opened.table, opened.images, opened.space
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         paths = [source.fetch() for source in self._sources(split, root)]
-        fields = with_pattern(f"datasets.{self.name}", self.fields(training), self.pattern_of(split), split,
-                              self._exists(paths, root))
-        table = read_table(paths, fields, explode, self.row_filter(split), kept=f"{split} {self.cfg}")
-        return table, self.folder(self._media_root(paths, root)), self._storage() or self.name
+        folder, exists = self.folder(self._media_root(paths, root)), self._exists(paths, root)
+        fields = with_pattern(f"datasets.{self.name}", self.fields(training), self.pattern_of(split), split, exists)
+        table = read_table(paths, within(fields, folder.root), explode, self.row_filter(split),
+                           kept=f"{split} {self.cfg}")
+        return table, folder, self._storage() or self.name
 
     def _first_captions(self, table: RowTable) -> RowTable:
         """The table, or the first captions_per_image of every image's rows."""

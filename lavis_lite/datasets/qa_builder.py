@@ -14,6 +14,7 @@ from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builder import ImageDatasetConfig, ImageTextBuilder
 from lavis_lite.datasets.images import ImageFolder
 from lavis_lite.datasets.locate import prepare, sources
+from lavis_lite.datasets.paths import refuse_outside
 from lavis_lite.datasets.qa import Learn, QADataset, QAEvalDataset
 from lavis_lite.datasets.qa_files import read_questions
 from lavis_lite.datasets.qa_layout import Layout
@@ -137,7 +138,9 @@ class ImageQABuilder(ImageTextBuilder):
         paths = [source.fetch() for source in self._sources(split, root)]
         key = split, answers_required
         if key not in self._tables:
-            self._tables[key] = self.read(paths, self.layout(split, self._exists(paths, root)), answers_required)
+            table = self.read(paths, self.layout(split, self._exists(paths, root)), answers_required)
+            refuse_outside(table, self._media_root(paths, root))
+            self._tables[key] = table
         return self._tables[key], paths, root
 
     def read(self, paths: Sequence[Path], layout: Layout, training: bool) -> RowTable:

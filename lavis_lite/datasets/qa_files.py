@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.datasets.annotations import Row, RowFaults, RowTable, checked_row, describe, file_name
+from lavis_lite.datasets.annotations import Row, RowFaults, RowTable, checked_row, file_name, no_row
 from lavis_lite.datasets.qa_layout import Layout, answer_texts
 from lavis_lite.datasets.readers import read_folder, read_members
 from lavis_lite.errors import DataError
@@ -83,7 +83,7 @@ def _objects(number: int, path: Path, rows: Any, faults: RowFaults,
              layout: Layout | None) -> Iterator[tuple[int, int, Row]]:
     for place, row in rows:
         if not isinstance(row, dict):
-            faults.add(f"{path}:{place}", f"must be an object of named fields, not {describe(row)}")
+            faults.add(f"{path}:{place}", no_row(row))
             continue
         try:
             for part in layout.expand(row) if layout else (row,):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -206,6 +207,8 @@ def answer_texts(value: Any) -> dict[str, Any]:
         where = f"[{place}] " if isinstance(value, list) else ""
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise ValueError(f"{where}must be text, not {describe(answer)}")
+        if isinstance(answer, float) and not math.isfinite(answer):
+            raise ValueError(f"{where}is {answer}, which is no number")
         if len(str(answer)) > MOST_CHARACTERS:
             raise ValueError(f"{where}has {len(str(answer))} characters; at most {MOST_CHARACTERS} are taken")
     counts = Counter(str(answer).strip() for answer in given)

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def read_rows(path: Path) -> Iterator[NumberedRow]:
 
     `.json` is a list of objects or an official COCO captions file (`images` + `annotations`: one row per caption with
     image, caption, image_id); `.jsonl` has one object per line; `.csv` and `.tsv` have a header line. The row number
-    is the place in the list, from 1, or the line number.
+    is the place in the list, from 1, or the line number. A line that is no JSON comes as a `NotJSON`.
 
     Raises:
         DataError: missing, unreadable, empty or not in the format of its suffix; names file and place.
@@ -269,6 +270,13 @@ def _check_coco(path: Path, value: dict[str, Any]) -> None:
             raise DataError(f"{path}: annotations[{number}]: image_id {name!r} is not among 'images'.")
 
 
+@dataclass(frozen=True)
+class NotJSON:
+    """Stands for a line that is no JSON, so that all such lines can be told at once."""
+
+    reason: str
+
+
 def _line_rows(path: Path, content: str) -> Iterator[NumberedRow]:
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
@@ -276,7 +284,7 @@ def _line_rows(path: Path, content: str) -> Iterator[NumberedRow]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as fault:
-            raise DataError(f"{path}:{number}: not JSON ({_why(fault)}).") from fault
+            row = NotJSON(f"not JSON ({_why(fault)})")
         yield number, row
 
 

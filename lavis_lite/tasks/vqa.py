@@ -155,7 +155,7 @@ class VQATask(WritingTask):
         samples = []
         for row in rows:
             asked = dataset.question(row["index"])
-            score = answer_score(row["answer"], asked["answers"], self.cfg.vqa_rule) if scored else None
+            score = answer_score(row["answer"], asked["answers"], self.rule(dataset)) if scored else None
             samples.append(ReportSample(
                 row["id"], row["answer"], asked["question"], counted(asked["answers"]),
                 {} if score is None else {"accuracy": score}, None if score is None else score >= 0.5,
