@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from lavis_lite import files
 from lavis_lite.config.schema import DatasetConfig, ProcessorPair, StorageConfig
-from lavis_lite.datasets.annotations import Field, Row, RowTable, file_name, identifier, read_table, texts
+from lavis_lite.datasets.annotations import Field, Row, RowTable, file_name, identifier, read_table, text, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
 from lavis_lite.datasets.images import MAX_PIXELS, ImageFolder
@@ -158,8 +158,9 @@ class ImageTextBuilder(BaseDatasetBuilder):
     def fields(self, training: bool) -> list[Field]:
         """What a row of the annotation files has."""
         captions_required = training or self.cfg.captions_required
+        domain = [] if training else [Field("domain", text, required=False)]
         return [Field("image", file_name, self.media[:-1]), Field("caption", texts, required=captions_required),
-                Field("image_id", identifier, required=False)]
+                Field("image_id", identifier, required=False), *domain]
 
     def row_filter(self, split: str) -> Callable[[Row], bool] | None:
         """Which rows belong to a split; None: all rows of its file."""

@@ -134,7 +134,6 @@ class Java:
                                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._seen: list[str] = []
-        self._speaker: threading.Thread | None = None
         threading.Thread(target=self._listen, daemon=True).start()
 
     def __enter__(self) -> Java:
@@ -151,8 +150,8 @@ class Java:
 
     def send(self, lines: Iterable[str]) -> None:
         """Write lines while answers are read: neither side waits for the other's full pipe."""
-        self._speaker = threading.Thread(target=self._say, args=("".join(f"{line}\n" for line in lines),), daemon=True)
-        self._speaker.start()
+        text = "".join(f"{line}\n" for line in lines)
+        threading.Thread(target=self._say, args=(text,), daemon=True).start()
 
     def _say(self, text: str) -> None:
         pipe = _pipe(self._process.stdin)
@@ -166,15 +165,20 @@ class Java:
         Raises:
             JavaScoreError: none came in time, or the program has ended.
         """
-        try:
-            line = self._lines.get(timeout=self.patience)
-        except queue.Empty:
-            raise JavaScoreError(f"{self.metric}: Java said nothing for {self.patience:g} seconds and was ended; the "
-                                 f"score is left out. {self._last_words()}") from None
+        line = self._next()
         if line is None:
             raise JavaScoreError(f"{self.metric}: Java ended with exit code {self._process.wait()} before all scores "
                                  f"were there. {self._last_words()}")
-        self._seen = [*self._seen[1 - _LAST_LINES:], line]
+        return line
+
+    def _next(self) -> str | None:
+        try:
+            line = self._lines.get(timeout=self.patience)
+        except queue.Empty:
+            raise JavaScoreError(f"{self.metric}: Java said nothing for {self.patience:g} seconds and was ended. "
+                                 f"{self._last_words()}") from None
+        if line is not None:
+            self._seen = [*self._seen[1 - _LAST_LINES:], line]
         return line
 
     def number(self) -> float:
@@ -191,14 +195,10 @@ class Java:
         Raises:
             JavaScoreError: it said nothing for too long, or ended with an error.
         """
-        self.send([])
-        while self._process.poll() is None or not self._lines.empty():
-            try:
-                self.line()
-            except JavaScoreError:
-                if self._process.poll() != 0:
-                    raise
-                return
+        while self._next() is not None:
+            pass
+        if code := self._process.wait():
+            raise JavaScoreError(f"{self.metric}: Java ended with exit code {code}. {self._last_words()}")
 
     def _last_words(self) -> str:
         return f"Its last lines: {' / '.join(self._seen)[-500:]}" if self._seen else "It never said anything."
