@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from lavis_lite import files
 from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, StorageConfig
-from lavis_lite.datasets.annotations import Field, Row, RowTable, file_name, identifier, read_table, texts
+from lavis_lite.datasets.annotations import Field, Row, RowTable, file_name, identifier, read_table, text, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
 from lavis_lite.datasets.feature_cache import FeatureFolder, open_features
@@ -220,7 +220,8 @@ class ImageTextBuilder(BaseDatasetBuilder):
         named = {key: str(self.cfg.columns.get(key, usual.get(key, key))) for key in ("image", "caption", "image_id")}
         return [Field("image", file_name, named["image"]),
                 Field("caption", texts, named["caption"], required=captions_required),
-                Field("image_id", identifier, named["image_id"], required=False)]
+                Field("image_id", identifier, named["image_id"], required=False),
+                *([] if training else [Field("domain", text, required=False)])]
 
     def _exists(self, paths: Sequence[Path], root: Path | None) -> Callable[[str], bool]:
         """Whether there is a media file of a name."""

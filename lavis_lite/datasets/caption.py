@@ -124,6 +124,14 @@ class CaptionEvalDataset(BaseDataset):
         """File name of an image."""
         return self.image[index]
 
+    def references(self, index: int) -> list[str]:
+        """Captions of an image as the annotations have them: what official scores compare with."""
+        return list(self.table[index]["caption"])
+
+    def domain(self, index: int) -> str:
+        """NoCaps' in-domain, near-domain or out-domain where the annotations say it, else ""."""
+        return str(self.table[index].get("domain", ""))
+
     @cached_property
     def captions(self) -> list[list[str]]:
         """Processed captions of each image, in file order."""

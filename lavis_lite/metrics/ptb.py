@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import zip_longest
 
 from lavis_lite.metrics.ptb_characters import DIGITS, LETTERS, MARKS, characters
 from lavis_lite.metrics.ptb_rules import ABBREVIATED, COUNTED, SPLIT, Rule, rules
@@ -49,8 +50,8 @@ def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
             all predictions.
     """
     lines = [_one_line(text) for text in texts]
-    rests = [f"\n{line}\n" for line in lines[1:-1]] + [f"\n{line}" for line in lines[1:][-1:]] + [""]
-    return [_tokens(line, rest) for line, rest in zip(lines, rests, strict=True)]
+    rests = [f"\n{line}\n" for line in lines[1:-1]] + [f"\n{line}" for line in lines[1:][-1:]]
+    return [_tokens(line, rest) for line, rest in zip_longest(lines, rests, fillvalue="")]
 
 
 def _one_line(text: str) -> str:

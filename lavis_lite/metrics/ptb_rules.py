@@ -28,7 +28,8 @@ _WHITE = "[ \t\u00a0\u2000-\u200a\u3000\n]"
 _CLITIC = f"{_APOSTROPHE}(?:[msdMSD]|(?i:re|ve|ll))"
 _NOT = f"(?i:n){_APOSTROPHE_LIKE}(?i:t)"
 _TAG_NAME = r"[A-Za-z][A-Za-z0-9:._-]*"
-_TAG = (rf"<(?:[!?][A-Za-z-][^>\r\n]*|/?{_TAG_NAME}(?: +(?:{_TAG_NAME} *= *(?:'[^'\r\n]*'|\"[^\"\r\n]*\")|{_TAG_NAME}| *))* */?) *>")
+_TAG = (rf"<(?:[!?][A-Za-z-][^>\r\n]*|/?{_TAG_NAME}(?: +{_TAG_NAME}(?: *= *(?:'[^'\r\n]*'|\"[^\"\r\n]*\"))?)*"
+        r"(?: */)?) *>")
 _NUMBER = f"(?:[{_D}]+(?:[.:,\u00ad\u066b\u066c][{_D}]+)*|(?:[.:,\u00ad\u066b\u066c][{_D}]+)+)"
 _ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"
 _COUNTRY = r"(?i:canada|sino|korean|eu|japan|non)-[Uu]\.[Ss]|(?i:u\.s)\.-(?i:u\.k|u\.s\.s\.r)"
@@ -49,7 +50,7 @@ m(?-i:[tf])g vs alex wm jos cie cf treas ph [A-Za-z]""".split()
 """abbreviations that something follows"""
 _COUNTED = "ca figs? prop nos? art bldg pp op".split()
 """abbreviations only before a number"""
-COUNTED = re.compile("(?i:.*(?<![a-z])(?:[a-z]|" + "|".join(_COUNTED) + r")\.)")
+COUNTED = re.compile("(?i:.*(?<![a-z])(?:[a-z]|p?t[ye]|" + "|".join(_COUNTED) + r")\.)")
 """chunks whose end may be an abbreviation or not, depending on what follows"""
 ABBREVIATED = re.compile("(?i:" + "|".join(_ENDING + _TITLES + _COUNTED).replace("(?-i:", "(?:") + r")\.")
 """words with a full stop that may not be the end of a sentence"""
