@@ -1,7 +1,7 @@
 """Tokens of captions as the Penn Treebank tokenizer of the official COCO evaluation gives them, without Java.
 
-That tokenizer is a generated scanner: at every place the longest match of all its rules counts, and of equally long ones
-the first. The rules of ptb_rules.py are ours; they were fitted to its behaviour (the tests hold recorded outputs).
+That tokenizer is a generated scanner: at every place the longest match of all its rules counts, and of equally long
+ones the first. The rules of ptb_rules.py are ours; they were fitted to its behaviour (the tests hold recorded outputs).
 Most words take a short way: what stands between two blanks is scanned once and remembered where its tokens do not hang
 on what follows.
 

@@ -1,7 +1,7 @@
 """The rules of the caption tokenizer: what can be a token, in the order in which ties between them are broken.
 
-`scan` in ptb.py takes, at each place, the rule whose match is longest, what it looks ahead at counted. Each was found by
-asking the official tokenizer (see tests/metrics/ptb_cases.tsv); words without a class of letters match in any case.
+`scan` in ptb.py takes, at each place, the rule whose match is longest, what it looks ahead at counted. Each was found
+by asking the official tokenizer (see tests/metrics/ptb_cases.tsv); words without a class of letters match in any case.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ _SEGMENT = f"(?:[dDoOlL]{_APOSTROPHE_LIKE}[{_L}{_D}])?[{_L}{_D}]+"
 _THING = f"{_SEGMENT}(?:[-_\u058a\u2010\u2011]{_SEGMENT})*"
 _HYPHENATED = rf"[A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:{_ACRONYM}\.|[A-Za-z0-9\u00ad]+))+"
 _AND = "[A-Z]+(?:(?:[+&]|&(?i:amp);)[A-Z]+)+"
-_ENDING = """jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri  ala ariz (?-i:[A])z (?-i:[A])rk calif colo conn
-dak (?-i:[D])el fla ga (?-i:[I])ll ind kans? ky (?-i:[L])a (?-i:[M])ass md mich minn (?-i:[M])iss mo mont neb nev okla (?-i:[O])re (?-i:[P])a penn tenn (?-i:[T])ex va vt
-(?-i:[W])ash wisc? wyo inc cos? corp p?pt(?-i:[ye])s? ltd plc rt bancorp bhd assn univ intl sys bldg tel est ext sq ct jr sr bros
-(?:ed|ph)\\.d blvd rd esq etc al seq""".split()
+_ENDING = """jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri  ala ariz
+(?-i:[A])z (?-i:[A])rk calif colo conn
+dak (?-i:[D])el fla ga (?-i:[I])ll ind kans? ky (?-i:[L])a (?-i:[M])ass md mich minn (?-i:[M])iss mo mont
+neb nev okla (?-i:[O])re (?-i:[P])a penn tenn (?-i:[T])ex va vt
+(?-i:[W])ash wisc? wyo inc cos? corp p?pt(?-i:[ye])s? ltd plc rt bancorp bhd assn univ intl sys bldg tel
+est ext sq ct jr sr bros (?:ed|ph)\\.d blvd rd esq etc al seq""".split()
 """abbreviations that a sentence can end with: before a capital they are followed by a full stop of their own"""
-_TITLES = """mr mrs ms (?-i:[M])iss drs? profs? sens? reps? attys? lt col gen messrs govs? adm rev maj sgt cpl pvt capt ste? ave
-pres lieut hon brig co?mdr pfc spc supts? det mt ft adj adv asst assoc ens insp mlle mme msgr sfc dept invt elec natl
-m(?-i:[tf])g vs alex wm jos cie cf treas ph [A-Za-z]""".split()
+_TITLES = """mr mrs ms (?-i:[M])iss drs? profs? sens? reps? attys? lt col gen messrs govs? adm rev maj sgt cpl pvt capt
+ste? ave pres lieut hon brig co?mdr pfc spc supts? det mt ft adj adv asst assoc ens insp mlle mme msgr sfc dept invt
+elec natl m(?-i:[tf])g vs alex wm jos cie cf treas ph [A-Za-z]""".split()
 """abbreviations that something follows"""
 _COUNTED = "ca figs? prop nos? art bldg pp op".split()
 """abbreviations only before a number"""
@@ -56,9 +58,9 @@ ABBREVIATED = re.compile("(?i:" + "|".join(_ENDING + _TITLES + _COUNTED).replace
 """words with a full stop that may not be the end of a sentence"""
 SPLIT = re.compile("(?i:cannot|gonna|gotta|lemme|gimme|wanna)[.,]?")
 """words that are two tokens"""
-_STARTERS = """A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Mr\\.
-Ms\\. Now Once One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet
-You""".split()
+_STARTERS = """A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More
+Mr\\. Ms\\. Now Once One Other Our She Since So Some Such That The Their Then There These They This We What When While
+Yet You""".split()
 """words that begin a sentence, and so end the one before even where it closes with an acronym"""
 
 QUOTES = {"\u0091": "`", "\u2018": "`", "\u201b": "`", "\u2039": "`", "\u0092": "'", "\u2019": "'", "\u203a": "'",
@@ -209,7 +211,8 @@ def _number_rules() -> list[Rule]:
         _rule("a$#", r"[A-Z]*\$|#"),
         _rule("*", "[\xa2\xa3\xa4\xa5\x80\u20a0\u20ac]", _table(_MONEY)),
         _rule("0(+.", r"(?:\([0-9]{2,3}\)[ \u00a0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \u00a0])?[0-9]{2,4}[- \u00a0])"
-              r"[0-9]{3,4}[- \u00a0]?[0-9]{3,5}|(?:(?:\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}", _brackets),
+              r"[0-9]{3,4}[- \u00a0]?[0-9]{3,5}|(?:(?:\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}",
+              _brackets),
         _rule(_FIRST_APOSTROPHE, f"({_APOSTROPHE}[{_D}]{{2}}){_WHITE}"),
     ]
 
@@ -234,8 +237,8 @@ def _abbreviation_rules() -> list[Rule]:
     ]
 
 
-_EXTENSIONS = ("3gp|avi|bat|bmp|c|class|cgi|cpp|dll|doc|docx|exe|gif|gz|h|htm|html|jar|java|jpe?g|mov|mp3|pdf|php|pl|png"
-               "|pptx?|ps|py|sql|tar|txt|wav|wm[av]|x|xml|zip")
+_EXTENSIONS = ("3gp|avi|bat|bmp|c|class|cgi|cpp|dll|doc|docx|exe|gif|gz|h|htm|html|jar|java|jpe?g|mov|mp3|pdf|php|pl"
+               "|png|pptx?|ps|py|sql|tar|txt|wav|wm[av]|x|xml|zip")
 
 
 def _mark_rules() -> list[Rule]:
