@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.metrics.captions import caption_scores
 from lavis_lite.metrics.scenes import scene_scores
 from lavis_lite.registry import registry
 from lavis_lite.tasks.base import Row
@@ -15,8 +16,16 @@ from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, pl
 
 Metric = Callable[[Mapping[Any, str], Mapping[Any, Sequence[str]]], dict[str, float]]
 """(caption by id, references by id) -> scores by name"""
+
+
+def coco_scores(captions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> dict[str, float]:
+    """BLEU-1..4, ROUGE-L and CIDEr of a whole set, as fractions."""
+    return caption_scores(captions, references).scores
+
+
 METRICS: dict[str, tuple[Metric, tuple[str, ...]]] = {
     "scene": (scene_scores, ("attribute_f1",)),
+    "coco": (coco_scores, ("CIDEr", "Bleu_4")),
 }
 """name in run.caption_metrics -> the function, and which of its scores are added up in agg_metrics"""
 
@@ -31,7 +40,8 @@ class CaptioningRunConfig(WritingRunConfig):
     top_p: float = 0.9
     temperature: float = 1.0
     caption_metrics: list[str] = field(default_factory=list)
-    """scene: attributes of the mini world's objects; without any, captions are written and not scored"""
+    """coco: BLEU, ROUGE-L and CIDEr; scene: attributes of the mini world's objects; without any, captions are written and
+    not scored"""
 
 
 @registry.register_task("captioning")
