@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from lavis_lite.metrics.ptb_characters import DIGITS, LETTERS, MARKS, characters
-from lavis_lite.metrics.ptb_rules import Rule, rules
+from lavis_lite.metrics.ptb_rules import ABBREVIATED, COUNTED, SPLIT, Rule, rules
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--",
                          "...", ";"])
@@ -49,7 +49,7 @@ def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
             all predictions.
     """
     lines = [_one_line(text) for text in texts]
-    rests = [f"\n{line}" for line in lines[1:]] + [""]
+    rests = [f"\n{line}\n" for line in lines[1:-1]] + [f"\n{line}" for line in lines[1:][-1:]] + [""]
     return [_tokens(line, rest) for line, rest in zip(lines, rests, strict=True)]
 
 
@@ -73,7 +73,9 @@ def _chunk(chunk: str) -> tuple[str, ...] | None:
     """Tokens of what stands between two blanks, None where they may hang on more than that."""
     if not chunk:
         return ()
-    if not _ALONE.fullmatch(chunk) or chunk.endswith(".") and scan(chunk, "\nA") != scan(chunk, "\na"):
+    if _PLAIN.fullmatch(chunk) and not SPLIT.fullmatch(chunk) and not ABBREVIATED.fullmatch(chunk):
+        return (chunk.rstrip(",.").lower(),)
+    if not _ALONE.fullmatch(chunk) or COUNTED.fullmatch(chunk):
         return None
     return tuple(token for token in scan(chunk, "\n") if token not in PUNCTUATION)
 
@@ -114,7 +116,7 @@ def _rules_for(character: str) -> tuple[Rule, ...]:
 
 @lru_cache(maxsize=1)
 def _letters() -> frozenset[str]:
-    return frozenset(characters(LETTERS + MARKS))
+    return frozenset(characters(LETTERS) + characters(MARKS))
 
 
 @lru_cache(maxsize=1)

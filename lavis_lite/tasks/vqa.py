@@ -9,10 +9,12 @@ from torch import Tensor
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError
-from lavis_lite.metrics.vqa import Majority, Rule, Truth, accuracies, question_scores, vqa_accuracy
+from lavis_lite.metrics.vqa import Majority, Rule, Truth, accuracies, answer_score, question_scores, vqa_accuracy
 from lavis_lite.models.prompts import question_prompts
 from lavis_lite.registry import registry
+from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.reporting import counted, pictures_of
 from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
 
 AnswerRule = Literal["official", "normalised", "exact", "thirds", "halves", "auto"]
@@ -145,6 +147,20 @@ class VQATask(WritingTask):
             self._server = f"; the file has the format of the {SERVERS[self.cfg.submission]} server"
             return [_submitted(row, self.cfg.submission, dataset) for row in rows]
         return [{"question_id": row["id"], "answer": row["answer"]} for row in rows]
+
+    def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample]:
+        """Question, answer, the annotators' answers and the accuracy; right: at least half the score."""
+        picture = pictures_of(self.evaluated(dataset))
+        scored = dataset.has_answers and self.cfg.report_metric
+        samples = []
+        for row in rows:
+            asked = dataset.question(row["index"])
+            score = answer_score(row["answer"], asked["answers"], self.rule(dataset)) if scored else None
+            samples.append(ReportSample(
+                row["id"], row["answer"], asked["question"], counted(asked["answers"]),
+                {} if score is None else {"accuracy": score}, None if score is None else score >= 0.5,
+                picture(row["index"]), group=asked.get("question_type") or asked.get("answer_type") or ""))
+        return samples
 
     def summary(self, scores: dict[str, float]) -> str:
         """Accuracy beside the majority."""
