@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import DataError
 from lavis_lite.models.prompts import question_prompts
 from lavis_lite.registry import registry
+from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
 from lavis_lite.tasks.ranking import DialogueTask, RankingRunConfig, RankingTask
@@ -82,6 +84,10 @@ class ByDataset(WritingTask):
     def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | None:
         """The part's."""
         return self._now.predictions(rows, dataset)
+
+    def report(self, rows: list[Row], dataset: Any, split: str) -> Sequence[ReportSample] | None:
+        """The part's."""
+        return self._now.report(rows, dataset, split)
 
     def summary(self, scores: dict[str, float]) -> str:
         """The part's; of several data sets all scores."""

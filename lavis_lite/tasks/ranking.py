@@ -10,15 +10,19 @@ from torch import Tensor
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
-from lavis_lite.metrics.candidates import auc, ndcg, order_of, rank_scores, ranks_of, share_of
+from lavis_lite.metrics.candidates import KS, auc, ndcg, order_of, rank_scores, ranks_of, share_of
 from lavis_lite.metrics.vqa import Truth, accuracies
 from lavis_lite.models.prompts import question_prompts
 from lavis_lite.registry import registry
+from lavis_lite.report.sample import MISSED, Candidate, ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.reporting import pictures_of
 from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
 
 CONTEXT = ("context", "history", "caption")
 """what stands in front of the question, where no instruction holds it"""
+SHOWN = 10
+"""candidates of each sample that a report shows"""
 
 
 @dataclass
@@ -177,6 +181,28 @@ class RankingTask(WritingTask):
             written.append(line)
         return written
 
+    def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample]:
+        """Question, likeliest candidate, the candidates by likelihood, and the rank of the right one."""
+        picture = pictures_of(self.evaluated(dataset))
+        scored = dataset.has_answers and self.cfg.report_metric
+        samples = []
+        for row in rows:
+            asked, order = dataset.question(row["index"]), order_of(row["scores"])
+            texts = self.texts(asked)
+            right = self.right(asked, dataset, row) if scored else set()
+            rank = next((rank for rank, place in enumerate(order, 1) if place in right), MISSED) if scored else None
+            shown = [Candidate(texts[place], row["scores"][place], share_of(row["scores"], place), place in right)
+                     for place in order[:SHOWN]]
+            samples.append(ReportSample(
+                row["id"], texts[order[0]], asked["question"], asked.get("answers", []),
+                {} if rank is None else self.sample_scores(rank), None if rank is None else rank == 1,
+                picture(row["index"]), shown, rank, asked.get("question_type", "")))
+        return samples
+
+    def sample_scores(self, rank: int) -> dict[str, float]:
+        """A sample's scores by the rank of its right answer; MISSED: it is not among the candidates."""
+        return {"accuracy": float(rank == 1)}
+
     def summary(self, scores: dict[str, float]) -> str:
         """Accuracy beside chance."""
         if "accuracy" not in scores:
@@ -227,6 +253,10 @@ class DialogueTask(RankingTask):
         plainly = super().predictions(rows, dataset) if dataset.has_answers else [{} for _ in rows]
         return [more | _round(row) | {"ranks": ranks_of(row["scores"])}
                 for row, more in zip(rows, plainly, strict=True)]
+
+    def sample_scores(self, rank: int) -> dict[str, float]:
+        """Reciprocal rank, and whether it is among the first."""
+        return {"mrr": 1 / rank if rank != MISSED else 0.0, **{f"r{k}": float(MISSED < rank <= k) for k in KS}}
 
     def summary(self, scores: dict[str, float]) -> str:
         """MRR and R@1, NDCG where it was measured."""

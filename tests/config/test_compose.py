@@ -11,7 +11,8 @@ from lavis_lite.models.blip2_config import Blip2QformerConfig
 from lavis_lite.runners.mixing import published_mixing
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "projects").rglob("*.yaml"))
+SHIPPED = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "projects").rglob("*.yaml")
+                 if path.parent.name != "base")  # eval/base has parts of recipes, each composed by those that name it
 
 LAVIS_STYLE = """
  # sections, keys and spellings as LAVIS' stage-1 recipe has them

@@ -100,6 +100,13 @@ def test_rounds_of_a_visual_dialogue(cache: Path) -> None:
              map(dataset.sample, range(3))]
     assert right == [(4, "yes", 100), (0, "2 of them", 100), (2, "green", 100)]
     assert dataset.question(1)["answers"] == ["2 of them"] and dataset.has_answers
+    option = "datasets.visdial.relevance.val.storage=visdial/dense.json"
+    put(cache, {"visdial/dense.json": [{"image_id": 185, "round_id": 2, "gt_relevance": [0, 0.5] * 50}]}, [])
+    dense = builder_of("visdial", "default", option).build("val", training=False)
+    assert dense.question(1)["relevance"] == [0.0, 0.5] * 50 and "relevance" not in dense.question(0)
+    put(cache, {"visdial/dense.json": [{"image_id": 185, "round_id": 2}]}, [])
+    with pytest.raises(DataError, match=r"dense.json:1: must have image_id, round_id and gt_relevance"):
+        builder_of("visdial", "default", option).build("val", training=False)
     assert not builder_of("visdial").build("test", training=False).has_answers
     train = builder_of("visdial").build("train", training=True)
     assert train.table[0]["image"].startswith("val2014/") and "candidates" not in train.table[0]

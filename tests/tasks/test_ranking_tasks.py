@@ -89,6 +89,11 @@ def test_multiple_choice_takes_the_likeliest_and_reports_by_subject() -> None:
     assert samples["prompt"][0] == "Q: a? O: (a) red (b) blue A:" and "text_input" not in samples
     assert candidates == OPTIONS and options == {"n_segments": 2, "normalise": "sum"}
     assert task.summary(scores) == "accuracy 0.667 (chance 0.444)"
+    shown = task.report(gathered(task.predict(model, Split().batch())), Split(), "val")
+    assert [(one.rank, one.right, one.scores["accuracy"]) for one in shown] == [
+        (1, True, 1), (2, False, 0), (1, True, 1)]
+    assert [one.text for one in shown[1].candidates] == ["dog", "cat", "cow"] and shown[1].candidates[1].right
+    assert sum(one.share for one in shown[0].candidates) == pytest.approx(1)
 
 
 def test_history_and_context_stand_in_front_where_no_instruction_holds_them() -> None:
@@ -170,6 +175,10 @@ def test_dialogues_are_scored_by_the_rank_of_the_right_answer() -> None:
                                     "ndcg": gain, "agg_metrics": (1 + 1 + 1 / 3) / 3})
     assert predictions[1]["ranks"] == [3, 1, 2] and predictions[1]["answer"] == "dog"
     assert predictions[2]["image_id"] == "x9"
+    task = make("dialogue")
+    task.before_evaluation(Rounds(), "val")
+    shown = task.report(gathered(task.predict(model, Rounds().batch())), Rounds(), "val")
+    assert sum(one.scores["mrr"] for one in shown) / 3 == pytest.approx(scores["mrr"])
     assert make("dialogue").summary(scores).startswith("MRR 0.778, R@1 0.667, mean rank 1.7, NDCG")
 
 
