@@ -161,6 +161,14 @@ class Registries:
             "retrieval": "lavis_lite.tasks.retrieval:RetrievalTask",
             "captioning": "lavis_lite.tasks.captioning:CaptioningTask",
             "vqa": "lavis_lite.tasks.vqa:VQATask",
+            "gqa": "lavis_lite.tasks.answering:GQATask",
+            "aok_vqa": "lavis_lite.tasks.answering:AOKVQATask",
+            "vqa_reading_comprehension": "lavis_lite.tasks.answering:ReadingTask",
+            "video_qa": "lavis_lite.tasks.answering:VideoQATask",
+            "ranking": "lavis_lite.tasks.ranking:RankingTask",
+            "multimodal_classification": "lavis_lite.tasks.ranking:RankingTask",
+            "dialogue": "lavis_lite.tasks.ranking:DialogueTask",
+            "instruction_tuning": "lavis_lite.tasks.by_dataset:InstructionTuningTask",
         })
         # runner: the one step loop, bounded by epochs or by iterations.
         runner = "lavis_lite.runners.runner:"

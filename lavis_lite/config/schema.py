@@ -184,6 +184,10 @@ class RunConfig(Section):
     """newest step checkpoints kept; the best one is kept besides"""
     val_freq: int = 1
     """epochs (runner_iter: inner epochs) between validations"""
+    report: bool = True
+    """write a page to look through (results/report.html) after each evaluation, where the task has what to show"""
+    report_samples: int = 5000
+    """samples on such a page; of more, evenly spaced ones"""
     tensorboard: bool = True
     wandb: bool = False
     wandb_project: str = "lavis_lite"

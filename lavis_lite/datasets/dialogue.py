@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from lavis_lite.config.schema import DatasetConfig
+from lavis_lite.config.schema import DatasetConfig, FileConfig
 from lavis_lite.datasets.annotations import RowTable
-from lavis_lite.datasets.dialogue_files import TurnTable, read_dialogues
+from lavis_lite.datasets.dialogue_files import TurnTable, read_dialogues, read_relevance
+from lavis_lite.datasets.locate import sources
 from lavis_lite.datasets.qa_builder import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.qa_layout import Layout
 from lavis_lite.errors import ConfigError
@@ -22,6 +23,8 @@ class ImageDialogueConfig(ImageQAConfig):
 
     turn: str = "Q: {} A: {}"
     """an earlier question and its answer as they stand in the history, one per line"""
+    relevance: dict[str, FileConfig] = field(default_factory=dict)
+    """by split: VisDial's dense annotations, [{image_id, round_id, gt_relevance}], for NDCG"""
 
 
 @registry.register_builder("image_dialogue")
@@ -50,4 +53,9 @@ class ImageDialogueBuilder(ImageQABuilder):
 
     def read(self, paths: Sequence[Path], layout: Layout, training: bool) -> TurnTable:
         """The questions of a split's dialogues."""
-        return read_dialogues(paths, layout, training, self.cfg.turn)
+        table = read_dialogues(paths, layout, training, self.cfg.turn)
+        dense = None if training else self.cfg.relevance.get(layout.split)
+        if dense is not None and dense.storage:
+            (source,) = sources(f"datasets.{self.name}.relevance.{layout.split}", dense, None)
+            table.relevance = read_relevance(source.fetch())
+        return table

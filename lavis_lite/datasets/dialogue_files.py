@@ -6,7 +6,7 @@ conversations as LLaVA-Instruct has them. A dialogue is held once, however many 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class TurnTable(RowTable):
 
     Rows: image, question, question_id, image_id, history (what was said before, "" at first), caption where the
     dialogue has one; answers (one) and counts where it is answered; candidates and label (the right one's place) where
-    it is to be ranked.
+    it is to be ranked; relevance, one number per candidate, for rounds that `relevance` has.
 
     Args:
         dialogues: rows {image, image_id, name, caption, turns: [[question, answer, label, candidates], ...], asked:
@@ -38,6 +38,7 @@ class TurnTable(RowTable):
     def __init__(self, dialogues: RowTable, texts: tuple[RowTable, RowTable] | None, turn: str) -> None:
         self.dialogues, self.texts, self.turn = dialogues, texts, turn
         self.files, self.kinds = dialogues.files, {}
+        self.relevance: Mapping[str, list[float]] = {}
         counts = [len(dialogues[index]["asked"]) for index in range(len(dialogues))]
         self._turns = torch.tensor(counts, dtype=torch.int64).cumsum(0)
 
@@ -70,6 +71,8 @@ class TurnTable(RowTable):
             found |= {"answers": [self._text(answer, 1)], "counts": [1]}
         if candidates is not None:
             found["candidates"] = [self._text(candidate, 1) for candidate in candidates]
+            if found["question_id"] in self.relevance:
+                found["relevance"] = self.relevance[found["question_id"]]
         return found if label is None else {**found, "label": label}
 
     def _text(self, value: str | int, which: int) -> str:
@@ -104,6 +107,21 @@ def read_dialogues(paths: Sequence[Path], layout: Layout, training: bool, turn: 
             return _finished(reader.dialogues, (reader.questions, reader.answers), paths, turn, faults)
     rows = ((file, place, row) for file, path in enumerate(paths) for place, row in read_rows(path))
     return _finished(RowTable(_conversations(rows, paths, layout, faults), paths), None, paths, turn, faults)
+
+
+def read_relevance(path: Path) -> dict[str, list[float]]:
+    """Dense annotations [{image_id, round_id, gt_relevance: [...]}] -> relevances by question_id "<image>-<round>".
+
+    Raises:
+        DataError: a row is of another kind; the first is named.
+    """
+    found = {}
+    for place, row in read_rows(path):
+        values = row.get("gt_relevance") if isinstance(row, dict) else None
+        if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+            raise DataError(f"{path}:{place}: must have image_id, round_id and gt_relevance, a list of numbers.")
+        found[f"{row.get('image_id')}-{row.get('round_id')}"] = [float(value) for value in values]
+    return found
 
 
 def _finished(dialogues: RowTable, texts: tuple[RowTable, RowTable] | None, paths: Sequence[Path], turn: str,

@@ -83,7 +83,8 @@ def token_scores(ids: list[Any], predictions: list[list[str]], references: list[
 @dataclass(frozen=True)
 class Counts:
     """How often each n-gram of one order stands in each sentence: three arrays of equal length, sorted by sentence,
-    then n-gram."""
+    then n-gram.
+    """
 
     sentence: Ints
     gram: Ints
@@ -178,7 +179,8 @@ def _correct(corpus: Corpus, counts: Counts) -> Ints:
 
 def _shared(corpus: Corpus, counts: Counts) -> tuple[Ints, int, Ints, Ints]:
     """For the reference entries whose n-gram their image's prediction has: (its place among the prediction entries,
-    number of prediction entries, the reference's count, all predictions' counts)."""
+    number of prediction entries, the reference's count, all predictions' counts).
+    """
     _, place, entries = _pairs(corpus, counts)
     own = counts.sentence < corpus.images
     return place, int(own.sum()), counts.count[entries], counts.count[own]
@@ -246,7 +248,8 @@ def _lcs(masks: Mapping[str, int], length: int, other: list[str]) -> int:
 # CIDEr --------------------------------------------------------------------------------------------------------------
 def cider_scores(corpus: Corpus) -> Floats:
     """float64[I]: tf-idf cosine with clipped counts and a Gaussian penalty on the length, mean over n and references,
-    times 10. Documents are the images' reference sets."""
+    times 10. Documents are the images' reference sets.
+    """
     total = np.zeros(len(corpus.length))
     for counts in corpus.counts:
         total += _cosine(corpus, counts)

@@ -203,7 +203,7 @@ def _number_rules() -> list[Rule]:
         _rule("*", "[\u207a\u207b\u208a\u208b]?(?:[\u2070\xb9\xb2\xb3\u2074-\u2079]+|[\u2080-\u2089]+)"),
         _rule("0", f"(?:[{_D}]{{1,4}}[- \u00a0])?[{_D}]{{1,4}}(?:\\\\?/|\u2044)[{_D}]{{1,4}}"),
         _rule("*", "[\xbc-\xbe\u2153-\u215e]", _table(_FRACTIONS)),
-        _rule("-acsCS", f"-(?i:rrb|lrb|rcb|lcb|rsb|lsb)-|(?i:c\\.d\\.s|pro-|anti-|s&p-500|s&ls)"),
+        _rule("-acsCS", "-(?i:rrb|lrb|rcb|lcb|rsb|lsb)-|(?i:c\\.d\\.s|pro-|anti-|s&p-500|s&ls)"),
         _rule("a0", rf"{_PART}(?:\\?/{_PART}){{1,2}}"),
         _rule("a$#", r"[A-Z]*\$|#"),
         _rule("*", "[\xa2\xa3\xa4\xa5\x80\u20a0\u20ac]", _table(_MONEY)),

@@ -8,9 +8,12 @@ from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
-from lavis_lite.metrics.scenes import scene_scores
+from lavis_lite.metrics.captions import caption_scores
+from lavis_lite.metrics.scenes import image_scores, scene_scores
 from lavis_lite.registry import registry
+from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import Row
+from lavis_lite.tasks.reporting import pictures_of
 from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
 
 Metric = Callable[[Mapping[Any, str], Mapping[Any, Sequence[str]]], dict[str, float]]
@@ -94,6 +97,30 @@ class CaptioningTask(WritingTask):
     def predictions(self, rows: list[Row], dataset: Any) -> list[Row]:
         """The official results format: image_id and caption."""
         return [{"image_id": row["id"], "caption": row["caption"]} for row in rows]
+
+    def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample]:
+        """Caption, references and the scores that single images have."""
+        picture, prompt = pictures_of(self.evaluated(dataset)), self.cfg.prompt or ""
+        known = dataset.captions if dataset.has_text else None
+        scores = self._by_image(rows, dataset) if known is not None and self.cfg.report_metric else {}
+        return [ReportSample(row["id"], row["caption"], prompt, known[row["index"]] if known is not None else (),
+                             found := scores.get(row["id"], {}),
+                             bool(found["exact"]) if "exact" in found else None, picture(row["index"]))
+                for row in rows]
+
+    def _by_image(self, rows: list[Row], dataset: Any) -> dict[Any, dict[str, float]]:
+        """image id -> its scores; those of n-grams where the run asks for other metrics than the mini world's."""
+        scores: dict[Any, dict[str, float]] = {row["id"]: {} for row in rows}
+        references = {row["id"]: dataset.captions[row["index"]] for row in rows}
+        if rows and set(self.cfg.caption_metrics) - {"scene"}:
+            found = caption_scores({row["id"]: row["caption"] for row in rows}, references)
+            for name in ("CIDEr", "ROUGE_L", "Bleu_4"):
+                for key, value in zip(found.ids, found.per_image[name].tolist(), strict=True):
+                    scores[key][name] = value
+        if "scene" in self.cfg.caption_metrics:
+            for row in rows:
+                scores[row["id"]] |= image_scores(row["caption"], references[row["id"]])
+        return scores
 
     def summary(self, scores: dict[str, float]) -> str:
         """Attribute F1 and exact scenes where they were measured."""

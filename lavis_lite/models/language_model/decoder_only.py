@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lavis_lite.models.decoding import Decoder
 from lavis_lite.models.language_model.contract import LanguageModel, Normalise
-from lavis_lite.models.language_model.groups import groups_by_length, run_groups, take
 from lavis_lite.models.language_model.head import output_layer
 from lavis_lite.models.language_model.tokens import pad_rows
 
@@ -58,28 +57,21 @@ class DecoderOnly(LanguageModel):
     def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
                    after: Sequence[Sequence[int]]) -> Tensor:
         """See `LanguageModel`."""
-        device, count = soft_prompt.device, soft_prompt.shape[1]
-        lengths = [count + len(first) + len(second) for first, second in zip(before, after, strict=True)]
-
-        def run(rows: Sequence[int]) -> Tensor:
-            return self._predicting(take(soft_prompt, rows), [before[row] for row in rows],
-                                    [after[row] for row in rows])
-
-        with self.own_precision():
-            hidden = run_groups(groups_by_length(lengths, device), [len(row) for row in after], run)
-            return self.likelihoods(hidden, _integers([item for row in after for item in row], device))
-
-    def _predicting(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
-                    after: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states that predict the learned tokens, float[T,D], rows in order."""
-        device, count = soft_prompt.device, soft_prompt.shape[1]
         rows = [[*first, *second] for first, second in zip(before, after, strict=True)]
+        device, count = soft_prompt.device, soft_prompt.shape[1]
         ids, _ = pad_rows(rows, self.pad, self.family.training_side, device)
-        embeds = torch.cat([soft_prompt.to(self.dtype), self.embed(ids)], 1)
-        hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state.to(device)
-        starts = [number * embeds.shape[1] + count + len(first) - 1 for number, first in enumerate(before)]
-        places = [start + at for start, second in zip(starts, after, strict=True) for at in range(len(second))]
-        return hidden.flatten(0, 1).index_select(0, _integers(places, device))
+        length = count + ids.shape[1]
+        places: list[int] = []
+        learned: list[int] = []
+        for number, (first, second) in enumerate(zip(before, after, strict=True)):
+            start = number * length + count + len(first) - 1
+            places.extend(range(start, start + len(second)))
+            learned.extend(second)
+        with self.own_precision():
+            embeds = torch.cat([soft_prompt.to(self.dtype), self.embed(ids)], 1)
+            hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state.to(device)
+            chosen = hidden.flatten(0, 1).index_select(0, _integers(places, device))
+            return self.likelihoods(chosen, _integers(learned, device))
 
     def training_rows(self, prompts: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
         """See `LanguageModel`."""

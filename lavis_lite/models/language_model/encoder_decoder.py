@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lavis_lite.models.decoding import Decoder
 from lavis_lite.models.language_model.contract import LanguageModel, Normalise
 from lavis_lite.models.language_model.decoder_only import select_rows, sum_rows
-from lavis_lite.models.language_model.groups import groups_by_length, run_groups, take
 from lavis_lite.models.language_model.head import output_layer
 from lavis_lite.models.language_model.tokens import pad_rows
 
@@ -27,12 +25,6 @@ class Encoded:
 
     states: Tensor
     mask: Tensor
-
-    @classmethod
-    def of(cls, rows: Sequence[Tensor]) -> Encoded:
-        """From each row's states, float[S_b,D']; padded at the end."""
-        real = torch.tensor([len(row) for row in rows])[:, None] > torch.arange(max(map(len, rows)))
-        return cls(pad_sequence(list(rows), batch_first=True), real.to(rows[0].device, non_blocking=True))
 
     def select(self, rows: Tensor) -> Encoded:
         """The batch rows `rows`, with repetition."""
@@ -67,24 +59,10 @@ class EncoderDecoder(LanguageModel):
     def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
                    after: Sequence[Sequence[int]]) -> Tensor:
         """See `LanguageModel`."""
-        device, count = soft_prompt.device, soft_prompt.shape[1]
-        read = [count + len(row) for row in before]
-        targets = torch.tensor([item for row in after for item in row]).to(device, non_blocking=True)
+        return self._target_losses(self.encode(soft_prompt, before), after)[0]
 
-        def encode(rows: Sequence[int]) -> Tensor:
-            encoded = self.encode(take(soft_prompt, rows), [before[row] for row in rows])
-            return encoded.states[encoded.mask]
-
-        def decode(rows: Sequence[int]) -> Tensor:
-            return self._target_states(Encoded.of([states[row] for row in rows]), [after[row] for row in rows])[0]
-
-        states = run_groups(groups_by_length(read, device), read, encode).split(read)
-        lengths = [len(row) for row in after]
-        with self.own_precision():
-            return self.likelihoods(run_groups(groups_by_length(lengths, device), lengths, decode), targets)
-
-    def _target_states(self, encoded: Encoded, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states float[T,D] that predict the rows' tokens, these int64[T], and bool[B,L] where they stand."""
+    def _target_losses(self, encoded: Encoded, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Losses float[T] of the rows' tokens, and bool[B,L] where they stand."""
         ids, real = pad_rows(rows, self.pad, self.family.training_side, encoded.states.device)
         inputs = torch.cat([torch.full_like(ids[:, :1], self.begin), ids[:, :-1]], 1)
         width = ids.shape[1]
@@ -92,7 +70,8 @@ class EncoderDecoder(LanguageModel):
         places = places.to(ids.device, non_blocking=True)
         with self.own_precision():
             hidden = self.decode(inputs, encoded, use_cache=False).last_hidden_state.to(ids.device)
-        return hidden.flatten(0, 1).index_select(0, places), ids.flatten().index_select(0, places), real
+            chosen = hidden.flatten(0, 1).index_select(0, places)
+            return self.likelihoods(chosen, ids.flatten().index_select(0, places)), real
 
     def prefix_embeds(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """[soft prompt | prompt | padding]: float[B,S,D], bool[B,S]."""
@@ -123,9 +102,8 @@ class EncoderDecoder(LanguageModel):
     def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
         """See `LanguageModel`."""
         chosen = torch.tensor(samples).to(prefix.states.device, non_blocking=True)
-        hidden, targets, real = self._target_states(prefix.select(chosen), rows)
-        with self.own_precision():
-            return -sum_rows(self.likelihoods(hidden, targets), real, normalise)
+        losses, real = self._target_losses(prefix.select(chosen), rows)
+        return -sum_rows(losses, real, normalise)
 
     @property
     def begin(self) -> int:
