@@ -218,13 +218,14 @@ def test_what_somebody_has_to_do_is_said_with_the_place(site, tmp_path, capsys):
     assert f"there is no folder {tmp_path}/cache/dogs/images. Ask the author for the dogs." in shown
 
 
-def test_list_names_every_data_set_and_what_is_here(tmp_path, capsys, monkeypatch):
+def test_list_names_data_sets_and_what_is_here(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path))
-    assert run_command("data", ["list", "--json"]) == 0
+    assert run_command("data", ["list", "*_caption", "--json"]) == 0
     found = {(entry["name"], entry["type"]): entry for entry in json.loads(capsys.readouterr().out)}
     assert found["coco_caption", "default"]["splits"] == ["train", "val", "test"]
     assert found["coco_caption", "default"]["state"]["archives"] is True
     assert "113,287" in found["coco_caption", "default"]["what"]
+    assert found["coco_caption", "default"]["train_size"] == 566_747
     assert found["mini_world_caption", "default"]["on_this_machine"] == "generated on first use"
     for name in ("coco/annotations/coco_karpathy_train.json", "coco/images/train2014/x.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,15 @@ import pytest
 from PIL import Image
 
 from lavis_lite.cli.main import run_command
+from lavis_lite.datasets.doctor.examine import Thoroughness, examine
 from lavis_lite.datasets.doctor.guess import guess
 from lavis_lite.datasets.doctor.media import absent
 from lavis_lite.datasets.doctor.report import Problem, Summary
 from lavis_lite.datasets.doctor.rows import Names
 from lavis_lite.datasets.images import ImageFolder
 from lavis_lite.errors import ConfigError, DataError
+from tests.datasets.row_files import CASES
+from tests.datasets.test_rows import builder_of, put
 
 
 def make(folder: Path, rows: list[dict[str, Any]], name: str = "a.jsonl") -> Path:
@@ -146,3 +149,17 @@ def test_summaries_and_problems():
     assert Summary.of([]) is None
     assert str(Summary.of([1, 2, 9])).startswith("1 - 9, median 2, mean 4.0")
     assert str(Problem("all is lost", 1)) == "all is lost"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_published_layouts_of_the_rows_are_healthy(case, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    kind, files, images, splits = CASES[case]
+    put(tmp_path, files, images)
+    how = Thoroughness(lambda texts: [len(text.split()) for text in texts], "words")
+    report = examine(case, builder_of(case.split(" ")[0], kind), how, list(splits))
+    assert report.healthy, str(report)
+    assert [split.rows > 0 and split.opened == split.images for split in report.splits] == [True] * len(splits)
+    (tmp_path / images[0]).unlink()
+    assert not examine(case, builder_of(case.split(" ")[0], kind), how).healthy

@@ -67,7 +67,8 @@ def texts_of(row: Any) -> Iterator[tuple[str, str]]:
     """(caption | question | answer, text) of a row."""
     caption = row.get("caption")
     for text in [caption] if isinstance(caption, str) else caption or []:
-        yield "caption", text
+        if text:
+            yield "caption", text
     if "question" in row:
         yield "question", row["question"]
     for answer in row.get("answers", []):
