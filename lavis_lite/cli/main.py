@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "write captions of pictures, or answers about them",
     "models": "list models and their types",
     "convert": "turn a checkpoint into transformers', LAVIS' or this project's format",
+    "compare": "two runs side by side: what changed, scores with confidence intervals, samples that flipped",
     "zoo": "what every model type is, where its weights come from, whether it runs offline",
 }
 INTERRUPTED, USER_ERROR = 130, 2

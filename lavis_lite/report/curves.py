@@ -18,6 +18,11 @@ COLOURS = 6
 """classes c0 ... c5 of the style sheet"""
 
 
+def escaped(text: str) -> str:
+    """Text as HTML shows it; what UTF-8 does not have (half of a surrogate pair) becomes a question mark."""
+    return html.escape(text.encode("utf-8", "replace").decode("utf-8"))
+
+
 def figures(panels: Panels) -> str:
     """One `<figure>` per panel that has points, or nothing."""
     return "".join(_figure(title, clean) for title, curves in panels.items() if (clean := _finite(curves)))
@@ -53,9 +58,9 @@ def _figure(title: str, curves: Mapping[str, Series]) -> str:
     parts += [_column(place(tick, y_range[0])[0], tick) for tick in x_ticks if x_range[0] <= tick <= x_range[1]]
     parts += [_line(number, [place(*pair) for pair in zip(*series, strict=True)])
               for number, series in enumerate(curves.values())]
-    names = "".join(f'<li class="c{number % COLOURS}">{html.escape(name)}</li>' for number, name in enumerate(curves))
-    label = html.escape(f"{title} over optimizer steps", quote=True)
-    return (f'<figure class="curve"><figcaption>{html.escape(title)}<ul class="legend">{names}</ul></figcaption>'
+    names = "".join(f'<li class="c{number % COLOURS}">{escaped(name)}</li>' for number, name in enumerate(curves))
+    label = escaped(f"{title} over optimizer steps")
+    return (f'<figure class="curve"><figcaption>{escaped(title)}<ul class="legend">{names}</ul></figcaption>'
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg></figure>')
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite import atomic
-from lavis_lite.report.curves import Panels, figures
+from lavis_lite.report.curves import Panels, escaped, figures
 from lavis_lite.report.sample import Candidate, Picture, ReportSample, finite
 from lavis_lite.report.thumbnails import thumbnails
 
@@ -137,13 +136,13 @@ def policy(script: str, style: str) -> str:
 
 def _page(title: str, facts: Mapping[str, str], data: Mapping[str, Any], curves: str, chunks: Sequence[str]) -> str:
     script, style = part("page.js"), part("page.css")
-    known = {"title": html.escape(title), "policy": policy(script, style), "style": style, "script": script,
+    known = {"title": escaped(title), "policy": policy(script, style), "style": style, "script": script,
              "facts": _facts(facts), "curves": curves, "data": inert(data), "chunks": "".join(_elements(chunks))}
     return filled(part("page.html"), known)
 
 
 def _facts(facts: Mapping[str, str]) -> str:
-    return "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>"
+    return "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(str(value))}</dd></div>"
                    for name, value in facts.items())
 
 
