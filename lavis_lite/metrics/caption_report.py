@@ -1,4 +1,4 @@
-"""The caption scores that a run names, of a whole split and by domain; scores that cannot be had are told and left out."""
+"""The caption scores that a run names, of a split and by domain; those that cannot be had are told and left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L and CIDEr of captions as the official COCO evaluation computes them, without Java and many times faster.
+"""BLEU, ROUGE-L and CIDEr of captions as the official COCO evaluation computes them, without Java and much faster.
 
 The formulas are those of the papers (Papineni 2002; Lin 2004; Vedantam 2015, the variant CIDEr-D without its stemming)
 with the constants of COCO's evaluation code, so that scores agree to the last digits. n-grams of all captions are
@@ -126,8 +126,10 @@ def token_scores(captions: TokenizedCaptions) -> CaptionScores:
 
 @dataclass(frozen=True)
 class Counts:
-    """How often each n-gram of one order stands in each sentence: three arrays of equal length, sorted by sentence,
-    then n-gram."""
+    """How often each n-gram of one order stands in each sentence.
+
+    Three arrays of equal length, sorted by sentence, then n-gram.
+    """
 
     sentence: Ints
     gram: Ints
@@ -221,8 +223,12 @@ def _correct(corpus: Corpus, counts: Counts) -> Ints:
 
 
 def _shared(corpus: Corpus, counts: Counts) -> tuple[Ints, int, Ints, Ints]:
-    """For the reference entries whose n-gram their image's prediction has: (its place among the prediction entries,
-    number of prediction entries, the reference's count, all predictions' counts)."""
+    """What is known of the reference entries whose n-gram their image's prediction has.
+
+    Returns:
+        Its place among the prediction entries, number of prediction entries, the reference's count, all predictions'
+        counts.
+    """
     _, place, entries = _pairs(corpus, counts)
     own = counts.sentence < corpus.images
     return place, int(own.sum()), counts.count[entries], counts.count[own]
@@ -289,8 +295,10 @@ def _lcs(masks: Mapping[str, int], length: int, other: list[str]) -> int:
 
 # CIDEr --------------------------------------------------------------------------------------------------------------
 def cider_scores(corpus: Corpus) -> Floats:
-    """float64[I]: tf-idf cosine with clipped counts and a Gaussian penalty on the length, mean over n and references,
-    times 10. Documents are the images' reference sets."""
+    """float64[I]: tf-idf cosine with clipped counts and a Gaussian penalty on the length.
+
+    Mean over n and references, times 10. Documents are the images' reference sets.
+    """
     total = np.zeros(len(corpus.length))
     for counts in corpus.counts:
         total += _cosine(corpus, counts)

@@ -15,7 +15,7 @@ import pytest
 from lavis_lite.metrics.ptb import PUNCTUATION, scan, tokenize, tokenize_all
 
 CASES: list[tuple[str, str]] = json.loads((Path(__file__).parent / "ptb_cases.json").read_text(encoding="utf-8"))
-MARKS = list(".,;:!?'\"-_/()[]{}<>@#$%&*+=~^|\\`") + "... -- '' `` ’ ‘ “ ” – — … £ € ½ ° é &amp; n't 's".split() + ["\xa0"]
+MARKS = list(".,;:!?'\"-_/()[]{}<>@#$%&*+=~^|\\`\xa0") + "... -- '' `` ’ ‘ “ ” – — … £ € ½ ° é &amp; n't 's".split()
 
 
 def stream(lines: list[str]) -> list[list[str]]:
@@ -66,8 +66,8 @@ def test_line_breaks_and_what_parts_references_are_blanks() -> None:
     assert tokenize_all([]) == [] and tokenize("") == []
 
 
-@pytest.mark.parametrize("text", ["<a" + " " * 3000, "<a" + " b" * 2000, "a" * 20000, "a-" * 5000, "a.b" * 4000, "'" * 5000,
-                                  "1 " * 3000, "a/" * 4000, "(5" * 3000, "<a b='c' " * 500])
+@pytest.mark.parametrize("text", ["<a" + " " * 3000, "<a" + " b" * 2000, "a" * 20000, "a-" * 5000, "a.b" * 4000,
+                                  "'" * 5000, "1 " * 3000, "a/" * 4000, "(5" * 3000, "<a b='c' " * 500])
 def test_no_text_takes_long(text: str) -> None:
     began = time.process_time()
     tokenize(text)
