@@ -5,8 +5,8 @@ ones the first. The rules of ptb_rules.py are ours; they were fitted to its beha
 Most words take a short way: what stands between two blanks is scanned once and remembered where its tokens do not hang
 on what follows.
 
-The official code joins all captions by line breaks before it tokenizes them, and an abbreviation before a line break
-and a capital letter ("... and Co.") ends a sentence: tokens of a caption that ends so depend on the next caption.
+The official code joins all captions by line breaks before it tokenizes them, and what follows a line break
+decides whether "plan B." or "see fig." ends with an abbreviation: tokens of a caption that ends so depend on the next.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
     lines = [_one_line(text) for text in texts]
     rests = [f"\n{line}\n" for line in lines[1:-1]] + [f"\n{line}" for line in lines[1:][-1:]]
     return [_tokens(line, rest) for line, rest in zip_longest(lines, rests, fillvalue="")]
+
+
+def forget() -> None:
+    """Drop what is remembered of chunks, for measurements of a cold start."""
+    _chunk.cache_clear()
 
 
 def _one_line(text: str) -> str:

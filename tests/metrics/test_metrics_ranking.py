@@ -82,8 +82,8 @@ def test_auc_is_the_share_of_pairs_in_order() -> None:
 
 def test_accuracies() -> None:
     assert gqa_accuracy({1: "The Dog.", 2: "cat"}, {1: "dog", 2: "cats"}) == 0.5
-    groups = {1: "natural science", 2: "natural science", 3: "language"}
-    assert accuracy_by_group({1: True, 2: False, 3: True}, groups) \
-        == {"accuracy": 2 / 3, "accuracy_natural_science": 0.5, "accuracy_language": 1.0}
-    with pytest.raises(DataError, match=r"1 predictions are for unknown questions \(\[3\]\), 1 of 2 questions"):
+    subjects = {1: "natural science", 2: "natural science", 3: "language"}
+    assert accuracy_by_group({1: True, 2: False, 3: True}, subjects) == {
+        "accuracy": 2 / 3, "accuracy_natural_science": 0.5, "accuracy_language": 1.0}
+    with pytest.raises(DataError, match=r"1 predictions are for unknown questions \(\[3\]\), 1 of 2 questions have"):
         gqa_accuracy({1: "a", 3: "b"}, {1: "a", 2: "b"})
