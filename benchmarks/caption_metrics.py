@@ -44,7 +44,8 @@ def reference(captions: dict[str, Any]) -> Scores:
     with contextlib.redirect_stdout(io.StringIO()):
         bleu = Bleu(4).compute_score(*tokens)[1]
     found = {f"Bleu_{order + 1}": list(values) for order, values in enumerate(bleu)}
-    return {**found, "ROUGE_L": list(Rouge().compute_score(*tokens)[1]), "CIDEr": list(Cider().compute_score(*tokens)[1])}
+    return {**found, "ROUGE_L": list(Rouge().compute_score(*tokens)[1]),
+            "CIDEr": list(Cider().compute_score(*tokens)[1])}
 
 
 def timed(function: Callable[[dict[str, Any]], Scores], captions: dict[str, Any]) -> tuple[float, float, Scores]:

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The caption scores that a run names, of a whole split and by domain; those that cannot be had are told, left out."""
-=======
 """The caption scores that a run names, of a split and by domain; those that cannot be had are told and left out."""
->>>>>>> capmetrics
 
 from __future__ import annotations
 

@@ -126,14 +126,10 @@ def token_scores(captions: TokenizedCaptions) -> CaptionScores:
 
 @dataclass(frozen=True)
 class Counts:
-<<<<<<< HEAD
-    """How often each n-gram of one order stands in each sentence: equally long arrays, by sentence, then n-gram."""
-=======
     """How often each n-gram of one order stands in each sentence.
 
     Three arrays of equal length, sorted by sentence, then n-gram.
     """
->>>>>>> capmetrics
 
     sentence: Ints
     gram: Ints
@@ -227,17 +223,11 @@ def _correct(corpus: Corpus, counts: Counts) -> Ints:
 
 
 def _shared(corpus: Corpus, counts: Counts) -> tuple[Ints, int, Ints, Ints]:
-<<<<<<< HEAD
-    """The reference entries whose n-gram their image's prediction has, beside the predictions' own.
-
-    (place among the prediction entries, number of prediction entries, the reference's count, all predictions' counts).
-=======
     """What is known of the reference entries whose n-gram their image's prediction has.
 
     Returns:
         Its place among the prediction entries, number of prediction entries, the reference's count, all predictions'
         counts.
->>>>>>> capmetrics
     """
     _, place, entries = _pairs(corpus, counts)
     own = counts.sentence < corpus.images

@@ -1,11 +1,7 @@
 """The rules of the caption tokenizer: what can be a token, in the order in which ties between them are broken.
 
 `scan` in ptb.py takes, at each place, the rule whose match is longest, what it looks ahead at counted. Each was found
-<<<<<<< HEAD
-by asking the official tokenizer (see tests/metrics/ptb_cases.tsv); words without a class of letters match in any case.
-=======
 by asking the official tokenizer (see tests/metrics/ptb_cases.json); words without a class of letters match in any case.
->>>>>>> capmetrics
 """
 
 from __future__ import annotations
@@ -42,18 +38,6 @@ _SEGMENT = f"(?:[dDoOlL]{_APOSTROPHE_LIKE}[{_L}{_D}])?[{_L}{_D}]+"
 _THING = f"{_SEGMENT}(?:[-_\u058a\u2010\u2011]{_SEGMENT})*"
 _HYPHENATED = rf"[A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:{_ACRONYM}\.|[A-Za-z0-9\u00ad]+))+"
 _AND = "[A-Z]+(?:(?:[+&]|&(?i:amp);)[A-Z]+)+"
-<<<<<<< HEAD
-_ENDING = """jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri  ala ariz
-(?-i:[A])z (?-i:[A])rk calif colo conn
-dak (?-i:[D])el fla ga (?-i:[I])ll ind kans? ky (?-i:[L])a (?-i:[M])ass md mich minn (?-i:[M])iss mo mont
-neb nev okla (?-i:[O])re (?-i:[P])a penn tenn (?-i:[T])ex va vt
-(?-i:[W])ash wisc? wyo inc cos? corp p?pt(?-i:[ye])s? ltd plc rt bancorp bhd assn univ intl sys bldg tel
-est ext sq ct jr sr bros (?:ed|ph)\\.d blvd rd esq etc al seq""".split()
-"""abbreviations that a sentence can end with: before a capital they are followed by a full stop of their own"""
-_TITLES = """mr mrs ms (?-i:[M])iss drs? profs? sens? reps? attys? lt col gen messrs govs? adm rev maj sgt cpl pvt capt
-ste? ave pres lieut hon brig co?mdr pfc spc supts? det mt ft adj adv asst assoc ens insp mlle mme msgr sfc dept invt
-elec natl m(?-i:[tf])g vs alex wm jos cie cf treas ph [A-Za-z]""".split()
-=======
 _CLASS = re.compile(r"\[\w+\]")
 
 
@@ -73,7 +57,6 @@ _TITLES = _abbreviations("""
 mr mrs ms [M]iss drs? profs? sens? reps? attys? lt col gen messrs govs? adm rev maj sgt cpl pvt capt ste? ave pres lieut
 hon brig co?mdr pfc spc supts? det mt ft adj adv asst assoc ens insp mlle mme msgr sfc dept invt elec natl m[tf]g
 vs alex wm jos cie cf treas ph""")
->>>>>>> capmetrics
 """abbreviations that something follows"""
 _COUNTED = _abbreviations("ca figs? prop nos? art bldg pp op")
 """abbreviations only before a number"""
@@ -83,16 +66,10 @@ ABBREVIATED = re.compile("(?i:[a-z]|" + "|".join(_ENDING + _TITLES + _COUNTED).r
 """words with a full stop that may not be the end of a sentence"""
 SPLIT = re.compile("(?i:cannot|gonna|gotta|lemme|gimme|wanna)[.,]?")
 """words that are two tokens"""
-<<<<<<< HEAD
-_STARTERS = """A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More
-Mr\\. Ms\\. Now Once One Other Our She Since So Some Such That The Their Then There These They This We What When While
-Yet You""".split()
-=======
 _STARTERS = r"""
 A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Mr\.
 Ms\. Now Once One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet
 You""".split()
->>>>>>> capmetrics
 """words that begin a sentence, and so end the one before even where it closes with an acronym"""
 
 QUOTES = {"\u0091": "`", "\u2018": "`", "\u201b": "`", "\u2039": "`", "\u0092": "'", "\u2019": "'", "\u203a": "'",

@@ -79,11 +79,7 @@ class CaptioningTask(WritingTask):
                 for name, place, caption in zip(names, places, captions, strict=True)]
 
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
-<<<<<<< HEAD
         """The metrics that the run names, of all ranks' rows, in the data set's order as the official code has it."""
-=======
-        """The named metrics of all ranks' rows, in the order of the data set, as the official code has it."""
->>>>>>> capmetrics
         if not (self.metrics and rows and self.cfg.report_metric and dataset.has_text):
             return self.unscored(rows)
         rows = sorted(rows, key=lambda row: row["index"])

@@ -62,14 +62,6 @@ def test_a_program_that_fails_is_told(package: Path, tmp_path: Path, monkeypatch
 
 
 def test_spice_reads_the_file_that_java_writes(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-<<<<<<< HEAD
-    answer = json.dumps([{"image_id": number, "scores": {"All": {"f": f}}} for number, f in ((1, 0.25), (0, 0.5))])
-    stand_in(tmp_path, monkeypatch, f"cp $4 {tmp_path}/asked; echo parsing; echo '{answer}' > $8")
-    whole, each = spice_scores(PAIR)
-    assert whole == 0.375 and each.tolist() == [0.5, 0.25]
-    asked = json.loads((tmp_path / "asked").read_text())
-    assert asked[0] == {"image_id": 0, "test": "a cat", "refs": ["a cat", "cats"]}
-=======
     answer = json.dumps([{"image_id": place, "scores": {"All": {"f": score}}}
                          for place, score in ((1, 0.25), (0, 0.5))])
     stand_in(tmp_path, monkeypatch, f"cp $4 {tmp_path}/asked; echo parsing; echo '{answer}' > $8")
@@ -77,7 +69,6 @@ def test_spice_reads_the_file_that_java_writes(package: Path, tmp_path: Path, mo
     assert whole == 0.375 and each.tolist() == [0.5, 0.25]
     asked, _ = json.loads((tmp_path / "asked").read_text())
     assert asked == {"image_id": 0, "test": "a cat", "refs": ["a cat", "cats"]}
->>>>>>> capmetrics
     stand_in(tmp_path, monkeypatch, "echo '{}' > $8")
     with pytest.raises(JavaScoreError, match="without scores that can be read"):
         spice_scores(PAIR)

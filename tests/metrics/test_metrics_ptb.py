@@ -15,12 +15,7 @@ import pytest
 from lavis_lite.metrics.ptb import PUNCTUATION, scan, tokenize, tokenize_all
 
 CASES: list[tuple[str, str]] = json.loads((Path(__file__).parent / "ptb_cases.json").read_text(encoding="utf-8"))
-<<<<<<< HEAD
-MARKS = list(".,;:!?'\"-_/()[]{}<>@#$%&*+=~^|\\`")
-MARKS += "... -- '' `` ’ ‘ “ ” – — … £ € ½ ° é &amp; n't 's".split() + ["\xa0"]
-=======
 MARKS = list(".,;:!?'\"-_/()[]{}<>@#$%&*+=~^|\\`\xa0") + "... -- '' `` ’ ‘ “ ” – — … £ € ½ ° é &amp; n't 's".split()
->>>>>>> capmetrics
 
 
 def stream(lines: list[str]) -> list[list[str]]:
