@@ -38,6 +38,7 @@ FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin", ".json", ".txt")
 HUB_FILES = {
     "tokenizer": ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"],
     "qformer_weights": ["config.json", "model.safetensors"],
+    "pretrained": ["*.json", "*.txt", "*.model", "*.safetensors"],
     "llm_tokenizer": ["*.json", "*.txt", "*.model"],
     "llm_model": ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"],
 }

@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from lavis_lite.errors import ConfigError, did_you_mean
 
 COMMANDS = {
+    "list": "the data sets of the package, and what of them is on this machine",
+    "prepare": "bring a data set here, or say what has to be put where",
+    "check": "look through a data set or a file of annotations: rows, files, texts, sizes",
     "shard": "pack a data set into tars with an index",
     "index": "write the index of tars that somebody else packed",
+    "capfilt": "write captions of images and keep the best, by models",
     "cache-features": "keep the frozen vision encoder's outputs, so that training need not compute them",
 }
 """command -> what it does; each is lavis_lite/cli/data_<command>.py"""

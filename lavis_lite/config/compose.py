@@ -59,9 +59,14 @@ def compose(cfg_path: str | Path, options: Sequence[str] = ()) -> Composition:
     return _compose([*base_chain(Path(cfg_path)), parse_options(options)], Path(cfg_path))
 
 
-def compose_dataset(name: str, options: Sequence[str] = ()) -> Composition:
-    """As `compose`, a run of one data set of the package, for what is done to data sets outside of runs."""
-    return _compose([Layer(f"data set {name}", {"datasets": {name: {}}}), parse_options(options)], Path(name))
+def compose_dataset(name: str, options: Sequence[str] = (), section: Mapping[str, Any] | None = None) -> Composition:
+    """As `compose`, a run of one data set of the package, for what is done to data sets outside of runs.
+
+    Args:
+        section: what is to lie over the package's row.
+    """
+    layer = Layer(f"data set {name}", {"datasets": {name: dict(section or {})}})
+    return _compose([layer, parse_options(options)], Path(name))
 
 
 def _compose(own: list[Layer], cfg_path: Path) -> Composition:

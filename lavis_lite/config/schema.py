@@ -60,6 +60,10 @@ class StorageConfig(Section):
     """A folder of media files; relative paths are looked up in the working folder, then in the cache root."""
 
     storage: str | None = None
+    url: str | list[str] | None = None
+    """archives (zip, tar) that `data prepare` unpacks into the folder"""
+    md5: str | list[str] | None = None
+    sha256: str | list[str] | None = None
 
 
 @dataclass

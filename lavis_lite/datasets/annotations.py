@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite import __version__
-from lavis_lite.datasets.readers import read_rows
+from lavis_lite.datasets.readers import NotJSON, read_rows
 from lavis_lite.datasets.tables import MappedTable, Row, RowTable
 from lavis_lite.errors import DataError
 from lavis_lite.files import cache_root
@@ -46,6 +47,14 @@ class Field:
         """The column's name in the file."""
         return self.column or self.key
 
+    def given(self, raw: Row) -> bool:
+        """Whether a raw row has it."""
+        return self.name in raw
+
+    def value(self, raw: Row) -> Any:
+        """Its raw value, where it is given."""
+        return raw[self.name]
+
 
 def text(value: Any) -> str:
     """A non-empty string."""
@@ -80,6 +89,8 @@ def file_name(value: Any) -> str:
     """A path relative to the image folder."""
     if "\0" in text(value):
         raise ValueError("has a null character, which no file name can")
+    if ".." in value and posixpath.normpath(value.replace("\\", "/")).split("/")[0] == "..":
+        raise ValueError(f"leads out of its folder: {value[:200]!r}")
     return value
 
 
@@ -96,6 +107,11 @@ def describe(value: Any) -> str:
     """What kind of thing a value is, for messages."""
     names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def no_row(value: Any) -> str:
+    """What is wrong with a row that is not an object."""
+    return value.reason if isinstance(value, NotJSON) else f"must be an object of named fields, not {describe(value)}"
 
 
 def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | None = None,
@@ -168,7 +184,7 @@ def _put_in_cache(table: RowTable, place: Path | None, wanted: str) -> RowTable:
 
 
 class RowFaults:
-    """RowFaults rows: the first twenty in words, the others counted."""
+    """Faulty rows: the first twenty in words, the others counted."""
 
     def __init__(self) -> None:
         self.shown: list[str] = []
@@ -198,7 +214,7 @@ def checked(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], f
     """
     for file, number, raw in rows:
         if not isinstance(raw, dict):
-            faults.add(f"{files[file]}:{number}", f"must be an object of named fields, not {describe(raw)}")
+            faults.add(f"{files[file]}:{number}", no_row(raw))
             continue
         if keep is not None and not keep(raw):
             continue
@@ -215,15 +231,15 @@ def checked_row(place: str, raw: Row, fields: Sequence[Field], faults: RowFaults
     """The row's fields, checked; those at fault are left out and noted."""
     row: Row = {}
     for field in fields:
-        if field.name not in raw:
+        if not field.given(raw):
             if field.required:
                 near = ", ".join(sorted(map(str, raw))[:8])
                 faults.add(place, f"field {field.name!r} is missing (it has: {near or 'nothing'})")
             continue
         try:
-            row[field.key] = field.kind(raw[field.name])
+            row[field.key] = field.kind(field.value(raw))
         except ValueError as fault:
-            if field.required or raw[field.name] not in (None, ""):
+            if field.required or field.value(raw) not in (None, ""):
                 clause = str(fault)
                 faults.add(place, f"field {field.name!r}{'' if clause.startswith('[') else ' '}{clause}")
     return row

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from lavis_lite.datasets.annotations import RowTable
+from lavis_lite.datasets.annotations import Row, RowFaults, RowTable
 from lavis_lite.datasets.base import BaseDataset, Sample, image_number
 from lavis_lite.datasets.images import ImageFolder
 
@@ -124,6 +124,14 @@ class CaptionEvalDataset(BaseDataset):
         """File name of an image."""
         return self.image[index]
 
+    def references(self, index: int) -> list[str]:
+        """Captions of an image as the annotations have them: what official scores compare with."""
+        return list(self.table[index]["caption"])
+
+    def domain(self, index: int) -> str:
+        """NoCaps' in-domain, near-domain or out-domain where the annotations say it, else ""."""
+        return str(self.table[index].get("domain", ""))
+
     @cached_property
     def captions(self) -> list[list[str]]:
         """Processed captions of each image, in file order."""
@@ -151,16 +159,39 @@ class CaptionEvalDataset(BaseDataset):
         return {text: image for image, texts in self.img2txt.items() for text in texts}
 
 
+class DuplicateIds:
+    """Rows that give different files the same image_id."""
+
+    def __init__(self) -> None:
+        self.faults = RowFaults()
+        self._first: dict[int | str, tuple[str, int]] = {}
+
+    def add(self, row: Row, index: int, table: Any) -> None:
+        """Look at one more row of a table, or of a data set: what has `place`."""
+        if row.get("image_id") is None:
+            return
+        name, first = self._first.setdefault(row["image_id"], (row["image"], index))
+        if name != row["image"]:
+            self.faults.add(table.place(index), f"field 'image_id' is {row['image_id']!r} for {row['image']}, but at "
+                            f"{table.place(first)} for {name}")
+
+
 def _by_image(table: RowTable) -> tuple[RowTable, list[str]]:
-    """Rows of the same image joined, in order of first appearance, and the place of each one's first row."""
+    """Rows of the same image joined, in order of first appearance, and the place of each one's first row.
+
+    Raises:
+        DataError: an image_id belongs to several images; result files could not tell them apart.
+    """
     joined: dict[str, dict[str, Any]] = {}
-    places = []
+    places, twice = [], DuplicateIds()
     for index in range(len(table)):
         row = table[index]
+        twice.add(row, index, table)
         if row["image"] not in joined:
             joined[row["image"]] = {**row, "caption": []}
             places.append(table.place(index))
         joined[row["image"]]["caption"] += row.get("caption", [])
+    twice.faults.stop_if_any()
     return RowTable(((0, 0, row) for row in joined.values()), []), places
 
 

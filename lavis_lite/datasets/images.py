@@ -28,6 +28,7 @@ MAX_PIXELS = 64_000_000
 """largest width x height that is decoded: 192 MB as RGB"""
 MOST_BYTES = 64 * 2**20
 """largest file that is read as a whole; of larger ones Pillow reads what it needs"""
+_MOST_FOLDERS = 100_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF")
 """Pillow's names, in the order they are tried; its JPEG reader takes MPO too"""
 
@@ -177,6 +178,8 @@ class ImageFolder:
     def __init__(self, root: Path | str, max_pixels: int = MAX_PIXELS) -> None:
         self.root, self.max_pixels = Path(root), max_pixels
         self._real = os.path.realpath(root)
+        self._inside: set[str] = set()
+        """folders that were found to be within the root, links followed"""
 
     def path(self, name: str) -> Path:
         """Path of an image by the name that annotations use.
@@ -185,13 +188,18 @@ class ImageFolder:
             BadSample: the name leads out of the folder by `..`, as an absolute path or through a symbolic link.
         """
         path = self.root / name
+        folder, file = os.path.split(name)
+        if folder in self._inside and file not in ("", ".", "..") and not os.path.islink(path):
+            return path  # resolving the whole path would take as long as all else around the decoder
         try:
-            real = os.path.realpath(path)
+            real, real_folder = os.path.realpath(path), os.path.realpath(self.root / folder)
         except (OSError, ValueError) as fault:
             raise BadSample(name, f"is not a usable file name ({fault})") from fault
         if os.path.commonpath([self._real, real]) != self._real:
             raise BadSample(path, f"leads out of the image folder {self.root} (to {real}); set "
                                   "build_info.images.storage to a folder that holds all images")
+        if os.path.commonpath([self._real, real_folder]) == self._real and len(self._inside) < _MOST_FOLDERS:
+            self._inside.add(folder)
         return path
 
     def load(self, name: str) -> Image.Image:

@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L and CIDEr of captions as the official COCO evaluation computes them, without Java and many times faster.
+"""BLEU, ROUGE-L and CIDEr of captions as the official COCO evaluation computes them, without Java and much faster.
 
 The formulas are those of the papers (Papineni 2002; Lin 2004; Vedantam 2015, the variant CIDEr-D without its stemming)
 with the constants of COCO's evaluation code, so that scores agree to the last digits. n-grams of all captions are
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavis_lite.errors import DataError
-from lavis_lite.metrics.ptb import tokenize
+from lavis_lite.metrics.ptb import tokenize_all
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -25,6 +25,8 @@ ORDER = 4
 """longest n-gram"""
 ROUGE_BETA = 1.2
 CIDER_SIGMA = 6.0
+MOST_IDS = 20
+"""ids that an error names"""
 
 
 @dataclass(frozen=True)
@@ -35,41 +37,82 @@ class CaptionScores:
         ids: image ids, as the predictions have them.
         scores: name -> score of the set: Bleu_1 ... Bleu_4, ROUGE_L, CIDEr (names of the official code).
         per_image: name -> float64[I]. BLEU of a set is not the mean of these.
+        empty: ids of predictions without any word; each scores 0.
     """
 
     ids: list[Any]
     scores: dict[str, float]
     per_image: dict[str, Floats]
+    empty: list[Any]
+
+
+@dataclass(frozen=True)
+class TokenizedCaptions:
+    """Predictions and references as the metrics read them.
+
+    Attributes:
+        ids: of I images.
+        predictions: tokens of I captions.
+        references: tokens of at least one caption for each of I images.
+    """
+
+    ids: list[Any]
+    predictions: list[list[str]]
+    references: list[list[list[str]]]
+
+    def of(self, ids: Sequence[Any]) -> TokenizedCaptions:
+        """The same for some of the images."""
+        places = {key: place for place, key in enumerate(self.ids)}
+        chosen = [places[key] for key in ids]
+        return TokenizedCaptions(list(ids), [self.predictions[place] for place in chosen],
+                                 [self.references[place] for place in chosen])
 
 
 def caption_scores(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> CaptionScores:
     """Score one caption per image against its references; both are tokenized here.
 
     Args:
-        predictions: id -> caption.
+        predictions: id -> caption. Their order is the order of images in the official evaluation: a caption's tokens
+            can hang on the caption after it (see ptb.py).
         references: id -> at least one caption; ids without a prediction are not looked at.
 
     Raises:
-        DataError: nothing to score, or a prediction without references.
+        DataError: nothing to score, predictions without references (all of them told at once), or no text.
     """
+    return token_scores(tokenized(predictions, references))
+
+
+def tokenized(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> TokenizedCaptions:
+    """Tokens of what `caption_scores` takes: all references are one stream of captions, all predictions another."""
     check(predictions, references)
     ids = list(predictions)
-    return token_scores(ids, [tokenize(predictions[key]) for key in ids],
-                        [[tokenize(text) for text in references[key]] for key in ids])
+    stream = iter(tokenize_all(text for key in ids for text in references[key]))
+    return TokenizedCaptions(ids, tokenize_all(predictions[key] for key in ids),
+                             [[next(stream) for _ in references[key]] for key in ids])
 
 
 def check(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> None:
     """Raise DataError where captions cannot be scored."""
     if not predictions:
         raise DataError("there are no captions to score.")
-    lost = [key for key in predictions if not references.get(key)]
-    if lost:
-        shown = ", ".join(map(str, lost[:5]))
-        raise DataError(f"{len(lost)} of {len(predictions)} captions have no reference to score them by; ids: {shown}.")
+    _stop_at([key for key in predictions if not references.get(key)], len(predictions),
+             "captions have no reference to score them by")
+    _stop_at([key for key, text in predictions.items() if not isinstance(text, str)], len(predictions),
+             "predicted captions are no text")
+    _stop_at([key for key in predictions if isinstance(references[key], str)
+              or not all(isinstance(text, str) for text in references[key])], len(predictions),
+             "images have references that are no list of texts")
 
 
-def token_scores(ids: list[Any], predictions: list[list[str]], references: list[list[list[str]]]) -> CaptionScores:
-    """As `caption_scores`, from tokens: I predictions and for each at least one reference."""
+def _stop_at(ids: list[Any], total: int, fault: str) -> None:
+    if ids:
+        shown = ", ".join(map(str, ids[:MOST_IDS])) + (", ..." if len(ids) > MOST_IDS else "")
+        raise DataError(f"{len(ids)} of {total} {fault}; ids: {shown}.")
+
+
+def token_scores(captions: TokenizedCaptions) -> CaptionScores:
+    """As `caption_scores`, from tokens."""
+    predictions, references = captions.predictions, captions.references
     corpus = Corpus.of(predictions, references)
     bleu, each_bleu = bleu_scores(corpus)
     named: dict[str, Floats] = {f"Bleu_{n + 1}": each_bleu[n] for n in range(ORDER)}
@@ -77,13 +120,16 @@ def token_scores(ids: list[Any], predictions: list[list[str]], references: list[
     named["CIDEr"] = cider_scores(corpus)
     scores = {name: float(values.mean()) for name, values in named.items()}
     scores |= {f"Bleu_{n + 1}": float(bleu[n]) for n in range(ORDER)}
-    return CaptionScores(ids, scores, named)
+    empty = [key for key, tokens in zip(captions.ids, predictions, strict=True) if not tokens]
+    return CaptionScores(captions.ids, scores, named, empty)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How often each n-gram of one order stands in each sentence: three arrays of equal length, sorted by sentence,
-    then n-gram."""
+    """How often each n-gram of one order stands in each sentence.
+
+    Three arrays of equal length, sorted by sentence, then n-gram.
+    """
 
     sentence: Ints
     gram: Ints
@@ -177,8 +223,12 @@ def _correct(corpus: Corpus, counts: Counts) -> Ints:
 
 
 def _shared(corpus: Corpus, counts: Counts) -> tuple[Ints, int, Ints, Ints]:
-    """For the reference entries whose n-gram their image's prediction has: (its place among the prediction entries,
-    number of prediction entries, the reference's count, all predictions' counts)."""
+    """What is known of the reference entries whose n-gram their image's prediction has.
+
+    Returns:
+        Its place among the prediction entries, number of prediction entries, the reference's count, all predictions'
+        counts.
+    """
     _, place, entries = _pairs(corpus, counts)
     own = counts.sentence < corpus.images
     return place, int(own.sum()), counts.count[entries], counts.count[own]
@@ -245,8 +295,10 @@ def _lcs(masks: Mapping[str, int], length: int, other: list[str]) -> int:
 
 # CIDEr --------------------------------------------------------------------------------------------------------------
 def cider_scores(corpus: Corpus) -> Floats:
-    """float64[I]: tf-idf cosine with clipped counts and a Gaussian penalty on the length, mean over n and references,
-    times 10. Documents are the images' reference sets."""
+    """float64[I]: tf-idf cosine with clipped counts and a Gaussian penalty on the length.
+
+    Mean over n and references, times 10. Documents are the images' reference sets.
+    """
     total = np.zeros(len(corpus.length))
     for counts in corpus.counts:
         total += _cosine(corpus, counts)

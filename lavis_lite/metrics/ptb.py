@@ -1,12 +1,12 @@
 """Tokens of captions as the Penn Treebank tokenizer of the official COCO evaluation gives them, without Java.
 
-That tokenizer is a generated scanner: at every place the longest match of all its rules counts, and of equally long ones
-the first. The rules of ptb_rules.py are ours; they were fitted to its behaviour (the tests hold recorded outputs).
+That tokenizer is a generated scanner: at every place the longest match of all its rules counts, and of equally long
+ones the first. The rules of ptb_rules.py are ours; they were fitted to its behaviour (the tests hold recorded outputs).
 Most words take a short way: what stands between two blanks is scanned once and remembered where its tokens do not hang
 on what follows.
 
-The official code joins all captions by line breaks before it tokenizes them, and an abbreviation before a line break
-and a capital letter ("... and Co.") ends a sentence: tokens of a caption that ends so depend on the next caption.
+The official code joins all captions by line breaks before it tokenizes them, and what follows a line break
+decides whether "plan B." or "see fig." ends with an abbreviation: tokens of a caption that ends so depend on the next.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import zip_longest
 
 from lavis_lite.metrics.ptb_characters import DIGITS, LETTERS, MARKS, characters
-from lavis_lite.metrics.ptb_rules import Rule, rules
+from lavis_lite.metrics.ptb_rules import ABBREVIATED, COUNTED, SPLIT, Rule, rules
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--",
                          "...", ";"])
@@ -49,8 +50,13 @@ def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
             all predictions.
     """
     lines = [_one_line(text) for text in texts]
-    rests = [f"\n{line}" for line in lines[1:]] + [""]
-    return [_tokens(line, rest) for line, rest in zip(lines, rests, strict=True)]
+    rests = [f"\n{line}\n" for line in lines[1:-1]] + [f"\n{line}" for line in lines[1:][-1:]]
+    return [_tokens(line, rest) for line, rest in zip_longest(lines, rests, fillvalue="")]
+
+
+def forget() -> None:
+    """Drop what is remembered of chunks, for measurements of a cold start."""
+    _chunk.cache_clear()
 
 
 def _one_line(text: str) -> str:
@@ -73,7 +79,9 @@ def _chunk(chunk: str) -> tuple[str, ...] | None:
     """Tokens of what stands between two blanks, None where they may hang on more than that."""
     if not chunk:
         return ()
-    if not _ALONE.fullmatch(chunk) or chunk.endswith(".") and scan(chunk, "\nA") != scan(chunk, "\na"):
+    if _PLAIN.fullmatch(chunk) and not SPLIT.fullmatch(chunk) and not ABBREVIATED.fullmatch(chunk):
+        return (chunk.rstrip(",.").lower(),)
+    if not _ALONE.fullmatch(chunk) or COUNTED.fullmatch(chunk):
         return None
     return tuple(token for token in scan(chunk, "\n") if token not in PUNCTUATION)
 
@@ -114,7 +122,7 @@ def _rules_for(character: str) -> tuple[Rule, ...]:
 
 @lru_cache(maxsize=1)
 def _letters() -> frozenset[str]:
-    return frozenset(characters(LETTERS + MARKS))
+    return frozenset(characters(LETTERS) + characters(MARKS))
 
 
 @lru_cache(maxsize=1)

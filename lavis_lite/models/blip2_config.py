@@ -64,6 +64,8 @@ class Blip2QformerConfig(Blip2Config):
     """width in which image and text are compared"""
     itc_full_gradient: bool = False
     """gradient of ITC to both sides of each similarity; LAVIS: one"""
+    itg_weight: float = 1.0
+    """factor of image-grounded text generation in the sum of losses; 0: without it (BLIP-2, Table 6)"""
 
 
 def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with_text: bool = True,

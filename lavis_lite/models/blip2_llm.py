@@ -186,6 +186,13 @@ class Blip2LLM(Blip2Base):
             given = torch.rand(batch, dtype=torch.float64)
         return [float(value) for value in given.reshape(batch, -1)[:, 0].tolist()]
 
+    def example_samples(self, batch: int, device: torch.device) -> dict[str, Any]:
+        """Samples of the right shapes without content, for a dry run; texts are as long as the limits let them be."""
+        size = int(self.vision_encoder.image_size)  # type: ignore[arg-type]
+        text = " ".join(["text"] * self.language_model.limits.prompt)
+        return {"image": torch.zeros(batch, 3, size, size, device=device), "text_input": [text] * batch,
+                "text_output": ["text"] * batch}
+
     # parts ----------------------------------------------------------------------------------------------------------
     def soft_prompt(self, image: Tensor, texts: list[str] | None = None) -> Tensor:
         """What the language model sees of the pictures: float[B,Q,D], or float[B,T*Q,D] of T frames.

@@ -87,14 +87,16 @@ class Blip2Qformer(Blip2Base):
         itc_full_gradient: let ITC's gradient reach both sides of each similarity. False as in LAVIS: the features
             that a sample is compared with are constants.
         ln_vision_eps: epsilon of the norm over image features.
+        itg_weight: factor of the ITG loss in the sum.
     """
 
     config_class = Blip2QformerConfig
 
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer, *, embed_dim: int = 256,
                  freeze_vit: bool = True, lm_reduction: Literal["global", "per_rank"] = "global",
-                 itc_full_gradient: bool = False, ln_vision_eps: float = 1e-5) -> None:
+                 itc_full_gradient: bool = False, ln_vision_eps: float = 1e-5, itg_weight: float = 1.0) -> None:
         super().__init__(vision_encoder, qformer, tokenizer, freeze_vit, ln_vision_eps)
+        self.itg_weight = itg_weight
         width = qformer.cfg.hidden_size
         self.lm_reduction, self.itc_full_gradient = lm_reduction, itc_full_gradient
         self.vision_proj = nn.Linear(width, embed_dim)
@@ -107,7 +109,7 @@ class Blip2Qformer(Blip2Base):
         """Build from a `Blip2QformerConfig`."""
         return cls(**build_parts(cfg), embed_dim=cfg.embed_dim, freeze_vit=cfg.freeze_vit,
                    lm_reduction=cfg.lm_reduction, itc_full_gradient=cfg.itc_full_gradient,
-                   ln_vision_eps=cfg.ln_vision_eps)
+                   ln_vision_eps=cfg.ln_vision_eps, itg_weight=cfg.itg_weight)
 
     # training -------------------------------------------------------------------------------------------------------
     def forward(self, samples: dict[str, Any]) -> Blip2Output:
@@ -129,7 +131,7 @@ class Blip2Qformer(Blip2Base):
         itm_count, lm_count = self._shared_counts(itm_count, lm_count)
         loss_itm, loss_lm = itm_sum / itm_count, lm_sum / lm_count
         loss_itc = loss_itc.to(loss_itm.dtype)
-        return Blip2Output(loss_itc + loss_itm + loss_lm, loss_itc, loss_itm, loss_lm)
+        return Blip2Output(loss_itc + loss_itm + self.itg_weight * loss_lm, loss_itc, loss_itm, loss_lm)
 
     def encode(self, samples: dict[str, Any]) -> Encoded:
         """Vision encoder, keys and values, and the pass that ITC and ITG share."""

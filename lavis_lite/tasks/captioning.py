@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.metrics.caption_report import EMPTY, SCORES, caption_report
 from lavis_lite.metrics.captions import caption_scores
 from lavis_lite.metrics.scenes import image_scores, scene_scores
 from lavis_lite.registry import registry
@@ -16,12 +16,8 @@ from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.reporting import pictures_of
 from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
 
-Metric = Callable[[Mapping[Any, str], Mapping[Any, Sequence[str]]], dict[str, float]]
-"""(caption by id, references by id) -> scores by name"""
-METRICS: dict[str, tuple[Metric, tuple[str, ...]]] = {
-    "scene": (scene_scores, ("attribute_f1",)),
-}
-"""name in run.caption_metrics -> the function, and which of its scores are added up in agg_metrics"""
+SCENE = "scene"
+METRICS = (*SCORES, SCENE)
 
 
 @dataclass
@@ -33,8 +29,9 @@ class CaptioningRunConfig(WritingRunConfig):
     """sample from the smallest set of tokens that holds top_p of the mass, in place of beam search"""
     top_p: float = 0.9
     temperature: float = 1.0
-    caption_metrics: list[str] = field(default_factory=list)
-    """scene: attributes of the mini world's objects; without any, captions are written and not scored"""
+    caption_metrics: list[str] | None = None
+    """coco (BLEU, ROUGE-L and CIDEr; the default), bleu, rouge_l, cider; meteor and spice, which need Java; scene:
+    attributes of the mini world's objects. []: captions are written and not scored"""
 
 
 @registry.register_task("captioning")
@@ -50,7 +47,8 @@ class CaptioningTask(WritingTask):
 
     def __init__(self, cfg: CaptioningRunConfig) -> None:
         super().__init__(cfg)
-        for name in cfg.caption_metrics:
+        self.metrics = ["coco"] if cfg.caption_metrics is None else cfg.caption_metrics
+        for name in self.metrics:
             if name not in METRICS:
                 raise ConfigError(f"run.caption_metrics: no metric {name!r}; {did_you_mean(name, METRICS)}")
 
@@ -81,18 +79,20 @@ class CaptioningTask(WritingTask):
                 for name, place, caption in zip(names, places, captions, strict=True)]
 
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
-        """The metrics that the run names, of all ranks' rows."""
-        if not (self.cfg.caption_metrics and self.cfg.report_metric and dataset.has_text):
+        """The metrics that the run names, of all ranks' rows, in the data set's order as the official code has it."""
+        if not (self.metrics and rows and self.cfg.report_metric and dataset.has_text):
             return self.unscored(rows)
+        rows = sorted(rows, key=lambda row: row["index"])
         captions = {row["id"]: row["caption"] for row in rows}
-        references = {row["id"]: dataset.captions[row["index"]] for row in rows}
         scores: dict[str, float] = {}
-        total = 0.0
-        for name in self.cfg.caption_metrics:
-            function, main = METRICS[name]
-            scores |= (found := function(captions, references))
-            total += sum(found[key] for key in main)
-        return scores | {"agg_metrics": total}
+        if names := [name for name in self.metrics if name != SCENE]:
+            references = {row["id"]: dataset.references(row["index"]) for row in rows}
+            domains = {row["id"]: dataset.domain(row["index"]) for row in rows}
+            scores |= caption_report(captions, references, names, domains)
+        if SCENE in self.metrics:
+            found = scene_scores(captions, {row["id"]: dataset.captions[row["index"]] for row in rows})
+            scores |= {**found, "agg_metrics": scores.get("agg_metrics", 0.0) + found["attribute_f1"]}
+        return scores
 
     def predictions(self, rows: list[Row], dataset: Any) -> list[Row]:
         """The official results format: image_id and caption."""
@@ -101,31 +101,37 @@ class CaptioningTask(WritingTask):
     def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample]:
         """Caption, references and the scores that single images have."""
         picture, prompt = pictures_of(self.evaluated(dataset)), self.cfg.prompt or ""
-        known = dataset.captions if dataset.has_text else None
-        scores = self._by_image(rows, dataset) if known is not None and self.cfg.report_metric else {}
-        return [ReportSample(row["id"], row["caption"], prompt, known[row["index"]] if known is not None else (),
-                             found := scores.get(row["id"], {}),
-                             bool(found["exact"]) if "exact" in found else None, picture(row["index"]))
-                for row in rows]
+        scores = self._by_image(rows, dataset) if dataset.has_text and self.cfg.report_metric else {}
+        samples = []
+        for row in rows:
+            found, place = scores.get(row["id"], {}), row["index"]
+            references = dataset.references(place) if dataset.has_text else ()
+            samples.append(ReportSample(row["id"], row["caption"], prompt, references, found,
+                                        bool(found["exact"]) if "exact" in found else None, picture(place),
+                                        group=dataset.domain(place)))
+        return samples
 
     def _by_image(self, rows: list[Row], dataset: Any) -> dict[Any, dict[str, float]]:
         """image id -> its scores; those of n-grams where the run asks for other metrics than the mini world's."""
+        rows = sorted(rows, key=lambda row: row["index"])
         scores: dict[Any, dict[str, float]] = {row["id"]: {} for row in rows}
-        references = {row["id"]: dataset.captions[row["index"]] for row in rows}
-        if rows and set(self.cfg.caption_metrics) - {"scene"}:
-            found = caption_scores({row["id"]: row["caption"] for row in rows}, references)
+        if rows and set(self.metrics) - {SCENE}:
+            found = caption_scores({row["id"]: row["caption"] for row in rows},
+                                   {row["id"]: dataset.references(row["index"]) for row in rows})
             for name, kept in (("CIDEr", "CIDEr"), ("ROUGE_L", "ROUGE_L"), ("Bleu_4", "image_Bleu_4")):
                 for key, value in zip(found.ids, found.per_image[name].tolist(), strict=True):
                     scores[key][kept] = value
-        if "scene" in self.cfg.caption_metrics:
+        if SCENE in self.metrics:
             for row in rows:
-                scores[row["id"]] |= image_scores(row["caption"], references[row["id"]])
+                scores[row["id"]] |= image_scores(row["caption"], dataset.captions[row["index"]])
         return scores
 
     def summary(self, scores: dict[str, float]) -> str:
-        """Attribute F1 and exact scenes where they were measured."""
+        """Attribute F1 and exact scenes where they were measured, else the scores and how many captions were empty."""
         if "attribute_f1" not in scores:
-            return super().summary(scores)
+            empty = int(scores.get(EMPTY, 0))
+            told = {name: value for name, value in scores.items() if name != EMPTY}
+            return super().summary(told) + (f"; {empty} captions were empty and score 0" if empty else "")
         exact = ", ".join(f"{key.removeprefix('exact_')} objects {value:.2f}" for key, value in sorted(scores.items())
                           if key.startswith("exact_"))
         return (f"attribute F1 {scores['attribute_f1']:.3f}, exact scenes {scores['exact']:.3f} ({exact})"

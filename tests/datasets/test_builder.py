@@ -10,7 +10,8 @@ import torch
 
 from lavis_lite.config.schema import FileConfig, ProcessorPair
 from lavis_lite.datasets.base import image_number
-from lavis_lite.datasets.builder import CustomBuilder, ImageCaptionBuilder, ImageRetrievalBuilder
+from lavis_lite.datasets.builder import ImageCaptionBuilder, ImageRetrievalBuilder
+from lavis_lite.datasets.custom import CustomBuilder
 from lavis_lite.errors import ConfigError, DataError, RegistryError
 from lavis_lite.registry import registry
 

@@ -24,7 +24,8 @@ from PIL import Image
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import FileConfig, RunConfig
 from lavis_lite.datasets import shard_writer
-from lavis_lite.datasets.builder import CustomBuilder, CustomConfig, ImageCaptionBuilder
+from lavis_lite.datasets.builder import ImageCaptionBuilder
+from lavis_lite.datasets.custom import CustomBuilder, CustomConfig
 from lavis_lite.datasets.images import BadSample
 from lavis_lite.datasets.loader import train_loader
 from lavis_lite.datasets.qa_builder import ImageQABuilder, ImageQAConfig

@@ -21,6 +21,7 @@ from lavis_lite.models.checkpoints.export import first_names
 from lavis_lite.models.checkpoints.hf_config import section_of
 from lavis_lite.models.checkpoints.language_fit import language_kind
 from lavis_lite.models.checkpoints.vision_weights import load_vision_state, vision_state
+from lavis_lite.models.language_model.released import RELEASED
 from lavis_lite.models.vision_encoder import VisionEncoder
 
 TYPES = {
@@ -38,15 +39,9 @@ TYPES = {
 """manifest -> model type that it belongs to"""
 LAVIS = [name for name in TYPES if name.startswith("lavis_")]
 HF = [name for name in TYPES if name.startswith("hf_")]
-LLM = {
-    "opt": {"model_type": "opt", "vocab_size": 50272, "hidden_size": 2560, "ffn_dim": 10240, "num_hidden_layers": 32,
-            "num_attention_heads": 32, "max_position_embeddings": 2048, "word_embed_proj_dim": 2560},
-    "t5": {"model_type": "t5", "vocab_size": 32128, "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24,
-           "num_heads": 32, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
-    "vicuna": {"model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
-               "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6},
-}
-"""released sizes of the frozen language models: OPT-2.7B, FlanT5-XL, Vicuna-7B"""
+LLM = {"opt": RELEASED["facebook/opt-2.7b"], "t5": RELEASED["google/flan-t5-xl"],
+       "vicuna": RELEASED["lmsys/vicuna-7b-v1.1"]}
+"""sizes of the frozen language models by a part of the arch's name"""
 
 
 @functools.cache

@@ -40,17 +40,35 @@ def test_questions_have_their_part_in_every_accuracy() -> None:
     assert unscored[0].scores == {} and unscored[0].right is None
 
 
+def captions(*references: list[str]) -> SimpleNamespace:
+    return SimpleNamespace(captions=list(references), has_text=True, references=references.__getitem__,
+                           domain=lambda index: "near-domain")
+
+
 def test_captions_have_scores_by_image() -> None:
     truth = "a small solid red circle at the top left"
-    split = SimpleNamespace(captions=[[truth], [truth]], has_text=True)
+    split = captions([truth], [truth])
     task = CaptioningTask(CaptioningRunConfig(caption_metrics=["scene"]))
     rows = [{"id": 1, "index": 0, "caption": truth}, {"id": 2, "index": 1, "caption": "a blue circle"}]
     scores, samples = task.score(None, rows, split, "test"), task.report(rows, split, "test")  # type: ignore[arg-type]
     assert [sample.right for sample in samples] == [True, False] and samples[0].references == [truth]
     assert mean(samples, "exact") == scores["exact"] and samples[0].scores["image_attribute_f1"] == 1.0
     assert 0 < samples[1].scores["image_attribute_f1"] < 1
-    bare = task.report(rows, SimpleNamespace(has_text=False), "test")
+    split.has_text = False
+    bare = task.report(rows, split, "test")
     assert bare[0].references == () and bare[0].scores == {} and bare[0].right is None
+
+
+def test_scores_of_n_grams_are_those_that_the_split_has() -> None:
+    split = captions(["A dog runs.", "a brown dog"], ["two boats at sea", "boats"], ["a man rides a wave"])
+    task = CaptioningTask(CaptioningRunConfig())
+    said = ["a dog runs", "", "a man on a wave"]
+    rows = [{"id": 9 - n, "index": n, "caption": text} for n, text in enumerate(said)][::-1]
+    scores, samples = task.score(None, rows, split, "test"), task.report(rows, split, "test")  # type: ignore[arg-type]
+    assert [sample.id for sample in samples] == [7, 8, 9] and samples[2].references == ["A dog runs.", "a brown dog"]
+    for name in ("CIDEr", "ROUGE_L"):
+        assert mean(samples, name) == pytest.approx(scores[name], abs=1e-9) and samples[1].scores[name] == 0
+    assert samples[2].score == samples[2].scores["CIDEr"] > 0 and samples[2].group == "near-domain"
 
 
 @pytest.mark.parametrize("kind, prefix", [(RetrievalTask, ""), (ImageTextPretrainTask, "itm_")])

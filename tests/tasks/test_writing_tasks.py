@@ -165,7 +165,23 @@ def captioning(**keys: Any) -> CaptioningTask:
     return CaptioningTask(CaptioningRunConfig(**keys))
 
 
-IMAGES = SimpleNamespace(has_text=True, captions=[["small red star top"], ["large blue box left, tiny red disc top"]])
+class Images:
+    """Two images in memory; their captions are also known as the annotations have them."""
+
+    has_text = True
+    captions = [["small red star top"], ["large blue box left, tiny red disc top"]]
+
+    def __init__(self, *domains: str) -> None:
+        self.domains = domains or ("", "")
+
+    def references(self, index: int) -> list[str]:
+        return [f"{caption.capitalize()}." for caption in self.captions[index]]
+
+    def domain(self, index: int) -> str:
+        return self.domains[index]
+
+
+IMAGES = Images()
 PICTURES = {"image": torch.zeros(2, 3, 2, 2), "index": torch.tensor([0, 1]), "image_id": torch.tensor([70, 60])}
 
 
@@ -179,6 +195,20 @@ def test_captions_are_scored_by_the_metrics_that_are_asked_for() -> None:
     assert task.predictions(rows, IMAGES)[0] == {"image_id": 60, "caption": "large blue square left"}
     assert model.asked == [(None, {"num_beams": 5, "max_length": 30, "min_length": 1})]
     assert task.summary(scores) == "attribute F1 0.800, exact scenes 0.500 (1 objects 1.00, 2 objects 0.00)"
+
+
+def test_captions_are_scored_against_the_annotations_captions_and_by_domain() -> None:
+    rows = [{"id": 60, "index": 1, "caption": ""}, {"id": 70, "index": 0, "caption": "Small red star top!"}]
+    scores = captioning().score(None, rows, Images("in-domain", "out-domain"), "val")
+    names = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"]
+    assert list(scores) == [*names, *(f"{name}_{domain}" for domain in ("in-domain", "out-domain") for name in names),
+                            "empty_captions", "agg_metrics"]
+    assert scores["Bleu_4_in-domain"] == pytest.approx(1) and scores["Bleu_4_out-domain"] == pytest.approx(0)
+    assert scores["ROUGE_L"] == pytest.approx(0.5) and scores["empty_captions"] == 1
+    assert scores["agg_metrics"] == scores["CIDEr"] + scores["Bleu_4"]
+    assert captioning().summary(scores).endswith("1 captions were empty and score 0")
+    both = captioning(caption_metrics=["rouge_l", "scene"]).score(None, rows, IMAGES, "val")
+    assert both["agg_metrics"] == both["ROUGE_L"] + both["attribute_f1"] and "Bleu_1" not in both
 
 
 def test_prompts_of_captions() -> None:
@@ -195,9 +225,19 @@ def test_captions_without_references_or_metrics_are_written_only() -> None:
     rows = [{"id": 1, "index": 0, "caption": "x"}]
     bare = SimpleNamespace(has_text=False, captions=[[]])
     assert captioning(caption_metrics=["scene"]).score(None, rows, bare, "test") == {"predictions": 1.0}
-    assert captioning().score(None, rows, IMAGES, "test") == {"predictions": 1.0}
+    assert captioning(caption_metrics=[]).score(None, rows, IMAGES, "test") == {"predictions": 1.0}
+    assert captioning(report_metric=False).score(None, rows, IMAGES, "test") == {"predictions": 1.0}
+    assert captioning().score(None, [], IMAGES, "test") == {"predictions": 0.0}
     with pytest.raises(ConfigError, match="no metric 'scenes'; did you mean 'scene'"):
         captioning(caption_metrics=["scenes"])
+
+
+def test_captions_are_scored_as_coco_does() -> None:
+    task = captioning(caption_metrics=["coco"])
+    rows = [{"id": 70, "index": 0, "caption": "Small red star, top."}, {"id": 60, "index": 1, "caption": "a dog"}]
+    scores = task.score(None, rows, IMAGES, "val")
+    assert scores["agg_metrics"] == pytest.approx(scores["CIDEr"] + scores["Bleu_4"]) and scores["CIDEr"] > 1
+    assert {"Bleu_1", "ROUGE_L"} <= scores.keys()
 
 
 # rows of all ranks ----------------------------------------------------------------------------------------------------
