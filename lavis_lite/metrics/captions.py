@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -126,16 +127,23 @@ def token_scores(captions: TokenizedCaptions) -> CaptionScores:
 
 @dataclass(frozen=True)
 class Counts:
-    """How often each n-gram of one order stands in each sentence.
+    """How often each n-gram of one order stands in each sentence: entries, sorted by n-gram, then sentence.
 
-    Three arrays of equal length, sorted by sentence, then n-gram.
+    Attributes:
+        sentence, gram, count: int64[E].
+        documents: int64[n-grams], number of images with the n-gram in a reference.
+        own: entries of predictions.
+        shared: entries of references whose n-gram their image's prediction has.
+        partner: for each of `shared`, that prediction's entry.
     """
 
     sentence: Ints
     gram: Ints
     count: Ints
-    grams: int
-    """number of different n-grams"""
+    documents: Ints
+    own: Ints
+    shared: Ints
+    partner: Ints
 
 
 @dataclass(frozen=True)
@@ -157,39 +165,71 @@ class Corpus:
     @classmethod
     def of(cls, predictions: list[list[str]], references: list[list[list[str]]]) -> Corpus:
         """Number and count all n-grams."""
-        sentences = [_words(one) for one in predictions] + [_words(one) for refs in references for one in refs]
+        sentences = [*predictions, *chain.from_iterable(references)]
+        if any("\u00a0" in word for word in set(chain.from_iterable(sentences))):
+            sentences = [_words(one) for one in sentences]
         image = np.concatenate([np.arange(len(predictions)),
                                 np.repeat(np.arange(len(references)), [len(refs) for refs in references])])
-        length = np.array([len(one) for one in sentences], dtype=np.int64)
-        return cls(len(predictions), image, length, _count(sentences, length))
+        length = np.fromiter(map(len, sentences), np.int64, len(sentences))
+        return cls(len(predictions), image, length, _count_all(sentences, length, image, len(predictions)))
 
 
 def _words(tokens: list[str]) -> list[str]:
     """Tokens as the official BLEU and CIDEr see them: "22 3/4" is one token for ROUGE-L, two words for these."""
-    return [word for token in tokens for word in token.split()] if any(map(_has_space, tokens)) else tokens
+    return " ".join(tokens).split()
 
 
-def _has_space(token: str) -> bool:
-    return "\u00a0" in token
-
-
-def _count(sentences: list[list[str]], length: Ints) -> list[Counts]:
-    numbers: dict[str, int] = {}
-    words = np.array([numbers.setdefault(word, len(numbers)) for one in sentences for word in one], dtype=np.int64)
+def _count_all(sentences: list[list[str]], length: Ints, image: Ints, images: int) -> list[Counts]:
+    flat = list(chain.from_iterable(sentences))
+    numbers = {word: number for number, word in enumerate(dict.fromkeys(flat))}
+    words = np.fromiter(map(numbers.__getitem__, flat), np.int64, len(flat))
     sentence = np.repeat(np.arange(len(sentences)), length)
-    counts, grams, total = [], words, len(numbers)
-    for order in range(1, ORDER + 1):
-        if order > 1:  # an n-gram is its first n-1 tokens and one more; it may not run into the next sentence
-            inside = sentence[:len(grams) - 1] == sentence[order - 1:]
-            pairs = grams[:-1] * max(len(numbers), 1) + words[order - 1:]
-            unique, found = np.unique(pairs, return_inverse=True)
-            grams, total = found.astype(np.int64), len(unique)
-            keys = sentence[:len(grams)][inside] * max(total, 1) + grams[inside]
-        else:
-            keys = sentence * max(total, 1) + grams
-        kept, amount = np.unique(keys, return_counts=True)
-        counts.append(Counts(kept // max(total, 1), kept % max(total, 1), amount.astype(np.int64), total))
+    place, grams = np.arange(len(flat)), words
+    counts = []
+    for order in range(ORDER):
+        if order:  # an n-gram is its first n-1 tokens and one more; it may not run into the next sentence
+            inside = np.flatnonzero(sentence[place[place < len(flat) - order] + order]
+                                    == sentence[place[place < len(flat) - order]])
+            place = place[inside]
+            grams = grams[inside] * max(len(numbers), 1) + words[place + order]
+        grams, found = _count(grams, sentence[place], image, images)
+        counts.append(found)
     return counts
+
+
+def _sorted(codes: Ints) -> tuple[Ints, Ints]:
+    """(sorted codes, where each was), equal codes in order; packed into one number where they fit: faster to sort."""
+    bits = max(len(codes) - 1, 0).bit_length()
+    if not len(codes) or int(codes.max()).bit_length() + bits > 62:
+        order = np.argsort(codes, kind="stable")
+        return codes[order], order
+    packed = np.sort(codes << bits | np.arange(len(codes)))
+    return packed >> bits, packed & ((1 << bits) - 1)
+
+
+def _count(codes: Ints, sentence: Ints, image: Ints, images: int) -> tuple[Ints, Counts]:
+    """(dense number of each n-gram's code, entries of all sentences)."""
+    codes, order = _sorted(codes)
+    sentence = sentence[order]
+    fresh = np.ones(len(codes), dtype=bool)
+    fresh[1:] = codes[1:] != codes[:-1]
+    dense = np.cumsum(fresh) - 1
+    grams = np.empty_like(dense)
+    grams[order] = dense
+    fresh[1:] |= sentence[1:] != sentence[:-1]
+    start = np.flatnonzero(fresh)
+    count = np.diff(start, append=len(codes))
+    sentence, gram = sentence[start], dense[start]
+    reference = sentence >= images
+    own, others = np.flatnonzero(~reference), np.flatnonzero(reference)
+    keys = gram * max(images, 1) + image[sentence]  # they grow within predictions, and within references
+    wanted = keys[others]
+    first = np.ones(len(others), dtype=bool)
+    first[1:] = wanted[1:] != wanted[:-1]
+    documents = np.bincount(gram[others[first]], minlength=int(dense[-1]) + 1 if len(dense) else 0)
+    place = np.minimum(np.searchsorted(keys[own], wanted), max(len(own) - 1, 0))
+    hit = keys[own][place] == wanted if len(own) else np.zeros(len(others), dtype=bool)
+    return grams, Counts(sentence, gram, count, documents, own, others[hit], own[place[hit]])
 
 
 # BLEU ---------------------------------------------------------------------------------------------------------------
@@ -215,37 +255,10 @@ def _bleu(correct: Ints, guess: Ints, length: Ints, reference: Ints) -> Floats:
 
 def _correct(corpus: Corpus, counts: Counts) -> Ints:
     """int64[I]: n-grams of a prediction that some reference has, each at most as often as a reference has it."""
-    place, held, most, count = _shared(corpus, counts)
-    best = np.zeros(held, dtype=np.int64)
-    np.maximum.at(best, place, most)
-    own = counts.sentence < corpus.images
-    return np.bincount(counts.sentence[own], np.minimum(best, count), minlength=corpus.images).astype(np.int64)
-
-
-def _shared(corpus: Corpus, counts: Counts) -> tuple[Ints, int, Ints, Ints]:
-    """What is known of the reference entries whose n-gram their image's prediction has.
-
-    Returns:
-        Its place among the prediction entries, number of prediction entries, the reference's count, all predictions'
-        counts.
-    """
-    _, place, entries = _pairs(corpus, counts)
-    own = counts.sentence < corpus.images
-    return place, int(own.sum()), counts.count[entries], counts.count[own]
-
-
-def _pairs(corpus: Corpus, counts: Counts) -> tuple[Ints, Ints, Ints]:
-    """(sentence of the reference, place among the prediction entries, place among all entries) of shared n-grams."""
-    own = counts.sentence < corpus.images
-    base = max(counts.grams, 1)
-    keys = counts.sentence[own] * base + counts.gram[own]
-    entries = np.flatnonzero(~own)
-    wanted = corpus.image[counts.sentence[entries]] * base + counts.gram[entries]
-    place = np.searchsorted(keys, wanted)
-    hit = np.zeros(len(wanted), dtype=bool)
-    inside = place < len(keys)
-    hit[inside] = keys[place[inside]] == wanted[inside]
-    return counts.sentence[entries[hit]], place[hit], entries[hit]
+    best = np.zeros(len(counts.count), dtype=np.int64)
+    np.maximum.at(best, counts.partner, counts.count[counts.shared])
+    clipped = np.minimum(best, counts.count)[counts.own]
+    return np.bincount(counts.sentence[counts.own], clipped, minlength=corpus.images).astype(np.int64)
 
 
 def _closest_length(corpus: Corpus) -> Ints:
@@ -313,20 +326,11 @@ def cider_scores(corpus: Corpus) -> Floats:
 
 def _cosine(corpus: Corpus, counts: Counts) -> Floats:
     """float64[S]: a reference's clipped cosine with its image's prediction; 0 for predictions."""
-    weight = counts.count * (np.log(float(corpus.images)) - _log_documents(corpus, counts)[counts.gram])
+    idf = np.log(float(corpus.images)) - np.log(np.maximum(counts.documents, 1))
+    weight = counts.count * idf[counts.gram]
     norm = np.sqrt(np.bincount(counts.sentence, weight ** 2, minlength=len(corpus.length)))
-    sentence, place, entries = _pairs(corpus, counts)
-    own = weight[counts.sentence < corpus.images]
-    dots = np.minimum(own[place], weight[entries]) * weight[entries]
+    theirs = weight[counts.shared]
+    dots = np.minimum(weight[counts.partner], theirs) * theirs
     both = norm * norm[corpus.image]
-    summed = np.bincount(sentence, dots, minlength=len(corpus.length))
+    summed = np.bincount(counts.sentence[counts.shared], dots, minlength=len(corpus.length))
     return np.divide(summed, both, out=np.zeros_like(both), where=both != 0)
-
-
-def _log_documents(corpus: Corpus, counts: Counts) -> Floats:
-    """float64[grams]: log of the number of images with the n-gram in a reference; 0 where there is none."""
-    entries = counts.sentence >= corpus.images
-    base = max(counts.grams, 1)
-    keys = np.unique(corpus.image[counts.sentence[entries]] * base + counts.gram[entries])
-    documents = np.bincount(keys % base, minlength=counts.grams)
-    return np.log(np.maximum(documents, 1).astype(np.float64))

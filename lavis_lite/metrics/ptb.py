@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import lru_cache
-from itertools import zip_longest
+from functools import cache
+from itertools import chain, zip_longest
+from string import ascii_letters, digits
 
-from lavis_lite.metrics.ptb_characters import DIGITS, LETTERS, MARKS, characters
+from lavis_lite.metrics.ptb_characters import CAPITAL, DIGIT, MARK, SMALL, shadow
 from lavis_lite.metrics.ptb_rules import ABBREVIATED, COUNTED, SPLIT, Rule, rules
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--",
@@ -25,7 +26,8 @@ PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-
 _BREAKS = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029\0]|\\|\\|\\|")
 """what ends a line anywhere on the way of a caption, and what parts its references"""
 _WHITE = frozenset(" \t\u00a0\u3000\n" + "".join(map(chr, range(0x2000, 0x200b))))
-_PLAIN = re.compile("[A-Za-z]+[,.]?")
+_LETTERS = frozenset(ascii_letters + SMALL + CAPITAL + MARK)
+_DIGITS = frozenset(digits + DIGIT)
 _ALONE = re.compile(r"[A-Za-z,;?!'/-]+\.?")
 """a chunk between blanks whose tokens hang on nothing but itself, if it does not end with an abbreviation"""
 _MOST_CHUNKS = 1 << 16
@@ -55,76 +57,76 @@ def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
 
 
 def forget() -> None:
-    """Drop what is remembered of chunks, for measurements of a cold start."""
-    _chunk.cache_clear()
+    """Drop what is remembered of chunks."""
+    _CHUNKS.clear()
 
 
 def _one_line(text: str) -> str:
-    return _BREAKS.sub(" ", text)
+    return text if text.isprintable() and "|" not in text else _BREAKS.sub(" ", text)
 
 
 def _tokens(line: str, rest: str) -> list[str]:
     """Tokens of one line; `rest` is what follows it: "" or a line break and the next line."""
-    tokens: list[str] = []
-    for chunk in line.split(" "):
-        found = _chunk(chunk)
-        if found is None:
-            return [token for token in scan(line, rest) if token not in PUNCTUATION]
-        tokens += found
-    return tokens
+    found = list(map(_CHUNKS.__getitem__, line.split(" ")))
+    if None in found:
+        return [token for token in scan(line, rest) if token not in PUNCTUATION]
+    return list(chain.from_iterable(found))  # type: ignore[arg-type]  # None was looked for above
 
 
-@lru_cache(maxsize=_MOST_CHUNKS)
+class _Chunks(dict[str, "tuple[str, ...] | None"]):
+    """Tokens of what stands between two blanks, None where they may hang on more than that; found when asked for."""
+
+    def __missing__(self, chunk: str) -> tuple[str, ...] | None:
+        if len(self) >= _MOST_CHUNKS:
+            self.clear()
+        self[chunk] = found = _chunk(chunk)
+        return found
+
+
 def _chunk(chunk: str) -> tuple[str, ...] | None:
-    """Tokens of what stands between two blanks, None where they may hang on more than that."""
     if not chunk:
         return ()
-    if _PLAIN.fullmatch(chunk) and not SPLIT.fullmatch(chunk) and not ABBREVIATED.fullmatch(chunk):
-        return (chunk.rstrip(",.").lower(),)
+    word = (chunk[:-1] if chunk[-1] in ",." else chunk).lower()
+    if word.isalpha() and word.isascii() and word not in SPLIT and not (chunk[-1] == "." and ABBREVIATED.fullmatch(chunk)):
+        return (word,)
     if not _ALONE.fullmatch(chunk) or COUNTED.fullmatch(chunk):
         return None
     return tuple(token for token in scan(chunk, "\n") if token not in PUNCTUATION)
 
 
+_CHUNKS = _Chunks()
+
+
 def scan(line: str, rest: str) -> list[str]:
     """All tokens of a line, punctuation among them; `rest` as in `_tokens`."""
     text, place, tokens = line + rest, 0, []
-    while place < len(line):
-        if text[place] in _WHITE:
+    shape, end = shadow(text), len(line)
+    while place < end:
+        if shape[place] in _WHITE:
             place += 1
             continue
-        token, place = _longest(text, place)
+        token, place = _longest(text, shape, place)
         if token:
             tokens.append(token.lower())
     return tokens
 
 
-def _longest(text: str, place: int) -> tuple[str, int]:
+def _longest(text: str, shape: str, place: int) -> tuple[str, int]:
     """The token that begins at a place and the place after it; "" where the character there is dropped."""
     reach, best = place, None
-    for rule in _rules_for(text[place]):
-        match = rule.pattern.match(text, place)
+    for rule in _rules_for(shape[place]):
+        match = rule.pattern.match(shape, place)
         if match is not None and match.end() > reach:
             reach, best = match.end(), (rule, match)
     if best is None:
         return "", place + 1
     rule, match = best
-    group = 1 if rule.pattern.groups else 0
-    return rule.token(match[group]), match.end(group) - rule.again
+    first, end = match.span(1 if rule.pattern.groups else 0)
+    return rule.token(text[first:end]), end - rule.again
 
 
-@lru_cache(maxsize=_MOST_CHUNKS)
+@cache
 def _rules_for(character: str) -> tuple[Rule, ...]:
-    """The rules a token with this first character can be of."""
-    kind = "a" if character in _letters() else "0" if character in _digits() else character
+    """The rules a token with this first character of its shadow can be of."""
+    kind = "a" if character in _LETTERS else "0" if character in _DIGITS else character
     return tuple(rule for rule in rules() if kind in rule.first or rule.first == "*")
-
-
-@lru_cache(maxsize=1)
-def _letters() -> frozenset[str]:
-    return frozenset(characters(LETTERS) + characters(MARKS))
-
-
-@lru_cache(maxsize=1)
-def _digits() -> frozenset[str]:
-    return frozenset(characters(DIGITS))

@@ -2,12 +2,27 @@
 
 That one knows the Unicode of its day, whatever Python's is. A set is written as runs in base 36: `start-more`, where
 `start` counts on from the end of the run before and `more` is how many characters follow the first.
+
+The rules read a text's shadow: of equal length, with one character standing for all of a kind beyond ASCII.
 """
 
 from __future__ import annotations
 
+SMALL, CAPITAL, DIGIT, MARK, SYMBOL, UNKNOWN = "\u00e0", "\u00c0", "\u0660", "\u0300", "\u00a7", "\x01"
+"""what stands in a shadow for any letter, capital letter, digit, accent, symbol; and for what no token can have"""
+NAMED = frozenset("\u0080\u0091\u0092\u0093\u0094\u0096\u0097\u00a0\u00a2\u00a3\u00a4\u00a5\u00ab\u00ad\u00b2\u00b3"
+                  "\u00b9\u00bb\u00bc\u00bd\u00be\u058a\u066b\u066c\u2010\u2011\u2013\u2014\u2015\u2018\u2019\u201a\u201b\u201c"
+                  "\u201d\u201e\u201f\u2026\u2039\u203a\u2044\u2070\u20a0\u20ac\u3000\u3001"
+                  + "".join(map(chr, (*range(0x2000, 0x200b), *range(0x2074, 0x208c), *range(0x2153, 0x215f)))))
+"""characters beyond ASCII that a rule names, and that are therefore their own shadow"""
 
-def characters(runs: str) -> str:
+
+def shadow(text: str) -> str:
+    """The text as the rules read it, character by character."""
+    return text if text.isascii() else text.translate(_TABLE)
+
+
+def characters(runs: str) -> frozenset[str]:
     """A set written as above -> its characters."""
     found, end = [], 0
     for run in runs.split():
@@ -15,19 +30,28 @@ def characters(runs: str) -> str:
         first = end + int(start, 36)
         end = first + int(more or "0", 36)
         found += [chr(code) for code in range(first, end + 1)]
-    return "".join(found)
+    return frozenset(found)
 
 
-def brackets(runs: str) -> str:
-    """A set written as above -> the inside of a regular expression's brackets."""
-    found, end = [], 0
-    for run in runs.split():
-        start, _, more = run.partition("-")
-        first = end + int(start, 36)
-        end = first + int(more or "0", 36)
-        found.append(f"\\u{first:04x}" + (f"-\\u{end:04x}" if more else ""))
-    return "".join(found)
+class _Table(dict[int, str]):
+    """Code -> shadow, found when it is first asked for."""
 
+    sets: dict[str, frozenset[str]] | None = None
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        self[code] = character if code < 128 or character in NAMED else self._kind(character)
+        return self[code]
+
+    def _kind(self, character: str) -> str:
+        if self.sets is None:
+            self.sets = {SMALL: characters(LETTERS), DIGIT: characters(DIGITS), MARK: characters(MARKS),
+                         SYMBOL: characters(SYMBOLS)}
+        kind = next((kind for kind, members in self.sets.items() if character in members), UNKNOWN)
+        return CAPITAL if kind == SMALL and character.isupper() else kind
+
+
+_TABLE = _Table()
 
 LETTERS = """
 1t-p 7-p 1c b 5 6-m 2-u 2-cp 5-b f-4 8 2 3m-4 2-1 3-3 9 2-2 2 2-j 2-2a 2-3u 9-4d a-11 3 8-12 21-q 6-2 1a-16 10-1 2-2q

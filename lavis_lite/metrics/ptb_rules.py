@@ -11,15 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from lavis_lite.metrics.ptb_characters import DIGITS, LETTERS, MARKS, SYMBOLS, brackets, characters
+from lavis_lite.metrics.ptb_characters import CAPITAL, DIGIT, MARK, SMALL, SYMBOL
 
 Token = Callable[[str], str]
 
-_D = brackets(DIGITS)
-_L = brackets(LETTERS)
+_D = f"0-9{DIGIT}"
+_L = f"A-Za-z{SMALL}{CAPITAL}"
 _ENTITY = "&[aeiouAEIOU](?i:acute|grave|uml);"
-_LETTER = f"(?:[\u00ad{_L}{brackets(MARKS)}]|{_ENTITY})"
-_LETTERS_OR_DIGITS = f"(?:[\u00ad{_L}{brackets(MARKS)}{_D}]|{_ENTITY})*"
+_LETTER = f"(?:[\u00ad{_L}{MARK}]|{_ENTITY})"
+_LETTERS_OR_DIGITS = f"(?:[\u00ad{_L}{MARK}{_D}]|{_ENTITY})*"
 _WORD = f"{_LETTER}{_LETTERS_OR_DIGITS}(?:[.!?]{_LETTER}{_LETTERS_OR_DIGITS})*"
 _APOSTROPHE = "(?:['\u0092\u2019]|&(?i:apos);)"
 _APOSTROPHE_LIKE = "(?:['\u0092\u2019`\u0091\u2018\u201b]|&(?i:apos);)"
@@ -64,7 +64,7 @@ COUNTED = re.compile("(?i:.*(?<![a-z])(?:[a-z]|p?t[ye]|" + "|".join(_COUNTED) + 
 """chunks whose end may be an abbreviation or not, depending on what follows"""
 ABBREVIATED = re.compile("(?i:[a-z]|" + "|".join(_ENDING + _TITLES + _COUNTED).replace("(?-i:", "(?i:") + r")\.")
 """words with a full stop that may not be the end of a sentence"""
-SPLIT = re.compile("(?i:cannot|gonna|gotta|lemme|gimme|wanna)[.,]?")
+SPLIT = frozenset(("cannot", "gonna", "gotta", "lemme", "gimme", "wanna"))
 """words that are two tokens"""
 _STARTERS = r"""
 A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Mr\.
@@ -78,6 +78,7 @@ _FRACTIONS = {"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3"
 _MONEY = {"\u0080": "$", "\u00a4": "$", "\u20a0": "$", "\u20ac": "$", "\u00a3": "#", "\u00a2": "cents"}
 _ENTITIES = {"&lt;": "<", "&gt;": ">", "&nbsp;": ""}
 _QUOTES = "`\u201a\u201e\u201f" + "".join(QUOTES)
+_NAMED_SYMBOLS = "\u00a5\u00b2\u00b3\u00b9\u2070\u2074-\u207e\u2080-\u208b\u2155-\u215e\u201a\u201e\u201f\u3001"
 _FIRST_APOSTROPHE = "'&\u0092\u2019"
 _FIRST_QUOTE = _FIRST_APOSTROPHE + _QUOTES
 
@@ -88,7 +89,7 @@ class Rule:
 
     Attributes:
         first: characters it can begin with; `a` stands for any letter, `0` for any digit.
-        pattern: group 1, where there is one, is the token and the rest is looked ahead at.
+        pattern: of the text's shadow; group 1, where there is one, is the token and the rest is looked ahead at.
         token: the token's text -> how it is printed, before it is brought to lower case.
         again: how many of the token's last characters the scanner reads once more.
     """
@@ -226,10 +227,9 @@ def _number_rules() -> list[Rule]:
 
 
 def _abbreviation_rules() -> list[Rule]:
-    capital = "".join(f"\\u{ord(one):04x}" for one in characters(LETTERS) if one.isupper())
     ending, acronym = rf"{_any(_ENDING)}\.", rf"(?:[A-Za-z](?:\.[A-Za-z])*|{_COUNTRY})\."
     starter = f"{_WHITE}+(?:{'|'.join(map(_capitalised, _STARTERS))}|{_TAG}){_WHITE}"
-    end = f"{_WHITE}(?:{_WHITE}|[{capital}]|{_TAG})"
+    end = f"{_WHITE}(?:{_WHITE}|[A-Z{CAPITAL}]|{_TAG})"
     return [
         _rule("a", rf"({_any(_COUNTED)}\.){_WHITE}?[{_D}]"),
         _rule("a", rf"((?i:p?t[ye]|co)\.){_SPACE}(?i:ltd|lim)"),
@@ -270,5 +270,5 @@ def _mark_rules() -> list[Rule]:
         _rule("(", r"\(", _always("-LRB-")), _rule(")", r"\)", _always("-RRB-")),
         _rule("[", r"\[", _always("-LSB-")), _rule("]", r"\]", _always("-RSB-")),
         _rule("{", r"\{", _always("-LCB-")), _rule("}", r"\}", _always("-RCB-")),
-        _rule("*", rf"[.,:/+\u2044@_{brackets(SYMBOLS)}]"),
+        _rule("*", rf"[.,:/+\u2044@_$%&'*;<=>\\^`|~{SYMBOL}{_NAMED_SYMBOLS}]"),
     ]
