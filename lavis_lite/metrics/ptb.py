@@ -87,7 +87,8 @@ def _chunk(chunk: str) -> tuple[str, ...] | None:
     if not chunk:
         return ()
     word = (chunk[:-1] if chunk[-1] in ",." else chunk).lower()
-    if word.isalpha() and word.isascii() and word not in SPLIT and not (chunk[-1] == "." and ABBREVIATED.fullmatch(chunk)):
+    abbreviated = chunk[-1] == "." and ABBREVIATED.fullmatch(chunk)
+    if word.isalpha() and word.isascii() and word not in SPLIT and not abbreviated:
         return (word,)
     if not _ALONE.fullmatch(chunk) or COUNTED.fullmatch(chunk):
         return None
