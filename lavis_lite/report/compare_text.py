@@ -81,10 +81,12 @@ def _one_line(text: str) -> str:
 
 
 def _said(row: dict[str, Any]) -> str:
+    if "prediction" in row:
+        return _one_line(row["prediction"])
     if "rank" in row:
         return f"rank {row['rank']}" if row["rank"] else "not found"
     score = main_score(row)
-    return _one_line(row["prediction"]) if "prediction" in row else "-" if score is None else f"{score:.3f}"
+    return "-" if score is None else f"{score:.3f}"
 
 
 def as_json(found: Comparison) -> str:
