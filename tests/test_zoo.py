@@ -103,6 +103,7 @@ def test_processors_that_cannot_be(spec: dict[str, object], words: str) -> None:
 
 
 def test_what_stays_random_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lavis_lite.loading.load_section", lambda section, *, say, **wishes: None)
     load_model("blip2", "mini", is_eval=True)
     assert "blip2/mini has no checkpoint of its own: what trains is random" in caplog.text
     caplog.clear()
