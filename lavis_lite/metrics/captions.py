@@ -166,8 +166,9 @@ class Corpus:
     def of(cls, predictions: list[list[str]], references: list[list[list[str]]]) -> Corpus:
         """Number and count all n-grams."""
         sentences = [*predictions, *chain.from_iterable(references)]
-        if any("\u00a0" in word for word in set(chain.from_iterable(sentences))):
-            sentences = [_words(one) for one in sentences]
+        spaced = {word for word in set(chain.from_iterable(sentences)) if "\u00a0" in word}
+        if spaced:
+            sentences = [one if spaced.isdisjoint(one) else _words(one) for one in sentences]
         image = np.concatenate([np.arange(len(predictions)),
                                 np.repeat(np.arange(len(references)), [len(refs) for refs in references])])
         length = np.fromiter(map(len, sentences), np.int64, len(sentences))
@@ -188,8 +189,8 @@ def _count_all(sentences: list[list[str]], length: Ints, image: Ints, images: in
     counts = []
     for order in range(ORDER):
         if order:  # an n-gram is its first n-1 tokens and one more; it may not run into the next sentence
-            inside = np.flatnonzero(sentence[place[place < len(flat) - order] + order]
-                                    == sentence[place[place < len(flat) - order]])
+            before_end = place[:np.searchsorted(place, len(flat) - order)]
+            inside = np.flatnonzero(sentence[before_end + order] == sentence[before_end])
             place = place[inside]
             grams = grams[inside] * max(len(numbers), 1) + words[place + order]
         grams, found = _count(grams, sentence[place], image, images)
@@ -224,11 +225,12 @@ def _count(codes: Ints, sentence: Ints, image: Ints, images: int) -> tuple[Ints,
     own, others = np.flatnonzero(~reference), np.flatnonzero(reference)
     keys = gram * max(images, 1) + image[sentence]  # they grow within predictions, and within references
     wanted = keys[others]
+    predicted = keys[own]
     first = np.ones(len(others), dtype=bool)
     first[1:] = wanted[1:] != wanted[:-1]
     documents = np.bincount(gram[others[first]], minlength=int(dense[-1]) + 1 if len(dense) else 0)
-    place = np.minimum(np.searchsorted(keys[own], wanted), max(len(own) - 1, 0))
-    hit = keys[own][place] == wanted if len(own) else np.zeros(len(others), dtype=bool)
+    place = np.minimum(np.searchsorted(predicted, wanted), max(len(own) - 1, 0))
+    hit = predicted[place] == wanted if len(own) else np.zeros(len(others), dtype=bool)
     return grams, Counts(sentence, gram, count, documents, own, others[hit], own[place[hit]])
 
 
@@ -298,11 +300,9 @@ def _lcs(masks: Mapping[str, int], length: int, other: list[str]) -> int:
     """
     full = (1 << length) - 1
     row = full
-    for word in other:
-        mask = masks.get(word)
-        if mask is not None:
-            hit = row & mask
-            row = (row + hit) | (row - hit)
+    for mask in filter(None, map(masks.get, other)):
+        hit = row & mask
+        row = (row + hit) | (row - hit)
     return length - (row & full).bit_count()
 
 
