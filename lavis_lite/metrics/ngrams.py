@@ -64,13 +64,18 @@ class Corpus:
         sentences = [*predictions, *chain.from_iterable(references)]
         image = np.concatenate([np.arange(len(predictions)),
                                 np.repeat(np.arange(len(references)), [len(refs) for refs in references])])
-        joined = {word for word in set(chain.from_iterable(sentences)) if "\u00a0" in word}
         spaced = np.zeros(len(predictions), dtype=bool)
-        if joined:
+        flat = list(chain.from_iterable(sentences))
+        unique = dict.fromkeys(flat)
+        if joined := {word for word in unique if "\u00a0" in word}:
             spaced[image[[not joined.isdisjoint(one) for one in sentences]]] = True
             sentences = [one if joined.isdisjoint(one) else _words(one) for one in sentences]
+            flat = list(chain.from_iterable(sentences))
+            unique = dict.fromkeys(flat)
         length = np.fromiter(map(len, sentences), np.int64, len(sentences))
-        counts, entry = _count_all(sentences, length, image, len(predictions))
+        numbers = {word: number for number, word in enumerate(unique)}
+        words = np.fromiter(map(numbers.__getitem__, flat), np.int64, len(flat))
+        counts, entry = _count_all(words, length, image, len(predictions))
         return cls(len(predictions), image, length, counts, entry, spaced)
 
 
@@ -79,19 +84,17 @@ def _words(tokens: list[str]) -> list[str]:
     return " ".join(tokens).split()
 
 
-def _count_all(sentences: list[list[str]], length: Ints, image: Ints, images: int) -> tuple[list[Counts], Ints]:
-    flat = list(chain.from_iterable(sentences))
-    numbers = {word: number for number, word in enumerate(dict.fromkeys(flat))}
-    words = np.fromiter(map(numbers.__getitem__, flat), np.int64, len(flat))
-    sentence = np.repeat(np.arange(len(sentences)), length)
-    place, grams = np.arange(len(flat)), words
+def _count_all(words: Ints, length: Ints, image: Ints, images: int) -> tuple[list[Counts], Ints]:
+    sentence = np.repeat(np.arange(len(length)), length)
+    different = int(words.max(initial=0)) + 1
+    place, grams = np.arange(len(words)), words
     counts, entries = [], []
     for order in range(ORDER):
         if order:  # an n-gram is its first n-1 tokens and one more; it may not run into the next sentence
-            before_end = place[:np.searchsorted(place, len(flat) - order)]
+            before_end = place[:np.searchsorted(place, len(words) - order)]
             inside = np.flatnonzero(sentence[before_end + order] == sentence[before_end])
             place = place[inside]
-            grams = grams[inside] * max(len(numbers), 1) + words[place + order]
+            grams = grams[inside] * different + words[place + order]
         grams, entry, found = _count(grams, sentence[place], image, images)
         counts.append(found)
         entries.append(entry)
@@ -131,6 +134,10 @@ def _count(codes: Ints, sentence: Ints, image: Ints, images: int) -> tuple[Ints,
     first = np.ones(len(others), dtype=bool)
     first[1:] = wanted[1:] != wanted[:-1]
     documents = np.bincount(gram[others[first]], minlength=int(dense[-1]) + 1 if len(dense) else 0)
+    said = np.zeros(len(documents), dtype=bool)
+    said[gram[own]] = True
+    others = others[said[gram[others]]]
+    wanted = keys[others]
     place = np.minimum(np.searchsorted(predicted, wanted), max(len(own) - 1, 0))
     hit = predicted[place] == wanted if len(own) else np.zeros(len(others), dtype=bool)
     return grams, entry, Counts(sentence, gram, count, documents, own, others[hit], own[place[hit]])
