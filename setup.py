@@ -83,7 +83,7 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.10",
     packages=find_packages(include=["lavis_lite", "lavis_lite.*"]),
-    package_data={"lavis_lite": ["py.typed", "configs/**/*.yaml", "assets/**/*"]},
+    package_data={"lavis_lite": ["py.typed", "configs/**/*.yaml", "assets/**/*", "report/page/*"]},
     include_package_data=False,
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

@@ -12,15 +12,17 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "LavisLiteError": "lavis_lite.errors",
+    "dataset_zoo": "lavis_lite.datasets.load",
     "list_models": "lavis_lite.zoo",
+    "load_dataset": "lavis_lite.datasets.load",
     "load_model": "lavis_lite.zoo",
     "load_model_and_preprocess": "lavis_lite.zoo",
     "load_preprocess": "lavis_lite.zoo",
     "model_zoo": "lavis_lite.zoo",
 }
 
-__all__ = ["LavisLiteError", "__version__", "list_models", "load_model", "load_model_and_preprocess", "load_preprocess",
-           "model_zoo"]
+__all__ = ["LavisLiteError", "__version__", "dataset_zoo", "list_models", "load_dataset", "load_model",
+           "load_model_and_preprocess", "load_preprocess", "model_zoo"]
 
 
 def __getattr__(name: str) -> Any:

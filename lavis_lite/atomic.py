@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -39,4 +42,30 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def fresh(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a new file or folder, which gets the name `path` when the block ends without an error.
+
+    Raises:
+        FileExistsError: there is something already.
+        OSError: it could not be written; then nothing is left.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} is there already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        yield temporary
+        for file in [temporary] if temporary.is_file() else sorted(temporary.rglob("*")):
+            if file.is_file():
+                sync_file(file)
+        os.rename(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
     sync_folder(path.parent)

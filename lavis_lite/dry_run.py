@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from lavis_lite import distributed, engine
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, ModelConfig
 from lavis_lite.distributed import launch_from_environment
+from lavis_lite.models.language_model.released import RELEASED
+from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.registry import registry
+from lavis_lite.runners.mixing import published_mixing
 from lavis_lite.runners.precision import pick_device
+from lavis_lite.weights import Need
 
 GIB = 2**30
 
@@ -27,6 +32,7 @@ def dry_run(composition: Composition, needs: list[str], hint: str) -> None:
         print(f"note: {note}")
     if not needs:
         return _one_real_step(config)
+    print_mixing(published_mixing(config))  # first: the step may lack the language model's configuration
     _one_meta_step(config)
     print(f"\nmissing, {len(needs)} in all; the run would stop before it starts:")
     print("\n".join(f"  {number}. {need}" for number, need in enumerate(needs, 1)))
@@ -50,6 +56,7 @@ def _one_real_step(config: Config) -> None:
     finally:
         distributed.shutdown()
     print_parts(runner.model)
+    print_mixing(runner.parts.mixing)
     parts = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
     seconds = time.perf_counter() - start
     print(f"dry run: built everything and ran one step ({parts}) in {seconds:.1f} s; nothing was kept.")
@@ -61,23 +68,78 @@ def print_parts(model: Any) -> None:
         print(f"  {part:16} {trains:>14,} trainable {stays:>14,} frozen")
 
 
+def print_mixing(lines: list[str]) -> None:
+    """Probabilities of the data sets, where there are several."""
+    if len(lines) > 1:
+        print("training data:")
+        print("\n".join(f"  {line}" for line in lines))
+
+
 def _one_meta_step(config: Config) -> None:
     model = meta_model(config.model)
     batch = config.run.batch_size_train
     samples = model.example_samples(batch, torch.device("meta"))
-    output = model(samples)
-    output.loss.backward()
+    loss, how_far = _meta_loss(model, samples)
+    loss.backward()
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     print_parts(model)
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in samples.items() if torch.is_tensor(value))
-    print(f"dry run on the meta device: forward and backward of {batch} samples per rank fit together ({shapes}).")
+    print(f"dry run on the meta device: forward and backward of {batch} samples per rank fit together{how_far} "
+          f"({shapes}).")
     need = trainable * 16 / GIB + frozen * 2 / GIB
     print(f"{trainable:,} parameters train, {frozen:,} are frozen; weights, gradients and AdamW state take about "
           f"{need:.1f} GiB per rank, activations besides.")
 
 
 def meta_model(section: ModelConfig) -> Any:
-    """The model of a section on the meta device: real shapes, no memory, no files."""
+    """The model of a section on the meta device: real shapes, no memory, no files.
+
+    A language model that is not here has the sizes of its published configuration. Where the Q-Former's tokenizer is
+    not here, every word is one token.
+    """
     with torch.device("meta"):
-        return registry.get_model_class(section.arch).from_config(section)
+        model = registry.get_model_class(section.arch).from_config(_with_sizes(section))
+    if not Need("tokenizer", str(section.get("tokenizer"))).found():
+        model.tokenizer = OneIdPerWord(model.tokenizer)
+    return model
+
+
+def _with_sizes(section: Any) -> Any:
+    """A section whose language model can be built here: its folder where there is one, else its sizes."""
+    if not hasattr(section, "language_model_name") or section.llm_args is not None:
+        return section
+    name = section.language_model_name()
+    here = Need("llm_model", name).local()
+    if here is not None:
+        return dataclasses.replace(section, llm_model=str(here))
+    return dataclasses.replace(section, llm_args=RELEASED[name], llm_precision="bf16") if name in RELEASED else section
+
+
+class OneIdPerWord:
+    """Stands for a `TextTokenizer` whose files are not here: as many ids as words, all the same.
+
+    Args:
+        real: the tokenizer without its files; it knows its limits and its special ids.
+    """
+
+    def __init__(self, real: TextTokenizer) -> None:
+        self.real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def __call__(self, texts: Sequence[str], max_length: int | None = None) -> TextTokens:
+        """As `TextTokenizer`."""
+        most = max_length or self.real.max_length
+        return TextTokens.from_lists([[1] * min(len(text.split()) + 2, most) for text in texts], 0)
+
+
+def _meta_loss(model: Any, samples: dict[str, Any]) -> tuple[torch.Tensor, str]:
+    """Something to go backward from, and how far forward it is: the loss, or the soft prompt of a language model.
+
+    transformers' masks look at values, which tensors on the meta device do not have.
+    """
+    if hasattr(model, "language_model"):
+        return model.soft_prompt(samples["image"], samples["text_input"]).sum(), " up to the language model"
+    return model(samples).loss, ""

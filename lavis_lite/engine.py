@@ -19,6 +19,7 @@ import torch
 from lavis_lite import distributed, weights
 from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
+from lavis_lite.datasets.feature_cache import FeatureFolder
 from lavis_lite.distributed import Launch, launch_from_environment
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
 from lavis_lite.registry import registry
@@ -57,6 +58,7 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     task = registry.get_task_class(config.run.task)(config.run)
     datasets = build_datasets(config)
     model = build_model(config)
+    check_features(datasets, model)
     runner: Runner = registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir, launch=launch,
                                                                   device=device)
     return runner
@@ -102,6 +104,20 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
             raise DataError(f"split {split!r} is in none of the data sets {', '.join(built)}; "
                             "mend run.train_splits, run.valid_splits or run.test_splits.")
     return built
+
+
+def check_features(datasets: dict[str, dict[str, Any]], model: Any) -> None:
+    """Refuse kept features that another vision encoder than the model's has made.
+
+    Raises:
+        ConfigError: see `FeatureFolder.check_encoder`.
+    """
+    folders = [dataset.folder for splits in datasets.values() for dataset in splits.values()
+               if isinstance(getattr(dataset, "folder", None), FeatureFolder)]
+    if folders:
+        encoder = weights.encoder_identity(model)
+        for folder in folders:
+            folder.check_encoder(encoder)
 
 
 def build_model(config: Config) -> Any:

@@ -108,6 +108,19 @@ def load_plugins() -> None:
         entry.load()
 
 
+BUILDERS = {
+    "image_caption": "builder:ImageCaptionBuilder",
+    "image_retrieval": "builder:ImageRetrievalBuilder",
+    "custom": "custom:CustomBuilder",
+    "image_shards": "shard_builder:ImageShardBuilder",
+    "image_qa": "qa_builder:ImageQABuilder",
+    "image_dialogue": "dialogue:ImageDialogueBuilder",
+    "video_caption": "video_builder:VideoCaptionBuilder",
+    "video_qa": "video_builder:VideoQABuilder",
+}
+"""builders of the package, by their place in the room datasets"""
+
+
 class Registries:
     """All kinds on one page. `registry` below is the one instance."""
 
@@ -125,8 +138,7 @@ class Registries:
             "blip2_vicuna_instruct": llm + "Blip2VicunaInstruct",
         })
         # processor: __call__(item, rng=None) -> tensor or text; all randomness comes from rng.
-        image, text = "lavis_lite.processors.image:", "lavis_lite.processors.text:"
-        video = "lavis_lite.processors.video:"
+        image, text, video = (f"lavis_lite.processors.{name}:" for name in ("image", "text", "video"))
         self.processor: Registry[Any] = Registry("processor", "lavis_lite.processors.base:BaseProcessor", {
             "blip_image_train": image + "BlipImageTrain",
             "blip_image_eval": image + "BlipImageEval",
@@ -137,24 +149,26 @@ class Registries:
             "alpro_video_eval": video + "AlproVideoEval",
             "blip_caption": text + "BlipCaption",
             "blip_question": text + "BlipQuestion",
+            "as_written": text + "AsWritten",
             "instruction": "lavis_lite.processors.instruction:Instruction",
         })
         # builder: from_config(name, cfg) -> build(split) -> map-style dataset; documents the sample keys it yields.
-        builder = "lavis_lite.datasets.builder:"
-        self.builder: Registry[Any] = Registry("builder", "lavis_lite.datasets.builder:BaseDatasetBuilder", {
-            "image_caption": builder + "ImageCaptionBuilder",
-            "image_retrieval": builder + "ImageRetrievalBuilder",
-            "custom": builder + "CustomBuilder",
-            "image_qa": "lavis_lite.datasets.qa_builder:ImageQABuilder",
-            "video_caption": "lavis_lite.datasets.video_builder:VideoCaptionBuilder",
-            "video_qa": "lavis_lite.datasets.video_builder:VideoQABuilder",
-        })
+        self.builder: Registry[Any] = Registry("builder", "lavis_lite.datasets.builder:BaseDatasetBuilder",
+                                               {name: "lavis_lite.datasets." + home for name, home in BUILDERS.items()})
         # task: train_step, predict, score; no loops, no files.
         self.task: Registry[Any] = Registry("task", "lavis_lite.tasks.base:BaseTask", {
             "image_text_pretrain": "lavis_lite.tasks.pretrain:ImageTextPretrainTask",
             "retrieval": "lavis_lite.tasks.retrieval:RetrievalTask",
             "captioning": "lavis_lite.tasks.captioning:CaptioningTask",
             "vqa": "lavis_lite.tasks.vqa:VQATask",
+            "gqa": "lavis_lite.tasks.answering:GQATask",
+            "aok_vqa": "lavis_lite.tasks.answering:AOKVQATask",
+            "vqa_reading_comprehension": "lavis_lite.tasks.answering:ReadingTask",
+            "video_qa": "lavis_lite.tasks.answering:VideoQATask",
+            "ranking": "lavis_lite.tasks.ranking:RankingTask",
+            "multimodal_classification": "lavis_lite.tasks.ranking:RankingTask",
+            "dialogue": "lavis_lite.tasks.ranking:DialogueTask",
+            "instruction_tuning": "lavis_lite.tasks.by_dataset:InstructionTuningTask",
         })
         # runner: the one step loop, bounded by epochs or by iterations.
         runner = "lavis_lite.runners.runner:"

@@ -8,6 +8,7 @@ offline switches (LAVIS_LITE_OFFLINE, HF_HUB_OFFLINE) are obeyed.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite import files, hub
-from lavis_lite.errors import DataError, Faults, did_you_mean
+from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
 
 LAVIS_BUCKET = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
@@ -37,6 +38,7 @@ FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin", ".json", ".txt")
 HUB_FILES = {
     "tokenizer": ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"],
     "qformer_weights": ["config.json", "model.safetensors"],
+    "pretrained": ["*.json", "*.txt", "*.model", "*.safetensors"],
     "llm_tokenizer": ["*.json", "*.txt", "*.model"],
     "llm_model": ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"],
 }
@@ -174,6 +176,27 @@ def checkpoints_of(model: Any) -> list[tuple[str, str]]:
     elif model.load_pretrained:
         keys.append("pretrained")
     return [(key, str(model.get(key))) for key in keys if model.get(key)]
+
+
+def encoder_identity(model: Any) -> dict[str, Any]:
+    """What tells the outputs of a model's vision encoder from another's: name, pixels, precision, hash of its weights.
+
+    To be asked for before the model has run: on a CPU half-precision weights change their type then.
+
+    Raises:
+        ConfigError: the encoder trains.
+    """
+    import torch
+
+    encoder = getattr(model, "vision_encoder", None)
+    if encoder is None or not getattr(encoder, "frozen", False):
+        raise ConfigError("kept features need a frozen vision encoder: set model.freeze_vit=true.")
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return {"name": encoder.name, "image_size": encoder.image_size, "precision": encoder.precision,
+            "sha256": digest.hexdigest()}
 
 
 def fetch_all(needs: Sequence[Need], what: str) -> dict[str, Path]:

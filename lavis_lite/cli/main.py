@@ -13,8 +13,11 @@ COMMANDS = {
     "train": "train a model from a YAML",
     "evaluate": "score a model on the splits a YAML names",
     "fetch": "download the annotations, weights and tokenizers a YAML needs",
+    "data": "list, prepare, check and pack data sets, keep frozen features",
     "generate": "write captions of pictures, or answers about them",
     "models": "list models and their types",
+    "convert": "turn a checkpoint into transformers', LAVIS' or this project's format",
+    "compare": "two runs side by side: what changed, scores with confidence intervals, samples that flipped",
     "zoo": "what every model type is, where its weights come from, whether it runs offline",
 }
 INTERRUPTED, USER_ERROR = 130, 2

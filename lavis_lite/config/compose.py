@@ -56,11 +56,24 @@ def compose(cfg_path: str | Path, options: Sequence[str] = ()) -> Composition:
     Raises:
         ConfigError: a file is missing or is no YAML, so that nothing can be composed.
     """
-    own = [*base_chain(Path(cfg_path)), parse_options(options)]
+    return _compose([*base_chain(Path(cfg_path)), parse_options(options)], Path(cfg_path))
+
+
+def compose_dataset(name: str, options: Sequence[str] = (), section: Mapping[str, Any] | None = None) -> Composition:
+    """As `compose`, a run of one data set of the package, for what is done to data sets outside of runs.
+
+    Args:
+        section: what is to lie over the package's row.
+    """
+    layer = Layer(f"data set {name}", {"datasets": {name: dict(section or {})}})
+    return _compose([layer, parse_options(options)], Path(name))
+
+
+def _compose(own: list[Layer], cfg_path: Path) -> Composition:
     if faults := section_faults(own):
         raise Faults(f"{cfg_path}:", faults)
     chosen, _ = merge(own)
-    faults = import_plugins(chosen.get("imports") or [], Path(cfg_path))
+    faults = import_plugins(chosen.get("imports") or [], cfg_path)
     defaults, default_faults = default_layers(chosen)
     tree, provenance = merge([*defaults, *own])
     composition = Composition(tree, provenance)

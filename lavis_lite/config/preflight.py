@@ -18,8 +18,8 @@ from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_
 from lavis_lite.registry import registry
 
 POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval",
-            "accum_grad_iters", "log_freq", "save_freq", "save_every", "val_freq", "keep_checkpoints", "max_grad_norm",
-            "dist_timeout_minutes")
+            "accum_grad_iters", "shuffle_window", "log_freq", "save_freq", "save_every", "val_freq", "keep_checkpoints",
+            "max_grad_norm", "dist_timeout_minutes")
 NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
 FRACTIONS = ("beta1", "beta2", "max_bad_fraction", "lr_layer_decay")
 
@@ -130,6 +130,8 @@ def _check_datasets(config: Config, fault: Any) -> None:
     if not config.datasets:
         fault("datasets", "no data set is named; add one, for example `datasets: {mini_world_caption: {}}`.")
     run = config.run
+    if run.sampling not in (None, "ratios") and run.train_dataset_ratios is not None:
+        fault("run.sampling", f"{run.sampling} and run.train_dataset_ratios exclude each other; set one to null.")
     for name in run.train_dataset_ratios or {}:
         if name not in config.datasets:
             hint = did_you_mean(name, config.datasets)

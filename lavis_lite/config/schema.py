@@ -60,6 +60,10 @@ class StorageConfig(Section):
     """A folder of media files; relative paths are looked up in the working folder, then in the cache root."""
 
     storage: str | None = None
+    url: str | list[str] | None = None
+    """archives (zip, tar) that `data prepare` unpacks into the folder"""
+    md5: str | list[str] | None = None
+    sha256: str | list[str] | None = None
 
 
 @dataclass
@@ -99,8 +103,10 @@ class DatasetConfig(Section):
     kw_processor: dict[str, Any] = field(default_factory=dict)
     prepare: str | None = None
     """name of a generator that writes the data set's files on first use (mini_world)"""
-    size_weight: float = 1.0
-    """factor on this set's share where sets are mixed by ratio"""
+    sampling_factor: float = 1.0
+    """factor on this set's probability where each step draws from one set (run.sampling)"""
+    train_size: int | None = None
+    """training samples as published; `--dry-run` shows probabilities by it where the files are not here"""
 
 
 @dataclass
@@ -116,8 +122,15 @@ class RunConfig(Section):
     """optimizer steps; with runner_base it stops a run early when reached first"""
     iters_per_inner_epoch: int | None = None
     """runner_iter: steps between validations"""
+    sampling: Literal["together", "ratios", "size", "sqrt"] | None = None
+    """together: all data sets are shuffled together; else each step draws from one set: with train_dataset_ratios, or
+    with probabilities proportional to the sizes or their square roots, times datasets.<name>.sampling_factor. Absent:
+    ratios where train_dataset_ratios is given, else together"""
     train_dataset_ratios: dict[str, float] | None = None
-    """given: each step draws from one data set with these probabilities; absent: all sets shuffled together"""
+    """probability weight of each training data set"""
+    shuffle_window: int | None = None
+    """samples; given: shards (blocks of 1,024 rows of other sets) are shuffled, then the samples within windows of this
+    many, so that reads stay in few shards; absent: all samples are shuffled"""
     # optimizer ----------------------------------------------------------------------------------------------------
     lr_sched: str = "linear_warmup_cosine_lr"
     init_lr: float = 1e-4
@@ -171,6 +184,10 @@ class RunConfig(Section):
     """newest step checkpoints kept; the best one is kept besides"""
     val_freq: int = 1
     """epochs (runner_iter: inner epochs) between validations"""
+    report: bool = True
+    """write a page to look through (results/report.html) after each evaluation, where the task has what to show"""
+    report_samples: int = 5000
+    """samples on such a page; of more, evenly spaced ones"""
     tensorboard: bool = True
     wandb: bool = False
     wandb_project: str = "lavis_lite"

@@ -8,19 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lavis_lite import files
-from lavis_lite.config.schema import DatasetConfig, ProcessorPair, StorageConfig
+from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, StorageConfig
 from lavis_lite.datasets.annotations import Field, Row, RowTable, file_name, identifier, read_table, text, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
+from lavis_lite.datasets.feature_cache import FeatureFolder, open_features
 from lavis_lite.datasets.images import MAX_PIXELS, ImageFolder
 from lavis_lite.datasets.locate import Source, prepare, sources
-from lavis_lite.datasets.randomness import word
+from lavis_lite.datasets.paths import within
+from lavis_lite.datasets.patterns import with_pattern
 from lavis_lite.datasets.retrieval import RetrievalDataset, RetrievalEvalDataset
+from lavis_lite.datasets.shards import missing_shards, names_in, open_shards
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
+
+ALL_ROWS = "*"
 
 
 @dataclass
@@ -33,29 +38,27 @@ class ImageDatasetConfig(DatasetConfig):
     """arguments of the generator named by `prepare` (mini_world: train, val, test, ood, seed, root)"""
     max_pixels: int = MAX_PIXELS
     """width x height above which an image counts as bad and is not decoded"""
+    captions_per_image: int | None = None
+    """training: only the first n captions of each image; absent: all"""
     captions_required: bool = True
     """false: evaluation rows may lack a caption (NoCaps)"""
-    instruction: ProcessorPair = field(default_factory=ProcessorPair)
-    """processor that puts a question into a prompt, or makes the prompt before a caption (the *_instruct data sets):
-    {name: instruction, templates: vqa}; without `eval` the templates of `train`, and always the same one of them"""
-
-
-@dataclass
-class CustomConfig(ImageDatasetConfig):
-    """Section of the `custom` builder: what the columns of your file are called."""
-
-    image_column: str = "image"
-    """path of the image, relative to build_info.images.storage (by default the annotation file's folder)"""
-    caption_column: str = "caption"
-    """one caption or a list of them"""
-    id_column: str | None = None
-    """number or name of the image, for result files"""
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
+    """what a column is called in the files, where it is not called so: image, caption, image_id"""
+    image_pattern: str | list[str] | dict[str, str | list[str]] | None = None
+    """path of a row's image out of its columns, for files that have image ids only, or one pattern per split:
+    "{data_subtype}/COCO_{data_subtype}_{image_id:012d}.jpg". Of a list of patterns the first whose file is there.
+    {split} is the split; {column:suffix} is the ending of a file name or URL"""
     split_column: str | None = None
     """column that says which split a row belongs to; one file then serves all splits"""
     split_values: dict[str, str] = field(default_factory=dict)
-    """split -> its value in split_column; by default the split's own name"""
-    val_fraction: float = 0.0
-    """share of the images (0..1) taken from the train file for a val split, chosen by a hash of their names"""
+    """split -> its value in split_column, "*" for all rows; by default the split's own name"""
+    captions: Literal["each", "random"] = "each"
+    """training: one sample per caption, or one per row whose caption is drawn anew every epoch"""
+    features: str | None = None
+    """folder of `data cache-features`: the frozen vision encoder's outputs, read in place of the training images"""
+    instruction: ProcessorPair = field(default_factory=ProcessorPair)
+    """processor that puts a question into a prompt, or makes the prompt before a caption (the *_instruct data sets):
+    {name: instruction, templates: vqa}; without `eval` the templates of `train`, and always the same one of them"""
 
 
 class BaseDatasetBuilder:
@@ -67,6 +70,8 @@ class BaseDatasetBuilder:
 
     config_class: ClassVar[type[DatasetConfig]] = DatasetConfig
     sample_keys: ClassVar[tuple[str, ...]] = ()
+    as_written = False
+    """whether a section without an image processor gives images as they are"""
 
     def __init__(self, name: str, cfg: DatasetConfig) -> None:
         self.name, self.cfg = name, cfg
@@ -107,8 +112,8 @@ class BaseDatasetBuilder:
     def _made(self, kind: str, training: bool, section: Mapping[str, Any] | None) -> Callable[..., Any]:
         key = f"datasets.{self.name}.{kind}.{'train' if training else 'eval'}"
         given = dict(section or {})
-        if not given and kind == "text_processor":
-            return _as_it_is
+        if not given and (kind == "text_processor" or self.as_written):
+            return as_it_is
         if "name" not in given:
             raise ConfigError(f"{key}: names no processor, for example {{name: blip_image_eval, image_size: 224}}.")
         cls = registry.get_processor_class(given.pop("name"))
@@ -126,7 +131,8 @@ class BaseDatasetBuilder:
         return self._made("instruction", training, pair.train if training else fixed)
 
 
-def _as_it_is(item: Any, rng: Any = None) -> Any:
+def as_it_is(item: Any, rng: Any = None) -> Any:
+    """The processor that changes nothing."""
     return item
 
 
@@ -141,34 +147,104 @@ class ImageTextBuilder(BaseDatasetBuilder):
     """the key of build_info that names the folder of files; its singular is the column that names a file"""
     cfg: ImageDatasetConfig
 
+    def __init__(self, name: str, cfg: ImageDatasetConfig) -> None:
+        super().__init__(name, cfg)
+        if cfg.split_column and not cfg.build_info.annotations:
+            raise ConfigError(f"datasets.{name}.split_column needs a file: set build_info.annotations.train.storage.")
+
+    def splits(self) -> list[str]:
+        """Splits with files of their own, and those of split_values."""
+        made = list(self.cfg.split_values) if self.cfg.split_column else []
+        return list(dict.fromkeys([*self.cfg.build_info.annotations, *made]))
+
+    def pattern_of(self, split: str) -> str | list[str] | None:
+        """The split's image pattern, or several to try."""
+        pattern = self.cfg.image_pattern
+        return pattern.get(split) if isinstance(pattern, dict) else pattern
+
     def build(self, split: str, training: bool) -> BaseDataset | None:
         """The data set of a split; None where there is no such split. Fetches annotation files that have a URL."""
         if split not in self.splits():
             return None
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
+        table, folder, space = self.open_rows(split, training)
+        if training:
+            table = self._first_captions(table)
+            return self.train_dataset(table, self.kept_features(vis) or folder, vis, text, space=space,
+                                      instruction=self.instruction(True))
+        return self.eval_dataset(table, folder, vis, text, instruction=self.instruction(False))
+
+    def open_rows(self, split: str, training: bool) -> tuple[RowTable, ImageFolder, str]:
+        """Rows of a split (for training one per caption), its images, and what keeps their ids apart from other sets'.
+
+        Both are in shards where the split's annotation entry names those.
+        """
+        explode = "caption" if training and self.cfg.captions == "each" else None
+        entry = self.shards(split)
+        if entry is not None:
+            opened = open_shards(entry, self._key(split), self.fields(training), explode, self.row_filter(split),
+                                 self.cfg.max_pixels)
+            return opened.table, opened.images, opened.space
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         paths = [source.fetch() for source in self._sources(split, root)]
-        table = read_table(paths, self.fields(training), "caption" if training else None, self.row_filter(split))
-        folder = self.folder(self._media_root(paths, root))
-        if training:
-            space = self._storage() or self.name
-            return self.train_dataset(table, folder, vis, text, space=space, instruction=self.instruction(True))
-        return self.eval_dataset(table, folder, vis, text, instruction=self.instruction(False))
+        folder, exists = self.folder(self._media_root(paths, root)), self._exists(paths, root)
+        fields = with_pattern(f"datasets.{self.name}", self.fields(training), self.pattern_of(split), split, exists)
+        table = read_table(paths, within(fields, folder.root), explode, self.row_filter(split),
+                           kept=f"{split} {self.cfg}")
+        return table, folder, self._storage() or self.name
+
+    def _first_captions(self, table: RowTable) -> RowTable:
+        """The table, or the first captions_per_image of every image's rows."""
+        most, key = self.cfg.captions_per_image, f"datasets.{self.name}.captions_per_image"
+        if most is None:
+            return table
+        if most < 1 or self.cfg.captions != "each":
+            raise ConfigError(f"{key} must be at least 1 and goes with `captions: each`; it is {most}, with "
+                              f"`captions: {self.cfg.captions}`.")
+        return table.first_of_each("image", most)
+
+    def shards(self, split: str) -> FileConfig | None:
+        """The entry of a split that is in shards; None: annotation files and loose files of media."""
+        entry = self.cfg.build_info.annotations.get(self._own(split))
+        return entry if entry is not None and self.media == "images" and names_in(entry) is not None else None
+
+    def kept_features(self, vis: Callable[..., Any]) -> FeatureFolder | None:
+        """What stands in place of the training images, where the section names such."""
+        folder, processor = self.cfg.features, self.cfg.vis_processor.train
+        return open_features(folder, f"datasets.{self.name}", processor, vis) if folder else None
 
     def fields(self, training: bool) -> list[Field]:
         """What a row of the annotation files has."""
         captions_required = training or self.cfg.captions_required
-        domain = [] if training else [Field("domain", text, required=False)]
-        return [Field("image", file_name, self.media[:-1]), Field("caption", texts, required=captions_required),
-                Field("image_id", identifier, required=False), *domain]
+        usual = {"image": self.media[:-1]}
+        named = {key: str(self.cfg.columns.get(key, usual.get(key, key))) for key in ("image", "caption", "image_id")}
+        return [Field("image", file_name, named["image"]),
+                Field("caption", texts, named["caption"], required=captions_required),
+                Field("image_id", identifier, named["image_id"], required=False),
+                *([] if training else [Field("domain", text, required=False)])]
+
+    def _exists(self, paths: Sequence[Path], root: Path | None) -> Callable[[str], bool]:
+        """Whether there is a media file of a name."""
+        folder = self._media_root(paths, root)
+        return lambda name: (folder / name).is_file()
 
     def row_filter(self, split: str) -> Callable[[Row], bool] | None:
-        """Which rows belong to a split; None: all rows of its file."""
-        return None
+        """Which rows belong to a split, by split_column; None: all rows of its file."""
+        column, value = self.cfg.split_column, str(self.cfg.split_values.get(split, split))
+        if column is None or value == ALL_ROWS:
+            return None
+        return lambda row: str(row.get(column)) == value
 
     def _sources(self, split: str, root: Path | None) -> list[Source]:
-        return sources(f"datasets.{self.name}.build_info.annotations.{split}",
-                       self.cfg.build_info.annotations[split], root)
+        own = self._own(split)
+        return sources(self._key(own), self.cfg.build_info.annotations[own], root)
+
+    def _own(self, split: str) -> str:
+        """The split whose files hold the rows of a split."""
+        return split if split in self.cfg.build_info.annotations else next(iter(self.cfg.build_info.annotations))
+
+    def _key(self, split: str) -> str:
+        return f"datasets.{self.name}.build_info.annotations.{split}"
 
     def processor(self, kind: str, training: bool) -> Callable[..., Any]:
         """As in the base class.
@@ -207,17 +283,27 @@ class ImageTextBuilder(BaseDatasetBuilder):
             return []
         fetchable: list[str] = []
         missing: list[str] = []
-        for split in self.splits() if splits is None else [split for split in splits if split in self.splits()]:
+        wanted = self.splits() if splits is None else [split for split in splits if split in self.splits()]
+        loose = [split for split in wanted if self.shards(split) is None]
+        for split in wanted:
+            entry = self.shards(split)
+            if entry is not None:
+                missing += missing_shards(entry, self._key(split), self.cfg.how_to_get)
+        for split in loose:
             for source in self._sources(split, None):
                 if not source.here():
                     (fetchable if source.fetchable() else missing).append(source.sentence())
-        missing += self._missing_media()
+        missing += self._missing_media() if loose or not wanted else []
         return list(dict.fromkeys(fetchable + missing)) if missing or files.offline() else []
 
     def fetch(self) -> None:
-        """Annotation files of all splits, or the generated data set."""
+        """Annotation files of all splits, the indexes of remote shards, or the generated data set."""
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         for split in self.splits():
+            entry = self.shards(split)
+            if entry is not None:
+                open_shards(entry, self._key(split), [])
+                continue
             for source in self._sources(split, root):
                 source.fetch()
 
@@ -246,48 +332,4 @@ class ImageRetrievalBuilder(ImageTextBuilder):
     eval_dataset = RetrievalEvalDataset
 
 
-@registry.register_builder("custom")
-class CustomBuilder(ImageTextBuilder):
-    """Your own JSON, JSONL, CSV or TSV file with an image and a caption column; samples as `image_caption`."""
-
-    config_class = CustomConfig
-    cfg: CustomConfig
-
-    def __init__(self, name: str, cfg: CustomConfig) -> None:
-        super().__init__(name, cfg)
-        if not 0 <= cfg.val_fraction < 1:
-            raise ConfigError(f"datasets.{name}.val_fraction must be at least 0 and below 1; it is {cfg.val_fraction}.")
-        if cfg.split_column and not cfg.build_info.annotations:
-            raise ConfigError(f"datasets.{name}.split_column needs a file: set build_info.annotations.train.storage.")
-
-    def splits(self) -> list[str]:
-        """Splits with a file of their own, those of split_values, and val where val_fraction makes one."""
-        made = list(self.cfg.split_values) if self.cfg.split_column else ["val"] if self.cfg.val_fraction else []
-        return list(dict.fromkeys([*self.cfg.build_info.annotations, *made]))
-
-    def _sources(self, split: str, root: Path | None) -> list[Source]:
-        own = split if split in self.cfg.build_info.annotations else next(iter(self.cfg.build_info.annotations))
-        return super()._sources(own, root)
-
-    def fields(self, training: bool) -> list[Field]:
-        """Columns by the names that the section gives."""
-        caption = Field("caption", texts, self.cfg.caption_column, training or self.cfg.captions_required)
-        number = [Field("image_id", identifier, self.cfg.id_column)] if self.cfg.id_column else []
-        return [Field("image", file_name, self.cfg.image_column), caption, *number]
-
-    def row_filter(self, split: str) -> Callable[[Row], bool] | None:
-        """By split_column, or by the hash that makes the val split."""
-        if self.cfg.split_column:
-            column, value = self.cfg.split_column, str(self.cfg.split_values.get(split, split))
-            return lambda row: str(row.get(column)) == value
-        if self.cfg.val_fraction and "val" not in self.cfg.build_info.annotations and split in ("train", "val"):
-            return lambda row: self._is_val(row) == (split == "val")
-        return None
-
-    def _is_val(self, row: Row) -> bool:
-        name = str(row.get(self.cfg.image_column))
-        return word(*name.encode("utf-8", "surrogatepass")) < self.cfg.val_fraction * 2**64
-
-
-__all__ = ["BaseDatasetBuilder", "CustomBuilder", "CustomConfig", "ImageCaptionBuilder", "ImageDatasetConfig",
-           "ImageRetrievalBuilder", "RowTable"]
+__all__ = ["BaseDatasetBuilder", "ImageCaptionBuilder", "ImageDatasetConfig", "ImageRetrievalBuilder", "RowTable"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from lavis_lite.datasets.annotations import RowTable
+from lavis_lite.datasets.annotations import Row, RowFaults, RowTable
 from lavis_lite.datasets.base import BaseDataset, Sample, image_number
 from lavis_lite.datasets.images import ImageFolder
 
@@ -20,13 +20,13 @@ Processor = Callable[..., Any]
 
 
 class CaptionDataset(BaseDataset):
-    """Training: one sample per caption.
+    """Training: one sample per row; of a row with several captions one is drawn at random each time.
 
     Samples: image float32[3, H, W], text_input str, image_id int (equal for captions of the same image), instance_id
     str; with an instruction also text_output str.
 
     Args:
-        table: rows with image and caption (one text).
+        table: rows with image and caption (one text, or a list to draw from).
         folder: the images, or the videos.
         vis_processor, text_processor: applied to the image and to the caption.
         space: the image folder as the configuration names it; keeps image ids of several data sets apart.
@@ -54,11 +54,15 @@ class CaptionDataset(BaseDataset):
         """One caption with its image."""
         row = self.table[index]
         view = self.folder.view(row["image"], self.vis_processor, rng)
-        caption = self.text_processor(row["caption"], rng)
+        caption = self.text_processor(_drawn(row["caption"], rng), rng)
         texts = {"text_input": caption} if self.instruction is None else {
             "text_input": self.instruction("", rng), "text_output": caption}
         return {self.folder.key: view, **texts, "image_id": image_number(self.space, row["image"]),
                 "instance_id": str(index)}
+
+
+def _drawn(caption: str | list[str], rng: random.Random | None) -> str:
+    return caption if isinstance(caption, str) else (rng or random).choice(caption)
 
 
 class CaptionEvalDataset(BaseDataset):
@@ -155,16 +159,39 @@ class CaptionEvalDataset(BaseDataset):
         return {text: image for image, texts in self.img2txt.items() for text in texts}
 
 
+class DuplicateIds:
+    """Rows that give different files the same image_id."""
+
+    def __init__(self) -> None:
+        self.faults = RowFaults()
+        self._first: dict[int | str, tuple[str, int]] = {}
+
+    def add(self, row: Row, index: int, table: Any) -> None:
+        """Look at one more row of a table, or of a data set: what has `place`."""
+        if row.get("image_id") is None:
+            return
+        name, first = self._first.setdefault(row["image_id"], (row["image"], index))
+        if name != row["image"]:
+            self.faults.add(table.place(index), f"field 'image_id' is {row['image_id']!r} for {row['image']}, but at "
+                            f"{table.place(first)} for {name}")
+
+
 def _by_image(table: RowTable) -> tuple[RowTable, list[str]]:
-    """Rows of the same image joined, in order of first appearance, and the place of each one's first row."""
+    """Rows of the same image joined, in order of first appearance, and the place of each one's first row.
+
+    Raises:
+        DataError: an image_id belongs to several images; result files could not tell them apart.
+    """
     joined: dict[str, dict[str, Any]] = {}
-    places = []
+    places, twice = [], DuplicateIds()
     for index in range(len(table)):
         row = table[index]
+        twice.add(row, index, table)
         if row["image"] not in joined:
             joined[row["image"]] = {**row, "caption": []}
             places.append(table.place(index))
         joined[row["image"]]["caption"] += row.get("caption", [])
+    twice.faults.stop_if_any()
     return RowTable(((0, 0, row) for row in joined.values()), []), places
 
 

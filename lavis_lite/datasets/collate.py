@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from lavis_lite.datasets.policy import Failure
 from lavis_lite.errors import DataError
@@ -51,5 +52,5 @@ def _join(key: str, values: list[Any]) -> Any:
         if len(shapes) > 1:
             raise DataError(f"samples of one batch have {key!r} of different shapes: {', '.join(map(str, shapes))}. "
                             "Give the data sets that are mixed the same vis_processor image_size.")
-        return torch.stack(tensors)
+        return default_collate(tensors)  # a stack that a loader worker makes in shared memory, without a second copy
     return values

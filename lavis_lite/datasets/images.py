@@ -28,6 +28,7 @@ MAX_PIXELS = 64_000_000
 """largest width x height that is decoded: 192 MB as RGB"""
 MOST_BYTES = 64 * 2**20
 """largest file that is read as a whole; of larger ones Pillow reads what it needs"""
+_MOST_FOLDERS = 100_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF")
 """Pillow's names, in the order they are tried; its JPEG reader takes MPO too"""
 
@@ -57,10 +58,12 @@ def load_rgb(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         BadSample: missing, not a regular file, not a picture, truncated, or larger than `max_pixels`.
     """
     check_regular(path)
-    with _named_faults(path), _no_warnings(), Image.open(path, formats=_formats()) as image:
-        _check_size(path, image, max_pixels)
-        image.load()
-        return to_rgb(image)
+    return _pillow_image(path, path, max_pixels)
+
+
+def decode_rgb(content: bytes, name: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """`load_rgb` of a file's bytes; arguments and errors as `decode_pixels`."""
+    return _pillow_image(io.BytesIO(content), name, max_pixels)
 
 
 def load_pixels(path: Path | str, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -93,14 +96,15 @@ def decode_pixels(content: bytes, name: Path | str, max_pixels: int = MAX_PIXELS
     """
     with _named_faults(name):
         pixels = decode_jpeg(content, max_pixels)
-    return _by_pillow(content, name, max_pixels) if pixels is None else pixels
+    return np.array(decode_rgb(content, name, max_pixels), copy=True) if pixels is None else pixels
 
 
-def _by_pillow(content: bytes, name: Path | str, max_pixels: int) -> Pixels:
-    with _named_faults(name), _no_warnings(), Image.open(io.BytesIO(content), formats=_formats()) as image:
+def _pillow_image(source: Any, name: Path | str, max_pixels: int) -> Image.Image:
+    """The picture in a path or stream."""
+    with _named_faults(name), _no_warnings(), Image.open(source, formats=_formats()) as image:
         _check_size(name, image, max_pixels)
         image.load()  # first: some damaged files fail only once, and reading their EXIF would be that time
-        return np.array(to_rgb(image), copy=True)
+        return to_rgb(image)
 
 
 @contextmanager
@@ -174,6 +178,8 @@ class ImageFolder:
     def __init__(self, root: Path | str, max_pixels: int = MAX_PIXELS) -> None:
         self.root, self.max_pixels = Path(root), max_pixels
         self._real = os.path.realpath(root)
+        self._inside: set[str] = set()
+        """folders that were found to be within the root, links followed"""
 
     def path(self, name: str) -> Path:
         """Path of an image by the name that annotations use.
@@ -182,18 +188,36 @@ class ImageFolder:
             BadSample: the name leads out of the folder by `..`, as an absolute path or through a symbolic link.
         """
         path = self.root / name
+        folder, file = os.path.split(name)
+        if folder in self._inside and file not in ("", ".", "..") and not os.path.islink(path):
+            return path  # resolving the whole path would take as long as all else around the decoder
         try:
-            real = os.path.realpath(path)
+            real, real_folder = os.path.realpath(path), os.path.realpath(self.root / folder)
         except (OSError, ValueError) as fault:
             raise BadSample(name, f"is not a usable file name ({fault})") from fault
         if os.path.commonpath([self._real, real]) != self._real:
             raise BadSample(path, f"leads out of the image folder {self.root} (to {real}); set "
                                   "build_info.images.storage to a folder that holds all images")
+        if os.path.commonpath([self._real, real_folder]) == self._real and len(self._inside) < _MOST_FOLDERS:
+            self._inside.add(folder)
         return path
 
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `load_rgb`."""
         return load_rgb(self.path(name), self.max_pixels)
+
+    def read(self, name: str) -> bytes:
+        """The file's bytes as they are.
+
+        Raises:
+            BadSample: see `path`; missing, unreadable or not a regular file.
+        """
+        path = self.path(name)
+        check_regular(path)
+        try:
+            return path.read_bytes()
+        except OSError as fault:
+            raise BadSample(path, f"cannot be read ({fault.strerror or fault})") from fault
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
         """What an image processor makes of a file: decoded straight to pixels where the processor takes those."""

@@ -23,8 +23,9 @@ except ImportError:  # no wheel for this platform
 
 Pixels = NDArray[np.uint8]
 """uint8[H, W, 3], upright RGB"""
-_START, _NOTES = b"\xff\xd8\xff", b"\xff\xe1"
-"""how a JPEG begins; the marker of EXIF and XMP, which cannot occur within compressed data"""
+_START = b"\xff\xd8\xff"
+_MARKER, _SCAN, _NOTES = 0xFF, 0xDA, 0xE1
+"""what every segment begins with; the segment before the compressed data; those of EXIF and XMP"""
 _COLOUR_SPACES = ("YCbCr", "RGB", "Gray")
 """CMYK is Pillow's business, which knows Adobe's inverted kind"""
 
@@ -45,7 +46,19 @@ def decode_jpeg(content: bytes, max_pixels: int) -> Pixels | None:
         pixels: Any = simplejpeg.decode_jpeg(content, "RGB")
     except ValueError:  # also what Pillow only warns of
         return None
-    if _NOTES not in content:
+    if not _has_notes(content):
         return pixels
     with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
         return upright(pixels, orientation(image))
+
+
+def _has_notes(content: bytes) -> bool:
+    """Whether there is EXIF or XMP that may say how to turn the picture; True where the segments cannot be followed."""
+    place = 2
+    while place + 4 <= len(content) and content[place] == _MARKER:
+        kind = content[place + 1]
+        if kind in (_SCAN, _NOTES):
+            return kind == _NOTES
+        # a marker may be padded with more bytes 255
+        place += 1 if kind == _MARKER else 2 + int.from_bytes(content[place + 2:place + 4], "big")
+    return True

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
 
-from lavis_lite.datasets.annotations import RowTable
+from lavis_lite.datasets.annotations import Row, RowTable
 from lavis_lite.datasets.base import BaseDataset, Sample, image_number
 from lavis_lite.datasets.images import ImageFolder
+from lavis_lite.datasets.qa_layout import NOTHING
 
 Processor = Callable[..., Any]
 """(item, rng) -> item"""
@@ -31,12 +32,34 @@ def draw(answers: list[str], weights: list[float], rng: random.Random | None) ->
     return next((answer for (answer, _), total in zip(pairs, sums, strict=True) if place < total), pairs[-1][0])
 
 
+def instructed(instruction: Processor | None, text: str, rng: random.Random | None, extras: Row) -> tuple[str, Row]:
+    """(the text in its instruction, the extras that are not in it already)."""
+    if instruction is None:
+        return text, extras
+    places: Collection[str] = getattr(instruction, "places", ())
+    if not places:
+        return instruction(text, rng), extras
+    return instruction(text, rng, extras), {key: value for key, value in extras.items() if key not in places}
+
+
+def extras_of(row: Row, extras: Sequence[str]) -> Row:
+    """A row's extras; those it lacks are empty."""
+    return {key: row.get(key, NOTHING[key]) for key in extras}
+
+
+def left_of(extras: Sequence[str], instruction: Processor | None) -> list[str]:
+    """Extras that no instruction holds."""
+    return [key for key in extras if key not in getattr(instruction, "places", ())]
+
+
 class QADataset(BaseDataset):
     """Training: one sample per question.
 
     Samples: image float32[3, H, W]; text_input str, what the model reads (the processed question in its instruction);
     text_output str, what it learns (one answer, drawn by weight); answers list[str] and weights list[float], all
     distinct answers and the share of annotators who gave each; question_id int or str; image_id int; instance_id str.
+    Where the data set has them, and they are not in text_input already: choices and ocr_tokens list[str], context,
+    caption and history str.
 
     Args:
         table: rows as `qa_files.read_questions` gives them, with answers.
@@ -45,16 +68,18 @@ class QADataset(BaseDataset):
         instruction: puts a text into a prompt; None: it stays as it is.
         space: the image folder as the configuration names it.
         learn: question: the drawn answer is read in its instruction and the question is learned.
+        extras: which of choices, context, caption, history, ocr_tokens the rows have.
     """
 
     sample_keys: tuple[str, ...] = ("image", "text_input", "text_output", "answers", "weights", "question_id",
                                     "image_id", "instance_id")
 
     def __init__(self, table: RowTable, folder: ImageFolder, vis_processor: Processor, text_processor: Processor,
-                 instruction: Processor | None = None, space: str = "", learn: Learn = "answer") -> None:
-        self.table, self.folder, self.space, self.learn = table, folder, space, learn
+                 instruction: Processor | None = None, space: str = "", learn: Learn = "answer",
+                 extras: Sequence[str] = ()) -> None:
+        self.table, self.folder, self.space, self.learn, self.extras = table, folder, space, learn, tuple(extras)
         self.vis_processor, self.text_processor, self.instruction = vis_processor, text_processor, instruction
-        self.sample_keys = (folder.key, *self.sample_keys[1:])
+        self.sample_keys = (folder.key, *self.sample_keys[1:], *left_of(extras, instruction))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -70,9 +95,9 @@ class QADataset(BaseDataset):
         weights = [count / sum(row["counts"]) for count in row["counts"]]
         question, answer = self.text_processor(row["question"], rng), draw(row["answers"], weights, rng)
         read, learned = (question, answer) if self.learn == "answer" else (answer, question)
+        prompt, extras = instructed(self.instruction, read, rng, extras_of(row, self.extras))
         return {
-            self.folder.key: view,
-            "text_input": self.instruction(read, rng) if self.instruction else read, "text_output": learned,
+            self.folder.key: view, **extras, "text_input": prompt, "text_output": learned,
             "answers": row["answers"], "weights": weights, "question_id": row["question_id"],
             "image_id": image_number(self.space, row["image"]), "instance_id": str(index),
         }
@@ -82,23 +107,30 @@ class QAEvalDataset(BaseDataset):
     """Evaluation: one sample per question; the answers stay in the data set.
 
     Samples: image float32[3, H, W], text_input str (the question in its instruction), question_id int or str,
-    image_id int or str (the annotations' own, else a number made of the image's name), index int, instance_id str.
+    image_id int or str (the annotations' own, else a number made of the image's name), index int, instance_id str;
+    extras as in training. Multiple choice: candidates list[str], and label int, the place of the right one, where the
+    split has answers.
 
     Args:
-        table, folder, vis_processor, text_processor, instruction, space: as in training; the table may lack answers.
+        table, folder, vis_processor, text_processor, instruction, space, learn, extras: as in training; the table may
+            lack answers. With learn=question, what is read is the commonest answer and the question is the reference.
         training: gives the training rows, for what was answered most; None where there are none.
         candidates: answers to choose among, the likeliest first; None: those of the training rows.
+        multiple_choice: each row has its own answers to choose among.
     """
 
     sample_keys: tuple[str, ...] = ("image", "text_input", "question_id", "image_id", "index", "instance_id")
 
     def __init__(self, table: RowTable, folder: ImageFolder, vis_processor: Processor, text_processor: Processor,
                  instruction: Processor | None = None, space: str = "",
-                 training: Callable[[], RowTable | None] = lambda: None, candidates: list[str] | None = None) -> None:
-        self.table, self.folder, self.space = table, folder, space
+                 training: Callable[[], RowTable | None] = lambda: None, candidates: list[str] | None = None,
+                 learn: Learn = "answer", extras: Sequence[str] = (), multiple_choice: bool = False) -> None:
+        self.table, self.folder, self.space, self.learn, self.extras = table, folder, space, learn, tuple(extras)
         self.vis_processor, self.text_processor, self.instruction = vis_processor, text_processor, instruction
-        self.sample_keys = (folder.key, *self.sample_keys[1:])
-        self.has_answers = "answers" in table[0]
+        self.has_answers, self.multiple_choice = "answers" in table[0], multiple_choice
+        labelled = ("label",) if self.has_answers else ()
+        self.sample_keys = (folder.key, *self.sample_keys[1:], *left_of(extras, instruction),
+                            *(("candidates", *labelled) if multiple_choice else ()))
         self._training, self._candidates = training, candidates
 
     def __len__(self) -> int:
@@ -111,14 +143,23 @@ class QAEvalDataset(BaseDataset):
     def sample(self, index: int, rng: random.Random | None = None) -> Sample:
         """One question."""
         row = self.table[index]
-        question = self.text_processor(row["question"], rng)
+        read = self.text_processor(row["question"], rng) if self.learn == "answer" else self._commonest(row)
+        prompt, extras = instructed(self.instruction, read, rng, extras_of(row, self.extras))
         return {
-            self.folder.key: self.picture(index, rng),
-            "text_input": self.instruction(question, rng) if self.instruction else question,
+            self.folder.key: self.picture(index, rng), **extras, **self._ranked(row), "text_input": prompt,
             "question_id": row["question_id"],
             "image_id": row.get("image_id", image_number(self.space, row["image"])),
             "index": index, "instance_id": str(index),
         }
+
+    def _ranked(self, row: Row) -> Row:
+        if not self.multiple_choice:
+            return {}
+        candidates = {"candidates": row.get("candidates") or row.get("choices", [])}
+        return {**candidates, "label": row["label"]} if self.has_answers else candidates
+
+    def _commonest(self, row: Row) -> str:
+        return draw(row["answers"], row["counts"], None)
 
     def picture(self, index: int, rng: random.Random | None = None) -> Any:
         """The processed image or clip of a question."""
@@ -130,8 +171,13 @@ class QAEvalDataset(BaseDataset):
         return name
 
     def question(self, index: int) -> dict[str, Any]:
-        """The row: question, question_id, answers (one per annotator, empty without annotations) and its types."""
+        """The row: question, question_id, answers (one per annotator, empty without annotations) and its types.
+
+        With learn=question the two change places.
+        """
         row = self.table[index]
+        if self.learn == "question":
+            return {**row, "question": self._commonest(row), "answers": [row["question"]]}
         pairs = zip(row.get("answers", []), row.get("counts", []), strict=True)
         return {**row, "answers": [answer for answer, count in pairs for _ in range(count)]}
 

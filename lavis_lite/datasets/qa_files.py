@@ -1,157 +1,95 @@
 """Files of questions and answers, in whatever published layout -> one table of checked rows.
 
 The files of a split are read together: official VQA questions and annotations are joined by question_id, COCO files
-bring the names of images, flat lists (LAVIS' own) are complete in themselves. Whole files are never held as objects.
+bring the names of images, tables of OCR tokens are joined by image, flat lists (LAVIS' own) are complete in themselves.
+Whole files are never held as objects.
 """
 
 from __future__ import annotations
 
-import string
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.datasets.annotations import (
-    MOST_CHARACTERS,
-    Field,
-    Row,
-    RowFaults,
-    RowTable,
-    checked_row,
-    describe,
-    file_name,
-    identifier,
-    text,
-)
-from lavis_lite.datasets.readers import read_members
-from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.datasets.annotations import Row, RowFaults, RowTable, checked_row, file_name, no_row
+from lavis_lite.datasets.qa_layout import Layout, answer_texts
+from lavis_lite.datasets.readers import read_folder, read_members
+from lavis_lite.errors import DataError
 
-COLUMNS = {"question": "question", "answers": "answers", "answer": "answer", "question_id": "question_id",
-           "image_id": "image_id", "image": "image", "question_type": "question_type", "answer_type": "answer_type"}
-"""what a row may have -> its usual name in a file"""
+__all__ = ["Layout", "answer_texts", "read_questions"]
+
 ROWS = ("", "questions", "data")
 """members of a JSON object that hold questions; "" is a file of rows"""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a data set writes its rows.
-
-    Args:
-        columns: key of COLUMNS -> name in the file, where it differs; answers may be several columns.
-        image_pattern: the image's path out of a row's columns and the file's own facts, such as
-            "{data_subtype}/COCO_{data_subtype}_{image_id:012d}.jpg".
-        key_column: files that are an object of rows by name: that name becomes this column.
-        split: fills {split} of the pattern.
-        keep: looks at a raw row; rows it refuses are left out, unchecked.
-    """
-
-    columns: Mapping[str, str | list[str]] = field(default_factory=dict)
-    image_pattern: str | None = None
-    key_column: str | None = None
-    split: str = ""
-    keep: Callable[[Row], bool] | None = None
-
-    def __post_init__(self) -> None:
-        for key in self.columns:
-            if key not in COLUMNS:
-                raise ConfigError(f"columns.{key}: no such column; {did_you_mean(key, COLUMNS)}")
-            if not self.columns[key] or (key != "answers" and not isinstance(self.columns[key], str)):
-                raise ConfigError(f"columns.{key} must be one name; only answers may be in several columns.")
-        for name in self.pattern_fields():
-            if not name.isidentifier():
-                raise ConfigError(f"image_pattern {self.image_pattern!r}: {{{name}}} must be the name of a column.")
-
-    def name(self, key: str) -> str:
-        """What a column is called in the file; the first of several."""
-        named = self.columns.get(key, COLUMNS[key])
-        return named if isinstance(named, str) else named[0]
-
-    def answers_of(self, row: Row) -> tuple[str, Any] | None:
-        """(column, value) of a row's answers, None where it has none; of several columns the filled ones as a list."""
-        several = self.columns.get("answers")
-        if isinstance(several, list):
-            given = [row[column] for column in several if row.get(column) not in (None, "")]
-            return (", ".join(several), given) if any(column in row for column in several) else None
-        columns = [self.name(key) for key in ("answers", "answer")]
-        return next(((column, row[column]) for column in columns if column in row), None)
-
-    def pattern_fields(self) -> list[str]:
-        """Columns that the image pattern takes."""
-        try:
-            parsed = list(string.Formatter().parse(self.image_pattern or ""))
-        except ValueError as fault:
-            raise ConfigError(f"image_pattern {self.image_pattern!r}: {fault}.") from fault
-        return [name for _, name, _, _ in parsed if name is not None]
-
-
-def answer_texts(value: Any) -> dict[str, Any]:
-    """One answer, a list of them, or official objects {answer: ...} -> {"answers": distinct, "counts": how often}.
-
-    In order of frequency, then of appearance. An annotator may have left an answer empty, but not all of them.
-    """
-    items = value if isinstance(value, list) else [value]
-    given = [item.get("answer") if isinstance(item, dict) else item for item in items]
-    for place, answer in enumerate(given):
-        where = f"[{place}] " if isinstance(value, list) else ""
-        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-            raise ValueError(f"{where}must be text, not {describe(answer)}")
-        if len(str(answer)) > MOST_CHARACTERS:
-            raise ValueError(f"{where}has {len(str(answer))} characters; at most {MOST_CHARACTERS} are taken")
-    counts = Counter(str(answer).strip() for answer in given)
-    if not any(counts):
-        raise ValueError("has no answer: it is empty")
-    for answer in filter(None, counts):
-        text(answer)
-    ordered = counts.most_common()
-    return {"answers": [answer for answer, _ in ordered], "counts": [count for _, count in ordered]}
-
-
 @dataclass
 class _File:
-    """What one file holds: rows, annotations and images as tables, and its own facts (data_subtype ...)."""
+    """What one file holds: rows, annotations, images and facts by image as tables, and its own facts."""
 
     path: Path
     number: int
     rows: list[RowTable] = field(default_factory=list)
     annotations: RowTable | None = None
     images: RowTable | None = None
+    joined: RowTable | None = None
+    keyed: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 def _read_file(number: int, path: Path, layout: Layout, faults: RowFaults) -> _File:
     found = _File(path, number)
-    keyed: list[tuple[int, int, Row]] = []
+    if layout.key_column is not None:
+        found.rows = [RowTable(_keyed(found, layout, faults), [path] * (number + 1))]
+        if found.keyed:
+            return found
+        found.rows = []  # a list, whose rows are complete in themselves
     for member, value in read_members(path):
-        if layout.key_column and isinstance(value, dict):
-            keyed.append((number, len(keyed) + 1, {**value, layout.key_column: member}))
-        elif isinstance(value, str | int | float):
+        if isinstance(value, str | int | float):
             found.facts[member] = value
         elif member in ROWS and not isinstance(value, dict):
-            found.rows.append(_table(number, path, value, faults))
+            _put_rows(found, _table(number, path, value, faults, layout), layout)
         elif member == "annotations":
             found.annotations = _table(number, path, value, faults)
         elif member == "images":
             found.images = _table(number, path, value, faults)
-    if keyed:
-        found.rows.append(RowTable(keyed, [path]))
     if found.images is not None:
         found.annotations = None  # those of a COCO file are captions or boxes
     return found
 
 
-def _table(number: int, path: Path, rows: Any, faults: RowFaults) -> RowTable:
-    return RowTable(_objects(number, path, rows, faults), [path] * (number + 1))
+def _put_rows(found: _File, table: RowTable, layout: Layout) -> None:
+    if layout.join_column is not None and len(table) and layout.name("question") not in table[0]:
+        found.joined = table
+    else:
+        found.rows.append(table)
 
 
-def _objects(number: int, path: Path, rows: Any, faults: RowFaults) -> Iterator[tuple[int, int, Row]]:
+def _keyed(found: _File, layout: Layout, faults: RowFaults) -> Iterator[tuple[int, int, Row]]:
+    """Rows of an object of rows by name, or of a folder of files by the name of their folder."""
+    path, key = found.path, str(layout.key_column)
+    members = read_folder(path, layout.row_files) if path.is_dir() and layout.row_files else read_members(path)
+    objects = ((name, value) for name, value in members if isinstance(value, dict))
+    for place, (name, value) in enumerate(objects, 1):
+        found.keyed = True
+        yield from _objects(found.number, path, [(place, {**value, key: name})], faults, layout)
+
+
+def _table(number: int, path: Path, rows: Any, faults: RowFaults, layout: Layout | None = None) -> RowTable:
+    return RowTable(_objects(number, path, rows, faults, layout), [path] * (number + 1))
+
+
+def _objects(number: int, path: Path, rows: Any, faults: RowFaults,
+             layout: Layout | None) -> Iterator[tuple[int, int, Row]]:
     for place, row in rows:
-        if isinstance(row, dict):
-            yield number, place, row
-        else:
-            faults.add(f"{path}:{place}", f"must be an object of named fields, not {describe(row)}")
+        if not isinstance(row, dict):
+            faults.add(f"{path}:{place}", no_row(row))
+            continue
+        try:
+            for part in layout.expand(row) if layout else (row,):
+                yield number, place, part
+        except ValueError as fault:
+            faults.add(f"{path}:{place}", str(fault))
 
 
 class _ById:
@@ -210,25 +148,25 @@ def read_questions(paths: Sequence[Path], layout: Layout, answers_required: bool
 
 
 class _Join:
-    """Puts questions, annotations and image names together."""
+    """Puts questions, annotations, image names and facts about images together."""
 
     def __init__(self, files: Sequence[_File], layout: Layout, faults: RowFaults) -> None:
         self.files, self.layout, self.faults = files, layout, faults
-        notes = [file.annotations for file in files if file.annotations is not None]
-        self.annotations = _ById(notes, layout.name("question_id"), faults) if notes else None
-        images = [file.images for file in files if file.images is not None]
-        self.images = _ById(images, "id", faults) if images else None
+        self.annotations = self._by_id("annotations", layout.name("question_id"))
+        self.images = self._by_id("images", "id")
+        self.joined = self._by_id("joined", layout.join_column or "")
         self.seen: dict[Any, str] = {}
-        optional = {"question_id": identifier, "image_id": identifier, "question_type": text, "answer_type": text,
-                    "image": file_name}
-        self.fields = [Field("question", text, layout.name("question")),
-                       *(Field(key, kind, layout.name(key), required=False) for key, kind in optional.items())]
+        self.fields = layout.fields
+
+    def _by_id(self, kind: str, column: str) -> _ById | None:
+        tables = [table for file in self.files if (table := getattr(file, kind)) is not None]
+        return _ById(tables, column, self.faults) if tables else None
 
     def has_answers(self) -> bool:
         """Whether the split has answers: an annotations file, or an answer in any of its rows."""
         if self.annotations is not None:
             return True
-        names = {self.layout.name("answers"), self.layout.name("answer")}
+        names = set(self.layout.answer_names())
         return any(not names.isdisjoint(table[index]) for file in self.files for table in file.rows
                    for index in range(len(table)))
 
@@ -238,16 +176,19 @@ class _Join:
         for file in self.files:
             for table in file.rows:
                 for index in range(len(table)):
-                    raw, place = table[index], table.place(index)
-                    if self.layout.keep is not None and not self.layout.keep(raw):
-                        continue
-                    row = self._row(raw, place, count, file, with_answers)
+                    place = table.place(index)
+                    row = self._row(table[index], place, count, file, with_answers)
                     count += 1
                     if not self.faults.count:
                         yield file.number, int(place.rpartition(":")[2]), row
 
     def _row(self, raw: Row, place: str, count: int, file: _File, with_answers: bool) -> Row:
+        if self.joined is not None:
+            found = self.joined.get(raw.get(str(self.layout.join_column)))
+            raw = {**(found[0] if found else {}), **raw}
         row = checked_row(place, raw, self.fields, self.faults)
+        if self.layout.answer_words:
+            row["choices"] = list(dict.fromkeys(self.layout.answer_words.values()))
         row.setdefault("question_id", count)
         name = row["question_id"]
         if name in self.seen:
@@ -275,26 +216,23 @@ class _Join:
                     row[key] = source[self.layout.name(key)]
         answers = self.layout.answers_of(source)
         if answers is None:
-            names = [self.layout.name(key) for key in ("answers", "answer")]
-            self.faults.add(where, f"field {names[0]!r} (or {names[1]!r}) is missing, for question_id "
+            self.faults.add(where, f"field {self.layout.answer_field()} is missing, for question_id "
                             f"{row['question_id']!r}")
             return note
         column, value = answers
         try:
-            row.update(answer_texts(value))
+            row.update(self.layout.answer(value, row))
         except ValueError as fault:
             self.faults.add(where, f"field {column!r} {fault}, for question_id {row['question_id']!r}")
         return note
 
     def _image(self, row: Row, facts: Row, place: str) -> None:
         """Put the image's name into the row: by the pattern, the row's own column, or the list of images."""
-        if self.layout.image_pattern:
+        if self.layout.pattern is not None:
             try:
-                row["image"] = file_name(self.layout.image_pattern.format_map(facts))
-            except KeyError as fault:
-                self.faults.add(place, f"image_pattern takes {fault.args[0]!r}, which the row has not")
-            except (ValueError, TypeError) as fault:
-                self.faults.add(place, f"image_pattern {self.layout.image_pattern!r} does not fit: {fault}")
+                row["image"] = self.layout.pattern.fill(facts)
+            except ValueError as fault:
+                self.faults.add(place, str(fault))
         elif "image" not in row:
             found = self.images.get(row.get("image_id")) if self.images is not None else None
             if found is None or "file_name" not in found[0]:

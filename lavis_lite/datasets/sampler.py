@@ -7,7 +7,7 @@ incomplete batch of an epoch is dropped. Everything is a pure function of (seed,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,8 @@ class SampleOrder:
         seed: `run.seed`.
         global_batch: samples per optimizer step over all ranks and micro-batches.
         ratios: one probability weight per data set (any scale) for ratio mixing; None: concat.
+        blocks: per data set the sizes of its shards, or None where it is in none; absent: samples are shuffled freely.
+        window: samples; with `blocks`, the order is a `BlockShuffle`.
 
     Raises:
         DataError: a data set (concat: all together) has fewer samples than one global batch.
@@ -51,13 +53,16 @@ class SampleOrder:
     """
 
     def __init__(self, sizes: Sequence[int], seed: int, global_batch: int,
-                 ratios: Sequence[float] | None = None) -> None:
+                 ratios: Sequence[float] | None = None, blocks: Sequence[Sequence[int] | None] | None = None,
+                 window: int = 0) -> None:
         self.sizes, self.seed, self.global_batch = list(sizes), seed, global_batch
         self._weights = None if ratios is None else _checked_ratios(ratios, len(self.sizes))
         self._check_sizes()
         self._starts = np.cumsum([0, *self.sizes])
         self._mix = _MixCounts(word(MIX, seed), self._weights) if self._weights is not None else None
-        self._shuffled: dict[int, tuple[int, NDArray[np.int64]]] = {}
+        self._blocks = None if blocks is None else [_blocks(own, size) for own, size in zip(blocks, sizes, strict=True)]
+        self._window = window
+        self._shuffled: dict[int, tuple[int, Shuffle]] = {}
 
     def _check_sizes(self) -> None:
         pools = {"the training data": sum(self.sizes)}
@@ -100,8 +105,70 @@ class SampleOrder:
         epoch, place = divmod(draw, size // self.global_batch)
         held = self._shuffled.get(pool)
         if held is None or held[0] != epoch:
-            held = self._shuffled[pool] = (epoch, permutation(word(ORDER, self.seed, pool, epoch), size))
-        return epoch, held[1][place * self.global_batch:(place + 1) * self.global_batch]
+            held = self._shuffled[pool] = (epoch, self._shuffle(pool, size, word(ORDER, self.seed, pool, epoch)))
+        return epoch, held[1](place * self.global_batch, (place + 1) * self.global_batch)
+
+    def _shuffle(self, pool: int, size: int, base: int) -> Shuffle:
+        if self._blocks is None:
+            shuffled = permutation(base, size)
+            return lambda first, end: shuffled[first:end]
+        sizes = self._blocks[pool] if pool >= 0 else [block for own in self._blocks for block in own]
+        return BlockShuffle(base, sizes, self._window)
+
+
+Shuffle = Callable[[int, int], NDArray[np.int64]]
+"""(first place, end) -> the rows that are shuffled there"""
+_LOOSE_BLOCK = 1024
+"""rows of a data set without shards that move together"""
+
+
+def _blocks(own: Sequence[int] | None, size: int) -> list[int]:
+    if own is not None:
+        return list(own)
+    return [min(_LOOSE_BLOCK, size - start) for start in range(0, size, _LOOSE_BLOCK)]
+
+
+class BlockShuffle:
+    """One epoch's order in which neighbours come from few shards.
+
+    The shards are shuffled and laid end to end; this line is cut into windows, and each window is shuffled. So a
+    window's samples come from as many shards as it has room for, any part costs the same, and nothing is remembered.
+
+    Args:
+        base: names the epoch's stream, a `word`.
+        sizes: samples of each shard, in the order of the rows.
+        window: samples that are shuffled among each other.
+    """
+
+    def __init__(self, base: int, sizes: Sequence[int], window: int) -> None:
+        self.base, self.window = base, window
+        shards = permutation(word(base, 0), len(sizes))
+        lengths = np.asarray(sizes, np.int64)
+        self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])[shards]
+        """first row of each shard, as they are laid"""
+        self.ends = np.cumsum(lengths[shards])
+        """where each ends on the line"""
+        self.shift = self.starts - (self.ends - lengths[shards])
+        self.size = int(self.ends[-1])
+        self._held: tuple[int, NDArray[np.int64]] | None = None
+
+    def __call__(self, first: int, end: int) -> NDArray[np.int64]:
+        """Rows at places [first, end): int64[end - first]."""
+        parts = []
+        while first < end:
+            number = first // self.window
+            start = number * self.window
+            stop = min(end, start + self.window)
+            parts.append(start + self._window(number)[first - start:stop - start])
+            first = stop
+        places = np.concatenate(parts)
+        return places + self.shift[np.searchsorted(self.ends, places, side="right")]
+
+    def _window(self, number: int) -> NDArray[np.int64]:
+        if self._held is None or self._held[0] != number:
+            size = min(self.window, self.size - number * self.window)
+            self._held = number, permutation(word(self.base, 1, number), size)
+        return self._held[1]
 
 
 def _checked_ratios(ratios: Sequence[float], sets: int) -> list[float]:

@@ -103,6 +103,13 @@ def scene_scores(captions: Mapping[Any, str], references: Mapping[Any, Sequence[
             **{f"exact_{count}": sum(group) / len(group) for count, group in sorted(exact.items())}}
 
 
+def image_scores(caption: str, references: Sequence[str]) -> dict[str, float]:
+    """image_attribute_f1 and exact (0 or 1) of one caption; the split's attribute_f1 counts all attributes together."""
+    found, truth = read_objects(caption), _truth("", {"": references})
+    total = sum(map(len, found)) + sum(map(len, truth))
+    return {"image_attribute_f1": 2 * matched(found, truth) / total, "exact": float(is_exact(found, truth))}
+
+
 def _truth(name: Any, references: Mapping[Any, Sequence[str]]) -> list[Object]:
     if not references.get(name):
         raise DataError(f"the caption of image {name!r} has no reference; score it with the captions of its own split.")

@@ -17,7 +17,7 @@ from typing import Literal
 
 from lavis_lite.errors import DataError
 
-Rule = Literal["official", "normalised", "exact"]
+Rule = Literal["official", "normalised", "exact", "thirds", "halves"]
 Id = int | str
 AGREEING = 3
 """annotators that make an answer fully right"""
@@ -70,7 +70,8 @@ def answer_score(prediction: str, answers: Sequence[str], rule: Rule = "official
         prediction: the model's answer.
         answers: one per annotator.
         rule: official; normalised: clean the texts also where the annotators are unanimous; exact: 1 where the
-            cleaned texts are equal for any annotator.
+            cleaned texts are equal for any annotator; thirds: min(1, equal annotators / 3), texts as written
+            (A-OKVQA); halves: min(1, equal annotators / 2), texts cleaned (iVQA).
         answer_ids: False gives what the official script does to annotations that lack answer_id: it leaves out all
             equal answers at once and not one annotator.
 
@@ -80,12 +81,16 @@ def answer_score(prediction: str, answers: Sequence[str], rule: Rule = "official
     if not answers:
         raise ValueError("a prediction cannot be scored against no answers")
     prediction = prediction.replace("\n", " ").replace("\t", " ").strip()
+    if rule == "thirds":
+        return min(1.0, list(answers).count(prediction) / AGREEING)
     if rule != "official" or len(set(answers)) > 1:
         prediction, answers = normalise(prediction), [normalise(answer) for answer in answers]
     if rule == "exact":
         return float(prediction in answers)
     counts = Counter(answers)
     agreeing = counts[prediction]
+    if rule == "halves":
+        return min(1.0, agreeing / 2)
     total = 0.0
     for answer, count in counts.items():
         left = agreeing if answer != prediction else agreeing - 1 if answer_ids else 0

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lavis_lite.errors import DataError
 from lavis_lite.models.base import BaseModel, freeze
 from lavis_lite.models.qformer import QFormer
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
@@ -45,10 +46,26 @@ class Blip2Base(BaseModel):
         return as_tokens(text, self.tokenizer, max_length).to(self.device)
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """float[B,3,H,W] -> float[B,P,Dv] in the type of ln_vision, before ln_vision; no autograd when frozen."""
+        """float[B,3,H,W] -> float[B,P,Dv] in the type of ln_vision, before ln_vision; no autograd when frozen.
+
+        What the frozen encoder made of the images before, float[B,P,Dv], only changes its type.
+
+        Raises:
+            DataError: such features of another width, or for an encoder that trains.
+        """
+        if image.ndim == 3:
+            self._check_features(image)
+            return image.to(self.ln_vision.weight.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vit):
             features: Tensor = self.vision_encoder(image)
         return features.to(self.ln_vision.weight.dtype)
+
+    def _check_features(self, features: Tensor) -> None:
+        width = self.ln_vision.normalized_shape[0]
+        if not self.freeze_vit or features.shape[-1] != width:
+            trains = "" if self.freeze_vit else ", and this encoder trains"
+            raise DataError(f"an image has shape (B, 3, H, W), what a frozen encoder made of it (B, P, {width}); "
+                            f"this one {tuple(features.shape)}{trains}.")
 
     def normalise(self, features: Tensor) -> Tensor:
         """ln_vision without its affine part: float[B,P,Dv] -> float[B,P,Dv], in autocast's type under autocast.

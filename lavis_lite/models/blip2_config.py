@@ -37,6 +37,8 @@ class Blip2Config(ModelConfig):
     """file or URL of the vision encoder's weights; None: the preset's own; "timm": timm's download; "random": none"""
     vit_args: dict[str, Any] = field(default_factory=dict)
     """other dimensions for the vision encoder: depth, width, heads, mlp_ratio, patch_size"""
+    ln_vision_eps: float = 1e-5
+    """epsilon of the norm over image features: LAVIS' 1e-5; transformers has the vision encoder's 1e-6 there"""
     tokenizer: str = "bert-base-uncased"
     """bert-base-uncased | mini | a folder with vocab.txt"""
     qformer_hidden_size: int = 768
@@ -62,6 +64,8 @@ class Blip2QformerConfig(Blip2Config):
     """width in which image and text are compared"""
     itc_full_gradient: bool = False
     """gradient of ITC to both sides of each similarity; LAVIS: one"""
+    itg_weight: float = 1.0
+    """factor of image-grounded text generation in the sum of losses; 0: without it (BLIP-2, Table 6)"""
 
 
 def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with_text: bool = True,
@@ -93,7 +97,7 @@ def build_parts(cfg: Blip2Config, *, with_text: bool = True, with_lm_head: bool 
     """
     from lavis_lite.models.vision_encoder import VisionEncoder
 
-    if cfg.max_txt_len > cfg.qformer_max_positions:
+    if with_text and cfg.max_txt_len > cfg.qformer_max_positions:
         raise ConfigError(f"model.max_txt_len: {cfg.max_txt_len} tokens are more than the {cfg.qformer_max_positions} "
                           "positions of model.qformer_max_positions.")
     encoder = VisionEncoder(cfg.vit_model, cfg.image_size, cfg.drop_path_rate, cfg.use_grad_checkpoint,

@@ -97,6 +97,7 @@ class Blip2LLM(Blip2Base):
         language_model: frozen.
         prompt: read before captions in training, and before answers where a call brings no prompt.
         freeze_vit: keep the vision encoder constant and in eval mode.
+        ln_vision_eps: epsilon of the norm over image features.
 
     Attributes:
         apply_lemmatizer, num_few_shot_examples, few_shot_prob: see `Blip2LLMConfig`.
@@ -106,8 +107,9 @@ class Blip2LLM(Blip2Base):
     style: ClassVar[Style] = Style()
 
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
-                 language_model: LanguageModel, *, prompt: str = "", freeze_vit: bool = True) -> None:
-        super().__init__(vision_encoder, qformer, tokenizer, freeze_vit)
+                 language_model: LanguageModel, *, prompt: str = "", freeze_vit: bool = True,
+                 ln_vision_eps: float = 1e-5) -> None:
+        super().__init__(vision_encoder, qformer, tokenizer, freeze_vit, ln_vision_eps)
         self.prompt = prompt
         self.apply_lemmatizer, self.num_few_shot_examples, self.few_shot_prob = False, 0, 0.0
         self.language_model = language_model
@@ -125,7 +127,8 @@ class Blip2LLM(Blip2Base):
             cfg.language_model_name(), sizes=cfg.llm_args, tokenizer=cfg.llm_tokenizer,
             family=cfg.llm_family or cls.style.family, precision=cfg.llm_precision, limits=limits,
             lm_reduction=cfg.lm_reduction, setup=cfg.setup())
-        model = cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.freeze_vit)
+        model = cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.freeze_vit,
+                    ln_vision_eps=cfg.ln_vision_eps)
         model.apply_lemmatizer = cfg.apply_lemmatizer
         model.num_few_shot_examples, model.few_shot_prob = cfg.num_few_shot_examples, cfg.few_shot_prob
         return model
@@ -183,6 +186,13 @@ class Blip2LLM(Blip2Base):
             given = torch.rand(batch, dtype=torch.float64)
         return [float(value) for value in given.reshape(batch, -1)[:, 0].tolist()]
 
+    def example_samples(self, batch: int, device: torch.device) -> dict[str, Any]:
+        """Samples of the right shapes without content, for a dry run; texts are as long as the limits let them be."""
+        size = int(self.vision_encoder.image_size)  # type: ignore[arg-type]
+        text = " ".join(["text"] * self.language_model.limits.prompt)
+        return {"image": torch.zeros(batch, 3, size, size, device=device), "text_input": [text] * batch,
+                "text_output": ["text"] * batch}
+
     # parts ----------------------------------------------------------------------------------------------------------
     def soft_prompt(self, image: Tensor, texts: list[str] | None = None) -> Tensor:
         """What the language model sees of the pictures: float[B,Q,D], or float[B,T*Q,D] of T frames.
@@ -214,7 +224,7 @@ class Blip2LLM(Blip2Base):
 
     @staticmethod
     def picture(samples: dict[str, Any]) -> Tensor:
-        """samples["image"], or samples["video"]: float[B,3,H,W] or float[B,3,T,H,W].
+        """samples["image"], or samples["video"]: float[B,3,H,W], float[B,3,T,H,W], or features float[B,P,Dv].
 
         Raises:
             DataError: neither is there, or it has another shape.
@@ -223,8 +233,8 @@ class Blip2LLM(Blip2Base):
         if not isinstance(image, Tensor):
             given = f" ({type(image).__name__} is none)" if image is not None else ""
             raise DataError(f"samples need a tensor under 'image' or 'video'{given}; they have {sorted(samples)}. "
-                            "vis_processors['eval'](picture)[None] makes one of a PIL image.")
-        if image.ndim not in (4, 5) or image.shape[1] != 3:
+                             "vis_processors['eval'](picture)[None] makes one of a PIL image.")
+        if image.ndim != 3 and (image.ndim not in (4, 5) or image.shape[1] != 3):
             raise DataError(f"an image has shape (B, 3, H, W), a video (B, 3, T, H, W); this one {tuple(image.shape)}.")
         return image
 

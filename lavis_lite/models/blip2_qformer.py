@@ -87,14 +87,16 @@ class Blip2Qformer(Blip2Base):
         itc_full_gradient: let ITC's gradient reach both sides of each similarity. False as in LAVIS: the features
             that a sample is compared with are constants.
         ln_vision_eps: epsilon of the norm over image features.
+        itg_weight: factor of the ITG loss in the sum.
     """
 
     config_class = Blip2QformerConfig
 
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer, *, embed_dim: int = 256,
                  freeze_vit: bool = True, lm_reduction: Literal["global", "per_rank"] = "global",
-                 itc_full_gradient: bool = False, ln_vision_eps: float = 1e-5) -> None:
+                 itc_full_gradient: bool = False, ln_vision_eps: float = 1e-5, itg_weight: float = 1.0) -> None:
         super().__init__(vision_encoder, qformer, tokenizer, freeze_vit, ln_vision_eps)
+        self.itg_weight = itg_weight
         width = qformer.cfg.hidden_size
         self.lm_reduction, self.itc_full_gradient = lm_reduction, itc_full_gradient
         self.vision_proj = nn.Linear(width, embed_dim)
@@ -106,17 +108,19 @@ class Blip2Qformer(Blip2Base):
     def from_config(cls, cfg: Any) -> Blip2Qformer:
         """Build from a `Blip2QformerConfig`."""
         return cls(**build_parts(cfg), embed_dim=cfg.embed_dim, freeze_vit=cfg.freeze_vit,
-                   lm_reduction=cfg.lm_reduction, itc_full_gradient=cfg.itc_full_gradient)
+                   lm_reduction=cfg.lm_reduction, itc_full_gradient=cfg.itc_full_gradient,
+                   ln_vision_eps=cfg.ln_vision_eps, itg_weight=cfg.itg_weight)
 
     # training -------------------------------------------------------------------------------------------------------
     def forward(self, samples: dict[str, Any]) -> Blip2Output:
         """The three losses.
 
         Args:
-            samples: image float[B,3,H,W]; text_input list of B strings or `TextTokens`; image_id (optional) int64[B]
-                or a list of ints or strings, samples with equal ids are never each other's negatives and share ITC's
-                target; uniform (optional) float64[B,2] in [0, 1), which choose the hard negatives (column 0: the
-                image for each text, 1: the text for each image); absent: drawn from torch's generator.
+            samples: image float[B,3,H,W] (or features float[B,P,Dv], see `encode_image`); text_input list of B strings
+                or `TextTokens`; image_id (optional) int64[B] or a list of ints or strings, samples with equal ids are
+                never each other's negatives and share ITC's target; uniform (optional)
+                float64[B,2] in [0, 1), which choose the hard negatives (column 0: the image for each text, 1: the text
+                for each image); absent: drawn from torch's generator.
         """
         encoded = self.encode(samples)
         contrast = self.contrast(encoded, samples.get("image_id"))
@@ -127,7 +131,7 @@ class Blip2Qformer(Blip2Base):
         itm_count, lm_count = self._shared_counts(itm_count, lm_count)
         loss_itm, loss_lm = itm_sum / itm_count, lm_sum / lm_count
         loss_itc = loss_itc.to(loss_itm.dtype)
-        return Blip2Output(loss_itc + loss_itm + loss_lm, loss_itc, loss_itm, loss_lm)
+        return Blip2Output(loss_itc + loss_itm + self.itg_weight * loss_lm, loss_itc, loss_itm, loss_lm)
 
     def encode(self, samples: dict[str, Any]) -> Encoded:
         """Vision encoder, keys and values, and the pass that ITC and ITG share."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lavis_lite.errors import ConfigError
+from lavis_lite.processors.instruction import MOST_OCR_TOKENS, lettered
 
-MOST_OCR_TOKENS = 30
 PLACE = "{}"
 
 
@@ -76,13 +75,6 @@ def candidate_prompts(samples: Mapping[str, Any], default: str, batch: int) -> l
             prompts = [_fill(template, extra) + prompt if extra else prompt
                        for extra, prompt in zip(extras, prompts, strict=True)]
     return prompts
-
-
-def lettered(choices: Sequence[str]) -> str:
-    """["red", "blue"] -> "(a) red (b) blue"."""
-    letters = string.ascii_lowercase
-    names = [letters[at] if at < len(letters) else str(at + 1) for at in range(len(choices))]
-    return " ".join(f"({name}) {choice}" for name, choice in zip(names, choices, strict=True))
 
 
 def clean_answers(texts: Sequence[str], lemmatise: Callable[[Sequence[str]], list[str]] | None = None) -> list[str]:

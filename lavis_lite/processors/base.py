@@ -14,6 +14,8 @@ class BaseProcessor:
     (seed, epoch, sample); without `rng` it uses Python's global generator.
     """
 
+    is_random: ClassVar[bool] = True
+    """whether the result depends on `rng`"""
     takes: ClassVar[str] = "image"
     """what a data set hands it: `image` (a PIL image; texts too), `pixels` (upright RGB, uint8[H, W, 3]; such a
     processor takes PIL images too) or `video` (an open video: its length, and frames by their numbers)"""

@@ -1,9 +1,11 @@
-"""The text processor that puts a text into an instruction."""
+"""The text processor that puts a text, and what belongs to it, into an instruction."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+import string
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lavis_lite.errors import ConfigError, did_you_mean
@@ -12,14 +14,23 @@ from lavis_lite.processors.templates import EVALUATION, TEMPLATES
 from lavis_lite.registry import registry
 
 PLACE = "{}"
+EXTRAS = ("choices", "context", "caption", "history", "ocr_tokens")
+"""what a place of a template may be called, besides `{}`"""
+MOST_OCR_TOKENS = 30
+_PLACES = re.compile(r"\{(|" + "|".join(EXTRAS) + r")\}")
+_PARTS = re.compile(r"\[([^\[\]]*\{(?:" + "|".join(EXTRAS) + r")\}[^\[\]]*)\]")
 
 
 @registry.register_processor("instruction")
 class Instruction(BaseProcessor):
     """A question or an answer -> one of several instructions with it; a template without `{}` stands alone (captions).
 
+    Other places take what belongs to the question: `{choices}` becomes "(a) red (b) blue", `{ocr_tokens}` the first 30
+    with commas between them, `{context}`, `{caption}` and `{history}` are texts. A part in brackets, such as
+    "[Context: {context} ]", is left out where its place has nothing to take.
+
     Args:
-        templates: the name of a list (caption, vqa, vqg), or your own list.
+        templates: the name of a list (`processors.templates`), or your own list.
         draw: take any of them, by the sample's random numbers; false: always the same one, the list's evaluation
             template or the first of your own.
 
@@ -29,19 +40,44 @@ class Instruction(BaseProcessor):
 
     def __init__(self, templates: str | Sequence[str] = "vqa", draw: bool = True) -> None:
         if isinstance(templates, str):
-            if templates not in TEMPLATES:
-                hint = did_you_mean(templates, TEMPLATES)
-                raise ConfigError(f"instruction: there is no list of templates {templates!r}; {hint} "
-                                  f"A template of your own goes into a list: [{templates!r}].")
-            self.templates = list(TEMPLATES[templates]) if draw else [EVALUATION[templates]]
+            self.templates = _named(templates, draw)
         else:
             self.templates = list(templates) if draw else list(templates[:1])
         bad = [text for text in self.templates if not isinstance(text, str) or text.count(PLACE) > 1]
         if bad or not self.templates:
             raise ConfigError("instruction: templates must be texts with at most one {}"
                               + (f", not {bad[0]!r}." if bad else "; the list is empty."))
+        self.places = frozenset(name for text in self.templates for name in _PLACES.findall(text)) - {""}
 
-    def __call__(self, item: Any, rng: random.Random | None = None) -> str:
-        """The text in its instruction."""
+    def __call__(self, item: Any, rng: random.Random | None = None, extras: Mapping[str, Any] | None = None) -> str:
+        """The text in its instruction; `extras` are taken by the places of their names."""
         drawn = self.templates[0] if len(self.templates) == 1 else (rng or random).choice(self.templates)
-        return drawn.replace(PLACE, str(item), 1)
+        given = {name: _text(name, value) for name, value in (extras or {}).items()}
+        whole = _PARTS.sub(lambda part: part[1] if all(given.get(name) for name in _PLACES.findall(part[1]) if name)
+                           else "", drawn)
+        return _PLACES.sub(lambda place: given.get(place[1], "") if place[1] else str(item), whole)
+
+
+def _named(name: str, draw: bool) -> list[str]:
+    """The templates of a list; without `draw` the one for evaluation."""
+    if not draw and name in EVALUATION:
+        return [EVALUATION[name]]
+    if name not in TEMPLATES:
+        known = list(TEMPLATES) if draw else [*TEMPLATES, *EVALUATION]
+        raise ConfigError(f"instruction: there is no list of templates {name!r}; {did_you_mean(name, known)} "
+                          f"A template of your own goes into a list: [{name!r}].")
+    return list(TEMPLATES[name]) if draw else [TEMPLATES[name][0]]
+
+
+def _text(name: str, value: Any) -> str:
+    """An extra as text: options get letters, OCR tokens commas."""
+    if name == "choices":
+        return lettered(value)
+    return ", ".join(value[:MOST_OCR_TOKENS]) if name == "ocr_tokens" else str(value)
+
+
+def lettered(choices: Sequence[str]) -> str:
+    """["red", "blue"] -> "(a) red (b) blue"."""
+    letters = string.ascii_lowercase
+    names = [letters[at] if at < len(letters) else str(at + 1) for at in range(len(choices))]
+    return " ".join(f"({name}) {choice}" for name, choice in zip(names, choices, strict=True))

@@ -49,3 +49,12 @@ class BlipQuestion(BaseProcessor):
     def __call__(self, item: Any, rng: random.Random | None = None) -> str:
         """Cleaned question of a raw one."""
         return _first_words(_PUNCTUATION.sub("", str(item).lower()).rstrip(" "), self.max_words)
+
+
+@registry.register_processor("as_written")
+class AsWritten(BaseProcessor):
+    """A text as it is, without white space around it: for dialogues, whose case and marks belong to them."""
+
+    def __call__(self, item: Any, rng: random.Random | None = None) -> str:
+        """The text."""
+        return str(item).strip()

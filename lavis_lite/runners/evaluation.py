@@ -12,6 +12,7 @@ import torch
 from lavis_lite import atomic, distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import DataError
+from lavis_lite.report.files import Evaluation
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.precision import Precision
 from lavis_lite.runners.signals import shielded
@@ -46,6 +47,7 @@ class Evaluator:
 
     Attributes:
         predictions: of the split evaluated last, by data set, where the task has any.
+        reports: likewise what the task tells of single samples; on rank 0 only.
     """
 
     def __init__(self, task: BaseTask, model: BaseModel, cfg: RunConfig, device: torch.device, precision: Precision,
@@ -55,6 +57,7 @@ class Evaluator:
         self.device, self.precision, self.loader = device, precision, loader
         self.bad_samples, self.wish = bad_samples, wish
         self.predictions: dict[str, list[Row]] = {}
+        self.reports: dict[str, Evaluation] = {}
 
     @torch.no_grad()
     def split(self, datasets: Mapping[str, Any], split: str, step: int) -> dict[str, float]:
@@ -68,7 +71,7 @@ class Evaluator:
             split: its name.
             step: optimizer steps done; seeds whatever a model draws.
         """
-        was_training, self.predictions = self.model.training, {}
+        was_training, self.predictions, self.reports = self.model.training, {}, {}
         fitting = {name: dataset for name, dataset in datasets.items() if self.task.takes(dataset)}
         self.model.eval()
         try:
@@ -91,7 +94,11 @@ class Evaluator:
             if predictions is not None:
                 self.predictions[name] = predictions
         with self.precision.autocast():
-            return self.task.score(self.model, rows, dataset, split)
+            scores = self.task.score(self.model, rows, dataset, split)
+        samples = self.task.report(rows, dataset, split) if distributed.is_main() else None
+        if samples is not None:
+            self.reports[name] = Evaluation(scores, samples)
+        return scores
 
     def _predict(self, dataset: Any, split: str, step: int) -> list[Row]:
         """This rank's rows. A pending signal ends the loop early; `_one` then asks the other ranks."""

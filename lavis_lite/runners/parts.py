@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +12,14 @@ import torch
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.loader import train_loader
+from lavis_lite.datasets.randomness import word
 from lavis_lite.datasets.sampler import SampleOrder
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.datasets.shards import shard_sizes
+from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
 from lavis_lite.runners import optim
 from lavis_lite.runners.bounds import Bounds
+from lavis_lite.runners.mixing import mixing_lines, mixing_ratios
 from lavis_lite.runners.precision import Precision
 from lavis_lite.runners.signals import shielded
 from lavis_lite.runners.step import Stepper, wrap_for_ranks
@@ -47,8 +50,13 @@ class TrainingParts:
         sizes = [len(dataset) for dataset in self.datasets]
         global_batch = distributed.world_size() * run.batch_size_train * run.accum_grad_iters
         ratios = mixing_ratios(cfg, names, sizes)
-        self.order = SampleOrder(sizes, run.seed, global_batch, ratios)
+        blocks = None if run.shuffle_window is None else [shard_sizes(dataset) for dataset in self.datasets]
+        self.order = SampleOrder(sizes, run.seed, global_batch, ratios, blocks, run.shuffle_window or 0)
         self.fingerprint = {"sizes": sizes, "seed": run.seed, "global batch": global_batch, "ratios": ratios}
+        if blocks is not None:
+            sizes_of_blocks = [size for own in blocks for size in own or [0]]
+            self.fingerprint["shuffle window"] = [run.shuffle_window, word(*sizes_of_blocks)]
+        self.mixing = mixing_lines(names, sizes, ratios)
         self.bounds = bounds_of(self.order.steps_per_epoch)
         schedule = registry.get_lr_scheduler_class(run.lr_sched).from_run(run, self.bounds.total, self.bounds.unit)
         optimizer = optim.build_optimizer(model, run)
@@ -69,26 +77,6 @@ def training_sets(run: RunConfig, datasets: Datasets) -> tuple[list[str], list[A
         present = sorted({split for splits in datasets.values() for split in splits})
         raise ConfigError(f"run.train_splits is {run.train_splits}, but the data sets have {present}.")
     return [name for name, _ in found], [dataset for _, dataset in found]
-
-
-def mixing_ratios(cfg: Config, names: Sequence[str], sizes: Sequence[int]) -> list[float] | None:
-    """Probability weight of every training set, or None where all are shuffled together.
-
-    A data set with several training splits shares its ratio among them by size.
-    """
-    given = cfg.run.train_dataset_ratios
-    if given is None:
-        return None
-    for name in given:
-        if name not in names:
-            raise ConfigError(f"run.train_dataset_ratios.{name}: no such training data set; "
-                              f"{did_you_mean(name, names)}")
-    lacking = sorted(set(names) - set(given))
-    if lacking:
-        raise ConfigError(f"run.train_dataset_ratios lacks {', '.join(lacking)}; give every training data set one.")
-    totals = {name: sum(size for other, size in zip(names, sizes, strict=True) if other == name) for name in names}
-    return [given[name] * cfg.datasets[name].size_weight * size / totals[name]
-            for name, size in zip(names, sizes, strict=True)]
 
 
 class Speed:

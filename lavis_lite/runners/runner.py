@@ -28,6 +28,7 @@ from lavis_lite.runners.bounds import Bounds
 from lavis_lite.runners.evaluation import AGGREGATE, EvaluationStopped, Evaluator, write_predictions, write_result
 from lavis_lite.runners.parts import Datasets, Speed, TrainingParts
 from lavis_lite.runners.precision import Precision, pick_device
+from lavis_lite.runners.reporting import write_reports
 from lavis_lite.runners.sharding import share_out
 from lavis_lite.runners.signals import Interrupted, SignalWatch
 from lavis_lite.runners.step import StepResult
@@ -264,6 +265,7 @@ class Runner:
             write_result(self.run_dir, split, measured, scores)
             write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
             self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}")
+            write_reports(self.cfg, self.run_dir, split, measured, self.evaluator.reports, self.tracker.say)
         return scores
 
     def _test(self) -> dict[str, dict[str, float]]:

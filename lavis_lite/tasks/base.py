@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.models.base import BaseModel
+from lavis_lite.report.sample import ReportSample
 
 Row = dict[str, Any]
 
@@ -63,6 +65,13 @@ class BaseTask:
         """All ranks' rows -> what the predictions file holds, one row per id; None: no such file.
 
         Asked only of tasks that gather their rows.
+        """
+        return None
+
+    def report(self, rows: list[Row], dataset: Any, split: str) -> Sequence[ReportSample] | None:
+        """What a person may look at of each sample; None: nothing.
+
+        Asked after `score`, of rank 0 alone and with the same rows: no collectives here.
         """
         return None
 

@@ -8,9 +8,12 @@ from typing import Any, ClassVar
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.caption_report import EMPTY, SCORES, caption_report
-from lavis_lite.metrics.scenes import scene_scores
+from lavis_lite.metrics.captions import caption_scores
+from lavis_lite.metrics.scenes import image_scores, scene_scores
 from lavis_lite.registry import registry
+from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import Row
+from lavis_lite.tasks.reporting import pictures_of
 from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
 
 SCENE = "scene"
@@ -76,7 +79,7 @@ class CaptioningTask(WritingTask):
                 for name, place, caption in zip(names, places, captions, strict=True)]
 
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
-        """The named metrics of all ranks' rows, in the order of the data set, as the official code has it."""
+        """The metrics that the run names, of all ranks' rows, in the data set's order as the official code has it."""
         if not (self.metrics and rows and self.cfg.report_metric and dataset.has_text):
             return self.unscored(rows)
         rows = sorted(rows, key=lambda row: row["index"])
@@ -94,6 +97,34 @@ class CaptioningTask(WritingTask):
     def predictions(self, rows: list[Row], dataset: Any) -> list[Row]:
         """The official results format: image_id and caption."""
         return [{"image_id": row["id"], "caption": row["caption"]} for row in rows]
+
+    def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample]:
+        """Caption, references and the scores that single images have."""
+        picture, prompt = pictures_of(self.evaluated(dataset)), self.cfg.prompt or ""
+        scores = self._by_image(rows, dataset) if dataset.has_text and self.cfg.report_metric else {}
+        samples = []
+        for row in rows:
+            found, place = scores.get(row["id"], {}), row["index"]
+            references = dataset.references(place) if dataset.has_text else ()
+            samples.append(ReportSample(row["id"], row["caption"], prompt, references, found,
+                                        bool(found["exact"]) if "exact" in found else None, picture(place),
+                                        group=dataset.domain(place)))
+        return samples
+
+    def _by_image(self, rows: list[Row], dataset: Any) -> dict[Any, dict[str, float]]:
+        """image id -> its scores; those of n-grams where the run asks for other metrics than the mini world's."""
+        rows = sorted(rows, key=lambda row: row["index"])
+        scores: dict[Any, dict[str, float]] = {row["id"]: {} for row in rows}
+        if rows and set(self.metrics) - {SCENE}:
+            found = caption_scores({row["id"]: row["caption"] for row in rows},
+                                   {row["id"]: dataset.references(row["index"]) for row in rows})
+            for name, kept in (("CIDEr", "CIDEr"), ("ROUGE_L", "ROUGE_L"), ("Bleu_4", "image_Bleu_4")):
+                for key, value in zip(found.ids, found.per_image[name].tolist(), strict=True):
+                    scores[key][kept] = value
+        if SCENE in self.metrics:
+            for row in rows:
+                scores[row["id"]] |= image_scores(row["caption"], dataset.captions[row["index"]])
+        return scores
 
     def summary(self, scores: dict[str, float]) -> str:
         """Attribute F1 and exact scenes where they were measured, else the scores and how many captions were empty."""

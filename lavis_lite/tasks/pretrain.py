@@ -13,10 +13,12 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import DataError
 from lavis_lite.metrics.retrieval import as_lists
 from lavis_lite.registry import registry
+from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
-from lavis_lite.tasks.gallery import check_dataset
+from lavis_lite.tasks.gallery import Gallery, check_dataset
+from lavis_lite.tasks.reporting import retrieval_samples
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, chance_r1, gallery_of, prefixed, recall_line, sizes_of
-from lavis_lite.tasks.retrieval_scoring import image_rows, indices, retrieve
+from lavis_lite.tasks.retrieval_scoring import BothWays, image_rows, indices, retrieve
 
 
 @dataclass
@@ -48,6 +50,7 @@ class ImageTextPretrainTask(BaseTask):
         super().__init__(cfg)
         self._split = ""
         self._captions: list[str] = []
+        self._found: tuple[Gallery, BothWays, str] | None = None
 
     def before_evaluation(self, dataset: Any, split: str) -> None:
         """Refuse a split without captions; remember what `predict` needs of it."""
@@ -80,10 +83,18 @@ class ImageTextPretrainTask(BaseTask):
         itc, itm = retrieve(model, rows, gallery, self.k_test(split), sizes_of(self.cfg))
         scores |= prefixed("itc_", itc, gallery)
         r_mean = scores["itc_r_mean"]
+        self._found = (gallery, itc, "itc_") if itm is None else (gallery, itm, "itm_")
         if itm is not None:
             scores |= prefixed("itm_", itm, gallery)
             r_mean = scores["itm_r_mean"]
         return scores | {"r_mean": r_mean, "chance_r1": chance_r1(gallery), "agg_metrics": r_mean}
+
+    def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample] | None:
+        """Every query with its best candidates, both ways, where recall was measured."""
+        if self._found is None:
+            return None
+        (gallery, found, prefix), self._found = self._found, None
+        return retrieval_samples(gallery, found, dataset, prefix)
 
     def summary(self, scores: dict[str, float]) -> str:
         """R@1 both ways beside chance, or the losses."""

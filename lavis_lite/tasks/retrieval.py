@@ -10,8 +10,10 @@ from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.metrics.retrieval import mean_chance
 from lavis_lite.registry import registry
+from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.gallery import Gallery, check_dataset
+from lavis_lite.tasks.reporting import retrieval_samples
 from lavis_lite.tasks.retrieval_scoring import BothWays, Sizes, image_rows, recalls_of, retrieve
 
 
@@ -41,6 +43,10 @@ class RetrievalTask(BaseTask):
     config_class: ClassVar[type[RunConfig]] = RetrievalRunConfig
     cfg: RetrievalRunConfig
 
+    def __init__(self, cfg: RetrievalRunConfig) -> None:
+        super().__init__(cfg)
+        self._found: tuple[Gallery, BothWays] | None = None
+
     def before_evaluation(self, dataset: Any, split: str) -> None:
         """Refuse a split that cannot be searched before anything is computed."""
         check_dataset(dataset, split)
@@ -57,8 +63,14 @@ class RetrievalTask(BaseTask):
         itc, itm = retrieve(model, rows, gallery, self.cfg.k_test, sizes_of(self.cfg))
         scores = prefixed("itc_", itc, gallery)
         final = itm if itm is not None else itc
+        self._found = gallery, final
         scores |= prefixed("", final, gallery)
         return scores | {"chance_r1": chance_r1(gallery), "agg_metrics": scores["r_mean"]}
+
+    def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample] | None:
+        """Every query with its best candidates, both ways."""
+        found, self._found = self._found, None
+        return None if found is None else retrieval_samples(*found, dataset)
 
     def summary(self, scores: dict[str, float]) -> str:
         """R@1 both ways beside chance."""

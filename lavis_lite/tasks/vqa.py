@@ -9,11 +9,17 @@ from torch import Tensor
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError
-from lavis_lite.metrics.vqa import Majority, Rule, Truth, accuracies, question_scores, vqa_accuracy
+from lavis_lite.metrics.vqa import Majority, Rule, Truth, accuracies, answer_score, question_scores, vqa_accuracy
 from lavis_lite.models.prompts import question_prompts
 from lavis_lite.registry import registry
+from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.reporting import counted, pictures_of
 from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
+
+AnswerRule = Literal["official", "normalised", "exact", "thirds", "halves", "auto"]
+Submission = Literal["vqa", "gqa", "vizwiz", "aokvqa"]
+SERVERS = {"vqa": "VQA", "gqa": "GQA", "vizwiz": "VizWiz", "aokvqa": "A-OKVQA"}
 
 
 @dataclass
@@ -24,11 +30,14 @@ class VQARunConfig(WritingRunConfig):
     max_len: int = 10
     inference_method: Literal["generate", "rank"] = "generate"
     """rank: the likeliest of the data set's answer_list"""
-    num_ans_candidates: int = 128
-    """rank: only so many of the list are tried"""
-    vqa_rule: Rule = "official"
+    num_ans_candidates: int | None = 128
+    """rank: only so many of the list are tried; null: all"""
+    vqa_rule: AnswerRule = "official"
     """official: texts are cleaned where the annotators differ, as in the official script; normalised: always; exact:
-    equal after cleaning, for data sets with one answer per question"""
+    equal after cleaning, for data sets with one answer per question; thirds: A-OKVQA's; halves: iVQA's; auto: exact
+    where a data set has one answer per question, else official"""
+    submission: Submission = "vqa"
+    """whose format predictions have where a split has no answers"""
     baselines: bool = True
     """report what the commonest training answer would score, overall and by question"""
 
@@ -51,14 +60,26 @@ class VQATask(WritingTask):
             raise ConfigError(f"run.prompt={cfg.prompt!r}: the question needs a place, for example "
                               "'Question: {} Short answer:'.")
         self._answers: list[str] = []
+        self._server = ""
         self._majority: tuple[Any, Majority | None] = (None, None)
 
     def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The model's loss on (prompt, answer), with the prompt of the evaluation."""
-        if self.cfg.prompt:
-            prompts = question_prompts(samples, self.cfg.prompt, len(samples["text_input"]))
+        prompt = self.prompt_of(samples)
+        if prompt:
+            prompts = question_prompts(samples, prompt, len(samples["text_input"]))
             samples = {**samples, "text_input": prompts}
         return BaseTask.train_step(self, model, samples)
+
+    def prompt_of(self, samples: dict[str, Any]) -> str:
+        """The template around the questions of a batch; "": they are read as they are."""
+        return self.cfg.prompt or ""
+
+    def rule(self, dataset: Any) -> Rule:
+        """How answers of a data set are scored."""
+        if self.cfg.vqa_rule == "auto":
+            return "exact" if len(dataset.question(0)["answers"]) < 2 else "official"
+        return self.cfg.vqa_rule
 
     def takes(self, dataset: Any) -> bool:
         """Whether it lists questions."""
@@ -69,7 +90,7 @@ class VQATask(WritingTask):
         if not self.takes(dataset):
             raise DataError(f"split {split!r} has no questions ({type(dataset).__name__}); take a data set of the "
                             "builder image_qa, such as mini_world_vqa.")
-        if dataset.has_answers and self.cfg.vqa_rule != "exact" and len(dataset.question(0)["answers"]) < 2:
+        if dataset.has_answers and self.rule(dataset) != "exact" and len(dataset.question(0)["answers"]) < 2:
             raise DataError(f"split {split!r} has one answer per question; run.vqa_rule={self.cfg.vqa_rule} leaves one "
                             "annotator out and would give 0 to every answer. Set run.vqa_rule=exact.")
         self._answers = []
@@ -88,7 +109,7 @@ class VQATask(WritingTask):
         answers = model.predict_answers(
             samples, num_beams=self.cfg.num_beams, inference_method=self.cfg.inference_method,
             max_len=self.cfg.max_len, min_len=self.cfg.min_len, num_ans_candidates=self.cfg.num_ans_candidates,
-            answer_list=self._answers, prompt=self.cfg.prompt or "", **self.options())
+            answer_list=self._answers, prompt=self.prompt_of(samples), **self.options())
         names, places = plain(samples["question_id"]), plain(samples["index"])
         return [{"id": name, "index": place, "answer": answer.strip()}
                 for name, place, answer in zip(names, places, answers, strict=True)]
@@ -97,10 +118,11 @@ class VQATask(WritingTask):
         """Accuracies of all ranks' rows."""
         if not (dataset.has_answers and self.cfg.report_metric):
             return self.unscored(rows)
+        rule = self.rule(dataset)
         questions = {row["id"]: dataset.question(row["index"]) for row in rows}
         truths = {name: Truth(row["answers"], row.get("question_type", ""), row.get("answer_type", ""))
                   for name, row in questions.items()}
-        per_question = question_scores({row["id"]: row["answer"] for row in rows}, truths, self.cfg.vqa_rule)
+        per_question = question_scores({row["id"]: row["answer"] for row in rows}, truths, rule)
         scores = accuracies(per_question, truths)
         if self.cfg.baselines:
             scores |= self._baselines(dataset, {name: row["question"] for name, row in questions.items()}, truths)
@@ -115,18 +137,52 @@ class VQATask(WritingTask):
             return {}
         by_question = {name: majority.answer(text) for name, text in questions.items()}
         overall = dict.fromkeys(questions, majority.overall)
-        return {name: vqa_accuracy(answers, truths, self.cfg.vqa_rule)["accuracy"]
+        return {name: vqa_accuracy(answers, truths, self.rule(dataset))["accuracy"]
                 for name, answers in (("majority", overall), ("majority_by_question", by_question))}
 
     def predictions(self, rows: list[Row], dataset: Any) -> list[Row]:
-        """The official results format: question_id and answer."""
+        """The official results format, question_id and answer; without labels that of `run.submission`."""
+        self._server = ""
+        if not dataset.has_answers:
+            self._server = f"; the file has the format of the {SERVERS[self.cfg.submission]} server"
+            return [_submitted(row, self.cfg.submission, dataset) for row in rows]
         return [{"question_id": row["id"], "answer": row["answer"]} for row in rows]
+
+    def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample]:
+        """Question, answer, the annotators' answers and the accuracy; right: at least half the score."""
+        picture = pictures_of(self.evaluated(dataset))
+        scored = dataset.has_answers and self.cfg.report_metric
+        samples = []
+        for row in rows:
+            asked = dataset.question(row["index"])
+            scores = self._scores(row["answer"], asked, self.rule(dataset)) if scored else {}
+            samples.append(ReportSample(
+                row["id"], row["answer"], asked["question"], counted(asked["answers"]), scores,
+                scores["accuracy"] >= 0.5 if scores else None, picture(row["index"]),
+                group=asked.get("question_type") or asked.get("answer_type") or ""))
+        return samples
+
+    @staticmethod
+    def _scores(answer: str, asked: dict[str, Any], rule: Rule) -> dict[str, float]:
+        """One question's part in every accuracy it counts for."""
+        truth = Truth(asked["answers"], asked.get("question_type", ""), asked.get("answer_type", ""))
+        return accuracies({0: answer_score(answer, truth.answers, rule)}, {0: truth})
 
     def summary(self, scores: dict[str, float]) -> str:
         """Accuracy beside the majority."""
         if "accuracy" not in scores:
-            return super().summary(scores)
+            return super().summary(scores) + self._server
         line = f"VQA accuracy {scores['accuracy']:.3f}{CONTROLS[self.cfg.control]}"
         if "majority" not in scores:
             return line
         return f"{line} (majority {scores['majority']:.3f}, by question {scores['majority_by_question']:.3f})"
+
+
+def _submitted(row: Row, submission: Submission, dataset: Any) -> Row:
+    """A row as a benchmark's server takes it."""
+    name, answer = row["id"], row["answer"]
+    if submission == "gqa":
+        return {"questionId": str(name), "prediction": answer}
+    if submission == "vizwiz":
+        return {"image": dataset.image_name(row["index"]).rpartition("/")[2], "answer": answer}
+    return {"question_id": name, "direct_answer" if submission == "aokvqa" else "answer": answer}

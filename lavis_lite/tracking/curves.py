@@ -11,6 +11,8 @@ from lavis_lite.tracking.jsonl import read
 from lavis_lite.tracking.sink import Sink
 
 Rows = list[dict[str, Any]]
+Panels = dict[str, dict[str, tuple[list[int], list[float]]]]
+"""panel title -> name of a curve -> (steps, values)"""
 
 
 class Curves(Sink):
@@ -41,6 +43,21 @@ def series(rows: Rows) -> dict[str, tuple[list[int], list[float]]]:
                 steps.append(row["step"])
                 values.append(value)
     return found
+
+
+def panels(rows: Rows) -> Panels:
+    """Every curve of a log by the panel it belongs to: losses, learning rate, agg_metrics by split."""
+    train = [row for row in rows if "split" not in row and isinstance(row.get("lr"), int | float)]
+    found: dict[str, dict[str, tuple[list[int], list[float]]]] = {"loss (nats)": series(rows)}
+    found["learning rate"] = {"lr": ([row["step"] for row in train], [row["lr"] for row in train])} if train else {}
+    scores = found["agg_metrics"] = {}
+    for row in rows:
+        if "split" in row and isinstance(row.get("agg_metrics"), int | float):
+            steps, values = scores.setdefault(row["split"], ([], []))
+            steps.append(row["step"])
+            values.append(row["agg_metrics"])
+    trained = bool(found["loss (nats)"])
+    return {title: curves for title, curves in found.items() if trained and curves}
 
 
 def draw(rows: Rows, picture: Path) -> bool:

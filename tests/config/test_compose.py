@@ -8,9 +8,11 @@ from lavis_lite.config.compose import compose, dataset_names, to_yaml
 from lavis_lite.config.preflight import check
 from lavis_lite.errors import ConfigError, Faults
 from lavis_lite.models.blip2_config import Blip2QformerConfig
+from lavis_lite.runners.mixing import published_mixing
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "projects").rglob("*.yaml"))
+SHIPPED = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "projects").rglob("*.yaml")
+                 if path.parent.name != "base")  # eval/base has parts of recipes, each composed by those that name it
 
 LAVIS_STYLE = """
  # sections, keys and spellings as LAVIS' stage-1 recipe has them
@@ -210,3 +212,12 @@ def test_an_output_folder_that_cannot_be_written_is_a_fault(tmp_path, monkeypatc
     faults = check(compose("projects/blip2/stage1.yaml", [f"run.output_dir={tmp_path / 'file' / 'out'}"]))
     assert len(faults) == 1
     assert "run.output_dir" in faults[0]
+
+
+def test_instruction_tuning_lists_the_thirteen_held_in_sets_with_their_probabilities():
+    config = compose("projects/instructblip/vicuna13b.yaml").config
+    lines = published_mixing(config)
+    shares = {line.split()[0]: float(line.rpartition("=")[2]) for line in lines}
+    assert len(shares) == 13 and sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    assert shares["ok_vqa_instruct"] == pytest.approx(2 * shares["okvqa_vqg_instruct"], abs=2e-4)
+    assert config.model.pretrained_stage1.endswith("blip2_pretrained.pth") and config.run.warmup_lr == 1e-8

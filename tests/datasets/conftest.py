@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from lavis_lite.config.schema import BuildInfo, FileConfig, ProcessorPair, StorageConfig
-from lavis_lite.datasets.builder import CustomConfig, ImageDatasetConfig
+from lavis_lite.datasets.builder import ImageDatasetConfig
+from lavis_lite.datasets.custom import CustomConfig
 
 IMAGES = 12
 

@@ -7,11 +7,15 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lavis_lite.datasets import annotations
 from lavis_lite.datasets.annotations import MOST_CHARACTERS, Field, RowTable, file_name, identifier, read_table, texts
+from lavis_lite.datasets.readers import read_rows
+from lavis_lite.datasets.tables import ExplodedTable, MappedTable
 from lavis_lite.errors import DataError
 
 FIELDS = [Field("image", file_name), Field("caption", texts), Field("image_id", identifier, required=False)]
@@ -172,7 +176,61 @@ def test_table_survives_pickling_and_holds_little(tmp_path):
         table[2000]
     # what a worker receives by spawn: tensors, which torch hands over in shared memory, and nothing per row
     state = table.__dict__
-    assert all(isinstance(value, torch.Tensor) for key, value in state.items() if key != "files")
+    assert all(isinstance(value, torch.Tensor) for key, value in state.items() if key not in ("files", "kinds"))
+
+
+def test_large_tables_are_mapped_from_the_second_time_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(annotations, "CACHED_FROM", 50)
+    path = write(tmp_path, "a.json", ROWS)
+    calls = []
+    monkeypatch.setattr(annotations, "read_rows", lambda path: calls.append(path) or read_rows(path))
+
+    def opened(**more: Any) -> RowTable:
+        return read_table([path], FIELDS, **more)
+
+    first, again = opened(), opened()
+    assert len(calls) == 1 and isinstance(again, MappedTable) and rows(first) == rows(again) == ROWS
+    assert again.place(1) == f"{path}:2" and again.kinds == {"image": "file_name", "caption": "texts",
+                                                           "image_id": "identifier"}
+    assert rows(pickle.loads(pickle.dumps(again))) == ROWS
+    assert len(opened(explode="caption")) == 3 and len(calls) == 2  # another question, another file
+    (held,) = [file for file in (tmp_path / "cache" / "tables").glob("a-*") if len(MappedTable(file)) == 2]
+    path.write_text(json.dumps([*ROWS, ROWS[0]]))
+    assert len(opened()) == 3 and len(opened()) == 3 and len(calls) == 3  # the file has changed
+    held.write_bytes(held.read_bytes()[:-4])
+    with pytest.warns(UserWarning, match="cannot be used and is written anew"):
+        assert len(opened()) == 3
+    assert len(opened()) == 3 and len(calls) == 4
+
+
+def test_a_filter_needs_a_name_to_be_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(annotations, "CACHED_FROM", 50)
+    path = write(tmp_path, "a.json", ROWS)
+    for name in ("a", "b"):
+        table = read_table([path], FIELDS, keep=lambda row, name=name: row["image"].startswith(name), kept=name)
+        assert rows(table)[0]["image"] == f"{name}.jpg" and isinstance(table, MappedTable)
+    assert not isinstance(read_table([path], FIELDS, keep=lambda row: True), MappedTable)
+    assert not isinstance(read_table([path], [Field("image", lambda value: value)]), MappedTable)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_no_fault(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(annotations, "CACHED_FROM", 50)
+    with pytest.warns(UserWarning, match="cannot be kept for the next time"):
+        assert rows(read_table([write(tmp_path, "a.json", ROWS)], FIELDS)) == ROWS
+
+
+def test_exploded_views_read_no_row_ahead():
+    table = RowTable(((0, number, {"caption": [f"{number}{letter}" for letter in "abc"[:number]]})
+                      for number in range(1, 4)), [Path("f")])
+    view = ExplodedTable(table, "caption", np.array([0, 1, 3, 6]))
+    assert [view[index]["caption"] for index in range(6)] == ["1a", "2a", "2b", "3a", "3b", "3c"]
+    assert view.place(4) == "f:3" and view.file_sizes() == [6]
+    with pytest.raises(IndexError):
+        view[6]
 
 
 class Reader(Dataset):

@@ -10,7 +10,8 @@ import torch
 
 from lavis_lite.config.schema import FileConfig, ProcessorPair
 from lavis_lite.datasets.base import image_number
-from lavis_lite.datasets.builder import CustomBuilder, ImageCaptionBuilder, ImageRetrievalBuilder
+from lavis_lite.datasets.builder import ImageCaptionBuilder, ImageRetrievalBuilder
+from lavis_lite.datasets.custom import CustomBuilder
 from lavis_lite.errors import ConfigError, DataError, RegistryError
 from lavis_lite.registry import registry
 
@@ -25,6 +26,17 @@ def test_caption_training_has_one_sample_per_caption(coco_section):
     assert first["image_id"] == second["image_id"] != other["image_id"]
     assert isinstance(first["image_id"], int) and 0 <= first["image_id"] < 2**63
     assert dataset.place(1).endswith("captions_train.json:9")  # its place among the annotations
+
+
+def test_captions_per_image_keeps_the_first_of_each_in_training_only(coco_section):
+    coco_section.captions_per_image = 1
+    dataset = ImageCaptionBuilder("tiny", coco_section).build("train", training=True)
+    assert [dataset[index]["text_input"] for index in (0, 1)] == ["picture 0, caption 0", "picture 1, caption 0"]
+    assert len(dataset) == 8 and dataset.place(1).endswith("captions_train.json:2")
+    assert len(ImageCaptionBuilder("tiny", coco_section).build("val", training=False).text) == 8
+    coco_section.captions_per_image = 0
+    with pytest.raises(ConfigError, match="datasets.tiny.captions_per_image must be at least 1"):
+        ImageCaptionBuilder("tiny", coco_section).build("train", training=True)
 
 
 def test_image_ids_do_not_depend_on_the_machine(coco_section, coco_folder, monkeypatch):

@@ -159,6 +159,20 @@ def test_nothing_outside_the_folder_is_read(tmp_path):
         folder.load("a\0b")
 
 
+def test_a_folder_that_was_read_from_lets_no_link_out(tmp_path):
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    save(root / "sub", "x.png", Image.new("RGB", (2, 2)))
+    outside = save(tmp_path, "y.png", Image.new("RGB", (2, 2)))
+    folder = ImageFolder(root)
+    assert folder.load("sub/x.png").size == (2, 2)  # the folder is known from here on
+    (root / "sub" / "out.png").symlink_to(outside)
+    (root / "away").symlink_to(tmp_path)
+    for name in ("sub/out.png", "away/y.png", "away/y.png", "sub/..", "sub/../../y.png"):
+        with pytest.raises(BadSample, match="leads out|not a regular file"):
+            folder.load(name)
+
+
 def test_the_folder_itself_may_be_a_link(tmp_path):
     (tmp_path / "real").mkdir()
     save(tmp_path / "real", "x.png", Image.new("RGB", (2, 2)))

@@ -8,8 +8,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from lavis_lite.config.schema import RunConfig
+from lavis_lite.datasets.loader import train_loader
 from lavis_lite.datasets.randomness import permutation, word
-from lavis_lite.datasets.sampler import EvalBatches, RankBatches, SampleOrder, negative_uniforms, sample_rng
+from lavis_lite.datasets.sampler import (
+    BlockShuffle,
+    EvalBatches,
+    RankBatches,
+    SampleOrder,
+    negative_uniforms,
+    sample_rng,
+)
 from lavis_lite.errors import ConfigError, DataError
 
 
@@ -154,3 +163,62 @@ def test_negative_uniforms_are_uniform_and_independent():
     assert ((counts - 160) ** 2 / 160).sum() < 60  # 24 degrees of freedom: 60 has a probability of 6e-5
     neighbours = np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]
     assert abs(neighbours) < 0.06
+
+
+# mixing and blocks at their real sizes --------------------------------------------------------------------------------
+
+
+def test_shares_of_a_hundred_thousand_draws_match_the_probabilities():
+    weights, draws = [5.0, 1.0, 0.1, 3.0], 100_000
+    order = SampleOrder([40, 30, 20, 50], seed=11, global_batch=1, ratios=weights)
+    counts = Counter(order(step)[0].dataset for step in range(draws))
+    for dataset, weight in enumerate(weights):
+        p = weight / sum(weights)
+        assert abs(counts[dataset] - draws * p) < 3 * (draws * p * (1 - p)) ** 0.5
+
+
+@pytest.mark.parametrize("workers", [0, 2, 4])
+def test_mixing_is_the_same_for_any_ranks_and_workers(workers):
+    def seen(world_size: int, workers: int) -> list:
+        run = RunConfig(batch_size_train=4 // world_size, num_workers=workers, device="cpu")
+        order = SampleOrder([40, 300], 3, 4, [1, 2])
+        sets = [[{"number": 1000 * place + row} for row in range(size)] for place, size in enumerate((40, 300))]
+        ranks = [[batch["number"].tolist() for batch in train_loader(sets, order, run, rank, world_size, 5, 25)]
+                 for rank in range(world_size)]
+        return [sum(parts, []) for parts in zip(*ranks, strict=True)]
+
+    alone = seen(1, 0)
+    assert all(len({number // 1000 for number in step}) == 1 for step in alone)
+    worlds = {0: (2, 4), 2: (2,), 4: (1,)}[workers]
+    assert all(seen(world_size, workers) == alone for world_size in worlds)
+
+
+SHARDS = [7, 3, 12, 1, 9]
+
+
+def test_block_shuffle_holds_every_row_once_and_stays_in_few_shards():
+    shuffle = BlockShuffle(word(3), SHARDS, 10)
+    rows = shuffle(0, 32)
+    assert sorted(rows.tolist()) == list(range(32))
+    shard_of = np.repeat(np.arange(5), SHARDS)
+    assert all(len(set(shard_of[rows[start:start + 10]].tolist())) <= 4 for start in range(0, 32, 10))
+    assert [row for start in range(0, 32, 4) for row in shuffle(start, start + 4)] == rows.tolist()
+    assert rows[5:23].tolist() == BlockShuffle(word(3), SHARDS, 10)(5, 23).tolist()
+    assert rows.tolist() != BlockShuffle(word(4), SHARDS, 10)(0, 32).tolist()
+
+
+def test_order_by_blocks_mixes_sets_with_and_without_shards():
+    order = SampleOrder([32, 2000], 1, 8, None, [SHARDS, None], window=64)
+    keys = [key for step in range(order.steps_per_epoch) for key in order(step)]
+    assert len({key[:2] for key in keys}) == 2032 and {key.epoch for key in keys} == {0}
+    assert order(order.steps_per_epoch)[0].epoch == 1
+    ratio = SampleOrder([32, 2000], 1, 8, [1, 1], [SHARDS, None], window=64)
+    assert all(len({key.dataset for key in ratio(step)}) == 1 for step in range(40))
+    assert ratio(33) == SampleOrder([32, 2000], 1, 8, [1, 1], [SHARDS, None], window=64)(33)
+
+
+def test_far_positions_of_a_thousand_shards_are_reached_at_once():
+    start = time.perf_counter()
+    order = SampleOrder([10**7], 0, 100, None, [[10_000] * 1000], window=100_000)
+    keys = order(10**5 - 1)
+    assert len({key.index for key in keys}) == 100 and time.perf_counter() - start < 5  # benchmarks/ has the number

@@ -24,6 +24,7 @@ from lavis_lite.datasets.video_builder import VideoCaptionBuilder, VideoDatasetC
 from lavis_lite.datasets.video_readers import READERS, AvReader, DecordReader
 from lavis_lite.errors import ConfigError
 from lavis_lite.processors.video import AlproVideoEval, AlproVideoTrain
+from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
 from tests.datasets.conftest import pair
 
 av = pytest.importorskip("av", reason="test videos are written by PyAV (the video extra)")
@@ -284,6 +285,24 @@ def test_images_processors_do_not_fit_videos(section):
     section.vis_processor = pair({"name": "blip_image_train", "image_size": 16}, {"name": "blip_image_eval"})
     with pytest.raises(ConfigError, match="vis_processor.train: BlipImageTrain does not take videos.*alpro_video"):
         VideoCaptionBuilder("clips", section).build("train", training=True)
+
+
+def test_the_captioning_task_hands_videos_to_the_model(section):
+    val = VideoCaptionBuilder("clips", section).build("val", training=False)
+    run = RunConfig(batch_size_eval=6, num_workers=0, device="cpu", on_bad_sample="skip")
+    [batch] = eval_loader(val, run)
+    asked = []
+
+    class Model:
+        def generate(self, samples, **options):
+            asked.append(samples)
+            return ["grey "] * len(samples["video"])
+
+    task = CaptioningTask(CaptioningRunConfig())
+    rows = task.predict(Model(), batch)
+    assert torch.equal(asked[0]["video"], batch["video"]) and "image" not in asked[0]
+    assert rows[0] == {"id": 0, "index": 0, "caption": "grey"} and len(rows) == 5
+    assert task.predict(Model(), {}) == []
 
 
 def questions(folder: Path, section: VideoDatasetConfig, **more) -> VideoQAConfig:

@@ -16,8 +16,10 @@ from lavis_lite.errors import CheckpointError
 from lavis_lite.models.blip2_config import Blip2QformerConfig
 from lavis_lite.models.blip2_qformer import Blip2Qformer
 from lavis_lite.models.checkpoints import from_hf, from_lavis, load_checkpoint, load_state, to_hf, to_lavis
+from lavis_lite.models.checkpoints.hf_key_map import BLIP2_MAP, INSTRUCT_MAP
 from lavis_lite.models.checkpoints.key_map import KeyMap, Row
 from lavis_lite.models.checkpoints.lavis_key_map import CLIP_MAP, EVA_MAP
+from lavis_lite.models.checkpoints.report import likely_arch
 
 TINY_VIT = {"depth": 2, "width": 32, "heads": 4, "mlp_ratio": 2.0}
 SIZES = {"qformer_hidden_size": 16, "qformer_layers": 3, "qformer_heads": 2, "qformer_intermediate_size": 24,
@@ -83,7 +85,7 @@ def test_a_copy_that_is_no_copy_is_not_dropped_silently() -> None:
     assert from_lavis(lavis | {name: lavis[name] + 1}).unknown == [name]
 
 
-@pytest.mark.parametrize("key_map", [EVA_MAP, CLIP_MAP])
+@pytest.mark.parametrize("key_map", [EVA_MAP, CLIP_MAP, BLIP2_MAP, INSTRUCT_MAP])
 def test_rows_have_the_same_placeholders_and_read_back(key_map: KeyMap) -> None:
     for row in key_map.rows:
         filled = {"i": "3", "p": "bias", "qkv": "key", "rest": "blocks.0.x"}
@@ -217,7 +219,7 @@ def test_positions_that_are_no_square_are_a_shape_fault() -> None:
 
 
 @pytest.mark.parametrize(("names", "words"), [
-    (["opt_proj.weight", "opt_model.model.decoder.embed_tokens.weight"], "BLIP-2 model on OPT"),
+    (["opt_proj.weight", "opt_model.model.decoder.embed_tokens.weight"], "(arch blip2_opt)"),
     (["blocks.0.attn.qkv.weight", "cls_token"], "a vision encoder alone"),
     (["bert.encoder.layer.0.attention.self.query.weight"], "a BERT"),
     (["model.layers.0.self_attn.q_proj.weight"], "a language model"),
@@ -225,6 +227,21 @@ def test_positions_that_are_no_square_are_a_shape_fault() -> None:
 ])
 def test_a_file_that_shares_nothing_is_called_what_it_seems(names: list[str], words: str) -> None:
     refuse(tiny_model(), {name: torch.zeros(1) for name in names}, "shares no name", words)
+
+
+@pytest.mark.parametrize(("names", "arch"), [
+    (["opt_proj.weight", "query_tokens"], "blip2_opt"),
+    (["t5_proj.weight", "Qformer.bert.embeddings.LayerNorm.weight"], "blip2_t5"),
+    (["llm_proj.weight", "Qformer.bert.embeddings.word_embeddings.weight"], "blip2_vicuna_instruct"),
+    (["language_projection.bias", "language_model.encoder.block.0.x", "qformer.embeddings.word_embeddings.weight"],
+     "blip2_t5_instruct"),
+    (["language_projection.bias", "language_model.model.layers.0.x", "qformer.layernorm.bias"], "blip2_vicuna"),
+    (["language_projection.bias", "language_model.model.model.decoder.x", "qformer.layers.0.x"], "blip2_opt"),
+    (["itm_head.weight", "temp"], "blip2"),
+    (["first"], ""),
+])
+def test_the_arch_that_names_point_to(names: list[str], arch: str) -> None:
+    assert likely_arch(names) == arch
 
 
 def test_a_stage_two_file_is_called_by_its_name() -> None:
@@ -273,48 +290,3 @@ def test_files_are_refused_with_what_is_wrong(tmp_path: Path, monkeypatch: pytes
     fails("hub", "lacks 1 of 1 shards: one.safetensors")
     Path("hub/model.safetensors.index.json").write_text("[]")
     fails("hub", "not an index")
-
-
-# the real models ----------------------------------------------------------------------------------------------------
-def manifest(shared: Path, name: str, kept_only: bool = False) -> dict[str, Tensor]:
-    keys = json.loads((shared / "parity/manifests" / f"{name}.json").read_text())["keys"]
-    return {key: torch.empty(entry["shape"], device="meta") for key, entry in keys.items()
-            if not kept_only or entry["kept"]}
-
-
-def full_size(vit: str) -> Blip2Qformer:
-    with torch.device("meta"):
-        return Blip2Qformer.from_config(Blip2QformerConfig(vit_model=vit))
-
-
-def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
-@pytest.mark.parametrize(("name", "vit"), [("lavis_blip2_pretrain", "eva_clip_g"),
-                                           ("lavis_blip2_pretrain_vitL", "clip_L")])
-def test_every_name_and_shape_of_the_lavis_models(name: str, vit: str, shared_dir: Path) -> None:
-    model = full_size(vit)
-    whole = manifest(shared_dir, name)
-    assert len(load_state(model, whole, name).loaded) == len(model.state_dict())
-    report = load_state(model, manifest(shared_dir, name, kept_only=True), name)
-    assert set(report.frozen_missing) == model.frozen_names() == set(model.state_dict()) - set(report.loaded)
-    written = to_lavis(model.state_dict())
-    assert not written.unknown and shapes(written.tensors) == shapes(whole)
-
-
-def test_every_name_and_shape_of_the_hugging_face_model(shared_dir: Path) -> None:
-    model, whole = full_size("eva_clip_g"), manifest(shared_dir, "hf_blip2_itm_vit_g")
-    report = load_state(model, whole, "hf_blip2_itm_vit_g")
-    written = to_hf(model.state_dict())
-    assert set(written.unknown) == set(report.not_in_layout) and shapes(written.tensors) == shapes(whole)
-
-
-@pytest.mark.parametrize(("name", "vit"), [("lavis_blip2_pretrain", "eva_clip_g"),
-                                           ("lavis_blip2_pretrain_vitL", "clip_L")])
-def test_parameter_counts_of_the_lavis_models(name: str, vit: str, shared_dir: Path) -> None:
-    counts = json.loads((shared_dir / "parity/manifests" / f"{name}.json").read_text())["counts"]
-    found = full_size(vit).count_parameters()
-    assert found["vision_encoder"] == (0, counts["visual_encoder"])
-    assert found["qformer"] == (counts["Qformer"], 0)
-    assert sum(trainable for trainable, _ in found.values()) == counts["trainable"]

@@ -20,7 +20,7 @@ from lavis_lite.models.language_model import build_language_model
 from lavis_lite.models.qformer import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.models.vision_encoder import VisionEncoder
-from tests.parity.llm_cases import DoubleEncoder
+from tests.parity.exact import exact
 from tests.parity.stand_ins import RENAMES
 
 WIDTH, QUERIES = 9, 3
@@ -82,8 +82,8 @@ def ours(name: str, twin: HFStage2) -> Blip2LLM:
     found = from_lavis(state)
     assert not found.unknown
     model.load_state_dict(found.tensors, strict=False)
-    model.vision_encoder = DoubleEncoder(model.vision_encoder)
-    return model
+    double: Blip2LLM = exact(model)
+    return double
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 def test_loss_and_gradients_are_those_of_the_twins(name: str) -> None:
     torch.manual_seed(3)
     twin = theirs(name).double().train()
-    model = ours(name, twin).double().train()
+    model = ours(name, twin).train()
     for part in (twin, model):
         exact_norms(part)
     batch = (torch.randn(3, 3, 28, 28, dtype=torch.float64), BEFORE[name], AFTER)

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lavis_lite.models.blip2_llm import Blip2LLM
 from lavis_lite.models.checkpoints import from_lavis, load_state
 from lavis_lite.models.language_model.families import FAMILIES
 from lavis_lite.registry import registry
 from tests.conftest import find_shared
+from tests.parity.exact import exact
 
 KINDS = {"blip2_opt": "opt", "blip2_t5": "t5", "blip2_t5_instruct": "t5", "blip2_vicuna_instruct": "llm"}
 """arch -> LAVIS' prefix of the language model"""
@@ -127,18 +128,6 @@ def qformer_sizes(recorded: Recorded) -> dict[str, Any]:
             "qformer_dropout": sizes.get("hidden_dropout_prob", 0.0)}
 
 
-class DoubleEncoder(nn.Module):
-    """A vision encoder in float64, for comparisons without rounding."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.vit: Any = encoder.vit.double()
-
-    def forward(self, image: Tensor) -> Tensor:
-        features: Tensor = self.vit.forward_features(image.double())
-        return features
-
-
 def build(recorded: Recorded, case: str, dtype: torch.dtype = torch.float32) -> Blip2LLM:
     """The model of a case with LAVIS' weights, read through the key map."""
     weights = load_file(recorded.folder / "weights.safetensors")
@@ -146,8 +135,8 @@ def build(recorded: Recorded, case: str, dtype: torch.dtype = torch.float32) -> 
     model: Blip2LLM = registry.get_model_class(recorded.arch).from_config(section(recorded, weights, changes))
     load_state(model, weights, str(recorded.folder))
     if dtype is torch.float64:
-        model.vision_encoder = DoubleEncoder(model.vision_encoder)
-    return model.to(dtype).eval()
+        model = exact(model)
+    return model.eval()
 
 
 def call(model: Blip2LLM, recorded: Recorded, case: str, **changes: Any) -> Any:

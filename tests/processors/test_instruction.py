@@ -12,9 +12,30 @@ from lavis_lite.processors.templates import EVALUATION, TEMPLATES
 
 
 def test_lists_of_the_paper() -> None:
-    assert {name: len(texts) for name, texts in TEMPLATES.items()} == {"caption": 13, "vqa": 10, "vqg": 6}
-    assert all(text.count("{}") == (name != "caption") for name, texts in TEMPLATES.items() for text in texts)
-    assert all(EVALUATION[name] in texts for name, texts in TEMPLATES.items())
+    counts = {name: len(texts) for name, texts in TEMPLATES.items()}
+    assert (counts["caption"], counts["vqa"], counts["vqg"]) == (13, 10, 6)
+    assert all(10 <= count <= 15 for name, count in counts.items() if name not in ("vqg", "chat"))
+    assert all(len(set(texts)) == len(texts) for texts in TEMPLATES.values())
+    assert all(text.count("{}") == ("caption" not in name) for name, texts in TEMPLATES.items() for text in texts)
+    assert all(EVALUATION[name] in texts for name, texts in TEMPLATES.items() if name in EVALUATION)
+    assert all(Instruction(name, draw=False)("x") for name in [*TEMPLATES, *EVALUATION])
+
+
+def test_what_belongs_to_a_question_is_placed() -> None:
+    extras = {"choices": ["red", "blue"], "context": "", "ocr_tokens": [str(at) for at in range(40)], "history": "Q a"}
+    choose = Instruction("choice", draw=False)
+    assert choose("why?", None, extras) == "Question: why? Options: (a) red (b) blue. Answer:"
+    assert choose("why?", None, {**extras, "context": "Hint."}).startswith("Context: Hint. Question: why?")
+    assert choose.places == {"choices", "context"} and Instruction("vqa").places == frozenset()
+    read = Instruction(["[OCR tokens: {ocr_tokens}. ]{}"])
+    assert read("q", None, extras) == f"OCR tokens: {', '.join(map(str, range(30)))}. q" and read("q") == "q"
+    assert Instruction("dialog", draw=False)("q", None, extras) == "Dialog history: Q a\n Question: q Short answer:"
+
+
+def test_what_is_placed_is_no_template() -> None:
+    hostile = Instruction(["[{context} ]{}"])
+    assert hostile("{context} [{history}] {}", None, {"context": "{} {choices}", "history": "h"}
+                   ) == "{} {choices} {context} [{history}] {}"
 
 
 def test_every_template_is_drawn_and_the_same_for_the_same_numbers() -> None:
@@ -31,7 +52,7 @@ def test_one_template_where_nothing_is_drawn() -> None:
 
 
 @pytest.mark.parametrize(("templates", "words"), [
-    ("vqq", "did you mean 'vqg' or 'vqa'"), ([], "the list is empty"), (["{} and {}"], "at most one"), ([3], "not 3"),
+    ("vqq", "did you mean 'vqg'"), ([], "the list is empty"), (["{} and {}"], "at most one"), ([3], "not 3"),
     ("Question: {}", r"goes into a list: \['Question: {}'\]"),
 ])
 def test_templates_that_cannot_be(templates: object, words: str) -> None:

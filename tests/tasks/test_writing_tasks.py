@@ -232,6 +232,14 @@ def test_captions_without_references_or_metrics_are_written_only() -> None:
         captioning(caption_metrics=["scenes"])
 
 
+def test_captions_are_scored_as_coco_does() -> None:
+    task = captioning(caption_metrics=["coco"])
+    rows = [{"id": 70, "index": 0, "caption": "Small red star, top."}, {"id": 60, "index": 1, "caption": "a dog"}]
+    scores = task.score(None, rows, IMAGES, "val")
+    assert scores["agg_metrics"] == pytest.approx(scores["CIDEr"] + scores["Bleu_4"]) and scores["CIDEr"] > 1
+    assert {"Bleu_1", "ROUGE_L"} <= scores.keys()
+
+
 # rows of all ranks ----------------------------------------------------------------------------------------------------
 def test_rows_come_in_the_order_of_their_ids_each_once(tmp_path: Any) -> None:
     assert [row["id"] for row in gathered([{"id": name} for name in ("b", 10, 9, "a")])] == [9, 10, "a", "b"]

@@ -98,6 +98,11 @@ def _join(rng: Dice, parts: list[str]) -> str:
     return ", ".join(parts)
 
 
+def reword(rng: Dice, item: SceneObject) -> str:
+    """One object and its place in some of the words that captions have for them."""
+    return f"{_paraphrase(rng, item)} {_position(rng, item)}"
+
+
 def _listing(rng: Dice, items: list[SceneObject]) -> str:
     opening = rng.choose(OPENINGS)
     return f"{opening} {_join(rng, [_placed(rng, item) for item in items])}".strip()

@@ -1,8 +1,11 @@
-"""Hugging Face's names (`Blip2ForImageTextRetrieval`, the Salesforce/blip2-itm-* repositories) <-> ours.
+"""Hugging Face's names of BLIP-2 and InstructBLIP models <-> ours.
+
+Three classes of transformers share most names: `Blip2ForImageTextRetrieval` (stage 1), `Blip2ForConditionalGeneration`
+(stage 2) and `InstructBlipForConditionalGeneration`. The last one has its own place for the Q-Former's embeddings.
 
 Two things are not renames. EVA's qkv projection has one bias of 3 Dv there, whose middle third (the keys') changes no
 attention weight and is dropped, exactly. The temperature and the captioning head have no place there: `to_hf` reports
-them as unknown, and loading from there leaves them as the model was initialised.
+them as unknown, and loading from there leaves them as the model was initialised, unless a side file brings them.
 """
 
 from __future__ import annotations
@@ -13,19 +16,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lavis_lite.models.checkpoints.key_map import KeyMap, Row, Translated
+from lavis_lite.models.checkpoints.key_map import KeyMap, Row, Translated, derived
 
 _LAYER, _OURS = "qformer.encoder.layer.{i}.", "qformer.layers.{i}."
 _BLOCK, _VIT = "vision_model.encoder.layers.{i}.", "vision_encoder.vit.blocks.{i}."
+_WORDS, _POSITIONS, _NORM = (f"qformer.embeddings.{name}" for name in (
+    "word_embeddings.weight", "position_embeddings.weight", "norm.{p}"))
 
-HF_MAP = KeyMap([
+EMBEDDING_ROWS = {
+    False: [Row("embeddings.word_embeddings.weight", _WORDS), Row("embeddings.position_embeddings.weight", _POSITIONS),
+            Row("qformer.layernorm.{p}", _NORM)],
+    True: [Row("qformer.embeddings.word_embeddings.weight", _WORDS),
+           Row("qformer.embeddings.position_embeddings.weight", _POSITIONS),
+           Row("qformer.embeddings.layernorm.{p}", _NORM)],
+}
+"""Whether it is InstructBLIP -> rows of the Q-Former's embeddings."""
+ROWS = [
     Row("query_tokens", "query_tokens"),
     Row("vision_projection.{p}", "vision_proj.{p}"),
     Row("text_projection.{p}", "text_proj.{p}"),
     Row("itm_head.{p}", "itm_head.{p}"),
-    Row("embeddings.word_embeddings.weight", "qformer.embeddings.word_embeddings.weight"),
-    Row("embeddings.position_embeddings.weight", "qformer.embeddings.position_embeddings.weight"),
-    Row("qformer.layernorm.{p}", "qformer.embeddings.norm.{p}"),
     Row(_LAYER + "attention.attention.{qkv}.{p}", _OURS + "self_attention.{qkv}.{p}"),
     Row(_LAYER + "attention.output.dense.{p}", _OURS + "self_attention.output.{p}"),
     Row(_LAYER + "attention.output.LayerNorm.{p}", _OURS + "self_attention.norm.{p}"),
@@ -42,39 +52,57 @@ HF_MAP = KeyMap([
     Row("vision_model.embeddings.position_embedding", "vision_encoder.vit.pos_embed"),
     Row("vision_model.embeddings.patch_embedding.{p}", "vision_encoder.vit.patch_embed.proj.{p}"),
     Row("vision_model.post_layernorm.{p}", "ln_vision.{p}"),
-    Row(_BLOCK + "self_attn.qkv.weight", _VIT + "attn.qkv.weight"),
-    Row(_BLOCK + "self_attn.q_bias", _VIT + "attn.q_bias"),  # these two stand for qkv.bias, see below
+    Row(_BLOCK + "self_attn.qkv.{p}", _VIT + "attn.qkv.{p}"),
+    Row(_BLOCK + "self_attn.q_bias", _VIT + "attn.q_bias"),  # these two stand for EVA's qkv.bias, see below
     Row(_BLOCK + "self_attn.v_bias", _VIT + "attn.v_bias"),
     Row(_BLOCK + "self_attn.projection.{p}", _VIT + "attn.proj.{p}"),
     Row(_BLOCK + "layer_norm1.{p}", _VIT + "norm1.{p}"),
     Row(_BLOCK + "layer_norm2.{p}", _VIT + "norm2.{p}"),
     Row(_BLOCK + "mlp.fc1.{p}", _VIT + "mlp.fc1.{p}"),
     Row(_BLOCK + "mlp.fc2.{p}", _VIT + "mlp.fc2.{p}"),
-])
+    Row("language_projection.{p}", "language_projection.{p}"),
+    Row("language_model.{rest}", "language_model.model.{rest}"),
+]
+BLIP2_MAP, INSTRUCT_MAP = (KeyMap([*EMBEDDING_ROWS[instruct], *ROWS]) for instruct in (False, True))
+
 WITHOUT_PLACE = (r"temp", r"qformer\.lm_head\..+")
 """Our names (regular expressions) that Hugging Face's model does not have."""
 _QKV_BIAS = re.compile(r"(vision_model\.encoder\.layers\.\d+\.self_attn\.)qkv\.bias")
 _Q_BIAS = re.compile(r"(vision_model\.encoder\.layers\.\d+\.self_attn\.)q_bias")
 
 
-def from_hf(tensors: Mapping[str, Tensor]) -> Translated:
-    """Hugging Face layout -> ours."""
+def from_hf(tensors: Mapping[str, Tensor], fused_bias: bool = False) -> Translated:
+    """Hugging Face layout -> ours.
+
+    Args:
+        tensors: of any of the three classes.
+        fused_bias: the vision encoder has a bias for keys too (a plain ViT of timm), so that theirs stays whole.
+    """
     split: dict[str, Tensor] = {}
+    dropped: dict[str, str] = {}
     for name, tensor in tensors.items():
-        match = _QKV_BIAS.fullmatch(name)
+        match = None if fused_bias else _QKV_BIAS.fullmatch(name)
         if match and tensor.shape[0] % 3 == 0:
             query, _, value = tensor.chunk(3)
             split[match[1] + "q_bias"], split[match[1] + "v_bias"] = query, value
-        elif not name.endswith("position_ids"):
+        elif derived(name):
+            dropped[name] = derived(name)
+        else:
             split[name] = tensor
-    result = HF_MAP.to_ours(split)
-    result.dropped = {name: "0, 1, 2, ..." for name in tensors if name.endswith("position_ids")}
+    instruct = any(name.startswith("qformer.embeddings.") for name in split)
+    result = (INSTRUCT_MAP if instruct else BLIP2_MAP).to_ours(split)
+    result.dropped = dropped
     return result
 
 
-def to_hf(tensors: Mapping[str, Tensor]) -> Translated:
-    """Our layout -> Hugging Face's; `unknown` lists what has no place there (temperature, captioning head)."""
-    result = HF_MAP.to_theirs(tensors)
+def to_hf(tensors: Mapping[str, Tensor], instruct: bool = False) -> Translated:
+    """Our layout -> Hugging Face's; `unknown` lists what has no place there (temperature, captioning head).
+
+    Args:
+        tensors: of a model.
+        instruct: the names of `InstructBlipForConditionalGeneration`.
+    """
+    result = (INSTRUCT_MAP if instruct else BLIP2_MAP).to_theirs(tensors)
     for name in [name for name in result.tensors if _Q_BIAS.fullmatch(name)]:
         stem = name.removesuffix("q_bias")
         query, value = result.tensors.pop(name), result.tensors.pop(stem + "v_bias")

@@ -13,6 +13,12 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 PLACEHOLDERS = {"i": r"\d+", "p": "weight|bias", "qkv": "query|key|value", "rest": ".+"}
+DERIVED = {
+    r"(.+\.)?position_ids": "0, 1, 2, ...",
+    r"(opt_model|t5_model|llm_model|language_model)\..+\.rotary_emb\.inv_freq":
+        "a constant that follows from the head's width",
+}
+"""Names (regular expressions) of buffers that some versions store although they hold nothing learned -> why."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,11 @@ class KeyMap:
     def to_theirs(self, tensors: Mapping[str, Tensor]) -> Translated:
         """This project's layout -> the foreign one."""
         return _translate(tensors, self._to_theirs)
+
+
+def derived(name: str) -> str:
+    """Why a foreign tensor needs no place here; "" for all others."""
+    return next((why for pattern, why in DERIVED.items() if re.fullmatch(pattern, name)), "")
 
 
 def _pattern(template: str) -> re.Pattern[str]:

@@ -6,13 +6,12 @@ word embeddings and to the head's bias. Reading checks that such copies are copi
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from lavis_lite.models.checkpoints.key_map import KeyMap, Row, Translated
+from lavis_lite.models.checkpoints.key_map import KeyMap, Row, Translated, derived
 
 _LAYER, _OURS = "Qformer.bert.encoder.layer.{i}.", "qformer.layers.{i}."
 _HEAD = "Qformer.cls.predictions."
@@ -78,37 +77,35 @@ COPIES = {
     _HEAD + "decoder.bias": _HEAD + "bias",
 }
 """A tied tensor's second name -> its first."""
-ROTARY = re.compile(r"llm_model\..+\.rotary_emb\.inv_freq")
-"""LLaMA's rotation speeds, which LAVIS' copy of it stores in every layer"""
 
 
 def from_lavis(tensors: Mapping[str, Tensor]) -> Translated:
     """LAVIS layout -> ours. A copy that differs from its original stays unknown, since we would lose it."""
-    rest = dict(tensors)
-    dropped = {}
-    if rest.pop(POSITION_IDS, None) is not None:
-        dropped[POSITION_IDS] = "0, 1, 2, ..."
-    for name in [name for name in rest if ROTARY.fullmatch(name)]:
-        del rest[name]
-        dropped[name] = "a constant that follows from the head's width"
+    dropped = {name: derived(name) for name in tensors if derived(name)}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     for copy, original in COPIES.items():
         if copy in rest and original in rest and _equal(rest[copy], rest[original]):
             del rest[copy]
             dropped[copy] = f"the same tensor as {original}"
     clip = any(name.startswith("visual_encoder.conv1.") for name in rest)
-    kinds = [kind for kind in LANGUAGE_MODELS if any(name.startswith((f"{kind}_proj.", f"{kind}_model."))
-                                                     for name in rest)]
-    result = key_map(clip, kinds[0] if kinds else LANGUAGE_MODELS[0]).to_ours(rest)
+    result = key_map(clip, language_prefix(rest) or LANGUAGE_MODELS[0]).to_ours(rest)
     result.dropped = dropped
     return result
 
 
-def to_lavis(tensors: Mapping[str, Tensor], language_model: str = "opt") -> Translated:
+def language_prefix(names: Iterable[str]) -> str | None:
+    """opt | t5 | llm, what LAVIS calls the language model in a checkpoint with these names; None: it has none."""
+    starts = {name.partition(".")[0] for name in names}
+    return next((kind for kind in LANGUAGE_MODELS if {f"{kind}_proj", f"{kind}_model"} & starts), None)
+
+
+def to_lavis(tensors: Mapping[str, Tensor], language_model: str = "opt", max_positions: int = 0) -> Translated:
     """Our layout -> LAVIS', with the derived tensors that LAVIS' checkpoints have.
 
     Args:
         tensors: of a model.
         language_model: opt | t5 | llm, what LAVIS calls the model's language model.
+        max_positions: of the Q-Former's text; needed where the model has no text half, LAVIS counts them even so.
     """
     clip = "vision_encoder.vit.norm_pre.weight" in tensors
     result = key_map(clip, language_model).to_theirs(tensors)
@@ -117,7 +114,9 @@ def to_lavis(tensors: Mapping[str, Tensor], language_model: str = "opt") -> Tran
             result.tensors[copy] = result.tensors[original]
     positions = tensors.get("qformer.embeddings.position_embeddings.weight")
     if positions is not None:
-        result.tensors[POSITION_IDS] = torch.arange(positions.shape[0], device=positions.device)[None]
+        max_positions = len(positions)
+    if max_positions:
+        result.tensors[POSITION_IDS] = torch.arange(max_positions)[None]
     return result
 
 

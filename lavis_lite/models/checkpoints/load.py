@@ -13,8 +13,9 @@ from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import frozen_roots
 from lavis_lite.models.checkpoints.hf_key_map import WITHOUT_PLACE, from_hf
 from lavis_lite.models.checkpoints.key_map import Translated
-from lavis_lite.models.checkpoints.lavis_key_map import from_lavis
-from lavis_lite.models.checkpoints.reading import read_tensors
+from lavis_lite.models.checkpoints.language_fit import PREFIX, fit_language_model, language_kind
+from lavis_lite.models.checkpoints.lavis_key_map import from_lavis, language_prefix
+from lavis_lite.models.checkpoints.reading import read_extra, read_tensors
 from lavis_lite.models.checkpoints.report import (
     LoadReport,
     describe_missing,
@@ -71,35 +72,65 @@ def load_checkpoint(model: Loadable, source: str | Path, *, may_miss: Iterable[s
     Raises:
         CheckpointError: nothing there, damaged, or it does not fit; then the model is as it was.
     """
-    return load_state(model, read_tensors(source), str(source), may_miss=may_miss, may_ignore=may_ignore)
+    return load_state(model, read_tensors(source), str(source), may_miss=may_miss, may_ignore=may_ignore,
+                      extra=read_extra(source))
 
 
 def load_state(model: Loadable, tensors: Mapping[str, Tensor], source: str, *, may_miss: Iterable[str] = (),
-               may_ignore: Iterable[str] = ()) -> LoadReport:
-    """As `load_checkpoint`, from tensors in memory; `source` is what messages call them."""
-    layout, translated = recognise(tensors)
+               may_ignore: Iterable[str] = (), extra: Mapping[str, Tensor] | None = None) -> LoadReport:
+    """As `load_checkpoint`, from tensors in memory; `source` is what messages call them.
+
+    Args:
+        extra: under our names, what a side file holds that has no place in the layout of `tensors`.
+    """
+    fitted, report = fit_state(model, tensors, source, may_miss=may_miss, may_ignore=may_ignore, extra=extra)
+    model.load_state_dict(fitted, strict=False)
+    return report
+
+
+def fit_state(model: Loadable, tensors: Mapping[str, Tensor], source: str, *, may_miss: Iterable[str] = (),
+              may_ignore: Iterable[str] = (), extra: Mapping[str, Tensor] | None = None,
+              ) -> tuple[dict[str, Tensor], LoadReport]:
+    """The tensors under the model's names, fit to be loaded, and the report; the model is not touched.
+
+    A model on the meta device serves as well as any. Arguments and errors as `load_state`.
+    """
     own = model.state_dict()
+    layout, translated = recognise(tensors, own)
     translated.tensors = _behind_adapters(translated.tensors, own)
     if not own.keys() & translated.tensors.keys():
         raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(tensors)}.")
+    _check_language_model(model, layout, tensors, source)
+    translated.tensors.update(extra or {})
     report = LoadReport(source, layout, unused=dict(translated.dropped))
     lacks, spare = model.excuses(translated.tensors.keys())
     _ignore(report, translated, own, [*may_ignore, *spare])
     fitted = fit_resolution(model, translated.tensors, report)
+    if layout == "Hugging Face":
+        fitted = fit_language_model(model, fitted, report)
     missing = _sort_missing(model, own, fitted, report, [*may_miss, *lacks])
     check_fit(report, fitted, own, translated.unknown, missing, tensors)
-    model.load_state_dict(fitted, strict=False)
     report.loaded = sorted(fitted)
-    return report
+    return fitted, report
 
 
-def recognise(tensors: Mapping[str, Tensor]) -> tuple[str, Translated]:
-    """(layout, tensors under our names)."""
+def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> tuple[str, Translated]:
+    """(layout, tensors under our names); `own` are the names of the model they are for, where there is one."""
     if any(name.startswith(("Qformer.", "visual_encoder.")) for name in tensors):
         return "LAVIS", from_lavis(tensors)
     if any(name.startswith(("qformer.encoder.", "vision_model.")) for name in tensors):
-        return "Hugging Face", from_hf(tensors)
+        return "Hugging Face", from_hf(tensors, any(name.endswith(".attn.qkv.bias") for name in own))
     return "lavis_lite", Translated(dict(tensors))
+
+
+def _check_language_model(model: Loadable, layout: str, names: Iterable[str], source: str) -> None:
+    """A projection to one kind of language model is none to another, whatever its shape."""
+    names = list(names)
+    found, own = language_prefix(names) if layout == "LAVIS" else None, language_kind(model)
+    if found is not None and own is not None and found != own:
+        raise CheckpointError(f"{source} does not fit the model, nothing was loaded. It seems to be "
+                              f"{seems_to_be(names)}, and this model's language model is of another kind "
+                              f"({type(model).__name__}).")
 
 
 def _ignore(report: LoadReport, translated: Translated, own: Mapping[str, Tensor], patterns: Iterable[str]) -> None:
@@ -129,10 +160,11 @@ def _sort_missing(model: Loadable, own: Mapping[str, Tensor], fitted: Mapping[st
     given = _tied_to(model, fitted)
     excuses = WITHOUT_PLACE if report.layout == "Hugging Face" else ()
     may_miss, missing = list(may_miss), []
+    whole = report.layout == "Hugging Face" and any(name.startswith(PREFIX) for name in fitted)
     for name in own:
         if name in fitted or name in given:
             continue
-        if name in frozen:
+        if name in frozen and not (whole and name.startswith(PREFIX)):  # half a language model is a damaged one
             report.frozen_missing.append(name)
         elif _matches(name, excuses):
             report.not_in_layout.append(name)

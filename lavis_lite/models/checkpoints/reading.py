@@ -18,7 +18,10 @@ from lavis_lite.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+EXTRA = "lavis_lite_extra.safetensors"
+"""beside weights in another format: tensors under this project's names that have no place in that format"""
 TORCH_WEIGHTS = "pytorch_model.bin"
+TORCH_INDEX = "pytorch_model.bin.index.json"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 
 
@@ -43,13 +46,21 @@ def read_tensors(source: str | Path) -> dict[str, Tensor]:
         return _read_safetensors(path)
     if path.suffix in TORCH_SUFFIXES:
         return _read_torch(path)
-    if path.name == INDEX:
+    if path.name in (INDEX, TORCH_INDEX):
         return _read_shards(path)
     raise CheckpointError(f"{path}: a checkpoint is a folder or ends in .safetensors, {', '.join(TORCH_SUFFIXES)}.")
 
 
+def read_extra(source: str | Path) -> dict[str, Tensor]:
+    """Tensors of the side file that belongs to a folder (or to the weights in it); empty where there is none."""
+    path = Path(source).expanduser()
+    side = (path.parent if path.name in (WEIGHTS, INDEX) else path) / EXTRA
+    return _read_safetensors(side) if side.is_file() else {}
+
+
 def _read_folder(folder: Path) -> dict[str, Tensor]:
-    for name, read in ((WEIGHTS, _read_safetensors), (INDEX, _read_shards), (TORCH_WEIGHTS, _read_torch)):
+    for name, read in ((WEIGHTS, _read_safetensors), (INDEX, _read_shards), (TORCH_WEIGHTS, _read_torch),
+                       (TORCH_INDEX, _read_shards)):
         if (folder / name).is_file():
             return read(folder / name)
     depths = ("*", "*/*", "*/*/*")
@@ -75,7 +86,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise CheckpointError(f"{index.parent} lacks {len(missing)} of {len(names)} shards: {', '.join(missing[:5])}.")
-    return {key: tensor for name in names for key, tensor in _read_safetensors(index.parent / name).items()}
+    read = _read_torch if index.name == TORCH_INDEX else _read_safetensors
+    return {key: tensor for name in names for key, tensor in read(index.parent / name).items()}
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:

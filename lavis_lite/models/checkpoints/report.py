@@ -14,10 +14,10 @@ SHOWN = 5
 SIGNATURES = [
     (r"opt_model\..*|opt_proj\..*", "a BLIP-2 model on OPT in LAVIS' layout"),
     (r"t5_model\..*|t5_proj\..*", "a BLIP-2 or InstructBLIP model on T5 in LAVIS' layout"),
-    (r"llm_model\..*|llm_proj\..*", "an InstructBLIP model in LAVIS' layout"),
-    (r"language_projection\..*", "a BLIP-2 or InstructBLIP model with its language model in Hugging Face's layout"),
+    (r"llm_model\..*|llm_proj\..*", "a BLIP-2 or InstructBLIP model on Vicuna in LAVIS' layout"),
     (r"Qformer\..*", "a BLIP-2 model in LAVIS' layout"),
     (r"qformer\.layers\..*", "a checkpoint of this project"),
+    (r"language_projection\..*", "a BLIP-2 or InstructBLIP model with its language model in Hugging Face's layout"),
     (r"qformer\.encoder\..*", "a BLIP-2 retrieval model in Hugging Face's layout"),
     (r"text_encoder\..*|text_decoder\..*", "a BLIP (first version) model of LAVIS"),
     (r"blocks\.\d+\.attn\..*", "a vision encoder alone in timm's layout; model.vit_weights takes it"),
@@ -29,6 +29,17 @@ SIGNATURES = [
 ]
 """Names (regular expressions) that give a file away, most telling first."""
 
+TEXT_HALF = r"(Qformer\.bert\.|qformer\.)?embeddings\.word_embeddings\.weight"
+ARCHS = [
+    (r"opt_model\..*|opt_proj\..*|language_model\.(model\.)?model\.decoder\..*", ("blip2_opt", "blip2_opt")),
+    (r"t5_model\..*|t5_proj\..*|language_model\.(model\.)?encoder\.block\..*", ("blip2_t5", "blip2_t5_instruct")),
+    (r"llm_model\..*|llm_proj\..*|language_model\.(model\.)?model\.layers\..*",
+     ("blip2_vicuna", "blip2_vicuna_instruct")),
+    (r"language_projection\..*", ("blip2_opt, blip2_t5 or blip2_vicuna", "blip2_t5_instruct or blip2_vicuna_instruct")),
+    (r"itm_head\..*", ("blip2", "blip2")),
+]
+"""Names (regular expressions) -> the arch they point to: without the Q-Former's text half, and with it."""
+
 
 @dataclass
 class LoadReport:
@@ -38,7 +49,7 @@ class LoadReport:
         source: the file or folder.
         layout: "lavis_lite", "LAVIS", "Hugging Face" or a backbone's own.
         loaded: names in the model that took a value.
-        resized: those of them that were interpolated (position embeddings).
+        resized: those of them that were interpolated (position embeddings) or cut (words the model does not have).
         frozen_missing: frozen names of the model that the file does not have, as expected.
         not_in_layout: names that the file's layout has no place for; they keep their initial values.
         allowed_missing: other names that the caller allowed to be missing.
@@ -66,15 +77,26 @@ class LoadReport:
 
 
 def seems_to_be(names: Iterable[str]) -> str:
-    """A guess at what a file with these names is."""
+    """A guess at what a file with these names is, with the arch that it fits where one is known."""
     names = list(names)
     if not names:
         return "a file without tensors"
     for pattern, words in SIGNATURES:
         if any(re.fullmatch(pattern, name) for name in names):
-            return words
+            arch = likely_arch(names)
+            return f"{words} (arch {arch})" if arch else words
     shown = ", ".join(names[:SHOWN])
     return f"no layout known here (its first names: {shown})"
+
+
+def likely_arch(names: Iterable[str]) -> str:
+    """The registered arch (or several) of a whole model with these names; "" where nothing points to one."""
+    names = list(names)
+    with_text = any(re.fullmatch(TEXT_HALF, name) for name in names)
+    for pattern, archs in ARCHS:
+        if any(re.fullmatch(pattern, name) for name in names):
+            return archs[with_text]
+    return ""
 
 
 def describe_unknown(unknown: Sequence[str], model_names: Iterable[str]) -> str:

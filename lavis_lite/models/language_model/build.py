@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -137,12 +139,28 @@ def load_pretrained(language_model: LanguageModel, folder: str) -> None:
 
 def _read(kind: Any, folder: str, dtype: torch.dtype, setup: Setup) -> Any:
     if setup.quantization is None:
-        return kind.from_pretrained(folder, dtype=dtype)
+        with _silent_about_ties():
+            return kind.from_pretrained(folder, dtype=dtype)
     from lavis_lite.models.language_model.quantization import from_pretrained
 
     local = distributed.launch_from_environment().local_rank
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     return from_pretrained(kind, folder, setup.quantization, dtype, device)
+
+
+@contextlib.contextmanager
+def _silent_about_ties() -> Iterator[None]:
+    """transformers 5 takes every T5 for tied and warns of FlanT5, whose output layer is rightly its own."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "will NOT tie" not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _config(name: str, sizes: dict[str, Any] | None) -> Any:

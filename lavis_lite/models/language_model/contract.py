@@ -198,8 +198,10 @@ class LanguageModel(nn.Module, ABC):
     def likelihoods(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood of targets int64[T] at hidden states float[T,D]: float[T]."""
         project = head.output_layer(self.model)
-        trains = any(value.requires_grad for value in self.model.get_output_embeddings().parameters())
-        return (head.token_losses_plain if trains else head.token_losses)(hidden, project, targets)
+        layer = self.model.get_output_embeddings()
+        if any(value.requires_grad for value in layer.parameters()):
+            return head.token_losses_plain(hidden, project, targets)
+        return head.token_losses(hidden, project, targets, head.tokens_at_once(len(layer.weight)))
 
     @property
     def pad(self) -> int:

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Project = Callable[[Tensor], Tensor]
-CHUNK = 1024
-"""tokens whose logits exist at the same time"""
+LOGITS_AT_ONCE = 2**23
+"""32 MB in float32, and two or three times that while their gradient is made"""
+LEAST_TOKENS = 128
+"""in a chunk: fewer would not fill a matrix product"""
 
 
 def output_layer(model: Any) -> Project:
@@ -45,7 +47,7 @@ def token_losses_plain(hidden: Tensor, project: Project, targets: Tensor) -> Ten
     return F.cross_entropy(_full(project(hidden)), targets, reduction="none")
 
 
-def token_losses(hidden: Tensor, project: Project, targets: Tensor, chunk: int = CHUNK) -> Tensor:
+def token_losses(hidden: Tensor, project: Project, targets: Tensor, chunk: int) -> Tensor:
     """Negative log-likelihood of each target; the logits exist for `chunk` tokens at a time only.
 
     The output layer is constant (a frozen language model), so a token's gradient is a multiple of one vector, which
@@ -62,6 +64,11 @@ def token_losses(hidden: Tensor, project: Project, targets: Tensor, chunk: int =
     """
     losses: Tensor = _TokenLosses.apply(hidden, project, targets, chunk)
     return losses
+
+
+def tokens_at_once(vocabulary: int) -> int:
+    """How many tokens' logits over a vocabulary exist at the same time."""
+    return max(LOGITS_AT_ONCE // vocabulary, LEAST_TOKENS)
 
 
 def _full(tensor: Tensor) -> Tensor:

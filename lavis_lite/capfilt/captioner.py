@@ -1,0 +1,88 @@
+"""A model of the zoo samples several captions of an image, each image from a random stream of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from lavis_lite.errors import ConfigError
+
+
+class Captioner(Protocol):
+    """What writes captions."""
+
+    name: str
+    """tells captioners and their settings apart"""
+
+    def write(self, pictures: Sequence[Image.Image], seeds: Sequence[int]) -> list[list[str]]:
+        """Captions of each picture; they depend on the picture and its seed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How captions are sampled.
+
+    Attributes:
+        captions: of an image. top_p: share of the probability that tokens are drawn from.
+        temperature: above 1 more varied, below 1 less. max_new_tokens, min_new_tokens: lengths, the end included.
+        prompt: what the captions go on from; None: the model's own.
+    """
+
+    captions: int = 10
+    top_p: float = 0.9
+    temperature: float = 1.0
+    max_new_tokens: int = 30
+    min_new_tokens: int = 0
+    prompt: str | None = None
+
+
+class ZooCaptioner:
+    """A model with a language model, such as blip2_opt.
+
+    Args:
+        name: what tells it apart: arch, type, checkpoint.
+        model: in eval mode, on its device.
+        processor: image -> tensor.
+        sampling: how it writes.
+
+    Raises:
+        ConfigError: the model writes no captions, or only one per image; or the sampling cannot be.
+    """
+
+    def __init__(self, name: str, model: Any, processor: Callable[[Any], torch.Tensor], sampling: Sampling) -> None:
+        from lavis_lite.models.decoding import Decoding
+
+        if not hasattr(model, "language_model"):
+            raise ConfigError(f"--captioner {name}: needs a model that samples several captions of an image, such as "
+                              "blip2_opt, blip2_t5 or blip2_vicuna_instruct.")
+        self.name = f"{name} {sampling}"
+        self.model, self.processor, self.sampling = model, processor, sampling
+        Decoding(**self._settings(), num_beams=1, sample=True)
+
+    def _settings(self) -> dict[str, Any]:
+        how = self.sampling
+        return {"num_captions": how.captions, "top_p": how.top_p, "temperature": how.temperature,
+                "max_new_tokens": how.max_new_tokens, "min_new_tokens": how.min_new_tokens}
+
+    @torch.inference_mode()
+    def write(self, pictures: Sequence[Image.Image], seeds: Sequence[int]) -> list[list[str]]:
+        """`sampling.captions` captions of each picture."""
+        images = torch.stack([self.processor(picture) for picture in pictures]).to(self.model.device)
+        samples: dict[str, Any] = {"image": images}
+        if self.sampling.prompt is not None:
+            samples["prompt"] = self.sampling.prompt
+        texts = self.model.generate(samples, use_nucleus_sampling=True, seeds=tuple(seeds), **self._settings())
+        each = self.sampling.captions
+        return [[text.strip() for text in texts[start:start + each]] for start in range(0, len(texts), each)]
+
+
+def seed_of(seed: int, image: str) -> int:
+    """The seed of an image's stream: by its name, so that neither batches nor processes change what is written."""
+    digest = hashlib.blake2b(f"{seed} {image}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2

@@ -1,0 +1,215 @@
+"""The work in parts: which process does which, what is finished, and the shards that come out.
+
+    out/plan.json             what the parts are made of
+    out/parts/00000.jsonl     {"image", "caption": the kept ones, best first, "scores", "written": which are new}
+    out/parts/00000.bad.jsonl images of the part that could not be read
+    out/shards/               tars with an index, for a data set with `captions: random`
+
+A part is written whole or not at all and depends on its own images only, so that neither the number of processes nor a
+kill changes what comes out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from PIL import Image
+
+from lavis_lite import atomic
+from lavis_lite.capfilt.captioner import Captioner, seed_of
+from lavis_lite.capfilt.ranker import Ranker
+from lavis_lite.datasets.images import BadSample, ImageFolder
+from lavis_lite.datasets.shard_index import ShardIndex
+from lavis_lite.datasets.shard_writer import Plan, make_plan, write_shards
+from lavis_lite.datasets.tables import Row, RowTable
+from lavis_lite.errors import DataError
+
+PARTS, SHARDS, PLAN = "parts", "shards", "plan.json"
+KINDS = {"image": "file_name", "caption": "texts"}
+"""what the rows of the shards are checked to be"""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done.
+
+    Attributes:
+        table: rows with image and caption (one text or several). folder: the images. space: what keeps their ids apart
+            from other data sets'.
+        captioner, ranker: the models. keep: captions that are kept of each image. seed: of the sampling.
+        out: the folder. per_part: images of a part. batch: images at once. per_shard: images of a tar.
+        skip_bad: leave images out that cannot be read, where otherwise the work stops, up to the share max_bad.
+    """
+
+    table: RowTable
+    folder: ImageFolder
+    space: str
+    captioner: Captioner
+    ranker: Ranker
+    out: Path
+    keep: int = 2
+    seed: int = 42
+    per_part: int = 1000
+    batch: int = 16
+    per_shard: int = 10_000
+    skip_bad: bool = False
+    max_bad: float = 0.001
+
+    def part(self, number: int) -> Path:
+        """The file of a part."""
+        return self.out / PARTS / f"{number:05d}.jsonl"
+
+    def bad(self, number: int) -> Path:
+        """The file of what could not be read of a part."""
+        return self.part(number).with_suffix(".bad.jsonl")
+
+
+@dataclass
+class _Picture:
+    """An image on its way: its name, its pixels, its captions."""
+
+    name: str
+    pixels: Image.Image
+    original: list[str]
+    written: list[str] = field(default_factory=list)
+
+    def candidates(self) -> list[str]:
+        """Different captions, the original ones first."""
+        by_words: dict[str, str] = {}
+        for text in [*self.original, *self.written]:
+            words = " ".join(text.split())
+            if words:
+                by_words.setdefault(words.casefold(), words)
+        return list(by_words.values())
+
+
+def run_job(job: Job, rank: int = 0, world_size: int = 1, say: Say = print) -> ShardIndex | None:
+    """Do this process' share of the parts, and pack the shards once all parts are there.
+
+    Args:
+        job: what is to be done.
+        rank, world_size: this process takes every `world_size`-th part.
+        say: is told of the progress.
+
+    Returns:
+        The shards' index; None while other processes are at work.
+
+    Raises:
+        DataError: the folder holds other work, an image cannot be read (unless such are skipped), or too many cannot.
+    """
+    plan = make_plan(job.table, job.folder, job.out, job.per_part)
+    _check_folder(job, plan)
+    parts = len(plan.names)
+    for number in range(rank, parts, world_size):
+        if not job.part(number).exists():
+            _write_part(job, plan, number)
+            say(f"part {number + 1} of {parts} written: {job.part(number)}")
+    if not all(job.part(number).exists() for number in range(parts)):
+        return None
+    return _pack(job, parts, say)
+
+
+def _check_folder(job: Job, plan: Plan) -> None:
+    facts = [plan.fingerprint, job.captioner.name, job.ranker.name, job.keep, job.seed]
+    wanted = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    (job.out / PARTS).mkdir(parents=True, exist_ok=True)
+    note = job.out / PLAN
+    with FileLock(str(job.out / ".lock")):
+        if note.exists() and json.loads(note.read_text())["made_of"] != wanted:
+            raise DataError(f"{job.out} holds captions of other images, models or settings; choose another --out, or "
+                            "remove that folder.")
+        atomic.write_text(note, json.dumps({"made_of": wanted, "captioner": job.captioner.name,
+                                            "ranker": job.ranker.name, "keep": job.keep, "seed": job.seed}))
+
+
+def _write_part(job: Job, plan: Plan, number: int) -> None:
+    bad: list[dict[str, str]] = []
+    rows = [row for batch in _batches(job, plan, number, bad) for row in _filtered(job, batch)]
+    job.bad(number).unlink(missing_ok=True)
+    if bad:
+        atomic.write_text(job.bad(number), _lines(bad))
+    atomic.write_text(job.part(number), _lines(rows))
+
+
+def _lines(records: Sequence[Any]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def _batches(job: Job, plan: Plan, number: int, bad: list[dict[str, str]]) -> Iterator[list[_Picture]]:
+    """The readable images of a part, some at a time; the others are added to `bad`."""
+    waiting: list[_Picture] = []
+    for _, rows in plan.samples(number):
+        name = rows[0]["image"]
+        try:
+            waiting.append(_Picture(name, job.folder.load(name), list(_captions(rows))))
+        except BadSample as fault:
+            if not job.skip_bad:
+                raise
+            bad.append({"image": name, "file": fault.path, "reason": fault.reason})
+        if len(waiting) == job.batch:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def _captions(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        caption = row.get("caption", [])
+        yield from [caption] if isinstance(caption, str) else caption
+
+
+def _filtered(job: Job, pictures: list[_Picture]) -> Iterator[Row]:
+    """The rows of some images: captions written, ranked, the best kept."""
+    seeds = [seed_of(job.seed, picture.name) for picture in pictures]
+    pixels = [picture.pixels for picture in pictures]
+    for picture, written in zip(pictures, job.captioner.write(pixels, seeds), strict=True):
+        picture.written = written
+    texts = [picture.candidates() for picture in pictures]
+    for picture, candidates, scores in zip(pictures, texts, job.ranker.scores(pixels, texts), strict=True):
+        if candidates:
+            yield best(picture.name, candidates, scores, picture.original, job.keep)
+
+
+def best(name: str, candidates: Sequence[str], scores: Sequence[float], original: Sequence[str], keep: int) -> Row:
+    """The row of an image: its `keep` best captions, the best first; of equal ones the earlier."""
+    order = sorted(range(len(candidates)), key=lambda place: -scores[place])[:keep]
+    own = {" ".join(text.split()).casefold() for text in original}
+    return {"image": name, "caption": [candidates[place] for place in order],
+            "scores": [round(scores[place], 4) for place in order],
+            "written": [candidates[place].casefold() not in own for place in order]}
+
+
+def _pack(job: Job, parts: int, say: Say) -> ShardIndex:
+    """All parts into shards.
+
+    Raises:
+        DataError: more images than `max_bad` could not be read, or none could.
+    """
+    bad = sum(_count(job.bad(number)) for number in range(parts))
+    files = [job.part(number) for number in range(parts)]
+    table = RowTable(((file, line, row) for file, path in enumerate(files) for line, row in _rows(path)), files, KINDS)
+    if bad > job.max_bad * (bad + len(table)) or not len(table):
+        raise DataError(f"{bad} of {bad + len(table)} images could not be used, more than --max-bad-fraction="
+                        f"{job.max_bad:g} allows; {job.out / PARTS}/*.bad.jsonl list them with the reasons.")
+    if bad:
+        say(f"{bad} images could not be read and were left out: {job.out / PARTS}/*.bad.jsonl")
+    out = job.out / SHARDS
+    out.mkdir(exist_ok=True)
+    return write_shards(make_plan(table, job.folder, out, job.per_shard), job.space, say=say)
+
+
+def _count(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        yield number, json.loads(line)

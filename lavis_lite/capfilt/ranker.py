@@ -1,0 +1,117 @@
+"""How well texts fit an image: cosine similarities by CLIP, as in the paper, or by a stage-1 Q-Former."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from lavis_lite.errors import ConfigError
+from lavis_lite.torchvision_shim import ensure_torchvision
+
+PAPER_CLIP = "openai/clip-vit-large-patch14"
+
+
+class Ranker(Protocol):
+    """What compares images with texts."""
+
+    name: str
+    """tells rankers apart"""
+
+    def scores(self, pictures: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """For each picture the similarity of each of its texts, -1 .. 1."""
+        ...
+
+
+def grouped(image: Tensor, text: Tensor, counts: Sequence[int]) -> list[list[float]]:
+    """Highest similarity of each text with any feature of its image.
+
+    Args:
+        image: float[B, Q, D], unit length. text: float[N, D], unit length, N = sum(counts).
+        counts: texts of each image, in order.
+    """
+    owner = torch.repeat_interleave(torch.arange(len(counts), device=image.device),
+                                    torch.tensor(counts, device=image.device))
+    similarity = (image[owner].double() @ text.double()[:, :, None])[..., 0].amax(1)
+    return [part.tolist() for part in similarity.split(list(counts))]
+
+
+class ClipRanker:
+    """A CLIP model of transformers with its processor.
+
+    Args:
+        name: its folder or hub name.
+        model: CLIPModel in eval mode. processor: its CLIPProcessor.
+    """
+
+    def __init__(self, name: str, model: Any, processor: Any) -> None:
+        self.name, self.model, self.processor = f"clip {name}", model, processor
+        self.most_tokens = int(model.config.text_config.max_position_embeddings)
+
+    @torch.inference_mode()
+    def scores(self, pictures: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """As `Ranker`; texts are cut at CLIP's length (77 tokens)."""
+        flat = [text for each in texts for text in each]
+        tokens = self.processor.tokenizer(flat, padding=True, truncation=True, max_length=self.most_tokens,
+                                          return_tensors="pt")
+        pixels = self.processor.image_processor(list(pictures), return_tensors="pt")
+        device, dtype = self.model.device, self.model.dtype
+        image = self.model.get_image_features(pixel_values=pixels["pixel_values"].to(device, dtype))
+        text = self.model.get_text_features(input_ids=tokens["input_ids"].to(device),
+                                            attention_mask=tokens["attention_mask"].to(device))
+        image, text = (F.normalize(_embeds(features).float(), dim=-1) for features in (image, text))
+        return grouped(image[:, None], text, [len(each) for each in texts])
+
+
+def _embeds(features: Any) -> Tensor:
+    """transformers 5 returns an output object where version 4 returned the tensor."""
+    return features if isinstance(features, Tensor) else features.pooler_output
+
+
+def load_clip(name: str, device: torch.device) -> ClipRanker:
+    """A CLIP model by its folder or hub name.
+
+    Raises:
+        ConfigError: it is not there, cannot be fetched, or is no CLIP model.
+    """
+    ensure_torchvision()
+    from transformers import CLIPModel, CLIPProcessor
+
+    try:
+        model = CLIPModel.from_pretrained(name)
+        processor = CLIPProcessor.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as fault:
+        raise ConfigError(f"--clip {name}: cannot be loaded ({str(fault).splitlines()[0]}). Give the folder or hub "
+                          f"name of a CLIP model of transformers, such as {PAPER_CLIP}; the packaged models rank with "
+                          "--ranker blip2:mini.") from fault
+    return ClipRanker(name, model.eval().to(device), processor)
+
+
+class QFormerRanker:
+    """A stage-1 model: the highest similarity of a text with any query output, as in image-text contrast.
+
+    Args:
+        name: what tells it apart: type and checkpoint.
+        model: of the arch blip2, in eval mode.
+        image_processor, text_processor: those of evaluation.
+    """
+
+    def __init__(self, name: str, model: Any, image_processor: Callable[[Any], Tensor],
+                 text_processor: Callable[[str], str]) -> None:
+        if not hasattr(model, "extract_features"):
+            raise ConfigError(f"--ranker {name}: this model has no similarity of images and texts; use blip2:TYPE.")
+        self.name, self.model = f"ranker {name}", model
+        self.image_processor, self.text_processor = image_processor, text_processor
+
+    @torch.inference_mode()
+    def scores(self, pictures: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """As `Ranker`."""
+        images = torch.stack([self.image_processor(picture) for picture in pictures]).to(self.model.device)
+        flat = [self.text_processor(text) for each in texts for text in each]
+        image = self.model.extract_features({"image": images}, mode="image").image_embeds_proj
+        text = self.model.extract_features({"text_input": flat}, mode="text").text_embeds_proj[:, 0]
+        return grouped(image, text, [len(each) for each in texts])

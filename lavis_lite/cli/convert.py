@@ -1,0 +1,37 @@
+"""`python -m lavis_lite convert`: a checkpoint from one format to another."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    arguments = argparse.ArgumentParser("lavis_lite convert", description="Convert a checkpoint to another format.")
+    arguments.add_argument("--to", required=True, metavar="hf|lavis|lite",
+                           help="transformers' folder, LAVIS' .pth, or this project's folder (or .safetensors)")
+    arguments.add_argument("--checkpoint", required=True, metavar="SRC",
+                           help="a run's checkpoint folder, .pth, .safetensors, a folder or hub name in transformers' "
+                                "format")
+    arguments.add_argument("--out", required=True, metavar="DST", help="must not exist")
+    arguments.add_argument("--model", metavar="ARCH", help="what SRC is a checkpoint of, where it does not tell")
+    arguments.add_argument("--type", metavar="TYPE", help="a model type of ARCH")
+    arguments.add_argument("--dtype", metavar="fp32|fp16|bf16", help="of the tensors; by default each as it is")
+    arguments.add_argument("--whole", action="store_true",
+                           help="for lavis and lite: the frozen parts too (hf always has them)")
+    return arguments
+
+
+def main(argv: Sequence[str]) -> int:
+    """Convert, and say what was read and written.
+
+    Raises:
+        LavisLiteError: any mistake in the input; then nothing is written.
+    """
+    given = parser().parse_args(list(argv))
+    from lavis_lite.convert import convert  # imports torch
+
+    print(convert(given.checkpoint, given.to, given.out, model=given.model, model_type=given.type, dtype=given.dtype,
+                  whole=given.whole))
+    return 0

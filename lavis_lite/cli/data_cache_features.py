@@ -1,0 +1,104 @@
+"""`python -m lavis_lite data cache-features`: keep what the frozen vision encoder makes of the training images."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.cli.train import stop_if_faulty
+from lavis_lite.config.compose import compose
+from lavis_lite.config.preflight import check, missing
+from lavis_lite.config.schema import Config
+from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.registry import registry
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the features of every data set of a run that has training splits.
+
+    Under torchrun or srun the processes share the files; run again, it goes on where it was stopped.
+
+    Raises:
+        LavisLiteError: a faulty run, a processor that changes images at random, an encoder that trains, or images that
+            cannot be used.
+    """
+    arguments = argparse.ArgumentParser("lavis_lite data cache-features", description="Run the frozen vision encoder "
+                                        "once over the training images of a run and keep its outputs.")
+    arguments.add_argument("--cfg-path", required=True, metavar="YAML", help="the run's configuration")
+    arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE")
+    arguments.add_argument("--out", type=Path, metavar="DIR", help="by default `features` beside the images or in the "
+                                                                   "folder of the shards")
+    arguments.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16")
+    arguments.add_argument("--images-per-file", type=int, default=1000, metavar="N")
+    chosen = arguments.parse_args(list(argv))
+    if chosen.images_per_file < 1:
+        raise ConfigError("--images-per-file must be at least 1.")
+    composition = compose(chosen.cfg_path, chosen.options)
+    stop_if_faulty(chosen.cfg_path, check(composition), missing(composition.config))
+    write_all(composition.config, chosen.out, chosen.dtype, chosen.images_per_file)
+    return 0
+
+
+def write_all(config: Config, out: Path | None, dtype: str, per_file: int) -> None:
+    """The features of every data set with training splits."""
+    from lavis_lite import engine, weights
+    from lavis_lite.datasets.feature_writer import FeatureJob, image_names, write_features
+    from lavis_lite.distributed import launch_from_environment
+    from lavis_lite.runners.precision import pick_device
+
+    launch, run = launch_from_environment(), config.run
+    device = pick_device(run.device, launch.local_rank)
+    sets = {name: _training_splits(config, name) for name in config.datasets}
+    model = engine.build_model(config)
+    encoder = weights.encoder_identity(model)
+    model.to(device)
+    for name, datasets in sets.items():
+        if not datasets:
+            continue
+        vis, processor = _processor(config, name)
+        job = FeatureJob(
+            images=image_names([dataset.table for dataset in datasets]), folder=datasets[0].folder, vis=vis,
+            encode=lambda image: model.vision_encoder(image.to(device)),
+            facts={"encoder": encoder, "processor": processor}, out=_place(out, name, datasets[0].folder), dtype=dtype,
+            per_file=per_file, batch_size=run.batch_size_train, workers=run.num_workers,
+            skip_bad=run.on_bad_sample == "skip")
+        if write_features(job, launch.rank, launch.world_size):
+            print(f"features of {len(job.images)} images: {job.out}")
+            print(f"to train on them: --options datasets.{name}.features={job.out}")
+        else:
+            print(f"[rank {launch.rank}] done; the last process to finish completes {job.out}")
+
+
+def _training_splits(config: Config, name: str) -> list[Any]:
+    section = dataclasses.replace(config.datasets[name])
+    if hasattr(section, "features"):
+        section.features = None
+    builder = registry.get_builder_class(section.builder or name)(name, section)
+    built = [builder.build(split, training=True) for split in config.run.train_splits if split in builder.splits()]
+    for dataset in built:
+        if not (hasattr(dataset, "table") and hasattr(dataset, "folder")):
+            raise DataError(f"datasets.{name}: data sets of this builder have no table of rows and folder of images.")
+    return built
+
+
+def _processor(config: Config, name: str) -> tuple[Any, dict[str, Any]]:
+    from lavis_lite.datasets.feature_cache import refuse_random
+
+    section = config.datasets[name]
+    vis = registry.get_builder_class(section.builder or name)(name, section).processor("vis_processor", training=True)
+    processor = dict(section.vis_processor.train or {})
+    refuse_random(vis, f"datasets.{name}", processor)
+    return vis, processor
+
+
+def _place(out: Path | None, name: str, folder: Any) -> Path:
+    """Beside the images, or in the folder of the shards' index."""
+    from lavis_lite.datasets.shards import ShardImages
+
+    if out is not None:
+        return (out / name).absolute()
+    root = Path(folder.root).absolute()
+    return (root if isinstance(folder, ShardImages) else root.parent) / "features" / name

@@ -1,0 +1,122 @@
+"""`python -m lavis_lite data check NAME|FILE`: what is wrong with a data set, before it is trained on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.config.compose import compose, compose_dataset
+from lavis_lite.config.schema import DatasetConfig
+from lavis_lite.datasets.doctor.examine import Thoroughness, examine
+from lavis_lite.datasets.doctor.guess import guess
+from lavis_lite.datasets.readers import SUFFIXES
+from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
+from lavis_lite.registry import registry
+
+SOMETHING_WRONG = 1
+_PROCESSOR: dict[str, dict[str, Any]] = {
+    "images": {"name": "blip_image_eval", "image_size": 224},
+    "videos": {"name": "alpro_video_eval"},
+}
+"""never run here; a builder wants one"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    arguments = argparse.ArgumentParser("lavis_lite data check", description="Read every row of a data set, look for "
+                                        "its files, decode some of them, and say what is wrong, by file and row.")
+    arguments.add_argument("target", metavar="NAME|FILE", help="a data set of the package or of --cfg-path, or a JSON, "
+                                                               "JSONL, CSV or TSV file")
+    arguments.add_argument("--type", help="of a data set of the package")
+    arguments.add_argument("--cfg-path", metavar="YAML", help="a run's configuration that has the data set's section")
+    arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE")
+    arguments.add_argument("--splits", nargs="+", metavar="SPLIT", help="by default all")
+    arguments.add_argument("--image-root", type=Path, metavar="DIR", help="of a FILE; by default its folder")
+    arguments.add_argument("--columns", nargs="+", default=[], metavar="KEY=NAME",
+                           help="of a FILE, where they are not guessed right: image, caption, question, answer ...")
+    arguments.add_argument("--images", type=int, default=1000, metavar="N", help="files of a split that are decoded")
+    arguments.add_argument("--tokenizer", default="mini", help="mini, bert-base-uncased or a folder")
+    arguments.add_argument("--max-tokens", type=int, default=32, metavar="N", help="what the Q-Former reads of a text")
+    arguments.add_argument("--sheet", type=Path, metavar="PNG", help="draw samples with their texts")
+    arguments.add_argument("--samples", type=int, default=12, metavar="N", help="of each split on the sheet")
+    arguments.add_argument("--json", action="store_true", help="the report as one JSON object")
+    return arguments
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the report; 1 where something is wrong.
+
+    Raises:
+        LavisLiteError: no such data set, file, split or tokenizer.
+    """
+    chosen = parser().parse_args(list(argv))
+    if chosen.images < 0 or chosen.samples < 1:
+        raise ConfigError("--images must be at least 0 and --samples at least 1.")
+    how = thoroughness(chosen)
+    name, section, notes = chosen_section(chosen)
+    builder = registry.get_builder_class(section.builder or name)(name, with_processors(section))
+    report = examine(chosen.target, builder, how, chosen.splits, notes)
+    print(json.dumps(report.as_json(), indent=1, ensure_ascii=True) if chosen.json else report)
+    if chosen.sheet is not None and not chosen.json:
+        print(f"samples: {chosen.sheet}")
+    return 0 if report.healthy else SOMETHING_WRONG
+
+
+def thoroughness(chosen: argparse.Namespace) -> Thoroughness:
+    """How much is looked at, with the tokenizer loaded."""
+    from lavis_lite.models.text_tokens import TextTokenizer
+
+    tokenizer = TextTokenizer(chosen.tokenizer).loaded
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
+
+    return Thoroughness(count, chosen.tokenizer, chosen.max_tokens, chosen.images, chosen.sheet, chosen.samples)
+
+
+def chosen_section(chosen: argparse.Namespace) -> tuple[str, DatasetConfig, list[str]]:
+    """(name, section, notes) of what the command names.
+
+    Raises:
+        LavisLiteError: there is no such data set or file, or its section is faulty.
+    """
+    path = Path(chosen.target).expanduser()
+    if path.suffix.lower() in SUFFIXES and chosen.cfg_path is None:
+        if not path.is_file():
+            raise DataError(f"{path}: there is no such annotation file.")
+        section, notes = guess(path, chosen.image_root, named_columns(chosen.columns))
+        return path.stem, section, notes
+    name, options = chosen.target, list(chosen.options)
+    if chosen.type:
+        options.append(f"datasets.{name}.type={chosen.type}")
+    composition = compose(chosen.cfg_path, options) if chosen.cfg_path else compose_dataset(name, options)
+    if composition.faults:
+        raise Faults(f"{chosen.cfg_path or name} cannot be used:", composition.faults)
+    sections = composition.config.datasets
+    if name not in sections:
+        raise ConfigError(f"{chosen.cfg_path} has no data set {name!r}; {did_you_mean(name, sections)}")
+    return name, sections[name], []
+
+
+def named_columns(words: Sequence[str]) -> dict[str, str]:
+    """KEY=NAME words as a mapping.
+
+    Raises:
+        ConfigError: a word without "=".
+    """
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"--columns {word}: write KEY=NAME, for example image=file_name.")
+    return {key: name for key, _, name in (word.partition("=") for word in words)}
+
+
+def with_processors(section: DatasetConfig) -> DatasetConfig:
+    """The section, with an image processor where it has none."""
+    media = "videos" if "video" in section.data_type else "images"
+    for mode in ("train", "eval"):
+        if not (getattr(section.vis_processor, mode) or {}).get("name"):
+            setattr(section.vis_processor, mode, dict(_PROCESSOR[media]))
+    return section

@@ -1,0 +1,36 @@
+"""`python -m lavis_lite data index DIR`: the index of shards that somebody else packed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lavis_lite.errors import DataError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write DIR/index.json and DIR/index.safetensors.
+
+    Raises:
+        DataError: see `shard_scan.index_folder`.
+    """
+    arguments = argparse.ArgumentParser("lavis_lite data index", description="Read the headers of all tars of a folder "
+                                        "(webdataset's layout, as of img2dataset) and write their index.")
+    arguments.add_argument("folder", type=Path, metavar="DIR")
+    arguments.add_argument("--keep", nargs="+", default=[], metavar="FIELD",
+                           help="fields of the samples' JSON that rows shall have, besides the caption")
+    arguments.add_argument("--skip-bad", action="store_true", help="leave faulty samples out and list them")
+    arguments.add_argument("--again", action="store_true", help="write the index anew")
+    arguments.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read")
+    chosen = arguments.parse_args(list(argv))
+    from lavis_lite.datasets import shard_scan
+
+    if not chosen.folder.is_dir():
+        raise DataError(f"{chosen.folder}: there is no such folder.")
+    if not shard_scan.needs_index(chosen.folder, chosen.again):
+        print(f"{chosen.folder} has an index; --again writes it anew")
+        return 0
+    index = shard_scan.index_folder(chosen.folder, chosen.keep, chosen.skip_bad, chosen.workers)
+    print(f"{index.samples} samples in {len(index.shards)} shards: {chosen.folder}")
+    return 0

@@ -1,0 +1,103 @@
+"""`python -m lavis_lite data list`: the data sets of the package, and what of them is on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.config.compose import CONFIGS, compose_dataset, dataset_names, dataset_rows
+from lavis_lite.datasets.inventory import State, state
+from lavis_lite.errors import DataError, Faults, did_you_mean
+from lavis_lite.registry import registry
+
+HEAD = ("data set", "builder", "splits", "training rows", "on this machine")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One type of a data set: what its file says of it, and what of it is here."""
+
+    name: str
+    type: str
+    builder: str
+    splits: list[str]
+    train_size: int | None
+    """training samples as published, where somebody counted"""
+    what: str
+    state: State
+
+    @property
+    def label(self) -> str:
+        """Its name, with the type where that is not the default one."""
+        return self.name if self.type == "default" else f"{self.name} ({self.type})"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table.
+
+    Raises:
+        DataError: no name matches the pattern.
+    """
+    arguments = argparse.ArgumentParser("lavis_lite data list")
+    arguments.add_argument("pattern", nargs="?", default="*", help="for example 'coco*'")
+    arguments.add_argument("--json", action="store_true", help="one JSON list of all that is known")
+    chosen = arguments.parse_args(list(argv))
+    entries = [entry for name in dataset_names() if fnmatchcase(name, chosen.pattern) for entry in entries_of(name)]
+    if not entries:
+        raise DataError(f"no data set matches {chosen.pattern!r}; {did_you_mean(chosen.pattern, dataset_names())}")
+    if chosen.json:
+        print(json.dumps([{**asdict(entry), "on_this_machine": str(entry.state)} for entry in entries], indent=1,
+                         ensure_ascii=False))
+    else:
+        print(table(entries))
+    return 0
+
+
+def entries_of(name: str) -> list[Entry]:
+    """All types of a data set.
+
+    Raises:
+        Faults: its file is faulty.
+    """
+    found = []
+    for kind in dataset_rows(name):
+        composition = compose_dataset(name, [f"datasets.{name}.type={kind}"])
+        if composition.faults:
+            raise Faults(f"{name} ({kind}) cannot be used:", composition.faults)
+        section: Any = composition.config.datasets[name]
+        splits = registry.get_builder_class(section.builder or name)(name, section).splits()
+        found.append(Entry(name, str(kind), section.builder or name, splits, section.train_size,
+                           description(name), state(name, section)))
+    return found
+
+
+def description(name: str) -> str:
+    """The first sentence of the comment at the head of a data set's file."""
+    lines = Path(str(CONFIGS / "datasets" / f"{name}.yaml")).read_text(encoding="utf-8").splitlines()
+    comment = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# ").rstrip())
+    return " ".join(comment).partition(". ")[0].rstrip(".") + "."
+
+
+def _cells(entry: Entry) -> tuple[str, ...]:
+    rows = f"{entry.train_size:,}" if entry.train_size else "-"
+    return entry.label, entry.builder, " ".join(entry.splits), rows, str(entry.state)
+
+
+def table(entries: Sequence[Entry]) -> str:
+    """One line of columns per type; under it what it is."""
+    cells = [HEAD, *map(_cells, entries)]
+    widths = [max(len(cell[column]) for cell in cells) for column in range(len(HEAD))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True)).rstrip() for cell in cells]
+    out = [lines[0], "-" * len(lines[0])]
+    for entry, line in zip(entries, lines[1:], strict=True):
+        out += [line, f"    {entry.what}"]
+    return "\n".join(out)

@@ -1,0 +1,154 @@
+"""What the doctor found, in words and as plain values for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lavis_lite.datasets.annotations import RowFaults
+from lavis_lite.errors import DataError
+
+MOST_LINES = 20
+"""rows that a problem shows; the others are counted"""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The spread of some numbers: smallest, median, mean, 95th percentile, largest."""
+
+    count: int
+    min: float
+    median: float
+    mean: float
+    p95: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float] | Any) -> Summary | None:
+        """None where there are no values."""
+        numbers = np.asarray(values, np.float64)
+        if not len(numbers):
+            return None
+        return cls(len(numbers), float(numbers.min()), float(np.median(numbers)), round(float(numbers.mean()), 2),
+                   float(np.percentile(numbers, 95)), float(numbers.max()))
+
+    def __str__(self) -> str:
+        return (f"{self.min:g} - {self.max:g}, median {self.median:g}, mean {self.mean:.1f}, "
+                f"95% up to {self.p95:g}")
+
+
+@dataclass
+class Problem:
+    """Something wrong with some rows: what, how often, and the first of them as `file:row: reason`."""
+
+    what: str
+    count: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, line: str) -> None:
+        """One more row."""
+        self.count += 1
+        if len(self.lines) < MOST_LINES:
+            self.lines.append(line)
+
+    def __str__(self) -> str:
+        if not self.lines:
+            return self.what
+        more = [f"and {self.count - len(self.lines)} more"] if self.count > len(self.lines) else []
+        return "\n".join([f"{self.what}: {self.count}", *(f"  {line}" for line in [*self.lines, *more])])
+
+
+@dataclass
+class SplitReport:
+    """One split.
+
+    Attributes:
+        rows: of the annotations as training or evaluation takes them (training: one per caption).
+        images: different images (videos) that they name. opened: how many of these were decoded.
+        texts: kind of text -> how many there are. tokens: kind -> tokens of a text, the two special ones included.
+        sizes: width, height, aspect (width / height), and frames for videos, of those that were opened.
+        repeated: rows whose image and text stood in an earlier row; told, but not wrong.
+        problems: what is wrong.
+    """
+
+    split: str
+    rows: int = 0
+    images: int = 0
+    opened: int = 0
+    texts: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, Summary] = field(default_factory=dict)
+    over: dict[str, int] = field(default_factory=dict)
+    """kind of text -> how many have more tokens than the Q-Former reads"""
+    sizes: dict[str, Summary] = field(default_factory=dict)
+    repeated: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    def problem(self, what: str) -> Problem:
+        """The problem of that name, for rows to be added to; `tidy` drops it where none was."""
+        self.problems.append(Problem(what))
+        return self.problems[-1]
+
+    def faulty_rows(self, faults: RowFaults) -> None:
+        """A problem in the words of an error that would be raised."""
+        try:
+            faults.stop_if_any()
+        except DataError as fault:
+            self.problems.append(Problem(str(fault), faults.count))
+
+    def tidy(self) -> None:
+        """Drop problems that no row has."""
+        self.problems = [problem for problem in self.problems if problem.count]
+
+
+@dataclass
+class Report:
+    """A data set.
+
+    Attributes:
+        name: as it was asked for. media: images or videos. max_tokens: what the Q-Former reads of a text.
+        notes: what was assumed, such as guessed columns.
+    """
+
+    name: str
+    media: str = "images"
+    tokenizer: str = ""
+    max_tokens: int = 32
+    notes: list[str] = field(default_factory=list)
+    splits: list[SplitReport] = field(default_factory=list)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong."""
+        return not any(split.problems for split in self.splits)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"healthy": self.healthy, **asdict(self)}
+
+    def __str__(self) -> str:
+        lines = [self.name, *(f"  {note}" for note in self.notes)]
+        for split in self.splits:
+            lines += [f"{split.split}:", *(f"  {line}" for line in self._split_lines(split))]
+        wrong = sum(len(split.problems) for split in self.splits)
+        lines.append("nothing is wrong." if not wrong else f"{wrong} problem{'s' if wrong > 1 else ''}, see above.")
+        return "\n".join(lines)
+
+    def _split_lines(self, split: SplitReport) -> list[str]:
+        lines = [f"{split.rows} rows, {split.images} {self.media}"] if split.rows else []
+        for kind, count in split.texts.items():
+            lines.append(f"{count} {kind}s")
+        for kind, summary in split.tokens.items():
+            over = f"; {split.over[kind]} have more than {self.max_tokens}" if split.over[kind] else ""
+            lines.append(f"tokens per {kind} ({self.tokenizer}): {summary}{over}")
+        if split.opened:
+            lines.append(f"{split.opened} {self.media} opened")
+        lines += [f"{what}: {summary}" for what, summary in split.sizes.items()]
+        if split.repeated:
+            lines.append(f"{split.repeated} rows repeat an earlier one (same file, same text)")
+        for problem in split.problems:
+            lines += [f"{'PROBLEM: ' if not number else ''}{line}" for number, line in
+                      enumerate(str(problem).splitlines())]
+        return lines

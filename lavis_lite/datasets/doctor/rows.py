@@ -1,0 +1,102 @@
+"""All rows of a split in one pass: what they name, what they say, and ids that contradict each other."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lavis_lite.datasets.caption import DuplicateIds
+from lavis_lite.datasets.doctor.report import SplitReport, Summary
+
+TokenCounter = Callable[[Sequence[str]], Sequence[int]]
+"""texts -> tokens of each"""
+_TOGETHER = 4096
+"""texts that are tokenised at once"""
+
+
+@dataclass
+class Names:
+    """The different files that rows name, in order of appearance, each with the first row that does."""
+
+    first_row: dict[str, int] = field(default_factory=dict)
+
+    def spread(self, count: int) -> list[str]:
+        """`count` of the names, evenly spread over all of them (all where there are no more)."""
+        names = list(self.first_row)
+        step = max(len(names) / count, 1) if count else len(names) + 1
+        return [names[int(place * step)] for place in range(min(count, len(names)))]
+
+
+def scan(dataset: Any, report: SplitReport, count_tokens: TokenCounter, max_tokens: int) -> Names:
+    """Read every row of a data set once; counts and problems go into the report.
+
+    Args:
+        dataset: with `table` (rows with image, and caption or question and answers) and `place`.
+        report: of the split.
+        count_tokens: the Q-Former's tokenizer.
+        max_tokens: what the Q-Former reads of a text.
+    """
+    names, lengths = Names(), _Lengths(count_tokens)
+    twice = DuplicateIds()
+    seen: set[bytes] = set()
+    for number in range(len(dataset.table)):
+        row = dataset.table[number]
+        name = row["image"]
+        names.first_row.setdefault(name, number)
+        twice.add(row, number, dataset)
+        texts = list(texts_of(row))
+        for kind, text in texts:
+            lengths.add(kind, text)
+        digest = hashlib.blake2b(repr((name, texts)).encode("utf-8", "backslashreplace"), digest_size=8).digest()
+        report.repeated += digest in seen
+        seen.add(digest)
+    report.faulty_rows(twice.faults)
+    report.rows, report.images = len(dataset.table), len(names.first_row)
+    for kind, counts in lengths.finish().items():
+        summary = Summary.of(counts)
+        if summary:
+            report.texts[kind], report.tokens[kind] = summary.count, summary
+            report.over[kind] = sum(count > max_tokens for count in counts)
+    return names
+
+
+def texts_of(row: Any) -> Iterator[tuple[str, str]]:
+    """(caption | question | answer, text) of a row."""
+    caption = row.get("caption")
+    for text in [caption] if isinstance(caption, str) else caption or []:
+        if text:
+            yield "caption", text
+    if "question" in row:
+        yield "question", row["question"]
+    for answer in row.get("answers", []):
+        yield "answer", answer
+
+
+class _Lengths:
+    """Tokens of texts by their kind, counted many at a time."""
+
+    def __init__(self, count_tokens: TokenCounter) -> None:
+        self._count = count_tokens
+        self._waiting: dict[str, list[str]] = {}
+        self._counts: dict[str, array[int]] = {}
+
+    def add(self, kind: str, text: str) -> None:
+        """One more text."""
+        waiting = self._waiting.setdefault(kind, [])
+        waiting.append(text)
+        if len(waiting) >= _TOGETHER:
+            self._flush(kind)
+
+    def _flush(self, kind: str) -> None:
+        waiting = self._waiting[kind]
+        self._counts.setdefault(kind, array("i")).extend(self._count(waiting) if waiting else [])
+        waiting.clear()
+
+    def finish(self) -> dict[str, array[int]]:
+        """Tokens of every text, by kind."""
+        for kind in self._waiting:
+            self._flush(kind)
+        return self._counts

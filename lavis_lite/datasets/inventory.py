@@ -1,0 +1,158 @@
+"""What of a data set is on this machine, what a program can bring, and what somebody has to put in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lavis_lite import files
+from lavis_lite.config.schema import DatasetConfig, FileConfig, StorageConfig
+from lavis_lite.datasets.archives import Archive
+from lavis_lite.datasets.locate import Source, prepare, sources
+from lavis_lite.datasets.shards import missing_shards, names_in
+from lavis_lite.errors import ConfigError, DataError
+
+MEDIA = ("images", "videos")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class State:
+    """What is here of a data set.
+
+    Attributes:
+        splits: split -> whether its annotations are here.
+        fetchable: splits whose annotations are not here but have a URL.
+        media: whether its files are here; None where it names no folder of them.
+        archives: whether the files come from archives that a program may fetch.
+        generated: whether a generator of the package makes all of it on first use.
+        bytes: of the annotation files that are here.
+    """
+
+    splits: dict[str, bool]
+    fetchable: list[str]
+    media: bool | None
+    archives: bool
+    generated: bool
+    bytes: int
+
+    def __str__(self) -> str:
+        if self.generated:
+            return "generated on first use"
+        missing = [split for split, here in self.splits.items() if not here]
+        words = []
+        if missing:
+            can = "data prepare brings them" if set(missing) <= set(self.fetchable) else "partly by hand"
+            words.append(f"no annotations of {', '.join(missing)} ({can})")
+        if self.media is False:
+            words.append(f"no files ({'data prepare brings them' if self.archives else 'by hand'})")
+        return "; ".join(words) or "here"
+
+
+def state(name: str, cfg: DatasetConfig) -> State:
+    """What is here of a data set; nothing is opened or brought.
+
+    Raises:
+        ConfigError: an entry of the section names neither storage nor url.
+    """
+    found = {split: list(_sources(name, split, entry)) for split, entry in cfg.build_info.annotations.items()}
+    here = {split: all(source.here() for source in sources_) or _shards_here(cfg.build_info.annotations[split])
+            for split, sources_ in found.items()}
+    fetchable = [split for split, sources_ in found.items() if not here[split]
+                 and all(source.here() or source.fetchable() for source in sources_)]
+    places = {source.target() for sources_ in found.values() for source in sources_}
+    media, archives = media_state(cfg)
+    return State(here, fetchable, media, archives, cfg.prepare is not None,
+                 sum(path.stat().st_size for path in places if path.is_file()))
+
+
+def _shards_here(entry: FileConfig) -> bool:
+    return names_in(entry) is not None and not missing_shards(entry, "", None)
+
+
+def _sources(name: str, split: str, entry: FileConfig) -> list[Source]:
+    return sources(f"datasets.{name}.build_info.annotations.{split}", entry, None)
+
+
+def media_state(cfg: DatasetConfig) -> tuple[bool | None, bool]:
+    """(whether the media files are here, whether archives of them can be fetched)."""
+    named = [entry for _, entry in _media(cfg) if entry.storage]
+    if not named:
+        return None, False
+    archives = [archive for _, archive in archives_of("", cfg)]
+    folders = [files.resolve(str(entry.storage)) for entry in named]
+    whole = all(archive.here() for archive in archives) if archives else True
+    by_hand = all(_has_files(folder) for folder in folders) and not any((f / ".unpacked").exists() for f in folders)
+    return by_hand or (whole and all(folder.is_dir() for folder in folders)), bool(archives)
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(True for _ in folder.iterdir())
+
+
+def _media(cfg: DatasetConfig) -> Iterator[tuple[str, StorageConfig]]:
+    yield from ((kind, getattr(cfg.build_info, kind)) for kind in MEDIA)
+
+
+def archives_of(name: str, cfg: DatasetConfig) -> list[tuple[str, Archive]]:
+    """(key, archive) of every archive that a section names.
+
+    Raises:
+        ConfigError: archives without a folder to unpack them to.
+    """
+    found = []
+    for kind, entry in _media(cfg):
+        if entry.url is None:
+            continue
+        key = f"datasets.{name}.build_info.{kind}"
+        if entry.storage is None:
+            raise ConfigError(f"{key}: give `storage`, the folder that the archives of `url` are unpacked to.")
+        each = FileConfig(url=entry.url, sha256=entry.sha256, md5=entry.md5)
+        found += [(f"{key}.url", Archive(str(source.url), files.resolve(entry.storage), source.sha256, source.md5))
+                  for source in sources(key, each, None)]
+    return found
+
+
+def bring(name: str, cfg: DatasetConfig, keep: bool = False, say: Say = print) -> list[str]:
+    """Generate or fetch whatever a program may: annotation files, answer lists, archives of media files.
+
+    Args:
+        name: of the section.
+        cfg: the section.
+        keep: keep archives that were unpacked.
+        say: is told of the progress.
+
+    Returns:
+        What could not be brought, a finished sentence each.
+
+    Raises:
+        ConfigError: the section is faulty.
+    """
+    root = prepare(name, cfg.prepare, getattr(cfg, "prepare_args", {}))
+    if root is not None:
+        say(f"generated: {root}")
+        return []
+    problems = []
+    for source in dict.fromkeys(_all_sources(name, cfg)):
+        try:
+            say(f"{source.key}: {source.fetch()}")
+        except DataError as fault:
+            problems.append(str(fault))
+    by_hand, _ = media_state(cfg)
+    for key, archive in [] if by_hand else archives_of(name, cfg):
+        try:
+            archive.bring(keep, say)
+        except DataError as fault:
+            problems.append(f"{key}: {fault}")
+    return problems
+
+
+def _all_sources(name: str, cfg: DatasetConfig) -> Iterator[Source]:
+    for split, entry in cfg.build_info.annotations.items():
+        if names_in(entry) is None:  # shards come while they are read
+            yield from _sources(name, split, entry)
+    answers: Any = getattr(cfg, "answer_list", None)
+    if isinstance(answers, FileConfig) and (answers.url or answers.storage):
+        yield from sources(f"datasets.{name}.answer_list", answers, None)

@@ -1,0 +1,50 @@
+"""Makes a packaged checkpoint of a run's: the trained weights as fp16, in one file of half the size.
+
+    python -m lavis_lite.mini.pack_checkpoint output/<run>/checkpoints/step_00003000 stage2.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as to_bytes
+
+from lavis_lite.errors import CheckpointError
+from lavis_lite.models.checkpoints.reading import read_tensors
+
+
+def pack(source: Path, target: Path) -> int:
+    """Write the tensors of `source` to `target`, floating-point ones as fp16; whole or not at all.
+
+    Returns:
+        How many tensors.
+
+    Raises:
+        CheckpointError: `source` is no checkpoint, or holds numbers that fp16 has no room for.
+    """
+    tensors = {name: (value.half() if value.is_floating_point() else value).contiguous()
+               for name, value in read_tensors(source).items()}
+    unfit = [name for name, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if unfit:
+        raise CheckpointError(f"{source}: too large for fp16, or not finite: {', '.join(unfit[:5])}")
+    partial = target.with_suffix(".partial")
+    partial.write_bytes(to_bytes(tensors))
+    os.replace(partial, target)
+    return len(tensors)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="pack a checkpoint of a run as fp16 safetensors")
+    parser.add_argument("source", type=Path, help="folder or file of a checkpoint")
+    parser.add_argument("target", type=Path, help="file to write")
+    options = parser.parse_args(argv)
+    print(f"{options.target}: {pack(options.source, options.target)} tensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""A comparison as text for a console, as JSON, and as a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lavis_lite.report.compare import Comparison, Flip, SplitComparison, main_score
+from lavis_lite.report.curves import escaped
+from lavis_lite.report.page import filled, part, policy
+
+SHOWN, SHOWN_ON_PAGE = 5, 200
+"""flipped samples each way"""
+Cells = Sequence[str]
+STAR = "* the interval leaves out 0"
+HEAD = ("score", "A", "B", "B - A", "95 % interval", "B above A")
+
+
+def text(found: Comparison) -> str:
+    """What `compare` prints."""
+    lines = [f"A  {found.a}", f"B  {found.b}", ""]
+    lines += ["What changed:" if found.config else "The configurations are the same."]
+    lines += _aligned([(f"  {key}", _value(a), "->", _value(b)) for key, (a, b) in found.config.items()])
+    for split in found.splits:
+        lines += ["", f"{split.split} (step {split.steps[0]} and {split.steps[1]})"]
+        lines += _aligned([HEAD, *score_rows(split)], right=(1, 2, 3))
+        lines += [split.note] if split.note else []
+        lines += [STAR] if any(one.differ for one in split.intervals.values()) else []
+        for heading, flips in flip_lists(split):
+            lines += ["", f"{heading}: {len(flips)}", *(f"  {_line(flip)}" for flip in flips[:SHOWN])]
+            lines += [f"  ... and {len(flips) - SHOWN} more (--html shows them)"] if len(flips) > SHOWN else []
+    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+
+
+def flip_lists(split: SplitComparison) -> list[tuple[str, Sequence[Flip]]]:
+    """(heading, samples) of both ways, where samples were compared."""
+    judged = any("right" in flip.a for flip in (*split.gained, *split.lost))
+    names = ("B right, A wrong", "A right, B wrong") if judged else ("B's score is higher", "A's score is higher")
+    return [] if split.note else [(names[0], split.gained), (names[1], split.lost)]
+
+
+def score_rows(split: SplitComparison) -> list[Cells]:
+    """One row per score: those with an interval first, then those of the whole split only."""
+    rows: list[Cells] = []
+    for name, one in split.intervals.items():
+        d = one.difference
+        rows.append((name, f"{one.a.mean:.4f}", f"{one.b.mean:.4f}", f"{d.mean:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}",
+                     f"{one.better:.1%}{' *' if one.differ else ''}"))
+    for name, (a, b) in split.metrics.items():
+        if name not in split.intervals:
+            change = "" if a is None or b is None else f"{b - a:+.4f}"
+            rows.append((name, *("-" if value is None else f"{value:.4f}" for value in (a, b)), change, "", ""))
+    return rows
+
+
+def _aligned(rows: Sequence[Cells], right: Sequence[int] = ()) -> list[str]:
+    if not rows:
+        return []
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.rjust(width) if column in right else cell.ljust(width)
+                      for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+
+
+def _value(value: Any) -> str:
+    shown = "-" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def _line(flip: Flip) -> str:
+    """One sample on one line, whatever line breaks its texts have."""
+    asked = _one_line(flip.a.get("prompt", ""))
+    said = " -> ".join(repr(_said(row)) for row in (flip.a, flip.b))
+    wanted = ", ".join(_one_line(text) for text in flip.a.get("references", [])[:2])
+    return "  ".join(part for part in (str(flip.a["id"]), asked, said, f"({wanted})" if wanted else "") if part)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _said(row: dict[str, Any]) -> str:
+    if "prediction" in row:
+        return _one_line(row["prediction"])
+    if "rank" in row:
+        return f"rank {row['rank']}" if row["rank"] else "not found"
+    score = main_score(row)
+    return "-" if score is None else f"{score:.3f}"
+
+
+def as_json(found: Comparison) -> str:
+    """All numbers, and the ids of flipped samples."""
+    splits = [{"split": split.split, "steps": split.steps, "metrics": split.metrics, "note": split.note or None,
+               "intervals": {name: dataclasses.asdict(one) for name, one in split.intervals.items()},
+               **{name: [flip.a["id"] for flip in flips] for name, flips in
+                  (("gained", split.gained), ("lost", split.lost))}} for split in found.splits]
+    return json.dumps({"a": str(found.a), "b": str(found.b), "config": found.config, "splits": splits,
+                       "notes": found.notes}, indent=1, default=str)
+
+
+def page(found: Comparison) -> str:
+    """One self-contained page without any script."""
+    style = part("page.css")
+    body = [_section("What changed", _table(
+        ("key", "A", "B"), [(key, _value(a), _value(b)) for key, (a, b) in found.config.items()]))]
+    for split in found.splits:
+        body.append(_section(f"{split.split}, step {split.steps[0]} and {split.steps[1]}",
+                             _table(HEAD, score_rows(split)) + _paragraph(split.note or STAR)))
+        for heading, flips in flip_lists(split):
+            more = f"{len(flips) - SHOWN_ON_PAGE} more are not shown" if len(flips) > SHOWN_ON_PAGE else ""
+            body.append(_section(f"{heading}: {len(flips)}", _flips(flips[:SHOWN_ON_PAGE]) + _paragraph(more)))
+    body += [_paragraph(note) for note in found.notes]
+    known = {"policy": policy("", style), "style": style, "body": "".join(body),
+             "a": escaped(str(found.a)), "b": escaped(str(found.b))}
+    return filled(part("compare.html"), known)
+
+
+def _section(heading: str, content: str) -> str:
+    return f'<section class="panel part"><h2>{escaped(heading)}</h2>{content}</section>'
+
+
+def _paragraph(content: str) -> str:
+    return f'<p class="count">{escaped(content)}</p>' if content else ""
+
+
+def _table(head: Cells, rows: Iterable[Cells]) -> str:
+    def row(cells: Cells, tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{escaped(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    found = list(rows)
+    if not found:
+        return _paragraph("nothing")
+    body = "".join(row(cells, "td") for cells in found)
+    table = f'<table class="plain"><thead>{row(head, "th")}</thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll">{table}</div>'
+
+
+def _flips(flips: Sequence[Flip]) -> str:
+    rows = [(str(flip.a["id"]), flip.a.get("prompt", ""), _said(flip.a), _said(flip.b),
+             "\n".join(flip.a.get("references", []))) for flip in flips]
+    return _table(("id", "prompt", "A", "B", "references"), rows)

@@ -1,0 +1,101 @@
+"""Question answering with a benchmark's own rules: GQA, OCR-based questions, videos, A-OKVQA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lavis_lite.config.schema import RunConfig
+from lavis_lite.errors import DataError
+from lavis_lite.registry import registry
+from lavis_lite.tasks.by_dataset import ByDataset, OptionsTask
+from lavis_lite.tasks.ranking import RankingRunConfig
+from lavis_lite.tasks.vqa import AnswerRule, Submission, VQARunConfig, VQATask
+from lavis_lite.tasks.writing import WritingTask
+
+
+@dataclass
+class GQARunConfig(VQARunConfig):
+    """The run section of GQA."""
+
+    task: str = "gqa"
+    vqa_rule: AnswerRule = "exact"
+    submission: Submission = "gqa"
+
+
+@registry.register_task("gqa")
+class GQATask(VQATask):
+    """One answer per question: right where both are equal after the official VQA cleaning."""
+
+    config_class: ClassVar[type[RunConfig]] = GQARunConfig
+
+
+@dataclass
+class ReadingRunConfig(VQARunConfig):
+    """The run section of questions about text in pictures."""
+
+    task: str = "vqa_reading_comprehension"
+
+
+@registry.register_task("vqa_reading_comprehension")
+class ReadingTask(VQATask):
+    """Questions whose prompt has the picture's OCR tokens, by the data set's instruction or the first `{}` of `prompt`.
+
+    With neither, and tokens in the data set, the prompt is "OCR tokens: {}. Question: {} Short answer:".
+    """
+
+    config_class: ClassVar[type[RunConfig]] = ReadingRunConfig
+    default_prompt: ClassVar[str] = "OCR tokens: {}. Question: {} Short answer:"
+
+    def before_evaluation(self, dataset: Any, split: str) -> None:
+        """Refuse a data set without OCR tokens."""
+        super().before_evaluation(dataset, split)
+        if "ocr_tokens" not in getattr(dataset, "extras", ()):
+            raise DataError(f"split {split!r} has no OCR tokens: name their column in columns.ocr_tokens of the data "
+                            "set (textvqa has them), or set run.task=vqa to answer without them.")
+
+    def prompt_of(self, samples: dict[str, Any]) -> str:
+        """The run's own, else the one above where the tokens are not in the question's instruction already."""
+        return self.cfg.prompt or (self.default_prompt if "ocr_tokens" in samples else "")
+
+
+@dataclass
+class VideoQARunConfig(VQARunConfig):
+    """The run section of questions about videos."""
+
+    task: str = "video_qa"
+    vqa_rule: AnswerRule = "exact"
+    num_ans_candidates: int | None = None
+
+
+@registry.register_task("video_qa")
+class VideoQATask(VQATask):
+    """As vqa, over samples with `video`; every answer of the list is a candidate with run.inference_method=rank."""
+
+    config_class: ClassVar[type[RunConfig]] = VideoQARunConfig
+
+
+@dataclass
+class AOKVQARunConfig(VQARunConfig, RankingRunConfig):
+    """The run section of A-OKVQA, direct answers and multiple choice."""
+
+    task: str = "aok_vqa"
+    vqa_rule: AnswerRule = "thirds"
+    submission: Submission = "aokvqa"
+    num_ans_candidates: int | None = 128
+
+
+@registry.register_task("aok_vqa")
+class AOKVQATask(ByDataset):
+    """Multiple choice by likelihood where a data set has options (aok_vqa_mc), else written answers (aok_vqa).
+
+    Scores of written answers: min(1, annotators who wrote exactly this / 3), the benchmark's own rule.
+    """
+
+    config_class: ClassVar[type[RunConfig]] = AOKVQARunConfig
+    cfg: AOKVQARunConfig
+
+    def parts(self) -> list[WritingTask]:
+        """Ranking, and answers."""
+        return [OptionsTask(self.cfg), VQATask(self.cfg)]
+

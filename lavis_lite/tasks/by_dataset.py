@@ -1,0 +1,126 @@
+"""Tasks that are evaluated by another task for every data set, and instruction tuning, which is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from lavis_lite.config.schema import RunConfig
+from lavis_lite.errors import DataError
+from lavis_lite.models.prompts import question_prompts
+from lavis_lite.registry import registry
+from lavis_lite.report.sample import ReportSample
+from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
+from lavis_lite.tasks.ranking import DialogueTask, RankingRunConfig, RankingTask
+from lavis_lite.tasks.vqa import AnswerRule, VQARunConfig, VQATask
+from lavis_lite.tasks.writing import WritingRunConfig, WritingTask
+
+
+class OptionsTask(RankingTask):
+    """Ranking of data sets whose questions have their own candidates."""
+
+    def takes(self, dataset: Any) -> bool:
+        """Whether the questions do."""
+        return super().takes(dataset) and bool(dataset.multiple_choice)
+
+
+class RoundsTask(DialogueTask):
+    """Ranking of dialogues with candidates."""
+
+    def takes(self, dataset: Any) -> bool:
+        """Whether the questions are rounds of dialogues."""
+        return super().takes(dataset) and bool(dataset.multiple_choice) and "history" in dataset.extras
+
+
+class ByDataset(WritingTask):
+    """Hands the evaluation of a data set to the first of its parts that takes it."""
+
+    def __init__(self, cfg: WritingRunConfig) -> None:
+        super().__init__(cfg)
+        self._parts = self.parts()
+        self._now = self._parts[0]
+
+    def parts(self) -> list[WritingTask]:
+        """The tasks, the most particular first."""
+        raise NotImplementedError(f"{type(self).__name__} must define parts")
+
+    def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The model's loss on (prompt, answer); the prompt is that of the evaluation."""
+        if self.cfg.prompt and "text_input" in samples:
+            prompts = question_prompts(samples, self.cfg.prompt, len(samples["text_input"]))
+            samples = {**samples, "text_input": prompts}
+        return BaseTask.train_step(self, model, samples)
+
+    def takes(self, dataset: Any) -> bool:
+        """Whether any of the parts does."""
+        return any(part.takes(dataset) for part in self._parts)
+
+    def before_evaluation(self, dataset: Any, split: str) -> None:
+        """Choose the part.
+
+        Raises:
+            DataError: none takes the data set, or the one that does cannot evaluate this split.
+        """
+        fitting = [part for part in self._parts if part.takes(dataset)]
+        if not fitting:
+            raise DataError(f"split {split!r}: {self.cfg.task} can evaluate no {type(dataset).__name__}; take a data "
+                            "set of questions or captions, or remove the split from run.valid_splits and "
+                            "run.test_splits.")
+        self._now = fitting[0]
+        self._now.before_evaluation(dataset, split)
+
+    def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
+        """Rows of the part."""
+        return self._now.predict(model, samples)
+
+    def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
+        """Scores of the part."""
+        return self._now.score(model, rows, dataset, split)
+
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | None:
+        """The part's."""
+        return self._now.predictions(rows, dataset)
+
+    def report(self, rows: list[Row], dataset: Any, split: str) -> Sequence[ReportSample] | None:
+        """The part's."""
+        return self._now.report(rows, dataset, split)
+
+    def summary(self, scores: dict[str, float]) -> str:
+        """The part's; of several data sets all scores."""
+        if any("/" in name for name in scores):
+            return BaseTask.summary(self, scores)
+        return self._now.summary(scores)
+
+
+@dataclass
+class InstructionTuningRunConfig(CaptioningRunConfig, VQARunConfig, RankingRunConfig):
+    """The run section of instruction tuning: that of captions, answers and rankings together."""
+
+    task: str = "instruction_tuning"
+    max_len: int = 10
+    """of an answer, tokens as LAVIS counts them"""
+    max_caption_len: int = 30
+    """of a caption"""
+    vqa_rule: AnswerRule = "auto"
+    num_ans_candidates: int | None = 128
+
+
+@registry.register_task("instruction_tuning")
+class InstructionTuningTask(ByDataset):
+    """Trains on any mixture of *_instruct data sets, samples {image or video, text_input, text_output}.
+
+    Every data set of a split is evaluated as what it is: captions (captioning), dialogues with candidates (dialogue),
+    options (ranking), other questions (vqa).
+    """
+
+    config_class: ClassVar[type[RunConfig]] = InstructionTuningRunConfig
+    cfg: InstructionTuningRunConfig
+
+    def parts(self) -> list[WritingTask]:
+        """Captions, rounds of dialogues, options, other questions."""
+        captions = replace(self.cfg, max_len=self.cfg.max_caption_len)
+        return [CaptioningTask(captions), RoundsTask(self.cfg), OptionsTask(self.cfg), VQATask(self.cfg)]

@@ -1,0 +1,273 @@
+"""Ranking: the answer is the candidate that the model finds likeliest; multiple choice, yes or no, and dialogues."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from lavis_lite.config.schema import RunConfig
+from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.metrics.candidates import KS, auc, ndcg, order_of, rank_scores, ranks_of, share_of
+from lavis_lite.metrics.vqa import Truth, accuracies
+from lavis_lite.models.prompts import question_prompts
+from lavis_lite.registry import registry
+from lavis_lite.report.sample import MISSED, Candidate, ReportSample
+from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.reporting import pictures_of
+from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
+
+CONTEXT = ("context", "history", "caption")
+"""what stands in front of the question, where no instruction holds it"""
+SHOWN = 10
+"""candidates of each sample that a report shows"""
+
+
+@dataclass
+class RankingRunConfig(WritingRunConfig):
+    """The run section of ranking. A `prompt` has `{}` for the question, and a second one for the options."""
+
+    task: str = "ranking"
+    candidates: list[str] | None = None
+    """answers to choose among, the same for all samples; absent: each sample's own, else the data set's answer_list"""
+    num_ans_candidates: int | None = 128
+    """only so many of the data set's answer_list are tried; null: all"""
+    candidate_score: Literal["sum", "mean"] = "sum"
+    """a candidate's log-likelihood, or that divided by its tokens"""
+    segments: int = 1
+    """a batch's candidates are scored in so many parts, to save memory; no result depends on it"""
+    positive: str | None = None
+    """two classes: the candidate that counts as positive; adds auc, which becomes agg_metrics"""
+
+
+@registry.register_task("ranking", "multimodal_classification")
+class RankingTask(WritingTask):
+    """Trains on samples {image, text_input, text_output}; evaluates a data set of questions (`QAEvalDataset`).
+
+    Scores (fractions): accuracy of the likeliest candidate, overall and by the types that rows have (subjects, for
+    example: accuracy_question_<type>); chance, the accuracy of drawing a candidate; answerable, the share of samples
+    whose answer is among the candidates, where they come from the data set's answer_list; auc with run.positive.
+    """
+
+    config_class: ClassVar[type[RunConfig]] = RankingRunConfig
+    cfg: RankingRunConfig
+
+    def __init__(self, cfg: RankingRunConfig) -> None:
+        super().__init__(cfg)
+        given = cfg.candidates
+        if given is not None and (len(given) < 2 or len(set(given)) < len(given) or not all(given)):
+            raise ConfigError(f"run.candidates must be at least two different texts, not {given}.")
+        if cfg.positive is not None and given is not None and cfg.positive not in given:
+            raise ConfigError(f"run.positive={cfg.positive!r} is none of run.candidates; "
+                              f"{did_you_mean(cfg.positive, given)}")
+        self._shared: list[str] | None = given
+        self._server = ""
+
+    def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The model's loss on (prompt, right answer), with the prompt of the evaluation."""
+        if self.cfg.prompt:
+            prompts = question_prompts(samples, self.cfg.prompt, len(samples["text_input"]))
+            samples = {**samples, "text_input": prompts}
+        return BaseTask.train_step(self, model, samples)
+
+    def takes(self, dataset: Any) -> bool:
+        """Whether it lists questions."""
+        return hasattr(dataset, "question")
+
+    def before_evaluation(self, dataset: Any, split: str) -> None:
+        """Find the candidates.
+
+        Raises:
+            DataError: there are no questions, or no candidates.
+        """
+        if not self.takes(dataset):
+            raise DataError(f"split {split!r} has no questions ({type(dataset).__name__}); take a data set of the "
+                            "builder image_qa or image_dialogue, such as scienceqa_instruct.")
+        self._shared = self.cfg.candidates
+        if self._shared is None and not dataset.multiple_choice:
+            self._shared = list(dataset.answer_list[:self.cfg.num_ans_candidates])
+            if len(self._shared) < 2:
+                raise DataError(f"split {split!r}: ranking needs candidates and its rows have none. Set run.candidates"
+                                ", or answer_list of the data set, or keep its training annotations here.")
+
+    def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
+        """One row per question: {id, index, scores}, the log-likelihood of each candidate in their order."""
+        if "index" not in samples:  # every image of the batch was bad
+            return []
+        if not hasattr(model, "score_candidates"):
+            raise ConfigError(f"{type(model).__name__} does not score candidates; take an arch such as "
+                              "blip2_t5_instruct.")
+        names, places = plain(samples["question_id"]), plain(samples["index"])
+        candidates = self._shared if self._shared is not None else samples["candidates"]
+        bare = [name for name, own in zip(names, candidates, strict=False) if not own]
+        if bare:
+            raise DataError(f"question_id {bare[0]!r} has no candidates to choose among; mend its row, or set "
+                            "run.candidates.")
+        asked = {key: samples[key] for key in ("image", "video", *CONTEXT) if key in samples}
+        asked["prompt"] = question_prompts(samples, self.cfg.prompt or "", len(names))
+        found = model.score_candidates(asked, candidates, n_segments=self.cfg.segments,
+                                       normalise=self.cfg.candidate_score).float().tolist()
+        counts = [len(self._shared)] * len(names) if self._shared is not None else [len(own) for own in candidates]
+        return [{"id": name, "index": place, "scores": scores[:count]}
+                for name, place, scores, count in zip(names, places, found, counts, strict=True)]
+
+    def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
+        """Accuracies of all ranks' rows."""
+        if not (dataset.has_answers and self.cfg.report_metric):
+            return self.unscored(rows)
+        questions = {row["id"]: dataset.question(row["index"]) for row in rows}
+        right = {row["id"]: self.right(questions[row["id"]], dataset, row) for row in rows}
+        hits = {row["id"]: float(order_of(row["scores"])[0] in right[row["id"]]) for row in rows}
+        truths = {name: Truth((), row.get("question_type", ""), row.get("answer_type", ""))
+                  for name, row in questions.items()}
+        scores = accuracies(hits, truths)
+        scores["chance"] = sum(len(right[row["id"]]) / len(row["scores"]) for row in rows) / len(rows)
+        if self._shared is not None and self.cfg.candidates is None:
+            scores["answerable"] = sum(map(bool, right.values())) / len(rows)
+        if self.cfg.positive is not None:
+            scores["auc"] = self._auc(rows, questions, right)
+        return scores | {"agg_metrics": scores.get("auc", scores["accuracy"])}
+
+    def texts(self, question: Row) -> list[str]:
+        """The candidates of a question."""
+        if self._shared is not None:
+            return self._shared
+        own: list[str] = question.get("candidates") or question.get("choices", [])
+        return own
+
+    def right(self, question: Row, dataset: Any, row: Row) -> set[int]:
+        """Places of the right candidates; none where the data set's answer_list lacks the answer.
+
+        Raises:
+            DataError: the right answer is not among candidates that should have it.
+        """
+        if self._shared is None:
+            label = question.get("label")
+            if label is None or not 0 <= label < len(row["scores"]):
+                raise DataError(f"{dataset.place(row['index'])}: its right answer (label {label}) is not among its "
+                                f"{len(row['scores'])} candidates.")
+            return {label}
+        answers = set(question["answers"])
+        found = {place for place, text in enumerate(self._shared) if text in answers}
+        if not found and self.cfg.candidates is not None:
+            raise DataError(f"{dataset.place(row['index'])}: its answer {sorted(answers)[0]!r} is none of "
+                            f"run.candidates {self._shared}; {did_you_mean(sorted(answers)[0], self._shared)}")
+        return found
+
+    def _auc(self, rows: Sequence[Row], questions: dict[Any, Row], right: dict[Any, set[int]]) -> float:
+        places = [self.positive_place(questions[row["id"]]) for row in rows]
+        return auc([share_of(row["scores"], place) for row, place in zip(rows, places, strict=True)],
+                   [place in right[row["id"]] for row, place in zip(rows, places, strict=True)])
+
+    def positive_place(self, question: Row) -> int:
+        """Where the positive class stands among a question's candidates."""
+        texts, wanted = self.texts(question), str(self.cfg.positive)
+        if wanted not in texts:
+            raise DataError(f"run.positive={wanted!r} is not among the candidates of question_id "
+                            f"{question.get('question_id')!r}: {did_you_mean(wanted, texts)}")
+        return texts.index(wanted)
+
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row]:
+        """The likeliest candidate as answer and as choice (its place), all scores; proba with run.positive."""
+        written = []
+        for row in rows:
+            question, best = dataset.question(row["index"]), order_of(row["scores"])[0]
+            line = {"question_id": row["id"], "answer": self.texts(question)[best], "choice": best,
+                    "scores": row["scores"]}
+            if self.cfg.positive is not None:
+                line["proba"] = share_of(row["scores"], self.positive_place(question))
+            written.append(line)
+        return written
+
+    def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample]:
+        """Question, likeliest candidate, the candidates by likelihood, and the rank of the right one."""
+        picture = pictures_of(self.evaluated(dataset))
+        scored = dataset.has_answers and self.cfg.report_metric
+        samples = []
+        for row in rows:
+            asked, order = dataset.question(row["index"]), order_of(row["scores"])
+            texts = self.texts(asked)
+            right = self.right(asked, dataset, row) if scored else set()
+            rank = next((rank for rank, place in enumerate(order, 1) if place in right), MISSED) if scored else None
+            shown = [Candidate(texts[place], row["scores"][place], share_of(row["scores"], place), place in right)
+                     for place in order[:SHOWN]]
+            samples.append(ReportSample(
+                row["id"], texts[order[0]], asked["question"], asked.get("answers", []),
+                {} if rank is None else self.sample_scores(rank), None if rank is None else rank == 1,
+                picture(row["index"]), shown, rank, asked.get("question_type", "")))
+        return samples
+
+    def sample_scores(self, rank: int) -> dict[str, float]:
+        """A sample's scores by the rank of its right answer; MISSED: it is not among the candidates."""
+        return {"accuracy": float(rank == 1)}
+
+    def summary(self, scores: dict[str, float]) -> str:
+        """Accuracy beside chance."""
+        if "accuracy" not in scores:
+            return super().summary(scores) + self._server
+        area = f", AUC {scores['auc']:.3f}" if "auc" in scores else ""
+        listed = f", {scores['answerable']:.3f} of the answers are listed" if scores.get("answerable", 1) < 1 else ""
+        return (f"accuracy {scores['accuracy']:.3f} (chance {scores['chance']:.3f}{listed}){area}"
+                f"{CONTROLS[self.cfg.control]}")
+
+
+@dataclass
+class DialogueRunConfig(RankingRunConfig):
+    """The run section of dialogues about images."""
+
+    task: str = "dialogue"
+
+
+@registry.register_task("dialogue")
+class DialogueTask(RankingTask):
+    """Visual Dialog: ranks the candidates of every round.
+
+    Scores: r1, r5, r10, mrr (fractions), mean_rank; ndcg where rounds have dense annotations (`relevance` of the data
+    set); agg_metrics = mrr.
+    """
+
+    config_class: ClassVar[type[RunConfig]] = DialogueRunConfig
+
+    def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
+        """Ranks of the right answers of all ranks' rows."""
+        if not (dataset.has_answers and self.cfg.report_metric):
+            return self.unscored(rows)
+        questions = [dataset.question(row["index"]) for row in rows]
+        ranks = []
+        for row, question in zip(rows, questions, strict=True):
+            by_place = ranks_of(row["scores"])
+            found = [by_place[place] for place in self.right(question, dataset, row)]
+            ranks.append(min(found, default=len(by_place)))
+        scores = rank_scores(ranks)
+        dense = [ndcg(row["scores"], question["relevance"])
+                 for row, question in zip(rows, questions, strict=True) if "relevance" in question]
+        if dense:
+            scores["ndcg"] = sum(dense) / len(dense)
+        return scores | {"agg_metrics": scores["mrr"]}
+
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row]:
+        """The server's format, image_id, round_id and ranks; with labels also the answer and the scores."""
+        self._server = "" if dataset.has_answers else "; the file has the format of Visual Dialog's server"
+        plainly = super().predictions(rows, dataset) if dataset.has_answers else [{} for _ in rows]
+        return [more | _round(row) | {"ranks": ranks_of(row["scores"])}
+                for row, more in zip(rows, plainly, strict=True)]
+
+    def sample_scores(self, rank: int) -> dict[str, float]:
+        """Reciprocal rank, and whether it is among the first."""
+        return {"mrr": 1 / rank if rank != MISSED else 0.0, **{f"r{k}": float(MISSED < rank <= k) for k in KS}}
+
+    def summary(self, scores: dict[str, float]) -> str:
+        """MRR and R@1, NDCG where it was measured."""
+        if "mrr" not in scores:
+            return super().summary(scores)
+        dense = f", NDCG {scores['ndcg']:.3f}" if "ndcg" in scores else ""
+        return (f"MRR {scores['mrr']:.3f}, R@1 {scores['r1']:.3f}, mean rank {scores['mean_rank']:.1f}{dense}"
+                f"{CONTROLS[self.cfg.control]}")
+
+
+def _round(row: Row) -> Row:
+    """A round's id "<image>-<round>" in two."""
+    image, _, number = str(row["id"]).rpartition("-")
+    return {"image_id": int(image) if image.isdecimal() else image, "round_id": int(number)}

@@ -1,0 +1,92 @@
+"""What tasks share in telling a person about single samples: pictures, references, retrieval's strips."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from lavis_lite.datasets.controls import Controlled
+from lavis_lite.datasets.preview import has_previews, preview
+from lavis_lite.metrics.retrieval import KS, MISSED, ranks_from_candidates
+from lavis_lite.report import sample as report
+from lavis_lite.report.sample import Candidate, Picture, ReportSample
+from lavis_lite.tasks.gallery import Gallery
+from lavis_lite.tasks.retrieval_scoring import BothWays, Candidates
+
+STRIP = 5
+"""candidates of each query that a report shows"""
+
+
+def pictures_of(dataset: Any) -> Callable[[int], Picture | None]:
+    """Row -> the picture that the model saw; None where there is none to show (features, blank images).
+
+    Args:
+        dataset: has `folder` and `image_name(index)`; or one of these behind a control.
+    """
+    others: dict[str, int] = {}
+    if isinstance(dataset, Controlled):
+        if dataset.control == "blind":
+            return lambda index: None
+        others, dataset = dataset.others, dataset.dataset
+    folder: Any = getattr(dataset, "folder", None)
+    if not has_previews(folder):
+        return lambda index: None
+
+    def picture(index: int) -> Picture:
+        name = dataset.image_name(index)
+        shown = dataset.image_name(others[name]) if others else name
+        return Picture(shown, partial(preview, folder, shown))
+
+    return picture
+
+
+def counted(answers: Sequence[str]) -> list[str]:
+    """Answers of several annotators, each once with its number, the commonest first."""
+    return [answer if count == 1 else f"{answer} ×{count}" for answer, count in Counter(answers).most_common()]
+
+
+def retrieval_samples(gallery: Gallery, found: BothWays, dataset: Any, prefix: str = "") -> list[ReportSample]:
+    """Every image as a query for texts, then every text as a query for images.
+
+    Args:
+        gallery: what was searched.
+        found: candidates both ways, best first.
+        dataset: the split.
+        prefix: of the names that the recalls have among the metrics.
+    """
+    picture = pictures_of(dataset)
+    shown = [picture(index) for index in gallery.images]
+    ranks = _ranks(found.texts_of_image, gallery.img2txt), _ranks(found.images_of_text, gallery.txt2img)
+    right_texts = [set(texts) for texts in gallery.img2txt]
+    by_image = [ReportSample(
+        f"image {gallery.images[image]}", scores=_hits(f"{prefix}txt", rank), right=rank == 1, rank=rank,
+        picture=shown[image], references=[gallery.texts[text] for text in gallery.img2txt[image]],
+        group="image to text", candidates=[
+            Candidate(gallery.texts[text], value, right=text in right_texts[image]) for text, value in best])
+        for image, (rank, best) in enumerate(zip(ranks[0], _best(found.texts_of_image), strict=True))]
+    by_text = [ReportSample(
+        f"text {text}", prompt=gallery.texts[text], scores=_hits(f"{prefix}img", rank), right=rank == 1, rank=rank,
+        group="text to image", candidates=[
+            Candidate(f"image {gallery.images[image]}", value, right=image == gallery.txt2img[text],
+                      picture=shown[image]) for image, value in best])
+        for text, (rank, best) in enumerate(zip(ranks[1], _best(found.images_of_text), strict=True))]
+    return by_image + by_text
+
+
+def _ranks(found: Candidates, positives: Any) -> list[int]:
+    """From 1, or report.MISSED."""
+    ranks: Tensor = ranks_from_candidates(found.index, positives)
+    return [report.MISSED if rank == MISSED else rank + 1 for rank in ranks.tolist()]
+
+
+def _best(found: Candidates) -> list[list[tuple[int, float]]]:
+    rows = zip(found.index[:, :STRIP].tolist(), found.score[:, :STRIP].tolist(), strict=True)
+    return [list(zip(index, score, strict=True)) for index, score in rows]
+
+
+def _hits(name: str, rank: int) -> dict[str, float]:
+    return {f"{name}_r{k}": float(rank != report.MISSED and rank <= k) for k in KS}

@@ -1,0 +1,165 @@
+"""The doctor's counts, problems and contact sheets, on folders made here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lavis_lite.cli.main import run_command
+from lavis_lite.datasets.doctor.examine import Thoroughness, examine
+from lavis_lite.datasets.doctor.guess import guess
+from lavis_lite.datasets.doctor.media import absent
+from lavis_lite.datasets.doctor.report import Problem, Summary
+from lavis_lite.datasets.doctor.rows import Names
+from lavis_lite.datasets.images import ImageFolder
+from lavis_lite.errors import ConfigError, DataError
+from tests.datasets.row_files import CASES
+from tests.datasets.test_rows import builder_of, put
+
+
+def make(folder: Path, rows: list[dict[str, Any]], name: str = "a.jsonl") -> Path:
+    (folder / "sub").mkdir(exist_ok=True)
+    for number in range(4):
+        Image.new("RGB", (20 + 10 * number, 30), (60 * number, 90, 30)).save(folder / "sub" / f"{number}.png")
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / name
+
+
+def check(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, Any]:
+    status = run_command("data", ["check", *words, "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_a_healthy_file(tmp_path, capsys):
+    path = make(tmp_path, [{"File_Name": f"sub/{n % 4}.png", "Text": "a red circle " * (1 + 30 * (n == 1))}
+                           for n in range(6)])
+    status, report = check(capsys, str(path))
+    (split,) = report["splits"]
+    assert status == 0 and report["healthy"] and "image = 'File_Name', caption = 'Text'" in report["notes"][0]
+    assert (split["rows"], split["images"], split["opened"], split["repeated"]) == (6, 4, 4, 1)
+    assert split["texts"] == {"caption": 6} and split["over"] == {"caption": 1}
+    assert split["tokens"]["caption"]["min"] == 5 and split["tokens"]["caption"]["max"] == 31 * 3 + 2
+    assert split["sizes"]["width"] == {"count": 4, "min": 20, "median": 35, "mean": 35, "p95": 48.5, "max": 50}
+
+
+def test_questions_are_known_by_their_columns(tmp_path, capsys):
+    path = make(tmp_path, [{"img": "sub/0.png", "query": "what?", "label": ["a dog", "dog"], "qid": n}
+                           for n in range(2)])
+    status, report = check(capsys, str(path), "--images", "0")
+    (split,) = report["splits"]
+    assert status == 0 and split["texts"] == {"question": 2, "answer": 4} and split["opened"] == 0
+
+
+def test_missing_and_broken_files_are_named_with_their_rows(tmp_path, capsys):
+    names = ["sub/0.png", "sub/9.png", "nowhere/0.png", "sub/1.png", *(f"no{number}.png" for number in range(30))]
+    path = make(tmp_path, [{"image": name, "caption": f"picture {name}"} for name in names])
+    (tmp_path / "sub" / "1.png").write_bytes(b"no picture")
+    status, report = check(capsys, str(path))
+    missing, broken = report["splits"][0]["problems"]
+    assert status == 1 and missing["count"] == 32 and len(missing["lines"]) == 20
+    assert missing["lines"][0] == f"{path}:2: field 'image': sub/9.png is not in {tmp_path}"
+    assert broken["lines"] == [f"{path}:4: field 'image': {tmp_path}/sub/1.png is not an image of a known format"]
+    assert run_command("data", ["check", str(path)]) == 1
+    shown = capsys.readouterr().out
+    assert "PROBLEM: missing files: 32" in shown and "and 12 more" in shown and "2 problems, see above." in shown
+
+
+def test_a_link_out_of_the_folder_is_found_when_it_is_opened(tmp_path, capsys):
+    inside = tmp_path / "in"
+    inside.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (inside / "x.png").symlink_to(tmp_path / "secret.png")
+    path = make(inside, [{"image": "x.png", "caption": "x"}])
+    status, report = check(capsys, str(path))
+    assert status == 1 and "leads out of the image folder" in report["splits"][0]["problems"][0]["lines"][0]
+
+
+def test_the_sheet_is_the_same_every_time_and_shows_what_is_broken(tmp_path, capsys):
+    path = make(tmp_path, [{"image": f"sub/{n}.png", "caption": "one two " * 40} for n in range(4)])
+    (tmp_path / "sub" / "2.png").write_bytes(b"no")
+    sheets = [tmp_path / "sheets" / f"{n}.png" for n in range(2)]
+    for sheet in sheets:
+        check(capsys, str(path), "--sheet", str(sheet), "--samples", "3")
+    assert sheets[0].read_bytes() == sheets[1].read_bytes()
+    with Image.open(sheets[0]) as image:
+        assert image.size == (3 * 208, 192 + 66 + 16)
+        found = {color for _, color in image.getcolors(1 << 20)}
+    assert {(0, 90, 30), (60, 90, 30), (255, 0, 0)} <= found  # two pictures, and the frame of the broken one
+
+
+def test_columns_can_be_named_and_are_asked_for(tmp_path, capsys):
+    path = make(tmp_path, [{"a": "sub/0.png", "b": "x"}])
+    with pytest.raises(DataError, match="no column looks like image or caption; it has: a, b. Say which: --columns im"):
+        guess(path)
+    status, report = check(capsys, str(path), "--columns", "image=a", "caption=b")
+    assert status == 0 and report["splits"][0]["rows"] == 1
+    with pytest.raises(ConfigError, match="no such column; did you mean 'caption'"):
+        guess(path, None, {"captoin": "b"})
+
+
+def test_official_coco_captions_are_read(coco_folder, capsys):
+    captions, images = coco_folder / "captions_train.json", coco_folder / "images"
+    status, report = check(capsys, str(captions), "--image-root", str(images))
+    assert status == 0 and report["splits"][0]["rows"] == 16 and report["splits"][0]["images"] == 8
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["nowhere.json"], "nowhere.json: there is no such annotation file"),
+    (["coco_captoin"], "did you mean 'coco_caption'"),
+    (["coco_caption", "--type", "other"], "no type 'other'"),
+    (["coco_caption", "--splits", "dev"], "has no split 'dev'; it has train, val, test"),
+    (["coco_caption", "--images", "-1"], "--images must be at least 0"),
+    (["coco_caption", "--tokenizer", "/nowhere"], "neither a folder with a tokenizer"),
+])
+def test_mistakes_in_words(words, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert run_command("data", ["check", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_not_here_is_said_per_split(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path))
+    status, report = check(capsys, "coco_caption", "--splits", "val")
+    assert status == 1 and len(report["splits"]) == 1
+    assert "coco_karpathy_val.json is not here" in report["splits"][0]["problems"][0]["what"]
+
+
+def test_names_are_spread_evenly():
+    names = Names({str(n): n for n in range(10)})
+    assert names.spread(3) == ["0", "3", "6"] and names.spread(10) == names.spread(99) == list(map(str, range(10)))
+    assert names.spread(0) == []
+
+
+def test_absent_lists_each_folder_once(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").touch()
+    import lavis_lite.datasets.doctor.media as media
+
+    asked = []
+    monkeypatch.setattr(media.os, "listdir", lambda folder: asked.append(folder) or ["x"])
+    assert list(absent(ImageFolder(tmp_path), ["a/x", "a/y", "a/z"])) == ["a/y", "a/z"] and len(asked) == 1
+
+
+def test_summaries_and_problems():
+    assert Summary.of([]) is None
+    assert str(Summary.of([1, 2, 9])).startswith("1 - 9, median 2, mean 4.0")
+    assert str(Problem("all is lost", 1)) == "all is lost"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_published_layouts_of_the_rows_are_healthy(case, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    kind, files, images, splits = CASES[case]
+    put(tmp_path, files, images)
+    how = Thoroughness(lambda texts: [len(text.split()) for text in texts], "words")
+    report = examine(case, builder_of(case.split(" ")[0], kind), how, list(splits))
+    assert report.healthy, str(report)
+    assert [split.rows > 0 and split.opened == split.images for split in report.splits] == [True] * len(splits)
+    (tmp_path / images[0]).unlink()
+    assert not examine(case, builder_of(case.split(" ")[0], kind), how).healthy
