@@ -43,9 +43,9 @@ def reference(captions: dict[str, Any]) -> Scores:
                                        for key in captions["cands"]}) for part in ("refs", "cands")]
     with contextlib.redirect_stdout(io.StringIO()):
         bleu = Bleu(4).compute_score(*tokens)[1]
-    found = {f"Bleu_{order + 1}": list(values) for order, values in enumerate(bleu)}
-    return {**found, "ROUGE_L": list(Rouge().compute_score(*tokens)[1]),
-            "CIDEr": list(Cider().compute_score(*tokens)[1])}
+    named = {f"Bleu_{order + 1}": values for order, values in enumerate(bleu)}
+    named |= {"ROUGE_L": Rouge().compute_score(*tokens)[1], "CIDEr": Cider().compute_score(*tokens)[1]}
+    return {name: list(values) for name, values in named.items()}
 
 
 def timed(function: Callable[[dict[str, Any]], Scores], captions: dict[str, Any]) -> tuple[float, float, Scores]:

@@ -1,30 +1,22 @@
 """BLEU, ROUGE-L and CIDEr of captions as the official COCO evaluation computes them, without Java and much faster.
 
 The formulas are those of the papers (Papineni 2002; Lin 2004; Vedantam 2015, the variant CIDEr-D without its stemming)
-with the constants of COCO's evaluation code, so that scores agree to the last digits. n-grams of all captions are
-numbered once, per order, and every count is a sorted array; no dictionary per caption.
-
-Axes: I images, S sentences (the I predictions first, then every reference), n the order of n-grams.
+with the constants of COCO's evaluation code, so that scores agree to the last digits. Axes as in ngrams.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lavis_lite.errors import DataError
+from lavis_lite.metrics.ngrams import ORDER, Corpus, Counts, Floats, Ints
 from lavis_lite.metrics.ptb import tokenize_all
+from lavis_lite.metrics.rouge import rouge_l_scores
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-ORDER = 4
-"""longest n-gram"""
-ROUGE_BETA = 1.2
 CIDER_SIGMA = 6.0
 MOST_IDS = 20
 """ids that an error names"""
@@ -117,119 +109,12 @@ def token_scores(captions: TokenizedCaptions) -> CaptionScores:
     corpus = Corpus.of(predictions, references)
     bleu, each_bleu = bleu_scores(corpus)
     named: dict[str, Floats] = {f"Bleu_{n + 1}": each_bleu[n] for n in range(ORDER)}
-    named["ROUGE_L"] = rouge_l_scores(predictions, references)
+    named["ROUGE_L"] = rouge_l_scores(corpus, predictions, references)
     named["CIDEr"] = cider_scores(corpus)
     scores = {name: float(values.mean()) for name, values in named.items()}
     scores |= {f"Bleu_{n + 1}": float(bleu[n]) for n in range(ORDER)}
     empty = [key for key, tokens in zip(captions.ids, predictions, strict=True) if not tokens]
     return CaptionScores(captions.ids, scores, named, empty)
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How often each n-gram of one order stands in each sentence: entries, sorted by n-gram, then sentence.
-
-    Attributes:
-        sentence, gram, count: int64[E].
-        documents: int64[n-grams], number of images with the n-gram in a reference.
-        own: entries of predictions.
-        shared: entries of references whose n-gram their image's prediction has.
-        partner: for each of `shared`, that prediction's entry.
-    """
-
-    sentence: Ints
-    gram: Ints
-    count: Ints
-    documents: Ints
-    own: Ints
-    shared: Ints
-    partner: Ints
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """All sentences of an evaluation.
-
-    Attributes:
-        images: I.
-        image: int64[S], whose prediction or reference a sentence is.
-        length: int64[S], tokens.
-        counts: by order, n = 1 ... 4.
-    """
-
-    images: int
-    image: Ints
-    length: Ints
-    counts: list[Counts]
-
-    @classmethod
-    def of(cls, predictions: list[list[str]], references: list[list[list[str]]]) -> Corpus:
-        """Number and count all n-grams."""
-        sentences = [*predictions, *chain.from_iterable(references)]
-        if any("\u00a0" in word for word in set(chain.from_iterable(sentences))):
-            sentences = [_words(one) for one in sentences]
-        image = np.concatenate([np.arange(len(predictions)),
-                                np.repeat(np.arange(len(references)), [len(refs) for refs in references])])
-        length = np.fromiter(map(len, sentences), np.int64, len(sentences))
-        return cls(len(predictions), image, length, _count_all(sentences, length, image, len(predictions)))
-
-
-def _words(tokens: list[str]) -> list[str]:
-    """Tokens as the official BLEU and CIDEr see them: "22 3/4" is one token for ROUGE-L, two words for these."""
-    return " ".join(tokens).split()
-
-
-def _count_all(sentences: list[list[str]], length: Ints, image: Ints, images: int) -> list[Counts]:
-    flat = list(chain.from_iterable(sentences))
-    numbers = {word: number for number, word in enumerate(dict.fromkeys(flat))}
-    words = np.fromiter(map(numbers.__getitem__, flat), np.int64, len(flat))
-    sentence = np.repeat(np.arange(len(sentences)), length)
-    place, grams = np.arange(len(flat)), words
-    counts = []
-    for order in range(ORDER):
-        if order:  # an n-gram is its first n-1 tokens and one more; it may not run into the next sentence
-            inside = np.flatnonzero(sentence[place[place < len(flat) - order] + order]
-                                    == sentence[place[place < len(flat) - order]])
-            place = place[inside]
-            grams = grams[inside] * max(len(numbers), 1) + words[place + order]
-        grams, found = _count(grams, sentence[place], image, images)
-        counts.append(found)
-    return counts
-
-
-def _sorted(codes: Ints) -> tuple[Ints, Ints]:
-    """(sorted codes, where each was), equal codes in order; packed into one number where they fit: faster to sort."""
-    bits = max(len(codes) - 1, 0).bit_length()
-    if not len(codes) or int(codes.max()).bit_length() + bits > 62:
-        order = np.argsort(codes, kind="stable")
-        return codes[order], order
-    packed = np.sort(codes << bits | np.arange(len(codes)))
-    return packed >> bits, packed & ((1 << bits) - 1)
-
-
-def _count(codes: Ints, sentence: Ints, image: Ints, images: int) -> tuple[Ints, Counts]:
-    """(dense number of each n-gram's code, entries of all sentences)."""
-    codes, order = _sorted(codes)
-    sentence = sentence[order]
-    fresh = np.ones(len(codes), dtype=bool)
-    fresh[1:] = codes[1:] != codes[:-1]
-    dense = np.cumsum(fresh) - 1
-    grams = np.empty_like(dense)
-    grams[order] = dense
-    fresh[1:] |= sentence[1:] != sentence[:-1]
-    start = np.flatnonzero(fresh)
-    count = np.diff(start, append=len(codes))
-    sentence, gram = sentence[start], dense[start]
-    reference = sentence >= images
-    own, others = np.flatnonzero(~reference), np.flatnonzero(reference)
-    keys = gram * max(images, 1) + image[sentence]  # they grow within predictions, and within references
-    wanted = keys[others]
-    first = np.ones(len(others), dtype=bool)
-    first[1:] = wanted[1:] != wanted[:-1]
-    documents = np.bincount(gram[others[first]], minlength=int(dense[-1]) + 1 if len(dense) else 0)
-    place = np.minimum(np.searchsorted(keys[own], wanted), max(len(own) - 1, 0))
-    hit = keys[own][place] == wanted if len(own) else np.zeros(len(others), dtype=bool)
-    return grams, Counts(sentence, gram, count, documents, own, others[hit], own[place[hit]])
 
 
 # BLEU ---------------------------------------------------------------------------------------------------------------
@@ -267,43 +152,6 @@ def _closest_length(corpus: Corpus) -> Ints:
     order = np.lexsort((length, np.abs(length - corpus.length[image]), image))
     _, first = np.unique(image[order], return_index=True)
     return length[order][first]
-
-
-# ROUGE-L ------------------------------------------------------------------------------------------------------------
-def rouge_l_scores(predictions: list[list[str]], references: list[list[list[str]]]) -> Floats:
-    """float64[I]: F of the longest common subsequence, best precision and best recall over the references."""
-    return np.array([_rouge_l(own, refs) for own, refs in zip(predictions, references, strict=True)])
-
-
-def _rouge_l(own: list[str], references: list[list[str]]) -> float:
-    own = own or [""]  # the official code splits at spaces, and an empty caption has one empty word
-    masks: dict[str, int] = {}
-    for place, word in enumerate(own):
-        masks[word] = masks.get(word, 0) | 1 << place
-    common = [(_lcs(masks, len(own), reference or [""]), max(len(reference), 1)) for reference in references]
-    precision = max(length for length, _ in common) / len(own)
-    recall = max(length / size for length, size in common)
-    if precision == 0 or recall == 0:
-        return 0.0
-    return (1 + ROUGE_BETA ** 2) * precision * recall / (recall + ROUGE_BETA ** 2 * precision)
-
-
-def _lcs(masks: Mapping[str, int], length: int, other: list[str]) -> int:
-    """Length of the longest common subsequence, bits of an integer standing for the first text's places (Hyyrö 2004).
-
-    Args:
-        masks: word -> bits of its places in the first text.
-        length: of the first text.
-        other: the second text.
-    """
-    full = (1 << length) - 1
-    row = full
-    for word in other:
-        mask = masks.get(word)
-        if mask is not None:
-            hit = row & mask
-            row = (row + hit) | (row - hit)
-    return length - (row & full).bit_count()
 
 
 # CIDEr --------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ _BREAKS = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029\0]|\\|\\|\\|")
 _WHITE = frozenset(" \t\u00a0\u3000\n" + "".join(map(chr, range(0x2000, 0x200b))))
 _LETTERS = frozenset(ascii_letters + SMALL + CAPITAL + MARK)
 _DIGITS = frozenset(digits + DIGIT)
+_BEFORE_BLANK = re.compile("([A-Za-z]+) ")
 _ALONE = re.compile(r"[A-Za-z,;?!'/-]+\.?")
 """a chunk between blanks whose tokens hang on nothing but itself, if it does not end with an abbreviation"""
 _MOST_CHUNKS = 1 << 16
@@ -59,6 +60,7 @@ def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
 def forget() -> None:
     """Drop what is remembered of chunks."""
     _CHUNKS.clear()
+    _CHUNKS.others.clear()
 
 
 def _one_line(text: str) -> str:
@@ -67,28 +69,43 @@ def _one_line(text: str) -> str:
 
 def _tokens(line: str, rest: str) -> list[str]:
     """Tokens of one line; `rest` is what follows it: "" or a line break and the next line."""
-    found = list(map(_CHUNKS.__getitem__, line.split(" ")))
-    if None in found:
+    try:
+        return list(chain.from_iterable(map(_CHUNKS.__getitem__, line.split(" "))))
+    except _HangsOnMoreError:
         return [token for token in scan(line, rest) if token not in PUNCTUATION]
-    return list(chain.from_iterable(found))  # type: ignore[arg-type]  # None was looked for above
 
 
-class _Chunks(dict[str, "tuple[str, ...] | None"]):
-    """Tokens of what stands between two blanks, None where they may hang on more than that; found when asked for."""
+class _HangsOnMoreError(Exception):
+    """The tokens of a chunk may hang on what stands around it."""
 
-    def __missing__(self, chunk: str) -> tuple[str, ...] | None:
-        if len(self) >= _MOST_CHUNKS:
+
+class _Chunks(dict[str, tuple[str, ...]]):
+    """Tokens of what stands between two blanks, found when asked for; raises _HangsOnMoreError."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others: set[str] = set()
+
+    def __missing__(self, chunk: str) -> tuple[str, ...]:
+        found = None if chunk in self.others else _chunk(chunk)
+        if len(self) + len(self.others) >= _MOST_CHUNKS:
             self.clear()
-        self[chunk] = found = _chunk(chunk)
+            self.others.clear()
+        if found is None:
+            self.others.add(chunk)
+            raise _HangsOnMoreError(chunk)
+        self[chunk] = found
         return found
 
 
 def _chunk(chunk: str) -> tuple[str, ...] | None:
+    """Tokens of a chunk, None where they may hang on more than the chunk."""
     if not chunk:
         return ()
-    word = (chunk[:-1] if chunk[-1] in ",." else chunk).lower()
-    abbreviated = chunk[-1] == "." and ABBREVIATED.fullmatch(chunk)
-    if word.isalpha() and word.isascii() and word not in SPLIT and not abbreviated:
+    word = chunk.lower()
+    if not word.isalpha():
+        word = word[:-1] if chunk[-1] == "," or chunk[-1] == "." and not ABBREVIATED.fullmatch(chunk) else ""
+    if word.isalpha() and word.isascii() and word not in SPLIT:
         return (word,)
     if not _ALONE.fullmatch(chunk) or COUNTED.fullmatch(chunk):
         return None
@@ -103,12 +120,15 @@ def scan(line: str, rest: str) -> list[str]:
     text, place, tokens = line + rest, 0, []
     shape, end = shadow(text), len(line)
     while place < end:
+        plain = _BEFORE_BLANK.match(shape, place)
         if shape[place] in _WHITE:
             place += 1
-            continue
-        token, place = _longest(text, shape, place)
-        if token:
-            tokens.append(token.lower())
+        elif plain is not None and plain[1].lower() not in SPLIT:  # no rule takes more of it, or less
+            tokens.append(plain[1].lower())
+            place = plain.end()
+        else:
+            token, place = _longest(text, shape, place)
+            tokens += [token.lower()] if token else []
     return tokens
 
 

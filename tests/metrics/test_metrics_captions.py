@@ -13,6 +13,8 @@ import pytest
 from lavis_lite.errors import DataError
 from lavis_lite.metrics.caption_report import caption_report
 from lavis_lite.metrics.captions import CaptionScores, caption_scores, tokenized
+from lavis_lite.metrics.ngrams import Corpus
+from lavis_lite.metrics.rouge import one_rouge_l, rouge_l_scores
 
 WORDS = "a the red dog cat man street on in rides ball two green. Sitting, t-shirt dog's U.S. can't 5 (left)".split()
 BREAKS = "\n \r \x0b \x0c \x1c \x1d \x1e \x85 \u2028 \u2029 \0 \r\n |||".split(" ")
@@ -56,6 +58,20 @@ def test_line_breaks_of_any_kind_shift_nothing() -> None:
     assert_same(straight, scores(odd, keys))
     dice.shuffle(keys)
     assert_same(straight, scores(odd, keys))
+
+
+def test_rouge_of_all_at_once_is_that_of_one_by_one() -> None:
+    dice = random.Random(8)
+    words = [*"abcdefg", "3\u00a01/2"]
+
+    def tokens(most: int) -> list[str]:
+        return dice.choices(words[:dice.choice([3, 7, 8])], k=dice.randint(0, most))
+
+    predictions = [tokens(dice.choice([0, 5, 62, 63, 64, 130])) for _ in range(300)]
+    references = [[tokens(dice.choice([0, 4, 12, 90])) for _ in range(dice.randint(1, 4))] for _ in predictions]
+    found = rouge_l_scores(Corpus.of(predictions, references), predictions, references)
+    assert found == pytest.approx([one_rouge_l(*pair) for pair in zip(predictions, references, strict=True)], abs=1e-15)
+    assert one_rouge_l([], [[]]) == 1 and one_rouge_l(["a", "b", "c"], [["a", "x", "c"]]) == pytest.approx(2 / 3)
 
 
 def test_scores_by_hand() -> None:
