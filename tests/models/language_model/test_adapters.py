@@ -72,7 +72,10 @@ def test_at_first_nothing_changes_and_then_the_adapters_learn(name: str) -> None
 def test_every_row_names_layers_that_exist() -> None:
     for family in (*FAMILIES.values(), GENERAL):
         kind = {"mt5": "t5", "vicuna": "llama", "general": "qwen2"}.get(family.name, family.name)
-        add_adapters(tiny(kind, family=family.name), Lora(r=1))
+        model = tiny(kind, family=family.name)
+        add_adapters(model, Lora(r=1))
+        trains = [name for name, value in model.named_parameters() if value.requires_grad]
+        assert trains and all("lora_" in name for name in trains), family.name
 
 
 def test_the_base_stays_in_eval_mode_and_the_adapters_dropout_follows() -> None:
