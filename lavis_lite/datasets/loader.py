@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.collate import Batch, collate
 from lavis_lite.datasets.policy import EvaluationSamples, Failure, TrainingSamples
+from lavis_lite.datasets.remaining import Remaining
 from lavis_lite.datasets.sampler import EvalBatches, RankBatches, SampleOrder
 from lavis_lite.errors import DataError
 
@@ -43,10 +44,14 @@ def train_loader(datasets: Sequence[Any], order: SampleOrder, run_cfg: RunConfig
     return Loader(samples, batch_sampler=batches, persistent_workers=run_cfg.num_workers > 0, **_settings(run_cfg))
 
 
-def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int = 1) -> Loader:
-    """This rank's batches of an evaluation data set: each row on exactly one rank, in order."""
+def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int = 1,
+                done: Container[int] = ()) -> Loader:
+    """This rank's batches of an evaluation data set, without those `done`: each row on exactly one rank, in order.
+
+    Its `batch_sampler` is a `Remaining`, which knows the batches' numbers.
+    """
     samples = EvaluationSamples(dataset, run_cfg.seed, run_cfg.on_bad_sample)
-    batches = EvalBatches(len(samples), run_cfg.batch_size_eval, rank, world_size)
+    batches = Remaining(EvalBatches(len(samples), run_cfg.batch_size_eval), done, rank, world_size)
     return Loader(samples, batch_sampler=batches, **_settings(run_cfg))
 
 
