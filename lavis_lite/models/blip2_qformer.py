@@ -28,6 +28,8 @@ from lavis_lite.models.stage1 import (
     image_keys,
     joint_pass,
     matching_pass,
+    matching_rest,
+    matching_start,
     matching_tokens,
 )
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
@@ -231,6 +233,14 @@ class Blip2Qformer(Blip2Base):
         """Two-class logits of texts with images whose keys and values are at hand: float[M,2]."""
         queries = matching_pass(self.qformer, self.query_tokens, [image], tokens)
         return objectives.itm_logits(queries, self.itm_head)
+
+    def match_start(self, tokens: TextTokens) -> Tensor:
+        """What matching computes of texts before it looks at an image, once for all images: float[M,Q+L,D]."""
+        return matching_start(self.qformer, self.query_tokens, tokens)
+
+    def match_started(self, image: ImageKV, start: Tensor, mask: Tensor) -> Tensor:
+        """As `match_logits`, of texts begun by `match_start`; mask: bool[M,L]."""
+        return objectives.itm_logits(matching_rest(self.qformer, start, [image], mask), self.itm_head)
 
     def image_kv(self, features: Tensor) -> ImageKV:
         """Keys and values of vision features after ln_vision, float[B,P,Dv], to be reused for many texts."""

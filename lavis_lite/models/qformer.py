@@ -146,7 +146,7 @@ class QFormer(nn.Module):
 
     def run_layers(self, hidden: Tensor, num_query: int, mask: Tensor | None, images: Sequence[ImageKV] = (),
                    past: Cache | None = None, keep: Cache | None = None,
-                   output_rows: tuple[int, Sequence[slice]] | None = None) -> Tensor:
+                   output_rows: tuple[int, Sequence[slice]] | None = None, first: int = 0) -> Tensor:
         """All layers over an embedded sequence whose first `num_query` tokens are queries.
 
         Args:
@@ -158,12 +158,13 @@ class QFormer(nn.Module):
             keep: cache to fill.
             output_rows: (how many of the output rows are queries, stretches of S whose output is wanted): the last
                 layer computes only these. None: all.
+            first: the layer to begin with.
 
         Returns:
             float[N,R,D], R the number of wanted rows (S by default).
         """
         last = len(self.layers) - 1
-        for index, layer in enumerate(self.blocks):
+        for index, layer in list(enumerate(self.blocks))[first:]:
             rows = None
             if index == last and output_rows is not None:
                 num_query, rows = output_rows

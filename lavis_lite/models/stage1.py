@@ -67,6 +67,29 @@ def matching_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[Image
     return qformer.run_layers(hidden, count, mask, images, output_rows=(count, (slice(0, count),)))
 
 
+def matching_start(qformer: QFormer, query_tokens: Tensor, tokens: TextTokens) -> Tensor:
+    """What matching computes before anything of an image is looked at: float[M,Q+L,D].
+
+    The first layer's self-attention, and its feed-forward of the text. Whoever matches a text with many images needs it
+    once.
+    """
+    count, layer = query_tokens.shape[1], qformer.blocks[0]
+    hidden = qformer.embed(query_tokens.expand(len(tokens.ids), -1, -1), tokens.ids)
+    hidden, _ = layer.self_attention(hidden, attention_mask("bidirectional", count, tokens.mask), None, None)
+    assert layer.text_ffn is not None, "this Q-Former was built without its text half"
+    return torch.cat([hidden[:, :count], layer.text_ffn(hidden[:, count:])], 1)
+
+
+def matching_rest(qformer: QFormer, start: Tensor, images: Sequence[ImageKV], mask: Tensor) -> Tensor:
+    """What is left of `matching_pass` after `matching_start`: float[M,Q+L,D], text mask bool[M,L] -> float[M,Q,D]."""
+    count, layer = start.shape[1] - mask.shape[1], qformer.blocks[0]
+    assert layer.cross_attention is not None
+    query = layer.query_ffn(layer.cross_attention(start[:, :count], images, 0))
+    hidden = torch.cat([query, start[:, count:]], 1)
+    both = attention_mask("bidirectional", count, mask)
+    return qformer.run_layers(hidden, count, both, images, output_rows=(count, (slice(0, count),)), first=1)[:, :count]
+
+
 def image_keys(image_id: Any, batch: int, device: torch.device) -> Tensor:
     """What tells images apart: int64[B,2], equal rows mean the same image, also across ranks.
 

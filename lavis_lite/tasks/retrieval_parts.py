@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavis_lite.metrics.retrieval import without_nan
 from lavis_lite.tasks.gallery import Gallery
 
 
@@ -73,7 +72,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Best K of each query, best first: index int64[N,K], score float32[N,K]."""
+    """Best K of each query, best first: index int64[N,K], score float32[N,K] (float64 after re-ranking by a model in float64)."""
 
     index: Tensor
     score: Tensor
@@ -95,7 +94,8 @@ def best(index: Tensor, score: Tensor, keep: int) -> Candidates:
         score: float[N, C].
         keep: at most this many.
     """
-    score = without_nan(score)
+    score = at_least_float32(score)
+    score = torch.where(score.isnan(), float("-inf"), score)
     order = score.argsort(dim=1, descending=True, stable=True)[:, :keep]
     return Candidates(index.gather(1, order), score.gather(1, order))
 
@@ -110,3 +110,8 @@ def trimmed(ids: Tensor, mask: Tensor, device: torch.device) -> tuple[Tensor, Te
     """Right-padded ids and mask without the columns that pad all of them, on the model's device."""
     longest = max(int(mask.sum(1).max()), 1)
     return ids[:, :longest].to(device), mask[:, :longest].to(device)
+
+
+def at_least_float32(scores: Tensor) -> Tensor:
+    """Scores of half precision as float32, others as they are."""
+    return scores if scores.dtype == torch.float64 else scores.float()

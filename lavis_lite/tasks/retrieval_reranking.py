@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,7 +20,20 @@ from torch import Tensor
 
 from lavis_lite import distributed
 from lavis_lite.tasks.base import LongWork
-from lavis_lite.tasks.retrieval_parts import BothWays, Candidates, OwnImages, Sizes, Texts, best, by_index, trimmed
+from lavis_lite.tasks.retrieval_parts import (
+    BothWays,
+    Candidates,
+    OwnImages,
+    Sizes,
+    Texts,
+    at_least_float32,
+    best,
+    by_index,
+    trimmed,
+)
+
+START_BYTES = 6 << 30
+"""of what is kept of all texts, on the model's device; where that is not enough it is computed with each image"""
 
 
 @torch.no_grad()
@@ -32,8 +45,8 @@ def rerank(model: Any, own: OwnImages, texts: Texts, itc: BothWays, k_test: int,
     ask for is computed once.
 
     Args:
-        model: offers `compute_itm(image_inputs float[B,P,Dv], text_ids, text_atts) -> float[B]`, or `image_kv` and
-            `match_logits`, by which an image's keys and values are computed once for all its texts.
+        model: offers `compute_itm(image_inputs float[B,P,Dv], text_ids, text_atts) -> float[B]`, or what `_Matcher`
+            says.
         own: this rank's images, with `embeds`.
         texts: all texts.
         itc: candidates by ITC, equal on all ranks.
@@ -80,7 +93,7 @@ def _score_pairs(model: Any, own: OwnImages, texts: Texts, pairs: Tensor, sizes:
     """
     if own.embeds is None:
         raise ValueError("re-ranking needs the image features; they were not kept for this split")
-    parts, start = [torch.empty(0)], 0
+    parts, start, match = [torch.empty(0)], 0, _Matcher(model, texts, sizes)
     work.begin("re-ranking", len(own.embeds), "images")
     for embeds, place in zip(own.embeds, own.places.tolist(), strict=True):
         end = int(torch.searchsorted(pairs, (place + 1) * len(texts.ids)))
@@ -88,7 +101,7 @@ def _score_pairs(model: Any, own: OwnImages, texts: Texts, pairs: Tensor, sizes:
         if work.wish():
             break
         if len(rows):
-            parts.append(_known_or(partial(_score_image, model, embeds, texts, rows, sizes), place, rows, work))
+            parts.append(_known_or(partial(match, embeds, rows), place, rows, work))
         work.advance()
         start = end
     return torch.cat(parts)
@@ -106,17 +119,66 @@ def _known_or(score: Callable[[], Tensor], place: int, rows: Tensor, work: LongW
     return logits
 
 
-def _score_image(model: Any, embeds: Tensor, texts: Texts, rows: Tensor, sizes: Sizes) -> Tensor:
-    """Match logits of one image (float[P,Dv]) with the texts `rows`: at least float32[len(rows)], on the CPU."""
-    lengths = texts.mask[rows].sum(1)
-    order = torch.argsort(lengths, stable=True)
-    match = _matcher(model, embeds[None].to(model.device), texts.tokens)
-    parts = []
-    for batch in order.split(_runs(lengths[order].tolist(), sizes)):
-        ids, mask = trimmed(texts.ids[rows[batch]], texts.mask[rows[batch]], model.device)
-        logits = match(ids, mask)
-        parts.append((logits if logits.dtype == torch.float64 else logits.float()).cpu())
-    return torch.cat(parts)[torch.argsort(order)]
+class _Matcher:
+    """Match logits of images with texts, by whatever the model offers that computes least.
+
+    Args:
+        model: offers `compute_itm`; or `image_kv` and `match_logits`, by which an image's keys and values are computed
+            once for all its texts; and `match_start` and `match_started`, by which a text's part is computed once for
+            all its images.
+        texts: of the gallery.
+        sizes: pairs per pass.
+    """
+
+    def __init__(self, model: Any, texts: Texts, sizes: Sizes) -> None:
+        self.model, self.texts, self.sizes = model, texts, sizes
+        self.lengths = texts.mask.sum(1)
+
+    def __call__(self, embeds: Tensor, rows: Tensor) -> Tensor:
+        """One image (float[P,Dv]) with the texts `rows`: at least float32[len(rows)], on the CPU."""
+        order = torch.argsort(self.lengths[rows], stable=True)
+        match = self._of_image(embeds[None].to(self.model.device))
+        parts = []
+        for batch in order.split(_runs(self.lengths[rows[order]].tolist(), self.sizes)):
+            parts.append(at_least_float32(match(rows[batch])).cpu())
+        return torch.cat(parts)[torch.argsort(order)]
+
+    def _of_image(self, image: Tensor) -> Callable[[Tensor], Tensor]:
+        """Texts int64[T] -> logits float[T] with one image float[1,P,Dv]."""
+        if not hasattr(self.model, "image_kv"):
+            return lambda rows: self.model.compute_itm(image.expand(len(rows), -1, -1), *self._tokens(rows))
+        keys_values = self.model.image_kv(image)
+        if self._starts is not None:
+            return partial(self._started, keys_values, self._starts)
+        return lambda rows: self.model.match_logits(
+            keys_values.repeated(len(rows)), self.texts.tokens(*self._tokens(rows)))[:, 1]
+
+    def _started(self, keys_values: Any, starts: Tensor, rows: Tensor) -> Tensor:
+        _, mask = self._tokens(rows)
+        queries = starts.shape[1] - int(self.lengths.max())
+        own = starts[:, :queries + mask.shape[1]].index_select(0, rows.to(starts.device))
+        return self.model.match_started(keys_values.repeated(len(rows)), own, mask)[:, 1]
+
+    def _tokens(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return trimmed(self.texts.ids[rows], self.texts.mask[rows], self.model.device)
+
+    @cached_property
+    def _starts(self) -> Tensor | None:
+        """What matching begins with for every text, float[M,Q+L,D] on the model's device.
+
+        None: the model has no such thing, or it would be more than START_BYTES.
+        """
+        if not hasattr(self.model, "match_start"):
+            return None
+        kept: Tensor | None = None
+        for rows in torch.argsort(self.lengths, descending=True, stable=True).split(self.sizes.pair_batch):
+            begun = self.model.match_start(self.texts.tokens(*self._tokens(rows)))
+            if kept is None:  # the longest texts come first
+                if len(self.lengths) * begun[0].nbytes > START_BYTES:
+                    return None
+                kept = begun.new_zeros(len(self.lengths), *begun.shape[1:])
+            kept[rows.to(kept.device), :begun.shape[1]] = begun
+        return kept
 
 
 def _runs(lengths: Sequence[int], sizes: Sizes) -> list[int]:
@@ -132,14 +194,6 @@ def _runs(lengths: Sequence[int], sizes: Sizes) -> list[int]:
             runs.append(count)
             start = place
     return runs
-
-
-def _matcher(model: Any, image: Tensor, tokens: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """(ids int64[T,L], mask [T,L]) -> match logits float[T] with one image float[1,P,Dv]."""
-    if not hasattr(model, "image_kv"):
-        return lambda ids, mask: model.compute_itm(image.expand(len(ids), -1, -1), ids, mask)
-    keys_values = model.image_kv(image)
-    return lambda ids, mask: model.match_logits(keys_values.repeated(len(ids)), tokens(ids, mask))[:, 1]
 
 
 def _reordered(itc: Candidates, logits: Tensor) -> Candidates:

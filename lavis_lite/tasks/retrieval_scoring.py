@@ -121,16 +121,25 @@ def image_rows(model: Any, samples: dict[str, Any], keep_embeds: bool) -> list[d
         keep_embeds: whether re-ranking will follow and the rows must hold the vision encoder's output.
 
     Returns:
-        rows {id: int, image_feats: float32[Q,E]} and, if asked for, image_embeds: float[P,Dv].
+        rows {id: int, image_feats: float32[Q,E]} and, if asked for, image_embeds: float[P,Dv], in autocast's type
+        under autocast.
     """
     hidden, embeds = model.forward_image(samples["image"])
     rows: list[dict[str, Any]] = [
         {"id": index, "image_feats": features}
         for index, features in zip(indices(samples), image_features(model, hidden).cpu(), strict=True)]
     if keep_embeds:
-        for row, embed in zip(rows, embeds.cpu(), strict=True):
+        for row, embed in zip(rows, _in_autocasts_type(embeds).cpu(), strict=True):
             row["image_embeds"] = embed
     return rows
+
+
+def _in_autocasts_type(embeds: Tensor) -> Tensor:
+    """Under autocast its type, in which keys and values are computed anyway: half the memory, the same bits."""
+    kind = embeds.device.type
+    if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
+        return embeds.to(torch.get_autocast_dtype(kind))
+    return embeds
 
 
 def retrieve(model: Any, rows: Sequence[dict[str, Any]], gallery: Gallery, k_test: int, sizes: Sizes,
