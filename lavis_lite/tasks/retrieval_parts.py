@@ -72,7 +72,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Best K of each query, best first: index int64[N,K], score float32[N,K] (float64 after re-ranking by a model in float64)."""
+    """Best K of each query, best first: index int64[N,K], score float32[N,K] (float64 by a model in float64)."""
 
     index: Tensor
     score: Tensor
