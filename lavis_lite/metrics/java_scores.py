@@ -126,7 +126,7 @@ def _spice_result(path: Path, count: int) -> Scored:
 def _package_file(metric: str, name: str) -> Path:
     spec = find_spec("pycocoevalcap")
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(f"{metric} needs pycocoevalcap, which is not installed: pip install pycocoevalcap")
+        raise MissingExtraError(f"{metric} needs pycocoevalcap, which is not installed: pip install 'lavis_lite[eval]'")
     path = Path(next(iter(spec.submodule_search_locations)), name)
     if not path.is_file():
         raise MissingExtraError(f"{metric}: {path} is missing; install pycocoevalcap again: "

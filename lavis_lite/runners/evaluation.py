@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +156,17 @@ def write_predictions(run_dir: Path, split: str, step: int,
         atomic.write_text(path, text)
         paths.append(path)
     return paths
+
+
+def where_unscored(scores: Mapping[str, float], predictions: Mapping[str, list[Row] | Submission],
+                   paths: Sequence[Path]) -> str:
+    """Where the predictions are of data sets that were not scored, for the line about a split; "" where all were."""
+    found: dict[Path, str] = {}
+    for (name, rows), path in zip(predictions.items(), paths, strict=True):
+        several = len(predictions) > 1
+        if (f"{name}/predictions" if several else "predictions") in scores:
+            found[path] = rows.told() if several and isinstance(rows, Submission) else ""
+    return "".join(f" ({path}{told})" for path, told in found.items())
 
 
 def write_result(run_dir: Path, split: str, step: int, scores: Mapping[str, float]) -> Path:

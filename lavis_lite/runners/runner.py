@@ -25,7 +25,14 @@ from lavis_lite.registry import registry
 from lavis_lite.runners import bounds, checkpointing
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.bounds import Bounds
-from lavis_lite.runners.evaluation import AGGREGATE, EvaluationStopped, Evaluator, write_predictions, write_result
+from lavis_lite.runners.evaluation import (
+    AGGREGATE,
+    EvaluationStopped,
+    Evaluator,
+    where_unscored,
+    write_predictions,
+    write_result,
+)
 from lavis_lite.runners.parts import Datasets, Speed, TrainingParts
 from lavis_lite.runners.precision import Precision, pick_device
 from lavis_lite.runners.reporting import write_reports
@@ -264,8 +271,7 @@ class Runner:
         if distributed.is_main():
             write_result(self.run_dir, split, measured, scores)
             paths = write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
-            unscored = any(name.rpartition("/")[2] == "predictions" for name in scores)
-            where = f" ({', '.join(map(str, paths))})" if unscored else ""
+            where = where_unscored(scores, self.evaluator.predictions, paths)
             self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}{where}")
             write_reports(self.cfg, self.run_dir, split, measured, self.evaluator.reports, self.tracker.say)
         return scores

@@ -93,7 +93,7 @@ class ByDataset(WritingTask):
     def summary(self, scores: dict[str, float]) -> str:
         """The part's; of several data sets all scores."""
         if any("/" in name for name in scores):
-            return BaseTask.summary(self, scores)
+            return super().summary(scores)
         return self._now.summary(scores)
 
 

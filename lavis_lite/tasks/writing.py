@@ -99,7 +99,10 @@ class WritingTask(BaseTask):
     def summary(self, scores: dict[str, float]) -> str:
         """The split's scores; where nothing was scored it says so and whose format the file has."""
         if any("/" in name for name in scores):  # of several data sets
-            return BaseTask.summary(self, scores)
+            bare = {name.rpartition("/")[0]: count for name, count in scores.items() if name.endswith("/predictions")}
+            told = {name: value for name, value in scores.items() if not name.endswith("/predictions")}
+            return ", ".join(filter(None, (BaseTask.summary(self, told), *(
+                f"{name}: {count:.0f} predictions written, not scored" for name, count in bare.items()))))
         if "predictions" in scores:
             return (f"{scores['predictions']:.0f} predictions written, not scored ({self._why})"
                     f"{CONTROLS[self.cfg.control]}{self._told}")

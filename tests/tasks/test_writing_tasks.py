@@ -12,8 +12,9 @@ import torch
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.outputs import ModelOutput
-from lavis_lite.runners.evaluation import gathered, write_predictions
+from lavis_lite.runners.evaluation import gathered, where_unscored, write_predictions
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
+from lavis_lite.tasks.submission import Submission
 from lavis_lite.tasks.vqa import VQARunConfig, VQATask
 
 
@@ -286,8 +287,14 @@ def test_rows_come_in_the_order_of_their_ids_each_once(tmp_path: Any) -> None:
         gathered([{"id": 9}, {"id": 9}])
     (one,) = write_predictions(tmp_path, "val", 3, {"a": [{"image_id": 1, "caption": "x\u2028y"}]})
     assert one.name == "val_step3_predictions.json" and one.read_text().count("\n") == 3
-    both = write_predictions(tmp_path, "val", 3, {"a": [], "b": []})
+    assert where_unscored({"accuracy": 1.0}, {"a": []}, [one]) == ""
+    assert where_unscored({"predictions": 1.0}, {"a": []}, [one]) == f" ({one})"
+    parts = {"a": [], "b": Submission("gqa", [])}
+    both = write_predictions(tmp_path, "val", 3, parts)
     assert [path.name for path in both] == ["val_step3_a_predictions.json", "val_step3_b_predictions.json"]
+    scores = {"a/accuracy": 1.0, "b/predictions": 4.0, "agg_metrics": 1.0}
+    assert where_unscored(scores, parts, both) == f" ({both[1]}; the file has the format of the GQA server)"
+    assert vqa().summary(scores) == "a/accuracy 1, agg_metrics 1, b: 4 predictions written, not scored"
 
 
 def test_rows_of_all_ranks_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
