@@ -132,6 +132,7 @@ class QAEvalDataset(BaseDataset):
         self.sample_keys = (folder.key, *self.sample_keys[1:], *left_of(extras, instruction),
                             *(("candidates", *labelled) if multiple_choice else ()))
         self._training, self._candidates = training, candidates
+        self._last: tuple[int, Row] = -1, {}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -152,8 +153,7 @@ class QAEvalDataset(BaseDataset):
         """
         rows_of: dict[str, list[int]] = {}
         longest: Counter[str] = Counter()
-        for index in range(len(self)):
-            row = self.table[index]
+        for index, row in enumerate(self.table.skim()):
             name = row["image"]
             rows_of.setdefault(name, []).append(index)
             longest[name] = max(longest[name], self._length(row))
@@ -168,7 +168,7 @@ class QAEvalDataset(BaseDataset):
 
     def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
         """One question; `picture`: what `picture` gave for it before, or something in its place."""
-        row = self.table[index]
+        row = self._row(index)
         read = self.text_processor(row["question"], rng) if self.learn == "answer" else self._commonest(row)
         prompt, extras = instructed(self.instruction, read, rng, extras_of(row, self.extras))
         shown = self.picture(index, rng) if picture is None else picture
@@ -194,8 +194,14 @@ class QAEvalDataset(BaseDataset):
 
     def image_name(self, index: int) -> str:
         """File name of a question's image."""
-        name: str = self.table[index]["image"]
+        name: str = self._row(index)["image"]
         return name
+
+    def _row(self, index: int) -> Row:
+        """The row asked for last is kept: its picture and its texts are asked for one after the other."""
+        if self._last[0] != index:
+            self._last = index, self.table[index]
+        return self._last[1]
 
     def question(self, index: int) -> dict[str, Any]:
         """The row: question, question_id, answers (one per annotator, empty without annotations) and its types.

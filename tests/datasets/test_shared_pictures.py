@@ -17,6 +17,7 @@ from lavis_lite.datasets.images import ImageFolder
 from lavis_lite.datasets.loader import eval_loader
 from lavis_lite.datasets.qa import QAEvalDataset
 from lavis_lite.datasets.qa_builder import ImageQABuilder, ImageQAConfig
+from lavis_lite.datasets.tables import RowTable
 from lavis_lite.errors import DataError
 
 IMAGES = [0, 1, 2, 0, 1, 0, 3, 1, 0, 2]
@@ -73,9 +74,10 @@ def test_other_samples_stay_as_they_stand(coco_section: Any, decoded: list[str])
 
 
 def test_what_else_is_read_counts_as_length(questions: QAEvalDataset) -> None:
-    rows = [{**questions.table[index], "context": "", "choices": []} for index in range(10)]
+    rows = [{**row, "context": "", "choices": []} for row in questions.table.skim()]
     rows[0]["choices"], rows[2]["context"] = ["a" * 100, "b" * 100], "c" * 150
-    questions.table, questions.extras = rows, ("choices", "context")  # type: ignore[assignment]
+    questions.table = RowTable([(0, place, row) for place, row in enumerate(rows, 1)], ["qa.json"])
+    questions.extras = ("choices", "context")
     assert list(questions.evaluation_order()) == [0, 3, 5, 8, 2, 9, 1, 4, 7, 6]
 
 
