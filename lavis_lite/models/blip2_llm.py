@@ -202,7 +202,7 @@ class Blip2LLM(Blip2Base):
         found = self.soft_prompt(pictures.image, texts, pictures.rows)
         if pictures.rows is None or self.qformer.cfg.with_text:
             return found, {}
-        return found[pictures.rows], {}
+        return found, {"owners": pictures.rows}
 
     # writing --------------------------------------------------------------------------------------------------------
     @torch.no_grad()
