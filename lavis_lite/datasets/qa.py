@@ -140,13 +140,40 @@ class QAEvalDataset(BaseDataset):
         """`file:row` of the question."""
         return self.table.place(index)
 
-    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
-        """One question."""
+    @property
+    def shares_pictures(self) -> bool:
+        """Where nothing random happens to pictures, questions about one image have the same."""
+        return not getattr(self.vis_processor, "is_random", True)
+
+    def evaluation_order(self) -> Sequence[int]:
+        """Questions about one image side by side; the images with the longest questions first.
+
+        So a batch has few pictures and little padding, and a batch too large for the memory is met at the start.
+        """
+        rows_of: dict[str, list[int]] = {}
+        longest: Counter[str] = Counter()
+        for index in range(len(self)):
+            row = self.table[index]
+            name = row["image"]
+            rows_of.setdefault(name, []).append(index)
+            longest[name] = max(longest[name], self._length(row))
+        names = sorted(rows_of, key=lambda name: -longest[name])  # stable: ties stay in the files' order
+        return [index for name in names for index in rows_of[name]]
+
+    def _length(self, row: Row) -> int:
+        """Characters that the model reads, the template aside."""
+        read = row["question"] if self.learn == "answer" else self._commonest(row)
+        extras = extras_of(row, self.extras)
+        return len(read) + sum(len("".join(value)) for value in extras.values())  # texts and lists of texts
+
+    def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
+        """One question; `picture`: what `picture` gave for it before, or something in its place."""
         row = self.table[index]
         read = self.text_processor(row["question"], rng) if self.learn == "answer" else self._commonest(row)
         prompt, extras = instructed(self.instruction, read, rng, extras_of(row, self.extras))
+        shown = self.picture(index, rng) if picture is None else picture
         return {
-            self.folder.key: self.picture(index, rng), **extras, **self._ranked(row), "text_input": prompt,
+            self.folder.key: shown, **extras, **self._ranked(row), "text_input": prompt,
             "question_id": row["question_id"],
             "image_id": row.get("image_id", image_number(self.space, row["image"])),
             "index": index, "instance_id": str(index),

@@ -13,6 +13,8 @@ from lavis_lite.datasets.controls import Control, Controlled
 from lavis_lite.errors import ConfigError
 from lavis_lite.tasks.base import BaseTask, Row
 
+PICTURES = ("image", "video", "image_rows")
+"""keys of a batch that are what a model sees"""
 CONTROLS = {"none": "", "wrong_image": " with other samples' images", "blind": " with blank images"}
 
 
