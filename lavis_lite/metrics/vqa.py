@@ -156,6 +156,15 @@ def vqa_accuracy(predictions: Mapping[Id, str], truths: Mapping[Id, Truth], rule
     return accuracies(question_scores(predictions, truths, rule, answer_ids), truths)
 
 
+def gqa_accuracy(predictions: Mapping[Id, str], answers: Mapping[Id, str]) -> float:
+    """GQA: share of questions whose answer is the right one once both are cleaned as VQA answers (as LAVIS does).
+
+    Raises:
+        DataError: as `question_scores`.
+    """
+    return vqa_accuracy(predictions, {name: Truth([answer]) for name, answer in answers.items()}, "exact")["accuracy"]
+
+
 class Majority:
     """Answers without looking: the commonest answer of the training questions.
 

@@ -18,6 +18,7 @@ from lavis_lite.runners.precision import Precision
 from lavis_lite.runners.signals import shielded
 from lavis_lite.runners.step import seed_position, to_device
 from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.submission import Submission, lines
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
@@ -56,7 +57,7 @@ class Evaluator:
         self.task, self.model, self.cfg = task, model, cfg
         self.device, self.precision, self.loader = device, precision, loader
         self.bad_samples, self.wish = bad_samples, wish
-        self.predictions: dict[str, list[Row]] = {}
+        self.predictions: dict[str, list[Row] | Submission] = {}
         self.reports: dict[str, Evaluation] = {}
 
     @torch.no_grad()
@@ -137,14 +138,22 @@ def _merged(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {**merged, AGGREGATE: sum(totals) / len(totals)} if totals else merged
 
 
-def write_predictions(run_dir: Path, split: str, step: int, predictions: Mapping[str, list[Row]]) -> list[Path]:
-    """Write `results/<split>_step<N>_predictions.json`; several data sets: `..._<data set>_predictions.json` each."""
+def write_predictions(run_dir: Path, split: str, step: int,
+                      predictions: Mapping[str, list[Row] | Submission]) -> list[Path]:
+    """Write `results/<split>_step<N>_predictions.json`; several data sets: `..._<data set>_predictions.json` each.
+
+    What goes to a server has that server's format, and its file name where there is one.
+    """
     paths = []
     for name, rows in predictions.items():
         middle = f"_{name}" if len(predictions) > 1 else ""
-        path = Path(run_dir) / "results" / f"{split}_step{step}{middle}_predictions.json"
+        if isinstance(rows, Submission):
+            file, suffix, text = rows.name, rows.suffix, rows.text()
+        else:
+            file, suffix, text = "", ".json", lines(rows)
+        path = Path(run_dir) / "results" / (file or f"{split}_step{step}{middle}_predictions{suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        atomic.write_text(path, text)
         paths.append(path)
     return paths
 

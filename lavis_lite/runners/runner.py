@@ -265,8 +265,10 @@ class Runner:
         self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
         if distributed.is_main():
             write_result(self.run_dir, split, measured, scores)
-            write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
-            self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}")
+            paths = write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
+            unscored = any(name.rpartition("/")[2] == "predictions" for name in scores)
+            where = f" ({', '.join(map(str, paths))})" if unscored else ""
+            self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}{where}")
             write_reports(self.cfg, self.run_dir, split, measured, self.evaluator.reports, self.tracker.say)
         return scores
 

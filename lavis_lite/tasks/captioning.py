@@ -14,10 +14,13 @@ from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.reporting import pictures_of
+from lavis_lite.tasks.submission import Server, Submission
 from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, plain
 
 SCENE = "scene"
 METRICS = (*SCORES, SCENE)
+ALGORITHM = "lavis-lite"
+"""who made a results file, as COCO's server has it in the file's name"""
 
 
 @dataclass
@@ -43,6 +46,7 @@ class CaptioningTask(WritingTask):
     """
 
     config_class: ClassVar[type[RunConfig]] = CaptioningRunConfig
+    servers: ClassVar[tuple[Server, ...]] = ("coco", "nocaps")
     cfg: CaptioningRunConfig
 
     def __init__(self, cfg: CaptioningRunConfig) -> None:
@@ -61,6 +65,7 @@ class CaptioningTask(WritingTask):
         if not self.takes(dataset):
             raise DataError(f"split {split!r} does not list captions by image ({type(dataset).__name__}); take a data "
                             "set of the builder image_caption, such as mini_world_caption.")
+        self._split = split
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         """One row per image: {id, index, caption}."""
@@ -81,7 +86,7 @@ class CaptioningTask(WritingTask):
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
         """The metrics that the run names, of all ranks' rows, in the data set's order as the official code has it."""
         if not (self.metrics and rows and self.cfg.report_metric and dataset.has_text):
-            return self.unscored(rows)
+            return self.unscored(rows, dataset.has_text)
         rows = sorted(rows, key=lambda row: row["index"])
         captions = {row["id"]: row["caption"] for row in rows}
         scores: dict[str, float] = {}
@@ -94,9 +99,13 @@ class CaptioningTask(WritingTask):
             scores |= {**found, "agg_metrics": scores.get("agg_metrics", 0.0) + found["attribute_f1"]}
         return scores
 
-    def predictions(self, rows: list[Row], dataset: Any) -> list[Row]:
-        """The official results format: image_id and caption."""
-        return [{"image_id": row["id"], "caption": row["caption"]} for row in rows]
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission:
+        """The official results format: image_id and caption; for COCO's server in a file of the name that it wants."""
+        written = [{"image_id": row["id"], "caption": row["caption"]} for row in rows]
+        if dataset.has_text:
+            return written
+        return self.submitted(written, f"captions_{self._split}_{ALGORITHM}_results.json" if self.server == "coco"
+                              else "")
 
     def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample]:
         """Caption, references and the scores that single images have."""
@@ -126,12 +135,12 @@ class CaptioningTask(WritingTask):
                 scores[row["id"]] |= image_scores(row["caption"], dataset.captions[row["index"]])
         return scores
 
-    def summary(self, scores: dict[str, float]) -> str:
+    def line(self, scores: dict[str, float]) -> str:
         """Attribute F1 and exact scenes where they were measured, else the scores and how many captions were empty."""
         if "attribute_f1" not in scores:
             empty = int(scores.get(EMPTY, 0))
             told = {name: value for name, value in scores.items() if name != EMPTY}
-            return super().summary(told) + (f"; {empty} captions were empty and score 0" if empty else "")
+            return super().line(told) + (f"; {empty} captions were empty and score 0" if empty else "")
         exact = ", ".join(f"{key.removeprefix('exact_')} objects {value:.2f}" for key, value in sorted(scores.items())
                           if key.startswith("exact_"))
         return (f"attribute F1 {scores['attribute_f1']:.3f}, exact scenes {scores['exact']:.3f} ({exact})"

@@ -29,7 +29,7 @@ def ok_vqa(kind: str, images: tuple[int, int]) -> dict[str, Any]:
 
 def aokvqa(split: str) -> dict[str, Any]:
     row = {"split": split, "image_id": 299207, "question_id": f"22Mex{split}", "question": "Why does he stand there?",
-           "choices": ["bus", "rain", "friend", "dog"], "difficult_direct_answer": False}
+           "choices": ["bus", "rain", "friend", "dog"], "difficult_direct_answer": split == "val"}
     answered = {"correct_choice_idx": 2, "direct_answers": ["a friend", "friend", "friend"], "rationales": ["he waves"]}
     return {f"aokvqa/annotations/aokvqa_v1p0_{split}.json": [row if split == "test" else {**row, **answered}]}
 
@@ -88,7 +88,8 @@ def vizwiz(split: str) -> dict[str, Any]:
 
 LESSONS = {"scienceqa/problems.json": {
     str(number): {"question": "Which one floats?", "choices": ["cork", "stone"], "answer": 0, "hint": hint,
-                  "image": image, "split": split, "task": "closed choice", "grade": "grade2", "lecture": ""}
+                  "image": image, "split": split, "task": "closed choice", "grade": "grade2", "lecture": "",
+                  "subject": "natural science", "topic": "physics"}
     for number, (split, image, hint) in enumerate([("train", "image.png", "Look at the tub."), ("train", None, ""),
                                                    ("val", "image.png", ""), ("test", "image.png", "A tub.")], 1)}}
 

@@ -116,6 +116,17 @@ def test_rounds_of_a_visual_dialogue(cache: Path) -> None:
     assert train.table[0]["image"].startswith("val2014/") and "candidates" not in train.table[0]
 
 
+def test_what_scores_are_grouped_by_and_left_out_by(cache: Path) -> None:
+    for case in ("scienceqa", "aok_vqa"):
+        put(cache, *CASES[case][1:3])
+    lessons = builder_of("scienceqa").build("test", training=False)
+    assert lessons.question(0)["question_type"] == "natural science"
+    topics = builder_of("scienceqa", "default", "datasets.scienceqa.columns.question_type=topic")
+    assert topics.build("test", training=False).question(0)["question_type"] == "physics"
+    hard = builder_of("aok_vqa").build("val", training=False)
+    assert hard.question(0)["difficult"] is True and "difficult" not in hard.sample(0)
+
+
 FAULTS = [
     ("llava150k_detail", {"llava150k/detail_23k.json": [{"id": "1", "image": "a.jpg", "conversations": [
         {"from": "gpt", "value": "no"}]}, {"id": "2", "image": "b.jpg", "conversations": [

@@ -117,8 +117,10 @@ def test_without_answers_there_are_predictions_only() -> None:
     bare.has_answers = False
     for task, dataset in ((vqa(), bare), (vqa(report_metric=False), Questions())):
         scores, predictions, _ = answer_all(task, dataset, ["a", "b", "c"])
-        assert scores == {"predictions": 3.0} and len(predictions) == 3
+        rows = predictions if dataset.has_answers else predictions.content
+        assert scores == {"predictions": 3.0} and len(rows) == 3
         assert task.summary(scores).startswith("3 predictions written, not scored")
+    assert task.summary(scores).endswith("(the run asks for no metric)")
 
 
 def test_without_training_answers_there_is_no_majority() -> None:
@@ -147,6 +149,22 @@ def test_one_answer_per_question_needs_the_exact_rule() -> None:
         vqa().before_evaluation(single, "val")
     scores, *_ = answer_all(vqa(vqa_rule="exact"), single, ["Red.", "no", "no"])
     assert scores["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_similarity_to_the_nearest_answer_besides_accuracy() -> None:
+    task = vqa(vqa_metrics=["anls", "accuracy"], vqa_rule="exact", baselines=False)
+    scores, *_ = answer_all(task, Questions(), ["read", "", "no"])
+    assert scores["anls"] == scores["agg_metrics"] == pytest.approx((0.75 + 0 + 1) / 3)
+    assert scores["accuracy"] == pytest.approx(1 / 3) and scores["empty_answers"] == 1
+    assert task.summary(scores) == "VQA accuracy 0.333, ANLS 0.583; 1 answers were empty"
+    shown = task.report([{"id": 1, "index": 0, "answer": "read"}], Questions(), "val")
+    assert shown[0].scores == {"anls": 0.75, "accuracy": 0, "accuracy_answer_other": 0, "accuracy_question_color": 0}
+    assert shown[0].right is True
+    single = Questions()
+    single.rows = [{**row, "answers": row["answers"][:1]} for row in Questions.rows]
+    assert answer_all(vqa(vqa_metrics=["anls"]), single, ["red", "yes", "x"])[0]["agg_metrics"] == pytest.approx(2 / 3)
+    with pytest.raises(ConfigError, match="no metric 'anl'; did you mean 'anls'"):
+        vqa(vqa_metrics=["anl"])
 
 
 def test_data_sets_and_models_that_do_not_fit() -> None:
