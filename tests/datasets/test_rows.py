@@ -127,6 +127,24 @@ def test_what_scores_are_grouped_by_and_left_out_by(cache: Path) -> None:
     assert hard.question(0)["difficult"] is True and "difficult" not in hard.sample(0)
 
 
+def test_captions_of_a_file_of_their_own(cache: Path) -> None:
+    _, files, images, _ = CASES["nocaps (lavis)"]
+    put(cache, files, images)
+    split = builder_of("nocaps", "lavis").build("val", training=False)
+    assert split.has_text and split.references(0) == ["Thing 2, told 0.", "Thing 2, told 1."]
+    assert split.domain(0) == "out-domain" and split.image_name(0) == "val/1.jpg"
+    rows = [{"image": f"val/{at}.jpg", "img_id": at} for at in (1, 8, 9)]
+    put(cache, {"nocaps/annotations/nocaps_val.json": rows}, [])
+    with pytest.raises(DataError, match=r"no caption for 2 of the 3 images of split 'val'; image ids: 8, 9\. It"):
+        builder_of("nocaps", "lavis").build("val", training=False)
+    put(cache, {"nocaps/annotations/nocaps_val.json": [{"image": "val/1.jpg"}]}, [])
+    with pytest.raises(DataError, match=r"1 of 1 images .* have no image_id(.|\n)*nocaps_val.json:1"):
+        builder_of("nocaps", "lavis").build("val", training=False)
+    nowhere = "datasets.nocaps.references.val={storage: nowhere.json, url: null}"
+    with pytest.warns(UserWarning, match="will be predicted and not scored: .*references.val"):
+        assert not builder_of("nocaps", "lavis", nowhere).build("val", training=False).has_text
+
+
 FAULTS = [
     ("llava150k_detail", {"llava150k/detail_23k.json": [{"id": "1", "image": "a.jpg", "conversations": [
         {"from": "gpt", "value": "no"}]}, {"id": "2", "image": "b.jpg", "conversations": [

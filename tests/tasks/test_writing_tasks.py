@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -248,6 +249,26 @@ def test_captions_without_references_or_metrics_are_written_only() -> None:
     assert captioning().score(None, [], IMAGES, "test") == {"predictions": 0.0}
     with pytest.raises(ConfigError, match="no metric 'scenes'; did you mean 'scene'"):
         captioning(caption_metrics=["scenes"])
+
+
+def test_captions_for_some_images_only_are_refused_before_anything_is_predicted(tmp_path: Any) -> None:
+    class Partly(Images):
+        bare, has_text = [1], False
+        __len__ = lambda self: 2  # noqa: E731
+        place = lambda self, index: f"file.json:{index + 1}"  # noqa: E731
+
+    with pytest.raises(DataError, match="1 of 2 images have no caption to score by, the first is file.json:2"):
+        captioning().before_evaluation(Partly(), "val")
+    task = captioning(report_metric=False)
+    task.before_evaluation(Partly(), "test2014")
+    rows = [{"id": 60, "index": 1, "caption": "a \u2028 dog"}]
+    submission = task.predictions(rows, Partly())
+    (path,) = write_predictions(tmp_path, "test2014", 7, {"coco": submission})
+    assert path.name == "captions_test2014_lavis-lite_results.json"
+    assert json.loads(path.read_text()) == [{"image_id": 60, "caption": "a \u2028 dog"}]
+    scores = task.score(None, rows, Partly(), "test2014")
+    assert task.summary(scores).endswith("no labels); the file has the format of the COCO captions server")
+    assert captioning(submission="nocaps").predictions(rows, Partly()).name == ""
 
 
 def test_captions_are_scored_as_coco_does() -> None:
