@@ -185,7 +185,8 @@ class VQATask(WritingTask):
         """Accuracy beside the majority."""
         if "accuracy" not in scores:
             return super().summary(scores) + self._server
-        line = f"VQA accuracy {scores['accuracy']:.3f}{CONTROLS[self.cfg.control]}"
+        plainly = self.cfg.vqa_rule in ("exact", "thirds", "halves")  # another score than VQA's own
+        line = f"{'' if plainly else 'VQA '}accuracy {scores['accuracy']:.3f}{CONTROLS[self.cfg.control]}"
         if "majority" not in scores:
             return line
         return f"{line} (majority {scores['majority']:.3f}, by question {scores['majority_by_question']:.3f})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -68,11 +68,24 @@ class WritingTask(BaseTask):
         return {"predictions": float(len(rows))}
 
     def summary(self, scores: dict[str, float]) -> str:
-        """Says so where nothing was scored, and which pictures were shown."""
+        """Says so where nothing was scored, and which pictures were shown; several data sets have a line each."""
+        if any("/" in name for name in scores):
+            return by_dataset(scores) + CONTROLS[self.cfg.control]
         if "agg_metrics" in scores:
             return super().summary(scores) + CONTROLS[self.cfg.control]
         return (f"{scores['predictions']:.0f} predictions written, not scored (the split has no references, or the run "
                 f"asks for no metric){CONTROLS[self.cfg.control]}")
+
+
+def by_dataset(scores: Mapping[str, float]) -> str:
+    """Scores `<data set>/<name>` -> a line for each data set, below their mean where there is one."""
+    lines: dict[str, list[str]] = {}
+    for key, value in scores.items():
+        dataset, _, name = key.rpartition("/")
+        if dataset and name != "agg_metrics":
+            lines.setdefault(dataset, []).append(f"{name} {value:.4g}")
+    mean = f"mean {scores['agg_metrics']:.4g}" if "agg_metrics" in scores else f"{len(lines)} data sets"
+    return mean + "".join(f"\n  {dataset}: {', '.join(told)}" for dataset, told in lines.items())
 
 
 def plain(values: Any) -> list[Any]:
