@@ -212,7 +212,8 @@ class VQATask(WritingTask):
 
     def line(self, scores: dict[str, float]) -> str:
         """The scores beside the majority; answers that were empty, and questions that do not count."""
-        names = {"accuracy": "VQA accuracy", "anls": "ANLS"}
+        plainly = self.cfg.vqa_rule in ("exact", "thirds", "halves")  # another score than VQA's own
+        names = {"accuracy": "accuracy" if plainly else "VQA accuracy", "anls": "ANLS"}
         said = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in METRICS if name in scores)
         said += CONTROLS[self.cfg.control]
         if "majority" in scores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -99,9 +99,9 @@ class WritingTask(BaseTask):
         return {"predictions": float(len(rows))}
 
     def summary(self, scores: dict[str, float]) -> str:
-        """The split's scores; where nothing was scored it says so and whose format the file has."""
+        """The split's scores, a line for each of several data sets; where nothing was scored it says so and in whose format."""
         if any("/" in name for name in scores):  # of several data sets
-            return BaseTask.summary(self, scores)
+            return by_dataset(scores) + CONTROLS[self.cfg.control]
         if "predictions" in scores:
             return (f"{scores['predictions']:.0f} predictions written, not scored ({self._why})"
                     f"{CONTROLS[self.cfg.control]}{self._told}")
@@ -110,6 +110,17 @@ class WritingTask(BaseTask):
     def line(self, scores: dict[str, float]) -> str:
         """The summary of one data set that was scored."""
         return BaseTask.summary(self, scores) + CONTROLS[self.cfg.control]
+
+
+def by_dataset(scores: Mapping[str, float]) -> str:
+    """Scores `<data set>/<name>` -> a line for each data set, below their mean where there is one."""
+    lines: dict[str, list[str]] = {}
+    for key, value in scores.items():
+        dataset, _, name = key.rpartition("/")
+        if dataset and name != "agg_metrics":
+            lines.setdefault(dataset, []).append(f"{name} {value:.4g}")
+    mean = f"mean {scores['agg_metrics']:.4g}" if "agg_metrics" in scores else f"{len(lines)} data sets"
+    return mean + "".join(f"\n  {dataset}: {', '.join(told)}" for dataset, told in lines.items())
 
 
 def plain(values: Any) -> list[Any]:
