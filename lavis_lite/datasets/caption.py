@@ -107,10 +107,11 @@ class CaptionEvalDataset(BaseDataset):
         """`file:row` of the image's first annotation."""
         return self._places[index]
 
-    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
-        """One image."""
+    def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
+        """One image; `picture` stands in its place."""
         row = self.table[index]
-        sample = {self.folder.key: self.picture(index, rng), "image_id": self.image_ids[index], "index": index,
+        shown = self.picture(index, rng) if picture is None else picture
+        sample = {self.folder.key: shown, "image_id": self.image_ids[index], "index": index,
                   "instance_id": str(index)}
         if self.has_text:
             sample["text_input"] = self.text_processor(row["caption"][0], rng)

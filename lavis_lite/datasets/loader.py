@@ -43,10 +43,19 @@ def train_loader(datasets: Sequence[Any], order: SampleOrder, run_cfg: RunConfig
     return Loader(samples, batch_sampler=batches, persistent_workers=run_cfg.num_workers > 0, **_settings(run_cfg))
 
 
-def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int = 1) -> Loader:
-    """This rank's batches of an evaluation data set: each row on exactly one rank, in order."""
-    samples = EvaluationSamples(dataset, run_cfg.seed, run_cfg.on_bad_sample)
-    batches = EvalBatches(len(samples), run_cfg.batch_size_eval, rank, world_size)
+def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int = 1,
+                share_pictures: bool = False) -> Loader:
+    """This rank's batches of an evaluation data set: each row on exactly one rank, in the data set's own order.
+
+    Args:
+        dataset: a `BaseDataset`, or any map-style data set, whose rows are taken as they stand.
+        run_cfg: batch_size_eval, num_workers, seed, on_bad_sample and device are used.
+        rank, world_size: this process among all.
+        share_pictures: a batch brings the picture of several of its rows once; see `EvaluationSamples`.
+    """
+    samples = EvaluationSamples(dataset, run_cfg.seed, run_cfg.on_bad_sample, share_pictures)
+    order = dataset.evaluation_order() if hasattr(dataset, "evaluation_order") else None
+    batches = EvalBatches(len(samples), run_cfg.batch_size_eval, rank, world_size, order)
     return Loader(samples, batch_sampler=batches, **_settings(run_cfg))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -76,7 +77,8 @@ class Runner:
         self.store = checkpointing.CheckpointStore(self.run_dir, self.run.keep_checkpoints)
         self.watch = SignalWatch()
         self.bad_samples = BadSamples(self.run, self.run_dir)
-        self.evaluator = Evaluator(task, self.model, self.run, self.device, self.precision, eval_loader,
+        loader = partial(eval_loader, share_pictures=self.model.takes_image_rows)
+        self.evaluator = Evaluator(task, self.model, self.run, self.device, self.precision, loader,
                                    self.bad_samples, lambda: self.watch.code)
         self.step = self.validated_step = self.saved_step = 0
         self.best: dict[str, Any] | None = None

@@ -91,7 +91,7 @@ class ByDataset(WritingTask):
         return self._now.report(rows, dataset, split)
 
     def summary(self, scores: dict[str, float]) -> str:
-        """The part's; of several data sets all scores."""
+        """The part's; several data sets have a line each."""
         if any("/" in name for name in scores):
             return super().summary(scores)
         return self._now.summary(scores)

@@ -15,7 +15,7 @@ from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.reporting import pictures_of
 from lavis_lite.tasks.submission import Server, Submission
-from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, plain
 
 SCENE = "scene"
 METRICS = (*SCORES, SCENE)
@@ -80,7 +80,7 @@ class CaptioningTask(WritingTask):
         if "index" not in samples:  # every image of the batch was bad
             return []
         prompt = self.cfg.prompt if self.cfg.prompt is not None else samples.get("prompt")
-        asked: dict[str, Any] = {key: samples[key] for key in ("image", "video") if key in samples}
+        asked: dict[str, Any] = {key: samples[key] for key in PICTURES if key in samples}
         asked |= {} if prompt is None else {"prompt": prompt}
         options: dict[str, Any] = self.options()
         if self.cfg.use_nucleus_sampling:

@@ -18,7 +18,7 @@ from lavis_lite.report.sample import MISSED, Candidate, ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.reporting import pictures_of
 from lavis_lite.tasks.submission import Server, Submission
-from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, plain
 
 CONTEXT = ("context", "history", "caption")
 """what stands in front of the question, where no instruction holds it"""
@@ -109,7 +109,7 @@ class RankingTask(WritingTask):
         if bare:
             raise DataError(f"question_id {bare[0]!r} has no candidates to choose among; mend its row, or set "
                             "run.candidates.")
-        asked = {key: samples[key] for key in ("image", "video", *CONTEXT) if key in samples}
+        asked = {key: samples[key] for key in (*PICTURES, *CONTEXT) if key in samples}
         asked["prompt"] = question_prompts(samples, self.cfg.prompt or "", len(names))
         found = model.score_candidates(asked, candidates, n_segments=self.cfg.segments,
                                        normalise=self.cfg.candidate_score).float().tolist()

@@ -13,8 +13,9 @@ from lavis_lite.metrics.anls import anls, anls_score
 from lavis_lite.metrics.vqa import Majority, Rule, Truth, accuracies, answer_score, question_scores, vqa_accuracy
 from lavis_lite.models.prompts import question_prompts
 from lavis_lite.registry import registry
-from lavis_lite.report.sample import ReportSample
+from lavis_lite.report.sample import Candidate, ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.likelihood import likeliest_answers, tells_likelihoods
 from lavis_lite.tasks.reporting import counted, pictures_of
 from lavis_lite.tasks.submission import Server, Submission, answer_row
 from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
@@ -113,16 +114,21 @@ class VQATask(WritingTask):
                                 "data set, or keep its training annotations here.")
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
-        """One row per question: {id, index, answer}."""
+        """One row per question: {id, index, answer}; ranked ones also have their `likeliest` candidates."""
         if "index" not in samples:  # every image of the batch was bad
             return []
         if not hasattr(model, "predict_answers"):
             raise ConfigError(f"{type(model).__name__} does not answer questions; take an arch such as blip2_opt.")
+        names, places = plain(samples["question_id"]), plain(samples["index"])
+        if self.cfg.inference_method == "rank" and tells_likelihoods(model, samples):
+            tried = self._answers[:self.cfg.num_ans_candidates]
+            found = likeliest_answers(model, samples, tried, self.prompt_of(samples))
+            return [{"id": name, "index": place, "answer": best[0][0].strip(), "likeliest": best}
+                    for name, place, best in zip(names, places, found, strict=True)]
         answers = model.predict_answers(
             samples, num_beams=self.cfg.num_beams, inference_method=self.cfg.inference_method,
             max_len=self.cfg.max_len, min_len=self.cfg.min_len, num_ans_candidates=self.cfg.num_ans_candidates,
             answer_list=self._answers, prompt=self.prompt_of(samples), **self.options())
-        names, places = plain(samples["question_id"]), plain(samples["index"])
         return [{"id": name, "index": place, "answer": answer.strip()}
                 for name, place, answer in zip(names, places, answers, strict=True)]
 
@@ -182,9 +188,18 @@ class VQATask(WritingTask):
             scores = self._scores(row["answer"], asked, self.rule(dataset)) if counts else {}
             samples.append(ReportSample(
                 row["id"], row["answer"], asked["question"], counted(asked["answers"]), scores,
-                scores[self.metrics[0]] >= 0.5 if scores else None, picture(row["index"]),
+                self._is_right(scores) if scores else None, picture(row["index"]),
+                self._ranked(row, asked, self.rule(dataset) if counts else None),
                 group=asked.get("question_type") or asked.get("answer_type") or ""))
         return samples
+
+    def _ranked(self, row: Row, asked: dict[str, Any], rule: Rule | None) -> list[Candidate]:
+        """What was ranked, likeliest first; right where it would be right as the answer. No rule: it does not count."""
+        return [Candidate(text, value, share, rule is not None and self._is_right(self._scores(text, asked, rule)))
+                for text, value, share in row.get("likeliest", ())]
+
+    def _is_right(self, scores: dict[str, float]) -> bool:
+        return scores[self.metrics[0]] >= 0.5
 
     def _scores(self, answer: str, asked: dict[str, Any], rule: Rule) -> dict[str, float]:
         """One question's part in every score it counts for."""
@@ -197,7 +212,8 @@ class VQATask(WritingTask):
 
     def line(self, scores: dict[str, float]) -> str:
         """The scores beside the majority; answers that were empty, and questions that do not count."""
-        names = {"accuracy": "VQA accuracy", "anls": "ANLS"}
+        plainly = self.cfg.vqa_rule in ("exact", "thirds", "halves")  # another score than VQA's own
+        names = {"accuracy": "accuracy" if plainly else "VQA accuracy", "anls": "ANLS"}
         said = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in METRICS if name in scores)
         said += CONTROLS[self.cfg.control]
         if "majority" in scores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +14,8 @@ from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.submission import Server, Submission
 
+PICTURES = ("image", "video", "image_rows")
+"""keys of a batch that are what a model sees"""
 CONTROLS = {"none": "", "wrong_image": " with other samples' images", "blind": " with blank images"}
 
 
@@ -97,12 +99,9 @@ class WritingTask(BaseTask):
         return {"predictions": float(len(rows))}
 
     def summary(self, scores: dict[str, float]) -> str:
-        """The split's scores; where nothing was scored it says so and whose format the file has."""
+        """The scores, a line for each of several data sets; where nothing was scored, whose format the file has."""
         if any("/" in name for name in scores):  # of several data sets
-            bare = {name.rpartition("/")[0]: count for name, count in scores.items() if name.endswith("/predictions")}
-            told = {name: value for name, value in scores.items() if not name.endswith("/predictions")}
-            return ", ".join(filter(None, (BaseTask.summary(self, told), *(
-                f"{name}: {count:.0f} predictions written, not scored" for name, count in bare.items()))))
+            return by_dataset(scores) + CONTROLS[self.cfg.control]
         if "predictions" in scores:
             return (f"{scores['predictions']:.0f} predictions written, not scored ({self._why})"
                     f"{CONTROLS[self.cfg.control]}{self._told}")
@@ -111,6 +110,18 @@ class WritingTask(BaseTask):
     def line(self, scores: dict[str, float]) -> str:
         """The summary of one data set that was scored."""
         return BaseTask.summary(self, scores) + CONTROLS[self.cfg.control]
+
+
+def by_dataset(scores: Mapping[str, float]) -> str:
+    """Scores `<data set>/<name>` -> a line for each data set, below their mean where there is one."""
+    lines: dict[str, list[str]] = {}
+    for key, value in scores.items():
+        dataset, _, name = key.rpartition("/")
+        if dataset and name != "agg_metrics":
+            lines.setdefault(dataset, []).append(
+                f"{name} {value:.4g}" if name != "predictions" else f"{value:.0f} predictions written, not scored")
+    mean = f"mean {scores['agg_metrics']:.4g}" if "agg_metrics" in scores else f"{len(lines)} data sets"
+    return mean + "".join(f"\n  {dataset}: {', '.join(told)}" for dataset, told in lines.items())
 
 
 def plain(values: Any) -> list[Any]:

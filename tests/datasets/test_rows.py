@@ -96,6 +96,10 @@ def test_rounds_of_a_visual_dialogue(cache: Path) -> None:
     put(cache, files, images)
     dataset = builder_of("visdial").build("val", training=False)
     assert dataset[2]["history"] == "Q: is it sunny? A: yes\nQ: any people? A: 2 of them"
+    ranked = ("candidates", "label", "relevance")
+    assert list(dataset.table.skim()) == [{key: value for key, value in dataset.table[at].items() if key not in ranked}
+                                          for at in range(len(dataset))]
+    assert sorted(dataset.evaluation_order()) == list(range(len(dataset)))
     right = [(row["label"], row["candidates"][row["label"]], len(row["candidates"])) for row in
              map(dataset.sample, range(3))]
     assert right == [(4, "yes", 100), (0, "2 of them", 100), (2, "green", 100)]

@@ -107,6 +107,16 @@ def test_history_and_context_stand_in_front_where_no_instruction_holds_them() ->
     assert (asked["context"], asked["history"], asked["prompt"]) == (["c"] * 3, ["h"] * 3, ["a?", "b?", "c?"])
 
 
+def test_the_model_is_told_which_questions_share_a_picture() -> None:
+    model, rows = Scorer({}, ["a", "b", "c"]), torch.tensor([0, 1, 0])
+    batch = {**Split().batch(), "image": torch.zeros(2, 3, 2, 2), "image_rows": rows}
+    for name in ("ranking", "vqa"):
+        task = make(name, vqa_rule="exact") if name == "vqa" else make(name)
+        task.before_evaluation(Split(), "val")
+        assert [row["id"] for row in task.predict(model, batch)] == [10, 11, 12]
+    assert [torch.equal(asked[0]["image_rows"], rows) for asked in model.asked] == [True, True]
+
+
 def test_shared_candidates_come_from_the_run_or_from_the_answer_list() -> None:
     model = Scorer({"red": -3, "blue": -1, "yes": -2})
     scores, predictions = evaluate(make("multimodal_classification"), Split(own=False), model)
@@ -293,7 +303,8 @@ def test_instruction_tuning_evaluates_every_set_as_what_it_is() -> None:
     assert task.takes(images) and not task.takes(SimpleNamespace())
     with pytest.raises(DataError, match="instruction_tuning can evaluate no SimpleNamespace"):
         task.before_evaluation(SimpleNamespace(), "val")
-    assert "a/accuracy 1" in task.summary({"a/accuracy": 1.0})
+    assert task.summary({"a/accuracy": 1.0, "a/agg_metrics": 1.0, "b/predictions": 3.0, "agg_metrics": 1.0}) == (
+        "mean 1\n  a: accuracy 1\n  b: predictions 3")
 
 
 @pytest.mark.parametrize("name", ["ranking", "instruction_tuning", "aok_vqa", "vqa_reading_comprehension"])

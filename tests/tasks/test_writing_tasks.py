@@ -294,7 +294,7 @@ def test_rows_come_in_the_order_of_their_ids_each_once(tmp_path: Any) -> None:
     assert [path.name for path in both] == ["val_step3_a_predictions.json", "val_step3_b_predictions.json"]
     scores = {"a/accuracy": 1.0, "b/predictions": 4.0, "agg_metrics": 1.0}
     assert where_unscored(scores, parts, both) == f" ({both[1]}; the file has the format of the GQA server)"
-    assert vqa().summary(scores) == "a/accuracy 1, agg_metrics 1, b: 4 predictions written, not scored"
+    assert vqa().summary(scores) == "mean 1\n  a: accuracy 1\n  b: 4 predictions written, not scored"
 
 
 def test_rows_of_all_ranks_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
