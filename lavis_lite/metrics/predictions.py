@@ -84,7 +84,7 @@ def read_truths(path: str | Path) -> dict[Id, Truth]:
         where = f"{path}: annotations[{place}]"
         name = _value(row, ("question_id",), int | str, where)
         given = _value(row, ("answers",), list, where)
-        answers = [one.get("answer") if isinstance(one, dict) else one for one in given]
+        answers: list[Any] = [one.get("answer") if isinstance(one, dict) else one for one in given]
         if not answers or not all(isinstance(answer, str) for answer in answers):
             raise DataError(f"{where}: field 'answers' must be a list of answers.")
         if name in found:
