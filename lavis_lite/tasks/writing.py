@@ -99,7 +99,7 @@ class WritingTask(BaseTask):
         return {"predictions": float(len(rows))}
 
     def summary(self, scores: dict[str, float]) -> str:
-        """The scores, a line for each of several data sets; where nothing was scored, whose format the file has."""
+        """Scores, a line for each of several data sets; where nothing was scored it says so and in whose format."""
         if any("/" in name for name in scores):  # of several data sets
             return by_dataset(scores) + CONTROLS[self.cfg.control]
         if "predictions" in scores:

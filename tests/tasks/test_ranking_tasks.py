@@ -304,7 +304,7 @@ def test_instruction_tuning_evaluates_every_set_as_what_it_is() -> None:
     with pytest.raises(DataError, match="instruction_tuning can evaluate no SimpleNamespace"):
         task.before_evaluation(SimpleNamespace(), "val")
     assert task.summary({"a/accuracy": 1.0, "a/agg_metrics": 1.0, "b/predictions": 3.0, "agg_metrics": 1.0}) == (
-        "mean 1\n  a: accuracy 1\n  b: predictions 3")
+        "mean 1\n  a: accuracy 1\n  b: 3 predictions written, not scored")
 
 
 @pytest.mark.parametrize("name", ["ranking", "instruction_tuning", "aok_vqa", "vqa_reading_comprehension"])

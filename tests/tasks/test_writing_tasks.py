@@ -158,7 +158,7 @@ def test_similarity_to_the_nearest_answer_besides_accuracy() -> None:
     scores, *_ = answer_all(task, Questions(), ["read", "", "no"])
     assert scores["anls"] == scores["agg_metrics"] == pytest.approx((0.75 + 0 + 1) / 3)
     assert scores["accuracy"] == pytest.approx(1 / 3) and scores["empty_answers"] == 1
-    assert task.summary(scores) == "VQA accuracy 0.333, ANLS 0.583; 1 answers were empty"
+    assert task.summary(scores) == "accuracy 0.333, ANLS 0.583; 1 answers were empty"
     shown = task.report([{"id": 1, "index": 0, "answer": "read"}], Questions(), "val")
     assert shown[0].scores == {"anls": 0.75, "accuracy": 0, "accuracy_answer_other": 0, "accuracy_question_color": 0}
     assert shown[0].right is True
