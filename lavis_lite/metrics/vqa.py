@@ -75,12 +75,16 @@ def answer_score(prediction: str, answers: Sequence[str], rule: Rule = "official
         answer_ids: False gives what the official script does to annotations that lack answer_id: it leaves out all
             equal answers at once and not one annotator.
 
+    An empty prediction scores 0; by the official rule it agrees with an answer of which cleaning leaves nothing ("a").
+
     Raises:
         ValueError: there are no answers.
     """
     if not answers:
         raise ValueError("a prediction cannot be scored against no answers")
     prediction = prediction.replace("\n", " ").replace("\t", " ").strip()
+    if not prediction and rule != "official":
+        return 0.0
     if rule == "thirds":
         return min(1.0, list(answers).count(prediction) / AGREEING)
     if rule != "official" or len(set(answers)) > 1:

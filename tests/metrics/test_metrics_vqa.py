@@ -47,6 +47,12 @@ def test_a_single_answer_is_compared_exactly() -> None:
     assert [answer_score(text, ["a dog"], "exact") for text in ("Dog.", "cat")] == [1.0, 0.0]
 
 
+def test_an_empty_answer_scores_nothing_but_by_the_scripts_quirk() -> None:
+    letters = ["a"] * 9 + ["b"]
+    assert [answer_score(" \n", letters, rule) for rule in ("normalised", "exact", "thirds", "halves")] == [0.0] * 4
+    assert answer_score("", letters) == 1.0 and answer_score("", ["yes"] * 10) == 0.0
+
+
 def test_gqa_is_the_exact_rule() -> None:
     assert gqa_accuracy({1: "The Dog.", 2: "cat"}, {1: "dog", 2: "cats"}) == 0.5
     with pytest.raises(DataError, match="1 predictions are for unknown questions, the first for question_id 3"):
