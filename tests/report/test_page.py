@@ -129,6 +129,8 @@ def test_curves_are_lines_within_their_frame() -> None:
                    "empty": {}, "one": {"val": ([5], [0.5])}})
     assert svg.count("<figure") == 2 and svg.count("<polyline") == 1 and svg.count("<circle") == 1
     assert "loss &lt;nats&gt;" in svg and "style=" not in svg
+    [(x, mark)] = re.findall(r'<text class="tick" x="([\d.]+)"[^>]*middle">(\d+)</text>', svg[svg.index("one"):])
+    assert mark == "5" and f'cx="{x}"' in svg
     points = [tuple(map(float, pair.split(","))) for pair in re.findall(r'points="([^"]+)"', svg)[0].split()]
     assert len(points) <= 402 and all(0 <= x <= 560 and 0 <= y <= 200 for x, y in points)
     assert ticks(0.0, 1.0, 5)[0] == 0 and ticks(0.0, 1.0, 5)[-1] == 1 and len(ticks(3.0, 3.0, 4)) >= 2
