@@ -16,7 +16,7 @@ from lavis_lite.models.prompts import question_prompts
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import MISSED, Candidate, ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
-from lavis_lite.tasks.reporting import pictures_of
+from lavis_lite.tasks.reporting import context_of, pictures_of
 from lavis_lite.tasks.submission import Server, Submission
 from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, plain
 
@@ -212,7 +212,7 @@ class RankingTask(WritingTask):
             samples.append(ReportSample(
                 row["id"], texts[best[0]], asked["question"], asked.get("answers", []),
                 {} if rank is None else self.sample_scores(rank), None if rank is None else rank == 1,
-                picture(row["index"]), shown, rank, asked.get("question_type", "")))
+                picture(row["index"]), shown, rank, asked.get("question_type", ""), context_of(asked)))
         return samples
 
     def sample_scores(self, rank: int) -> dict[str, float]:

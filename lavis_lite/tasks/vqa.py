@@ -16,7 +16,7 @@ from lavis_lite.registry import registry
 from lavis_lite.report.sample import Candidate, ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.likelihood import likeliest_answers, tells_likelihoods
-from lavis_lite.tasks.reporting import counted, pictures_of
+from lavis_lite.tasks.reporting import context_of, counted, pictures_of
 from lavis_lite.tasks.submission import Server, Submission, answer_row
 from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
 
@@ -190,7 +190,7 @@ class VQATask(WritingTask):
                 row["id"], row["answer"], asked["question"], counted(asked["answers"]), scores,
                 self._is_right(scores) if scores else None, picture(row["index"]),
                 self._ranked(row, asked, self.rule(dataset) if counts else None),
-                group=asked.get("question_type") or asked.get("answer_type") or ""))
+                group=asked.get("question_type") or asked.get("answer_type") or "", context=context_of(asked)))
         return samples
 
     def _ranked(self, row: Row, asked: dict[str, Any], rule: Rule | None) -> list[Candidate]:

@@ -46,7 +46,7 @@ OPTIONS, CANDIDATES = 4, 10
 KINDS = {"color": COLORS, "shape": SHAPES, "count": tuple(str(number) for number in range(MAX_OBJECTS + 1))}
 """type of a question whose answer is one of many -> its answers"""
 ANSWERS = (*(answer for kind in KINDS.values() for answer in kind), "yes", "no", "left", "right", "above", "below")
-SIGN = (168, 64)
+SIGN = (200, 64)
 """pixels of a sign"""
 Row = dict[str, Any]
 
