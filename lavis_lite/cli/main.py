@@ -20,7 +20,7 @@ COMMANDS = {
     "compare": "two runs side by side: what changed, scores with confidence intervals, samples that flipped",
     "zoo": "what every model type is, where its weights come from, whether it runs offline",
 }
-INTERRUPTED, USER_ERROR = 130, 2
+INTERRUPTED, UNREAD, USER_ERROR = 130, 141, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +54,11 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped.", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough; in a run it may be another pipe, and is told
+        if name in ("train", "evaluate"):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
 
 
 def _tell(fault: LavisLiteError) -> None:

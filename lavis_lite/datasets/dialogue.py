@@ -10,7 +10,7 @@ from typing import ClassVar
 from lavis_lite.config.schema import DatasetConfig, FileConfig
 from lavis_lite.datasets.annotations import RowTable
 from lavis_lite.datasets.dialogue_files import TurnTable, read_dialogues, read_relevance
-from lavis_lite.datasets.locate import sources
+from lavis_lite.datasets.locate import prepare, sources
 from lavis_lite.datasets.qa_builder import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.qa_layout import Layout
 from lavis_lite.errors import ConfigError
@@ -56,6 +56,7 @@ class ImageDialogueBuilder(ImageQABuilder):
         table = read_dialogues(paths, layout, training, self.cfg.turn)
         dense = None if training else self.cfg.relevance.get(layout.split)
         if dense is not None and dense.storage:
-            (source,) = sources(f"datasets.{self.name}.relevance.{layout.split}", dense, None)
+            root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
+            (source,) = sources(f"datasets.{self.name}.relevance.{layout.split}", dense, root)
             table.relevance = read_relevance(source.fetch())
         return table

@@ -45,13 +45,21 @@ def train_loader(datasets: Sequence[Any], order: SampleOrder, run_cfg: RunConfig
 
 
 def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int = 1,
-                done: Container[int] = ()) -> Loader:
-    """This rank's batches of an evaluation data set, without those `done`: each row on exactly one rank, in order.
+                share_pictures: bool = False, done: Container[int] = ()) -> Loader:
+    """This rank's batches of an evaluation data set: each row on exactly one rank, in the data set's own order.
 
     Its `batch_sampler` is a `Remaining`, which knows the batches' numbers.
+
+    Args:
+        dataset: a `BaseDataset`, or any map-style data set, whose rows are taken as they stand.
+        run_cfg: batch_size_eval, num_workers, seed, on_bad_sample and device are used.
+        rank, world_size: this process among all.
+        share_pictures: a batch brings the picture of several of its rows once; see `EvaluationSamples`.
+        done: numbers of batches that are left out.
     """
-    samples = EvaluationSamples(dataset, run_cfg.seed, run_cfg.on_bad_sample)
-    batches = Remaining(EvalBatches(len(samples), run_cfg.batch_size_eval), done, rank, world_size)
+    samples = EvaluationSamples(dataset, run_cfg.seed, run_cfg.on_bad_sample, share_pictures)
+    order = dataset.evaluation_order() if hasattr(dataset, "evaluation_order") else None
+    batches = Remaining(EvalBatches(len(samples), run_cfg.batch_size_eval, order=order), done, rank, world_size)
     return Loader(samples, batch_sampler=batches, **_settings(run_cfg))
 
 

@@ -59,6 +59,7 @@ class SplitComparison:
         intervals: name -> of those that are means over samples.
         gained, lost: samples that b gets right and a does not, and the other way round; largest change first.
         note: why there are no intervals, where there are none.
+        samples: of all data sets together.
     """
 
     split: str
@@ -68,6 +69,7 @@ class SplitComparison:
     gained: Sequence[Flip]
     lost: Sequence[Flip]
     note: str = ""
+    samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,9 @@ def compare(a: Path, b: Path, split: str | None = None) -> Comparison:
                                                                               (b, found[1], found[0]))
              if split is None and (extra := [name for name in one if name not in other])]
     config, note = _config_differences(Path(a), Path(b))
+    same = ["A and B are the same folder"] if found[0][chosen[0]].folder.samefile(found[1][chosen[0]].folder) else []
     return Comparison(Path(a), Path(b), config, [_split(found[0][name], found[1][name]) for name in chosen],
-                      [*alone, *note])
+                      [*same, *alone, *note])
 
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
@@ -118,6 +121,8 @@ def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def _results_folder(folder: Path) -> Path:
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file; give the run folder, or its results/: {folder.parent}")
     if not folder.is_dir():
         near = did_you_mean(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()]) \
             if folder.parent.is_dir() else ""
@@ -125,8 +130,17 @@ def _results_folder(folder: Path) -> Path:
     for candidate in (folder / "results", folder):
         if any(_METRICS.fullmatch(path.name) for path in candidate.glob("*.json")):
             return candidate
-    raise ConfigError(f"{folder} holds no results (results/<split>_step<N>.json); evaluate the run first: "
-                      f"`python evaluate.py --cfg-path {folder}/config.yaml`.")
+    if runs := _runs_below(folder):
+        raise ConfigError(f"{folder} is no run but holds some; give one of them, such as {', '.join(map(str, runs))}.")
+    first = f": `python evaluate.py --cfg-path {folder}/config.yaml`" if (folder / "config.yaml").is_file() else ""
+    raise ConfigError(f"{folder} holds no results (results/<split>_step<N>.json); evaluate the run first{first}.")
+
+
+def _runs_below(folder: Path) -> list[Path]:
+    """The newest run folders in an output_dir, at most three; they are named by time."""
+    found = {path.parent.parent for depth in ("*", "*/*", "*/*/*", "*/*/*/*")
+             for path in folder.glob(f"{depth}/results/*.json") if _METRICS.fullmatch(path.name)}
+    return sorted(found, key=lambda path: path.name, reverse=True)[:3]
 
 
 def latest(folder: Path) -> dict[str, Results]:
@@ -168,7 +182,8 @@ def _split(a: Results, b: Results) -> SplitComparison:
     flips = [Flip(dataset, *pair) for dataset, pairs in rows.items() for pair in pairs if _flipped(*pair)]
     gained = sorted((flip for flip in flips if _gained(flip)), key=lambda flip: -flip.change)
     lost = sorted((flip for flip in flips if not _gained(flip)), key=lambda flip: flip.change)
-    return SplitComparison(a.split, (a.step, b.step), metrics, _intervals(rows), gained, lost)
+    return SplitComparison(a.split, (a.step, b.step), metrics, _intervals(rows), gained, lost,
+                           samples=sum(map(len, rows.values())))
 
 
 Rows = dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]

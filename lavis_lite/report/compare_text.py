@@ -9,12 +9,15 @@ from typing import Any
 
 from lavis_lite.report.compare import Comparison, Flip, SplitComparison, main_score
 from lavis_lite.report.curves import escaped
-from lavis_lite.report.page import filled, part, policy
+from lavis_lite.report.page import filled, in_order, part, policy
 
 SHOWN, SHOWN_ON_PAGE = 5, 200
 """flipped samples each way"""
+WIDTH = 120
+"""characters of a sample's line at most, else it takes several"""
+SAME = "Every sample has the same score in both."
 Cells = Sequence[str]
-STAR = "* the interval leaves out 0"
+STAR = "* the interval leaves out 0; of scores that do not differ one in twenty does, by chance"
 HEAD = ("score", "A", "B", "B - A", "95 % interval", "B above A")
 
 
@@ -24,27 +27,51 @@ def text(found: Comparison) -> str:
     lines += ["What changed:" if found.config else "The configurations are the same."]
     lines += _aligned([(f"  {key}", _value(a), "->", _value(b)) for key, (a, b) in found.config.items()])
     for split in found.splits:
-        lines += ["", f"{split.split} (step {split.steps[0]} and {split.steps[1]})"]
+        lines += ["", heading_of(split)]
         lines += _aligned([HEAD, *score_rows(split)], right=(1, 2, 3))
         lines += [split.note] if split.note else []
         lines += [STAR] if any(one.differ for one in split.intervals.values()) else []
+        lines += ["", SAME] if _same(split) else []
         for heading, flips in flip_lists(split):
-            lines += ["", f"{heading}: {len(flips)}", *(f"  {_line(flip)}" for flip in flips[:SHOWN])]
-            lines += [f"  ... and {len(flips) - SHOWN} more (--html shows them)"] if len(flips) > SHOWN else []
+            lines += ["", f"{heading}: {len(flips)}{_legend(flips)}"]
+            lines += [f"  {line}" for flip in flips[:SHOWN] for line in _lines(flip)]
+            lines += [f"  ... and {len(flips) - SHOWN} more (--html shows {_most_shown(flips)})"] \
+                if len(flips) > SHOWN else []
     return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
 
 
+def _same(split: SplitComparison) -> bool:
+    return bool(split.samples) and not (split.gained or split.lost)
+
+
+def heading_of(split: SplitComparison) -> str:
+    """Split, steps and how many samples the intervals rest on."""
+    a, b = split.steps
+    steps = f"step {a}" if a == b else f"step {a} in A, {b} in B"
+    return f"{split.split}, {steps}" + (f", {split.samples:,} samples" if split.samples else "")
+
+
+def _legend(flips: Sequence[Flip]) -> str:
+    said = any("prediction" in flip.a for flip in flips)
+    return " (what A said -> what B said, references)" if said else " (A -> B, references)" if flips else ""
+
+
+def _most_shown(flips: Sequence[Flip]) -> str:
+    return "them" if len(flips) <= SHOWN_ON_PAGE else f"{SHOWN_ON_PAGE} of them"
+
+
 def flip_lists(split: SplitComparison) -> list[tuple[str, Sequence[Flip]]]:
-    """(heading, samples) of both ways, where samples were compared."""
+    """(heading, samples) of both ways, where samples were compared and differ."""
     judged = any("right" in flip.a for flip in (*split.gained, *split.lost))
     names = ("B right, A wrong", "A right, B wrong") if judged else ("B's score is higher", "A's score is higher")
-    return [] if split.note else [(names[0], split.gained), (names[1], split.lost)]
+    return [(names[0], split.gained), (names[1], split.lost)] if split.gained or split.lost else []
 
 
 def score_rows(split: SplitComparison) -> list[Cells]:
     """One row per score: those with an interval first, then those of the whole split only."""
     rows: list[Cells] = []
-    for name, one in split.intervals.items():
+    for name in in_order(split.intervals, []):
+        one = split.intervals[name]
         d = one.difference
         rows.append((name, f"{one.a.mean:.4f}", f"{one.b.mean:.4f}", f"{d.mean:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}",
                      f"{one.better:.1%}{' *' if one.differ else ''}"))
@@ -64,16 +91,20 @@ def _aligned(rows: Sequence[Cells], right: Sequence[int] = ()) -> list[str]:
 
 
 def _value(value: Any) -> str:
-    shown = "-" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
+    shown = "-" if value is None else value if value and isinstance(value, str) else json.dumps(value, default=str)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
-def _line(flip: Flip) -> str:
-    """One sample on one line, whatever line breaks its texts have."""
-    asked = _one_line(flip.a.get("prompt", ""))
-    said = " -> ".join(repr(_said(row)) for row in (flip.a, flip.b))
-    wanted = ", ".join(_one_line(text) for text in flip.a.get("references", [])[:2])
-    return "  ".join(part for part in (str(flip.a["id"]), asked, said, f"({wanted})" if wanted else "") if part)
+def _lines(flip: Flip) -> list[str]:
+    """One sample on one line, whatever line breaks its texts have; long texts below each other."""
+    asked, said = _one_line(flip.a.get("prompt", "")), [_said(row) for row in (flip.a, flip.b)]
+    wanted = [_one_line(text) for text in flip.a.get("references", [])[:2]]
+    parts = str(flip.a["id"]), asked, " -> ".join(map(repr, said)), f"({', '.join(wanted)})" if wanted else ""
+    line = "  ".join(part for part in parts if part)
+    if len(line) <= WIDTH:
+        return [line]
+    told = [("A", said[0]), ("B", said[1]), *(("reference", text) for text in wanted)]
+    return ["  ".join(part for part in parts[:2] if part), *(f"  {name:9}  {text}" for name, text in told)]
 
 
 def _one_line(text: str) -> str:
@@ -91,7 +122,8 @@ def _said(row: dict[str, Any]) -> str:
 
 def as_json(found: Comparison) -> str:
     """All numbers, and the ids of flipped samples."""
-    splits = [{"split": split.split, "steps": split.steps, "metrics": split.metrics, "note": split.note or None,
+    splits = [{"split": split.split, "steps": split.steps, "samples": split.samples, "metrics": split.metrics,
+               "note": split.note or None,
                "intervals": {name: dataclasses.asdict(one) for name, one in split.intervals.items()},
                **{name: [flip.a["id"] for flip in flips] for name, flips in
                   (("gained", split.gained), ("lost", split.lost))}} for split in found.splits]
@@ -105,8 +137,9 @@ def page(found: Comparison) -> str:
     body = [_section("What changed", _table(
         ("key", "A", "B"), [(key, _value(a), _value(b)) for key, (a, b) in found.config.items()]))]
     for split in found.splits:
-        body.append(_section(f"{split.split}, step {split.steps[0]} and {split.steps[1]}",
-                             _table(HEAD, score_rows(split)) + _paragraph(split.note or STAR)))
+        body.append(_section(heading_of(split),
+                             _table(HEAD, score_rows(split)) + _paragraph(split.note or STAR)
+                             + _paragraph(SAME if _same(split) else "")))
         for heading, flips in flip_lists(split):
             more = f"{len(flips) - SHOWN_ON_PAGE} more are not shown" if len(flips) > SHOWN_ON_PAGE else ""
             body.append(_section(f"{heading}: {len(flips)}", _flips(flips[:SHOWN_ON_PAGE]) + _paragraph(more)))

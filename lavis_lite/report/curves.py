@@ -46,8 +46,11 @@ def _thinned(steps: Sequence[float], values: Sequence[float]) -> Series:
 
 def _figure(title: str, curves: Mapping[str, Series]) -> str:
     xs, ys = ([value for series in curves.values() for value in series[axis]] for axis in (0, 1))
-    x_ticks, y_ticks = ticks(min(xs), max(xs), 5), ticks(min(ys), max(ys), 4)
-    x_range, y_range = (min(xs), max(max(xs), min(xs) + 1)), (min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys)))
+    y_ticks = ticks(min(ys), max(ys), 4)
+    x_range, x_ticks = (min(xs), max(xs)), ticks(min(xs), max(xs), 5)
+    if min(xs) == max(xs):  # one step: in the middle, under its own number
+        x_range, x_ticks = (xs[0] - 1, xs[0] + 1), [xs[0]]
+    y_range = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
 
     def place(step: float, value: float) -> tuple[float, float]:
         x = LEFT + (step - x_range[0]) / (x_range[1] - x_range[0]) * (WIDTH - LEFT - RIGHT)

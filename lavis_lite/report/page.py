@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lavis_lite import atomic
 from lavis_lite.report.curves import Panels, escaped, figures
@@ -30,7 +31,8 @@ LONGEST = 2000
 
 
 def write_report(path: Path, title: str, scores: Mapping[str, float], samples: Iterable[ReportSample], *,
-                 curves: Panels | None = None, facts: Mapping[str, str] | None = None, most: int = 5000) -> Path:
+                 curves: Panels | None = None, facts: Mapping[str, str] | None = None, most: int = 5000,
+                 others: Mapping[str, str] | None = None) -> Path:
     """Write a page; the file is the old one or the new one, also after a crash.
 
     Args:
@@ -41,6 +43,7 @@ def write_report(path: Path, title: str, scores: Mapping[str, float], samples: I
         curves: of the training, if any.
         facts: what else to say, by name: model, step, control ...
         most: samples on the page.
+        others: pages beside this one, name -> file name.
 
     Raises:
         OSError: it could not be written.
@@ -49,12 +52,31 @@ def write_report(path: Path, title: str, scores: Mapping[str, float], samples: I
     shown = evenly(every, most)
     pictures = _Pictures()
     rows = [_row(sample, pictures) for sample in shown]
-    data = {"scores": [_score(name, value) for name, value in scores.items()], "samples": rows, "total": len(every),
-            "main": next((next(iter(sample.scores)) for sample in shown if sample.scores), None), "chunk": CHUNK}
+    mains = list(dict.fromkeys(next(iter(sample.scores)) for sample in shown if sample.scores))
+    data = {"scores": [_score(name, scores[name]) for name in in_order(scores, mains)], "samples": rows,
+            "total": len(every), "main": mains[0] if mains else None, "chunk": CHUNK}
     chunks, faults = _chunks(pictures.every)
     data["faults"] = faults
-    atomic.write_text(path, _page(title, facts or {}, data, figures(curves or {}), chunks))
+    parts = {"facts": _facts(facts or {}), "others": _others(others or {}), "curves": figures(curves or {})}
+    atomic.write_text(path, _page(title, parts, data, chunks))
     return path
+
+
+def in_order(names: Iterable[str], first: Sequence[str]) -> list[str]:
+    """Names of scores as a person wants them: the main ones, then the others, parts of one kind (by type) together.
+
+    Args:
+        names: as the task has them.
+        first: the main ones; those that are none of the names are left out.
+    """
+    left = [name for name in names if name not in first]
+    kinds = list(dict.fromkeys(map(_kind, left)))
+    return [name for name in first if name in names] + sorted(left, key=lambda name: kinds.index(_kind(name)))
+
+
+def _kind(name: str) -> str:
+    """accuracy_question_color -> accuracy_question; other names are a kind of their own."""
+    return "_".join(name.split("_")[:2]) if name.startswith(("accuracy_answer_", "accuracy_question_")) else name
 
 
 def evenly(samples: Sequence[ReportSample], most: int) -> Sequence[ReportSample]:
@@ -86,8 +108,9 @@ class _Pictures:
 
 def _row(sample: ReportSample, pictures: _Pictures) -> dict[str, Any]:
     """A sample under short names, without what it does not have."""
-    row = {"i": sample.id, "p": _short(sample.prompt), "a": _short(sample.prediction), "g": sample.group or None,
-           "r": [_short(text) for text in sample.references] or None, "ok": sample.right, "k": sample.rank,
+    row = {"i": sample.id, "h": _short(sample.context), "p": _short(sample.prompt), "a": _short(sample.prediction),
+           "g": sample.group or None, "r": [_short(text) for text in sample.references] or None,
+           "ok": sample.right, "k": sample.rank,
            "s": {name: finite(value) for name, value in sample.scores.items()} or None,
            "t": pictures.place(sample.picture),
            "c": [_candidate(one, pictures) for one in sample.candidates] or None}
@@ -134,16 +157,21 @@ def policy(script: str, style: str) -> str:
             "base-uri 'none'; form-action 'none'")
 
 
-def _page(title: str, facts: Mapping[str, str], data: Mapping[str, Any], curves: str, chunks: Sequence[str]) -> str:
+def _page(title: str, parts: Mapping[str, str], data: Mapping[str, Any], chunks: Sequence[str]) -> str:
     script, style = part("page.js"), part("page.css")
-    known = {"title": escaped(title), "policy": policy(script, style), "style": style, "script": script,
-             "facts": _facts(facts), "curves": curves, "data": inert(data), "chunks": "".join(_elements(chunks))}
+    known = {**parts, "title": escaped(title), "policy": policy(script, style), "style": style, "script": script,
+             "data": inert(data), "chunks": "".join(_elements(chunks))}
     return filled(part("page.html"), known)
 
 
 def _facts(facts: Mapping[str, str]) -> str:
     return "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(str(value))}</dd></div>"
                    for name, value in facts.items())
+
+
+def _others(pages: Mapping[str, str]) -> str:
+    links = "".join(f'<a href="{escaped(quote(file))}">{escaped(name)}</a>' for name, file in pages.items())
+    return f'<nav class="others" aria-label="Other pages">{links}</nav>\n' if links else ""
 
 
 def _elements(chunks: Sequence[str]) -> Iterator[str]:

@@ -53,6 +53,7 @@ class ReportSample:
         id: as in the predictions file; different for all samples of a report.
         prediction: what the model said.
         prompt: what it was asked, or the text it searched with.
+        context: what stood before that, such as a dialogue so far.
         references: right answers.
         scores: by name; the first is the main one. A name that the split's metrics have too is the mean of these.
         right: whether the sample counts as solved; None where there is no such thing.
@@ -72,6 +73,7 @@ class ReportSample:
     candidates: Sequence[Candidate] = ()
     rank: int | None = None
     group: str = ""
+    context: str = ""
 
     @property
     def score(self) -> float | None:
@@ -82,8 +84,9 @@ class ReportSample:
         """What the samples file holds of it: everything but pictures and candidates."""
         row: dict[str, Any] = {"id": self.id, "scores": {name: finite(value) for name, value in self.scores.items()}}
         said = self.prediction if self.prediction or self.rank is None else None
-        named = {"right": self.right, "rank": self.rank, "group": self.group or None, "prompt": self.prompt or None,
-                 "prediction": said, "references": list(self.references) or None}
+        named = {"right": self.right, "rank": self.rank, "group": self.group or None,
+                 "context": self.context or None, "prompt": self.prompt or None, "prediction": said,
+                 "references": list(self.references) or None}
         return row | {key: value for key, value in named.items() if value is not None}
 
 

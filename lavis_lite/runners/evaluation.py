@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from lavis_lite.runners.precision import Precision
 from lavis_lite.runners.signals import shielded
 from lavis_lite.runners.step import seed_position, to_device
 from lavis_lite.tasks.base import BaseTask, LongWork, Row
+from lavis_lite.tasks.submission import Submission, lines
 from lavis_lite.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Evaluator:
         self.task, self.model, self.cfg, self.run = task, model, cfg, cfg.run
         self.device, self.precision, self.loader = device, precision, loader
         self.bad_samples, self.run_dir, self.tracker, self.wish = bad_samples, Path(run_dir), tracker, wish
-        self.predictions: dict[str, list[Row]] = {}
+        self.predictions: dict[str, list[Row] | Submission] = {}
         self.reports: dict[str, Evaluation] = {}
         self._journals: list[Journal] = []
 
@@ -140,7 +141,7 @@ class Evaluator:
 
         A pending signal ends the loop early; `_one` then asks the other ranks.
         """
-        loader = self.loader(dataset, self.run, distributed.rank(), distributed.world_size(), desk.done)
+        loader = self.loader(dataset, self.run, distributed.rank(), distributed.world_size(), done=desk.done)
         plan: Remaining = loader.batch_sampler
         rows = self._finished(desk)
         desk.told_before(plan.done_samples, plan.samples)
@@ -193,16 +194,35 @@ def _merged(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {**merged, AGGREGATE: sum(totals) / len(totals)} if totals else merged
 
 
-def write_predictions(run_dir: Path, split: str, step: int, predictions: Mapping[str, list[Row]]) -> list[Path]:
-    """Write `results/<split>_step<N>_predictions.json`; several data sets: `..._<data set>_predictions.json` each."""
+def write_predictions(run_dir: Path, split: str, step: int,
+                      predictions: Mapping[str, list[Row] | Submission]) -> list[Path]:
+    """Write `results/<split>_step<N>_predictions.json`; several data sets: `..._<data set>_predictions.json` each.
+
+    What goes to a server has that server's format, and its file name where there is one.
+    """
     paths = []
     for name, rows in predictions.items():
         middle = f"_{name}" if len(predictions) > 1 else ""
-        path = Path(run_dir) / "results" / f"{split}_step{step}{middle}_predictions.json"
+        if isinstance(rows, Submission):
+            file, suffix, text = rows.name, rows.suffix, rows.text()
+        else:
+            file, suffix, text = "", ".json", lines(rows)
+        path = Path(run_dir) / "results" / (file or f"{split}_step{step}{middle}_predictions{suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        atomic.write_text(path, text)
         paths.append(path)
     return paths
+
+
+def where_unscored(scores: Mapping[str, float], predictions: Mapping[str, list[Row] | Submission],
+                   paths: Sequence[Path]) -> str:
+    """Where the predictions are of data sets that were not scored, for the line about a split; "" where all were."""
+    found: dict[Path, str] = {}
+    for (name, rows), path in zip(predictions.items(), paths, strict=True):
+        several = len(predictions) > 1
+        if (f"{name}/predictions" if several else "predictions") in scores:
+            found[path] = rows.told() if several and isinstance(rows, Submission) else ""
+    return "".join(f" ({path}{told})" for path, told in found.items())
 
 
 def write_result(run_dir: Path, split: str, step: int, scores: Mapping[str, float]) -> Path:

@@ -27,12 +27,19 @@ def write_reports(cfg: Config, run_dir: Path, split: str, step: int, reports: Ma
         try:
             page = write_report(folder / f"{split}{middle}_report.html", f"{name} · {split}", evaluation.scores,
                                 evaluation.samples, curves=training_curves(run_dir), most=cfg.run.report_samples,
-                                facts=facts(cfg, Path(run_dir), step))
+                                facts=facts(cfg, Path(run_dir), step), others=_beside(split, reports, name))
             pages.append(page)
             make_newest(page)
         except OSError as fault:
             say(f"the report of {split} could not be written: {fault}")
+    if pages and cfg.run.evaluate:
+        say(f"every sample, to look through: {', '.join(map(str, pages))}")
     return pages
+
+
+def _beside(split: str, reports: Mapping[str, Evaluation], name: str) -> dict[str, str]:
+    """The pages of the split's other data sets."""
+    return {other: f"{split}_{other}_report.html" for other in reports if other != name}
 
 
 def training_curves(run_dir: Path) -> curves.Panels:
@@ -48,8 +55,9 @@ def facts(cfg: Config, run_dir: Path, step: int) -> dict[str, str]:
     weights = cfg.model.finetuned if cfg.model.load_finetuned else cfg.model.pretrained
     if weights:
         known["weights"] = Path(weights).name
-    if run.get("prompt"):
-        known["prompt"] = run["prompt"]
+    prompt = run.get("prompt") or (cfg.model.get("prompt") if run.task == "captioning" else None)
+    if prompt:
+        known["prompt"] = prompt
     if run.get("control", "none") != "none":
         known["control"] = {"blind": "blank images", "wrong_image": "other samples' images"}[run["control"]]
     return known

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -26,7 +27,7 @@ from lavis_lite.runners import bounds, checkpointing
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.bounds import Bounds
 from lavis_lite.runners.desk import EvaluationStopped
-from lavis_lite.runners.evaluation import AGGREGATE, Evaluator, write_predictions, write_result
+from lavis_lite.runners.evaluation import AGGREGATE, Evaluator, where_unscored, write_predictions, write_result
 from lavis_lite.runners.parts import Datasets, Speed, TrainingParts
 from lavis_lite.runners.precision import Precision, pick_device
 from lavis_lite.runners.reporting import write_reports
@@ -70,7 +71,8 @@ class Runner:
         self.store = checkpointing.CheckpointStore(self.run_dir, self.run.keep_checkpoints)
         self.watch = SignalWatch()
         self.bad_samples = BadSamples(self.run, self.run_dir)
-        self.evaluator = Evaluator(task, self.model, cfg, self.device, self.precision, eval_loader, self.bad_samples,
+        loader = partial(eval_loader, share_pictures=self.model.takes_image_rows)
+        self.evaluator = Evaluator(task, self.model, cfg, self.device, self.precision, loader, self.bad_samples,
                                    self.run_dir, self.tracker, lambda: self.watch.code)
         self.step = self.validated_step = self.saved_step = 0
         self.best: dict[str, Any] | None = None
@@ -273,8 +275,9 @@ class Runner:
         self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
         if distributed.is_main():
             write_result(self.run_dir, split, measured, scores)
-            write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
-            self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}")
+            paths = write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
+            where = where_unscored(scores, self.evaluator.predictions, paths)
+            self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}{where}")
             write_reports(self.cfg, self.run_dir, split, measured, self.evaluator.reports, self.tracker.say)
         return scores
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.models.base import BaseModel
 from lavis_lite.report.sample import ReportSample
+from lavis_lite.tasks.submission import Submission
 
 Row = dict[str, Any]
 
@@ -95,10 +96,10 @@ class BaseTask:
         """The data set whose samples `predict` gets; another one than the split's own where a control is asked for."""
         return dataset
 
-    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | None:
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission | None:
         """All ranks' rows -> what the predictions file holds, one row per id; None: no such file.
 
-        Asked only of tasks that gather their rows.
+        Asked only of tasks that gather their rows. A `Submission` is a file for a benchmark's server.
         """
         return None
 

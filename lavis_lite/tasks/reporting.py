@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,13 @@ def pictures_of(dataset: Any) -> Callable[[int], Picture | None]:
 def counted(answers: Sequence[str]) -> list[str]:
     """Answers of several annotators, each once with its number, the commonest first."""
     return [answer if count == 1 else f"{answer} ×{count}" for answer, count in Counter(answers).most_common()]
+
+
+def context_of(asked: Mapping[str, Any]) -> str:
+    """What a model knows besides the question, one kind a line: a caption, a hint, the dialogue so far, OCR tokens."""
+    told = {"caption": asked.get("caption"), "context": asked.get("context"), "history": asked.get("history"),
+            "OCR tokens": ", ".join(asked.get("ocr_tokens") or [])}
+    return "\n".join(f"{name}: {text}" if name != "history" else str(text) for name, text in told.items() if text)
 
 
 def retrieval_samples(gallery: Gallery, found: BothWays, dataset: Any, prefix: str = "") -> list[ReportSample]:

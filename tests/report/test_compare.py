@@ -12,8 +12,8 @@ import pytest
 from lavis_lite.cli.main import run_command
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.report.bootstrap import paired
-from lavis_lite.report.compare import compare
-from lavis_lite.report.compare_text import as_json, page, text
+from lavis_lite.report.compare import Flip, compare
+from lavis_lite.report.compare_text import _lines, as_json, page, text
 from lavis_lite.report.files import Evaluation, make_newest, write_samples
 from lavis_lite.report.sample import ReportSample
 
@@ -78,6 +78,25 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out)["config"] == {} and (tmp_path / "x.html").stat().st_size > 1000
     assert run_command("compare", [str(a), str(tmp_path / "bb")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_the_same_run_against_itself_and_folders_that_are_none(tmp_path: Path) -> None:
+    a = run_folder(tmp_path / "runs" / "20260101-000000", [True, False])
+    printed = text(compare(a, a))
+    assert "test, step 3, 2 samples" in printed and "Every sample has the same score in both." in printed
+    assert "A and B are the same folder" in printed and "right" not in printed
+    with pytest.raises(ConfigError, match="is no run but holds some; give one of them, such as .*20260101-000000"):
+        compare(a, tmp_path / "runs")
+    with pytest.raises(ConfigError, match="config.yaml is a file; give the run folder"):
+        compare(a, a / "config.yaml")
+
+
+def test_long_texts_stand_below_each_other() -> None:
+    long = "a man rides a wave on a surfboard while a dog looks on from the shore"
+    a, b = ({"id": 7, "scores": {"CIDEr": score}, "prediction": said, "references": [long, long]}
+            for score, said in ((0.1, long), (0.2, f"{long}\u2028twice")))
+    assert _lines(Flip("d", a, b)) == ["7", f"  A          {long}", f"  B          {long} twice",
+                                       f"  reference  {long}", f"  reference  {long}"]
 
 
 @pytest.mark.parametrize("keys, error, words", [

@@ -14,10 +14,11 @@ from PIL import Image
 
 from lavis_lite.errors import DataError
 from lavis_lite.report.curves import figures, ticks
-from lavis_lite.report.page import evenly, inert, write_report
+from lavis_lite.report.page import evenly, in_order, inert, write_report
 from lavis_lite.report.sample import Candidate, Picture, ReportSample, ranked
 from lavis_lite.report.thumbnails import jpeg, thumbnails
 from tests.report.chromium import Document, needs_chromium, opened, text_of
+from tests.report.driver import Browser, needs_driver
 
 HOSTILE = ["</script><script>document.title='owned'</script>", "<img src=x onerror=\"document.title='owned'\">",
            "\u2028\u2029\r\x0b\x00 '\"`${1}&lt;", "<!--<script>", "{{title}} {{data}}", "\ud800 lone", "]]>",
@@ -101,6 +102,20 @@ def test_of_too_many_samples_even_ones_are_shown(tmp_path: Path) -> None:
     assert data["total"] == 10 and [row["i"] for row in data["samples"]] == [0, 2, 5, 7]
 
 
+def test_main_scores_come_first_and_parts_of_a_kind_together() -> None:
+    names = "itc_r1 accuracy_answer_other accuracy_question_shape accuracy_answer_number accuracy chance".split()
+    assert in_order(names, ["accuracy", "elsewhere"]) == [
+        "accuracy", "itc_r1", "accuracy_answer_other", "accuracy_answer_number", "accuracy_question_shape", "chance"]
+
+
+def test_a_page_leads_to_those_of_other_data_sets_and_has_context(tmp_path: Path) -> None:
+    said = ReportSample(1, "3", "how many?", context="Q: is it? A: yes")
+    page = write_report(tmp_path / "r.html", "T", {}, [said], others={"a <b>": "test_a b_report.html"})
+    assert '<a href="test_a%20b_report.html">a &lt;b&gt;</a>' in page.read_text()
+    assert data_of(page)["samples"][0]["h"] == "Q: is it? A: yes" and said.row()["context"] == "Q: is it? A: yes"
+    assert "<nav class=\"others\"" not in write_report(tmp_path / "s.html", "T", {}, []).read_text()
+
+
 def test_candidates_are_ordered_by_likelihood_with_shares_of_one() -> None:
     found = ranked(["no", "yes", "maybe"], [-3.0, -1.0, -1000.0], ["yes"])
     assert [(one.text, one.right) for one in found] == [("yes", True), ("no", False), ("maybe", False)]
@@ -114,6 +129,8 @@ def test_curves_are_lines_within_their_frame() -> None:
                    "empty": {}, "one": {"val": ([5], [0.5])}})
     assert svg.count("<figure") == 2 and svg.count("<polyline") == 1 and svg.count("<circle") == 1
     assert "loss &lt;nats&gt;" in svg and "style=" not in svg
+    [(x, mark)] = re.findall(r'<text class="tick" x="([\d.]+)"[^>]*middle">(\d+)</text>', svg[svg.index("one"):])
+    assert mark == "5" and f'cx="{x}"' in svg
     points = [tuple(map(float, pair.split(","))) for pair in re.findall(r'points="([^"]+)"', svg)[0].split()]
     assert len(points) <= 402 and all(0 <= x <= 560 and 0 <= y <= 200 for x, y in points)
     assert ticks(0.0, 1.0, 5)[0] == 0 and ticks(0.0, 1.0, 5)[-1] == 1 and len(ticks(3.0, 3.0, 4)) >= 2
@@ -146,3 +163,29 @@ def test_a_browser_filters_by_what_the_address_says(page: Path) -> None:
     document = Document(last)
     assert document.cards == ["1001"] and HOSTILE[1].replace("<", "&lt;").replace(">", "&gt;") in last
     assert re.search(r"<dialog[^>]* open", last) and re.findall("<title>(.*?)</title>", last) == ["T"]
+
+
+STATE = """return [location.hash, document.activeElement.id || document.activeElement.className,
+  document.getElementById('detail').open, document.querySelectorAll('.card').length,
+  document.getElementById('group-field').offsetParent !== null]"""
+
+
+@needs_driver
+def test_the_keyboard_searches_turns_pages_and_walks_through_samples(tmp_path: Path) -> None:
+    ungrouped = [ReportSample(n, "a", f"question {n}", scores={"accuracy": 0.0}, picture=picture(n)) for n in range(60)]
+    with Browser() as browser:
+        browser.open(write_report(tmp_path / "r.html", "T", {}, ungrouped))
+
+        def after(*keys: str) -> list:
+            browser.press(*keys)
+            return browser.settled(STATE)
+
+        assert after("right") == ["#page=2", "", False, 12, False] and after("left")[0] == ""
+        assert after("/", "5", "9") == ["#q=59", "search", False, 1, False]
+        assert after("escape") == ["", "search", False, 48, False] and after("escape")[1] == ""
+        browser.js("document.querySelector('.open').focus()")
+        assert after("enter") == ["#sample=0", "detail", True, 48, False]
+        assert after("right", "right")[0] == "#sample=2" and after("left")[0] == "#sample=1"
+        assert after("escape") == ["", "id open", False, 48, False]
+        shown = "return [document.activeElement.closest('.card').dataset.id, document.querySelector('.card img').alt]"
+        assert browser.js(shown) == ["1", "picture of 0"]

@@ -13,12 +13,13 @@ from PIL import Image
 from lavis_lite.datasets.controls import Controlled
 from lavis_lite.datasets.images import ImageFolder
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
+from lavis_lite.tasks.likelihood import KEPT, likeliest
 from lavis_lite.tasks.pretrain import ImageTextPretrainTask, PretrainRunConfig
 from lavis_lite.tasks.reporting import counted, pictures_of
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, RetrievalTask
 from lavis_lite.tasks.vqa import VQARunConfig, VQATask
 from tests.tasks.fakes import TinyModel, batches, dataset
-from tests.tasks.test_writing_tasks import Questions
+from tests.tasks.test_writing_tasks import Questions, batch
 
 
 def mean(samples: Any, name: str) -> float:
@@ -38,6 +39,30 @@ def test_questions_have_their_part_in_every_accuracy() -> None:
         assert mean(samples, name) == pytest.approx(scores[name]), name
     unscored = VQATask(VQARunConfig(report_metric=False)).report(rows, Questions(), "test")
     assert unscored[0].scores == {} and unscored[0].right is None
+
+
+class Scorer(torch.nn.Module):
+    """Likelihoods of candidates by place; the second question's are told to it."""
+
+    def score_candidates(self, samples: dict[str, Any], candidates: list[str], n_segments: int) -> torch.Tensor:
+        assert samples["prompt"] == ["Q: what color?", "Q: is it?"] and candidates == ["yes", "red"] and n_segments == 1
+        return torch.tensor([[-3.0, -1.0], [-1.0, -1.0]])
+
+    def predict_answers(self, samples: dict[str, Any], **options: Any) -> list[str]:
+        return ["red"] * len(samples["text_input"])
+
+
+def test_ranked_answers_are_there_with_their_likelihoods() -> None:
+    task, model = VQATask(VQARunConfig(inference_method="rank", prompt="Q: {}", baselines=False)), Scorer()
+    task.before_evaluation(Questions(), "val")
+    rows = task.predict(model, batch(0, 1))
+    assert [row["answer"] for row in rows] == ["red", "yes"]
+    first, second = task.report(rows, Questions(), "val")
+    assert [(one.text, one.value, one.right) for one in first.candidates] == [("red", -1.0, True), ("yes", -3.0, False)]
+    assert first.candidates[0].share == pytest.approx(0.8808, abs=1e-4) and second.candidates[1].share == 0.5
+    assert first.rank is None and first.right and len(likeliest([str(n) for n in range(40)], [0.0] * 40)) == KEPT
+    with_examples = task.predict(model, {**batch(0, 1), "few_shot_samples": []})
+    assert "likeliest" not in with_examples[0] and with_examples[1]["answer"] == "red"
 
 
 def captions(*references: list[str]) -> SimpleNamespace:

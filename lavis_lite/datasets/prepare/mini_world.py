@@ -17,10 +17,8 @@ ask for it at once: one writes, the others wait.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +27,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from lavis_lite.datasets.prepare.folder import ensure, swap_in, write_json
 from lavis_lite.datasets.prepare.records import (
     SceneRecord,
     answer_file,
@@ -50,7 +47,6 @@ WORLD_VERSION = 1
 DEFAULT_SIZES = {"train": 14_000, "val": 500, "test": 500, "ood": 500}
 DEFAULT_SEED = 7
 
-_MANIFEST = "manifest.json"
 _CHUNK = 250
 
 Job = tuple[Path, int, str, range]
@@ -88,41 +84,8 @@ def prepare_mini_world(
     if bad:
         raise DataError(f"mini world: {', '.join(bad)}: the pictures of a split must be 0 to 999999")
     wanted = {"name": "mini_world", "version": WORLD_VERSION, "seed": seed, "sizes": sizes}
-    if read_manifest(root) == wanted:
-        return root
-    with _writing(root), FileLock(str(root.parent / f".{root.name}.lock")):
-        if read_manifest(root) != wanted:  # another process may have written it while this one waited
-            _refuse_foreign(root)
-            _write_world(root, wanted, workers or _default_workers(), progress)
+    ensure(root, wanted, lambda: _write_world(root, wanted, workers or _default_workers(), progress))
     return root
-
-
-def read_manifest(root: Path) -> dict[str, Any] | None:
-    """What the folder says it holds: name, version, seed and sizes; None where there is no readable manifest."""
-    try:
-        manifest = json.loads((root / _MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
-
-
-@contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    """Turn the system's refusals into an error that says what to do."""
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        hint = "choose another folder, or make room and give yourself write permission there"
-        raise DataError(f"mini world: cannot write {root}: {error.strerror or error}; {hint}") from error
-
-
-def _refuse_foreign(root: Path) -> None:
-    """Never replace a folder that this module did not write."""
-    manifest = read_manifest(root)
-    ours = manifest is not None and manifest.get("name") == "mini_world"
-    if root.exists() and not ours and (not root.is_dir() or any(root.iterdir())):
-        raise DataError(f"mini world: {root} exists and is not a mini world; choose a new or empty folder")
 
 
 def _default_workers() -> int:
@@ -131,21 +94,8 @@ def _default_workers() -> int:
 
 
 def _write_world(root: Path, wanted: dict[str, Any], workers: int, progress: bool) -> None:
-    """Write into a temporary sibling, then swap it in; what killed runs left behind goes first (the lock is held)."""
-    for leftover in root.parent.glob(f".{root.name}.*.partial"):
-        shutil.rmtree(leftover)
-    partial = root.parent / f".{root.name}.{os.getpid()}.partial"
-    try:
-        (partial / "annotations").mkdir(parents=True)
-        _write_splits(partial, wanted, workers, _progress_line(sum(wanted["sizes"].values())) if progress else _silent)
-        _write_json(partial / _MANIFEST, wanted)
-        if root.exists():
-            replaced = root.parent / f".{root.name}.{os.getpid()}.old.partial"
-            root.rename(replaced)
-            shutil.rmtree(replaced)
-        partial.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    report = _progress_line(sum(wanted["sizes"].values())) if progress else _silent
+    swap_in(root, wanted, lambda folder: _write_splits(folder, wanted, workers, report))
 
 
 def _write_splits(root: Path, wanted: dict[str, Any], workers: int, report: Callable[[int], None]) -> None:
@@ -186,14 +136,10 @@ def _mapper(workers: int) -> Iterator[Callable[..., Any]]:
 
 
 def _write_annotations(folder: Path, records: list[SceneRecord], info: dict[str, Any], split: str) -> None:
-    _write_json(folder / f"captions_{split}.json", caption_file(records, info))
-    _write_json(folder / f"questions_{split}.json", question_file(records, info, split))
-    _write_json(folder / f"vqa_annotations_{split}.json", answer_file(records, info, split))
-    _write_json(folder / f"scenes_{split}.json", scene_file(records, info))
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, separators=(",", ":")), encoding="utf-8")
+    write_json(folder / f"captions_{split}.json", caption_file(records, info))
+    write_json(folder / f"questions_{split}.json", question_file(records, info, split))
+    write_json(folder / f"vqa_annotations_{split}.json", answer_file(records, info, split))
+    write_json(folder / f"scenes_{split}.json", scene_file(records, info))
 
 
 def _silent(done: int) -> None:

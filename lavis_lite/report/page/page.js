@@ -20,14 +20,16 @@
     const size = Math.abs(value);
     return size >= 1000 || size < 0.0005 ? value.toPrecision(3) : value.toFixed(size < 10 ? 3 : 2);
   };
-  const many = (count) => `${count.toLocaleString("en")} sample${count === 1 ? "" : "s"}`;
+  const plural = (count, noun) => `${count.toLocaleString("en")} ${count === 1 ? noun : noun === "query" ? "queries" : `${noun}s`}`;
 
   for (const [place, one] of samples.entries()) {
     one.n = place;
     one.score = one.s ? Object.values(one.s)[0] : null;
-    one.text = [one.i, one.p, one.a, one.g, ...(one.r || [])].filter((part) => part !== undefined).join("\n").toLowerCase();
+    one.text = [one.i, one.h, one.p, one.a, one.g, ...(one.r || [])].filter((part) => part !== undefined).join("\n").toLowerCase();
   }
   const ranked = samples.some((one) => one.k !== undefined);
+  const searched = ranked && samples.every((one) => one.a === undefined); // retrieval: nothing is said, only found
+  const many = (count) => plural(count, searched ? "query" : "sample");
   const judged = samples.some((one) => one.ok !== undefined);
   const scored = samples.some((one) => one.score !== null);
   const groups = [...new Set(samples.map((one) => one.g).filter((name) => name !== undefined))];
@@ -52,7 +54,7 @@
     if (content === undefined && !parsed) { waiting.add(holder); return; }
     if (!content) { holder.append(make("small", "", data.faults[place] || "no picture")); return; }
     const image = new Image();
-    image.alt = "";
+    image.alt = holder.dataset.alt;
     image.decoding = "async";
     image.src = `data:image/jpeg;base64,${content}`;
     holder.append(image);
@@ -64,9 +66,10 @@
       show(entry.target);
     }
   }, { rootMargin: "300px" });
-  const picture = (place) => {
+  const picture = (place, alt) => {
     const holder = make("span", "pic");
     holder.dataset.picture = place;
+    holder.dataset.alt = alt;
     near.observe(holder);
     return holder;
   };
@@ -121,15 +124,24 @@
   // One sample
   const chips = (one, all) => {
     const line = make("div", "chips");
-    const kind = verdict(one);
-    const mark = { right: "✓ ", wrong: "✗ ", part: "◐ ", "": "" }[kind];
+    const kind = verdict(one), main = Object.keys(one.s || {})[0];
+    const mark = { right: "✓ ", wrong: "✗ ", part: "~ ", "": "" }[kind];
     if (one.k !== undefined) line.append(make("span", `chip ${kind}`, mark + (one.k ? `rank ${one.k}` : "not found")));
-    else if (one.score !== null) line.append(make("span", `chip ${kind}`, `${mark}${number(one.score)}`));
+    else if (one.score !== null) line.append(make("span", `chip ${kind}`, `${mark}${all ? `${main} ` : ""}${number(one.score)}`));
     else if (kind) line.append(make("span", `chip ${kind}`, mark + kind));
-    if (all) for (const [name, value] of Object.entries(one.s || {})) line.append(make("span", "chip", `${name} ${number(value)}`));
+    // parts of the main score, such as accuracy_question_color, say the same of a single sample
+    const others = Object.entries(one.s || {}).filter(([name]) => !name.startsWith(`${main}_`) && (name !== main || one.k !== undefined));
+    if (all) for (const [name, value] of others) line.append(make("span", "chip", `${name} ${number(value)}`));
     if (one.g !== undefined) line.append(make("span", "chip", one.g));
-    if (!all) line.append(make("span", "id", one.i));
+    if (!all) line.append(opener(one));
     return line;
+  };
+  const opener = (one) => { // what the keyboard reaches; the whole card takes clicks
+    const button = make("button", "id open", one.i);
+    button.type = "button";
+    button.setAttribute("aria-label", `open ${searched ? "query" : "sample"} ${one.i}`);
+    button.setAttribute("aria-haspopup", "dialog");
+    return button;
   };
   const track = (share) => {
     const box = make("span", "track"), fill = make("i");
@@ -143,11 +155,15 @@
     one.c.slice(0, most).forEach((each, place) => {
       const row = make("li", each.ok ? "right" : "");
       if (pictures) {
-        if (each.t !== undefined) row.append(picture(each.t));
+        if (each.t !== undefined) row.append(picture(each.t, each.x || `candidate ${place + 1}`));
         row.append(make("span", "", `${each.ok ? "✓ " : ""}${place + 1}${each.v === undefined ? "" : ` · ${number(each.v)}`}`));
       } else {
-        row.append(make("em", "", each.ok ? "✓" : place + 1), make("span", "", each.x));
-        if (each.w !== undefined) { row.classList.add("barred"); row.append(track(each.w)); }
+        row.append(make("em", "", place + 1), make("span", "", `${each.ok ? "✓ " : ""}${each.x}`));
+        if (each.w !== undefined) {
+          row.classList.add("barred");
+          row.append(track(each.w));
+          row.title = `${(each.w * 100).toFixed(1)} % of the probability of all candidates; log-likelihood ${number(each.v)}`;
+        }
         row.append(make("b", "", each.v === undefined ? "" : number(each.v)));
       }
       list.append(row);
@@ -163,8 +179,7 @@
   const card = (one) => {
     const box = make("article", one.t === undefined ? "card bare" : "card");
     box.dataset.id = one.i;
-    box.tabIndex = 0;
-    if (one.t !== undefined) box.append(picture(one.t));
+    if (one.t !== undefined) box.append(picture(one.t, `picture of ${one.i}`));
     const words = make("div", "words");
     if (one.p) words.append(make("p", "prompt", one.p));
     if (one.a || !one.c) words.append(said(one));
@@ -175,7 +190,6 @@
     box.append(words);
     if (one.c) (beside ? words : box).append(candidates(one, 5));
     box.addEventListener("click", () => { if (!String(getSelection())) set({ sample: String(one.i), page: state.page }); });
-    box.addEventListener("keydown", (event) => { if (event.key === "Enter") set({ sample: String(one.i), page: state.page }); });
     return box;
   };
 
@@ -191,14 +205,22 @@
       button.addEventListener("click", () => by === 0 ? dialog.close() : walk(by));
       return button;
     };
-    head.append(make("span", "id", one.i), step("previous", "←", -1), step("next", "→", 1), step("close", "✕", 0));
+    const link = make("a", "id", one.i), place = current.indexOf(one);
+    link.href = location.hash;
+    link.title = "the address of this view";
+    head.append(link, make("span", "count", place < 0 ? "" : `${(place + 1).toLocaleString("en")} of ${current.length.toLocaleString("en")}`),
+      step("previous", "←", -1), step("next", "→", 1), step("close", "✕", 0));
+    head.children[2].disabled = place === 0;
+    head.children[3].disabled = place === current.length - 1;
     const body = make("div", one.t === undefined ? "body bare" : "body");
-    if (one.t !== undefined) body.append(picture(one.t));
+    if (one.t !== undefined) body.append(picture(one.t, `picture of ${one.i}`));
     const words = make("div", "words");
-    if (one.p) words.append(make("h3", "", one.c && one.k !== undefined ? "query" : "prompt"), make("p", "prompt", one.p));
+    if (one.h) words.append(make("h3", "", "context"), make("p", "prompt", one.h));
+    if (one.p) words.append(make("h3", "", searched ? "query" : "prompt"), make("p", "prompt", one.p));
     if (one.a || !one.c) words.append(make("h3", "", "prediction"), said(one));
     if (one.r) words.append(make("h3", "", "references"), references(one));
-    if (one.c) words.append(make("h3", "", "candidates"), candidates(one, 200));
+    const barred = one.c && one.c.some((each) => each.w !== undefined);
+    if (one.c) words.append(make("h3", "", barred ? "candidates: share of the probability, log-likelihood" : "candidates"), candidates(one, 200));
     words.append(chips(one, true));
     body.append(words);
     dialog.replaceChildren(head, body);
@@ -206,7 +228,13 @@
     dialog.focus();
     dialog.scrollTop = 0;
   };
-  dialog.addEventListener("close", () => { if (state.sample !== "") set({ sample: "", page: state.page }); });
+  dialog.addEventListener("close", () => {
+    const left = state.sample;
+    if (left === "") return;
+    set({ sample: "", page: state.page });
+    const card = [...at("cards").children].find((box) => box.dataset.id === left);
+    if (card) card.querySelector(".open").focus();
+  });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   const walk = (by) => {
     const place = current.findIndex((one) => String(one.i) === state.sample) + by;
@@ -217,7 +245,7 @@
   const headline = () => {
     const named = (name) => data.scores.find((one) => one.name === name && one.value !== null);
     const mains = [...new Set(samples.filter((one) => one.s).map((one) => Object.keys(one.s)[0]))].map(named).filter(Boolean);
-    if (!mains.length && named("agg_metrics")) mains.push(named("agg_metrics"));
+    if (!mains.length && data.scores.length && !data.scores[0].baseline) mains.push(data.scores[0]);
     for (const one of [...mains, ...data.scores.filter((each) => each.baseline)].slice(0, 5)) {
       const tile = make("div", one.baseline ? "baseline" : "");
       tile.append(make("b", "", number(one.value)), make("span", "", one.name));
@@ -239,6 +267,7 @@
       name.className = "name"; meter.className = "meter"; value.className = "value";
       name.textContent = one.name;
       if (one.baseline) name.append(make("span", "tag", "no model"));
+      if (/(^|\/)agg_metrics$/.test(one.name)) name.append(make("span", "tag", "chooses the best checkpoint"));
       if (one.value !== null && one.value >= 0 && one.value <= 1 && !/(^|\/)loss/.test(one.name)) meter.append(track(one.value));
       value.textContent = number(one.value);
     }
@@ -248,13 +277,16 @@
   };
   const values = samples.map((one) => one.score).filter((value) => value !== null);
   const low = Math.min(0, ...new Set(values)), high = Math.max(1, ...new Set(values));
-  const rankBins = [[1, 1, "1"], [2, 5, "2–5"], [6, 10, "6–10"], [11, Number.MAX_SAFE_INTEGER, "> 10"], [Infinity, Infinity, "not found"]];
+  const worstRank = samples.reduce((worst, one) => Math.max(worst, one.k || 0), 1), missed = samples.some((one) => one.k === 0);
+  const rankBins = [...(worstRank <= 6 ? Array.from({ length: worstRank }, (_, place) => [place + 1, place + 1, String(place + 1)])
+    : [[1, 1, "1"], [2, 5, "2–5"], [6, 10, "6–10"], ...(worstRank > 10 ? [[11, Number.MAX_SAFE_INTEGER, "> 10"]] : [])]),
+  ...(missed ? [[Infinity, Infinity, "not found"]] : [])];
   const bins = ranked ? rankBins : Array.from({ length: BINS }, (_, place) => {
     const edge = (step) => Number((low + (high - low) * step / BINS).toPrecision(6));
     return [edge(place), edge(place + 1), ""];
   });
   const binOf = (one) => {
-    if (ranked) return one.k === undefined ? -1 : one.k === 0 ? 4 : rankBins.findIndex((bin) => one.k <= bin[1]);
+    if (ranked) return one.k === undefined ? -1 : one.k === 0 ? rankBins.length - 1 : rankBins.findIndex((bin) => one.k <= bin[1]);
     return one.score === null ? -1 : Math.min(BINS - 1, Math.floor((one.score - low) / (high - low) * BINS + 1e-9));
   };
   const counted = (list) => {
@@ -279,7 +311,7 @@
       bar.style.height = `${allCounts[place] / most * 86}%`;
       fill.style.height = allCounts[place] && inside ? `${counts[place] / allCounts[place] * 100}%` : "0";
       bar.append(fill);
-      button.append(make("span", "", allCounts[place] ? counts[place] : ""), bar);
+      button.append(make("span", "", allCounts[place] ? counts[place].toLocaleString("en") : ""), bar);
       button.addEventListener("click", () => set(chosen ? { min: "", max: "" }
         : { min: String(bin[0]), max: String(ranked || last ? bin[1] : Number((bin[1] - 1e-9).toPrecision(12))) }));
       row.append(button);
@@ -288,7 +320,7 @@
     const marks = ranked ? bins.map((bin) => bin[2]) : [0, 1, 2, 3, 4].map((step) => number(Number((low + (high - low) * step / 4).toPrecision(4))));
     for (const mark of marks) axis.append(make("span", "", mark));
     at("histogram").replaceChildren(row, axis);
-    at("histogram-title").textContent = ranked ? "Queries by rank of the first right candidate" : `Samples by ${data.main}`;
+    at("histogram-title").textContent = ranked ? `${searched ? "Queries" : "Samples"} by rank of the ${searched ? "first " : ""}right candidate` : `Samples by ${data.main}`;
   };
 
   // The list
@@ -331,6 +363,13 @@
     const open = state.sample === "" ? undefined : samples.find((one) => String(one.i) === state.sample);
     if (open) detail(open); else if (dialog.open) dialog.close();
   };
+  const nothing = () => {
+    const box = make("p", "empty", samples.length ? "Nothing fits these filters. " : "There are no samples.");
+    const clear = make("button", "button", "Clear them");
+    clear.addEventListener("click", () => set({ ...initial, order: state.order }));
+    if (samples.length) box.append(clear);
+    return box;
+  };
   const list = (pages) => {
     const first = (state.page - 1) * PER_PAGE;
     const shown = current.slice(first, first + PER_PAGE);
@@ -338,7 +377,7 @@
     waiting.clear();
     at("cards").replaceChildren(...shown.map(card));
     at("cards").classList.toggle("wide", samples.some((one) => one.c));
-    if (!shown.length) at("cards").append(make("p", "empty", samples.length ? "No sample fits these filters." : "There are no samples."));
+    if (!shown.length) at("cards").append(nothing());
     const part = data.total > samples.length ? ` · ${samples.length.toLocaleString("en")} of ${data.total.toLocaleString("en")} are on this page, evenly taken; scores are of all` : "";
     at("count").textContent = `${current.length === samples.length ? many(samples.length) : `${current.length.toLocaleString("en")} of ${many(samples.length)}`}${part}`;
     at("count").dataset.found = current.length;
@@ -356,11 +395,12 @@
   at("group-field").hidden = groups.length < 2;
   at("filter").hidden = !judged;
   at("range-field").hidden = !(scored || ranked);
-  if (ranked) at("range-field").firstElementChild.textContent = "Rank";
+  at("range-field").firstElementChild.textContent = ranked ? "Rank" : data.main || "Score";
   at("distribution").hidden = !(scored || ranked);
   at("training").hidden = !at("training").querySelector("figure");
   let typing = 0;
-  at("search").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(() => set({ q: at("search").value }), 120); });
+  at("search").addEventListener("input", () => { cancelAnimationFrame(typing); typing = requestAnimationFrame(() => set({ q: at("search").value })); });
+  at("search").addEventListener("keydown", (event) => { if (event.key === "Escape" && !at("search").value) at("search").blur(); });
   for (const key of ["min", "max"]) at(key).addEventListener("input", () => set({ [key]: at(key).value }));
   for (const key of ["group", "order"]) at(key).addEventListener("change", () => set({ [key]: at(key).value }));
   document.addEventListener("keydown", (event) => {

@@ -12,7 +12,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from lavis_lite.datasets.prepare import mini_world
-from lavis_lite.datasets.prepare.mini_world import main, prepare_mini_world, read_manifest
+from lavis_lite.datasets.prepare.folder import read_manifest
+from lavis_lite.datasets.prepare.mini_world import main, prepare_mini_world
 from lavis_lite.errors import DataError
 
 SMALL = {"train": 12, "val": 4, "test": 5, "ood": 3}
