@@ -254,7 +254,8 @@ def test_the_vision_encoder_trains_in_bf16_with_rates_that_fall_with_depth() -> 
     loss.backward()
     optimizer.step()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    moved = [float((block.mlp.fc1.weight.detach() - old).abs().max()) for block, old in zip(blocks, before, strict=True)]
+    moved = [float((block.mlp.fc1.weight.detach() - old).abs().max())
+             for block, old in zip(blocks, before, strict=True)]
     # AdamW's first step is as long as the rate, whatever the gradient is
     assert moved == pytest.approx([1e-3 * 0.5 ** (len(blocks) - depth) for depth in range(len(blocks))], rel=0.05)
 
