@@ -46,12 +46,13 @@ ANSWERS = GenerationConfig(max_new_tokens=10, min_new_tokens=0, num_beams=5, len
 CPU = torch.device("cpu")
 LLMS: dict[str, dict[str, Any]] = {
     "opt": {"model_type": "opt", "vocab_size": 50272, "hidden_size": 512, "word_embed_proj_dim": 512, "ffn_dim": 2048,
-            "num_hidden_layers": 8, "num_attention_heads": 8, "max_position_embeddings": 256, "pad_token_id": 1,
+            "num_attention_heads": 8, "max_position_embeddings": 256, "pad_token_id": 1,
             "bos_token_id": 2, "eos_token_id": 2},
-    "t5": {"model_type": "t5", "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8,
-           "num_heads": 8, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "pad_token_id": 0,
-           "eos_token_id": 1, "decoder_start_token_id": 0},
+    "t5": {"model_type": "t5", "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_heads": 8,
+           "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "pad_token_id": 0, "eos_token_id": 1,
+           "decoder_start_token_id": 0},
 }
+LAYERS = {"opt": "num_hidden_layers", "t5": "num_layers"}
 SPREAD = 3.0
 """standard deviation of the logits: the likeliest of so many words then has a probability of 0.1 or so"""
 Run = Callable[[], list[list[int]]]
@@ -195,17 +196,20 @@ def main() -> None:
     parser.add_argument("what", choices=("captions", "answers", "mini"))
     parser.add_argument("--llm", choices=LLMS, default="opt")
     parser.add_argument("--batch", type=int, default=8, help="images")
+    parser.add_argument("--layers", type=int, default=8, help="of a language model with random weights")
     parser.add_argument("--end-logit", type=float, default=14.0, help="the larger, the shorter the texts")
     parser.add_argument("--rounds", type=int, default=7, help="timed runs of each side")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-record", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    LLMS[args.llm].update({LAYERS[args.llm]: args.layers})
     if args.what == "mini":
         runs = mini(args.batch)
     else:
         runs = {"captions": captions, "answers": answers}[args.what](args.llm, args.batch, args.end_logit)
-    row = {"what": args.what, "llm": args.llm, "batch": args.batch, **summarise(measure(runs, args.rounds))}
+    row = {"what": args.what, "llm": args.llm, "batch": args.batch, "layers": args.layers,
+           **summarise(measure(runs, args.rounds))}
     print(json.dumps(row, indent=1))
     if not args.no_record:
         RESULTS.mkdir(exist_ok=True)
