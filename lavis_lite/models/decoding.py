@@ -5,7 +5,7 @@ batch rows `rows` of its cache (in that order, with repetition), then appends on
 samples are multiplied after the first step, so the common beginning is computed once.
 
 A batch gives what its members give one by one: a sample whose beam search is over takes nothing more in, and sampling
-has a random stream per sample. Samples that are over leave the batch, not one by one but when a quarter of it is.
+has a random stream per sample. Samples that are over leave the batch, not one by one but when an eighth of it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lavis_lite.errors import ConfigError
 from lavis_lite.models.qformer import Cache, QFormer
 from lavis_lite.models.text_tokens import SpecialIds
 
-LEAVING_SHARE = 0.25
+LEAVING_SHARE = 0.125
 """of the samples in the batch are over before they leave it: making it smaller copies what stays"""
 
 
