@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.models.qformer import Cache, QFormer
 from lavis_lite.models.text_tokens import SpecialIds
 
@@ -170,7 +170,15 @@ def _random_streams(batch: int, options: Decoding) -> Tensor:
 
 
 def _scores(logits: Tensor, tokens: Tensor, length: int, special: SpecialIds, options: Decoding) -> Tensor:
-    """Log-probabilities with the length and repetition rules applied: float[M,V]."""
+    """Log-probabilities with the length and repetition rules applied: float[M,V].
+
+    Raises:
+        CheckpointError: at the first token, a sample whose logits are not numbers.
+    """
+    if length == 0 and bool((broken := logits.isnan().any(1)).any()):  # once: it makes the device wait
+        raise CheckpointError(f"generate: the model's scores of sample {int(broken.int().argmax())} are NaN. Its "
+                              "weights are damaged or overflow in half precision: try model.llm_precision=fp32, or "
+                              "look for NaN in the picture.")
     beams = options.num_beams > 1 and not options.sample
     scores = logits.log_softmax(1) if beams else logits  # where transformers applies the penalty
     written = tokens if special.begin >= 0 else tokens[:, 1:]
