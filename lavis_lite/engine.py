@@ -23,7 +23,7 @@ from lavis_lite.datasets.feature_cache import FeatureFolder
 from lavis_lite.distributed import Launch, launch_from_environment
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
 from lavis_lite.registry import registry
-from lavis_lite.runners import checkpointing
+from lavis_lite.runners import checkpointing, journal
 from lavis_lite.runners.precision import pick_device
 from lavis_lite.runners.runner import Runner
 from lavis_lite.tasks.base import BaseTask
@@ -164,10 +164,21 @@ def find_checkpoint(run: RunConfig, resume: str | None) -> Path | None:
 
 
 def open_run_folder(composition: Composition, checkpoint: Path | None) -> Path:
-    """<output_dir>/<time>/ with config.yaml; a resumed run goes on in its own folder."""
+    """<output_dir>/<time>/ with config.yaml; a resumed run, or an evaluation that was stopped, goes on in its own."""
     if checkpoint is not None and checkpoint.parent.name == "checkpoints":
         return checkpoint.parent.parent
-    parent = Path(composition.config.run.output_dir)
+    config = composition.config
+    parent = Path(config.run.output_dir)
+    if config.run.evaluate and config.run.resume_evaluation and checkpoint is None:
+        stopped, told = journal.unfinished(parent, config)
+        if told:
+            print(told, flush=True)
+        if stopped is not None:
+            return stopped
+    return _new_run_folder(parent, to_yaml(composition))
+
+
+def _new_run_folder(parent: Path, config_yaml: str) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
@@ -177,5 +188,5 @@ def open_run_folder(composition: Composition, checkpoint: Path | None) -> Path:
             break
         except FileExistsError:
             continue
-    (folder / "config.yaml").write_text(to_yaml(composition), encoding="utf-8")
+    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -16,9 +17,17 @@ class BaseDataset(Dataset[Sample]):
 
     `sample_keys` names the keys that every sample has; where sets are mixed into one batch, the keys common to all
     sets are kept, so that all processes see the same keys in every batch.
+
+    `shares_pictures` says that rows of one `image_name(index)` have the same picture, and that `sample` takes it as a
+    third argument where `picture(index, rng)` gave it before. Evaluation then reads it once for all of them in a batch.
     """
 
     sample_keys: tuple[str, ...] = ()
+
+    @property
+    def shares_pictures(self) -> bool:
+        """Whether several rows may be given one picture; see the class."""
+        return False
 
     def __len__(self) -> int:
         raise NotImplementedError(f"{type(self).__name__} must define __len__")
@@ -30,6 +39,10 @@ class BaseDataset(Dataset[Sample]):
             BadSample: its image cannot be used.
         """
         raise NotImplementedError(f"{type(self).__name__} must define sample")
+
+    def evaluation_order(self) -> Sequence[int]:
+        """All rows in the order in which batches are best made of them: the same in every process."""
+        return range(len(self))
 
     def place(self, index: int) -> str:
         """`file:row` the sample comes from, for messages."""

@@ -5,6 +5,7 @@ One builder serves a whole family of data sets; what tells its members apart are
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,10 @@ from lavis_lite.datasets.images import MAX_PIXELS, ImageFolder
 from lavis_lite.datasets.locate import Source, prepare, sources
 from lavis_lite.datasets.paths import within
 from lavis_lite.datasets.patterns import with_pattern
+from lavis_lite.datasets.references import with_references
 from lavis_lite.datasets.retrieval import RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.shards import missing_shards, names_in, open_shards
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.registry import registry
 
 ALL_ROWS = "*"
@@ -42,6 +44,9 @@ class ImageDatasetConfig(DatasetConfig):
     """training: only the first n captions of each image; absent: all"""
     captions_required: bool = True
     """false: evaluation rows may lack a caption (NoCaps)"""
+    references: dict[str, FileConfig] = field(default_factory=dict)
+    """by split: a COCO captions file with the captions to score by, where the annotations name the images alone; joined
+    by image_id. Where it is not here and cannot be fetched the split is predicted, not scored"""
     columns: dict[str, str | list[str]] = field(default_factory=dict)
     """what a column is called in the files, where it is not called so: image, caption, image_id"""
     image_pattern: str | list[str] | dict[str, str | list[str]] | None = None
@@ -172,6 +177,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
             table = self._first_captions(table)
             return self.train_dataset(table, self.kept_features(vis) or folder, vis, text, space=space,
                                       instruction=self.instruction(True))
+        table = self._with_references(table, split)
         return self.eval_dataset(table, folder, vis, text, instruction=self.instruction(False))
 
     def open_rows(self, split: str, training: bool) -> tuple[RowTable, ImageFolder, str]:
@@ -238,6 +244,18 @@ class ImageTextBuilder(BaseDatasetBuilder):
     def _sources(self, split: str, root: Path | None) -> list[Source]:
         own = self._own(split)
         return sources(self._key(own), self.cfg.build_info.annotations[own], root)
+
+    def _with_references(self, table: RowTable, split: str) -> RowTable:
+        """The rows with the captions of the split's own file of them; as they are where that file cannot be had."""
+        entry, key = self.cfg.references.get(split), f"datasets.{self.name}.references.{split}"
+        for source in sources(key, entry, None) if entry is not None else []:
+            try:
+                path = source.fetch()
+            except DataError as fault:
+                warnings.warn(f"split {split!r} of {self.name} will be predicted and not scored: {fault}", stacklevel=3)
+            else:
+                table = with_references(table, path, split)
+        return table
 
     def _own(self, split: str) -> str:
         """The split whose files hold the rows of a split."""

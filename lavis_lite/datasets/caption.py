@@ -73,7 +73,8 @@ class CaptionEvalDataset(BaseDataset):
     prompt str where there is an instruction.
 
     For retrieval: `image` list of file names, `text` list of all captions, `txt2img` caption place -> image place and
-    `img2txt` image place -> caption places.
+    `img2txt` image place -> caption places. `bare` lists the places of images without a caption; `has_text`:
+    there is none.
 
     Args:
         table: rows with image and, if there are any, caption (list); rows of the same image are joined.
@@ -92,7 +93,8 @@ class CaptionEvalDataset(BaseDataset):
         rows = [self.table[index] for index in range(len(self.table))]
         self.image = [row["image"] for row in rows]
         self.image_ids = own_ids(self.image, [row.get("image_id") for row in rows])
-        self.has_text = all(row["caption"] for row in rows)
+        self.bare = [index for index, row in enumerate(rows) if not row["caption"]]
+        self.has_text = not self.bare
         if not self.has_text:
             self.sample_keys = tuple(key for key in self.sample_keys if key != "text_input")
         if instruction is not None:
@@ -105,10 +107,11 @@ class CaptionEvalDataset(BaseDataset):
         """`file:row` of the image's first annotation."""
         return self._places[index]
 
-    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
-        """One image."""
+    def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
+        """One image; `picture` stands in its place."""
         row = self.table[index]
-        sample = {self.folder.key: self.picture(index, rng), "image_id": self.image_ids[index], "index": index,
+        shown = self.picture(index, rng) if picture is None else picture
+        sample = {self.folder.key: shown, "image_id": self.image_ids[index], "index": index,
                   "instance_id": str(index)}
         if self.has_text:
             sample["text_input"] = self.text_processor(row["caption"][0], rng)

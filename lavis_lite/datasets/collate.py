@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from lavis_lite.datasets.policy import Failure
+from lavis_lite.datasets.policy import IMAGE_ROWS, Failure
 from lavis_lite.errors import DataError
 
 Batch = dict[str, Any]
+PICTURES = ("image", "video")
 
 
 def collate(samples: Sequence[Any]) -> Batch | Failure:
@@ -23,7 +24,8 @@ def collate(samples: Sequence[Any]) -> Batch | Failure:
     Ints become int64[B], floats float32[B], bools bool[B]; arrays and tensors of equal shape are stacked, so `image`
     is float32[B, 3, H, W] and `uniform` float64[B, 2]; strings, lists and dicts stay lists of length B.
     `bad_samples`, the records of unusable samples, is there only when there are some. A batch of which nothing was
-    usable has no other key.
+    usable has no other key. Samples with `image_rows` share pictures: `image` (or `video`) is then float32[U, 3, H, W],
+    every different picture once, and image_rows int64[B] says which one each sample has.
 
     Raises:
         DataError: tensors of unequal shape under one key.
@@ -36,10 +38,20 @@ def collate(samples: Sequence[Any]) -> Batch | Failure:
     batch: Batch = {}
     if usable:
         keys = [key for key in usable[0] if key != "bad_samples" and all(key in sample for sample in usable)]
-        batch = {key: _join(key, [sample[key] for sample in usable]) for key in keys}
+        batch = {key: _join(key, [sample[key] for sample in _holders(key, usable)]) for key in keys}
     if records:
         batch["bad_samples"] = records
     return batch
+
+
+def _holders(key: str, samples: list[Any]) -> list[Any]:
+    """The samples whose value of `key` goes into the batch: of shared pictures the first of each, else all."""
+    if key not in PICTURES or IMAGE_ROWS not in samples[0]:
+        return samples
+    first: dict[int, Any] = {}
+    for sample in samples:
+        first.setdefault(sample[IMAGE_ROWS], sample)
+    return [first[number] for number in sorted(first)]
 
 
 def _join(key: str, values: list[Any]) -> Any:

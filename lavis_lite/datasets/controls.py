@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,8 @@ class Controlled(BaseDataset):
     exactly one other. blind: every picture is zeros, the mean colour after normalisation.
 
     Args:
-        dataset: has `sample`, `picture(index, rng)` and `image_name(index)`.
+        dataset: a `BaseDataset` that has `picture(index, rng)` and `image_name(index)`, and whose `sample` takes a
+            picture as third argument.
         control: wrong_image | blind.
 
     Raises:
@@ -45,13 +47,32 @@ class Controlled(BaseDataset):
         place: str = self.dataset.place(index)
         return place
 
-    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
-        """The row's sample with another picture in it."""
-        sample: Sample = self.dataset.sample(index, rng)
-        key = "video" if "video" in sample else "image"
+    @property
+    def shares_pictures(self) -> bool:
+        """Rows of one image are all shown the same other one."""
+        return bool(self.dataset.shares_pictures)
+
+    def evaluation_order(self) -> Sequence[int]:
+        """As without a control."""
+        order: Sequence[int] = self.dataset.evaluation_order()
+        return order
+
+    def image_name(self, index: int) -> str:
+        """File name of the image that the row is about."""
+        name: str = self.dataset.image_name(index)
+        return name
+
+    def picture(self, index: int, rng: random.Random | None = None) -> Any:
+        """What is shown in the place of the row's own picture."""
         if self.control == "blind":
-            return {**sample, key: torch.zeros_like(torch.as_tensor(sample[key]))}
-        return {**sample, key: self.dataset.picture(self.others[self.dataset.image_name(index)], rng)}
+            return torch.zeros_like(torch.as_tensor(self.dataset.picture(index, rng)))
+        return self.dataset.picture(self.others[self.image_name(index)], rng)
+
+    def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
+        """The row's sample with another picture in it."""
+        shown = self.picture(index, rng) if picture is None else picture
+        sample: Sample = self.dataset.sample(index, rng, shown)
+        return sample
 
 
 def _others(dataset: Any) -> dict[str, int]:

@@ -65,15 +65,28 @@ class TurnTable(RowTable):
         at = row["asked"][number]
         question, answer, label, candidates = row["turns"][at]
         said = "\n".join(self._said(*turn[:2]) for turn in row["turns"][:at])
-        found = {"image": row["image"], "image_id": row["image_id"], "question": self._text(question, 0),
-                 "question_id": f"{row['name']}-{at + 1}", "history": said, "caption": row.get("caption", "")}
-        if answer is not None:
-            found |= {"answers": [self._text(answer, 1)], "counts": [1]}
+        found = self._question(row, at, question, answer, said)
         if candidates is not None:
             found["candidates"] = [self._text(candidate, 1) for candidate in candidates]
             if found["question_id"] in self.relevance:
                 found["relevance"] = self.relevance[found["question_id"]]
         return found if label is None else {**found, "label": label}
+
+    def _question(self, row: Row, at: int, question: str | int, answer: str | int | None, said: str) -> Row:
+        """One turn of a dialogue as a row, after what was said."""
+        found = {"image": row["image"], "image_id": row["image_id"], "question": self._text(question, 0),
+                 "question_id": f"{row['name']}-{at + 1}", "history": said, "caption": row.get("caption", "")}
+        return found if answer is None else {**found, "answers": [self._text(answer, 1)], "counts": [1]}
+
+    def skim(self) -> Iterator[Row]:
+        """All rows in order, without candidates and relevance; a dialogue and its texts are decoded once."""
+        for row in self.dialogues.skim():
+            said: list[str] = []
+            asked = set(row["asked"])
+            for at, (question, answer, *_) in enumerate(row["turns"]):
+                if at in asked:
+                    yield self._question(row, at, question, answer, "\n".join(said))
+                said.append(self._said(question, answer))
 
     def _text(self, value: str | int, which: int) -> str:
         if isinstance(value, str) or self.texts is None:

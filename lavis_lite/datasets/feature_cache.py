@@ -137,7 +137,9 @@ def open_features(folder: str, key: str, processor: Mapping[str, Any] | None, vi
 
 
 def refuse_random(vis: Any, key: str, processor: Mapping[str, Any]) -> None:
-    """Raise a ConfigError where an image's features would differ from one time to the next."""
+    """Raise a ConfigError where an image's features would differ from one time to the next, and for videos."""
+    if getattr(vis, "takes", "image") == "video":
+        raise ConfigError(f"{key}: features are kept of images, not of videos. Train without {key}.features.")
     if getattr(vis, "is_random", True):
         raise ConfigError(f"{key}.vis_processor.train: {processor.get('name')} changes images at random, and kept "
                           f"features would be always the same. Set {key}.vis_processor.train.name=blip_image_eval, "

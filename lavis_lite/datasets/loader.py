@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.collate import Batch, collate
 from lavis_lite.datasets.policy import EvaluationSamples, Failure, TrainingSamples
+from lavis_lite.datasets.remaining import Remaining
 from lavis_lite.datasets.sampler import EvalBatches, RankBatches, SampleOrder
 from lavis_lite.errors import DataError
 
@@ -43,10 +44,22 @@ def train_loader(datasets: Sequence[Any], order: SampleOrder, run_cfg: RunConfig
     return Loader(samples, batch_sampler=batches, persistent_workers=run_cfg.num_workers > 0, **_settings(run_cfg))
 
 
-def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int = 1) -> Loader:
-    """This rank's batches of an evaluation data set: each row on exactly one rank, in order."""
-    samples = EvaluationSamples(dataset, run_cfg.seed, run_cfg.on_bad_sample)
-    batches = EvalBatches(len(samples), run_cfg.batch_size_eval, rank, world_size)
+def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int = 1,
+                share_pictures: bool = False, done: Container[int] = ()) -> Loader:
+    """This rank's batches of an evaluation data set: each row on exactly one rank, in the data set's own order.
+
+    Its `batch_sampler` is a `Remaining`, which knows the batches' numbers.
+
+    Args:
+        dataset: a `BaseDataset`, or any map-style data set, whose rows are taken as they stand.
+        run_cfg: batch_size_eval, num_workers, seed, on_bad_sample and device are used.
+        rank, world_size: this process among all.
+        share_pictures: a batch brings the picture of several of its rows once; see `EvaluationSamples`.
+        done: numbers of batches that are left out.
+    """
+    samples = EvaluationSamples(dataset, run_cfg.seed, run_cfg.on_bad_sample, share_pictures)
+    order = dataset.evaluation_order() if hasattr(dataset, "evaluation_order") else None
+    batches = Remaining(EvalBatches(len(samples), run_cfg.batch_size_eval, order=order), done, rank, world_size)
     return Loader(samples, batch_sampler=batches, **_settings(run_cfg))
 
 

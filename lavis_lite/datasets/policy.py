@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -22,6 +24,8 @@ from lavis_lite.datasets.sampler import SampleKey
 from lavis_lite.errors import DataError
 
 _MOST_ATTEMPTS = 20
+IMAGE_ROWS = "image_rows"
+"""key of a sample's picture among the different pictures of its batch"""
 
 
 class BadRecord(TypedDict):
@@ -108,21 +112,71 @@ class EvaluationSamples(Dataset[Sample | Failure]):
     """What an evaluation loader reads: row -> sample; an unusable one is only its record (`bad_samples`).
 
     `uniform` is a function of the row, so that validation losses of different epochs compare.
+
+    Args:
+        dataset: what is evaluated.
+        seed: `run.seed`.
+        on_bad_sample: raise | skip.
+        share_pictures: where the data set's rows share pictures (`BaseDataset.shares_pictures`) a batch reads each of
+            them once; if any is there twice, its samples have `image_rows` int, the number of their picture in it.
     """
 
-    def __init__(self, dataset: Any, seed: int, on_bad_sample: str = "raise") -> None:
+    def __init__(self, dataset: Any, seed: int, on_bad_sample: str = "raise", share_pictures: bool = False) -> None:
         self.dataset, self.seed, self.on_bad_sample = dataset, seed, on_bad_sample
+        self.shares = share_pictures and bool(getattr(dataset, "shares_pictures", False))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample | Failure:
+        return self._sample(index, partial(read_sample, self.dataset))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | Failure]:
+        """The samples of a batch; loaders call this in place of one row after another."""
+        if not self.shares:
+            return [self[index] for index in indices]
+        album = _Album(self.dataset)
+        samples = [self._sample(index, album.sample) for index in indices]
+        numbered = [sample for sample in samples if isinstance(sample, dict) and IMAGE_ROWS in sample]
+        if len(numbered) == len(album.numbers):  # all different: an ordinary batch
+            for sample in numbered:
+                del sample[IMAGE_ROWS]
+        return samples
+
+    def _sample(self, index: int, read: Callable[[int, random.Random], Sample]) -> Sample | Failure:
         try:
-            sample = read_sample(self.dataset, index, sample_rng(self.seed, 0, 0, index))
+            sample = read(index, sample_rng(self.seed, 0, 0, index))
         except BadSample as fault:
             record = _record(self.dataset, index, fault)
             return _failure(record) if self.on_bad_sample == "raise" else {"bad_samples": [record]}
         return {**sample, "uniform": negative_uniforms(self.seed, index)}
+
+
+class _Album:
+    """The pictures of one batch, each read once; a bad one is bad for every row that has it."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.numbers: dict[str, int] = {}
+        """of the usable pictures by name, as they came"""
+        self._read: dict[str, Any] = {}
+
+    def sample(self, index: int, rng: random.Random) -> Sample:
+        """The row's sample with its picture's number; raises BadSample as the data set does."""
+        name = self.dataset.image_name(index)
+        if name not in self._read:
+            self._read[name] = self._picture(index, rng)
+        picture = self._read[name]
+        if isinstance(picture, BadSample):
+            raise BadSample(picture.path, picture.reason)
+        sample: Sample = self.dataset.sample(index, rng, picture)
+        return {**sample, IMAGE_ROWS: self.numbers.setdefault(name, len(self.numbers))}
+
+    def _picture(self, index: int, rng: random.Random) -> Any:
+        try:
+            return self.dataset.picture(index, rng)
+        except BadSample as fault:
+            return fault
 
 
 class BadSampleLog:

@@ -132,6 +132,7 @@ class QAEvalDataset(BaseDataset):
         self.sample_keys = (folder.key, *self.sample_keys[1:], *left_of(extras, instruction),
                             *(("candidates", *labelled) if multiple_choice else ()))
         self._training, self._candidates = training, candidates
+        self._last: tuple[int, Row] = -1, {}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -140,13 +141,39 @@ class QAEvalDataset(BaseDataset):
         """`file:row` of the question."""
         return self.table.place(index)
 
-    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
-        """One question."""
-        row = self.table[index]
+    @property
+    def shares_pictures(self) -> bool:
+        """Where nothing random happens to pictures, questions about one image have the same."""
+        return not getattr(self.vis_processor, "is_random", True)
+
+    def evaluation_order(self) -> Sequence[int]:
+        """Questions about one image side by side; the images with the longest questions first.
+
+        So a batch has few pictures and little padding, and a batch too large for the memory is met at the start.
+        """
+        rows_of: dict[str, list[int]] = {}
+        longest: Counter[str] = Counter()
+        for index, row in enumerate(self.table.skim()):
+            name = row["image"]
+            rows_of.setdefault(name, []).append(index)
+            longest[name] = max(longest[name], self._length(row))
+        names = sorted(rows_of, key=lambda name: -longest[name])  # stable: ties stay in the files' order
+        return [index for name in names for index in rows_of[name]]
+
+    def _length(self, row: Row) -> int:
+        """Characters that the model reads, the template aside."""
+        read = row["question"] if self.learn == "answer" else self._commonest(row)
+        extras = extras_of(row, self.extras)
+        return len(read) + sum(len("".join(value)) for value in extras.values())  # texts and lists of texts
+
+    def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
+        """One question; `picture`: what `picture` gave for it before, or something in its place."""
+        row = self._row(index)
         read = self.text_processor(row["question"], rng) if self.learn == "answer" else self._commonest(row)
         prompt, extras = instructed(self.instruction, read, rng, extras_of(row, self.extras))
+        shown = self.picture(index, rng) if picture is None else picture
         return {
-            self.folder.key: self.picture(index, rng), **extras, **self._ranked(row), "text_input": prompt,
+            self.folder.key: shown, **extras, **self._ranked(row), "text_input": prompt,
             "question_id": row["question_id"],
             "image_id": row.get("image_id", image_number(self.space, row["image"])),
             "index": index, "instance_id": str(index),
@@ -167,8 +194,14 @@ class QAEvalDataset(BaseDataset):
 
     def image_name(self, index: int) -> str:
         """File name of a question's image."""
-        name: str = self.table[index]["image"]
+        name: str = self._row(index)["image"]
         return name
+
+    def _row(self, index: int) -> Row:
+        """The row asked for last is kept: its picture and its texts are asked for one after the other."""
+        if self._last[0] != index:
+            self._last = index, self.table[index]
+        return self._last[1]
 
     def question(self, index: int) -> dict[str, Any]:
         """The row: question, question_id, answers (one per annotator, empty without annotations) and its types.

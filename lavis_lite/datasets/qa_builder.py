@@ -33,9 +33,10 @@ class ImageQAConfig(ImageDatasetConfig):
 
     columns: dict[str, str | list[str]] = field(default_factory=dict)
     """what a column is called in the files, where it is not called so: question, question_id, image, image_id,
-    answers (or answer), question_type, answer_type; answers may be a list of columns with one answer each. Only where
-    they are named here: choices (options), answer_index (place of the right one: multiple choice), context (such as a
-    hint), caption, ocr_tokens"""
+    answers (or answer), question_type (such as ScienceQA's subject), answer_type, difficult (true: no direct answer is
+    scored, A-OKVQA's rule); answers may be a list of columns with one answer each. Only where they are named here:
+    choices (options), answer_index (place of the right one: multiple choice), context (such as a hint), caption,
+    ocr_tokens"""
     key_column: str | None = None
     """files that are an object of rows by name: which column that name is"""
     row_files: str | None = None

@@ -14,7 +14,8 @@ from lavis_lite.datasets.patterns import ImagePattern
 from lavis_lite.errors import ConfigError, did_you_mean
 
 COLUMNS = {"question": "question", "answers": "answers", "answer": "answer", "question_id": "question_id",
-           "image_id": "image_id", "image": "image", "question_type": "question_type", "answer_type": "answer_type"}
+           "image_id": "image_id", "image": "image", "question_type": "question_type", "answer_type": "answer_type",
+           "difficult": "difficult"}
 """what a row may have -> its usual name in a file"""
 
 
@@ -26,6 +27,13 @@ def words(value: Any) -> list[str]:
         if isinstance(item, bool) or not isinstance(item, str | int | float):
             raise ValueError(f"[{place}] must be text, not {describe(item)}")
     return [text(str(item)) for item in value if str(item).strip()]
+
+
+def flag(value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {describe(value)}")
+    return value
 
 
 def choice_list(value: Any) -> list[str]:
@@ -96,7 +104,7 @@ class Layout:
     def fields(self) -> list[Field]:
         """What a row has besides answers and a required image."""
         optional = {"question_id": identifier, "image_id": identifier, "question_type": text, "answer_type": text,
-                    "image": file_name}
+                    "image": file_name, "difficult": flag}
         extras = {key: kind for key, kind in EXTRAS.items() if key in self.columns}
         return [Field("question", text, self.name("question")),
                 *(Field(key, kind, self.name(key), required=False) for key, kind in {**optional, **extras}.items())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from lavis_lite.datasets.base import Sample
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
@@ -20,8 +21,8 @@ class RetrievalEvalDataset(CaptionEvalDataset):
 
     sample_keys: tuple[str, ...] = ("image", "image_id", "index", "instance_id")
 
-    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
-        """One image."""
-        sample = super().sample(index, rng)
+    def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
+        """One image; `picture` stands in its place."""
+        sample = super().sample(index, rng, picture)
         sample.pop("text_input", None)
         return sample

@@ -250,10 +250,19 @@ class RankBatches(Sampler[list[SampleKey]]):
 
 
 class EvalBatches(Sampler[list[int]]):
-    """Evaluation: rows in order, whole batch j goes to rank j % world_size; each row exactly once, nothing padded."""
+    """Evaluation: rows in order, whole batch j goes to rank j % world_size; each row exactly once, nothing padded.
 
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    Args:
+        size: rows.
+        batch_size: rows of a batch; the last one may have fewer.
+        rank, world_size: this process among all.
+        order: all rows in the order wanted; None: as they stand.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1,
+                 order: Sequence[int] | None = None) -> None:
         self.size, self.batch_size, self.rank, self.world_size = size, batch_size, rank, world_size
+        self.order = range(size) if order is None else order
 
     def _starts(self) -> range:
         return range(self.rank * self.batch_size, self.size, self.world_size * self.batch_size)
@@ -263,4 +272,4 @@ class EvalBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for start in self._starts():
-            yield list(range(start, min(start + self.batch_size, self.size)))
+            yield list(self.order[start:start + self.batch_size])

@@ -1,14 +1,15 @@
-"""The caption scores that a run names, of a split and by domain; those that cannot be had are told and left out."""
+"""The caption scores that a run names, of a split, by domain and by image; those that cannot be had are told."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from lavis_lite.errors import MissingExtraError
-from lavis_lite.metrics.captions import CaptionScores, TokenizedCaptions, token_scores, tokenized
-from lavis_lite.metrics.java_scores import Floats, JavaScoreError, meteor_scores, spice_scores
+from lavis_lite.metrics.captions import TokenizedCaptions, token_scores, tokenized
+from lavis_lite.metrics.java_scores import Floats, JavaScoreError, Scored, meteor_of_parts, spice_of_parts
 
 BLEU = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
 SCORES: dict[str, tuple[str, ...]] = {
@@ -23,13 +24,33 @@ SCORES: dict[str, tuple[str, ...]] = {
 MAIN = {"coco": ("CIDEr", "Bleu_4"), "bleu": ("Bleu_4",)}
 """scores that are added up in agg_metrics where they are not those of SCORES; for coco as LAVIS"""
 EMPTY = "empty_captions"
-_JAVA: dict[str, Callable[[TokenizedCaptions], tuple[float, Floats]]] = {"METEOR": meteor_scores,
-                                                                        "SPICE": spice_scores}
+Parts = Sequence[Sequence[int]]
+_JAVA: dict[str, Callable[[TokenizedCaptions, Parts], list[Scored]]] = {"METEOR": meteor_of_parts,
+                                                                        "SPICE": spice_of_parts}
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class CaptionReport:
+    """Scores of a split.
+
+    Attributes:
+        scores: Bleu_1 ..., as named; <score>_<domain>; empty_captions, how many predictions had no word (they score 0);
+            agg_metrics, the sum of the main scores: METEOR and SPICE only where nothing else is asked for, so that it
+            does not hang on what is installed.
+        ids: of the images.
+        per_image: name -> float64[I], in the order of `ids`. BLEU of a split is not the mean of these.
+        missing: METEOR or SPICE -> why it could not be computed.
+    """
+
+    scores: dict[str, float]
+    ids: list[Any]
+    per_image: dict[str, Floats]
+    missing: dict[str, str] = field(default_factory=dict)
+
+
 def caption_report(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]], names: Iterable[str],
-                   domains: Mapping[Any, str] | None = None) -> dict[str, float]:
+                   domains: Mapping[Any, str] | None = None) -> CaptionReport:
     """Scores by name.
 
     Args:
@@ -38,40 +59,44 @@ def caption_report(predictions: Mapping[Any, str], references: Mapping[Any, Sequ
         domains: id -> for instance in-domain, near-domain or out-domain (NoCaps). Each domain is scored as a set of
             its own.
 
-    Returns:
-        Bleu_1 ..., as named; <score>_<domain>; empty_captions, how many predictions had no word (they score 0);
-        agg_metrics, the sum of the main scores. METEOR or SPICE is missing where it could not be computed: the reason
-        is logged.
-
     Raises:
         DataError: captions that cannot be scored.
     """
     names = list(dict.fromkeys(names))
     wanted = list(dict.fromkeys(score for name in names for score in SCORES[name]))
     captions = tokenized(predictions, references)
-    found, whole = _scores(captions, wanted)
-    for domain, ids in _by_domain(captions.ids, domains or {}).items():
-        part, _ = _scores(captions.of(ids), [name for name in wanted if name in found])
-        found |= {f"{name}_{domain}": value for name, value in part.items()}
-    main = dict.fromkeys(score for name in names for score in MAIN.get(name, SCORES[name]))
-    return found | {EMPTY: float(len(whole.empty)), "agg_metrics": sum(found[name] for name in main if name in found)}
-
-
-def _scores(captions: TokenizedCaptions, wanted: Sequence[str]) -> tuple[dict[str, float], CaptionScores]:
+    places = _by_domain(captions.ids, domains or {})
     whole = token_scores(captions)
-    found = {name: whole.scores[name] for name in wanted if name not in _JAVA}
-    for name in wanted:
-        if name in _JAVA:
-            try:
-                found[name] = _JAVA[name](captions)[0]
-            except (MissingExtraError, JavaScoreError) as fault:
-                _log.warning("%s was left out of the scores: %s", name, fault)
-    return found, whole
+    each, missing = dict(whole.per_image), {}
+    by_part = [whole.scores, *(token_scores(captions.of([captions.ids[at] for at in part])).scores
+                               for part in places.values())]
+    for name in (name for name in wanted if name in _JAVA):
+        try:
+            found = _JAVA[name](captions, list(places.values()))
+        except (MissingExtraError, JavaScoreError) as fault:
+            missing[name] = str(fault)
+            _log.warning("%s was left out of the scores: %s", name, fault)
+            continue
+        each[name] = found[0][1]
+        for scores, (score, _) in zip(by_part, found, strict=True):
+            scores[name] = score
+    scores = {f"{name}{suffix}": part[name]
+              for suffix, part in zip(["", *(f"_{domain}" for domain in places)], by_part, strict=True)
+              for name in wanted if name in part}
+    scores |= {EMPTY: float(len(whole.empty)), "agg_metrics": _aggregate(names, whole.scores)}
+    return CaptionReport(scores, captions.ids, {name: each[name] for name in each if name in wanted}, missing)
 
 
-def _by_domain(ids: Sequence[Any], domains: Mapping[Any, str]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for key in ids:
+def _aggregate(names: Sequence[str], scores: Mapping[str, float]) -> float:
+    main = dict.fromkeys(score for name in names for score in MAIN.get(name, SCORES[name]))
+    always = [score for score in main if score not in _JAVA]
+    return sum(scores[name] for name in always or main if name in scores)
+
+
+def _by_domain(ids: Sequence[Any], domains: Mapping[Any, str]) -> dict[str, list[int]]:
+    """Domain -> places of its images."""
+    found: dict[str, list[int]] = {}
+    for place, key in enumerate(ids):
         if domains.get(key):
-            found.setdefault(domains[key], []).append(key)
+            found.setdefault(domains[key], []).append(place)
     return found

@@ -6,6 +6,7 @@ with the constants of COCO's evaluation code, so that scores agree to the last d
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from lavis_lite.metrics.ptb import tokenize_all
 from lavis_lite.metrics.rouge import rouge_l_scores
 
 CIDER_SIGMA = 6.0
+_log = logging.getLogger(__name__)
 MOST_IDS = 20
 """ids that an error names"""
 
@@ -67,7 +69,7 @@ def caption_scores(predictions: Mapping[Any, str], references: Mapping[Any, Sequ
     Args:
         predictions: id -> caption. Their order is the order of images in the official evaluation: a caption's tokens
             can hang on the caption after it (see ptb.py).
-        references: id -> at least one caption; ids without a prediction are not looked at.
+        references: id -> at least one caption; ids without a prediction do not count, which a warning tells.
 
     Raises:
         DataError: nothing to score, predictions without references (all of them told at once), or no text.
@@ -95,12 +97,19 @@ def check(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]
     _stop_at([key for key in predictions if isinstance(references[key], str)
               or not all(isinstance(text, str) for text in references[key])], len(predictions),
              "images have references that are no list of texts")
+    silent = [key for key in references if key not in predictions]
+    if silent:
+        _log.warning("%d of %d images with references have no caption; ids: %s. Scores are of the others.", len(silent),
+                     len(references), _shown(silent))
 
 
 def _stop_at(ids: list[Any], total: int, fault: str) -> None:
     if ids:
-        shown = ", ".join(map(str, ids[:MOST_IDS])) + (", ..." if len(ids) > MOST_IDS else "")
-        raise DataError(f"{len(ids)} of {total} {fault}; ids: {shown}.")
+        raise DataError(f"{len(ids)} of {total} {fault}; ids: {_shown(ids)}.")
+
+
+def _shown(ids: list[Any]) -> str:
+    return ", ".join(map(str, ids[:MOST_IDS])) + (", ..." if len(ids) > MOST_IDS else "")
 
 
 def token_scores(captions: TokenizedCaptions) -> CaptionScores:

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,8 +24,11 @@ from numpy.typing import NDArray
 
 from lavis_lite.errors import DataError, MissingExtraError
 from lavis_lite.metrics.captions import TokenizedCaptions
+from lavis_lite.metrics.ptb import one_line
 
 Floats = NDArray[np.float64]
+Scored = tuple[float, Floats]
+"""score of a set, and of its images float64[I]"""
 PATIENCE = 60.0
 """seconds without output after which a Java program is ended"""
 _LAST_LINES = 5
@@ -35,30 +38,57 @@ class JavaScoreError(DataError):
     """A Java program of a metric crashed, hung or answered what is no score."""
 
 
-def meteor_scores(captions: TokenizedCaptions, patience: float = PATIENCE) -> tuple[float, Floats]:
+def meteor_scores(captions: TokenizedCaptions, patience: float = PATIENCE) -> Scored:
     """METEOR 1.5 of the set, and of the images float64[I], as the official evaluation.
 
     Raises:
         MissingExtraError: Java or pycocoevalcap is not there.
         JavaScoreError: the program crashed, or said nothing for `patience` seconds.
     """
+    return meteor_of_parts(captions, [], patience)[0]
+
+
+def meteor_of_parts(captions: TokenizedCaptions, parts: Sequence[Sequence[int]],
+                    patience: float = PATIENCE) -> list[Scored]:
+    """`meteor_scores` of the set, then of each part as a set of its own, by one run of the program.
+
+    Args:
+        captions: the set.
+        parts: places of images.
+        patience: seconds without output.
+    """
     jar = _package_file("METEOR", "meteor/meteor-1.5.jar")
     options = ["-", "-", "-stdio", "-l", "en", "-norm"]
+    found: list[Scored] = []
     with Java("METEOR", ["-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", str(jar), *options], patience) as java:
         count = len(captions.ids)
         java.send(_meteor_lines(captions))
         statistics = [java.line() for _ in range(count)]
-        java.send([f"EVAL ||| {' ||| '.join(statistics)}"])
-        scores = [java.number() for _ in range(count + 1)]
-    return scores[-1], np.array(scores[:-1])
+        for part in [range(count), *parts]:
+            java.send([" ||| ".join(["EVAL", *(statistics[place] for place in part)])])
+            *each, whole = [java.number() for _ in range(len(part) + 1)]
+            found.append((whole, np.array(each)))
+    return found
 
 
 def _meteor_lines(captions: TokenizedCaptions) -> Iterator[str]:
     for prediction, references in zip(captions.predictions, captions.references, strict=True):
-        yield " ||| ".join(["SCORE", *map(" ".join, references), " ".join(prediction)])
+        yield " ||| ".join(["SCORE", *map(_line, references), _line(prediction)])
 
 
-def spice_scores(captions: TokenizedCaptions, patience: float = PATIENCE) -> tuple[float, Floats]:
+def _line(tokens: Sequence[str]) -> str:
+    """A caption as Java reads it: one line, whatever the tokens are."""
+    return one_line(" ".join(tokens))
+
+
+def spice_of_parts(captions: TokenizedCaptions, parts: Sequence[Sequence[int]],
+                   patience: float = PATIENCE) -> list[Scored]:
+    """`spice_scores` of the set, then of each part: the mean of its images."""
+    whole, each = spice_scores(captions, patience)
+    return [(whole, each), *((float(each[list(part)].mean()), each[list(part)]) for part in parts)]
+
+
+def spice_scores(captions: TokenizedCaptions, patience: float = PATIENCE) -> Scored:
     """SPICE F of the set, and of the images float64[I], as the official evaluation.
 
     Raises:
@@ -70,7 +100,7 @@ def spice_scores(captions: TokenizedCaptions, patience: float = PATIENCE) -> tup
         raise MissingExtraError(
             f"SPICE needs the Stanford CoreNLP 3.6.0 program and models in {jar.parent / 'lib'}; with a network, once: "
             "python -c 'from pycocoevalcap.spice.get_stanford_models import get_stanford_models as get; get()'")
-    asked = [{"image_id": place, "test": " ".join(prediction), "refs": [" ".join(one) for one in references]}
+    asked = [{"image_id": place, "test": _line(prediction), "refs": list(map(_line, references))}
              for place, (prediction, references) in enumerate(zip(captions.predictions, captions.references,
                                                                   strict=True))]
     with tempfile.TemporaryDirectory(prefix="spice-") as folder:
@@ -83,7 +113,7 @@ def spice_scores(captions: TokenizedCaptions, patience: float = PATIENCE) -> tup
         return _spice_result(target, len(asked))
 
 
-def _spice_result(path: Path, count: int) -> tuple[float, Floats]:
+def _spice_result(path: Path, count: int) -> Scored:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         scores = {row["image_id"]: float(row["scores"]["All"]["f"]) for row in rows}
@@ -96,7 +126,7 @@ def _spice_result(path: Path, count: int) -> tuple[float, Floats]:
 def _package_file(metric: str, name: str) -> Path:
     spec = find_spec("pycocoevalcap")
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(f"{metric} needs pycocoevalcap, which is not installed: pip install pycocoevalcap")
+        raise MissingExtraError(f"{metric} needs pycocoevalcap, which is not installed: pip install 'lavis_lite[eval]'")
     path = Path(next(iter(spec.submodule_search_locations)), name)
     if not path.is_file():
         raise MissingExtraError(f"{metric}: {path} is missing; install pycocoevalcap again: "
@@ -156,7 +186,7 @@ class Java:
     def _say(self, text: str) -> None:
         pipe = _pipe(self._process.stdin)
         with _closed_pipe_is_told_by_the_reader():
-            pipe.write(text.encode("utf-8"))
+            pipe.write(text.encode("utf-8", "replace"))
             pipe.flush()
 
     def line(self) -> str:

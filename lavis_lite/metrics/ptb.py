@@ -42,7 +42,7 @@ def tokenize(text: str, following: str = "") -> list[str]:
         following: the next caption of the stream, "" where there is none. It matters only where the caption ends with
             an abbreviation, see above.
     """
-    return _tokens(_one_line(text), f"\n{_one_line(following)}" if following else "")
+    return _tokens(one_line(text), f"\n{one_line(following)}" if following else "")
 
 
 def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
@@ -52,7 +52,7 @@ def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
         texts: as the official code writes them into one file: the references of all images one after the other, or
             all predictions.
     """
-    lines = [_one_line(text) for text in texts]
+    lines = [one_line(text) for text in texts]
     rests = [f"\n{line}\n" for line in lines[1:-1]] + [f"\n{line}" for line in lines[1:][-1:]]
     return [_tokens(line, rest) for line, rest in zip_longest(lines, rests, fillvalue="")]
 
@@ -63,7 +63,8 @@ def forget() -> None:
     _CHUNKS.others.clear()
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """The text with blanks for whatever would end a line on its way, or part references."""
     return text if text.isprintable() and "|" not in text else _BREAKS.sub(" ", text)
 
 

@@ -1,94 +1,123 @@
-"""Scores of rankings and of choices: dialog retrieval, area under the ROC curve, accuracy by group; pure functions.
+"""Scores of ranked candidates: dialog retrieval and the area under the ROC curve; pure functions over arrays.
+
+A candidate's score is higher for a better one. Equal scores keep the order of the candidates, so that a model that
+scores all alike lands where their order puts it; NaN counts as the lowest score, below -inf. Ranks start at 1.
 
 Dialog: MRR, recall@k, mean rank and NDCG as the Visual Dialog challenge computes them (Das et al., CVPR 2017).
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lavis_lite.errors import DataError
-from lavis_lite.metrics.vqa import normalise
 
-RECALLS = (1, 5, 10)
+KS = (1, 5, 10)
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
-def ranks(scores: ArrayLike) -> NDArray[np.int64]:
-    """Rank of every option, 1 for the best.
+def order(scores: ArrayLike) -> Ints:
+    """Places of the candidates, the best first: float[..., C] -> int64[..., C]."""
+    values = np.asarray(scores, dtype=np.float64)
+    return np.argsort(-values, axis=-1, kind="stable")  # NaN sorts last
+
+
+def ranks(scores: ArrayLike) -> Ints:
+    """Rank of every candidate, 1 for the best, in their own order: what Visual Dialog's server takes.
 
     Args:
-        scores: float[..., O], higher is better; of equal scores the first option ranks first.
+        scores: float[..., C].
 
     Returns:
-        int64[..., O].
+        int64[..., C].
     """
-    values = np.asarray(scores, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise DataError("scores of options must be finite numbers; some are NaN or infinite.")
-    order = np.argsort(-values, axis=-1, kind="stable")
-    found = np.empty(values.shape, dtype=np.int64)
-    np.put_along_axis(found, order, np.broadcast_to(np.arange(1, values.shape[-1] + 1), values.shape), axis=-1)
+    places = order(scores)
+    found = np.empty_like(places)
+    np.put_along_axis(found, places, np.broadcast_to(np.arange(1, places.shape[-1] + 1), places.shape), axis=-1)
     return found
 
 
+def shares(scores: ArrayLike) -> Floats:
+    """Softmax of log-likelihoods, float[..., C]: each candidate's probability among all; NaN has none.
+
+    Equal shares where no candidate has a likelihood above 0.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    values = np.where(np.isnan(values), -np.inf, values)
+    top = values.max(axis=-1, keepdims=True)
+    mass = np.exp(np.where(np.isneginf(top), 0.0, values - np.where(np.isneginf(top), 0.0, top)))
+    return np.asarray(mass / mass.sum(axis=-1, keepdims=True))
+
+
 def rank_scores(true_ranks: ArrayLike) -> dict[str, float]:
-    """Summary of the ranks that the true options got.
+    """Visual Dialog's sparse scores of the ranks that the right candidates got.
 
     Args:
         true_ranks: int[...], 1 for the best.
 
     Returns:
-        r@1, r@5, r@10 (fractions), mean (rank) and mrr (mean reciprocal rank).
+        r1, r5, r10 (fractions), mean_rank and mrr (mean reciprocal rank).
 
     Raises:
         DataError: there is no rank, or one below 1.
     """
     places = np.asarray(true_ranks, dtype=np.float64).ravel()
-    if not places.size or places.min() < 1:
-        raise DataError("there must be at least one rank, and ranks begin at 1.")
-    return {**{f"r@{k}": float((places <= k).mean()) for k in RECALLS},
-            "mean": float(places.mean()), "mrr": float((1 / places).mean())}
+    if not places.size:
+        raise DataError("no question was ranked, so there is nothing to score.")
+    if not places.min() >= 1:
+        raise DataError(f"ranks begin at 1; there is one of {places.min():g}.")
+    return {**{f"r{k}": float((places <= k).mean()) for k in KS},
+            "mean_rank": float(places.mean()), "mrr": float((1 / places).mean())}
 
 
 def dialog_scores(scores: ArrayLike, truth: ArrayLike) -> dict[str, float]:
-    """`rank_scores` of the true option of each round.
+    """`rank_scores` of the right candidate of each round.
 
     Args:
-        scores: float[..., O] of the options.
-        truth: int[...], place of the true option.
+        scores: float[..., C].
+        truth: int[...], place of the right one.
+
+    Raises:
+        DataError: a place that no candidate has.
     """
-    places = np.asarray(truth, dtype=np.int64)
-    return rank_scores(np.take_along_axis(ranks(scores), places[..., None], axis=-1))
+    values, places = np.asarray(scores, dtype=np.float64), np.asarray(truth, dtype=np.int64)
+    wrong = (places < 0) | (places >= values.shape[-1])
+    if wrong.any():
+        raise DataError(f"the right answer of {int(wrong.sum())} rounds is not among their {values.shape[-1]} "
+                        f"candidates; the first place is {int(places[wrong][0])}.")
+    return rank_scores(np.take_along_axis(ranks(values), places[..., None], axis=-1))
 
 
 def ndcg(scores: ArrayLike, relevance: ArrayLike) -> float:
-    """Normalised discounted cumulative gain, mean over rounds; k is each round's number of relevant options.
+    """Normalised discounted cumulative gain, mean over rounds; k is each round's number of relevant candidates.
+
+    Rounds without a relevant candidate have no such score and are left out.
 
     Args:
-        scores: float[N, O].
-        relevance: float[N, O] in [0, 1].
+        scores: float[N, C], or float[C] of one round.
+        relevance: the same shape, in [0, 1].
 
     Raises:
-        DataError: shapes differ, or a round has no relevant option.
+        DataError: shapes differ, or no round has a relevant candidate.
     """
-    gains, places = np.asarray(relevance, dtype=np.float64), ranks(scores)
-    if gains.shape != places.shape or gains.ndim != 2:
-        raise DataError(f"scores and relevance must have one shape [N, O]; they have {places.shape} and {gains.shape}.")
+    gains, places = np.atleast_2d(np.asarray(relevance, dtype=np.float64)), np.atleast_2d(ranks(scores))
+    if gains.shape != places.shape:
+        raise DataError(f"there are relevances {gains.shape} for candidates {places.shape}; the dense annotations "
+                        "belong to another split.")
     k = (gains > 0).sum(axis=1, keepdims=True)
-    if not k.all():
-        raise DataError(f"round {int(np.argmin(k))} has no relevant option, so its NDCG is not defined.")
+    if not k.any():
+        raise DataError("no round has a relevant candidate, so there is no NDCG.")
     best = -np.sort(-gains, axis=1)
     discount = 1 / np.log2(np.arange(gains.shape[1]) + 2)
     found = np.where(places <= k, gains / np.log2(places + 1), 0).sum(axis=1)
-    return float((found / (best * discount).sum(axis=1)).mean())
+    known = k[:, 0] > 0
+    return float((found[known] / (best[known] * discount).sum(axis=1)).mean())
 
 
-def auc(scores: Sequence[float] | ArrayLike, labels: Sequence[int] | ArrayLike) -> float:
-    """Area under the ROC curve: how often a positive scores above a negative, ties counted half.
+def auc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Area under the ROC curve: how often a positive sample scores above a negative one, equal scores counting half.
 
     Args:
         scores: float[N], higher is more positive.
@@ -101,47 +130,11 @@ def auc(scores: Sequence[float] | ArrayLike, labels: Sequence[int] | ArrayLike) 
     positives = int((truth == 1).sum())
     negatives = int((truth == 0).sum())
     if values.shape != truth.shape or positives + negatives != truth.size or not positives or not negatives:
-        raise DataError(f"AUC needs one label, 0 or 1, per score, and both of them; there are {values.size} scores, "
-                        f"{positives} labels 1 and {negatives} labels 0.")
-    if not np.isfinite(values).all():
-        raise DataError("AUC needs finite scores; some are NaN or infinite.")
+        raise DataError(f"AUC needs one label, 0 or 1, per score, and samples of both classes; there are {values.size} "
+                        f"scores, {positives} labels 1 and {negatives} labels 0. Check the candidate that run.positive "
+                        "names.")
+    values = np.where(np.isnan(values), -np.inf, values)
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     middle = np.cumsum(count) - (count - 1) / 2  # mean rank of equal scores
     above = middle[place][truth == 1].sum() - positives * (positives + 1) / 2
     return float(above / (positives * negatives))
-
-
-def gqa_accuracy(predictions: Mapping[Any, str], answers: Mapping[Any, str]) -> float:
-    """Share of questions whose answer is the true one once both are cleaned as VQA answers (as LAVIS does for GQA).
-
-    Raises:
-        DataError: questions without a prediction, or predictions for unknown ones.
-    """
-    _same_ids(predictions, answers)
-    return sum(normalise(predictions[key]) == normalise(answers[key]) for key in answers) / len(answers)
-
-
-def accuracy_by_group(right: Mapping[Any, bool], groups: Mapping[Any, Hashable]) -> dict[str, float]:
-    """Accuracy over all questions and by group, for instance ScienceQA's subjects.
-
-    Args:
-        right: question id -> whether it was answered right.
-        groups: question id -> its group.
-
-    Returns:
-        accuracy, and accuracy_<group> in the order in which groups appear.
-    """
-    _same_ids(right, groups)
-    found: dict[str, list[bool]] = {"accuracy": []}
-    for key, is_right in right.items():
-        found["accuracy"].append(is_right)
-        found.setdefault(f"accuracy_{groups[key]}".replace(" ", "_"), []).append(is_right)
-    return {name: sum(group) / len(group) for name, group in found.items()}
-
-
-def _same_ids(predictions: Mapping[Any, Any], truths: Mapping[Any, Any]) -> None:
-    unknown = [key for key in predictions if key not in truths]
-    bare = [key for key in truths if key not in predictions]
-    if unknown or bare or not truths:
-        raise DataError(f"every question needs one prediction: {len(unknown)} predictions are for unknown questions "
-                        f"({unknown[:5]}), {len(bare)} of {len(truths)} questions have none ({bare[:5]}).")

@@ -75,12 +75,16 @@ def answer_score(prediction: str, answers: Sequence[str], rule: Rule = "official
         answer_ids: False gives what the official script does to annotations that lack answer_id: it leaves out all
             equal answers at once and not one annotator.
 
+    An empty prediction scores 0; by the official rule it agrees with an answer of which cleaning leaves nothing ("a").
+
     Raises:
         ValueError: there are no answers.
     """
     if not answers:
         raise ValueError("a prediction cannot be scored against no answers")
     prediction = prediction.replace("\n", " ").replace("\t", " ").strip()
+    if not prediction and rule != "official":
+        return 0.0
     if rule == "thirds":
         return min(1.0, list(answers).count(prediction) / AGREEING)
     if rule != "official" or len(set(answers)) > 1:
@@ -154,6 +158,15 @@ def vqa_accuracy(predictions: Mapping[Id, str], truths: Mapping[Id, Truth], rule
                  answer_ids: bool = True) -> dict[str, float]:
     """Accuracy of a split, overall and by type; see `question_scores` and `accuracies`."""
     return accuracies(question_scores(predictions, truths, rule, answer_ids), truths)
+
+
+def gqa_accuracy(predictions: Mapping[Id, str], answers: Mapping[Id, str]) -> float:
+    """GQA: share of questions whose answer is the right one once both are cleaned as VQA answers (as LAVIS does).
+
+    Raises:
+        DataError: as `question_scores`.
+    """
+    return vqa_accuracy(predictions, {name: Truth([answer]) for name, answer in answers.items()}, "exact")["accuracy"]
 
 
 class Majority:

@@ -41,6 +41,9 @@ class BaseModel(nn.Module):
     """
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
+    takes_image_rows: ClassVar[bool] = False
+    """whether samples to evaluate may share pictures: image float[U,3,H,W], and image_rows int64[B], the place of each
+    sample's picture"""
 
     @classmethod
     def from_config(cls, cfg: Any) -> BaseModel:

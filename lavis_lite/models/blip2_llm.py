@@ -9,7 +9,6 @@ Axes: B samples, T frames of a video (or several images), P patches, Q queries, 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -30,8 +29,9 @@ from lavis_lite.models.blip2_llm_config import (
 from lavis_lite.models.language_model import GenerationConfig, LanguageModel, Limits, build_language_model
 from lavis_lite.models.language_model.contract import Candidates, Normalise, candidate_lists
 from lavis_lite.models.language_model.placement import blocks
-from lavis_lite.models.language_model.tokens import Side
+from lavis_lite.models.llm_styles import OPT, T5, T5_INSTRUCT, VICUNA, VICUNA_INSTRUCT, Style
 from lavis_lite.models.outputs import ModelOutput
+from lavis_lite.models.pictures import Pictures, frames_of, pictures_of
 from lavis_lite.models.prompts import (
     as_list,
     candidate_prompts,
@@ -53,42 +53,11 @@ NOT_FOR_WRITING = (r"temp", r"(itm_head|vision_proj|text_proj)\..*", r"qformer\.
 """Names (regular expressions) of stage 1 that a model that writes has no use for."""
 
 
-@dataclass(frozen=True)
-class Style:
-    """Facts in which LAVIS' archs differ.
-
-    Attributes:
-        family: row of the language model's facts; None: by its type.
-        prefix_lm: captions without a text_output are split at random, the first part read, the second learned; else
-            the whole caption is learned.
-        joint_limit: max_txt_len counts prompt and caption together.
-        prompt_side: where a long prompt loses tokens in training.
-        max_length, repetition_penalty: defaults of `generate`.
-        answer_repetition_penalty, answer_length_penalty: defaults of `predict_answers`.
-        counts_start: LAVIS' max_length counts a start token in `generate`; the second value, in `predict_answers`.
-    """
-
-    family: str | None = None
-    prefix_lm: bool = False
-    joint_limit: bool = False
-    prompt_side: Side = "left"
-    max_length: int = 30
-    repetition_penalty: float = 1.0
-    answer_repetition_penalty: float = 1.0
-    answer_length_penalty: float = 0.0
-    counts_start: tuple[bool, bool] = (False, False)
-
-
-OPT = Style(joint_limit=True, prompt_side="right", counts_start=(True, False))
-T5 = Style(prefix_lm=True, prompt_side="right", answer_length_penalty=-1.0)
-T5_INSTRUCT = replace(T5, prompt_side="left", max_length=256, repetition_penalty=1.5, answer_repetition_penalty=1.5)
-VICUNA = Style(family="vicuna", joint_limit=True, counts_start=(True, True))
-VICUNA_INSTRUCT = replace(VICUNA, joint_limit=False, max_length=256, repetition_penalty=1.5,
-                          answer_repetition_penalty=1.5)
-
-
 class Blip2LLM(Blip2Base):
     """A model that writes.
+
+    Samples may share pictures: image float[U,3,H,W] (or video) with image_rows int64[B], the place of each sample's
+    picture. Each picture is then encoded once.
 
     Args:
         vision_encoder: image float[B,3,H,W] -> float[B,P,Dv].
@@ -104,6 +73,7 @@ class Blip2LLM(Blip2Base):
     """
 
     config_class: ClassVar[type[Blip2LLMConfig]] = Blip2LLMConfig
+    takes_image_rows: ClassVar[bool] = True
     style: ClassVar[Style] = Style()
 
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
@@ -153,11 +123,11 @@ class Blip2LLM(Blip2Base):
                 the model's prompt, or split at random where the language model has an encoder (samples["uniform"],
                 float64[B] or [B,2] in [0, 1), chooses the places; absent: drawn from torch's generator).
         """
-        image = self.picture(samples)
-        prompts, targets = self.training_texts(samples, len(image))
+        pictures = pictures_of(samples)
+        prompts, targets = self.training_texts(samples, len(pictures))
         count = few_shot.draw_count(samples, self.num_few_shot_examples, self.few_shot_prob)
         shown = few_shot.with_examples(prompts, samples, self.language_model, most=count)
-        return ModelOutput(self.language_model.loss(self.soft_prompt(image, prompts), shown, targets))
+        return ModelOutput(self.language_model.loss(self.soft_prompt(pictures.repeated(), prompts), shown, targets))
 
     def training_texts(self, samples: dict[str, Any], batch: int) -> tuple[list[str], list[str]]:
         """(what is read, what is learned) of every sample.
@@ -194,49 +164,45 @@ class Blip2LLM(Blip2Base):
                 "text_output": ["text"] * batch}
 
     # parts ----------------------------------------------------------------------------------------------------------
-    def soft_prompt(self, image: Tensor, texts: list[str] | None = None) -> Tensor:
+    def soft_prompt(self, image: Tensor, texts: list[str] | None = None, rows: Tensor | None = None) -> Tensor:
         """What the language model sees of the pictures: float[B,Q,D], or float[B,T*Q,D] of T frames.
 
         Args:
-            image: float[B,3,H,W] or float[B,3,T,H,W].
-            texts: what the Q-Former reads along, where it reads.
+            image: float[B,3,H,W] or float[B,3,T,H,W]; with `rows` U pictures in place of B.
+            texts: B strings that the Q-Former reads along, where it reads.
+            rows: int64[B], the picture of each text; None: its own.
+
+        Returns:
+            One soft prompt per text where the Q-Former reads, else one per picture.
         """
-        projected: Tensor = self.language_projection(self.query_output(image, texts))
+        projected: Tensor = self.language_projection(self.query_output(image, texts, rows))
         return projected
 
-    def query_output(self, image: Tensor, texts: list[str] | None = None) -> Tensor:
-        """The Q-Former's answer before the projection: float[B,Q,D'] or float[B,T*Q,D']."""
-        batch, frames = len(image), 1
+    def query_output(self, image: Tensor, texts: list[str] | None = None, rows: Tensor | None = None) -> Tensor:
+        """The Q-Former's answer before the projection: float[B,Q,D'] or float[B,T*Q,D']; see `soft_prompt`."""
+        count, frames = len(image), 1
         if image.ndim == 5:
             frames = image.shape[2]
             image = image.transpose(1, 2).flatten(0, 1)
         keys = self.qformer.precompute_kv(self.normalise(self.encode_image(image)), self.ln_vision)
-        queries = self._queries(len(image))
-        if self.qformer.cfg.with_text:
-            if texts is None:
-                raise ConfigError("this Q-Former reads the instruction: give the texts along with the images.")
-            tokens = self.tokenize(texts)
-            ids, mask = (part.repeat_interleave(frames, 0) for part in (tokens.ids, tokens.mask))
-            output = self.qformer(queries, ids, mask, keys, "bidirectional").query
-        else:
-            output = self.qformer(queries, image=keys).query
-        return output.reshape(batch, -1, output.shape[-1])
+        if not self.qformer.cfg.with_text:
+            output = self.qformer(self._queries(keys.rows), image=keys).query
+            return output.reshape(count, -1, output.shape[-1])
+        if texts is None:
+            raise ConfigError("this Q-Former reads the instruction: give the texts along with the images.")
+        if rows is not None:
+            count, keys = len(rows), keys.select(frames_of(rows, frames))
+        tokens = self.tokenize(texts)
+        ids, mask = (part.repeat_interleave(frames, 0) for part in (tokens.ids, tokens.mask))
+        output = self.qformer(self._queries(keys.rows), ids, mask, keys, "bidirectional").query
+        return output.reshape(count, -1, output.shape[-1])
 
-    @staticmethod
-    def picture(samples: dict[str, Any]) -> Tensor:
-        """samples["image"], or samples["video"]: float[B,3,H,W], float[B,3,T,H,W], or features float[B,P,Dv].
-
-        Raises:
-            DataError: neither is there, or it has another shape.
-        """
-        image = samples.get("image", samples.get("video"))
-        if not isinstance(image, Tensor):
-            given = f" ({type(image).__name__} is none)" if image is not None else ""
-            raise DataError(f"samples need a tensor under 'image' or 'video'{given}; they have {sorted(samples)}. "
-                             "vis_processors['eval'](picture)[None] makes one of a PIL image.")
-        if image.ndim != 3 and (image.ndim not in (4, 5) or image.shape[1] != 3):
-            raise DataError(f"an image has shape (B, 3, H, W), a video (B, 3, T, H, W); this one {tuple(image.shape)}.")
-        return image
+    def _prefix(self, pictures: Pictures, texts: list[str]) -> tuple[Tensor, dict[str, Any]]:
+        """What stands before B texts: soft prompts, and options of the language model that say whose they are."""
+        found = self.soft_prompt(pictures.image, texts, pictures.rows)
+        if pictures.rows is None or self.qformer.cfg.with_text:
+            return found, {}
+        return found, {"owners": pictures.rows}
 
     # writing --------------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -262,8 +228,8 @@ class Blip2LLM(Blip2Base):
         Returns:
             B * num_captions texts, images in order.
         """
-        image = self.picture(samples)
-        prompts = generation_prompts(samples, self.prompt, len(image))
+        pictures = pictures_of(samples)
+        prompts = generation_prompts(samples, self.prompt, len(pictures))
         longest = self.style.max_length if max_length is None else max_length
         if repetition_penalty is None:
             repetition_penalty = self.style.repetition_penalty
@@ -273,9 +239,10 @@ class Blip2LLM(Blip2Base):
                                    sample=use_nucleus_sampling, top_p=top_p, temperature=temperature,
                                    repetition_penalty=repetition_penalty, length_penalty=length_penalty,
                                    num_captions=num_captions)
-        options.check_batch(len(image))
+        options.check_batch(len(pictures))
         shown = few_shot.with_examples(prompts, samples, self.language_model)
-        return self.language_model.generate(self.soft_prompt(image, prompts), shown, options)
+        soft_prompt, owners = self._prefix(pictures, prompts)
+        return self.language_model.generate(soft_prompt, shown, options, **owners)
 
     @torch.no_grad()
     def predict_answers(self, samples: dict[str, Any], num_beams: int = 5, inference_method: str = "generate",
@@ -296,14 +263,15 @@ class Blip2LLM(Blip2Base):
             length_penalty: None: the arch's default.
             more: further fields of `GenerationConfig`.
         """
-        image = self.picture(samples)
-        prompts = question_prompts(samples, prompt, len(image))
+        pictures = pictures_of(samples)
+        prompts = question_prompts(samples, prompt, len(pictures))
         shown = few_shot.with_examples(prompts, samples, self.language_model, template=prompt)
         if inference_method == "rank":
             answers = list(answer_list or [])[:num_ans_candidates]
             if not answers:
                 raise ConfigError("predict_answers: inference_method rank chooses among answer_list, which is empty.")
-            best = self.language_model.score(self.soft_prompt(image, prompts), shown, answers).argmax(1).tolist()
+            soft_prompt, owners = self._prefix(pictures, prompts)
+            best = self.language_model.score(soft_prompt, shown, answers, **owners).argmax(1).tolist()
             return [answers[place] for place in best]
         if inference_method != "generate":
             raise ConfigError(f"predict_answers: inference_method {inference_method!r} is not generate or rank.")
@@ -311,7 +279,8 @@ class Blip2LLM(Blip2Base):
         given = {"max_new_tokens": max_len - int(self.style.counts_start[1]), "min_new_tokens": max(min_len - 1, 0),
                  "repetition_penalty": self.style.answer_repetition_penalty, **more}
         options = GenerationConfig(**given, num_beams=num_beams, length_penalty=penalty)
-        texts = self.language_model.generate(self.soft_prompt(image, prompts), shown, options)
+        soft_prompt, owners = self._prefix(pictures, prompts)
+        texts = self.language_model.generate(soft_prompt, shown, options, **owners)
         lemmatise = self.apply_lemmatizer or samples.get("apply_lemmatizer", False)
         return clean_answers(texts, shared_lemmatizer() if lemmatise else None)
 
@@ -346,13 +315,15 @@ class Blip2LLM(Blip2Base):
         """
         if n_segments < 1:
             raise ConfigError(f"predict_class: n_segments must be at least 1, not {n_segments}.")
-        image = self.picture(samples)
-        prompts = candidate_prompts(samples, self.prompt, len(image))
-        most = max(map(len, candidate_lists(candidates, len(image))))
-        pairs = -(-most * len(image) // n_segments)
+        pictures = pictures_of(samples)
+        batch = len(pictures)
+        prompts = candidate_prompts(samples, self.prompt, batch)
+        most = max(map(len, candidate_lists(candidates, batch)))
+        pairs = -(-most * batch // n_segments)
         shown = few_shot.with_examples(prompts, samples, self.language_model)
-        return self.language_model.score(self.soft_prompt(image, prompts), shown, candidates, normalise=normalise,
-                                         pairs=max(pairs, 1))
+        soft_prompt, owners = self._prefix(pictures, prompts)
+        return self.language_model.score(soft_prompt, shown, candidates, normalise=normalise, pairs=max(pairs, 1),
+                                         **owners)
 
 
 @registry.register_model("blip2_opt")

@@ -5,7 +5,7 @@ batch rows `rows` of its cache (in that order, with repetition), then appends on
 samples are multiplied after the first step, so the common beginning is computed once.
 
 A batch gives what its members give one by one: a sample whose beam search is over takes nothing more in, and sampling
-has a random stream per sample.
+has a random stream per sample. Samples that are over leave the batch, not one by one but when a quarter of it is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from torch import Tensor
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.qformer import Cache, QFormer
 from lavis_lite.models.text_tokens import SpecialIds
+
+LEAVING_SHARE = 0.25
+"""of the samples in the batch are over before they leave it: making it smaller copies what stays"""
 
 
 @dataclass(frozen=True)
@@ -117,22 +120,42 @@ def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
     if options.num_beams > 1 and not options.sample:
         return _beam_search(decoder, batch, special, options, device)
     uniform = _random_streams(batch, options).to(device) if options.sample else None
+    texts: list[list[int]] = [[]] * (batch * options.num_captions)
+    place = torch.arange(batch, device=device)  # among the texts, of each row
     rows: Tensor | None = None
     tokens = torch.full((batch, 1), special.begin, device=device)
-    ended = torch.zeros(batch * options.num_captions, dtype=torch.bool, device=device)
     for length in range(options.max_new_tokens):
         scores = _scores(decoder.step(tokens[:, -1], rows), tokens, length, special, options)
         rows = None
         if length == 0 and options.num_captions > 1:
-            rows = torch.arange(batch, device=device).repeat_interleave(options.num_captions)
-            scores, tokens = scores[rows], tokens[rows]
-        chosen = scores.argmax(1) if uniform is None else _sample(scores, options, uniform[:, length])
-        chosen = chosen.masked_fill(ended, special.end)
+            rows = place.repeat_interleave(options.num_captions)
+            scores, tokens, place = scores[rows], tokens[rows], torch.arange(len(texts), device=device)
+        chosen = scores.argmax(1) if uniform is None else _sample(scores, options, uniform[place, length])
         tokens = torch.cat([tokens, chosen[:, None]], 1)
-        ended = ended | (chosen == special.end)
-        if bool(ended.all()):
+        ended = (tokens[:, 1:] == special.end).any(1)
+        kept = _kept(ended.tolist())
+        if kept is not None:
+            _put(texts, place, tokens, special.end)
+            index = torch.tensor(kept, dtype=torch.long, device=device)
+            rows = index if rows is None else rows[index]
+            place, tokens = place[index], tokens[index]
+        if not len(place):
             break
-    return [_until_end(row, special.end) for row in tokens[:, 1:].tolist()]
+    _put(texts, place, tokens, special.end)
+    return texts
+
+
+def _kept(ended: list[bool]) -> list[int] | None:
+    """Places in the batch that stay, where enough of them are over to make it smaller; None: all stay."""
+    if sum(ended) < max(LEAVING_SHARE * len(ended), 1):
+        return None
+    return [place for place, over in enumerate(ended) if not over]
+
+
+def _put(texts: list[list[int]], place: Tensor, tokens: Tensor, end: int) -> None:
+    """Write rows int64[M,1+T] to their places int64[M] among the texts, each up to its end."""
+    for at, row in zip(place.tolist(), tokens[:, 1:].tolist(), strict=True):
+        texts[at] = row[:row.index(end)] if end in row else row
 
 
 def _random_streams(batch: int, options: Decoding) -> Tensor:
@@ -144,10 +167,6 @@ def _random_streams(batch: int, options: Decoding) -> Tensor:
     shape = (options.num_captions, options.max_new_tokens)
     return torch.cat([torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
                       for seed in seeds])
-
-
-def _until_end(row: list[int], end: int) -> list[int]:
-    return row[:row.index(end)] if end in row else row
 
 
 def _scores(logits: Tensor, tokens: Tensor, length: int, special: SpecialIds, options: Decoding) -> Tensor:
@@ -200,21 +219,33 @@ def _beam_search(decoder: Decoder, batch: int, special: SpecialIds, options: Dec
     """Keep the num_beams best running texts per sample; a text that ends leaves the beam."""
     width, start = options.num_beams, int(options.lavis_lengths)
     finished = [_Finished(width, options.length_penalty) for _ in range(batch)]
+    running = finished
     tokens = torch.full((batch, 1), special.begin, device=device)
     totals = torch.zeros(batch, 1, device=device)
     rows: Tensor | None = None
     for length in range(1, options.max_new_tokens + 1):
         scores = _scores(decoder.step(tokens[:, -1], rows), tokens, length - 1, special, options)
-        best, totals, tokens, rows = _extend(totals, scores, tokens, finished, special.end, width, length)
-        for done, hope in zip(finished, (best if start else totals[:, 0]).tolist(), strict=True):
+        best, totals, tokens, rows = _extend(totals, scores, tokens, running, special.end, width, length)
+        for done, hope in zip(running, (best if start else totals[:, 0]).tolist(), strict=True):
             done.close_to(hope, length + start)
-        if all(done.closed for done in finished):
+        kept = _kept([done.closed for done in running])
+        if kept is not None:
+            running = [running[sample] for sample in kept]
+            totals, tokens, rows = _keep(torch.tensor(kept, dtype=torch.long, device=device), totals, tokens, rows)
+        if not running:
             break
-    for sample, done in enumerate(finished):
-        for total, text in zip(totals[sample].tolist(), tokens.unflatten(0, (batch, -1))[sample].tolist(), strict=True):
+    beams = tokens.unflatten(0, totals.shape).tolist()
+    for done, sums, written in zip(running, totals.tolist(), beams, strict=True):
+        for total, text in zip(sums, written, strict=True):
             if total > -float("inf"):
                 done.add(total, text[1:], len(text) - 1 + start)
     return [text for done in finished for _, text in done.texts[:options.num_captions]]
+
+
+def _keep(samples: Tensor, totals: Tensor, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The beams of int64[B'] samples: totals float[B,K], tokens int64[B*K,T] and rows int64[B*K] of these alone."""
+    chosen = torch.arange(totals.numel(), device=samples.device).reshape(totals.shape)[samples].flatten()
+    return totals[samples], tokens[chosen], rows[chosen]
 
 
 def _extend(totals: Tensor, scores: Tensor, tokens: Tensor, finished: list[_Finished], end: int, width: int,

@@ -14,7 +14,7 @@ class BaseProcessor:
     (seed, epoch, sample); without `rng` it uses Python's global generator.
     """
 
-    is_random: ClassVar[bool] = True
+    is_random: bool = True
     """whether the result depends on `rng`"""
     takes: ClassVar[str] = "image"
     """what a data set hands it: `image` (a PIL image; texts too), `pixels` (upright RGB, uint8[H, W, 3]; such a

@@ -126,6 +126,7 @@ class AlproVideoEval(_VideoProcessor):
     def __init__(self, image_size: int | Sequence[int] = 256, mean: Sequence[float] | None = None,
                  std: Sequence[float] | None = None, n_frms: int = 4, sampling: str = "uniform") -> None:
         super().__init__(image_size, mean, std, n_frms, sampling)
+        self.is_random = sampling != "uniform"
 
     def views(self, frames: Iterator[NDArray[np.uint8]], rng: random.Random) -> Iterator[Tensor]:
         """Each frame -> uint8[3, height, width]."""

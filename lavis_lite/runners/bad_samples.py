@@ -21,6 +21,8 @@ class BadSamples:
     def __init__(self, cfg: RunConfig, run_dir: Path) -> None:
         self.active = cfg.on_bad_sample == "skip"
         self.log = BadSampleLog(Path(run_dir) / "bad_samples.jsonl", cfg.max_bad_fraction)
+        self.newest: tuple[list[BadRecord], int] = [], 0
+        """records and samples of the batch taken last"""
         self._records: list[BadRecord] = []
         self._samples = 0
 
@@ -33,9 +35,14 @@ class BadSamples:
         """
         records = batch.pop("bad_samples", [])
         rows = max((len(value) for value in batch.values() if hasattr(value, "__len__")), default=0)
-        self._records += records
-        self._samples += rows + len(records) if samples is None else samples
+        self.add(records, rows + len(records) if samples is None else samples)
         return bool(batch)
+
+    def add(self, records: list[BadRecord], samples: int) -> None:
+        """Count samples that were read, and the records among them; they are also `newest`."""
+        self.newest = records, samples
+        self._records += records
+        self._samples += samples
 
     def forget(self) -> None:
         """Drop what was taken since the last `share` (an evaluation that is done again later)."""

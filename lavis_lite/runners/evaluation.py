@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lavis_lite import atomic, distributed
-from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.schema import Config
+from lavis_lite.datasets.remaining import Remaining
 from lavis_lite.errors import DataError
 from lavis_lite.report.files import Evaluation
 from lavis_lite.runners.bad_samples import BadSamples
+from lavis_lite.runners.desk import Desk, EvaluationStopped
+from lavis_lite.runners.identity import of_things
+from lavis_lite.runners.journal import Journal
 from lavis_lite.runners.precision import Precision
 from lavis_lite.runners.signals import shielded
 from lavis_lite.runners.step import seed_position, to_device
-from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.base import BaseTask, LongWork, Row
+from lavis_lite.tasks.submission import Submission, lines
+from lavis_lite.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
 AGGREGATE = "agg_metrics"
-
-
-class EvaluationStopped(Exception):
-    """A signal came while a split was being evaluated; all ranks have left the evaluation together."""
-
-    def __init__(self, exit_code: int) -> None:
-        self.exit_code = exit_code
-        super().__init__(f"evaluation stopped by a signal (exit code {exit_code})")
 
 
 class Evaluator:
@@ -39,10 +37,13 @@ class Evaluator:
     Args:
         task: predicts and scores.
         model: the bare model; it is in eval mode during evaluation and as it was afterwards.
-        cfg: the `run:` section.
+        cfg: the whole configuration.
         device, precision: where and in which dtype.
-        loader: `(dataset, run_cfg, rank, world_size) -> batches`, each batch on exactly one rank.
+        loader: `(dataset, run_cfg, rank, world_size, done) -> batches`, each batch on exactly one rank, with a
+            `Remaining` as their `batch_sampler`.
         bad_samples: takes note of samples that could not be read.
+        run_dir: the run folder; journals of unfinished evaluations are in it.
+        tracker: shows the bar.
         wish: exit code of a pending signal, 0 while there is none.
 
     Attributes:
@@ -50,14 +51,15 @@ class Evaluator:
         reports: likewise what the task tells of single samples; on rank 0 only.
     """
 
-    def __init__(self, task: BaseTask, model: BaseModel, cfg: RunConfig, device: torch.device, precision: Precision,
-                 loader: Callable[..., Iterable[dict[str, Any]]], bad_samples: BadSamples,
+    def __init__(self, task: BaseTask, model: BaseModel, cfg: Config, device: torch.device, precision: Precision,
+                 loader: Callable[..., Any], bad_samples: BadSamples, run_dir: Path, tracker: Tracker,
                  wish: Callable[[], int] = lambda: 0) -> None:
-        self.task, self.model, self.cfg = task, model, cfg
+        self.task, self.model, self.cfg, self.run = task, model, cfg, cfg.run
         self.device, self.precision, self.loader = device, precision, loader
-        self.bad_samples, self.wish = bad_samples, wish
-        self.predictions: dict[str, list[Row]] = {}
+        self.bad_samples, self.run_dir, self.tracker, self.wish = bad_samples, Path(run_dir), tracker, wish
+        self.predictions: dict[str, list[Row] | Submission] = {}
         self.reports: dict[str, Evaluation] = {}
+        self._journals: list[Journal] = []
 
     @torch.no_grad()
     def split(self, datasets: Mapping[str, Any], split: str, step: int) -> dict[str, float]:
@@ -70,6 +72,9 @@ class Evaluator:
             datasets: data sets by name, those that have this split.
             split: its name.
             step: optimizer steps done; seeds whatever a model draws.
+
+        Raises:
+            EvaluationStopped: a signal came; what is finished is kept and is not done again.
         """
         was_training, self.predictions, self.reports = self.model.training, {}, {}
         fitting = {name: dataset for name, dataset in datasets.items() if self.task.takes(dataset)}
@@ -80,14 +85,45 @@ class Evaluator:
             self.model.train(was_training)
         return _merged(scores)
 
+    def forget(self) -> None:
+        """Remove the journals of the evaluations since the last call: their results are written.
+
+        Asked for when all splits of one round are through, so that of a round that is killed none is done again.
+        Collective.
+        """
+        distributed.barrier()  # rank 0 has written the results
+        for journal in self._journals:
+            journal.remove()
+        self._journals = []
+
     def _one(self, name: str, dataset: Any, split: str, step: int) -> dict[str, float]:
         self.task.before_evaluation(dataset, split)
-        rows = self._predict(self.task.evaluated(dataset), split, step)
-        code = max(distributed.all_gather_object(self.wish()))
-        if code:
+        evaluated = self.task.evaluated(dataset)
+        desk = self._desk(name, len(evaluated), split, step)
+        self.task.work = desk
+        try:
+            rows = self._predict(evaluated, split, step, desk)
+            if code := desk.agreed():
+                desk.stop(code)
+            self.bad_samples.share(step=step, split=split)
+            return self._score(name, dataset, split, rows)
+        except EvaluationStopped:
             self.bad_samples.forget()
-            raise EvaluationStopped(code)
-        self.bad_samples.share(step=step, split=split)
+            raise
+        finally:
+            self.task.work = LongWork()
+            desk.leave()
+
+    def _desk(self, name: str, samples: int, split: str, step: int) -> Desk:
+        facts = {"data set": name, "split": split, "step": step, "device": self.device.type,
+                 "precision": str(self.precision.dtype)}
+        parts = of_things(self.cfg, self.model, name, samples, **facts) if distributed.is_main() else {}
+        journal = Journal(self.run_dir, f"{split}_{name}_step{step}", distributed.broadcast_object(parts),
+                          self.run.evaluate, distributed.rank())
+        self._journals.append(journal)
+        return Desk(journal, self.run.resume_evaluation, self.tracker, f"{split} {name}", self.wish)
+
+    def _score(self, name: str, dataset: Any, split: str, rows: list[Row]) -> dict[str, float]:
         if self.task.gathers_rows:
             rows = gathered(rows)
             predictions = self.task.predictions(rows, dataset)
@@ -100,18 +136,39 @@ class Evaluator:
             self.reports[name] = Evaluation(scores, samples)
         return scores
 
-    def _predict(self, dataset: Any, split: str, step: int) -> list[Row]:
-        """This rank's rows. A pending signal ends the loop early; `_one` then asks the other ranks."""
-        rows: list[Row] = []
-        rank, world_size = distributed.rank(), distributed.world_size()
-        for number, batch in enumerate(shielded(self.loader(dataset, self.cfg, rank, world_size))):
+    def _predict(self, dataset: Any, split: str, step: int, desk: Desk) -> list[Row]:
+        """This rank's rows, and on rank 0 those that were finished before.
+
+        A pending signal ends the loop early; `_one` then asks the other ranks.
+        """
+        loader = self.loader(dataset, self.run, distributed.rank(), distributed.world_size(), done=desk.done)
+        plan: Remaining = loader.batch_sampler
+        rows = self._finished(desk)
+        desk.told_before(plan.done_samples, plan.samples)
+        desk.show(desk.title, plan.samples, plan.done_samples, "samples")
+        for number, batch in zip(plan.numbers, shielded(loader), strict=True):
             if self.wish():
                 break
-            if not self.bad_samples.take(batch):
-                continue
-            seed_position(self.cfg.seed, split, step, number, rank)
-            with distributed.local(), self.precision.autocast():
-                rows += self.task.predict(self.model, to_device(batch, self.device))
+            usable = self.bad_samples.take(batch)
+            bad, samples = self.bad_samples.newest
+            seed_position(self.run.seed, split, step, number, 0)
+            found: list[Row] = []
+            if usable:
+                with distributed.local(), self.precision.autocast():
+                    found = self.task.predict(self.model, to_device(batch, self.device))
+            if self.task.gathers_rows:
+                desk.keep_batch(number, found, bad, samples)
+            rows += found
+            desk.advance(samples)
+        desk.hide()
+        return rows
+
+    def _finished(self, desk: Desk) -> list[Row]:
+        """Rows of the batches that were finished before, their unusable samples counted."""
+        rows: list[Row] = []
+        for _, entry in sorted(desk.finished.batches.items()):
+            self.bad_samples.add(entry["bad"], entry["samples"])
+            rows += entry["rows"]
         return rows
 
 
@@ -137,16 +194,35 @@ def _merged(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {**merged, AGGREGATE: sum(totals) / len(totals)} if totals else merged
 
 
-def write_predictions(run_dir: Path, split: str, step: int, predictions: Mapping[str, list[Row]]) -> list[Path]:
-    """Write `results/<split>_step<N>_predictions.json`; several data sets: `..._<data set>_predictions.json` each."""
+def write_predictions(run_dir: Path, split: str, step: int,
+                      predictions: Mapping[str, list[Row] | Submission]) -> list[Path]:
+    """Write `results/<split>_step<N>_predictions.json`; several data sets: `..._<data set>_predictions.json` each.
+
+    What goes to a server has that server's format, and its file name where there is one.
+    """
     paths = []
     for name, rows in predictions.items():
         middle = f"_{name}" if len(predictions) > 1 else ""
-        path = Path(run_dir) / "results" / f"{split}_step{step}{middle}_predictions.json"
+        if isinstance(rows, Submission):
+            file, suffix, text = rows.name, rows.suffix, rows.text()
+        else:
+            file, suffix, text = "", ".json", lines(rows)
+        path = Path(run_dir) / "results" / (file or f"{split}_step{step}{middle}_predictions{suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        atomic.write_text(path, text)
         paths.append(path)
     return paths
+
+
+def where_unscored(scores: Mapping[str, float], predictions: Mapping[str, list[Row] | Submission],
+                   paths: Sequence[Path]) -> str:
+    """Where the predictions are of data sets that were not scored, for the line about a split; "" where all were."""
+    found: dict[Path, str] = {}
+    for (name, rows), path in zip(predictions.items(), paths, strict=True):
+        several = len(predictions) > 1
+        if (f"{name}/predictions" if several else "predictions") in scores:
+            found[path] = rows.told() if several and isinstance(rows, Submission) else ""
+    return "".join(f" ({path}{told})" for path, told in found.items())
 
 
 def write_result(run_dir: Path, split: str, step: int, scores: Mapping[str, float]) -> Path:

@@ -7,8 +7,9 @@ knows the best metric of its own step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,12 +26,13 @@ from lavis_lite.registry import registry
 from lavis_lite.runners import bounds, checkpointing
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.bounds import Bounds
-from lavis_lite.runners.evaluation import AGGREGATE, EvaluationStopped, Evaluator, write_predictions, write_result
+from lavis_lite.runners.desk import EvaluationStopped
+from lavis_lite.runners.evaluation import AGGREGATE, Evaluator, where_unscored, write_predictions, write_result
 from lavis_lite.runners.parts import Datasets, Speed, TrainingParts
 from lavis_lite.runners.precision import Precision, pick_device
 from lavis_lite.runners.reporting import write_reports
 from lavis_lite.runners.sharding import share_out
-from lavis_lite.runners.signals import Interrupted, SignalWatch
+from lavis_lite.runners.signals import EVALUATION_ANSWER, Interrupted, SignalWatch
 from lavis_lite.runners.step import StepResult
 from lavis_lite.tasks.base import BaseTask
 from lavis_lite.tracking.tracker import Tracker, parameter_table
@@ -69,8 +71,9 @@ class Runner:
         self.store = checkpointing.CheckpointStore(self.run_dir, self.run.keep_checkpoints)
         self.watch = SignalWatch()
         self.bad_samples = BadSamples(self.run, self.run_dir)
-        self.evaluator = Evaluator(task, self.model, self.run, self.device, self.precision, eval_loader,
-                                   self.bad_samples, lambda: self.watch.code)
+        loader = partial(eval_loader, share_pictures=self.model.takes_image_rows)
+        self.evaluator = Evaluator(task, self.model, cfg, self.device, self.precision, loader, self.bad_samples,
+                                   self.run_dir, self.tracker, lambda: self.watch.code)
         self.step = self.validated_step = self.saved_step = 0
         self.best: dict[str, Any] | None = None
         self.resumed_from: Path | None = None
@@ -133,9 +136,10 @@ class Runner:
         self._check_splits(wanted, "splits")
         with self.watch:
             try:
-                return {split: self._evaluate_split(split, self.step) for split in dict.fromkeys(wanted)}
+                return self._evaluate_splits(dict.fromkeys(wanted))
             except EvaluationStopped as stop:
-                raise Interrupted(stop.exit_code, None, self.step) from stop
+                kept = f"{stop.kept}; the same command goes on" if stop.kept else ""
+                raise Interrupted(stop.exit_code, None, self.step, kept) from stop
             finally:
                 self.tracker.close()
 
@@ -245,7 +249,7 @@ class Runner:
         """Validate the present step, unless that is done; the first split's `agg_metrics` chooses the best."""
         if not self.parts.bounds.validates(self.step, self.run) or self.validated_step == self.step:
             return
-        metrics = {split: self._evaluate_split(split, self.step) for split in self.run.valid_splits}
+        metrics = self._evaluate_splits(self.run.valid_splits)
         self.validated_step = self.step
         first = self.run.valid_splits[0]
         value = metrics[first].get(AGGREGATE)
@@ -255,6 +259,14 @@ class Runner:
         elif after_resume:
             self._save()
 
+    def _evaluate_splits(self, splits: Iterable[str],
+                         checkpoint_step: int | None = None) -> dict[str, dict[str, float]]:
+        """Metrics by split. Finished batches are kept until all splits are through."""
+        with self.watch.answering(EVALUATION_ANSWER):
+            metrics = {split: self._evaluate_split(split, self.step, checkpoint_step) for split in splits}
+        self.evaluator.forget()
+        return metrics
+
     def _evaluate_split(self, split: str, step: int, checkpoint_step: int | None = None) -> dict[str, float]:
         scores = self.evaluator.split(self._having(split), split, step)
         measured = step if checkpoint_step is None else checkpoint_step
@@ -263,8 +275,9 @@ class Runner:
         self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
         if distributed.is_main():
             write_result(self.run_dir, split, measured, scores)
-            write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
-            self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}")
+            paths = write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
+            where = where_unscored(scores, self.evaluator.predictions, paths)
+            self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}{where}")
             write_reports(self.cfg, self.run_dir, split, measured, self.evaluator.reports, self.tracker.say)
         return scores
 
@@ -277,7 +290,7 @@ class Runner:
             checkpointing.load_weights(self.store.path(measured), self.model)
             self.tracker.say(f"testing the best checkpoint, {self.store.path(measured)} "
                              f"({self.best['split']} {AGGREGATE} {self.best['metric']:.4g})")
-        return {split: self._evaluate_split(split, self.step, measured) for split in self.run.test_splits}
+        return self._evaluate_splits(self.run.test_splits, measured)
 
     def _having(self, split: str) -> dict[str, Any]:
         return {name: splits[split] for name, splits in self.datasets.items() if split in splits}

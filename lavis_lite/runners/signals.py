@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ T = TypeVar("T")
 EXIT_CODES = {signal.SIGINT: 130}
 """By signal; everything else that asks us to go (SIGTERM, SIGUSR1 of SLURM) ends in 143, which schedulers requeue."""
 DEFAULT_EXIT_CODE = 143
+STEP_ANSWER = "finishing this step, then saving a checkpoint"
+EVALUATION_ANSWER = "finishing this batch; the finished ones are kept"
 
 
 class Interrupted(LavisLiteError):
@@ -25,14 +28,15 @@ class Interrupted(LavisLiteError):
 
     Attributes:
         exit_code: 130 for Ctrl-C, 143 for SIGTERM and SIGUSR1; the command line exits with it.
-        checkpoint: the folder to resume from.
+        checkpoint: the folder to resume from; None: there is none, and `kept` says what there is.
     """
 
     same_on_all_ranks = True
 
-    def __init__(self, exit_code: int, checkpoint: Path | None, step: int) -> None:
+    def __init__(self, exit_code: int, checkpoint: Path | None, step: int, kept: str = "") -> None:
         self.exit_code, self.checkpoint, self.step = exit_code, checkpoint, step
-        where = f"saved in {checkpoint}; go on with `--resume auto`" if checkpoint else "nothing was to be saved"
+        nothing = kept or "nothing was to be saved"
+        where = f"saved in {checkpoint}; go on with `--resume auto`" if checkpoint else nothing
         super().__init__(f"stopped by a signal after step {step}; {where}.")
 
 
@@ -40,11 +44,12 @@ class SignalWatch:
     """Context manager: inside it SIGINT, SIGTERM and SIGUSR1 set `code` instead of ending the process.
 
     A second Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, where Python allows no handlers, it
-    does nothing.
+    does nothing. `answer` is what the user is told.
     """
 
     def __init__(self) -> None:
         self.code = 0
+        self.answer = STEP_ANSWER
         self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
@@ -58,6 +63,15 @@ class SignalWatch:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def answering(self, text: str) -> Iterator[None]:
+        """Within it the user is told something else."""
+        before, self.answer = self.answer, text
+        try:
+            yield
+        finally:
+            self.answer = before
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # inherited by a process forked inside; not its run to stop
             return
@@ -65,8 +79,7 @@ class SignalWatch:
             raise KeyboardInterrupt
         self.code = EXIT_CODES.get(signal.Signals(number), DEFAULT_EXIT_CODE)
         name = signal.Signals(number).name
-        print(f"\n{name}: finishing this step, then saving a checkpoint (Ctrl-C again stops at once).",
-              file=sys.stderr, flush=True)
+        print(f"\n{name}: {self.answer} (Ctrl-C again stops at once).", file=sys.stderr, flush=True)
 
 
 def watched() -> list[signal.Signals]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import DataError
 from lavis_lite.registry import registry
+from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.by_dataset import ByDataset, OptionsTask
 from lavis_lite.tasks.ranking import RankingRunConfig
-from lavis_lite.tasks.vqa import AnswerRule, Submission, VQARunConfig, VQATask
+from lavis_lite.tasks.submission import Server, Submission
+from lavis_lite.tasks.vqa import AnswerRule, VQARunConfig, VQATask
 from lavis_lite.tasks.writing import WritingTask
 
 
@@ -20,7 +23,6 @@ class GQARunConfig(VQARunConfig):
 
     task: str = "gqa"
     vqa_rule: AnswerRule = "exact"
-    submission: Submission = "gqa"
 
 
 @registry.register_task("gqa")
@@ -28,6 +30,7 @@ class GQATask(VQATask):
     """One answer per question: right where both are equal after the official VQA cleaning."""
 
     config_class: ClassVar[type[RunConfig]] = GQARunConfig
+    servers: ClassVar[tuple[Server, ...]] = ("gqa",)
 
 
 @dataclass
@@ -41,10 +44,13 @@ class ReadingRunConfig(VQARunConfig):
 class ReadingTask(VQATask):
     """Questions whose prompt has the picture's OCR tokens, by the data set's instruction or the first `{}` of `prompt`.
 
-    With neither, and tokens in the data set, the prompt is "OCR tokens: {}. Question: {} Short answer:".
+    With neither, and tokens in the data set, the prompt is "OCR tokens: {}. Question: {} Short answer:". Scores are
+    those of vqa and anls.
     """
 
     config_class: ClassVar[type[RunConfig]] = ReadingRunConfig
+    servers: ClassVar[tuple[Server, ...]] = ("textvqa", "vqa")
+    default_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "anls")
     default_prompt: ClassVar[str] = "OCR tokens: {}. Question: {} Short answer:"
 
     def before_evaluation(self, dataset: Any, split: str) -> None:
@@ -81,7 +87,6 @@ class AOKVQARunConfig(VQARunConfig, RankingRunConfig):
 
     task: str = "aok_vqa"
     vqa_rule: AnswerRule = "thirds"
-    submission: Submission = "aokvqa"
     num_ans_candidates: int | None = 128
 
 
@@ -89,13 +94,30 @@ class AOKVQARunConfig(VQARunConfig, RankingRunConfig):
 class AOKVQATask(ByDataset):
     """Multiple choice by likelihood where a data set has options (aok_vqa_mc), else written answers (aok_vqa).
 
-    Scores of written answers: min(1, annotators who wrote exactly this / 3), the benchmark's own rule.
+    Scores of written answers: min(1, annotators who wrote exactly this / 3), the benchmark's own rule, over the
+    questions that are not `difficult`. Without labels both parts' predictions are put into one file,
+    predictions_<split>.json.
     """
 
     config_class: ClassVar[type[RunConfig]] = AOKVQARunConfig
+    servers: ClassVar[tuple[Server, ...]] = ("aokvqa",)
     cfg: AOKVQARunConfig
+
+    def __init__(self, cfg: AOKVQARunConfig) -> None:
+        super().__init__(cfg)
+        self._submitted: dict[str, dict[str, Row]] = {}
 
     def parts(self) -> list[WritingTask]:
         """Ranking, and answers."""
-        return [OptionsTask(self.cfg), VQATask(self.cfg)]
+        cfg = replace(self.cfg, submission="aokvqa")
+        return [OptionsTask(cfg), VQATask(cfg)]
 
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission | None:
+        """The part's; of a split without labels also what the other part predicted on it before."""
+        found = super().predictions(rows, dataset)
+        if not isinstance(found, Submission) or not isinstance(found.content, Mapping):
+            return found
+        both = self._submitted.setdefault(found.name, {})
+        for name, answer in found.content.items():
+            both.setdefault(name, {}).update(answer)
+        return replace(found, content=both)

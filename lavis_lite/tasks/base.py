@@ -3,15 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.models.base import BaseModel
 from lavis_lite.report.sample import ReportSample
+from lavis_lite.tasks.submission import Submission
 
 Row = dict[str, Any]
+
+
+class LongWork:
+    """What a task may use while `score` works for long: a bar, a store of finished parts, and the wish to stop.
+
+    As it stands it tells nobody, keeps nothing and is never in a hurry; the runner puts one that does in its place.
+    """
+
+    def begin(self, title: str, total: int, unit: str) -> None:
+        """A stretch of `total` units begins on this rank (other ranks have about as many)."""
+
+    def advance(self, count: int = 1) -> None:
+        """So many more units are done on this rank."""
+
+    def get(self, key: str) -> Any:
+        """What `put` kept in an evaluation that was stopped, on whatever rank; None: nothing."""
+        return None
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep a finished part; plain values only."""
+
+    def wish(self) -> int:
+        """Exit code of a signal that asks this rank to stop; 0: none.
+
+        A rank that sees one leaves its loop, tells the others in their next exchange, and all `stop` together.
+        """
+        return 0
+
+    def stop(self, code: int) -> NoReturn:
+        """Leave the evaluation; called by all ranks with the same code."""
+        raise SystemExit(code)
 
 
 class BaseTask:
@@ -24,7 +56,10 @@ class BaseTask:
 
     config_class: ClassVar[type[RunConfig]] = RunConfig
     gathers_rows: ClassVar[bool] = False
-    """whether rows are small: the runner then brings all ranks' rows together, sorted by id, before `score`"""
+    """whether rows are small: the runner then brings all ranks' rows together, sorted by id, before `score`, and keeps
+    those of plain values until the results are written, so that a killed evaluation does not predict them again"""
+    work: LongWork = LongWork()
+    """for `score`"""
 
     def __init__(self, cfg: RunConfig) -> None:
         self.cfg = cfg
@@ -61,10 +96,10 @@ class BaseTask:
         """The data set whose samples `predict` gets; another one than the split's own where a control is asked for."""
         return dataset
 
-    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | None:
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission | None:
         """All ranks' rows -> what the predictions file holds, one row per id; None: no such file.
 
-        Asked only of tasks that gather their rows.
+        Asked only of tasks that gather their rows. A `Submission` is a file for a benchmark's server.
         """
         return None
 

@@ -16,6 +16,7 @@ from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
 from lavis_lite.tasks.ranking import DialogueTask, RankingRunConfig, RankingTask
+from lavis_lite.tasks.submission import Server, Submission
 from lavis_lite.tasks.vqa import AnswerRule, VQARunConfig, VQATask
 from lavis_lite.tasks.writing import WritingRunConfig, WritingTask
 
@@ -81,7 +82,7 @@ class ByDataset(WritingTask):
         """Scores of the part."""
         return self._now.score(model, rows, dataset, split)
 
-    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | None:
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission | None:
         """The part's."""
         return self._now.predictions(rows, dataset)
 
@@ -118,9 +119,12 @@ class InstructionTuningTask(ByDataset):
     """
 
     config_class: ClassVar[type[RunConfig]] = InstructionTuningRunConfig
+    servers: ClassVar[tuple[Server, ...]] = tuple(
+        server for part in (VQATask, CaptioningTask, RoundsTask, OptionsTask) for server in part.servers)
     cfg: InstructionTuningRunConfig
 
     def parts(self) -> list[WritingTask]:
         """Captions, rounds of dialogues, options, other questions."""
         captions = replace(self.cfg, max_len=self.cfg.max_caption_len)
-        return [CaptioningTask(captions), RoundsTask(self.cfg), OptionsTask(self.cfg), VQATask(self.cfg)]
+        return [cls(cfg if cfg.submission in cls.servers else replace(cfg, submission=None)) for cls, cfg in (
+            (CaptioningTask, captions), (RoundsTask, self.cfg), (OptionsTask, self.cfg), (VQATask, self.cfg))]

@@ -5,19 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
-from lavis_lite.metrics.caption_report import EMPTY, SCORES, caption_report
-from lavis_lite.metrics.captions import caption_scores
+from lavis_lite.metrics.caption_report import EMPTY, SCORES, CaptionReport, caption_report
 from lavis_lite.metrics.scenes import image_scores, scene_scores
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.reporting import pictures_of
-from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
+from lavis_lite.tasks.submission import Server, Submission
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, plain
 
 SCENE = "scene"
 METRICS = (*SCORES, SCENE)
+BY_IMAGE = {"CIDEr": "CIDEr", "ROUGE_L": "ROUGE_L", "SPICE": "SPICE", "METEOR": "image_METEOR",
+            "Bleu_4": "image_Bleu_4"}
+"""scores of single images that a report shows -> their names there; a split's METEOR and BLEU are no means of these"""
+ALGORITHM = "lavis-lite"
+"""who made a results file, as COCO's server has it in the file's name"""
 
 
 @dataclass
@@ -43,11 +49,13 @@ class CaptioningTask(WritingTask):
     """
 
     config_class: ClassVar[type[RunConfig]] = CaptioningRunConfig
+    servers: ClassVar[tuple[Server, ...]] = ("coco", "nocaps")
     cfg: CaptioningRunConfig
 
     def __init__(self, cfg: CaptioningRunConfig) -> None:
         super().__init__(cfg)
         self.metrics = ["coco"] if cfg.caption_metrics is None else cfg.caption_metrics
+        self._found = CaptionReport({}, [], {})
         for name in self.metrics:
             if name not in METRICS:
                 raise ConfigError(f"run.caption_metrics: no metric {name!r}; {did_you_mean(name, METRICS)}")
@@ -57,17 +65,22 @@ class CaptioningTask(WritingTask):
         return hasattr(dataset, "captions")
 
     def before_evaluation(self, dataset: Any, split: str) -> None:
-        """Refuse a data set that is no list of images."""
+        """Refuse a data set that is no list of images, and one that has captions for some of its images only."""
         if not self.takes(dataset):
             raise DataError(f"split {split!r} does not list captions by image ({type(dataset).__name__}); take a data "
                             "set of the builder image_caption, such as mini_world_caption.")
+        bare = getattr(dataset, "bare", ())
+        if bare and len(bare) < len(dataset) and self.metrics and self.cfg.report_metric:
+            raise DataError(f"split {split!r}: {len(bare)} of {len(dataset)} images have no caption to score by, the "
+                            f"first is {dataset.place(bare[0])}. Add them, or set run.report_metric=false.")
+        self._split, self._found = split, CaptionReport({}, [], {})
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         """One row per image: {id, index, caption}."""
         if "index" not in samples:  # every image of the batch was bad
             return []
         prompt = self.cfg.prompt if self.cfg.prompt is not None else samples.get("prompt")
-        asked: dict[str, Any] = {key: samples[key] for key in ("image", "video") if key in samples}
+        asked: dict[str, Any] = {key: samples[key] for key in PICTURES if key in samples}
         asked |= {} if prompt is None else {"prompt": prompt}
         options: dict[str, Any] = self.options()
         if self.cfg.use_nucleus_sampling:
@@ -81,22 +94,40 @@ class CaptioningTask(WritingTask):
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
         """The metrics that the run names, of all ranks' rows, in the data set's order as the official code has it."""
         if not (self.metrics and rows and self.cfg.report_metric and dataset.has_text):
-            return self.unscored(rows)
+            return self.unscored(rows, dataset.has_text)
         rows = sorted(rows, key=lambda row: row["index"])
         captions = {row["id"]: row["caption"] for row in rows}
         scores: dict[str, float] = {}
         if names := [name for name in self.metrics if name != SCENE]:
-            references = {row["id"]: dataset.references(row["index"]) for row in rows}
-            domains = {row["id"]: dataset.domain(row["index"]) for row in rows}
-            scores |= caption_report(captions, references, names, domains)
+            scores |= self._reported(names, captions, rows, dataset)
         if SCENE in self.metrics:
             found = scene_scores(captions, {row["id"]: dataset.captions[row["index"]] for row in rows})
             scores |= {**found, "agg_metrics": scores.get("agg_metrics", 0.0) + found["attribute_f1"]}
         return scores
 
-    def predictions(self, rows: list[Row], dataset: Any) -> list[Row]:
-        """The official results format: image_id and caption."""
-        return [{"image_id": row["id"], "caption": row["caption"]} for row in rows]
+    def _reported(self, names: list[str], captions: dict[Any, str], rows: list[Row], dataset: Any) -> dict[str, float]:
+        """Scores against the references, by rank 0 alone: one Java program, not one per rank."""
+        fault: DataError | None = None
+        if distributed.is_main():
+            references = {row["id"]: dataset.references(row["index"]) for row in rows}
+            domains = {row["id"]: dataset.domain(row["index"]) for row in rows}
+            try:
+                self._found = caption_report(captions, references, names, domains)
+            except DataError as told:
+                fault = told
+        found, fault = distributed.broadcast_object((self._found, fault))
+        if fault is not None:
+            raise fault
+        self._found = found
+        return dict(found.scores)
+
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission:
+        """The official results format: image_id and caption; for COCO's server in a file of the name that it wants."""
+        written = [{"image_id": row["id"], "caption": row["caption"]} for row in rows]
+        if dataset.has_text:
+            return written
+        return self.submitted(written, f"captions_{self._split}_{ALGORITHM}_results.json" if self.server == "coco"
+                              else "")
 
     def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample]:
         """Caption, references and the scores that single images have."""
@@ -112,26 +143,24 @@ class CaptioningTask(WritingTask):
         return samples
 
     def _by_image(self, rows: list[Row], dataset: Any) -> dict[Any, dict[str, float]]:
-        """image id -> its scores; those of n-grams where the run asks for other metrics than the mini world's."""
-        rows = sorted(rows, key=lambda row: row["index"])
+        """image id -> its scores: those that `score` found, and those of the mini world."""
         scores: dict[Any, dict[str, float]] = {row["id"]: {} for row in rows}
-        if rows and set(self.metrics) - {SCENE}:
-            found = caption_scores({row["id"]: row["caption"] for row in rows},
-                                   {row["id"]: dataset.references(row["index"]) for row in rows})
-            for name, kept in (("CIDEr", "CIDEr"), ("ROUGE_L", "ROUGE_L"), ("Bleu_4", "image_Bleu_4")):
-                for key, value in zip(found.ids, found.per_image[name].tolist(), strict=True):
-                    scores[key][kept] = value
+        for name in [name for name in BY_IMAGE if name in self._found.per_image]:
+            for key, value in zip(self._found.ids, self._found.per_image[name].tolist(), strict=True):
+                scores[key][BY_IMAGE[name]] = value
         if SCENE in self.metrics:
             for row in rows:
                 scores[row["id"]] |= image_scores(row["caption"], dataset.captions[row["index"]])
         return scores
 
-    def summary(self, scores: dict[str, float]) -> str:
+    def line(self, scores: dict[str, float]) -> str:
         """Attribute F1 and exact scenes where they were measured, else the scores and how many captions were empty."""
         if "attribute_f1" not in scores:
             empty = int(scores.get(EMPTY, 0))
             told = {name: value for name, value in scores.items() if name != EMPTY}
-            return super().summary(told) + (f"; {empty} captions were empty and score 0" if empty else "")
+            lost = " and ".join(self._found.missing)
+            return (super().line(told) + (f"; {empty} captions were empty and score 0" if empty else "")
+                    + (f"; {lost} left out, the warning above says why" if lost else ""))
         exact = ", ".join(f"{key.removeprefix('exact_')} objects {value:.2f}" for key, value in sorted(scores.items())
                           if key.startswith("exact_"))
         return (f"attribute F1 {scores['attribute_f1']:.3f}, exact scenes {scores['exact']:.3f} ({exact})"

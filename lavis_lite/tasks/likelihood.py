@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lavis_lite.metrics.candidates import Scores, order_of, share_of
+from lavis_lite.metrics.ranking import order, shares
 from lavis_lite.models.language_model.contract import PAIRS_AT_ONCE
 from lavis_lite.models.prompts import question_prompts
+from lavis_lite.tasks.writing import PICTURES
 
 KEPT = 10
 """candidates of each sample that rows and reports hold; the answer lists of real data sets have thousands"""
@@ -15,9 +16,10 @@ Likeliest = list[tuple[str, float, float]]
 """(answer, log-likelihood in nats, its share of the probability of all candidates), likeliest first"""
 
 
-def likeliest(answers: Sequence[str], scores: Scores, most: int = KEPT) -> Likeliest:
+def likeliest(answers: Sequence[str], scores: Sequence[float], most: int = KEPT) -> Likeliest:
     """The first `most` answers by score; equal ones keep their order."""
-    return [(answers[place], scores[place], share_of(scores, place)) for place in order_of(scores)[:most]]
+    share = shares(scores).tolist()
+    return [(answers[place], scores[place], share[place]) for place in order(scores)[:most].tolist()]
 
 
 def tells_likelihoods(model: Any, samples: dict[str, Any]) -> bool:
@@ -35,7 +37,7 @@ def likeliest_answers(model: Any, samples: dict[str, Any], answers: Sequence[str
         prompt: template around the question; "": none.
     """
     size = len(samples["text_input"])
-    asked: dict[str, Any] = {key: samples[key] for key in ("image", "video") if key in samples}
+    asked: dict[str, Any] = {key: samples[key] for key in PICTURES if key in samples}
     asked["prompt"] = question_prompts(samples, prompt, size)
     segments = max(1, -(-size * len(answers) // PAIRS_AT_ONCE))
     scores = model.score_candidates(asked, list(answers), n_segments=segments).float().tolist()

@@ -18,7 +18,8 @@ from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.gallery import Gallery, check_dataset
 from lavis_lite.tasks.reporting import retrieval_samples
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, chance_r1, gallery_of, prefixed, recall_line, sizes_of
-from lavis_lite.tasks.retrieval_scoring import BothWays, image_rows, indices, retrieve
+from lavis_lite.tasks.retrieval_parts import BothWays
+from lavis_lite.tasks.retrieval_scoring import image_rows, indices, retrieve
 
 
 @dataclass
@@ -80,7 +81,7 @@ class ImageTextPretrainTask(BaseTask):
         if not self._retrieves(model):
             return scores | {"agg_metrics": -scores["loss"]}
         gallery = gallery_of(rows, dataset, self.cfg.captions_per_image)
-        itc, itm = retrieve(model, rows, gallery, self.k_test(split), sizes_of(self.cfg))
+        itc, itm = retrieve(model, rows, gallery, self.k_test(split), sizes_of(self.cfg), self.work)
         scores |= prefixed("itc_", itc, gallery)
         r_mean = scores["itc_r_mean"]
         self._found = (gallery, itc, "itc_") if itm is None else (gallery, itm, "itm_")

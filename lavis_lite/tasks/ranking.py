@@ -10,14 +10,15 @@ from torch import Tensor
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
-from lavis_lite.metrics.candidates import KS, auc, ndcg, order_of, rank_scores, ranks_of, share_of
+from lavis_lite.metrics.ranking import KS, auc, ndcg, order, rank_scores, ranks, shares
 from lavis_lite.metrics.vqa import Truth, accuracies
 from lavis_lite.models.prompts import question_prompts
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import MISSED, Candidate, ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.reporting import context_of, pictures_of
-from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
+from lavis_lite.tasks.submission import Server, Submission
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, plain
 
 CONTEXT = ("context", "history", "caption")
 """what stands in front of the question, where no instruction holds it"""
@@ -52,6 +53,7 @@ class RankingTask(WritingTask):
     """
 
     config_class: ClassVar[type[RunConfig]] = RankingRunConfig
+    servers: ClassVar[tuple[Server, ...]] = ("plain", "hatefulmemes", "aokvqa")
     cfg: RankingRunConfig
 
     def __init__(self, cfg: RankingRunConfig) -> None:
@@ -62,8 +64,10 @@ class RankingTask(WritingTask):
         if cfg.positive is not None and given is not None and cfg.positive not in given:
             raise ConfigError(f"run.positive={cfg.positive!r} is none of run.candidates; "
                               f"{did_you_mean(cfg.positive, given)}")
+        if cfg.submission == "hatefulmemes" and cfg.positive is None:
+            raise ConfigError("run.submission=hatefulmemes needs run.positive, the candidate that says hateful: its "
+                              "probability is what the server takes.")
         self._shared: list[str] | None = given
-        self._server = ""
 
     def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The model's loss on (prompt, right answer), with the prompt of the evaluation."""
@@ -85,7 +89,7 @@ class RankingTask(WritingTask):
         if not self.takes(dataset):
             raise DataError(f"split {split!r} has no questions ({type(dataset).__name__}); take a data set of the "
                             "builder image_qa or image_dialogue, such as scienceqa_instruct.")
-        self._shared = self.cfg.candidates
+        self._shared, self._split = self.cfg.candidates, split
         if self._shared is None and not dataset.multiple_choice:
             self._shared = list(dataset.answer_list[:self.cfg.num_ans_candidates])
             if len(self._shared) < 2:
@@ -105,7 +109,7 @@ class RankingTask(WritingTask):
         if bare:
             raise DataError(f"question_id {bare[0]!r} has no candidates to choose among; mend its row, or set "
                             "run.candidates.")
-        asked = {key: samples[key] for key in ("image", "video", *CONTEXT) if key in samples}
+        asked = {key: samples[key] for key in (*PICTURES, *CONTEXT) if key in samples}
         asked["prompt"] = question_prompts(samples, self.cfg.prompt or "", len(names))
         found = model.score_candidates(asked, candidates, n_segments=self.cfg.segments,
                                        normalise=self.cfg.candidate_score).float().tolist()
@@ -116,10 +120,10 @@ class RankingTask(WritingTask):
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
         """Accuracies of all ranks' rows."""
         if not (dataset.has_answers and self.cfg.report_metric):
-            return self.unscored(rows)
+            return self.unscored(rows, dataset.has_answers)
         questions = {row["id"]: dataset.question(row["index"]) for row in rows}
         right = {row["id"]: self.right(questions[row["id"]], dataset, row) for row in rows}
-        hits = {row["id"]: float(order_of(row["scores"])[0] in right[row["id"]]) for row in rows}
+        hits = {row["id"]: float(int(order(row["scores"])[0]) in right[row["id"]]) for row in rows}
         truths = {name: Truth((), row.get("question_type", ""), row.get("answer_type", ""))
                   for name, row in questions.items()}
         scores = accuracies(hits, truths)
@@ -158,7 +162,7 @@ class RankingTask(WritingTask):
 
     def _auc(self, rows: Sequence[Row], questions: dict[Any, Row], right: dict[Any, set[int]]) -> float:
         places = [self.positive_place(questions[row["id"]]) for row in rows]
-        return auc([share_of(row["scores"], place) for row, place in zip(rows, places, strict=True)],
+        return auc([shares(row["scores"])[place] for row, place in zip(rows, places, strict=True)],
                    [place in right[row["id"]] for row, place in zip(rows, places, strict=True)])
 
     def positive_place(self, question: Row) -> int:
@@ -169,17 +173,29 @@ class RankingTask(WritingTask):
                             f"{question.get('question_id')!r}: {did_you_mean(wanted, texts)}")
         return texts.index(wanted)
 
-    def predictions(self, rows: list[Row], dataset: Any) -> list[Row]:
-        """The likeliest candidate as answer and as choice (its place), all scores; proba with run.positive."""
-        written = []
-        for row in rows:
-            question, best = dataset.question(row["index"]), order_of(row["scores"])[0]
-            line = {"question_id": row["id"], "answer": self.texts(question)[best], "choice": best,
-                    "scores": row["scores"]}
-            if self.cfg.positive is not None:
-                line["proba"] = share_of(row["scores"], self.positive_place(question))
-            written.append(line)
-        return written
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission:
+        """The likeliest candidate as answer and as choice (its place), all scores; proba with run.positive.
+
+        Without labels in the format of `run.submission`.
+        """
+        written = [self._choice(row, dataset) for row in rows]
+        if dataset.has_answers:
+            return written
+        if self.server == "aokvqa":
+            return self.submitted({str(row["question_id"]): {"multiple_choice": row["answer"]} for row in written},
+                                  f"predictions_{self._split}.json")
+        if self.server == "hatefulmemes":
+            return self.submitted([{"id": row["question_id"], "proba": row["proba"],
+                                    "label": int(row["answer"] == self.cfg.positive)} for row in written])
+        return self.submitted(written)
+
+    def _choice(self, row: Row, dataset: Any) -> Row:
+        question, best = dataset.question(row["index"]), int(order(row["scores"])[0])
+        chosen = {"question_id": row["id"], "answer": self.texts(question)[best], "choice": best,
+                  "scores": row["scores"]}
+        if self.cfg.positive is None:
+            return chosen
+        return {**chosen, "proba": float(shares(row["scores"])[self.positive_place(question)])}
 
     def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample]:
         """Question, likeliest candidate, the candidates by likelihood, and the rank of the right one."""
@@ -187,14 +203,14 @@ class RankingTask(WritingTask):
         scored = dataset.has_answers and self.cfg.report_metric
         samples = []
         for row in rows:
-            asked, order = dataset.question(row["index"]), order_of(row["scores"])
-            texts = self.texts(asked)
+            asked, best = dataset.question(row["index"]), order(row["scores"]).tolist()
+            texts, share = self.texts(asked), shares(row["scores"]).tolist()
             right = self.right(asked, dataset, row) if scored else set()
-            rank = next((rank for rank, place in enumerate(order, 1) if place in right), MISSED) if scored else None
-            shown = [Candidate(texts[place], row["scores"][place], share_of(row["scores"], place), place in right)
-                     for place in order[:SHOWN]]
+            rank = next((rank for rank, place in enumerate(best, 1) if place in right), MISSED) if scored else None
+            shown = [Candidate(texts[place], row["scores"][place], share[place], place in right)
+                     for place in best[:SHOWN]]
             samples.append(ReportSample(
-                row["id"], texts[order[0]], asked["question"], asked.get("answers", []),
+                row["id"], texts[best[0]], asked["question"], asked.get("answers", []),
                 {} if rank is None else self.sample_scores(rank), None if rank is None else rank == 1,
                 picture(row["index"]), shown, rank, asked.get("question_type", ""), context_of(asked)))
         return samples
@@ -203,10 +219,8 @@ class RankingTask(WritingTask):
         """A sample's scores by the rank of its right answer; MISSED: it is not among the candidates."""
         return {"accuracy": float(rank == 1)}
 
-    def summary(self, scores: dict[str, float]) -> str:
+    def line(self, scores: dict[str, float]) -> str:
         """Accuracy beside chance."""
-        if "accuracy" not in scores:
-            return super().summary(scores) + self._server
         area = f", AUC {scores['auc']:.3f}" if "auc" in scores else ""
         listed = f", {scores['answerable']:.3f} of the answers are listed" if scores.get("answerable", 1) < 1 else ""
         return (f"accuracy {scores['accuracy']:.3f} (chance {scores['chance']:.3f}{listed}){area}"
@@ -229,39 +243,38 @@ class DialogueTask(RankingTask):
     """
 
     config_class: ClassVar[type[RunConfig]] = DialogueRunConfig
+    servers: ClassVar[tuple[Server, ...]] = ("visdial",)
 
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
         """Ranks of the right answers of all ranks' rows."""
         if not (dataset.has_answers and self.cfg.report_metric):
-            return self.unscored(rows)
+            return self.unscored(rows, dataset.has_answers)
         questions = [dataset.question(row["index"]) for row in rows]
-        ranks = []
+        places = []
         for row, question in zip(rows, questions, strict=True):
-            by_place = ranks_of(row["scores"])
+            by_place = ranks(row["scores"]).tolist()
             found = [by_place[place] for place in self.right(question, dataset, row)]
-            ranks.append(min(found, default=len(by_place)))
-        scores = rank_scores(ranks)
+            places.append(min(found, default=len(by_place)))
+        scores = rank_scores(places)
         dense = [ndcg(row["scores"], question["relevance"])
-                 for row, question in zip(rows, questions, strict=True) if "relevance" in question]
+                 for row, question in zip(rows, questions, strict=True) if any(question.get("relevance", ()))]
         if dense:
             scores["ndcg"] = sum(dense) / len(dense)
         return scores | {"agg_metrics": scores["mrr"]}
 
-    def predictions(self, rows: list[Row], dataset: Any) -> list[Row]:
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission:
         """The server's format, image_id, round_id and ranks; with labels also the answer and the scores."""
-        self._server = "" if dataset.has_answers else "; the file has the format of Visual Dialog's server"
-        plainly = super().predictions(rows, dataset) if dataset.has_answers else [{} for _ in rows]
-        return [more | _round(row) | {"ranks": ranks_of(row["scores"])}
-                for row, more in zip(rows, plainly, strict=True)]
+        ranked = [_round(row) | {"ranks": ranks(row["scores"]).tolist()} for row in rows]
+        if not dataset.has_answers:
+            return self.submitted(ranked)
+        return [self._choice(row, dataset) | one for row, one in zip(rows, ranked, strict=True)]
 
     def sample_scores(self, rank: int) -> dict[str, float]:
         """Reciprocal rank, and whether it is among the first."""
         return {"mrr": 1 / rank if rank != MISSED else 0.0, **{f"r{k}": float(MISSED < rank <= k) for k in KS}}
 
-    def summary(self, scores: dict[str, float]) -> str:
+    def line(self, scores: dict[str, float]) -> str:
         """MRR and R@1, NDCG where it was measured."""
-        if "mrr" not in scores:
-            return super().summary(scores)
         dense = f", NDCG {scores['ndcg']:.3f}" if "ndcg" in scores else ""
         return (f"MRR {scores['mrr']:.3f}, R@1 {scores['r1']:.3f}, mean rank {scores['mean_rank']:.1f}{dense}"
                 f"{CONTROLS[self.cfg.control]}")

@@ -15,7 +15,7 @@ from lavis_lite.metrics.retrieval import KS, MISSED, ranks_from_candidates
 from lavis_lite.report import sample as report
 from lavis_lite.report.sample import Candidate, Picture, ReportSample
 from lavis_lite.tasks.gallery import Gallery
-from lavis_lite.tasks.retrieval_scoring import BothWays, Candidates
+from lavis_lite.tasks.retrieval_parts import BothWays, Candidates
 
 STRIP = 5
 """candidates of each query that a report shows"""

@@ -14,7 +14,8 @@ from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.gallery import Gallery, check_dataset
 from lavis_lite.tasks.reporting import retrieval_samples
-from lavis_lite.tasks.retrieval_scoring import BothWays, Sizes, image_rows, recalls_of, retrieve
+from lavis_lite.tasks.retrieval_parts import BothWays, Sizes
+from lavis_lite.tasks.retrieval_scoring import image_rows, recalls_of, retrieve
 
 
 @dataclass
@@ -60,7 +61,7 @@ class RetrievalTask(BaseTask):
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
         """Recall of the whole split, equal on all ranks."""
         gallery = gallery_of(rows, dataset, self.cfg.captions_per_image)
-        itc, itm = retrieve(model, rows, gallery, self.cfg.k_test, sizes_of(self.cfg))
+        itc, itm = retrieve(model, rows, gallery, self.cfg.k_test, sizes_of(self.cfg), self.work)
         scores = prefixed("itc_", itc, gallery)
         final = itm if itm is not None else itc
         self._found = gallery, final

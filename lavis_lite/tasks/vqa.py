@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.metrics.anls import anls, anls_score
 from lavis_lite.metrics.vqa import Majority, Rule, Truth, accuracies, answer_score, question_scores, vqa_accuracy
 from lavis_lite.models.prompts import question_prompts
 from lavis_lite.registry import registry
@@ -16,11 +17,13 @@ from lavis_lite.report.sample import Candidate, ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.likelihood import likeliest_answers, tells_likelihoods
 from lavis_lite.tasks.reporting import context_of, counted, pictures_of
+from lavis_lite.tasks.submission import Server, Submission, answer_row
 from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
 
 AnswerRule = Literal["official", "normalised", "exact", "thirds", "halves", "auto"]
-Submission = Literal["vqa", "gqa", "vizwiz", "aokvqa"]
-SERVERS = {"vqa": "VQA", "gqa": "GQA", "vizwiz": "VizWiz", "aokvqa": "A-OKVQA"}
+METRICS = ("accuracy", "anls")
+LEFT_OUT = "left_out"
+EMPTY = "empty_answers"
 
 
 @dataclass
@@ -37,8 +40,9 @@ class VQARunConfig(WritingRunConfig):
     """official: texts are cleaned where the annotators differ, as in the official script; normalised: always; exact:
     equal after cleaning, for data sets with one answer per question; thirds: A-OKVQA's; halves: iVQA's; auto: exact
     where a data set has one answer per question, else official"""
-    submission: Submission = "vqa"
-    """whose format predictions have where a split has no answers"""
+    vqa_metrics: list[str] | None = None
+    """accuracy (by vqa_rule) and anls (similarity to the nearest answer, ST-VQA's and DocVQA's); the first is
+    agg_metrics. Absent: accuracy; both for vqa_reading_comprehension"""
     baselines: bool = True
     """report what the commonest training answer would score, overall and by question"""
 
@@ -48,11 +52,15 @@ class VQATask(WritingTask):
     """Trains on samples {image, text_input, text_output}; evaluates a data set of questions (`QAEvalDataset`).
 
     The prompt that is read is text_input, put into `run.prompt` where that is set. Scores (fractions): accuracy,
-    accuracy_answer_<type>, accuracy_question_<type>; majority and majority_by_question, answers without looking, from
-    the training split where it is here; agg_metrics = accuracy.
+    accuracy_answer_<type>, accuracy_question_<type>; anls where run.vqa_metrics has it; majority and
+    majority_by_question, answers without looking, from the training split where it is here; empty_answers, how many
+    there were, and left_out, how many questions A-OKVQA calls too difficult for a direct answer and does not count;
+    agg_metrics = the first metric.
     """
 
     config_class: ClassVar[type[RunConfig]] = VQARunConfig
+    servers: ClassVar[tuple[Server, ...]] = ("vqa", "textvqa", "gqa", "vizwiz", "aokvqa")
+    default_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     cfg: VQARunConfig
 
     def __init__(self, cfg: VQARunConfig) -> None:
@@ -60,8 +68,11 @@ class VQATask(WritingTask):
         if cfg.prompt and cfg.prompt.count("{}") not in (1, 2):
             raise ConfigError(f"run.prompt={cfg.prompt!r}: the question needs a place, for example "
                               "'Question: {} Short answer:'.")
+        self.metrics = self.default_metrics if cfg.vqa_metrics is None else tuple(cfg.vqa_metrics)
+        for name in self.metrics:
+            if name not in METRICS:
+                raise ConfigError(f"run.vqa_metrics: no metric {name!r}; {did_you_mean(name, METRICS)}")
         self._answers: list[str] = []
-        self._server = ""
         self._majority: tuple[Any, Majority | None] = (None, None)
 
     def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -91,10 +102,11 @@ class VQATask(WritingTask):
         if not self.takes(dataset):
             raise DataError(f"split {split!r} has no questions ({type(dataset).__name__}); take a data set of the "
                             "builder image_qa, such as mini_world_vqa.")
-        if dataset.has_answers and self.rule(dataset) != "exact" and len(dataset.question(0)["answers"]) < 2:
+        if (dataset.has_answers and "accuracy" in self.metrics and self.rule(dataset) in ("official", "normalised")
+                and len(dataset.question(0)["answers"]) < 2):
             raise DataError(f"split {split!r} has one answer per question; run.vqa_rule={self.cfg.vqa_rule} leaves one "
                             "annotator out and would give 0 to every answer. Set run.vqa_rule=exact.")
-        self._answers = []
+        self._answers, self._split = [], split
         if self.cfg.inference_method == "rank":
             self._answers = dataset.answer_list
             if not self._answers:
@@ -121,18 +133,27 @@ class VQATask(WritingTask):
                 for name, place, answer in zip(names, places, answers, strict=True)]
 
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
-        """Accuracies of all ranks' rows."""
-        if not (dataset.has_answers and self.cfg.report_metric):
-            return self.unscored(rows)
-        rule = self.rule(dataset)
-        questions = {row["id"]: dataset.question(row["index"]) for row in rows}
-        truths = {name: Truth(row["answers"], row.get("question_type", ""), row.get("answer_type", ""))
-                  for name, row in questions.items()}
-        per_question = question_scores({row["id"]: row["answer"] for row in rows}, truths, rule)
-        scores = accuracies(per_question, truths)
-        if self.cfg.baselines:
-            scores |= self._baselines(dataset, {name: row["question"] for name, row in questions.items()}, truths)
-        return scores | {"agg_metrics": scores["accuracy"]}
+        """Scores of all ranks' rows."""
+        if not self.scores(dataset):
+            return self.unscored(rows, dataset.has_answers)
+        asked = {row["id"]: dataset.question(row["index"]) for row in rows}
+        answers = {row["id"]: row["answer"] for row in rows if not asked[row["id"]].get("difficult")}
+        truths = {name: truth_of(asked[name]) for name in answers}
+        scores: dict[str, float] = {}
+        for metric in self.metrics:
+            if metric == "anls":
+                scores["anls"] = anls(list(answers.values()), [truth.answers for truth in truths.values()])
+            else:
+                scores |= accuracies(question_scores(answers, truths, self.rule(dataset)), truths)
+        if self.cfg.baselines and "accuracy" in scores:
+            scores |= self._baselines(dataset, {name: asked[name]["question"] for name in answers}, truths)
+        told = {LEFT_OUT: len(rows) - len(answers), EMPTY: sum(not row["answer"] for row in rows)}
+        return (scores | {name: float(count) for name, count in told.items() if count}
+                | {"agg_metrics": scores[self.metrics[0]]})
+
+    def scores(self, dataset: Any) -> bool:
+        """Whether a data set is to be scored and can be."""
+        return bool(dataset.has_answers and self.cfg.report_metric and self.metrics)
 
     def _baselines(self, dataset: Any, questions: dict[Any, str], truths: dict[Any, Truth]) -> dict[str, float]:
         if self._majority[0] is not dataset:  # the training answers of a large data set take seconds to count
@@ -146,57 +167,64 @@ class VQATask(WritingTask):
         return {name: vqa_accuracy(answers, truths, self.rule(dataset))["accuracy"]
                 for name, answers in (("majority", overall), ("majority_by_question", by_question))}
 
-    def predictions(self, rows: list[Row], dataset: Any) -> list[Row]:
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission:
         """The official results format, question_id and answer; without labels that of `run.submission`."""
-        self._server = ""
-        if not dataset.has_answers:
-            self._server = f"; the file has the format of the {SERVERS[self.cfg.submission]} server"
-            return [_submitted(row, self.cfg.submission, dataset) for row in rows]
-        return [{"question_id": row["id"], "answer": row["answer"]} for row in rows]
+        if dataset.has_answers:
+            return [{"question_id": row["id"], "answer": row["answer"]} for row in rows]
+        if self.server == "aokvqa":
+            return self.submitted({str(row["id"]): {"direct_answer": row["answer"]} for row in rows},
+                                  f"predictions_{self._split}.json")
+        named = self.server == "vizwiz"
+        return self.submitted([answer_row(self.server, row["id"], row["answer"],
+                                          dataset.image_name(row["index"]) if named else "") for row in rows])
 
     def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample]:
-        """Question, answer, the annotators' answers and the accuracy; right: at least half the score."""
+        """Question, answer, the annotators' answers and the scores; right: at least half the first score."""
         picture = pictures_of(self.evaluated(dataset))
-        scored = dataset.has_answers and self.cfg.report_metric
         samples = []
         for row in rows:
             asked = dataset.question(row["index"])
-            scores = self._scores(row["answer"], asked, self.rule(dataset)) if scored else {}
+            counts = self.scores(dataset) and not asked.get("difficult")
+            scores = self._scores(row["answer"], asked, self.rule(dataset)) if counts else {}
             samples.append(ReportSample(
                 row["id"], row["answer"], asked["question"], counted(asked["answers"]), scores,
-                scores["accuracy"] >= 0.5 if scores else None, picture(row["index"]),
-                self._ranked(row, asked, self.rule(dataset) if scored else None),
+                self._is_right(scores) if scores else None, picture(row["index"]),
+                self._ranked(row, asked, self.rule(dataset) if counts else None),
                 group=asked.get("question_type") or asked.get("answer_type") or "", context=context_of(asked)))
         return samples
 
-    @classmethod
-    def _ranked(cls, row: Row, asked: dict[str, Any], rule: Rule | None) -> list[Candidate]:
-        """What was ranked, likeliest first; right where it would be right as the answer. No rule: no answers."""
-        return [Candidate(text, value, share, rule is not None and cls._scores(text, asked, rule)["accuracy"] >= 0.5)
+    def _ranked(self, row: Row, asked: dict[str, Any], rule: Rule | None) -> list[Candidate]:
+        """What was ranked, likeliest first; right where it would be right as the answer. No rule: it does not count."""
+        return [Candidate(text, value, share, rule is not None and self._is_right(self._scores(text, asked, rule)))
                 for text, value, share in row.get("likeliest", ())]
 
-    @staticmethod
-    def _scores(answer: str, asked: dict[str, Any], rule: Rule) -> dict[str, float]:
-        """One question's part in every accuracy it counts for."""
-        truth = Truth(asked["answers"], asked.get("question_type", ""), asked.get("answer_type", ""))
-        return accuracies({0: answer_score(answer, truth.answers, rule)}, {0: truth})
+    def _is_right(self, scores: dict[str, float]) -> bool:
+        return scores[self.metrics[0]] >= 0.5
 
-    def summary(self, scores: dict[str, float]) -> str:
-        """Accuracy beside the majority."""
-        if "accuracy" not in scores:
-            return super().summary(scores) + self._server
+    def _scores(self, answer: str, asked: dict[str, Any], rule: Rule) -> dict[str, float]:
+        """One question's part in every score it counts for."""
+        truth = truth_of(asked)
+        scores: dict[str, float] = {}
+        for metric in self.metrics:
+            scores |= ({"anls": anls_score(answer, truth.answers)} if metric == "anls"
+                       else accuracies({0: answer_score(answer, truth.answers, rule)}, {0: truth}))
+        return scores
+
+    def line(self, scores: dict[str, float]) -> str:
+        """The scores beside the majority; answers that were empty, and questions that do not count."""
         plainly = self.cfg.vqa_rule in ("exact", "thirds", "halves")  # another score than VQA's own
-        line = f"{'' if plainly else 'VQA '}accuracy {scores['accuracy']:.3f}{CONTROLS[self.cfg.control]}"
-        if "majority" not in scores:
-            return line
-        return f"{line} (majority {scores['majority']:.3f}, by question {scores['majority_by_question']:.3f})"
+        names = {"accuracy": "accuracy" if plainly else "VQA accuracy", "anls": "ANLS"}
+        said = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in METRICS if name in scores)
+        said += CONTROLS[self.cfg.control]
+        if "majority" in scores:
+            said += f" (majority {scores['majority']:.3f}, by question {scores['majority_by_question']:.3f})"
+        if EMPTY in scores:
+            said += f"; {scores[EMPTY]:.0f} answers were empty"
+        if LEFT_OUT in scores:
+            said += f"; {scores[LEFT_OUT]:.0f} difficult questions were left out, as A-OKVQA's own evaluation does"
+        return said
 
 
-def _submitted(row: Row, submission: Submission, dataset: Any) -> Row:
-    """A row as a benchmark's server takes it."""
-    name, answer = row["id"], row["answer"]
-    if submission == "gqa":
-        return {"questionId": str(name), "prediction": answer}
-    if submission == "vizwiz":
-        return {"image": dataset.image_name(row["index"]).rpartition("/")[2], "answer": answer}
-    return {"question_id": name, "direct_answer" if submission == "aokvqa" else "answer": answer}
+def truth_of(asked: Row) -> Truth:
+    """What a data set knows of a question."""
+    return Truth(asked["answers"], asked.get("question_type", ""), asked.get("answer_type", ""))

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.controls import Control, Controlled
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.submission import Server, Submission
 
+PICTURES = ("image", "video", "image_rows")
+"""keys of a batch that are what a model sees"""
 CONTROLS = {"none": "", "wrong_image": " with other samples' images", "blind": " with blank images"}
 
 
@@ -33,6 +36,9 @@ class WritingRunConfig(RunConfig):
     """what the model reads; absent: the sample's own prompt, else the model's"""
     report_metric: bool = True
     """false: predictions are written and not scored"""
+    submission: Server | None = None
+    """whose format predictions have where a split has no labels; absent: the task's own server (VQA, GQA, A-OKVQA,
+    Visual Dialog, COCO captions), plain rows for rankings"""
     control: Control = "none"
     """evaluate with other samples' images, or with blank ones: what is left of the score does not come from seeing"""
 
@@ -42,6 +48,8 @@ class WritingTask(BaseTask):
 
     gathers_rows: ClassVar[bool] = True
     config_class: ClassVar[type[RunConfig]] = WritingRunConfig
+    servers: ClassVar[tuple[Server, ...]] = ("plain",)
+    """whose formats predictions can have; the first is the default"""
     cfg: WritingRunConfig
 
     def __init__(self, cfg: WritingRunConfig) -> None:
@@ -53,6 +61,22 @@ class WritingTask(BaseTask):
             raise ConfigError(f"run.min_len={cfg.min_len} is above run.max_len={cfg.max_len}.")
         if cfg.repetition_penalty is not None and cfg.repetition_penalty <= 0:
             raise ConfigError(f"run.repetition_penalty must be above 0, not {cfg.repetition_penalty}.")
+        if cfg.submission is not None and cfg.submission not in self.servers:
+            raise ConfigError(f"run.submission={cfg.submission}: {cfg.task} writes no such file; "
+                              f"{did_you_mean(cfg.submission, self.servers)}")
+        self._split = self._told = ""
+        self._why = "the run asks for no metric, or the split has nothing to compare with"
+
+    @property
+    def server(self) -> Server:
+        """Whose format predictions on a split without labels have."""
+        return self.cfg.submission or self.servers[0]
+
+    def submitted(self, content: Any, name: str = "") -> Submission:
+        """Predictions on a split without labels; the summary will say whose format they have."""
+        found = Submission(self.server, content, name)
+        self._told = found.told()
+        return found
 
     def evaluated(self, dataset: Any) -> Any:
         """The data set as `run.control` shows it."""
@@ -63,18 +87,29 @@ class WritingTask(BaseTask):
         given = {"length_penalty": self.cfg.length_penalty, "repetition_penalty": self.cfg.repetition_penalty}
         return {name: value for name, value in given.items() if value is not None}
 
-    def unscored(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Metrics of a split that has nothing to compare with."""
+    def unscored(self, rows: Sequence[Row], labelled: bool = False) -> dict[str, float]:
+        """Metrics of a split that is not scored.
+
+        Args:
+            rows: its rows.
+            labelled: whether it could have been.
+        """
+        self._why = "the run asks for no metric" if labelled else "the split has no labels"
+        self._told = "" if labelled else self._told
         return {"predictions": float(len(rows))}
 
     def summary(self, scores: dict[str, float]) -> str:
-        """Says so where nothing was scored, and which pictures were shown; several data sets have a line each."""
-        if any("/" in name for name in scores):
+        """Scores, a line for each of several data sets; where nothing was scored it says so and in whose format."""
+        if any("/" in name for name in scores):  # of several data sets
             return by_dataset(scores) + CONTROLS[self.cfg.control]
-        if "agg_metrics" in scores:
-            return super().summary(scores) + CONTROLS[self.cfg.control]
-        return (f"{scores['predictions']:.0f} predictions written, not scored (the split has no references, or the run "
-                f"asks for no metric){CONTROLS[self.cfg.control]}")
+        if "predictions" in scores:
+            return (f"{scores['predictions']:.0f} predictions written, not scored ({self._why})"
+                    f"{CONTROLS[self.cfg.control]}{self._told}")
+        return self.line(scores)
+
+    def line(self, scores: dict[str, float]) -> str:
+        """The summary of one data set that was scored."""
+        return BaseTask.summary(self, scores) + CONTROLS[self.cfg.control]
 
 
 def by_dataset(scores: Mapping[str, float]) -> str:
@@ -83,7 +118,8 @@ def by_dataset(scores: Mapping[str, float]) -> str:
     for key, value in scores.items():
         dataset, _, name = key.rpartition("/")
         if dataset and name != "agg_metrics":
-            lines.setdefault(dataset, []).append(f"{name} {value:.4g}")
+            lines.setdefault(dataset, []).append(
+                f"{name} {value:.4g}" if name != "predictions" else f"{value:.0f} predictions written, not scored")
     mean = f"mean {scores['agg_metrics']:.4g}" if "agg_metrics" in scores else f"{len(lines)} data sets"
     return mean + "".join(f"\n  {dataset}: {', '.join(told)}" for dataset, told in lines.items())
 

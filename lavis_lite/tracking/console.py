@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lavis_lite.tracking.sink import Record, Sink
 
+PLAIN_SECONDS = 30.0
+"""between two lines about an evaluation where there is no terminal"""
+SIDE_FORMAT = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left |{bar}|"
+
 
 class Console(Sink):
-    """Shows steps done, losses, learning rate, images per second and the time left.
+    """Shows steps done, losses, learning rate, images per second and the time left; an evaluation below them.
 
     Args:
         stream: where to write; standard output by default.
@@ -22,6 +27,7 @@ class Console(Sink):
         self.stream = stream or sys.stdout
         self.is_terminal = self.stream.isatty()
         self._bar: tqdm | None = None
+        self._side: tqdm | _Lines | None = None
         self._start, self._total, self._began = 0, 0, time.monotonic()
 
     def open(self, start_step: int, total_steps: int) -> None:
@@ -35,6 +41,26 @@ class Console(Sink):
         """Move the bar."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
+
+    def begin(self, title: str, total: int, done: int = 0, unit: str = "samples") -> None:
+        """A bar below the steps' own, or a line now and then."""
+        self.end()
+        if not self.is_terminal:
+            self._side = _Lines(title, total, done, unit, self.say)
+            return
+        self._side = tqdm(total=total, initial=done, desc=title, unit=f" {unit}", file=self.stream, dynamic_ncols=True,
+                          leave=False, position=0 if self._bar is None else 1, bar_format=SIDE_FORMAT)
+
+    def proceed(self, done: int) -> None:
+        """Move that bar."""
+        if self._side is not None:
+            self._side.update(done - self._side.n)
+
+    def end(self) -> None:
+        """Take that bar away."""
+        if self._side is not None:
+            self._side.close()
+            self._side = None
 
     def record(self, record: Record) -> None:
         """Losses go beside the bar, or onto a line of their own; the runner says metrics, in the task's words."""
@@ -54,16 +80,40 @@ class Console(Sink):
 
     def say(self, text: str) -> None:
         """Print without tearing the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=self.stream)
+        if self.is_terminal and (self._bar or self._side) is not None:
+            tqdm.write(text, file=self.stream)
         else:
             print(text, file=self.stream, flush=True)
 
     def close(self) -> None:
-        """End the bar."""
+        """End the bars."""
+        self.end()
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class _Lines:
+    """What a bar would show, as a plain line every half minute."""
+
+    def __init__(self, title: str, total: int, done: int, unit: str, say: Callable[[str], None]) -> None:
+        self.title, self.total, self.n, self.unit, self.say = title, total, done, unit, say
+        self._before, self._began = done, time.monotonic()
+        self._told = self._began
+
+    def update(self, count: int) -> None:
+        """So many more units are done."""
+        self.n += count
+        now = time.monotonic()
+        if now - self._told < PLAIN_SECONDS:
+            return
+        self._told = now
+        rate = (self.n - self._before) / (now - self._began)
+        left = tqdm.format_interval((self.total - self.n) / rate) if rate > 0 else "?"
+        self.say(f"{self.title}: {self.n:,}/{self.total:,} {self.unit}, {rate:.1f} {self.unit}/s, {left} left")
+
+    def close(self) -> None:
+        """Nothing is left on the screen."""
 
 
 def record_line(record: Record) -> str:

@@ -21,6 +21,15 @@ class Sink:
     def advance(self, step: int) -> None:
         """`step` optimizer steps are done; called after every one."""
 
+    def begin(self, title: str, total: int, done: int = 0, unit: str = "samples") -> None:
+        """Work besides the steps begins, an evaluation for example: `total` units, of which `done` were done before."""
+
+    def proceed(self, done: int) -> None:
+        """So many of its units are done."""
+
+    def end(self) -> None:
+        """It is over, or left."""
+
     def record(self, record: Record) -> None:
         """A training, evaluation or event record."""
 

@@ -47,6 +47,21 @@ class Tracker:
         for sink in self.sinks:
             sink.advance(step)
 
+    def begin(self, title: str, total: int, done: int = 0, unit: str = "samples") -> None:
+        """See `Sink.begin`."""
+        for sink in self.sinks:
+            sink.begin(title, total, done, unit)
+
+    def proceed(self, done: int) -> None:
+        """See `Sink.proceed`."""
+        for sink in self.sinks:
+            sink.proceed(done)
+
+    def end(self) -> None:
+        """See `Sink.end`."""
+        for sink in self.sinks:
+            sink.end()
+
     def record(self, record: Record) -> None:
         """See `Sink.record`."""
         for sink in self.sinks:

@@ -29,7 +29,7 @@ def ok_vqa(kind: str, images: tuple[int, int]) -> dict[str, Any]:
 
 def aokvqa(split: str) -> dict[str, Any]:
     row = {"split": split, "image_id": 299207, "question_id": f"22Mex{split}", "question": "Why does he stand there?",
-           "choices": ["bus", "rain", "friend", "dog"], "difficult_direct_answer": False}
+           "choices": ["bus", "rain", "friend", "dog"], "difficult_direct_answer": split == "val"}
     answered = {"correct_choice_idx": 2, "direct_answers": ["a friend", "friend", "friend"], "rationales": ["he waves"]}
     return {f"aokvqa/annotations/aokvqa_v1p0_{split}.json": [row if split == "test" else {**row, **answered}]}
 
@@ -88,7 +88,8 @@ def vizwiz(split: str) -> dict[str, Any]:
 
 LESSONS = {"scienceqa/problems.json": {
     str(number): {"question": "Which one floats?", "choices": ["cork", "stone"], "answer": 0, "hint": hint,
-                  "image": image, "split": split, "task": "closed choice", "grade": "grade2", "lecture": ""}
+                  "image": image, "split": split, "task": "closed choice", "grade": "grade2", "lecture": "",
+                  "subject": "natural science", "topic": "physics"}
     for number, (split, image, hint) in enumerate([("train", "image.png", "Look at the tub."), ("train", None, ""),
                                                    ("val", "image.png", ""), ("test", "image.png", "A tub.")], 1)}}
 
@@ -157,9 +158,11 @@ CASES: dict[str, Case] = {
                {"val": (3, {"image_id": 0, "text_input": "thing 0, told 0"}), "test": (3, {"image_id": 0}),
                 "in_domain": (1, {"image_id": 0}), "near_domain": (1, {"image_id": 1}),
                 "out_domain": (1, {"image_id": 2})}),
-    "nocaps (lavis)": ("lavis", {f"nocaps/annotations/nocaps_{split}.json": [{"image": f"{split}/1.jpg", "img_id": 7}]
-                                 for split in ("val", "test")}, ["nocaps/images/val/1.jpg", "nocaps/images/test/1.jpg"],
-                       {"val": (1, {"image_id": 7}), "test": (1, {"image_id": 7})}),
+    "nocaps (lavis)": ("lavis", {**{f"nocaps/annotations/nocaps_{split}.json": [{"image": f"{split}/1.jpg",
+                                                                                 "img_id": 2}] for split in SPLITS[1:]},
+                                 "nocaps/annotations/nocaps_val_4500_captions.json": coco("val", "00a")},
+                       ["nocaps/images/val/1.jpg", "nocaps/images/test/1.jpg"],
+                       {"val": (1, {"image_id": 2, "text_input": "thing 2, told 0"}), "test": (1, {"image_id": 2})}),
     "flickr30k_caption": ("default", KARPATHY, [f"flickr30k/images/flickr30k-images/{at}.jpg" for at in (1, 2, 3)],
                           {"train": (1, {"text_input": "a man runs"}), "val": (1, {"text_input": "a dog"}),
                            "test": (1, {"image_id": 3})}),

@@ -191,6 +191,7 @@ def test_large_tables_are_mapped_from_the_second_time_on(tmp_path, monkeypatch):
 
     first, again = opened(), opened()
     assert len(calls) == 1 and isinstance(again, MappedTable) and rows(first) == rows(again) == ROWS
+    assert list(first.skim()) == list(again.skim()) == ROWS
     assert again.place(1) == f"{path}:2" and again.kinds == {"image": "file_name", "caption": "texts",
                                                            "image_id": "identifier"}
     assert rows(pickle.loads(pickle.dumps(again))) == ROWS
@@ -229,6 +230,7 @@ def test_exploded_views_read_no_row_ahead():
     view = ExplodedTable(table, "caption", np.array([0, 1, 3, 6]))
     assert [view[index]["caption"] for index in range(6)] == ["1a", "2a", "2b", "3a", "3b", "3c"]
     assert view.place(4) == "f:3" and view.file_sizes() == [6]
+    assert [row["caption"] for row in view.skim()] == ["1a", "2a", "2b", "3a", "3b", "3c"]
     with pytest.raises(IndexError):
         view[6]
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from lavis_lite.datasets import feature_writer
 from lavis_lite.datasets.builder import ImageCaptionBuilder
-from lavis_lite.datasets.feature_cache import FeatureFolder, file_of
+from lavis_lite.datasets.feature_cache import FeatureFolder, file_of, refuse_random
 from lavis_lite.datasets.feature_writer import FeatureJob, image_names, write_features
 from lavis_lite.datasets.images import BadSample
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.processors.video import AlproVideoEval
 from lavis_lite.weights import encoder_identity
 
 EVAL = {"name": "blip_image_eval", "image_size": 16}
@@ -115,6 +116,8 @@ def test_another_encoder_or_processor_is_refused(job, coco_section):
     coco_section.vis_processor.train = {"name": "blip2_image_train", "image_size": 16}
     with pytest.raises(ConfigError, match="blip2_image_train changes images at random"):
         ImageCaptionBuilder("tiny", coco_section).build("train", training=True)
+    with pytest.raises(ConfigError, match="features are kept of images, not of videos"):
+        refuse_random(AlproVideoEval(), "datasets.clips", {})
 
 
 def test_bad_images_stop_the_job_or_are_left_out(job, coco_folder):

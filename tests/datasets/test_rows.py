@@ -96,6 +96,10 @@ def test_rounds_of_a_visual_dialogue(cache: Path) -> None:
     put(cache, files, images)
     dataset = builder_of("visdial").build("val", training=False)
     assert dataset[2]["history"] == "Q: is it sunny? A: yes\nQ: any people? A: 2 of them"
+    ranked = ("candidates", "label", "relevance")
+    assert list(dataset.table.skim()) == [{key: value for key, value in dataset.table[at].items() if key not in ranked}
+                                          for at in range(len(dataset))]
+    assert sorted(dataset.evaluation_order()) == list(range(len(dataset)))
     right = [(row["label"], row["candidates"][row["label"]], len(row["candidates"])) for row in
              map(dataset.sample, range(3))]
     assert right == [(4, "yes", 100), (0, "2 of them", 100), (2, "green", 100)]
@@ -110,6 +114,35 @@ def test_rounds_of_a_visual_dialogue(cache: Path) -> None:
     assert not builder_of("visdial").build("test", training=False).has_answers
     train = builder_of("visdial").build("train", training=True)
     assert train.table[0]["image"].startswith("val2014/") and "candidates" not in train.table[0]
+
+
+def test_what_scores_are_grouped_by_and_left_out_by(cache: Path) -> None:
+    for case in ("scienceqa", "aok_vqa"):
+        put(cache, *CASES[case][1:3])
+    lessons = builder_of("scienceqa").build("test", training=False)
+    assert lessons.question(0)["question_type"] == "natural science"
+    topics = builder_of("scienceqa", "default", "datasets.scienceqa.columns.question_type=topic")
+    assert topics.build("test", training=False).question(0)["question_type"] == "physics"
+    hard = builder_of("aok_vqa").build("val", training=False)
+    assert hard.question(0)["difficult"] is True and "difficult" not in hard.sample(0)
+
+
+def test_captions_of_a_file_of_their_own(cache: Path) -> None:
+    _, files, images, _ = CASES["nocaps (lavis)"]
+    put(cache, files, images)
+    split = builder_of("nocaps", "lavis").build("val", training=False)
+    assert split.has_text and split.references(0) == ["Thing 2, told 0.", "Thing 2, told 1."]
+    assert split.domain(0) == "out-domain" and split.image_name(0) == "val/1.jpg"
+    rows = [{"image": f"val/{at}.jpg", "img_id": at} for at in (1, 8, 9)]
+    put(cache, {"nocaps/annotations/nocaps_val.json": rows}, [])
+    with pytest.raises(DataError, match=r"no caption for 2 of the 3 images of split 'val'; image ids: 8, 9\. It"):
+        builder_of("nocaps", "lavis").build("val", training=False)
+    put(cache, {"nocaps/annotations/nocaps_val.json": [{"image": "val/1.jpg"}]}, [])
+    with pytest.raises(DataError, match=r"1 of 1 images .* have no image_id(.|\n)*nocaps_val.json:1"):
+        builder_of("nocaps", "lavis").build("val", training=False)
+    nowhere = "datasets.nocaps.references.val={storage: nowhere.json, url: null}"
+    with pytest.warns(UserWarning, match="will be predicted and not scored: .*references.val"):
+        assert not builder_of("nocaps", "lavis", nowhere).build("val", training=False).has_text
 
 
 FAULTS = [

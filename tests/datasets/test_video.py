@@ -330,6 +330,18 @@ def test_questions_about_videos(section, tmp_path):
     assert not blind["video"].any() and not torch.equal(wrong["video"], val[1]["video"])
 
 
+@pytest.mark.parametrize(("sampling", "clips"), [("uniform", 2), ("headtail", 4)])
+def test_questions_about_one_clip_share_it_where_its_frames_are_always_the_same(section, tmp_path, sampling, clips):
+    cfg = questions(tmp_path, section)
+    rows = [{"video": f"{n % 2}.mp4", "question": f"Clip {n}?", "answer": "grey", "question_id": n} for n in range(4)]
+    (tmp_path / "qa.json").write_text(json.dumps(rows))
+    cfg.vis_processor = pair(cfg.vis_processor.train, {**cfg.vis_processor.eval, "sampling": sampling})
+    val = VideoQABuilder("q", cfg).build("train", training=False)
+    [batch] = eval_loader(val, RunConfig(batch_size_eval=4, num_workers=0, device="cpu"), share_pictures=True)
+    assert batch["question_id"].tolist() == [0, 2, 1, 3] and batch["video"].shape == (clips, 3, 4, 16, 16)
+    assert batch["image_rows"].tolist() == [0, 0, 1, 1] if clips == 2 else "image_rows" not in batch
+
+
 def test_answers_in_several_columns_and_clips_named_by_their_times(section, tmp_path):
     names = [f"answer{n}" for n in range(1, 6)]
     cfg = questions(tmp_path, section, columns={"answers": names}, image_pattern="{video_id}_{start}_{end}.mp4",

@@ -6,11 +6,13 @@ import json
 import logging
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lavis_lite.errors import DataError
+from lavis_lite.metrics import caption_report as report_module
 from lavis_lite.metrics.caption_report import caption_report
 from lavis_lite.metrics.captions import CaptionScores, caption_scores, tokenized
 from lavis_lite.metrics.ngrams import Corpus
@@ -46,7 +48,7 @@ def assert_same(one: CaptionScores, two: CaptionScores) -> None:
 
 def test_line_breaks_of_any_kind_shift_nothing() -> None:
     dice = random.Random(5)
-    clean = {key: [sentence(dice) for _ in range(5)] for key in range(2000)}
+    clean = {key: [sentence(dice) for _ in range(5)] for key in range(500)}
     odd = {key: [text.replace(" ", dice.choice(BREAKS), dice.randint(0, 2)) + dice.choice(["", *BREAKS])
                  for text in texts] for key, texts in clean.items()}
 
@@ -105,5 +107,19 @@ def test_scores_that_need_java_are_left_out_where_it_is_missing(monkeypatch: pyt
     monkeypatch.delenv("JAVA_HOME", raising=False)
     with caplog.at_level(logging.WARNING):
         found = caption_report({1: "a cat"}, {1: ["a cat"]}, ["meteor", "bleu", "spice"])
-    assert found["agg_metrics"] == found["Bleu_4"] and "METEOR" not in found and "SPICE" not in found
-    assert [record.message.split(" was")[0] for record in caplog.records] == ["METEOR", "SPICE"]
+    assert found.scores["agg_metrics"] == found.scores["Bleu_4"] and not {"METEOR", "SPICE"} & found.scores.keys()
+    assert [record.message.split(" was")[0] for record in caplog.records] == list(found.missing) == ["METEOR", "SPICE"]
+
+
+def test_domains_are_sets_of_their_own_also_for_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    def meteor(captions: Any, parts: Any) -> Any:
+        return [(0.5, np.zeros(3)), *((float(sum(part)), np.zeros(len(part))) for part in parts)]
+
+    monkeypatch.setitem(report_module._JAVA, "METEOR", meteor)
+    said, truth = {1: "a cat", 2: "a dog", 3: "two men"}, {1: ["a cat"], 2: ["a red dog"], 3: ["boats"]}
+    found = caption_report(said, truth, ["cider", "meteor"], {1: "in", 2: "out", 3: "out"})
+    alone = caption_report({2: said[2], 3: said[3]}, truth, ["cider"])
+    assert found.scores["CIDEr_out"] == alone.scores["CIDEr"] != found.scores["CIDEr"] == found.scores["agg_metrics"]
+    assert (found.scores["METEOR"], found.scores["METEOR_in"], found.scores["METEOR_out"]) == (0.5, 0.0, 3.0)
+    assert found.per_image.keys() == {"CIDEr", "METEOR"} and found.ids == [1, 2, 3]
+    assert caption_report(said, truth, ["meteor"]).scores["agg_metrics"] == 0.5

@@ -13,7 +13,7 @@ import pytest
 from lavis_lite.errors import MissingExtraError
 from lavis_lite.metrics import java_scores
 from lavis_lite.metrics.captions import TokenizedCaptions, tokenized
-from lavis_lite.metrics.java_scores import JavaScoreError, meteor_scores, spice_scores
+from lavis_lite.metrics.java_scores import JavaScoreError, meteor_of_parts, meteor_scores, spice_of_parts, spice_scores
 
 PAIR = TokenizedCaptions([8, 9], [["a", "cat"], []], [[["a", "cat"], ["cats"]], [["dog"]]])
 METEOR = """while IFS= read -r line; do echo "$line" >> {log}; case "$line" in
@@ -49,6 +49,23 @@ def test_meteor_asks_once_per_image_and_once_for_all(package: Path, tmp_path: Pa
         "SCORE ||| a cat ||| cats ||| a cat", "SCORE ||| dog ||| ", "EVAL ||| 1 2 ||| 1 2"]
 
 
+def test_a_part_is_asked_for_by_its_images_statistics(package: Path, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, """while IFS= read -r line; do echo "$line" >> LOG; n=$((n + 1)); case "$line" in
+EVAL*"|||"*"|||"*) echo 0.5; echo 0.25; echo 0.375;; EVAL*) echo 0.7; echo 0.7;; *) echo "$n 2";; esac; done
+""".replace("LOG", str(tmp_path / "log")))
+    whole, part = meteor_of_parts(PAIR, [[1]])
+    assert whole[0] == 0.375 and part[0] == 0.7 and part[1].tolist() == [0.7]
+    assert (tmp_path / "log").read_text().splitlines()[2:] == ["EVAL ||| 1 2 ||| 2 2", "EVAL ||| 2 2"]
+
+
+def test_no_token_ends_a_line(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, METEOR.format(log=tmp_path / "log"))
+    odd = TokenizedCaptions([8, 9], [["a\u2028cat\n"], ["\ud800"]], [[["x|||y\r", "\0z"]], [["dog\x85"]]])
+    assert meteor_scores(odd)[1].tolist() == [0.5, 0.25]
+    assert (tmp_path / "log").read_text().split("\n")[:2] == ["SCORE ||| x y   z ||| a cat ", "SCORE ||| dog  ||| ?"]
+
+
 @pytest.mark.parametrize(("script", "words"), [
     ("exec sleep 30", "said nothing for 0.3 seconds and was ended. It never said anything"),
     ("echo Out of memory; exit 3", "exit code 3 before all scores were there. Its last lines: Out of memory"),
@@ -67,6 +84,7 @@ def test_spice_reads_the_file_that_java_writes(package: Path, tmp_path: Path, mo
     stand_in(tmp_path, monkeypatch, f"cp $4 {tmp_path}/asked; echo parsing; echo '{answer}' > $8")
     whole, each = spice_scores(PAIR)
     assert whole == 0.375 and each.tolist() == [0.5, 0.25]
+    assert [score for score, _ in spice_of_parts(PAIR, [[1], [0, 1]])] == [0.375, 0.25, 0.375]
     asked, _ = json.loads((tmp_path / "asked").read_text())
     assert asked == {"image_id": 0, "test": "a cat", "refs": ["a cat", "cats"]}
     stand_in(tmp_path, monkeypatch, "echo '{}' > $8")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lavis_lite.errors import DataError
-from lavis_lite.metrics.vqa import Majority, Truth, answer_score, normalise, vqa_accuracy
+from lavis_lite.metrics.vqa import Majority, Truth, answer_score, gqa_accuracy, normalise, vqa_accuracy
 
 
 @pytest.mark.shared
@@ -45,6 +45,18 @@ def test_unanimous_answers_are_compared_as_they_are_unless_asked(answers: list[s
 def test_a_single_answer_is_compared_exactly() -> None:
     assert answer_score("dog", ["dog"]) == 0.0  # nobody is left when one is left out
     assert [answer_score(text, ["a dog"], "exact") for text in ("Dog.", "cat")] == [1.0, 0.0]
+
+
+def test_an_empty_answer_scores_nothing_but_by_the_scripts_quirk() -> None:
+    letters = ["a"] * 9 + ["b"]
+    assert [answer_score(" \n", letters, rule) for rule in ("normalised", "exact", "thirds", "halves")] == [0.0] * 4
+    assert answer_score("", letters) == 1.0 and answer_score("", ["yes"] * 10) == 0.0
+
+
+def test_gqa_is_the_exact_rule() -> None:
+    assert gqa_accuracy({1: "The Dog.", 2: "cat"}, {1: "dog", 2: "cats"}) == 0.5
+    with pytest.raises(DataError, match="1 predictions are for unknown questions, the first for question_id 3"):
+        gqa_accuracy({1: "a", 3: "b"}, {1: "a", 2: "b"})
 
 
 def test_accuracy_by_type() -> None:

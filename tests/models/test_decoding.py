@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ class TableDecoder:
         generator = torch.Generator().manual_seed(seed)
         self.table = 2 * torch.randn(batch, 5, 5, 5, generator=generator)
         self.sample, self.before = torch.arange(batch), torch.full((batch,), 0)
-        self.steps = 0
+        self.steps, self.batches = 0, list[int]()
 
     def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
         if rows is not None:
@@ -32,6 +34,7 @@ class TableDecoder:
         elif self.steps:
             self.before = self.last
         self.last, self.steps = tokens, self.steps + 1
+        self.batches.append(len(tokens))
         return self.table[self.sample, self.before, tokens]
 
 
@@ -75,6 +78,32 @@ def test_greedy_follows_the_most_likely_token_and_stops_at_the_end() -> None:
         for token in [*text, 3][:6]:
             assert int(table[before, last].argmax()) == token
             before, last = last, token
+
+
+@pytest.mark.parametrize("kind", [{}, {"num_beams": 3, "length_penalty": 0.0}, {"sample": True, "num_captions": 2}])
+def test_samples_that_are_over_leave_the_batch_which_changes_no_text(kind: dict[str, Any]) -> None:
+    """Sample after sample ends for good: at the first step, the second ..."""
+    batch, most = 9, 12
+
+    class Ending(TableDecoder):
+        def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
+            logits = super().step(tokens, rows).clone()
+            logits[:, 3] = torch.where(self.sample < self.steps, 50.0, -50.0)
+            return logits
+
+    options = Decoding(max_new_tokens=most, min_new_tokens=0, seeds=tuple(range(batch)), **kind)
+    together = Ending(batch)
+    found = decode(together, batch, SPECIAL, options, CPU)
+    count = options.num_captions
+    for sample in range(batch):
+        one = Ending(batch)
+        one.sample, one.before = one.sample[sample:sample + 1], one.before[:1]
+        texts = decode(one, 1, SPECIAL, replace(options, seeds=(sample,)), CPU)
+        assert texts == found[count * sample:count * (sample + 1)]
+        assert [len(text) for text in texts] == [sample] * count
+    width = together.batches[1]
+    assert together.batches[1:] == sorted(together.batches[1:], reverse=True)
+    assert sum(together.batches) < 0.75 * width * len(together.batches)
 
 
 def test_minimum_length_is_kept() -> None:

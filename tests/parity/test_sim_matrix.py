@@ -13,7 +13,8 @@ from lavis_lite.models.blip2_config import Blip2QformerConfig
 from lavis_lite.models.blip2_qformer import Blip2Qformer
 from lavis_lite.models.checkpoints import load_checkpoint
 from lavis_lite.tasks.gallery import Gallery
-from lavis_lite.tasks.retrieval_scoring import Sizes, image_rows, retrieve
+from lavis_lite.tasks.retrieval_parts import Sizes
+from lavis_lite.tasks.retrieval_scoring import image_rows, retrieve
 from tests.helpers.processes import run_processes
 
 UNSCORED = -100.0

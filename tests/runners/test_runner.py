@@ -17,7 +17,7 @@ from lavis_lite.runners import bounds
 from lavis_lite.runners.precision import Precision, pick_device
 from lavis_lite.runners.step import PATIENCE, DivergedError
 from lavis_lite.tracking.jsonl import read
-from tests.helpers.toy import Toy, ToyData, ToyTask, same, weights
+from tests.helpers.toy import Toy, ToyData, ToyModel, ToyTask, same, weights
 
 
 def close(left, right):
@@ -299,3 +299,41 @@ def test_bad_samples_are_listed_counted_and_limited(tmp_path):
     runner.datasets = {"toy": {"train": Holes(40)}}
     with pytest.raises(DataError, match="max_bad_fraction"):
         runner.train()
+
+
+class SharedData(ToyData):
+    """Seven rows of three pictures, the last one first."""
+
+    shares_pictures = True
+
+    def evaluation_order(self):
+        return range(len(self) - 1, -1, -1)
+
+    def image_name(self, index):
+        return str(index % 3)
+
+    def picture(self, index, rng):
+        return self.image[index % 3]
+
+    def sample(self, index, rng, picture=None):
+        return {**self[index], "image": self.picture(index, rng) if picture is None else picture}
+
+
+class TakingModel(ToyModel):
+    takes_image_rows = True
+
+
+@pytest.mark.parametrize(("model", "pictures"), [(ToyModel, 4), (TakingModel, 3)])
+def test_only_models_that_take_shared_pictures_get_them(tmp_path, model, pictures):
+    seen = []
+
+    class Task(ToyTask):
+        def predict(self, model, samples):
+            seen.append((samples["index"].tolist(), len(samples["image"]), "image_rows" in samples))
+            image = samples["image"][samples["image_rows"]] if "image_rows" in samples else samples["image"]
+            return super().predict(model, {**samples, "image": image})
+
+    runner = Toy(tmp_path, {"batch_size_eval": 4}, model_class=model, task_class=Task).build()
+    scores = runner.evaluator.split({"toy": SharedData(7)}, "val", 0)
+    assert scores["distinct"] == 7
+    assert seen == [([6, 5, 4, 3], pictures, pictures == 3), ([2, 1, 0], 3, False)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,10 +46,12 @@ class Split:
         self.labels = [1, 0, 0]
         self.answers = answers or [["blue"], ["cat"], ["yes"]]
         self.answer_list = ["yes", "red", "blue"]
+        self.difficult: set[int] = set()
 
     def question(self, index: int) -> dict[str, Any]:
         row = {"question": f"q{index}", "question_id": 10 + index, "choices": OPTIONS[index],
-               "question_type": ("color", "animal", "animal")[index], "answers": self.answers[index]}
+               "question_type": ("color", "animal", "animal")[index], "answers": self.answers[index],
+               "difficult": index in self.difficult}
         return {**row, "label": self.labels[index]} if self.multiple_choice and self.has_answers else row
 
     def place(self, index: int) -> str:
@@ -104,6 +107,16 @@ def test_history_and_context_stand_in_front_where_no_instruction_holds_them() ->
     assert (asked["context"], asked["history"], asked["prompt"]) == (["c"] * 3, ["h"] * 3, ["a?", "b?", "c?"])
 
 
+def test_the_model_is_told_which_questions_share_a_picture() -> None:
+    model, rows = Scorer({}, ["a", "b", "c"]), torch.tensor([0, 1, 0])
+    batch = {**Split().batch(), "image": torch.zeros(2, 3, 2, 2), "image_rows": rows}
+    for name in ("ranking", "vqa"):
+        task = make(name, vqa_rule="exact") if name == "vqa" else make(name)
+        task.before_evaluation(Split(), "val")
+        assert [row["id"] for row in task.predict(model, batch)] == [10, 11, 12]
+    assert [torch.equal(asked[0]["image_rows"], rows) for asked in model.asked] == [True, True]
+
+
 def test_shared_candidates_come_from_the_run_or_from_the_answer_list() -> None:
     model = Scorer({"red": -3, "blue": -1, "yes": -2})
     scores, predictions = evaluate(make("multimodal_classification"), Split(own=False), model)
@@ -147,6 +160,8 @@ def test_faults_of_candidates() -> None:
 @pytest.mark.parametrize(("keys", "words"), [
     ({"candidates": ["yes"]}, "at least two different texts"),
     ({"candidates": ["yes", "no"], "positive": "yse"}, "did you mean 'yes'"),
+    ({"submission": "hatefulmemes"}, "submission=hatefulmemes needs run.positive"),
+    ({"submission": "hatefulmems"}, "did you mean 'hatefulmemes'"),
 ])
 def test_impossible_settings(keys: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
@@ -185,8 +200,8 @@ def test_dialogues_are_scored_by_the_rank_of_the_right_answer() -> None:
 def test_dialogues_without_labels_are_written_for_the_server() -> None:
     task = make("dialogue")
     scores, predictions = evaluate(task, Rounds(answered=False), Scorer({"blue": -1}))
-    assert predictions[0] == {"image_id": 7, "round_id": 1, "ranks": [2, 1]}
-    assert scores == {"predictions": 3.0} and task.summary(scores).endswith("format of Visual Dialog's server")
+    assert predictions.content[0] == {"image_id": 7, "round_id": 1, "ranks": [2, 1]}
+    assert scores == {"predictions": 3.0} and task.summary(scores).endswith("format of the Visual Dialog server")
 
 
 # answers with a benchmark's own rules ---------------------------------------------------------------------------------
@@ -212,13 +227,50 @@ def test_videos_of_several_annotators_count_halves() -> None:
 @pytest.mark.parametrize(("name", "keys", "row"), [
     ("vqa", {}, {"question_id": 10, "answer": "a"}), ("gqa", {}, {"questionId": "10", "prediction": "a"}),
     ("vqa", {"submission": "vizwiz"}, {"image": "picture0.jpg", "answer": "a"}),
-    ("aok_vqa", {}, {"question_id": 10, "direct_answer": "a"}),
+    ("vqa_reading_comprehension", {}, {"question_id": 10, "answer": "a"}),
 ])
 def test_splits_without_answers_are_written_for_their_server(name: str, keys: dict, row: dict) -> None:
-    task = make(name, **keys)
-    scores, predictions = evaluate(task, Split(own=False, answered=False), Scorer({}, ["a", "b", "c"]))
-    assert predictions[0] == row and scores == {"predictions": 3.0}
+    task, split = make(name, **keys), Split(own=False, answered=False)
+    split.extras = ("ocr_tokens",)
+    scores, predictions = evaluate(task, split, Scorer({}, ["a", "b", "c"]))
+    assert predictions.content[0] == row and scores == {"predictions": 3.0} and predictions.suffix == ".json"
+    assert task.summary(scores).startswith("3 predictions written, not scored (the split has no labels); the file has")
     assert task.summary(scores).endswith(" server")
+
+
+def test_a_okvqas_file_has_both_kinds_of_answers() -> None:
+    task, model = make("aok_vqa"), Scorer({"blue": -1}, ["a", "b", "c"])
+    assert evaluate(task, Split(own=False, answered=False), model)[1].content["10"] == {"direct_answer": "a"}
+    _, predictions = evaluate(task, Split(answered=False), model)
+    assert predictions.content["10"] == {"direct_answer": "a", "multiple_choice": "blue"}
+    assert predictions.name == "predictions_val.json"
+    assert json.loads(predictions.text())["12"] == {"direct_answer": "c", "multiple_choice": "yes"}
+
+
+def test_questions_too_difficult_for_a_direct_answer_do_not_count() -> None:
+    split = Split(own=False, answers=[["blue"] * 10, ["cat"] * 10, ["yes"] * 10])
+    split.difficult = {1}
+    task, model = make("aok_vqa"), Scorer({}, ["blue", "dog", "yes"])
+    scores, predictions = evaluate(task, split, model)
+    assert scores["accuracy"] == 1 and scores["left_out"] == 1 and len(predictions) == 3
+    assert task.summary(scores).endswith("; 1 difficult questions were left out, as A-OKVQA's own evaluation does")
+    shown = task.report(gathered(task.predict(model, split.batch())), split, "val")
+    assert [one.right for one in shown] == [True, None, True] and shown[1].scores == {}
+
+
+def test_hateful_memes_go_to_the_server_as_a_table() -> None:
+    keys = {"candidates": ["no", "yes"], "positive": "yes", "submission": "hatefulmemes"}
+    task = make("multimodal_classification", **keys)
+    scores, predictions = evaluate(task, Split(own=False, answered=False), Scorer({"yes": 0.0, "no": 0.0}))
+    assert predictions.text() == "id,proba,label\n10,0.5,0\n11,0.5,0\n12,0.5,0\n"
+    assert task.summary(scores).endswith("format of the Hateful Memes server")
+
+
+def test_options_without_labels_are_written_plainly() -> None:
+    task = make("ranking")
+    scores, predictions = evaluate(task, Split(answered=False), Scorer({"blue": -1}))
+    assert predictions.content[0] == {"question_id": 10, "answer": "blue", "choice": 1, "scores": [-9, -1]}
+    assert "there is no server for it" in task.summary(scores)
 
 
 def test_reading_puts_tokens_into_the_prompt() -> None:
@@ -252,7 +304,7 @@ def test_instruction_tuning_evaluates_every_set_as_what_it_is() -> None:
     with pytest.raises(DataError, match="instruction_tuning can evaluate no SimpleNamespace"):
         task.before_evaluation(SimpleNamespace(), "val")
     assert task.summary({"a/accuracy": 1.0, "a/agg_metrics": 1.0, "b/predictions": 3.0, "agg_metrics": 1.0}) == (
-        "mean 1\n  a: accuracy 1\n  b: predictions 3")
+        "mean 1\n  a: accuracy 1\n  b: 3 predictions written, not scored")
 
 
 @pytest.mark.parametrize("name", ["ranking", "instruction_tuning", "aok_vqa", "vqa_reading_comprehension"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.outputs import ModelOutput
-from lavis_lite.runners.evaluation import gathered, write_predictions
+from lavis_lite.runners.evaluation import gathered, where_unscored, write_predictions
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
+from lavis_lite.tasks.submission import Submission
 from lavis_lite.tasks.vqa import VQARunConfig, VQATask
 
 
@@ -117,8 +119,10 @@ def test_without_answers_there_are_predictions_only() -> None:
     bare.has_answers = False
     for task, dataset in ((vqa(), bare), (vqa(report_metric=False), Questions())):
         scores, predictions, _ = answer_all(task, dataset, ["a", "b", "c"])
-        assert scores == {"predictions": 3.0} and len(predictions) == 3
+        rows = predictions if dataset.has_answers else predictions.content
+        assert scores == {"predictions": 3.0} and len(rows) == 3
         assert task.summary(scores).startswith("3 predictions written, not scored")
+    assert task.summary(scores).endswith("(the run asks for no metric)")
 
 
 def test_without_training_answers_there_is_no_majority() -> None:
@@ -147,6 +151,22 @@ def test_one_answer_per_question_needs_the_exact_rule() -> None:
         vqa().before_evaluation(single, "val")
     scores, *_ = answer_all(vqa(vqa_rule="exact"), single, ["Red.", "no", "no"])
     assert scores["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_similarity_to_the_nearest_answer_besides_accuracy() -> None:
+    task = vqa(vqa_metrics=["anls", "accuracy"], vqa_rule="exact", baselines=False)
+    scores, *_ = answer_all(task, Questions(), ["read", "", "no"])
+    assert scores["anls"] == scores["agg_metrics"] == pytest.approx((0.75 + 0 + 1) / 3)
+    assert scores["accuracy"] == pytest.approx(1 / 3) and scores["empty_answers"] == 1
+    assert task.summary(scores) == "accuracy 0.333, ANLS 0.583; 1 answers were empty"
+    shown = task.report([{"id": 1, "index": 0, "answer": "read"}], Questions(), "val")
+    assert shown[0].scores == {"anls": 0.75, "accuracy": 0, "accuracy_answer_other": 0, "accuracy_question_color": 0}
+    assert shown[0].right is True
+    single = Questions()
+    single.rows = [{**row, "answers": row["answers"][:1]} for row in Questions.rows]
+    assert answer_all(vqa(vqa_metrics=["anls"]), single, ["red", "yes", "x"])[0]["agg_metrics"] == pytest.approx(2 / 3)
+    with pytest.raises(ConfigError, match="no metric 'anl'; did you mean 'anls'"):
+        vqa(vqa_metrics=["anl"])
 
 
 def test_data_sets_and_models_that_do_not_fit() -> None:
@@ -232,6 +252,26 @@ def test_captions_without_references_or_metrics_are_written_only() -> None:
         captioning(caption_metrics=["scenes"])
 
 
+def test_captions_for_some_images_only_are_refused_before_anything_is_predicted(tmp_path: Any) -> None:
+    class Partly(Images):
+        bare, has_text = [1], False
+        __len__ = lambda self: 2  # noqa: E731
+        place = lambda self, index: f"file.json:{index + 1}"  # noqa: E731
+
+    with pytest.raises(DataError, match="1 of 2 images have no caption to score by, the first is file.json:2"):
+        captioning().before_evaluation(Partly(), "val")
+    task = captioning(report_metric=False)
+    task.before_evaluation(Partly(), "test2014")
+    rows = [{"id": 60, "index": 1, "caption": "a \u2028 dog"}]
+    submission = task.predictions(rows, Partly())
+    (path,) = write_predictions(tmp_path, "test2014", 7, {"coco": submission})
+    assert path.name == "captions_test2014_lavis-lite_results.json"
+    assert json.loads(path.read_text()) == [{"image_id": 60, "caption": "a \u2028 dog"}]
+    scores = task.score(None, rows, Partly(), "test2014")
+    assert task.summary(scores).endswith("no labels); the file has the format of the COCO captions server")
+    assert captioning(submission="nocaps").predictions(rows, Partly()).name == ""
+
+
 def test_captions_are_scored_as_coco_does() -> None:
     task = captioning(caption_metrics=["coco"])
     rows = [{"id": 70, "index": 0, "caption": "Small red star, top."}, {"id": 60, "index": 1, "caption": "a dog"}]
@@ -247,8 +287,14 @@ def test_rows_come_in_the_order_of_their_ids_each_once(tmp_path: Any) -> None:
         gathered([{"id": 9}, {"id": 9}])
     (one,) = write_predictions(tmp_path, "val", 3, {"a": [{"image_id": 1, "caption": "x\u2028y"}]})
     assert one.name == "val_step3_predictions.json" and one.read_text().count("\n") == 3
-    both = write_predictions(tmp_path, "val", 3, {"a": [], "b": []})
+    assert where_unscored({"accuracy": 1.0}, {"a": []}, [one]) == ""
+    assert where_unscored({"predictions": 1.0}, {"a": []}, [one]) == f" ({one})"
+    parts = {"a": [], "b": Submission("gqa", [])}
+    both = write_predictions(tmp_path, "val", 3, parts)
     assert [path.name for path in both] == ["val_step3_a_predictions.json", "val_step3_b_predictions.json"]
+    scores = {"a/accuracy": 1.0, "b/predictions": 4.0, "agg_metrics": 1.0}
+    assert where_unscored(scores, parts, both) == f" ({both[1]}; the file has the format of the GQA server)"
+    assert vqa().summary(scores) == "mean 1\n  a: accuracy 1\n  b: 4 predictions written, not scored"
 
 
 def test_rows_of_all_ranks_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:

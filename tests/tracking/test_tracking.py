@@ -213,3 +213,35 @@ def test_a_run_gets_all_its_sinks(tmp_path, capsys):
     tracker.close()
     assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", "tensorboard", "curves.png"}
     assert capsys.readouterr().out.splitlines()[-1] == "done"
+
+
+def test_an_evaluation_is_a_line_now_and_then_without_a_terminal(monkeypatch):
+    stream, now = io.StringIO(), [0.0]
+    monkeypatch.setattr("lavis_lite.tracking.console.time.monotonic", lambda: now[0])
+    console = Console(stream)
+    console.begin("test vqa", 4000, 1000)
+    for done in range(1100, 4001, 100):
+        now[0] += 10
+        console.proceed(done)
+    console.end()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "test vqa: 1,300/4,000 samples, 10.0 samples/s, 04:30 left" and len(lines) == 10
+
+
+def test_an_evaluation_has_a_bar_of_its_own_that_goes_away():
+    stream = Terminal()
+    console = Console(stream)
+    console.open(4, 10)
+    console.begin("val toy", 20, 5)
+    console.proceed(20)
+    console.say("a line")
+    console.end()
+    console.advance(5)
+    console.close()
+    text = stream.getvalue()
+    assert "val toy: 5/20 samples" in text and "a line\n" in text
+    assert text.rstrip("\n").split("\r")[-1].lstrip().startswith("50%")
+    alone = Console(Terminal())
+    alone.begin("val toy", 20)
+    alone.proceed(3)
+    alone.close()

@@ -16,9 +16,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lavis_lite.models.checkpoints.key_map import KeyMap, Row, Translated, derived
+from lavis_lite.models.checkpoints.key_map import KeyMap, Row, Translated, derived, qformer_layer_rows
 
-_LAYER, _OURS = "qformer.encoder.layer.{i}.", "qformer.layers.{i}."
 _BLOCK, _VIT = "vision_model.encoder.layers.{i}.", "vision_encoder.vit.blocks.{i}."
 _WORDS, _POSITIONS, _NORM = (f"qformer.embeddings.{name}" for name in (
     "word_embeddings.weight", "position_embeddings.weight", "norm.{p}"))
@@ -36,18 +35,7 @@ ROWS = [
     Row("vision_projection.{p}", "vision_proj.{p}"),
     Row("text_projection.{p}", "text_proj.{p}"),
     Row("itm_head.{p}", "itm_head.{p}"),
-    Row(_LAYER + "attention.attention.{qkv}.{p}", _OURS + "self_attention.{qkv}.{p}"),
-    Row(_LAYER + "attention.output.dense.{p}", _OURS + "self_attention.output.{p}"),
-    Row(_LAYER + "attention.output.LayerNorm.{p}", _OURS + "self_attention.norm.{p}"),
-    Row(_LAYER + "crossattention.attention.{qkv}.{p}", _OURS + "cross_attention.{qkv}.{p}"),
-    Row(_LAYER + "crossattention.output.dense.{p}", _OURS + "cross_attention.output.{p}"),
-    Row(_LAYER + "crossattention.output.LayerNorm.{p}", _OURS + "cross_attention.norm.{p}"),
-    Row(_LAYER + "intermediate.dense.{p}", _OURS + "text_ffn.up.{p}"),
-    Row(_LAYER + "output.dense.{p}", _OURS + "text_ffn.down.{p}"),
-    Row(_LAYER + "output.LayerNorm.{p}", _OURS + "text_ffn.norm.{p}"),
-    Row(_LAYER + "intermediate_query.dense.{p}", _OURS + "query_ffn.up.{p}"),
-    Row(_LAYER + "output_query.dense.{p}", _OURS + "query_ffn.down.{p}"),
-    Row(_LAYER + "output_query.LayerNorm.{p}", _OURS + "query_ffn.norm.{p}"),
+    *qformer_layer_rows("qformer.encoder.layer.{i}.", inner="attention"),
     Row("vision_model.embeddings.class_embedding", "vision_encoder.vit.cls_token"),
     Row("vision_model.embeddings.position_embedding", "vision_encoder.vit.pos_embed"),
     Row("vision_model.embeddings.patch_embedding.{p}", "vision_encoder.vit.patch_embed.proj.{p}"),

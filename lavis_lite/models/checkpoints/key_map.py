@@ -36,6 +36,25 @@ class Row:
     leading: int = 0
 
 
+def qformer_layer_rows(layer: str, inner: str) -> list[Row]:
+    """A Q-Former layer under BERT's names, which LAVIS and transformers both keep.
+
+    Args:
+        layer: their template in front of a layer's names, with `{i}`.
+        inner: how they call what is within an attention: self (LAVIS) or attention.
+    """
+    ours, rows = "qformer.layers.{i}.", []
+    for theirs, name in (("attention", "self_attention"), ("crossattention", "cross_attention")):
+        rows += [Row(f"{layer}{theirs}.{inner}.{{qkv}}.{{p}}", f"{ours}{name}.{{qkv}}.{{p}}"),
+                 Row(f"{layer}{theirs}.output.dense.{{p}}", f"{ours}{name}.output.{{p}}"),
+                 Row(f"{layer}{theirs}.output.LayerNorm.{{p}}", f"{ours}{name}.norm.{{p}}")]
+    for theirs, name in (("", "text_ffn"), ("_query", "query_ffn")):
+        rows += [Row(f"{layer}intermediate{theirs}.dense.{{p}}", f"{ours}{name}.up.{{p}}"),
+                 Row(f"{layer}output{theirs}.dense.{{p}}", f"{ours}{name}.down.{{p}}"),
+                 Row(f"{layer}output{theirs}.LayerNorm.{{p}}", f"{ours}{name}.norm.{{p}}")]
+    return rows
+
+
 @dataclass
 class Translated:
     """A state dict in the other layout.

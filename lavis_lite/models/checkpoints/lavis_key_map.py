@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from lavis_lite.models.checkpoints.key_map import KeyMap, Row, Translated, derived
+from lavis_lite.models.checkpoints.key_map import KeyMap, Row, Translated, derived, qformer_layer_rows
 
-_LAYER, _OURS = "Qformer.bert.encoder.layer.{i}.", "qformer.layers.{i}."
 _HEAD = "Qformer.cls.predictions."
 _CLIP, _VIT = "visual_encoder.transformer.resblocks.{i}.", "vision_encoder.vit.blocks.{i}."
 
@@ -21,18 +20,7 @@ QFORMER_ROWS = [
     Row("Qformer.bert.embeddings.word_embeddings.weight", "qformer.embeddings.word_embeddings.weight"),
     Row("Qformer.bert.embeddings.position_embeddings.weight", "qformer.embeddings.position_embeddings.weight"),
     Row("Qformer.bert.embeddings.LayerNorm.{p}", "qformer.embeddings.norm.{p}"),
-    Row(_LAYER + "attention.self.{qkv}.{p}", _OURS + "self_attention.{qkv}.{p}"),
-    Row(_LAYER + "attention.output.dense.{p}", _OURS + "self_attention.output.{p}"),
-    Row(_LAYER + "attention.output.LayerNorm.{p}", _OURS + "self_attention.norm.{p}"),
-    Row(_LAYER + "crossattention.self.{qkv}.{p}", _OURS + "cross_attention.{qkv}.{p}"),
-    Row(_LAYER + "crossattention.output.dense.{p}", _OURS + "cross_attention.output.{p}"),
-    Row(_LAYER + "crossattention.output.LayerNorm.{p}", _OURS + "cross_attention.norm.{p}"),
-    Row(_LAYER + "intermediate.dense.{p}", _OURS + "text_ffn.up.{p}"),
-    Row(_LAYER + "output.dense.{p}", _OURS + "text_ffn.down.{p}"),
-    Row(_LAYER + "output.LayerNorm.{p}", _OURS + "text_ffn.norm.{p}"),
-    Row(_LAYER + "intermediate_query.dense.{p}", _OURS + "query_ffn.up.{p}"),
-    Row(_LAYER + "output_query.dense.{p}", _OURS + "query_ffn.down.{p}"),
-    Row(_LAYER + "output_query.LayerNorm.{p}", _OURS + "query_ffn.norm.{p}"),
+    *qformer_layer_rows("Qformer.bert.encoder.layer.{i}.", inner="self"),
     Row(_HEAD + "transform.dense.{p}", "qformer.lm_head.transform.{p}"),
     Row(_HEAD + "transform.LayerNorm.{p}", "qformer.lm_head.norm.{p}"),
     Row(_HEAD + "bias", "qformer.lm_head.bias"),

@@ -28,6 +28,8 @@ from lavis_lite.models.text_tokens import SpecialIds
 GenerationConfig = Decoding
 Candidates = Sequence[str] | Sequence[Sequence[str]]
 Normalise = Literal["sum", "mean"]
+Owners = Sequence[int] | Tensor
+"""places, as a list or int64[B]"""
 PAIRS_AT_ONCE = 64
 """pairs of a sample and a candidate that are scored together"""
 
@@ -102,39 +104,46 @@ class LanguageModel(nn.Module, ABC):
         return losses.sum() / count
 
     @torch.no_grad()
-    def generate(self, soft_prompt: Tensor, prompts: Sequence[str], options: GenerationConfig) -> list[str]:
+    def generate(self, soft_prompt: Tensor, prompts: Sequence[str], options: GenerationConfig,
+                 owners: Owners | None = None) -> list[str]:
         """Answers to soft prompts with prompts; a batch answers as its members would one by one.
 
         Args:
-            soft_prompt: float[B,Q,D].
+            soft_prompt: float[B,Q,D], or float[U,Q,D] with owners.
             prompts: B strings, not cut.
             options: how to write.
+            owners: B places in soft_prompt: which one each prompt follows. A decoder-only model then reads a soft
+                prompt once for all its prompts. None: each its own.
 
         Returns:
-            B * options.num_captions texts, samples in order.
+            B * options.num_captions texts, prompts in order.
+
+        Raises:
+            ConfigError: not one prompt per soft prompt or owner, or an owner that is no place in soft_prompt.
         """
-        soft_prompt = self._check(soft_prompt, prompts)
-        return self.tokenizer.decode(self.generate_ids(soft_prompt, self.tokenizer.prompts(prompts), options))
+        soft_prompt = self._check(soft_prompt, prompts, owners=owners)
+        return self.tokenizer.decode(self.generate_ids(soft_prompt, self.tokenizer.prompts(prompts), options, owners))
 
     @torch.no_grad()
     def score(self, soft_prompt: Tensor, prompts: Sequence[str], candidates: Candidates, *,
-              normalise: Normalise = "sum", pairs: int = PAIRS_AT_ONCE) -> Tensor:
+              normalise: Normalise = "sum", pairs: int = PAIRS_AT_ONCE, owners: Owners | None = None) -> Tensor:
         """Log-likelihood of every candidate answer; what comes before it is computed once per sample.
 
         Args:
-            soft_prompt: float[B,Q,D].
+            soft_prompt: float[B,Q,D], or float[U,Q,D] with owners.
             prompts: B strings.
             candidates: C strings for all samples, or one list per sample.
             normalise: sum over a candidate's tokens (LAVIS), or their mean.
             pairs: how many pairs of a sample and a candidate are scored at once; no result depends on it.
+            owners: as in `generate`.
 
         Returns:
             float[B,C], the higher the likelier; -inf where a sample has fewer than C candidates.
 
         Raises:
-            ConfigError: an empty list of candidates, or lists that are not one per sample.
+            ConfigError: an empty list of candidates, lists that are not one per sample, or owners as in `generate`.
         """
-        soft_prompt = self._check(soft_prompt, prompts)
+        soft_prompt = self._check(soft_prompt, prompts, owners=owners)
         lists = candidate_lists(candidates, len(prompts))
         rows = [self.tokenizer.targets(self.candidate_texts(prompt, texts), end=self.family.candidate_end)
                 for prompt, texts in zip(prompts, lists, strict=True)]
@@ -143,7 +152,7 @@ class LanguageModel(nn.Module, ABC):
                 raise ConfigError(f"sample {sample}: a candidate without any token cannot be scored.")
         places = [(sample, index) for sample, texts in enumerate(rows) for index in range(len(texts))]
         scores = torch.full((len(rows), max(map(len, rows))), -torch.inf, device=soft_prompt.device)
-        prefix = self.read(soft_prompt, self.tokenizer.prompts(prompts))
+        prefix = self.read(soft_prompt, self.tokenizer.prompts(prompts), _places(owners, soft_prompt.device))
         for start in range(0, len(places), pairs):
             some = places[start:start + pairs]
             found = self.candidate_scores(prefix, [sample for sample, _ in some],
@@ -168,12 +177,19 @@ class LanguageModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Decoder, int]:
-        """What `decode` steps, and the id it starts from (-1: none)."""
+    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
+                owners: Tensor | None = None) -> tuple[Decoder, int]:
+        """What `decode` steps, at most `room` times, and the id it starts from (-1: none)."""
 
     @abstractmethod
-    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> Any:
-        """State after soft prompts and prompts, to score candidates from."""
+    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], owners: Tensor | None = None) -> Any:
+        """State after soft prompts and prompts, to answer from.
+
+        Args:
+            soft_prompt: float[B,Q,D]; with owners float[U,Q,D].
+            prompts: ids.
+            owners: int64[B], the soft prompt of each prompt.
+        """
 
     @abstractmethod
     def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
@@ -185,10 +201,11 @@ class LanguageModel(nn.Module, ABC):
 
     # shared parts -----------------------------------------------------------------------------------------------------
     def generate_ids(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]],
-                     options: GenerationConfig) -> list[list[int]]:
+                     options: GenerationConfig, owners: Owners | None = None) -> list[list[int]]:
         """As `generate`, from prompts' ids to answers' ids without their end."""
         with self.own_precision():
-            decoder, begin = self.decoder(soft_prompt, prompts)
+            places = _places(owners, soft_prompt.device)
+            decoder, begin = self.decoder(soft_prompt, prompts, options.max_new_tokens, places)
             if begin < 0 and options.lavis_lengths:  # a start token that nothing reads, but that is penalised
                 start = self.model.config.bos_token_id
                 begin = -1 if start is None else int(start)
@@ -218,16 +235,40 @@ class LanguageModel(nn.Module, ABC):
         kind = home(self.model).type
         return torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else contextlib.nullcontext()
 
-    def _check(self, soft_prompt: Tensor, *texts: Sequence[str]) -> Tensor:
+    def _check(self, soft_prompt: Tensor, *texts: Sequence[str], owners: Owners | None = None) -> Tensor:
         """The soft prompt, where the word embeddings are."""
         if soft_prompt.ndim != 3 or soft_prompt.shape[2] != self.hidden_size:
             raise ConfigError(f"a soft prompt has shape (B, Q, {self.hidden_size}) here, not "
                               f"{tuple(soft_prompt.shape)}.")
+        samples = len(soft_prompt) if owners is None else check_owners(owners, len(soft_prompt))
         for rows in texts:
-            if isinstance(rows, str) or len(rows) != len(soft_prompt):
+            if isinstance(rows, str) or len(rows) != samples:
                 count = "one string" if isinstance(rows, str) else f"{len(rows)} texts"
-                raise ConfigError(f"{len(soft_prompt)} samples came with {count}; give a list with one for each.")
+                raise ConfigError(f"{samples} samples came with {count}; give a list with one for each.")
         return soft_prompt.to(home(self.model)) if self.settled else soft_prompt
+
+
+def check_owners(owners: Owners, count: int) -> int:
+    """How many owners there are.
+
+    Args:
+        owners: B places.
+        count: U, of the soft prompts that they are places of.
+
+    Raises:
+        ConfigError: they are no list of whole numbers from 0 to U - 1.
+    """
+    places = owners.tolist() if isinstance(owners, Tensor) else owners
+    wrong = [place for place in places if isinstance(place, bool) or not isinstance(place, int)
+             or not 0 <= place < count] if isinstance(places, Sequence) else [places]
+    if wrong:
+        raise ConfigError(f"owners: {wrong[0]!r} is none of the {count} soft prompts; give each prompt its soft "
+                          f"prompt's place, a whole number from 0 to {count - 1}.")
+    return len(places)
+
+
+def _places(owners: Owners | None, device: torch.device) -> Tensor | None:
+    return None if owners is None else torch.as_tensor(owners, dtype=torch.long, device=device)
 
 
 def candidate_lists(candidates: Candidates, batch: int) -> list[list[str]]:

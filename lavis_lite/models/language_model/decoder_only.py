@@ -6,7 +6,6 @@ is needed. In answering a row is [padding | soft prompt | prompt], and masks and
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,39 +15,40 @@ import torch
 from torch import Tensor
 
 from lavis_lite.models.decoding import Decoder
+from lavis_lite.models.language_model.cache import RowCache, select_rows
 from lavis_lite.models.language_model.contract import LanguageModel, Normalise
-from lavis_lite.models.language_model.head import output_layer
+from lavis_lite.models.language_model.head import full, output_layer
 from lavis_lite.models.language_model.tokens import pad_rows
-
-
-class CausalDecoder:
-    """A prefix of embeddings that is continued token by token, over transformers' cache."""
-
-    def __init__(self, owner: DecoderOnly, embeds: Tensor, mask: Tensor) -> None:
-        self.owner, self.mask, self.cache = owner, mask, None
-        self.embeds: Tensor | None = embeds
-
-    def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
-        """int64[M] -> float[M,V]; the first call reads the prefix and leaves its tokens aside."""
-        if self.embeds is not None:
-            hidden, self.cache = self.owner.hidden(self.embeds, self.mask, None)
-            self.embeds = None
-        else:
-            if rows is not None:
-                self.cache = select_rows(self.cache, rows)
-                self.mask = self.mask.index_select(0, rows)
-            self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
-            hidden, self.cache = self.owner.hidden(self.owner.embed(tokens[:, None]), self.mask, self.cache)
-        return output_layer(self.owner.model)(hidden[:, -1]).float()
 
 
 @dataclass
 class Prefix:
-    """What candidates follow: the cache of B prefixes, their mask bool[B,S], and the last hidden state float[B,D]."""
+    """What an answer follows: the cache of B prefixes, their mask bool[B,S], and the last hidden state float[B,D]."""
 
     cache: Any
     mask: Tensor
     last: Tensor
+
+
+class CausalDecoder:
+    """What continues a prefix token by token, by at most `room` tokens."""
+
+    def __init__(self, owner: DecoderOnly, prefix: Prefix, room: int) -> None:
+        self.owner, self.mask = owner, prefix.mask
+        self.last: Tensor | None = prefix.last
+        self.rows = RowCache(prefix.cache, torch.arange(len(prefix.mask), device=prefix.mask.device), room)
+
+    def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
+        """int64[M] -> float[M,V]; the first call tells what follows the prefix and leaves its tokens aside."""
+        if self.last is not None:
+            hidden, self.last = self.last, None
+        else:
+            if rows is not None and self.rows.select(rows):
+                self.mask = self.mask.index_select(0, rows)
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
+            states, self.rows.cache = self.owner.hidden(self.owner.embed(tokens[:, None]), self.mask, self.rows.cache)
+            hidden = states[:, -1]
+        return full(output_layer(self.owner.model)(hidden))
 
 
 class DecoderOnly(LanguageModel):
@@ -95,19 +95,45 @@ class DecoderOnly(LanguageModel):
         order = mask.long().argsort(dim=1, stable=True)  # what is padding goes to the front, all else keeps its order
         return embeds.gather(1, order[:, :, None].expand_as(embeds)), mask.gather(1, order)
 
-    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Decoder, int]:
+    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
+                owners: Tensor | None = None) -> tuple[Decoder, int]:
         """See `LanguageModel`."""
-        return CausalDecoder(self, *self.prefix_embeds(soft_prompt, prompts)), -1
+        return CausalDecoder(self, self.read(soft_prompt, prompts, owners), room), -1
 
     def candidate_texts(self, prompt: str, texts: Sequence[str]) -> list[str]:
         """See `LanguageModel`."""
         return [self.tokenizer.continuation(prompt, text) for text in texts]
 
-    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> Prefix:
-        """See `LanguageModel`."""
+    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], owners: Tensor | None = None) -> Prefix:
+        """See `LanguageModel`; soft prompts that several prompts follow are read once."""
         with self.own_precision():
+            if owners is not None and self.can_share(soft_prompt, prompts):
+                return self._read_shared(soft_prompt, prompts, owners)
+            if owners is not None:
+                soft_prompt = soft_prompt.index_select(0, owners)
             embeds, mask = self.prefix_embeds(soft_prompt, prompts)
             hidden, cache = self.hidden(embeds, mask, None)
+        return Prefix(cache, mask, hidden[:, -1])
+
+    def can_share(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> bool:
+        """Whether soft prompts float[U,Q,D] can be read before B prompts: fewer of them, and nothing goes by slots.
+
+        The prompts are padded between soft prompt and prompt. A mask leaves that out of full attention, but not out
+        of a sliding window, nor out of distances in a model that is not told positions.
+        """
+        lengths = {len(row) for row in prompts}
+        if len(soft_prompt) >= len(prompts) or 0 in lengths:
+            return False
+        from lavis_lite.models.language_model.roomy_layer import is_plain
+
+        return is_plain(self.model.config) and (len(lengths) == 1 or self._takes_positions())
+
+    def _read_shared(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], owners: Tensor) -> Prefix:
+        """[soft prompt | padding | prompt], the soft prompts' cache spread over their prompts."""
+        ids, mask = pad_rows(prompts, self.pad, "left", soft_prompt.device)
+        _, cache = self.hidden(soft_prompt.to(self.dtype), mask.new_ones(soft_prompt.shape[:2]), None)
+        mask = torch.cat([mask.new_ones(len(mask), soft_prompt.shape[1]), mask], 1)
+        hidden, cache = self.hidden(self.embed(ids), mask, select_rows(cache, owners))
         return Prefix(cache, mask, hidden[:, -1])
 
     def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
@@ -133,28 +159,17 @@ class DecoderOnly(LanguageModel):
         """
         base = self._base()
         given: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": mask.long(), "past_key_values": cache}
-        if "position_ids" in inspect.signature(base.forward).parameters:
+        if self._takes_positions():
             given["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1]:]
         output = base(**given, use_cache=True)
         return output.last_hidden_state.to(embeds.device), output.past_key_values
 
+    def _takes_positions(self) -> bool:
+        return "position_ids" in inspect.signature(self._base().forward).parameters
+
     def _base(self) -> Any:
         """The model without its output layer."""
         return getattr(self.model, self.model.base_model_prefix)
-
-
-def select_rows(cache: Any, rows: Tensor) -> Any:
-    """A cache of the batch rows `rows` (with repetition); the given one stays as it is."""
-    chosen = copy.copy(cache)
-    if hasattr(cache, "layers"):
-        chosen.layers = [copy.copy(layer) for layer in cache.layers]
-    else:  # of an encoder-decoder: a cache for each attention
-        chosen.self_attention_cache = select_rows(cache.self_attention_cache, rows)
-        chosen.cross_attention_cache = select_rows(cache.cross_attention_cache, rows)
-        chosen.is_updated = dict(cache.is_updated)
-        return chosen
-    chosen.batch_select_indices(rows)
-    return chosen
 
 
 def sum_rows(values: Tensor, real: Tensor, normalise: Normalise) -> Tensor:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from lavis_lite.models.decoding import Decoder
+from lavis_lite.models.language_model.cache import RowCache
 from lavis_lite.models.language_model.contract import LanguageModel, Normalise
-from lavis_lite.models.language_model.decoder_only import select_rows, sum_rows
-from lavis_lite.models.language_model.head import output_layer
+from lavis_lite.models.language_model.decoder_only import sum_rows
+from lavis_lite.models.language_model.head import full, output_layer
 from lavis_lite.models.language_model.tokens import pad_rows
 
 
@@ -32,19 +33,21 @@ class Encoded:
 
 
 class Seq2SeqDecoder:
-    """The decoder half, continued token by token over transformers' cache."""
+    """The decoder half, continued token by token, by at most `room` tokens."""
 
-    def __init__(self, owner: EncoderDecoder, encoded: Encoded) -> None:
-        self.owner, self.encoded = owner, encoded
-        self.cache: Any = None
+    def __init__(self, owner: EncoderDecoder, encoded: Encoded, room: int) -> None:
+        self.owner, self.encoded, self.room = owner, encoded, room
+        self.rows: RowCache | None = None
 
     def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
         """int64[M] -> float[M,V]."""
-        if rows is not None:
-            self.cache, self.encoded = select_rows(self.cache, rows), self.encoded.select(rows)
-        output = self.owner.decode(tokens[:, None], self.encoded, past_key_values=self.cache, use_cache=True)
-        self.cache = output.past_key_values
-        return output_layer(self.owner.model)(output.last_hidden_state[:, -1].to(tokens.device)).float()
+        if self.rows is not None and rows is not None and self.rows.select(rows):
+            self.encoded = self.encoded.select(rows)
+        cache = None if self.rows is None else self.rows.cache
+        output = self.owner.decode(tokens[:, None], self.encoded, past_key_values=cache, use_cache=True)
+        if self.rows is None:
+            self.rows = RowCache(output.past_key_values, torch.arange(len(tokens), device=tokens.device), self.room)
+        return full(output_layer(self.owner.model)(output.last_hidden_state[:, -1].to(tokens.device)))
 
 
 class EncoderDecoder(LanguageModel):
@@ -91,13 +94,14 @@ class EncoderDecoder(LanguageModel):
         return self.model.get_decoder()(input_ids=ids, encoder_hidden_states=encoded.states,
                                         encoder_attention_mask=encoded.mask.long(), **given)
 
-    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Decoder, int]:
+    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
+                owners: Tensor | None = None) -> tuple[Decoder, int]:
         """See `LanguageModel`."""
-        return Seq2SeqDecoder(self, self.encode(soft_prompt, prompts)), self.begin
+        return Seq2SeqDecoder(self, self.read(soft_prompt, prompts, owners), room), self.begin
 
-    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> Encoded:
-        """See `LanguageModel`."""
-        return self.encode(soft_prompt, prompts)
+    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], owners: Tensor | None = None) -> Encoded:
+        """See `LanguageModel`; the encoder sees soft prompt and prompt together, so nothing of it is shared."""
+        return self.encode(soft_prompt if owners is None else soft_prompt.index_select(0, owners), prompts)
 
     def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
         """See `LanguageModel`."""

@@ -44,7 +44,7 @@ def output_layer(model: Any) -> Project:
 
 def token_losses_plain(hidden: Tensor, project: Project, targets: Tensor) -> Tensor:
     """As `token_losses` with all logits in memory; its reference."""
-    return F.cross_entropy(_full(project(hidden)), targets, reduction="none")
+    return F.cross_entropy(full(project(hidden)), targets, reduction="none")
 
 
 def token_losses(hidden: Tensor, project: Project, targets: Tensor, chunk: int) -> Tensor:
@@ -71,7 +71,8 @@ def tokens_at_once(vocabulary: int) -> int:
     return max(LOGITS_AT_ONCE // vocabulary, LEAST_TOKENS)
 
 
-def _full(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
+    """In float32, or float64 where it already is."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -82,11 +83,11 @@ class _TokenLosses(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, project: Project, targets: Tensor, chunk: int) -> Tensor:
         """Losses and, where needed, the gradient of each with respect to its hidden state."""
         needed = ctx.needs_input_grad[0]
-        losses, grads = [hidden.new_zeros(0, dtype=_full(hidden[:0]).dtype)], [hidden[:0]]
+        losses, grads = [hidden.new_zeros(0, dtype=full(hidden[:0]).dtype)], [hidden[:0]]
         for start in range(0, len(targets), chunk):
             rows = hidden[start:start + chunk].detach().requires_grad_(needed)
             with torch.set_grad_enabled(needed):
-                found = F.cross_entropy(_full(project(rows)), targets[start:start + chunk], reduction="none")
+                found = F.cross_entropy(full(project(rows)), targets[start:start + chunk], reduction="none")
                 if needed:
                     grads.append(torch.autograd.grad(found.sum(), rows)[0])
             losses.append(found.detach())

@@ -6,14 +6,12 @@ model's precision. Gradients pass through to the soft prompt; none is kept for t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lavis_lite.errors import ConfigError
-
-if TYPE_CHECKING:
-    from lavis_lite.models.language_model.setup import Quantization
+from lavis_lite.models.language_model.setup import Quantization
 
 
 def quantization_config(bits: Quantization, dtype: torch.dtype) -> Any:
@@ -28,19 +26,6 @@ def quantization_config(bits: Quantization, dtype: torch.dtype) -> Any:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                               bnb_4bit_compute_dtype=dtype)
-
-
-def device_fault() -> str | None:
-    """Why the installed bitsandbytes cannot compute here, as a sentence; None where it can."""
-    if torch.cuda.is_available():
-        return None
-    import bitsandbytes
-
-    able = sorted(getattr(bitsandbytes, "supported_torch_devices", {"cuda"}))
-    if "cpu" in able:
-        return None
-    return (f"torch sees no GPU, and the installed bitsandbytes computes on {', '.join(able)} only; update it with "
-            "pip install -U 'lavis_lite[quant]', or set model.llm_quantization=null.")
 
 
 def from_pretrained(kind: Any, folder: str, bits: Quantization, dtype: torch.dtype, device: torch.device) -> Any:

@@ -89,8 +89,21 @@ class Setup:
         if self.lora is not None:
             yield from self.lora.faults()
         if self.quantization is not None and importlib.util.find_spec("bitsandbytes") is not None:
-            from lavis_lite.models.language_model.quantization import device_fault
-
             sentence = device_fault()
             if sentence is not None:
                 yield "llm_quantization", sentence
+
+
+def device_fault() -> str | None:
+    """Why the installed bitsandbytes cannot compute here, as a sentence; None where it can."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    import bitsandbytes
+
+    able = sorted(getattr(bitsandbytes, "supported_torch_devices", {"cuda"}))
+    if "cpu" in able:
+        return None
+    return (f"torch sees no GPU, and the installed bitsandbytes computes on {', '.join(able)} only; update it with "
+            "pip install -U 'lavis_lite[quant]', or set model.llm_quantization=null.")

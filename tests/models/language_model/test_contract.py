@@ -132,6 +132,8 @@ def test_texts_equal_those_of_transformers(name: str, beams: int) -> None:
         expected = expected[:expected.index(model.tokenizer.end)]
     options = GenerationConfig(max_new_tokens=7, min_new_tokens=2, num_beams=beams)
     assert ids_of(model, soft, ["what is it?"], options) == [expected]
+    shared = model.generate_ids(soft, model.tokenizer.prompts(["how many?!", *["what is it?"] * 2]), options, [0, 0, 0])
+    assert shared[1:] == [expected] * 2, "after a soft prompt that other prompts follow too"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

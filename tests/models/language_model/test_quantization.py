@@ -20,8 +20,8 @@ from lavis_lite.models.checkpoints import load_state
 from lavis_lite.models.language_model import LanguageModel, build_language_model
 from lavis_lite.models.language_model.adapters import add_adapters
 from lavis_lite.models.language_model.build import load_pretrained
-from lavis_lite.models.language_model.quantization import device_fault, from_pretrained, quantization_config
-from lavis_lite.models.language_model.setup import Lora, Quantization, Setup
+from lavis_lite.models.language_model.quantization import from_pretrained, quantization_config
+from lavis_lite.models.language_model.setup import Lora, Quantization, Setup, device_fault
 from tests.models.language_model.tiny import IDS, SIZES, byte_tokenizer, soft_prompts, tiny
 from tests.models.test_blip2_llm import CAPTIONS, images, model_of
 
@@ -161,7 +161,7 @@ def test_without_a_gpu_where_the_package_needs_one(monkeypatch: pytest.MonkeyPat
 def test_what_does_not_go_together(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], run: dict[str, Any],
                                    key: str, words: str) -> None:
     monkeypatch.setattr("lavis_lite.models.language_model.setup._lacking", lambda keys: iter(list(keys)[:0]))
-    monkeypatch.setattr("lavis_lite.models.language_model.quantization.device_fault", lambda: None)
+    monkeypatch.setattr("lavis_lite.models.language_model.setup.device_fault", lambda: None)
     faults = section(**changes).faults(RunConfig(**run))
     assert [name for name, _ in faults] == [key] and words in faults[0][1]
 

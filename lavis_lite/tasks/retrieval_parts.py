@@ -1,0 +1,112 @@
+"""What image-text retrieval is made of: the sides of a gallery, candidates, and how the work is cut.
+
+N images, M texts, Q query tokens, P patches, E width of the ITC space, L tokens of a text, K candidates kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lavis_lite.metrics.retrieval import without_nan
+from lavis_lite.tasks.gallery import Gallery
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How the work is cut; scores do not depend on the ranks, bits may depend on these.
+
+    image_block: images per block of ITC rows; with the evaluation's batch size, blocks and batches coincide.
+    text_batch: texts per pass of the text encoder.
+    pair_batch: (image, text) pairs per pass of the ITM head, at most.
+    """
+
+    image_block: int = 64
+    text_batch: int = 256
+    pair_batch: int = 256
+
+    @property
+    def pair_batch_least(self) -> int:
+        """Pairs after which a pass ends where the texts get longer."""
+        return max(1, self.pair_batch // 4)
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """This rank's images, ascending by their place in the gallery.
+
+    places: int64[n]; features: float32[n,Q,E], unit length; embeds: n tensors float[P,Dv], or None without re-ranking.
+    """
+
+    places: Tensor
+    features: Tensor
+    embeds: list[Tensor] | None
+
+    @classmethod
+    def of(cls, indices: Sequence[int], features: Sequence[Tensor], embeds: Sequence[Tensor] | None,
+           gallery: Gallery) -> OwnImages:
+        """Order this rank's rows by the gallery; `indices` are the data set's image indices."""
+        place = {image: number for number, image in enumerate(gallery.images)}
+        order = sorted(range(len(indices)), key=lambda row: place[indices[row]])
+        places = torch.tensor([place[indices[row]] for row in order], dtype=torch.long)
+        stacked = torch.stack([features[row] for row in order]).float() if order else torch.empty(0, 1, 1)
+        return cls(places, stacked, None if embeds is None else [embeds[row] for row in order])
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All texts of the gallery.
+
+    ids: int64[M,L] and mask: bool[M,L], on the CPU; features: float32[M,E], unit length; tokens: the model's type of a
+    batch of texts, made of ids and mask.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    features: Tensor
+    tokens: Callable[[Tensor, Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Best K of each query, best first: index int64[N,K], score float32[N,K]."""
+
+    index: Tensor
+    score: Tensor
+
+
+@dataclass(frozen=True)
+class BothWays:
+    """Candidates of each image among the texts, and of each text among the images."""
+
+    texts_of_image: Candidates
+    images_of_text: Candidates
+
+
+def best(index: Tensor, score: Tensor, keep: int) -> Candidates:
+    """The `keep` best columns of each row, best first; equal scores stay in the order they come in; NaN last.
+
+    Args:
+        index: int64[N, C], what each column stands for.
+        score: float[N, C].
+        keep: at most this many.
+    """
+    score = without_nan(score)
+    order = score.argsort(dim=1, descending=True, stable=True)[:, :keep]
+    return Candidates(index.gather(1, order), score.gather(1, order))
+
+
+def by_index(index: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row ordered by index, so that `best` settles ties by it."""
+    order = index.argsort(1)
+    return index.gather(1, order), score.gather(1, order)
+
+
+def trimmed(ids: Tensor, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Right-padded ids and mask without the columns that pad all of them, on the model's device."""
+    longest = max(int(mask.sum(1).max()), 1)
+    return ids[:, :longest].to(device), mask[:, :longest].to(device)

@@ -1,0 +1,80 @@
+"""Predictions on a split without labels, as the server that scores them takes them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Row = dict[str, Any]
+Server = Literal["plain", "vqa", "textvqa", "gqa", "vizwiz", "aokvqa", "hatefulmemes", "visdial", "coco", "nocaps"]
+NAMES: dict[str, str] = {"vqa": "VQA", "textvqa": "TextVQA", "gqa": "GQA", "vizwiz": "VizWiz", "aokvqa": "A-OKVQA",
+                         "hatefulmemes": "Hateful Memes", "visdial": "Visual Dialog", "coco": "COCO captions",
+                         "nocaps": "NoCaps"}
+_TABLES = ("hatefulmemes",)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What goes to a server.
+
+    Attributes:
+        server: whose format it is; plain: nobody's, our own rows.
+        content: rows, one per id; or an object of them by id (A-OKVQA).
+        name: the file's name where the server prescribes one; "": as other predictions are called.
+    """
+
+    server: Server
+    content: Sequence[Row] | Mapping[str, Any]
+    name: str = ""
+
+    @property
+    def suffix(self) -> str:
+        """Ending of the file's name."""
+        return ".csv" if self.server in _TABLES else ".json"
+
+    def told(self) -> str:
+        """Whose format it is, as the end of a sentence."""
+        if self.server == "plain":
+            return "; each row of the file has question_id, answer, choice and scores: there is no server for it"
+        return f"; the file has the format of the {NAMES[self.server]} server"
+
+    def text(self) -> str:
+        """The file's content."""
+        if self.server in _TABLES:
+            return _table(self.content)
+        return lines(self.content)
+
+
+def lines(content: Sequence[Row] | Mapping[str, Any]) -> str:
+    """JSON with one row per line."""
+    if isinstance(content, Mapping):
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in content.items()) + "\n}\n"
+    return "[\n" + ",\n".join(json.dumps(row) for row in content) + "\n]\n"
+
+
+def _table(content: Any) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(content[0]) if content else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(content)
+    return file.getvalue()
+
+
+def answer_row(server: Server, name: Any, answer: str, image: str) -> Row:
+    """One answer to a question for the servers of VQA, TextVQA, GQA and VizWiz.
+
+    Args:
+        server: which of them.
+        name: the question's id.
+        answer: to it.
+        image: file name of its picture; VizWiz' server goes by that.
+    """
+    if server == "gqa":
+        return {"questionId": str(name), "prediction": answer}
+    if server == "vizwiz":
+        return {"image": image.rpartition("/")[2], "answer": answer}
+    return {"question_id": name, "answer": answer}

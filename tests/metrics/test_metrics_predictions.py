@@ -1,0 +1,79 @@
+"""Files scored without a run: what comes out, and what is said of files that cannot be scored."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lavis_lite.errors import DataError
+from lavis_lite.metrics.caption_report import caption_report
+from lavis_lite.metrics.captions import caption_scores
+from lavis_lite.metrics.predictions import by_id, read_predictions, read_references, read_truths
+from lavis_lite.metrics.vqa import Truth, vqa_accuracy
+
+
+def put(folder: Path, content: Any) -> Path:
+    path = folder / "file.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_captions_of_a_file_against_those_of_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    references, domains = read_references(put(tmp_path, {
+        "images": [{"id": 0, "domain": "in-domain"}, {"id": 1, "domain": "out-domain"}, {"id": 2}],
+        "annotations": [{"id": 5, "image_id": 0, "caption": "a cat"}, {"id": 6, "image_id": 0, "caption": "cats"},
+                        {"id": 7, "image_id": 1, "caption": "a dog"}, {"id": 8, "image_id": 2, "caption": "men"}]}))
+    said = read_predictions(put(tmp_path, [{"image_id": 1, "caption": "a dog"}, {"image_id": 0, "caption": ""}]))
+    assert (said, references[0], domains) == ({1: "a dog", 0: ""}, ["a cat", "cats"], {0: "in-domain", 1: "out-domain"})
+    with caplog.at_level(logging.WARNING):
+        found = caption_report(said, references, ["rouge_l"], domains)
+    assert found.scores == {"ROUGE_L": 0.5, "ROUGE_L_out-domain": 1, "ROUGE_L_in-domain": 0, "empty_captions": 1,
+                            "agg_metrics": 0.5}
+    assert "1 of 3 images with references have no caption; ids: 2. Scores are of the others" in caplog.text
+    with pytest.raises(DataError, match=r"1 of 3 captions have no reference to score them by; ids: 9\."):
+        caption_scores({**said, 9: "x"}, references)
+
+
+def test_answers_of_a_file_against_official_annotations(tmp_path: Path) -> None:
+    truths = read_truths(put(tmp_path, {"annotations": [
+        {"question_id": 4, "question_type": "is it", "answer_type": "yes/no",
+         "answers": [{"answer": "yes", "answer_id": at} for at in range(10)]}]}))
+    assert truths == {4: Truth(["yes"] * 10, "is it", "yes/no")}
+    said = read_predictions(put(tmp_path, [{"question_id": 4, "answer": "yes"}]))
+    assert vqa_accuracy(said, truths)["accuracy_answer_yes_no"] == 1
+    with pytest.raises(DataError, match="1 predictions are for unknown questions, the first for question_id 5"):
+        vqa_accuracy({**said, 5: "no"}, truths)
+    with pytest.raises(DataError, match="1 of 1 questions have no prediction, the first is question_id 4"):
+        vqa_accuracy({}, truths)
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ([{"image_id": at, "caption": "a"} for at in (3, 3, 4)], r"1 ids have more than one prediction: 3"),
+    ([{"image_id": 3, "captoin": "a"}], r"file.json:1: has no 'answer' or 'caption' or 'prediction'; choose one of"),
+    ([{"caption": "a"}], "has no 'question_id' or"), ([3], "must be an object of named fields, not int"),
+    ([{"image_id": None, "caption": "a"}], "'image_id' is None, which is neither a number nor text"),
+    ([{"image_id": 3, "caption": ["a"]}], r"'caption' is of the wrong kind: \['a'\]"),
+    ({"3": "a"}, "must be a JSON list of predictions"), ("[{", "cannot be read as JSON"),
+])
+def test_predictions_that_cannot_be_scored(tmp_path: Path, content: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read_predictions(put(tmp_path, content))
+
+
+def test_files_that_are_no_references(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such file"):
+        read_predictions(tmp_path / "nothing.json")
+    with pytest.raises(DataError, match="must be a COCO captions file"):
+        read_references(put(tmp_path, []))
+    with pytest.raises(DataError, match=r"annotations\[1\]: has no 'caption'; did you mean 'captions'"):
+        read_references(put(tmp_path, {"annotations": [{"image_id": 1, "captions": "x"}]}))
+    for notes, words in (([{"question_id": 1, "answers": []}], "must be a list of answers"),
+                         ([{"question_id": 1, "answers": ["a"]}] * 2, "question_id 1 was there before"),
+                         ("x", "official VQA")):
+        with pytest.raises(DataError, match=words):
+            read_truths(put(tmp_path, {"annotations": notes}))
+    assert by_id([{"questionId": "7", "prediction": "red"}]) == {"7": "red"}
