@@ -5,16 +5,16 @@
     OMP_NUM_THREADS=1 python -m benchmarks.generation answers --llm opt
     OMP_NUM_THREADS=1 python -m benchmarks.generation mini
 
-* `captions`: captions of `--batch` images as LAVIS writes them for COCO (5 beams, 8 to 30 tokens), after soft prompts of
-  32 vectors and a prompt of 4 tokens. transformers multiplies the beams first and then reads the prompts (an
-  encoder-decoder: after its encoder).
+* `captions`: captions of `--batch` images as LAVIS writes them for COCO (5 beams, at most 30 tokens, min_length 8),
+  after soft prompts of 32 vectors and a prompt of 4 tokens. transformers multiplies the beams first and then reads the
+  prompts (an encoder-decoder: after its encoder).
 * `answers`: 5 questions of 8 to 16 tokens about each of `--batch` images, 5 beams, at most 10 tokens: soft prompts read
   once for all questions about an image (`ours`, with owners), once for each question (`apart`), and transformers.
 * `mini`: captions of generated pictures by the packaged BLIP-2 over OPT.
 
 The other language models have random weights at the sizes of `LLMS`. Left alone they would not end their texts: the end
-token's row of the output layer is set along the mean hidden state, so that texts end at different lengths, which the
-record tells.
+token's row of the output layer is wider than others and leans towards the mean hidden state, so that texts end at
+different lengths, which the record tells.
 
 Before anything is timed the ids of all sides are compared: a difference ends the run. Reported are medians, and medians
 of paired ratios by the clock and by processor time. Appends to benchmarks/results/generation.jsonl, unless --no-record.
@@ -28,6 +28,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,13 @@ ANSWERS = GenerationConfig(max_new_tokens=10, min_new_tokens=0, num_beams=5, len
 CPU = torch.device("cpu")
 LLMS: dict[str, dict[str, Any]] = {
     "opt": {"model_type": "opt", "vocab_size": 50272, "hidden_size": 512, "word_embed_proj_dim": 512, "ffn_dim": 2048,
-            "num_hidden_layers": 8, "num_attention_heads": 8, "max_position_embeddings": 256, "pad_token_id": 1,
+            "num_attention_heads": 8, "max_position_embeddings": 256, "pad_token_id": 1,
             "bos_token_id": 2, "eos_token_id": 2},
-    "t5": {"model_type": "t5", "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8,
-           "num_heads": 8, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "pad_token_id": 0,
-           "eos_token_id": 1, "decoder_start_token_id": 0},
+    "t5": {"model_type": "t5", "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_heads": 8,
+           "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "pad_token_id": 0, "eos_token_id": 1,
+           "decoder_start_token_id": 0},
 }
+LAYERS = {"opt": "num_hidden_layers", "t5": "num_layers"}
 SPREAD = 3.0
 """standard deviation of the logits: the likeliest of so many words then has a probability of 0.1 or so"""
 Run = Callable[[], list[list[int]]]
@@ -79,6 +81,7 @@ def build(llm: str, end_logit: float) -> LanguageModel:
     hidden = torch.cat(states)
     mean = hidden.mean(0)
     weight *= SPREAD / hidden.square().sum(1).mean().sqrt()
+    weight[sizes["eos_token_id"]] *= 2
     weight[sizes["eos_token_id"]] += end_logit * mean / mean.square().sum()
     return model
 
@@ -137,15 +140,19 @@ def answers(llm: str, batch: int, end_logit: float) -> dict[str, Run]:
 
 def mini(batch: int) -> dict[str, Run]:
     """Both sides by the packaged model, from its soft prompts on."""
-    from lavis_lite import load_model
+    from PIL import Image
 
-    model: Any = load_model("blip2_opt", "mini")
+    from lavis_lite import load_model_and_preprocess
+    from lavis_lite.datasets.prepare.render import render
+    from lavis_lite.datasets.prepare.scenes import make_scene
+
+    model, processors, _ = load_model_and_preprocess("blip2_opt", "mini", is_eval=True, device="cpu")
+    pictures = [Image.fromarray(render(make_scene(0, "val", index))) for index in range(batch)]
     with torch.no_grad():
-        size = model.vision_encoder.image_size
-        soft = model.soft_prompt(torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)))
+        soft = model.soft_prompt(torch.stack([processors["eval"](picture) for picture in pictures]))
     language_model = model.language_model
     prompts = language_model.tokenizer.prompts([model.prompt] * batch)
-    given = (language_model, soft, prompts, CAPTIONS)
+    given = (language_model, soft, prompts, replace(CAPTIONS, min_new_tokens=0))
     return {"ours": partial(ours, *given), "transformers": partial(theirs, *given)}
 
 
@@ -189,17 +196,20 @@ def main() -> None:
     parser.add_argument("what", choices=("captions", "answers", "mini"))
     parser.add_argument("--llm", choices=LLMS, default="opt")
     parser.add_argument("--batch", type=int, default=8, help="images")
-    parser.add_argument("--end-logit", type=float, default=13.0, help="the larger, the shorter the texts")
+    parser.add_argument("--layers", type=int, default=8, help="of a language model with random weights")
+    parser.add_argument("--end-logit", type=float, default=14.0, help="the larger, the shorter the texts")
     parser.add_argument("--rounds", type=int, default=7, help="timed runs of each side")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-record", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    LLMS[args.llm].update({LAYERS[args.llm]: args.layers})
     if args.what == "mini":
         runs = mini(args.batch)
     else:
         runs = {"captions": captions, "answers": answers}[args.what](args.llm, args.batch, args.end_logit)
-    row = {"what": args.what, "llm": args.llm, "batch": args.batch, **summarise(measure(runs, args.rounds))}
+    row = {"what": args.what, "llm": args.llm, "batch": args.batch, "layers": args.layers,
+           **summarise(measure(runs, args.rounds))}
     print(json.dumps(row, indent=1))
     if not args.no_record:
         RESULTS.mkdir(exist_ok=True)

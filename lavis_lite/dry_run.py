@@ -20,6 +20,8 @@ from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.registry import registry
 from lavis_lite.runners.mixing import published_mixing
 from lavis_lite.runners.precision import pick_device
+from lavis_lite.runners.runner import Runner
+from lavis_lite.runners.step import to_device
 from lavis_lite.weights import Need
 
 GIB = 2**30
@@ -41,8 +43,8 @@ def dry_run(composition: Composition, needs: list[str], hint: str) -> None:
 
 
 def _one_real_step(config: Config) -> None:
-    """The run's first step; no file is written."""
-    run = dataclasses.replace(config.run, tensorboard=False, wandb=False, evaluate=False)
+    """The run's first step, or the first batch of every split that it evaluates; no file is written."""
+    run = dataclasses.replace(config.run, tensorboard=False, wandb=False)
     short = dataclasses.replace(config, run=run)
     launch = launch_from_environment()
     device = pick_device(run.device, launch.local_rank)
@@ -52,14 +54,35 @@ def _one_real_step(config: Config) -> None:
             engine.seed_everything(run.seed)
             start = time.perf_counter()
             runner = engine.assemble(short, device, Path(folder), launch)
-            losses = runner.one_step()
+            did = _first_batches(runner) if run.evaluate else _first_step(runner)
     finally:
         distributed.shutdown()
     print_parts(runner.model)
-    print_mixing(runner.parts.mixing)
-    parts = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+    print_mixing([] if run.evaluate else runner.parts.mixing)
     seconds = time.perf_counter() - start
-    print(f"dry run: built everything and ran one step ({parts}) in {seconds:.1f} s; nothing was kept.")
+    print(f"dry run: built everything and {did} in {seconds:.1f} s; nothing was kept.")
+
+
+def _first_step(runner: Runner) -> str:
+    losses = runner.one_step()
+    return f"ran one step ({', '.join(f'{name} {value:.4f}' for name, value in losses.items())})"
+
+
+@torch.no_grad()
+def _first_batches(runner: Runner) -> str:
+    """Predict one batch of every evaluated split of every data set that the task takes."""
+    told, evaluator, task = [], runner.evaluator, runner.task
+    runner.model.eval()
+    for split in dict.fromkeys([*runner.run.valid_splits, *runner.run.test_splits]):
+        for name, splits in runner.datasets.items():
+            if split not in splits or not task.takes(splits[split]):
+                continue
+            task.before_evaluation(splits[split], split)
+            batch = next(iter(evaluator.loader(task.evaluated(splits[split]), runner.run, 0, 1)))
+            with distributed.local(), evaluator.precision.autocast():
+                rows = task.predict(runner.model, to_device(batch, runner.device))
+            told.append(f"{len(rows)} of {name} {split!r}")
+    return f"predicted one batch ({', '.join(told)})"
 
 
 def print_parts(model: Any) -> None:

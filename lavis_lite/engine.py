@@ -26,6 +26,7 @@ from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing, journal
 from lavis_lite.runners.precision import pick_device
 from lavis_lite.runners.runner import Runner
+from lavis_lite.tasks.base import BaseTask
 
 T = TypeVar("T")
 
@@ -57,6 +58,7 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     """Task, data, model and runner of a checked config."""
     task = registry.get_task_class(config.run.task)(config.run)
     datasets = build_datasets(config)
+    check_evaluated(task, datasets, config.run)
     model = build_model(config)
     check_features(datasets, model)
     runner: Runner = registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir, launch=launch,
@@ -104,6 +106,18 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
             raise DataError(f"split {split!r} is in none of the data sets {', '.join(built)}; "
                             "mend run.train_splits, run.valid_splits or run.test_splits.")
     return built
+
+
+def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
+    """Refuse splits that the task cannot evaluate while the model is not loaded yet.
+
+    Raises:
+        DataError, ConfigError: see the task's `before_evaluation`.
+    """
+    for split in dict.fromkeys([*run.valid_splits, *run.test_splits]):
+        found = [splits[split] for splits in datasets.values() if split in splits]
+        for dataset in [one for one in found if task.takes(one)] or found:
+            task.before_evaluation(dataset, split)
 
 
 def check_features(datasets: dict[str, dict[str, Any]], model: Any) -> None:

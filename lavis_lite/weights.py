@@ -30,6 +30,8 @@ VISION_WEIGHTS = {
 """default weights of a vision preset; other timm names bring theirs by `vit_weights` or start at random"""
 NO_FILE = ("random", "timm")
 """values of a weights key that name no file: leave the random start; timm downloads its own"""
+ENCODERS = ("vision_encoder.", "visual_encoder.", "vision_model.")
+"""what names of a vision encoder's tensors begin with: here, in LAVIS, in transformers"""
 PACKAGED = {"vit_weights": "vit.safetensors", "tokenizer": "tokenizer"}
 """key -> what its value `mini` stands for, in the package's assets/mini"""
 PACKAGED_PREFIX = "mini/"
@@ -147,13 +149,28 @@ def required_weights(model: Any) -> list[Need]:
         if key == "vit_weights" and value is None:
             value = VISION_WEIGHTS.get(str(model.get("vit_model")))
         if checkpoints_of(model) and (key == "qformer_weights" or (
-                key == "vit_weights" and not model.get("freeze_vit", False))):
+                key == "vit_weights" and not model.get("freeze_vit", False) and _brings_encoder(model))):
             continue  # the checkpoint brings what trained
         if value is not None and value not in NO_FILE:
             needs.append(Need(key, str(value)))
     needs.extend(_language_needs(model))
     needs.extend(Need(key, value) for key, value in checkpoints_of(model))
     return needs
+
+
+def _brings_encoder(model: Any) -> bool:
+    """Whether the section's last checkpoint holds a vision encoder, as one does that was fine-tuned with it.
+
+    A `pretrained` one mostly does not, such as those of LAVIS: the encoder was frozen then. Where it is here, it is
+    looked into.
+    """
+    key, value = checkpoints_of(model)[-1]
+    path = Need(key, value).local()
+    if key == "finetuned" or path is None:
+        return key == "finetuned"
+    from lavis_lite.models.checkpoints.reading import tensor_names
+
+    return any(name.startswith(ENCODERS) for name in tensor_names(path))
 
 
 def _language_needs(model: Any) -> list[Need]:
@@ -252,8 +269,10 @@ def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
     model = registry.get_model_class(section.arch).from_config(section)
     if any(need.key in ("llm_model", "llm_tokenizer") for need in required_weights(section)):
         model.language_model.check_tokenizer()
+    had: set[str] = set()
     if section.get("vit_weights") not in (None, *NO_FILE):
         load_vision_weights(model.vision_encoder, section.vit_weights)
+        had = {f"vision_encoder.{name}" for name in model.vision_encoder.state_dict()}
     if hasattr(section, "language_model_name") and section.llm_args is None:
         from lavis_lite.models.language_model.build import load_pretrained
 
@@ -263,7 +282,8 @@ def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
         initialise_from_bert(model.qformer, section.qformer_weights)
     given: set[str] = set()
     for start in starts:
-        report = load_checkpoint(model, start, may_miss=map(re.escape, given))
+        report = load_checkpoint(model, start, may_miss=map(re.escape, given | had))
+        report.had = [name for name in report.allowed_missing if name in had]
         given.update(report.loaded)
         if say is not None:
             say(str(report))

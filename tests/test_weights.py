@@ -69,6 +69,22 @@ def test_a_checkpoint_brings_what_trained() -> None:
     assert keys == ["tokenizer", "finetuned"]
 
 
+def test_an_encoder_that_trains_starts_from_its_own_file_where_the_checkpoint_has_none(tmp_path: Path) -> None:
+    remote = Blip2QformerConfig(freeze_vit=False, pretrained="https://x.org/blip2_pretrained.pth")
+    assert [need.key for need in required_weights(remote)] == ["vit_weights", "tokenizer", "pretrained"]
+    frozen, said = build_model(mini()), []
+    start = save(frozen, tmp_path / "stage1.safetensors")
+    trained = build_model(replace(mini(), pretrained=start, load_pretrained=True, freeze_vit=False), said.append)
+    name = "vit.blocks.0.mlp.fc1.weight"
+    weight = dict(trained.vision_encoder.named_parameters())[name]
+    assert weight.requires_grad and torch.equal(weight, dict(frozen.vision_encoder.named_parameters())[name])
+    assert "66 had from another file" in said[0] and "missing" not in said[0]
+    whole = save(trained, tmp_path / "whole.safetensors")
+    section = replace(mini(), pretrained=whole, load_pretrained=True, freeze_vit=False)
+    assert [need.key for need in required_weights(section)] == ["tokenizer", "pretrained"]
+    assert torch.equal(dict(build_model(section).vision_encoder.named_parameters())[name], weight)
+
+
 def test_a_fetched_url_is_found_where_it_was_put(tmp_path: Path) -> None:
     from lavis_lite import files
 

@@ -19,7 +19,8 @@ def parser(program: str = "train.py") -> argparse.ArgumentParser:
     arguments.add_argument("--print-config", action="store_true",
                            help="show every setting and the layer that set it, and stop")
     arguments.add_argument("--dry-run", action="store_true",
-                           help="build everything, run one step and stop; on the meta device where files are missing")
+                           help="build everything, run one step (evaluate.py: predict one batch) and stop; on the meta "
+                                "device where files are missing")
     arguments.add_argument("--resume", metavar="auto|PATH",
                            help="go on from a checkpoint folder; auto: from the newest good one under run.output_dir")
     return arguments

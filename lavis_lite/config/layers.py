@@ -31,6 +31,10 @@ def read_yaml(path: Path, wanted_by: str = "") -> dict[str, Any]:
     Raises:
         ConfigError: missing, unreadable, not YAML, or not a mapping; names the file and the line where known.
     """
+    if path.is_dir():
+        inside = sorted(other.name for other in path.glob("*.yaml"))
+        named = ", ".join(inside[:5]) + (f", ... ({len(inside)} in all)" if len(inside) > 5 else "")
+        raise ConfigError(f"{path} is a folder{wanted_by}; give a YAML file{f' in it: {named}' if inside else ''}.")
     if not path.is_file():
         siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         hint = f" In {path.parent}: {did_you_mean(path.name, siblings)}" if siblings else ""

@@ -5,7 +5,7 @@ batch rows `rows` of its cache (in that order, with repetition), then appends on
 samples are multiplied after the first step, so the common beginning is computed once.
 
 A batch gives what its members give one by one: a sample whose beam search is over takes nothing more in, and sampling
-has a random stream per sample. Samples that are over leave the batch, not one by one but when a quarter of it is.
+has a random stream per sample. Samples that are over leave the batch, not one by one but when an eighth of it is.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.models.qformer import Cache, QFormer
 from lavis_lite.models.text_tokens import SpecialIds
 
-LEAVING_SHARE = 0.25
+LEAVING_SHARE = 0.125
 """of the samples in the batch are over before they leave it: making it smaller copies what stays"""
 
 
@@ -170,7 +170,15 @@ def _random_streams(batch: int, options: Decoding) -> Tensor:
 
 
 def _scores(logits: Tensor, tokens: Tensor, length: int, special: SpecialIds, options: Decoding) -> Tensor:
-    """Log-probabilities with the length and repetition rules applied: float[M,V]."""
+    """Log-probabilities with the length and repetition rules applied: float[M,V].
+
+    Raises:
+        CheckpointError: at the first token, a sample whose logits are not numbers.
+    """
+    if length == 0 and bool((broken := logits.isnan().any(1)).any()):  # once: it makes the device wait
+        raise CheckpointError(f"generate: the model's scores of sample {int(broken.int().argmax())} are NaN. Its "
+                              "weights are damaged or overflow in half precision: try model.llm_precision=fp32, or "
+                              "look for NaN in the picture.")
     beams = options.num_beams > 1 and not options.sample
     scores = logits.log_softmax(1) if beams else logits  # where transformers applies the penalty
     written = tokens if special.begin >= 0 else tokens[:, 1:]

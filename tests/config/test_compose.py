@@ -162,6 +162,15 @@ def test_an_unknown_section_or_a_section_that_is_none(tmp_path):
 def test_a_missing_file_is_one_error(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         compose(tmp_path / "absent.yaml")
+    (tmp_path / "a.yaml").touch()
+    with pytest.raises(ConfigError, match="is a folder; give a YAML file in it: a.yaml"):
+        compose(tmp_path)
+
+
+def test_an_evaluation_of_nothing_is_refused_before_anything_is_loaded(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    [fault] = check(compose("projects/blip2/eval/mini_vqa_opt.yaml", ["run.test_splits=[]"]))
+    assert "run.test_splits: nothing to evaluate" in fault
 
 
 def test_imports_register_and_a_missing_module_is_a_fault(tmp_path, monkeypatch):

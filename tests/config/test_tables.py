@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lavis_lite.config.compose import compose
 from lavis_lite.registry import registry
 
 ROOT = Path(__file__).resolve().parents[2] / "projects"
@@ -42,7 +43,35 @@ def test_tables_and_recipes_agree(project: str) -> None:
 def test_every_task_has_a_recipe_on_the_embedded_default() -> None:
     asked = {re.search(r"^  task: (\S+)$", path.read_text(), re.MULTILINE)[1]  # type: ignore[index]
              for path in RECIPES if path.name.startswith("mini_")}
-    assert asked == set(registry.list_tasks())
+    assert asked == registry.task.builtins.keys()
+
+
+FINE_TUNED = {  # file -> epochs, warm-up, rate, batch over 16 GPUs, betas, decay of rates by layer, pixels
+    "caption_coco_flant5xl": (5, 1000, 1e-5, 256, 0.9, 0.999, 1.0, 364),
+    "caption_coco_opt2.7b": (5, 1000, 1e-5, 256, 0.9, 0.999, 1.0, 364),
+    "caption_coco_opt6.7b": (5, 1000, 1e-5, 256, 0.9, 0.999, 0.95, 364),
+    "vqa_flant5xl": (5, 1000, 1e-5, 128, 0.9, 0.999, 0.95, 490),
+    "vqa_opt2.7b": (5, 1000, 1e-5, 128, 0.9, 0.999, 0.95, 490),
+    "vqa_opt6.7b": (5, 1000, 1e-5, 128, 0.9, 0.999, 0.9, 490),
+    "retrieval_coco_vitl": (5, 1000, 5e-6, 224, 0.9, 0.98, 1.0, 364),
+    "retrieval_coco_vitg": (5, 1000, 1e-5, 224, 0.9, 0.999, 0.95, 364)}
+PROMPTS = {"caption": ("a photo of", 5), "vqa": ("Question: {} Answer:", 5), "retrieval": (None, None)}
+
+
+@pytest.mark.parametrize("name", FINE_TUNED)
+def test_fine_tuning_is_that_of_tables_7_to_9(name: str) -> None:
+    config = compose(str(ROOT / "blip2" / f"{name}.yaml")).config
+    run, model = config.run, config.model
+    assert (run.max_epoch, run.warmup_steps, run.init_lr, 16 * run.batch_size_train, run.beta1, run.beta2,
+            run.lr_layer_decay, model.image_size) == FINE_TUNED[name]
+    assert (run.weight_decay, model.drop_path_rate, run.amp, run.accum_grad_iters) == (0.05, 0, True, 1)
+    assert not model.freeze_vit and model.vit_precision == "fp32"  # trained, in bf16 arithmetic with fp32 weights
+    sizes = {spec["image_size"] for section in [config.preprocess, *config.datasets.values()]
+             for spec in (section.vis_processor.train, section.vis_processor.eval)}
+    assert sizes == {model.image_size}
+    assert (run.get("prompt"), run.get("num_beams")) == PROMPTS[name.partition("_")[0]]
+    assert model.get("qformer_text_input", False) == name.startswith("vqa")
+    assert run.get("k_test", 128) == 128 and (model.itg_weight == 1 if "retrieval" in name else True)
 
 
 def test_links_of_the_readmes_lead_somewhere() -> None:

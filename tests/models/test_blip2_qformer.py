@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.plain_stage1 import PlainStage1
 from lavis_lite import distributed
+from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError, ConfigError, DataError
 from lavis_lite.models import stage1
 from lavis_lite.models.blip2_config import Blip2QformerConfig
@@ -20,6 +21,7 @@ from lavis_lite.models.checkpoints.bert_weights import initialise_from_bert
 from lavis_lite.models.qformer import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.registry import registry
+from lavis_lite.runners import optim
 from tests.helpers.processes import run_processes
 from tests.models.stage1_helpers import gradients, tiny_batch, tiny_model
 
@@ -237,6 +239,25 @@ SMALL = {"vit_model": "eva_clip_g", "image_size": 28, "vit_precision": "fp32", "
          "vit_args": {"depth": 1, "width": 16, "heads": 2, "mlp_ratio": 2.0}, "num_query_token": 3, "embed_dim": 8,
          "qformer_hidden_size": 16, "qformer_layers": 2, "qformer_heads": 2, "qformer_intermediate_size": 24,
          "qformer_max_positions": 40}
+
+
+def test_the_vision_encoder_trains_in_bf16_with_rates_that_fall_with_depth() -> None:
+    torch.manual_seed(0)
+    args = {**SMALL, "vit_args": {**SMALL["vit_args"], "depth": 4}, "freeze_vit": False, "use_grad_checkpoint": True}
+    model = registry.get_model_class("blip2").from_config(Blip2QformerConfig(arch="blip2", **args)).train()
+    optimizer = optim.build_optimizer(model, RunConfig(lr_layer_decay=0.5, weight_decay=0.0))
+    optim.set_lr(optimizer, 1e-3)
+    blocks = model.vision_encoder.vit.blocks
+    before = [block.mlp.fc1.weight.detach().clone() for block in blocks]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(model.example_samples(3, torch.device("cpu"))).loss
+    loss.backward()
+    optimizer.step()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    moved = [float((block.mlp.fc1.weight.detach() - old).abs().max())
+             for block, old in zip(blocks, before, strict=True)]
+    # AdamW's first step is as long as the rate, whatever the gradient is
+    assert moved == pytest.approx([1e-3 * 0.5 ** (len(blocks) - depth) for depth in range(len(blocks))], rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["blip2", "blip2_feature_extractor", "blip2_image_text_matching"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.models.decoding import Decoding, decode
 from lavis_lite.models.text_tokens import SpecialIds
 from tests.models.stage1_helpers import tiny_batch, tiny_model
@@ -158,3 +158,11 @@ def test_lavis_lengths_count_the_begin_token() -> None:
 def test_impossible_options_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="generate"):
         Decoding(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [{}, {"num_beams": 3}, {"sample": True}])
+def test_scores_that_are_no_numbers_are_told_of_and_write_nothing(kind: dict[str, Any]) -> None:
+    decoder = TableDecoder(3)
+    decoder.table[1] = torch.nan
+    with pytest.raises(CheckpointError, match="scores of sample 1 are NaN"):
+        decode(decoder, 3, SPECIAL, Decoding(max_new_tokens=4, **kind), CPU)

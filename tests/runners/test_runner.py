@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
+from lavis_lite import dry_run, engine
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.images import BadSample
 from lavis_lite.errors import ConfigError, DataError
@@ -218,6 +219,28 @@ def test_a_dry_run_takes_one_step_and_writes_nothing(tmp_path):
     assert set(losses) == {"loss", "loss_fit", "loss_size"}
     assert losses["loss"] == pytest.approx(losses["loss_fit"] + losses["loss_size"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_an_evaluation_predicts_one_batch_of_every_split(tmp_path):
+    runner = Toy(tmp_path, {"evaluate": True, "valid_splits": ["val"], "test_splits": ["test"]}).build()
+    size = runner.run.batch_size_eval
+    told = dry_run._first_batches(runner)
+    assert told == f"predicted one batch ({size} of toy 'val', {size} of toy 'test')" and list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_evaluated_is_refused_before_the_model_is_built():
+    class Picky(ToyTask):
+        def before_evaluation(self, dataset, split):
+            raise DataError(f"not {split} of {len(dataset)}")
+
+        def takes(self, dataset):
+            return len(dataset) > 5
+
+    run = RunConfig(valid_splits=[], test_splits=["test"])
+    with pytest.raises(DataError, match="not test of 9"):
+        engine.check_evaluated(Picky(run), {"a": {"test": ToyData(5)}, "b": {"test": ToyData(9), "val": 0}}, run)
+    with pytest.raises(DataError, match="not test of 5"):
+        engine.check_evaluated(Picky(run), {"a": {"test": ToyData(5)}}, run)
 
 
 def test_ratios_by_name(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -49,6 +49,23 @@ def read_tensors(source: str | Path) -> dict[str, Tensor]:
     if path.name in (INDEX, TORCH_INDEX):
         return _read_shards(path)
     raise CheckpointError(f"{path}: a checkpoint is a folder or ends in .safetensors, {', '.join(TORCH_SUFFIXES)}.")
+
+
+def tensor_names(source: str | Path) -> set[str]:
+    """Names of a checkpoint's tensors, as `read_tensors` gives them; of safetensors without reading the tensors.
+
+    Raises:
+        CheckpointError: as `read_tensors`.
+    """
+    path = Path(source).expanduser()
+    found = next((path / name for name in (WEIGHTS, INDEX) if (path / name).is_file()), path)
+    if found.suffix != ".safetensors" or not found.is_file():
+        return set(read_tensors(path))
+    try:
+        with safe_open(found, "pt") as content:
+            return set(content.keys())
+    except (SafetensorError, OSError) as fault:
+        raise CheckpointError(f"{found} cannot be read as safetensors ({fault}); it is damaged.") from fault
 
 
 def read_extra(source: str | Path) -> dict[str, Tensor]:

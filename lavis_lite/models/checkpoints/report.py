@@ -53,6 +53,7 @@ class LoadReport:
         frozen_missing: frozen names of the model that the file does not have, as expected.
         not_in_layout: names that the file's layout has no place for; they keep their initial values.
         allowed_missing: other names that the caller allowed to be missing.
+        had: those of them that had their values already, out of another file.
         unused: names of the file that were not needed -> why.
     """
 
@@ -63,13 +64,15 @@ class LoadReport:
     frozen_missing: list[str] = field(default_factory=list)
     not_in_layout: list[str] = field(default_factory=list)
     allowed_missing: list[str] = field(default_factory=list)
+    had: list[str] = field(default_factory=list)
     unused: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
         for count, words in ((len(self.resized), "resized"), (len(self.frozen_missing), "frozen and not in it"),
                              (len(self.not_in_layout), "without a place in its layout, left as initialised"),
-                             (len(self.allowed_missing), "missing, left as initialised"),
+                             (len(self.had), "had from another file"),
+                             (len(self.allowed_missing) - len(self.had), "missing, left as initialised"),
                              (len(self.unused), "of its own not needed")):
             if count:
                 parts.append(f"{count} {words}")

@@ -47,6 +47,8 @@ class Seq2SeqDecoder:
         output = self.owner.decode(tokens[:, None], self.encoded, past_key_values=cache, use_cache=True)
         if self.rows is None:
             self.rows = RowCache(output.past_key_values, torch.arange(len(tokens), device=tokens.device), self.room)
+        else:
+            self.rows.cache = output.past_key_values
         return full(output_layer(self.owner.model)(output.last_hidden_state[:, -1].to(tokens.device)))
 
 

@@ -52,19 +52,19 @@ def test_sliding_windows_are_left_to_transformers(window: int, monkeypatch: pyte
     soft, prompts = given(model)
     expected, _ = written(model, PlainDecoder(model, soft[OWNERS], prompts), BEAMS, len(prompts))
     assert model.generate_ids(soft, prompts, BEAMS, OWNERS) == expected
-    assert not model.can_share(soft, prompts)  # type: ignore[operator]
+    assert not model.can_share(soft, prompts)
 
 
 def lengths_read(model: LanguageModel, **more: Any) -> list[tuple[int, int]]:
     """Rows and tokens of every pass through a decoder-only model until the first new token."""
     seen: list[tuple[int, int]] = []
-    plain = model.hidden  # type: ignore[operator]
+    plain = model.hidden
 
     def hidden(embeds: Tensor, mask: Tensor, cache: Any) -> Any:
-        seen.append(tuple(embeds.shape[:2]))  # type: ignore[arg-type]
+        seen.append((embeds.shape[0], embeds.shape[1]))
         return plain(embeds, mask, cache)
 
-    model.hidden = hidden  # type: ignore[assignment, method-assign]
+    model.hidden = hidden
     model.generate_ids(options=GenerationConfig(max_new_tokens=1), **more)
     return seen
 
