@@ -116,7 +116,8 @@ class Desk(LongWork):
 
     def stop(self, code: int) -> NoReturn:
         """Leave; what is finished is kept."""
-        kept = "" if self.journal is None else f"finished batches are kept in {self.journal.folder}"
+        written = [] if self.journal is None else self.journal.paths()
+        kept = f"what is finished is kept in {written[0].parent}" if written else ""
         raise EvaluationStopped(code, kept)
 
     def leave(self) -> None:

@@ -20,7 +20,7 @@ EXIT_CODES = {signal.SIGINT: 130}
 """By signal; everything else that asks us to go (SIGTERM, SIGUSR1 of SLURM) ends in 143, which schedulers requeue."""
 DEFAULT_EXIT_CODE = 143
 STEP_ANSWER = "finishing this step, then saving a checkpoint"
-EVALUATION_ANSWER = "finishing this batch; the finished ones are kept"
+EVALUATION_ANSWER = "finishing this batch, then leaving"
 
 
 class Interrupted(LavisLiteError):

@@ -31,7 +31,7 @@ class Sizes:
     @property
     def pair_batch_least(self) -> int:
         """Pairs after which a pass ends where the texts get longer."""
-        return max(1, self.pair_batch // 4)
+        return max(1, self.pair_batch // 8)
 
 
 @dataclass(frozen=True)
