@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lavis_lite.datasets.annotations import Field, file_name, identifier, read_table, texts
-from lavis_lite.datasets.mapped import write_arrays
-from lavis_lite.datasets.sampler import SampleOrder
-from lavis_lite.datasets.shard_index import PARTS, Part, Shard, ShardIndex, write_index
-from lavis_lite.datasets.tables import MappedTable, RowTable
+from lavis_lite.datasets.annotations.rows import Field, file_name, identifier, read_table, texts
+from lavis_lite.datasets.annotations.tables import MappedTable, RowTable
+from lavis_lite.datasets.files.mapped import write_arrays
+from lavis_lite.datasets.loading.sampler import SampleOrder
+from lavis_lite.datasets.shards.index import PARTS, Part, Shard, ShardIndex, write_index
 
 FIELDS = [Field("image", file_name), Field("caption", texts), Field("image_id", identifier, required=False)]
 SHARDS, PER_SHARD = 1000, 10_000

@@ -36,12 +36,12 @@ from PIL import Image
 
 from benchmarks.plain_images import PlainTrainView, RowsFirstView
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.annotations import Field, file_name, read_table, text
+from lavis_lite.datasets.annotations.rows import Field, file_name, read_table, text
 from lavis_lite.datasets.caption import CaptionDataset
-from lavis_lite.datasets.images import ImageFolder
-from lavis_lite.datasets.loader import train_loader
-from lavis_lite.datasets.randomness import sample_rng
-from lavis_lite.datasets.sampler import SampleOrder
+from lavis_lite.datasets.loading.loader import train_loader
+from lavis_lite.datasets.loading.randomness import sample_rng
+from lavis_lite.datasets.loading.sampler import SampleOrder
+from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.processors.image import STD, Blip2ImageTrain
 from lavis_lite.processors.text import BlipCaption
 

@@ -19,7 +19,7 @@ import torch
 from lavis_lite import distributed, weights
 from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
-from lavis_lite.datasets.feature_cache import FeatureFolder
+from lavis_lite.datasets.features.cache import FeatureFolder
 from lavis_lite.distributed import Launch, launch_from_environment
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
 from lavis_lite.registry import registry

@@ -109,16 +109,16 @@ def load_plugins() -> None:
 
 
 BUILDERS = {
-    "image_caption": "builder:ImageCaptionBuilder",
-    "image_retrieval": "builder:ImageRetrievalBuilder",
+    "image_caption": "images:ImageCaptionBuilder",
+    "image_retrieval": "images:ImageRetrievalBuilder",
     "custom": "custom:CustomBuilder",
-    "image_shards": "shard_builder:ImageShardBuilder",
-    "image_qa": "qa_builder:ImageQABuilder",
+    "image_shards": "shards:ImageShardBuilder",
+    "image_qa": "questions:ImageQABuilder",
     "image_dialogue": "dialogue:ImageDialogueBuilder",
-    "video_caption": "video_builder:VideoCaptionBuilder",
-    "video_qa": "video_builder:VideoQABuilder",
+    "video_caption": "video:VideoCaptionBuilder",
+    "video_qa": "video:VideoQABuilder",
 }
-"""builders of the package, by their place in the room datasets"""
+"""builders of the package, by their place in the room datasets.builders"""
 
 
 class Registries:
@@ -153,8 +153,8 @@ class Registries:
             "instruction": "lavis_lite.processors.instruction:Instruction",
         })
         # builder: from_config(name, cfg) -> build(split) -> map-style dataset; documents the sample keys it yields.
-        self.builder: Registry[Any] = Registry("builder", "lavis_lite.datasets.builder:BaseDatasetBuilder",
-                                               {name: "lavis_lite.datasets." + home for name, home in BUILDERS.items()})
+        self.builder: Registry[Any] = Registry("builder", "lavis_lite.datasets.builders.base:BaseDatasetBuilder", {
+            name: "lavis_lite.datasets.builders." + home for name, home in BUILDERS.items()})
         # task: train_step, predict, score; no loops, no files.
         self.task: Registry[Any] = Registry("task", "lavis_lite.tasks.base:BaseTask", {
             "image_text_pretrain": "lavis_lite.tasks.pretrain:ImageTextPretrainTask",

@@ -107,7 +107,7 @@ def test_the_row_of_the_docs_is_a_row(workplace: Path) -> None:
     import yaml
 
     from lavis_lite.config.typed import Checker
-    from lavis_lite.datasets.builder import ImageCaptionBuilder
+    from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 
     rows = yaml.safe_load((workplace / "my_row.yaml").read_text())
     checker = Checker(lambda key: "my_row.yaml")

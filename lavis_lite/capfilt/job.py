@@ -24,10 +24,10 @@ from PIL import Image
 from lavis_lite import atomic
 from lavis_lite.capfilt.captioner import Captioner, seed_of
 from lavis_lite.capfilt.ranker import Ranker
-from lavis_lite.datasets.images import BadSample, ImageFolder
-from lavis_lite.datasets.shard_index import ShardIndex
-from lavis_lite.datasets.shard_writer import Plan, make_plan, write_shards
-from lavis_lite.datasets.tables import Row, RowTable
+from lavis_lite.datasets.annotations.tables import Row, RowTable
+from lavis_lite.datasets.media.images import BadSample, ImageFolder
+from lavis_lite.datasets.shards.index import ShardIndex
+from lavis_lite.datasets.shards.writer import Plan, make_plan, write_shards
 from lavis_lite.errors import DataError
 
 PARTS, SHARDS, PLAN = "parts", "shards", "plan.json"

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 def write_all(config: Config, out: Path | None, dtype: str, per_file: int) -> None:
     """The features of every data set with training splits."""
     from lavis_lite import engine, weights
-    from lavis_lite.datasets.feature_writer import FeatureJob, image_names, write_features
+    from lavis_lite.datasets.features.writer import FeatureJob, image_names, write_features
     from lavis_lite.distributed import launch_from_environment
     from lavis_lite.runners.precision import pick_device
 
@@ -85,7 +85,7 @@ def _training_splits(config: Config, name: str) -> list[Any]:
 
 
 def _processor(config: Config, name: str) -> tuple[Any, dict[str, Any]]:
-    from lavis_lite.datasets.feature_cache import refuse_random
+    from lavis_lite.datasets.features.cache import refuse_random
 
     section = config.datasets[name]
     vis = registry.get_builder_class(section.builder or name)(name, section).processor("vis_processor", training=True)
@@ -96,7 +96,7 @@ def _processor(config: Config, name: str) -> tuple[Any, dict[str, Any]]:
 
 def _place(out: Path | None, name: str, folder: Any) -> Path:
     """Beside the images, or in the folder of the shards' index."""
-    from lavis_lite.datasets.shards import ShardImages
+    from lavis_lite.datasets.shards.dataset import ShardImages
 
     if out is not None:
         return (out / name).absolute()

@@ -10,9 +10,9 @@ from typing import Any
 
 from lavis_lite.config.compose import compose, compose_dataset
 from lavis_lite.config.schema import DatasetConfig
+from lavis_lite.datasets.annotations.readers import SUFFIXES
 from lavis_lite.datasets.doctor.examine import Thoroughness, examine
 from lavis_lite.datasets.doctor.guess import guess
-from lavis_lite.datasets.readers import SUFFIXES
 from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
 

@@ -13,7 +13,7 @@ def main(argv: Sequence[str]) -> int:
     """Write DIR/index.json and DIR/index.safetensors.
 
     Raises:
-        DataError: see `shard_scan.index_folder`.
+        DataError: see `scan.index_folder`.
     """
     arguments = argparse.ArgumentParser("lavis_lite data index", description="Read the headers of all tars of a folder "
                                         "(webdataset's layout, as of img2dataset) and write their index.")
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     arguments.add_argument("--again", action="store_true", help="write the index anew")
     arguments.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read")
     chosen = arguments.parse_args(list(argv))
-    from lavis_lite.datasets import shard_scan
+    from lavis_lite.datasets.shards import scan as shard_scan
 
     if not chosen.folder.is_dir():
         raise DataError(f"{chosen.folder}: there is no such folder.")

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("--samples-per-shard and --workers must be at least 1.")
     name, section = chosen_dataset(chosen.dataset, chosen.cfg_path, chosen.options)
     dataset = build_split(name, section, chosen.split)
-    from lavis_lite.datasets.shard_writer import make_plan, write_shards
+    from lavis_lite.datasets.shards.writer import make_plan, write_shards
 
     chosen.out.mkdir(parents=True, exist_ok=True)
     plan = make_plan(dataset.table, dataset.folder, chosen.out, chosen.samples_per_shard, chosen.skip_bad)

@@ -135,7 +135,7 @@ def answers(chosen: argparse.Namespace, settings: dict[str, Any],
     """(path, texts, None) of every picture in order, or (path, [], reason) of one that cannot be read."""
     import torch
 
-    from lavis_lite.datasets.images import BadSample, load_rgb
+    from lavis_lite.datasets.media.images import BadSample, load_rgb
     from lavis_lite.zoo import load_model_and_preprocess
 
     model, images, _ = load_model_and_preprocess(chosen.model, chosen.type, True, chosen.device, dtype=chosen.dtype,

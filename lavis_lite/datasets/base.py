@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from lavis_lite.datasets.annotations.tables import RowTable
+
 Sample = dict[str, Any]
 
 
@@ -50,6 +52,19 @@ class BaseDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index)
+
+
+class TableDataset(BaseDataset):
+    """A data set with one sample per row of `table`."""
+
+    table: RowTable
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def place(self, index: int) -> str:
+        """`file:row` of the annotation."""
+        return self.table.place(index)
 
 
 def image_number(space: str, image: str) -> int:

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from lavis_lite.datasets.annotations import Row, RowFaults, RowTable
-from lavis_lite.datasets.base import BaseDataset, Sample, image_number
-from lavis_lite.datasets.images import ImageFolder
+from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable
+from lavis_lite.datasets.base import Sample, TableDataset, image_number
+from lavis_lite.datasets.media.images import ImageFolder
 
 Processor = Callable[..., Any]
 """(item, rng) -> item"""
 
 
-class CaptionDataset(BaseDataset):
+class CaptionDataset(TableDataset):
     """Training: one sample per row; of a row with several captions one is drawn at random each time.
 
     Samples: image float32[3, H, W], text_input str, image_id int (equal for captions of the same image), instance_id
@@ -43,13 +43,6 @@ class CaptionDataset(BaseDataset):
         if instruction is not None:
             self.sample_keys = (*self.sample_keys, "text_output")
 
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def place(self, index: int) -> str:
-        """`file:row` of the annotation."""
-        return self.table.place(index)
-
     def sample(self, index: int, rng: random.Random | None = None) -> Sample:
         """One caption with its image."""
         row = self.table[index]
@@ -65,7 +58,7 @@ def _drawn(caption: str | list[str], rng: random.Random | None) -> str:
     return caption if isinstance(caption, str) else (rng or random).choice(caption)
 
 
-class CaptionEvalDataset(BaseDataset):
+class CaptionEvalDataset(TableDataset):
     """Evaluation: one sample per image, with all its captions known to the data set.
 
     Samples: image float32[3, H, W], image_id int (the annotations' own where they have one, see `own_ids`), index int
@@ -99,9 +92,6 @@ class CaptionEvalDataset(BaseDataset):
             self.sample_keys = tuple(key for key in self.sample_keys if key != "text_input")
         if instruction is not None:
             self.sample_keys = (*self.sample_keys, "prompt")
-
-    def __len__(self) -> int:
-        return len(self.table)
 
     def place(self, index: int) -> str:
         """`file:row` of the image's first annotation."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from lavis_lite.datasets.base import BaseDataset, Sample
-from lavis_lite.datasets.randomness import permutation, word
+from lavis_lite.datasets.loading.randomness import permutation, word
 from lavis_lite.errors import DataError
 
 Control = Literal["none", "wrong_image", "blind"]

@@ -9,9 +9,9 @@ from typing import Any
 
 from lavis_lite import files
 from lavis_lite.config.schema import DatasetConfig, FileConfig, StorageConfig
-from lavis_lite.datasets.archives import Archive
-from lavis_lite.datasets.locate import Source, prepare, sources
-from lavis_lite.datasets.shards import missing_shards, names_in
+from lavis_lite.datasets.files.archives import Archive
+from lavis_lite.datasets.files.locate import Source, prepare, sources
+from lavis_lite.datasets.shards.dataset import missing_shards, names_in
 from lavis_lite.errors import ConfigError, DataError
 
 MEDIA = ("images", "videos")

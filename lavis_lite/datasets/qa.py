@@ -12,10 +12,10 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
 
-from lavis_lite.datasets.annotations import Row, RowTable
-from lavis_lite.datasets.base import BaseDataset, Sample, image_number
-from lavis_lite.datasets.images import ImageFolder
-from lavis_lite.datasets.qa_layout import NOTHING
+from lavis_lite.datasets.annotations.layout import NOTHING
+from lavis_lite.datasets.annotations.rows import Row, RowTable
+from lavis_lite.datasets.base import Sample, TableDataset, image_number
+from lavis_lite.datasets.media.images import ImageFolder
 
 Processor = Callable[..., Any]
 """(item, rng) -> item"""
@@ -52,7 +52,7 @@ def left_of(extras: Sequence[str], instruction: Processor | None) -> list[str]:
     return [key for key in extras if key not in getattr(instruction, "places", ())]
 
 
-class QADataset(BaseDataset):
+class QADataset(TableDataset):
     """Training: one sample per question.
 
     Samples: image float32[3, H, W]; text_input str, what the model reads (the processed question in its instruction);
@@ -62,7 +62,7 @@ class QADataset(BaseDataset):
     caption and history str.
 
     Args:
-        table: rows as `qa_files.read_questions` gives them, with answers.
+        table: rows as `annotations.questions.read_questions` gives them, with answers.
         folder: the images, or the videos.
         vis_processor, text_processor: applied to the image and to the question.
         instruction: puts a text into a prompt; None: it stays as it is.
@@ -81,13 +81,6 @@ class QADataset(BaseDataset):
         self.vis_processor, self.text_processor, self.instruction = vis_processor, text_processor, instruction
         self.sample_keys = (folder.key, *self.sample_keys[1:], *left_of(extras, instruction))
 
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def place(self, index: int) -> str:
-        """`file:row` of the question."""
-        return self.table.place(index)
-
     def sample(self, index: int, rng: random.Random | None = None) -> Sample:
         """One question with one of its answers."""
         row = self.table[index]
@@ -103,7 +96,7 @@ class QADataset(BaseDataset):
         }
 
 
-class QAEvalDataset(BaseDataset):
+class QAEvalDataset(TableDataset):
     """Evaluation: one sample per question; the answers stay in the data set.
 
     Samples: image float32[3, H, W], text_input str (the question in its instruction), question_id int or str,
@@ -133,13 +126,6 @@ class QAEvalDataset(BaseDataset):
                             *(("candidates", *labelled) if multiple_choice else ()))
         self._training, self._candidates = training, candidates
         self._last: tuple[int, Row] = -1, {}
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def place(self, index: int) -> str:
-        """`file:row` of the question."""
-        return self.table.place(index)
 
     @property
     def shares_pictures(self) -> bool:

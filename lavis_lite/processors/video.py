@@ -68,8 +68,8 @@ class _VideoProcessor(ImageProcessor):
         """
         source: Any = _Held(video) if isinstance(video, np.ndarray) and video.ndim == 4 else video
         if not isinstance(source, Frames):
-            raise TypeError("a video processor takes an open video (lavis_lite.datasets.video.open_video) or frames as "
-                            f"an array [T, H, W, 3], not {type(video).__name__}")
+            raise TypeError("a video processor takes an open video (lavis_lite.datasets.media.video.open_video) or "
+                            f"frames as an array [T, H, W, 3], not {type(video).__name__}")
         numbers = self.choose(len(source), self.n_frms, rng)
         return torch.stack(list(self.views(source.frames(numbers), rng)), dim=1)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from lavis_lite.datasets.images import MAX_PIXELS, BadSample, decode_rgb
+from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, decode_rgb
 from lavis_lite.errors import DataError
 from lavis_lite.processors.rgb import to_rgb
 from lavis_lite.report.sample import Picture

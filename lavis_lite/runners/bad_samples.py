@@ -7,7 +7,7 @@ from typing import Any
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.policy import BadRecord, BadSampleLog
+from lavis_lite.datasets.loading.policy import BadRecord, BadSampleLog
 
 
 class BadSamples:

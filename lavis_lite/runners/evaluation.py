@@ -11,7 +11,7 @@ import torch
 
 from lavis_lite import atomic, distributed
 from lavis_lite.config.schema import Config
-from lavis_lite.datasets.remaining import Remaining
+from lavis_lite.datasets.loading.remaining import Remaining
 from lavis_lite.errors import DataError
 from lavis_lite.report.files import Evaluation
 from lavis_lite.runners.bad_samples import BadSamples

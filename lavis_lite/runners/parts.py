@@ -11,10 +11,10 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config, RunConfig
-from lavis_lite.datasets.loader import train_loader
-from lavis_lite.datasets.randomness import word
-from lavis_lite.datasets.sampler import SampleOrder
-from lavis_lite.datasets.shards import shard_sizes
+from lavis_lite.datasets.loading.loader import train_loader
+from lavis_lite.datasets.loading.randomness import word
+from lavis_lite.datasets.loading.sampler import SampleOrder
+from lavis_lite.datasets.shards.dataset import shard_sizes
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
 from lavis_lite.runners import optim

@@ -19,7 +19,7 @@ import yaml
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config
-from lavis_lite.datasets.loader import eval_loader
+from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.distributed import Launch
 from lavis_lite.errors import ConfigError, DistributedError, did_you_mean
 from lavis_lite.registry import registry

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lavis_lite.datasets.controls import Controlled
-from lavis_lite.datasets.preview import has_previews, preview
+from lavis_lite.datasets.media.preview import has_previews, preview
 from lavis_lite.metrics.retrieval import KS, MISSED, ranks_from_candidates
 from lavis_lite.report import sample as report
 from lavis_lite.report.sample import Candidate, Picture, ReportSample

@@ -18,14 +18,14 @@ from lavis_lite.capfilt.job import Job, best, run_job
 from lavis_lite.capfilt.ranker import QFormerRanker, grouped, load_clip
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import BuildInfo, FileConfig
-from lavis_lite.datasets.builder import ImageDatasetConfig
-from lavis_lite.datasets.images import BadSample, ImageFolder
+from lavis_lite.datasets.annotations.tables import RowTable
+from lavis_lite.datasets.builders.images import ImageDatasetConfig
+from lavis_lite.datasets.builders.shards import ImageShardBuilder
+from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.prepare.captions import make_captions
 from lavis_lite.datasets.prepare.render import render
 from lavis_lite.datasets.prepare.scenes import make_scene
-from lavis_lite.datasets.shard_builder import ImageShardBuilder
-from lavis_lite.datasets.shard_index import ShardIndex
-from lavis_lite.datasets.tables import RowTable
+from lavis_lite.datasets.shards.index import ShardIndex
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.torchvision_shim import ensure_torchvision
 from lavis_lite.zoo import load_model_and_preprocess

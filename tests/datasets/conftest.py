@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from lavis_lite.config.schema import BuildInfo, FileConfig, ProcessorPair, StorageConfig
-from lavis_lite.datasets.builder import ImageDatasetConfig
-from lavis_lite.datasets.custom import CustomConfig
+from lavis_lite.datasets.builders.custom import CustomConfig
+from lavis_lite.datasets.builders.images import ImageDatasetConfig
 
 IMAGES = 12
 

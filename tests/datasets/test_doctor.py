@@ -15,10 +15,10 @@ from lavis_lite.datasets.doctor.guess import guess
 from lavis_lite.datasets.doctor.media import absent
 from lavis_lite.datasets.doctor.report import Problem, Summary
 from lavis_lite.datasets.doctor.rows import Names
-from lavis_lite.datasets.images import ImageFolder
+from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.errors import ConfigError, DataError
+from tests.datasets.annotations.test_rows import builder_of, put
 from tests.datasets.row_files import CASES
-from tests.datasets.test_rows import builder_of, put
 
 
 def make(folder: Path, rows: list[dict[str, Any]], name: str = "a.jsonl") -> Path:

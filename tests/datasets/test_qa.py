@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from lavis_lite.config.schema import FileConfig, ProcessorPair
-from lavis_lite.datasets.builder import ImageCaptionBuilder
-from lavis_lite.datasets.collate import collate
+from lavis_lite.datasets.builders.images import ImageCaptionBuilder
+from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.controls import Controlled
+from lavis_lite.datasets.loading.collate import collate
 from lavis_lite.datasets.qa import draw
-from lavis_lite.datasets.qa_builder import ImageQABuilder, ImageQAConfig
 from lavis_lite.errors import ConfigError, DataError
 
 ROWS = [{"image": f"{number // 2}.png", "question": f"What is {number}?!", "question_id": 50 + number,

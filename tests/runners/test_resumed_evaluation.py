@@ -12,7 +12,7 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.config.compose import compose
-from lavis_lite.datasets.images import BadSample
+from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.engine import open_run_folder
 from lavis_lite.errors import DataError
 from lavis_lite.report.sample import ReportSample

@@ -10,7 +10,7 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig
-from lavis_lite.datasets.loader import eval_loader
+from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.desk import EvaluationStopped
 from lavis_lite.runners.evaluation import Evaluator

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 
 from lavis_lite import dry_run, engine
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.images import BadSample
+from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.runners import bounds
 from lavis_lite.runners.precision import Precision, pick_device

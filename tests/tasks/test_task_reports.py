@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lavis_lite.datasets.controls import Controlled
-from lavis_lite.datasets.images import ImageFolder
+from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
 from lavis_lite.tasks.likelihood import KEPT, likeliest
 from lavis_lite.tasks.pretrain import ImageTextPretrainTask, PretrainRunConfig

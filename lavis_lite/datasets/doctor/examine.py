@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavis_lite.datasets.builder import BaseDatasetBuilder
+from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.doctor.media import check_media
 from lavis_lite.datasets.doctor.report import Problem, Report, SplitReport
 from lavis_lite.datasets.doctor.rows import TokenCounter, scan

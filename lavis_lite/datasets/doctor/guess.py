@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lavis_lite.config.schema import BuildInfo, DatasetConfig, FileConfig, StorageConfig
-from lavis_lite.datasets.custom import CustomConfig
-from lavis_lite.datasets.qa_builder import ImageQAConfig
-from lavis_lite.datasets.readers import read_rows
+from lavis_lite.datasets.annotations.readers import read_rows
+from lavis_lite.datasets.builders.custom import CustomConfig
+from lavis_lite.datasets.builders.questions import ImageQAConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 
 KNOWN = {

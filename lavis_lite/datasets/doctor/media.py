@@ -15,7 +15,7 @@ from typing import Any
 
 from lavis_lite.datasets.doctor.report import SplitReport, Summary
 from lavis_lite.datasets.doctor.rows import Names
-from lavis_lite.datasets.images import BadSample
+from lavis_lite.datasets.media.images import BadSample
 
 
 def check_media(dataset: Any, names: Names, report: SplitReport, sample: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lavis_lite.datasets.annotations import RowFaults
+from lavis_lite.datasets.annotations.rows import RowFaults
 from lavis_lite.errors import DataError
 
 MOST_LINES = 20

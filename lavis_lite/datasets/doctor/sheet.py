@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from lavis_lite.datasets.doctor.rows import Names, texts_of
-from lavis_lite.datasets.images import BadSample
+from lavis_lite.datasets.media.images import BadSample
 
 CELL, TEXT_HEIGHT, MARGIN = 192, 66, 8
 """pixels: side of a picture's field, height of the text under it, space around both"""

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lavis_lite.datasets.media.video_readers import READERS
 from lavis_lite.datasets.prepare.mini_tasks import prepare_mini_tasks
-from lavis_lite.datasets.video_readers import READERS
 from lavis_lite.errors import DataError
 from lavis_lite.registry import registry
 from tests.datasets.test_configs import composed

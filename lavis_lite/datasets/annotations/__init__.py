@@ -1,0 +1,1 @@
+"""Annotation files -> tables of checked rows."""

@@ -1,0 +1,243 @@
+"""Files of questions and answers, in whatever published layout -> one table of checked rows.
+
+The files of a split are read together: official VQA questions and annotations are joined by question_id, COCO files
+bring the names of images, tables of OCR tokens are joined by image, flat lists (LAVIS' own) are complete in themselves.
+Whole files are never held as objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.datasets.annotations.layout import Layout, answer_texts
+from lavis_lite.datasets.annotations.readers import read_folder, read_members
+from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable, checked_row, file_name, no_row
+from lavis_lite.errors import DataError
+
+__all__ = ["Layout", "answer_texts", "read_questions"]
+
+ROWS = ("", "questions", "data")
+"""members of a JSON object that hold questions; "" is a file of rows"""
+
+
+@dataclass
+class _File:
+    """What one file holds: rows, annotations, images and facts by image as tables, and its own facts."""
+
+    path: Path
+    number: int
+    rows: list[RowTable] = field(default_factory=list)
+    annotations: RowTable | None = None
+    images: RowTable | None = None
+    joined: RowTable | None = None
+    keyed: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def _read_file(number: int, path: Path, layout: Layout, faults: RowFaults) -> _File:
+    found = _File(path, number)
+    if layout.key_column is not None:
+        found.rows = [RowTable(_keyed(found, layout, faults), [path] * (number + 1))]
+        if found.keyed:
+            return found
+        found.rows = []  # a list, whose rows are complete in themselves
+    for member, value in read_members(path):
+        if isinstance(value, str | int | float):
+            found.facts[member] = value
+        elif member in ROWS and not isinstance(value, dict):
+            _put_rows(found, _table(number, path, value, faults, layout), layout)
+        elif member == "annotations":
+            found.annotations = _table(number, path, value, faults)
+        elif member == "images":
+            found.images = _table(number, path, value, faults)
+    if found.images is not None:
+        found.annotations = None  # those of a COCO file are captions or boxes
+    return found
+
+
+def _put_rows(found: _File, table: RowTable, layout: Layout) -> None:
+    if layout.join_column is not None and len(table) and layout.name("question") not in table[0]:
+        found.joined = table
+    else:
+        found.rows.append(table)
+
+
+def _keyed(found: _File, layout: Layout, faults: RowFaults) -> Iterator[tuple[int, int, Row]]:
+    """Rows of an object of rows by name, or of a folder of files by the name of their folder."""
+    path, key = found.path, str(layout.key_column)
+    members = read_folder(path, layout.row_files) if path.is_dir() and layout.row_files else read_members(path)
+    objects = ((name, value) for name, value in members if isinstance(value, dict))
+    for place, (name, value) in enumerate(objects, 1):
+        found.keyed = True
+        yield from _objects(found.number, path, [(place, {**value, key: name})], faults, layout)
+
+
+def _table(number: int, path: Path, rows: Any, faults: RowFaults, layout: Layout | None = None) -> RowTable:
+    return RowTable(_objects(number, path, rows, faults, layout), [path] * (number + 1))
+
+
+def _objects(number: int, path: Path, rows: Any, faults: RowFaults,
+             layout: Layout | None) -> Iterator[tuple[int, int, Row]]:
+    for place, row in rows:
+        if not isinstance(row, dict):
+            faults.add(f"{path}:{place}", no_row(row))
+            continue
+        try:
+            for part in layout.expand(row) if layout else (row,):
+                yield number, place, part
+        except ValueError as fault:
+            faults.add(f"{path}:{place}", str(fault))
+
+
+class _ById:
+    """Rows of several tables by the value of one column.
+
+    Raises through `faults`: rows without it, and two rows with the same.
+    """
+
+    def __init__(self, tables: Sequence[RowTable], column: str, faults: RowFaults) -> None:
+        self._places: dict[Any, tuple[RowTable, int]] = {}
+        for table in tables:
+            for index in range(len(table)):
+                name = table[index].get(column)
+                if not isinstance(name, int | str) or isinstance(name, bool):
+                    faults.add(table.place(index), f"field {column!r} is missing, or neither a number nor text")
+                elif name in self._places:
+                    other, first = self._places[name]
+                    faults.add(table.place(index), f"{column} {name!r} was there before, at {other.place(first)}")
+                else:
+                    self._places[name] = table, index
+
+    def get(self, name: Any) -> tuple[Row, str] | None:
+        """(row, its place), or None where there is none."""
+        if name not in self._places:
+            return None
+        table, index = self._places[name]
+        return table[index], table.place(index)
+
+
+def read_questions(paths: Sequence[Path], layout: Layout, answers_required: bool) -> RowTable:
+    """The questions of a split.
+
+    Rows: image, question, question_id (the row's place where the file has none); image_id, question_type, answer_type
+    where they are known; answers (distinct) and counts where the split has answers.
+
+    Args:
+        paths: the split's files, read together.
+        layout: how they are written.
+        answers_required: a split without any answers is a fault (training).
+
+    Raises:
+        DataError: a file is missing or unreadable; up to 20 faulty rows in one message: duplicate question_id, a
+            question without its annotation, without answers, without an image.
+    """
+    faults = RowFaults()
+    found = [_read_file(number, path, layout, faults) for number, path in enumerate(paths)]
+    if not any(file.rows for file in found):
+        raise DataError(f"{', '.join(map(str, paths))}: no questions. Give a list of rows, or an official questions "
+                        "file (with 'questions') and its annotations file (with 'annotations').")
+    join = _Join(found, layout, faults)
+    table = RowTable(join.rows(answers_required or join.has_answers()), paths)
+    faults.stop_if_any()
+    if not len(table):
+        raise DataError(f"{', '.join(map(str, paths))}: no rows" + (" of this split." if layout.keep else "."))
+    return table
+
+
+class _Join:
+    """Puts questions, annotations, image names and facts about images together."""
+
+    def __init__(self, files: Sequence[_File], layout: Layout, faults: RowFaults) -> None:
+        self.files, self.layout, self.faults = files, layout, faults
+        self.annotations = self._by_id("annotations", layout.name("question_id"))
+        self.images = self._by_id("images", "id")
+        self.joined = self._by_id("joined", layout.join_column or "")
+        self.seen: dict[Any, str] = {}
+        self.fields = layout.fields
+
+    def _by_id(self, kind: str, column: str) -> _ById | None:
+        tables = [table for file in self.files if (table := getattr(file, kind)) is not None]
+        return _ById(tables, column, self.faults) if tables else None
+
+    def has_answers(self) -> bool:
+        """Whether the split has answers: an annotations file, or an answer in any of its rows."""
+        if self.annotations is not None:
+            return True
+        names = set(self.layout.answer_names())
+        return any(not names.isdisjoint(table[index]) for file in self.files for table in file.rows
+                   for index in range(len(table)))
+
+    def rows(self, with_answers: bool) -> Iterator[tuple[int, int, Row]]:
+        """Checked rows of all files; once there is a fault, only more faults are looked for."""
+        count = 0
+        for file in self.files:
+            for table in file.rows:
+                for index in range(len(table)):
+                    place = table.place(index)
+                    row = self._row(table[index], place, count, file, with_answers)
+                    count += 1
+                    if not self.faults.count:
+                        yield file.number, int(place.rpartition(":")[2]), row
+
+    def _row(self, raw: Row, place: str, count: int, file: _File, with_answers: bool) -> Row:
+        if self.joined is not None:
+            found = self.joined.get(raw.get(str(self.layout.join_column)))
+            raw = {**(found[0] if found else {}), **raw}
+        row = checked_row(place, raw, self.fields, self.faults)
+        if self.layout.answer_words:
+            row["choices"] = list(dict.fromkeys(self.layout.answer_words.values()))
+        row.setdefault("question_id", count)
+        name = row["question_id"]
+        if name in self.seen:
+            self.faults.add(place, f"question_id {name!r} was there before, at {self.seen[name]}")
+        self.seen[name] = place
+        facts = {**file.facts, "split": self.layout.split, **raw}
+        if with_answers:
+            facts = self._answer(row, raw, place) | facts
+        self._image(row, facts, place)
+        return row
+
+    def _answer(self, row: Row, raw: Row, place: str) -> Row:
+        """Put the answers into the row; gives what the annotation says besides."""
+        source, where, note = raw, place, {}
+        if self.annotations is not None:
+            found = self.annotations.get(row["question_id"])
+            if found is None:
+                self.faults.add(place, f"question_id {row['question_id']!r} has no annotation; the annotations file "
+                                "belongs to another split, or lacks it")
+                return {}
+            source, where = found
+            note = source
+            for key in ("question_type", "answer_type", "image_id"):
+                if key not in row and isinstance(source.get(self.layout.name(key)), str | int):
+                    row[key] = source[self.layout.name(key)]
+        answers = self.layout.answers_of(source)
+        if answers is None:
+            self.faults.add(where, f"field {self.layout.answer_field()} is missing, for question_id "
+                            f"{row['question_id']!r}")
+            return note
+        column, value = answers
+        try:
+            row.update(self.layout.answer(value, row))
+        except ValueError as fault:
+            self.faults.add(where, f"field {column!r} {fault}, for question_id {row['question_id']!r}")
+        return note
+
+    def _image(self, row: Row, facts: Row, place: str) -> None:
+        """Put the image's name into the row: by the pattern, the row's own column, or the list of images."""
+        if self.layout.pattern is not None:
+            try:
+                row["image"] = self.layout.pattern.fill(facts)
+            except ValueError as fault:
+                self.faults.add(place, str(fault))
+        elif "image" not in row:
+            found = self.images.get(row.get("image_id")) if self.images is not None else None
+            if found is None or "file_name" not in found[0]:
+                self.faults.add(place, f"no image: the row has no {self.layout.name('image')!r} and its image_id "
+                                f"{row.get('image_id')!r} is in no list of images; set image_pattern, or add a COCO "
+                                "file with 'images' to the split's files")
+            else:
+                row["image"] = file_name(found[0]["file_name"])

@@ -1,0 +1,245 @@
+"""Annotation files -> checked rows in a table; a large table is kept in the cache, mapped from the second time on."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lavis_lite import __version__
+from lavis_lite.datasets.annotations.readers import NotJSON, read_rows
+from lavis_lite.datasets.annotations.tables import MappedTable, Row, RowTable
+from lavis_lite.errors import DataError
+from lavis_lite.files import cache_root
+
+__all__ = ["RowFaults", "Field", "Row", "RowTable", "checked", "checked_row", "file_name", "identifier", "read_table",
+           "text", "texts"]
+
+MOST_FAULTS = 20
+MOST_CHARACTERS = 20_000
+"""longest text taken for a caption, a question or a file name"""
+CACHED_FROM = 8_000_000
+"""bytes of annotation files from which on the checked table is kept in the cache folder"""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One value that every row must (or may) have.
+
+    Args:
+        key: its key in the table.
+        kind: raw value -> value of the table; raises ValueError with a clause that says what is wrong.
+        column: its name in the file; by default `key`.
+        required: whether a row without it is a fault.
+    """
+
+    key: str
+    kind: Callable[[Any], Any]
+    column: str | None = None
+    required: bool = True
+
+    @property
+    def name(self) -> str:
+        """The column's name in the file."""
+        return self.column or self.key
+
+    def given(self, raw: Row) -> bool:
+        """Whether a raw row has it."""
+        return self.name in raw
+
+    def value(self, raw: Row) -> Any:
+        """Its raw value, where it is given."""
+        return raw[self.name]
+
+
+def text(value: Any) -> str:
+    """A non-empty string."""
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, not {describe(value)}")
+    if not value.strip():
+        raise ValueError("is empty")
+    if len(value) > MOST_CHARACTERS:
+        raise ValueError(f"has {len(value)} characters; at most {MOST_CHARACTERS} are taken")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("has half of a surrogate pair, which is not a character")
+    return value
+
+
+def texts(value: Any) -> list[str]:
+    """One non-empty string or a non-empty list of them -> list."""
+    if not isinstance(value, list):
+        return [text(value)]
+    if not value:
+        raise ValueError("is an empty list")
+    return [_element(place, item) for place, item in enumerate(value)]
+
+
+def _element(place: int, item: Any) -> str:
+    try:
+        return text(item)
+    except ValueError as fault:
+        raise ValueError(f"[{place}] {fault}") from fault
+
+
+def file_name(value: Any) -> str:
+    """A path relative to the image folder."""
+    if "\0" in text(value):
+        raise ValueError("has a null character, which no file name can")
+    if ".." in value and posixpath.normpath(value.replace("\\", "/")).split("/")[0] == "..":
+        raise ValueError(f"leads out of its folder: {value[:200]!r}")
+    return value
+
+
+def identifier(value: Any) -> int | str:
+    """A number or a name."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"must be a number or text, not {describe(value)}")
+    if isinstance(value, int) and not -2**63 <= value < 2**63:
+        raise ValueError("is a number of more than 64 bits")
+    return value if isinstance(value, int) else text(value)
+
+
+def describe(value: Any) -> str:
+    """What kind of thing a value is, for messages."""
+    names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def no_row(value: Any) -> str:
+    """What is wrong with a row that is not an object."""
+    return value.reason if isinstance(value, NotJSON) else f"must be an object of named fields, not {describe(value)}"
+
+
+def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | None = None,
+               keep: Callable[[Row], bool] | None = None, kept: str | None = None) -> RowTable:
+    """Read, check and hold annotation files.
+
+    The table of large files is written to the cache folder; while the files stay as they are it is mapped from there.
+
+    Args:
+        files: JSON list, official COCO captions JSON, JSON lines, CSV or TSV (see `readers.read_rows`).
+        fields: what a row must have; other columns are dropped.
+        explode: key of a list field: one table row per element of the list, with that element in its place.
+        keep: looks at a raw row; rows it refuses are left out, unchecked.
+        kept: tells `keep` from others; without it a table with `keep` is not cached.
+
+    Raises:
+        DataError: a file is missing, unreadable or without rows; or up to 20 faulty rows, all in one message.
+    """
+    place, wanted = _cached_place(files, fields, explode, kept if keep else "")
+    held = _cached(place, wanted)
+    if held is not None:
+        return held
+    faults = RowFaults()
+    kinds = {field.key: field.kind.__name__ for field in fields} | ({explode: text.__name__} if explode else {})
+    raw = ((file, number, row) for file, path in enumerate(files) for number, row in read_rows(path))
+    table = RowTable(checked(raw, files, fields, faults, explode, keep), files, kinds)
+    faults.stop_if_any()
+    if not len(table):
+        raise DataError(f"{', '.join(map(str, files))}: no rows" + (" of this split" if keep else "") + ".")
+    return _put_in_cache(table, place, wanted)
+
+
+def _cached_place(files: Sequence[Path], fields: Sequence[Field], explode: str | None,
+                  kept: str | None) -> tuple[Path | None, str]:
+    """(the file of a table in the cache, what must be written on it); None where the table is not to be cached."""
+    names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required)
+             for field in fields]
+    stats = [path.stat() for path in files if path.is_file()]
+    if (kept is None or sum(stat.st_size for stat in stats) < CACHED_FROM
+            or any("<" in kind for _, _, kind, _ in names)):  # a kind that its name does not identify
+        return None, ""
+    question = repr(([str(path.absolute()) for path in files], names, explode, kept))
+    digest = hashlib.sha256(question.encode()).hexdigest()[:16]
+    wanted = repr((__version__, [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
+    return cache_root() / "tables" / f"{files[0].stem}-{digest}.safetensors", wanted
+
+
+def _cached(place: Path | None, wanted: str) -> RowTable | None:
+    if place is None or not place.exists():
+        return None
+    try:
+        held = MappedTable(place)
+    except (DataError, KeyError, ValueError) as fault:
+        warnings.warn(f"{place} cannot be used and is written anew: {fault}", stacklevel=3)
+        return None
+    return held if held.facts.get("made_of") == wanted else None
+
+
+def _put_in_cache(table: RowTable, place: Path | None, wanted: str) -> RowTable:
+    """The same table, mapped where it could be written."""
+    if place is None:
+        return table
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        table.save(place, made_of=wanted)
+    except OSError as fault:
+        warnings.warn(f"{place}: the annotations cannot be kept for the next time ({fault}).", stacklevel=3)
+        return table
+    return MappedTable(place)
+
+
+class RowFaults:
+    """Faulty rows: the first twenty in words, the others counted."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+        self.count = 0
+
+    def add(self, place: str, fault: str) -> None:
+        """Note one fault of a row."""
+        self.count += 1
+        if len(self.shown) < MOST_FAULTS:
+            self.shown.append(f"  {place}: {fault}")
+
+    def stop_if_any(self) -> None:
+        """Raise a DataError that lists what was noted."""
+        if not self.count:
+            return
+        more = self.count - len(self.shown)
+        lines = self.shown + ([f"  and {more} more"] if more else [])
+        raise DataError(f"{self.count} faulty annotation row{'s' if self.count > 1 else ''}:\n" + "\n".join(lines))
+
+
+def checked(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], fields: Sequence[Field],
+            faults: RowFaults, explode: str | None = None,
+            keep: Callable[[Row], bool] | None = None) -> Iterator[tuple[int, int, Row]]:
+    """Raw rows (file number, row number, value) -> the rows of a table; what is wrong is added to `faults`.
+
+    After the first fault nothing is yielded any more: the rest is read only to find more faults.
+    """
+    for file, number, raw in rows:
+        if not isinstance(raw, dict):
+            faults.add(f"{files[file]}:{number}", no_row(raw))
+            continue
+        if keep is not None and not keep(raw):
+            continue
+        row = checked_row(f"{files[file]}:{number}", raw, fields, faults)
+        if faults.count:
+            continue
+        if explode is None:
+            yield file, number, row
+        else:
+            yield from ((file, number, {**row, explode: element}) for element in row[explode])
+
+
+def checked_row(place: str, raw: Row, fields: Sequence[Field], faults: RowFaults) -> Row:
+    """The row's fields, checked; those at fault are left out and noted."""
+    row: Row = {}
+    for field in fields:
+        if not field.given(raw):
+            if field.required:
+                near = ", ".join(sorted(map(str, raw))[:8])
+                faults.add(place, f"field {field.name!r} is missing (it has: {near or 'nothing'})")
+            continue
+        try:
+            row[field.key] = field.kind(field.value(raw))
+        except ValueError as fault:
+            if field.required or field.value(raw) not in (None, ""):
+                clause = str(fault)
+                faults.add(place, f"field {field.name!r}{'' if clause.startswith('[') else ' '}{clause}")
+    return row

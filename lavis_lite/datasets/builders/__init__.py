@@ -1,0 +1,1 @@
+"""From a data set's section of the configuration to its data sets."""

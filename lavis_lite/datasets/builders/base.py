@@ -1,0 +1,88 @@
+"""The contract of data set builders: from a section of the configuration to data sets, and to what is missing for them.
+
+One builder serves a whole family of data sets; what tells its members apart are rows of YAML (configs/datasets/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from lavis_lite.config.schema import DatasetConfig, ProcessorPair
+from lavis_lite.errors import ConfigError
+from lavis_lite.registry import registry
+
+
+class BaseDatasetBuilder:
+    """Builds the splits of one data set.
+
+    `config_class` (a dataclass derived from DatasetConfig) owns its keys of the `datasets.<name>` section;
+    `sample_keys` documents what its training samples have.
+    """
+
+    config_class: ClassVar[type[DatasetConfig]] = DatasetConfig
+    sample_keys: ClassVar[tuple[str, ...]] = ()
+    as_written = False
+    """whether a section without an image processor gives images as they are"""
+
+    def __init__(self, name: str, cfg: DatasetConfig) -> None:
+        self.name, self.cfg = name, cfg
+
+    def splits(self) -> list[str]:
+        """Splits that `build` can give."""
+        return list(self.cfg.build_info.annotations)
+
+    def build(self, split: str, training: bool) -> Any | None:
+        """The data set of a split, with training or evaluation processors; None where there is no such split.
+
+        Raises:
+            DataError: files are missing or faulty. ConfigError: the section is.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define build")
+
+    def missing_files(self, splits: Sequence[str] | None = None) -> list[str]:
+        """One finished sentence per file that is not here: which, its key, the command that gets it. Opens nothing."""
+        raise NotImplementedError(f"{type(self).__name__} must define missing_files")
+
+    def fetch(self) -> None:
+        """Bring here what a program may bring: annotation files that have a URL, generated files.
+
+        Raises:
+            DataError: a file is not here and has no URL, or cannot be downloaded.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define fetch")
+
+    def processor(self, kind: str, training: bool) -> Callable[..., Any]:
+        """The `vis_processor` or `text_processor` of the section.
+
+        Raises:
+            ConfigError: no image processor is named, or its parameters do not fit.
+        """
+        pair: ProcessorPair = getattr(self.cfg, kind)
+        return self._made(kind, training, getattr(pair, "train" if training else "eval"))
+
+    def _made(self, kind: str, training: bool, section: Mapping[str, Any] | None) -> Callable[..., Any]:
+        key = f"datasets.{self.name}.{kind}.{'train' if training else 'eval'}"
+        given = dict(section or {})
+        if not given and (kind == "text_processor" or self.as_written):
+            return as_it_is
+        if "name" not in given:
+            raise ConfigError(f"{key}: names no processor, for example {{name: blip_image_eval, image_size: 224}}.")
+        cls = registry.get_processor_class(given.pop("name"))
+        try:
+            return cls(**given)
+        except (TypeError, ConfigError) as fault:
+            raise ConfigError(f"{key}: {str(fault).rstrip('.')}.") from fault
+
+    def instruction(self, training: bool) -> Callable[..., Any] | None:
+        """The `instruction` processor; None where the section has none."""
+        pair: ProcessorPair | None = getattr(self.cfg, "instruction", None)
+        if pair is None or not (pair.train or pair.eval):
+            return None
+        fixed = pair.eval or {**(pair.train or {}), "draw": False}
+        return self._made("instruction", training, pair.train if training else fixed)
+
+
+def as_it_is(item: Any, rng: Any = None) -> Any:
+    """The processor that changes nothing."""
+    return item

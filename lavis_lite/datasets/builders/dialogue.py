@@ -1,0 +1,62 @@
+"""The builder of dialogues about images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from lavis_lite.config.schema import DatasetConfig, FileConfig
+from lavis_lite.datasets.annotations.dialogues import TurnTable, read_dialogues, read_relevance
+from lavis_lite.datasets.annotations.layout import Layout
+from lavis_lite.datasets.annotations.rows import RowTable
+from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
+from lavis_lite.datasets.files.locate import prepare, sources
+from lavis_lite.errors import ConfigError
+from lavis_lite.registry import registry
+
+
+@dataclass
+class ImageDialogueConfig(ImageQAConfig):
+    """Section of a data set of dialogues: a VisDial v1.0 file, or lists of conversations as LLaVA-Instruct has them."""
+
+    turn: str = "Q: {} A: {}"
+    """an earlier question and its answer as they stand in the history, one per line"""
+    relevance: dict[str, FileConfig] = field(default_factory=dict)
+    """by split: VisDial's dense annotations, [{image_id, round_id, gt_relevance}], for NDCG"""
+
+
+@registry.register_builder("image_dialogue")
+class ImageDialogueBuilder(ImageQABuilder):
+    """Dialogues about images: every question with an answer is a sample, what was said before is its `history`.
+
+    Samples as `image_qa`, with history str and caption str ("" where there is none), unless the instruction holds them.
+    Evaluation of VisDial: every round with its 100 candidates, and label, the place of the right one.
+    """
+
+    config_class: ClassVar[type[DatasetConfig]] = ImageDialogueConfig
+    cfg: ImageDialogueConfig
+
+    def __init__(self, name: str, cfg: ImageDialogueConfig) -> None:
+        super().__init__(name, cfg)
+        if cfg.turn.count("{}") != 2:
+            raise ConfigError(f"datasets.{name}.turn must have two {{}}, for a question and its answer.")
+
+    def extras(self) -> Sequence[str]:
+        """What was said before, and the image's caption."""
+        return ("history", "caption")
+
+    def multiple_choice(self, table: RowTable) -> bool:
+        """Whether the rounds come with candidates."""
+        return "candidates" in table[0]
+
+    def read(self, paths: Sequence[Path], layout: Layout, training: bool) -> TurnTable:
+        """The questions of a split's dialogues."""
+        table = read_dialogues(paths, layout, training, self.cfg.turn)
+        dense = None if training else self.cfg.relevance.get(layout.split)
+        if dense is not None and dense.storage:
+            root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
+            (source,) = sources(f"datasets.{self.name}.relevance.{layout.split}", dense, root)
+            table.relevance = read_relevance(source.fetch())
+        return table

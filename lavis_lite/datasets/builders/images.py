@@ -1,0 +1,274 @@
+"""Builders of captioned images: what the builders of files and folders share, captions and retrieval."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from lavis_lite import files
+from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, StorageConfig
+from lavis_lite.datasets.annotations.references import with_references
+from lavis_lite.datasets.annotations.rows import Field, Row, RowTable, file_name, identifier, read_table, text, texts
+from lavis_lite.datasets.base import BaseDataset
+from lavis_lite.datasets.builders.base import BaseDatasetBuilder
+from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
+from lavis_lite.datasets.features.cache import FeatureFolder, open_features
+from lavis_lite.datasets.files.locate import Source, prepare, sources
+from lavis_lite.datasets.files.paths import within
+from lavis_lite.datasets.files.patterns import with_pattern
+from lavis_lite.datasets.media.images import MAX_PIXELS, ImageFolder
+from lavis_lite.datasets.retrieval import RetrievalDataset, RetrievalEvalDataset
+from lavis_lite.datasets.shards.dataset import missing_shards, names_in, open_shards
+from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.registry import registry
+
+ALL_ROWS = "*"
+
+
+@dataclass
+class ImageDatasetConfig(DatasetConfig):
+    """Section of a data set of images."""
+
+    how_to_get: str | None = None
+    """where the images come from, as a sentence; shown when they are missing"""
+    prepare_args: dict[str, Any] = field(default_factory=dict)
+    """arguments of the generator named by `prepare` (mini_world: train, val, test, ood, seed, root)"""
+    max_pixels: int = MAX_PIXELS
+    """width x height above which an image counts as bad and is not decoded"""
+    captions_per_image: int | None = None
+    """training: only the first n captions of each image; absent: all"""
+    captions_required: bool = True
+    """false: evaluation rows may lack a caption (NoCaps)"""
+    references: dict[str, FileConfig] = field(default_factory=dict)
+    """by split: a COCO captions file with the captions to score by, where the annotations name the images alone; joined
+    by image_id. Where it is not here and cannot be fetched the split is predicted, not scored"""
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
+    """what a column is called in the files, where it is not called so: image, caption, image_id"""
+    image_pattern: str | list[str] | dict[str, str | list[str]] | None = None
+    """path of a row's image out of its columns, for files that have image ids only, or one pattern per split:
+    "{data_subtype}/COCO_{data_subtype}_{image_id:012d}.jpg". Of a list of patterns the first whose file is there.
+    {split} is the split; {column:suffix} is the ending of a file name or URL"""
+    split_column: str | None = None
+    """column that says which split a row belongs to; one file then serves all splits"""
+    split_values: dict[str, str] = field(default_factory=dict)
+    """split -> its value in split_column, "*" for all rows; by default the split's own name"""
+    captions: Literal["each", "random"] = "each"
+    """training: one sample per caption, or one per row whose caption is drawn anew every epoch"""
+    features: str | None = None
+    """folder of `data cache-features`: the frozen vision encoder's outputs, read in place of the training images"""
+    instruction: ProcessorPair = field(default_factory=ProcessorPair)
+    """processor that puts a question into a prompt, or makes the prompt before a caption (the *_instruct data sets):
+    {name: instruction, templates: vqa}; without `eval` the templates of `train`, and always the same one of them"""
+
+
+class ImageTextBuilder(BaseDatasetBuilder):
+    """What the builders of image-caption pairs share; a subclass names its data set classes."""
+
+    config_class: ClassVar[type[DatasetConfig]] = ImageDatasetConfig
+    sample_keys: ClassVar[tuple[str, ...]] = CaptionDataset.sample_keys
+    train_dataset: ClassVar[type[CaptionDataset]] = CaptionDataset
+    eval_dataset: ClassVar[type[CaptionEvalDataset]] = CaptionEvalDataset
+    media: ClassVar[str] = "images"
+    """the key of build_info that names the folder of files; its singular is the column that names a file"""
+    cfg: ImageDatasetConfig
+
+    def __init__(self, name: str, cfg: ImageDatasetConfig) -> None:
+        super().__init__(name, cfg)
+        if cfg.split_column and not cfg.build_info.annotations:
+            raise ConfigError(f"datasets.{name}.split_column needs a file: set build_info.annotations.train.storage.")
+
+    def splits(self) -> list[str]:
+        """Splits with files of their own, and those of split_values."""
+        made = list(self.cfg.split_values) if self.cfg.split_column else []
+        return list(dict.fromkeys([*self.cfg.build_info.annotations, *made]))
+
+    def pattern_of(self, split: str) -> str | list[str] | None:
+        """The split's image pattern, or several to try."""
+        pattern = self.cfg.image_pattern
+        return pattern.get(split) if isinstance(pattern, dict) else pattern
+
+    def build(self, split: str, training: bool) -> BaseDataset | None:
+        """The data set of a split; None where there is no such split. Fetches annotation files that have a URL."""
+        if split not in self.splits():
+            return None
+        vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
+        table, folder, space = self.open_rows(split, training)
+        if training:
+            table = self._first_captions(table)
+            return self.train_dataset(table, self.kept_features(vis) or folder, vis, text, space=space,
+                                      instruction=self.instruction(True))
+        table = self._with_references(table, split)
+        return self.eval_dataset(table, folder, vis, text, instruction=self.instruction(False))
+
+    def open_rows(self, split: str, training: bool) -> tuple[RowTable, ImageFolder, str]:
+        """Rows of a split (for training one per caption), its images, and what keeps their ids apart from other sets'.
+
+        Both are in shards where the split's annotation entry names those.
+        """
+        explode = "caption" if training and self.cfg.captions == "each" else None
+        entry = self.shards(split)
+        if entry is not None:
+            opened = open_shards(entry, self._key(split), self.fields(training), explode, self.row_filter(split),
+                                 self.cfg.max_pixels)
+            return opened.table, opened.images, opened.space
+        root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
+        paths = [source.fetch() for source in self._sources(split, root)]
+        folder, exists = self.folder(self._media_root(paths, root)), self._exists(paths, root)
+        fields = with_pattern(f"datasets.{self.name}", self.fields(training), self.pattern_of(split), split, exists)
+        table = read_table(paths, within(fields, folder.root), explode, self.row_filter(split),
+                           kept=f"{split} {self.cfg}")
+        return table, folder, self._storage() or self.name
+
+    def _first_captions(self, table: RowTable) -> RowTable:
+        """The table, or the first captions_per_image of every image's rows."""
+        most, key = self.cfg.captions_per_image, f"datasets.{self.name}.captions_per_image"
+        if most is None:
+            return table
+        if most < 1 or self.cfg.captions != "each":
+            raise ConfigError(f"{key} must be at least 1 and goes with `captions: each`; it is {most}, with "
+                              f"`captions: {self.cfg.captions}`.")
+        return table.first_of_each("image", most)
+
+    def shards(self, split: str) -> FileConfig | None:
+        """The entry of a split that is in shards; None: annotation files and loose files of media."""
+        entry = self.cfg.build_info.annotations.get(self._own(split))
+        return entry if entry is not None and self.media == "images" and names_in(entry) is not None else None
+
+    def kept_features(self, vis: Callable[..., Any]) -> FeatureFolder | None:
+        """What stands in place of the training images, where the section names such."""
+        folder, processor = self.cfg.features, self.cfg.vis_processor.train
+        return open_features(folder, f"datasets.{self.name}", processor, vis) if folder else None
+
+    def fields(self, training: bool) -> list[Field]:
+        """What a row of the annotation files has."""
+        captions_required = training or self.cfg.captions_required
+        usual = {"image": self.media[:-1]}
+        named = {key: str(self.cfg.columns.get(key, usual.get(key, key))) for key in ("image", "caption", "image_id")}
+        return [Field("image", file_name, named["image"]),
+                Field("caption", texts, named["caption"], required=captions_required),
+                Field("image_id", identifier, named["image_id"], required=False),
+                *([] if training else [Field("domain", text, required=False)])]
+
+    def _exists(self, paths: Sequence[Path], root: Path | None) -> Callable[[str], bool]:
+        """Whether there is a media file of a name."""
+        folder = self._media_root(paths, root)
+        return lambda name: (folder / name).is_file()
+
+    def row_filter(self, split: str) -> Callable[[Row], bool] | None:
+        """Which rows belong to a split, by split_column; None: all rows of its file."""
+        column, value = self.cfg.split_column, str(self.cfg.split_values.get(split, split))
+        if column is None or value == ALL_ROWS:
+            return None
+        return lambda row: str(row.get(column)) == value
+
+    def _sources(self, split: str, root: Path | None) -> list[Source]:
+        own = self._own(split)
+        return sources(self._key(own), self.cfg.build_info.annotations[own], root)
+
+    def _with_references(self, table: RowTable, split: str) -> RowTable:
+        """The rows with the captions of the split's own file of them; as they are where that file cannot be had."""
+        entry, key = self.cfg.references.get(split), f"datasets.{self.name}.references.{split}"
+        for source in sources(key, entry, None) if entry is not None else []:
+            try:
+                path = source.fetch()
+            except DataError as fault:
+                warnings.warn(f"split {split!r} of {self.name} will be predicted and not scored: {fault}", stacklevel=3)
+            else:
+                table = with_references(table, path, split)
+        return table
+
+    def _own(self, split: str) -> str:
+        """The split whose files hold the rows of a split."""
+        return split if split in self.cfg.build_info.annotations else next(iter(self.cfg.build_info.annotations))
+
+    def _key(self, split: str) -> str:
+        return f"datasets.{self.name}.build_info.annotations.{split}"
+
+    def processor(self, kind: str, training: bool) -> Callable[..., Any]:
+        """As in the base class.
+
+        Raises:
+            ConfigError: also where a video processor is to read images, or the reverse.
+        """
+        made = super().processor(kind, training)
+        if kind == "vis_processor" and (getattr(made, "takes", "image") == "video") != (self.media == "videos"):
+            near = "alpro_video_train, alpro_video_eval" if self.media == "videos" else "for example blip2_image_train"
+            raise ConfigError(f"datasets.{self.name}.vis_processor.{'train' if training else 'eval'}: "
+                              f"{type(made).__name__} does not take {self.media}; those that do: {near}.")
+        return made
+
+    def folder(self, root: Path) -> ImageFolder:
+        """Reader of the files below `root`."""
+        return ImageFolder(root, self.cfg.max_pixels)
+
+    def _storage(self) -> str | None:
+        storage: StorageConfig = getattr(self.cfg.build_info, self.media)
+        return storage.storage
+
+    def _media_root(self, annotations: Sequence[Path], root: Path | None) -> Path:
+        storage = self._storage()
+        if storage is None:
+            return annotations[0].parent
+        prepared = root / storage if root else None
+        return prepared if prepared is not None and prepared.exists() else files.resolve(storage)
+
+    def missing_files(self, splits: Sequence[str] | None = None) -> list[str]:
+        """One finished sentence per file that is not here.
+
+        Annotations that `build` can fetch are listed only beside something it cannot, or when offline.
+        """
+        if self.cfg.prepare:
+            return []
+        fetchable: list[str] = []
+        missing: list[str] = []
+        wanted = self.splits() if splits is None else [split for split in splits if split in self.splits()]
+        loose = [split for split in wanted if self.shards(split) is None]
+        for split in wanted:
+            entry = self.shards(split)
+            if entry is not None:
+                missing += missing_shards(entry, self._key(split), self.cfg.how_to_get)
+        for split in loose:
+            for source in self._sources(split, None):
+                if not source.here():
+                    (fetchable if source.fetchable() else missing).append(source.sentence())
+        missing += self._missing_media() if loose or not wanted else []
+        return list(dict.fromkeys(fetchable + missing)) if missing or files.offline() else []
+
+    def fetch(self) -> None:
+        """Annotation files of all splits, the indexes of remote shards, or the generated data set."""
+        root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
+        for split in self.splits():
+            entry = self.shards(split)
+            if entry is not None:
+                open_shards(entry, self._key(split), [])
+                continue
+            for source in self._sources(split, root):
+                source.fetch()
+
+    def _missing_media(self) -> list[str]:
+        storage = self._storage()
+        if storage is None or files.resolve(storage).is_dir():
+            return []
+        how = self.cfg.how_to_get or f"Set this key to the folder that holds the {self.media}."
+        key = f"datasets.{self.name}.build_info.{self.media}.storage"
+        return [f"{key}: there is no folder {files.resolve(storage)}. {how}"]
+
+
+@registry.register_builder("image_caption")
+class ImageCaptionBuilder(ImageTextBuilder):
+    """Captioned images: Karpathy's lists {image, caption, image_id} and official COCO captions files.
+
+    Training: image, text_input, image_id, instance_id, one sample per caption. Evaluation: `CaptionEvalDataset`.
+    """
+
+
+@registry.register_builder("image_retrieval")
+class ImageRetrievalBuilder(ImageTextBuilder):
+    """The same files for retrieval. Training: as captions, with image_id. Evaluation: `RetrievalEvalDataset`."""
+
+    train_dataset = RetrievalDataset
+    eval_dataset = RetrievalEvalDataset
+

@@ -1,0 +1,1 @@
+"""What a frozen vision encoder makes of images, kept on disk."""

@@ -1,0 +1,146 @@
+"""What a frozen vision encoder makes of a data set's images, computed once and read in place of the images.
+
+    DIR/manifest.json                 which encoder, weights and processor; without it nothing is used
+    DIR/features-000000.safetensors   features dtype[K, P, Dv] of K images, and the hashes of their names
+    DIR/names.safetensors             name -> file and row, mapped
+
+Exact where the processor has nothing random: then an image always gives the same features.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lavis_lite import files
+from lavis_lite.datasets.files.mapped import Mapped
+from lavis_lite.datasets.media.images import BadSample, ImageFolder
+from lavis_lite.datasets.shards.index import name_hash
+from lavis_lite.errors import ConfigError, DataError
+
+FORMAT = 1
+MANIFEST, NAMES = "manifest.json", "names.safetensors"
+COMMAND = "python -m lavis_lite data cache-features"
+
+
+class FeatureFolder(ImageFolder):
+    """Features by the name of their image: stands where an `ImageFolder` does for the images.
+
+    Args:
+        root: folder that `writer` filled.
+
+    Raises:
+        DataError: it is not complete, or damaged.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest = _manifest(root)
+        names = Mapped(root / NAMES)
+        self._hash, self._file, self._row, self._crc = (names[key] for key in ("hash", "file", "row", "crc"))
+        self._maps: dict[int, Any] = {}
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.root,)
+
+    def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
+        """As `load`: the processor's work is done."""
+        return self.load(name)
+
+    def load(self, name: str) -> Any:
+        """float[P, Dv] in the dtype that was kept.
+
+        Raises:
+            BadSample: there is none for this image, or its bytes are damaged.
+        """
+        wanted = np.uint64(name_hash(name))
+        at = int(np.searchsorted(self._hash, wanted))
+        if at == len(self._hash) or self._hash[at] != wanted:
+            raise BadSample(name, f"has no features in {self.root}; run {COMMAND} again to add what is new")
+        file, row = int(self._file[at]), int(self._row[at])
+        content = self._features(file)[row].copy()
+        if zlib.crc32(content) != int(self._crc[at]):
+            raise BadSample(f"{self.root}/{file_of(file)}:{name}", "its features are not those that were written")
+        tensor = torch.from_numpy(content)
+        return tensor.view(torch.bfloat16) if self.manifest["dtype"] == "bf16" else tensor
+
+    def _features(self, file: int) -> Any:
+        if file not in self._maps:
+            self._maps[file] = Mapped(self.root / file_of(file))["features"]
+        return self._maps[file]
+
+    def check_encoder(self, encoder: Mapping[str, Any]) -> None:
+        """Refuse features of another encoder.
+
+        Args:
+            encoder: the model's, see `weights.encoder_identity`.
+
+        Raises:
+            ConfigError: names what differs.
+        """
+        held = self.manifest["encoder"]
+        other = [f"{key} {held.get(key)!r} there, {encoder[key]!r} in the model" for key in encoder
+                 if held.get(key) != encoder[key]]
+        if other:
+            raise ConfigError(f"{self.root}: these features are of another vision encoder: {'; '.join(other)}. Make "
+                              f"new ones with: {COMMAND}")
+
+
+def file_of(number: int) -> str:
+    """Name of a file of features."""
+    return f"features-{number:06d}.safetensors"
+
+
+def _manifest(root: Path) -> dict[str, Any]:
+    path = root / MANIFEST
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] > FORMAT:
+            raise ValueError(f"format {content['format']}")
+        short = [name for name, size in content["files"].items() if (root / name).stat().st_size != size]
+    except FileNotFoundError as fault:
+        raise DataError(f"{fault.filename}: there is no such file, so the features are not complete. Write what is "
+                        f"missing with: {COMMAND}") from fault
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+        raise DataError(f"{path}: not a manifest of features ({fault!r}).") from fault
+    if short:
+        raise DataError(f"{root / short[0]}: its size is not what {MANIFEST} says; remove it and run {COMMAND} again.")
+    return content
+
+
+def open_features(folder: str, key: str, processor: Mapping[str, Any] | None, vis: Any) -> FeatureFolder:
+    """The features that a data set's section names, if its training processor is the one they were made with.
+
+    Args:
+        folder: the section's `features`.
+        key: the section's place in the configuration.
+        processor: its vis_processor.train. vis: that processor.
+
+    Raises:
+        ConfigError: the processor is random or another one. DataError: see `FeatureFolder`.
+    """
+    given = dict(processor or {})
+    refuse_random(vis, key, given)
+    features = FeatureFolder(files.resolve(folder))
+    held = features.manifest["processor"]
+    if held != given:
+        raise ConfigError(f"{key}.features: {folder} was made with the processor {held}, but {key}.vis_processor.train "
+                          f"is {given}.")
+    return features
+
+
+def refuse_random(vis: Any, key: str, processor: Mapping[str, Any]) -> None:
+    """Raise a ConfigError where an image's features would differ from one time to the next, and for videos."""
+    if getattr(vis, "takes", "image") == "video":
+        raise ConfigError(f"{key}: features are kept of images, not of videos. Train without {key}.features.")
+    if getattr(vis, "is_random", True):
+        raise ConfigError(f"{key}.vis_processor.train: {processor.get('name')} changes images at random, and kept "
+                          f"features would be always the same. Set {key}.vis_processor.train.name=blip_image_eval, "
+                          f"or train without {key}.features.")

@@ -1,0 +1,177 @@
+"""Runs a frozen vision encoder over all images of a data set and keeps what comes out; see `cache`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lavis_lite import atomic
+from lavis_lite.datasets.annotations.tables import RowTable
+from lavis_lite.datasets.features.cache import FORMAT, MANIFEST, NAMES, file_of
+from lavis_lite.datasets.files.mapped import Mapped, write_arrays
+from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.datasets.shards.index import name_hash
+from lavis_lite.errors import DataError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FeatureJob:
+    """What is to be kept.
+
+    Attributes:
+        images: names of the images, each once. folder: where they are read. vis: the processor, not random.
+        encode: image float[B,3,H,W] on the CPU -> features float[B,P,Dv].
+        facts: what the manifest says of encoder and processor.
+        out: the folder. dtype: of what is kept: bf16 | fp16 | fp32.
+        per_file: images of a file. batch_size: images encoded at once. workers: processes that read images.
+        skip_bad: leave images out that cannot be used, where otherwise the job stops.
+    """
+
+    images: Sequence[str]
+    folder: Any
+    vis: Callable[[Any], Tensor]
+    encode: Callable[[Tensor], Tensor]
+    facts: Mapping[str, Any]
+    out: Path
+    dtype: str = "bf16"
+    per_file: int = 1000
+    batch_size: int = 64
+    workers: int = 0
+    skip_bad: bool = False
+
+    def names(self, file: int) -> Sequence[str]:
+        """The images of one file."""
+        return self.images[file * self.per_file:(file + 1) * self.per_file]
+
+    @property
+    def files(self) -> int:
+        """How many there will be."""
+        return -(-len(self.images) // self.per_file)
+
+
+def image_names(tables: Sequence[RowTable]) -> list[str]:
+    """The images of all rows, each once, in their order."""
+    return list(dict.fromkeys(table[index]["image"] for table in tables for index in range(len(table))))
+
+
+def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, say: Say = print) -> bool:
+    """Write this process' share of the files, and the manifest once all are there.
+
+    Files that are there already are kept, so that a job that was stopped goes on.
+
+    Args:
+        job: what is to be kept.
+        rank, world_size: this process takes every `world_size`-th file.
+        say: is told of the progress.
+
+    Returns:
+        Whether the features are complete.
+
+    Raises:
+        DataError: an image cannot be used, unless the job skips those.
+    """
+    job.out.mkdir(parents=True, exist_ok=True)
+    for file in range(rank, job.files, world_size):
+        if not _is_there(job, file):
+            _write_file(job, file)
+            say(f"{file_of(file)} written ({file + 1} of {job.files})")
+    if not all(_is_there(job, file) for file in range(job.files)):
+        return False
+    _finish(job)
+    return True
+
+
+def _made_of(job: FeatureJob, file: int) -> str:
+    content = json.dumps([job.facts, job.dtype, list(job.names(file))], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _is_there(job: FeatureJob, file: int) -> bool:
+    path = job.out / file_of(file)
+    if not path.exists():
+        return False
+    try:
+        return Mapped(path).facts.get("made_of") == _made_of(job, file)
+    except DataError:  # damaged: written anew
+        return False
+
+
+class _Pictures(Dataset[tuple[int, Any]]):
+    """(place, processed image), or (place, what is wrong with it)."""
+
+    def __init__(self, job: FeatureJob, names: Sequence[str]) -> None:
+        self.folder, self.vis, self.names = job.folder, job.vis, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        try:
+            return index, self.folder.view(self.names[index], self.vis)
+        except BadSample as fault:
+            return index, str(fault)
+
+
+def _as_list(items: list[Any]) -> list[Any]:
+    return items
+
+
+def _write_file(job: FeatureJob, file: int) -> None:
+    names, kept, hashes = job.names(file), [], []
+    loader = DataLoader(_Pictures(job, names), job.batch_size, num_workers=job.workers, collate_fn=_as_list,
+                        generator=torch.Generator())
+    for items in loader:
+        good = [(index, image) for index, image in items if isinstance(image, Tensor)]
+        bad = [fault for _, fault in items if isinstance(fault, str)]
+        if bad and not job.skip_bad:
+            raise DataError(f"{bad[0]}. Mend it, or set run.on_bad_sample=skip to leave such images out.")
+        if not good:
+            continue
+        features = _encoded(job, [image for _, image in good])
+        kept.append(features.view(torch.uint16).numpy() if job.dtype == "bf16" else features.numpy())
+        hashes += [name_hash(names[index]) for index, _ in good]
+    if not kept:
+        raise DataError(f"none of the {len(names)} images from {names[0]} on can be used.")
+    crc = [zlib.crc32(row.data) for part in kept for row in part]
+    write_arrays(job.out / file_of(file),
+                 {"features": kept, "hash": np.array(hashes, np.uint64), "crc": np.array(crc, np.uint32)},
+                 {"made_of": _made_of(job, file)}, bf16=["features"] if job.dtype == "bf16" else [])
+
+
+def _encoded(job: FeatureJob, images: list[Tensor]) -> Tensor:
+    """dtype[len(images), P, Dv].
+
+    Every batch has the same size: another shape of a matrix product may round otherwise, and features made in batches
+    of the training's size shall be those of training to the last bit.
+    """
+    filled = images + [images[0]] * (job.batch_size - len(images))
+    return job.encode(torch.stack(filled))[:len(images)].to("cpu", DTYPES[job.dtype]).contiguous()
+
+
+def _finish(job: FeatureJob) -> None:
+    """Names and manifest; the manifest comes last."""
+    files = [Mapped(job.out / file_of(file)) for file in range(job.files)]
+    counts = [len(held["hash"]) for held in files]
+    hashes = np.concatenate([held["hash"] for held in files])
+    order = np.argsort(hashes, kind="stable")
+    rows = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
+    write_arrays(job.out / NAMES, {
+        "hash": hashes[order], "file": np.repeat(np.arange(len(files), dtype=np.int32), counts)[order],
+        "row": rows[order], "crc": np.concatenate([held["crc"] for held in files])[order]}, {})
+    shape = list(files[0]["features"].shape[1:])
+    content = {"format": FORMAT, **job.facts, "dtype": job.dtype, "shape": shape, "images": len(hashes),
+               "files": {held.path.name: held.path.stat().st_size for held in [*files, Mapped(job.out / NAMES)]}}
+    atomic.write_text(job.out / MANIFEST, json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,1 @@
+"""Where a data set's files are, and what their names may be."""

@@ -1,0 +1,108 @@
+"""Paths of images out of the columns of a row, as a data set's section writes them."""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lavis_lite.datasets.annotations.rows import Field, Row, file_name
+from lavis_lite.errors import ConfigError
+
+
+class _Formatter(string.Formatter):
+    """`str.format`, with one more format: `{column:suffix}` is the ending of a file name or URL, its dot included."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        """The value as the format says."""
+        if format_spec == "suffix":
+            return os.path.splitext(str(value))[1]
+        return str(super().format_field(value, format_spec))
+
+
+class ImagePattern:
+    """Columns of a row -> the path of its image.
+
+    Args:
+        patterns: such as "{data_subtype}/COCO_{data_subtype}_{image_id:012d}.jpg". Several are tried in order, and
+            the first whose file is there is taken, or the first of all.
+        exists: whether there is a file of that name; only asked where there are several patterns.
+
+    Raises:
+        ConfigError: braces that do not match, or no column name in them.
+    """
+
+    def __init__(self, patterns: str | Sequence[str], exists: Callable[[str], bool] | None = None) -> None:
+        self.patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        self._exists = exists
+        self.columns: list[str] = []
+        for pattern in self.patterns:
+            self.columns += _columns(pattern)
+
+    def __str__(self) -> str:
+        return " | ".join(self.patterns)
+
+    def fill(self, facts: Mapping[str, Any]) -> str:
+        """The path.
+
+        Raises:
+            ValueError: a column is missing or does not fit its format; the message is a clause.
+        """
+        names = [self._filled(pattern, facts) for pattern in self.patterns]
+        if len(names) > 1 and self._exists is not None:
+            return next((name for name in names if self._exists(name)), names[0])
+        return names[0]
+
+    def _filled(self, pattern: str, facts: Mapping[str, Any]) -> str:
+        try:
+            return file_name(_Formatter().vformat(pattern, (), facts))
+        except KeyError as fault:
+            raise ValueError(f"image_pattern takes {fault.args[0]!r}, which the row has not") from fault
+        except (ValueError, TypeError) as fault:
+            raise ValueError(f"image_pattern {pattern!r} does not fit: {fault}") from fault
+
+
+def _columns(pattern: str) -> list[str]:
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None]
+    except ValueError as fault:
+        raise ConfigError(f"image_pattern {pattern!r}: {fault}.") from fault
+    for name in names:
+        if not name.isidentifier():
+            raise ConfigError(f"image_pattern {pattern!r}: {{{name}}} must be the name of a column.")
+    return names
+
+
+class PatternField(Field):
+    """The image of a row that has no column with its path."""
+
+    def __init__(self, pattern: ImagePattern, split: str) -> None:
+        super().__init__("image", file_name, str(pattern))
+        object.__setattr__(self, "pattern", pattern)
+        object.__setattr__(self, "split", split)
+
+    def given(self, raw: Row) -> bool:
+        """Always: a column that is missing is told by `value`."""
+        return True
+
+    def value(self, raw: Row) -> str:
+        """The path."""
+        pattern: ImagePattern = self.pattern  # type: ignore[attr-defined]
+        return pattern.fill({"split": self.split, **raw})  # type: ignore[attr-defined]
+
+
+def with_pattern(section: str, fields: list[Field], patterns: str | Sequence[str] | None, split: str,
+                 exists: Callable[[str], bool]) -> list[Field]:
+    """The fields of a row, the image's among them by its pattern where there is one.
+
+    Raises:
+        ConfigError: a pattern that cannot be; it names the section.
+    """
+    if patterns is None:
+        return fields
+    try:
+        image = PatternField(ImagePattern(patterns, exists), split)
+    except ConfigError as fault:
+        raise ConfigError(f"{section}.{fault}") from fault
+    return [image, *(field for field in fields if field.key != "image")]

@@ -1,0 +1,68 @@
+"""Samples -> batch: numbers become tensors, tensors are stacked, everything else stays a list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Number
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from lavis_lite.datasets.loading.policy import IMAGE_ROWS, Failure
+from lavis_lite.errors import DataError
+
+Batch = dict[str, Any]
+PICTURES = ("image", "video")
+
+
+def collate(samples: Sequence[Any]) -> Batch | Failure:
+    """Batch of the keys that all samples share.
+
+    Ints become int64[B], floats float32[B], bools bool[B]; arrays and tensors of equal shape are stacked, so `image`
+    is float32[B, 3, H, W] and `uniform` float64[B, 2]; strings, lists and dicts stay lists of length B.
+    `bad_samples`, the records of unusable samples, is there only when there are some. A batch of which nothing was
+    usable has no other key. Samples with `image_rows` share pictures: `image` (or `video`) is then float32[U, 3, H, W],
+    every different picture once, and image_rows int64[B] says which one each sample has.
+
+    Raises:
+        DataError: tensors of unequal shape under one key.
+    """
+    for sample in samples:
+        if isinstance(sample, Failure):
+            return sample
+    records = [record for sample in samples for record in sample.get("bad_samples", [])]
+    usable = [sample for sample in samples if any(key != "bad_samples" for key in sample)]
+    batch: Batch = {}
+    if usable:
+        keys = [key for key in usable[0] if key != "bad_samples" and all(key in sample for sample in usable)]
+        batch = {key: _join(key, [sample[key] for sample in _holders(key, usable)]) for key in keys}
+    if records:
+        batch["bad_samples"] = records
+    return batch
+
+
+def _holders(key: str, samples: list[Any]) -> list[Any]:
+    """The samples whose value of `key` goes into the batch: of shared pictures the first of each, else all."""
+    if key not in PICTURES or IMAGE_ROWS not in samples[0]:
+        return samples
+    first: dict[int, Any] = {}
+    for sample in samples:
+        first.setdefault(sample[IMAGE_ROWS], sample)
+    return [first[number] for number in sorted(first)]
+
+
+def _join(key: str, values: list[Any]) -> Any:
+    if all(isinstance(value, bool | Number) for value in values):
+        kind = torch.float32 if any(isinstance(value, float | np.floating) for value in values) else None
+        return torch.tensor(values, dtype=kind)
+    if all(isinstance(value, np.ndarray | Tensor) for value in values):
+        tensors = [torch.as_tensor(value) for value in values]
+        shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+        if len(shapes) > 1:
+            raise DataError(f"samples of one batch have {key!r} of different shapes: {', '.join(map(str, shapes))}. "
+                            "Give the data sets that are mixed the same vis_processor image_size.")
+        return default_collate(tensors)  # a stack that a loader worker makes in shared memory, without a second copy
+    return values

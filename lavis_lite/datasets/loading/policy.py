@@ -1,0 +1,231 @@
+"""What happens to samples that cannot be used: named, counted, never silent.
+
+`raise` stops the run with the file and the row. `skip` replaces the sample by another of the same set in training,
+leaves it out in evaluation, and in both puts a record into the batch, which the runner writes to a file and counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypedDict
+
+from torch.utils.data import Dataset
+
+from lavis_lite.datasets.base import Sample
+from lavis_lite.datasets.loading.randomness import negative_uniforms, replacement, sample_rng
+from lavis_lite.datasets.loading.sampler import SampleKey
+from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.errors import DataError
+
+_MOST_ATTEMPTS = 20
+IMAGE_ROWS = "image_rows"
+"""key of a sample's picture among the different pictures of its batch"""
+
+
+class BadRecord(TypedDict):
+    """One unusable sample."""
+
+    file: str
+    row: str
+    """`annotation file:row`"""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A data error on its way from a loader worker to the main process.
+
+    It travels as a value because an exception would arrive there wrapped in the worker's traceback.
+    """
+
+    message: str
+
+
+def read_sample(dataset: Any, index: int, rng: Any) -> Sample:
+    """`dataset.sample(index, rng)`; any other map-style data set is simply indexed."""
+    return dict(dataset.sample(index, rng) if hasattr(dataset, "sample") else dataset[index])
+
+
+def _record(dataset: Any, index: int, fault: BadSample) -> BadRecord:
+    place = dataset.place(index) if hasattr(dataset, "place") else f"row {index}"
+    return {"file": fault.path, "row": place, "reason": fault.reason}
+
+
+def _failure(record: BadRecord) -> Failure:
+    return Failure(f"{record['row']}: {record['file']} {record['reason']}. Mend or remove it, or set "
+                   "run.on_bad_sample=skip to leave such samples out (they are counted and listed).")
+
+
+class TrainingSamples(Dataset[Sample | Failure]):
+    """What the training loader reads: SampleKey -> sample with its augmentation and its negatives' random numbers.
+
+    Adds `uniform` float64[2] (see `negative_uniforms`) and, where a sample was replaced, `bad_samples`.
+
+    Args:
+        datasets: in the order that SampleKey.dataset counts.
+        seed: `run.seed`.
+        on_bad_sample: raise | skip.
+        mixed: whether a batch may hold samples of several sets; then only the keys that all sets have are kept.
+    """
+
+    def __init__(self, datasets: Sequence[Any], seed: int, on_bad_sample: str = "raise", mixed: bool = True) -> None:
+        self.datasets, self.seed, self.on_bad_sample = list(datasets), seed, on_bad_sample
+        keys = [set(dataset.sample_keys) for dataset in self.datasets if getattr(dataset, "sample_keys", ())]
+        self.keys = set.intersection(*keys) if mixed and len(keys) == len(self.datasets) > 1 else None
+
+    def __len__(self) -> int:
+        return sum(len(dataset) for dataset in self.datasets)
+
+    def __getitem__(self, key: SampleKey) -> Sample | Failure:
+        sample = self._read(key)
+        if isinstance(sample, Failure):
+            return sample
+        if self.keys is not None:
+            sample = {name: value for name, value in sample.items() if name in self.keys or name == "bad_samples"}
+        sample["uniform"] = negative_uniforms(self.seed, key.position)
+        return sample
+
+    def _read(self, key: SampleKey) -> Sample | Failure:
+        dataset, index, bad = self.datasets[key.dataset], key.index, []
+        for attempt in range(_MOST_ATTEMPTS):
+            try:
+                sample = read_sample(dataset, index, sample_rng(self.seed, key.epoch, key.dataset, index))
+            except BadSample as fault:
+                bad.append(_record(dataset, index, fault))
+                if self.on_bad_sample == "raise":
+                    return _failure(bad[0])
+                index = replacement(self.seed, key.epoch, key.dataset, key.index, attempt, len(dataset))
+            else:
+                return {**sample, "bad_samples": bad} if bad else sample
+        first = bad[0]
+        return Failure(f"{_MOST_ATTEMPTS} samples in a row cannot be used, the first is {first['row']}: "
+                       f"{first['file']} {first['reason']}. Is build_info.images.storage the right folder?")
+
+
+class EvaluationSamples(Dataset[Sample | Failure]):
+    """What an evaluation loader reads: row -> sample; an unusable one is only its record (`bad_samples`).
+
+    `uniform` is a function of the row, so that validation losses of different epochs compare.
+
+    Args:
+        dataset: what is evaluated.
+        seed: `run.seed`.
+        on_bad_sample: raise | skip.
+        share_pictures: where the data set's rows share pictures (`BaseDataset.shares_pictures`) a batch reads each of
+            them once; if any is there twice, its samples have `image_rows` int, the number of their picture in it.
+    """
+
+    def __init__(self, dataset: Any, seed: int, on_bad_sample: str = "raise", share_pictures: bool = False) -> None:
+        self.dataset, self.seed, self.on_bad_sample = dataset, seed, on_bad_sample
+        self.shares = share_pictures and bool(getattr(dataset, "shares_pictures", False))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample | Failure:
+        return self._sample(index, partial(read_sample, self.dataset))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | Failure]:
+        """The samples of a batch; loaders call this in place of one row after another."""
+        if not self.shares:
+            return [self[index] for index in indices]
+        album = _Album(self.dataset)
+        samples = [self._sample(index, album.sample) for index in indices]
+        numbered = [sample for sample in samples if isinstance(sample, dict) and IMAGE_ROWS in sample]
+        if len(numbered) == len(album.numbers):  # all different: an ordinary batch
+            for sample in numbered:
+                del sample[IMAGE_ROWS]
+        return samples
+
+    def _sample(self, index: int, read: Callable[[int, random.Random], Sample]) -> Sample | Failure:
+        try:
+            sample = read(index, sample_rng(self.seed, 0, 0, index))
+        except BadSample as fault:
+            record = _record(self.dataset, index, fault)
+            return _failure(record) if self.on_bad_sample == "raise" else {"bad_samples": [record]}
+        return {**sample, "uniform": negative_uniforms(self.seed, index)}
+
+
+class _Album:
+    """The pictures of one batch, each read once; a bad one is bad for every row that has it."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.numbers: dict[str, int] = {}
+        """of the usable pictures by name, as they came"""
+        self._read: dict[str, Any] = {}
+
+    def sample(self, index: int, rng: random.Random) -> Sample:
+        """The row's sample with its picture's number; raises BadSample as the data set does."""
+        name = self.dataset.image_name(index)
+        if name not in self._read:
+            self._read[name] = self._picture(index, rng)
+        picture = self._read[name]
+        if isinstance(picture, BadSample):
+            raise BadSample(picture.path, picture.reason)
+        sample: Sample = self.dataset.sample(index, rng, picture)
+        return {**sample, IMAGE_ROWS: self.numbers.setdefault(name, len(self.numbers))}
+
+    def _picture(self, index: int, rng: random.Random) -> Any:
+        try:
+            return self.dataset.picture(index, rng)
+        except BadSample as fault:
+            return fault
+
+
+class BadSampleLog:
+    """The list of unusable samples of a run, one JSON object per line, and the limit on their share.
+
+    Args:
+        path: the file; made with the first record.
+        max_fraction: `run.max_bad_fraction`.
+    """
+
+    def __init__(self, path: Path | str, max_fraction: float) -> None:
+        self.path, self.max_fraction = Path(path), max_fraction
+        self.bad = self.read = 0
+
+    def add(self, records: Sequence[BadRecord], samples: int, **extra: Any) -> None:
+        """Count `samples` samples that were read (the bad ones among them) and write the records down.
+
+        Args:
+            records: `batch.pop("bad_samples", [])`.
+            samples: samples asked for: the batch size in training, rows plus records in evaluation.
+            extra: more fields for each line, such as step=12.
+        """
+        self.read += samples
+        self.bad += len(records)
+        if records:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps({**record, **extra}) + "\n" for record in records)
+
+    def check(self, final: bool = False) -> None:
+        """Stop the run when too many samples were bad.
+
+        Until `final` (the end of an epoch or of the run) three standard deviations more are allowed, so that one bad
+        sample in the first batch does not stop a run whose share is far below the limit.
+
+        Raises:
+            DataError: above `max_fraction`; names the file that lists them.
+        """
+        expected = self.max_fraction * self.read
+        if self.bad > expected + (0 if final else 3 * math.sqrt(expected)):
+            raise DataError(f"{self.bad} of {self.read} samples could not be used, more than run.max_bad_fraction="
+                            f"{self.max_fraction:g} allows; {self.path} lists them with the reasons.")
+
+    def state_dict(self) -> dict[str, int]:
+        """Counts, for checkpoints."""
+        return {"bad": self.bad, "read": self.read}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from saved counts; lines written after them are dropped from the file."""
+        self.bad, self.read = state["bad"], state["read"]
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            self.path.write_text("".join(lines[:self.bad]), encoding="utf-8")

@@ -1,0 +1,283 @@
+"""The one authority on the order of samples: step -> which samples, whatever the number of ranks and workers.
+
+Two ways to mix several data sets: *concat* shuffles all of them together, epoch by epoch; *ratio* lets every step
+draw its whole global batch from one set, chosen by its probability, each set going through its own epochs. The last
+incomplete batch of an epoch is dropped. Everything is a pure function of (seed, step): there is no position to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from lavis_lite.datasets.loading.randomness import (
+    MIX,
+    ORDER,
+    negative_uniforms,
+    permutation,
+    sample_rng,
+    uniforms,
+    word,
+)
+from lavis_lite.errors import ConfigError, DataError
+
+__all__ = ["EvalBatches", "RankBatches", "SampleKey", "SampleOrder", "negative_uniforms", "sample_rng"]
+
+_BLOCK = 1 << 16
+"""steps whose data set is chosen at once in ratio mixing"""
+
+
+class SampleKey(NamedTuple):
+    """One sample of one step, as it travels to a loader worker."""
+
+    dataset: int
+    """place of its data set in the list"""
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    """row in that set"""
+    epoch: int
+    """pass over the set (ratio) or over all sets (concat), from 0; seeds the augmentation"""
+    position: int
+    """global count of samples before it in the run: step * global batch + place in the global batch"""
+
+
+class SampleOrder:
+    """Step -> its global batch.
+
+    Args:
+        sizes: samples of each data set.
+        seed: `run.seed`.
+        global_batch: samples per optimizer step over all ranks and micro-batches.
+        ratios: one probability weight per data set (any scale) for ratio mixing; None: concat.
+        blocks: per data set the sizes of its shards, or None where it is in none; absent: samples are shuffled freely.
+        window: samples; with `blocks`, the order is a `BlockShuffle`.
+
+    Raises:
+        DataError: a data set (concat: all together) has fewer samples than one global batch.
+        ConfigError: ratios that are negative, all zero, or not one per data set.
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int, global_batch: int,
+                 ratios: Sequence[float] | None = None, blocks: Sequence[Sequence[int] | None] | None = None,
+                 window: int = 0) -> None:
+        self.sizes, self.seed, self.global_batch = list(sizes), seed, global_batch
+        self._weights = None if ratios is None else _checked_ratios(ratios, len(self.sizes))
+        self._check_sizes()
+        self._starts = np.cumsum([0, *self.sizes])
+        self._mix = _MixCounts(word(MIX, seed), self._weights) if self._weights is not None else None
+        self._blocks = None if blocks is None else [_blocks(own, size) for own, size in zip(blocks, sizes, strict=True)]
+        self._window = window
+        self._shuffled: dict[int, tuple[int, Shuffle]] = {}
+
+    def _check_sizes(self) -> None:
+        pools = {"the training data": sum(self.sizes)}
+        if self._weights is not None:
+            used = [place for place, weight in enumerate(self._weights) if weight > 0]
+            pools = {f"training data set number {place + 1}": self.sizes[place] for place in used}
+        for name, size in pools.items():
+            if size < self.global_batch:
+                raise DataError(
+                    f"one optimizer step needs {self.global_batch} samples (run.batch_size_train x number of processes "
+                    f"x run.accum_grad_iters), but {name} has {size}. Lower run.batch_size_train or "
+                    "run.accum_grad_iters, or add data.")
+
+    @property
+    def by_ratio(self) -> bool:
+        """Whether every step draws from one data set."""
+        return self._weights is not None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which as many samples are drawn as the data sets hold, the incomplete batch dropped."""
+        return sum(self.sizes) // self.global_batch
+
+    def __call__(self, step: int) -> list[SampleKey]:
+        """The `global_batch` samples of a step (from 0), in their order."""
+        if self._mix is None:
+            epoch, rows = self._draw(-1, sum(self.sizes), step)
+            sets = np.searchsorted(self._starts, rows, side="right") - 1
+            rows = rows - self._starts[sets]
+        else:
+            dataset, draw = self._mix(step)
+            epoch, rows = self._draw(dataset, self.sizes[dataset], draw)
+            sets = np.full(len(rows), dataset)
+        first = step * self.global_batch
+        return [SampleKey(dataset, index, epoch, first + place)
+                for place, (dataset, index) in enumerate(zip(sets.tolist(), rows.tolist(), strict=True))]
+
+    def _draw(self, pool: int, size: int, draw: int) -> tuple[int, NDArray[np.int64]]:
+        """The `draw`-th global batch (from 0) of a pool of samples: its epoch and rows int64[global_batch]."""
+        epoch, place = divmod(draw, size // self.global_batch)
+        held = self._shuffled.get(pool)
+        if held is None or held[0] != epoch:
+            held = self._shuffled[pool] = (epoch, self._shuffle(pool, size, word(ORDER, self.seed, pool, epoch)))
+        return epoch, held[1](place * self.global_batch, (place + 1) * self.global_batch)
+
+    def _shuffle(self, pool: int, size: int, base: int) -> Shuffle:
+        if self._blocks is None:
+            shuffled = permutation(base, size)
+            return lambda first, end: shuffled[first:end]
+        sizes = self._blocks[pool] if pool >= 0 else [block for own in self._blocks for block in own]
+        return BlockShuffle(base, sizes, self._window)
+
+
+Shuffle = Callable[[int, int], NDArray[np.int64]]
+"""(first place, end) -> the rows that are shuffled there"""
+_LOOSE_BLOCK = 1024
+"""rows of a data set without shards that move together"""
+
+
+def _blocks(own: Sequence[int] | None, size: int) -> list[int]:
+    if own is not None:
+        return list(own)
+    return [min(_LOOSE_BLOCK, size - start) for start in range(0, size, _LOOSE_BLOCK)]
+
+
+class BlockShuffle:
+    """One epoch's order in which neighbours come from few shards.
+
+    The shards are shuffled and laid end to end; this line is cut into windows, and each window is shuffled. So a
+    window's samples come from as many shards as it has room for, any part costs the same, and nothing is remembered.
+
+    Args:
+        base: names the epoch's stream, a `word`.
+        sizes: samples of each shard, in the order of the rows.
+        window: samples that are shuffled among each other.
+    """
+
+    def __init__(self, base: int, sizes: Sequence[int], window: int) -> None:
+        self.base, self.window = base, window
+        shards = permutation(word(base, 0), len(sizes))
+        lengths = np.asarray(sizes, np.int64)
+        self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])[shards]
+        """first row of each shard, as they are laid"""
+        self.ends = np.cumsum(lengths[shards])
+        """where each ends on the line"""
+        self.shift = self.starts - (self.ends - lengths[shards])
+        self.size = int(self.ends[-1])
+        self._held: tuple[int, NDArray[np.int64]] | None = None
+
+    def __call__(self, first: int, end: int) -> NDArray[np.int64]:
+        """Rows at places [first, end): int64[end - first]."""
+        parts = []
+        while first < end:
+            number = first // self.window
+            start = number * self.window
+            stop = min(end, start + self.window)
+            parts.append(start + self._window(number)[first - start:stop - start])
+            first = stop
+        places = np.concatenate(parts)
+        return places + self.shift[np.searchsorted(self.ends, places, side="right")]
+
+    def _window(self, number: int) -> NDArray[np.int64]:
+        if self._held is None or self._held[0] != number:
+            size = min(self.window, self.size - number * self.window)
+            self._held = number, permutation(word(self.base, 1, number), size)
+        return self._held[1]
+
+
+def _checked_ratios(ratios: Sequence[float], sets: int) -> list[float]:
+    if len(ratios) != sets or any(not ratio >= 0 for ratio in ratios) or not 0 < sum(ratios) < float("inf"):
+        raise ConfigError(f"run.train_dataset_ratios must give each of the {sets} training data sets a number >= 0, "
+                          f"not all of them 0; it gives {list(ratios)}.")
+    return [ratio / sum(ratios) for ratio in ratios]
+
+
+class _MixCounts:
+    """Ratio mixing: step -> (data set, how many earlier steps drew from that set).
+
+    The choice of a step is a function of its number; the counts before each block of steps are kept, and the choices of
+    the newest block, so that reaching step 10^7 afresh costs a second.
+    """
+
+    def __init__(self, base: int, weights: Sequence[float]) -> None:
+        self.base, self.bounds = base, np.cumsum(weights)
+        self.bounds[-1] = 1.0
+        self.last_used = max(place for place, weight in enumerate(weights) if weight > 0)
+        self.before = [np.zeros(len(weights), np.int64)]
+        self.block = -1
+        self.choices: list[int] = []
+        self.earlier: list[int] = []
+
+    def _choose(self, block: int) -> NDArray[np.int64]:
+        steps = np.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=np.uint64)
+        choices = np.searchsorted(self.bounds, uniforms(self.base, steps), side="right")
+        return np.minimum(choices, self.last_used)  # rounding of the bounds must not reach a set of weight 0
+
+    def __call__(self, step: int) -> tuple[int, int]:
+        block, place = divmod(step, _BLOCK)
+        if block != self.block:
+            self._enter(block)
+        return self.choices[place], self.earlier[place]
+
+    def _enter(self, block: int) -> None:
+        while len(self.before) <= block:
+            counts = np.bincount(self._choose(len(self.before) - 1), minlength=len(self.bounds))
+            self.before.append(self.before[-1] + counts)
+        choices = self._choose(block)
+        earlier = np.empty(_BLOCK, np.int64)
+        for dataset, start in enumerate(self.before[block]):
+            chosen = choices == dataset
+            earlier[chosen] = start + np.arange(chosen.sum())
+        self.block, self.choices, self.earlier = block, choices.tolist(), earlier.tolist()
+
+
+class RankBatches(Sampler[list[SampleKey]]):
+    """This rank's micro-batches of steps [start_step, end_step): the batch sampler of the training loader.
+
+    The global batch of a step is laid out as [accum][rank][batch_size]; the rank yields its `accum` micro-batches one
+    after another. So ranks x accumulation may change at a fixed global batch without changing what a step sees.
+
+    Raises:
+        ConfigError: batch_size * world_size * accum is not the order's global batch.
+    """
+
+    def __init__(self, order: SampleOrder, rank: int, world_size: int, batch_size: int, accum: int,
+                 start_step: int, end_step: int) -> None:
+        if batch_size * world_size * accum != order.global_batch:
+            raise ConfigError(
+                f"the order of samples was made for {order.global_batch} samples per optimizer step, but "
+                f"run.batch_size_train={batch_size} x {world_size} processes x run.accum_grad_iters={accum} is "
+                f"{batch_size * world_size * accum}.")
+        self.order, self.rank, self.world_size = order, rank, world_size
+        self.batch_size, self.accum = batch_size, accum
+        self.start_step, self.end_step = start_step, end_step
+
+    def __len__(self) -> int:
+        return max(0, self.end_step - self.start_step) * self.accum
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for step in range(self.start_step, self.end_step):
+            keys = self.order(step)
+            for micro in range(self.accum):
+                first = (micro * self.world_size + self.rank) * self.batch_size
+                yield keys[first:first + self.batch_size]
+
+
+class EvalBatches(Sampler[list[int]]):
+    """Evaluation: rows in order, whole batch j goes to rank j % world_size; each row exactly once, nothing padded.
+
+    Args:
+        size: rows.
+        batch_size: rows of a batch; the last one may have fewer.
+        rank, world_size: this process among all.
+        order: all rows in the order wanted; None: as they stand.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1,
+                 order: Sequence[int] | None = None) -> None:
+        self.size, self.batch_size, self.rank, self.world_size = size, batch_size, rank, world_size
+        self.order = range(size) if order is None else order
+
+    def _starts(self) -> range:
+        return range(self.rank * self.batch_size, self.size, self.world_size * self.batch_size)
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in self._starts():
+            yield list(self.order[start:start + self.batch_size])

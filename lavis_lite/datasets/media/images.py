@@ -1,0 +1,225 @@
+"""Image files -> RGB pictures, or one clear reason why not.
+
+Files are somebody else's: the pixel count is checked from the header before anything is decoded, only picture formats
+are tried (Pillow's PostScript reader would run a program), and a path may not lead out of the image folder.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from lavis_lite.datasets.media.jpeg import Pixels, decode_jpeg
+from lavis_lite.errors import DataError
+from lavis_lite.processors.rgb import to_rgb
+
+MAX_PIXELS = 64_000_000
+"""largest width x height that is decoded: 192 MB as RGB"""
+MOST_BYTES = 64 * 2**20
+"""largest file that is read as a whole; of larger ones Pillow reads what it needs"""
+_MOST_FOLDERS = 100_000
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF")
+"""Pillow's names, in the order they are tried; its JPEG reader takes MPO too"""
+
+
+class BadSample(DataError):
+    """One sample cannot be used; `run.on_bad_sample` decides what follows.
+
+    Args:
+        path: the file at fault.
+        reason: why, as a clause.
+    """
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = str(path), reason
+
+    def __reduce__(self) -> tuple[type[BadSample], tuple[str, str]]:
+        return type(self), (self.path, self.reason)
+
+
+def load_rgb(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a file to an upright RGB image (first frame of animations, transparency on white, 16 bits scaled).
+
+    This is Pillow's way, for processors that take PIL images; `load_pixels` gives the same pixels sooner.
+
+    Raises:
+        BadSample: missing, not a regular file, not a picture, truncated, or larger than `max_pixels`.
+    """
+    check_regular(path)
+    return _pillow_image(path, path, max_pixels)
+
+
+def decode_rgb(content: bytes, name: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """`load_rgb` of a file's bytes; arguments and errors as `decode_pixels`."""
+    return _pillow_image(io.BytesIO(content), name, max_pixels)
+
+
+def load_pixels(path: Path | str, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """What `load_rgb` gives, as uint8[H, W, 3]; JPEGs by libjpeg-turbo without the way through Pillow.
+
+    Raises:
+        BadSample: as `load_rgb`.
+    """
+    check_regular(path)
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            if os.fstat(stream.fileno()).st_size > MOST_BYTES:
+                return np.array(load_rgb(path, max_pixels), copy=True)
+            content = stream.read()
+    except OSError as fault:
+        raise BadSample(path, _reason(fault)) from fault
+    return decode_pixels(content, path, max_pixels)
+
+
+def decode_pixels(content: bytes, name: Path | str, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """`load_pixels` of a file's bytes, such as a shard's member.
+
+    Args:
+        content: the whole file.
+        name: what messages call it.
+        max_pixels: see `load_rgb`.
+
+    Raises:
+        BadSample: not a picture, truncated, or larger than `max_pixels`.
+    """
+    with _named_faults(name):
+        pixels = decode_jpeg(content, max_pixels)
+    return np.array(decode_rgb(content, name, max_pixels), copy=True) if pixels is None else pixels
+
+
+def _pillow_image(source: Any, name: Path | str, max_pixels: int) -> Image.Image:
+    """The picture in a path or stream."""
+    with _named_faults(name), _no_warnings(), Image.open(source, formats=_formats()) as image:
+        _check_size(name, image, max_pixels)
+        image.load()  # first: some damaged files fail only once, and reading their EXIF would be that time
+        return to_rgb(image)
+
+
+@contextmanager
+def _named_faults(name: Path | str) -> Iterator[None]:
+    """Whatever a decoder raises becomes a BadSample with the file's name."""
+    try:
+        yield
+    except BadSample:
+        raise
+    except Exception as fault:  # decoders of hostile bytes raise anything from SyntaxError to struct.error
+        raise BadSample(name, _reason(fault)) from fault
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Of broken EXIF, and of Pillow's own about sizes, which are checked here. Not free, so only where Pillow works."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _check_size(name: Path | str, image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadSample(name, f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
+
+
+@lru_cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def check_regular(path: Path | str) -> None:
+    """A named pipe would hang the reader, a folder would be reported as a permission fault.
+
+    Raises:
+        BadSample: missing, or not a regular file.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as fault:
+        missing = isinstance(fault, FileNotFoundError)
+        raise BadSample(path, "there is no such file" if missing else f"cannot be opened ({fault})") from fault
+    if not stat.S_ISREG(mode):
+        raise BadSample(path, "is not a regular file")
+
+
+def _reason(fault: Exception) -> str:
+    if isinstance(fault, Image.DecompressionBombError):
+        return "its header claims an absurd number of pixels"
+    if isinstance(fault, UnidentifiedImageError):
+        return "is not an image of a known format"
+    if isinstance(fault, PermissionError):
+        return "may not be read (permission denied)"
+    return f"cannot be decoded ({type(fault).__name__}: {fault})"
+
+
+class ImageFolder:
+    """A folder of images from which nothing outside can be read.
+
+    Args:
+        root: the folder; it may itself be a symbolic link.
+        max_pixels: see `load_rgb`.
+    """
+
+    key = "image"
+    """what samples call a view of a file"""
+
+    def __init__(self, root: Path | str, max_pixels: int = MAX_PIXELS) -> None:
+        self.root, self.max_pixels = Path(root), max_pixels
+        self._real = os.path.realpath(root)
+        self._inside: set[str] = set()
+        """folders that were found to be within the root, links followed"""
+
+    def path(self, name: str) -> Path:
+        """Path of an image by the name that annotations use.
+
+        Raises:
+            BadSample: the name leads out of the folder by `..`, as an absolute path or through a symbolic link.
+        """
+        path = self.root / name
+        folder, file = os.path.split(name)
+        if folder in self._inside and file not in ("", ".", "..") and not os.path.islink(path):
+            return path  # resolving the whole path would take as long as all else around the decoder
+        try:
+            real, real_folder = os.path.realpath(path), os.path.realpath(self.root / folder)
+        except (OSError, ValueError) as fault:
+            raise BadSample(name, f"is not a usable file name ({fault})") from fault
+        if os.path.commonpath([self._real, real]) != self._real:
+            raise BadSample(path, f"leads out of the image folder {self.root} (to {real}); set "
+                                  "build_info.images.storage to a folder that holds all images")
+        if os.path.commonpath([self._real, real_folder]) == self._real and len(self._inside) < _MOST_FOLDERS:
+            self._inside.add(folder)
+        return path
+
+    def load(self, name: str) -> Image.Image:
+        """The image of that name, as `load_rgb`."""
+        return load_rgb(self.path(name), self.max_pixels)
+
+    def read(self, name: str) -> bytes:
+        """The file's bytes as they are.
+
+        Raises:
+            BadSample: see `path`; missing, unreadable or not a regular file.
+        """
+        path = self.path(name)
+        check_regular(path)
+        try:
+            return path.read_bytes()
+        except OSError as fault:
+            raise BadSample(path, f"cannot be read ({fault.strerror or fault})") from fault
+
+    def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
+        """What an image processor makes of a file: decoded straight to pixels where the processor takes those."""
+        load = load_pixels if getattr(processor, "takes", "image") == "pixels" else load_rgb
+        return processor(load(self.path(name), self.max_pixels), rng)

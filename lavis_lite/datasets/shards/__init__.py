@@ -1,0 +1,1 @@
+"""Data sets packed in tars, read by offset."""

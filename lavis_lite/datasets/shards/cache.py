@@ -1,0 +1,170 @@
+"""Where the tars of a set of shards are: a folder, or a web server from which they are brought one by one.
+
+What is brought stays in the cache folder until the least recently used ones have to go: all data sets together hold at
+most LAVIS_LITE_SHARD_CACHE_GB (50 by default), or what is in use if that is more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from lavis_lite import files
+from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.datasets.shards.index import ARRAYS, INDEX, Shard
+from lavis_lite.errors import ConfigError, DataError
+
+LIMIT = "LAVIS_LITE_SHARD_CACHE_GB"
+_DEFAULT_GB = 50.0
+_STALE_SECONDS = 3600
+"""age from which a broken-off download may be removed"""
+
+
+def cache_folder() -> Path:
+    """Folder of all shards that were brought."""
+    return files.cache_root() / "shards"
+
+
+def cache_limit() -> int:
+    """Bytes that brought shards may take.
+
+    Raises:
+        ConfigError: the environment variable is no number above 0.
+    """
+    given = os.environ.get(LIMIT, "")
+    try:
+        gigabytes = float(given) if given else _DEFAULT_GB
+    except ValueError:
+        gigabytes = 0.0
+    if not 0 < gigabytes < float("inf"):
+        raise ConfigError(f"{LIMIT}={given!r}: must be a number of gigabytes above 0, for example 50.")
+    return int(gigabytes * 1e9)
+
+
+class LocalShards:
+    """Tars in a folder."""
+
+    def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
+        self.place, self.shards = str(folder), list(shards)
+
+    def path(self, number: int) -> Path:
+        """The tar of that number."""
+        return Path(self.place) / self.shards[number].name
+
+
+class RemoteShards:
+    """Tars under a URL, brought whole, resumably and checked against their sha256.
+
+    Args:
+        url: what stands before a shard's name.
+        shards: of the index.
+    """
+
+    def __init__(self, url: str, shards: Sequence[Shard]) -> None:
+        self.place, self.shards = url.rstrip("/"), list(shards)
+        self.folder = remote_folder(url)
+        self._failed: dict[int, str] = {}
+
+    def path(self, number: int) -> Path:
+        """The tar of that number, brought here if need be.
+
+        Raises:
+            BadSample: it cannot be brought, or what came is damaged; not tried twice by one process.
+        """
+        target = self.folder / self.shards[number].name
+        if target.exists():
+            with contextlib.suppress(FileNotFoundError):  # another process may remove it right now: the reader retries
+                os.utime(target)
+            return target
+        if number in self._failed:
+            raise BadSample(f"{self.place}/{self.shards[number].name}", self._failed[number])
+        return self._bring(number, target)
+
+    def _bring(self, number: int, target: Path) -> Path:
+        shard = self.shards[number]
+        make_room(shard.bytes, target)
+        try:
+            return files.fetch(f"{self.place}/{shard.name}", shard.sha256, to=target)
+        except DataError as fault:
+            self._failed[number] = f"this shard cannot be had: {fault}"
+            raise BadSample(f"{self.place}/{shard.name}", self._failed[number]) from fault
+        finally:
+            _reserve(_part(target), None)
+
+
+def make_room(needed: int, target: Path) -> None:
+    """Remove the least recently used shards until `needed` more bytes fit, and reserve them for `target`.
+
+    A download counts with its whole size from the start, so that many at once stay below the limit too.
+    """
+    folder, limit = cache_folder(), cache_limit()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder / ".lock")):
+        now, total, free = time.time(), 0, []
+        for path in [*folder.glob("*/*.tar"), *folder.glob("*/*.tar.part")]:
+            stat = path.stat()
+            reserved = _reservation(path)
+            total += max(stat.st_size, reserved)
+            if path != target and (path.suffix == ".tar" or stat.st_mtime < now - _STALE_SECONDS):
+                free.append((stat.st_mtime_ns, max(stat.st_size, reserved), path))
+        for _, size, path in sorted(free):
+            if total + needed <= limit:
+                break
+            path.unlink()
+            _reserve(path, None)
+            total -= size
+        _part(target).touch()
+        _reserve(_part(target), needed)
+
+
+def _part(target: Path) -> Path:
+    """Where `files.fetch` collects what comes."""
+    return target.with_name(target.name + ".part")
+
+
+def _reserve(part: Path, size: int | None) -> None:
+    note = part.with_name(part.name + ".size")
+    if size is None:
+        note.unlink(missing_ok=True)
+    else:
+        note.write_text(json.dumps(size))
+
+
+def _reservation(path: Path) -> int:
+    note = path.with_name(path.name + ".size")
+    return int(json.loads(note.read_text())) if path.suffix == ".part" and note.exists() else 0
+
+
+def remote_folder(url: str) -> Path:
+    """Where what comes from under a URL is kept."""
+    return cache_folder() / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:12]
+
+
+def fetch_index(url: str, sha256: str | None = None) -> Path:
+    """Folder with the index of remote shards, brought here if need be.
+
+    Args:
+        url: what stands before a shard's name.
+        sha256: of index.json.
+
+    Raises:
+        DataError: it cannot be had.
+    """
+    folder, base = remote_folder(url), url.rstrip("/")
+    index = folder / INDEX
+    if not index.exists() or sha256:
+        files.fetch(f"{base}/{INDEX}", sha256, to=index)
+    try:
+        expected = json.loads(index.read_text(encoding="utf-8"))["arrays"]["sha256"]
+    except (ValueError, KeyError, TypeError) as fault:
+        raise DataError(f"{index} (from {base}): not an index of shards ({fault!r}).") from fault
+    if not (folder / ARRAYS).exists():
+        files.fetch(f"{base}/{ARRAYS}", expected, to=folder / ARRAYS)
+    return folder

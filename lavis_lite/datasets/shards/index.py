@@ -1,0 +1,225 @@
+"""The index of a folder of shards: which image is where, and the rows of all samples, mapped instead of read.
+
+    shards/000000.tar ... 000123.tar     webdataset's layout: <key>.jpg, <key>.json per sample
+    shards/index.json                    shards with bytes, samples and sha256; what was checked of the rows
+    shards/index.safetensors             where each image is, and the rows
+
+Images are found by a hash of their name, so that opening costs the same for ten samples and for ten million.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lavis_lite import atomic
+from lavis_lite.datasets.annotations.tables import ExplodedTable, MappedTable, RowTable
+from lavis_lite.datasets.files.mapped import Mapped, write_arrays
+from lavis_lite.errors import DataError
+
+FORMAT = 1
+INDEX, ARRAYS = "index.json", "index.safetensors"
+PARTS = ".parts"
+"""folder of what is known of the shards that are finished, until all are"""
+EXPLODED = "caption"
+"""the field that may hold several texts per row"""
+
+
+def name_hash(name: str) -> int:
+    """64 bits of an image's name."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar."""
+
+    name: str
+    bytes: int
+    samples: int
+    sha256: str
+
+
+class Place(NamedTuple):
+    """Where an image's bytes are."""
+
+    shard: int
+    offset: int
+    """of its first byte in the tar; its header stands in the 512 bytes before"""
+    size: int
+    crc: int
+    """CRC-32 of its bytes"""
+
+
+class ShardIndex:
+    """An opened index.
+
+    Args:
+        folder: where index.json and its arrays are; the shards may be elsewhere.
+
+    Attributes:
+        shards: in order. space: what keeps their images' ids apart from other data sets'. kinds: field -> name of the
+        kind that its values are.
+
+    Raises:
+        DataError: there is no index, or it is damaged or of a later format.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        content = _read_json(folder / INDEX)
+        try:
+            self.shards = [Shard(**shard) for shard in content["shards"]]
+            self.space, self.kinds, self.samples = content["space"], content["kinds"], content["samples"]
+            size = content["arrays"]["bytes"]
+        except (KeyError, TypeError) as fault:
+            raise DataError(f"{folder / INDEX}: not an index of shards ({fault}).") from fault
+        arrays = Mapped(folder / ARRAYS)
+        if arrays.path.stat().st_size != size:
+            raise DataError(f"{arrays.path}: {arrays.path.stat().st_size} bytes where the index says {size}; write it "
+                            f"anew with: python -m lavis_lite data index {folder} --again")
+        self._hashes, self._shard, self._crc = arrays["hash"], arrays["shard"], arrays["crc"]
+        self._offset, self._size = arrays["offset"], arrays["size"]
+        self._rows_of, self._starts = arrays["rows_of"], arrays["starts"]
+
+    def find(self, name: str) -> Place | None:
+        """Where the image of that name is, or None."""
+        wanted = np.uint64(name_hash(name))
+        at = int(np.searchsorted(self._hashes, wanted))
+        if at == len(self._hashes) or self._hashes[at] != wanted:
+            return None
+        return Place(int(self._shard[at]), int(self._offset[at]), int(self._size[at]), int(self._crc[at]))
+
+    def table(self, names: Sequence[str], first: int = 0, count: int | None = None) -> RowTable:
+        """The rows of `count` shards from the `first` on, one per row of the samples' JSON.
+
+        Args:
+            names: what the shards are called in messages.
+            first, count: which shards; by default all.
+        """
+        start, end = self._row_range(first, count)
+        return MappedTable(self.folder / ARRAYS, names, start, end)
+
+    def exploded(self, table: RowTable, first: int = 0, count: int | None = None) -> RowTable:
+        """The same with one row per caption."""
+        start, end = self._row_range(first, count)
+        return ExplodedTable(table, EXPLODED, self._starts[start:end + 1])
+
+    def _row_range(self, first: int, count: int | None) -> tuple[int, int]:
+        last = len(self.shards) if count is None else first + count
+        return int(self._rows_of[first]), int(self._rows_of[last])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format", 0) > FORMAT:
+            raise ValueError(f"format {content.get('format') if isinstance(content, dict) else content!r}")
+    except FileNotFoundError as fault:
+        raise DataError(f"{path}: there is no index of the shards. Write one with: python -m lavis_lite data index "
+                        f"{path.parent}") from fault
+    except (OSError, ValueError) as fault:
+        raise DataError(f"{path}: not an index that this version reads ({fault}).") from fault
+    return content
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+class Part:
+    """What is known of one finished shard, on its way to the index.
+
+    Args:
+        shard: the tar.
+        images: (name, offset, size, crc) of each image.
+        rows: its samples' rows, `number` the sample's place in the shard, from 1.
+    """
+
+    def __init__(self, shard: Shard, images: Sequence[tuple[str, int, int, int]],
+                 rows: Sequence[tuple[int, dict[str, Any]]], kinds: dict[str, str]) -> None:
+        self.shard = shard
+        table = RowTable(((0, number, row) for number, row in rows), [shard.name], kinds)
+        held = table.arrays()
+        captions = [row.get(EXPLODED) for _, row in rows]
+        self.kinds = kinds
+        self.arrays: dict[str, NDArray[Any]] = {
+            "hash": np.array([name_hash(name) for name, _, _, _ in images], np.uint64),
+            "offset": np.array([offset for _, offset, _, _ in images], np.int64),
+            "size": np.array([size for _, _, size, _ in images], np.int64),
+            "crc": np.array([crc for _, _, _, crc in images], np.uint32),
+            "data": held["data"], "lengths": np.diff(held["ends"]), "numbers": held["places"][:, 1].copy(),
+            "copies": np.array([len(one) if isinstance(one, list) else 1 for one in captions], np.int64)}
+
+    def save(self, folder: Path, **more: str) -> None:
+        """Write it under the index's folder of parts; `more` facts are kept with it."""
+        facts = {"shard": json.dumps(asdict(self.shard)), "kinds": json.dumps(self.kinds), **more}
+        write_arrays(part_path(folder, self.shard.name), self.arrays, facts)
+
+
+def part_path(folder: Path, shard: str) -> Path:
+    """File of a shard's part."""
+    return folder / PARTS / f"{shard}.safetensors"
+
+
+def write_index(folder: Path, names: Sequence[str], space: str) -> ShardIndex:
+    """Join the parts of all shards, in order, into the index; nothing is left of an index half written.
+
+    Raises:
+        DataError: two images of the same name.
+    """
+    parts = [Mapped(part_path(folder, name)) for name in names]
+    shards = [Shard(**json.loads(part.facts["shard"])) for part in parts]
+    kinds = [json.loads(part.facts["kinds"]) for part in parts]
+    shared = {field: kind for field, kind in kinds[0].items() if all(one.get(field) == kind for one in kinds)}
+    arrays = _joined(parts)
+    _check_unique(arrays["hash"], arrays["shard"], shards)
+    facts = {"files": json.dumps(names), "kinds": json.dumps(shared)}
+    write_arrays(folder / ARRAYS, arrays, facts)
+    content = {"format": FORMAT, "space": space, "samples": sum(shard.samples for shard in shards),
+               "rows": int(arrays["rows_of"][-1]), "kinds": shared,
+               "arrays": {"bytes": (folder / ARRAYS).stat().st_size, "sha256": file_sha256(folder / ARRAYS)},
+               "shards": [asdict(shard) for shard in shards]}
+    atomic.write_text(folder / INDEX, json.dumps(content, indent=1) + "\n")
+    return ShardIndex(folder)
+
+
+def _joined(parts: Sequence[Mapped]) -> dict[str, Any]:
+    """The arrays of the index; the rows' text is not copied."""
+    hashes = np.concatenate([part["hash"] for part in parts])
+    order = np.argsort(hashes, kind="stable")
+    images, rows = [len(part["hash"]) for part in parts], [len(part["lengths"]) for part in parts]
+    numbers = np.concatenate([part["numbers"] for part in parts])
+    shard_of_row = np.repeat(np.arange(len(parts), dtype=np.int32), rows)
+    return {
+        "hash": hashes[order], "shard": np.repeat(np.arange(len(parts), dtype=np.int32), images)[order],
+        **{name: np.concatenate([part[name] for part in parts])[order] for name in ("offset", "size", "crc")},
+        "data": [part["data"] for part in parts], "ends": _sums([part["lengths"] for part in parts]),
+        "places": np.stack([shard_of_row, numbers], 1), "rows_of": _sums([np.array(rows, np.int64)]),
+        "starts": _sums([part["copies"] for part in parts])}
+
+
+def _sums(counts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """int64[N+1]: how much comes before each, and in all."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))]).astype(np.int64)
+
+
+def _check_unique(hashes: NDArray[np.uint64], shard: NDArray[np.int32], shards: Sequence[Shard]) -> None:
+    twice = np.flatnonzero(hashes[1:] == hashes[:-1])
+    if len(twice):
+        first, second = (shards[int(shard[twice[0] + step])].name for step in (0, 1))
+        raise DataError(f"{len(twice)} images have a name that another has too, the first in {first} and {second}; "
+                        "names must differ.")
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

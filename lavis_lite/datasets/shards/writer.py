@@ -1,0 +1,278 @@
+"""A data set of loose files -> shards: tars of some thousand samples, and their index.
+
+The images' bytes go in as they are; a sample's JSON is its row (rows of the same image make one sample). Each tar is
+written under a hidden name, flushed and renamed; what is finished is kept when the writer is killed, and the next one
+goes on behind it. The same data set gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from lavis_lite import atomic
+from lavis_lite.datasets.annotations.tables import ELEMENT, Row, RowTable
+from lavis_lite.datasets.files.mapped import Mapped
+from lavis_lite.datasets.media.images import BadSample, ImageFolder
+from lavis_lite.datasets.shards.index import (
+    EXPLODED,
+    INDEX,
+    PARTS,
+    Part,
+    Shard,
+    ShardIndex,
+    name_hash,
+    part_path,
+    write_index,
+)
+from lavis_lite.errors import DataError
+
+SKIPPED = "skipped.jsonl"
+_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes into which shard.
+
+    Attributes:
+        table: the rows. folder: the images.
+        rows: int64[N], the rows in the order of their samples; ends: int64[M+1], where each sample's rows end.
+        per_shard: samples of a shard. out: where they go.
+        skip_bad: leave images out that cannot be read, where otherwise writing stops.
+        fingerprint: what the shards are made of.
+    """
+
+    table: RowTable
+    folder: ImageFolder
+    rows: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    per_shard: int
+    out: Path
+    skip_bad: bool
+    fingerprint: str
+
+    @property
+    def names(self) -> list[str]:
+        """Of all shards."""
+        return [f"{number:06d}.tar" for number in range(-(-(len(self.ends) - 1) // self.per_shard))]
+
+    def samples(self, shard: int) -> Iterator[tuple[int, list[Row]]]:
+        """(number of the sample, its rows) of one shard."""
+        for sample in range(shard * self.per_shard, min((shard + 1) * self.per_shard, len(self.ends) - 1)):
+            yield sample, [self.table[int(row)] for row in self.rows[self.ends[sample]:self.ends[sample + 1]]]
+
+
+def make_plan(table: RowTable, folder: ImageFolder, out: Path, per_shard: int, skip_bad: bool = False) -> Plan:
+    """Group the rows by image, images in the order in which they first appear."""
+    digest, hashes = hashlib.sha256(f"{per_shard}".encode()), np.empty(len(table), np.uint64)
+    for number in range(len(table)):
+        row = table[number]
+        digest.update(json.dumps(row).encode())
+        hashes[number] = name_hash(row["image"])
+    _, first, image = np.unique(hashes, return_index=True, return_inverse=True)
+    rows = np.argsort(first[image], kind="stable")
+    starts = np.flatnonzero(np.diff(hashes[rows], prepend=~hashes[rows[:1]]))
+    return Plan(table, folder, rows, np.append(starts, len(table)), per_shard, out, skip_bad, digest.hexdigest())
+
+
+def write_shards(plan: Plan, space: str, workers: int = 1, say: Say = print) -> ShardIndex:
+    """Write what is not there yet of a plan's shards, then their index.
+
+    Args:
+        plan: see `make_plan`.
+        space: what keeps the images' ids apart from other data sets'.
+        workers: processes that write; the result does not depend on it.
+        say: is told of the progress.
+
+    Raises:
+        DataError: the folder holds other shards.
+        BadSample: an image cannot be read, unless the plan skips those.
+    """
+    (plan.out / PARTS).mkdir(parents=True, exist_ok=True)
+    with FileLock(str(plan.out / ".lock")):
+        _check_folder(plan)
+        if (plan.out / INDEX).exists():
+            say(f"all {len(plan.names)} shards are there already")
+            return ShardIndex(plan.out)
+        missing = [number for number, name in enumerate(plan.names) if not _finished(plan.out, name)]
+        if len(missing) < len(plan.names):
+            say(f"{len(plan.names) - len(missing)} of {len(plan.names)} shards are there already")
+        for done, number in enumerate(_each(plan, missing, workers), 1):
+            say(f"{plan.names[number]} written ({done} of {len(missing)})")
+        _list_skipped(plan, say)
+        index = write_index(plan.out, plan.names, space)
+        for name in plan.names:
+            part_path(plan.out, name).unlink()
+        return index
+
+
+def _check_folder(plan: Plan) -> None:
+    note = plan.out / PARTS / "plan.json"
+    for stray in plan.out.glob(".tmp-*"):
+        stray.unlink()
+    present = json.loads(note.read_text()) if note.exists() else None
+    if present is None and (any(plan.out.glob("*.tar")) or (plan.out / INDEX).exists()):
+        raise DataError(f"{plan.out} holds shards that were not written by this command; choose another --out.")
+    if present not in (None, plan.fingerprint):
+        raise DataError(f"{plan.out} holds shards of other data or of another --samples-per-shard; choose another "
+                        "--out, or remove that folder.")
+    atomic.write_text(note, json.dumps(plan.fingerprint))
+
+
+def _finished(out: Path, name: str) -> bool:
+    """Whether a shard and what is known of it are there."""
+    part = part_path(out, name)
+    if not part.exists() or not (out / name).exists():
+        return False
+    return int(json.loads(Mapped(part).facts["shard"])["bytes"]) == (out / name).stat().st_size
+
+
+class _Worker:
+    """The plan, as a process that writes shards keeps it."""
+
+    plan: Plan | None = None
+
+
+def _start_worker(plan: Plan) -> None:
+    _Worker.plan = plan
+
+
+def _work(number: int) -> int:
+    assert _Worker.plan is not None
+    write_shard(_Worker.plan, number)
+    return number
+
+
+def _each(plan: Plan, numbers: Sequence[int], workers: int) -> Iterator[int]:
+    """Write shards; yields each one's number when it is there."""
+    if workers <= 1 or len(numbers) <= 1:
+        for number in numbers:
+            write_shard(plan, number)
+            yield number
+        return
+    how = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    with ProcessPoolExecutor(min(workers, len(numbers)), multiprocessing.get_context(how), _start_worker,
+                             (plan,)) as pool:
+        yield from pool.map(_work, numbers)
+
+
+class _Hashing:
+    """A file being written, and the sha256 of what went in."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        self.size += len(content)
+        return self.file.write(content)
+
+    def tell(self) -> int:
+        return self.size
+
+
+def write_shard(plan: Plan, number: int) -> None:
+    """Write one shard and what is known of it.
+
+    Raises:
+        BadSample: an image cannot be read, unless the plan skips those.
+    """
+    name = plan.names[number]
+    temporary = plan.out / f".tmp-{name}-{os.getpid()}"
+    members = _Members()
+    try:
+        with temporary.open("wb") as file:
+            hashing = _Hashing(file)
+            with tarfile.open(fileobj=hashing, mode="w", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
+                for sample, rows in plan.samples(number):
+                    members.add(tar, sample, rows, plan)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, plan.out / name)
+    finally:
+        temporary.unlink(missing_ok=True)
+    atomic.sync_folder(plan.out)
+    shard = Shard(name, hashing.size, len(members.images), hashing.digest.hexdigest())
+    kinds = {field: "texts" if field == EXPLODED and kind == ELEMENT else kind
+             for field, kind in plan.table.kinds.items()}
+    Part(shard, members.images, members.rows, kinds).save(plan.out, skipped=json.dumps(members.skipped))
+
+
+class _Members:
+    """What was put into a tar."""
+
+    def __init__(self) -> None:
+        self.images: list[tuple[str, int, int, int]] = []
+        self.rows: list[tuple[int, Row]] = []
+        self.skipped: list[dict[str, str]] = []
+
+    def add(self, tar: tarfile.TarFile, sample: int, rows: list[Row], plan: Plan) -> None:
+        """One sample: its image, then its JSON."""
+        name = rows[0]["image"]
+        try:
+            content = plan.folder.read(name)
+        except BadSample as fault:
+            if not plan.skip_bad:
+                raise
+            self.skipped.append({"image": name, "file": fault.path, "reason": fault.reason})
+            return
+        key, rows = f"{sample:09d}", joined(rows)
+        offset = _add(tar, f"{key}.{suffix_of(name, content)}", content)
+        _add(tar, f"{key}.json", json.dumps(rows[0] if len(rows) == 1 else {"image": name, "rows": rows}).encode())
+        self.images.append((name, offset, len(content), zlib.crc32(content)))
+        self.rows += [(len(self.images), row) for row in rows]
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
+    """A member that is the same whoever writes it; the offset of its first byte."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(content), 0o644
+    tar.addfile(member, io.BytesIO(content))
+    return tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def joined(rows: list[Row]) -> list[Row]:
+    """Rows of one image; where they differ in their caption only, one row with the list of captions."""
+    lists = [{**row, EXPLODED: [row[EXPLODED]]} if isinstance(row.get(EXPLODED), str) else row for row in rows]
+    rest = [{key: value for key, value in row.items() if key != EXPLODED} for row in lists]
+    if len(lists) > 1 and all(EXPLODED in row for row in lists) and all(other == rest[0] for other in rest):
+        return [{**lists[0], EXPLODED: [caption for row in lists for caption in row[EXPLODED]]}]
+    return lists
+
+
+def suffix_of(name: str, content: bytes) -> str:
+    """What readers of webdataset tell a picture by: its name's suffix, or else the name of its format."""
+    suffix = name.rsplit("/", 1)[-1].rpartition(".")[2].lower()
+    if suffix in _SUFFIXES:
+        return suffix
+    with contextlib.suppress(UnidentifiedImageError, OSError), Image.open(io.BytesIO(content)) as image:
+        return {"JPEG": "jpg", "TIFF": "tif"}.get(str(image.format), str(image.format).lower())
+    return "bin"
+
+
+def _list_skipped(plan: Plan, say: Say) -> None:
+    """Write down what was left out."""
+    parts = [Mapped(part_path(plan.out, name)) for name in plan.names]
+    skipped = [record for part in parts for record in json.loads(part.facts["skipped"])]
+    if skipped:
+        atomic.write_text(plan.out / SKIPPED, "".join(json.dumps(record) + "\n" for record in skipped))
+        say(f"{len(skipped)} images could not be read and were left out: {plan.out / SKIPPED}")
+
