@@ -69,6 +69,7 @@ EXTRAS["dev"] = [
     "mypy>=1.14",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "ruff>=0.9",
     "setuptools>=70.1",  # tests/test_packaging.py builds a wheel without the network
     "types-PyYAML>=6.0",

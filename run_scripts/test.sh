@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need, then runs ruff, mypy and all tests; with arguments, only pytest with these arguments.
-# Cost: the installation once (see setup_env.sh), then about 3 minutes on 2 CPU cores, offline.
+# Cost: the installation once (see setup_env.sh), then about 5 minutes on 2 CPU cores, offline.
 #
 #   bash run_scripts/test.sh [arguments of pytest, e.g. -k registry]
 set -uo pipefail
@@ -15,6 +15,9 @@ check() {
 if [ $# -eq 0 ]; then
     check ruff check --output-format concise .
     check mypy
+    # a process per core, at most 4; files stay whole, for tests of a file share what it sets up
+    cores="$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)"
+    set -- -n "$((cores < 4 ? cores : 4))" --dist loadfile
 fi
 echo "[test] pytest $*"
 "$bin/python" -m pytest -q "$@" || status=$?
