@@ -156,6 +156,8 @@ def run(words: list[str], cache: Path) -> int:
         words = [*words[:at], *([] if "--options" in words or not options else ["--options"]), *words[at:], *options]
     if words[:2] == ["python", "train.py"]:
         return run_command("train", words[2:])
+    if words[:2] == ["python", "evaluate.py"]:
+        return run_command("evaluate", [*words[2:], "--options", *SMALL, "run.output_dir=out_docs/eval"])
     if words[:3] == ["python", "-m", "lavis_lite"]:
         return main(words[3:])
     program = {"torchrun": [sys.executable, "-m", "torch.distributed.run"], "python": [sys.executable]}[words[0]]

@@ -64,24 +64,38 @@ class Corpus:
         sentences = [*predictions, *chain.from_iterable(references)]
         image = np.concatenate([np.arange(len(predictions)),
                                 np.repeat(np.arange(len(references)), [len(refs) for refs in references])])
-        spaced = np.zeros(len(predictions), dtype=bool)
         flat = list(chain.from_iterable(sentences))
-        unique = dict.fromkeys(flat)
-        if joined := {word for word in unique if "\u00a0" in word}:
-            spaced[image[[not joined.isdisjoint(one) for one in sentences]]] = True
-            sentences = [one if joined.isdisjoint(one) else _words(one) for one in sentences]
-            flat = list(chain.from_iterable(sentences))
-            unique = dict.fromkeys(flat)
-        length = np.fromiter(map(len, sentences), np.int64, len(sentences))
-        numbers = {word: number for number, word in enumerate(unique)}
+        numbers = {word: number for number, word in enumerate(dict.fromkeys(flat))}
         words = np.fromiter(map(numbers.__getitem__, flat), np.int64, len(flat))
+        length = np.fromiter(map(len, sentences), np.int64, len(sentences))
+        words, length, parted = _parted(words, length, sentences, numbers)
+        spaced = np.zeros(len(predictions), dtype=bool)
+        spaced[image[parted]] = True
         counts, entry = _count_all(words, length, image, len(predictions))
         return cls(len(predictions), image, length, counts, entry, spaced)
 
 
-def _words(tokens: list[str]) -> list[str]:
-    """Tokens as the official BLEU and CIDEr see them: "22 3/4" is one token for ROUGE-L, two words for these."""
-    return " ".join(tokens).split()
+def _parted(words: Ints, length: Ints, sentences: list[list[str]], numbers: dict[str, int]) -> tuple[Ints, Ints, Ints]:
+    """Words and lengths as the official BLEU and CIDEr see them, and the sentences in which that makes a difference.
+
+    "22 3/4" is one token for ROUGE-L and two words for these.
+
+    Args:
+        words: int64[words of all sentences], their numbers.
+        length: int64[S].
+        sentences: tokens.
+        numbers: token -> number; new words are added.
+    """
+    joined = [number for word, number in numbers.items() if "\u00a0" in word]
+    ends = np.cumsum(length)
+    found = np.unique(np.searchsorted(ends, np.flatnonzero(np.isin(words, joined)), side="right"))
+    pieces, at, length = [], 0, length.copy()
+    for place in found.tolist():
+        split = " ".join(sentences[place]).split()
+        pieces += [words[at:ends[place] - length[place]],
+                   np.array([numbers.setdefault(word, len(numbers)) for word in split], dtype=np.int64)]
+        at, length[place] = ends[place], len(split)
+    return np.concatenate([*pieces, words[at:]]), length, found
 
 
 def _count_all(words: Ints, length: Ints, image: Ints, images: int) -> tuple[list[Counts], Ints]:

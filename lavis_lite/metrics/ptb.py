@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache
-from itertools import chain, zip_longest
+from itertools import chain
 from string import ascii_letters, digits
 
 from lavis_lite.metrics.ptb_characters import CAPITAL, DIGIT, MARK, SMALL, shadow
@@ -42,7 +42,11 @@ def tokenize(text: str, following: str = "") -> list[str]:
         following: the next caption of the stream, "" where there is none. It matters only where the caption ends with
             an abbreviation, see above.
     """
-    return _tokens(one_line(text), f"\n{one_line(following)}" if following else "")
+    line = one_line(text)
+    try:
+        return _by_chunk(line)
+    except _HangsOnMoreError:
+        return _whole(line, f"\n{one_line(following)}" if following else "")
 
 
 def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
@@ -52,9 +56,15 @@ def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
         texts: as the official code writes them into one file: the references of all images one after the other, or
             all predictions.
     """
-    lines = [one_line(text) for text in texts]
-    rests = [f"\n{line}\n" for line in lines[1:-1]] + [f"\n{line}" for line in lines[1:][-1:]]
-    return [_tokens(line, rest) for line, rest in zip_longest(lines, rests, fillvalue="")]
+    lines, found = [one_line(text) for text in texts], []
+    for place, line in enumerate(lines):
+        try:
+            found.append(_by_chunk(line))
+        except _HangsOnMoreError:
+            following = lines[place + 1:place + 2]
+            end = "\n" if place + 2 < len(lines) else ""
+            found.append(_whole(line, f"\n{following[0]}{end}" if following else ""))
+    return found
 
 
 def forget() -> None:
@@ -68,12 +78,14 @@ def one_line(text: str) -> str:
     return text if text.isprintable() and "|" not in text else _BREAKS.sub(" ", text)
 
 
-def _tokens(line: str, rest: str) -> list[str]:
+def _by_chunk(line: str) -> list[str]:
+    """Tokens of one line from what is remembered of its chunks; raises _HangsOnMoreError."""
+    return list(chain.from_iterable(map(_CHUNKS.__getitem__, line.split(" "))))
+
+
+def _whole(line: str, rest: str) -> list[str]:
     """Tokens of one line; `rest` is what follows it: "" or a line break and the next line."""
-    try:
-        return list(chain.from_iterable(map(_CHUNKS.__getitem__, line.split(" "))))
-    except _HangsOnMoreError:
-        return [token for token in scan(line, rest) if token not in PUNCTUATION]
+    return [token for token in scan(line, rest) if token not in PUNCTUATION]
 
 
 class _HangsOnMoreError(Exception):
@@ -117,7 +129,7 @@ _CHUNKS = _Chunks()
 
 
 def scan(line: str, rest: str) -> list[str]:
-    """All tokens of a line, punctuation among them; `rest` as in `_tokens`."""
+    """All tokens of a line, punctuation among them; `rest` as in `_whole`."""
     text, place, tokens = line + rest, 0, []
     shape, end = shadow(text), len(line)
     while place < end:
