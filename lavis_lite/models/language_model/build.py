@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -139,7 +140,7 @@ def load_pretrained(language_model: LanguageModel, folder: str) -> None:
 
 def _read(kind: Any, folder: str, dtype: torch.dtype, setup: Setup) -> Any:
     if setup.quantization is None:
-        with _silent_about_ties():
+        with _silent_about_ties(), _bar_for_people():
             return kind.from_pretrained(folder, dtype=dtype)
     from lavis_lite.models.language_model.quantization import from_pretrained
 
@@ -161,6 +162,21 @@ def _silent_about_ties() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
+
+
+@contextlib.contextmanager
+def _bar_for_people() -> Iterator[None]:
+    """transformers shows a bar while it reads weights: on a terminal, once, and not in logs."""
+    from transformers.utils import logging as bars
+
+    shown = bars.is_progress_bar_enabled()
+    if not (distributed.is_main() and sys.stderr.isatty()):
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def _config(name: str, sizes: dict[str, Any] | None) -> Any:

@@ -97,13 +97,15 @@ def test_flan_t5_has_the_exact_gelu_and_an_output_matrix_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["flan_t5", "opt"])
-def test_weights_of_a_folder_arrive_as_they_are(name: str, tmp_path: Path) -> None:
+def test_weights_of_a_folder_arrive_as_they_are(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     saved = tiny(name)
     saved.model.save_pretrained(tmp_path)
+    capfd.readouterr()
     saved.tokenizer.loaded.save_pretrained(tmp_path)
     model = build_language_model(str(tmp_path), limits=Limits(20, 20))
     assert {value.device.type for value in model.parameters()} == {"meta"}
     load_pretrained(model, str(tmp_path))
+    assert "Loading weights" not in capfd.readouterr().err  # a bar is for terminals
     expected, found = saved.model.state_dict(), model.model.state_dict()
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
