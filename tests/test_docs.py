@@ -157,7 +157,9 @@ def run(words: list[str], cache: Path) -> int:
     if words[:2] == ["python", "train.py"]:
         return run_command("train", words[2:])
     if words[:2] == ["python", "evaluate.py"]:
-        return run_command("evaluate", [*words[2:], "--options", *SMALL, "run.output_dir=out_docs/eval"])
+        small = [option.replace("mini_world_caption", "mini_world_vqa") if "vqa" in words[-1] else option
+                 for option in SMALL]
+        return run_command("evaluate", [*words[2:], "--options", *small, "run.output_dir=out_docs/eval"])
     if words[:3] == ["python", "-m", "lavis_lite"]:
         return main(words[3:])
     program = {"torchrun": [sys.executable, "-m", "torch.distributed.run"], "python": [sys.executable]}[words[0]]
