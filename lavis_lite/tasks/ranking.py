@@ -124,9 +124,7 @@ class RankingTask(WritingTask):
         questions = {row["id"]: dataset.question(row["index"]) for row in rows}
         right = {row["id"]: self.right(questions[row["id"]], dataset, row) for row in rows}
         hits = {row["id"]: float(int(order(row["scores"])[0]) in right[row["id"]]) for row in rows}
-        truths = {name: Truth((), row.get("question_type", ""), row.get("answer_type", ""))
-                  for name, row in questions.items()}
-        scores = accuracies(hits, truths)
+        scores = accuracies(hits, {name: _types(row) for name, row in questions.items()})
         scores["chance"] = sum(len(right[row["id"]]) / len(row["scores"]) for row in rows) / len(rows)
         if self._shared is not None and self.cfg.candidates is None:
             scores["answerable"] = sum(map(bool, right.values())) / len(rows)
@@ -211,13 +209,13 @@ class RankingTask(WritingTask):
                      for place in best[:SHOWN]]
             samples.append(ReportSample(
                 row["id"], texts[best[0]], asked["question"], asked.get("answers", []),
-                {} if rank is None else self.sample_scores(rank), None if rank is None else rank == 1,
+                {} if rank is None else self.sample_scores(rank, asked), None if rank is None else rank == 1,
                 picture(row["index"]), shown, rank, asked.get("question_type", ""), context_of(asked)))
         return samples
 
-    def sample_scores(self, rank: int) -> dict[str, float]:
-        """A sample's scores by the rank of its right answer; MISSED: it is not among the candidates."""
-        return {"accuracy": float(rank == 1)}
+    def sample_scores(self, rank: int, question: Row) -> dict[str, float]:
+        """A sample's part in every score it counts for, by the rank of its right answer; MISSED: it is no candidate."""
+        return accuracies({0: float(rank == 1)}, {0: _types(question)})
 
     def line(self, scores: dict[str, float]) -> str:
         """Accuracy beside chance."""
@@ -225,6 +223,11 @@ class RankingTask(WritingTask):
         listed = f", {scores['answerable']:.3f} of the answers are listed" if scores.get("answerable", 1) < 1 else ""
         return (f"accuracy {scores['accuracy']:.3f} (chance {scores['chance']:.3f}{listed}){area}"
                 f"{CONTROLS[self.cfg.control]}")
+
+
+def _types(question: Row) -> Truth:
+    """The types by which accuracies are told apart."""
+    return Truth((), question.get("question_type", ""), question.get("answer_type", ""))
 
 
 @dataclass
@@ -269,7 +272,7 @@ class DialogueTask(RankingTask):
             return self.submitted(ranked)
         return [self._choice(row, dataset) | one for row, one in zip(rows, ranked, strict=True)]
 
-    def sample_scores(self, rank: int) -> dict[str, float]:
+    def sample_scores(self, rank: int, question: Row) -> dict[str, float]:
         """Reciprocal rank, and whether it is among the first."""
         return {"mrr": 1 / rank if rank != MISSED else 0.0, **{f"r{k}": float(MISSED < rank <= k) for k in KS}}
 

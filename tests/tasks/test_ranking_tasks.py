@@ -95,6 +95,7 @@ def test_multiple_choice_takes_the_likeliest_and_reports_by_subject() -> None:
     shown = task.report(gathered(task.predict(model, Split().batch())), Split(), "val")
     assert [(one.rank, one.right, one.scores["accuracy"]) for one in shown] == [
         (1, True, 1), (2, False, 0), (1, True, 1)]
+    assert shown[1].scores == {"accuracy": 0, "accuracy_question_animal": 0}  # for the intervals of `compare`
     assert [one.text for one in shown[1].candidates] == ["dog", "cat", "cow"] and shown[1].candidates[1].right
     assert sum(one.share for one in shown[0].candidates) == pytest.approx(1)
 
