@@ -62,6 +62,7 @@ EXTRAS = {
 }
 EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})
 EXTRAS["dev"] = [
+    "av>=14",  # writes the videos that tests read
     "bitsandbytes>=0.46.1; sys_platform == 'linux'",  # so that adapters and quantised weights are tested for real
     "hypothesis>=6.100",
     "packaging>=24",
