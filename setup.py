@@ -59,6 +59,7 @@ EXTRAS = {
     "devices": ["accelerate>=1.1"],
     "demo": ["gradio>=5.9"],
     "video": ["av>=14"],
+    "eval": ["pycocoevalcap>=1.2"],  # among the requirements too; METEOR's and SPICE's messages name this one
 }
 EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})
 EXTRAS["dev"] = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,8 +86,12 @@ def test_the_wheel_says_what_it_needs(metadata: Message) -> None:
     assert {"torch", "transformers", "timm", "omegaconf", "iopath", "decord", "webdataset", "pycocotools",
             "pycocoevalcap", "fairscale"} <= named
     assert metadata["Name"] == "lavis_lite" and metadata["Requires-Python"] == ">=3.10"
-    extras = {"dev", "track", "lora", "quant", "devices", "demo", "video", "all"}
+    extras = {"dev", "track", "lora", "quant", "devices", "demo", "video", "eval", "all"}
     assert extras == set(metadata.get_all("Provides-Extra", []))
+    texts = [path.read_text(encoding="utf-8") for folder in ("lavis_lite", "docs", "projects")
+             for path in (REPOSITORY / folder).rglob("*") if path.suffix in (".py", ".md", ".yaml")]
+    named_in_texts = {name for text in texts for name in re.findall(r"lavis_lite\[(\w+)\]", text)}
+    assert named_in_texts <= extras and "eval" in named_in_texts
 
 
 def test_constraints_pin_every_requirement_within_its_range(metadata: Message) -> None:
