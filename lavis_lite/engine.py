@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 
-from lavis_lite import distributed, weights
+from lavis_lite import atomic, distributed, weights
 from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.features.cache import FeatureFolder
@@ -173,7 +173,8 @@ def open_run_folder(composition: Composition, checkpoint: Path | None) -> Path:
         stopped, told = journal.unfinished(parent, config)
         if told:
             print(told, flush=True)
-        if stopped is not None:
+        if stopped is not None:  # how answers are scored may be another way now
+            atomic.write_text(stopped / "config.yaml", to_yaml(composition))
             return stopped
     return _new_run_folder(parent, to_yaml(composition))
 

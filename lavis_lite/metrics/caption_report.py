@@ -83,14 +83,16 @@ def caption_report(predictions: Mapping[Any, str], references: Mapping[Any, Sequ
     scores = {f"{name}{suffix}": part[name]
               for suffix, part in zip(["", *(f"_{domain}" for domain in places)], by_part, strict=True)
               for name in wanted if name in part}
-    scores |= {EMPTY: float(len(whole.empty)), "agg_metrics": _aggregate(names, whole.scores)}
+    scores |= {EMPTY: float(len(whole.empty)), **_aggregate(names, whole.scores)}
     return CaptionReport(scores, captions.ids, {name: each[name] for name in each if name in wanted}, missing)
 
 
-def _aggregate(names: Sequence[str], scores: Mapping[str, float]) -> float:
+def _aggregate(names: Sequence[str], scores: Mapping[str, float]) -> dict[str, float]:
+    """agg_metrics; nothing where none of the scores that make it came out."""
     main = dict.fromkeys(score for name in names for score in MAIN.get(name, SCORES[name]))
     always = [score for score in main if score not in _JAVA]
-    return sum(scores[name] for name in always or main if name in scores)
+    there = [scores[name] for name in always or main if name in scores]
+    return {"agg_metrics": sum(there)} if there else {}
 
 
 def _by_domain(ids: Sequence[Any], domains: Mapping[Any, str]) -> dict[str, list[int]]:

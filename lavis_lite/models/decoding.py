@@ -173,12 +173,13 @@ def _scores(logits: Tensor, tokens: Tensor, length: int, special: SpecialIds, op
     """Log-probabilities with the length and repetition rules applied: float[M,V].
 
     Raises:
-        CheckpointError: at the first token, a sample whose logits are not numbers.
+        CheckpointError: a row's logits are no numbers, or infinite; it has no likeliest token.
     """
-    if length == 0 and bool((broken := logits.isnan().any(1)).any()):  # once: it makes the device wait
-        raise CheckpointError(f"generate: the model's scores of sample {int(broken.int().argmax())} are NaN. Its "
-                              "weights are damaged or overflow in half precision: try model.llm_precision=fp32, or "
-                              "look for NaN in the picture.")
+    broken = ~logits.amax(1).isfinite()
+    if bool(broken.any()):
+        raise CheckpointError(f"generate: the model's scores are NaN or infinite at token {length + 1}, in row "
+                              f"{int(broken.int().argmax())} of the batch. Its weights are damaged or overflow in half "
+                              "precision: try model.llm_precision=fp32, or look for NaN in the picture.")
     beams = options.num_beams > 1 and not options.sample
     scores = logits.log_softmax(1) if beams else logits  # where transformers applies the penalty
     written = tokens if special.begin >= 0 else tokens[:, 1:]

@@ -76,6 +76,7 @@ class Evaluator:
         Raises:
             EvaluationStopped: a signal came; what is finished is kept and is not done again.
         """
+        self.bad_samples.share(step=step)  # training's own, before those of the evaluation
         was_training, self.predictions, self.reports = self.model.training, {}, {}
         fitting = {name: dataset for name, dataset in datasets.items() if self.task.takes(dataset)}
         self.model.eval()
@@ -120,8 +121,10 @@ class Evaluator:
         parts = of_things(self.cfg, self.model, name, samples, **facts) if distributed.is_main() else {}
         journal = Journal(self.run_dir, f"{split}_{name}_step{step}", distributed.broadcast_object(parts),
                           self.run.evaluate, distributed.rank())
-        self._journals.append(journal)
-        return Desk(journal, self.run.resume_evaluation, self.tracker, f"{split} {name}", self.wish)
+        desk = Desk(journal, self.run.resume_evaluation, self.tracker, f"{split} {name}", self.wish)
+        if desk.journal is not None:  # else the files are another process's
+            self._journals.append(desk.journal)
+        return desk
 
     def _score(self, name: str, dataset: Any, split: str, rows: list[Row]) -> dict[str, float]:
         if self.task.gathers_rows:
@@ -200,16 +203,21 @@ def write_predictions(run_dir: Path, split: str, step: int,
 
     What goes to a server has that server's format, and its file name where there is one.
     """
-    paths = []
+    paths: list[Path] = []
+    written: dict[Path, str] = {}
     for name, rows in predictions.items():
         middle = f"_{name}" if len(predictions) > 1 else ""
         if isinstance(rows, Submission):
             file, suffix, text = rows.name, rows.suffix, rows.text()
         else:
             file, suffix, text = "", ".json", lines(rows)
-        path = Path(run_dir) / "results" / (file or f"{split}_step{step}{middle}_predictions{suffix}")
+        usual = f"{split}_step{step}{middle}_predictions{suffix}"
+        path = Path(run_dir) / "results" / (file or usual)
+        if written.get(path, text) != text:  # another data set's has the name that the server wants
+            path = path.with_name(usual)
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_text(path, text)
+        written[path] = text
         paths.append(path)
     return paths
 

@@ -109,6 +109,13 @@ class Journal:
 
         A file of another evaluation under the same name is set aside.
         """
+        try:
+            return self._taken_up()
+        except OSError as fault:
+            return Finished(ours=False), [f"{fault.filename or self.folder}: {fault.strerror}; this evaluation begins "
+                                          "from the start and keeps no finished batches"]
+
+    def _taken_up(self) -> tuple[Finished, list[str]]:
         found, told = Finished(), []
         for path in self.paths():
             if _is_busy(path):
@@ -202,6 +209,7 @@ def _locked(file: IO[bytes]) -> bool:
 
 
 def _is_busy(path: Path) -> bool:
+    """Whether another process writes a journal. Raises OSError where this user may not."""
     with open(path, "ab") as file:
         return not _locked(file)
 
@@ -218,22 +226,37 @@ def unfinished(output_dir: Path, cfg: Config) -> tuple[Path | None, str]:
     Only evaluations that were runs of their own are looked for. Whether weights and data are still the same is found
     out when they are there.
     """
-    journals = sorted(Path(output_dir).glob(f"*/{FOLDER}/*.rank*.jsonl"), key=lambda path: path.stat().st_mtime)
-    other = ""
-    for path in reversed(journals):
-        with open(path, "rb") as file:
-            head = unsealed(file.readline().rstrip(b"\n"))
-        if head is None or head.get("format") != FORMAT or not head["alone"] or head["evaluation"]["step"]:
-            continue  # of a training, or of a checkpoint, which its own folder goes with
-        if _is_busy(path):
+    other, wanted = "", {*cfg.run.valid_splits, *cfg.run.test_splits}
+    for run_dir, head in _stopped(Path(output_dir)):
+        if head["evaluation"].get("split", "") not in wanted:
             continue
-        run_dir = path.parents[len(FOLDER.parts)]
         differing = _differing(head["evaluation"], cfg)
         if not differing:
             return run_dir, f"going on with the evaluation that was stopped in {run_dir}"
         other = other or (f"the evaluation that was stopped in {run_dir} is another one ({'; '.join(differing[:3])}); "
                           "starting afresh")
     return None, other
+
+
+def _stopped(output_dir: Path) -> Iterator[tuple[Path, Entry]]:
+    """(run folder, first line) of the journals of evaluations that nobody is at, the newest first.
+
+    Files that this user may not read, or that vanish meanwhile, are passed over.
+    """
+    found: list[tuple[float, Path, Entry]] = []
+    busy = set()
+    for path in output_dir.glob(f"*/{FOLDER}/*.rank*.jsonl"):
+        run_dir = path.parents[len(FOLDER.parts)]
+        with contextlib.suppress(OSError):
+            if _is_busy(path):
+                busy.add(run_dir)
+            with open(path, "rb") as file:
+                head = unsealed(file.readline().rstrip(b"\n"))
+            if head is not None and head.get("format") == FORMAT and head["alone"] and not head["evaluation"]["step"]:
+                found.append((path.stat().st_mtime, run_dir, head))  # not of a training, or of a checkpoint's folder
+    for _, run_dir, head in sorted(found, key=lambda one: one[0], reverse=True):
+        if run_dir not in busy:
+            yield run_dir, head
 
 
 def _differing(kept: Mapping[str, Any], cfg: Config) -> list[str]:

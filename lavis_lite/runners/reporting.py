@@ -21,10 +21,10 @@ def write_reports(cfg: Config, run_dir: Path, split: str, step: int, reports: Ma
     folder, pages = Path(run_dir) / "results", []
     for name, evaluation in reports.items():
         middle = f"_{name}" if len(reports) > 1 else ""
-        write_samples(folder / f"{split}_step{step}{middle}_samples.json", split, step, name, evaluation)
-        if not cfg.run.report:
-            continue
         try:
+            write_samples(folder / f"{split}_step{step}{middle}_samples.json", split, step, name, evaluation)
+            if not cfg.run.report:
+                continue
             page = write_report(folder / f"{split}{middle}_report.html", f"{name} · {split}", evaluation.scores,
                                 evaluation.samples, curves=training_curves(run_dir), most=cfg.run.report_samples,
                                 facts=facts(cfg, Path(run_dir), step), others=_beside(split, reports, name))

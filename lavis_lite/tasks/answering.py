@@ -118,6 +118,9 @@ class AOKVQATask(ByDataset):
         if not isinstance(found, Submission) or not isinstance(found.content, Mapping):
             return found
         both = self._submitted.setdefault(found.name, {})
+        for part in {part for answer in found.content.values() for part in answer}:
+            for row in both.values():
+                row.pop(part, None)  # of an evaluation before this one
         for name, answer in found.content.items():
             both.setdefault(name, {}).update(answer)
         return replace(found, content=both)

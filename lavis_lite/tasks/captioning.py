@@ -107,13 +107,13 @@ class CaptioningTask(WritingTask):
 
     def _reported(self, names: list[str], captions: dict[Any, str], rows: list[Row], dataset: Any) -> dict[str, float]:
         """Scores against the references, by rank 0 alone: one Java program, not one per rank."""
-        fault: DataError | None = None
+        fault: Exception | None = None
         if distributed.is_main():
             references = {row["id"]: dataset.references(row["index"]) for row in rows}
             domains = {row["id"]: dataset.domain(row["index"]) for row in rows}
             try:
                 self._found = caption_report(captions, references, names, domains)
-            except DataError as told:
+            except (DataError, OSError) as told:  # of all ranks together: none may wait for the others
                 fault = told
         found, fault = distributed.broadcast_object((self._found, fault))
         if fault is not None:

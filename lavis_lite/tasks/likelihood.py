@@ -12,14 +12,15 @@ from lavis_lite.tasks.writing import PICTURES
 
 KEPT = 10
 """candidates of each sample that rows and reports hold; the answer lists of real data sets have thousands"""
-Likeliest = list[tuple[str, float, float]]
-"""(answer, log-likelihood in nats, its share of the probability of all candidates), likeliest first"""
+Likeliest = list[list[Any]]
+"""[answer, log-likelihood in nats, its share of the probability of all candidates], likeliest first; lists, as JSON
+gives them back"""
 
 
 def likeliest(answers: Sequence[str], scores: Sequence[float], most: int = KEPT) -> Likeliest:
     """The first `most` answers by score; equal ones keep their order."""
     share = shares(scores).tolist()
-    return [(answers[place], scores[place], share[place]) for place in order(scores)[:most].tolist()]
+    return [[answers[place], scores[place], share[place]] for place in order(scores)[:most].tolist()]
 
 
 def tells_likelihoods(model: Any, samples: dict[str, Any]) -> bool:

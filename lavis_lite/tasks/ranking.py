@@ -248,6 +248,13 @@ class DialogueTask(RankingTask):
     config_class: ClassVar[type[RunConfig]] = DialogueRunConfig
     servers: ClassVar[tuple[Server, ...]] = ("visdial",)
 
+    def before_evaluation(self, dataset: Any, split: str) -> None:
+        """Refuse questions that are no rounds of dialogues."""
+        super().before_evaluation(dataset, split)
+        if "history" not in dataset.extras:
+            raise DataError(f"split {split!r} has questions without a dialogue before them; take a data set of the "
+                            "builder image_dialogue, such as visdial, or set run.task=ranking.")
+
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
         """Ranks of the right answers of all ranks' rows."""
         if not (dataset.has_answers and self.cfg.report_metric):

@@ -174,11 +174,18 @@ class _Matcher:
         for rows in torch.argsort(self.lengths, descending=True, stable=True).split(self.sizes.pair_batch):
             begun = self.model.match_start(self.texts.tokens(*self._tokens(rows)))
             if kept is None:  # the longest texts come first
-                if len(self.lengths) * begun[0].nbytes > START_BYTES:
+                if len(self.lengths) * begun[0].nbytes > _room(begun.device):
                     return None
                 kept = begun.new_zeros(len(self.lengths), *begun.shape[1:])
             kept[rows.to(kept.device), :begun.shape[1]] = begun
         return kept
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that the beginnings of all texts may take: of a GPU at most half of what is free."""
+    if device.type != "cuda":
+        return START_BYTES
+    return min(START_BYTES, torch.cuda.mem_get_info(device)[0] // 2)
 
 
 def _runs(lengths: Sequence[int], sizes: Sizes) -> list[int]:

@@ -14,7 +14,8 @@ Server = Literal["plain", "vqa", "textvqa", "gqa", "vizwiz", "aokvqa", "hatefulm
 NAMES: dict[str, str] = {"vqa": "VQA", "textvqa": "TextVQA", "gqa": "GQA", "vizwiz": "VizWiz", "aokvqa": "A-OKVQA",
                          "hatefulmemes": "Hateful Memes", "visdial": "Visual Dialog", "coco": "COCO captions",
                          "nocaps": "NoCaps"}
-_TABLES = ("hatefulmemes",)
+_COLUMNS: dict[str, tuple[str, ...]] = {"hatefulmemes": ("id", "proba", "label")}
+"""of servers that take a table"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Submission:
     @property
     def suffix(self) -> str:
         """Ending of the file's name."""
-        return ".csv" if self.server in _TABLES else ".json"
+        return ".csv" if self.server in _COLUMNS else ".json"
 
     def told(self) -> str:
         """Whose format it is, as the end of a sentence."""
@@ -44,8 +45,8 @@ class Submission:
 
     def text(self) -> str:
         """The file's content."""
-        if self.server in _TABLES:
-            return _table(self.content)
+        if self.server in _COLUMNS:
+            return _table(self.content, _COLUMNS[self.server])
         return lines(self.content)
 
 
@@ -56,9 +57,9 @@ def lines(content: Sequence[Row] | Mapping[str, Any]) -> str:
     return "[\n" + ",\n".join(json.dumps(row) for row in content) + "\n]\n"
 
 
-def _table(content: Any) -> str:
+def _table(content: Any, columns: Sequence[str]) -> str:
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(content[0]) if content else [], lineterminator="\n")
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(content)
     return file.getvalue()

@@ -109,6 +109,7 @@ def test_scores_that_need_java_are_left_out_where_it_is_missing(monkeypatch: pyt
         found = caption_report({1: "a cat"}, {1: ["a cat"]}, ["meteor", "bleu", "spice"])
     assert found.scores["agg_metrics"] == found.scores["Bleu_4"] and not {"METEOR", "SPICE"} & found.scores.keys()
     assert [record.message.split(" was")[0] for record in caplog.records] == list(found.missing) == ["METEOR", "SPICE"]
+    assert "agg_metrics" not in caption_report({1: "a cat"}, {1: ["a cat"]}, ["meteor"]).scores
 
 
 def test_domains_are_sets_of_their_own_also_for_java(monkeypatch: pytest.MonkeyPatch) -> None:

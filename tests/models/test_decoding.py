@@ -162,7 +162,12 @@ def test_impossible_options_are_refused(bad: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("kind", [{}, {"num_beams": 3}, {"sample": True}])
 def test_scores_that_are_no_numbers_are_told_of_and_write_nothing(kind: dict[str, Any]) -> None:
-    decoder = TableDecoder(3)
-    decoder.table[1] = torch.nan
-    with pytest.raises(CheckpointError, match="scores of sample 1 are NaN"):
-        decode(decoder, 3, SPECIAL, Decoding(max_new_tokens=4, **kind), CPU)
+    for wrong in (torch.nan, torch.inf):
+        decoder = TableDecoder(3)
+        decoder.table[1, ..., 2] = wrong
+        with pytest.raises(CheckpointError, match="NaN or infinite at token 1, in row 1 of the batch"):
+            decode(decoder, 3, SPECIAL, Decoding(max_new_tokens=4, **kind), CPU)
+    later = TableDecoder(3)
+    later.table[1, 4] = torch.nan  # after the begin token and one more
+    with pytest.raises(CheckpointError, match="at token 2"):
+        decode(later, 3, SPECIAL, Decoding(max_new_tokens=4, min_new_tokens=4, **kind), CPU)

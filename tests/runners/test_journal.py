@@ -123,13 +123,14 @@ def test_keys_without_effect_are_keys():
     assert training == {"task", "batch_size_eval", "seed"}
 
 
-def test_the_folder_of_an_evaluation_that_was_stopped_is_found(tmp_path):
+def test_the_folder_of_an_evaluation_that_was_stopped_is_found(tmp_path, monkeypatch):
     config = Toy(tmp_path).config()
+    config = replace(config, run=replace(config.run, valid_splits=["val"], test_splits=["test"]))
 
-    def leave(name, alone=True, step=0, **run):
+    def leave(name, alone=True, step=0, split="val", **run):
         own = replace(config, run=replace(config.run, **run))
-        parts = {**identity.of_config(own, "toy"), "data set": "toy", "step": step}
-        book = Journal(tmp_path / name, f"val_toy_step{step}", parts, alone, 0)
+        parts = {**identity.of_config(own, "toy"), "data set": "toy", "step": step, "split": split}
+        book = Journal(tmp_path / name, f"{split}_toy_step{step}", parts, alone, 0)
         book.append({"key": "k", "value": 1})
         return book
 
@@ -145,3 +146,16 @@ def test_the_folder_of_an_evaluation_that_was_stopped_is_found(tmp_path):
     running.close()
     found, told = journal.unfinished(tmp_path, config)
     assert found == tmp_path / "d" and str(found) in told
+    second = leave("d", split="test")  # the same run is at its next split
+    assert journal.unfinished(tmp_path, config)[0] is None
+    second.close()
+    leave("e", split="of_another_command").close()
+    assert journal.unfinished(tmp_path, config)[0] == tmp_path / "d"
+
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(journal, "_is_busy", forbidden)
+    assert journal.unfinished(tmp_path, config) == (None, "")
+    finished, told = Journal(tmp_path / "d", "val_toy_step0", {}, True, 0).take_up()
+    assert not finished.ours and "Permission denied" in told[0] and "from the start" in told[0]

@@ -294,11 +294,12 @@ def test_the_engine_takes_up_the_folder_of_an_evaluation_that_was_stopped(tmp_pa
 
     composed, first = folder()
     name = next(iter(composed.config.datasets))
-    parts = {**identity.of_config(composed.config, name), "data set": name, "step": 0}
+    parts = {**identity.of_config(composed.config, name), "data set": name, "step": 0, "split": "test"}
     journal = Journal(first, f"test_{name}_step0", parts, True, 0)
     journal.append({"key": "k", "value": 1})
     journal.close()
     assert folder("run.num_workers=1")[1] == first and f"stopped in {first}" in capsys.readouterr().out
+    assert "num_workers: 1" in (first / "config.yaml").read_text()  # what was asked for last
     assert folder("run.num_beams=2")[1] != first and "run.num_beams was" in capsys.readouterr().out
     assert folder("run.resume_evaluation=false")[1] != first and folder(evaluating="false")[1] != first
     assert capsys.readouterr().out == ""

@@ -183,6 +183,11 @@ class Rounds(Split):
         return {**super().batch(), "question_id": ["7-1", "7-2", "x9-1"]}
 
 
+def test_questions_that_are_no_rounds_are_refused_before_anything_is_predicted() -> None:
+    with pytest.raises(DataError, match="questions without a dialogue before them"):
+        make("dialogue").before_evaluation(Split(), "val")
+
+
 def test_dialogues_are_scored_by_the_rank_of_the_right_answer() -> None:
     model = Scorer({"blue": -1, "dog": -1, "cow": -2, "yes": -1})
     scores, predictions = evaluate(make("dialogue"), Rounds(), model)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lavis_lite.datasets.controls import Controlled
 from lavis_lite.datasets.media.images import ImageFolder
+from lavis_lite.runners.journal import is_plain
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
 from lavis_lite.tasks.likelihood import KEPT, likeliest
 from lavis_lite.tasks.pretrain import ImageTextPretrainTask, PretrainRunConfig
@@ -60,6 +61,7 @@ def test_ranked_answers_are_there_with_their_likelihoods() -> None:
     first, second = task.report(rows, Questions(), "val")
     assert [(one.text, one.value, one.right) for one in first.candidates] == [("red", -1.0, True), ("yes", -3.0, False)]
     assert first.candidates[0].share == pytest.approx(0.8808, abs=1e-4) and second.candidates[1].share == 0.5
+    assert all(map(is_plain, rows))  # so that they are kept for an evaluation that is killed
     assert first.rank is None and first.right and len(likeliest([str(n) for n in range(40)], [0.0] * 40)) == KEPT
     with_examples = task.predict(model, {**batch(0, 1), "few_shot_samples": []})
     assert "likeliest" not in with_examples[0] and with_examples[1]["answer"] == "red"

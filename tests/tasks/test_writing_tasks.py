@@ -267,6 +267,9 @@ def test_captions_for_some_images_only_are_refused_before_anything_is_predicted(
     (path,) = write_predictions(tmp_path, "test2014", 7, {"coco": submission})
     assert path.name == "captions_test2014_lavis-lite_results.json"
     assert json.loads(path.read_text()) == [{"image_id": 60, "caption": "a \u2028 dog"}]
+    more = Submission("coco", [], submission.name)  # of another data set with the same split
+    first, second = write_predictions(tmp_path, "test2014", 7, {"coco": submission, "mine": more})
+    assert (first, second.name) == (path, "test2014_step7_mine_predictions.json") and "dog" in first.read_text()
     scores = task.score(None, rows, Partly(), "test2014")
     assert task.summary(scores).endswith("no labels); the file has the format of the COCO captions server")
     assert captioning(submission="nocaps").predictions(rows, Partly()).name == ""

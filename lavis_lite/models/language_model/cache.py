@@ -66,5 +66,14 @@ def _copy(cache: Any) -> Any:
         chosen.self_attention_cache, chosen.cross_attention_cache = map(_copy, _parts(cache))
         chosen.is_updated = dict(cache.is_updated)
     else:
-        chosen.layers = [copy.copy(layer) for layer in cache.layers]
+        chosen.layers = [_copy_layer(layer) for layer in cache.layers]
+    return chosen
+
+
+def _copy_layer(layer: Any) -> Any:
+    """Recurrent layers keep their states in dicts, into which transformers writes: these are copied, too."""
+    chosen = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):
+            setattr(chosen, name, dict(value))
     return chosen

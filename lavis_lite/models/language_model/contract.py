@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite import distributed
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.models.base import freeze
 from lavis_lite.models.decoding import Decoder, Decoding, decode
 from lavis_lite.models.language_model import head
@@ -142,6 +142,7 @@ class LanguageModel(nn.Module, ABC):
 
         Raises:
             ConfigError: an empty list of candidates, lists that are not one per sample, or owners as in `generate`.
+            CheckpointError: a likelihood is no number.
         """
         soft_prompt = self._check(soft_prompt, prompts, owners=owners)
         lists = candidate_lists(candidates, len(prompts))
@@ -158,6 +159,10 @@ class LanguageModel(nn.Module, ABC):
             found = self.candidate_scores(prefix, [sample for sample, _ in some],
                                           [rows[sample][index] for sample, index in some], normalise)
             scores[[sample for sample, _ in some], [index for _, index in some]] = found.to(scores.dtype)
+        if bool((broken := scores.isnan().any(1)).any()):
+            raise CheckpointError(f"score: the likelihoods of sample {int(broken.int().argmax())} are NaN. The model's "
+                                  "weights are damaged or overflow in half precision: try model.llm_precision=fp32, or "
+                                  "look for NaN in the picture.")
         return scores
 
     # what the two kinds do differently --------------------------------------------------------------------------------
@@ -258,7 +263,7 @@ def check_owners(owners: Owners, count: int) -> int:
     Raises:
         ConfigError: they are no list of whole numbers from 0 to U - 1.
     """
-    places = owners.tolist() if isinstance(owners, Tensor) else owners
+    places = owners.tolist() if hasattr(owners, "tolist") else owners
     wrong = [place for place in places if isinstance(place, bool) or not isinstance(place, int)
              or not 0 <= place < count] if isinstance(places, Sequence) else [places]
     if wrong:

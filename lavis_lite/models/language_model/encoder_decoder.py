@@ -80,7 +80,7 @@ class EncoderDecoder(LanguageModel):
 
     def prefix_embeds(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """[soft prompt | prompt | padding]: float[B,S,D], bool[B,S]."""
-        ids, mask = pad_rows(prompts, self.pad, self.family.answering_side, soft_prompt.device)
+        ids, mask = pad_rows(prompts, self.pad, "right", soft_prompt.device)
         embeds = torch.cat([soft_prompt.to(self.dtype), self.embed(ids)], 1)
         return embeds, torch.cat([mask.new_ones(soft_prompt.shape[:2]), mask], 1)
 
