@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.models.language_model import GenerationConfig, LanguageModel
 from lavis_lite.models.language_model import head as head_module
+from lavis_lite.models.language_model.cache import select_rows
 from tests.models.language_model.tiny import CAUSAL, PAD, SEQ2SEQ, soft_prompts, tiny
 
 FAMILIES = [*CAUSAL, *SEQ2SEQ]
@@ -201,3 +203,40 @@ def test_a_soft_prompt_of_another_width() -> None:
     model = tiny("llama")
     with pytest.raises(ConfigError, match=r"shape \(B, Q, 16\)"):
         model.loss(torch.zeros(3, 2, 7), PROMPTS, TARGETS)
+
+
+@pytest.mark.parametrize("name", ["opt", "t5"])
+def test_likelihoods_that_are_no_numbers_are_told_of(name: str) -> None:
+    model = tiny(name)
+    soft = soft_prompts(model).detach().clone()
+    soft[1] = torch.nan
+    with pytest.raises(CheckpointError, match="likelihoods of sample 1 are NaN"):
+        model.score(soft, ["a"] * 3, ["b", "c"])
+
+
+def test_states_of_recurrent_layers_are_copied_with_their_cache() -> None:
+    class Layer:
+        def __init__(self) -> None:
+            self.states = {0: torch.arange(3)}
+
+        def reorder_cache(self, rows: torch.Tensor) -> None:
+            self.states[0] = self.states[0][rows]
+
+    class Cache:
+        def __init__(self) -> None:
+            self.layers = [Layer()]
+
+        def reorder_cache(self, rows: torch.Tensor) -> None:
+            for layer in self.layers:
+                layer.reorder_cache(rows)
+
+    given = Cache()
+    chosen = select_rows(given, torch.tensor([2, 2]))
+    assert chosen.layers[0].states[0].tolist() == [2, 2] and given.layers[0].states[0].tolist() == [0, 1, 2]
+
+
+def test_prompts_of_an_encoder_stand_behind_the_soft_prompt_without_a_gap() -> None:
+    model = tiny("t5")
+    model.family = replace(model.family, answering_side="left")  # that of types without a row of their own
+    _, mask = model.prefix_embeds(soft_prompts(model, batch=2), [[5, 6, 7], [5]])  # type: ignore[operator]
+    assert mask.tolist() == [[True] * 7, [True] * 5 + [False] * 2]
