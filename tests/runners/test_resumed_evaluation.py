@@ -161,6 +161,21 @@ def test_a_signal_keeps_what_is_finished_and_says_so(whole, tmp_path, number, co
     assert files_of(tmp_path / "stopped") == whole
 
 
+def test_what_training_could_not_read_stays_counted_when_an_evaluation_is_stopped(tmp_path):
+    class Signalled(Counting):
+        ends_at = 6
+        end = signal.SIGTERM
+
+    runner = build(tmp_path, Signalled, None)
+    unread = {"file": "a.jpg", "row": "train.json:3", "reason": "broken"}
+    runner.bad_samples.add([unread], 32)  # since the last log line
+    with pytest.raises(Interrupted):
+        runner.execute()
+    assert runner.bad_samples.state() == {"bad": 1, "read": 32}
+    [line] = (tmp_path / "bad_samples.jsonl").read_text().splitlines()
+    assert "train.json:3" in line and "split" not in line
+
+
 def test_finished_splits_of_a_killed_round_are_only_scored_again(tmp_path):
     class Dies(Counting):
         def score(self, model, rows, dataset, split):
