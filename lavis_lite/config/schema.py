@@ -64,6 +64,9 @@ class StorageConfig(Section):
     """archives (zip, tar) that `data prepare` unpacks into the folder"""
     md5: str | list[str] | None = None
     sha256: str | list[str] | None = None
+    follow_links: bool | None = None
+    """whether symbolic links in the folder may lead out of it, but to no system file; absent: unless `data prepare`
+    unpacked an archive there"""
 
 
 @dataclass

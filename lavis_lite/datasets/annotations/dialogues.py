@@ -118,7 +118,7 @@ def read_dialogues(paths: Sequence[Path], layout: Layout, training: bool, turn: 
         reader = _VisDial(paths[0], layout, training, faults)
         if reader.found:
             return _finished(reader.dialogues, (reader.questions, reader.answers), paths, turn, faults)
-    rows = ((file, place, row) for file, path in enumerate(paths) for place, row in read_rows(path))
+    rows = ((file, place, row) for file, path in enumerate(paths) for place, row in read_rows(path, layout.form))
     return _finished(RowTable(_conversations(rows, paths, layout, faults), paths), None, paths, turn, faults)
 
 
@@ -154,7 +154,7 @@ class _VisDial:
         self.questions = self.answers = self.dialogues = RowTable([], [path])
         members = {"questions": self._texts, "answers": self._texts, "dialogs": self._dialogues}
         self.found = False
-        for member, value in read_members(path, within="data"):
+        for member, value in read_members(path, "data", layout.form):
             if member in members and not isinstance(value, dict):
                 self.found = True
                 table = RowTable(members[member](value, member), [path])

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from lavis_lite.datasets.annotations.rows import MOST_CHARACTERS, Field, Row, describe, file_name, identifier, text
+from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
 from lavis_lite.datasets.files.patterns import ImagePattern
 from lavis_lite.errors import ConfigError, did_you_mean
 
@@ -69,6 +70,7 @@ class Layout:
         answer_words: value of the answer column -> the word for it; these words are the choices.
         row_files: where the split's storage is a folder: its files, one row each.
         exists: see `ImagePattern`.
+        form: how the files are written, where that is known.
     """
 
     columns: Mapping[str, str | list[str]] = field(default_factory=dict)
@@ -83,6 +85,7 @@ class Layout:
     answer_words: Mapping[str, str] = field(default_factory=dict)
     row_files: str | None = None
     exists: Callable[[str], bool] | None = None
+    form: FileFormat = AUTO
 
     def __post_init__(self) -> None:
         known = [*COLUMNS, *EXTRAS, "answer_index"]

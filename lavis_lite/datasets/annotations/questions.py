@@ -44,7 +44,7 @@ def _read_file(number: int, path: Path, layout: Layout, faults: RowFaults) -> _F
         if found.keyed:
             return found
         found.rows = []  # a list, whose rows are complete in themselves
-    for member, value in read_members(path):
+    for member, value in read_members(path, form=layout.form):
         if isinstance(value, str | int | float):
             found.facts[member] = value
         elif member in ROWS and not isinstance(value, dict):
@@ -68,7 +68,8 @@ def _put_rows(found: _File, table: RowTable, layout: Layout) -> None:
 def _keyed(found: _File, layout: Layout, faults: RowFaults) -> Iterator[tuple[int, int, Row]]:
     """Rows of an object of rows by name, or of a folder of files by the name of their folder."""
     path, key = found.path, str(layout.key_column)
-    members = read_folder(path, layout.row_files) if path.is_dir() and layout.row_files else read_members(path)
+    members = read_folder(path, layout.row_files) if path.is_dir() and layout.row_files else (
+        read_members(path, form=layout.form))
     objects = ((name, value) for name, value in members if isinstance(value, dict))
     for place, (name, value) in enumerate(objects, 1):
         found.keyed = True

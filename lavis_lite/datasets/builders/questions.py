@@ -89,7 +89,7 @@ class ImageQABuilder(ImageTextBuilder):
             return Layout(self.columns(), self.pattern_of(split), cfg.key_column, split, self.row_filter(split),
                           nested=cfg.nested, parallel=cfg.parallel, required=cfg.required,
                           join_column=cfg.join_column, answer_words=cfg.answer_words, row_files=cfg.row_files,
-                          exists=exists)
+                          exists=exists, form=self.file_format())
         except ConfigError as fault:
             raise ConfigError(f"datasets.{self.name}.{fault}") from fault
 

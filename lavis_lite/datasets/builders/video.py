@@ -26,14 +26,14 @@ class VideoQAConfig(ImageQAConfig, VideoDatasetConfig):
     """Section of a data set of questions about videos; `image_pattern` gives the path of a row's video."""
 
 
-def video_folder(root: Path, cfg: VideoDatasetConfig) -> VideoFolder:
+def video_folder(root: Path, cfg: VideoDatasetConfig, follow_links: bool) -> VideoFolder:
     """Reader of the videos below a folder.
 
     Raises:
         ConfigError: no package that reads videos is installed.
     """
     installed_readers(cfg.reader)
-    return VideoFolder(root, cfg.max_pixels, cfg.reader)
+    return VideoFolder(root, cfg.max_pixels, cfg.reader, follow_links)
 
 
 @registry.register_builder("video_caption")
@@ -50,7 +50,7 @@ class VideoCaptionBuilder(ImageCaptionBuilder):
 
     def folder(self, root: Path) -> VideoFolder:
         """Reader of the videos below `root`."""
-        return video_folder(root, self.cfg)
+        return video_folder(root, self.cfg, self.follows_links(root))
 
 
 @registry.register_builder("video_qa")
@@ -67,7 +67,7 @@ class VideoQABuilder(ImageQABuilder):
 
     def folder(self, root: Path) -> VideoFolder:
         """Reader of the videos below `root`."""
-        return video_folder(root, self.cfg)
+        return video_folder(root, self.cfg, self.follows_links(root))
 
     def columns(self) -> dict[str, str | list[str]]:
         """As for images, but a row names its `video`."""
