@@ -212,24 +212,33 @@ def _put_in_cache(table: RowTable, place: Path | None, wanted: str) -> RowTable:
 
 
 class RowFaults:
-    """Faulty rows: the first twenty in words, the others counted."""
+    """Faulty rows: the first ones in words, the others counted.
 
-    def __init__(self) -> None:
+    Args:
+        most: how many are kept in words.
+
+    Attributes:
+        left_out: rows that are not used because the section says so, and are no fault.
+    """
+
+    def __init__(self, most: int = MOST_FAULTS) -> None:
         self.shown: list[str] = []
-        self.count = 0
+        self.most = most
+        self.count = self.left_out = 0
 
     def add(self, place: str, fault: str) -> None:
         """Note one fault of a row."""
         self.count += 1
-        if len(self.shown) < MOST_FAULTS:
+        if len(self.shown) < self.most:
             self.shown.append(f"  {place}: {fault}")
 
     def stop_if_any(self) -> None:
         """Raise a DataError that lists what was noted."""
         if not self.count:
             return
-        more = self.count - len(self.shown)
-        lines = self.shown + ([f"  and {more} more"] if more else [])
+        shown = self.shown[:MOST_FAULTS]
+        more = self.count - len(shown)
+        lines = shown + ([f"  and {more} more"] if more else [])
         raise DataError(f"{self.count} faulty annotation row{'s' if self.count > 1 else ''}:\n" + "\n".join(lines))
 
 
