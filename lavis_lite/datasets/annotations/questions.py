@@ -87,8 +87,9 @@ def _objects(number: int, path: Path, rows: Any, faults: RowFaults,
             faults.add(f"{path}:{place}", no_row(row))
             continue
         try:
-            for part in layout.expand(row) if layout else (row,):
-                yield number, place, part
+            if layout is None or layout.takes(row, faults):
+                for part in layout.expand(row) if layout else (row,):
+                    yield number, place, part
         except ValueError as fault:
             faults.add(f"{path}:{place}", str(fault))
 
@@ -143,6 +144,7 @@ def read_questions(paths: Sequence[Path], layout: Layout, answers_required: bool
     join = _Join(found, layout, faults)
     table = RowTable(join.rows(answers_required or join.has_answers()), paths)
     faults.stop_if_any()
+    table.left_out = faults.left_out
     if not len(table):
         raise DataError(f"{', '.join(map(str, paths))}: no rows" + (" of this split." if layout.keep else "."))
     return table
@@ -198,7 +200,8 @@ class _Join:
         facts = {**file.facts, "split": self.layout.split, **raw}
         if with_answers:
             facts = self._answer(row, raw, place) | facts
-        self._image(row, facts, place)
+        if "image" in row or raw.get(self.layout.name("image")) in (None, ""):  # else it was found at fault already
+            self._image(row, facts, place)
         return row
 
     def _answer(self, row: Row, raw: Row, place: str) -> Row:

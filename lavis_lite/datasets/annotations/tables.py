@@ -32,7 +32,12 @@ class RowTable:
         rows: (file number, row number in that file, row) in order.
         files: the files, for messages.
         kinds: field -> name of the kind that all its values were checked to be.
+
+    Attributes:
+        left_out: rows of the files that are not in the table because they lack what the section requires.
     """
+
+    left_out = 0
 
     def __init__(self, rows: Iterable[tuple[int, int, Row]], files: Sequence[Path | str],
                  kinds: Mapping[str, str] | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,6 +15,7 @@ from lavis_lite.datasets.annotations.rows import Field, Row, RowTable, file_name
 from lavis_lite.datasets.annotations.text_files import FileFormat, Quoting
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
+from lavis_lite.datasets.builders.keys import IMAGES, refuse_unknown_splits
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
 from lavis_lite.datasets.features.cache import FeatureFolder, open_features
 from lavis_lite.datasets.files.archives import was_unpacked_into
@@ -77,6 +78,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     config_class: ClassVar[type[DatasetConfig]] = ImageDatasetConfig
     sample_keys: ClassVar[tuple[str, ...]] = CaptionDataset.sample_keys
+    ignored_keys: ClassVar[Mapping[str, str]] = IMAGES
     train_dataset: ClassVar[type[CaptionDataset]] = CaptionDataset
     eval_dataset: ClassVar[type[CaptionEvalDataset]] = CaptionEvalDataset
     media: ClassVar[str] = "images"
@@ -87,6 +89,10 @@ class ImageTextBuilder(BaseDatasetBuilder):
         super().__init__(name, cfg)
         if cfg.split_column and not cfg.build_info.annotations:
             raise ConfigError(f"datasets.{name}.split_column needs a file: set build_info.annotations.train.storage.")
+        if self.media == "images" and "video" in cfg.data_type:
+            raise ConfigError(f"datasets.{name}.data_type is {cfg.data_type}, but builder {cfg.builder or name} reads "
+                              "images; see video_caption and video_qa.")
+        refuse_unknown_splits(name, cfg, self.splits())
 
     def splits(self) -> list[str]:
         """Splits with files of their own, and those of split_values."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageDatasetConfig
+from lavis_lite.datasets.builders.keys import FEATURES, QUESTIONS, VIDEOS
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.media.video import ReaderName, VideoFolder, installed_readers
 from lavis_lite.registry import registry
@@ -45,6 +47,7 @@ class VideoCaptionBuilder(ImageCaptionBuilder):
 
     config_class: ClassVar[type[DatasetConfig]] = VideoDatasetConfig
     sample_keys: ClassVar[tuple[str, ...]] = ("video", *ImageCaptionBuilder.sample_keys[1:])
+    ignored_keys: ClassVar[Mapping[str, str]] = {**VIDEOS, **FEATURES}
     media: ClassVar[str] = "videos"
     cfg: VideoDatasetConfig
 
@@ -62,6 +65,7 @@ class VideoQABuilder(ImageQABuilder):
 
     config_class: ClassVar[type[DatasetConfig]] = VideoQAConfig
     sample_keys: ClassVar[tuple[str, ...]] = ("video", *ImageQABuilder.sample_keys[1:])
+    ignored_keys: ClassVar[Mapping[str, str]] = {**VIDEOS, **FEATURES, **QUESTIONS}
     media: ClassVar[str] = "videos"
     cfg: VideoQAConfig
 
