@@ -20,6 +20,7 @@ from lavis_lite import atomic, distributed, weights
 from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.features.cache import FeatureFolder
+from lavis_lite.datasets.texts import look_through
 from lavis_lite.distributed import Launch, launch_from_environment
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
 from lavis_lite.registry import registry
@@ -58,6 +59,7 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     """Task, data, model and runner of a checked config."""
     task = registry.get_task_class(config.run.task)(config.run)
     datasets = build_datasets(config)
+    on_main(lambda: check_texts(datasets, config.run))
     check_evaluated(task, datasets, config.run)
     model = build_model(config)
     check_features(datasets, model)
@@ -106,6 +108,23 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
             raise DataError(f"split {split!r} is in none of the data sets {', '.join(built)}; "
                             "mend run.train_splits, run.valid_splits or run.test_splits.")
     return built
+
+
+def check_texts(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
+    """Say what the text processors leave of the texts, and stop while the model is not loaded yet if it is nothing.
+
+    Raises:
+        DataError: with run.on_bad_sample=raise, texts without words that a sample cannot do without.
+    """
+    for name, splits in datasets.items():
+        for split, dataset in splits.items():
+            report = look_through(dataset)
+            if str(report):
+                print(f"{name}, {split}: {report}", flush=True)
+            if report.empty and run.on_bad_sample == "raise" and getattr(dataset, "needs_words", False):
+                raise DataError(f"{name}, {split}: {report.empty} texts have {report.reason}:\n  "
+                                + "\n  ".join(report.shown) + "\nFix them, or set run.on_bad_sample=skip to leave these "
+                                "samples out (they are counted and listed).")
 
 
 def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:

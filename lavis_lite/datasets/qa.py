@@ -16,6 +16,7 @@ from lavis_lite.datasets.annotations.layout import NOTHING
 from lavis_lite.datasets.annotations.rows import Row, RowTable
 from lavis_lite.datasets.base import Sample, TableDataset, image_number
 from lavis_lite.datasets.media.images import ImageFolder
+from lavis_lite.datasets.texts import processed
 
 Processor = Callable[..., Any]
 """(item, rng) -> item"""
@@ -86,7 +87,8 @@ class QADataset(TableDataset):
         row = self.table[index]
         view = self.folder.view(row["image"], self.vis_processor, rng)
         weights = [count / sum(row["counts"]) for count in row["counts"]]
-        question, answer = self.text_processor(row["question"], rng), draw(row["answers"], weights, rng)
+        question = processed(self.text_processor, row["question"], rng, "question")
+        answer = draw(row["answers"], weights, rng)
         read, learned = (question, answer) if self.learn == "answer" else (answer, question)
         prompt, extras = instructed(self.instruction, read, rng, extras_of(row, self.extras))
         return {
@@ -155,7 +157,8 @@ class QAEvalDataset(TableDataset):
     def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
         """One question; `picture`: what `picture` gave for it before, or something in its place."""
         row = self._row(index)
-        read = self.text_processor(row["question"], rng) if self.learn == "answer" else self._commonest(row)
+        read = self._commonest(row) if self.learn == "question" else processed(
+            self.text_processor, row["question"], rng, "question")
         prompt, extras = instructed(self.instruction, read, rng, extras_of(row, self.extras))
         shown = self.picture(index, rng) if picture is None else picture
         return {

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig, ProcessorPair
 from lavis_lite.datasets.builders.keys import NOWHERE, refuse_ignored
+from lavis_lite.datasets.texts import as_it_is
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
 
@@ -85,8 +86,3 @@ class BaseDatasetBuilder:
             return None
         fixed = pair.eval or {**(pair.train or {}), "draw": False}
         return self._made("instruction", training, pair.train if training else fixed)
-
-
-def as_it_is(item: Any, rng: Any = None) -> Any:
-    """The processor that changes nothing."""
-    return item
