@@ -55,17 +55,15 @@ ALL = [block for page in PAGES for block in blocks(page)]
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
     """A folder as a reader's checkout: recipes, train.py, every file of the docs, and pictures for the examples."""
-    for name in ("projects", "train.py", "evaluate.py", "lavis_lite", "benchmarks"):
+    for name in ("projects", "train.py", "evaluate.py", "lavis_lite", "benchmarks", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     for block in ALL:
         if block.file:
             (tmp_path / block.file).write_text(block.text)
     for number in range(12):
-        for place in (tmp_path / "holiday" / "images", tmp_path / "animals" / "cat"):
-            place.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (64, 64), (20 * number, 90, 30)).save(place / f"{number}.jpg")
-    rows = "".join(f'{{"image": "{number}.jpg", "caption": ["a green field", "grass"]}}\n' for number in range(12))
-    (tmp_path / "holiday" / "captions.jsonl").write_text(rows)
+        place = tmp_path / "animals" / "cat"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (20 * number, 90, 30)).save(place / f"{number}.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in list(os.environ):

@@ -25,7 +25,7 @@ MODELS: dict[Goal, dict[str, Any]] = {
     "vqa": {"arch": "blip2_opt", "model_type": "mini_instruct"},
 }
 RUNS: dict[Goal, dict[str, Any]] = {
-    "captioning": {"task": "captioning", "num_beams": 1, "max_len": 40, "caption_metrics": ["bleu", "rouge", "cider"]},
+    "captioning": {"task": "captioning", "num_beams": 1, "max_len": 40, "caption_metrics": ["bleu", "rouge_l", "cider"]},
     "pretrain": {"task": "image_text_pretrain"},
     "vqa": {"task": "vqa", "prompt": "question: {} short answer:", "num_beams": 1},
 }
@@ -69,7 +69,7 @@ def write_recipe(recipe: Path, source: str, name: str, section: DatasetConfig, m
     model = dict(MODELS[goal])
     if section.builder == "image_dialogue":
         run |= {"prompt": None, "max_len": 40}
-        model["max_txt_len"] = 160  # the history is part of the prompt
+        model["max_txt_len"] = 64  # the history is part of the prompt
     tree = {"model": model, "datasets": {name: _as_yaml(section)}, "run": run}
     what = f"{goal} on its {'questions' if asks else 'captions'}, " + (
         f"scored on {', '.join(held_out)}" if held_out else "without a held-out split: the images are too few")
