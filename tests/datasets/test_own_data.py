@@ -81,7 +81,8 @@ def test_answers_in_one_column_a_list_or_several(row: dict[str, Any], keys: dict
 
 def test_choices_are_the_samples_own(folder: Path) -> None:
     path = folder / "a.json"
-    path.write_text(json.dumps([{"image": "pics/0.jpg", "question": "what?", "answer": "red", "options": ["red", "blue"]}]))
+    row = {"image": "pics/0.jpg", "question": "what?", "answer": "red", "options": ["red", "blue"]}
+    path.write_text(json.dumps([row]))
     assert build(path, choices_column="options")[0]["choices"] == ["red", "blue"]
 
 

@@ -25,7 +25,8 @@ MODELS: dict[Goal, dict[str, Any]] = {
     "vqa": {"arch": "blip2_opt", "model_type": "mini_instruct"},
 }
 RUNS: dict[Goal, dict[str, Any]] = {
-    "captioning": {"task": "captioning", "num_beams": 1, "max_len": 40, "caption_metrics": ["bleu", "rouge_l", "cider"]},
+    "captioning": {"task": "captioning", "num_beams": 1, "max_len": 40,
+                   "caption_metrics": ["bleu", "rouge_l", "cider"]},
     "pretrain": {"task": "image_text_pretrain"},
     "vqa": {"task": "vqa", "prompt": "question: {} short answer:", "num_beams": 1},
 }
