@@ -123,8 +123,8 @@ def check_texts(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
                 print(f"{name}, {split}: {report}", flush=True)
             if report.empty and run.on_bad_sample == "raise" and getattr(dataset, "needs_words", False):
                 raise DataError(f"{name}, {split}: {report.empty} texts have {report.reason}:\n  "
-                                + "\n  ".join(report.shown) + "\nFix them, or set run.on_bad_sample=skip to leave these "
-                                "samples out (they are counted and listed).")
+                                + "\n  ".join(report.shown) + "\nFix them, or set run.on_bad_sample=skip to leave "
+                                "these samples out (they are counted and listed).")
 
 
 def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:

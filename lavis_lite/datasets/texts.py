@@ -9,7 +9,7 @@ from typing import Any
 
 from lavis_lite.datasets.media.images import BadSample
 
-MOST_ROWS = 1_000_000
+MOST_ROWS = 500_000
 """rows of a data set whose texts are looked at before a run; of more, evenly spaced ones: some seconds"""
 MOST_SHOWN = 20
 _SHOWN_CHARACTERS = 80
@@ -22,8 +22,8 @@ def as_it_is(item: Any, rng: Any = None) -> Any:
 
 def has_content(text: str) -> bool:
     """Whether a text says anything: a letter, a digit, or a symbol that is no ASCII mark, such as an emoji."""
-    return any(map(str.isalnum, text)) or any(not character.isascii() and unicodedata.category(character)[0] not in "PZC"
-                                              for character in text)
+    return any(map(str.isalnum, text)) or any(
+        not character.isascii() and unicodedata.category(character)[0] not in "PZC" for character in text)
 
 
 def processed(processor: Callable[..., Any], text: str, rng: Any, kind: str) -> str:

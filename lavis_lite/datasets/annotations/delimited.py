@@ -130,7 +130,7 @@ def _tab_in_quotes(cells: list[str]) -> bool:
                                 for cell in cells[opened[0] + 1:])
 
 
-# --- cells that may be quoted ------------------------------------------------------------------------------------------
+# --- cells that may be quoted ----------------------------------------------------------------------------------------
 class _Lines:
     """The lines of a text, one at a time; those of the current record are kept."""
 
@@ -168,8 +168,8 @@ def _quoted_rows(path: Path, content: str, delimiter: str, doubt: bool) -> Itera
 def _unreadable(fault: csv.Error) -> str:
     what = ("a quoted cell that begins in this row never ends" if "unexpected end" in str(fault) else
             f"not a readable table ({fault})")
-    return (f"{what}. A quotation mark within a quoted cell is written twice; set `quoting: none` if the quotation marks "
-            "belong to the texts.")
+    return (f"{what}. A quotation mark within a quoted cell is written twice; set `quoting: none` if the quotation "
+            "marks belong to the texts.")
 
 
 def _doubted(header: Header, cells: list[str], lines: list[str]) -> dict[str, Any] | BadRow:
@@ -179,8 +179,8 @@ def _doubted(header: Header, cells: list[str], lines: list[str]) -> dict[str, An
                       f"{'s' if len(lines) > 2 else ''}, which look like rows; set `quoting: none` if the quotation "
                       "marks belong to the texts, or `quoting: minimal` if the line breaks do")
     if any(map(_BLANK_BEFORE_QUOTE.fullmatch, cells)):
-        return BadRow("a cell has a blank before its quotation mark, so that it is not a quoted cell; remove the blank, "
-                      "or set `quoting: none`")
+        return BadRow("a cell has a blank before its quotation mark, so that it is not a quoted cell; remove the "
+                      "blank, or set `quoting: none`")
     return header.row(cells)
 
 

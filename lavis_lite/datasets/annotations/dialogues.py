@@ -6,7 +6,7 @@ conversations as LLaVA-Instruct has them. A dialogue is held once, however many 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.readers import read_members, read_rows
 from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable, describe, text
 from lavis_lite.errors import DataError
+
 
 class TurnTable(RowTable):
     """Questions of dialogues as rows, put together while they are looked at.
@@ -140,7 +141,8 @@ def _finished(dialogues: RowTable, texts: tuple[RowTable, RowTable] | None, path
     table = TurnTable(dialogues, texts, turn)
     table.left_out = faults.left_out
     if not len(table):
-        raise DataError(f"{', '.join(map(str, paths))}: no dialogues{f'; {faults.left_out} rows lack what `required` names' if faults.left_out else ''}.")
+        lacking = f"; {faults.left_out} rows lack what `required` names" if faults.left_out else ""
+        raise DataError(f"{', '.join(map(str, paths))}: no dialogues{lacking}.")
     return table
 
 

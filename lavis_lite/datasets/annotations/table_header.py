@@ -47,8 +47,8 @@ class Header:
             return BadRow(f"{_cells(len(cells) - len(self.names), 'more')} than the header has; "
                           + self._advice([cell for cell in cells[len(self.names):] if cell.strip()] == []))
         if len(cells) < self._fewest:
-            return BadRow(f"{_cells(self._fewest - len(cells), 'fewer')} than the header has; it has {len(self.names)}: "
-                          f"{', '.join(map(repr, self.names[:8]))}")
+            return BadRow(f"{_cells(self._fewest - len(cells), 'fewer')} than the header has; it has "
+                          f"{len(self.names)}: {', '.join(map(repr, self.names[:8]))}")
         if [cell.strip() for cell in cells] == self.names:
             return BadRow("is the header once more, as if two files were joined")
         row: dict[str, Any] = {}

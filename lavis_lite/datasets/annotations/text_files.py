@@ -73,7 +73,8 @@ def _decode(path: Path, content: bytes, encoding: str | None) -> str:
         line = _line_of(content[:fault.start].decode(codec, "ignore"))
         raise DataError(f"{path}:{line}: {_other_encoding(path, codec, fault.start)}") from fault
     except LookupError as fault:
-        raise ConfigError(f"encoding {codec!r}: there is no such text encoding; {did_you_mean(codec, _USUAL)}") from fault
+        hint = did_you_mean(codec, _USUAL)
+        raise ConfigError(f"encoding {codec!r}: there is no such text encoding; {hint}") from fault
 
 
 def _other_encoding(path: Path, codec: str, byte: int) -> str:
@@ -89,8 +90,8 @@ def _null_character(path: Path, content: bytes, text: str) -> str:
     sides = content[0:2000:2].count(0), content[1:2000:2].count(0)
     if max(sides) * 5 > len(content[:2000]):  # every second byte of Western UTF-16 is null
         codec = "utf-16-be" if sides[0] > sides[1] else "utf-16-le"
-        return (f"{where}: has null characters; it looks like UTF-16 without a byte-order mark. Set `encoding: {codec}` "
-                "in the data set's section.")
+        return (f"{where}: has null characters; it looks like UTF-16 without a byte-order mark. Set "
+                f"`encoding: {codec}` in the data set's section.")
     return (f"{where}: has a null character, which is part of no text. Remove it, for example with "
             f"`tr -d '\\000' < {path.name} > clean{path.suffix}`.")
 

@@ -57,8 +57,8 @@ def _refuse_others(path: Path, lists: list[str], read: tuple[str, ...]) -> None:
     """No list of rows is left unread without a word."""
     others = [name for name in lists if name not in read]
     if others:
-        raise DataError(f"{path}: has rows in {', '.join(map(repr, [*read, *others]))}; only {' and '.join(read)} would "
-                        "be read. Write each list to a file of its own.")
+        raise DataError(f"{path}: has rows in {', '.join(map(repr, [*read, *others]))}; only {' and '.join(read)} "
+                        "would be read. Write each list to a file of its own.")
 
 
 def _image_rows(path: Path, images: list[Any]) -> Iterator[NumberedRow]:

@@ -27,8 +27,8 @@ class ImageShardBuilder(ImageCaptionBuilder):
     def __init__(self, name: str, cfg: ImageDatasetConfig) -> None:
         info = cfg.build_info
         if info.storage and info.annotations:
-            raise ConfigError(f"datasets.{name}.build_info.storage has no effect beside build_info.annotations. Take it "
-                              "out.")
+            raise ConfigError(f"datasets.{name}.build_info.storage has no effect beside build_info.annotations. "
+                              "Take it out.")
         if info.storage:
             train = {"train": FileConfig(storage=info.storage)}
             cfg = copy.copy(cfg)

@@ -94,7 +94,9 @@ class Sample:
             kind = "images" if twice is self.pictures else "texts of one ending"
             return f"has {len(twice)} {kind}: {', '.join(member.name for member in twice[:3])}"
         large = next((one for found in self.texts.values() for one in found if one.size > MOST_TEXT), None)
-        return large and f"has a text of {large.size:,} bytes, {large.name}; at most {MOST_TEXT:,} are read"
+        if large is not None:
+            return f"has a text of {large.size:,} bytes, {large.name}; at most {MOST_TEXT:,} are read"
+        return None
 
 
 @dataclass
@@ -197,7 +199,7 @@ def _crc(file: BinaryIO, info: tarfile.TarInfo) -> int:
     return crc
 
 
-# --- members to samples ------------------------------------------------------------------------------------------------
+# --- members to samples ----------------------------------------------------------------------------------------------
 def _samples(path: Path, members: list[Member], dots: Dots, contents: Contents, faults: RowFaults) -> Iterator[Sample]:
     """Members by their keys, in the order of first appearance."""
     by_last = _grouped(members, "last")
