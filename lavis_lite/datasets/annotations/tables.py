@@ -82,14 +82,19 @@ class RowTable:
 
     def place(self, index: int) -> str:
         """`file:row` of a row, for messages. Rows of JSON lists count from 1; of line files it is the line number."""
-        file, number = self._places[index].tolist()
+        file, number = self._origin(index)
         return f"{self.files[file]}:{number}"
 
     def items(self) -> Iterator[tuple[int, int, Row]]:
         """(file number, row number, row) of every row, as the constructor takes them."""
         for index in range(len(self)):
-            file, number = self._places[index].tolist()
+            file, number = self._origin(index)
             yield file, number, self[index]
+
+    def _origin(self, index: int) -> tuple[int, int]:
+        """(file number, row number) of a row."""
+        file, number = self._places[index].tolist()
+        return file, number
 
     def first_of_each(self, key: str, most: int) -> RowTable:
         """A table of the first `most` rows of every value of `key`, in order."""
@@ -171,6 +176,9 @@ class ExplodedTable(RowTable):
     def place(self, index: int) -> str:
         """`file:row`, see `RowTable.place`."""
         return self.table.place(self._row(index)[0])
+
+    def _origin(self, index: int) -> tuple[int, int]:
+        return self.table._origin(self._row(index)[0])
 
     def file_sizes(self) -> list[int]:
         """Rows that come from each file, in order."""
