@@ -1,6 +1,6 @@
 """Annotation files and tars made by chance, with what they say: files as programs write them, and as they break them.
 
-Each has `truth`, the rows that were meant; None where the file cannot say it and must be refused. Where a file `must` be
+Each has `truth`, the rows that were meant; None if the file cannot say it and must be refused. If a file `must` be
 read, a refusal is wrong too.
 """
 
@@ -18,8 +18,9 @@ from typing import Any
 Rows = list[dict[str, Any]]
 """{image, caption: [texts]} of each row"""
 
-WORDS = ["a dog", "two cats", "the", "red", "ball", "on grass", "d\u00e9j\u00e0 vu", "\u72ac", "\U0001f415", "it's", "5\" pipe",
-         "50%", "#1", "a\u2028b", "C:\\dir", "[sic]", "{x}", "null", "NaN", "(left)", "\u201cso\u201d", "1e5", "007", "--"]
+WORDS = ["a dog", "two cats", "the", "red", "ball", "on grass", "d\u00e9j\u00e0 vu", "\u72ac", "\U0001f415", "it's",
+         "5\" pipe", "50%", "#1", "a\u2028b", "C:\\dir", "[sic]", "{x}", "null", "NaN", "(left)", "\u201cso\u201d",
+         "1e5", "007", "--"]
 SPICE = {",": ["red, green", ",", "a,b"], ";": ["one; two"], "|": ["left | right"], "\t": ["a\tb"],
          '"': ['say "hi"', '"Less is more', 'more or less"', '"Best" cake', '""', 'x"'], "\n": ["up\ndown", "a\r\nb"],
          " ": [" lead", "trail "]}
@@ -73,7 +74,7 @@ def whole_quotes(rows: Rows) -> bool:
     return any(row["caption"][0][:1] == '"' == row["caption"][0][-1:] for row in rows)
 
 
-# --- tables ------------------------------------------------------------------------------------------------------------
+# --- tables -----------------------------------------------------------------------------------------------------------
 def written_csv(rng: random.Random) -> Made:
     mark = rng.choice([",", ",", ";", "|", "\t"])
     rows = meant(rng, ',;|" ' + ("" if mark == "\t" else "\t\n"))
@@ -169,7 +170,7 @@ def lists_in_cells(rng: random.Random) -> Made:
     return Made(f"lists as {how}", "a.csv", text.encode(), None if lost else rows, not lost)
 
 
-# --- JSON --------------------------------------------------------------------------------------------------------------
+# --- JSON -------------------------------------------------------------------------------------------------------------
 def json_file(rng: random.Random) -> Made:
     rows = meant(rng, ',;|"\t\n ', texts=3)
     given = [{**row, "caption": row["caption"][0]} if len(row["caption"]) == 1 else row for row in rows]
@@ -177,7 +178,8 @@ def json_file(rng: random.Random) -> Made:
     lines = "\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in given)
     wrapped = {rng.choice(["data", "annotations", "rows", "samples"]): given, "info": {"version": 1}}
     files = {"list": ("a.json", json.dumps(given, ensure_ascii=ascii_only, indent=rng.choice([None, 2]))),
-             "lines": ("a.jsonl", lines), "lines with ends": ("a.ndjson", lines.replace("\n", rng.choice(["\r\n", "\r"]))),
+             "lines": ("a.jsonl", lines),
+             "lines with ends": ("a.ndjson", lines.replace("\n", rng.choice(["\r\n", "\r"]))),
              "wrapped": ("a.json", json.dumps(wrapped))}
     kind = rng.choice(sorted(files))
     encoding = rng.choice(["utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -194,7 +196,8 @@ def broken_json(rng: random.Random) -> Made:
         "key twice": ("a.json", whole.replace('"caption":', '"caption": "other", "caption":', 1)),
         "key twice in a line": ("a.jsonl", lines.replace('"image":', '"image": "z.jpg", "image":', 1)),
         "two lists": ("a.json", json.dumps({"data": rows, "train": rows})),
-        "unknown wrapper": ("a.json", json.dumps({"things": rows})), "nested": ("a.json", json.dumps({"data": {"x": rows}})),
+        "unknown wrapper": ("a.json", json.dumps({"things": rows})),
+        "nested": ("a.json", json.dumps({"data": {"x": rows}})),
         "list twice": ("a.json", whole + whole), "row is a list": ("a.json", json.dumps([*rows, ["x.jpg", "text"]])),
         "two images": ("a.json", json.dumps([*rows, {"image": ["x.jpg", "y.jpg"], "caption": "z"}])),
         "nothing": ("a.json", " \n"),
@@ -225,7 +228,7 @@ def make_file(number: int) -> Made:
     return FILES[number % len(FILES)](rng)
 
 
-# --- tars --------------------------------------------------------------------------------------------------------------
+# --- tars -------------------------------------------------------------------------------------------------------------
 @dataclass
 class MadeTar:
     """A tar: its bytes, the captions by the bytes of their picture, and whether it must be read."""
@@ -254,7 +257,8 @@ def packed(members: Members, rng: random.Random, links: tuple[str, ...] = ()) ->
     return buffer.getvalue()
 
 
-KEYS = ["{:06}", "photo {}", "IMG.2023.{}", "photo v1.0 final {}", "a/b/{:03}", "./{:03}", "v1.0/{:03}", "x" * 150 + "{}",
+KEYS = ["{:06}", "photo {}", "IMG.2023.{}", "photo v1.0 final {}", "a/b/{:03}", "./{:03}", "v1.0/{:03}",
+        "x" * 150 + "{}",
         "\u72ac{}", "{}.seg.of"]
 
 
@@ -286,14 +290,16 @@ def make_tar(number: int) -> MadeTar:
     text = next(name for name, _ in parts[0] if name.endswith((".txt", ".json")))
     healthy: dict[str, Callable[[], Members]] = {
         "as it is": lambda: flat, "shuffled": lambda: rng.sample(flat, len(flat)),
-        "other members": lambda: [*flat, (f"{key}.pkl", b"x"), (f"{key}.cls", b"3"), ("README", b"read"), ("a.parquet", b"p")],
+        "other members": lambda: [*flat, (f"{key}.pkl", b"x"), (f"{key}.cls", b"3"), ("README", b"read"),
+                                  ("a.parquet", b"p")],
         "hidden files": lambda: [*flat, ("._0001.jpg", b"mac"), ("__MACOSX/._x.json", b"mac"), (".DS_Store", b"x")],
     }
     broken: dict[str, Callable[[], bytes]] = {
         "no text": lambda: packed([*flat, ("alone.jpg", b"picture")], rng),
         "no image": lambda: packed([*flat, ("alone.json", b'{"caption": "x"}')], rng),
         "image twice": lambda: packed([*flat, (f"{key}.gif", b"other")], rng),
-        "member twice": lambda: packed([*flat, flat[0]], rng), "text twice": lambda: packed([*flat, (text, b"{}")], rng),
+        "member twice": lambda: packed([*flat, flat[0]], rng),
+        "text twice": lambda: packed([*flat, (text, b"{}")], rng),
         "link": lambda: packed([member for member in flat if member[0] != flat[0][0]], rng, (f"{key}.{suffix}",)),
         "cut": lambda: packed(flat, rng).rstrip(b"\0")[:-rng.randint(1, 5)],
         "joined": lambda: packed(flat, rng) + packed([("z.jpg", b"z"), ("z.txt", b"z")], rng),
@@ -302,8 +308,10 @@ def make_tar(number: int) -> MadeTar:
         "no caption": lambda: packed([*flat, ("b.jpg", b"b"), ("b.json", b'{"url": "u"}')], rng),
         "Latin-1 text": lambda: packed([*flat, ("b.jpg", b"b"), ("b.txt", "caf\u00e9".encode("latin-1"))], rng),
         "fields of one sample": lambda: packed([("s.image.jpg", b"b"), ("s.caption.txt", b"t"), *flat], rng),
-        "whole or part": lambda: packed([("s.jpg", b"b"), ("s.txt", b"t"), ("s.seg.png", b"c"), ("s.seg.txt", b"u")], rng),
-        "nothing": lambda: packed([("README", b"x")], rng), "empty": lambda: packed([], rng), "no tar": lambda: b"x" * 3000,
+        "whole or part": lambda: packed([("s.jpg", b"b"), ("s.txt", b"t"), ("s.seg.png", b"c"), ("s.seg.txt", b"u")],
+                                        rng),
+        "nothing": lambda: packed([("README", b"x")], rng),
+        "empty": lambda: packed([], rng), "no tar": lambda: b"x" * 3000,
     }
     if rng.random() < 0.5:
         kind = rng.choice(sorted(healthy))

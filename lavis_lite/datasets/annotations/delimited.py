@@ -68,8 +68,8 @@ def find_delimiter(path: Path, content: str, form: FileFormat) -> str:
         if len(named) != 1 or named in '"\r\n':
             raise ConfigError(f"delimiter {form.delimiter!r}: must be one character, such as ';', or 'tab'.")
         if named not in bare and present:
-            raise DataError(f"{path}: the header {header.strip()[:80]!r} has no {NAMES.get(named, repr(named))}, which "
-                            f"`delimiter` names, but {NAMES[present[0]]}.")
+            raise DataError(f"{path}: the header {header.strip()[:80]!r} does not have "
+                            f"{NAMES.get(named, repr(named))}, which `delimiter` names, but {NAMES[present[0]]}.")
         return named
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     if usual in present or not present:

@@ -113,7 +113,7 @@ def pack(out: Path, given: list[dict[str, Any]]) -> None:
     index_folder(out, ["says", "part", "image_id"], say=lambda text: None)
 
 
-# --- what a builder gives, as text -------------------------------------------------------------------------------------
+# --- what a builder gives, as text ------------------------------------------------------------------------------------
 def observe(name: str, section: Any) -> str:
     """All that can be seen of the data sets of a section, and what it is refused with."""
     try:
@@ -147,7 +147,7 @@ def plain(sample: dict[str, Any]) -> dict[str, Any]:
             for key, value in sample.items()}
 
 
-# --- sections ----------------------------------------------------------------------------------------------------------
+# --- sections ---------------------------------------------------------------------------------------------------------
 def base(name: str, folder: Path, **changes: Any) -> Any:
     """A section that the builder reads, with these keys; a `file` is the annotation file of both splits."""
     cls = registry.get_builder_class(name).config_class
@@ -296,7 +296,7 @@ def test_links_are_followed_as_the_section_says(folder: Path, name: str) -> None
 @pytest.mark.parametrize(("changes", "words"), [
     ({"split_values": {"train": "a"}}, r"split_values has no effect without split_column"),
     ({"prepare_args": {"train": 3}}, r"prepare_args has no effect without prepare"),
-    ({"references": {"vall": FileConfig(storage="x")}}, r"references.vall: the data set has no such split; did you mean"),
+    ({"references": {"vall": FileConfig(storage="x")}}, "references.vall: the data set has no such split; did you mean"),
     ({"image_pattern": {"trian": "{image_id}.png"}}, r"image_pattern.trian: .* did you mean 'train'"),
     ({"data_type": "videos"}, r"data_type is videos, but builder image_caption reads images"),
 ])
