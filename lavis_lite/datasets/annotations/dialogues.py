@@ -141,7 +141,7 @@ def _finished(dialogues: RowTable, texts: tuple[RowTable, RowTable] | None, path
     table = TurnTable(dialogues, texts, turn)
     table.left_out = faults.left_out
     if not len(table):
-        lacking = f"; {faults.left_out} rows lack what `required` names" if faults.left_out else ""
+        lacking = f"; rows that lack what `required` names: {faults.left_out}" if faults.left_out else ""
         raise DataError(f"{', '.join(map(str, paths))}: no dialogues{lacking}.")
     return table
 

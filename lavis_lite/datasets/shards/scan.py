@@ -176,13 +176,14 @@ def _report_unused(folder: Path, facts: Sequence[dict[str, str]], say: Say) -> N
         counts.update(unused)
         examples = first | examples
     for kind, count in sorted(counts.items()):
-        say(f"not read: {count} member{'s' if count > 1 else ''}, {kind[:40]}, such as {examples[kind][:80]}")
+        say(f"not read: {kind[:40]} ({count}, such as {examples[kind][:80]})")
     packed = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_OTHER_TARS))
     if packed:
-        say(f"not read: {len(packed)} compressed archives, such as {packed[0]}; unpack them to .tar files")
+        say(f"not read: compressed archives ({len(packed)}, such as {packed[0]}); unpack them to .tar files")
     deeper = sorted(folder.glob("*/*.tar"))
     if deeper:
-        say(f"not read: {len(deeper)} tars in folders below, such as {deeper[0]}; index each folder for itself")
+        first = deeper[0].relative_to(folder)
+        say(f"not read: tars in folders below ({len(deeper)}, such as {first}); index each folder for itself")
 
 
 def _judge(folder: Path, facts: Sequence[dict[str, str]], skip_bad: bool, say: Say) -> None:
