@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lavis_lite.models.language_model.tokens import Side
+from lavis_lite.models.plain_text import Side
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError
+from lavis_lite.models.plain_text import PlainEncoder, Side, frame, framed
+from lavis_lite.processors.control import without_control_tokens
 
 BEGIN_TOKEN = "[DEC]"
 """stands in the place of [CLS] where text is generated (BLIP-2, section 3.2)"""
@@ -82,13 +85,15 @@ class TextTokens:
 class TextTokenizer:
     """A BERT-like tokenizer with [DEC] added, loaded at first use.
 
+    Texts become text tokens only: "[SEP]" in a caption is split like other words.
+
     Args:
         name: "bert-base-uncased", "mini" (the packaged one) or a folder; a folder with `vocab.txt` is enough.
         max_length: tokens kept of each text, [CLS] and [SEP] included.
         truncation_side: where a longer text loses tokens: "right", or "left" for instructions, whose end matters.
     """
 
-    def __init__(self, name: str = "bert-base-uncased", max_length: int = 32, truncation_side: str = "right") -> None:
+    def __init__(self, name: str = "bert-base-uncased", max_length: int = 32, truncation_side: Side = "right") -> None:
         self.name, self.max_length, self.truncation_side = name, max_length, truncation_side
         self._loaded: Any = None
 
@@ -102,6 +107,16 @@ class TextTokenizer:
         if self._loaded is None:
             self._loaded = _load(self.name, self.truncation_side)
         return self._loaded
+
+    @cached_property
+    def plain(self) -> PlainEncoder:
+        """Texts to ids without special tokens."""
+        return PlainEncoder(self.loaded)
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """[CLS] and [SEP], as the tokenizer puts them."""
+        return frame(self.loaded)
 
     @property
     def special_ids(self) -> SpecialIds:
@@ -118,7 +133,9 @@ class TextTokenizer:
             texts: B strings.
             max_length: instead of the tokenizer's own.
         """
-        rows = self.loaded(list(texts), truncation=True, max_length=max_length or self.max_length)["input_ids"]
+        before, after = self._frame
+        rows = [framed(row, before, after, max_length or self.max_length, self.truncation_side)
+                for row in self.plain([without_control_tokens(text) for text in texts])]
         return TextTokens.from_lists(rows, self.special_ids.pad)
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
@@ -126,7 +143,7 @@ class TextTokenizer:
         return [self.loaded.decode(list(row), skip_special_tokens=True).strip() for row in rows]
 
 
-def _load(name: str, side: str) -> Any:
+def _load(name: str, side: Side) -> Any:
     from transformers import AutoTokenizer, BertTokenizer
 
     folder = MINI_FOLDER if name == MINI else Path(name)
