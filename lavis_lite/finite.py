@@ -1,4 +1,4 @@
-"""One check for values that a score is made of: NaN or infinite ones stop an evaluation instead of looking like scores."""
+"""One check for the values that a score is made of: NaN or infinite ones stop an evaluation."""
 
 from __future__ import annotations
 

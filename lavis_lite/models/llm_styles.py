@@ -32,6 +32,11 @@ class Style:
     answer_length_penalty: float = 0.0
     counts_start: tuple[bool, bool] = (False, False)
 
+    @staticmethod
+    def lengths(longest: int, shortest: int, counts_start: bool) -> dict[str, int]:
+        """LAVIS' lengths as numbers of new tokens."""
+        return {"max_new_tokens": longest - int(counts_start), "min_new_tokens": max(shortest - 1, 0)}
+
 
 OPT = Style(joint_limit=True, prompt_side="right", counts_start=(True, False))
 T5 = Style(prefix_lm=True, prompt_side="right", answer_length_penalty=-1.0)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.plain_text import PlainEncoder, Side, frame, framed
 from lavis_lite.processors.control import without_control_tokens
 
@@ -72,6 +72,11 @@ class TextTokens:
             return self
         return TextTokens(torch.nn.functional.pad(self.ids, (0, more), value=pad),
                           torch.nn.functional.pad(self.mask, (0, more), value=False), self.lengths)
+
+    def repeated(self, count: int) -> TextTokens:
+        """One text, `count` times."""
+        return TextTokens(self.ids.expand(count, -1), self.mask.expand(count, -1),
+                          None if self.lengths is None else self.lengths * count)
 
     def prediction_rows(self) -> Tensor | None:
         """Where a next token is to be predicted: int64[T] into B x (L-1) positions, on the host; None: unknown."""
@@ -132,7 +137,12 @@ class TextTokenizer:
         Args:
             texts: B strings.
             max_length: instead of the tokenizer's own.
+
+        Raises:
+            DataError: there is no text.
         """
+        if not len(texts):
+            raise DataError("there is no text to read: the list is empty.")
         before, after = self._frame
         rows = [framed(row, before, after, max_length or self.max_length, self.truncation_side)
                 for row in self.plain([without_control_tokens(text) for text in texts])]

@@ -34,6 +34,12 @@ class Room:
     positions: int | None
     joint: bool
 
+    def after(self, vectors: int, prompt: int) -> int | None:
+        """Most tokens of an answer behind so many vectors and a prompt of so many tokens; None: any number."""
+        if self.positions is None:
+            return None
+        return self.positions - (vectors + prompt if self.joint else 0)
+
     def check_answer(self, answer: int) -> None:
         """Refuse answers that are longer than the model's positions by themselves.
 
