@@ -72,6 +72,12 @@ class Faults(LavisLiteError):
         super().__init__("\n".join(lines))
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value as Python writes it, shortened in the middle, for messages."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most - 20]} ... {text[-14:]}"
+
+
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
     """The choices that look most like `name`, best first; empty when none comes near."""
     return difflib.get_close_matches(name, list(choices), n=count, cutoff=0.55)

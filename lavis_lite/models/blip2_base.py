@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lavis_lite.errors import ConfigError, DataError, TextTooLongError
 from lavis_lite.models.base import BaseModel, freeze
+from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.qformer import QFormer
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
 
@@ -110,6 +111,11 @@ class Blip2Base(BaseModel):
 
     def _queries(self, batch: int) -> Tensor:
         return self.query_tokens.expand(batch, -1, -1)
+
+    def cut_texts(self) -> dict[str, CutTexts]:
+        """See `BaseModel`."""
+        limit = f"texts for the Q-Former were cut to {self.tokenizer.max_length} tokens (model.max_txt_len)"
+        return {limit: self.tokenizer.cut}
 
     def layer_scale(self, name: str, decay: float) -> float:
         """decay ** (layers between a vision encoder's parameter and its output, plus one); 1 elsewhere (LAVIS)."""

@@ -31,6 +31,7 @@ from lavis_lite.models.language_model.placement import blocks
 from lavis_lite.models.llm_styles import OPT, T5, T5_INSTRUCT, VICUNA, VICUNA_INSTRUCT, Style
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.models.pictures import Pictures, frames_of, pictures_of
+from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.prompts import as_list, split_caption, strip_prompt
 from lavis_lite.models.qformer import QFormer
 from lavis_lite.models.text_tokens import TextTokenizer
@@ -114,6 +115,8 @@ class Blip2LLM(Blip2Writer):
                 float64[B] or [B,2] in [0, 1), chooses the places; absent: drawn from torch's generator).
         """
         pictures = pictures_of(samples)
+        if not len(pictures):
+            raise DataError("the batch is empty: there is nothing to learn from.")
         prompts, targets = self.training_texts(samples, len(pictures))
         count = few_shot.draw_count(samples, self.num_few_shot_examples, self.few_shot_prob)
         shown = few_shot.with_examples(prompts, samples, self.language_model, most=count)
@@ -153,6 +156,13 @@ class Blip2LLM(Blip2Writer):
         text = " ".join(["text"] * self.language_model.limits.prompt)
         return {"image": torch.zeros(batch, 3, size, size, device=device), "text_input": [text] * batch,
                 "text_output": ["text"] * batch}
+
+    def cut_texts(self) -> dict[str, CutTexts]:
+        """See `BaseModel`."""
+        words = self.language_model.tokenizer
+        return {**super().cut_texts(),
+                "prompts were cut (model.max_txt_len, or the language model's positions)": words.cut_prompts,
+                "targets were cut (model.max_output_txt_len or max_txt_len, or the positions)": words.cut_targets}
 
     # parts ----------------------------------------------------------------------------------------------------------
     def soft_prompt(self, image: Tensor, texts: list[str] | None = None, rows: Tensor | None = None) -> Tensor:

@@ -6,6 +6,8 @@ Axes: B samples, C candidates.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +42,16 @@ class Blip2Writer(Blip2Base):
     prompt: str
     apply_lemmatizer: bool
     style: ClassVar[Style] = Style()
+    _only_measures = False
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Within it texts are built and measured, pictures are not looked at, and nothing is written or scored."""
+        self._only_measures = True
+        try:
+            yield
+        finally:
+            self._only_measures = False
 
     def soft_prompt_length(self, image: Tensor) -> int:
         """Vectors of a soft prompt for such images or videos, known before any is made: queries x frames."""
@@ -98,6 +110,8 @@ class Blip2Writer(Blip2Base):
         if not len(pictures):
             return []
         self.language_model.prompt_rows(shown, self.soft_prompt_length(pictures.image), options)
+        if self._only_measures:
+            return [""] * (len(pictures) * options.num_captions)
         soft_prompt, owners = self.prefix(pictures, prompts)
         return self.language_model.generate(soft_prompt, shown, options, **owners)
 
@@ -176,7 +190,7 @@ class Blip2Writer(Blip2Base):
         pictures = pictures_of(samples)
         batch = len(pictures)
         prompts = candidate_prompts(samples, self.prompt, batch)
-        most = max(map(len, candidate_lists(candidates, batch)))
+        most = max(map(len, candidate_lists(candidates, batch)), default=0)
         pairs = -(-most * batch // n_segments)
         shown = few_shot.with_examples(prompts, samples, self.language_model)
         return self._score(pictures, prompts, shown, candidates, normalise=normalise, pairs=max(pairs, 1))
@@ -186,6 +200,8 @@ class Blip2Writer(Blip2Base):
         """Likelihoods float[B,C] of candidates after the prompts `shown`. What is too long is refused first."""
         if not len(pictures):
             return torch.zeros(0, len(candidates), device=self.device)
-        self.language_model.scoring_rows(shown, candidates, self.soft_prompt_length(pictures.image))
+        _, rows = self.language_model.scoring_rows(shown, candidates, self.soft_prompt_length(pictures.image))
+        if self._only_measures:
+            return torch.zeros(len(rows), max(map(len, rows)))
         soft_prompt, owners = self.prefix(pictures, prompts)
         return self.language_model.score(soft_prompt, shown, candidates, **how, **owners)

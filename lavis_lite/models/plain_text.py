@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,6 +18,37 @@ from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.processors.control import MARKED, OPEN, without_marks
 
 Side = Literal["left", "right"]
+
+
+@dataclass
+class CutTexts:
+    """How many texts were read and how many of them lost tokens to a limit, since the tokenizer was made.
+
+    Attributes:
+        read: texts that were read, each time anew.
+        cut: those that lost tokens.
+        longest: tokens of the longest text, before it was cut.
+    """
+
+    read: int = 0
+    cut: int = 0
+    longest: int = 0
+
+    def count(self, before: Sequence[Sequence[int]], after: Sequence[Sequence[int]], frame: int) -> None:
+        """Count texts.
+
+        Args:
+            before: ids of whole texts.
+            after: ids of the same as they are read.
+            frame: special tokens around each in `after`.
+        """
+        self.read += len(before)
+        self.cut += sum(len(kept) < len(row) + frame for row, kept in zip(before, after, strict=True))
+        self.longest = max(self.longest, *(len(row) + frame for row in before), 0)
+
+    def plus(self, other: CutTexts) -> CutTexts:
+        """Both together, for the texts of several ranks."""
+        return CutTexts(self.read + other.read, self.cut + other.cut, max(self.longest, other.longest))
 
 
 class PlainEncoder:

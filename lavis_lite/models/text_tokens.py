@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError, DataError
-from lavis_lite.models.plain_text import PlainEncoder, Side, frame, framed
+from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, frame, framed
 from lavis_lite.processors.control import without_control_tokens
 
 BEGIN_TOKEN = "[DEC]"
@@ -96,11 +96,15 @@ class TextTokenizer:
         name: "bert-base-uncased", "mini" (the packaged one) or a folder; a folder with `vocab.txt` is enough.
         max_length: tokens kept of each text, [CLS] and [SEP] included.
         truncation_side: where a longer text loses tokens: "right", or "left" for instructions, whose end matters.
+
+    Attributes:
+        cut: how many texts were longer than their limit.
     """
 
     def __init__(self, name: str = "bert-base-uncased", max_length: int = 32, truncation_side: Side = "right") -> None:
         self.name, self.max_length, self.truncation_side = name, max_length, truncation_side
         self._loaded: Any = None
+        self.cut = CutTexts()
 
     @property
     def loaded(self) -> Any:
@@ -144,8 +148,9 @@ class TextTokenizer:
         if not len(texts):
             raise DataError("there is no text to read: the list is empty.")
         before, after = self._frame
-        rows = [framed(row, before, after, max_length or self.max_length, self.truncation_side)
-                for row in self.plain([without_control_tokens(text) for text in texts])]
+        whole = self.plain([without_control_tokens(text) for text in texts])
+        rows = [framed(row, before, after, max_length or self.max_length, self.truncation_side) for row in whole]
+        self.cut.count(whole, rows, len(before) + len(after))
         return TextTokens.from_lists(rows, self.special_ids.pad)
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:

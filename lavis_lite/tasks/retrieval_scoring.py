@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lavis_lite import distributed
+from lavis_lite.errors import shown
 from lavis_lite.finite import check_finite
 from lavis_lite.metrics.retrieval import KS, ranks_from_candidates, recalls
 from lavis_lite.tasks.base import LongWork
@@ -61,7 +62,7 @@ def encode_texts(model: Any, texts: Sequence[str], sizes: Sizes) -> Texts:
 
 
 def _text(texts: Sequence[str], rows: Sequence[int], row: int) -> str:
-    return f"retrieval: the features of the text {texts[rows[row]]!r} are NaN or infinite."
+    return f"retrieval: the features of the text {shown(texts[rows[row]])} are NaN or infinite."
 
 
 @torch.no_grad()

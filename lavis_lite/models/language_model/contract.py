@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite import distributed
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, shown
 from lavis_lite.finite import check_finite
 from lavis_lite.models.base import freeze
 from lavis_lite.models.decoding import Decoder, Decoding, decode
@@ -336,7 +336,7 @@ def candidate_lists(candidates: Candidates, batch: int) -> list[list[str]]:
         ConfigError: an empty list, or lists that are not one per sample.
     """
     if isinstance(candidates, str) or not candidates:
-        raise ConfigError(f"candidates must be a list of answers, not {candidates!r}.")
+        raise ConfigError(f"candidates must be a list of answers, not {shown(candidates)}.")
     if isinstance(candidates[0], str):
         return [[str(text) for text in candidates]] * batch
     if len(candidates) != batch:

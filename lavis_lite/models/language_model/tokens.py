@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.language_model.families import Family
-from lavis_lite.models.plain_text import PlainEncoder, Side, frame, framed
+from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, frame, framed
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,15 @@ class LanguageTokenizer:
         source: folder or hub name; or a transformers tokenizer.
         family: the model's row.
         encoder: whether prompts go to an encoder, which sees them closed by the tokenizer's special tokens.
+
+    Attributes:
+        cut_prompts, cut_targets: how many training texts were longer than their limits.
     """
 
     def __init__(self, source: Any, family: Family, encoder: bool = False) -> None:
         self.source, self.family, self.encoder = source, family, encoder
         self._loaded: Any = None
+        self.cut_prompts, self.cut_targets = CutTexts(), CutTexts()
 
     @property
     def loaded(self) -> Any:
@@ -108,7 +112,11 @@ class LanguageTokenizer:
     def prompts(self, texts: Sequence[str], limit: int | None = None, side: Side = "left") -> list[list[int]]:
         """Ids of prompts, with the special tokens that a prompt has; at most `limit`, cut at `side`."""
         before, after = self._frame
-        return [framed(row, before, after, limit, side) for row in self.plain.template(texts)]
+        whole = self.plain.template(texts)
+        rows = [framed(row, before, after, limit, side) for row in whole]
+        if limit is not None:
+            self.cut_prompts.count(whole, rows, len(before) + len(after))
+        return rows
 
     def targets(self, texts: Sequence[str], limits: Sequence[int] | None = None, end: bool = True) -> list[list[int]]:
         """Ids of targets without a begin token, closed by the end token, which is kept when a text is cut.
@@ -123,9 +131,11 @@ class LanguageTokenizer:
         if self.family.end == "newline":
             texts = [" ".join(text.splitlines()) if "\n" in text or "\r" in text else text for text in texts]
         rows, close = self.plain(texts), [self.end] if end else []
-        if limits is not None:
-            rows = [row[:max(limit - len(close), 0)] for row, limit in zip(rows, limits, strict=True)]
-        return [[*row, *close] for row in rows]
+        if limits is None:
+            return [[*row, *close] for row in rows]
+        kept = [framed(row, [], close, limit, "right") for row, limit in zip(rows, limits, strict=True)]
+        self.cut_targets.count(rows, kept, len(close))
+        return kept
 
     def continuation(self, prompt: str, text: str) -> str:
         """A target as it stands after its prompt: with a space in front where the tokenizer keeps it with the word."""
