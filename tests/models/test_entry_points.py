@@ -164,8 +164,9 @@ def test_the_archs_default_length_leaves_room_for_a_prompt(models: dict[str, Any
 
 # options --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("arch", [*ARCHS, "blip2"])
-@pytest.mark.parametrize(("wrong", "near"), [("num_beam", "num_beams"), ("max_new_token", "max_new_tokens"),
-                                             ("min_lenght", "min_length"), ("repetition_penalti", "repetition_penalty")])
+@pytest.mark.parametrize(("wrong", "near"), [
+    ("num_beam", "num_beams"), ("max_new_token", "max_new_tokens"), ("min_lenght", "min_length"),
+    ("repetition_penalti", "repetition_penalty")])
 def test_unknown_options_are_told_with_the_nearest(arch: str, wrong: str, near: str, models: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"generate has no option '{wrong}'; did you mean '{near}'"):
         models[arch].generate({"image": torch.zeros(1, 3, 32, 32)}, **{wrong: 1})
