@@ -28,6 +28,7 @@ from lavis_lite.runners import checkpointing, journal
 from lavis_lite.runners.precision import pick_device
 from lavis_lite.runners.runner import Runner
 from lavis_lite.tasks.base import BaseTask
+from lavis_lite.tasks.long_texts import long_texts
 
 T = TypeVar("T")
 
@@ -63,6 +64,7 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     check_evaluated(task, datasets, config.run)
     model = build_model(config)
     check_features(datasets, model)
+    check_texts(task, datasets, model, config.run)
     runner: Runner = registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir, launch=launch,
                                                                   device=device)
     return runner
@@ -137,6 +139,22 @@ def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], run: Ru
         found = [splits[split] for splits in datasets.values() if split in splits]
         for dataset in [one for one in found if task.takes(one)] or found:
             task.before_evaluation(dataset, split)
+
+
+def check_texts(task: BaseTask, datasets: dict[str, dict[str, Any]], model: Any, run: RunConfig) -> None:
+    """Look for texts to evaluate that the language model has no room for, before the first step.
+
+    Raises:
+        DataError: there are some, and run.on_bad_sample is raise.
+    """
+    for split in dict.fromkeys([*run.valid_splits, *run.test_splits]):
+        found = [splits[split] for splits in datasets.values() if split in splits]
+        for dataset in [one for one in found if task.takes(one)]:
+            long = long_texts(task, model, dataset, split)
+            if long is not None and run.on_bad_sample == "raise":
+                raise DataError(f"{long} Or set run.on_bad_sample=skip to leave such samples out (they are counted).")
+            if long is not None and distributed.is_main():
+                print(f"note: {long} They will be left out and listed in bad_samples.jsonl.", flush=True)
 
 
 def check_features(datasets: dict[str, dict[str, Any]], model: Any) -> None:

@@ -148,6 +148,11 @@ class QAEvalDataset(TableDataset):
         names = sorted(rows_of, key=lambda name: -longest[name])  # stable: ties stay in the files' order
         return [index for name in names for index in rows_of[name]]
 
+    def longest_first(self) -> list[int]:
+        """All rows, those whose texts have most characters first."""
+        lengths = [self._length(row) for row in self.table.skim()]
+        return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
     def _length(self, row: Row) -> int:
         """Characters that the model reads, the template aside."""
         read = row["question"] if self.learn == "answer" else self._commonest(row)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite.config.schema import ModelConfig
+from lavis_lite.models.plain_text import CutTexts
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -100,6 +101,10 @@ class BaseModel(nn.Module):
             else:
                 counts[part] = (trainable, frozen + parameter.numel())
         return counts
+
+    def cut_texts(self) -> dict[str, CutTexts]:
+        """How many texts were longer than a setting allows, by what they are and the setting that cut them."""
+        return {}
 
     def layer_scale(self, name: str, decay: float) -> float:
         """Learning-rate factor of a parameter under layer-wise decay; 1 outside a trained vision encoder."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import ConfigError
+from lavis_lite.models.plain_text import Side
 from lavis_lite.models.qformer import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer
 
@@ -80,7 +81,7 @@ def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with
 
 
 def build_parts(cfg: Blip2Config, *, with_text: bool = True, with_lm_head: bool = True,
-                truncation_side: str = "right") -> dict[str, Any]:
+                truncation_side: Side = "right") -> dict[str, Any]:
     """vision_encoder, qformer and tokenizer of a section.
 
     All weights are random and no file but the tokenizer's is read: `lavis_lite.weights.build_model` fills them. On the

@@ -26,6 +26,7 @@ from lavis_lite.registry import registry
 from lavis_lite.runners import bounds, checkpointing
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.bounds import Bounds
+from lavis_lite.runners.cut_texts import CutTextReport
 from lavis_lite.runners.desk import EvaluationStopped
 from lavis_lite.runners.evaluation import AGGREGATE, Evaluator, where_unscored, write_predictions, write_result
 from lavis_lite.runners.parts import Datasets, Speed, TrainingParts
@@ -71,6 +72,7 @@ class Runner:
         self.store = checkpointing.CheckpointStore(self.run_dir, self.run.keep_checkpoints)
         self.watch = SignalWatch()
         self.bad_samples = BadSamples(self.run, self.run_dir)
+        self.cut_texts = CutTextReport(self.model, self.tracker.say)
         loader = partial(eval_loader, share_pictures=self.model.takes_image_rows)
         self.evaluator = Evaluator(task, self.model, cfg, self.device, self.precision, loader, self.bad_samples,
                                    self.run_dir, self.tracker, lambda: self.watch.code)
@@ -111,6 +113,7 @@ class Runner:
                 self._introduce()
                 self._validate_if_due(after_resume=True)
                 self._loop(parts)
+                self.cut_texts.now()
                 return self._test()
             except EvaluationStopped as stop:
                 self._leave(stop.exit_code)
@@ -188,6 +191,7 @@ class Runner:
             self.tracker.advance(self.step)
             if parts.bounds.logs(self.step, self.run):
                 self._log(result, speed)
+                self.cut_texts.at_start()
                 self.bad_samples.share(step=self.step)
             due = parts.bounds.saves(self.step, self.run), parts.bounds.validates(self.step, self.run)
             leave = self._agree(flush=any(due))

@@ -42,6 +42,8 @@ class VQARunConfig(WritingRunConfig):
     """The run section of question answering. A `prompt` has `{}` for the question, in training as in evaluation."""
 
     task: str = "vqa"
+    num_beams: int = 3
+    """width of beam search; 1: greedy. LAVIS' default"""
     max_len: int = 10
     inference_method: Literal["generate", "rank"] = "generate"
     """rank: the likeliest of the data set's answer_list"""

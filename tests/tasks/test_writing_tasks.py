@@ -218,7 +218,8 @@ def test_captions_are_scored_by_the_metrics_that_are_asked_for() -> None:
     assert scores["agg_metrics"] == scores["attribute_f1"] == pytest.approx(2 * 10 / 25)
     assert scores["exact_1"] == 1 and scores["exact_2"] == 0
     assert task.predictions(rows, IMAGES)[0] == {"image_id": 60, "caption": "large blue square left"}
-    assert model.asked == [(None, {"num_beams": 5, "max_length": 30, "min_length": 1})]
+    assert model.asked == [(None, {"num_beams": 5, "max_length": 30, "min_length": 1, "length_penalty": 0.0,
+                                   "repetition_penalty": 1.15})]
     assert task.summary(scores) == "attribute F1 0.800, exact scenes 0.500 (1 objects 1.00, 2 objects 0.00)"
 
 
@@ -243,7 +244,8 @@ def test_prompts_of_captions() -> None:
     captioning(use_nucleus_sampling=True, top_p=0.5, length_penalty=2.0).predict(model, PICTURES)
     assert [asked for asked, _ in model.asked] == [["one", "two"], "a photo of", None]
     assert model.asked[2][1] == {"num_beams": 5, "max_length": 30, "min_length": 1, "use_nucleus_sampling": True,
-                                 "top_p": 0.5, "temperature": 1.0, "length_penalty": 2.0}
+                                 "top_p": 0.5, "temperature": 1.0, "length_penalty": 2.0,
+                                 "repetition_penalty": 1.15}
 
 
 def test_captions_without_references_or_metrics_are_written_only() -> None:
