@@ -83,7 +83,7 @@ def convert(source: str | Path, to: str, out: str | Path, *, model: str | None =
     filled = _fill_frozen(skeleton, section, state) if whole or to == "hf" else 0
     chosen = DTYPES[dtype] if dtype else None
     if to == "hf":
-        written = export_hf(skeleton, out, state=state, dtype=chosen, origin=origin)
+        written = export_hf(skeleton, out, state=state, dtype=chosen, origin=origin, source=str(source))
     else:
         write = export_lavis if to == "lavis" else export_lite
         written = write(skeleton, out, state=state, whole=whole, dtype=chosen, origin=origin)
@@ -157,7 +157,9 @@ def _told_by_metadata(path: Path) -> Origin | None:
     """What `export` wrote into a .safetensors file."""
     for file in (path, path / EXTRA, path / WEIGHTS):
         told = _metadata(file).get("lavis_lite") if file.suffix == ".safetensors" and file.is_file() else None
-        if told and json.loads(told)["model"]:
+        if told and (section := json.loads(told)["model"]):
+            if section.keys() <= {"arch", "model_type"}:  # a packaged checkpoint names its type only
+                return _of_type(section["arch"], section["model_type"])
             origin = Origin(**json.loads(told))
             return _with_own_language_model(origin, path) if file.name == EXTRA else origin
     return None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import frozen_roots
+from lavis_lite.models.checkpoints.hf_fields import refuse_other_settings
 from lavis_lite.models.checkpoints.hf_key_map import WITHOUT_PLACE, from_hf
 from lavis_lite.models.checkpoints.key_map import Translated
 from lavis_lite.models.checkpoints.language_fit import PREFIX, fit_language_model, language_kind
@@ -72,6 +73,7 @@ def load_checkpoint(model: Loadable, source: str | Path, *, may_miss: Iterable[s
     Raises:
         CheckpointError: nothing there, damaged, or it does not fit; then the model is as it was.
     """
+    refuse_other_settings(model, source)
     return load_state(model, read_tensors(source), str(source), may_miss=may_miss, may_ignore=may_ignore,
                       extra=read_extra(source))
 
