@@ -12,6 +12,7 @@ from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import DataError
 from lavis_lite.metrics.retrieval import as_lists
+from lavis_lite.models.outputs import split_losses
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
@@ -115,7 +116,7 @@ def validation_losses(model: Any, samples: dict[str, Any], captions: list[str]) 
     generator = torch.Generator().manual_seed(indices(samples)[0])
     uniform = torch.rand(len(captions), 2, dtype=torch.float64, generator=generator)
     output = model({"image": samples["image"], "text_input": captions, "uniform": uniform})
-    return {name: float(value) for name, value in output.losses().items()}
+    return {name: float(value) for name, value in split_losses(output)[1].items()}
 
 
 def mean_losses(rows: list[Row]) -> dict[str, float]:

@@ -15,10 +15,12 @@ from lavis_lite.models.base import BaseModel, freeze
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.runners.runner import EpochRunner, IterationRunner, Runner
 from lavis_lite.tasks.base import BaseTask, Row
-from lavis_lite.tracking.jsonl import JsonlLog
+from lavis_lite.tracking.jsonl import JsonlLog, read
 from lavis_lite.tracking.tracker import Tracker
 
 WIDTH = 6
+TIMES = ("images_per_second", "data_wait", "peak_memory_gib")
+"""what a training record tells that differs from run to run by nature"""
 
 
 @dataclass
@@ -126,3 +128,8 @@ def weights(runner: Runner) -> dict[str, Tensor]:
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     """Equal to the last bit."""
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    """The log of a run without `TIMES`."""
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in read(run_dir / "log.jsonl")]

@@ -10,17 +10,11 @@ from lavis_lite.errors import ConfigError
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.signals import Interrupted
 from lavis_lite.tracking.jsonl import read
-from tests.helpers.toy import Toy, ToyTask, same, weights
+from tests.helpers.toy import Toy, ToyTask, records, same, weights
 
 STEPS = 8
 RUN = {"max_iters": STEPS, "accum_grad_iters": 2, "save_every": 1, "keep_checkpoints": STEPS, "max_grad_norm": 1.0,
        "iters_per_inner_epoch": 3, "valid_splits": ["val"], "test_splits": ["test"], "warmup_steps": 2}
-
-
-def records(run_dir):
-    """The log without what differs from run to run by nature."""
-    return [{key: value for key, value in row.items() if key != "images_per_second"}
-            for row in read(run_dir / "log.jsonl")]
 
 
 @pytest.fixture(scope="module")

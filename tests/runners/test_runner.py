@@ -17,7 +17,7 @@ from lavis_lite.runners import bounds
 from lavis_lite.runners.precision import Precision, pick_device
 from lavis_lite.runners.step import PATIENCE, DivergedError
 from lavis_lite.tracking.jsonl import read
-from tests.helpers.toy import Toy, ToyData, ToyModel, ToyTask, same, weights
+from tests.helpers.toy import Toy, ToyData, ToyModel, ToyTask, records, same, weights
 
 
 def close(left, right):
@@ -108,7 +108,7 @@ def test_votes_that_are_read_one_step_late_decide_the_same(tmp_path):
     late.train()
     assert same(weights(now), weights(late))
     assert now.parts.stepper.skipped == late.parts.stepper.skipped == 1
-    found = [[{**row, "images_per_second": 0} for row in read(toy.run_dir / "log.jsonl")] for toy in toys]
+    found = [records(toy.run_dir) for toy in toys]
     assert sorted(found[0], key=str) == sorted(found[1], key=str)
 
 

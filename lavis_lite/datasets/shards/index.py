@@ -78,7 +78,7 @@ class ShardIndex:
         try:
             self.shards = [Shard(**shard) for shard in content["shards"]]
             self.space, self.kinds, self.samples = content["space"], content["kinds"], content["samples"]
-            size = content["arrays"]["bytes"]
+            size, self._sha256 = content["arrays"]["bytes"], content["arrays"].get("sha256")
         except (KeyError, TypeError) as fault:
             raise DataError(f"{folder / INDEX}: not an index of shards ({fault}).") from fault
         arrays = Mapped(folder / ARRAYS)
@@ -105,7 +105,7 @@ class ShardIndex:
             first, count: which shards; by default all.
         """
         start, end = self._row_range(first, count)
-        return MappedTable(self.folder / ARRAYS, names, start, end)
+        return MappedTable(self.folder / ARRAYS, names, start, end, self._sha256)
 
     def exploded(self, table: RowTable, first: int = 0, count: int | None = None) -> RowTable:
         """The same with one row per caption."""
