@@ -61,6 +61,17 @@ class ToyModel(BaseModel):
         return decay ** 2 if name.startswith("hidden") else 1.0
 
 
+class ExactModel(ToyModel):
+    """The same in float64, for runs that equal each other but for the order of sums."""
+
+    def __init__(self, dropout: float = 0.0, seed: int = 0) -> None:
+        super().__init__(dropout, seed)
+        self.double()
+
+    def forward(self, samples: dict[str, Any]) -> ToyOutput:
+        return super().forward({**samples, "image": samples["image"].double(), "target": samples["target"].double()})
+
+
 class ToyData:
     """Numbered rows that are a function of their index; `nan_rows` have a target that is not a number."""
 
@@ -83,7 +94,8 @@ class ToyTask(BaseTask):
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         assert not model.training and not torch.is_grad_enabled() and distributed.world_size() == 1
-        hidden = model.hidden(model.frozen(samples["image"])) + model.tokens.mean(dim=(0, 1))
+        image = samples["image"].to(model.scale.dtype)
+        hidden = model.hidden(model.frozen(image)) + model.tokens.mean(dim=(0, 1))
         guess = model.out(hidden).squeeze(-1) * model.scale
         errors = (guess - samples["target"]).square().tolist()
         return [{"id": index, "error": error} for index, error in zip(samples["index"].tolist(), errors, strict=True)]
