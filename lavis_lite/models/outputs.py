@@ -18,7 +18,7 @@ class Output(Mapping[str, Tensor]):
         value = getattr(self, key, None) if key in self._names() else None
         if value is None:
             raise KeyError(key)
-        return value  # type: ignore[no-any-return]
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in self._names() if getattr(self, name) is not None)

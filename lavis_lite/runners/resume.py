@@ -83,24 +83,30 @@ def _items(section: Any, prefix: str) -> Iterator[tuple[str, str]]:
         yield prefix, json.dumps(section, ensure_ascii=False, default=str)
 
 
-def negatives_line(micro_batch: int, accum: int) -> str | None:
-    """A line about a run whose loss compares the samples of a micro-batch, where a step has several.
+def resume_notes(folder: Path, config: str, saved: Mapping[str, Any], micro_batch: int,
+                 in_batch_negatives: bool) -> list[str]:
+    """What a resumed run tells of itself, one line each: settings that differ, and another objective.
 
     Args:
-        micro_batch: samples of a micro-batch over all ranks.
-        accum: micro-batches of a step.
+        folder: the checkpoint.
+        config: YAML text of this run's configuration.
+        saved: the checkpoint's training state.
+        micro_batch: samples of a micro-batch over all ranks, in this run.
+        in_batch_negatives: whether the loss compares them with each other.
     """
-    if accum == 1:
-        return None
-    return (f"note: in-batch negatives come from the {micro_batch} samples of a micro-batch (run.batch_size_train x "
+    notes = [f"setting changed since {Path(folder).name}: {line}" for line in changed_settings(folder, config)]
+    before = saved.get("micro_batch", micro_batch)  # absent in checkpoints of earlier versions
+    if in_batch_negatives and before != micro_batch:
+        notes.append(f"WARNING: in-batch negatives now come from {micro_batch} samples (run.batch_size_train x "
+                     f"processes), and came from {before} before this resume: ITC and ITM change from here on. To keep "
+                     f"them, resume with run.batch_size_train x processes = {before}.")
+    return notes
+
+
+def accumulation_notes(micro_batch: int, accum: int, in_batch_negatives: bool) -> list[str]:
+    """What a run tells of a loss that compares the samples of a micro-batch, if a step has several of them."""
+    if accum == 1 or not in_batch_negatives:
+        return []
+    return [f"note: in-batch negatives come from the {micro_batch} samples of a micro-batch (run.batch_size_train x "
             f"processes), not from the {micro_batch * accum} of a step: ITC and ITM are not those of a run with "
-            "run.accum_grad_iters=1.")
-
-
-def changed_negatives_line(before: int | None, now: int) -> str | None:
-    """A line about a resume that changes the samples of a micro-batch over all ranks, for such a loss."""
-    if before is None or before == now:
-        return None
-    return (f"WARNING: in-batch negatives now come from {now} samples (run.batch_size_train x processes), and came "
-            f"from {before} before this resume: ITC and ITM change from here on. To keep them, resume with "
-            f"run.batch_size_train x processes = {before}.")
+            "run.accum_grad_iters=1."]

@@ -155,11 +155,9 @@ class Runner:
         parts = self.parts
         state = checkpointing.load(folder, self.model)
         resume.check_order(state["order"], parts.fingerprint, folder)
-        for line in resume.changed_settings(folder, config_yaml(self.cfg)):
-            self.tracker.say(f"setting changed since {Path(folder).name}: {line}")
-        line = resume.changed_negatives_line(state.get("micro_batch"), parts.micro_batch)
-        if line is not None and self.model.in_batch_negatives:
-            self.tracker.say(line)
+        for note in resume.resume_notes(folder, config_yaml(self.cfg), state, parts.micro_batch,
+                                        self.model.in_batch_negatives):
+            self.tracker.say(note)
         parts.stepper.load_state(state)
         self.step = self.saved_step = state["step"]
         self.validated_step, self.best = state["validated_step"], state["best"]
@@ -304,9 +302,9 @@ class Runner:
             f"{begin} {parts.bounds.total} steps of {parts.order.global_batch} images ({distributed.world_size()} "
             f"processes x {self.run.batch_size_train} x {self.run.accum_grad_iters}) on {self.device.type} in "
             f"{precision}; log: {self.run_dir / 'log.jsonl'}")
-        line = resume.negatives_line(parts.micro_batch, self.run.accum_grad_iters)
-        if line is not None and self.model.in_batch_negatives:
-            self.tracker.say(line)
+        for note in resume.accumulation_notes(parts.micro_batch, self.run.accum_grad_iters,
+                                              self.model.in_batch_negatives):
+            self.tracker.say(note)
 
 
 def config_yaml(cfg: Config) -> str:
