@@ -57,7 +57,8 @@ def skipped_record(step: int, losses: list[float], parts: TrainingParts, skipped
 def suspects(step: int, losses: list[list[float]], parts: TrainingParts) -> list[str]:
     """`data set file:row` of the samples that a non-finite loss may come from.
 
-    A step's samples are laid out as [micro-batch][rank][sample], see `RankBatches`.
+    A step's samples are laid out as [micro-batch][rank][sample], see `RankBatches`. With run.on_bad_sample=skip some
+    may have been replaced by others: bad_samples.jsonl lists them.
     """
     keys, size = parts.order(step), parts.run.batch_size_train
     blocks = {(rank, micro): (micro * len(losses) + rank) * size
