@@ -60,11 +60,11 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     """Task, data, model and runner of a checked config."""
     task = registry.get_task_class(config.run.task)(config.run)
     datasets = build_datasets(config)
-    on_main(lambda: check_texts(datasets, config.run))
+    on_main(lambda: check_words(datasets, config.run))
     check_evaluated(task, datasets, config.run)
     model = build_model(config)
     check_features(datasets, model)
-    check_texts(task, datasets, model, config.run)
+    check_lengths(task, datasets, model, config.run)
     runner: Runner = registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir, launch=launch,
                                                                   device=device)
     return runner
@@ -112,7 +112,7 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
     return built
 
 
-def check_texts(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
+def check_words(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
     """Say what the text processors leave of the texts, and stop while the model is not loaded yet if it is nothing.
 
     Raises:
@@ -141,7 +141,7 @@ def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], run: Ru
             task.before_evaluation(dataset, split)
 
 
-def check_texts(task: BaseTask, datasets: dict[str, dict[str, Any]], model: Any, run: RunConfig) -> None:
+def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: Any, run: RunConfig) -> None:
     """Look for texts to evaluate that the language model has no room for, before the first step.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, ClassVar
 
 import torch
@@ -33,18 +33,41 @@ def frozen_roots(model: nn.Module) -> tuple[str, ...]:
                  if name and getattr(module, "stays_frozen", False))
 
 
+def loss_weight(samples: Mapping[str, Any], name: str, like: Tensor) -> Tensor | float:
+    """What a loss of a micro-batch is multiplied by, so that their mean is the mean over all terms of the step.
+
+    Args:
+        samples: with loss_weights (optional), loss name -> float[].
+        name: of the loss, as in `BaseModel.loss_terms`.
+        like: the loss; the weight gets its type.
+
+    Returns:
+        float[], or 1.0 if the samples bring no weight.
+    """
+    weight = samples.get("loss_weights", {}).get(name)
+    return 1.0 if weight is None else weight.to(like.dtype)
+
+
 class BaseModel(nn.Module):
     """A registered model: built from its typed section, fed with samples, giving an output with a `loss`.
 
     Contract: `forward(samples)` takes a dict with LAVIS' keys (image float[B,3,H,W], text_input list[str], ...) and
     returns an object with attribute `loss` (float[]) and further `loss_*` scalars. Models know nothing of tasks,
     runners or files; checkpoints are loaded from outside.
+
+    A step may consist of several micro-batches. A loss that is a mean over tokens then weighs each of them by its
+    number of tokens: `loss_terms` counts them before the first forward pass, and `forward` multiplies the loss by its
+    entry of `samples["loss_weights"]`, see `loss_weight`. Without `loss_terms` all micro-batches weigh alike.
     """
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
     takes_image_rows: ClassVar[bool] = False
     """whether samples to evaluate may share pictures: image float[U,3,H,W], and image_rows int64[B], the place of each
     sample's picture"""
+
+    in_batch_negatives: ClassVar[bool] = False
+    """whether the loss compares the samples of a micro-batch (of all ranks) with each other, so that a step of several
+    small micro-batches has another objective than one of a large one"""
 
     @classmethod
     def from_config(cls, cfg: Any) -> BaseModel:
@@ -104,6 +127,17 @@ class BaseModel(nn.Module):
 
     def cut_texts(self) -> dict[str, CutTexts]:
         """How many texts were longer than a setting allows, by what they are and the setting that cut them."""
+        return {}
+
+    def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
+        """How many terms (tokens) each loss of `forward(samples)` is a mean over, by the loss's name.
+
+        Asked before the forward pass, with the same state of the random generators, if a step has several
+        micro-batches. Losses that are not named here are averaged over micro-batches.
+
+        Args:
+            samples: as `forward` gets them, on the CPU.
+        """
         return {}
 
     def layer_scale(self, name: str, decay: float) -> float:

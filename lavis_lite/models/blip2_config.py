@@ -56,7 +56,8 @@ class Blip2Config(ModelConfig):
     qformer_weights: str | None = "bert-base-uncased"
     """BERT weights to start from: a name, a folder, or None for random ones; not read when a checkpoint is loaded"""
     lm_reduction: Literal["global", "per_rank"] = "global"
-    """language-model loss averaged over the tokens of all ranks, or per rank first (LAVIS); run.lm_reduction sets it"""
+    """language-model loss averaged over all tokens of a step, or over each rank's micro-batches first (LAVIS);
+    run.lm_reduction sets it"""
 
 
 @dataclass

@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
-
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.anls import anls, anls_score
 from lavis_lite.metrics.answer_rules import AGREEING, LEAVES_ONE_OUT, Rule, Truth, lacking, truth_score
 from lavis_lite.metrics.vqa import Majority, accuracies, question_scores, vqa_accuracy
-from lavis_lite.models.prompts import question_prompts
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import Candidate, ReportSample
-from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.likelihood import likeliest_answers, tells_likelihoods
 from lavis_lite.tasks.reporting import context_of, counted, pictures_of
 from lavis_lite.tasks.submission import Server, Submission, answer_row
-from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
+from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, in_prompt, plain
 
 AnswerRule = Literal["official", "normalised", "textvqa", "vizwiz", "scienceqa", "exact", "thirds", "halves", "auto"]
 METRICS = ("accuracy", "anls")
@@ -83,13 +80,9 @@ class VQATask(WritingTask):
         self._majority: tuple[Any, Majority | None] = (None, None)
         self._rule: tuple[Any, Rule] = (None, "official")
 
-    def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The model's loss on (prompt, answer), with the prompt of the evaluation."""
-        prompt = self.prompt_of(samples)
-        if prompt:
-            prompts = question_prompts(samples, prompt, len(samples["text_input"]))
-            samples = {**samples, "text_input": prompts}
-        return BaseTask.train_step(self, model, samples)
+    def training_samples(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """Questions in the prompt of the evaluation; the answers are learned after it."""
+        return in_prompt(samples, self.prompt_of(samples))
 
     def prompt_of(self, samples: dict[str, Any]) -> str:
         """The template around the questions of a batch; "": they are read as they are."""

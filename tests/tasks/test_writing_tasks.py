@@ -326,6 +326,6 @@ def test_vizwiz_is_scored_by_its_records_and_scienceqa_by_options() -> None:
     scores, *_ = answer_all(task, options, ["The answer is B.", "(a)", "Yes."])
     assert scores["accuracy"] == pytest.approx(2 / 3) and task.line(scores) == "accuracy 0.667"
     with pytest.raises(DataError, match="Set run.vqa_rule=scienceqa for written options"):
-        vqa().before_evaluation(options, "val")
+        vqa(vqa_rule="official").before_evaluation(options, "val")
     with pytest.raises(DataError, match="the rule scienceqa needs the options of each question"):
         vqa(vqa_rule="scienceqa").before_evaluation(Questions(), "val")

@@ -113,7 +113,7 @@ def pack(out: Path, given: list[dict[str, Any]]) -> None:
     index_folder(out, ["says", "part", "image_id"], say=lambda text: None)
 
 
-# --- what a builder gives, as text -------------------------------------------------------------------------------------
+# --- what a builder gives, as text ------------------------------------------------------------------------------------
 def observe(name: str, section: Any) -> str:
     """All that can be seen of the data sets of a section, and what it is refused with."""
     try:
@@ -147,7 +147,7 @@ def plain(sample: dict[str, Any]) -> dict[str, Any]:
             for key, value in sample.items()}
 
 
-# --- sections ----------------------------------------------------------------------------------------------------------
+# --- sections ---------------------------------------------------------------------------------------------------------
 def base(name: str, folder: Path, **changes: Any) -> Any:
     """A section that the builder reads, with these keys; a `file` is the annotation file of both splits."""
     cls = registry.get_builder_class(name).config_class
