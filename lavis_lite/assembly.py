@@ -149,9 +149,8 @@ class Assembly:
 
     def _account_for_frozen(self) -> None:
         """Frozen tensors that nothing loaded: an error where a checkpoint was, else a note."""
-        random = set(self.model.weight_record.untrained)
-        lost = [name for name in self.model.state_dict()
-                if name in random & frozen_tensors(self.model, self.model.state_dict())]
+        frozen = frozen_tensors(self.model, self.model.state_dict())
+        lost = [name for name in self.model.weight_record.untrained if name in frozen]
         if lost and self._loaded:
             unnamed = [name for name in lost if not name.startswith(self._random_on_purpose())]
             if unnamed:
