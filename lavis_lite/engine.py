@@ -26,6 +26,7 @@ from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing, journal
 from lavis_lite.runners.precision import pick_device
 from lavis_lite.runners.runner import Runner
+from lavis_lite.runs import resume_evaluation
 from lavis_lite.tasks.base import BaseTask
 
 T = TypeVar("T")
@@ -36,14 +37,16 @@ def main(composition: Composition, resume: str | None = None) -> dict[str, Any]:
 
     Args:
         composition: a run without faults.
-        resume: None, "auto" (newest good checkpoint under run.output_dir, if any) or a checkpoint folder.
+        resume: None, "auto" (newest good checkpoint under run.output_dir, if any) or a checkpoint folder. An
+            evaluation takes its weights and step number, a training all of it.
     """
+    composition = resume_evaluation(composition, resume)
     config = composition.config
     run = config.run
     device = pick_device(run.device, launch_from_environment().local_rank)
     launch = distributed.init(device, run.dist_timeout_minutes)
     try:
-        checkpoint = on_main(lambda: find_checkpoint(run, resume))
+        checkpoint = None if run.evaluate else on_main(lambda: find_checkpoint(run, resume))
         run_dir = on_main(lambda: open_run_folder(composition, checkpoint))
         seed_everything(run.seed)
         runner = assemble(config, device, run_dir, launch)
@@ -169,7 +172,7 @@ def open_run_folder(composition: Composition, checkpoint: Path | None) -> Path:
         return checkpoint.parent.parent
     config = composition.config
     parent = Path(config.run.output_dir)
-    if config.run.evaluate and config.run.resume_evaluation and checkpoint is None:
+    if config.run.evaluate and config.run.resume_evaluation:
         stopped, told = journal.unfinished(parent, config)
         if told:
             print(told, flush=True)

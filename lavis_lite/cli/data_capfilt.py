@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from lavis_lite.capfilt.captioner import Sampling, ZooCaptioner
     from lavis_lite.capfilt.ranker import Ranker
 
-STAGE1 = {"mini": "mini/stage1"}
-"""types of blip2 that start without weights -> the packaged checkpoint to rank with"""
-
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
@@ -129,7 +126,7 @@ def load_ranker(chosen: argparse.Namespace, device: Any) -> Ranker:
     if arch != "blip2" or not model_type:
         raise ConfigError(f"--ranker {chosen.ranker}: write blip2:TYPE, for example blip2:mini; or name a CLIP model "
                           "with --clip.")
-    checkpoint = chosen.ranker_checkpoint or STAGE1.get(model_type)
+    checkpoint = chosen.ranker_checkpoint
     model, images, texts = load_model_and_preprocess("blip2_image_text_matching", model_type, True, device,
                                                      checkpoint=checkpoint)
     return QFormerRanker(" ".join(filter(None, (chosen.ranker, checkpoint))), model, images["eval"], texts["eval"])

@@ -1,0 +1,287 @@
+"""Trainings as things to use: from a run folder to one of its checkpoints, its configuration and its evaluations.
+
+A run is named by its folder, by one of its checkpoint folders, or by a folder above runs, which stands for the run that
+saved last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.config.compose import Composition, compose_layers, overlaid
+from lavis_lite.config.layers import OPTIONS, Layer, base_chain, parse_options, read_yaml
+from lavis_lite.config.schema import ModelConfig, PreprocessConfig
+from lavis_lite.errors import CheckpointError, ConfigError, Faults, RegistryError, did_you_mean
+from lavis_lite.registry import registry
+from lavis_lite.runners import checkpointing
+
+EVALUATIONS = "evaluations"
+"""folder of a run; each evaluation of one of its checkpoints is a folder in it, with results/ of its own"""
+DEPTH = 4
+"""levels of folders above a run that may stand for it"""
+START_KEYS = ("load_pretrained", "pretrained", "load_finetuned", "finetuned", "pretrained_stage1")
+"""keys of a model section that name the checkpoints it starts from"""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunCheckpoint:
+    """A checkpoint of a run, verified to the last byte.
+
+    Attributes:
+        run_dir: folder of the run; the checkpoint's own where it lies alone.
+        folder: folder of the checkpoint.
+        reason: why it is this one, as a clause.
+    """
+
+    run_dir: Path
+    folder: Path
+    reason: str
+
+    def describe(self) -> str:
+        """The folder and why it was taken."""
+        return f"{self.folder} ({self.reason})"
+
+    def config_layer(self) -> Layer:
+        """The configuration that the run was trained with.
+
+        Raises:
+            ConfigError: neither the run nor the checkpoint has a config.yaml.
+        """
+        paths = [folder / checkpointing.CONFIG for folder in (self.run_dir, self.folder)]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            raise ConfigError(f"{self.run_dir} has no {checkpointing.CONFIG}, so the model of its checkpoints is not "
+                              "known. Use the recipe it was trained by: evaluate.py --cfg-path RECIPE.yaml "
+                              f"--resume {self.folder}")
+        return Layer(str(path), read_yaml(path))
+
+    def start(self, section: Any) -> dict[str, Any]:
+        """Keys of a model section, by which the model starts from this checkpoint and from no other."""
+        values = {"load_pretrained": True, "pretrained": str(self.folder.absolute()), "load_finetuned": False}
+        return {**values, "pretrained_stage1": None} if "pretrained_stage1" in section else values
+
+    def evaluations(self) -> Path | None:
+        """Folder of the run's evaluations; None for a checkpoint outside of a run."""
+        return None if self.run_dir == self.folder else self.run_dir / EVALUATIONS
+
+
+# --- finding ----------------------------------------------------------------------------------------------------------
+def find_checkpoint(run: str | Path, checkpoint: str | None = None) -> RunCheckpoint:
+    """The checkpoint that a user names.
+
+    Args:
+        run: a run folder, a checkpoint folder, or a folder above runs: then the run that saved last.
+        checkpoint: "best" (chosen by validation; the last one where no validation chose), "last" or "step_N"; by
+            default "best".
+
+    Raises:
+        CheckpointError: there is no such run or checkpoint, or it is damaged.
+        ConfigError: `run` is a checkpoint folder, and `checkpoint` names another.
+    """
+    path = Path(run).expanduser()
+    if not path.is_dir():
+        raise CheckpointError(f"there is no run folder {run}.{_neighbours(path)}")
+    if (path / checkpointing.MANIFEST).is_file():
+        if checkpoint is not None:
+            raise ConfigError(f"{run} is a checkpoint itself; leave --checkpoint {checkpoint} out, or name the run.")
+        return _verified(RunCheckpoint(_run_of(path), path, "the one that was named"))
+    run_dir, why = _locate(path)
+    folder, reason = _choose(run_dir, checkpoint)
+    return _verified(RunCheckpoint(run_dir, folder, f"{reason}{why}"))
+
+
+def _run_of(checkpoint: Path) -> Path:
+    inside = checkpoint.absolute().parent.name == "checkpoints"
+    return checkpointing.run_dir_of(checkpoint) if inside else checkpoint
+
+
+def _locate(path: Path) -> tuple[Path, str]:
+    """(run folder, why it is this one of several, as a clause)."""
+    if checkpointing.steps_of(path):
+        return path, ""
+    if path.absolute().name == "checkpoints" and checkpointing.steps_of(path.parent):
+        return path.parent, ""
+    runs = list(runs_below(path))
+    if not runs:
+        raise CheckpointError(_why_no_run(path))
+    newest = max(runs, key=lambda run: max(map(checkpointing.saved_at, checkpointing.steps_of(run))))
+    return newest, f"; of the {len(runs)} runs in {path} this one saved last" if len(runs) > 1 else ""
+
+
+def runs_below(folder: Path) -> Iterator[Path]:
+    """The run folders with checkpoints below a folder."""
+    for depth in range(1, DEPTH + 1):
+        for checkpoints in sorted(folder.glob("*/" * depth + "checkpoints")):
+            if checkpointing.steps_of(checkpoints.parent):
+                yield checkpoints.parent
+
+
+def _why_no_run(path: Path) -> str:
+    config = path / checkpointing.CONFIG
+    if not config.is_file():
+        return (f"{path} is neither a run folder nor a folder above runs: there is no checkpoints/step_N in it or below. "
+                "A run is <run.output_dir>/<time>.")
+    if path.absolute().parent.name == EVALUATIONS:
+        return (f"{path} is the folder of an evaluation; name its run, {path.absolute().parent.parent}, or evaluate it "
+                f"again with --cfg-path {config}")
+    return (f"{path} has no checkpoint: nothing was saved there, or it is the folder of an evaluation. A training saves "
+            "by run.save_every, run.save_freq and run.save_last.")
+
+
+def _choose(run_dir: Path, checkpoint: str | None) -> tuple[Path, str]:
+    """(checkpoint folder, why it is this one) of a run that has some."""
+    folders = checkpointing.steps_of(run_dir)
+    if checkpoint in (None, "best"):
+        return _best(run_dir, folders)
+    if checkpoint == "last":
+        return max(folders, key=checkpointing.saved_at), "the last"
+    number = str(checkpoint).removeprefix("step_")
+    for folder in folders:
+        if number.isdigit() and int(number) == int(folder.name.removeprefix("step_")):
+            return folder, "the one that was named"
+    raise CheckpointError(f"{run_dir} has no checkpoint {checkpoint!r}; it has {_names(folders)}, and `best` and `last` "
+                          "stand for one of them.")
+
+
+def _best(run_dir: Path, folders: Sequence[Path]) -> tuple[Path, str]:
+    """The best checkpoint; the last one, saying so, where none was chosen or the chosen one is gone."""
+    last = max(folders, key=checkpointing.saved_at)
+    path = run_dir / "checkpoints" / "best.json"
+    if not path.is_file():
+        return last, "the last; no validation chose a best one"
+    try:
+        best = json.loads(path.read_text(encoding="utf-8"))
+        folder = run_dir / "checkpoints" / f"step_{int(best['step']):08d}"
+        reason = f"the best by {best['split']} agg_metrics {float(best['metric']):.4g}"
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        return last, f"the last; best.json cannot be read: {fault}"
+    if folder not in folders:
+        return last, f"the last; the best one, {folder.name}, is not there any more"
+    return folder, reason
+
+
+def _verified(chosen: RunCheckpoint) -> RunCheckpoint:
+    faults = checkpointing.verify(chosen.folder)
+    if faults:
+        others = [folder for folder in checkpointing.steps_of(chosen.run_dir) if folder != chosen.folder]
+        way_on = f" The run's other checkpoints: {_names(others)}; choose one by --checkpoint." if others else ""
+        raise CheckpointError(f"{chosen.folder} ({chosen.reason}) is damaged: {' '.join(faults)}{way_on}")
+    return chosen
+
+
+def _names(folders: Sequence[Path]) -> str:
+    return ", ".join(f"step_{int(folder.name.removeprefix('step_'))}" for folder in reversed(folders))
+
+
+def _neighbours(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" There is no folder {path.parent} either."
+    names = [other.name for other in path.parent.iterdir() if other.is_dir()]
+    return f" In {path.parent}: {did_you_mean(path.name, names)}" if names else ""
+
+
+# --- configuring ------------------------------------------------------------------------------------------------------
+def compose_evaluation(chosen: RunCheckpoint, options: Sequence[str] = (), recipe: str | None = None) -> Composition:
+    """The evaluation of a run's checkpoint: the run's configuration, its model started from the checkpoint.
+
+    Args:
+        chosen: which checkpoint of which run.
+        options: of the command line. Keys that belong to the run's task are left out where they choose another task.
+        recipe: a YAML whose `datasets` and `run` take the place of the run's; the model and its processors stay.
+
+    Raises:
+        ConfigError: an option names other weights than the run's; a file cannot be read.
+    """
+    given = parse_options(options)
+    if clash := [key for key in START_KEYS if key in (given.content.get("model") or {})]:
+        raise ConfigError(f"--options model.{clash[0]}: --run takes its weights from {chosen.folder}; leave one out.")
+    own = chosen.config_layer()
+    if recipe is None:
+        layers = [_for_task(own, (given.content.get("run") or {}).get("task"))]
+    else:
+        layers = [_only(own, "model", "preprocess", "imports"),
+                  *(_only(layer, "datasets", "run", "imports") for layer in base_chain(Path(recipe)))]
+    composition = compose_layers([*layers, given], Path(own.name))
+    return start_from(chosen, composition)
+
+
+def resume_evaluation(composition: Composition, resume: str | None, say: Say = print) -> Composition:
+    """A composed run; one that evaluates and is to resume starts from that checkpoint's weights and nothing else of it.
+
+    Args:
+        composition: of any run.
+        resume: None, "auto" (newest good checkpoint under run.output_dir) or a checkpoint folder; None: what
+            `run.resume_ckpt_path` says.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    run = composition.config.run
+    resume = resume or run.resume_ckpt_path
+    if not run.evaluate or resume is None or composition.faults:
+        return composition
+    if resume == "auto":
+        folder = checkpointing.newest_good(Path(run.output_dir), say)
+        if folder is None:
+            raise CheckpointError(f"there is no good checkpoint under {run.output_dir} to evaluate. Train first, name a "
+                                  "run with --run, or leave --resume out to evaluate what the recipe names.")
+        chosen = RunCheckpoint(_run_of(folder), folder, f"the newest under {run.output_dir}")
+    else:
+        chosen = find_checkpoint(resume)
+    say(f"evaluating {chosen.describe()}")
+    return start_from(chosen, composition)
+
+
+def start_from(chosen: RunCheckpoint, composition: Composition) -> Composition:
+    """An evaluation with the weights of a checkpoint. It goes into the run's folder, unless an option says where."""
+    run: dict[str, Any] = {"evaluate": True, "resume_ckpt_path": None, "fsdp": "none"}
+    home = chosen.evaluations()
+    if home is not None and composition.where("run.output_dir") != OPTIONS:
+        run["output_dir"] = str(home)
+    return overlaid(composition, Layer("--run", {"model": chosen.start(composition.config.model), "run": run}))
+
+
+def model_sections(chosen: RunCheckpoint) -> tuple[ModelConfig, PreprocessConfig]:
+    """The sections that build a run's model with the weights of a checkpoint, and its processors.
+
+    The processors are those of the run's data sets where they agree, else those of its `preprocess` section.
+
+    Raises:
+        Faults: the run's configuration does not fit this version of the package.
+    """
+    own = chosen.config_layer()
+    composition = compose_layers([own], Path(own.name))
+    if composition.faults:
+        raise Faults(f"{own.name} cannot be loaded:", composition.faults)
+    config = composition.config
+    model = dataclasses.replace(config.model, **chosen.start(config.model))
+    preprocess = dataclasses.replace(config.preprocess)
+    for kind in ("vis_processor", "text_processor"):
+        pairs = [getattr(section, kind) for section in config.datasets.values()]
+        if pairs and all(pair == pairs[0] for pair in pairs):
+            setattr(preprocess, kind, pairs[0])
+    return model, preprocess
+
+
+def _only(layer: Layer, *sections: str) -> Layer:
+    return Layer(layer.name, {key: value for key, value in layer.content.items() if key in sections})
+
+
+def _for_task(layer: Layer, task: str | None) -> Layer:
+    """The run's own layer without the keys that its task has and another task does not."""
+    run = layer.content.get("run") or {}
+    if task is None or task == run.get("task"):
+        return layer
+    try:
+        mine, other = (registry.get_task_class(name).config_class for name in (run.get("task"), task))
+    except RegistryError:
+        return layer  # composing reports the name
+    foreign = {field.name for field in dataclasses.fields(mine)} - {field.name for field in dataclasses.fields(other)}
+    kept = {key: value for key, value in run.items() if key not in foreign}
+    return Layer(layer.name, {**layer.content, "run": kept})
