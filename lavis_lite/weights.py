@@ -260,33 +260,44 @@ def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
     """
     from lavis_lite.models.checkpoints import load_checkpoint, load_vision_weights
     from lavis_lite.models.checkpoints.bert_weights import initialise_from_bert
+    from lavis_lite.models.checkpoints.stored import source_of
+    from lavis_lite.models.provenance import mark_loaded, record_of
 
     if hasattr(section, "setup"):
         from lavis_lite.models.language_model.build import refuse_faults
 
         refuse_faults(section.setup(), section.llm_args is None)  # before anything is downloaded
-    section = localised(section)
+    needs = required_weights(section)
+    paths = fetch_all(needs, f"{section.arch}/{section.model_type}")
+    names = {need.key: need.value for need in needs}
+    section = dataclasses.replace(section, **{key: str(path) for key, path in paths.items()})
     model = registry.get_model_class(section.arch).from_config(section)
-    if any(need.key in ("llm_model", "llm_tokenizer") for need in required_weights(section)):
+    if any(need.key in ("llm_model", "llm_tokenizer") for need in needs):
         model.language_model.check_tokenizer()
     had: set[str] = set()
     if section.get("vit_weights") not in (None, *NO_FILE):
         load_vision_weights(model.vision_encoder, section.vit_weights)
+        mark_loaded(model.vision_encoder, source_of("encoder", names["vit_weights"], section.vit_weights))
         had = {f"vision_encoder.{name}" for name in model.vision_encoder.state_dict()}
     if hasattr(section, "language_model_name") and section.llm_args is None:
         from lavis_lite.models.language_model.build import load_pretrained
 
         load_pretrained(model.language_model, section.language_model_name())
-    starts = [value for _, value in checkpoints_of(section)]
+        mark_loaded(model.language_model, source_of("language model", names["llm_model"], paths["llm_model"]))
+    starts = [(names[key], value) for key, value in checkpoints_of(section)]
     if not starts and section.get("qformer_weights") not in (None, *NO_FILE):
-        initialise_from_bert(model.qformer, section.qformer_weights)
+        untouched = initialise_from_bert(model.qformer, section.qformer_weights)
+        mark_loaded(model.qformer, source_of("bert", names["qformer_weights"], section.qformer_weights),
+                    model.qformer.state_dict().keys() - set(untouched))
     given: set[str] = set()
-    for start in starts:
+    for name, start in starts:
         report = load_checkpoint(model, start, may_miss=map(re.escape, given | had))
         report.had = [name for name in report.allowed_missing if name in had]
         given.update(report.loaded)
+        mark_loaded(model, source_of("checkpoint", name, start), report.loaded)
         if say is not None:
             say(str(report))
+    model.weight_record = record_of(model)
     return model
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite.config.schema import ModelConfig
+from lavis_lite.models.provenance import WeightRecord
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -44,6 +45,9 @@ class BaseModel(nn.Module):
     takes_image_rows: ClassVar[bool] = False
     """whether samples to evaluate may share pictures: image float[U,3,H,W], and image_rows int64[B], the place of each
     sample's picture"""
+
+    weight_record: WeightRecord = WeightRecord()
+    """where the weights came from; `lavis_lite.weights.build_model` sets it"""
 
     @classmethod
     def from_config(cls, cfg: Any) -> BaseModel:
