@@ -89,7 +89,7 @@ def find_checkpoint(run: str | Path, checkpoint: str | None = None) -> RunCheckp
         raise CheckpointError(f"there is no run folder {run}.{_neighbours(path)}")
     if (path / checkpointing.MANIFEST).is_file():
         if checkpoint is not None:
-            raise ConfigError(f"{run} is a checkpoint itself; leave --checkpoint {checkpoint} out, or name the run.")
+            raise ConfigError(f"{run} is a checkpoint itself: leave --checkpoint {checkpoint} out, or name its run.")
         return _verified(RunCheckpoint(_run_of(path), path, "the one that was named"))
     run_dir, why = _locate(path)
     folder, reason = _choose(run_dir, checkpoint)
@@ -125,13 +125,13 @@ def runs_below(folder: Path) -> Iterator[Path]:
 def _why_no_run(path: Path) -> str:
     config = path / checkpointing.CONFIG
     if not config.is_file():
-        return (f"{path} is neither a run folder nor a folder above runs: there is no checkpoints/step_N in it or below. "
-                "A run is <run.output_dir>/<time>.")
+        return (f"{path} is neither a run folder nor a folder above runs: there is no checkpoints/step_N in it or "
+                "below. A run is <run.output_dir>/<time>.")
     if path.absolute().parent.name == EVALUATIONS:
         return (f"{path} is the folder of an evaluation; name its run, {path.absolute().parent.parent}, or evaluate it "
                 f"again with --cfg-path {config}")
-    return (f"{path} has no checkpoint: nothing was saved there, or it is the folder of an evaluation. A training saves "
-            "by run.save_every, run.save_freq and run.save_last.")
+    return (f"{path} has no checkpoint: nothing was saved there, or it is the folder of an evaluation. A training "
+            "saves by run.save_every, run.save_freq and run.save_last.")
 
 
 def _choose(run_dir: Path, checkpoint: str | None) -> tuple[Path, str]:
@@ -145,8 +145,8 @@ def _choose(run_dir: Path, checkpoint: str | None) -> tuple[Path, str]:
     for folder in folders:
         if number.isdigit() and int(number) == int(folder.name.removeprefix("step_")):
             return folder, "the one that was named"
-    raise CheckpointError(f"{run_dir} has no checkpoint {checkpoint!r}; it has {_names(folders)}, and `best` and `last` "
-                          "stand for one of them.")
+    raise CheckpointError(f"{run_dir} has no checkpoint {checkpoint!r}; it has {_names(folders)}, and `best` and "
+                          "`last` stand for one of them.")
 
 
 def _best(run_dir: Path, folders: Sequence[Path]) -> tuple[Path, str]:
@@ -229,8 +229,8 @@ def resume_evaluation(composition: Composition, resume: str | None, say: Say = p
     if resume == "auto":
         folder = checkpointing.newest_good(Path(run.output_dir), say)
         if folder is None:
-            raise CheckpointError(f"there is no good checkpoint under {run.output_dir} to evaluate. Train first, name a "
-                                  "run with --run, or leave --resume out to evaluate what the recipe names.")
+            raise CheckpointError(f"there is no good checkpoint under {run.output_dir} to evaluate. Train first, name "
+                                  "a run with --run, or leave --resume out to evaluate what the recipe names.")
         chosen = RunCheckpoint(_run_of(folder), folder, f"the newest under {run.output_dir}")
     else:
         chosen = find_checkpoint(resume)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from lavis_lite.errors import CheckpointError
+from lavis_lite.models.base import BaseModel
 
 
-def refuse_untrained(model: Any, ways_on: str) -> None:
-    """Refuse a model that has trainable tensors which nothing loaded.
+def refuse_untrained(model: BaseModel, ways_on: str) -> None:
+    """Refuse a model that has trainable parameters which nothing loaded.
 
     Args:
         model: built by `weights.build_model`; its `weight_record` is asked.
@@ -18,10 +18,10 @@ def refuse_untrained(model: Any, ways_on: str) -> None:
     Raises:
         CheckpointError: names the parts, with the number of tensors of each.
     """
-    record = getattr(model, "weight_record", None)
-    names = [] if record is None else record.untrained
+    trains = {name for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
+    names = [name for name in model.weight_record.untrained if name in trains]
     if names:
         parts = Counter(name.split(".")[0] for name in names)
         listed = ", ".join(f"{part} ({count})" for part, count in parts.items())
-        raise CheckpointError(f"{len(names)} trainable tensors of {type(model).__name__} are in no checkpoint, so their "
-                              f"values are random and so would be the results: {listed}. {ways_on}")
+        raise CheckpointError(f"no checkpoint has {len(names)} of the trainable tensors of {type(model).__name__}: "
+                              f"{listed}. Their values are random, so results would mean nothing. {ways_on}")

@@ -25,20 +25,20 @@ examples:
 def parser() -> argparse.ArgumentParser:
     """The arguments of evaluate.py."""
     name = program("evaluate")
-    arguments = argparse.ArgumentParser(name, description="Score a run's checkpoint, or the weights that a YAML names.",
-                                        epilog=EPILOG.format(program=name),
-                                        formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        name, description="Score a run's checkpoint, or the weights that a YAML names.",
+        epilog=EPILOG.format(program=name), formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--run", metavar="RUN", help="a run folder, or a folder above runs: the one that saved last")
     arguments.add_argument("--checkpoint", metavar="best|last|step_N",
                            help="which checkpoint of --run (default: best, or last if no validation chose one)")
     arguments.add_argument("--cfg-path", metavar="YAML",
                            help="what to evaluate; with --run its `datasets` and `run` take the place of the run's")
     add_common(arguments)
-    arguments.add_argument("--dry-run", action="store_true", help="build everything, predict one batch and stop; on the "
-                                                                  "meta device if files are missing")
+    arguments.add_argument("--dry-run", action="store_true",
+                           help="build everything, predict one batch and stop; on the meta device if files are missing")
     arguments.add_argument("--resume", metavar="auto|PATH",
-                           help="with --cfg-path: take the weights of a checkpoint folder; auto: of the newest good one "
-                                "under run.output_dir")
+                           help="with --cfg-path: take the weights of a checkpoint folder; auto: of the newest good "
+                                "one under run.output_dir")
     return arguments
 
 

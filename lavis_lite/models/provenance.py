@@ -55,7 +55,7 @@ class WeightSource:
         if self.sha256 and not self.is_packaged:
             facts.append(f"sha256 {self.sha256[:SHORT_HASH]}")
         if self.origin and with_origin:
-            facts.append(f"begun from {self.origin}")
+            facts.append(f"begun from {'a ' if self.origin == 'random start' else ''}{self.origin}")
         return f"{self.name} ({', '.join(facts)})" if facts else self.name
 
     @property
@@ -93,6 +93,12 @@ class WeightRecord:
         if not steps_here:
             return text
         return f"{text}, {'then ' if starts else ''}{steps_here} step{'s' if steps_here != 1 else ''} here"
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps of the run's checkpoint that was loaded last; 0: the last one is no run's."""
+        steps = [source.step for source in self.sources if source.kind == "checkpoint"]
+        return (steps[-1] if steps else None) or 0
 
     def untrained_parts(self) -> list[str]:
         """First pieces of the names in `untrained`, sorted: "language_projection", "qformer"."""

@@ -113,7 +113,8 @@ class CheckpointStore:
             shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors writes for the owner's eyes only
             _write_manifest(temporary, {"format": FORMAT, "step": step, "lavis_lite": __version__,
                                         "torch": torch.__version__, "frozen": sorted(model.frozen_names()),
-                                        "tied": tied, "weights": model.weight_record.to_dict(), "saved_at": datetime.now(timezone.utc).isoformat()})
+                                        "tied": tied, "weights": model.weight_record.to_dict(),
+                                        "saved_at": datetime.now(timezone.utc).isoformat()})
             self._put_in_place(temporary, self.path(step))
         except (OSError, RuntimeError, SafetensorError) as fault:
             need = sum(tensor.nbytes for tensor in tensors.values()) * 3  # weights and two moments

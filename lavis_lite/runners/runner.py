@@ -74,7 +74,8 @@ class Runner:
         loader = partial(eval_loader, share_pictures=self.model.takes_image_rows)
         self.evaluator = Evaluator(task, self.model, cfg, self.device, self.precision, loader, self.bad_samples,
                                    self.run_dir, self.tracker, lambda: self.watch.code)
-        self.step = self.validated_step = self.saved_step = 0
+        self.validated_step = self.saved_step = 0
+        self.step = self.model.weight_record.step if self.run.evaluate else 0
         self.best: dict[str, Any] | None = None
         self.resumed_from: Path | None = None
         self._testing = False
@@ -158,6 +159,10 @@ class Runner:
         self.validated_step, self.best = state["validated_step"], state["best"]
         self.bad_samples.load_state(state["bad_samples"])
         self.resumed_from = Path(folder)
+
+    def weights(self, step: int) -> str:
+        """What the weights are after `step` steps of this run, in one line; an evaluation's are as they were loaded."""
+        return self.model.weight_record.describe(0 if self.run.evaluate else step)
 
     def one_step(self) -> dict[str, float]:
         """Run the first step and return its losses; no file is written. For `--dry-run`."""
@@ -274,11 +279,13 @@ class Runner:
         extra = {} if measured == step else {"checkpoint_step": measured}
         self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
         if distributed.is_main():
-            write_result(self.run_dir, split, measured, scores)
+            weights = self.weights(measured)
+            write_result(self.run_dir, split, measured, scores, weights)
             paths = write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
             where = where_unscored(scores, self.evaluator.predictions, paths)
             self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}{where}")
-            write_reports(self.cfg, self.run_dir, split, measured, self.evaluator.reports, self.tracker.say)
+            write_reports(self.cfg, self.run_dir, split, measured, self.evaluator.reports, weights,
+                          self.tracker.say)
         return scores
 
     def _test(self) -> dict[str, dict[str, float]]:

@@ -11,8 +11,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lavis_lite.errors import CheckpointError
-from lavis_lite.models.provenance import Kind, WeightRecord, WeightSource
 from lavis_lite.models.checkpoints.reading import INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
+from lavis_lite.models.provenance import Kind, WeightRecord, WeightSource
 
 MANIFEST = "manifest.json"
 RECORD = "weights"
