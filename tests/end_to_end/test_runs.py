@@ -11,7 +11,6 @@ import pytest
 import yaml
 from PIL import Image
 
-from lavis_lite import load_model, load_model_and_preprocess
 from lavis_lite.cli.main import main
 from tests.end_to_end.conftest import SMALL, Train
 
