@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavis_lite.cli.console import program
 from lavis_lite.cli.data_check import with_processors
 from lavis_lite.cli.data_shard import build_split, chosen_dataset
 from lavis_lite.errors import ConfigError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    arguments = argparse.ArgumentParser("lavis_lite data capfilt", description="Write captions of every image by "
+    arguments = argparse.ArgumentParser(program("data capfilt"), description="Write captions of every image by "
                                         "nucleus sampling, rank them with its own by similarity, keep the best "
                                         "(BLIP-2 paper, section 3.4). Run again, it goes on where it was stopped; "
                                         "under torchrun or srun the processes share the images.")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lavis_lite.cli.console import program
 from lavis_lite.config.compose import compose, compose_dataset
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.annotations.readers import SUFFIXES
@@ -26,7 +27,7 @@ _PROCESSOR: dict[str, dict[str, Any]] = {
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    arguments = argparse.ArgumentParser("lavis_lite data check", description="Read every row of a data set, look for "
+    arguments = argparse.ArgumentParser(program("data check"), description="Read every row of a data set, look for "
                                         "its files, decode some of them, and say what is wrong, by file and row.")
     arguments.add_argument("target", metavar="NAME|FILE", help="a data set of the package or of --cfg-path, or a JSON, "
                                                                "JSONL, CSV or TSV file")

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lavis_lite.cli.console import program
 from lavis_lite.errors import DataError
 
 
@@ -15,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         DataError: see `scan.index_folder`.
     """
-    arguments = argparse.ArgumentParser("lavis_lite data index", description="Read the headers of all tars of a folder "
+    arguments = argparse.ArgumentParser(program("data index"), description="Read the headers of all tars of a folder "
                                         "(webdataset's layout, as of img2dataset) and write their index.")
     arguments.add_argument("folder", type=Path, metavar="DIR")
     arguments.add_argument("--keep", nargs="+", default=[], metavar="FIELD",

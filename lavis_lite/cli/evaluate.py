@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _composed(arguments: argparse.Namespace) -> tuple[Composition, str]:
     """(the evaluation, the file that describes it)."""
-    from lavis_lite.runs import compose_evaluation, find_checkpoint, resume_evaluation
+    from lavis_lite.runs import compose_evaluation, find_checkpoint, hint_at_run, resume_evaluation
 
     say = partial(say_once, file=sys.stderr if arguments.print_config else sys.stdout)
     if arguments.run is None:
@@ -67,6 +67,8 @@ def _composed(arguments: argparse.Namespace) -> tuple[Composition, str]:
             raise ConfigError(f"--checkpoint {arguments.checkpoint} names a checkpoint of --run, which is not given. "
                               "With --cfg-path, name a checkpoint folder with --resume.")
         composition = compose(arguments.cfg_path, ["run.evaluate=true", *arguments.options])
+        if arguments.resume is None and (hint := hint_at_run(arguments.cfg_path)):
+            say(hint)
         return resume_evaluation(composition, arguments.resume, say), arguments.cfg_path
     if arguments.resume is not None:
         raise ConfigError("--run and --resume exclude each other: both say which weights to evaluate.")

@@ -22,6 +22,7 @@ from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.distributed import Launch
 from lavis_lite.errors import ConfigError, DistributedError, did_you_mean
+from lavis_lite.models.checkpoints.stored import stored_record
 from lavis_lite.registry import registry
 from lavis_lite.runners import bounds, checkpointing
 from lavis_lite.runners.bad_samples import BadSamples
@@ -158,6 +159,7 @@ class Runner:
         self.step = self.saved_step = state["step"]
         self.validated_step, self.best = state["validated_step"], state["best"]
         self.bad_samples.load_state(state["bad_samples"])
+        self.model.weight_record = stored_record(folder) or self.model.weight_record
         self.resumed_from = Path(folder)
 
     def weights(self, step: int) -> str:

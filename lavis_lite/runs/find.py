@@ -1,4 +1,4 @@
-"""Trainings as things to use: from a run folder to one of its checkpoints, its configuration and its evaluations.
+"""From what a user calls a run to one of its checkpoints.
 
 A run is named by its folder, by one of its checkpoint folders, or by a folder above runs, which stands for the run that
 saved last.
@@ -6,27 +6,20 @@ saved last.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.config.compose import Composition, compose_layers, overlaid
-from lavis_lite.config.layers import OPTIONS, Layer, base_chain, parse_options, read_yaml
-from lavis_lite.config.schema import ModelConfig, PreprocessConfig
-from lavis_lite.errors import CheckpointError, ConfigError, Faults, RegistryError, did_you_mean
-from lavis_lite.registry import registry
+from lavis_lite.config.layers import Layer, read_yaml
+from lavis_lite.errors import CheckpointError, ConfigError, did_you_mean
 from lavis_lite.runners import checkpointing
 
 EVALUATIONS = "evaluations"
 """folder of a run; each evaluation of one of its checkpoints is a folder in it, with results/ of its own"""
 DEPTH = 4
 """levels of folders above a run that may stand for it"""
-START_KEYS = ("load_pretrained", "pretrained", "load_finetuned", "finetuned", "pretrained_stage1")
-"""keys of a model section that name the checkpoints it starts from"""
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,6 @@ class RunCheckpoint:
         return None if self.run_dir == self.folder else self.run_dir / EVALUATIONS
 
 
-# --- finding ----------------------------------------------------------------------------------------------------------
 def find_checkpoint(run: str | Path, checkpoint: str | None = None) -> RunCheckpoint:
     """The checkpoint that a user names.
 
@@ -90,13 +82,14 @@ def find_checkpoint(run: str | Path, checkpoint: str | None = None) -> RunCheckp
     if (path / checkpointing.MANIFEST).is_file():
         if checkpoint is not None:
             raise ConfigError(f"{run} is a checkpoint itself: leave --checkpoint {checkpoint} out, or name its run.")
-        return _verified(RunCheckpoint(_run_of(path), path, "the one that was named"))
+        return _verified(RunCheckpoint(run_of(path), path, "the one that was named"))
     run_dir, why = _locate(path)
     folder, reason = _choose(run_dir, checkpoint)
     return _verified(RunCheckpoint(run_dir, folder, f"{reason}{why}"))
 
 
-def _run_of(checkpoint: Path) -> Path:
+def run_of(checkpoint: Path) -> Path:
+    """The run folder that a checkpoint folder belongs to; the folder itself if it lies alone."""
     inside = checkpoint.absolute().parent.name == "checkpoints"
     return checkpointing.run_dir_of(checkpoint) if inside else checkpoint
 
@@ -186,102 +179,9 @@ def _neighbours(path: Path) -> str:
     return f" In {path.parent}: {did_you_mean(path.name, names)}" if names else ""
 
 
-# --- configuring ------------------------------------------------------------------------------------------------------
-def compose_evaluation(chosen: RunCheckpoint, options: Sequence[str] = (), recipe: str | None = None) -> Composition:
-    """The evaluation of a run's checkpoint: the run's configuration, its model started from the checkpoint.
-
-    Args:
-        chosen: which checkpoint of which run.
-        options: of the command line. Keys that belong to the run's task are left out where they choose another task.
-        recipe: a YAML whose `datasets` and `run` take the place of the run's; the model and its processors stay.
-
-    Raises:
-        ConfigError: an option names other weights than the run's; a file cannot be read.
-    """
-    given = parse_options(options)
-    if clash := [key for key in START_KEYS if key in (given.content.get("model") or {})]:
-        raise ConfigError(f"--options model.{clash[0]}: --run takes its weights from {chosen.folder}; leave one out.")
-    own = chosen.config_layer()
-    if recipe is None:
-        layers = [_for_task(own, (given.content.get("run") or {}).get("task"))]
-    else:
-        layers = [_only(own, "model", "preprocess", "imports"),
-                  *(_only(layer, "datasets", "run", "imports") for layer in base_chain(Path(recipe)))]
-    composition = compose_layers([*layers, given], Path(own.name))
-    return start_from(chosen, composition)
-
-
-def resume_evaluation(composition: Composition, resume: str | None, say: Say = print) -> Composition:
-    """A composed run; one that evaluates and is to resume starts from that checkpoint's weights and nothing else of it.
-
-    Args:
-        composition: of any run.
-        resume: None, "auto" (newest good checkpoint under run.output_dir) or a checkpoint folder; None: what
-            `run.resume_ckpt_path` says.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, or it is damaged.
-    """
-    run = composition.config.run
-    resume = resume or run.resume_ckpt_path
-    if not run.evaluate or resume is None or composition.faults:
-        return composition
-    if resume == "auto":
-        folder = checkpointing.newest_good(Path(run.output_dir), say)
-        if folder is None:
-            raise CheckpointError(f"there is no good checkpoint under {run.output_dir} to evaluate. Train first, name "
-                                  "a run with --run, or leave --resume out to evaluate what the recipe names.")
-        chosen = RunCheckpoint(_run_of(folder), folder, f"the newest under {run.output_dir}")
-    else:
-        chosen = find_checkpoint(resume)
-    say(f"evaluating {chosen.describe()}")
-    return start_from(chosen, composition)
-
-
-def start_from(chosen: RunCheckpoint, composition: Composition) -> Composition:
-    """An evaluation with the weights of a checkpoint. It goes into the run's folder, unless an option says where."""
-    run: dict[str, Any] = {"evaluate": True, "resume_ckpt_path": None, "fsdp": "none"}
-    home = chosen.evaluations()
-    if home is not None and composition.where("run.output_dir") != OPTIONS:
-        run["output_dir"] = str(home)
-    return overlaid(composition, Layer("--run", {"model": chosen.start(composition.config.model), "run": run}))
-
-
-def model_sections(chosen: RunCheckpoint) -> tuple[ModelConfig, PreprocessConfig]:
-    """The sections that build a run's model with the weights of a checkpoint, and its processors.
-
-    The processors are those of the run's data sets where they agree, else those of its `preprocess` section.
-
-    Raises:
-        Faults: the run's configuration does not fit this version of the package.
-    """
-    own = chosen.config_layer()
-    composition = compose_layers([own], Path(own.name))
-    if composition.faults:
-        raise Faults(f"{own.name} cannot be loaded:", composition.faults)
-    config = composition.config
-    model = dataclasses.replace(config.model, **chosen.start(config.model))
-    preprocess = dataclasses.replace(config.preprocess)
-    for kind in ("vis_processor", "text_processor"):
-        pairs = [getattr(section, kind) for section in config.datasets.values()]
-        if pairs and all(pair == pairs[0] for pair in pairs):
-            setattr(preprocess, kind, pairs[0])
-    return model, preprocess
-
-
-def _only(layer: Layer, *sections: str) -> Layer:
-    return Layer(layer.name, {key: value for key, value in layer.content.items() if key in sections})
-
-
-def _for_task(layer: Layer, task: str | None) -> Layer:
-    """The run's own layer without the keys that its task has and another task does not."""
-    run = layer.content.get("run") or {}
-    if task is None or task == run.get("task"):
-        return layer
-    try:
-        mine, other = (registry.get_task_class(name).config_class for name in (run.get("task"), task))
-    except RegistryError:
-        return layer  # composing reports the name
-    foreign = {field.name for field in dataclasses.fields(mine)} - {field.name for field in dataclasses.fields(other)}
-    kept = {key: value for key, value in run.items() if key not in foreign}
-    return Layer(layer.name, {**layer.content, "run": kept})
+def hint_at_run(cfg_path: str) -> str:
+    """A line for those who evaluate the config.yaml of a run, which names the weights that it started from."""
+    run_dir = Path(cfg_path).parent
+    if Path(cfg_path).name != checkpointing.CONFIG or not checkpointing.steps_of(run_dir):
+        return ""
+    return f"note: this evaluates the weights that the run started from; for those it trained use --run {run_dir}"
