@@ -118,6 +118,8 @@ def test_the_row_of_the_docs_is_a_row(workplace: Path) -> None:
 @pytest.mark.parametrize("block", [block for block in ALL if block.language == "python" and not block.file],
                          ids=lambda block: block.page)
 def test_python_blocks_run(block: Block, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for recipe in sorted(set(re.findall(r'run="output/([^"]+)"', block.text))):
+        assert run_command("train", ["--cfg-path", f"projects/{recipe}.yaml", "--options", *shortened(recipe)]) == 0
     exec(compile(block.text, block.page, "exec"), {"__name__": "__main__"})
     assert "Error" not in capsys.readouterr().err
 
@@ -145,7 +147,7 @@ def shortened(line: str) -> list[str]:
     options = [option for option in SHORT if "stage1" in line or not option.startswith("run.k_test")]
     if "instructblip" in line:
         options = [option.replace("mini_world_caption", "mini_world_vqa") for option in options]
-    return [*options, f"run.output_dir=out_docs/{Path(re.findall(r'[^ ]+[.]yaml', line)[0]).stem}"]
+    return options
 
 
 def run(words: list[str], cache: Path) -> int:
@@ -156,6 +158,11 @@ def run(words: list[str], cache: Path) -> int:
         words = [*words[:at], *([] if "--options" in words or not options else ["--options"]), *words[at:], *options]
     if words[:2] == ["python", "train.py"]:
         return run_command("train", words[2:])
+    if words[:2] == ["python", "evaluate.py"] and {"--run", "--resume"} & set(words):  # of a training of this page
+        options = shortened(" ".join(words)) if "--resume" in words else []
+        at = words.index("--options") + 1 if "--options" in words else len(words)
+        return run_command("evaluate", [*words[2:at], *([] if "--options" in words else ["--options"]), *options,
+                                        "run.test_splits=[test]", *words[at:]])
     if words[:2] == ["python", "evaluate.py"]:
         small = [option.replace("mini_world_caption", "mini_world_vqa") if "vqa" in words[-1] else option
                  for option in SMALL]

@@ -241,10 +241,11 @@ def write_result(run_dir: Path, split: str, step: int, scores: Mapping[str, floa
         split: that was evaluated.
         step: of the weights.
         scores: by name.
-        weights: where the weights come from, in one line.
+        weights: where the weights come from, in one line; "": not known.
     """
     path = Path(run_dir) / "results" / f"{split}_step{step}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"split": split, "step": step, "weights": weights, "metrics": dict(scores)}
+    known = {"weights": weights} if weights else {}
+    content = {"split": split, "step": step, **known, "metrics": dict(scores)}
     atomic.write_text(path, json.dumps(content, indent=2) + "\n")
     return path

@@ -30,7 +30,7 @@ def write_reports(cfg: Config, run_dir: Path, split: str, step: int, reports: Ma
         split: that was evaluated.
         step: of the weights.
         reports: samples and scores by data set.
-        weights: where the weights come from, in one line.
+        weights: where the weights come from, in one line; "": not known.
         say: takes the lines for people.
     """
     from lavis_lite.report.page import write_report
@@ -66,7 +66,9 @@ def training_curves(run_dir: Path) -> curves.Panels:
 def facts(cfg: Config, run_dir: Path, step: int, weights: str) -> dict[str, str]:
     """What stands under a page's heading."""
     run, known = cfg.run, {"task": cfg.run.task, "model": f"{cfg.model.arch} {cfg.model.model_type}"}
-    known |= {"step": f"{step:,}", "run": run_dir.name, "weights": weights}
+    known |= {"step": f"{step:,}", "run": run_dir.name}
+    if weights:
+        known["weights"] = weights
     prompt = run.get("prompt") or (cfg.model.get("prompt") if run.task == "captioning" else None)
     if prompt:
         known["prompt"] = prompt

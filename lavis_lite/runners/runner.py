@@ -163,8 +163,12 @@ class Runner:
         self.resumed_from = Path(folder)
 
     def weights(self, step: int) -> str:
-        """What the weights are after `step` steps of this run, in one line; an evaluation's are as they were loaded."""
-        return self.model.weight_record.describe(0 if self.run.evaluate else step)
+        """What the weights are after `step` steps of this run, in one line; an evaluation's are as they were loaded.
+
+        "" for a model whose builder kept no record.
+        """
+        record = self.model.weight_record
+        return record.describe(0 if self.run.evaluate else step) if record.sources else ""
 
     def one_step(self) -> dict[str, float]:
         """Run the first step and return its losses; no file is written. For `--dry-run`."""

@@ -70,10 +70,11 @@ def use(capsys: pytest.CaptureFixture[str], output: Path, start: str, recipe: li
     assert main(["compare", str(output), str(trained.parent)]) == 0
     told = capsys.readouterr()
     assert "The configurations are the same." in told.out and "Every sample has the same score in both." in told.out
-    assert f"A weights: {checkpoint}" in told.out and f"B weights: {result(trained)['weights']}" in told.out
+    weights = result(trained)["weights"]
+    assert f"A weights: {checkpoint}" in told.out and f"B weights: {weights}" in told.out
 
 
-# five of five ----------------------------------------------------------------------------------------------------------
+# five of five ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", TRAININGS)
 def test_train_evaluate_generate_compare(name: str, train_here: Train, capsys: pytest.CaptureFixture[str],
                                          tmp_path: Path) -> None:
