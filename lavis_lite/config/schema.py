@@ -39,6 +39,11 @@ class ModelConfig(Section):
     load_finetuned: bool = False
     finetuned: str | None = None
     """used instead of `pretrained` when load_finetuned is true"""
+    pretrained_stage1: str | None = None
+    """a checkpoint loaded before `pretrained` (or `finetuned`): it brings what that one lacks, such as a frozen
+    Q-Former, or the Q-Former's text half, which a stage-2 checkpoint does not have"""
+    allow_non_finite: bool = False
+    """load weights that hold NaN or infinity too, to look into them"""
 
     def faults(self, run: RunConfig) -> list[tuple[str, str]]:
         """What is wrong beyond keys and types: (key of this section, sentence) each; asked before anything is built."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite.config.schema import ModelConfig
-from lavis_lite.models.provenance import WeightRecord
+from lavis_lite.models.provenance import FOLLOWED, WeightRecord, sources_of
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -48,11 +48,21 @@ class BaseModel(nn.Module):
 
     weight_record: WeightRecord = WeightRecord()
     """where the weights came from; `lavis_lite.weights.build_model` sets it"""
+    allow_non_finite: bool = False
+    """whether checkpoints with NaN or infinity may be loaded; the section says so"""
 
     @classmethod
     def from_config(cls, cfg: Any) -> BaseModel:
         """Build the model (architecture and frozen weights named in its section) from its typed section."""
         raise NotImplementedError(f"{cls.__name__} must define from_config")
+
+    def on_weights_loaded(self) -> None:
+        """Called once when all weights are in place: backbones, then checkpoints. By default nothing is done.
+
+        For what needs the final values: hooks, unfreezing, adapters, caches. Parameters that are made here take their
+        values from the checkpoints too, if these have them. A training that is resumed fills all of them again after
+        this call.
+        """
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +89,17 @@ class BaseModel(nn.Module):
         roots = frozen_roots(self) + tuple(f"{name}." for name in self.frozen_parts())
         return {name: value for name, value in self.state_dict().items()
                 if (parameters[name].requires_grad if name in parameters else not name.startswith(roots))}
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """What a run's checkpoint keeps: `trainable_state`, and frozen tensors that no named file can bring again.
+
+        Of a model without a record of its weights, one that was not built from its section, that is `trainable_state`.
+        """
+        kept, sources = self.trainable_state(), sources_of(self)
+        if not self.weight_record.sources:
+            return kept
+        return {name: value for name, value in self.state_dict().items()
+                if name in kept or sources[name].kind not in FOLLOWED}
 
     def blocks_to_shard(self) -> list[nn.Module]:
         """Blocks whose frozen weights several ranks may share out among them (`run.fsdp`), in the order they run."""

@@ -10,13 +10,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, get_args
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lavis_lite.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from torch import nn
+
 Kind = Literal["random", "encoder", "language model", "bert", "checkpoint"]
+FOLLOWED: tuple[Kind, ...] = ("encoder", "language model", "checkpoint")
+"""kinds of sources that a later run reads again; checkpoints keep frozen tensors of any other"""
 SHORT_HASH = 8
 """characters of a sha256 that people are shown"""
 _MARKS = "weight_marks"
@@ -168,12 +171,14 @@ def sources_of(model: nn.Module) -> dict[str, WeightSource]:
                     for count, source, names in getattr(module, _MARKS, ())), key=lambda mark: mark[0])
     parameters = dict(model.named_parameters(remove_duplicate=False))
     identity = {name: id(parameters[name]) if name in parameters else name for name in model.state_dict()}
+    # a layer that got an adapter after it was loaded has its weights one level deeper now
+    identity |= {name.replace(".base_layer.", "."): key for name, key in identity.items() if ".base_layer." in name}
     found: dict[Any, WeightSource] = {}
     for _, path, source, names in marks:
         for name in names:
             full = f"{path}.{name}" if path else name
             found[identity.get(full, full)] = source
-    return {name: found.get(key, RANDOM) for name, key in identity.items()}
+    return {name: found.get(identity[name], RANDOM) for name in model.state_dict()}
 
 
 def record_of(model: nn.Module, without_use: Iterable[str] = ()) -> WeightRecord:

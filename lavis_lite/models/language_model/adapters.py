@@ -60,6 +60,34 @@ def _train_adapters(language_model: LanguageModel, mode: bool = True) -> Languag
     return language_model
 
 
+def finish_adapters(language_model: LanguageModel) -> None:
+    """Values for the adapters of a language model whose own weights have come just now.
+
+    Adapters that were made on the meta device start as new ones do. Quantised layers are new modules, so that theirs
+    are made anew.
+    """
+    setup = language_model.setup
+    if setup.lora is not None and setup.quantization is not None:
+        add_adapters(language_model, setup.lora)
+    for layer in adapted_layers(language_model.model).values():
+        if any(value.is_meta for holder in (layer.lora_A, layer.lora_B) for value in holder.parameters()):
+            for holder in (layer.lora_A, layer.lora_B):
+                holder.to_empty(device=layer.base_layer.weight.device)
+            for name in layer.lora_A:
+                layer.reset_lora_parameters(name, True)
+
+
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """peft's LoRA layers of a model by their path."""
+    return {path: module for path, module in model.named_modules() if hasattr(module, "reset_lora_parameters")}
+
+
+def adapter_names(model: nn.Module) -> set[str]:
+    """Names of the tensors that adapters brought."""
+    return {f"{path}.{name}" for path, layer in adapted_layers(model).items() for name in layer.state_dict()
+            if not name.startswith("base_layer.")}
+
+
 def adapter_state(language_model: LanguageModel) -> dict[str, Tensor]:
     """The adapters' tensors by their name in the transformers model."""
     return {name: value for name, value in language_model.model.named_parameters() if value.requires_grad}
