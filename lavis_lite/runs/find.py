@@ -77,6 +77,9 @@ def find_checkpoint(run: str | Path, checkpoint: str | None = None) -> RunCheckp
         ConfigError: `run` is a checkpoint folder, and `checkpoint` names another.
     """
     path = Path(run).expanduser()
+    if path.is_file():
+        raise CheckpointError(f"{run} is a file, and a run is a folder. To take the weights of a file, use --options "
+                              "model.load_pretrained=true model.pretrained=FILE.")
     if not path.is_dir():
         raise CheckpointError(f"there is no run folder {run}.{_neighbours(path)}")
     if (path / checkpointing.MANIFEST).is_file():

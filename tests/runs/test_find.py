@@ -84,7 +84,7 @@ def test_what_is_no_checkpoint_is_refused_with_those_there_are(run: Path, tmp_pa
         find_checkpoint(run, "newest")
     with pytest.raises(CheckpointError, match="there is no run folder .*did you mean '20260101-000000'"):
         find_checkpoint(run.with_name("20260101-00000"))
-    with pytest.raises(CheckpointError, match="there is no run folder"):
+    with pytest.raises(CheckpointError, match="is a file, and a run is a folder.*model.pretrained=FILE"):
         find_checkpoint(run / "config.yaml")
     evaluation = run / "evaluations" / "20260102-000000"
     evaluation.mkdir(parents=True)
