@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(
         name, description="Score a run's checkpoint, or the weights that a YAML names.",
         epilog=EPILOG.format(program=name), formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--run", metavar="RUN", help="a run folder, or a folder above runs: the one that saved last")
+    arguments.add_argument("--run", "--run-dir", metavar="RUN",
+                           help="a run folder, or a folder above runs: the one that saved last. Under torchrun write "
+                                "--run-dir, because torchrun takes --run for an option of its own")
     arguments.add_argument("--checkpoint", metavar="best|last|step_N",
                            help="which checkpoint of --run (default: best, or last if no validation chose one)")
     arguments.add_argument("--cfg-path", metavar="YAML",

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from lavis_lite import load_model, load_model_and_preprocess
+from lavis_lite.cli import data_capfilt
 from lavis_lite.cli.generate import QUIET
 from lavis_lite.cli.main import main
 from lavis_lite.errors import CheckpointError, ConfigError
@@ -136,6 +137,13 @@ def test_one_part_that_no_checkpoint_has_is_enough(train_here: Train, tmp_path: 
     assert "no checkpoint has 2 of the trainable tensors of Blip2OPT: language_projection (2)" in refused.stderr
 
 
+def test_captions_for_training_are_not_written_by_random_weights() -> None:
+    chosen = data_capfilt.parser().parse_args(["--dataset", "x", "--out", "y", "--ranker", "blip2:mini", "--checkpoint",
+                                               "mini/stage1"])
+    with pytest.raises(CheckpointError, match=r"language_projection \(2\)"):
+        data_capfilt.load_captioner(chosen, "cpu")
+
+
 def test_models_in_python_and_generate_refuse_too(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CheckpointError, match=r"language_projection \(2\).*run=RUN.*allow_untrained=True"):
         load_model("blip2_opt", "mini", is_eval=True, checkpoint="mini/stage1")
@@ -182,6 +190,7 @@ def test_a_run_with_validation_in_every_other_way(train_here: Train, capsys: pyt
 
 @pytest.mark.parametrize(("words", "told"), [
     (["--run", "nowhere"], "there is no run folder nowhere"),
+    (["--run-dir", "nowhere"], "there is no run folder nowhere"),  # what torchrun lets pass
     (["--run", "x", "--resume", "auto"], "--run and --resume exclude each other"),
     (["--cfg-path", "x.yaml", "--checkpoint", "last"], "--checkpoint last names a checkpoint of --run"),
 ])
