@@ -95,7 +95,7 @@ def _load(path: Path) -> Any:
 @contextlib.contextmanager
 def _stand_ins(classes: list[str]) -> Iterator[None]:
     """Let torch's unpickler build a `StandIn` for each of these classes (the list it looks in is one per process)."""
-    made = []
+    made: list[Any] = []
     for full in classes:
         module, _, name = full.rpartition(".")
         made.append(type(name, (_BASES.get(full, StandIn),), {"__module__": module, "__qualname__": name}))

@@ -142,7 +142,7 @@ def load_pretrained(language_model: LanguageModel, folder: str, source: WeightSo
                           f"{str(fault).splitlines()[0]}") from fault
     words = plan.get_input_embeddings().weight.shape[0]
     if found.get_input_embeddings().weight.shape[0] != words:
-        found.resize_token_embeddings(words)
+        _add_words(found, words)
     prepare(found, language_model.family)
     found = found if setup.quantization else found.to(dtype)
     if not setup.quantization and not allow_non_finite:
@@ -157,6 +157,16 @@ def load_pretrained(language_model: LanguageModel, folder: str, source: WeightSo
     adapters = adapter_names(plan)
     mark_loaded(plan, source or WeightSource("", "language model", str(folder), str(folder)),
                 [name for name in plan.state_dict() if name not in adapters])
+
+
+def _add_words(model: Any, count: int) -> None:
+    """Rows for new words, each the mean of all others: what is frozen must be the same at every loading."""
+    before = len(model.get_input_embeddings().weight)
+    model.resize_token_embeddings(count, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if layer is not None and count > before:
+                layer.weight[before:] = layer.weight[:before].double().mean(0).to(layer.weight.dtype)
 
 
 def _read(kind: Any, folder: str, dtype: torch.dtype, setup: Setup) -> Any:
