@@ -146,8 +146,9 @@ class Assembly:
         fitted, _ = fit_state(self.model, loaded.content, loaded.report.source, may_miss=[".*"], extra=loaded.extra,
                               allow_non_finite=self.allow_non_finite)
         new = {name: tensor for name, tensor in fitted.items() if name in late}
-        self.model.load_state_dict(new, strict=False)
-        mark_loaded(self.model, loaded.source, new)
+        if new:
+            self.model.load_state_dict(new, strict=False)
+            mark_loaded(self.model, loaded.source, new)
 
     def _account_for_frozen(self) -> None:
         """Frozen tensors that nothing loaded: an error where a checkpoint was, else a note."""

@@ -185,6 +185,8 @@ class RunConfig(Section):
     device: str = "auto"
     evaluate: bool = False
     resume_ckpt_path: str | None = None
+    allow_untrained: bool = False
+    """evaluate a model although trainable weights of it are random, because no checkpoint has them"""
     resume_evaluation: bool = True
     """go on with an evaluation of the same weights, data and settings that was stopped; false: begin it anew"""
     log_freq: int = 50

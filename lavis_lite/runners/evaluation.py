@@ -257,9 +257,19 @@ def where_unscored(scores: Mapping[str, float], predictions: Mapping[str, list[R
     return "".join(f" ({path}{told})" for path, told in found.items())
 
 
-def write_result(run_dir: Path, split: str, step: int, scores: Mapping[str, float]) -> Path:
-    """Write `results/<split>_step<N>.json` and return its path."""
+def write_result(run_dir: Path, split: str, step: int, scores: Mapping[str, float], weights: str = "") -> Path:
+    """Write `results/<split>_step<N>.json` and return its path.
+
+    Args:
+        run_dir: folder of the run.
+        split: that was evaluated.
+        step: of the weights.
+        scores: by name.
+        weights: where the weights come from, in one line; "": not known.
+    """
     path = Path(run_dir) / "results" / f"{split}_step{step}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(path, json.dumps({"split": split, "step": step, "metrics": dict(scores)}, indent=2) + "\n")
+    known = {"weights": weights} if weights else {}
+    content = {"split": split, "step": step, **known, "metrics": dict(scores)}
+    atomic.write_text(path, json.dumps(content, indent=2) + "\n")
     return path
