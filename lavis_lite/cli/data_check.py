@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from lavis_lite.cli.console import program
 from lavis_lite.config.compose import compose, compose_dataset, dataset_names
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.annotations.readers import FileFormat, check_suffix
@@ -32,7 +33,7 @@ _PROCESSOR: dict[str, dict[str, Any]] = {
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    arguments = argparse.ArgumentParser("lavis_lite data check", description="Read every row of a data set, look for "
+    arguments = argparse.ArgumentParser(program("data check"), description="Read every row of a data set, look for "
                                         "its files, decode some of them, and say what is wrong, by file and row.")
     arguments.add_argument("target", metavar="NAME|FILE|DIR",
                            help="a data set of the package or of --cfg-path; a JSON, JSONL, CSV or TSV file; or a "

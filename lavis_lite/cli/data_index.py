@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from lavis_lite.cli.console import program
 from lavis_lite.datasets.shards import scan as shard_scan
 from lavis_lite.datasets.shards.members import Dots
 from lavis_lite.errors import DataError
@@ -18,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         DataError: see `scan.index_folder`.
     """
-    arguments = argparse.ArgumentParser("lavis_lite data index", description="Read the headers of all tars of a folder "
+    arguments = argparse.ArgumentParser(program("data index"), description="Read the headers of all tars of a folder "
                                         "(webdataset's layout, as of img2dataset) and write their index.")
     arguments.add_argument("folder", type=Path, metavar="DIR")
     arguments.add_argument("--keep", nargs="+", default=[], metavar="FIELD",

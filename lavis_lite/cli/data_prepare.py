@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from lavis_lite.cli.console import program
 from lavis_lite.cli.data_check import named_section
 from lavis_lite.datasets.inventory import bring
 from lavis_lite.errors import Faults
@@ -18,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
         Faults: something could not be fetched, or has to be put in place by hand.
         LavisLiteError: no such data set.
     """
-    arguments = argparse.ArgumentParser("lavis_lite data prepare", description="Download and unpack what may be "
+    arguments = argparse.ArgumentParser(program("data prepare"), description="Download and unpack what may be "
                                         "downloaded, and say what has to be put where.")
     arguments.add_argument("target", metavar="NAME", help="a data set of the package or of --cfg-path")
     arguments.add_argument("--type", help="of a data set of the package")

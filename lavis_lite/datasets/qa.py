@@ -148,6 +148,11 @@ class QAEvalDataset(TableDataset):
         names = sorted(rows_of, key=lambda name: -longest[name])  # stable: ties stay in the files' order
         return [index for name in names for index in rows_of[name]]
 
+    def longest_first(self) -> list[int]:
+        """All rows, those whose texts have most characters first."""
+        lengths = [self._length(row) for row in self.table.skim()]
+        return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
     def _length(self, row: Row) -> int:
         """Characters that the model reads, the template aside."""
         read = row["question"] if self.learn == "answer" else self._commonest(row)
@@ -195,11 +200,13 @@ class QAEvalDataset(TableDataset):
     def question(self, index: int) -> dict[str, Any]:
         """The row: question, question_id, answers (one per annotator, empty without annotations) and its types.
 
-        With learn=question the two change places.
+        Also confidences, one for each answer, if the annotations have them. With learn=question the question and the
+        answer change places.
         """
         row = self.table[index]
         if self.learn == "question":
-            return {**row, "question": self._commonest(row), "answers": [row["question"]]}
+            others = {key: value for key, value in row.items() if key != "confidences"}
+            return {**others, "question": self._commonest(row), "answers": [row["question"]]}
         pairs = zip(row.get("answers", []), row.get("counts", []), strict=True)
         return {**row, "answers": [answer for answer, count in pairs for _ in range(count)]}
 

@@ -229,7 +229,9 @@ class Layout:
 def answer_texts(value: Any) -> dict[str, Any]:
     """One answer, a list of them, or official objects {answer: ...} -> {"answers": distinct, "counts": how often}.
 
-    In order of frequency, then of appearance. An annotator may have left an answer empty, but not all of them.
+    In order of frequency, then of appearance. An annotator may have left an answer empty, but not all of them. Objects
+    with `answer_confidence` and without answer_id (VizWiz) also give "confidences", one for each annotator: those of
+    the first answer, then those of the second, and so on.
     """
     items = value if isinstance(value, list) else [value]
     given = [item.get("answer") if isinstance(item, dict) else item for item in items]
@@ -241,10 +243,28 @@ def answer_texts(value: Any) -> dict[str, Any]:
             raise ValueError(f"{where}is {answer}, which is no number")
         if len(str(answer)) > MOST_CHARACTERS:
             raise ValueError(f"{where}has {len(str(answer))} characters; at most {MOST_CHARACTERS} are taken")
-    counts = Counter(str(answer).strip() for answer in given)
+    cleaned = [str(answer).strip() for answer in given]
+    counts = Counter(cleaned)
     if not any(counts):
         raise ValueError("has no answer: it is empty")
     for answer in filter(None, counts):
         text(answer)
     ordered = counts.most_common()
-    return {"answers": [answer for answer, _ in ordered], "counts": [count for _, count in ordered]}
+    found: dict[str, Any] = {"answers": [answer for answer, _ in ordered], "counts": [count for _, count in ordered]}
+    if confidences := confidences_of(items):
+        of_answer = list(zip(cleaned, confidences, strict=True))
+        found["confidences"] = [own for answer in found["answers"] for other, own in of_answer if other == answer]
+    return found
+
+
+def confidences_of(records: Sequence[Any]) -> list[str]:
+    """`answer_confidence` of each annotator's record; [] if no record has it, or answer_id tells the records apart.
+
+    VizWiz' evaluation compares whole records, so it needs these. VQA's records have both fields, and there the
+    confidence changes nothing.
+    """
+    objects = [record for record in records if isinstance(record, dict)]
+    has_ids = any("answer_id" in record for record in objects)
+    if has_ids or not any("answer_confidence" in record for record in objects):
+        return []
+    return [str(record.get("answer_confidence", "")) if isinstance(record, dict) else "" for record in records]

@@ -78,7 +78,7 @@ class ShardIndex:
         try:
             self.shards = [Shard(**shard) for shard in content["shards"]]
             self.space, self.kinds, self.samples = content["space"], content["kinds"], content["samples"]
-            size = content["arrays"]["bytes"]
+            size, self._sha256 = content["arrays"]["bytes"], content["arrays"].get("sha256")
             strange = [name for name in (shard.name for shard in self.shards) if not _is_plain(name)]
             if strange:  # it would be read, or downloaded, to where the name leads
                 raise TypeError(f"{strange[0]!r} is not the name of a file in this folder")
@@ -108,7 +108,7 @@ class ShardIndex:
             first, count: which shards; by default all.
         """
         start, end = self._row_range(first, count)
-        return MappedTable(self.folder / ARRAYS, names, start, end)
+        return MappedTable(self.folder / ARRAYS, names, start, end, self._sha256)
 
     def exploded(self, table: RowTable, first: int = 0, count: int | None = None) -> RowTable:
         """The same with one row per caption."""

@@ -272,3 +272,31 @@ def test_workers_share_the_table():
     assert table.nbytes() > 30e6
     grown = [int(value) for value in DataLoader(Reader(table), batch_size=None, num_workers=2)]
     assert max(grown) < 8_000  # a list of dicts would copy all of its 30 MB by touching reference counts
+
+
+def test_the_content_hash_is_that_of_the_rows(tmp_path):
+    one, other = ([{"image": "a.jpg", "caption": text}, {"image": "b.jpg", "caption": "x"}] for text in ("red", "blue"))
+    table = RowTable(((0, place, row) for place, row in enumerate(one)), ["one.json"])
+    moved = RowTable(((0, 7 + place, row) for place, row in enumerate(one)), ["elsewhere.csv"])
+    assert table.content_hash() == moved.content_hash(), "files and places do not matter"
+    changed = RowTable(((0, place, row) for place, row in enumerate(other)), ["one.json"])
+    assert changed.content_hash() != table.content_hash()
+    turned = RowTable(((0, place, row) for place, row in enumerate(reversed(one))), ["one.json"])
+    assert turned.content_hash() != table.content_hash(), "the order does"
+    table.save(tmp_path / "table")
+    assert MappedTable(tmp_path / "table").content_hash() == table.content_hash()
+    last = MappedTable(tmp_path / "table", first=1)
+    assert last.content_hash() == RowTable([(0, 0, one[1])], []).content_hash()
+    assert RowTable([], []).content_hash() == RowTable([], ["x"]).content_hash()
+
+
+def test_of_a_file_with_a_known_hash_no_row_is_read(tmp_path):
+    table = RowTable(((0, place, row) for place, row in enumerate(ROWS)), ["one.json"])
+    table.save(tmp_path / "table")
+    hashes = {MappedTable(tmp_path / "table", first=first, end=end, sha256=sha).content_hash()
+              for first, end, sha in ((0, 2, "s1"), (1, 2, "s1"), (0, 1, "s1"), (0, 2, "s2"))}
+    assert len(hashes) == 4
+    mapped = MappedTable(tmp_path / "table", sha256="s1")
+    assert pickle.loads(pickle.dumps(mapped)).content_hash() == mapped.content_hash()
+    exploded = ExplodedTable(mapped, "caption", np.array([0, 2, 3]))
+    assert exploded.content_hash() != mapped.content_hash()

@@ -296,7 +296,8 @@ def test_links_are_followed_as_the_section_says(folder: Path, name: str) -> None
 @pytest.mark.parametrize(("changes", "words"), [
     ({"split_values": {"train": "a"}}, r"split_values has no effect without split_column"),
     ({"prepare_args": {"train": 3}}, r"prepare_args has no effect without prepare"),
-    ({"references": {"vall": FileConfig(storage="x")}}, "references.vall: the data set has no such split; did you"),
+    ({"references": {"vall": FileConfig(storage="x")}},
+     r"references.vall: the data set has no such split; did you mean"),
     ({"image_pattern": {"trian": "{image_id}.png"}}, r"image_pattern.trian: .* did you mean 'train'"),
     ({"data_type": "videos"}, r"data_type is videos, but builder image_caption reads images"),
 ])
