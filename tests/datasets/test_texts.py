@@ -79,17 +79,17 @@ def test_a_sample_without_words_is_a_bad_sample(captions):
 def test_a_run_stops_before_its_model_is_loaded_or_says_what_it_leaves_out(captions, capsys):
     splits = {"own": {"train": captions}}
     with pytest.raises(DataError) as caught:
-        engine.check_texts(splits, RunConfig())
+        engine.check_words(splits, RunConfig())
     assert str(caught.value).startswith("own, train: 3 texts have no words left after BlipCaption:\n  ")
     assert "a.json:3: caption '(): ;'" in str(caught.value) and "run.on_bad_sample=skip" in str(caught.value)
-    engine.check_texts(splits, RunConfig(on_bad_sample="skip"))
+    engine.check_words(splits, RunConfig(on_bad_sample="skip"))
     assert capsys.readouterr().out.splitlines()[-1] == (
         "own, train: 6 texts, 3 with no words left after BlipCaption, 1 cut by BlipCaption")
 
 
 def test_evaluation_of_captions_only_says_it(captions, capsys):
     captions.needs_words = False  # as CaptionEvalDataset: the references are used as they are written
-    engine.check_texts({"own": {"val": captions}}, RunConfig())
+    engine.check_words({"own": {"val": captions}}, RunConfig())
     assert "3 with no words" in capsys.readouterr().out
 
 
@@ -115,7 +115,7 @@ def test_data_check_sees_the_texts_as_training_does(captions, coco_folder, capsy
     assert run_command("data", ["check", "own", "--cfg-path", str(run)]) == 1
     told = capsys.readouterr().out
     assert "PROBLEM: texts with no words left after BlipCaption: 3" in told and "a.json:2: caption '...'" in told
-    assert "texts cut by the text processor: 1" in told and "tokens per caption (mini): 2 - 202," in told  # as written: 242
+    assert "texts cut by the text processor: 1" in told and "(mini): 2 - 202," in told  # as written: 242
     assert "6 rows, 6 images" in told  # as training has them: one row per caption
     assert run_command("data", ["check", str(coco_folder / "a.json"), "--image-root", str(coco_folder / "images")]) == 1
     assert "PROBLEM: texts with no words: 3" in capsys.readouterr().out

@@ -53,6 +53,10 @@ class TurnTable(RowTable):
         """`file:row` of the dialogue."""
         return self.dialogues.place(self._find(index)[0])
 
+    def content_hash(self) -> str:
+        """Hash of the dialogues, their texts, and how what was said before is written."""
+        return " ".join([*(table.content_hash() for table in (self.dialogues, *(self.texts or ()))), self.turn])
+
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(table.nbytes() for table in (self.dialogues, *(self.texts or ()))) + self._turns.nbytes

@@ -53,6 +53,12 @@ def test_rows_without_an_image_are_left_out_and_counted(tmp_path):
         read(tmp_path, bare, required=["image"])
 
 
+def test_what_was_trained_on_is_known_again(tmp_path):
+    same, other = (row(ASKED, {"from": "gpt", "value": value}) for value in ("He.", "She."))
+    hashes = [read(tmp_path, talk).content_hash() for talk in (same, same, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_rows_of_other_splits_are_not_read(tmp_path):
     rows = [row(ASKED, SAID, part="train"), {"part": "val"}]
     table = read(tmp_path, *rows, keep=lambda raw: raw["part"] == "train")
