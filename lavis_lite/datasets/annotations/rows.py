@@ -102,7 +102,7 @@ def file_name(value: Any) -> str:
 
 
 def identifier(value: Any) -> int | str:
-    """A number or a name; 391895.0, as pandas writes whole numbers in a column with gaps, is 391895."""
+    """A number or a name; 391895.0, as pandas writes whole numbers in a column with gaps, is 391895, as text too."""
     if isinstance(value, float):
         value = _whole(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -113,9 +113,10 @@ def identifier(value: Any) -> int | str:
         return value
     if _SHORTENED.fullmatch(text(value)):
         raise ValueError(f"is {value!r}, which a spreadsheet has made of a longer number; export the column as text")
-    return value
+    return value.partition(".")[0] if _WHOLE.fullmatch(value) else value
 
 
+_WHOLE = re.compile(r"\d+\.0")
 _SHORTENED = re.compile(r"\d[.,]\d+[eE]\+\d+")
 _EXACT = 2**53
 """from here on a float may stand for several whole numbers"""

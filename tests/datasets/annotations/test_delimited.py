@@ -68,8 +68,8 @@ def test_a_tsv_may_be_said_to_be_quoted(tmp_path):
 
 def test_a_quotation_over_two_rows_of_a_csv_is_doubted(tmp_path):
     content = COMMAS + 'p1.jpg,x\np2.jpg,"Less is more\np3.jpg,y\np4.jpg,more or less"\np5.jpg,z\n'
-    assert fault(tmp_path, "a.csv", content).startswith("3: a quoted cell that begins in this row holds 2 more lines, "
-                                                        "which look like rows; set `quoting: none`")
+    assert fault(tmp_path, "a.csv", content).startswith("3: a quoted cell that begins in this row holds 2 more lines "
+                                                        "that look like rows; set `quoting: none`")
     assert captions(tmp_path, "a.csv", content, quoting="none")[1:4] == ['"Less is more', "y", 'more or less"']
     assert captions(tmp_path, "a.csv", content, quoting="minimal")[1] == "Less is more\np3.jpg,y\np4.jpg,more or less"
     behind = 'caption,image\nx,p1.jpg\n"Less,p2.jpg\nmore",p3.jpg\n'
