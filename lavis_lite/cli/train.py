@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
 
 def add_common(arguments: argparse.ArgumentParser) -> None:
     """The arguments that training and evaluation share word for word."""
-    arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE",
+    arguments.add_argument("--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                            help="override settings, for example run.max_iters=200 model.qformer_dropout=0")
     arguments.add_argument("--print-config", action="store_true",
                            help="show every setting and the layer that set it, and stop")
