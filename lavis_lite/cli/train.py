@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from lavis_lite.cli.console import program, say_once
+from lavis_lite.cli.console import print_once, program
 from lavis_lite.config.compose import Composition, compose, to_yaml
 from lavis_lite.config.preflight import check, fetch_hint, missing
 from lavis_lite.errors import Faults
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     if composition.config.run.evaluate:
         from lavis_lite.runs import resume_evaluation
 
-        composition, arguments.resume = resume_evaluation(composition, arguments.resume, say_once), None
+        composition, arguments.resume = resume_evaluation(composition, arguments.resume, print_once), None
     return carry_out(composition, arguments, arguments.cfg_path)
 
 
