@@ -20,6 +20,7 @@ from lavis_lite import atomic, distributed, weights
 from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.features.cache import FeatureFolder
+from lavis_lite.datasets.texts import look_through
 from lavis_lite.distributed import Launch, launch_from_environment
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
 from lavis_lite.registry import registry
@@ -29,6 +30,7 @@ from lavis_lite.runners.reporting import closing_lines
 from lavis_lite.runners.runner import Runner
 from lavis_lite.runs import resume_evaluation
 from lavis_lite.tasks.base import BaseTask
+from lavis_lite.tasks.long_texts import long_texts
 from lavis_lite.untrained import refuse_untrained
 
 T = TypeVar("T")
@@ -66,11 +68,13 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     """Task, data, model and runner of a checked config."""
     task = registry.get_task_class(config.run.task)(config.run)
     datasets = build_datasets(config)
+    on_main(lambda: check_words(datasets, config.run))
     check_evaluated(task, datasets, config.run)
     model = build_model(config)
     if config.run.evaluate and not config.run.allow_untrained:
         refuse_untrained(model, remedies(config.run))
     check_features(datasets, model)
+    check_lengths(task, datasets, model, config.run)
     runner: Runner = registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir, launch=launch,
                                                                   device=device)
     return runner
@@ -131,6 +135,23 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
     return built
 
 
+def check_words(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
+    """Say what the text processors leave of the texts, and stop while the model is not loaded yet if it is nothing.
+
+    Raises:
+        DataError: with run.on_bad_sample=raise, texts without words that a sample cannot do without.
+    """
+    for name, splits in datasets.items():
+        for split, dataset in splits.items():
+            report = look_through(dataset)
+            if str(report):
+                print(f"{name}, {split}: {report}", flush=True)
+            if report.empty and run.on_bad_sample == "raise" and getattr(dataset, "needs_words", False):
+                raise DataError(f"{name}, {split}: {report.empty} texts have {report.reason}:\n  "
+                                + "\n  ".join(report.shown) + "\nFix them, or set run.on_bad_sample=skip to leave "
+                                "these samples out (they are counted and listed).")
+
+
 def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
     """Refuse splits that the task cannot evaluate while the model is not loaded yet.
 
@@ -141,6 +162,22 @@ def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], run: Ru
         found = [splits[split] for splits in datasets.values() if split in splits]
         for dataset in [one for one in found if task.takes(one)] or found:
             task.before_evaluation(dataset, split)
+
+
+def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: Any, run: RunConfig) -> None:
+    """Look for texts to evaluate that the language model has no room for, before the first step.
+
+    Raises:
+        DataError: there are some, and run.on_bad_sample is raise.
+    """
+    for split in dict.fromkeys([*run.valid_splits, *run.test_splits]):
+        found = [splits[split] for splits in datasets.values() if split in splits]
+        for dataset in [one for one in found if task.takes(one)]:
+            long = long_texts(task, model, dataset, split)
+            if long is not None and run.on_bad_sample == "raise":
+                raise DataError(f"{long} Or set run.on_bad_sample=skip to leave such samples out (they are counted).")
+            if long is not None and distributed.is_main():
+                print(f"note: {long} They will be left out and listed in bad_samples.jsonl.", flush=True)
 
 
 def check_features(datasets: dict[str, dict[str, Any]], model: Any) -> None:

@@ -23,7 +23,8 @@ from tests.end_to_end.conftest import ROOT, SMALL, environment
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-INSTALLERS = ("bash run_scripts/quickstart.sh", "bash run_scripts/test.sh", "source .venv/bin/activate")
+INSTALLERS = ("bash run_scripts/quickstart.sh", "bash run_scripts/test.sh", "bash run_scripts/test_matrix.sh",
+              "source .venv/bin/activate")
 """tested by tests/test_run_scripts.py: they make environments"""
 PAPER_SCALE = ("vitg", "vitl", "flant5x", "vicuna", "opt2.7b", "opt6.7b")
 SHORT = [*SMALL, "run.max_iters=2", "run.test_splits=[]"]
