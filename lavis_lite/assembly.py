@@ -15,6 +15,7 @@ from lavis_lite.following import Locate
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.checkpoints.bert_weights import initialise_from_bert
 from lavis_lite.models.checkpoints.containers import Content
+from lavis_lite.models.checkpoints.hf_fields import refuse_other_settings
 from lavis_lite.models.checkpoints.load import fit_state, frozen_tensors
 from lavis_lite.models.checkpoints.reading import read_content, read_extra
 from lavis_lite.models.checkpoints.report import LoadReport
@@ -87,6 +88,7 @@ class Assembly:
     def load_checkpoints(self) -> None:
         """Each checkpoint that the section names, after what its own run kept frozen."""
         for key, path in self.starts:
+            refuse_other_settings(self.model, path)
             content, extra = read_content(path), read_extra(path)
             self._follow(content, path)
             had = self._supplied()
@@ -144,8 +146,9 @@ class Assembly:
         fitted, _ = fit_state(self.model, loaded.content, loaded.report.source, may_miss=[".*"], extra=loaded.extra,
                               allow_non_finite=self.allow_non_finite)
         new = {name: tensor for name, tensor in fitted.items() if name in late}
-        self.model.load_state_dict(new, strict=False)
-        mark_loaded(self.model, loaded.source, new)
+        if new:
+            self.model.load_state_dict(new, strict=False)
+            mark_loaded(self.model, loaded.source, new)
 
     def _account_for_frozen(self) -> None:
         """Frozen tensors that nothing loaded: an error where a checkpoint was, else a note."""

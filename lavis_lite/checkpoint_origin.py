@@ -74,7 +74,9 @@ def _told_by_metadata(path: Path) -> Origin | None:
     """What `export` wrote into a .safetensors file."""
     for file in (path, path / EXTRA, path / WEIGHTS):
         told = _metadata(file).get("lavis_lite") if file.suffix == ".safetensors" and file.is_file() else None
-        if told and json.loads(told)["model"]:
+        if told and (section := json.loads(told)["model"]):
+            if section.keys() <= {"arch", "model_type"}:  # a packaged checkpoint names its type only
+                return _of_type(section["arch"], section["model_type"])
             origin = Origin(**json.loads(told))
             return _with_own_language_model(origin, path) if file.name == EXTRA else origin
     return None

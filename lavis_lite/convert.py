@@ -97,7 +97,7 @@ def convert(source: str | Path, to: str, out: str | Path, *, model: str | None =
     filled = _fill_frozen(parts.skeleton, _unplaced(section), parts.state, path) if whole or to == "hf" else 0
     chosen = DTYPES[dtype] if dtype else None
     if to == "hf":
-        written = export_hf(parts.skeleton, out, state=parts.state, dtype=chosen, origin=origin)
+        written = export_hf(parts.skeleton, out, state=parts.state, dtype=chosen, origin=origin, source=str(source))
     elif to == "lavis":
         written = export_lavis(parts.skeleton, out, state=parts.state, whole=whole, dtype=chosen, origin=origin,
                                besides=parts.besides)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from lavis_lite.cli.console import program
+
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    arguments = argparse.ArgumentParser("lavis_lite convert", description="Convert a checkpoint to another format.")
+    arguments = argparse.ArgumentParser(program("convert"), description="Convert a checkpoint to another format.")
     arguments.add_argument("--to", required=True, metavar="hf|lavis|lite",
                            help="transformers' folder, LAVIS' .pth, or this project's folder (or .safetensors)")
     arguments.add_argument("--checkpoint", required=True, metavar="SRC",

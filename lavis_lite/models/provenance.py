@@ -58,7 +58,7 @@ class WeightSource:
         if self.sha256 and not self.is_packaged:
             facts.append(f"sha256 {self.sha256[:SHORT_HASH]}")
         if self.origin and with_origin:
-            facts.append(f"begun from {self.origin}")
+            facts.append(f"begun from {'a ' if self.origin == 'random start' else ''}{self.origin}")
         return f"{self.name} ({', '.join(facts)})" if facts else self.name
 
     @property
@@ -96,6 +96,12 @@ class WeightRecord:
         if not steps_here:
             return text
         return f"{text}, {'then ' if starts else ''}{steps_here} step{'s' if steps_here != 1 else ''} here"
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps of the run's checkpoint that was loaded last; 0: the last one is no run's."""
+        steps = [source.step for source in self.sources if source.kind == "checkpoint"]
+        return (steps[-1] if steps else None) or 0
 
     def untrained_parts(self) -> list[str]:
         """First pieces of the names in `untrained`, sorted: "language_projection", "qformer"."""
@@ -186,7 +192,7 @@ def record_of(model: nn.Module, without_use: Iterable[str] = ()) -> WeightRecord
     for name, source in sources.items():
         key = name.split(".")[0], source
         counts[key] = counts.get(key, 0) + 1
-    order = {source: place for place, source in enumerate(_in_order(model))}
+    order = {source: place for place, source in enumerate(dict.fromkeys(_in_order(model)))}
     rows = sorted(counts, key=lambda key: order.get(key[1], -1))
     spare = set(without_use)
     return WeightRecord([replace(source, part=part, tensors=counts[part, source]) for part, source in rows],

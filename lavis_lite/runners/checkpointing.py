@@ -288,7 +288,7 @@ def newest_good(output_dir: Path, say: Say = print) -> Path | None:
     root = Path(output_dir)
     runs = [root, *(sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else [])]
     found = [folder for run in runs for folder in steps_of(run)]
-    for folder in sorted(found, key=_saved_at, reverse=True):
+    for folder in sorted(found, key=saved_at, reverse=True):
         faults = verify(folder)
         if not faults:
             return folder
@@ -296,7 +296,8 @@ def newest_good(output_dir: Path, say: Say = print) -> Path | None:
     return None
 
 
-def _saved_at(folder: Path) -> tuple[str, int]:
+def saved_at(folder: Path) -> tuple[str, int]:
+    """(time of saving, step): what orders the checkpoints of several runs."""
     try:
         return str(read_manifest(folder)["saved_at"]), _step_of(folder)
     except CheckpointError:  # damaged: its folder's time places it among the others, where it will be reported

@@ -23,11 +23,12 @@ from torch import Tensor
 from lavis_lite import __version__, atomic
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.blip2_base import Blip2Base
-from lavis_lite.models.checkpoints.hf_config import RETRIEVAL, generation_config, hf_class, hf_config
+from lavis_lite.models.checkpoints.hf_config import INSTRUCT, RETRIEVAL, generation_config, hf_class, hf_config
 from lavis_lite.models.checkpoints.hf_key_map import WITHOUT_PLACE, to_hf
-from lavis_lite.models.checkpoints.hf_processor import language_tokenizer, save_processor
+from lavis_lite.models.checkpoints.hf_processor import language_tokenizer, pads_both_texts_left, save_processor
 from lavis_lite.models.checkpoints.language_fit import language_kind, vocabulary_names, with_words
 from lavis_lite.models.checkpoints.lavis_key_map import to_lavis
+from lavis_lite.models.checkpoints.model_card import CARD, model_card
 from lavis_lite.models.checkpoints.reading import EXTRA, WEIGHTS
 from lavis_lite.models.checkpoints.stored import RECORD
 from lavis_lite.models.provenance import WeightRecord
@@ -84,7 +85,7 @@ class Origin:
 
 def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | None = None,
               dtype: torch.dtype | None = None, origin: Origin | None = None,
-              shard_size: int | str = SHARD_SIZE) -> ExportReport:
+              shard_size: int | str = SHARD_SIZE, source: str | None = None) -> ExportReport:
     """Write a folder that `from_pretrained` of transformers' BLIP-2 or InstructBLIP classes and processors loads.
 
     Args:
@@ -94,6 +95,7 @@ def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | N
         dtype: of floating-point tensors; None: each as it is.
         origin: what the model was built from.
         shard_size: most bytes of one file, such as "5GB".
+        source: the checkpoint that the weights were read from, for the model card.
 
     Raises:
         CheckpointError: the folder exists, tensors are missing, or transformers' classes cannot do what the model does.
@@ -114,16 +116,19 @@ def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | N
     config["dtype"] = _name_of_dtype(stored)
     aside = {name: tensors[name] for name in translated.unknown}
     _check_aside(aside, model)
-    place, origin = _free(folder), origin or Origin()
+    place, origin, notes = _free(folder), origin or Origin(), _notes(model, config, tokenizer)
+    card = model_card(model, config, section=origin.model, source=source, notes=notes,
+                      parameters=sum(tensor.numel() for tensor in stored.values()))
     with _placed(place) as temporary:
         temporary.mkdir()
         _write_json(temporary / "config.json", config)
+        (temporary / CARD).write_text(card, encoding="utf-8")
         if kind != RETRIEVAL:
             _write_json(temporary / "generation_config.json", generation_config(config["text_config"]))
         save_processor(model, temporary, tokenizer, origin.image())
         _write_shards(stored, temporary, shard_size)
         _write(cast(aside, dtype), temporary / EXTRA, _told(origin))
-    return ExportReport(place, "Hugging Face", len(stored), _size(stored), sorted(aside), _notes(model, config))
+    return ExportReport(place, "Hugging Face", len(stored), _size(stored), sorted(aside), notes)
 
 
 def export_lavis(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | None = None, whole: bool = False,
@@ -254,8 +259,20 @@ def _check_whole(model: Any, tensors: Mapping[str, Tensor], names: Mapping[str, 
                               "it cannot be written.")
 
 
-def _notes(model: Any, config: Mapping[str, Any]) -> list[str]:
-    own, theirs = model.ln_vision.eps, config["vision_config"]["layer_norm_eps"]
+def _notes(model: Any, config: Mapping[str, Any], tokenizer: Any) -> list[str]:
+    return [*_epsilon_notes(model.ln_vision.eps, config["vision_config"]["layer_norm_eps"]),
+            *_padding_notes(hf_class(model), tokenizer)]
+
+
+def _padding_notes(kind: str, tokenizer: Any) -> list[str]:
+    if kind != INSTRUCT or not pads_both_texts_left(tokenizer):
+        return []
+    return [f"InstructBlipProcessor pads the Q-Former's text on the left, as it pads the language model's: it follows "
+            f"{type(tokenizer).__name__}, whose class pads on the right and has to be told. In a batch of prompts of "
+            "unequal length the Q-Former then reads shifted positions; give it prompts of one length, or one at a time"]
+
+
+def _epsilon_notes(own: float, theirs: float) -> list[str]:
     if own == theirs:
         return []
     return [f"ln_vision has epsilon {own:g} here and {theirs:g} there, where one number serves the whole vision model; "

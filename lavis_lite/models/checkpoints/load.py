@@ -14,6 +14,7 @@ from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import frozen_roots
 from lavis_lite.models.checkpoints.containers import Content, take_off_wrappers
 from lavis_lite.models.checkpoints.finite import SWITCH, describe_non_finite, non_finite
+from lavis_lite.models.checkpoints.hf_fields import refuse_other_settings
 from lavis_lite.models.checkpoints.hf_key_map import WITHOUT_PLACE, from_hf
 from lavis_lite.models.checkpoints.key_map import Translated
 from lavis_lite.models.checkpoints.language_fit import PREFIX, fit_language_model, language_kind
@@ -83,6 +84,7 @@ def load_checkpoint(model: Loadable, source: str | Path, *, may_miss: Iterable[s
     Raises:
         CheckpointError: nothing there, damaged, not finite, or it does not fit; then the model is as it was.
     """
+    refuse_other_settings(model, source)
     content = read_content(source)
     return load_state(model, content, str(source), may_miss=may_miss, may_ignore=may_ignore, only=only,
                       extra=read_extra(source), allow_non_finite=allow_non_finite)
