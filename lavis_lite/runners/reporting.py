@@ -83,7 +83,7 @@ def closing_lines(runner: Runner) -> list[str]:
     paths = {"report": run_dir / "results" / PAGE, "curves": run_dir / "curves.png"}
     lines = [f"{name}: {path}" for name, path in paths.items() if path.exists()]
     if runner.run.evaluate:
-        return [*lines, f"results: {run_dir / 'results'}"]
+        return [*lines, f"results: {run_dir / 'results'}", f"weights: {runner.weights(runner.step)}"]
     if not runner.saved_step:
         return [*lines, f"no checkpoint was kept (run.save_last=false); log: {run_dir / 'log.jsonl'}"]
     best = runner.best

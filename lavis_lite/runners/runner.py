@@ -275,8 +275,8 @@ class Runner:
         return metrics
 
     def _evaluate_split(self, split: str, step: int, checkpoint_step: int | None = None) -> dict[str, float]:
-        scores = self.evaluator.split(self._having(split), split, step)
         measured = step if checkpoint_step is None else checkpoint_step
+        scores = self.evaluator.split(self._having(split), split, measured)  # draws depend on the weights' step alone
         epoch = self._parts.bounds.epoch(step) if self._parts else 0
         extra = {} if measured == step else {"checkpoint_step": measured}
         self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
