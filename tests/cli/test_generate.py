@@ -101,6 +101,17 @@ def test_a_real_model_of_the_zoo(folder: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out.startswith(f"{folder / '0.png'}: ")
 
 
+def test_a_prompt_longer_than_the_language_model_is_one_clear_error(folder: Path,
+                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "--model", "blip2_opt", "--image", str(folder / "0.png"), "--num-beams", "1",
+             "--max-new-tokens", "20", "--prompt", "blue " * 10_000]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "1 of 1 prompts is too long for the language model: row 0 has 10001 tokens" in told
+    assert "there is room for 224 (256 positions - 12 vectors of the picture - 20 for the answer)" in told
+    assert "Traceback" not in told and len(told) < 500
+
+
 def test_the_zoo_tells_what_runs_offline(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zoo"]) == 0
     lines = capsys.readouterr().out.splitlines()
