@@ -53,6 +53,10 @@ class CheckpointError(LavisLiteError):
     """A checkpoint is damaged, or does not fit the model it is loaded into."""
 
 
+class ContractError(LavisLiteError):
+    """A model, task or data set of the user's own does not do what the package asks of its kind."""
+
+
 class DistributedError(LavisLiteError):
     """The launcher's environment variables do not describe a usable group of processes."""
 

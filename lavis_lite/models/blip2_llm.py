@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models import few_shot
+from lavis_lite.models.base import loss_weight
 from lavis_lite.models.blip2_config import build_parts
 from lavis_lite.models.blip2_llm_config import (
     Blip2LLMConfig,
@@ -117,11 +118,22 @@ class Blip2LLM(Blip2Writer):
         pictures = pictures_of(samples)
         if not len(pictures):
             raise DataError("the batch is empty: there is nothing to learn from.")
-        prompts, targets = self.training_texts(samples, len(pictures))
+        prompts, shown, targets = self._training_rows(samples, len(pictures))
+        loss = self.language_model.loss(self.soft_prompt(pictures.repeated(), prompts), shown, targets)
+        return ModelOutput(loss * loss_weight(samples, "loss", loss))
+
+    def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
+        """Learned tokens of a batch; none if every rank and micro-batch counts alike (lm_reduction per_rank)."""
+        if self.language_model.lm_reduction == "per_rank":
+            return {}
+        _, shown, targets = self._training_rows(samples, len(pictures_of(samples)))
+        return {"loss": self.language_model.count_tokens(shown, targets)}
+
+    def _training_rows(self, samples: dict[str, Any], batch: int) -> tuple[list[str], list[str], list[str]]:
+        """(what the Q-Former reads, what the language model reads, what is learned) of every sample."""
+        prompts, targets = self.training_texts(samples, batch)
         count = few_shot.draw_count(samples, self.num_few_shot_examples, self.few_shot_prob)
-        shown = few_shot.with_examples(prompts, samples, self.language_model, most=count)
-        soft_prompt = self.soft_prompt(pictures.repeated(), prompts)
-        return ModelOutput(self.language_model.loss(soft_prompt, shown, targets))
+        return prompts, few_shot.with_examples(prompts, samples, self.language_model, most=count), targets
 
     def training_texts(self, samples: dict[str, Any], batch: int) -> tuple[list[str], list[str]]:
         """(what is read, what is learned) of every sample.

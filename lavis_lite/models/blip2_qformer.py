@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models import objectives
+from lavis_lite.models.base import loss_weight
 from lavis_lite.models.blip2_base import Blip2Base
 from lavis_lite.models.blip2_config import Blip2QformerConfig, build_parts
 from lavis_lite.models.decoding import Decoding, QFormerDecoder, decode
@@ -36,7 +37,7 @@ from lavis_lite.models.stage1 import (
     matching_tokens,
     paired,
 )
-from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
+from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
 from lavis_lite.registry import registry
 
 INITIAL_TEMPERATURE = 0.07
@@ -89,7 +90,8 @@ class Blip2Qformer(Blip2Base):
         tokenizer: text -> ids.
         embed_dim: E, width in which image and text are compared.
         freeze_vit: keep the vision encoder constant and in eval mode.
-        lm_reduction: average the ITG loss over the tokens of all ranks ("global") or per rank first (LAVIS).
+        lm_reduction: average the ITG loss over the tokens of the whole step ("global"), or over those of each rank and
+            micro-batch first (LAVIS).
         itc_full_gradient: let ITC's gradient reach both sides of each similarity. False as in LAVIS: the features
             that a sample is compared with are constants.
         ln_vision_eps: epsilon of the norm over image features.
@@ -97,6 +99,7 @@ class Blip2Qformer(Blip2Base):
     """
 
     config_class = Blip2QformerConfig
+    in_batch_negatives = True
 
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer, *, embed_dim: int = 256,
                  freeze_vit: bool = True, lm_reduction: Literal["global", "per_rank"] = "global",
@@ -136,8 +139,18 @@ class Blip2Qformer(Blip2Base):
         lm_sum, lm_count = self.lm_terms(encoded)
         itm_count, lm_count = self._shared_counts(itm_count, lm_count)
         loss_itm, loss_lm = itm_sum / itm_count, lm_sum / lm_count
+        loss_lm = loss_lm * loss_weight(samples, "loss_lm", loss_lm)
         loss_itc = loss_itc.to(loss_itm.dtype)
         return Blip2Output(loss_itc + loss_itm + self.itg_weight * loss_lm, loss_itc, loss_itm, loss_lm)
+
+    def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
+        """Tokens that ITG predicts; none if every rank and micro-batch counts alike (lm_reduction per_rank).
+
+        ITC and ITM compare the samples of a micro-batch, so no weights could make them those of the whole step.
+        """
+        if self.lm_reduction == "per_rank":
+            return {}
+        return {"loss_lm": int(as_tokens(samples["text_input"], self.tokenizer).mask[:, 1:].sum())}
 
     def encode(self, samples: dict[str, Any]) -> Encoded:
         """Vision encoder, keys and values, and the pass that ITC and ITG share."""

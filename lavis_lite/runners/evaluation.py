@@ -161,6 +161,7 @@ class Evaluator:
                     found = self._fitting(dataset, to_device(batch, self.device))
             bad, samples = self.bad_samples.newest
             if self.task.gathers_rows:
+                check_ids(self.run.task, found)
                 desk.keep_batch(number, found, bad, samples)
             rows += found
             desk.advance(samples)
@@ -184,6 +185,18 @@ class Evaluator:
             self.bad_samples.add(entry["bad"], entry["samples"])
             rows += entry["rows"]
         return rows
+
+
+def check_ids(task: str, rows: list[Row]) -> None:
+    """Refuse what a task's `predict` gave if a row of it names no sample.
+
+    Raises:
+        DataError: a row without `id`.
+    """
+    for row in rows:
+        if "id" not in row:
+            raise DataError(f"run.task={task}: each row that the task's `predict` returns needs an `id`, the number or "
+                            f"name of its sample. One row has only: {', '.join(map(str, row)) or 'nothing'}.")
 
 
 def gathered(rows: list[Row]) -> list[Row]:
@@ -244,9 +257,19 @@ def where_unscored(scores: Mapping[str, float], predictions: Mapping[str, list[R
     return "".join(f" ({path}{told})" for path, told in found.items())
 
 
-def write_result(run_dir: Path, split: str, step: int, scores: Mapping[str, float]) -> Path:
-    """Write `results/<split>_step<N>.json` and return its path."""
+def write_result(run_dir: Path, split: str, step: int, scores: Mapping[str, float], weights: str = "") -> Path:
+    """Write `results/<split>_step<N>.json` and return its path.
+
+    Args:
+        run_dir: folder of the run.
+        split: that was evaluated.
+        step: of the weights.
+        scores: by name.
+        weights: where the weights come from, in one line; "": not known.
+    """
     path = Path(run_dir) / "results" / f"{split}_step{step}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(path, json.dumps({"split": split, "step": step, "metrics": dict(scores)}, indent=2) + "\n")
+    known = {"weights": weights} if weights else {}
+    content = {"split": split, "step": step, **known, "metrics": dict(scores)}
+    atomic.write_text(path, json.dumps(content, indent=2) + "\n")
     return path

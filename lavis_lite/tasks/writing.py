@@ -11,6 +11,7 @@ from torch import Tensor
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.controls import Control, Controlled
 from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.models.prompts import question_prompts
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.submission import Server, Submission
 
@@ -130,3 +131,10 @@ def by_dataset(scores: Mapping[str, float]) -> str:
 def plain(values: Any) -> list[Any]:
     """A column of a batch as Python values: a tensor in one copy from the device, a list as it is."""
     return list(values.tolist() if isinstance(values, Tensor) else values)
+
+
+def in_prompt(samples: dict[str, Any], prompt: str | None) -> dict[str, Any]:
+    """Training samples with their questions in a template's `{}`; as they are where there is no template."""
+    if not prompt:
+        return samples
+    return {**samples, "text_input": question_prompts(samples, prompt, len(samples["text_input"]))}

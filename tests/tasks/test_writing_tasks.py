@@ -48,6 +48,9 @@ class Questions:
     answer_list = ["yes", "red"]
     pairs = [("is it?", "yes"), ("what color?", "blue"), ("who?", "yes")]
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def question(self, index: int) -> dict[str, Any]:
         return self.rows[index]
 
@@ -148,7 +151,9 @@ def test_one_answer_per_question_needs_the_exact_rule() -> None:
     single = Questions()
     single.rows = [{**row, "answers": row["answers"][:1]} for row in Questions.rows]
     with pytest.raises(DataError, match="Set run.vqa_rule=exact"):
-        vqa().before_evaluation(single, "val")
+        vqa(vqa_rule="official").before_evaluation(single, "val")
+    by_default, *_ = answer_all(vqa(), single, ["Red.", "no", "no"])
+    assert by_default["accuracy"] == pytest.approx(2 / 3)
     scores, *_ = answer_all(vqa(vqa_rule="exact"), single, ["Red.", "no", "no"])
     assert scores["accuracy"] == pytest.approx(2 / 3)
 
@@ -306,3 +311,21 @@ def test_rows_of_all_ranks_are_put_together(monkeypatch: pytest.MonkeyPatch) -> 
     other = [{"id": 5}, {"id": 1}]
     monkeypatch.setattr(distributed, "all_gather_object", lambda rows: [rows, other])
     assert [row["id"] for row in gathered([{"id": 3}, {"id": 2}])] == [1, 2, 3, 5]
+
+
+def test_vizwiz_is_scored_by_its_records_and_scienceqa_by_options() -> None:
+    sure = Questions()
+    sure.rows = [{**row, "confidences": ["yes"] * 6 + ["no"] * 4} for row in Questions.rows]
+    scores, *_ = answer_all(vqa(vqa_rule="vizwiz", baselines=False), sure, ["red", "yes", "yes"])
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    with pytest.raises(DataError, match=r"run\.vqa_rule=vizwiz: the rule vizwiz needs the answer_confidence"):
+        vqa(vqa_rule="vizwiz").before_evaluation(Questions(), "val")
+    options = Questions()
+    options.rows = [{**row, "answers": ["yes"], "choices": ["no", "yes"], "label": 1} for row in Questions.rows]
+    task = vqa(vqa_rule="scienceqa", baselines=False)
+    scores, *_ = answer_all(task, options, ["The answer is B.", "(a)", "Yes."])
+    assert scores["accuracy"] == pytest.approx(2 / 3) and task.line(scores) == "accuracy 0.667"
+    with pytest.raises(DataError, match="Set run.vqa_rule=scienceqa for written options"):
+        vqa(vqa_rule="official").before_evaluation(options, "val")
+    with pytest.raises(DataError, match="the rule scienceqa needs the options of each question"):
+        vqa(vqa_rule="scienceqa").before_evaluation(Questions(), "val")

@@ -111,6 +111,10 @@ class LanguageModel(nn.Module, ABC):
             count = distributed.all_reduce_sum(count) / distributed.world_size()
         return losses.sum() / count
 
+    def count_tokens(self, prompts: Sequence[str], targets: Sequence[str]) -> int:
+        """How many tokens `loss` averages over for these texts, on this rank."""
+        return sum(len(row) for row in self.training_rows(prompts, targets)[1])
+
     @torch.no_grad()
     def generate(self, soft_prompt: Tensor, prompts: Sequence[str], options: GenerationConfig,
                  owners: Owners | None = None) -> list[str]:
