@@ -14,7 +14,7 @@ from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, Preproc
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.datasets.qa import QAEvalDataset
-from lavis_lite.engine import check_texts
+from lavis_lite.engine import check_lengths
 from lavis_lite.errors import DataError
 from lavis_lite.models.blip2_llm import OPT, T5, Blip2LLM
 from lavis_lite.runners.bad_samples import BadSamples
@@ -79,7 +79,7 @@ def test_they_are_found_before_the_first_picture(task: Any, monkeypatch: pytest.
     assert str(found).startswith("split 'test': 3 of 100 samples have texts that are too long for the language model, "
                                  "the first at questions.json:4. 3 of 64 prompts are too long")
     with pytest.raises(DataError, match="split 'test': 3 of 100 .*Or set run.on_bad_sample=skip"):
-        check_texts(task, {"q": {"test": dataset}}, model, run("raise"))
+        check_lengths(task, {"q": {"test": dataset}}, model, run("raise"))
     assert long_texts(task, model_of("t5", T5), dataset, "test") is None, "T5 has room for any text"
     assert long_texts(task, SimpleNamespace(), dataset, "test") is None, "a model that cannot measure is not asked"
 
@@ -94,7 +94,7 @@ def test_texts_that_all_fit_cost_one_batch(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_they_are_noted_where_they_are_to_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     task, model = VQATask(run("skip")), model_of("opt", OPT)
-    check_texts(task, {"q": {"test": questions()}}, model, run("skip"))
+    check_lengths(task, {"q": {"test": questions()}}, model, run("skip"))
     assert capsys.readouterr().out.startswith("note: split 'test': 3 of 100 samples have texts that are too long")
 
 
