@@ -53,7 +53,7 @@ def plain(text: str, rng: Any = None) -> str:
 
 def questions(**extras: Any) -> QAEvalDataset:
     """100 questions about 25 pictures."""
-    rows = [{"image": str(number // 4), "question": "why? " * (60 if number in LONG else number % 7),
+    rows = [{"image": str(number // 4), "question": "why? " * (60 if number in LONG else number % 7 + 1),
              "question_id": number, "answers": ["yes"], "counts": [1], **extras} for number in range(100)]
     table = RowTable(((0, number + 1, row) for number, row in enumerate(rows)), ["questions.json"])
     return QAEvalDataset(table, Pictures(), still, plain, candidates=["yes", "no"])  # type: ignore[arg-type]
@@ -90,6 +90,17 @@ def test_texts_that_all_fit_cost_one_batch(monkeypatch: pytest.MonkeyPatch) -> N
     task, calls = VQATask(run("raise")), list[int]()
     monkeypatch.setattr(task, "predict", lambda model, batch: calls.append(len(batch["index"])))
     assert long_texts(task, model, dataset, "test") is None and calls == [64]
+
+
+def test_a_row_without_words_is_another_checks_affair(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, model = questions(), blind(model_of("opt", OPT), monkeypatch)
+    table = dataset.table
+    dataset.table = RowTable(((0, row + 1, {**table[row], "question": "" if row == 7 else table[row]["question"]})
+                              for row in range(100)), ["questions.json"])
+    found = long_texts(VQATask(run("raise")), model, dataset, "test")
+    assert found is not None and sorted(found.rows) == list(LONG)
+    dataset.table = RowTable(((0, row + 1, {**table[row], "question": ""}) for row in range(100)), ["questions.json"])
+    assert long_texts(VQATask(run("raise")), model, dataset, "test") is None
 
 
 def test_they_are_noted_where_they_are_to_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
