@@ -107,7 +107,8 @@ def thoroughness(chosen: argparse.Namespace) -> Thoroughness:
 
     tokenizer = TextTokenizer(chosen.tokenizer)
     tokenizer.lengths(["a"])  # one that is not here is told of now
-    return Thoroughness(tokenizer.lengths, chosen.tokenizer, chosen.max_tokens, chosen.images, chosen.sheet, chosen.samples)
+    return Thoroughness(tokenizer.lengths, chosen.tokenizer, chosen.max_tokens, chosen.images, chosen.sheet,
+                        chosen.samples)
 
 
 def chosen_section(chosen: argparse.Namespace) -> tuple[str, DatasetConfig, list[str], list[str] | None]:
