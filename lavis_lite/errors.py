@@ -29,6 +29,10 @@ class DataError(LavisLiteError):
     """Annotations, images or other data files are missing, unreadable or malformed."""
 
 
+class InputTypeError(DataError, TypeError):
+    """A value has another type than the method takes; the message says which, and how to make one."""
+
+
 class TextTooLongError(DataError):
     """Texts are longer than a model's positions; found before the model runs.
 
