@@ -39,6 +39,11 @@ class ModelConfig(Section):
     load_finetuned: bool = False
     finetuned: str | None = None
     """used instead of `pretrained` when load_finetuned is true"""
+    pretrained_stage1: str | None = None
+    """a checkpoint loaded before `pretrained` (or `finetuned`): it brings what that one lacks, such as a frozen
+    Q-Former, or the Q-Former's text half, which a stage-2 checkpoint does not have"""
+    allow_non_finite: bool = False
+    """load weights that hold NaN or infinity too, to look into them"""
 
     def faults(self, run: RunConfig) -> list[tuple[str, str]]:
         """What is wrong beyond keys and types: (key of this section, sentence) each; asked before anything is built."""
@@ -64,6 +69,9 @@ class StorageConfig(Section):
     """archives (zip, tar) that `data prepare` unpacks into the folder"""
     md5: str | list[str] | None = None
     sha256: str | list[str] | None = None
+    follow_links: bool | None = None
+    """whether symbolic links in the folder may lead out of it, but to no system file; absent: unless `data prepare`
+    unpacked an archive there"""
 
 
 @dataclass
@@ -177,6 +185,8 @@ class RunConfig(Section):
     device: str = "auto"
     evaluate: bool = False
     resume_ckpt_path: str | None = None
+    allow_untrained: bool = False
+    """evaluate a model although trainable weights of it are random, because no checkpoint has them"""
     resume_evaluation: bool = True
     """go on with an evaluation of the same weights, data and settings that was stopped; false: begin it anew"""
     log_freq: int = 50

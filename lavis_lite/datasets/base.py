@@ -65,6 +65,8 @@ class TableDataset(BaseDataset):
     """A data set with one sample per row of `table`."""
 
     table: RowTable
+    needs_words = True
+    """whether a sample whose text has no words left after its processor is a bad sample"""
 
     def __len__(self) -> int:
         return len(self.table)

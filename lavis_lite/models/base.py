@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite.config.schema import ModelConfig
+from lavis_lite.models.plain_text import CutTexts
+from lavis_lite.models.provenance import FOLLOWED, WeightRecord, sources_of
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -67,11 +69,23 @@ class BaseModel(nn.Module):
     in_batch_negatives: ClassVar[bool] = False
     """whether the loss compares the samples of a micro-batch (of all ranks) with each other, so that a step of several
     small micro-batches has another objective than one of a large one"""
+    weight_record: WeightRecord = WeightRecord()
+    """where the weights came from; `lavis_lite.weights.build_model` sets it"""
+    allow_non_finite: bool = False
+    """whether checkpoints with NaN or infinity may be loaded; the section says so"""
 
     @classmethod
     def from_config(cls, cfg: Any) -> BaseModel:
         """Build the model (architecture and frozen weights named in its section) from its typed section."""
         raise NotImplementedError(f"{cls.__name__} must define from_config")
+
+    def on_weights_loaded(self) -> None:
+        """Called once when all weights are in place: backbones, then checkpoints. By default nothing is done.
+
+        For what needs the final values: hooks, unfreezing, adapters, caches. Parameters that are made here take their
+        values from the checkpoints too, if these have them. A training that is resumed fills all of them again after
+        this call.
+        """
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +113,17 @@ class BaseModel(nn.Module):
         return {name: value for name, value in self.state_dict().items()
                 if (parameters[name].requires_grad if name in parameters else not name.startswith(roots))}
 
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """What a run's checkpoint keeps: `trainable_state`, and frozen tensors that no named file can bring again.
+
+        Of a model without a record of its weights, one that was not built from its section, that is `trainable_state`.
+        """
+        kept, sources = self.trainable_state(), sources_of(self)
+        if not self.weight_record.sources:
+            return kept
+        return {name: value for name, value in self.state_dict().items()
+                if name in kept or sources[name].kind not in FOLLOWED}
+
     def blocks_to_shard(self) -> list[nn.Module]:
         """Blocks whose frozen weights several ranks may share out among them (`run.fsdp`), in the order they run."""
         return []
@@ -123,6 +148,10 @@ class BaseModel(nn.Module):
             else:
                 counts[part] = (trainable, frozen + parameter.numel())
         return counts
+
+    def cut_texts(self) -> dict[str, CutTexts]:
+        """How many texts were longer than a setting allows, by what they are and the setting that cut them."""
+        return {}
 
     def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
         """How many terms (tokens) each loss of `forward(samples)` is a mean over, by the loss's name.

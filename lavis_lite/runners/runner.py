@@ -22,10 +22,12 @@ from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.distributed import Launch
 from lavis_lite.errors import ConfigError, DistributedError, did_you_mean
+from lavis_lite.models.checkpoints.stored import stored_record
 from lavis_lite.registry import registry
 from lavis_lite.runners import bounds, checkpointing, resume
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.bounds import Bounds
+from lavis_lite.runners.cut_texts import CutTextReport
 from lavis_lite.runners.desk import EvaluationStopped
 from lavis_lite.runners.evaluation import AGGREGATE, Evaluator, where_unscored, write_predictions, write_result
 from lavis_lite.runners.parts import Datasets, Speed, TrainingParts
@@ -72,10 +74,12 @@ class Runner:
         self.store = checkpointing.CheckpointStore(self.run_dir, self.run.keep_checkpoints)
         self.watch = SignalWatch()
         self.bad_samples = BadSamples(self.run, self.run_dir)
+        self.cut_texts = CutTextReport(self.model, self.tracker.say)
         loader = partial(eval_loader, share_pictures=self.model.takes_image_rows)
         self.evaluator = Evaluator(task, self.model, cfg, self.device, self.precision, loader, self.bad_samples,
                                    self.run_dir, self.tracker, lambda: self.watch.code)
-        self.step = self.validated_step = self.saved_step = 0
+        self.validated_step = self.saved_step = 0
+        self.step = self.model.weight_record.step if self.run.evaluate else 0
         self.best: dict[str, Any] | None = None
         self.resumed_from: Path | None = None
         self._testing = False
@@ -112,6 +116,7 @@ class Runner:
                 self._introduce()
                 self._validate_if_due(after_resume=True)
                 self._loop(parts)
+                self.cut_texts.now()
                 return self._test()
             except EvaluationStopped as stop:
                 self._leave(stop.exit_code)
@@ -162,7 +167,16 @@ class Runner:
         self.step = self.saved_step = state["step"]
         self.validated_step, self.best = state["validated_step"], state["best"]
         self.bad_samples.load_state(state["bad_samples"])
+        self.model.weight_record = stored_record(folder) or self.model.weight_record
         self.resumed_from = Path(folder)
+
+    def weights(self, step: int) -> str:
+        """What the weights are after `step` steps of this run, in one line; an evaluation's are as they were loaded.
+
+        "" for a model whose builder kept no record.
+        """
+        record = self.model.weight_record
+        return record.describe(0 if self.run.evaluate else step) if record.sources else ""
 
     def one_step(self) -> dict[str, float]:
         """Run the first step and return its losses; no file is written. For `--dry-run`."""
@@ -194,6 +208,7 @@ class Runner:
             self.tracker.advance(self.step)
             if parts.bounds.logs(self.step, self.run):
                 self._log(result, speed)
+                self.cut_texts.at_start()
                 self.bad_samples.share(step=self.step)
             due = parts.bounds.saves(self.step, self.run), parts.bounds.validates(self.step, self.run)
             _, leave = parts.stepper.agree(flush=any(due) or self.step == parts.bounds.total)
@@ -266,11 +281,13 @@ class Runner:
         extra = {} if measured == step else {"checkpoint_step": measured}
         self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
         if distributed.is_main():
-            write_result(self.run_dir, split, measured, scores)
+            weights = self.weights(measured)
+            write_result(self.run_dir, split, measured, scores, weights)
             paths = write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
             where = where_unscored(scores, self.evaluator.predictions, paths)
             self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}{where}")
-            write_reports(self.cfg, self.run_dir, split, measured, self.evaluator.reports, self.tracker.say)
+            write_reports(self.cfg, self.run_dir, split, measured, self.evaluator.reports, weights,
+                          self.tracker.say)
         return scores
 
     def _test(self) -> dict[str, dict[str, float]]:

@@ -91,11 +91,20 @@ class ByDataset(WritingTask):
         return self._now.summary(scores)
 
 
+PENALTIES = ("length_penalty", "repetition_penalty")
+"""settings whose defaults differ between captions and answers"""
+
+
 @dataclass
 class InstructionTuningRunConfig(CaptioningRunConfig, VQARunConfig, RankingRunConfig):
     """The run section of instruction tuning: that of captions, answers and rankings together."""
 
     task: str = "instruction_tuning"
+    num_beams: int = 5
+    length_penalty: float | None = None
+    """null: captions have captioning's default, answers the model's"""
+    repetition_penalty: float | None = None
+    """null: captions have captioning's default, answers the model's"""
     max_len: int = 10
     """of an answer, tokens as LAVIS counts them"""
     max_caption_len: int = 30
@@ -119,6 +128,7 @@ class InstructionTuningTask(ByDataset):
 
     def parts(self) -> list[WritingTask]:
         """Captions, rounds of dialogues, options, other questions."""
-        captions = replace(self.cfg, max_len=self.cfg.max_caption_len)
+        captions = replace(self.cfg, max_len=self.cfg.max_caption_len, **{
+            name: getattr(CaptioningRunConfig(), name) for name in PENALTIES if getattr(self.cfg, name) is None})
         return [cls(cfg if cfg.submission in cls.servers else replace(cfg, submission=None)) for cls, cfg in (
             (CaptioningTask, captions), (RoundsTask, self.cfg), (OptionsTask, self.cfg), (VQATask, self.cfg))]

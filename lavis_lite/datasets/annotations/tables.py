@@ -33,7 +33,12 @@ class RowTable:
         rows: (file number, row number in that file, row) in order.
         files: the files, for messages.
         kinds: field -> name of the kind that all its values were checked to be.
+
+    Attributes:
+        left_out: rows of the files that are not in the table because they lack what the section requires.
     """
+
+    left_out = 0
 
     def __init__(self, rows: Iterable[tuple[int, int, Row]], files: Sequence[Path | str],
                  kinds: Mapping[str, str] | None = None) -> None:
@@ -78,14 +83,19 @@ class RowTable:
 
     def place(self, index: int) -> str:
         """`file:row` of a row, for messages. Rows of JSON lists count from 1; of line files it is the line number."""
-        file, number = self._places[index].tolist()
+        file, number = self._origin(index)
         return f"{self.files[file]}:{number}"
 
     def items(self) -> Iterator[tuple[int, int, Row]]:
         """(file number, row number, row) of every row, as the constructor takes them."""
         for index in range(len(self)):
-            file, number = self._places[index].tolist()
+            file, number = self._origin(index)
             yield file, number, self[index]
+
+    def _origin(self, index: int) -> tuple[int, int]:
+        """(file number, row number) of a row."""
+        file, number = self._places[index].tolist()
+        return file, number
 
     def first_of_each(self, key: str, most: int) -> RowTable:
         """A table of the first `most` rows of every value of `key`, in order."""
@@ -180,6 +190,9 @@ class ExplodedTable(RowTable):
     def place(self, index: int) -> str:
         """`file:row`, see `RowTable.place`."""
         return self.table.place(self._row(index)[0])
+
+    def _origin(self, index: int) -> tuple[int, int]:
+        return self.table._origin(self._row(index)[0])
 
     def file_sizes(self) -> list[int]:
         """Rows that come from each file, in order."""
