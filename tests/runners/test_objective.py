@@ -164,7 +164,7 @@ def test_a_resume_that_changes_in_batch_negatives_is_announced(model: Any, tmp_p
         runner = Toy(tmp_path, {**run, **change}, model_class=model).build()
         lines = told(runner)
         runner.resume(checkpoint)
-        warned = [line for line in lines if line.startswith("WARNING: the number of samples in a micro-batch was 4 and")]
+        warned = [line for line in lines if line.startswith("WARNING: the number of samples in a micro-batch was 4 ")]
         assert bool(warned) is announced and all("is 8 (run.batch_size_train" in line for line in warned)
 
 
