@@ -11,6 +11,7 @@ import torch
 
 from lavis_lite.models.blip2_llm import OPT, T5, VICUNA
 from lavis_lite.models.blip2_qformer import Blip2Qformer
+from lavis_lite.models.language_model import Limits
 from lavis_lite.models.outputs import Blip2Output
 from lavis_lite.tracking.jsonl import read
 from tests.helpers.processes import run_processes
@@ -112,6 +113,34 @@ def test_lavis_reduction_is_the_mean_of_the_micro_batches(name: str, tmp_path: P
     monkeypatch.setitem(MODELS, name, lambda: model)
     found = first_step(str(tmp_path), name, 1, 8)["losses"]
     assert found[key] == pytest.approx(sum(alone) / SAMPLES, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_counting_terms_counts_no_text_as_read(name: str) -> None:
+    model = MODELS[name]()
+    samples = {"image": torch.randn(2, 3, 4, 4, dtype=torch.float64), "text_input": ["7 8 9", " ".join(["9"] * 30)],
+               "uniform": torch.full((2, 2), 0.5, dtype=torch.float64)}
+    before = {what: vars(count).copy() for what, count in model.cut_texts().items()}
+    assert model.loss_terms(samples)
+    assert {what: vars(count) for what, count in model.cut_texts().items()} == before
+
+
+@pytest.mark.parametrize("frames", [None, 3])
+@pytest.mark.parametrize("name", ["opt", "t5"])
+def test_terms_are_the_tokens_that_are_learned(name: str, frames: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where positions, shared with the vectors of the pictures, cut the texts."""
+    model = MODELS[name]()
+    model.language_model.limits = Limits(300, 300)
+    learned: list[int] = []
+    losses = model.language_model.row_losses
+    monkeypatch.setattr(model.language_model, "row_losses",
+                        lambda *given: learned.append(len(found := losses(*given))) or found)
+    shape = (2, 3, 4, 4) if frames is None else (2, 3, frames, 4, 4)
+    samples = {"image": torch.randn(shape, dtype=torch.float64), "text_input": ["what?", "who?"],
+               "text_output": ["7 8", "long " * 100]}
+    terms = model.loss_terms(samples)
+    model(samples)
+    assert terms == {"loss": learned[0]}
 
 
 def test_a_model_that_tells_no_terms_averages_over_micro_batches(tmp_path: Path) -> None:
