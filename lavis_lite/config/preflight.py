@@ -21,7 +21,7 @@ POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train
             "accum_grad_iters", "shuffle_window", "log_freq", "save_freq", "save_every", "val_freq", "keep_checkpoints",
             "max_grad_norm", "dist_timeout_minutes")
 NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
-FRACTIONS = ("beta1", "beta2", "max_bad_fraction", "max_skipped_share", "lr_layer_decay")
+FRACTIONS = ("max_bad_fraction", "max_skipped_share", "lr_layer_decay")
 
 
 def check(composition: Composition) -> list[str]:
@@ -78,6 +78,9 @@ def _check_numbers(run: RunConfig, fault: Any) -> None:
     for key in FRACTIONS:
         if not 0.0 <= getattr(run, key) <= 1.0:
             fault(f"run.{key}", f"must be between 0 and 1, not {getattr(run, key)}.")
+    for key in ("beta1", "beta2"):
+        if not 0.0 <= getattr(run, key) < 1.0:  # Adam divides by 1 - beta
+            fault(f"run.{key}", f"must be at least 0 and below 1, not {getattr(run, key)}.")
 
 
 def _check_length(run: RunConfig, fault: Any) -> None:
