@@ -23,6 +23,9 @@ def parser(program: str = "train.py") -> argparse.ArgumentParser:
                                 "device where files are missing")
     arguments.add_argument("--resume", metavar="auto|PATH",
                            help="go on from a checkpoint folder; auto: from the newest good one under run.output_dir")
+    arguments.add_argument("--start-over", action="store_true",
+                           help="with --resume auto: begin at step 0 if every checkpoint is damaged")
+    arguments.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return arguments
 
 
@@ -65,5 +68,5 @@ def _run(composition: Composition, arguments: argparse.Namespace, needs: list[st
 
     for note in composition.config.notes:
         print(f"note: {note}", flush=True)
-    engine.main(composition, resume=arguments.resume)
+    engine.main(composition, resume=arguments.resume, start_over=arguments.start_over)
     return 0

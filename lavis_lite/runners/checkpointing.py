@@ -268,7 +268,8 @@ def newest_good(output_dir: Path, say: Say = print) -> Path | None:
         faults = verify(folder)
         if not faults:
             return folder
-        say(f"skipping the damaged checkpoint {folder}: {' '.join(faults)}")
+        if folder.exists():  # else the run that wrote it goes on, and has just removed it
+            say(f"skipping the damaged checkpoint {folder}: {' '.join(faults)}")
     return None
 
 

@@ -11,7 +11,6 @@ import re
 import tarfile
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from lavis_lite.datasets.shards.index import (
 )
 from lavis_lite.datasets.shards.writer import SKIPPED, Say, joined
 from lavis_lite.errors import DataError
+from lavis_lite.processes import worker_pool
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif"}
 _TEXTS = {"json", "txt"}
@@ -77,7 +77,7 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
             scan(name)
             say(f"{name} read ({done} of {len(missing)})")
     else:
-        with ProcessPoolExecutor(workers) as pool:
+        with worker_pool(workers, "reading shards") as pool:
             for done, _ in enumerate(pool.map(scan, missing), 1):
                 say(f"{missing[done - 1]} read ({done} of {len(missing)})")
     _judge(folder, names, skip_bad, say)
