@@ -83,8 +83,8 @@ def group(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minute
             if not _is_first(store):
                 ending.told_elsewhere = True  # type: ignore[union-attr]
             shutdown()
-            if hosts:
-                _outstay(store, launch.world_size)
+            if hosts:  # the rank that is gone asks nothing any more
+                _outstay(store, launch.world_size - gone)
         if gone:
             raise ending from fault
         raise

@@ -175,8 +175,8 @@ def lock_run_folder(run_dir: Path, checkpoint: Path | None, held: contextlib.Exi
     """
     held.callback(run_folder.RunLock(run_dir).acquire().release)
     if checkpoint is not None and not checkpoint.exists():
-        raise CheckpointError(f"{checkpoint} was removed by the run that wrote it, which went on until now; start again "
-                              "with `--resume auto` to go on from its newest one.")
+        raise CheckpointError(f"{checkpoint} was removed by the run that wrote it, which was still going on; start "
+                              "again with `--resume auto` to go on from its newest one.")
     run_folder.remove_strays(run_dir.parent)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from lavis_lite.errors import LavisLiteError, WorkerError
 
 SHARED_MEMORY = Path("/dev/shm")
 _MIB = 2**20
+_SIGNALS = {"Killed": int(getattr(signal, "SIGKILL", 9)), "Bus error": int(getattr(signal, "SIGBUS", 7)),
+            "Segmentation fault": int(signal.SIGSEGV), "Aborted": int(signal.SIGABRT)}
+"""as torch names them"""
 _FEWER_WORKERS = "Lower run.num_workers (0 needs none of it)"
 
 
@@ -39,8 +43,8 @@ def explain(fault: BaseException) -> str | None:
     torch words these things in many ways and wraps those of loader workers, so the text is what is looked at.
     """
     text = str(fault)
-    if killed := re.search(r"worker \(pid (\d+)\) is killed by signal: ([A-Z][\w ]*)", text):
-        return _killed(killed[1], killed[2].strip())
+    if dead := re.search(r"worker \(pid (\d+)\) (?:is killed by signal: ([A-Z][a-z ]*)|exited unexpectedly)", text):
+        return describe_death(int(dead[1]), -_SIGNALS.get((dead[2] or "").strip(), -1))
     if re.search(r"shared memory|\bshm\b|/torch_\d", text) and not _too_many_files(fault):
         return _shared_memory()
     if _too_many_files(fault):
@@ -63,14 +67,21 @@ def _system(fault: BaseException, text: str) -> str | None:
     return None
 
 
-def _killed(pid: str, name: str) -> str:
-    if name.startswith("Bus error"):
-        return _shared_memory()
-    if name.startswith("Killed"):
+def describe_death(pid: int, exit_code: int) -> str:
+    """Why a loader worker is no more.
+
+    Args:
+        pid: its process id.
+        exit_code: of the process, negative for a signal. torch turns a bus error and a segmentation fault into 1.
+    """
+    if exit_code == -signal.SIGKILL:
         return (f"the loader worker with process id {pid} was killed, most likely because memory ran out. Lower "
                 "run.num_workers or run.batch_size_train, or give the job more memory (SLURM: --mem; a container: "
                 "--memory).")
-    return (f"the loader worker with process id {pid} crashed ({name}). A library that reads images or video is the "
+    if exit_code == -getattr(signal, "SIGBUS", 0) or _shm_free() < _MIB:
+        return _shared_memory()
+    how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
+    return (f"the loader worker with process id {pid} crashed ({how}). A library that reads images or video is the "
             "likely cause: run.num_workers=0 with `python -X faulthandler` shows the line.")
 
 
@@ -98,8 +109,8 @@ def _shared_memory() -> str:
     if SHARED_MEMORY.is_dir():
         usage = shutil.disk_usage(SHARED_MEMORY)
         size = f" ({usage.free / _MIB:.0f} of {usage.total / _MIB:.0f} MiB are free)"
-    return (f"{SHARED_MEMORY}, through which loader workers hand over batches, is full{size}. {_FEWER_WORKERS}, or give "
-            "the container more: `docker run --shm-size=8g`, or --ipc=host.")
+    return (f"{SHARED_MEMORY}, through which loader workers hand over batches, is full{size}. {_FEWER_WORKERS}, or "
+            "give the container more: `docker run --shm-size=8g`, or --ipc=host.")
 
 
 def _shm_free() -> int:

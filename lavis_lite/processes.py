@@ -4,8 +4,8 @@ Three rules hold for every process started here (loader workers, shard writers, 
 
 - A signal that is sent to the whole process group (Ctrl-C, SIGTERM of torchrun or a scheduler) does not reach it: the
   parent decides, and may need the worker to finish its step.
-- When the parent leaves, for whatever reason, it kills the child instead of asking it to go. Asking would wait for ever,
-  because the child ignores the question.
+- When the parent leaves, for whatever reason, it kills the child instead of asking it to go. Asking would wait for
+  ever, because the child ignores the question.
 - When the parent is killed itself, the child dies with it.
 """
 

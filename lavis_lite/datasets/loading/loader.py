@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from torch.utils.data._utils import signal_handling
 
 from lavis_lite import limits
 from lavis_lite.config.schema import RunConfig
@@ -15,6 +14,7 @@ from lavis_lite.datasets.loading.collate import collate
 from lavis_lite.datasets.loading.policy import EvaluationSamples, Failure, TrainingSamples
 from lavis_lite.datasets.loading.remaining import Remaining
 from lavis_lite.datasets.loading.sampler import EvalBatches, RankBatches, SampleOrder
+from lavis_lite.datasets.loading.workers import WorkerIterator
 from lavis_lite.errors import DataError
 from lavis_lite.processes import worker_context
 
@@ -22,8 +22,8 @@ from lavis_lite.processes import worker_context
 class Loader(DataLoader[Any]):
     """A DataLoader whose workers end with whoever reads the batches, and whose errors are this package's.
 
-    Workers follow the rules of `lavis_lite.processes`. They are killed, not asked to go, if the iterator is closed or an
-    exception passes through it: a worker that hangs would be waited for otherwise.
+    Workers follow the rules of `lavis_lite.processes`. They are killed, not asked to go, if the iterator is closed or
+    an exception passes through it: a worker that hangs would be waited for otherwise.
 
     Args:
         dataset: map-style.
@@ -54,31 +54,19 @@ class Loader(DataLoader[Any]):
                     if isinstance(batch, Failure):
                         raise DataError(batch.message)
                     yield batch
-        except BaseException:
-            _kill_workers(iterator)
+        except BaseException as fault:
+            clearer = iterator.explain(fault) if isinstance(iterator, WorkerIterator) else None
+            if isinstance(iterator, WorkerIterator):
+                iterator.kill()
+            if clearer is not None:
+                raise clearer from fault
             raise
 
-
-def _kill_workers(iterator: Any) -> None:
-    """End the workers of torch's iterator now, and leave torch nothing to wait for.
-
-    torch's own way waits five seconds for each worker that does not answer, and for ever on a lock that a killed worker
-    held. So nothing that is shared with the workers is touched.
-    """
-    if not getattr(iterator, "_workers", []):
-        return
-    if iterator._worker_pids_set:  # else torch takes the kill for a fault
-        signal_handling._remove_worker_pids(id(iterator))
-        iterator._worker_pids_set = False
-    iterator._shutdown = True
-    if hasattr(iterator, "_pin_memory_thread_done_event"):
-        iterator._pin_memory_thread_done_event.set()
-    for queue in [*iterator._index_queues, iterator._worker_result_queue]:
-        queue.cancel_join_thread()
-    for worker in iterator._workers:
-        worker.kill()
-    for worker in iterator._workers:
-        worker.join()
+    def _get_iterator(self) -> Any:
+        if self.num_workers == 0:
+            return super()._get_iterator()
+        self.check_worker_number_rationality()
+        return WorkerIterator(self)
 
 
 def train_loader(datasets: Sequence[Any], order: SampleOrder, run_cfg: RunConfig, rank: int, world_size: int,
