@@ -26,6 +26,7 @@ from lavis_lite.launch import Launch, launch_from_environment
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing, journal, run_folder
 from lavis_lite.runners.precision import pick_device
+from lavis_lite.runners.run_lock import RunLock
 from lavis_lite.runners.runner import Runner
 from lavis_lite.tasks.base import BaseTask
 
@@ -173,7 +174,7 @@ def lock_run_folder(run_dir: Path, checkpoint: Path | None, held: contextlib.Exi
         RunBusyError: another process trains there.
         CheckpointError: it did until now, and has removed the checkpoint.
     """
-    held.callback(run_folder.RunLock(run_dir).acquire().release)
+    held.callback(RunLock(run_dir).acquire().release)
     if checkpoint is not None and not checkpoint.exists():
         raise CheckpointError(f"{checkpoint} was removed by the run that wrote it, which was still going on; start "
                               "again with `--resume auto` to go on from its newest one.")

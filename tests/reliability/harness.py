@@ -23,8 +23,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT = 5.0
 """seconds from the fault to the end of the last process"""
 TORCHRUN_LIMIT = 10.0
-ALLOWED = ("lavis_lite-traceback-", "torchinductor_")
-"""names in the folder of temporary files: a traceback is meant to stay, and torch keeps one cache per user"""
+ALLOWED = ("lavis_lite-traceback-", "torchinductor_", "torchelastic_")
+"""names in the folder of temporary files: a traceback is meant to stay, the others are torch's and torchrun's own"""
 
 
 def free_port() -> int:
