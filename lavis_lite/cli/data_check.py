@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from lavis_lite.config.compose import compose, compose_dataset
+from lavis_lite.config.compose import compose, compose_dataset, dataset_names
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.annotations.readers import SUFFIXES
+from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.doctor.examine import Thoroughness, examine
 from lavis_lite.datasets.doctor.guess import guess
+from lavis_lite.datasets.doctor.recipe import Goal, write_recipe
 from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
 
@@ -28,8 +33,9 @@ def parser() -> argparse.ArgumentParser:
     """The arguments."""
     arguments = argparse.ArgumentParser("lavis_lite data check", description="Read every row of a data set, look for "
                                         "its files, decode some of them, and say what is wrong, by file and row.")
-    arguments.add_argument("target", metavar="NAME|FILE", help="a data set of the package or of --cfg-path, or a JSON, "
-                                                               "JSONL, CSV or TSV file")
+    arguments.add_argument("target", metavar="NAME|FILE|DIR",
+                           help="a data set of the package or of --cfg-path; a JSON, JSONL, CSV or TSV file; or a "
+                                "folder of tars that have an index")
     arguments.add_argument("--type", help="of a data set of the package")
     arguments.add_argument("--cfg-path", metavar="YAML", help="a run's configuration that has the data set's section")
     arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE")
@@ -42,6 +48,10 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--max-tokens", type=int, default=32, metavar="N", help="what the Q-Former reads of a text")
     arguments.add_argument("--sheet", type=Path, metavar="PNG", help="draw samples with their texts")
     arguments.add_argument("--samples", type=int, default=12, metavar="N", help="of each split on the sheet")
+    arguments.add_argument("--write-yaml", type=Path, metavar="YAML",
+                           help="of a FILE or DIR: write the recipe that trains on it")
+    arguments.add_argument("--goal", choices=get_args(Goal),
+                           help="of --write-yaml: what to learn; by default captioning, or vqa for questions")
     arguments.add_argument("--json", action="store_true", help="the report as one JSON object")
     return arguments
 
@@ -57,12 +67,32 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("--images must be at least 0 and --samples at least 1.")
     how = thoroughness(chosen)
     name, section, notes = chosen_section(chosen)
-    builder = registry.get_builder_class(section.builder or name)(name, with_processors(section))
-    report = examine(chosen.target, builder, how, chosen.splits, notes)
+    report = examine(chosen.target, builder_of(name, section), how, chosen.splits, notes)
     print(json.dumps(report.as_json(), indent=1, ensure_ascii=True) if chosen.json else report)
     if chosen.sheet is not None and not chosen.json:
         print(f"samples: {chosen.sheet}")
+    if chosen.write_yaml is not None:
+        if not is_file(chosen):
+            raise ConfigError("--write-yaml goes with a FILE or DIR; a data set of the package has recipes already.")
+        if not report.healthy:
+            print(f"{chosen.write_yaml} was not written: fix the problems above first.")
+            return SOMETHING_WRONG
+        print(write_recipe(chosen.write_yaml, chosen.target, name, section, partial(builder_of, name), chosen.goal))
     return 0 if report.healthy else SOMETHING_WRONG
+
+
+def builder_of(name: str, section: DatasetConfig) -> BaseDatasetBuilder:
+    """The builder of a section, with an image processor if the section has none."""
+    builder: BaseDatasetBuilder = registry.get_builder_class(section.builder or name)(
+        name, with_processors(copy.deepcopy(section)))
+    return builder
+
+
+def is_file(chosen: argparse.Namespace) -> bool:
+    """Whether the target is an annotation file or a folder, and not the name of a data set."""
+    path = Path(chosen.target).expanduser()
+    is_folder = path.is_dir() and chosen.target not in dataset_names()
+    return chosen.cfg_path is None and (path.suffix.lower() in SUFFIXES or is_folder)
 
 
 def thoroughness(chosen: argparse.Namespace) -> Thoroughness:
@@ -84,11 +114,11 @@ def chosen_section(chosen: argparse.Namespace) -> tuple[str, DatasetConfig, list
         LavisLiteError: there is no such data set or file, or its section is faulty.
     """
     path = Path(chosen.target).expanduser()
-    if path.suffix.lower() in SUFFIXES and chosen.cfg_path is None:
-        if not path.is_file():
+    if is_file(chosen):
+        if not path.exists():
             raise DataError(f"{path}: there is no such annotation file.")
         section, notes = guess(path, chosen.image_root, named_columns(chosen.columns))
-        return path.stem, section, notes
+        return identifier_of(path.stem), section, notes
     name, options = chosen.target, list(chosen.options)
     if chosen.type:
         options.append(f"datasets.{name}.type={chosen.type}")
@@ -99,6 +129,11 @@ def chosen_section(chosen: argparse.Namespace) -> tuple[str, DatasetConfig, list
     if name not in sections:
         raise ConfigError(f"{chosen.cfg_path} has no data set {name!r}; {did_you_mean(name, sections)}")
     return name, sections[name], []
+
+
+def identifier_of(stem: str) -> str:
+    """A file's name as the name of a data set: letters, digits and underscores."""
+    return re.sub(r"\W+", "_", stem).strip("_") or "data"
 
 
 def named_columns(words: Sequence[str]) -> dict[str, str]:

@@ -161,6 +161,7 @@ class Evaluator:
                     with distributed.local(), self.precision.autocast():
                         found = self.task.predict(self.model, to_device(batch, self.device))
                 if self.task.gathers_rows:
+                    check_ids(self.run.task, found)
                     desk.keep_batch(number, found, bad, samples)
                 rows += found
                 desk.advance(samples)
@@ -174,6 +175,18 @@ class Evaluator:
             self.bad_samples.add(entry["bad"], entry["samples"])
             rows += entry["rows"]
         return rows
+
+
+def check_ids(task: str, rows: list[Row]) -> None:
+    """Refuse what a task's `predict` gave if a row of it names no sample.
+
+    Raises:
+        DataError: a row without `id`.
+    """
+    for row in rows:
+        if "id" not in row:
+            raise DataError(f"run.task={task}: each row that the task's `predict` returns needs an `id`, the number or "
+                            f"name of its sample. One row has only: {', '.join(map(str, row)) or 'nothing'}.")
 
 
 def gathered(rows: list[Row]) -> list[Row]:

@@ -48,6 +48,9 @@ class Questions:
     answer_list = ["yes", "red"]
     pairs = [("is it?", "yes"), ("what color?", "blue"), ("who?", "yes")]
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def question(self, index: int) -> dict[str, Any]:
         return self.rows[index]
 
@@ -148,7 +151,9 @@ def test_one_answer_per_question_needs_the_exact_rule() -> None:
     single = Questions()
     single.rows = [{**row, "answers": row["answers"][:1]} for row in Questions.rows]
     with pytest.raises(DataError, match="Set run.vqa_rule=exact"):
-        vqa().before_evaluation(single, "val")
+        vqa(vqa_rule="official").before_evaluation(single, "val")
+    by_default, *_ = answer_all(vqa(), single, ["Red.", "no", "no"])
+    assert by_default["accuracy"] == pytest.approx(2 / 3)
     scores, *_ = answer_all(vqa(vqa_rule="exact"), single, ["Red.", "no", "no"])
     assert scores["accuracy"] == pytest.approx(2 / 3)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig, FileConfig
 from lavis_lite.datasets.annotations.dialogues import TurnTable, read_dialogues, read_relevance
@@ -14,6 +14,7 @@ from lavis_lite.datasets.annotations.rows import RowTable
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.files.locate import prepare, sources
 from lavis_lite.errors import ConfigError
+from lavis_lite.processors.instruction import Instruction
 from lavis_lite.registry import registry
 
 
@@ -31,8 +32,9 @@ class ImageDialogueConfig(ImageQAConfig):
 class ImageDialogueBuilder(ImageQABuilder):
     """Dialogues about images: every question with an answer is a sample, what was said before is its `history`.
 
-    Samples as `image_qa`, with history str and caption str ("" where there is none), unless the instruction holds them.
-    Evaluation of VisDial: every round with its 100 candidates, and label, the place of the right one.
+    Samples as `image_qa`. What was said before stands in front of the question, unless the section's `instruction` puts
+    it elsewhere. Evaluation of VisDial: every round with its 100 candidates, and label, the index of the right one.
+    There the samples have history str and caption str ("" if there is none), and the task puts them in front.
     """
 
     config_class: ClassVar[type[DatasetConfig]] = ImageDialogueConfig
@@ -42,6 +44,10 @@ class ImageDialogueBuilder(ImageQABuilder):
         super().__init__(name, cfg)
         if cfg.turn.count("{}") != 2:
             raise ConfigError(f"datasets.{name}.turn must have two {{}}, for a question and its answer.")
+
+    def default_instruction(self, training: bool, ranked: bool) -> Callable[..., Any] | None:
+        """The history in front of the question: a turn makes no sense without it."""
+        return None if ranked and not training else Instruction("chat", draw=False)
 
     def extras(self) -> Sequence[str]:
         """What was said before, and the image's caption."""

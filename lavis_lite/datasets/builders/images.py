@@ -19,6 +19,7 @@ from lavis_lite.datasets.features.cache import FeatureFolder, open_features
 from lavis_lite.datasets.files.locate import Source, prepare, sources
 from lavis_lite.datasets.files.paths import within
 from lavis_lite.datasets.files.patterns import with_pattern
+from lavis_lite.datasets.loading.randomness import word
 from lavis_lite.datasets.media.images import MAX_PIXELS, ImageFolder
 from lavis_lite.datasets.retrieval import RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.shards.dataset import missing_shards, names_in, open_shards
@@ -55,6 +56,8 @@ class ImageDatasetConfig(DatasetConfig):
     """column that says which split a row belongs to; one file then serves all splits"""
     split_values: dict[str, str] = field(default_factory=dict)
     """split -> its value in split_column, "*" for all rows; by default the split's own name"""
+    val_fraction: float = 0.0
+    """share of the images (0..1) taken from the train file for a val split, chosen by a hash of their names"""
     captions: Literal["each", "random"] = "each"
     """training: one sample per caption, or one per row whose caption is drawn anew every epoch"""
     features: str | None = None
@@ -79,10 +82,12 @@ class ImageTextBuilder(BaseDatasetBuilder):
         super().__init__(name, cfg)
         if cfg.split_column and not cfg.build_info.annotations:
             raise ConfigError(f"datasets.{name}.split_column needs a file: set build_info.annotations.train.storage.")
+        if not 0 <= cfg.val_fraction < 1:
+            raise ConfigError(f"datasets.{name}.val_fraction must be at least 0 and below 1; it is {cfg.val_fraction}.")
 
     def splits(self) -> list[str]:
-        """Splits with files of their own, and those of split_values."""
-        made = list(self.cfg.split_values) if self.cfg.split_column else []
+        """Splits with files of their own, those of split_values, and val if val_fraction makes one."""
+        made = list(self.cfg.split_values) if self.cfg.split_column else ["val"] if self.cfg.val_fraction else []
         return list(dict.fromkeys([*self.cfg.build_info.annotations, *made]))
 
     def pattern_of(self, split: str) -> str | list[str] | None:
@@ -158,11 +163,21 @@ class ImageTextBuilder(BaseDatasetBuilder):
         return lambda name: (folder / name).is_file()
 
     def row_filter(self, split: str) -> Callable[[Row], bool] | None:
-        """Which rows belong to a split, by split_column; None: all rows of its file."""
+        """Which rows belong to a split, by split_column or by the hash that makes val; None: all rows of its file."""
         column, value = self.cfg.split_column, str(self.cfg.split_values.get(split, split))
-        if column is None or value == ALL_ROWS:
-            return None
-        return lambda row: str(row.get(column)) == value
+        if column is not None:
+            return None if value == ALL_ROWS else lambda row: str(row.get(column)) == value
+        if self.cfg.val_fraction and "val" not in self.cfg.build_info.annotations and split in ("train", "val"):
+            return lambda row: self._is_val(row) == (split == "val")
+        return None
+
+    def image_columns(self) -> Sequence[str]:
+        """Columns that may name a raw row's image, the first that is there counts."""
+        return (str(self.cfg.columns.get("image", self.media[:-1])), str(self.cfg.columns.get("image_id", "image_id")))
+
+    def _is_val(self, row: Row) -> bool:
+        named = next((row[column] for column in self.image_columns() if row.get(column) is not None), None)
+        return word(*str(named).encode("utf-8", "surrogatepass")) < self.cfg.val_fraction * 2**64
 
     def _sources(self, split: str, root: Path | None) -> list[Source]:
         own = self._own(split)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig, FileConfig
 from lavis_lite.datasets.annotations.layout import Layout
@@ -104,6 +104,7 @@ class ImageQABuilder(ImageTextBuilder):
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
         instruction = self.instruction(training)
         table, folder, space = self.open_rows(split, training)
+        instruction = instruction or self.default_instruction(training, self.multiple_choice(table))
         if training:
             return QADataset(table, self.kept_features(vis) or folder, vis, text, instruction, space, self.cfg.learn,
                              self.extras())
@@ -125,6 +126,15 @@ class ImageQABuilder(ImageTextBuilder):
             raise DataError(f"{self._key(split)}: the rows of these shards have no {' and no '.join(sorted(lacking))}; "
                             "pack them with: python -m lavis_lite data shard")
         return opened.table, opened.images, opened.space
+
+    def default_instruction(self, training: bool, ranked: bool) -> Callable[..., Any] | None:
+        """What puts a question into a prompt if the section names no `instruction`; None: it stays as it is.
+
+        Args:
+            training: whether the split is trained on.
+            ranked: whether its rows come with candidates to rank.
+        """
+        return None
 
     def extras(self) -> Sequence[str]:
         """Keys of samples besides the question: see `QADataset`."""

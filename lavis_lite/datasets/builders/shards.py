@@ -28,4 +28,4 @@ class ImageShardBuilder(ImageCaptionBuilder):
 
     def shards(self, split: str) -> FileConfig | None:
         """The entry of a split."""
-        return self.cfg.build_info.annotations.get(split)
+        return self.cfg.build_info.annotations.get(self._own(split))

@@ -85,8 +85,8 @@ def test_what_was_said_before_stands_in_front(cache: Path) -> None:
     put(cache, llava("conversation_58k", 3), ["coco/images/train2017/0021.jpg"])
     plain, told = (builder_of(f"llava150k_dialogue{end}").build("train", training=True) for end in ("", "_instruct"))
     before = "Q: What is she doing? A: She reads; step 0.\nQ: And then, 1? A: She reads; step 1."
-    assert plain[2]["history"] == before and plain[2]["text_input"] == "And then, 2?"
-    assert told[2]["text_input"] == f"{before}\nAnd then, 2?" and "history" not in told[2]
+    for dataset in (plain, told):
+        assert dataset[2]["text_input"] == f"{before}\nAnd then, 2?" and "history" not in dataset[2]
     assert [told[at]["question_id"] for at in range(3)] == ["1-1", "1-2", "1-3"]
     assert pickle.loads(pickle.dumps(told))[1]["text_output"] == "She reads; step 1."
 
