@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lavis_lite.errors import DistributedError
 from lavis_lite.launch import Launch, launch_from_environment
-from lavis_lite.rendezvous import Rendezvous
 
 T = TypeVar("T")
 
@@ -45,6 +44,8 @@ def init(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minutes
     if launch.note:
         print(f"note: {launch.note}", flush=True)
     if launch.world_size > 1 and not dist.is_initialized():
+        from lavis_lite.rendezvous import Rendezvous  # builds of torch without torch.distributed lack its stores
+
         store = Rendezvous(launch.rank, launch.world_size, rendezvous_minutes).meet()
         backend = "nccl" if device.type == "cuda" else "gloo"
         try:
@@ -81,7 +82,7 @@ def group(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minute
         ending = rank_is_gone(fault) if gone else fault
         if store is not None and not getattr(fault, "same_on_all_ranks", False):
             if not _is_first(store):
-                ending.told_elsewhere = True  # type: ignore[union-attr]
+                ending.told_elsewhere = True  # type: ignore[attr-defined]
             shutdown()
             if hosts:  # the rank that is gone asks nothing any more
                 _outstay(store, launch.world_size - gone)

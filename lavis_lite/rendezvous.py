@@ -19,7 +19,13 @@ import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch.distributed import (  # type: ignore[attr-defined]
+    DistNetworkError,
+    DistStoreError,
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 
 from lavis_lite.errors import DistributedError
 
@@ -45,7 +51,7 @@ class Rendezvous:
         self._start = time.monotonic()
         self._said = False
 
-    def meet(self) -> dist.Store:
+    def meet(self) -> Store:
         """The store of this attempt, once all ranks are here.
 
         Raises:
@@ -53,30 +59,30 @@ class Rendezvous:
         """
         store = self._store()
         token = self._lead(store) if self.rank == 0 else self._follow(store)
-        return dist.PrefixStore(f"{_PREFIX}/{token}", store)
+        return PrefixStore(f"{_PREFIX}/{token}", store)
 
     # --- the store ------------------------------------------------------------------------------------------------
-    def _store(self) -> dist.Store:
+    def _store(self) -> Store:
         """The launcher's store; without one, rank 0 opens it."""
         if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             try:
                 return self._connect(is_master=True)
-            except (dist.DistNetworkError, dist.DistStoreError, RuntimeError) as fault:
+            except (DistNetworkError, DistStoreError, RuntimeError) as fault:
                 raise DistributedError(f"rank 0 cannot open {self.host}:{self.port}: {_first_line(fault)}. Is another "
                                        "run using this port? Set MASTER_PORT to a free one, on all ranks.") from fault
         for _ in self._waiting():
-            with contextlib.suppress(OSError, dist.DistNetworkError):
+            with contextlib.suppress(OSError, DistNetworkError):
                 socket.create_connection((self.host, self.port), timeout=1.0).close()
                 return self._connect(is_master=False)
             self._say_if_due(f"for rank 0 at {self.host}:{self.port}")
         raise self._nobody("rank 0")
 
-    def _connect(self, is_master: bool) -> dist.TCPStore:
-        return dist.TCPStore(self.host, self.port, self.world_size, is_master, timedelta(minutes=self.minutes),
+    def _connect(self, is_master: bool) -> TCPStore:
+        return TCPStore(self.host, self.port, self.world_size, is_master, timedelta(minutes=self.minutes),
                              wait_for_workers=False)
 
     # --- the roster -----------------------------------------------------------------------------------------------
-    def _lead(self, store: dist.Store) -> str:
+    def _lead(self, store: Store) -> str:
         nonces, confirmed = {0: uuid.uuid4().hex}, set[int]()
         published = ""
         for _ in self._waiting():
@@ -98,7 +104,7 @@ class Rendezvous:
             self._say_if_due(f"for {_ranks(absent)} at {self.host}:{self.port}")
         raise self._nobody(_ranks(absent))
 
-    def _follow(self, store: dist.Store) -> str:
+    def _follow(self, store: Store) -> str:
         nonce, token = uuid.uuid4().hex, ""
         _set(store, f"nonce/{self.rank}", nonce)
         for _ in self._waiting():
@@ -138,13 +144,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _get(store: dist.Store, key: str) -> str | None:
+def _get(store: Store, key: str) -> str | None:
     """A value, without waiting for it."""
     name = f"{_PREFIX}/{key}"
     return store.get(name).decode() if store.check([name]) else None
 
 
-def _set(store: dist.Store, key: str, value: str) -> None:
+def _set(store: Store, key: str, value: str) -> None:
     store.set(f"{_PREFIX}/{key}", value)
 
 

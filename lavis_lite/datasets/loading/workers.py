@@ -45,7 +45,7 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
         if isinstance(fault, RuntimeError):
             for worker in self._workers:
                 if worker.exitcode:
-                    return WorkerError(limits.describe_death(worker.pid, worker.exitcode))
+                    return WorkerError(limits.describe_death(worker.pid or 0, worker.exitcode))
         return None
 
     def kill(self) -> None:
@@ -55,7 +55,7 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
         worker held. So nothing that is shared with the workers is touched.
         """
         if getattr(self, "_worker_pids_set", False):  # else torch takes the kill for a fault
-            signal_handling._remove_worker_pids(id(self))
+            signal_handling._remove_worker_pids(id(self))  # type: ignore[attr-defined]
             self._worker_pids_set = False
         self._shutdown = True
         if hasattr(self, "_pin_memory_thread_done_event"):
