@@ -1,7 +1,6 @@
 """`python -m lavis_lite`."""
 
-import sys
-
 from lavis_lite.cli.main import main
+from lavis_lite.exits import leave
 
-sys.exit(main())
+leave(main())

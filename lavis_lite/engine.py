@@ -51,6 +51,7 @@ def main(composition: Composition, resume: str | None = None, start_over: bool =
         exits.report_to(run_dir)
         if not run.evaluate:
             on_main(lambda: lock_run_folder(run_dir, checkpoint, held))
+            config = on_main(lambda: with_the_global_batch_of(checkpoint, config, launch.world_size))
         seed_everything(run.seed)
         runner = assemble(config, device, run_dir, launch)
         if checkpoint is not None:
@@ -179,6 +180,14 @@ def lock_run_folder(run_dir: Path, checkpoint: Path | None, held: contextlib.Exi
         raise CheckpointError(f"{checkpoint} was removed by the run that wrote it, which was still going on; start "
                               "again with `--resume auto` to go on from its newest one.")
     run_folder.remove_strays(run_dir.parent)
+
+
+def with_the_global_batch_of(checkpoint: Path | None, config: Config, ranks: int) -> Config:
+    """The configuration of a run that goes on with the samples per step that it began with, on any number of ranks."""
+    if checkpoint is None:
+        return config
+    accumulation = run_folder.accumulation_to_go_on(checkpoint, config.run, ranks)
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, accum_grad_iters=accumulation))
 
 
 def open_run_folder(composition: Composition, checkpoint: Path | None) -> Path:

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from lavis_lite import __version__
 from lavis_lite.processes import STOP_SIGNALS
@@ -86,6 +86,15 @@ def _restore(before: dict[signal.Signals, Any]) -> None:
     for number, handler in before.items():
         if handler is not None:
             signal.signal(number, handler)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code that no late signal changes."""
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 # --- an error that nobody foresaw -----------------------------------------------------------------------------------

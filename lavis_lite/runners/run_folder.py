@@ -7,6 +7,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+from omegaconf import OmegaConf
+
+from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.run_lock import RunBusyError, RunLock, is_busy
@@ -39,6 +43,34 @@ def newest_to_resume(output_dir: Path, start_over: bool) -> Path | None:
     raise CheckpointError(
         f"--resume auto: every checkpoint under {output_dir} is damaged ({len(damaged)}, listed above), so going on "
         "would begin at step 0 again. Restore one of them from a copy; or, to begin again, add --start-over.")
+
+
+def accumulation_to_go_on(checkpoint: Path, run: RunConfig, ranks: int) -> int:
+    """Micro-batches per step with which a run on another number of ranks sees the global batches that it began with.
+
+    What a restart on fewer hosts needs, which nobody watches. `run.accum_grad_iters` as it is if no number fits; the
+    runner then says what differs.
+
+    Args:
+        checkpoint: a good one.
+        run: the section of the run that goes on.
+        ranks: their number now.
+    """
+    state = torch.load(checkpoint / checkpointing.STATE, map_location="cpu", weights_only=True, mmap=True)
+    wanted, micro = state["order"]["global batch"], run.batch_size_train * ranks
+    if wanted == micro * run.accum_grad_iters or wanted % micro or not _had_batch(checkpoint, run.batch_size_train):
+        return run.accum_grad_iters
+    print(f"the run began with {wanted} samples per step: {ranks} process{'es' if ranks > 1 else ''} with "
+          f"run.batch_size_train={run.batch_size_train} now accumulate{'' if ranks > 1 else 's'} {wanted // micro} "
+          f"micro-batches per step, in place of run.accum_grad_iters={run.accum_grad_iters}", flush=True)
+    return int(wanted // micro)
+
+
+def _had_batch(checkpoint: Path, batch_size: int) -> bool:
+    """Whether the checkpoint's run had this `run.batch_size_train`; another one is a wish, and none to guess about."""
+    text = (checkpoint / checkpointing.CONFIG).read_text(encoding="utf-8")
+    saved = OmegaConf.create(text)
+    return bool(OmegaConf.select(saved, "run.batch_size_train") == batch_size)
 
 
 def remove_strays(output_dir: Path) -> None:

@@ -219,7 +219,7 @@ def left_behind(folder: Path, jobs: Sequence[Job], seconds: float = 2.0) -> list
 def _left(folder: Path, jobs: Sequence[Job]) -> Iterator[str]:
     for job in jobs:
         yield from (f"process {pid}" for pid in processes_of(job.pid))
-    hidden = [path for pattern in (".tmp-*", ".*.partial", ".lock*") for path in folder.rglob(pattern)]
+    hidden = [path for pattern in (".tmp-*", ".*.partial", ".lock-holder*") for path in folder.rglob(pattern)]
     for path in [*hidden, *(folder / "tmp").iterdir()]:
         if not path.name.startswith(ALLOWED):
             yield f"file {path}"

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lavis_lite import exits
 from lavis_lite.datasets.prepare.folder import ensure, swap_in, write_json
 from lavis_lite.datasets.prepare.records import (
     SceneRecord,
@@ -174,11 +175,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core, at most 8)")
     options = vars(parser.parse_args(argv))
     try:
-        print(prepare_mini_world(**options))
+        with exits.stop_signals_raise():
+            print(prepare_mini_world(**options))
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return exits.USER_ERROR
+    except (KeyboardInterrupt, exits.Terminated) as stop:
+        print("\nstopped.", file=sys.stderr)
+        return getattr(stop, "exit_code", exits.INTERRUPTED)
+    return exits.SUCCESS
 
 
 if __name__ == "__main__":

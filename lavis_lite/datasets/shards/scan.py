@@ -77,9 +77,12 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
             scan(name)
             say(f"{name} read ({done} of {len(missing)})")
     else:
-        with worker_pool(workers, "reading shards") as pool:
-            for done, _ in enumerate(pool.map(scan, missing), 1):
-                say(f"{missing[done - 1]} read ({done} of {len(missing)})")
+        try:
+            with worker_pool(workers, "reading shards") as pool:
+                for done, _ in enumerate(pool.map(scan, missing), 1):
+                    say(f"{missing[done - 1]} read ({done} of {len(missing)})")
+        finally:
+            atomic.remove_strays(folder / PARTS)  # of processes that were killed
     _judge(folder, names, skip_bad, say)
     index = write_index(folder, names, folder.name)
     for name in names:

@@ -137,9 +137,9 @@ def _check_folder(plan: Plan) -> None:
 
 
 def _remove_strays(out: Path) -> None:
-    """Remove half-written shards; the folder is locked, so nobody is writing them."""
-    for stray in out.glob(".tmp-*"):
-        stray.unlink(missing_ok=True)
+    """Remove half-written shards and notes on them; the folder is locked, so nobody is writing them."""
+    for folder in (out, out / PARTS):
+        atomic.remove_strays(folder)
 
 
 def _finished(out: Path, name: str) -> bool:
