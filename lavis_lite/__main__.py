@@ -1,6 +1,5 @@
 """`python -m lavis_lite`."""
 
-from lavis_lite.cli.main import main
-from lavis_lite.exits import leave
+from lavis_lite.cli.main import entry
 
-leave(main())
+entry()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from lavis_lite.errors import DistributedError
 from lavis_lite.launch import Launch, launch_from_environment
+from lavis_lite.processes import follow_parent
 
 T = TypeVar("T")
 
@@ -44,6 +46,8 @@ def init(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minutes
     if launch.note:
         print(f"note: {launch.note}", flush=True)
     if launch.world_size > 1 and not dist.is_initialized():
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            follow_parent(signal.SIGTERM)  # a rank whose torchrun was killed saves and leaves
         from lavis_lite.rendezvous import Rendezvous  # builds of torch without torch.distributed lack its stores
 
         store = Rendezvous(launch.rank, launch.world_size, rendezvous_minutes).meet()

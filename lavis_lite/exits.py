@@ -22,6 +22,7 @@ from lavis_lite.processes import STOP_SIGNALS
 
 SUCCESS, UNEXPECTED, USER_ERROR = 0, 1, 2
 HANGUP, INTERRUPTED, UNREAD, TERMINATED = 129, 130, 141, 143
+GRACE = 3.0
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -89,7 +90,14 @@ def _restore(before: dict[signal.Signals, Any]) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with an exit code that no late signal changes."""
+    """End the process with an exit code that no late signal changes.
+
+    After an error, what libraries do at the end may take `GRACE` seconds; a thread that never ends is not waited for.
+    """
+    if code != SUCCESS:
+        last = threading.Timer(GRACE, os._exit, (code,))
+        last.daemon = True
+        last.start()
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
             if number != signal.SIGINT:

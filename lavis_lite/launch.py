@@ -41,11 +41,12 @@ def launch_from_environment(env: dict[str, str] | None = None) -> Launch:
     if _number(env, "WORLD_SIZE", 1) > 1 or "RANK" in env:
         return _torchrun(env)
     tasks = _number(env, "SLURM_STEP_NUM_TASKS", _number(env, "SLURM_NTASKS", 1))
-    if "SLURM_PROCID" in env and tasks > 1:
-        return _slurm(env, tasks) if _is_srun_step(env) else Launch(note=(
-            f"SLURM_NTASKS is {tasks}, but srun did not start this process, so it runs alone. For {tasks} processes: "
-            "`srun python train.py ...`."))
-    return Launch()
+    if tasks <= 1:
+        return Launch()
+    if "SLURM_PROCID" in env and _is_srun_step(env):
+        return _slurm(env, tasks)
+    return Launch(note=f"SLURM_NTASKS is {tasks}, but srun did not start this process, so it runs alone. For {tasks} "
+                       "processes: `srun python train.py ...`.")
 
 
 def _number(env: dict[str, str], name: str, default: int) -> int:

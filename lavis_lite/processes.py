@@ -15,19 +15,24 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, context
+from multiprocessing import connection, context, util
+from pathlib import Path
 from typing import Any
 
 from lavis_lite.errors import WorkerError
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 """the signals that ask a run to stop; Windows has only the first two"""
+_FOLDERS = "ll-"
+"""how temporary folders are named, short because paths of sockets must be: ll-<process id>-<random>"""
 _SET_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux' prctl"""
 
@@ -74,6 +79,7 @@ class _Worker:
     @classmethod
     def _Popen(cls, process: Any) -> Any:  # noqa: N802 (multiprocessing's name)
         """Start the process; multiprocessing calls `terminate` of what is returned when the parent leaves."""
+        process._config["tempdir"] = temporary_folder()
         with stop_signals_blocked():
             started = super()._Popen(process)  # type: ignore[misc]
         started.terminate = started.kill
@@ -111,6 +117,40 @@ if sys.platform != "win32":
 def worker_context(method: str | None = None) -> context.BaseContext:
     """The context of a start method; None: the platform's default."""
     return CONTEXTS[method or multiprocessing.get_start_method()]
+
+
+def temporary_folder() -> str:
+    """The folder for the sockets of this process' workers; it is made at the first call.
+
+    Python lets each worker make one of its own, which is left behind if the worker is killed. This one is removed when
+    the process ends; those of processes that were killed are removed here.
+    """
+    settings = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    if settings.get("tempdir") is None:
+        remove_stale_folders()
+        settings["tempdir"] = tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-")
+        util.Finalize(None, shutil.rmtree, (settings["tempdir"],), {"ignore_errors": True}, exitpriority=-100)
+    return str(settings["tempdir"])
+
+
+def remove_stale_folders() -> None:
+    """Remove the temporary folders of processes that are gone."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*-*"):
+        pid = folder.name.removeprefix(_FOLDERS).partition("-")[0]
+        if pid.isdigit() and not _lives(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)  # another user's stays
+
+
+def _lives(pid: int) -> bool:
+    if os.name != "posix":  # where signal 0 is one that ends processes
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from lavis_lite import exits, limits
 from lavis_lite.errors import LavisLiteError, did_you_mean
@@ -38,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: unknown command {words[0]!r}; {did_you_mean(words[0], COMMANDS)}", file=sys.stderr)
         return exits.USER_ERROR
     return run_command(words[0], words[1:])
+
+
+def entry() -> NoReturn:
+    """The program: as `main`, and it ends the process."""
+    exits.leave(main())
 
 
 def run_command(name: str, argv: Sequence[str] | None = None) -> int:
@@ -101,4 +107,4 @@ def _say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

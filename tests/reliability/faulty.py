@@ -118,7 +118,8 @@ class FaultyData(BaseDataset):
     def sample(self, index: int, rng: Any) -> dict[str, Any]:
         happen("data set")
         number: Any = Odd() if fires("collate") else index
-        return {"image": self.image[index], "target": self.image[index].sum(), "index": index, "number": number}
+        return {"image": self.image[index], "target": self.image[index].sum(), "index": index, "number": number,
+                "padding": torch.zeros(int(os.environ.get("PADDING", "1")))}
 
 
 @registry.register_builder("faulty")

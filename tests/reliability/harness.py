@@ -20,11 +20,15 @@ from lavis_lite.runners import checkpointing
 from tests.reliability.faulty import write_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LIMIT = 5.0
-"""seconds from the fault to the end of the last process"""
-TORCHRUN_LIMIT = 10.0
+LIMIT, TORCHRUN_LIMIT = 5.0, 10.0
+"""seconds from the fault to the end of the last process, on a machine with a free core for each"""
 ALLOWED = ("lavis_lite-traceback-", "torchinductor_", "torchelastic_")
 """names in the folder of temporary files: a traceback is meant to stay, the others are torch's and torchrun's own"""
+
+
+def within(seconds: float) -> float:
+    """A limit as it is on this machine now: as many times longer as processes wait for each of its cores."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def free_port() -> int:
@@ -194,6 +198,17 @@ def processes_of(session: int) -> list[int]:
         with contextlib.suppress(OSError):
             fields = path.read_text().rpartition(")")[2].split()
             if int(fields[3]) == session and fields[0] not in "ZX":
+                found.append(int(path.parent.name))
+    return found
+
+
+def processes_with(mark: str) -> list[int]:
+    """Living processes that were started with an environment in which `mark` stands."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            state = (path.parent / "stat").read_text().rpartition(")")[2][1]
+            if mark.encode() in path.read_bytes() and state not in "ZX":
                 found.append(int(path.parent.name))
     return found
 

@@ -59,7 +59,7 @@ def exit_code(pid: int) -> int | None:
 
 
 def main() -> int:
-    """Serve until the input ends; in a fork, the command's exit code."""
+    """Serve until the input ends."""
     preload()
     while line := sys.stdin.readline():
         job = json.loads(line)
@@ -68,8 +68,9 @@ def main() -> int:
         elif not (answer := os.fork()):
             become(job)
             from lavis_lite.cli.main import run_command
+            from lavis_lite.exits import leave
 
-            return run_command(job["command"], job["argv"])
+            leave(run_command(job["command"], job["argv"]))
         print(json.dumps(answer), flush=True)
     return 0
 

@@ -42,8 +42,9 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
         if isinstance(fault, LavisLiteError) and str(fault).startswith("Caught "):
             name = f"{type(fault).__module__}.{type(fault).__qualname__}: "
             return type(fault)(str(fault).rpartition(name)[2].strip())
-        if isinstance(fault, RuntimeError):
+        if isinstance(fault, (RuntimeError, OSError, EOFError)):  # the latter two: it died while it handed over
             for worker in self._workers:
+                worker.join(0.0 if isinstance(fault, RuntimeError) else 0.2)
                 if worker.exitcode:
                     return WorkerError(limits.describe_death(worker.pid or 0, worker.exitcode))
         return None
