@@ -4,8 +4,8 @@
     python -m benchmarks.seed_spread table          # the Markdown table of docs/results.md, from what was run
 
 `run` trains each recipe once per seed, from start to scores, in a process of its own, and appends a line to
-benchmarks/results/seed_spread.jsonl; pairs that have a line are not run again. The seed is `run.seed`: the start of what
-trains, the order and augmentation of samples. The generated world and the frozen parts stay the same.
+benchmarks/results/seed_spread.jsonl; pairs that have a line are not run again. The seed is `run.seed`: the start of
+what trains, the order and augmentation of samples. The generated world and the frozen parts stay the same.
 """
 
 from __future__ import annotations

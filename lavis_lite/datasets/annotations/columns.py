@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavis_lite.datasets.annotations.readers import read_rows
+from lavis_lite.datasets.annotations.readers import FileFormat, read_rows
+from lavis_lite.datasets.annotations.text_files import AUTO
 
 KNOWN = {
     "image": ("image", "file_name", "filename", "image_path", "image_file", "img", "img_path", "path", "file",
@@ -51,17 +52,18 @@ class Columns:
         return taken + (f" ({'; '.join(unsure)})" if unsure else "")
 
 
-def guess_columns(path: Path, named: Mapping[str, str] | None = None) -> Columns:
+def guess_columns(path: Path, named: Mapping[str, str] | None = None, form: FileFormat = AUTO) -> Columns:
     """The columns of a file's first rows.
 
     Args:
         path: a JSON, JSONL, CSV or TSV file.
         named: columns that are known: key of KNOWN -> name in the file. These are not guessed.
+        form: how the file is written, as far as that is known.
 
     Raises:
         DataError: the file cannot be read.
     """
-    rows = (row for _, row in itertools.islice(read_rows(path), _ROWS))
+    rows = (row for _, row in itertools.islice(read_rows(path, form), _ROWS))
     present = list(dict.fromkeys(str(column) for row in rows if isinstance(row, dict) for column in row))
     by_lower = {column.lower(): column for column in reversed(present)}
     found, others = dict(named or {}), {}
@@ -74,9 +76,9 @@ def guess_columns(path: Path, named: Mapping[str, str] | None = None) -> Columns
     return Columns(present, {key: found[key] for key in KNOWN if key in found}, others)
 
 
-def split_values(path: Path, column: str) -> dict[str, str]:
+def split_values(path: Path, column: str, form: FileFormat = AUTO) -> dict[str, str]:
     """Split (train, val, test) -> its value in a column of a file; {} if the values are not names of splits."""
-    values = {str(row.get(column)) for _, row in read_rows(path) if isinstance(row, dict)}
+    values = {str(row.get(column)) for _, row in read_rows(path, form) if isinstance(row, dict)}
     by_lower = {value.lower(): value for value in values}
     found = {split: by_lower[name] for split, names in SPLIT_NAMES.items() for name in names if name in by_lower}
     return found if "train" in found and len(found) == len(values) else {}

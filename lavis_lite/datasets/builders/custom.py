@@ -22,6 +22,8 @@ from lavis_lite.registry import registry
 KEYS = {"image": "image_column", "caption": "caption_column", "question": "question_column",
         "answer": "answer_column", "image_id": "id_column", "question_id": "question_id_column"}
 """what a column holds -> the key of the section that names it"""
+KEYS_OF_QUESTIONS = ("answer_column", "choices_column", "question_id_column", "columns")
+"""keys that captions do nothing with"""
 
 
 @dataclass
@@ -114,12 +116,21 @@ class CustomBuilder(BaseDatasetBuilder):
         """
         columns = self._columns()
         if "question" not in columns:
+            self._refuse_keys_of_questions()
             return _Captions(self.name, self.cfg, columns)
         shared = {field.name: getattr(self.cfg, field.name) for field in fields(ImageDatasetConfig)}
         names = {"answers" if key == "answer" else key: value for key, value in columns.items() if key != "caption"}
         if self.cfg.choices_column:
             names["choices"] = self.cfg.choices_column
         return ImageQABuilder(self.name, ImageQAConfig(**{**shared, "columns": {**names, **self.cfg.columns}}))
+
+    def _refuse_keys_of_questions(self) -> None:
+        key = next((key for key in KEYS_OF_QUESTIONS if getattr(self.cfg, key)), None)
+        if key is not None:
+            hint = ("name the columns of captions by image_column, caption_column and id_column"
+                    if key == "columns" else
+                    "the data set has captions; set question_column if it has questions")
+            raise ConfigError(f"datasets.{self.name}.{key} has no effect: {hint}. Take it out.")
 
     def _named(self) -> dict[str, Any]:
         """Columns that the section names."""
@@ -132,7 +143,7 @@ class CustomBuilder(BaseDatasetBuilder):
         path = None if all(key in named for key in wanted) else self._first_file()
         if path is None:
             return named
-        guessed = guess_columns(path)
+        guessed = guess_columns(path, form=self._files.file_format())
         found = self._chosen(path, guessed, named)
         log = {key: name for key, name in found.items() if key not in named}
         if log and distributed.is_main():

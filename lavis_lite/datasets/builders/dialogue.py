@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +11,7 @@ from lavis_lite.config.schema import DatasetConfig, FileConfig
 from lavis_lite.datasets.annotations.dialogues import TurnTable, read_dialogues, read_relevance
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.rows import RowTable
+from lavis_lite.datasets.builders.keys import DIALOGUES, IMAGES, QUESTIONS
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.files.locate import prepare, sources
 from lavis_lite.errors import ConfigError
@@ -38,12 +39,17 @@ class ImageDialogueBuilder(ImageQABuilder):
     """
 
     config_class: ClassVar[type[DatasetConfig]] = ImageDialogueConfig
+    ignored_keys: ClassVar[Mapping[str, str]] = {**IMAGES, **QUESTIONS, **DIALOGUES}
     cfg: ImageDialogueConfig
 
     def __init__(self, name: str, cfg: ImageDialogueConfig) -> None:
         super().__init__(name, cfg)
         if cfg.turn.count("{}") != 2:
             raise ConfigError(f"datasets.{name}.turn must have two {{}}, for a question and its answer.")
+        for key in cfg.columns:
+            if key != "image":
+                raise ConfigError(f"datasets.{name}.columns.{key} has no effect: of dialogues only the column `image` "
+                                  "can be named.")
 
     def default_instruction(self, training: bool, ranked: bool) -> Callable[..., Any] | None:
         """The history in front of the question: a turn makes no sense without it."""
@@ -61,7 +67,7 @@ class ImageDialogueBuilder(ImageQABuilder):
         """The questions of a split's dialogues."""
         table = read_dialogues(paths, layout, training, self.cfg.turn)
         dense = None if training else self.cfg.relevance.get(layout.split)
-        if dense is not None and dense.storage:
+        if dense is not None and (dense.storage or dense.url):
             root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
             (source,) = sources(f"datasets.{self.name}.relevance.{layout.split}", dense, root)
             table.relevance = read_relevance(source.fetch())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,10 +12,13 @@ from lavis_lite import files
 from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, StorageConfig
 from lavis_lite.datasets.annotations.references import with_references
 from lavis_lite.datasets.annotations.rows import Field, Row, RowTable, file_name, identifier, read_table, text, texts
+from lavis_lite.datasets.annotations.text_files import FileFormat, Quoting
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
+from lavis_lite.datasets.builders.keys import IMAGES, refuse_unknown_splits
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
 from lavis_lite.datasets.features.cache import FeatureFolder, open_features
+from lavis_lite.datasets.files.archives import was_unpacked_into
 from lavis_lite.datasets.files.locate import Source, prepare, sources
 from lavis_lite.datasets.files.paths import within
 from lavis_lite.datasets.files.patterns import with_pattern
@@ -37,6 +40,12 @@ class ImageDatasetConfig(DatasetConfig):
     """where the images come from, as a sentence; shown when they are missing"""
     prepare_args: dict[str, Any] = field(default_factory=dict)
     """arguments of the generator named by `prepare` (mini_world: train, val, test, ood, seed, root)"""
+    delimiter: str | None = None
+    """what separates the cells of CSV and TSV files; absent: found out from the header"""
+    quoting: Quoting = "auto"
+    """of CSV and TSV files. minimal: cells may be quoted; none: quotation marks belong to the texts"""
+    encoding: str | None = None
+    """of the annotation files, such as cp1252; absent: UTF-8, or what a byte-order mark says"""
     max_pixels: int = MAX_PIXELS
     """width x height above which an image counts as bad and is not decoded"""
     captions_per_image: int | None = None
@@ -72,6 +81,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     config_class: ClassVar[type[DatasetConfig]] = ImageDatasetConfig
     sample_keys: ClassVar[tuple[str, ...]] = CaptionDataset.sample_keys
+    ignored_keys: ClassVar[Mapping[str, str]] = IMAGES
     train_dataset: ClassVar[type[CaptionDataset]] = CaptionDataset
     eval_dataset: ClassVar[type[CaptionEvalDataset]] = CaptionEvalDataset
     media: ClassVar[str] = "images"
@@ -82,8 +92,12 @@ class ImageTextBuilder(BaseDatasetBuilder):
         super().__init__(name, cfg)
         if cfg.split_column and not cfg.build_info.annotations:
             raise ConfigError(f"datasets.{name}.split_column needs a file: set build_info.annotations.train.storage.")
+        if self.media == "images" and "video" in cfg.data_type:
+            raise ConfigError(f"datasets.{name}.data_type is {cfg.data_type}, but builder {cfg.builder or name} reads "
+                              "images; see video_caption and video_qa.")
         if not 0 <= cfg.val_fraction < 1:
             raise ConfigError(f"datasets.{name}.val_fraction must be at least 0 and below 1; it is {cfg.val_fraction}.")
+        refuse_unknown_splits(name, cfg, self.splits())
 
     def splits(self) -> list[str]:
         """Splits with files of their own, those of split_values, and val if val_fraction makes one."""
@@ -124,7 +138,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         folder, exists = self.folder(self._media_root(paths, root)), self._exists(paths, root)
         fields = with_pattern(f"datasets.{self.name}", self.fields(training), self.pattern_of(split), split, exists)
         table = read_table(paths, within(fields, folder.root), explode, self.row_filter(split),
-                           kept=f"{split} {self.cfg}")
+                           kept=f"{split} {self.cfg}", form=self.file_format())
         return table, folder, self._storage() or self.name
 
     def _first_captions(self, table: RowTable) -> RowTable:
@@ -217,7 +231,16 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def folder(self, root: Path) -> ImageFolder:
         """Reader of the files below `root`."""
-        return ImageFolder(root, self.cfg.max_pixels)
+        return ImageFolder(root, self.cfg.max_pixels, self.follows_links(root))
+
+    def follows_links(self, root: Path) -> bool:
+        """Whether links in the folder of files may lead out of it."""
+        storage: StorageConfig = getattr(self.cfg.build_info, self.media)
+        return not was_unpacked_into(root) if storage.follow_links is None else storage.follow_links
+
+    def file_format(self) -> FileFormat:
+        """How the annotation files are written, as far as the section says."""
+        return FileFormat(self.cfg.delimiter, self.cfg.quoting, self.cfg.encoding)
 
     def _storage(self) -> str | None:
         storage: StorageConfig = getattr(self.cfg.build_info, self.media)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lavis_lite.config.schema import BuildInfo, DatasetConfig, FileConfig, StorageConfig
 from lavis_lite.datasets.annotations.columns import KNOWN, Columns, guess_columns, split_values
+from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
 from lavis_lite.datasets.builders.custom import CustomConfig
 from lavis_lite.datasets.builders.dialogue import ImageDialogueConfig
 from lavis_lite.datasets.builders.images import ImageDatasetConfig
@@ -16,7 +17,7 @@ from lavis_lite.errors import ConfigError, DataError, did_you_mean
 
 
 def guess(path: Path, image_root: Path | None = None,
-          named: Mapping[str, str] | None = None) -> tuple[DatasetConfig, list[str]]:
+          named: Mapping[str, str] | None = None, form: FileFormat = AUTO) -> tuple[DatasetConfig, list[str]]:
     """A section that reads a file or a folder of shards, and what was guessed, in words.
 
     A file with a `conversations` column is read by `image_dialogue`, a file with questions by `image_qa`, a folder by
@@ -26,6 +27,7 @@ def guess(path: Path, image_root: Path | None = None,
         path: JSON, JSONL, CSV or TSV, or a folder with tars and their index.
         image_root: folder of the images; by default the file's.
         named: columns that the caller knows: key of KNOWN -> name in the file.
+        form: how the file is written, as far as that is known.
 
     Raises:
         DataError: the file is unreadable, empty, or has no column that could be what is needed.
@@ -36,14 +38,15 @@ def guess(path: Path, image_root: Path | None = None,
             raise ConfigError(f"--columns {key}=...: no such column; {did_you_mean(key, KNOWN)}")
     if path.is_dir():
         return _shards(path)
-    columns = guess_columns(path, named)
+    columns = guess_columns(path, named, form)
     root = (image_root or path.parent).absolute()
     info = BuildInfo(annotations={"train": FileConfig(storage=str(path.absolute()))},
                      images=StorageConfig(storage=str(root)))
     text = next((key for key in ("conversations", "question") if key in columns.found), "caption")
     _refuse_lacking(path, columns, text)
     section, notes = _section(columns, text, info), [f"columns: {columns.describe()}", f"images in {root}"]
-    values = split_values(path, columns.found["split"]) if "split" in columns.found else {}
+    section.delimiter, section.quoting, section.encoding = form.delimiter, form.quoting, form.encoding
+    values = split_values(path, columns.found["split"], form) if "split" in columns.found else {}
     if values:
         section.split_column, section.split_values = columns.found["split"], values
     return section, notes

@@ -149,7 +149,7 @@ FAULTS = [
     ("llava150k_detail", {"llava150k/detail_23k.json": [{"id": "1", "image": "a.jpg", "conversations": [
         {"from": "gpt", "value": "no"}]}, {"id": "2", "image": "b.jpg", "conversations": [
             {"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]}]},
-     r":1: conversations: 1 turns(.|\n)*:2: conversations\[1\]: value is empty"),
+     r":1: conversations\[1\]: is from 'gpt', but a dialogue begins(.|\n)*:2: conversations\[1\]: value is empty"),
     ("visdial", {**visdial("train"), "visdial/annotations/visdial_1.0_train.json": {"data": {
         "questions": ["a"], "answers": ["b"], "dialogs": [{"image_id": 1, "dialog": [{"question": 0, "answer": 4}]},
                                                           {"image_id": 2, "dialog": [{"question": "a"}]}]}}},
