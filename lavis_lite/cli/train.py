@@ -22,7 +22,6 @@ def parser() -> argparse.ArgumentParser:
                            help="go on from a checkpoint folder; auto: from the newest good one under run.output_dir")
     arguments.add_argument("--start-over", action="store_true",
                            help="with --resume auto: begin at step 0 if every checkpoint is damaged")
-    arguments.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return arguments
 
 
@@ -32,6 +31,7 @@ def add_common(arguments: argparse.ArgumentParser) -> None:
                            help="override settings, for example run.max_iters=200 model.qformer_dropout=0")
     arguments.add_argument("--print-config", action="store_true",
                            help="show every setting and the layer that set it, and stop")
+    arguments.add_argument("--traceback", action="store_true", help="show where an error comes from")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,7 +54,7 @@ def carry_out(composition: Composition, arguments: argparse.Namespace, cfg_path:
 
     Args:
         composition: the run.
-        arguments: with `print_config`, `dry_run` and `resume`.
+        arguments: with `print_config`, `dry_run`, `resume` and `start_over`.
         cfg_path: what messages call the configuration.
 
     Raises:

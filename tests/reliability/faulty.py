@@ -188,6 +188,7 @@ run:
   log_freq: 1
   device: cpu
   report: false
+  allow_untrained: true
   tensorboard: false
   test_splits: [test]
   dist_timeout_minutes: 1

@@ -115,7 +115,7 @@ class Job:
 
     def kill(self) -> None:
         """End every process of the session."""
-        for pid in processes_of(self.pid):
+        for pid in {self.pid, *processes_of(self.pid)}:  # it may not lead its session yet
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
