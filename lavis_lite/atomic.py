@@ -45,6 +45,15 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def remove_strays(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder. Call it where nobody else writes."""
+    for stray in Path(folder).glob(".tmp-*"):
+        if stray.is_dir():
+            shutil.rmtree(stray, ignore_errors=True)
+        else:
+            stray.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def fresh(path: Path) -> Iterator[Path]:
     """A name beside `path` for a new file or folder, which gets the name `path` when the block ends without an error.

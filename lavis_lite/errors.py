@@ -1,7 +1,7 @@
 """Errors a user can cause, and the words they are told in.
 
 Every class here means "the user can mend this": the command line prints its message without a traceback and exits
-with 2. Anything else that escapes is a defect of the package and keeps its traceback.
+with 2. Anything else that escapes is a defect: one line on the command line, and its traceback in a file, exit code 1.
 """
 
 from __future__ import annotations
@@ -59,6 +59,13 @@ class ContractError(LavisLiteError):
 
 class DistributedError(LavisLiteError):
     """The launcher's environment variables do not describe a usable group of processes."""
+
+
+class WorkerError(LavisLiteError):
+    """A loader worker or another child process was killed or lacks something that the system limits.
+
+    Memory, shared memory and open files are such things; the message names what to raise or to lower.
+    """
 
 
 class MissingExtraError(LavisLiteError, ImportError):

@@ -15,6 +15,7 @@ from lavis_lite import files
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, DatasetConfig, RunConfig
 from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean
+from lavis_lite.launch import launch_from_environment
 from lavis_lite.registry import registry
 
 POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval",
@@ -208,11 +209,9 @@ def _check_output(run: RunConfig, fault: Any) -> None:
 
 def launcher_faults() -> list[str]:
     """What is wrong with the launcher's environment variables."""
-    from lavis_lite import distributed
-
     try:
-        distributed.launch_from_environment()
-    except (DistributedError, ValueError) as problem:
+        launch_from_environment()
+    except DistributedError as problem:
         return [f"environment: {problem}"]
     return []
 

@@ -256,10 +256,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: unreadable ({fault}); is this a checkpoint folder?") from fault
     if not whole:
         raise CheckpointError(f"{path}: its content does not match its seal, so it was altered or damaged.")
+    if not _is_manifest(facts):
+        raise CheckpointError(f"{path}: not a checkpoint of this package.")
     if facts["format"] > FORMAT:
         raise CheckpointError(f"{path}: format {facts['format']} is newer than this package reads ({FORMAT}); "
                               "update lavis_lite.")
     return facts
+
+
+def _is_manifest(facts: Mapping[str, Any]) -> bool:
+    files = facts.get("files")
+    return (isinstance(facts.get("format"), int) and isinstance(facts.get("saved_at"), str)
+            and isinstance(files, dict) and set(files) <= {WEIGHTS, STATE, CONFIG}
+            and all(isinstance(one, dict) and {"size", "sha256"} <= one.keys() for one in files.values()))
 
 
 def verify(folder: Path) -> list[str]:
@@ -292,7 +301,8 @@ def newest_good(output_dir: Path, say: Say = print) -> Path | None:
         faults = verify(folder)
         if not faults:
             return folder
-        say(f"skipping the damaged checkpoint {folder}: {' '.join(faults)}")
+        if folder.exists():  # else the run that wrote it goes on, and has just removed it
+            say(f"skipping the damaged checkpoint {folder}: {' '.join(faults)}")
     return None
 
 

@@ -27,7 +27,8 @@ LONGEST = 60
 
 WITHOUT_EFFECT = frozenset({
     # the same rows by other means
-    "num_workers", "world_size", "dist_url", "distributed", "use_dist_eval_sampler", "dist_timeout_minutes", "fsdp",
+    "num_workers", "worker_start_method", "world_size", "dist_url", "distributed", "use_dist_eval_sampler",
+    "dist_timeout_minutes", "rendezvous_timeout_minutes", "fsdp",
     "find_unused_parameters", "device", "amp", "amp_dtype",  # the device and the precision in use count instead
     # where things go, and what is told
     "output_dir", "report", "report_samples", "tensorboard", "wandb", "wandb_project", "log_freq", "resume_ckpt_path",

@@ -8,6 +8,7 @@ knows the best metric of its own step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -20,8 +21,8 @@ import yaml
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.loader import eval_loader
-from lavis_lite.distributed import Launch
-from lavis_lite.errors import ConfigError, DistributedError, did_you_mean
+from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.launch import Launch
 from lavis_lite.models.checkpoints.stored import stored_record
 from lavis_lite.registry import registry
 from lavis_lite.runners import bounds, checkpointing, resume
@@ -115,7 +116,8 @@ class Runner:
             try:
                 self._introduce()
                 self._validate_if_due(after_resume=True)
-                self._loop(parts)
+                with closing(parts.batches(self.step, parts.bounds.total)) as batches:
+                    self._loop(parts, batches)
                 self.cut_texts.now()
                 return self._test()
             except EvaluationStopped as stop:
@@ -123,9 +125,7 @@ class Runner:
             except RuntimeError as fault:
                 if not distributed.peer_is_gone(fault):
                     raise
-                raise DistributedError(
-                    f"another process of the run has gone or does not answer (noticed after step {self.step}); its own "
-                    f"output has the reason. Start again with `--resume auto`. Here: {fault}") from fault
+                raise distributed.rank_is_gone(fault, f" (noticed after step {self.step})") from fault
             finally:
                 self.tracker.close()
 
@@ -182,7 +182,8 @@ class Runner:
         """Run the first step and return its losses; no file is written. For `--dry-run`."""
         parts = self.parts
         self.model.train()
-        return parts.stepper.run(0, self._next_step(parts.batches(0, 1))).mean_over_ranks()
+        with closing(parts.batches(0, 1)) as batches:
+            return parts.stepper.run(0, self._next_step(batches)).mean_over_ranks()
 
     # --- the loop -------------------------------------------------------------------------------------------------
     @property
@@ -194,9 +195,8 @@ class Runner:
             self._parts.stepper.on_skip = self._log_skipped
         return self._parts
 
-    def _loop(self, parts: TrainingParts) -> None:
+    def _loop(self, parts: TrainingParts, batches: Iterator[dict[str, Any]]) -> None:
         self.model.train()
-        batches = parts.batches(self.step, parts.bounds.total)
         micro = self._next_step(batches)
         if micro:
             parts.stepper.rehearse(micro[0])

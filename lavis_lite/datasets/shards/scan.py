@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from lavis_lite.datasets.shards.index import (
 from lavis_lite.datasets.shards.members import Dots, Sample, read_contents
 from lavis_lite.datasets.shards.writer import SKIPPED, Say, joined
 from lavis_lite.errors import DataError
+from lavis_lite.processes import worker_pool
 
 _MOST_LISTED = 100_000
 """faults of one tar that are listed in skipped.jsonl; the others are counted"""
@@ -62,7 +62,10 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
     (folder / PARTS).mkdir(exist_ok=True)
     settings = json.dumps([list(keep), dots])
     missing = [name for name in names if not _scanned(folder, name, settings)]
-    _scan_all(missing, partial(scan_shard, folder, keep=tuple(keep), dots=dots, settings=settings), workers, say)
+    try:
+        _scan_all(missing, partial(scan_shard, folder, keep=tuple(keep), dots=dots, settings=settings), workers, say)
+    finally:
+        atomic.remove_strays(folder / PARTS)  # of processes that were killed
     facts = [Mapped(part_path(folder, name)).facts for name in names]
     _report_unused(folder, facts, say)
     _judge(folder, facts, skip_bad, say)
@@ -79,7 +82,7 @@ def _scan_all(names: Sequence[str], scan: Callable[[str], None], workers: int, s
             scan(name)
             say(f"{name} read ({done} of {len(names)})")
     else:
-        with ProcessPoolExecutor(workers) as pool:
+        with worker_pool(workers, "reading shards") as pool:
             for done, _ in enumerate(pool.map(scan, names), 1):
                 say(f"{names[done - 1]} read ({done} of {len(names)})")
 
