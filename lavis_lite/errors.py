@@ -7,7 +7,7 @@ with 2. Anything else that escapes is a defect of the package and keeps its trac
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class LavisLiteError(Exception):
@@ -29,8 +29,28 @@ class DataError(LavisLiteError):
     """Annotations, images or other data files are missing, unreadable or malformed."""
 
 
+class TextTooLongError(DataError):
+    """Texts are longer than a model's positions; found before the model runs.
+
+    Args:
+        message: what is too long, by how much, and what to do.
+        rows: place in the batch -> tokens of that text.
+    """
+
+    def __init__(self, message: str, rows: Mapping[int, int]) -> None:
+        self.message, self.rows = message, dict(rows)
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[TextTooLongError], tuple[str, dict[int, int]]]:  # pickled with both arguments
+        return type(self), (self.message, self.rows)
+
+
 class CheckpointError(LavisLiteError):
     """A checkpoint is damaged, or does not fit the model it is loaded into."""
+
+
+class ContractError(LavisLiteError):
+    """A model, task or data set of the user's own does not do what the package asks of its kind."""
 
 
 class DistributedError(LavisLiteError):
@@ -54,6 +74,12 @@ class Faults(LavisLiteError):
         lines = [f"{heading} {len(self.faults)} fault{'s' if len(self.faults) != 1 else ''}:"]
         lines += [f"  {number}. {fault}" for number, fault in enumerate(self.faults, 1)]
         super().__init__("\n".join(lines))
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as Python writes it, shortened in the middle, for messages."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most - 20]} ... {text[-14:]}"
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:

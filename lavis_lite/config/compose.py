@@ -56,7 +56,7 @@ def compose(cfg_path: str | Path, options: Sequence[str] = ()) -> Composition:
     Raises:
         ConfigError: a file is missing or is no YAML, so that nothing can be composed.
     """
-    return _compose([*base_chain(Path(cfg_path)), parse_options(options)], Path(cfg_path))
+    return compose_layers([*base_chain(Path(cfg_path)), parse_options(options)], Path(cfg_path))
 
 
 def compose_dataset(name: str, options: Sequence[str] = (), section: Mapping[str, Any] | None = None) -> Composition:
@@ -66,10 +66,16 @@ def compose_dataset(name: str, options: Sequence[str] = (), section: Mapping[str
         section: what is to lie over the package's row.
     """
     layer = Layer(f"data set {name}", {"datasets": {name: dict(section or {})}})
-    return _compose([layer, parse_options(options)], Path(name))
+    return compose_layers([layer, parse_options(options)], Path(name))
 
 
-def _compose(own: list[Layer], cfg_path: Path) -> Composition:
+def compose_layers(own: Sequence[Layer], cfg_path: Path) -> Composition:
+    """As `compose`, from layers that were read already, the last of which wins.
+
+    Args:
+        own: the layers of the run; the package's defaults go below them.
+        cfg_path: what messages about the whole name.
+    """
     if faults := section_faults(own):
         raise Faults(f"{cfg_path}:", faults)
     chosen, _ = merge(own)
@@ -80,6 +86,16 @@ def _compose(own: list[Layer], cfg_path: Path) -> Composition:
     composition.faults = faults + default_faults
     _type_sections(composition)
     return composition
+
+
+def overlaid(composition: Composition, layer: Layer) -> Composition:
+    """A composed run with one more layer over it. Faults that do not come from types are kept."""
+    tree, _ = merge([Layer("composed", OmegaConf.to_container(composition.tree, resolve=False)), layer])  # type: ignore[arg-type]
+    provenance = {**composition.provenance, **{key: layer.name for key, _ in flatten(layer.content)}}
+    again = Composition(tree, provenance)
+    _type_sections(again)
+    again.faults = [*composition.faults, *(fault for fault in again.faults if fault not in composition.faults)]
+    return again
 
 
 def section_faults(layers: Sequence[Layer]) -> list[str]:

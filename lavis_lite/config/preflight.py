@@ -21,7 +21,7 @@ POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train
             "accum_grad_iters", "shuffle_window", "log_freq", "save_freq", "save_every", "val_freq", "keep_checkpoints",
             "max_grad_norm", "dist_timeout_minutes")
 NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
-FRACTIONS = ("beta1", "beta2", "max_bad_fraction", "lr_layer_decay")
+FRACTIONS = ("beta1", "beta2", "max_bad_fraction", "max_skipped_share", "lr_layer_decay")
 
 
 def check(composition: Composition) -> list[str]:
@@ -70,10 +70,10 @@ def missing_weights(config: Config) -> list[str]:
 
 def _check_numbers(run: RunConfig, fault: Any) -> None:
     for key in POSITIVE:
-        if getattr(run, key) is not None and getattr(run, key) <= 0:
+        if getattr(run, key) is not None and not getattr(run, key) > 0:  # NaN is not above 0 either
             fault(f"run.{key}", f"must be above 0, not {getattr(run, key)}.")
     for key in NOT_NEGATIVE:
-        if getattr(run, key) < 0:
+        if not getattr(run, key) >= 0:
             fault(f"run.{key}", f"must not be negative, but is {getattr(run, key)}.")
     for key in FRACTIONS:
         if not 0.0 <= getattr(run, key) <= 1.0:

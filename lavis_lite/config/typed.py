@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -61,7 +62,7 @@ class Checker:
         """(whether the value fits the type, the value as that type); a misfit is written down."""
         origin, args = typing.get_origin(hint), typing.get_args(hint)
         if hint is Any:
-            return True, value
+            return self._finite(value, path), value
         if origin in (Union, types.UnionType):
             return self._union(value, args, path)
         if origin is Literal:
@@ -107,13 +108,26 @@ class Checker:
 
     def _plain(self, value: Any, hint: Any, path: str) -> tuple[bool, Any]:
         if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return True, float(value)
+            ok = self._finite(value, path)
+            return ok, float(value) if ok else None
         if hint is int and isinstance(value, float) and value.is_integer():
             return True, int(value)
         if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
             return True, value
         self.fault(path, f"must be {_names([hint])}, not {value!r}.")
         return False, None
+
+
+    def _finite(self, value: Any, path: str) -> bool:
+        """Whether no number in a value is infinite or NaN, which would pass every comparison with a limit."""
+        if isinstance(value, Mapping):
+            return all([self._finite(entry, f"{path}.{key}") for key, entry in value.items()])
+        if isinstance(value, list):
+            return all([self._finite(entry, f"{path}.{number}") for number, entry in enumerate(value)])
+        if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+            self.fault(path, f"must be a finite number, not {value}.")
+            return False
+        return True
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import ConfigError
+from lavis_lite.models.plain_text import Side
 from lavis_lite.models.qformer import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer
 
@@ -55,7 +56,8 @@ class Blip2Config(ModelConfig):
     qformer_weights: str | None = "bert-base-uncased"
     """BERT weights to start from: a name, a folder, or None for random ones; not read when a checkpoint is loaded"""
     lm_reduction: Literal["global", "per_rank"] = "global"
-    """language-model loss averaged over the tokens of all ranks, or per rank first (LAVIS); run.lm_reduction sets it"""
+    """language-model loss averaged over all tokens of a step, or over each rank's micro-batches first (LAVIS);
+    run.lm_reduction sets it"""
 
 
 @dataclass
@@ -83,7 +85,7 @@ def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with
 
 
 def build_parts(cfg: Blip2Config, *, with_text: bool = True, with_lm_head: bool = True,
-                truncation_side: str = "right") -> dict[str, Any]:
+                truncation_side: Side = "right") -> dict[str, Any]:
     """vision_encoder, qformer and tokenizer of a section.
 
     All weights are random and no file but the tokenizer's is read: `lavis_lite.weights.build_model` fills them. On the

@@ -5,26 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
-
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.anls import anls, anls_score
-from lavis_lite.metrics.answer_rules import LEAVES_ONE_OUT, Rule, Truth, lacking, truth_score
+from lavis_lite.metrics.answer_rules import AGREEING, LEAVES_ONE_OUT, Rule, Truth, lacking, truth_score
 from lavis_lite.metrics.vqa import Majority, accuracies, question_scores, vqa_accuracy
-from lavis_lite.models.prompts import question_prompts
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import Candidate, ReportSample
-from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.likelihood import likeliest_answers, tells_likelihoods
 from lavis_lite.tasks.reporting import context_of, counted, pictures_of
 from lavis_lite.tasks.submission import Server, Submission, answer_row
-from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
+from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, in_prompt, plain
 
 AnswerRule = Literal["official", "normalised", "textvqa", "vizwiz", "scienceqa", "exact", "thirds", "halves", "auto"]
 METRICS = ("accuracy", "anls")
 LEFT_OUT = "left_out"
 EMPTY = "empty_answers"
+LOOK_AT = 100
+"""questions whose answers are counted to choose a rule"""
 
 
 @dataclass
@@ -32,17 +31,19 @@ class VQARunConfig(WritingRunConfig):
     """The run section of question answering. A `prompt` has `{}` for the question, in training as in evaluation."""
 
     task: str = "vqa"
+    num_beams: int = 3
+    """width of beam search; 1: greedy. LAVIS' default"""
     max_len: int = 10
     inference_method: Literal["generate", "rank"] = "generate"
     """rank: the likeliest of the data set's answer_list"""
     num_ans_candidates: int | None = 128
     """rank: only so many of the list are tried; null: all"""
-    vqa_rule: AnswerRule = "official"
+    vqa_rule: AnswerRule = "auto"
     """official: texts are cleaned where the annotators differ, as in the official script; normalised: always; textvqa:
     always, as TextVQA's own evaluator does; vizwiz: the official script on VizWiz' records, which have a confidence and
-    no id; scienceqa: the option that a written answer names ("The answer is B."); exact: equal after cleaning, for data
-    sets with one answer per question; thirds: A-OKVQA's; halves: iVQA's; auto: exact where a data set has one answer
-    per question, else official"""
+    no id; scienceqa: the option that a written answer names ("The answer is B."); exact: equal to any answer after
+    cleaning; thirds: A-OKVQA's; halves: iVQA's; auto: official if the questions have at least four annotators each,
+    else exact"""
     vqa_metrics: list[str] | None = None
     """accuracy (by vqa_rule) and anls (similarity to the nearest answer, ST-VQA's and DocVQA's); the first is
     agg_metrics. Absent: accuracy; both for vqa_reading_comprehension"""
@@ -77,14 +78,11 @@ class VQATask(WritingTask):
                 raise ConfigError(f"run.vqa_metrics: no metric {name!r}; {did_you_mean(name, METRICS)}")
         self._answers: list[str] = []
         self._majority: tuple[Any, Majority | None] = (None, None)
+        self._rule: tuple[Any, Rule] = (None, "official")
 
-    def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The model's loss on (prompt, answer), with the prompt of the evaluation."""
-        prompt = self.prompt_of(samples)
-        if prompt:
-            prompts = question_prompts(samples, prompt, len(samples["text_input"]))
-            samples = {**samples, "text_input": prompts}
-        return BaseTask.train_step(self, model, samples)
+    def training_samples(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """Questions in the prompt of the evaluation; the answers are learned after it."""
+        return in_prompt(samples, self.prompt_of(samples))
 
     def prompt_of(self, samples: dict[str, Any]) -> str:
         """The template around the questions of a batch; "": they are read as they are."""
@@ -92,9 +90,11 @@ class VQATask(WritingTask):
 
     def rule(self, dataset: Any) -> Rule:
         """How answers of a data set are scored."""
-        if self.cfg.vqa_rule == "auto":
-            return "exact" if len(dataset.question(0)["answers"]) < 2 else "official"
-        return self.cfg.vqa_rule
+        if self.cfg.vqa_rule != "auto":
+            self._rule = dataset, self.cfg.vqa_rule
+        elif self._rule[0] is not dataset:
+            self._rule = dataset, rule_for(dataset)
+        return self._rule[1]
 
     def takes(self, dataset: Any) -> bool:
         """Whether it lists questions."""
@@ -223,7 +223,7 @@ class VQATask(WritingTask):
 
     def line(self, scores: dict[str, float]) -> str:
         """The scores beside the majority; answers that were empty, and questions that do not count."""
-        plainly = self.cfg.vqa_rule in ("exact", "thirds", "halves", "scienceqa")  # another score than VQA's own
+        plainly = self._rule[1] in ("exact", "thirds", "halves", "scienceqa")  # another score than VQA's own
         names = {"accuracy": "accuracy" if plainly else "VQA accuracy", "anls": "ANLS"}
         said = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in METRICS if name in scores)
         said += CONTROLS[self.cfg.control]
@@ -234,6 +234,15 @@ class VQATask(WritingTask):
         if LEFT_OUT in scores:
             said += f"; {scores[LEFT_OUT]:.0f} difficult questions were left out, as A-OKVQA's own evaluation does"
         return said
+
+
+def rule_for(dataset: Any) -> Rule:
+    """The rule of `auto`: official if three annotators of each question can agree with one left out, else exact.
+
+    With fewer annotators no answer could score 1 by the official rule. The first questions are looked at.
+    """
+    fewest = min(len(dataset.question(index)["answers"]) for index in range(min(len(dataset), LOOK_AT)))
+    return "official" if fewest > AGREEING else "exact"
 
 
 def truth_of(asked: Row) -> Truth:

@@ -9,7 +9,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from lavis_lite.datasets.annotations.rows import MOST_CHARACTERS, Field, Row, describe, file_name, identifier, text
+from lavis_lite.datasets.annotations.rows import (
+    MOST_CHARACTERS,
+    Field,
+    Row,
+    RowFaults,
+    describe,
+    file_name,
+    identifier,
+    text,
+)
+from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
 from lavis_lite.datasets.files.patterns import ImagePattern
 from lavis_lite.errors import ConfigError, did_you_mean
 
@@ -69,6 +79,7 @@ class Layout:
         answer_words: value of the answer column -> the word for it; these words are the choices.
         row_files: where the split's storage is a folder: its files, one row each.
         exists: see `ImagePattern`.
+        form: how the files are written, where that is known.
     """
 
     columns: Mapping[str, str | list[str]] = field(default_factory=dict)
@@ -83,6 +94,7 @@ class Layout:
     answer_words: Mapping[str, str] = field(default_factory=dict)
     row_files: str | None = None
     exists: Callable[[str], bool] | None = None
+    form: FileFormat = AUTO
 
     def __post_init__(self) -> None:
         known = [*COLUMNS, *EXTRAS, "answer_index"]
@@ -169,19 +181,29 @@ class Layout:
         word, choices = self.answer_words[str(value)], list(dict.fromkeys(self.answer_words.values()))
         return {"answers": [word], "counts": [1], "label": choices.index(word)}
 
+    def _is_about_an_image(self, raw: Row) -> bool:
+        """Whether a row is no question, but joined to questions."""
+        return self.join_column is not None and self.name("question") not in raw and not self.parallel
+
+    def takes(self, raw: Row, faults: RowFaults) -> bool:
+        """Whether a row counts: it is of the split, and has what `required` names; else it is counted as left out."""
+        if self._is_about_an_image(raw):
+            return True
+        if self.keep is not None and not self.keep(raw):
+            return False
+        lacking = any(raw.get(key) in (None, "", []) for key in self.required)
+        faults.left_out += lacking
+        return not lacking
+
     def expand(self, raw: Row) -> Iterator[Row]:
-        """The questions of one raw row: itself, those within it, or none where the row does not count.
+        """The questions of one raw row: itself, or those within it.
 
         Raises:
             ValueError: `nested` is no list of objects, or `parallel` lists are of unequal length.
         """
-        if self.join_column is not None and self.name("question") not in raw and not self.parallel:
-            yield raw  # not a question, but about an image
-            return
-        lacking = any(raw.get(key) in (None, "", []) for key in self.required)
-        if lacking or (self.keep is not None and not self.keep(raw)):
-            return
-        if self.nested is not None:
+        if self._is_about_an_image(raw):
+            yield raw
+        elif self.nested is not None:
             yield from self._within(raw)
         elif self.parallel:
             yield from self._side_by_side(raw)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from lavis_lite.errors import nearest
+from lavis_lite.models.checkpoints.containers import describe_beginnings
 
 SHOWN = 5
 """names shown of each kind of fault"""
@@ -55,6 +56,8 @@ class LoadReport:
         allowed_missing: other names that the caller allowed to be missing.
         had: those of them that had their values already, out of another file.
         unused: names of the file that were not needed -> why.
+        ignored: those of them (under our names) that the model has no place for.
+        notes: how the tensors were found: prefixes taken off, which of several state dicts, their dtype.
     """
 
     source: str
@@ -66,6 +69,8 @@ class LoadReport:
     allowed_missing: list[str] = field(default_factory=list)
     had: list[str] = field(default_factory=list)
     unused: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
@@ -76,7 +81,7 @@ class LoadReport:
                              (len(self.unused), "of its own not needed")):
             if count:
                 parts.append(f"{count} {words}")
-        return f"{self.source} ({self.layout}): {', '.join(parts)}"
+        return f"{self.source} ({self.layout}): {', '.join(parts)}{''.join(f'; {note}' for note in self.notes)}"
 
 
 def seems_to_be(names: Iterable[str]) -> str:
@@ -89,7 +94,8 @@ def seems_to_be(names: Iterable[str]) -> str:
             arch = likely_arch(names)
             return f"{words} (arch {arch})" if arch else words
     shown = ", ".join(names[:SHOWN])
-    return f"no layout known here (its first names: {shown})"
+    beginnings = describe_beginnings(names)
+    return f"no layout known here (its first names: {shown}{'; ' + beginnings if beginnings else ''})"
 
 
 def likely_arch(names: Iterable[str]) -> str:
