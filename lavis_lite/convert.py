@@ -159,11 +159,12 @@ def _merge(section: Any, path: Path, source: str) -> _Parts:
     Raises:
         CheckpointError: the adapters were trained over quantised weights, so that the sum would compute something else.
     """
-    if section.llm_quantization is not None:
+    if getattr(section, "llm_quantization", None) is not None:
         raise CheckpointError(f"{source}: its adapters were trained over {section.llm_quantization} weights; added to "
                               "the weights before quantisation they would not compute the same. `--to lite` keeps them "
                               "apart; to merge them all the same, set llm_quantization: null in its config.yaml.")
-    full = dataclasses.replace(_started(_unplaced(section), path), llm_precision="fp32")
+    precision = {"llm_precision": "fp32"} if hasattr(section, "llm_precision") else {}
+    full = dataclasses.replace(_started(_unplaced(section), path), **precision)
     said: list[str] = []
     model = weights.build_model(full, said.append)
     merged, changed = merged_state(model)
@@ -177,9 +178,8 @@ def _merge(section: Any, path: Path, source: str) -> _Parts:
 
 def _started(section: Any, path: Path) -> Any:
     """A section whose model starts from a checkpoint and from nothing else."""
-    return dataclasses.replace(section, load_pretrained=True, pretrained=str(path), load_finetuned=False,
-                               qformer_weights=None) if hasattr(section, "qformer_weights") else dataclasses.replace(
-        section, load_pretrained=True, pretrained=str(path), load_finetuned=False)
+    changes = {"load_pretrained": True, "pretrained": str(path), "load_finetuned": False}
+    return dataclasses.replace(section, **changes)
 
 
 def _check(to: str, dtype: str | None, out: str | Path) -> None:
