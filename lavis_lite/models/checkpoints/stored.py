@@ -91,13 +91,14 @@ def source_of(kind: Kind, name: str, path: str | Path) -> WeightSource:
 
     Args:
         kind: what it is read as.
-        name: as a YAML names it.
+        name: as a YAML names it; a run's checkpoint is called by its path, as a run's folder stands for another one
+            later.
         path: where it is.
     """
     if kind != "checkpoint":
         return WeightSource("", kind, name, str(path), sha256=hash_of(path))
-    record = stored_record(path)
-    return WeightSource("", kind, name, str(path), stored_step(path), hash_of(path),
+    record, step = stored_record(path), stored_step(path)
+    return WeightSource("", kind, name if step is None else str(path), str(path), step, hash_of(path),
                         origin=record.describe(with_origin=False) if record is not None else "")
 
 
