@@ -19,7 +19,7 @@ from lavis_lite.models.checkpoints.hf_fields import refuse_other_settings
 from lavis_lite.models.checkpoints.load import fit_state, frozen_tensors
 from lavis_lite.models.checkpoints.reading import read_content, read_extra
 from lavis_lite.models.checkpoints.report import LoadReport
-from lavis_lite.models.checkpoints.stored import source_of
+from lavis_lite.models.checkpoints.stored import check_intact, source_of
 from lavis_lite.models.checkpoints.vision_weights import load_vision_weights
 from lavis_lite.models.provenance import WeightSource, mark_loaded, record_of, sources_of
 
@@ -77,7 +77,7 @@ class Assembly:
                             allow_non_finite=self.allow_non_finite)
         if "qformer_weights" in self.names:
             qformer: Any = model.qformer
-            untouched = initialise_from_bert(qformer, section.qformer_weights)
+            untouched = initialise_from_bert(qformer, section.qformer_weights, self.allow_non_finite)
             mark_loaded(qformer, self._source("bert", "qformer_weights"), qformer.state_dict().keys() - set(untouched))
 
     def _source(self, kind: Any, key: str) -> WeightSource:
@@ -88,6 +88,7 @@ class Assembly:
     def load_checkpoints(self) -> None:
         """Each checkpoint that the section names, after what its own run kept frozen."""
         for key, path in self.starts:
+            check_intact(path)
             refuse_other_settings(self.model, path)
             content, extra = read_content(path), read_extra(path)
             self._follow(content, path)
@@ -116,10 +117,11 @@ class Assembly:
         if record is None:
             return
         everything = fit_state(self.model, content, path, may_miss=[".*"], may_ignore=[".*"], allow_non_finite=True)
-        lacking = self.model.state_dict().keys() - everything[0].keys() - self._supplied()
-        following.follow(self.model, record, lacking, path, self.locate, self.say, self.allow_non_finite)
-        for note in following.differing_backbones(self.model, record, path):
-            self.say(note)
+        lacking = self.model.state_dict().keys() - everything[0].keys()
+        following.follow(self.model, record, lacking - self._supplied(), path, self.locate, self.say,
+                         self.allow_non_finite)
+        for clause in following.differing_sources(self.model, record, lacking):
+            self.say(f"note: {path} {clause}")
 
     # --- the end ----------------------------------------------------------------------------------------------------
     def finish(self) -> BaseModel:

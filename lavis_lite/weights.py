@@ -38,7 +38,7 @@ PACKAGED = {"vit_weights": "vit.safetensors", "tokenizer": "tokenizer"}
 """key -> what its value `mini` stands for, in the package's assets/mini"""
 PACKAGED_PREFIX = "mini/"
 """`mini/opt` is a packaged language model, `mini/stage1` a packaged checkpoint"""
-FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin", ".json", ".txt")
+FILE_ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".json", ".txt")
 NO_FILE = ("random", "timm")
 """values of a weights key that name no file: leave the random start; timm downloads its own"""
 HUB_FILES = {

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from lavis_lite import __version__, atomic, distributed
 from lavis_lite.errors import CheckpointError, did_you_mean
+from lavis_lite.following import refuse_other_sources
 from lavis_lite.models.checkpoints.finite import describe_non_finite, non_finite, non_finite_fused
 
 if TYPE_CHECKING:
@@ -369,6 +370,7 @@ def _fill(folder: Path, manifest: Mapping[str, Any], model: BaseModel) -> None:
     if faults:
         raise CheckpointError(f"{folder} does not fit the model:\n  " + "\n  ".join(faults)
                               + "\nIs `model:` the same as in its config.yaml?")
+    refuse_other_sources(model, manifest.get("weights"), tensors, folder)
     model.load_state_dict(tensors, strict=False)
 
 

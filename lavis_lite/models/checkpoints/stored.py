@@ -72,26 +72,41 @@ def stored_step(path: str | Path) -> int | None:
     return step if isinstance(step, int) else None
 
 
+def check_intact(path: str | Path) -> None:
+    """Compare the weights of a run's checkpoint with the hash in its manifest; anything else has none to compare with.
+
+    Raises:
+        CheckpointError: they were altered or damaged.
+    """
+    manifest = _manifest(Path(path))
+    then = manifest.get("files", {}).get(WEIGHTS, {}).get("sha256") if manifest else None
+    now = hash_of(path)
+    if then and now and now != then:
+        raise CheckpointError(f"{path}: the sha256 of {WEIGHTS} differs from the manifest's, so it was altered or "
+                              "damaged. Take another checkpoint of the run.")
+
+
 def source_of(kind: Kind, name: str, path: str | Path) -> WeightSource:
     """The source that a file or folder is, for `mark_loaded`.
 
     Args:
         kind: what it is read as.
-        name: as a YAML names it.
+        name: as a YAML names it; a run's checkpoint is called by its path, as a run's folder stands for another one
+            later.
         path: where it is.
     """
     if kind != "checkpoint":
         return WeightSource("", kind, name, str(path), sha256=hash_of(path))
-    record = stored_record(path)
-    return WeightSource("", kind, name, str(path), stored_step(path), hash_of(path),
+    record, step = stored_record(path), stored_step(path)
+    return WeightSource("", kind, name if step is None else str(path), str(path), step, hash_of(path),
                         origin=record.describe(with_origin=False) if record is not None else "")
 
 
 def _stored(path: Path) -> dict[str, Any]:
     """What stands beside a checkpoint's tensors: its manifest, or the metadata of its file."""
-    manifest = (path if path.is_dir() else path.parent) / MANIFEST
-    if manifest.is_file() and (path.is_dir() or path.name == WEIGHTS):
-        return _as_json(manifest, manifest.read_bytes())
+    manifest = _manifest(path)
+    if manifest:
+        return manifest
     file = path / WEIGHTS if path.is_dir() else path
     if file.suffix != ".safetensors" or not file.is_file():
         return {}
@@ -101,6 +116,15 @@ def _stored(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError) as fault:
         raise CheckpointError(f"{file} cannot be read as safetensors ({fault}); it is damaged.") from fault
     return {} if told is None else {RECORD: _as_json(file, told.encode())}
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run's checkpoint; empty if there is none, or one of another program."""
+    file = (path if path.is_dir() else path.parent) / MANIFEST
+    if not file.is_file() or not (path.is_dir() or path.name == WEIGHTS):
+        return {}
+    content = _as_json(file, file.read_bytes())
+    return content if "seal" in content else {}
 
 
 def _as_json(where: Path, text: bytes) -> dict[str, Any]:
