@@ -29,6 +29,7 @@ from lavis_lite.datasets.shards.index import (
     Shard,
     ShardIndex,
     file_sha256,
+    part_facts,
     part_path,
     write_index,
 )
@@ -88,10 +89,7 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
 
 
 def _scanned(folder: Path, name: str, keep: Sequence[str]) -> bool:
-    part = part_path(folder, name)
-    if not part.exists():
-        return False
-    facts = Mapped(part).facts
+    facts = part_facts(folder, name) or {}
     return facts.get("keep") == json.dumps(list(keep)) and facts.get("stamp") == _stamp(folder / name)
 
 

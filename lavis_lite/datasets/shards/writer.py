@@ -38,6 +38,7 @@ from lavis_lite.datasets.shards.index import (
     Shard,
     ShardIndex,
     name_hash,
+    part_facts,
     part_path,
     write_index,
 )
@@ -139,10 +140,10 @@ def _check_folder(plan: Plan) -> None:
 
 def _finished(out: Path, name: str) -> bool:
     """Whether a shard and what is known of it are there."""
-    part = part_path(out, name)
-    if not part.exists() or not (out / name).exists():
+    facts = part_facts(out, name)
+    if facts is None or not (out / name).exists():
         return False
-    return int(json.loads(Mapped(part).facts["shard"])["bytes"]) == (out / name).stat().st_size
+    return int(json.loads(facts["shard"])["bytes"]) == (out / name).stat().st_size
 
 
 class _Worker:
