@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -29,14 +30,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lavis_lite import __version__, atomic, distributed
+from lavis_lite import __version__, atomic, distributed, sealed
 from lavis_lite.errors import CheckpointError, did_you_mean
+from lavis_lite.runners.manifest import CONFIG, FORMAT, MANIFEST, STATE, WEIGHTS, FileFacts, Manifest, read_manifest
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
-FORMAT = 1
-WEIGHTS, STATE, CONFIG, MANIFEST = "model.safetensors", "training_state.pt", "config.yaml", "manifest.json"
 _TEMPORARY = (".tmp-", ".old-")
 Say = Callable[[str], None]
 
@@ -175,16 +175,9 @@ def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     for name in (WEIGHTS, STATE, CONFIG):
         atomic.sync_file(folder / name)
         files[name] = {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-    (folder / MANIFEST).write_text(_sealed({**facts, "files": files}), encoding="utf-8")
+    (folder / MANIFEST).write_text(sealed.seal({**facts, "files": files}), encoding="utf-8")
     atomic.sync_file(folder / MANIFEST)
     atomic.sync_folder(folder)
-
-
-def _sealed(facts: Mapping[str, Any]) -> str:
-    """JSON text in one fixed form that carries its own hash under "seal"."""
-    body = {key: value for key, value in facts.items() if key != "seal"}
-    seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**body, "seal": seal}, sort_keys=True, indent=1) + "\n"
 
 
 def _sha256(path: Path) -> str:
@@ -213,29 +206,8 @@ def _step_of(folder: Path) -> int:
 def steps_of(run_dir: Path) -> list[Path]:
     """The checkpoint folders of one run, newest step first."""
     found = [path for path in (Path(run_dir) / "checkpoints").glob("step_*")
-             if path.is_dir() and path.name.removeprefix("step_").isdigit()]
+             if path.is_dir() and re.fullmatch(r"step_[0-9]+", path.name)]
     return sorted(found, key=_step_of, reverse=True)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, proved by its own seal.
-
-    Raises:
-        CheckpointError: missing, unreadable, altered, or of a later format.
-    """
-    path = Path(folder) / MANIFEST
-    try:
-        text = path.read_text(encoding="utf-8")
-        facts = json.loads(text)
-        whole = isinstance(facts, dict) and _sealed(facts) == text
-    except (OSError, ValueError) as fault:
-        raise CheckpointError(f"{path}: unreadable ({fault}); is this a checkpoint folder?") from fault
-    if not whole:
-        raise CheckpointError(f"{path}: its content does not match its seal, so it was altered or damaged.")
-    if facts["format"] > FORMAT:
-        raise CheckpointError(f"{path}: format {facts['format']} is newer than this package reads ({FORMAT}); "
-                              "update lavis_lite.")
-    return facts
 
 
 def verify(folder: Path) -> list[str]:
@@ -245,15 +217,25 @@ def verify(folder: Path) -> list[str]:
     except CheckpointError as fault:
         return [str(fault)]
     faults = []
-    for name, facts in manifest["files"].items():
+    for name, facts in manifest.files.items():
         path = Path(folder) / name
-        if not path.is_file():
-            faults.append(f"{path}: missing.")
-        elif path.stat().st_size != facts["size"]:
-            faults.append(f"{path}: {path.stat().st_size} bytes, but {facts['size']} were written.")
-        elif _sha256(path) != facts["sha256"]:
-            faults.append(f"{path}: its sha256 differs from the manifest's, so it was altered or damaged.")
+        try:
+            fault = _file_fault(path, facts)
+        except OSError as problem:
+            fault = f"cannot be read ({problem.strerror or problem})"
+        if fault:
+            faults.append(f"{path}: {fault}.")
     return faults
+
+
+def _file_fault(path: Path, facts: FileFacts) -> str:
+    """What is wrong with a file, as a clause; "" when it is as it was written."""
+    if not path.is_file():
+        return "missing"
+    if path.stat().st_size != facts.size:
+        return f"{path.stat().st_size} bytes, but {facts.size} were written"
+    return "" if _sha256(path) == facts.sha256 else ("its sha256 differs from the manifest's, so it was altered or "
+                                                      "damaged")
 
 
 def newest_good(output_dir: Path, say: Say = print) -> Path | None:
@@ -274,7 +256,7 @@ def newest_good(output_dir: Path, say: Say = print) -> Path | None:
 
 def _saved_at(folder: Path) -> tuple[str, int]:
     try:
-        return str(read_manifest(folder)["saved_at"]), _step_of(folder)
+        return read_manifest(folder).saved_at, _step_of(folder)
     except CheckpointError:  # damaged: its folder's time places it among the others, where it will be reported
         return datetime.fromtimestamp(folder.stat().st_mtime, timezone.utc).isoformat(), _step_of(folder)
 
@@ -285,7 +267,7 @@ def run_dir_of(folder: Path) -> Path:
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
-def require_good(folder: Path) -> dict[str, Any]:
+def require_good(folder: Path) -> Manifest:
     """The manifest of a checkpoint that has been verified to the last byte.
 
     Raises:
@@ -318,14 +300,20 @@ def load(folder: Path, model: BaseModel) -> dict[str, Any]:
     _fill(Path(folder), manifest, model)
     path = Path(folder) / STATE
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as fault:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as fault:
         raise CheckpointError(f"{path}: not a training state of this package: {fault}") from fault
+    if not isinstance(state, dict) or state.get("step") != manifest.step:
+        raise CheckpointError(f"{path}: not the training state of step {manifest.step}.")
+    return state
 
 
-def _fill(folder: Path, manifest: Mapping[str, Any], model: BaseModel) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    tensors.update({alias: tensors[name] for alias, name in manifest["tied"].items()})
+def _fill(folder: Path, manifest: Manifest, model: BaseModel) -> None:
+    try:
+        tensors = load_file(folder / WEIGHTS)
+        tensors.update({alias: tensors[name] for alias, name in manifest.tied.items()})
+    except (SafetensorError, KeyError) as fault:
+        raise CheckpointError(f"{folder / WEIGHTS}: not the weights of a checkpoint ({fault}).") from fault
     faults = _misfits(tensors, model)
     if faults:
         raise CheckpointError(f"{folder} does not fit the model:\n  " + "\n  ".join(faults)
