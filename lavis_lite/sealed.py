@@ -1,4 +1,4 @@
-"""JSON files that carry a hash of their own content, so that an altered one is never believed."""
+"""Hashes of files, and JSON files that carry a hash of their own content, so that an altered one is never believed."""
 
 from __future__ import annotations
 
@@ -37,3 +37,16 @@ def read(path: Path) -> dict[str, Any]:
     if seal(facts).encode() != content:
         raise ValueError("its content does not match its seal, so it was altered or damaged")
     return facts
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

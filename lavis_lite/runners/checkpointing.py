@@ -14,7 +14,6 @@ kept: the runner derives all randomness from (seed, step, micro-batch, rank).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -32,7 +31,16 @@ from torch import Tensor
 
 from lavis_lite import __version__, atomic, distributed, sealed
 from lavis_lite.errors import CheckpointError, did_you_mean
-from lavis_lite.runners.manifest import CONFIG, FORMAT, MANIFEST, STATE, WEIGHTS, FileFacts, Manifest, read_manifest
+from lavis_lite.manifest import (
+    CONFIG,
+    FORMAT,
+    MANIFEST,
+    STATE,
+    WEIGHTS,
+    Manifest,
+    file_fault,
+    read_manifest,
+)
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
@@ -174,22 +182,10 @@ def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     files = {}
     for name in (WEIGHTS, STATE, CONFIG):
         atomic.sync_file(folder / name)
-        files[name] = {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        files[name] = {"size": (folder / name).stat().st_size, "sha256": sealed.file_sha256(folder / name)}
     (folder / MANIFEST).write_text(sealed.seal({**facts, "files": files}), encoding="utf-8")
     atomic.sync_file(folder / MANIFEST)
     atomic.sync_folder(folder)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    total = hashlib.sha256()
-    while block := file.read(1 << 20):
-        total.update(block)
-    return total.hexdigest()
 
 
 def _space(folder: Path) -> str:
@@ -218,24 +214,9 @@ def verify(folder: Path) -> list[str]:
         return [str(fault)]
     faults = []
     for name, facts in manifest.files.items():
-        path = Path(folder) / name
-        try:
-            fault = _file_fault(path, facts)
-        except OSError as problem:
-            fault = f"cannot be read ({problem.strerror or problem})"
-        if fault:
-            faults.append(f"{path}: {fault}.")
+        if fault := file_fault(Path(folder) / name, facts):
+            faults.append(f"{Path(folder) / name}: {fault}.")
     return faults
-
-
-def _file_fault(path: Path, facts: FileFacts) -> str:
-    """What is wrong with a file, as a clause; "" when it is as it was written."""
-    if not path.is_file():
-        return "missing"
-    if path.stat().st_size != facts.size:
-        return f"{path.stat().st_size} bytes, but {facts.size} were written"
-    return "" if _sha256(path) == facts.sha256 else ("its sha256 differs from the manifest's, so it was altered or "
-                                                      "damaged")
 
 
 def newest_good(output_dir: Path, say: Say = print) -> Path | None:

@@ -202,7 +202,7 @@ def write_index(folder: Path, names: Sequence[str], space: str) -> ShardIndex:
     write_arrays(folder / ARRAYS, arrays, facts)
     content = {"format": FORMAT, "space": space, "samples": sum(shard.samples for shard in shards),
                "rows": int(arrays["rows_of"][-1]), "kinds": shared,
-               "arrays": {"bytes": (folder / ARRAYS).stat().st_size, "sha256": file_sha256(folder / ARRAYS),
+               "arrays": {"bytes": (folder / ARRAYS).stat().st_size, "sha256": sealed.file_sha256(folder / ARRAYS),
                           "digest": Mapped(folder / ARRAYS).digest},
                "shards": [asdict(shard) for shard in shards]}
     atomic.write_text(folder / INDEX, sealed.seal(content))
@@ -235,12 +235,3 @@ def _check_unique(hashes: NDArray[np.uint64], shard: NDArray[np.int32], shards: 
         first, second = (shards[int(shard[twice[0] + step])].name for step in (0, 1))
         raise DataError(f"{len(twice)} images have a name that another has too, the first in {first} and {second}; "
                         "names must differ.")
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

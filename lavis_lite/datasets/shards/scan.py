@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lavis_lite import atomic
+from lavis_lite import atomic, sealed
 from lavis_lite.datasets.annotations.rows import Field, RowFaults, checked_row, file_name, texts
 from lavis_lite.datasets.annotations.tables import Row
 from lavis_lite.datasets.files.mapped import Mapped
@@ -28,7 +28,6 @@ from lavis_lite.datasets.shards.index import (
     Part,
     Shard,
     ShardIndex,
-    file_sha256,
     part_facts,
     part_path,
     write_index,
@@ -113,7 +112,7 @@ def scan_shard(folder: Path, name: str, keep: tuple[str, ...]) -> None:
     kinds = {"image": file_name.__name__}
     if rows and all(EXPLODED in row for _, row in rows):
         kinds[EXPLODED] = texts.__name__
-    shard = Shard(name, path.stat().st_size, len(images), file_sha256(path))
+    shard = Shard(name, path.stat().st_size, len(images), sealed.file_sha256(path))
     Part(shard, images, rows, kinds).save(folder, keep=json.dumps(list(keep)), stamp=_stamp(path),
                                           faults=json.dumps(faults.shown), count=str(faults.count))
 

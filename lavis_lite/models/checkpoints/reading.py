@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lavis_lite import manifest
 from lavis_lite.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
@@ -88,6 +89,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    manifest.prove(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as fault:

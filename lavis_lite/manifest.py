@@ -78,6 +78,33 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{path}: not a manifest of this package ({error}).") from error
 
 
+def file_fault(path: Path, facts: FileFacts) -> str:
+    """What is wrong with a file of a checkpoint, as a clause; "" when it is as it was written."""
+    try:
+        if not path.is_file():
+            return "missing"
+        if path.stat().st_size != facts.size:
+            return f"{path.stat().st_size} bytes, but {facts.size} were written"
+        same = sealed.file_sha256(path) == facts.sha256
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return "" if same else "its sha256 differs from the manifest's, so it was altered or damaged"
+
+
+def prove(path: Path) -> None:
+    """Check the weights of a run's checkpoint against the manifest beside them; other files have none.
+
+    Raises:
+        CheckpointError: the file or the manifest is damaged.
+    """
+    folder = path.parent
+    if path.name != WEIGHTS or not (folder / STATE).exists():
+        return
+    fault = file_fault(path, read_manifest(folder).files[WEIGHTS])
+    if fault:
+        raise CheckpointError(f"{path}: {fault}. Take another checkpoint of the run.")
+
+
 def _checked(form: Any, facts: dict[str, Any]) -> Manifest:
     _require(form == FORMAT and _is_count(form), "format", "this package's format")
     step, saved_at = facts.pop("step", None), facts.pop("saved_at", None)
