@@ -7,7 +7,9 @@ with 2. Anything else that escapes is a defect of the package and keeps its trac
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class LavisLiteError(Exception):
@@ -56,9 +58,18 @@ class Faults(LavisLiteError):
         super().__init__("\n".join(lines))
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shortened(value: Any) -> str:
+    """A value as messages show it: as Python writes it, cut down to some 80 characters."""
+    return _SHORT.repr(value)
+
+
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
     """The choices that look most like `name`, best first; empty when none comes near."""
-    return difflib.get_close_matches(name, list(choices), n=count, cutoff=0.55)
+    return difflib.get_close_matches(name[:200], list(choices), n=count, cutoff=0.55)
 
 
 def did_you_mean(name: str, choices: Iterable[str], most: int = 12) -> str:

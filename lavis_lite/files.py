@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock
 
 from lavis_lite import hub
-from lavis_lite.errors import DataError, did_you_mean
+from lavis_lite.errors import DataError, did_you_mean, shortened
 
 if TYPE_CHECKING:
     from iopath.common.file_io import PathHandler, PathManager
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 30
 _WEB = ("https", "http")
+LONGEST_NAME, LONGEST_PATH = 255, 4096
+"""bytes, on the file systems of Linux"""
 
 
 def cache_root() -> Path:
@@ -42,12 +44,34 @@ def resolve(path: Path | str) -> Path:
     """Absolute path of a local name: as it is if absolute; in the working folder if it exists there; else in the cache.
 
     Nothing is checked for the last: it is where the file belongs when it is nowhere.
+
+    Raises:
+        DataError: no file can have this name.
     """
-    path = Path(path).expanduser()
+    path = _home_filled_in(path)
+    if problem := name_problem(path):
+        raise DataError(f"{shortened(str(path))}: {problem}.")
     if path.is_absolute():
         return path
     here = Path.cwd() / path
     return here if here.exists() else cache_root() / path
+
+
+def name_problem(path: Path) -> str:
+    """Why no file can have this name, as a clause; "" when one can."""
+    if "\0" in str(path):
+        return "no file name can have a null character"
+    encoded = os.fsencode(path)
+    if len(encoded) >= LONGEST_PATH or any(len(part) > LONGEST_NAME for part in encoded.split(b"/")):
+        return f"no name of a file or folder can have more than {LONGEST_NAME} bytes, no path more than {LONGEST_PATH}"
+    return ""
+
+
+def _home_filled_in(path: Path | str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # "~name" of nobody
+        raise DataError(f"{shortened(str(path))}: {error}") from error
 
 
 def offline() -> bool:

@@ -79,8 +79,7 @@ class Need:
 
     def _looks_like_hub(self) -> bool:
         """`name` or `owner/name`, with no file suffix."""
-        name = self.value.strip("/")
-        return name == self.value and name.count("/") <= 1 and not name.endswith(FILE_ENDINGS)
+        return hub.is_repository(self.value) and not self.value.endswith(FILE_ENDINGS)
 
     def found(self) -> bool:
         """Whether it is on this machine."""

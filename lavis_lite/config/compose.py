@@ -20,9 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lavis_lite.config import schema
 from lavis_lite.config.layers import SECTIONS, Layer, base_chain, flatten, merge, parse_options, read_yaml
+from lavis_lite.config.plain import plain
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.config.typed import Checker
-from lavis_lite.errors import ConfigError, Faults, RegistryError, did_you_mean
+from lavis_lite.errors import ConfigError, Faults, RegistryError, did_you_mean, shortened
 from lavis_lite.registry import registry
 
 CONFIGS = resources.files("lavis_lite") / "configs"
@@ -83,15 +84,34 @@ def _compose(own: list[Layer], cfg_path: Path) -> Composition:
 
 
 def section_faults(layers: Sequence[Layer]) -> list[str]:
-    """Top-level keys that are no section, and sections that are no mapping."""
+    """Top-level keys that are no section, and sections of another shape than they must have."""
     faults = []
     for layer in layers:
         for key, content in layer.content.items():
             if key not in SECTIONS:
-                faults.append(f"{layer.name}: unknown section {key!r}; {did_you_mean(key, SECTIONS)}")
-            elif key != "imports" and content is not None and not isinstance(content, Mapping):
-                faults.append(f"{layer.name}: {key}: must be a section of keys, not {content!r}.")
+                faults.append(f"{layer.name}: unknown section {shortened(key)}; {did_you_mean(key, SECTIONS)}")
+            elif problem := _shape_problem(key, content):
+                faults.append(f"{layer.name}: {problem}")
     return faults
+
+
+def _shape_problem(key: str, content: Any) -> str:
+    """What is wrong with the shape of a section; "" when nothing is."""
+    if content is None:
+        return ""
+    if key == "imports":
+        named = isinstance(content, list) and all(map(_is_module_name, content))
+        return "" if named else f"imports: must be a list of modules, such as [my_plugin], not {shortened(content)}."
+    if not isinstance(content, Mapping):
+        return f"{key}: must be a section of keys, not {shortened(content)}."
+    for name, section in content.items() if key == "datasets" else ():
+        if section is not None and not isinstance(section, Mapping):
+            return f"datasets.{name}: must be a section of keys, not {shortened(section)}."
+    return ""
+
+
+def _is_module_name(name: Any) -> bool:
+    return isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
 
 
 def import_plugins(names: Sequence[str], cfg_path: Path) -> list[str]:
@@ -101,8 +121,8 @@ def import_plugins(names: Sequence[str], cfg_path: Path) -> list[str]:
     faults = []
     for name in names:
         try:
-            importlib.import_module(str(name))
-        except ImportError as fault:
+            importlib.import_module(name)
+        except (ImportError, SyntaxError) as fault:
             faults.append(f"{cfg_path}: imports: {name}: {fault}. Modules are looked up from the working folder "
                           f"({Path.cwd()}) and the installed packages.")
     return faults
@@ -212,11 +232,7 @@ def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[Layer | None, 
 def _type_sections(composition: Composition) -> None:
     """Fill `composition.config`; whatever does not fit is added to its faults."""
     checker = Checker(composition.where)
-    try:
-        tree = OmegaConf.to_container(composition.tree, resolve=True)
-    except OmegaConfBaseException as fault:
-        raise ConfigError(f"an interpolation cannot be resolved: {' '.join(str(fault).split())}") from fault
-    assert isinstance(tree, dict)
+    tree = _resolved(composition.tree)
     model, run = tree.get("model") or {}, tree.get("run") or {}
     datasets = {str(name): _dataset_section(checker, str(name), section)
                 for name, section in (tree.get("datasets") or {}).items()}
@@ -232,6 +248,24 @@ def _type_sections(composition: Composition) -> None:
     config.notes = checker.notes
     composition.faults += checker.faults
     composition.config = config
+
+
+def _resolved(tree: DictConfig) -> dict[str, Any]:
+    """The plain containers of a merged tree, interpolations filled in.
+
+    Raises:
+        ConfigError: one of them cannot be filled in, or gives something that a configuration cannot hold.
+    """
+    try:
+        found = OmegaConf.to_container(tree, resolve=True)
+    except RecursionError as fault:
+        raise ConfigError("an interpolation cannot be resolved: it leads back to itself.") from fault
+    except (OmegaConfBaseException, TypeError, ValueError) as fault:
+        raise ConfigError(f"an interpolation cannot be resolved: {' '.join(str(fault).split())[:400]}") from fault
+    checked: dict[str, Any] = plain(found, "after interpolation", resolved=True)
+    if faults := section_faults([Layer("after interpolation", checked)]):
+        raise Faults("the configuration", faults)
+    return checked
 
 
 def _config_class(kind: Any, name: str, base: type) -> type:

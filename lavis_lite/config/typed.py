@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from lavis_lite.errors import did_you_mean, nearest
+from lavis_lite.errors import did_you_mean, nearest, shortened
 
 D = TypeVar("D")
 
@@ -38,7 +38,7 @@ class Checker:
         if content is None:
             content = {}
         if not isinstance(content, Mapping):
-            self.fault(path, f"must be a section of keys, not {content!r}.")
+            self.fault(path, f"must be a section of keys, not {shortened(content)}.")
             content = {}
         hints = typing.get_type_hints(cls)
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ class Checker:
         if origin is Literal:
             if value in args:
                 return True, value
-            self.fault(path, f"{value!r} is not allowed; {did_you_mean(str(value), map(str, args))}")
+            self.fault(path, f"{shortened(value)} is not allowed; {did_you_mean(str(value), map(str, args))}")
             return False, None
         if dataclasses.is_dataclass(hint):
             return True, self.section(hint, value, path)  # type: ignore[arg-type]
@@ -88,19 +88,19 @@ class Checker:
                 return True, converted
         if len(options) == 1:  # its own message says more
             return self.convert(value, options[0], path)
-        self.fault(path, f"must be {_names(options)}, not {value!r}.")
+        self.fault(path, f"must be {_names(options)}, not {shortened(value)}.")
         return False, None
 
     def _list(self, value: Any, item: Any, path: str) -> tuple[bool, Any]:
         if not isinstance(value, list):
-            self.fault(path, f"must be a list, not {value!r}; write [{value}].")
+            self.fault(path, f"must be a list, not {shortened(value)}; write [{shortened(value)}].")
             return False, None
         pairs = [self.convert(entry, item, f"{path}.{number}") for number, entry in enumerate(value)]
         return all(ok for ok, _ in pairs), [entry for _, entry in pairs]
 
     def _dict(self, value: Any, item: Any, path: str) -> tuple[bool, Any]:
         if not isinstance(value, Mapping):
-            self.fault(path, f"must be a section of keys, not {value!r}.")
+            self.fault(path, f"must be a section of keys, not {shortened(value)}.")
             return False, None
         pairs = {str(key): self.convert(entry, item, f"{path}.{key}") for key, entry in value.items()}
         return all(ok for ok, _ in pairs.values()), {key: entry for key, (_, entry) in pairs.items()}
@@ -112,7 +112,7 @@ class Checker:
             return True, int(value)
         if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
             return True, value
-        self.fault(path, f"must be {_names([hint])}, not {value!r}.")
+        self.fault(path, f"must be {_names([hint])}, not {shortened(value)}.")
         return False, None
 
 
