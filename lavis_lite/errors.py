@@ -11,9 +11,14 @@ import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lavis_lite import redaction
+
 
 class LavisLiteError(Exception):
-    """Base of all errors that a user's input can cause."""
+    """Base of all errors that a user's input can cause. Secrets in the message are masked."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(redaction.mask(one) if isinstance(one, str) else one for one in args))
 
 
 class ConfigError(LavisLiteError):

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lavis_lite import redaction
+
 SEAL = "seal"
 
 
 def seal(facts: Mapping[str, Any]) -> str:
     """JSON text in one fixed form, with the sha256 of the other facts under "seal"."""
-    body = {key: value for key, value in facts.items() if key != SEAL}
+    body = redaction.mask_all({key: value for key, value in facts.items() if key != SEAL})
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps({**body, SEAL: digest}, sort_keys=True, indent=1) + "\n"
 

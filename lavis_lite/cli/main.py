@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from lavis_lite.errors import LavisLiteError, did_you_mean
+from lavis_lite.redaction import masked_output
 
 COMMANDS = {
     "train": "train a model from a YAML",
@@ -40,8 +41,9 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     """Run a command so that a user's mistake is one message on stderr and exit status 2, and Ctrl-C is 130."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        main_function: Callable[[Sequence[str]], int] = importlib.import_module(f"lavis_lite.cli.{name}").main
-        return main_function(words)
+        with masked_output():
+            main_function: Callable[[Sequence[str]], int] = importlib.import_module(f"lavis_lite.cli.{name}").main
+            return main_function(words)
     except ModuleNotFoundError as fault:
         if str(fault.name).startswith("lavis_lite"):
             raise

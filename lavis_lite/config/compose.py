@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lavis_lite import redaction
 from lavis_lite.config import schema
 from lavis_lite.config.layers import SECTIONS, Layer, base_chain, flatten, merge, parse_options, read_yaml
 from lavis_lite.config.plain import plain
@@ -73,6 +74,7 @@ def compose_dataset(name: str, options: Sequence[str] = (), section: Mapping[str
 def _compose(own: list[Layer], cfg_path: Path) -> Composition:
     if faults := section_faults(own):
         raise Faults(f"{cfg_path}:", faults)
+    redaction.remember_environment([layer.content for layer in own])
     chosen, _ = merge(own)
     faults = import_plugins(chosen.get("imports") or [], cfg_path)
     defaults, default_faults = default_layers(chosen)
@@ -243,7 +245,8 @@ def _type_sections(composition: Composition) -> None:
         datasets=datasets,
         run=_run_section(checker, run),
         imports=[str(name) for name in tree.get("imports") or []],
-        provenance=composition.provenance)
+        provenance=composition.provenance,
+        as_written=dict(_interpolations(OmegaConf.to_container(composition.tree, resolve=False))))
     _fill_processors(config)
     config.notes = checker.notes
     composition.faults += checker.faults
@@ -266,6 +269,15 @@ def _resolved(tree: DictConfig) -> dict[str, Any]:
     if faults := section_faults([Layer("after interpolation", checked)]):
         raise Faults("the configuration", faults)
     return checked
+
+
+def _interpolations(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(keys, value as written) of every leaf with an interpolation in it."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _interpolations(value, (*path, str(key)))
+    elif "${" in str(tree):
+        yield path, tree
 
 
 def _config_class(kind: Any, name: str, base: type) -> type:
@@ -321,9 +333,9 @@ def to_yaml(composition: Composition, with_layers: bool = False) -> str:
 
     Interpolations stay as written, so that no environment variable ends in a file or a log.
     """
-    plain: Any = OmegaConf.to_container(composition.tree, resolve=False)
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10_000)
-    return _annotate(plain, composition) if with_layers else text
+    tree: Any = OmegaConf.to_container(composition.tree, resolve=False)
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
+    return redaction.mask(_annotate(tree, composition) if with_layers else text)
 
 
 def _annotate(plain: dict[str, Any], composition: Composition) -> str:

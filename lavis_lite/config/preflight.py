@@ -15,6 +15,7 @@ from lavis_lite import files
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, DatasetConfig, RunConfig
 from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean
+from lavis_lite.redaction import mask
 from lavis_lite.registry import registry
 
 POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval",
@@ -44,7 +45,7 @@ def check(composition: Composition) -> list[str]:
     _check_datasets(config, fault)
     if not any(text.startswith("run.output_dir") for text in faults):
         _check_output(config.run, fault)
-    return faults + launcher_faults()
+    return [mask(text) for text in faults + launcher_faults()]
 
 
 def missing(config: Config) -> list[str]:
@@ -58,7 +59,7 @@ def missing(config: Config) -> list[str]:
         except RegistryError:
             continue  # reported by check
         wanted += builder(name, section).missing_files(splits)
-    return wanted + missing_weights(config)
+    return [mask(text) for text in wanted + missing_weights(config)]
 
 
 def missing_weights(config: Config) -> list[str]:

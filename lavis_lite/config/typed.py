@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
 
 from lavis_lite.errors import did_you_mean, nearest, shortened
+from lavis_lite.redaction import mask
 
 D = TypeVar("D")
 
@@ -27,7 +28,7 @@ class Checker:
 
     def fault(self, key: str, message: str) -> None:
         """Write down one fault of a dotted key."""
-        self.faults.append(f"{self.where(key)}: {key}: {message}")
+        self.faults.append(mask(f"{self.where(key)}: {key}: {message}"))
 
     def section(self, cls: type[D], content: Any, path: str, extra: Mapping[str, Any] | None = None) -> D:
         """An instance of a dataclass; unknown keys and wrong types become faults, the field keeps its default.

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lavis_lite import __version__, atomic, distributed, sealed
+from lavis_lite import __version__, atomic, distributed, redaction, sealed
 from lavis_lite.errors import CheckpointError, did_you_mean
 from lavis_lite.manifest import (
     CONFIG,
@@ -117,7 +117,7 @@ class CheckpointStore:
             temporary.mkdir()
             save_file(tensors, temporary / WEIGHTS)
             torch.save(dict(state), temporary / STATE)
-            (temporary / CONFIG).write_text(config, encoding="utf-8")
+            (temporary / CONFIG).write_text(redaction.mask(config), encoding="utf-8")
             shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors writes for the owner's eyes only
             _write_manifest(temporary, {"format": FORMAT, "step": step, "lavis_lite": __version__,
                                         "torch": torch.__version__, "frozen": sorted(model.frozen_names()),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lavis_lite.config.schema import Config
+from lavis_lite.redaction import mask_all
 from lavis_lite.runners import identity
 from lavis_lite.runners.identity import Parts
 
@@ -55,8 +56,8 @@ def is_plain(value: Any) -> bool:
 
 
 def sealed(entry: Entry) -> bytes:
-    """An entry as a line with its checksum."""
-    body = json.dumps(entry)[:-1].encode()  # ASCII: no line break of any kind is left in it
+    """An entry, its secrets masked, as a line with its checksum."""
+    body = json.dumps(mask_all(entry))[:-1].encode()  # ASCII: no line break of any kind is left in it
     return body + b', "crc": "%08x"}\n' % zlib.crc32(body)
 
 

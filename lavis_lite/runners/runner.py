@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import partial, reduce
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -313,8 +313,12 @@ class Runner:
 
 
 def config_yaml(cfg: Config) -> str:
-    """The configuration as YAML text that runs again, without notes and provenance."""
+    """The configuration as YAML text that runs again, without notes and provenance; interpolations stay as written."""
     sections = asdict(cfg)
+    for path, text in cfg.as_written.items():
+        section = reduce(lambda tree, key: tree.get(key) or {}, path[:-1], sections)
+        if path[-1] in section:
+            section[path[-1]] = text
     kept = {key: sections[key] for key in ("model", "preprocess", "datasets", "run", "imports") if sections.get(key)}
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=10_000)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lavis_lite import redaction
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.tracking.console import Console
 from lavis_lite.tracking.curves import Curves
@@ -14,7 +15,7 @@ from lavis_lite.tracking.sink import Record, Sink
 
 
 class Tracker:
-    """Several sinks behind one face; with none (ranks other than 0) every call does nothing."""
+    """Several sinks behind one face; with none (ranks other than 0) every call does nothing. Secrets are masked."""
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self.sinks = list(sinks)
@@ -64,13 +65,15 @@ class Tracker:
 
     def record(self, record: Record) -> None:
         """See `Sink.record`."""
+        masked = redaction.mask_all(record)
         for sink in self.sinks:
-            sink.record(record)
+            sink.record(masked)
 
     def say(self, text: str) -> None:
         """See `Sink.say`."""
+        masked = redaction.mask(text)
         for sink in self.sinks:
-            sink.say(text)
+            sink.say(masked)
 
     def close(self) -> None:
         """See `Sink.close`."""

@@ -22,6 +22,7 @@ from lavis_lite.datasets.loading.randomness import negative_uniforms, replacemen
 from lavis_lite.datasets.loading.sampler import SampleKey
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import DataError
+from lavis_lite.redaction import mask_all
 
 _MOST_ATTEMPTS = 20
 IMAGE_ROWS = "image_rows"
@@ -203,7 +204,7 @@ class BadSampleLog:
         self.bad += len(records)
         if records:
             with self.path.open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps({**record, **extra}) + "\n" for record in records)
+                stream.writelines(json.dumps(mask_all({**record, **extra})) + "\n" for record in records)
 
     def check(self, final: bool = False) -> None:
         """Stop the run when too many samples were bad.
