@@ -193,8 +193,9 @@ KINDS = [checkpoint, annotation_cache, shard_index, features, journal, shards]
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_r3_a_flipped_bit_is_never_another_value(kind: Callable[[Path], Subject], tmp_path: Path, pictures: Path,
-                                                 monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def test_r3_a_flipped_bit_is_never_another_value(
+        kind: Callable[[Path], Subject], tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch,
+        request: pytest.FixtureRequest) -> None:
     monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(annotations, "CACHED_FROM", 50)
     subject = kind(tmp_path)

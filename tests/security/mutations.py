@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,18 +20,23 @@ TEXTS = ["", " ", "\0", "a\0b", "${", "${}", "${a.b}", "${run.seed}", "${oc.env:
          "os.system", "builtins:eval", "../../x", "mini/../x", "mini", "mini/", "random", "timm", "train", "blip2",
          "ﬀ", "\u202e", "\ud83d\ude00", "é" * 300, "a\nb", "\r", "\t", "%s", "{}", "{0}", "nan", "1e5", "0x10",
          "{000000..999999}.tar", "x.tar", "a/{1..0}.tar", "x.json", "x.JSONL", "null", "true", "yes", "cuda:99", "meta"]
-VALUES: list[Any] = [None, True, False, 0, -1, 1, 2, 3.5, -0.0, 1e308, float("inf"), float("-inf"), float("nan"), 10**30,
-                     10**400, [], {}, [None], [1], ["a"], [[]], [{}], {"a": 1}, {"name": 1}, {"name": []}, {"name": {}},
-                     {1: 2}, {"": 1}, {"a": {"b": {"c": []}}}, ["train", None], ["train", {}], [["train"]], ["\0"], b"x",
+VALUES: list[Any] = [None, True, False, 0, -1, 1, 2, 3.5, -0.0, 1e308, float("inf"), float("-inf"), float("nan"),
+                     10**30, 10**400, [], {}, [None], [1], ["a"], [[]], [{}], {"a": 1}, {"name": 1},
+                     {"name": []}, {"name": {}},
+                     {1: 2}, {"": 1}, {"a": {"b": {"c": []}}}, ["train", None], ["train", {}], [["train"]], ["\0"],
+                     b"x",
                      {"train": 1}, {"train": {"name": "blip_image_eval"}}, {"train": []}, {"train": {"storage": 3}},
                      {"storage": {}}, {"storage": [1]}, {"storage": []}, {"url": [], "storage": ["x"]}, *TEXTS]
 WORDS = ["run", "model", "datasets", "preprocess", "imports", "base", "train", "eval", "name", "storage", "url", "type",
          "builder", "build_info", "annotations", "images", "arch", "model_type", "task", "runner", "_target_", "_args_",
          "__class__", "__init__", "get", "faults", "", "a.b", "${x}", "\0", "x" * 300, "sha256", "md5", "prepare"]
-RAW = ["\0", "\t", "!!python/object/apply:os.system ['true']", "!!python/name:os.system ''", "!!binary 'eA=='", "&a *a",
-       "!!set {a, b}", "!!timestamp 2020-01-01", "2020-01-01", "!!omap [a: 1]", "*nothing", "<<: {run: 1}", "? [a]\n: b",
+RAW = ["\0", "\t", "!!python/object/apply:os.system ['true']", "!!python/name:os.system ''", "!!binary 'eA=='",
+       "&a *a",
+       "!!set {a, b}", "!!timestamp 2020-01-01", "2020-01-01", "!!omap [a: 1]", "*nothing", "<<: {run: 1}",
+       "? [a]\n: b",
        "!!pathlib.PosixPath x", "!!python/object/apply:pathlib.PosixPath [x]", "[" * 2000, "{a: " * 1500, "- " * 1500,
-       "'", '"', "|", ">", "%YAML 9.9", "---", "...", "\ufeff", "\ud800", "#", "!x y", "@", "`", "!!float x", "!!int x",
+       "'", '"', "|", ">", "%YAML 9.9", "---", "...", "\ufeff", "\ud800", "#", "!x y", "@", "`", "!!float x",
+       "!!int x",
        "!!bool x", "!!null x", "&a [*a]", "key: value: value", "1_000", "0o7", "1:30", ".inf", ".nan", "~", "=", "<<"]
 
 
@@ -91,14 +97,19 @@ def _add(parent: Any, key: Any, rng: random.Random) -> None:
 CHANGES: list[Callable[[Any, Any, random.Random], None]] = [_replace, _replace, _replace, _remove, _rename, _wrap, _add]
 
 
+def json_values(tree: Any) -> Any:
+    """A tree as JSON can hold it."""
+    return json.loads(json.dumps(tree, default=str))
+
+
 def mutated_text(text: str, rng: random.Random) -> str:
     """A text with something cut out, put in, doubled or swapped."""
     for _ in range(rng.choice((1, 1, 2, 4))):
         one, two = sorted(rng.randrange(len(text) + 1) for _ in range(2))
         two = min(two, one + rng.choice((1, 3, 20, 200)))
-        text = rng.choice((lambda: text[:one] + text[two:], lambda: text[:one] + rng.choice(RAW) + text[one:],
-                           lambda: text[:one] + rng.choice(RAW) + text[two:], lambda: text[:two] + text[one:],
-                           lambda: text[:one] + rng.choice(TEXTS) + text[one:]))()
+        raw, other = rng.choice(RAW), rng.choice(TEXTS)
+        text = rng.choice((text[:one] + text[two:], text[:one] + raw + text[one:], text[:one] + raw + text[two:],
+                           text[:two] + text[one:], text[:one] + other + text[one:]))
     return text
 
 
