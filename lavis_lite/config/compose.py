@@ -135,15 +135,24 @@ def default_layers(chosen: DictConfig) -> tuple[list[Layer], list[str]]:
     layers: list[Layer] = []
     faults: list[str] = []
     model = chosen.get("model") or {}
-    arch, model_type = (str(model.get(key, getattr(ModelConfig, key))) for key in ("arch", "model_type"))
+    arch, model_type = (str(_filled_in(model, key, getattr(ModelConfig, key))) for key in ("arch", "model_type"))
     layer, fault = model_layer(arch, model_type)
     layers += [layer] if layer else []
     faults += [fault] if fault else []
     for name, section in (chosen.get("datasets") or {}).items():
-        layer, fault = dataset_layer(str(name), section or {})
+        named = {key: _filled_in(section or {}, key, None) for key in ("builder", "type")}
+        layer, fault = dataset_layer(str(name), {key: value for key, value in named.items() if value is not None})
         layers += [layer] if layer else []
         faults += [fault] if fault else []
     return layers, faults
+
+
+def _filled_in(section: Any, key: str, default: Any) -> Any:
+    """A value of a section that decides which defaults belong to it, its interpolation filled in."""
+    try:
+        return section.get(key, default)
+    except (OmegaConfBaseException, RecursionError) as fault:
+        raise ConfigError(f"{key}: the interpolation in it cannot be resolved: {str(fault).splitlines()[0]}") from fault
 
 
 def model_types(arch: str) -> dict[str, Path]:

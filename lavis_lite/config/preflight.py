@@ -14,7 +14,7 @@ from typing import Any
 from lavis_lite import files
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, DatasetConfig, RunConfig
-from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean
+from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean, shortened
 from lavis_lite.redaction import mask
 from lavis_lite.registry import registry
 
@@ -191,16 +191,17 @@ def _check_processor(spec: dict[str, Any] | None, path: str, fault: Any) -> None
 
 def _check_output(run: RunConfig, fault: Any) -> None:
     """Whether the output folder can be written: tried with a temporary file in its nearest existing parent."""
-    folder = Path(run.output_dir).absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
+        folder = Path(run.output_dir).absolute()
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder} is a file")
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as problem:
-        fault("run.output_dir", f"{run.output_dir} cannot be written ({problem}); choose another with "
+        reason = problem.strerror or problem
+        fault("run.output_dir", f"{shortened(run.output_dir)} cannot be written ({reason}); choose another with "
               "--options run.output_dir=PATH")
 
 

@@ -94,7 +94,7 @@ class Checker:
 
     def _list(self, value: Any, item: Any, path: str) -> tuple[bool, Any]:
         if not isinstance(value, list):
-            self.fault(path, f"must be a list, not {shortened(value)}; write [{shortened(value)}].")
+            self.fault(path, f"must be a list, not {shortened(value)}; write [{str(value)[:80]}].")
             return False, None
         pairs = [self.convert(entry, item, f"{path}.{number}") for number, entry in enumerate(value)]
         return all(ok for ok, _ in pairs), [entry for _, entry in pairs]

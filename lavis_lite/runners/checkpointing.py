@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lavis_lite import __version__, atomic, distributed, redaction, sealed
+from lavis_lite import __version__, atomic, disk, distributed, redaction, sealed
 from lavis_lite.errors import CheckpointError, did_you_mean
 from lavis_lite.manifest import (
     CONFIG,
@@ -102,8 +102,10 @@ class CheckpointStore:
         if distributed.rank() == 0:
             try:
                 work()
+            except CheckpointError as fault:
+                problem = str(fault)
             except (OSError, RuntimeError, SafetensorError) as fault:
-                problem = f"cannot write to {self.folder}: {fault}. {_space(self.folder)}"
+                problem = disk.cannot_write(self.folder, fault)
         problem = distributed.broadcast_object(problem)
         if problem is not None:
             error = CheckpointError(problem)
@@ -124,12 +126,18 @@ class CheckpointStore:
                                         "tied": tied, "saved_at": datetime.now(timezone.utc).isoformat()})
             self._put_in_place(temporary, self.path(step))
         except (OSError, RuntimeError, SafetensorError) as fault:
-            need = sum(tensor.nbytes for tensor in tensors.values()) * 3  # weights and two moments
-            raise OSError(f"{fault} (checkpoint of step {step}, about {need / 2**20:.0f} MiB)") from fault
+            needed = sum(tensor.nbytes for tensor in tensors.values()) + _bytes_of(state)
+            problem = disk.cannot_write(self.folder, fault, needed, f"the checkpoint of step {step}")
+            raise CheckpointError(f"{problem}{self._left()}") from fault
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._tell(step, state.get("best"))
         self._retain(step, state.get("best"))
+
+    def _left(self) -> str:
+        """A sentence about the checkpoint to go on from, if there is one."""
+        newest = next(iter(steps_of(self.folder.parent)), None)
+        return f" {newest} is as it was; go on from it with --resume auto." if newest is not None else ""
 
     def _put_in_place(self, temporary: Path, place: Path) -> None:
         old = place.with_name(f".old-{place.name}")
@@ -188,10 +196,12 @@ def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     atomic.sync_folder(folder)
 
 
-def _space(folder: Path) -> str:
-    near = next(path for path in (folder, *folder.parents) if path.exists())
-    return (f"{shutil.disk_usage(near).free / 2**20:.0f} MiB are free there; free some or set run.output_dir to "
-            "another place. Earlier checkpoints are intact.")
+def _bytes_of(state: Any) -> int:
+    """Bytes of the tensors in plain containers."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    inner = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(_bytes_of, inner))
 
 
 # --- finding and judging -------------------------------------------------------------------------------------------

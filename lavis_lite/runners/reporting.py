@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from lavis_lite import disk
 from lavis_lite.config.schema import Config
 from lavis_lite.report.files import Evaluation, make_newest, write_samples
 from lavis_lite.tracking import curves, jsonl
@@ -31,7 +32,7 @@ def write_reports(cfg: Config, run_dir: Path, split: str, step: int, reports: Ma
             pages.append(page)
             make_newest(page)
         except OSError as fault:
-            say(f"the report of {split} could not be written: {fault}")
+            say(disk.cannot_write(folder, fault, what=f"the report of {split}"))
     if pages and cfg.run.evaluate:
         say(f"every sample, to look through: {', '.join(map(str, pages))}")
     return pages

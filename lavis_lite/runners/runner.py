@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 import yaml
 
-from lavis_lite import distributed
+from lavis_lite import disk, distributed
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.distributed import Launch
-from lavis_lite.errors import ConfigError, DistributedError, did_you_mean
+from lavis_lite.errors import ConfigError, DataError, DistributedError, did_you_mean
 from lavis_lite.registry import registry
 from lavis_lite.runners import bounds, checkpointing
 from lavis_lite.runners.bad_samples import BadSamples
@@ -273,13 +273,26 @@ class Runner:
         epoch = self._parts.bounds.epoch(step) if self._parts else 0
         extra = {} if measured == step else {"checkpoint_step": measured}
         self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
-        if distributed.is_main():
-            write_result(self.run_dir, split, measured, scores)
-            paths = write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
-            where = where_unscored(scores, self.evaluator.predictions, paths)
-            self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}{where}")
-            write_reports(self.cfg, self.run_dir, split, measured, self.evaluator.reports, self.tracker.say)
+        problem = self._write_results(split, measured, scores) if distributed.is_main() else ""
+        if self.run.evaluate and (problem := distributed.broadcast_object(problem)):
+            raise DataError(problem)
         return scores
+
+    def _write_results(self, split: str, step: int, scores: dict[str, float]) -> str:
+        """Write and say what an evaluation found; why files cannot be written, or ""."""
+        where = problem = ""
+        try:
+            write_result(self.run_dir, split, step, scores)
+            paths = write_predictions(self.run_dir, split, step, self.evaluator.predictions)
+            where = where_unscored(scores, self.evaluator.predictions, paths)
+        except OSError as error:
+            problem = disk.cannot_write(self.run_dir / "results", error, what=f"the results of {split}")
+        self.tracker.say(f"step {step}  {split}: {self.task.summary(scores)}{where}")
+        if problem and not self.run.evaluate:  # a training goes on; what it can still write is worth more
+            self.tracker.say(problem)
+        elif not problem:
+            write_reports(self.cfg, self.run_dir, split, step, self.evaluator.reports, self.tracker.say)
+        return problem
 
     def _test(self) -> dict[str, dict[str, float]]:
         if not self.run.test_splits:

@@ -194,7 +194,7 @@ class FullDisk:
 def test_a_full_disk_leaves_the_earlier_checkpoints_as_they_were(saved, size):
     before = {path: path.read_bytes() for path in saved.folder.rglob("*") if path.is_file()}
     assert max(len(content) for content in before.values()) > size
-    with FullDisk(size), pytest.raises(CheckpointError, match="step 3, about 0 MiB.*are free there"):
+    with FullDisk(size), pytest.raises(CheckpointError, match="step 3 cannot.*no file may be larger than"):
         saved.save(3, ToyModel(), state(3), "x" * 2000)
     assert {path: path.read_bytes() for path in saved.folder.rglob("*") if path.is_file()} == before
     saved.save(3, ToyModel(), state(3), "")
@@ -203,7 +203,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_as_they_were(saved, size):
 
 def test_a_place_that_cannot_be_written_to_is_an_error_at_the_start(tmp_path):
     (tmp_path / "checkpoints").write_text("in the way")
-    with pytest.raises(CheckpointError, match="cannot write to"):
+    with pytest.raises(CheckpointError, match="cannot be written"):
         store(tmp_path)
 
 

@@ -80,7 +80,7 @@ class FeatureFolder(ImageFolder):
         """One of the folder's files, proved to be the one that the manifest was written with."""
         remedy = f"Remove it and run again: {COMMAND}"
         mapped = Mapped(self.root / name, remedy)
-        if mapped.digest != self.manifest["files"][name]["digest"]:
+        if mapped.digest != self.manifest["files"].get(name, {}).get("digest"):
             raise DataError(f"{mapped.path}: not the file that {MANIFEST} was written with. {remedy}")
         return mapped
 
