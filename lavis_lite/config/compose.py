@@ -227,8 +227,7 @@ def dataset_rows(name: str) -> dict[str, Any]:
 
 def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[Layer | None, str | None]:
     """(the default layer of a data set, or what is wrong with its name or type)."""
-    path = Path(str(CONFIGS / "datasets" / f"{name}.yaml"))
-    if not path.is_file():
+    if name not in dataset_names():
         if section.get("builder") or name in registry.builder:
             return None, None
         return None, (f"datasets.{name}: neither a data set of the package nor a registered builder; "

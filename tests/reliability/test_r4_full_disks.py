@@ -1,4 +1,4 @@
-"""R4: disks that are full, limited, read-only or gone: a training goes on to its checkpoint, messages say what is so."""
+"""R4: disks that are full, limited, read-only or gone: a training reaches its checkpoint, messages say what is so."""
 
 from __future__ import annotations
 

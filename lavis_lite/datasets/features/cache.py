@@ -128,6 +128,8 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"its format is {content.get('format')!r}, and this version reads {FORMAT}")
     if not all(isinstance(content.get(key), dict) for key in ("encoder", "processor", "files")):
         raise ValueError("its encoder, processor or files are missing")
+    if content.get("dtype") not in ("bf16", "fp16", "fp32"):
+        raise ValueError("its dtype is missing")
     names = {NAMES, *(file_of(number) for number in range(len(content["files"]) - 1))}
     if set(content["files"]) != names or not all(isinstance(file, dict) and {"bytes", "digest"} <= file.keys()
                                                  for file in content["files"].values()):
