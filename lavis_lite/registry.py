@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import threading
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any, Generic, TypeVar
@@ -100,15 +101,17 @@ class _Plugins:
     """Entry points are looked up once per process, on the first name that is not known already."""
 
     loaded = False
+    lock = threading.RLock()
 
 
 def load_plugins() -> None:
     """Import every entry point of the group `lavis_lite.plugins`; importing runs its decorators."""
-    if _Plugins.loaded:
-        return
-    _Plugins.loaded = True
-    for entry in metadata.entry_points(group=PLUGIN_GROUP):
-        entry.load()
+    with _Plugins.lock:
+        if _Plugins.loaded:
+            return
+        _Plugins.loaded = True  # before they are imported: a plugin may ask for names itself
+        for entry in metadata.entry_points(group=PLUGIN_GROUP):
+            entry.load()
 
 
 BUILDERS = {

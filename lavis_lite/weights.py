@@ -20,6 +20,7 @@ from typing import Any
 from lavis_lite import files, hub
 from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
+from lavis_lite.threads import one_at_a_time
 
 LAVIS_BUCKET = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
 VISION_WEIGHTS = {
@@ -251,8 +252,11 @@ def localised(model: Any) -> Any:
     return dataclasses.replace(model, **{key: str(path) for key, path in found.items()})
 
 
+@one_at_a_time
 def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
     """A model with all that its section names: frozen weights, initial weights, a checkpoint over them.
+
+    One thread builds at a time, others wait.
 
     Raises:
         RegistryError, DataError, CheckpointError: an unknown arch; something is not here; a file does not fit.
