@@ -7,36 +7,36 @@ parts. Only what a format needs and the source lacks (the frozen parts, in trans
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lavis_lite import weights
-from lavis_lite.config.compose import import_plugins, model_types
-from lavis_lite.config.layers import read_yaml
-from lavis_lite.config.typed import Checker
-from lavis_lite.errors import CheckpointError, ConfigError, DataError, Faults, did_you_mean
+from lavis_lite.checkpoint_origin import find, origin_of, typed_section
+from lavis_lite.errors import CheckpointError, ConfigError, did_you_mean
+from lavis_lite.following import record_behind
 from lavis_lite.models.blip2_qformer import INITIAL_TEMPERATURE
 from lavis_lite.models.checkpoints.export import (
-    CONFIG,
     ExportReport,
     Origin,
+    check_class,
     export_hf,
     export_lavis,
     export_lite,
     first_names,
 )
-from lavis_lite.models.checkpoints.hf_config import section_of
 from lavis_lite.models.checkpoints.load import fit_state
-from lavis_lite.models.checkpoints.reading import EXTRA, WEIGHTS, read_extra, read_tensors
-from lavis_lite.models.checkpoints.report import LoadReport, seems_to_be
+from lavis_lite.models.checkpoints.reading import read_content, read_extra
+from lavis_lite.models.checkpoints.report import LoadReport
+from lavis_lite.models.language_model.adapters import merged_state
+from lavis_lite.models.provenance import sources_of
 from lavis_lite.registry import registry
+
+__all__ = ["Converted", "convert", "find", "origin_of", "skeleton_of", "typed_section"]
 
 FORMATS = ("hf", "lavis", "lite")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -44,22 +44,32 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass
 class Converted:
-    """What a conversion did: what was read, how many frozen tensors came from elsewhere, what was written."""
+    """What a conversion did: what was read, how many frozen tensors came from elsewhere, what was written.
+
+    `left_out` counts frozen tensors of the source that were not written.
+    """
 
     read: LoadReport
     filled: int
     written: ExportReport
+    left_out: int = 0
 
     def __str__(self) -> str:
         lines = [f"read {self.read}"]
         if self.filled:
             lines.append(f"frozen parts: {self.filled} tensors from the files that the model's section names")
+        if self.left_out:
+            lines.append(f"left out: {self.left_out} frozen tensors, which the files that the model's section names "
+                         "have (if these differ, --whole keeps them)")
         return "\n".join([*lines, f"wrote {self.written}"])
 
 
 def convert(source: str | Path, to: str, out: str | Path, *, model: str | None = None, model_type: str | None = None,
-            dtype: str | None = None, whole: bool = False) -> Converted:
+            dtype: str | None = None, whole: bool = False, merge_lora: bool = False,
+            allow_non_finite: bool = False) -> Converted:
     """Convert a checkpoint.
+
+    LoRA adapters are added to the weights of the language model for hf and lavis, which have no place for them.
 
     Args:
         source: a run's checkpoint folder, .pth, .safetensors, a folder in transformers' format, a packaged name, a
@@ -69,6 +79,8 @@ def convert(source: str | Path, to: str, out: str | Path, *, model: str | None =
         model, model_type: what it is a checkpoint of, where the source does not tell.
         dtype: fp32 | fp16 | bf16, of everything; None: as it is.
         whole: for lavis and lite: the frozen parts too (transformers' format always has them).
+        merge_lora: for lite: add adapters to the language model's weights too, instead of keeping them apart.
+        allow_non_finite: convert tensors that hold NaN or infinity too.
 
     Raises:
         LavisLiteError: nothing there, it does not fit the model, or the format cannot hold it; nothing is written.
@@ -76,18 +88,96 @@ def convert(source: str | Path, to: str, out: str | Path, *, model: str | None =
     _check(to, dtype, out)
     path = find(source)
     origin = origin_of(path, model, model_type)
-    section = _unplaced(typed_section(origin.model))
-    skeleton = skeleton_of(section)
-    state, read = fit_state(skeleton, read_tensors(path), str(source), extra=read_extra(path))
-    state = first_names(skeleton, state) | _new_values(skeleton, read.not_in_layout)
-    filled = _fill_frozen(skeleton, section, state) if whole or to == "hf" else 0
+    section = dataclasses.replace(typed_section(origin.model), allow_non_finite=allow_non_finite)
+    merges = getattr(section, "lora", None) is not None and (to != "lite" or merge_lora)
+    parts = _merge(section, path, str(source)) if merges else _take(section, path, str(source))
+    check_class(parts.skeleton, to)
+    if merges:
+        origin = Origin({key: value for key, value in origin.model.items() if key != "lora"}, origin.preprocess)
+    filled = _fill_frozen(parts.skeleton, _unplaced(section), parts.state, path) if whole or to == "hf" else 0
     chosen = DTYPES[dtype] if dtype else None
     if to == "hf":
-        written = export_hf(skeleton, out, state=state, dtype=chosen, origin=origin)
+        written = export_hf(parts.skeleton, out, state=parts.state, dtype=chosen, origin=origin, source=str(source))
+    elif to == "lavis":
+        written = export_lavis(parts.skeleton, out, state=parts.state, whole=whole, dtype=chosen, origin=origin,
+                               besides=parts.besides)
     else:
-        write = export_lavis if to == "lavis" else export_lite
-        written = write(skeleton, out, state=state, whole=whole, dtype=chosen, origin=origin)
-    return Converted(read, filled, written)
+        written = export_lite(parts.skeleton, out, state=parts.state, whole=whole, dtype=chosen, origin=origin,
+                              besides=parts.besides, record=record_behind(path))
+    left_out = parts.state.keys() - parts.skeleton.trainable_state().keys() - parts.besides
+    return Converted(parts.read, filled, written, 0 if whole or to == "hf" else len(left_out))
+
+
+@dataclass
+class _Parts:
+    """What is written, before it is in the other format.
+
+    Attributes:
+        skeleton: the model on the meta device, without adapters that were merged.
+        state: its tensors, under its names.
+        read: what reading the source did.
+        besides: names that are written although they are frozen: nothing else has their values.
+    """
+
+    skeleton: Any
+    state: dict[str, Tensor]
+    read: LoadReport
+    besides: set[str]
+
+
+def _take(section: Any, path: Path, source: str) -> _Parts:
+    """The tensors of a source as they are."""
+    skeleton = skeleton_of(_unplaced(section))
+    state, read = fit_state(skeleton, read_content(path), source, extra=read_extra(path),
+                            allow_non_finite=section.allow_non_finite)
+    state = first_names(skeleton, state)
+    is_of_a_run = read.layout == "lavis_lite" and record_behind(path) is not None
+    # a run's checkpoint has frozen tensors if no file has them, and a merged one some layers of the language model
+    besides = set(state) if is_of_a_run else _without_another(skeleton, section, state, read.layout)
+    return _Parts(skeleton, state | _new_values(skeleton, read.not_in_layout), read, besides)
+
+
+def _without_another(skeleton: Any, section: Any, state: Mapping[str, Tensor], layout: str) -> set[str]:
+    """Frozen tensors of a source that no other file has.
+
+    These are those of parts that the section names no file for, and of parts that the source has some tensors of but
+    not all, such as layers of a language model that adapters were added to.
+    """
+    frozen = first_names(skeleton, skeleton.state_dict()).keys() - skeleton.trainable_state().keys()
+    lost = {name.split(".")[0] for name in frozen if name not in state}
+    keys = {need.key for need in weights.required_weights(section)}
+    named = {part for part, key in (("vision_encoder", "vit_weights"), ("language_model", "llm_model")) if key in keys}
+    return {name for name in frozen if name in state and (
+        name.split(".")[0] in lost or (layout != "Hugging Face" and name.split(".")[0] not in named))}
+
+
+def _merge(section: Any, path: Path, source: str) -> _Parts:
+    """The tensors of a source with its adapters added to the language model's weights, in float32.
+
+    Raises:
+        CheckpointError: the adapters were trained over quantised weights, so that the sum would compute something else.
+    """
+    if section.llm_quantization is not None:
+        raise CheckpointError(f"{source}: its adapters were trained over {section.llm_quantization} weights; added to "
+                              "the weights before quantisation they would not compute the same. `--to lite` keeps them "
+                              "apart; to merge them all the same, set llm_quantization: null in its config.yaml.")
+    full = dataclasses.replace(_started(_unplaced(section), path), llm_precision="fp32")
+    said: list[str] = []
+    model = weights.build_model(full, said.append)
+    merged, changed = merged_state(model)
+    skeleton = skeleton_of(dataclasses.replace(_unplaced(section), lora=None))
+    brought = {name for name, origin in sources_of(model).items() if origin.path == str(path)}
+    kept = {name.replace(".base_layer.", ".") for name in brought} & merged.keys()
+    read = LoadReport(source, "lavis_lite", loaded=sorted(kept), notes=[
+        f"adapters added to {len(changed)} layers of the language model"])
+    return _Parts(skeleton, first_names(skeleton, merged), read, kept | set(changed))
+
+
+def _started(section: Any, path: Path) -> Any:
+    """A section whose model starts from a checkpoint and from nothing else."""
+    return dataclasses.replace(section, load_pretrained=True, pretrained=str(path), load_finetuned=False,
+                               qformer_weights=None) if hasattr(section, "qformer_weights") else dataclasses.replace(
+        section, load_pretrained=True, pretrained=str(path), load_finetuned=False)
 
 
 def _check(to: str, dtype: str | None, out: str | Path) -> None:
@@ -102,131 +192,6 @@ def _check(to: str, dtype: str | None, out: str | Path) -> None:
                               "name.")
     if to == "lavis" and place.suffix != ".pth":
         raise ConfigError(f"--out: {place} must end in .pth for LAVIS; try {place.with_suffix('.pth')}.")
-
-
-# what it is ----------------------------------------------------------------------------------------------------------
-def find(source: str | Path) -> Path:
-    """A local path of a checkpoint, fetched where it is a URL or a repository.
-
-    Raises:
-        DataError: it is nowhere; the message tells where it was looked for and how to get it.
-    """
-    try:
-        return weights.Need("pretrained", str(source)).fetch()
-    except DataError as fault:
-        raise DataError(str(fault).replace("model.pretrained: ", "--checkpoint: ", 1)) from fault
-
-
-def origin_of(path: Path, arch: str | None = None, model_type: str | None = None) -> Origin:
-    """Sections `model` and `preprocess` of a checkpoint: those of a model type, or what the checkpoint itself tells.
-
-    Raises:
-        ConfigError: an unknown model or type.
-        CheckpointError: it tells nothing.
-    """
-    if arch is not None:
-        return _of_type(arch, model_type)
-    for look in (_told_by_metadata, _told_by_yaml, _told_by_transformers, _told_by_pth):
-        found = look(path)
-        if found is not None:
-            return found
-    guess = seems_to_be(read_tensors(path))
-    raise CheckpointError(f"{path} does not tell which model it is of; it seems to be {guess}. Say so: --model ARCH "
-                          "--type TYPE (`python -m lavis_lite models` lists them).")
-
-
-def _of_type(arch: str, model_type: str | None) -> Origin:
-    registry.get_model_class(arch)
-    types = model_types(arch)
-    if model_type is None:
-        raise ConfigError(f"--type: {arch} has the types {', '.join(types)}; choose one.")
-    if model_type not in types:
-        raise ConfigError(f"--type: {arch} has no type {model_type!r}; {did_you_mean(model_type, types)}")
-    content = read_yaml(types[model_type])
-    return _afresh({**content.get("model", {}), "arch": arch, "model_type": model_type}, content.get("preprocess"))
-
-
-def _afresh(model: Mapping[str, Any], preprocess: Mapping[str, Any] | None) -> Origin:
-    """Sections without the checkpoints that they started from: these weights take their place."""
-    none = {"load_pretrained": False, "pretrained": None, "load_finetuned": False, "finetuned": None}
-    kept = {key: value for key, value in model.items() if key != "pretrained_stage1"}
-    return Origin({**kept, **none}, dict(preprocess or {}))
-
-
-def _told_by_metadata(path: Path) -> Origin | None:
-    """What `export` wrote into a .safetensors file."""
-    for file in (path, path / EXTRA, path / WEIGHTS):
-        told = _metadata(file).get("lavis_lite") if file.suffix == ".safetensors" and file.is_file() else None
-        if told and json.loads(told)["model"]:
-            origin = Origin(**json.loads(told))
-            return _with_own_language_model(origin, path) if file.name == EXTRA else origin
-    return None
-
-
-def _metadata(file: Path) -> dict[str, str]:
-    try:
-        with safe_open(file, "pt") as content:
-            return content.metadata() or {}
-    except (SafetensorError, OSError) as fault:
-        raise CheckpointError(f"{file} cannot be read as safetensors ({fault}); it is damaged.") from fault
-
-
-def _with_own_language_model(origin: Origin, folder: Path) -> Origin:
-    """The language model that lies in a folder of transformers' format, where its own source is not on this machine."""
-    section = typed_section(origin.model)
-    if not hasattr(section, "language_model_name") or section.llm_args is not None or weights.Need(
-            "llm_model", section.language_model_name()).found():
-        return origin
-    keys = section_of(json.loads((folder / "config.json").read_text(encoding="utf-8")), folder)
-    taken: dict[str, Any] = {key: keys[key] for key in ("llm_args", "llm_tokenizer", "llm_family") if key in keys}
-    return Origin({**origin.model, **taken}, origin.preprocess)
-
-
-def _told_by_yaml(path: Path) -> Origin | None:
-    """The config.yaml of a run's checkpoint, which holds every setting that differs from its class's default."""
-    if not (path / CONFIG).is_file():
-        return None
-    content = read_yaml(path / CONFIG)
-    if faults := import_plugins(content.get("imports") or [], path / CONFIG):
-        raise Faults(f"{path / CONFIG}:", faults)
-    return _afresh(content["model"], content.get("preprocess")) if content.get("model") else None
-
-
-def _told_by_transformers(path: Path) -> Origin | None:
-    """The config.json of a folder in transformers' format."""
-    if not (path / "config.json").is_file():
-        return None
-    return Origin(section_of(json.loads((path / "config.json").read_text(encoding="utf-8")), path))
-
-
-def _told_by_pth(path: Path) -> Origin | None:
-    """The configuration inside a .pth, as LAVIS' runner and `export_lavis` put it there."""
-    if path.suffix not in (".pth", ".pt") or not path.is_file():
-        return None
-    read_tensors(path)  # refuses what holds more than plain containers and tensors
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    config = content.get("config") if isinstance(content, Mapping) else None
-    model = config.get("model") if isinstance(config, Mapping) else None
-    if not isinstance(model, Mapping) or "arch" not in model:
-        return None
-    if "lavis_lite" in content:  # written by `export_lavis`: a whole section
-        return _afresh(model, config.get("preprocess") if config else None)
-    arch, kind = str(model["arch"]), str(model.get("model_type"))
-    return _of_type(arch, kind) if arch in registry.list_models() and kind in model_types(arch) else None
-
-
-def typed_section(content: Mapping[str, Any]) -> Any:
-    """A section `model` as its arch's config class.
-
-    Raises:
-        Faults: keys or values that do not fit it.
-    """
-    cls = registry.get_model_class(str(content.get("arch"))).config_class
-    checker = Checker(lambda key: "the checkpoint's configuration")
-    section = checker.section(cls, dict(content), "model")
-    if checker.faults:
-        raise Faults("the checkpoint's configuration does not fit:", checker.faults)
-    return section
 
 
 def _unplaced(section: Any) -> Any:
@@ -249,6 +214,8 @@ def skeleton_of(section: Any) -> Any:
 
 def _new_values(skeleton: Any, names: list[str]) -> dict[str, Tensor]:
     """What a new model has where the source's format had no place: stage 1's temperature and captioning head."""
+    if not names:
+        return {}
     generator = torch.Generator().manual_seed(0)
     own, spread = skeleton.state_dict(), skeleton.qformer.cfg.initializer_range
     values = {}
@@ -263,12 +230,15 @@ def _new_values(skeleton: Any, names: list[str]) -> dict[str, Tensor]:
     return values
 
 
-def _fill_frozen(skeleton: Any, section: Any, state: dict[str, Tensor]) -> int:
-    """Add to `state` the frozen tensors that it lacks, from the files that the section names; how many these were."""
+def _fill_frozen(skeleton: Any, section: Any, state: dict[str, Tensor], path: Path) -> int:
+    """Add to `state` the frozen tensors that it lacks, from the files that the section and the checkpoint name.
+
+    Returns:
+        How many these were.
+    """
     lost = [name for name in first_names(skeleton, skeleton.state_dict()) if name not in state]
     if not lost:
         return 0
-    afresh = dataclasses.replace(section, load_pretrained=False, load_finetuned=False, qformer_weights=None)
-    whole = weights.build_model(afresh).state_dict()
+    whole = weights.build_model(_started(section, path)).state_dict()
     state.update({name: whole[name] for name in lost})
     return len(lost)

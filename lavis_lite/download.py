@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from lavis_lite.errors import ConfigError, DataError, shortened
+from lavis_lite.errors import ConfigError, DataError, shown
 
 CHUNK = 1 << 20
 SILENCE_SECONDS = 30.0
@@ -89,7 +89,7 @@ def split(url: str) -> SplitResult:
         if parts.scheme in ("http", "https"):
             _check_host(url, parts.hostname or "")
     except (ValueError, UnicodeError) as error:
-        raise DataError(f"{shortened(url)}: not a URL that can be fetched ({error}).") from error
+        raise DataError(f"{shown(url)}: not a URL that can be fetched ({error}).") from error
     return parts
 
 
@@ -252,7 +252,7 @@ def _announced(headers: Mapping[str, str], part: Path) -> int | None:
     if given is None:
         return None
     if not (given.isascii() and given.strip().isdecimal()):
-        raise OSError(f"the server says that the file has {shortened(given)} bytes, which is not a number")
+        raise OSError(f"the server says that the file has {shown(given)} bytes, which is not a number")
     length, limit = int(given[:30]), most_bytes()
     if length > limit:
         raise OSError(f"the file has {length:,} bytes, and at most {limit:,} are taken; raise {LIMIT}")
@@ -274,7 +274,7 @@ def most_bytes() -> int:
     except ValueError:
         gigabytes = 0.0
     if not 0 < gigabytes < 1e9:
-        raise ConfigError(f"{LIMIT}={shortened(given)}: must be a number of gigabytes above 0, for example 500.")
+        raise ConfigError(f"{LIMIT}={shown(given)}: must be a number of gigabytes above 0, for example 500.")
     return int(gigabytes * 1e9)
 
 

@@ -20,13 +20,18 @@ from lavis_lite import atomic, distributed, weights
 from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.features.cache import FeatureFolder
+from lavis_lite.datasets.texts import look_through
 from lavis_lite.distributed import Launch, launch_from_environment
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing, journal
 from lavis_lite.runners.precision import pick_device
+from lavis_lite.runners.reporting import closing_lines
 from lavis_lite.runners.runner import Runner
+from lavis_lite.runs import resume_evaluation
 from lavis_lite.tasks.base import BaseTask
+from lavis_lite.tasks.long_texts import long_texts
+from lavis_lite.untrained import refuse_untrained
 
 T = TypeVar("T")
 
@@ -36,20 +41,25 @@ def main(composition: Composition, resume: str | None = None) -> dict[str, Any]:
 
     Args:
         composition: a run without faults.
-        resume: None, "auto" (newest good checkpoint under run.output_dir, if any) or a checkpoint folder.
+        resume: None, "auto" (newest good checkpoint under run.output_dir, if any) or a checkpoint folder. An
+            evaluation takes its weights and step number, a training all of it.
     """
+    composition = resume_evaluation(composition, resume)
     config = composition.config
     run = config.run
     device = pick_device(run.device, launch_from_environment().local_rank)
     launch = distributed.init(device, run.dist_timeout_minutes)
     try:
-        checkpoint = on_main(lambda: find_checkpoint(run, resume))
+        checkpoint = None if run.evaluate else on_main(lambda: find_checkpoint(run, resume))
         run_dir = on_main(lambda: open_run_folder(composition, checkpoint))
         seed_everything(run.seed)
         runner = assemble(config, device, run_dir, launch)
         if checkpoint is not None:
             runner.resume(checkpoint)
-        return runner.execute()
+        print_on_main(f"weights: {runner.weights(runner.step)}")
+        scores = runner.execute()
+        print_on_main("\n".join(closing_lines(runner)))
+        return scores
     finally:
         distributed.shutdown()
 
@@ -58,12 +68,23 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     """Task, data, model and runner of a checked config."""
     task = registry.get_task_class(config.run.task)(config.run)
     datasets = build_datasets(config)
+    on_main(lambda: check_words(datasets, config.run))
     check_evaluated(task, datasets, config.run)
     model = build_model(config)
+    if config.run.evaluate and not config.run.allow_untrained:
+        refuse_untrained(model, remedies(config.run))
     check_features(datasets, model)
+    check_lengths(task, datasets, model, config.run)
     runner: Runner = registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir, launch=launch,
                                                                   device=device)
     return runner
+
+
+def remedies(run: RunConfig) -> str:
+    """What to do if an evaluation names weights that nobody has trained."""
+    return (f"To evaluate a training, name its run: --run {run.output_dir} takes the newest run there. To evaluate "
+            "another checkpoint, set model.load_pretrained=true and model.pretrained=PATH. run.allow_untrained=true "
+            "evaluates the random weights.")
 
 
 def on_main(work: Callable[[], T]) -> T:
@@ -78,6 +99,12 @@ def on_main(work: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return cast(T, result)
+
+
+def print_on_main(text: str) -> None:
+    """Print lines for people, on rank 0 only."""
+    if distributed.is_main():
+        print(text, flush=True)
 
 
 def seed_everything(seed: int) -> None:
@@ -108,6 +135,23 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
     return built
 
 
+def check_words(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
+    """Say what the text processors leave of the texts, and stop while the model is not loaded yet if it is nothing.
+
+    Raises:
+        DataError: with run.on_bad_sample=raise, texts without words that a sample cannot do without.
+    """
+    for name, splits in datasets.items():
+        for split, dataset in splits.items():
+            report = look_through(dataset)
+            if str(report):
+                print(f"{name}, {split}: {report}", flush=True)
+            if report.empty and run.on_bad_sample == "raise" and getattr(dataset, "needs_words", False):
+                raise DataError(f"{name}, {split}: {report.empty} texts have {report.reason}:\n  "
+                                + "\n  ".join(report.shown) + "\nFix them, or set run.on_bad_sample=skip to leave "
+                                "these samples out (they are counted and listed).")
+
+
 def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
     """Refuse splits that the task cannot evaluate while the model is not loaded yet.
 
@@ -118,6 +162,22 @@ def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], run: Ru
         found = [splits[split] for splits in datasets.values() if split in splits]
         for dataset in [one for one in found if task.takes(one)] or found:
             task.before_evaluation(dataset, split)
+
+
+def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: Any, run: RunConfig) -> None:
+    """Look for texts to evaluate that the language model has no room for, before the first step.
+
+    Raises:
+        DataError: there are some, and run.on_bad_sample is raise.
+    """
+    for split in dict.fromkeys([*run.valid_splits, *run.test_splits]):
+        found = [splits[split] for splits in datasets.values() if split in splits]
+        for dataset in [one for one in found if task.takes(one)]:
+            long = long_texts(task, model, dataset, split)
+            if long is not None and run.on_bad_sample == "raise":
+                raise DataError(f"{long} Or set run.on_bad_sample=skip to leave such samples out (they are counted).")
+            if long is not None and distributed.is_main():
+                print(f"note: {long} They will be left out and listed in bad_samples.jsonl.", flush=True)
 
 
 def check_features(datasets: dict[str, dict[str, Any]], model: Any) -> None:
@@ -139,7 +199,7 @@ def build_model(config: Config) -> Any:
     section: Any = config.model
     if hasattr(section, "lm_reduction"):
         section = dataclasses.replace(section, lm_reduction=config.run.lm_reduction)
-    return weights.build_model(section, say=print if distributed.is_main() else None)
+    return weights.build_model(section, say=print_on_main)
 
 
 def find_checkpoint(run: RunConfig, resume: str | None) -> Path | None:
@@ -169,7 +229,7 @@ def open_run_folder(composition: Composition, checkpoint: Path | None) -> Path:
         return checkpoint.parent.parent
     config = composition.config
     parent = Path(config.run.output_dir)
-    if config.run.evaluate and config.run.resume_evaluation and checkpoint is None:
+    if config.run.evaluate and config.run.resume_evaluation:
         stopped, told = journal.unfinished(parent, config)
         if told:
             print(told, flush=True)

@@ -7,8 +7,7 @@ with 2. Anything else that escapes is a defect of the package and keeps its trac
 from __future__ import annotations
 
 import difflib
-import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lavis_lite import redaction
@@ -36,8 +35,28 @@ class DataError(LavisLiteError):
     """Annotations, images or other data files are missing, unreadable or malformed."""
 
 
+class TextTooLongError(DataError):
+    """Texts are longer than a model's positions; found before the model runs.
+
+    Args:
+        message: what is too long, by how much, and what to do.
+        rows: place in the batch -> tokens of that text.
+    """
+
+    def __init__(self, message: str, rows: Mapping[int, int]) -> None:
+        self.message, self.rows = message, dict(rows)
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[TextTooLongError], tuple[str, dict[int, int]]]:  # pickled with both arguments
+        return type(self), (self.message, self.rows)
+
+
 class CheckpointError(LavisLiteError):
     """A checkpoint is damaged, or does not fit the model it is loaded into."""
+
+
+class ContractError(LavisLiteError):
+    """A model, task or data set of the user's own does not do what the package asks of its kind."""
 
 
 class DistributedError(LavisLiteError):
@@ -63,13 +82,10 @@ class Faults(LavisLiteError):
         super().__init__("\n".join(lines))
 
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
-
-
-def shortened(value: Any) -> str:
-    """A value as messages show it: as Python writes it, cut down to some 80 characters."""
-    return _SHORT.repr(value)
+def shown(value: object, most: int = 80) -> str:
+    """A value as Python writes it, shown in the middle, for messages."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most - 20]} ... {text[-14:]}"
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:

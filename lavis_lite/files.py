@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from lavis_lite import disk, hub
 from lavis_lite.download import Hashes, download, is_this_machine, split
-from lavis_lite.errors import DataError, did_you_mean, shortened
+from lavis_lite.errors import DataError, did_you_mean, shown
 
 if TYPE_CHECKING:
     from iopath.common.file_io import PathHandler, PathManager
@@ -50,7 +50,7 @@ def resolve(path: Path | str) -> Path:
     """
     path = _home_filled_in(path)
     if problem := name_problem(path):
-        raise DataError(f"{shortened(str(path))}: {problem}.")
+        raise DataError(f"{shown(str(path))}: {problem}.")
     if path.is_absolute():
         return path
     here = Path.cwd() / path
@@ -71,7 +71,7 @@ def _home_filled_in(path: Path | str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:  # "~name" of nobody
-        raise DataError(f"{shortened(str(path))}: {error}") from error
+        raise DataError(f"{shown(str(path))}: {error}") from error
 
 
 def offline() -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavis_lite.errors import DataError, shortened
+from lavis_lite.errors import DataError, shown
 
 SCHEME = "hf"
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
@@ -45,7 +45,7 @@ class HubName:
         name, _, revision = name.partition("@")
         wrong = bool(revision) and _REVISION.fullmatch(revision) is None
         if not owner or not is_repository(f"{owner}/{name}") or wrong or ".." in path.split("/") or "\0" in path:
-            raise DataError(f"{shortened(url)}: write hf://owner/name/path/to/file, or hf://owner/name for a whole "
+            raise DataError(f"{shown(url)}: write hf://owner/name/path/to/file, or hf://owner/name for a whole "
                             "repository.")
         return cls(f"{owner}/{name}", revision or None, path)
 

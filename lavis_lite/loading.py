@@ -13,26 +13,36 @@ from typing import Any
 import torch
 
 from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.untrained import refuse_untrained
 from lavis_lite.weights import build_model
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SPELLINGS = {"float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
+REMEDIES = ("Name weights with checkpoint=PATH, or a run with run=RUN (on the command line --checkpoint, --run). "
+           "allow_untrained=True (--allow-untrained) builds the model with random weights.")
+"""what to do if a model is loaded that nobody has trained"""
 
 
 def load_section(section: Any, *, is_eval: bool = False, device: Any = "cpu", checkpoint: str | Path | None = None,
                  dtype: Any = None, device_map: Any = None, quantization: str | None = None,
-                 say: Callable[[str], None] | None = None) -> Any:
+                 say: Callable[[str], None] | None = None, allow_untrained: bool = True) -> Any:
     """Build the model of a section; arguments as `lavis_lite.zoo.load_model_and_preprocess`.
 
     Args:
         section: of the model's `config_class`.
         say: takes the sentence that tells what was loaded.
+        allow_untrained: if false, trainable weights of a model with is_eval must come from a checkpoint.
+
+    Raises:
+        CheckpointError: they do not; see `refuse_untrained`.
     """
     where = pick_device(device)
     wanted = None if dtype is None else dtype_name(dtype)
     changes = {**_checkpoint(section, checkpoint), **_language_wishes(section, device_map, quantization),
                **precisions(section, where, wanted, is_eval)}
     model = build_model(dataclasses.replace(section, **changes), say)
+    if is_eval and not allow_untrained:
+        refuse_untrained(model, REMEDIES)
     model.train(not is_eval)
     whole = DTYPES[wanted] if is_eval and wanted else None
     return place(model, where, whole, language_model_stays=device_map is not None or quantization is not None)

@@ -81,6 +81,11 @@ def _without_user(found: re.Match[str]) -> str:
     return found[0] if user.startswith("${") and user.endswith("}") else f"{found['scheme']}{HIDDEN}@"
 
 
+def reveal(text: str) -> str:
+    """A text that `mask` has been over, with what the environment has now in place of `${oc.env:NAME}`."""
+    return _FROM_ENVIRONMENT.sub(lambda found: os.environ.get(found["name"].strip(), found[0]), text)
+
+
 def mask_all(value: Any) -> Any:
     """Plain containers with every text masked."""
     if isinstance(value, str):

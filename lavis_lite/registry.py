@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
-from lavis_lite.errors import RegistryError, did_you_mean, shortened
+from lavis_lite.errors import RegistryError, did_you_mean, shown
 
 T = TypeVar("T")
 PLUGIN_GROUP = "lavis_lite.plugins"
@@ -86,7 +86,7 @@ class Registry(Generic[T]):
         if name not in self._classes:
             load_plugins()
         if name not in self._classes:
-            raise RegistryError(f"unknown {self.kind} {shortened(name)}: {did_you_mean(name, self.names())}")
+            raise RegistryError(f"unknown {self.kind} {shown(name)}: {did_you_mean(name, self.names())}")
         return self._classes[name]
 
     def names(self) -> list[str]:

@@ -15,8 +15,8 @@ _BUILDING = threading.RLock()
 def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: of all functions that have it, one thread runs one at a time.
 
-    For whatever loads models. Meanwhile transformers changes torch's classes and defaults for the whole process: threads
-    that load at once get models without weights, and leave these changes behind.
+    For whatever loads models. Meanwhile transformers changes torch's classes and defaults for the whole process, so
+    threads that load at once get models without weights, and leave these changes behind.
     """
 
     @functools.wraps(function)

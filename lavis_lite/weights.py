@@ -1,8 +1,9 @@
 """The weights and tokenizers a model section names: where they come from, whether they are here, how to get them.
 
-Models know nothing of files; this module turns the names in their sections into local paths before they are built.
-A name may be `mini` (packaged), a path, a URL, or a Hugging Face repository; hub and URL downloads are cached, and the
-offline switches (LAVIS_LITE_OFFLINE, HF_HUB_OFFLINE) are obeyed.
+Models know nothing of files; this module turns the names in their sections into local paths, and
+`lavis_lite.assembly` puts what is there into the model. A name may be `mini` (packaged), a path, a URL, or a Hugging
+Face repository; hub and URL downloads are cached, and the offline switches (LAVIS_LITE_OFFLINE, HF_HUB_OFFLINE) are
+obeyed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from typing import Any
 
 from lavis_lite import files, hub
 from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
+from lavis_lite.models.provenance import WeightSource
+from lavis_lite.redaction import reveal
 from lavis_lite.registry import registry
+from lavis_lite.run_files import CHECKPOINTS, checkpoint_of_run
 from lavis_lite.threads import one_at_a_time
 
 LAVIS_BUCKET = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
@@ -29,8 +33,8 @@ VISION_WEIGHTS = {
     "mini": "mini",
 }
 """default weights of a vision preset; other timm names bring theirs by `vit_weights` or start at random"""
-NO_FILE = ("random", "timm")
-"""values of a weights key that name no file: leave the random start; timm downloads its own"""
+
+
 ENCODERS = ("vision_encoder.", "visual_encoder.", "vision_model.")
 """what names of a vision encoder's tensors begin with: here, in LAVIS, in transformers"""
 PACKAGED = {"vit_weights": "vit.safetensors", "tokenizer": "tokenizer"}
@@ -38,6 +42,8 @@ PACKAGED = {"vit_weights": "vit.safetensors", "tokenizer": "tokenizer"}
 PACKAGED_PREFIX = "mini/"
 """`mini/opt` is a packaged language model, `mini/stage1` a packaged checkpoint"""
 FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin", ".json", ".txt")
+NO_FILE = ("random", "timm")
+"""values of a weights key that name no file: leave the random start; timm downloads its own"""
 HUB_FILES = {
     "tokenizer": ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"],
     "qformer_weights": ["config.json", "model.safetensors"],
@@ -65,6 +71,8 @@ class Need:
         if "://" in self.value and self._repository() is None:
             return files.cached(self.value)
         path = files.resolve(self.value)
+        if self.key in CHECKPOINTS:
+            path = checkpoint_of_run(path)
         here = path if path.exists() else self._in_hub_cache()
         return here if here is None or self.key != "llm_model" or _has_weights(here) else None
 
@@ -170,7 +178,7 @@ def _brings_encoder(model: Any) -> bool:
         return key == "finetuned"
     from lavis_lite.models.checkpoints.reading import tensor_names
 
-    return any(name.startswith(ENCODERS) for name in tensor_names(path))
+    return any(f".{encoder}" in f".{name}" for name in tensor_names(path) for encoder in ENCODERS)
 
 
 def _language_needs(model: Any) -> list[Need]:
@@ -193,27 +201,6 @@ def checkpoints_of(model: Any) -> list[tuple[str, str]]:
     elif model.load_pretrained:
         keys.append("pretrained")
     return [(key, str(model.get(key))) for key in keys if model.get(key)]
-
-
-def encoder_identity(model: Any) -> dict[str, Any]:
-    """What tells the outputs of a model's vision encoder from another's: name, pixels, precision, hash of its weights.
-
-    To be asked for before the model has run: on a CPU half-precision weights change their type then.
-
-    Raises:
-        ConfigError: the encoder trains.
-    """
-    import torch
-
-    encoder = getattr(model, "vision_encoder", None)
-    if encoder is None or not getattr(encoder, "frozen", False):
-        raise ConfigError("kept features need a frozen vision encoder: set model.freeze_vit=true.")
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return {"name": encoder.name, "image_size": encoder.image_size, "precision": encoder.precision,
-            "sha256": digest.hexdigest()}
 
 
 def fetch_all(needs: Sequence[Need], what: str) -> dict[str, Path]:
@@ -254,43 +241,72 @@ def localised(model: Any) -> Any:
 
 @one_at_a_time
 def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
-    """A model with all that its section names: frozen weights, initial weights, a checkpoint over them.
+    """A model with all that its section names: frozen weights, initial weights, checkpoints over them.
 
-    One thread builds at a time, others wait.
+    A run's checkpoint that lacks what its run kept frozen brings it along: it knows where that came from. The model's
+    `weight_record` says where every tensor has its values from. One thread builds at a time, others wait.
+
+    Args:
+        section: of the model's `config_class`.
+        say: takes a line on each checkpoint that was loaded, and notes.
 
     Raises:
-        RegistryError, DataError, CheckpointError: an unknown arch; something is not here; a file does not fit.
+        RegistryError, DataError: an unknown arch; something is not here.
+        CheckpointError: a file does not fit, holds NaN or infinity, or nothing supplies a frozen tensor.
     """
-    from lavis_lite.models.checkpoints import load_checkpoint, load_vision_weights
-    from lavis_lite.models.checkpoints.bert_weights import initialise_from_bert
+    from lavis_lite.assembly import Assembly  # imports torch; names are looked up without it
 
     if hasattr(section, "setup"):
         from lavis_lite.models.language_model.build import refuse_faults
 
         refuse_faults(section.setup(), section.llm_args is None)  # before anything is downloaded
-    section = localised(section)
-    model = registry.get_model_class(section.arch).from_config(section)
-    if any(need.key in ("llm_model", "llm_tokenizer") for need in required_weights(section)):
-        model.language_model.check_tokenizer()
-    had: set[str] = set()
-    if section.get("vit_weights") not in (None, *NO_FILE):
-        load_vision_weights(model.vision_encoder, section.vit_weights)
-        had = {f"vision_encoder.{name}" for name in model.vision_encoder.state_dict()}
-    if hasattr(section, "language_model_name") and section.llm_args is None:
-        from lavis_lite.models.language_model.build import load_pretrained
+    needs = required_weights(section)
+    paths = fetch_all(needs, f"{section.arch}/{section.model_type}")
+    local = dataclasses.replace(section, **{key: str(path) for key, path in paths.items()})
+    model = registry.get_model_class(section.arch).from_config(local)
+    names = {need.key: need.value for need in needs}
+    assembly = Assembly(model, local, names, checkpoints_of(local), locate_source, say or _silent)
+    assembly.load_backbones()
+    assembly.load_checkpoints()
+    return assembly.finish()
 
-        load_pretrained(model.language_model, section.language_model_name())
-    starts = [value for _, value in checkpoints_of(section)]
-    if not starts and section.get("qformer_weights") not in (None, *NO_FILE):
-        initialise_from_bert(model.qformer, section.qformer_weights)
-    given: set[str] = set()
-    for start in starts:
-        report = load_checkpoint(model, start, may_miss=map(re.escape, given | had))
-        report.had = [name for name in report.allowed_missing if name in had]
-        given.update(report.loaded)
-        if say is not None:
-            say(str(report))
-    return model
+
+def _silent(_: str) -> None:
+    """Takes the place of `say`."""
+
+
+def locate_source(source: WeightSource) -> Path | None:
+    """Where the file or folder of a source is now, fetched if it is remote; None: it is gone.
+
+    Its name goes before the path of then, which may be another machine's.
+    """
+    need, path = Need("pretrained", reveal(source.name)), reveal(source.path or "")
+    try:
+        here = need.fetch() if need.remote() or source.is_packaged else need.local()
+    except DataError:
+        here = None
+    return here or (Path(path) if path and Path(path).exists() else None)
+
+
+def encoder_identity(model: Any) -> dict[str, Any]:
+    """What tells the outputs of a model's vision encoder from another's: name, pixels, precision, hash of its weights.
+
+    To be asked for before the model has run: on a CPU half-precision weights change their type then.
+
+    Raises:
+        ConfigError: the encoder trains.
+    """
+    import torch
+
+    encoder = getattr(model, "vision_encoder", None)
+    if encoder is None or not getattr(encoder, "frozen", False):
+        raise ConfigError("kept features need a frozen vision encoder: set model.freeze_vit=true.")
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return {"name": encoder.name, "image_size": encoder.image_size, "precision": encoder.precision,
+            "sha256": digest.hexdigest()}
 
 
 def assets() -> Path:

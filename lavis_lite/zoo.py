@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
 
 if TYPE_CHECKING:
@@ -105,21 +106,26 @@ def _first_comment(path: Path) -> str:
     return " ".join(line.lstrip("# ").rstrip() for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
-def load_model_and_preprocess(name: str, model_type: str, is_eval: bool = False, device: Any = "cpu", *,
+def load_model_and_preprocess(name: str | None = None, model_type: str | None = None, is_eval: bool = False,
+                              device: Any = "cpu", *, run: str | Path | None = None,
                               checkpoint: str | Path | None = None, dtype: Any = None, device_map: Any = None,
-                              quantization: str | None = None) -> tuple[BaseModel, Processors, Processors]:
-    """A model with its weights, and the processors that go with it.
+                              quantization: str | None = None,
+                              allow_untrained: bool = False) -> tuple[BaseModel, Processors, Processors]:
+    """A model with its weights, and the processors that go with it: of the zoo by name and type, or of a run.
 
     Args:
         name: arch, such as "blip2_opt" (`list_models`).
         model_type: one of its types, such as "mini" (`model_zoo`).
         is_eval: in eval mode; else in training mode. Which weights are frozen is the type's affair either way.
         device: "cpu", "cuda", "cuda:1", "auto" (a GPU where there is one), or a torch.device.
-        checkpoint: path, URL or hub name of weights to load in place of the type's own.
+        run: in place of name and type, a run folder, or a folder above runs (the one that saved last).
+        checkpoint: path, URL or hub name of weights to load in place of the type's own. With `run`: "best" (the
+            default), "last" or "step_N".
         dtype: "fp32", "bf16", "fp16" or a torch.dtype: of the frozen parts, and with is_eval of the whole model. None:
             what the type says, and fp32 on a CPU.
         device_map: spreads the language model over several GPUs, see `llm_device_map` of the model's section.
         quantization: "8bit" or "4bit" weights for the frozen language model.
+        allow_untrained: with is_eval, build a model although no checkpoint has all of its trainable weights.
 
     Returns:
         (model, vis_processors, txt_processors); each of the latter is {"train": ..., "eval": ...}: an image processor
@@ -128,31 +134,45 @@ def load_model_and_preprocess(name: str, model_type: str, is_eval: bool = False,
     Raises:
         RegistryError, ConfigError: an unknown name, or arguments that do not go together.
         DataError: files are neither here nor can be fetched; all of them are listed before anything is built.
-        CheckpointError: a checkpoint does not fit the model.
+        CheckpointError: a checkpoint is missing or does not fit the model, or with is_eval, trainable weights are in
+            none.
     """
-    from lavis_lite.config.compose import model_sections
     from lavis_lite.loading import load_section
 
-    section, preprocess = model_sections(name, model_type)
+    section, preprocess, weights = _sections(name, model_type, run, checkpoint)
     processors = load_preprocess(preprocess)
-    said: list[str] = []
-    model = load_section(section, is_eval=is_eval, device=device, checkpoint=checkpoint, dtype=dtype,
-                         device_map=device_map, quantization=quantization, say=said.append)
-    for report in said:
-        partly = is_eval and "missing, left as initialised" in report
-        _log.log(logging.WARNING if partly else logging.INFO, "%s", report)
-    if is_eval and not said:
-        _log.warning("%s/%s has no checkpoint of its own: what trains is random. Give one with checkpoint=PATH.", name,
-                     model_type)
+    model = load_section(section, is_eval=is_eval, device=device, checkpoint=weights, dtype=dtype,
+                         device_map=device_map, quantization=quantization, say=_log.info,
+                         allow_untrained=allow_untrained)
     return model, *processors
 
 
-def load_model(name: str, model_type: str, is_eval: bool = False, device: Any = "cpu",
-               checkpoint: str | Path | None = None, *, dtype: Any = None, device_map: Any = None,
-               quantization: str | None = None) -> BaseModel:
+def _sections(name: str | None, model_type: str | None, run: str | Path | None,
+              checkpoint: str | Path | None) -> tuple[Any, Any, str | Path | None]:
+    """(model section, preprocess section, checkpoint that takes the place of the section's own)."""
+    if run is None:
+        if name is None or model_type is None:
+            raise ConfigError("name a model and its type, such as load_model(\"blip2_opt\", \"mini\"), or a run: "
+                              "load_model(run=\"output/blip2/stage2_opt\").")
+        from lavis_lite.config.compose import model_sections
+
+        return (*model_sections(name, model_type), checkpoint)
+    if name is not None or model_type is not None:
+        raise ConfigError(f"run={str(run)!r} brings its own model and type; leave name and model_type out.")
+    from lavis_lite import runs
+
+    chosen = runs.find_checkpoint(run, None if checkpoint is None else str(checkpoint))
+    _log.info("loading %s", chosen.describe())
+    return (*runs.model_sections(chosen), None)
+
+
+def load_model(name: str | None = None, model_type: str | None = None, is_eval: bool = False, device: Any = "cpu",
+               checkpoint: str | Path | None = None, *, run: str | Path | None = None, dtype: Any = None,
+               device_map: Any = None, quantization: str | None = None, allow_untrained: bool = False) -> BaseModel:
     """A model alone; arguments and errors as `load_model_and_preprocess`."""
-    return load_model_and_preprocess(name, model_type, is_eval, device, checkpoint=checkpoint, dtype=dtype,
-                                     device_map=device_map, quantization=quantization)[0]
+    return load_model_and_preprocess(name, model_type, is_eval, device, run=run, checkpoint=checkpoint, dtype=dtype,
+                                     device_map=device_map, quantization=quantization,
+                                     allow_untrained=allow_untrained)[0]
 
 
 def load_preprocess(config: Any) -> tuple[Processors, Processors]:

@@ -15,5 +15,7 @@ echo "[quickstart] python -m lavis_lite generate --model blip2_opt --type mini -
 "$python" -m lavis_lite generate --model blip2_opt --type mini --image "$scene"
 echo "[quickstart] python -m lavis_lite generate --model blip2_opt --type mini_instruct --image $scene" \
     "--prompt 'question: what color is the circle? short answer:'"
-exec "$python" -m lavis_lite generate --model blip2_opt --type mini_instruct --image "$scene" \
+"$python" -m lavis_lite generate --model blip2_opt --type mini_instruct --image "$scene" \
     --prompt "question: what color is the circle? short answer:"
+echo "[quickstart] done. Report, curves and checkpoint of the training, and the command that evaluates it, are named above;" \
+    "README.md goes on from here."

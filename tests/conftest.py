@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.threads import THREADS
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -40,10 +42,10 @@ def find_parity() -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Tests share few cores: one thread is faster than many that wait for each other, and sums are the same."""
+def torch_threads() -> Iterator[None]:
+    """Tests share few cores: one thread is faster than many that wait for each other."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(before)
 

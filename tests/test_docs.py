@@ -1,7 +1,7 @@
 """Every command and code block of README.md and docs/ is run.
 
 Blocks whose first line is `# file: NAME` are written to a folder that has `projects/` of the repository; then each
-YAML of a page is trained, each command of a `bash` block is run (both shortened by `SMALL`), and the output of each
+YAML of a page is trained, each command of a `bash` block is run (both shown by `SMALL`), and the output of each
 `console` block must be what the page shows.
 """
 
@@ -23,7 +23,8 @@ from tests.end_to_end.conftest import ROOT, SMALL, environment
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-INSTALLERS = ("bash run_scripts/quickstart.sh", "bash run_scripts/test.sh", "source .venv/bin/activate")
+INSTALLERS = ("bash run_scripts/quickstart.sh", "bash run_scripts/test.sh", "bash run_scripts/test_matrix.sh",
+              "source .venv/bin/activate")
 """tested by tests/test_run_scripts.py: they make environments"""
 PAPER_SCALE = ("vitg", "vitl", "flant5x", "vicuna", "opt2.7b", "opt6.7b")
 SHORT = [*SMALL, "run.max_iters=2", "run.test_splits=[]"]
@@ -55,17 +56,15 @@ ALL = [block for page in PAGES for block in blocks(page)]
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
     """A folder as a reader's checkout: recipes, train.py, every file of the docs, and pictures for the examples."""
-    for name in ("projects", "train.py", "evaluate.py", "lavis_lite", "benchmarks"):
+    for name in ("projects", "train.py", "evaluate.py", "lavis_lite", "benchmarks", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     for block in ALL:
         if block.file:
             (tmp_path / block.file).write_text(block.text)
     for number in range(12):
-        for place in (tmp_path / "holiday" / "images", tmp_path / "animals" / "cat"):
-            place.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (64, 64), (20 * number, 90, 30)).save(place / f"{number}.jpg")
-    rows = "".join(f'{{"image": "{number}.jpg", "caption": ["a green field", "grass"]}}\n' for number in range(12))
-    (tmp_path / "holiday" / "captions.jsonl").write_text(rows)
+        place = tmp_path / "animals" / "cat"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (20 * number, 90, 30)).save(place / f"{number}.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in list(os.environ):
@@ -95,9 +94,11 @@ RUNS = [block for block in ALL if block.language == "yaml" and "base:" in block.
 @pytest.mark.parametrize("block", RUNS, ids=lambda block: f"{block.page}:{block.file}")
 def test_the_recipes_of_the_docs_train(block: Block, workplace: Path) -> None:
     assert block.file, "a recipe of the docs needs a first line `# file: NAME`"
-    short = [option for option in SHORT if "mini_world" not in option or "mini_world_caption: null" not in block.text]
-    short = [option for option in short if not option.startswith("run.k_test") or "task:" not in block.text]
-    short += [option for option in ["run.test_splits=[test]"] if "task:" in block.text]
+    own = re.search("mini_world_(caption|vqa): null", block.text)
+    short = [option for option in SHORT if not (own and "mini_world" in option)]
+    if "task:" in block.text:
+        short = [option for option in short if not option.startswith(("run.k_test", "run.test_splits"))]
+        short += [] if "test_splits:" in block.text else ["run.test_splits=[test]"]
     assert run_command("train", ["--cfg-path", block.file, "--options", *short, "run.output_dir=out"]) == 0
     assert list(workplace.glob("out/*/checkpoints/step_00000002/model.safetensors"))
 
@@ -118,6 +119,8 @@ def test_the_row_of_the_docs_is_a_row(workplace: Path) -> None:
 @pytest.mark.parametrize("block", [block for block in ALL if block.language == "python" and not block.file],
                          ids=lambda block: block.page)
 def test_python_blocks_run(block: Block, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for recipe in sorted(set(re.findall(r'run="output/([^"]+)"', block.text))):
+        assert run_command("train", ["--cfg-path", f"projects/{recipe}.yaml", "--options", *shown(recipe)]) == 0
     exec(compile(block.text, block.page, "exec"), {"__name__": "__main__"})
     assert "Error" not in capsys.readouterr().err
 
@@ -138,28 +141,40 @@ def test_commands_run(page: str, workplace: Path, cache: Path, capsys: pytest.Ca
         assert run(shlex.split(line), cache) == 0, (line, capsys.readouterr())
 
 
-def shortened(line: str) -> list[str]:
+def shown(line: str) -> list[str]:
     """Options that make a documented training one of seconds; none where the recipe is of the paper's scale."""
     if any(name in line for name in PAPER_SCALE):
         return []
     options = [option for option in SHORT if "stage1" in line or not option.startswith("run.k_test")]
     if "instructblip" in line:
         options = [option.replace("mini_world_caption", "mini_world_vqa") for option in options]
-    return [*options, f"run.output_dir=out_docs/{Path(re.findall(r'[^ ]+[.]yaml', line)[0]).stem}"]
+    return options
+
+
+def with_options(words: list[str], before: list[str], after: list[str]) -> list[str]:
+    """A command with more options, before and after those that it has."""
+    if not before and not after:
+        return words
+    head, own = words, list[str]()
+    if "--options" in words:
+        at = words.index("--options")
+        head, own = words[:at], words[at + 1:]
+    return [*head, "--options", *before, *own, *after]
 
 
 def run(words: list[str], cache: Path) -> int:
-    """Run one command of the docs, a training shortened."""
-    if words[:2] == ["python", "train.py"] or words[0] == "torchrun":
-        at = words.index("--options") + 1 if "--options" in words else len(words)
-        options = shortened(" ".join(words))
-        words = [*words[:at], *([] if "--options" in words or not options else ["--options"]), *words[at:], *options]
-    if words[:2] == ["python", "train.py"]:
-        return run_command("train", words[2:])
-    if words[:2] == ["python", "evaluate.py"]:
+    """Run one command of the docs, a training shown."""
+    if "train.py" in words:
+        words = with_options(words, [], shown(" ".join(words)))
+    elif "evaluate.py" in words and {"--run", "--run-dir", "--resume"} & set(words):  # of a training of this page
+        size = shown(" ".join(words)) if "--resume" in words else []
+        words = with_options(words, [*size, "run.test_splits=[test]"], [])
+    elif "evaluate.py" in words:
         small = [option.replace("mini_world_caption", "mini_world_vqa") if "vqa" in words[-1] else option
                  for option in SMALL]
-        return run_command("evaluate", [*words[2:], "--options", *small, "run.output_dir=out_docs/eval"])
+        words = with_options(words, [], [*small, "run.output_dir=out_docs/eval"])
+    if words[0] == "python" and words[1] in ("train.py", "evaluate.py"):
+        return run_command(words[1].removesuffix(".py"), words[2:])
     if words[:3] == ["python", "-m", "lavis_lite"]:
         return main(words[3:])
     program = {"torchrun": [sys.executable, "-m", "torch.distributed.run"], "python": [sys.executable]}[words[0]]

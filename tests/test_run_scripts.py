@@ -38,8 +38,33 @@ def test_scripts_are_sound_and_state_their_cost(script: Path) -> None:
     assert "\n# Cost: " in text or script.parent.name == ".ci"
 
 
-def test_ci_runs_the_test_command() -> None:
-    assert "bash run_scripts/test.sh" in (REPOSITORY / ".ci" / "run").read_text()
+def test_ci_runs_the_test_command_and_other_kernels() -> None:
+    text = (REPOSITORY / ".ci" / "run").read_text()
+    assert "bash run_scripts/test.sh" in text and "test_matrix.sh --numeric --kernels default" in text
+
+
+def test_the_matrix_runs_every_combination_as_on_that_machine(tmp_path: Path) -> None:
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("""#!/bin/sh
+case "$*" in
+    *pytest*) echo "RUN ${ATEN_CPU_CAPABILITY:-unset} $OMP_NUM_THREADS $LAVIS_LITE_TEST_THREADS: $*"
+              [ "$ATEN_CPU_CAPABILITY $OMP_NUM_THREADS" != "avx2 4" ] ;;
+    *get_cpu_capability*) echo "${ATEN_CPU_CAPABILITY:-AVX512}" ;;
+esac
+""")
+    python.chmod(0o755)
+    env = {"LAVIS_LITE_VENV": str(tmp_path / "venv"), "ATEN_CPU_CAPABILITY": "stale"}
+    result = bash("run_scripts/test_matrix.sh", "--numeric", "--threads", "1,4", "--", "-k", "x", cwd=tmp_path, **env)
+    runs = [line for line in result.stdout.splitlines() if line.startswith("RUN")]
+    assert [run.split(":")[0] for run in runs] == [
+        f"RUN {kernels} {count} {count}" for kernels in ("default", "avx2", "unset") for count in (1, 4)]
+    assert all("tests/models tests/parity tests/runners tests/tasks -k x" in run for run in runs)
+    assert result.returncode == 1, "one combination failed"
+    table = [line.split() for line in result.stdout.splitlines()[-7:]]
+    assert table[0] == ["kernels", "threads", "capability", "seconds", "result"]
+    assert [row[-1] for row in table[1:]] == ["passed", "passed", "passed", "FAILED", "passed", "passed"]
+    assert bash("run_scripts/test_matrix.sh", "--kernels", "sse", cwd=tmp_path, **env).returncode == 2
 
 
 def test_an_old_or_absent_python_is_refused(tmp_path: Path) -> None:

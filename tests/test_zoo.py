@@ -100,14 +100,3 @@ def test_processors_of_a_plain_mapping() -> None:
 def test_processors_that_cannot_be(spec: dict[str, object], words: str) -> None:
     with pytest.raises((ConfigError, RegistryError), match=words):
         load_preprocess({"vis_processor": {"eval": spec}})
-
-
-def test_what_stays_random_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lavis_lite.loading.load_section", lambda section, *, say, **wishes: None)
-    load_model("blip2", "mini", is_eval=True)
-    assert "blip2/mini has no checkpoint of its own: what trains is random" in caplog.text
-    caplog.clear()
-    monkeypatch.setattr("lavis_lite.loading.load_section", lambda section, *, say, **wishes: say(
-        "FILE (LAVIS): 3 tensors loaded, 2 missing, left as initialised"))
-    load_model("blip2", "mini", is_eval=True)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]

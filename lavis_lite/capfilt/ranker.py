@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError
+from lavis_lite.finite import check_finite
 from lavis_lite.threads import one_at_a_time
 from lavis_lite.torchvision_shim import ensure_torchvision
 
@@ -38,6 +39,8 @@ def grouped(image: Tensor, text: Tensor, counts: Sequence[int]) -> list[list[flo
     owner = torch.repeat_interleave(torch.arange(len(counts), device=image.device),
                                     torch.tensor(counts, device=image.device))
     similarity = (image[owner].double() @ text.double()[:, :, None])[..., 0].amax(1)
+    check_finite(similarity, lambda row: f"ranking captions: a similarity of image {int(owner[row])} in the batch is "
+                                         "NaN or infinite.")
     return [part.tolist() for part in similarity.split(list(counts))]
 
 
@@ -58,7 +61,7 @@ class ClipRanker:
         """As `Ranker`; texts are cut at CLIP's length (77 tokens)."""
         flat = [text for each in texts for text in each]
         tokens = self.processor.tokenizer(flat, padding=True, truncation=True, max_length=self.most_tokens,
-                                          return_tensors="pt")
+                                          split_special_tokens=True, return_tensors="pt")
         pixels = self.processor.image_processor(list(pictures), return_tensors="pt")
         device, dtype = self.model.device, self.model.dtype
         image = self.model.get_image_features(pixel_values=pixels["pixel_values"].to(device, dtype))

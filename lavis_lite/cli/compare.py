@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lavis_lite import atomic
+from lavis_lite.cli.console import program
 from lavis_lite.errors import ConfigError
 from lavis_lite.report.compare import compare
 from lavis_lite.report.compare_text import as_json, page, text
@@ -19,9 +20,11 @@ def main(argv: Sequence[str]) -> int:
         ConfigError: a folder without results, no split in common, or the page cannot be written.
         DataError: the samples of the runs are not the same.
     """
-    arguments = argparse.ArgumentParser("lavis_lite compare", description=__doc__)
-    arguments.add_argument("a", type=Path, help="a run folder, or its results/")
-    arguments.add_argument("b", type=Path, help="another one")
+    arguments = argparse.ArgumentParser(program("compare"), description="Two runs side by side: what changed, scores "
+                                        "with bootstrap confidence intervals, samples that flipped.")
+    arguments.add_argument("a", type=Path, metavar="A", help="a run folder, a folder above runs (the one with the "
+                                                             "newest results), or one results folder")
+    arguments.add_argument("b", type=Path, metavar="B", help="another one")
     arguments.add_argument("--split", help="only this split; by default all that both have")
     arguments.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
     arguments.add_argument("--json", action="store_true", help="print all numbers as JSON")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from lavis_lite.cli.console import program
+
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    arguments = argparse.ArgumentParser("lavis_lite convert", description="Convert a checkpoint to another format.")
+    arguments = argparse.ArgumentParser(program("convert"), description="Convert a checkpoint to another format.")
     arguments.add_argument("--to", required=True, metavar="hf|lavis|lite",
                            help="transformers' folder, LAVIS' .pth, or this project's folder (or .safetensors)")
     arguments.add_argument("--checkpoint", required=True, metavar="SRC",
@@ -20,6 +22,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--dtype", metavar="fp32|fp16|bf16", help="of the tensors; by default each as it is")
     arguments.add_argument("--whole", action="store_true",
                            help="for lavis and lite: the frozen parts too (hf always has them)")
+    arguments.add_argument("--merge-lora", action="store_true",
+                           help="for lite: add LoRA adapters to the language model's weights (hf and lavis always do)")
+    arguments.add_argument("--allow-non-finite", action="store_true", help="convert tensors that hold NaN or infinity")
     return arguments
 
 
@@ -33,5 +38,5 @@ def main(argv: Sequence[str]) -> int:
     from lavis_lite.convert import convert  # imports torch
 
     print(convert(given.checkpoint, given.to, given.out, model=given.model, model_type=given.type, dtype=given.dtype,
-                  whole=given.whole))
+                  whole=given.whole, merge_lora=given.merge_lora, allow_non_finite=given.allow_non_finite))
     return 0

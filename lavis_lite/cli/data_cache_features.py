@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lavis_lite.cli.console import program
 from lavis_lite.cli.train import stop_if_faulty
 from lavis_lite.config.compose import compose
 from lavis_lite.config.preflight import check, missing
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         LavisLiteError: a faulty run, a processor that changes images at random, an encoder that trains, or images that
             cannot be used.
     """
-    arguments = argparse.ArgumentParser("lavis_lite data cache-features", description="Run the frozen vision encoder "
+    arguments = argparse.ArgumentParser(program("data cache-features"), description="Run the frozen vision encoder "
                                         "once over the training images of a run and keep its outputs.")
     arguments.add_argument("--cfg-path", required=True, metavar="YAML", help="the run's configuration")
     arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavis_lite.cli.console import program
 from lavis_lite.cli.data_check import with_processors
 from lavis_lite.cli.data_shard import build_split, chosen_dataset
 from lavis_lite.errors import ConfigError
@@ -15,13 +16,10 @@ if TYPE_CHECKING:
     from lavis_lite.capfilt.captioner import Sampling, ZooCaptioner
     from lavis_lite.capfilt.ranker import Ranker
 
-STAGE1 = {"mini": "mini/stage1"}
-"""types of blip2 that start without weights -> the packaged checkpoint to rank with"""
-
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    arguments = argparse.ArgumentParser("lavis_lite data capfilt", description="Write captions of every image by "
+    arguments = argparse.ArgumentParser(program("data capfilt"), description="Write captions of every image by "
                                         "nucleus sampling, rank them with its own by similarity, keep the best "
                                         "(BLIP-2 paper, section 3.4). Run again, it goes on where it was stopped; "
                                         "under torchrun or srun the processes share the images.")
@@ -129,7 +127,7 @@ def load_ranker(chosen: argparse.Namespace, device: Any) -> Ranker:
     if arch != "blip2" or not model_type:
         raise ConfigError(f"--ranker {chosen.ranker}: write blip2:TYPE, for example blip2:mini; or name a CLIP model "
                           "with --clip.")
-    checkpoint = chosen.ranker_checkpoint or STAGE1.get(model_type)
+    checkpoint = chosen.ranker_checkpoint
     model, images, texts = load_model_and_preprocess("blip2_image_text_matching", model_type, True, device,
                                                      checkpoint=checkpoint)
     return QFormerRanker(" ".join(filter(None, (chosen.ranker, checkpoint))), model, images["eval"], texts["eval"])

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
+from lavis_lite.cli.console import program
+from lavis_lite.datasets.shards import scan as shard_scan
+from lavis_lite.datasets.shards.members import Dots
 from lavis_lite.errors import DataError
 
 
@@ -15,22 +19,24 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         DataError: see `scan.index_folder`.
     """
-    arguments = argparse.ArgumentParser("lavis_lite data index", description="Read the headers of all tars of a folder "
+    arguments = argparse.ArgumentParser(program("data index"), description="Read the headers of all tars of a folder "
                                         "(webdataset's layout, as of img2dataset) and write their index.")
     arguments.add_argument("folder", type=Path, metavar="DIR")
     arguments.add_argument("--keep", nargs="+", default=[], metavar="FIELD",
                            help="fields of the samples' JSON that rows shall have, besides the caption")
     arguments.add_argument("--skip-bad", action="store_true", help="leave faulty samples out and list them")
+    arguments.add_argument("--dots", choices=get_args(Dots), default="auto",
+                           help="the dot of a member's name that ends its sample's key: the first (webdataset), the "
+                                "last, or auto: the last if a picture and a text then have one key")
     arguments.add_argument("--again", action="store_true", help="write the index anew")
     arguments.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read")
     chosen = arguments.parse_args(list(argv))
-    from lavis_lite.datasets.shards import scan as shard_scan
-
     if not chosen.folder.is_dir():
         raise DataError(f"{chosen.folder}: there is no such folder.")
     if not shard_scan.needs_index(chosen.folder, chosen.again):
         print(f"{chosen.folder} has an index; --again writes it anew")
         return 0
-    index = shard_scan.index_folder(chosen.folder, chosen.keep, chosen.skip_bad, chosen.workers)
-    print(f"{index.samples} samples in {len(index.shards)} shards: {chosen.folder}")
+    index = shard_scan.index_folder(chosen.folder, chosen.keep, chosen.skip_bad, chosen.workers, dots=chosen.dots)
+    print(f"{index.samples} samples in {len(index.shards)} shard{'s' if len(index.shards) > 1 else ''}: "
+          f"{chosen.folder}")
     return 0

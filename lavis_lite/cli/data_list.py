@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from lavis_lite.cli.console import program
 from lavis_lite.config.compose import CONFIGS, compose_dataset, dataset_names, dataset_rows
 from lavis_lite.datasets.inventory import State, state
 from lavis_lite.errors import DataError, Faults, did_you_mean
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         DataError: no name matches the pattern.
     """
-    arguments = argparse.ArgumentParser("lavis_lite data list")
+    arguments = argparse.ArgumentParser(program("data list"))
     arguments.add_argument("pattern", nargs="?", default="*", help="for example 'coco*'")
     arguments.add_argument("--json", action="store_true", help="one JSON list of all that is known")
     chosen = arguments.parse_args(list(argv))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from lavis_lite.cli.data_check import chosen_section
+from lavis_lite.cli.console import program
+from lavis_lite.cli.data_check import named_section
 from lavis_lite.datasets.inventory import bring
 from lavis_lite.errors import Faults
 from lavis_lite.registry import registry
@@ -18,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
         Faults: something could not be fetched, or has to be put in place by hand.
         LavisLiteError: no such data set.
     """
-    arguments = argparse.ArgumentParser("lavis_lite data prepare", description="Download and unpack what may be "
+    arguments = argparse.ArgumentParser(program("data prepare"), description="Download and unpack what may be "
                                         "downloaded, and say what has to be put where.")
     arguments.add_argument("target", metavar="NAME", help="a data set of the package or of --cfg-path")
     arguments.add_argument("--type", help="of a data set of the package")
@@ -26,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE")
     arguments.add_argument("--keep", action="store_true", help="keep archives that were unpacked")
     chosen = arguments.parse_args(list(argv))
-    name, section, _ = chosen_section(chosen)
+    name, section, _ = named_section(chosen)
     problems = bring(name, section, chosen.keep)
     builder = registry.get_builder_class(section.builder or name)(name, section)
     problems += [need for need in builder.missing_files() if not any(need in problem for problem in problems)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lavis_lite.cli.console import program
 from lavis_lite.config.compose import compose, compose_dataset
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
@@ -19,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         LavisLiteError: no such data set or split, or files of it that are missing or unreadable.
     """
-    arguments = argparse.ArgumentParser("lavis_lite data shard", description="Pack a split of a data set into tars "
+    arguments = argparse.ArgumentParser(program("data shard"), description="Pack a split of a data set into tars "
                                         "(webdataset's layout) with an index.")
     arguments.add_argument("--dataset", metavar="NAME", help="a data set of the package, or one of those in --cfg-path")
     arguments.add_argument("--cfg-path", metavar="YAML", help="a run's configuration that has the data set's section")

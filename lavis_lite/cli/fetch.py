@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from lavis_lite.cli.console import program
 from lavis_lite.config.compose import compose
 from lavis_lite.config.preflight import missing
 from lavis_lite.config.schema import Config
@@ -19,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         Faults: something could not be fetched, or has to be put in place by hand.
     """
-    arguments = argparse.ArgumentParser("lavis_lite fetch")
+    arguments = argparse.ArgumentParser(program("fetch"))
     arguments.add_argument("--cfg-path", required=True, metavar="YAML")
     arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE")
     chosen = arguments.parse_args(list(argv))

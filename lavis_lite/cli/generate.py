@@ -1,4 +1,4 @@
-"""`python -m lavis_lite generate`: captions of pictures, or answers about them, by a model of the zoo."""
+"""`python -m lavis_lite generate`: captions of pictures, or answers about them, by a model of the zoo or of a run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lavis_lite.cli.console import program
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.registry import registry
 
@@ -33,12 +35,20 @@ OPTIONS = {
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    arguments = argparse.ArgumentParser("lavis_lite generate", description=__doc__)
-    arguments.add_argument("--model", required=True, metavar="ARCH", help="for example blip2_opt")
-    arguments.add_argument("--type", default="mini", metavar="MODEL_TYPE", help="see `python -m lavis_lite zoo`")
+    arguments = argparse.ArgumentParser(program("generate"), description="Write captions of pictures, or answers about "
+                                        "them, with a model of the zoo (--model) or of a training (--run).")
+    which = arguments.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", metavar="ARCH", help="for example blip2_opt")
+    which.add_argument("--run", metavar="RUN", help="a run folder, or a folder above runs: the one that saved last")
+    arguments.add_argument("--type", metavar="MODEL_TYPE", help="of --model; see `python -m lavis_lite zoo` (default: "
+                                                                "mini)")
     arguments.add_argument("--image", required=True, nargs="+", metavar="PATH", help="pictures, or folders of them")
     arguments.add_argument("--prompt", help='the text is continued, or the question answered: "Question: {} Answer:"')
-    arguments.add_argument("--checkpoint", metavar="PATH", help="weights in place of the type's own")
+    arguments.add_argument("--checkpoint", metavar="PATH|best|last|step_N",
+                           help="with --model: weights in place of the type's own; with --run: best, last or step_N "
+                                "(default: best, or last if no validation chose one)")
+    arguments.add_argument("--allow-untrained", action="store_true",
+                           help="go on although trainable weights are random, because no checkpoint has them")
     for name, (kind, help_) in OPTIONS.items():
         arguments.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{help_} (default: the arch's own)")
     arguments.add_argument("--nucleus", action="store_true", help="sample instead of searching")
@@ -60,14 +70,15 @@ def main(argv: Sequence[str]) -> int:
     chosen = parser().parse_args(list(argv))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    settings = generation_settings(chosen)
+    source = model_source(chosen)
+    settings = generation_settings(chosen, source.arch)
     paths, faults = pictures(chosen.image)
     if not paths:
         raise DataError("there is no picture to read: " + "; ".join(faults))
     for fault in faults:
         _show_fault(fault, None, chosen.json)
     failed = len(faults)
-    for path, texts, reason in answers(chosen, settings, paths):
+    for path, texts, reason in answers(chosen, source, settings, paths):
         failed += reason is not None
         if reason is not None:
             _show_fault(reason, path, chosen.json)
@@ -78,7 +89,33 @@ def main(argv: Sequence[str]) -> int:
     return SOME_FAILED if failed else 0
 
 
-def generation_settings(chosen: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ModelSource:
+    """The model that is to be loaded: its arch, and the arguments of `load_model_and_preprocess` that say which."""
+
+    arch: str
+    wishes: dict[str, Any]
+
+
+def model_source(chosen: argparse.Namespace) -> ModelSource:
+    """What --model, --type, --run and --checkpoint name. Nothing is built.
+
+    Raises:
+        CheckpointError, ConfigError: there is no such run or checkpoint, or the arguments do not go together.
+    """
+    if chosen.run is None:
+        wishes = {"name": chosen.model, "model_type": chosen.type or "mini", "checkpoint": chosen.checkpoint}
+        return ModelSource(chosen.model, wishes)
+    if chosen.type is not None:
+        raise ConfigError(f"--type {chosen.type}: the run brings its own model; leave --type out.")
+    from lavis_lite.runs import find_checkpoint, model_sections
+
+    found = find_checkpoint(chosen.run, chosen.checkpoint)
+    print(f"generating with {found.describe()}", file=sys.stderr, flush=True)
+    return ModelSource(model_sections(found)[0].arch, {"run": found.folder})
+
+
+def generation_settings(chosen: argparse.Namespace, arch: str) -> dict[str, Any]:
     """Keyword arguments of the model's `generate` that were asked for, checked.
 
     Raises:
@@ -87,17 +124,17 @@ def generation_settings(chosen: argparse.Namespace) -> dict[str, Any]:
     settings = {name: getattr(chosen, name) for name in OPTIONS if getattr(chosen, name) is not None}
     if chosen.nucleus:
         settings["use_nucleus_sampling"] = True
-    cls = registry.get_model_class(chosen.model)
+    cls = registry.get_model_class(arch)
     if not hasattr(cls, "generate"):
-        raise ConfigError(f"--model {chosen.model}: this model writes no text; try blip2_opt.")
+        raise ConfigError(f"{arch}: this model writes no text; try blip2_opt.")
     takes = inspect.signature(cls.generate).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
         for name in settings:
             if name not in takes:
-                raise ConfigError(f"--{name.replace('_', '-')}: {chosen.model} has no such setting; "
+                raise ConfigError(f"--{name.replace('_', '-')}: {arch} has no such setting; "
                                   f"{did_you_mean(name, [option for option in OPTIONS if option in takes])}")
     if chosen.prompt is not None and not hasattr(cls.config_class, "prompt"):
-        raise ConfigError(f"--prompt: {chosen.model} writes captions without a prompt; leave it out, or use blip2_opt.")
+        raise ConfigError(f"--prompt: {arch} writes captions without a prompt; leave it out, or use blip2_opt.")
     if chosen.batch_size < 1:
         raise ConfigError(f"--batch-size: must be at least 1, not {chosen.batch_size}.")
     _check_decoding(settings, takes)
@@ -130,7 +167,7 @@ def pictures(names: Sequence[str]) -> tuple[list[Path], list[str]]:
     return paths, faults
 
 
-def answers(chosen: argparse.Namespace, settings: dict[str, Any],
+def answers(chosen: argparse.Namespace, source: ModelSource, settings: dict[str, Any],
             paths: Sequence[Path]) -> Iterator[tuple[Path, list[str], str | None]]:
     """(path, texts, None) of every picture in order, or (path, [], reason) of one that cannot be read."""
     import torch
@@ -138,8 +175,9 @@ def answers(chosen: argparse.Namespace, settings: dict[str, Any],
     from lavis_lite.datasets.media.images import BadSample, load_rgb
     from lavis_lite.zoo import load_model_and_preprocess
 
-    model, images, _ = load_model_and_preprocess(chosen.model, chosen.type, True, chosen.device, dtype=chosen.dtype,
-                                                 checkpoint=chosen.checkpoint, quantization=chosen.quantization)
+    model, images, _ = load_model_and_preprocess(
+        **source.wishes, is_eval=True, device=chosen.device, dtype=chosen.dtype, quantization=chosen.quantization,
+        allow_untrained=chosen.allow_untrained)
     torch.manual_seed(chosen.seed)
     for start in range(0, len(paths), chosen.batch_size):
         tensors, reasons = {}, {}

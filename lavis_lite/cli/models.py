@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from lavis_lite.cli.console import program
+
 
 def main(argv: Sequence[str]) -> int:
     """Print one line per arch with its model types."""
-    arguments = argparse.ArgumentParser("lavis_lite models")
+    arguments = argparse.ArgumentParser(program("models"))
     arguments.add_argument("pattern", nargs="?", default="*", help="for example 'blip2*'")
     chosen = arguments.parse_args(list(argv))
     from lavis_lite.config.compose import model_types

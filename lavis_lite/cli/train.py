@@ -5,43 +5,66 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from lavis_lite.cli.console import print_once, program
 from lavis_lite.config.compose import Composition, compose, to_yaml
 from lavis_lite.config.preflight import check, fetch_hint, missing
 from lavis_lite.errors import Faults
 
 
-def parser(program: str = "train.py") -> argparse.ArgumentParser:
-    """The arguments of train.py (evaluate.py takes the same)."""
-    arguments = argparse.ArgumentParser(program, description="Train (or evaluate) what a YAML file describes.")
+def parser() -> argparse.ArgumentParser:
+    """The arguments of train.py."""
+    arguments = argparse.ArgumentParser(program("train"), description="Train what a YAML file describes.")
     arguments.add_argument("--cfg-path", required=True, metavar="YAML", help="the run's configuration")
-    arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE",
-                           help="override settings, for example run.max_iters=200 model.qformer_dropout=0")
-    arguments.add_argument("--print-config", action="store_true",
-                           help="show every setting and the layer that set it, and stop")
+    add_common(arguments)
     arguments.add_argument("--dry-run", action="store_true",
-                           help="build everything, run one step (evaluate.py: predict one batch) and stop; on the meta "
-                                "device where files are missing")
+                           help="build everything, run one step and stop; on the meta device if files are missing")
     arguments.add_argument("--resume", metavar="auto|PATH",
                            help="go on from a checkpoint folder; auto: from the newest good one under run.output_dir")
     return arguments
 
 
-def main(argv: Sequence[str], program: str = "train.py", options: Sequence[str] = ()) -> int:
+def add_common(arguments: argparse.ArgumentParser) -> None:
+    """The arguments that training and evaluation share word for word."""
+    arguments.add_argument("--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                           help="override settings, for example run.max_iters=200 model.qformer_dropout=0")
+    arguments.add_argument("--print-config", action="store_true",
+                           help="show every setting and the layer that set it, and stop")
+
+
+def main(argv: Sequence[str]) -> int:
     """Compose, check, and run.
 
     Raises:
         LavisLiteError: any mistake in the input, before work starts.
     """
-    arguments = parser(program).parse_args(list(argv))
-    composition = compose(arguments.cfg_path, [*options, *arguments.options])
+    arguments = parser().parse_args(list(argv))
+    composition = compose(arguments.cfg_path, arguments.options)
+    if composition.config.run.evaluate:
+        from lavis_lite.runs import resume_evaluation
+
+        composition, arguments.resume = resume_evaluation(composition, arguments.resume, print_once), None
+    return carry_out(composition, arguments, arguments.cfg_path)
+
+
+def carry_out(composition: Composition, arguments: argparse.Namespace, cfg_path: str) -> int:
+    """Check a composed run, and do what the arguments ask for: print it, try it, or run it.
+
+    Args:
+        composition: the run.
+        arguments: with `print_config`, `dry_run` and `resume`.
+        cfg_path: what messages call the configuration.
+
+    Raises:
+        LavisLiteError: any mistake in the input, before work starts.
+    """
     faults = check(composition)
     if arguments.print_config:
         print(to_yaml(composition, with_layers=True), end="")
     needs = [] if arguments.print_config else missing(composition.config)
-    stop_if_faulty(arguments.cfg_path, faults, [] if arguments.dry_run else needs)
+    stop_if_faulty(cfg_path, faults, [] if arguments.dry_run else needs)
     if arguments.print_config:
         return 0
-    return _run(composition, arguments, needs)
+    return _run(composition, arguments, needs, cfg_path)
 
 
 def stop_if_faulty(cfg_path: str, faults: list[str], needs: list[str]) -> None:
@@ -55,11 +78,11 @@ def stop_if_faulty(cfg_path: str, faults: list[str], needs: list[str]) -> None:
         raise error
 
 
-def _run(composition: Composition, arguments: argparse.Namespace, needs: list[str]) -> int:
+def _run(composition: Composition, arguments: argparse.Namespace, needs: list[str], cfg_path: str) -> int:
     if arguments.dry_run:  # what follows imports torch: only when there is work
         from lavis_lite.dry_run import dry_run
 
-        dry_run(composition, needs, fetch_hint(arguments.cfg_path))
+        dry_run(composition, needs, fetch_hint(cfg_path))
         return 0
     from lavis_lite import engine
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from lavis_lite.cli.console import program
 from lavis_lite.errors import RegistryError, did_you_mean
 from lavis_lite.zoo import ZooRow, describe, list_models
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         RegistryError: no arch matches the pattern.
     """
-    arguments = argparse.ArgumentParser("lavis_lite zoo")
+    arguments = argparse.ArgumentParser(program("zoo"))
     arguments.add_argument("pattern", nargs="?", default="*", help="for example 'blip2_t5*'")
     arguments.add_argument("--json", action="store_true", help="one JSON list of all that is known")
     chosen = arguments.parse_args(list(argv))

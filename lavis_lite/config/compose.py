@@ -24,7 +24,7 @@ from lavis_lite.config.layers import SECTIONS, Layer, base_chain, flatten, merge
 from lavis_lite.config.plain import plain
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.config.typed import Checker
-from lavis_lite.errors import ConfigError, Faults, RegistryError, did_you_mean, shortened
+from lavis_lite.errors import ConfigError, Faults, RegistryError, did_you_mean, shown
 from lavis_lite.registry import registry
 
 CONFIGS = resources.files("lavis_lite") / "configs"
@@ -58,7 +58,7 @@ def compose(cfg_path: str | Path, options: Sequence[str] = ()) -> Composition:
     Raises:
         ConfigError: a file is missing or is no YAML, so that nothing can be composed.
     """
-    return _compose([*base_chain(Path(cfg_path)), parse_options(options)], Path(cfg_path))
+    return compose_layers([*base_chain(Path(cfg_path)), parse_options(options)], Path(cfg_path))
 
 
 def compose_dataset(name: str, options: Sequence[str] = (), section: Mapping[str, Any] | None = None) -> Composition:
@@ -68,10 +68,16 @@ def compose_dataset(name: str, options: Sequence[str] = (), section: Mapping[str
         section: what is to lie over the package's row.
     """
     layer = Layer(f"data set {name}", {"datasets": {name: dict(section or {})}})
-    return _compose([layer, parse_options(options)], Path(name))
+    return compose_layers([layer, parse_options(options)], Path(name))
 
 
-def _compose(own: list[Layer], cfg_path: Path) -> Composition:
+def compose_layers(own: Sequence[Layer], cfg_path: Path) -> Composition:
+    """As `compose`, from layers that were read already, the last of which wins.
+
+    Args:
+        own: the layers of the run; the package's defaults go below them.
+        cfg_path: what messages about the whole name.
+    """
     if faults := section_faults(own):
         raise Faults(f"{cfg_path}:", faults)
     redaction.remember_environment([layer.content for layer in own])
@@ -85,13 +91,23 @@ def _compose(own: list[Layer], cfg_path: Path) -> Composition:
     return composition
 
 
+def overlaid(composition: Composition, layer: Layer) -> Composition:
+    """A composed run with one more layer over it. Faults that do not come from types are kept."""
+    tree, _ = merge([Layer("composed", OmegaConf.to_container(composition.tree, resolve=False)), layer])  # type: ignore[arg-type]
+    provenance = {**composition.provenance, **{key: layer.name for key, _ in flatten(layer.content)}}
+    again = Composition(tree, provenance)
+    _type_sections(again)
+    again.faults = [*composition.faults, *(fault for fault in again.faults if fault not in composition.faults)]
+    return again
+
+
 def section_faults(layers: Sequence[Layer]) -> list[str]:
     """Top-level keys that are no section, and sections of another shape than they must have."""
     faults = []
     for layer in layers:
         for key, content in layer.content.items():
             if key not in SECTIONS:
-                faults.append(f"{layer.name}: unknown section {shortened(key)}; {did_you_mean(key, SECTIONS)}")
+                faults.append(f"{layer.name}: unknown section {shown(key)}; {did_you_mean(key, SECTIONS)}")
             elif problem := _shape_problem(key, content):
                 faults.append(f"{layer.name}: {problem}")
     return faults
@@ -103,12 +119,12 @@ def _shape_problem(key: str, content: Any) -> str:
         return ""
     if key == "imports":
         named = isinstance(content, list) and all(map(_is_module_name, content))
-        return "" if named else f"imports: must be a list of modules, such as [my_plugin], not {shortened(content)}."
+        return "" if named else f"imports: must be a list of modules, such as [my_plugin], not {shown(content)}."
     if not isinstance(content, Mapping):
-        return f"{key}: must be a section of keys, not {shortened(content)}."
+        return f"{key}: must be a section of keys, not {shown(content)}."
     for name, section in content.items() if key == "datasets" else ():
         if section is not None and not isinstance(section, Mapping):
-            return f"datasets.{name}: must be a section of keys, not {shortened(section)}."
+            return f"datasets.{name}: must be a section of keys, not {shown(section)}."
     return ""
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lavis_lite.config.plain import plain
-from lavis_lite.errors import ConfigError, did_you_mean, shortened
+from lavis_lite.errors import ConfigError, did_you_mean, shown
 
 YAML_ERRORS = (yaml.YAMLError, OmegaConfBaseException, ValueError, KeyError, TypeError, AttributeError, OverflowError,
                RecursionError, OSError)
@@ -41,7 +41,7 @@ def read_yaml(path: Path, wanted_by: str = "") -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as fault:  # ValueError: no UTF-8 text, or a null character in the name
         reason = getattr(fault, "strerror", None) or fault
-        raise ConfigError(f"{shortened(str(path))}: cannot be read{wanted_by} ({reason}).") from fault
+        raise ConfigError(f"{shown(str(path))}: cannot be read{wanted_by} ({reason}).") from fault
     content = _parsed(text, str(path))
     if not isinstance(content, dict):
         kind = type(content).__name__
@@ -101,7 +101,7 @@ def parse_options(options: Sequence[str]) -> Layer:
     """
     content: dict[str, Any] = {}
     for key, text in _pairs(list(options)):
-        plain(key, f"{OPTIONS} {shortened(key)}")
+        plain(key, f"{OPTIONS} {shown(key)}")
         parts = key.split(".")
         if parts[0] not in SECTIONS or (len(parts) < 2 and parts[0] != "imports"):
             raise ConfigError(f"{OPTIONS} {key}={text}: a key is section.name, and for {parts[0]!r} "

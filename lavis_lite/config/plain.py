@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lavis_lite.errors import ConfigError, shortened
+from lavis_lite.errors import ConfigError, shown
 
 DEEPEST = 40
 """sections within sections"""
@@ -47,11 +47,11 @@ def plain(value: Any, where: str, key: str = "", depth: int = 0, resolved: bool 
 
 def _key(name: Any, where: str, parent: str) -> str:
     if not isinstance(name, str | int | float | None):  # YAML reads `1:`, `on:` and `null:` as other than text
-        raise _refused(where, parent, f"has the key {shortened(name)}, which is not text")
+        raise _refused(where, parent, f"has the key {shown(name)}, which is not text")
     text = str(name)
     problem = _text_problem(text)
     if problem or "${" in text:
-        raise _refused(where, parent, f"has the key {shortened(text)}, which {problem or 'has an interpolation in it'}")
+        raise _refused(where, parent, f"has the key {shown(text)}, which {problem or 'has an interpolation in it'}")
     return text
 
 
@@ -60,7 +60,7 @@ def _problem(value: Any, resolved: bool) -> str:
     if isinstance(value, str):
         return _text_problem(value) or ("" if resolved else _interpolation_problem(value))
     if isinstance(value, int) and not -2**63 <= value < 2**63:
-        return f"is a number of more than 64 bits ({shortened(value)})"
+        return f"is a number of more than 64 bits ({shown(value)})"
     if value is None or type(value) in (bool, int, float):
         return ""
     return f"is a {type(value).__name__}, not a plain value; put it in quotes to make it text"
@@ -81,7 +81,7 @@ def _interpolation_problem(text: str) -> str:
         OmegaConf.create({"value": text})
     except (OmegaConfBaseException, RecursionError) as error:
         reason = str(error).splitlines()[0][:100]
-        return f"is not an interpolation ({reason}): {shortened(text)}; write \\${{ for a dollar sign and a brace"
+        return f"is not an interpolation ({reason}): {shown(text)}; write \\${{ for a dollar sign and a brace"
     return ""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from lavis_lite import files
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, DatasetConfig, RunConfig
-from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean, shortened
+from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean, shown
 from lavis_lite.redaction import mask
 from lavis_lite.registry import registry
 
@@ -22,7 +22,7 @@ POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train
             "accum_grad_iters", "shuffle_window", "log_freq", "save_freq", "save_every", "val_freq", "keep_checkpoints",
             "max_grad_norm", "dist_timeout_minutes")
 NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
-FRACTIONS = ("beta1", "beta2", "max_bad_fraction", "lr_layer_decay")
+FRACTIONS = ("beta1", "beta2", "max_bad_fraction", "max_skipped_share", "lr_layer_decay")
 
 
 def check(composition: Composition) -> list[str]:
@@ -71,10 +71,10 @@ def missing_weights(config: Config) -> list[str]:
 
 def _check_numbers(run: RunConfig, fault: Any) -> None:
     for key in POSITIVE:
-        if getattr(run, key) is not None and getattr(run, key) <= 0:
+        if getattr(run, key) is not None and not getattr(run, key) > 0:  # NaN is not above 0 either
             fault(f"run.{key}", f"must be above 0, not {getattr(run, key)}.")
     for key in NOT_NEGATIVE:
-        if getattr(run, key) < 0:
+        if not getattr(run, key) >= 0:
             fault(f"run.{key}", f"must not be negative, but is {getattr(run, key)}.")
     for key in FRACTIONS:
         if not 0.0 <= getattr(run, key) <= 1.0:
@@ -201,7 +201,7 @@ def _check_output(run: RunConfig, fault: Any) -> None:
             pass
     except OSError as problem:
         reason = problem.strerror or problem
-        fault("run.output_dir", f"{shortened(run.output_dir)} cannot be written ({reason}); choose another with "
+        fault("run.output_dir", f"{shown(run.output_dir)} cannot be written ({reason}); choose another with "
               "--options run.output_dir=PATH")
 
 

@@ -39,6 +39,11 @@ class ModelConfig(Section):
     load_finetuned: bool = False
     finetuned: str | None = None
     """used instead of `pretrained` when load_finetuned is true"""
+    pretrained_stage1: str | None = None
+    """a checkpoint loaded before `pretrained` (or `finetuned`): it brings what that one lacks, such as a frozen
+    Q-Former, or the Q-Former's text half, which a stage-2 checkpoint does not have"""
+    allow_non_finite: bool = False
+    """load weights that hold NaN or infinity too, to look into them"""
 
     def faults(self, run: RunConfig) -> list[tuple[str, str]]:
         """What is wrong beyond keys and types: (key of this section, sentence) each; asked before anything is built."""
@@ -64,6 +69,9 @@ class StorageConfig(Section):
     """archives (zip, tar) that `data prepare` unpacks into the folder"""
     md5: str | list[str] | None = None
     sha256: str | list[str] | None = None
+    follow_links: bool | None = None
+    """whether symbolic links in the folder may lead out of it, but to no system file; absent: unless `data prepare`
+    unpacked an archive there"""
 
 
 @dataclass
@@ -147,13 +155,17 @@ class RunConfig(Section):
     """factor per layer of a trained vision encoder, from the output down"""
     max_grad_norm: float | None = None
     """clip the global gradient norm; None: no clipping"""
+    max_skipped_share: float = 0.2
+    """share of steps with a non-finite loss or gradient, among the newest 100, above which the run stops; such steps
+    change no weights (of a run younger than 20 steps, the share of 20)"""
     accum_grad_iters: int = 1
     """micro-batches per optimizer step"""
     amp: bool = False
     amp_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 where the device has it, else fp16, when amp is true; fp32 when amp is false"""
     lm_reduction: Literal["global", "per_rank"] = "global"
-    """how the LM loss is averaged over ranks: over all tokens, or LAVIS' mean of per-rank means"""
+    """how LM and ITG losses are averaged: over all tokens of a step, whatever its ranks and micro-batches; or LAVIS'
+    mean of the means of each rank's micro-batches"""
     # data ---------------------------------------------------------------------------------------------------------
     batch_size_train: int = 16
     """samples per rank and micro-batch"""
@@ -173,6 +185,8 @@ class RunConfig(Section):
     device: str = "auto"
     evaluate: bool = False
     resume_ckpt_path: str | None = None
+    allow_untrained: bool = False
+    """evaluate a model although trainable weights of it are random, because no checkpoint has them"""
     resume_evaluation: bool = True
     """go on with an evaluation of the same weights, data and settings that was stopped; false: begin it anew"""
     log_freq: int = 50

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from lavis_lite.errors import did_you_mean, nearest, shortened
+from lavis_lite.errors import did_you_mean, nearest, shown
 from lavis_lite.redaction import mask
 
 D = TypeVar("D")
@@ -39,7 +40,7 @@ class Checker:
         if content is None:
             content = {}
         if not isinstance(content, Mapping):
-            self.fault(path, f"must be a section of keys, not {shortened(content)}.")
+            self.fault(path, f"must be a section of keys, not {shown(content)}.")
             content = {}
         hints = typing.get_type_hints(cls)
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -62,13 +63,13 @@ class Checker:
         """(whether the value fits the type, the value as that type); a misfit is written down."""
         origin, args = typing.get_origin(hint), typing.get_args(hint)
         if hint is Any:
-            return True, value
+            return self._finite(value, path), value
         if origin in (Union, types.UnionType):
             return self._union(value, args, path)
         if origin is Literal:
             if value in args:
                 return True, value
-            self.fault(path, f"{shortened(value)} is not allowed; {did_you_mean(str(value), map(str, args))}")
+            self.fault(path, f"{shown(value)} is not allowed; {did_you_mean(str(value), map(str, args))}")
             return False, None
         if dataclasses.is_dataclass(hint):
             return True, self.section(hint, value, path)  # type: ignore[arg-type]
@@ -89,32 +90,45 @@ class Checker:
                 return True, converted
         if len(options) == 1:  # its own message says more
             return self.convert(value, options[0], path)
-        self.fault(path, f"must be {_names(options)}, not {shortened(value)}.")
+        self.fault(path, f"must be {_names(options)}, not {shown(value)}.")
         return False, None
 
     def _list(self, value: Any, item: Any, path: str) -> tuple[bool, Any]:
         if not isinstance(value, list):
-            self.fault(path, f"must be a list, not {shortened(value)}; write [{str(value)[:80]}].")
+            self.fault(path, f"must be a list, not {shown(value)}; write [{str(value)[:80]}].")
             return False, None
         pairs = [self.convert(entry, item, f"{path}.{number}") for number, entry in enumerate(value)]
         return all(ok for ok, _ in pairs), [entry for _, entry in pairs]
 
     def _dict(self, value: Any, item: Any, path: str) -> tuple[bool, Any]:
         if not isinstance(value, Mapping):
-            self.fault(path, f"must be a section of keys, not {shortened(value)}.")
+            self.fault(path, f"must be a section of keys, not {shown(value)}.")
             return False, None
         pairs = {str(key): self.convert(entry, item, f"{path}.{key}") for key, entry in value.items()}
         return all(ok for ok, _ in pairs.values()), {key: entry for key, (_, entry) in pairs.items()}
 
     def _plain(self, value: Any, hint: Any, path: str) -> tuple[bool, Any]:
         if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return True, float(value)
+            ok = self._finite(value, path)
+            return ok, float(value) if ok else None
         if hint is int and isinstance(value, float) and value.is_integer():
             return True, int(value)
         if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
             return True, value
-        self.fault(path, f"must be {_names([hint])}, not {shortened(value)}.")
+        self.fault(path, f"must be {_names([hint])}, not {shown(value)}.")
         return False, None
+
+
+    def _finite(self, value: Any, path: str) -> bool:
+        """Whether no number in a value is infinite or NaN, which would pass every comparison with a limit."""
+        if isinstance(value, Mapping):
+            return all([self._finite(entry, f"{path}.{key}") for key, entry in value.items()])
+        if isinstance(value, list):
+            return all([self._finite(entry, f"{path}.{number}") for number, entry in enumerate(value)])
+        if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+            self.fault(path, f"must be a finite number, not {value}.")
+            return False
+        return True
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list",

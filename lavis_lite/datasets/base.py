@@ -50,6 +50,13 @@ class BaseDataset(Dataset[Sample]):
         """`file:row` the sample comes from, for messages."""
         return f"row {index}"
 
+    def content_hash(self) -> str | None:
+        """Hash of what the samples are made from, without the media files; None: not known.
+
+        A run is resumed on equal content only.
+        """
+        return None
+
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index)
 
@@ -58,6 +65,8 @@ class TableDataset(BaseDataset):
     """A data set with one sample per row of `table`."""
 
     table: RowTable
+    needs_words = True
+    """whether a sample whose text has no words left after its processor is a bad sample"""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -65,6 +74,10 @@ class TableDataset(BaseDataset):
     def place(self, index: int) -> str:
         """`file:row` of the annotation."""
         return self.table.place(index)
+
+    def content_hash(self) -> str | None:
+        """Hash of all rows, in order."""
+        return self.table.content_hash()
 
 
 def image_number(space: str, image: str) -> int:

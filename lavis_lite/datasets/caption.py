@@ -14,6 +14,7 @@ from typing import Any
 from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable
 from lavis_lite.datasets.base import Sample, TableDataset, image_number
 from lavis_lite.datasets.media.images import ImageFolder
+from lavis_lite.datasets.texts import processed
 
 Processor = Callable[..., Any]
 """(item, rng) -> item"""
@@ -47,7 +48,7 @@ class CaptionDataset(TableDataset):
         """One caption with its image."""
         row = self.table[index]
         view = self.folder.view(row["image"], self.vis_processor, rng)
-        caption = self.text_processor(_drawn(row["caption"], rng), rng)
+        caption = processed(self.text_processor, _drawn(row["caption"], rng), rng, "caption")
         texts = {"text_input": caption} if self.instruction is None else {
             "text_input": self.instruction("", rng), "text_output": caption}
         return {self.folder.key: view, **texts, "image_id": image_number(self.space, row["image"]),
@@ -75,6 +76,7 @@ class CaptionEvalDataset(TableDataset):
     """
 
     sample_keys: tuple[str, ...] = ("image", "text_input", "image_id", "index", "instance_id")
+    needs_words = False
 
     def __init__(self, table: RowTable, folder: ImageFolder, vis_processor: Processor, text_processor: Processor,
                  instruction: Processor | None = None) -> None:

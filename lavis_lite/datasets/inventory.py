@@ -9,7 +9,7 @@ from typing import Any
 
 from lavis_lite import files
 from lavis_lite.config.schema import DatasetConfig, FileConfig, StorageConfig
-from lavis_lite.datasets.files.archives import Archive
+from lavis_lite.datasets.files.archives import Archive, was_unpacked_into
 from lavis_lite.datasets.files.locate import Source, prepare, sources
 from lavis_lite.datasets.shards.dataset import missing_shards, names_in
 from lavis_lite.errors import ConfigError, DataError
@@ -84,7 +84,7 @@ def media_state(cfg: DatasetConfig) -> tuple[bool | None, bool]:
     archives = [archive for _, archive in archives_of("", cfg)]
     folders = [files.resolve(str(entry.storage)) for entry in named]
     whole = all(archive.here() for archive in archives) if archives else True
-    by_hand = all(_has_files(folder) for folder in folders) and not any((f / ".unpacked").exists() for f in folders)
+    by_hand = all(_has_files(folder) for folder in folders) and not any(was_unpacked_into(f) for f in folders)
     return by_hand or (whole and all(folder.is_dir() for folder in folders)), bool(archives)
 
 

@@ -16,6 +16,7 @@ from lavis_lite.datasets.annotations.layout import NOTHING
 from lavis_lite.datasets.annotations.rows import Row, RowTable
 from lavis_lite.datasets.base import Sample, TableDataset, image_number
 from lavis_lite.datasets.media.images import ImageFolder
+from lavis_lite.datasets.texts import processed
 
 Processor = Callable[..., Any]
 """(item, rng) -> item"""
@@ -86,7 +87,8 @@ class QADataset(TableDataset):
         row = self.table[index]
         view = self.folder.view(row["image"], self.vis_processor, rng)
         weights = [count / sum(row["counts"]) for count in row["counts"]]
-        question, answer = self.text_processor(row["question"], rng), draw(row["answers"], weights, rng)
+        question = processed(self.text_processor, row["question"], rng, "question")
+        answer = draw(row["answers"], weights, rng)
         read, learned = (question, answer) if self.learn == "answer" else (answer, question)
         prompt, extras = instructed(self.instruction, read, rng, extras_of(row, self.extras))
         return {
@@ -146,6 +148,11 @@ class QAEvalDataset(TableDataset):
         names = sorted(rows_of, key=lambda name: -longest[name])  # stable: ties stay in the files' order
         return [index for name in names for index in rows_of[name]]
 
+    def longest_first(self) -> list[int]:
+        """All rows, those whose texts have most characters first."""
+        lengths = [self._length(row) for row in self.table.skim()]
+        return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
     def _length(self, row: Row) -> int:
         """Characters that the model reads, the template aside."""
         read = row["question"] if self.learn == "answer" else self._commonest(row)
@@ -155,7 +162,8 @@ class QAEvalDataset(TableDataset):
     def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
         """One question; `picture`: what `picture` gave for it before, or something in its place."""
         row = self._row(index)
-        read = self.text_processor(row["question"], rng) if self.learn == "answer" else self._commonest(row)
+        read = self._commonest(row) if self.learn == "question" else processed(
+            self.text_processor, row["question"], rng, "question")
         prompt, extras = instructed(self.instruction, read, rng, extras_of(row, self.extras))
         shown = self.picture(index, rng) if picture is None else picture
         return {
@@ -192,11 +200,13 @@ class QAEvalDataset(TableDataset):
     def question(self, index: int) -> dict[str, Any]:
         """The row: question, question_id, answers (one per annotator, empty without annotations) and its types.
 
-        With learn=question the two change places.
+        Also confidences, one for each answer, if the annotations have them. With learn=question the question and the
+        answer change places.
         """
         row = self.table[index]
         if self.learn == "question":
-            return {**row, "question": self._commonest(row), "answers": [row["question"]]}
+            others = {key: value for key, value in row.items() if key != "confidences"}
+            return {**others, "question": self._commonest(row), "answers": [row["question"]]}
         pairs = zip(row.get("answers", []), row.get("counts", []), strict=True)
         return {**row, "answers": [answer for answer, count in pairs for _ in range(count)]}
 

@@ -1,14 +1,14 @@
 """Files of predictions and of right answers -> what the metrics take, so that a file can be scored without a run.
 
-Predictions are the files that an evaluation writes, or anybody's in the official results format; right answers are
-official COCO captions files and official VQA annotations.
+Predictions are the files that an evaluation writes, or anybody's in the official results format, as a JSON list or as
+JSON lines; right answers are official COCO captions files and the annotations of VQA, TextVQA, VizWiz and ScienceQA.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,17 @@ from lavis_lite.errors import DataError, did_you_mean
 from lavis_lite.metrics.vqa import Id, Truth
 
 IDS = ("question_id", "questionId", "image_id", "id", "image")
-TEXTS = ("answer", "caption", "prediction")
+TEXTS = ("answer", "caption", "prediction", "text")
 MOST_SHOWN = 5
 
 
 def read_predictions(path: str | Path) -> dict[Id, str]:
-    """A results file, a JSON list of rows with an id and a text -> id -> text.
+    """A results file, a JSON list (or, as .jsonl, lines) of rows with an id and a text -> id -> text.
 
     Raises:
         DataError: the file is missing or is no such list, a row lacks its id or its text, or an id occurs twice.
     """
-    rows = _json(Path(path))
+    rows = _json_lines(Path(path)) if Path(path).suffix == ".jsonl" else _json(Path(path))
     if not isinstance(rows, list):
         raise DataError(f"{path}: must be a JSON list of predictions, such as {{'image_id': 1, 'caption': '...'}}.")
     return by_id(rows, str(path))
@@ -69,28 +69,67 @@ def read_references(path: str | Path) -> tuple[dict[Id, list[str]], dict[Id, str
     return captions, {image["id"]: image["domain"] for image in images if image.get("domain")}
 
 
-def read_truths(path: str | Path) -> dict[Id, Truth]:
-    """Official VQA annotations -> question id -> its answers and types.
+def read_truths(path: str | Path, split: str | None = None) -> dict[Id, Truth]:
+    """Right answers of a published file -> question id -> its answers, types, confidences and options.
+
+    Read are official VQA annotations, those of TextVQA ({"data": [...]}), VizWiz' list (a question's id is its image,
+    as in VizWiz' results files), and ScienceQA's problems.json (an object of questions by number).
+
+    Args:
+        path: the file.
+        split: only the questions whose `split` is this; None: all.
 
     Raises:
         DataError: the file is missing, or is no such file; a question is there twice.
     """
-    value = _json(Path(path))
-    notes = value.get("annotations") if isinstance(value, dict) else value
-    if not isinstance(notes, list):
-        raise DataError(f"{path}: must be official VQA annotations, an object with 'annotations', or their list.")
+    notes = _notes(_json(Path(path)))
+    if notes is None:
+        raise DataError(f"{path}: must be official VQA annotations, an object with 'annotations', or their list; "
+                        "TextVQA's file with 'data'; or ScienceQA's problems.json.")
     found: dict[Id, Truth] = {}
-    for place, row in enumerate(notes, 1):
-        where = f"{path}: annotations[{place}]"
-        name = _value(row, ("question_id",), int | str, where)
-        given = _value(row, ("answers",), list, where)
-        answers: list[Any] = [one.get("answer") if isinstance(one, dict) else one for one in given]
-        if not answers or not all(isinstance(answer, str) for answer in answers):
-            raise DataError(f"{where}: field 'answers' must be a list of answers.")
+    for where, row in notes:
+        if split is not None and isinstance(row, dict) and row.get("split") != split:
+            continue
+        name = _value(row, ("question_id", "image"), int | str, f"{path}: {where}")
         if name in found:
-            raise DataError(f"{where}: question_id {name!r} was there before.")
-        found[name] = Truth(answers, str(row.get("question_type", "")), str(row.get("answer_type", "")))
+            raise DataError(f"{path}: {where}: question_id {name!r} was there before.")
+        found[name] = _truth(row, f"{path}: {where}")
     return found
+
+
+def _notes(value: Any) -> list[tuple[str, Any]] | None:
+    """(where, row) of each question; None if it is no file of answers."""
+    if isinstance(value, dict) and not isinstance(value.get("annotations", value.get("data")), list):
+        if not value or not all(isinstance(row, dict) and "choices" in row for row in value.values()):
+            return None
+        return [(f"question {name!r}", {"question_id": name, **row}) for name, row in value.items()]
+    member = "annotations" if isinstance(value, dict) and "annotations" in value else "data"
+    rows = value.get(member) if isinstance(value, dict) else value
+    label = member if isinstance(value, dict) else "annotations"
+    return [(f"{label}[{place}]", row) for place, row in enumerate(rows, 1)] if isinstance(rows, list) else None
+
+
+def _truth(row: Mapping[str, Any], where: str) -> Truth:
+    types = str(row.get("question_type", "")), str(row.get("answer_type", ""))
+    if "choices" in row and "answers" not in row:
+        return _choice(row, where, str(row.get("subject", types[0])), types[1])
+    given = _value(row, ("answers",), list, where)
+    answers: list[Any] = [one.get("answer") if isinstance(one, dict) else one for one in given]
+    if not answers or not all(isinstance(answer, str) for answer in answers):
+        raise DataError(f"{where}: field 'answers' must be a list of answers.")
+    records = [one for one in given if isinstance(one, dict)]
+    told_apart = any("answer_id" in record for record in records)
+    if told_apart or not any("answer_confidence" in record for record in records):
+        return Truth(answers, *types)
+    return Truth(answers, *types, [str(one.get("answer_confidence", "")) if isinstance(one, dict) else ""
+                                   for one in given])
+
+
+def _choice(row: Mapping[str, Any], where: str, question_type: str, answer_type: str) -> Truth:
+    choices, label = _value(row, ("choices",), list, where), _value(row, ("answer",), int, where)
+    if not 0 <= label < len(choices) or not all(isinstance(choice, str) for choice in choices):
+        raise DataError(f"{where}: field 'answer' is {label}, not the index of one of its {len(choices)} choices.")
+    return Truth([choices[label]], question_type, answer_type, choices=choices, label=label)
 
 
 def shown(ids: list[Any]) -> str:
@@ -111,8 +150,17 @@ def _value(row: Any, keys: tuple[str, ...], kind: Any, where: str) -> Any:
 
 
 def _json(path: Path) -> Any:
+    return _decoded(path, json.loads)
+
+
+def _json_lines(path: Path) -> list[Any]:
+    lines: list[Any] = _decoded(path, lambda text: [json.loads(line) for line in text.split("\n") if line.strip()])
+    return lines
+
+
+def _decoded(path: Path, decode: Callable[[str], Any]) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return decode(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as fault:
         raise DataError(f"{path}: there is no such file.") from fault
     except (OSError, ValueError, RecursionError) as fault:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +14,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save as to_bytes
 
+from lavis_lite.config.layers import read_yaml
 from lavis_lite.errors import CheckpointError
+from lavis_lite.models.checkpoints.export import CONFIG
 from lavis_lite.models.checkpoints.reading import read_tensors
 
 
 def pack(source: Path, target: Path) -> int:
     """Write the tensors of `source` to `target`, floating-point ones as fp16; whole or not at all.
+
+    The file names the arch and the model type of the run, as its config.yaml beside the tensors has them.
 
     Returns:
         How many tensors.
@@ -32,9 +37,19 @@ def pack(source: Path, target: Path) -> int:
     if unfit:
         raise CheckpointError(f"{source}: too large for fp16, or not finite: {', '.join(unfit[:5])}")
     partial = target.with_suffix(".partial")
-    partial.write_bytes(to_bytes(tensors))
+    partial.write_bytes(to_bytes(tensors, metadata_of(source)))
     os.replace(partial, target)
     return len(tensors)
+
+
+def metadata_of(source: Path) -> dict[str, str] | None:
+    """What `convert` reads from a file's metadata: the arch and the model type of a run's checkpoint folder."""
+    path = source / CONFIG
+    section = read_yaml(path).get("model", {}) if path.is_file() else {}
+    if not section.get("arch") or not section.get("model_type"):
+        return None
+    model = {key: str(section[key]) for key in ("arch", "model_type")}
+    return {"lavis_lite": json.dumps({"model": model, "preprocess": {}})}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lavis_lite.config.schema import ModelConfig
+from lavis_lite.models.plain_text import CutTexts
+from lavis_lite.models.provenance import FOLLOWED, WeightRecord, sources_of
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -32,12 +34,31 @@ def frozen_roots(model: nn.Module) -> tuple[str, ...]:
                  if name and getattr(module, "stays_frozen", False))
 
 
+def loss_weight(samples: Mapping[str, Any], name: str, like: Tensor) -> Tensor | float:
+    """What a loss of a micro-batch is multiplied by, so that their mean is the mean over all terms of the step.
+
+    Args:
+        samples: with loss_weights (optional), loss name -> float[].
+        name: of the loss, as in `BaseModel.loss_terms`.
+        like: the loss; the weight gets its type.
+
+    Returns:
+        float[], or 1.0 if the samples bring no weight.
+    """
+    weight = samples.get("loss_weights", {}).get(name)
+    return 1.0 if weight is None else weight.to(like.dtype)
+
+
 class BaseModel(nn.Module):
     """A registered model: built from its typed section, fed with samples, giving an output with a `loss`.
 
     Contract: `forward(samples)` takes a dict with LAVIS' keys (image float[B,3,H,W], text_input list[str], ...) and
     returns an object with attribute `loss` (float[]) and further `loss_*` scalars. Models know nothing of tasks,
     runners or files; checkpoints are loaded from outside.
+
+    A step may consist of several micro-batches. A loss that is a mean over tokens then weighs each of them by its
+    number of tokens: `loss_terms` counts them before the first forward pass, and `forward` multiplies the loss by its
+    entry of `samples["loss_weights"]`, see `loss_weight`. Without `loss_terms` all micro-batches weigh alike.
     """
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
@@ -45,10 +66,26 @@ class BaseModel(nn.Module):
     """whether samples to evaluate may share pictures: image float[U,3,H,W], and image_rows int64[B], the place of each
     sample's picture"""
 
+    in_batch_negatives: ClassVar[bool] = False
+    """whether the loss compares the samples of a micro-batch (of all ranks) with each other, so that a step of several
+    small micro-batches has another objective than one of a large one"""
+    weight_record: WeightRecord = WeightRecord()
+    """where the weights came from; `lavis_lite.weights.build_model` sets it"""
+    allow_non_finite: bool = False
+    """whether checkpoints with NaN or infinity may be loaded; the section says so"""
+
     @classmethod
     def from_config(cls, cfg: Any) -> BaseModel:
         """Build the model (architecture and frozen weights named in its section) from its typed section."""
         raise NotImplementedError(f"{cls.__name__} must define from_config")
+
+    def on_weights_loaded(self) -> None:
+        """Called once when all weights are in place: backbones, then checkpoints. By default nothing is done.
+
+        For what needs the final values: hooks, unfreezing, adapters, caches. Parameters that are made here take their
+        values from the checkpoints too, if these have them. A training that is resumed fills all of them again after
+        this call.
+        """
 
     @property
     def device(self) -> torch.device:
@@ -76,6 +113,17 @@ class BaseModel(nn.Module):
         return {name: value for name, value in self.state_dict().items()
                 if (parameters[name].requires_grad if name in parameters else not name.startswith(roots))}
 
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """What a run's checkpoint keeps: `trainable_state`, and frozen tensors that no named file can bring again.
+
+        Of a model without a record of its weights, one that was not built from its section, that is `trainable_state`.
+        """
+        kept, sources = self.trainable_state(), sources_of(self)
+        if not self.weight_record.sources:
+            return kept
+        return {name: value for name, value in self.state_dict().items()
+                if name in kept or sources[name].kind not in FOLLOWED}
+
     def blocks_to_shard(self) -> list[nn.Module]:
         """Blocks whose frozen weights several ranks may share out among them (`run.fsdp`), in the order they run."""
         return []
@@ -100,6 +148,21 @@ class BaseModel(nn.Module):
             else:
                 counts[part] = (trainable, frozen + parameter.numel())
         return counts
+
+    def cut_texts(self) -> dict[str, CutTexts]:
+        """How many texts were longer than a setting allows, by what they are and the setting that cut them."""
+        return {}
+
+    def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
+        """How many terms (tokens) each loss of `forward(samples)` is a mean over, by the loss's name.
+
+        Asked before the forward pass, with the same state of the random generators, if a step has several
+        micro-batches. Losses that are not named here are averaged over micro-batches.
+
+        Args:
+            samples: as `forward` gets them, on the CPU.
+        """
+        return {}
 
     def layer_scale(self, name: str, decay: float) -> float:
         """Learning-rate factor of a parameter under layer-wise decay; 1 outside a trained vision encoder."""

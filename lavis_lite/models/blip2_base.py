@@ -5,14 +5,16 @@ Axes: B images, P patches, Dv vision width, Q queries, D Q-Former width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis_lite.errors import DataError
+from lavis_lite.errors import ConfigError, DataError, TextTooLongError
 from lavis_lite.models.base import BaseModel, freeze
+from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.qformer import QFormer
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
 
@@ -42,8 +44,35 @@ class Blip2Base(BaseModel):
         nn.init.normal_(self.query_tokens, std=qformer.cfg.initializer_range)
 
     def tokenize(self, text: Any, max_length: int | None = None) -> TextTokens:
-        """Strings to ids on the model's device, padded to the longest; `TextTokens` pass through."""
-        return as_tokens(text, self.tokenizer, max_length).to(self.device)
+        """Strings to ids on the model's device, padded to the longest; `TextTokens` pass through.
+
+        Raises:
+            TextTooLongError: tokens that were made elsewhere are more than the Q-Former's positions.
+        """
+        tokens, positions = as_tokens(text, self.tokenizer, max_length), self.qformer.cfg.max_positions
+        if tokens.ids.shape[1] > positions:
+            lengths = dict(enumerate(tokens.mask.sum(1).tolist()))
+            raise TextTooLongError(f"the Q-Former has {positions} positions for text; these texts have up to "
+                                   f"{tokens.ids.shape[1]} tokens. Cut them, or give strings: those are cut at "
+                                   "model.max_txt_len.", {row: n for row, n in lengths.items() if n > positions})
+        return tokens.to(self.device)
+
+    def text_of(self, samples: Mapping[str, Any], images: int | None = None,
+                max_length: int | None = None) -> TextTokens:
+        """Tokens of samples["text_input"]; one string stands for all of so many images.
+
+        Raises:
+            DataError: there is no text_input.
+            ConfigError: not one text per image.
+        """
+        if "text_input" not in samples:
+            raise DataError(f"{type(self).__name__} needs text_input; the samples have {sorted(samples)}.")
+        text = samples["text_input"]
+        tokens = self.tokenize([text] * (images or 1) if isinstance(text, str) else text, max_length)
+        if images is not None and len(tokens.ids) != images:
+            raise ConfigError(f"text_input: {len(tokens.ids)} texts for {images} images; give one string for all, or "
+                              "one for each.")
+        return tokens
 
     def encode_image(self, image: Tensor) -> Tensor:
         """float[B,3,H,W] -> float[B,P,Dv] in the type of ln_vision, before ln_vision; no autograd when frozen.
@@ -51,8 +80,10 @@ class Blip2Base(BaseModel):
         What the frozen encoder made of the images before, float[B,P,Dv], only changes its type.
 
         Raises:
-            DataError: such features of another width, or for an encoder that trains.
+            DataError: such features of another width, or for an encoder that trains; an empty batch.
         """
+        if not len(image):
+            raise DataError("the batch is empty: there is no picture to look at.")
         if image.ndim == 3:
             self._check_features(image)
             return image.to(self.ln_vision.weight.dtype)
@@ -80,6 +111,11 @@ class Blip2Base(BaseModel):
 
     def _queries(self, batch: int) -> Tensor:
         return self.query_tokens.expand(batch, -1, -1)
+
+    def cut_texts(self) -> dict[str, CutTexts]:
+        """See `BaseModel`."""
+        limit = f"texts for the Q-Former were cut to {self.tokenizer.max_length} tokens (model.max_txt_len)"
+        return {limit: self.tokenizer.cut}
 
     def layer_scale(self, name: str, decay: float) -> float:
         """decay ** (layers between a vision encoder's parameter and its output, plus one); 1 elsewhere (LAVIS)."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import ConfigError
+from lavis_lite.models.plain_text import Side
 from lavis_lite.models.qformer import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer
 
@@ -47,13 +48,16 @@ class Blip2Config(ModelConfig):
     qformer_intermediate_size: int = 3072
     qformer_max_positions: int = 512
     qformer_dropout: float = 0.1
+    qformer_layer_norm_eps: float = 1e-12
+    """epsilon of the Q-Former's norms: BERT's"""
     qformer_initializer_range: float = 0.02
     """standard deviation of random weights: BERT's 0.02 is right for its width 768; a narrow Q-Former that starts at
     random learns many times faster with about width ** -0.5"""
     qformer_weights: str | None = "bert-base-uncased"
     """BERT weights to start from: a name, a folder, or None for random ones; not read when a checkpoint is loaded"""
     lm_reduction: Literal["global", "per_rank"] = "global"
-    """language-model loss averaged over the tokens of all ranks, or per rank first (LAVIS); run.lm_reduction sets it"""
+    """language-model loss averaged over all tokens of a step, or over each rank's micro-batches first (LAVIS);
+    run.lm_reduction sets it"""
 
 
 @dataclass
@@ -76,11 +80,12 @@ def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with
         intermediate_size=cfg.qformer_intermediate_size, vocab_size=vocab_size,
         max_positions=cfg.qformer_max_positions, num_queries=cfg.num_query_token,
         cross_attention_freq=cfg.cross_attention_freq, vision_width=vision_width, dropout=cfg.qformer_dropout,
-        initializer_range=cfg.qformer_initializer_range, with_text=with_text, with_lm_head=with_lm_head)
+        layer_norm_eps=cfg.qformer_layer_norm_eps, initializer_range=cfg.qformer_initializer_range,
+        with_text=with_text, with_lm_head=with_lm_head)
 
 
 def build_parts(cfg: Blip2Config, *, with_text: bool = True, with_lm_head: bool = True,
-                truncation_side: str = "right") -> dict[str, Any]:
+                truncation_side: Side = "right") -> dict[str, Any]:
     """vision_encoder, qformer and tokenizer of a section.
 
     All weights are random and no file but the tokenizer's is read: `lavis_lite.weights.build_model` fills them. On the

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models import few_shot
-from lavis_lite.models.blip2_base import Blip2Base
+from lavis_lite.models.base import loss_weight
 from lavis_lite.models.blip2_config import build_parts
 from lavis_lite.models.blip2_llm_config import (
     Blip2LLMConfig,
@@ -26,24 +26,16 @@ from lavis_lite.models.blip2_llm_config import (
     Blip2VicunaConfig,
     Blip2VicunaInstructConfig,
 )
-from lavis_lite.models.language_model import GenerationConfig, LanguageModel, Limits, build_language_model
-from lavis_lite.models.language_model.contract import Candidates, Normalise, candidate_lists
+from lavis_lite.models.blip2_writing import Blip2Writer
+from lavis_lite.models.language_model import LanguageModel, Limits, build_language_model
 from lavis_lite.models.language_model.placement import blocks
 from lavis_lite.models.llm_styles import OPT, T5, T5_INSTRUCT, VICUNA, VICUNA_INSTRUCT, Style
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.models.pictures import Pictures, frames_of, pictures_of
-from lavis_lite.models.prompts import (
-    as_list,
-    candidate_prompts,
-    clean_answers,
-    generation_prompts,
-    question_prompts,
-    split_caption,
-    strip_prompt,
-)
+from lavis_lite.models.plain_text import CutTexts
+from lavis_lite.models.prompts import as_list, split_caption, strip_prompt
 from lavis_lite.models.qformer import QFormer
 from lavis_lite.models.text_tokens import TextTokenizer
-from lavis_lite.processors.lemmatizer import shared_lemmatizer
 from lavis_lite.registry import registry
 
 FRESH_AFTER_STAGE1 = (r"language_projection\..*",)
@@ -53,7 +45,7 @@ NOT_FOR_WRITING = (r"temp", r"(itm_head|vision_proj|text_proj)\..*", r"qformer\.
 """Names (regular expressions) of stage 1 that a model that writes has no use for."""
 
 
-class Blip2LLM(Blip2Base):
+class Blip2LLM(Blip2Writer):
     """A model that writes.
 
     Samples may share pictures: image float[U,3,H,W] (or video) with image_rows int64[B], the place of each sample's
@@ -124,10 +116,24 @@ class Blip2LLM(Blip2Base):
                 float64[B] or [B,2] in [0, 1), chooses the places; absent: drawn from torch's generator).
         """
         pictures = pictures_of(samples)
-        prompts, targets = self.training_texts(samples, len(pictures))
+        if not len(pictures):
+            raise DataError("the batch is empty: there is nothing to learn from.")
+        prompts, shown, targets = self._training_rows(samples, len(pictures))
+        loss = self.language_model.loss(self.soft_prompt(pictures.repeated(), prompts), shown, targets)
+        return ModelOutput(loss * loss_weight(samples, "loss", loss))
+
+    def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
+        """Learned tokens of a batch; none if every rank and micro-batch counts alike (lm_reduction per_rank)."""
+        if self.language_model.lm_reduction == "per_rank":
+            return {}
+        _, shown, targets = self._training_rows(samples, len(pictures_of(samples)))
+        return {"loss": self.language_model.count_tokens(shown, targets)}
+
+    def _training_rows(self, samples: dict[str, Any], batch: int) -> tuple[list[str], list[str], list[str]]:
+        """(what the Q-Former reads, what the language model reads, what is learned) of every sample."""
+        prompts, targets = self.training_texts(samples, batch)
         count = few_shot.draw_count(samples, self.num_few_shot_examples, self.few_shot_prob)
-        shown = few_shot.with_examples(prompts, samples, self.language_model, most=count)
-        return ModelOutput(self.language_model.loss(self.soft_prompt(pictures.repeated(), prompts), shown, targets))
+        return prompts, few_shot.with_examples(prompts, samples, self.language_model, most=count), targets
 
     def training_texts(self, samples: dict[str, Any], batch: int) -> tuple[list[str], list[str]]:
         """(what is read, what is learned) of every sample.
@@ -163,6 +169,13 @@ class Blip2LLM(Blip2Base):
         return {"image": torch.zeros(batch, 3, size, size, device=device), "text_input": [text] * batch,
                 "text_output": ["text"] * batch}
 
+    def cut_texts(self) -> dict[str, CutTexts]:
+        """See `BaseModel`."""
+        words = self.language_model.tokenizer
+        return {**super().cut_texts(),
+                "prompts were cut (model.max_txt_len, or the language model's positions)": words.cut_prompts,
+                "targets were cut (model.max_output_txt_len or max_txt_len, or the positions)": words.cut_targets}
+
     # parts ----------------------------------------------------------------------------------------------------------
     def soft_prompt(self, image: Tensor, texts: list[str] | None = None, rows: Tensor | None = None) -> Tensor:
         """What the language model sees of the pictures: float[B,Q,D], or float[B,T*Q,D] of T frames.
@@ -197,133 +210,12 @@ class Blip2LLM(Blip2Base):
         output = self.qformer(self._queries(keys.rows), ids, mask, keys, "bidirectional").query
         return output.reshape(count, -1, output.shape[-1])
 
-    def _prefix(self, pictures: Pictures, texts: list[str]) -> tuple[Tensor, dict[str, Any]]:
-        """What stands before B texts: soft prompts, and options of the language model that say whose they are."""
+    def prefix(self, pictures: Pictures, texts: list[str]) -> tuple[Tensor, dict[str, Any]]:
+        """See `Blip2Writer`."""
         found = self.soft_prompt(pictures.image, texts, pictures.rows)
         if pictures.rows is None or self.qformer.cfg.with_text:
             return found, {}
         return found, {"owners": pictures.rows}
-
-    # writing --------------------------------------------------------------------------------------------------------
-    @torch.no_grad()
-    def generate(self, samples: dict[str, Any], use_nucleus_sampling: bool = False, num_beams: int = 5,
-                 max_length: int | None = None, min_length: int = 1, top_p: float = 0.9,
-                 repetition_penalty: float | None = None, length_penalty: float = 1.0, num_captions: int = 1,
-                 temperature: float = 1.0, **more: Any) -> list[str]:
-        """Texts for images.
-
-        Args:
-            samples: image or video; prompt (optional), one string or B; ocr_tokens (optional), B lists that go into
-                a prompt's `{}`; few_shot_samples (optional), see `lavis_lite.models.few_shot`.
-            use_nucleus_sampling: sample from the smallest set of tokens that holds `top_p` of the mass.
-            num_beams: width of beam search; 1: greedy.
-            max_length, min_length: LAVIS' lengths, which count a start token in some archs; None: the arch's default.
-            top_p, temperature: when sampling.
-            repetition_penalty: above 1 makes tokens already written less likely; None: the arch's default.
-            length_penalty: a text's score is its log-probability / length ** length_penalty.
-            num_captions: texts per image.
-            more: further fields of `GenerationConfig`: max_new_tokens and min_new_tokens (in place of the lengths,
-                new tokens with the end), seeds, lavis_lengths.
-
-        Returns:
-            B * num_captions texts, images in order.
-        """
-        pictures = pictures_of(samples)
-        prompts = generation_prompts(samples, self.prompt, len(pictures))
-        longest = self.style.max_length if max_length is None else max_length
-        if repetition_penalty is None:
-            repetition_penalty = self.style.repetition_penalty
-        lengths = {"max_new_tokens": longest - int(self.style.counts_start[0]),
-                   "min_new_tokens": max(min_length - 1, 0)}
-        options = GenerationConfig(**{**lengths, **more}, num_beams=1 if use_nucleus_sampling else num_beams,
-                                   sample=use_nucleus_sampling, top_p=top_p, temperature=temperature,
-                                   repetition_penalty=repetition_penalty, length_penalty=length_penalty,
-                                   num_captions=num_captions)
-        options.check_batch(len(pictures))
-        shown = few_shot.with_examples(prompts, samples, self.language_model)
-        soft_prompt, owners = self._prefix(pictures, prompts)
-        return self.language_model.generate(soft_prompt, shown, options, **owners)
-
-    @torch.no_grad()
-    def predict_answers(self, samples: dict[str, Any], num_beams: int = 5, inference_method: str = "generate",
-                        max_len: int = 10, min_len: int = 1, num_ans_candidates: int = 128,
-                        answer_list: list[str] | None = None, prompt: str = "", length_penalty: float | None = None,
-                        **more: Any) -> list[str]:
-        """Short answers to questions: first lines without blanks around, in base form where that is asked for.
-
-        Args:
-            samples: image or video; text_input, the questions; ocr_tokens or choices for prompts with two `{}`;
-                few_shot_samples (optional), its text_input for the same `{}`; apply_lemmatizer (optional).
-            num_beams: width of beam search.
-            inference_method: generate | rank (the likeliest of answer_list).
-            max_len, min_len: of an answer, as LAVIS counts them.
-            num_ans_candidates: rank: only so many of answer_list are tried.
-            answer_list: rank: the answers.
-            prompt: template with `{}` for the question; "": the question as it is.
-            length_penalty: None: the arch's default.
-            more: further fields of `GenerationConfig`.
-        """
-        pictures = pictures_of(samples)
-        prompts = question_prompts(samples, prompt, len(pictures))
-        shown = few_shot.with_examples(prompts, samples, self.language_model, template=prompt)
-        if inference_method == "rank":
-            answers = list(answer_list or [])[:num_ans_candidates]
-            if not answers:
-                raise ConfigError("predict_answers: inference_method rank chooses among answer_list, which is empty.")
-            soft_prompt, owners = self._prefix(pictures, prompts)
-            best = self.language_model.score(soft_prompt, shown, answers, **owners).argmax(1).tolist()
-            return [answers[place] for place in best]
-        if inference_method != "generate":
-            raise ConfigError(f"predict_answers: inference_method {inference_method!r} is not generate or rank.")
-        penalty = self.style.answer_length_penalty if length_penalty is None else length_penalty
-        given = {"max_new_tokens": max_len - int(self.style.counts_start[1]), "min_new_tokens": max(min_len - 1, 0),
-                 "repetition_penalty": self.style.answer_repetition_penalty, **more}
-        options = GenerationConfig(**given, num_beams=num_beams, length_penalty=penalty)
-        soft_prompt, owners = self._prefix(pictures, prompts)
-        texts = self.language_model.generate(soft_prompt, shown, options, **owners)
-        lemmatise = self.apply_lemmatizer or samples.get("apply_lemmatizer", False)
-        return clean_answers(texts, shared_lemmatizer() if lemmatise else None)
-
-    @torch.no_grad()
-    def predict_class(self, samples: dict[str, Any], candidates: Candidates, n_segments: int = 1,
-                      normalise: Normalise = "sum") -> Tensor | list[Tensor]:
-        """Candidates from the likeliest to the least likely answer.
-
-        Args:
-            samples: image or video; prompt, one string or B; text_input (optional) for the prompt's `{}`; context,
-                history, caption (optional) put in front.
-            candidates: strings for all samples, or one list per sample.
-            n_segments: score in so many parts, to save memory; no result depends on it.
-            normalise: rank by the sum of a candidate's log-likelihoods (LAVIS), or by their mean.
-
-        Returns:
-            int64[B,C] of places in the list; with one list per sample, a list of int64[C_b].
-        """
-        scores = self.score_candidates(samples, candidates, n_segments, normalise)
-        order = scores.argsort(dim=1, descending=True, stable=True)
-        if isinstance(candidates[0], str):
-            return order
-        return [row[:len(texts)] for row, texts in zip(order, candidates, strict=True)]
-
-    @torch.no_grad()
-    def score_candidates(self, samples: dict[str, Any], candidates: Candidates, n_segments: int = 1,
-                         normalise: Normalise = "sum") -> Tensor:
-        """Log-likelihood of every candidate, float[B,C]; arguments as `predict_class`, -inf for absent ones.
-
-        Raises:
-            ConfigError: fewer than one segment.
-        """
-        if n_segments < 1:
-            raise ConfigError(f"predict_class: n_segments must be at least 1, not {n_segments}.")
-        pictures = pictures_of(samples)
-        batch = len(pictures)
-        prompts = candidate_prompts(samples, self.prompt, batch)
-        most = max(map(len, candidate_lists(candidates, batch)))
-        pairs = -(-most * batch // n_segments)
-        shown = few_shot.with_examples(prompts, samples, self.language_model)
-        soft_prompt, owners = self._prefix(pictures, prompts)
-        return self.language_model.score(soft_prompt, shown, candidates, normalise=normalise, pairs=max(pairs, 1),
-                                         **owners)
 
 
 @registry.register_model("blip2_opt")

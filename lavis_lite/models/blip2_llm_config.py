@@ -30,9 +30,6 @@ class Blip2LLMConfig(Blip2Config):
     """most examples that a training batch shows in front of its prompts, where samples bring few_shot_samples"""
     few_shot_prob: float = 0.0
     """share of training batches that show any"""
-    pretrained_stage1: str | None = None
-    """a stage-1 checkpoint loaded before `pretrained` (or `finetuned`): where the Q-Former reads text and `pretrained`
-    is a stage-2 checkpoint, which has no text half, that half comes from here"""
     # this package's -------------------------------------------------------------------------------------------------
     llm_args: dict[str, Any] | None = None
     """the language model's configuration in place of that of llm_model: model_type and sizes"""

@@ -17,13 +17,17 @@ from torch import Tensor, nn
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models import objectives
+from lavis_lite.models.base import loss_weight
 from lavis_lite.models.blip2_base import Blip2Base
 from lavis_lite.models.blip2_config import Blip2QformerConfig, build_parts
 from lavis_lite.models.decoding import Decoding, QFormerDecoder, decode
+from lavis_lite.models.options import known_options
 from lavis_lite.models.outputs import Blip2Features, Blip2Output
+from lavis_lite.models.pictures import pictures_of
 from lavis_lite.models.qformer import ImageKV, QFormer
 from lavis_lite.models.stage1 import (
     JointPass,
+    check_pairs,
     gather_texts,
     image_keys,
     joint_pass,
@@ -31,8 +35,9 @@ from lavis_lite.models.stage1 import (
     matching_rest,
     matching_start,
     matching_tokens,
+    paired,
 )
-from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
+from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
 from lavis_lite.registry import registry
 
 INITIAL_TEMPERATURE = 0.07
@@ -85,7 +90,8 @@ class Blip2Qformer(Blip2Base):
         tokenizer: text -> ids.
         embed_dim: E, width in which image and text are compared.
         freeze_vit: keep the vision encoder constant and in eval mode.
-        lm_reduction: average the ITG loss over the tokens of all ranks ("global") or per rank first (LAVIS).
+        lm_reduction: average the ITG loss over the tokens of the whole step ("global"), or over those of each rank and
+            micro-batch first (LAVIS).
         itc_full_gradient: let ITC's gradient reach both sides of each similarity. False as in LAVIS: the features
             that a sample is compared with are constants.
         ln_vision_eps: epsilon of the norm over image features.
@@ -93,6 +99,7 @@ class Blip2Qformer(Blip2Base):
     """
 
     config_class = Blip2QformerConfig
+    in_batch_negatives = True
 
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer, *, embed_dim: int = 256,
                  freeze_vit: bool = True, lm_reduction: Literal["global", "per_rank"] = "global",
@@ -132,13 +139,24 @@ class Blip2Qformer(Blip2Base):
         lm_sum, lm_count = self.lm_terms(encoded)
         itm_count, lm_count = self._shared_counts(itm_count, lm_count)
         loss_itm, loss_lm = itm_sum / itm_count, lm_sum / lm_count
+        loss_lm = loss_lm * loss_weight(samples, "loss_lm", loss_lm)
         loss_itc = loss_itc.to(loss_itm.dtype)
         return Blip2Output(loss_itc + loss_itm + self.itg_weight * loss_lm, loss_itc, loss_itm, loss_lm)
 
+    def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
+        """Tokens that ITG predicts; none if every rank and micro-batch counts alike (lm_reduction per_rank).
+
+        ITC and ITM compare the samples of a micro-batch, so no weights could make them those of the whole step.
+        """
+        if self.lm_reduction == "per_rank":
+            return {}
+        return {"loss_lm": int(as_tokens(samples["text_input"], self.tokenizer).mask[:, 1:].sum())}
+
     def encode(self, samples: dict[str, Any]) -> Encoded:
         """Vision encoder, keys and values, and the pass that ITC and ITG share."""
-        tokens = self.tokenize(samples["text_input"])
-        normalised = self.normalise(self.encode_image(samples["image"]))
+        images = pictures_of(samples).image
+        tokens = self.text_of(samples, len(images))
+        normalised = self.normalise(self.encode_image(images))
         image = self.qformer.precompute_kv(normalised, self.ln_vision)
         joint = joint_pass(self.qformer, self.query_tokens, image, tokens, self.tokenizer.special_ids.begin)
         return Encoded(normalised, image, tokens, joint)
@@ -225,12 +243,16 @@ class Blip2Qformer(Blip2Base):
         return output.text[:, 0]
 
     def compute_itm(self, image_inputs: Tensor, text_ids: Tensor, text_atts: Tensor) -> Tensor:
-        """Matching score of pairs: float[B,P,Dv] (after ln_vision), int64[B,L], int or bool[B,L] -> float[B]."""
+        """Matching score of pairs: float[B,P,Dv] (after ln_vision), int64[B,L], int or bool[B,L] -> float[B].
+
+        One image serves all texts, and one text all images.
+        """
         image = self.qformer.precompute_kv(image_inputs)
-        return self.match_logits(image, TextTokens(text_ids, text_atts.bool()))[:, 1]
+        return self.match_logits(image, self.tokenize(TextTokens(text_ids, text_atts.bool())))[:, 1]
 
     def match_logits(self, image: ImageKV, tokens: TextTokens) -> Tensor:
-        """Two-class logits of texts with images whose keys and values are at hand: float[M,2]."""
+        """Two-class logits of texts with images whose keys and values are at hand: float[M,2]; see `paired`."""
+        image, tokens = paired(image, tokens)
         queries = matching_pass(self.qformer, self.query_tokens, [image], tokens)
         return objectives.itm_logits(queries, self.itm_head)
 
@@ -246,74 +268,83 @@ class Blip2Qformer(Blip2Base):
         """Keys and values of vision features after ln_vision, float[B,P,Dv], to be reused for many texts."""
         return self.qformer.precompute_kv(features)
 
+    @known_options
     @torch.no_grad()
     def extract_features(self, samples: dict[str, Any], mode: str = "multimodal") -> Blip2Features:
         """Features of images, texts or pairs.
 
         Args:
-            samples: image and/or text_input, as `forward` takes them.
+            samples: image and/or text_input, as `forward` takes them; texts are cut at the Q-Former's positions.
             mode: multimodal | image | text.
         """
         if mode not in FEATURE_MODES:
             raise ConfigError(f"extract_features: unknown mode {mode!r}: {did_you_mean(str(mode), FEATURE_MODES)}")
         if mode == "image":
-            query, _ = self.forward_image(samples["image"])
+            query, _ = self.forward_image(pictures_of(samples).image)
             return Blip2Features(image_embeds=query,
                                  image_embeds_proj=common_space(query, self.vision_proj, query.dtype))
-        tokens = self.tokenize(samples["text_input"], max_length=self.qformer.cfg.max_positions)
+        most = self.qformer.cfg.max_positions
         if mode == "text":
+            tokens = self.text_of(samples, max_length=most)
             text = self.qformer(text_ids=tokens.ids, text_mask=tokens.mask, pattern="uni_modal").text
             return Blip2Features(text_embeds=text, text_embeds_proj=common_space(text, self.text_proj, text.dtype))
-        features = self.ln_vision(self.encode_image(samples["image"]))
+        images = pictures_of(samples).image
+        tokens = self.text_of(samples, len(images), most)
+        features = self.ln_vision(self.encode_image(images))
         output = self.qformer(self._queries(len(features)), tokens.ids, tokens.mask, features, "bidirectional")
         return Blip2Features(multimodal_embeds=output.query)
 
+    @known_options
     def match(self, samples: dict[str, Any], match_head: str = "itm") -> Tensor:
-        """How well each image and its text fit.
+        """How well images and texts fit: one of each per pair, or one image for all texts, or one text for all images.
 
         Args:
-            samples: image float[B,3,H,W] and text_input, B strings or tokens.
+            samples: image float[B,3,H,W] and text_input, B strings or tokens (one string, or one image, serves all).
             match_head: itm: two-class logits float[B,2] (class 1 fits); itc: cosine similarity float[B,1].
         """
         if match_head not in MATCH_HEADS:
             raise ConfigError(f"unknown match_head {match_head!r}: {did_you_mean(str(match_head), MATCH_HEADS)}")
-        tokens = self.tokenize(samples["text_input"])
-        query, features = self.forward_image(samples["image"]) if match_head == "itc" else (None, None)
-        if query is None:
-            features = self.ln_vision(self.encode_image(samples["image"]))
-            return self.match_logits(self.image_kv(features), tokens)
+        images, tokens = pictures_of(samples).image, self.text_of(samples)
+        if match_head == "itm":
+            return self.match_logits(self.image_kv(self.ln_vision(self.encode_image(images))), tokens)
+        query, _ = self.forward_image(images)
+        check_pairs(len(query), len(tokens.ids))
         image_feats, text_feats = self._project(query, self.forward_text(tokens))
         return (image_feats @ text_feats[:, :, None])[..., 0].amax(1, keepdim=True).to(query.dtype)
 
+    @known_options
     @torch.no_grad()
     def generate(self, samples: dict[str, Any], use_nucleus_sampling: bool = False, num_beams: int = 3,
-                 max_new_tokens: int = 29, min_new_tokens: int | None = None, top_p: float = 0.9,
-                 temperature: float = 1.0, repetition_penalty: float = 1.0, length_penalty: float = 1.0,
-                 max_length: int | None = None, min_length: int | None = None) -> list[str]:
-        """Captions from the ITG head, one per image.
+                 max_length: int = 30, min_length: int | None = None, top_p: float = 0.9,
+                 repetition_penalty: float = 1.0, length_penalty: float = 1.0, temperature: float = 1.0, *,
+                 max_new_tokens: int | None = None, min_new_tokens: int | None = None) -> list[str]:
+        """Captions from the ITG head, one per image; the first seven arguments are in LAVIS' order.
 
         Args:
             samples: image float[B,3,H,W].
             use_nucleus_sampling: sample from the smallest set of tokens that holds `top_p` of the mass.
             num_beams: width of beam search; 1: greedy.
-            max_new_tokens: most tokens written, the end included.
-            min_new_tokens: fewest tokens before the end; None: 9, or fewer where fewer are written.
+            max_length: most tokens, [DEC] included (LAVIS).
+            min_length: fewest tokens, [DEC] included (LAVIS); None: 10, or fewer if fewer are written.
             top_p: see use_nucleus_sampling.
-            temperature: divides the scores when sampling.
             repetition_penalty: above 1 makes tokens already written less likely.
             length_penalty: a finished text's score is its log-probability / length ** length_penalty.
-            max_length: LAVIS' way to say max_new_tokens + 1 (it counts [DEC]).
-            min_length: LAVIS' way to say min_new_tokens + 1.
+            temperature: divides the scores when sampling.
+            max_new_tokens: max_length without [DEC]: most tokens written, the end included; goes before max_length.
+            min_new_tokens: likewise.
         """
-        longest = max_new_tokens if max_length is None else max_length - 1
+        longest = max_length - 1 if max_new_tokens is None else max_new_tokens
         if min_new_tokens is None:
-            min_new_tokens = min(9, max(longest, 0)) if min_length is None else min_length - 1
+            min_new_tokens = min(9, max(longest, 0)) if min_length is None else max(min_length - 1, 0)
         places = self.qformer.cfg.max_positions
         options = Decoding(
             max_new_tokens=min(longest, places), min_new_tokens=min(min_new_tokens, places),
             num_beams=1 if use_nucleus_sampling else num_beams, sample=use_nucleus_sampling, top_p=top_p,
             temperature=temperature, repetition_penalty=repetition_penalty, length_penalty=length_penalty)
-        features = self.ln_vision(self.encode_image(samples["image"]))
+        images = pictures_of(samples).image
+        if not len(images):
+            return []
+        features = self.ln_vision(self.encode_image(images))
         output = self.qformer(self._queries(len(features)), image=features, use_cache=True)
         special = self.tokenizer.special_ids
         rows = decode(QFormerDecoder(self.qformer, output.cache), len(features), special, options, features.device)

@@ -11,13 +11,16 @@ has a random stream per sample. Samples that are over leave the batch, not one b
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lavis_lite.errors import CheckpointError, ConfigError
+from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.finite import check_finite
 from lavis_lite.models.qformer import Cache, QFormer
 from lavis_lite.models.text_tokens import SpecialIds
 
@@ -34,6 +37,8 @@ class Decoding:
     lavis_lengths: count the start token in the length of texts that reach max_new_tokens and in the decision to stop,
         as the beam search under LAVIS does (transformers 4.33), and among the tokens already written that
         repetition_penalty looks at: reproduces its texts where they differ from today's.
+    penalise_prompt: repetition_penalty also looks at the tokens of the prompt, as transformers does for decoder-only
+        models; LAVIS looks at written tokens only.
     """
 
     max_new_tokens: int = 30
@@ -47,6 +52,7 @@ class Decoding:
     num_captions: int = 1
     seeds: tuple[int, ...] | None = None
     lavis_lengths: bool = False
+    penalise_prompt: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be.
@@ -67,6 +73,24 @@ class Decoding:
         _demand(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "a finite number")
         _demand(self.sample or self.num_captions <= self.num_beams, "num_captions", self.num_captions,
                 f"at most num_beams, which is {self.num_beams}; sampling (use_nucleus_sampling) has no such limit")
+
+    @classmethod
+    def of(cls, caller: str, given: Mapping[str, Any], settings: Collection[str] = ()) -> Decoding:
+        """Settings by name.
+
+        Args:
+            caller: the method that was called, for messages.
+            given: fields of this class.
+            settings: further names that the caller takes, for suggestions.
+
+        Raises:
+            ConfigError: an unknown name, with the nearest known one, or a value that cannot be.
+        """
+        known = {field.name for field in fields(cls)}
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"{caller} has no option {name!r}; {did_you_mean(name, known | set(settings))}")
+        return cls(**given)
 
     def check_batch(self, batch: int) -> None:
         """Refuse a number of samples that these settings are not for.
@@ -107,9 +131,17 @@ class QFormerDecoder:
         return logits.float()
 
 
-def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
-           device: torch.device) -> list[list[int]]:
+def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding, device: torch.device,
+           context: Sequence[Sequence[int]] | None = None) -> list[list[int]]:
     """Write texts, starting from the begin token (special.begin; below 0: the decoder needs none).
+
+    Args:
+        decoder: what gives the next tokens' logits.
+        batch: number of samples.
+        special: ids with a role.
+        options: how to write.
+        device: where the decoder is.
+        context: ids of each sample's prompt, which repetition_penalty then counts as written; None: it does not.
 
     Returns:
         Ids of the new tokens, the end left out: num_captions texts of each of the `batch` samples, samples in order.
@@ -118,14 +150,16 @@ def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
         ConfigError: not one seed per sample.
     """
     if options.num_beams > 1 and not options.sample:
-        return _beam_search(decoder, batch, special, options, device)
+        return _beam_search(decoder, batch, special, options, device, _padded(context, batch, device))
+    told = _padded(context, batch, device)
     uniform = _random_streams(batch, options).to(device) if options.sample else None
     texts: list[list[int]] = [[]] * (batch * options.num_captions)
     place = torch.arange(batch, device=device)  # among the texts, of each row
     rows: Tensor | None = None
     tokens = torch.full((batch, 1), special.begin, device=device)
     for length in range(options.max_new_tokens):
-        scores = _scores(decoder.step(tokens[:, -1], rows), tokens, length, special, options)
+        logits, told = decoder.step(tokens[:, -1], rows), _rows_of(told, rows)
+        scores = _scores(logits, tokens, length, special, options, told)
         rows = None
         if length == 0 and options.num_captions > 1:
             rows = place.repeat_interleave(options.num_captions)
@@ -169,24 +203,43 @@ def _random_streams(batch: int, options: Decoding) -> Tensor:
                       for seed in seeds])
 
 
-def _scores(logits: Tensor, tokens: Tensor, length: int, special: SpecialIds, options: Decoding) -> Tensor:
+def _padded(context: Sequence[Sequence[int]] | None, batch: int, device: torch.device) -> Tensor:
+    """Ids of prompts as int64[B,L], -1 behind shorter ones; no columns without a context."""
+    rows = context or [()] * batch
+    width = max(map(len, rows), default=0)
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows],
+                        dtype=torch.long).reshape(batch, width).to(device)
+
+
+def _rows_of(values: Tensor, rows: Tensor | None) -> Tensor:
+    """The batch rows `rows`; None: all as they are."""
+    return values if rows is None else values.index_select(0, rows)
+
+
+def _weakened(scores: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """Scores with the repetition penalty on tokens int64[M,T], each once."""
+    seen = scores.gather(1, ids)
+    return scores.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+
+
+def _scores(logits: Tensor, tokens: Tensor, length: int, special: SpecialIds, options: Decoding,
+            context: Tensor) -> Tensor:
     """Log-probabilities with the length and repetition rules applied: float[M,V].
 
     Raises:
-        CheckpointError: a row's logits are no numbers, or infinite; it has no likeliest token.
+        CheckpointError: a row's logits are NaN or infinite; it has no likeliest token.
     """
-    broken = ~logits.amax(1).isfinite()
-    if bool(broken.any()):
-        raise CheckpointError(f"generate: the model's scores are NaN or infinite at token {length + 1}, in row "
-                              f"{int(broken.int().argmax())} of the batch. Its weights are damaged or overflow in half "
-                              "precision: try model.llm_precision=fp32, or look for NaN in the picture.")
+    check_finite(logits.amax(1), lambda row: f"generate: the model's scores are NaN or infinite at token {length + 1}, "
+                                             f"in row {row} of the batch.")
     beams = options.num_beams > 1 and not options.sample
     scores = logits.log_softmax(1) if beams else logits  # where transformers applies the penalty
     written = tokens if special.begin >= 0 else tokens[:, 1:]
-    if options.repetition_penalty != 1.0 and written.shape[1]:
-        seen = scores.gather(1, written)
-        weaker = torch.where(seen < 0, seen * options.repetition_penalty, seen / options.repetition_penalty)
-        scores = scores.scatter(1, written, weaker)
+    if options.repetition_penalty != 1.0 and context.shape[1]:
+        spare = scores.shape[1]  # a column for what fills shorter prompts
+        ids = torch.cat([context.masked_fill(context < 0, spare), written], 1)
+        scores = _weakened(F.pad(scores, (0, 1)), ids, options.repetition_penalty)[:, :spare]
+    elif options.repetition_penalty != 1.0 and written.shape[1]:
+        scores = _weakened(scores, written, options.repetition_penalty)
     if not beams:
         scores = scores.log_softmax(1)
     if length < options.min_new_tokens:
@@ -223,8 +276,8 @@ class _Finished:
         self.closed = self.closed or (full and self.texts[-1][0] >= log_probability / length ** self.length_penalty)
 
 
-def _beam_search(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
-                 device: torch.device) -> list[list[int]]:
+def _beam_search(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding, device: torch.device,
+                 context: Tensor) -> list[list[int]]:
     """Keep the num_beams best running texts per sample; a text that ends leaves the beam."""
     width, start = options.num_beams, int(options.lavis_lengths)
     finished = [_Finished(width, options.length_penalty) for _ in range(batch)]
@@ -233,7 +286,8 @@ def _beam_search(decoder: Decoder, batch: int, special: SpecialIds, options: Dec
     totals = torch.zeros(batch, 1, device=device)
     rows: Tensor | None = None
     for length in range(1, options.max_new_tokens + 1):
-        scores = _scores(decoder.step(tokens[:, -1], rows), tokens, length - 1, special, options)
+        logits, context = decoder.step(tokens[:, -1], rows), _rows_of(context, rows)
+        scores = _scores(logits, tokens, length - 1, special, options, context)
         best, totals, tokens, rows = _extend(totals, scores, tokens, running, special.end, width, length)
         for done, hope in zip(running, (best if start else totals[:, 0]).tolist(), strict=True):
             done.close_to(hope, length + start)

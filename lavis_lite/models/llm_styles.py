@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lavis_lite.models.language_model.tokens import Side
+from lavis_lite.models.plain_text import Side
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Style:
     answer_repetition_penalty: float = 1.0
     answer_length_penalty: float = 0.0
     counts_start: tuple[bool, bool] = (False, False)
+
+    @staticmethod
+    def lengths(longest: int, shortest: int, counts_start: bool) -> dict[str, int]:
+        """LAVIS' lengths as numbers of new tokens."""
+        return {"max_new_tokens": longest - int(counts_start), "min_new_tokens": max(shortest - 1, 0)}
 
 
 OPT = Style(joint_limit=True, prompt_side="right", counts_start=(True, False))

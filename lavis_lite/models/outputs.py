@@ -1,25 +1,47 @@
-"""What models return."""
+"""What models return: dataclasses that also answer like LAVIS' outputs, `out["loss"]`, `out.get("loss_itm")`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import Tensor
 
+from lavis_lite.errors import ContractError
 
-@dataclass
-class ModelOutput:
+
+class Output(Mapping[str, Tensor]):
+    """A dataclass of tensors that is a mapping too: its keys are the names of the fields that are not None."""
+
+    def __getitem__(self, key: str) -> Tensor:
+        value = getattr(self, key, None) if key in self._names() else None
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._names() if getattr(self, name) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _names(self) -> list[str]:
+        return [field.name for field in fields(self)]  # type: ignore[arg-type]
+
+
+@dataclass(eq=False)
+class ModelOutput(Output):
     """Base of all training outputs: `loss` is what backward starts from, `loss_*` are its logged parts."""
 
     loss: Tensor
 
     def losses(self) -> dict[str, Tensor]:
         """All scalar losses by name, detached."""
-        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name.startswith("loss")}
-        return {name: value.detach() for name, value in found.items() if value is not None}
+        return {name: value.detach() for name, value in self.items() if name.startswith("loss")}
 
 
-@dataclass
+@dataclass(eq=False)
 class Blip2Output(ModelOutput):
     """Stage 1: the sum and its three parts (BLIP-2 section 3.2), float[] each."""
 
@@ -28,8 +50,8 @@ class Blip2Output(ModelOutput):
     loss_lm: Tensor | None = None
 
 
-@dataclass
-class Blip2Features:
+@dataclass(eq=False)
+class Blip2Features(Output):
     """Result of extract_features; absent modes are None (D: Q-Former width, E: embed_dim, L: text length).
 
     image_embeds float[B,Q,D], image_embeds_proj float[B,Q,E] (unit length), text_embeds float[B,L,D],
@@ -41,3 +63,24 @@ class Blip2Features:
     text_embeds: Tensor | None = None
     text_embeds_proj: Tensor | None = None
     multimodal_embeds: Tensor | None = None
+
+
+def split_losses(output: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss that backward starts from, and all losses by name, detached.
+
+    Args:
+        output: what a model returned: a mapping with "loss" (a plain dict, a transformers output), or an object with
+            the attribute `loss`.
+
+    Returns:
+        `loss` float[], and every entry whose name begins with "loss", itself among them.
+
+    Raises:
+        ContractError: the output has no loss.
+    """
+    losses = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+    if not isinstance(losses.get("loss"), Tensor):
+        raise ContractError(f"the model returned {type(output).__name__} without a loss; a training forward returns "
+                            "lavis_lite.models.outputs.ModelOutput(loss=...), or a dict with the key 'loss'.")
+    return losses["loss"], {name: value.detach() for name, value in losses.items()
+                            if name.startswith("loss") and isinstance(value, Tensor)}

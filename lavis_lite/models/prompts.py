@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, shown
+from lavis_lite.processors.control import without_marks
 from lavis_lite.processors.instruction import MOST_OCR_TOKENS, lettered
 
 PLACE = "{}"
@@ -19,6 +20,8 @@ def as_list(text: Any, batch: int, what: str) -> list[str]:
     """
     if isinstance(text, str):
         return [text] * batch
+    if not isinstance(text, Sequence):
+        raise ConfigError(f"{what}: must be one string for all images, or a list with one for each, not {shown(text)}.")
     if len(text) != batch:
         raise ConfigError(f"{what}: {len(text)} texts for {batch} images; give one string for all, or one for each.")
     return [str(item) for item in text]
@@ -57,7 +60,7 @@ def question_prompts(samples: Mapping[str, Any], prompt: str, batch: int) -> lis
     if places == 2 and "choices" in samples:
         choices = _per_sample(samples["choices"], batch, "choices")
         return [_fill(prompt, question, lettered(row)) for question, row in zip(questions, choices, strict=True)]
-    raise ConfigError(f"prompt {prompt!r} has {places} places {{}}: one takes the question; two take samples with "
+    raise ConfigError(f"prompt {shown(prompt)} has {places} places {{}}: one takes the question; two take samples with "
                       "ocr_tokens or choices besides.")
 
 
@@ -108,6 +111,8 @@ def _ocr(tokens: Sequence[str]) -> str:
 
 
 def _per_sample(rows: Any, batch: int, what: str) -> Sequence[Any]:
+    if isinstance(rows, str) or not isinstance(rows, Sequence):
+        raise ConfigError(f"{what}: must be a list with one entry for each image, not {shown(rows)}.")
     if len(rows) != batch:
         raise ConfigError(f"{what}: {len(rows)} rows for {batch} images; give one for each.")
     rows_: Sequence[Any] = rows
@@ -115,8 +120,11 @@ def _per_sample(rows: Any, batch: int, what: str) -> Sequence[Any]:
 
 
 def _fill(template: str, *values: str) -> str:
-    """Values into the places `{}` in order; other braces stay. Without a place, values have nowhere to go."""
+    """Values into the places `{}` in order; other braces stay. Without a place, values have nowhere to go.
+
+    A template may mark control tokens (`lavis_lite.processors.control`); a value cannot.
+    """
     parts = template.split(PLACE)
     if len(parts) - 1 != len(values):
-        raise ConfigError(f"prompt {template!r} has {len(parts) - 1} places {{}} for {len(values)} texts.")
-    return "".join(part + value for part, value in zip(parts, [*values, ""], strict=True))
+        raise ConfigError(f"prompt {shown(template)} has {len(parts) - 1} places {{}} for {len(values)} texts.")
+    return "".join(part + without_marks(value) for part, value in zip(parts, [*values, ""], strict=True))

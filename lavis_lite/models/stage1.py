@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite import distributed
-from lavis_lite.errors import DataError
+from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.masks import attention_mask, stage1_mask
 from lavis_lite.models.qformer import ImageKV, QFormer
 from lavis_lite.models.text_tokens import TextTokens
@@ -65,6 +65,29 @@ def matching_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[Image
     hidden = qformer.embed(query_tokens.expand(len(tokens.ids), -1, -1), tokens.ids)
     mask = attention_mask("bidirectional", count, tokens.mask)
     return qformer.run_layers(hidden, count, mask, images, output_rows=(count, (slice(0, count),)))
+
+
+def check_pairs(images: int, texts: int) -> None:
+    """Refuse numbers of images and texts that make no pairs: as many of both, or one of either.
+
+    Raises:
+        ConfigError: other numbers.
+    """
+    if images != texts and 1 not in (images, texts):
+        raise ConfigError(f"{images} images came with {texts} texts to match: give as many, or one of either.")
+
+
+def paired(image: ImageKV, tokens: TextTokens) -> tuple[ImageKV, TextTokens]:
+    """M images and M texts; one image goes with all texts, one text with all images.
+
+    Raises:
+        ConfigError: see `check_pairs`.
+    """
+    images, texts = image.rows, len(tokens.ids)
+    check_pairs(images, texts)
+    if images < texts:
+        return image.repeated(texts), tokens
+    return image, tokens.repeated(images) if texts < images else tokens
 
 
 def matching_start(qformer: QFormer, query_tokens: Tensor, tokens: TextTokens) -> Tensor:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, frame, framed
+from lavis_lite.processors.control import without_control_tokens
 
 BEGIN_TOKEN = "[DEC]"
 """stands in the place of [CLS] where text is generated (BLIP-2, section 3.2)"""
@@ -70,6 +73,11 @@ class TextTokens:
         return TextTokens(torch.nn.functional.pad(self.ids, (0, more), value=pad),
                           torch.nn.functional.pad(self.mask, (0, more), value=False), self.lengths)
 
+    def repeated(self, count: int) -> TextTokens:
+        """One text, `count` times."""
+        return TextTokens(self.ids.expand(count, -1), self.mask.expand(count, -1),
+                          None if self.lengths is None else self.lengths * count)
+
     def prediction_rows(self) -> Tensor | None:
         """Where a next token is to be predicted: int64[T] into B x (L-1) positions, on the host; None: unknown."""
         if self.lengths is None:
@@ -82,15 +90,21 @@ class TextTokens:
 class TextTokenizer:
     """A BERT-like tokenizer with [DEC] added, loaded at first use.
 
+    Texts become text tokens only: "[SEP]" in a caption is split like other words.
+
     Args:
         name: "bert-base-uncased", "mini" (the packaged one) or a folder; a folder with `vocab.txt` is enough.
         max_length: tokens kept of each text, [CLS] and [SEP] included.
         truncation_side: where a longer text loses tokens: "right", or "left" for instructions, whose end matters.
+
+    Attributes:
+        cut: how many texts were longer than their limit.
     """
 
-    def __init__(self, name: str = "bert-base-uncased", max_length: int = 32, truncation_side: str = "right") -> None:
+    def __init__(self, name: str = "bert-base-uncased", max_length: int = 32, truncation_side: Side = "right") -> None:
         self.name, self.max_length, self.truncation_side = name, max_length, truncation_side
         self._loaded: Any = None
+        self.cut = CutTexts()
 
     @property
     def loaded(self) -> Any:
@@ -102,6 +116,16 @@ class TextTokenizer:
         if self._loaded is None:
             self._loaded = _load(self.name, self.truncation_side)
         return self._loaded
+
+    @cached_property
+    def plain(self) -> PlainEncoder:
+        """Texts to ids without special tokens."""
+        return PlainEncoder(self.loaded)
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """[CLS] and [SEP], as the tokenizer puts them."""
+        return frame(self.loaded)
 
     @property
     def special_ids(self) -> SpecialIds:
@@ -117,8 +141,16 @@ class TextTokenizer:
         Args:
             texts: B strings.
             max_length: instead of the tokenizer's own.
+
+        Raises:
+            DataError: there is no text.
         """
-        rows = self.loaded(list(texts), truncation=True, max_length=max_length or self.max_length)["input_ids"]
+        if not len(texts):
+            raise DataError("there is no text to read: the list is empty.")
+        before, after = self._frame
+        whole = self.plain([without_control_tokens(text) for text in texts])
+        rows = [framed(row, before, after, max_length or self.max_length, self.truncation_side) for row in whole]
+        self.cut.count(whole, rows, len(before) + len(after))
         return TextTokens.from_lists(rows, self.special_ids.pad)
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
@@ -126,7 +158,7 @@ class TextTokenizer:
         return [self.loaded.decode(list(row), skip_special_tokens=True).strip() for row in rows]
 
 
-def _load(name: str, side: str) -> Any:
+def _load(name: str, side: Side) -> Any:
     from transformers import AutoTokenizer, BertTokenizer
 
     folder = MINI_FOLDER if name == MINI else Path(name)

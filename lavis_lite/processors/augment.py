@@ -46,6 +46,7 @@ def _identity(image: Image.Image, strength: float, rng: random.Random) -> Image.
 
 
 def _auto_contrast(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+    """Pillow's. LAVIS negates an unsigned byte on the way, which whitens pictures whose darkest value is above 0."""
     return ImageOps.autocontrast(image)
 
 

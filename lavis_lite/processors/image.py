@@ -56,8 +56,8 @@ def cut(picture: Picture, box: Box) -> Tensor:
 def resize(pixels: Tensor, size: Size) -> Tensor:
     """uint8[3, H, W] -> uint8[3, *size], bicubic with antialiasing, rows first and then columns.
 
-    That is Pillow's order up to 12; Pillow 13 takes the cheaper order, which differs by more than a grey level in about
-    one value of 30,000, where the first pass runs into black or white.
+    That is Pillow's order up to 12; Pillow 13 takes the cheaper order. It differs by more than a grey level if the
+    first pass runs into black or white: of photographs in about one value of 30,000 at 224 pixels, and of 5,000 at 364.
     """
     if tuple(pixels.shape[-2:]) == size:
         return pixels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from lavis_lite.processors.base import BaseProcessor
 from lavis_lite.registry import registry
@@ -13,12 +13,29 @@ _PUNCTUATION = re.compile(r'[.!"()*#:;~]')
 _SPACES = re.compile(r"\s+")
 
 
+class TextProcessor(BaseProcessor):
+    """What is known of a text processor besides what it makes of a text."""
+
+    is_random = False
+    keeps_words: ClassVar[bool] = False
+    """whether the letters and digits of a text stay, unless it is cut; then a text with one need not be tried"""
+
+    def cuts(self, item: Any) -> bool:
+        """Whether the end of a text is left out."""
+        return False
+
+
+def _may_exceed(text: Any, words: int) -> bool:
+    """Whether a text is long enough to have more words: each has a letter and a blank before it."""
+    return len(str(text)) > 2 * words
+
+
 def _first_words(text: str, most: int) -> str:
     return " ".join(text.split(" ")[:most])
 
 
 @registry.register_processor("blip_caption")
-class BlipCaption(BaseProcessor):
+class BlipCaption(TextProcessor):
     """Caption -> lower case, the marks `.!"()*#:;~` and runs of white space as one blank, cut to `max_words`.
 
     Args:
@@ -26,34 +43,53 @@ class BlipCaption(BaseProcessor):
         max_words: words kept.
     """
 
+    keeps_words = True
+
     def __init__(self, prompt: str = "", max_words: int = 50) -> None:
         self.prompt, self.max_words = prompt, max_words
 
     def __call__(self, item: Any, rng: random.Random | None = None) -> str:
         """Cleaned caption of a raw one."""
-        plain = _SPACES.sub(" ", _PUNCTUATION.sub(" ", str(item).lower())).strip(" ")
-        return self.prompt + _first_words(plain, self.max_words)
+        return self.prompt + _first_words(self._plain(item), self.max_words)
+
+    def cuts(self, item: Any) -> bool:
+        """Whether words of a caption are left out because it has more than `max_words`."""
+        return _may_exceed(item, self.max_words) and self._plain(item).count(" ") >= self.max_words
+
+    def _plain(self, item: Any) -> str:
+        return _SPACES.sub(" ", _PUNCTUATION.sub(" ", str(item).lower())).strip(" ")
 
 
 @registry.register_processor("blip_question")
-class BlipQuestion(BaseProcessor):
+class BlipQuestion(TextProcessor):
     """Question -> lower case, the marks `.!"()*#:;~` removed, cut to `max_words`; the question mark stays.
 
     Args:
         max_words: words kept.
     """
 
+    keeps_words = True
+
     def __init__(self, max_words: int = 50) -> None:
         self.max_words = max_words
 
     def __call__(self, item: Any, rng: random.Random | None = None) -> str:
         """Cleaned question of a raw one."""
-        return _first_words(_PUNCTUATION.sub("", str(item).lower()).rstrip(" "), self.max_words)
+        return _first_words(self._plain(item), self.max_words)
+
+    def cuts(self, item: Any) -> bool:
+        """Whether words of a question are left out because it has more than `max_words`."""
+        return _may_exceed(item, self.max_words) and self._plain(item).count(" ") >= self.max_words
+
+    def _plain(self, item: Any) -> str:
+        return _PUNCTUATION.sub("", str(item).lower()).rstrip(" ")
 
 
 @registry.register_processor("as_written")
-class AsWritten(BaseProcessor):
+class AsWritten(TextProcessor):
     """A text as it is, without white space around it: for dialogues, whose case and marks belong to them."""
+
+    keeps_words = True
 
     def __call__(self, item: Any, rng: random.Random | None = None) -> str:
         """The text."""

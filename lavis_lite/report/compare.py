@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.report.bootstrap import Paired, paired
-from lavis_lite.report.files import read_samples
+from lavis_lite.report.results import RESULTS, Results, config_of, find_run, results_of
 
-_METRICS = re.compile(r"(?P<split>.+)_step(?P<step>\d+)\.json")
-UNINTERESTING = ("run.output_dir",)
+UNINTERESTING = ("run.output_dir", "run.resume_ckpt_path")
 """keys that differ in all runs"""
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a folder knows of one split, at its latest step.
-
-    Attributes:
-        metrics: of the split.
-        samples: data set -> rows of the samples file, in its order; empty where there is none.
-    """
-
-    folder: Path
-    split: str
-    step: int
-    metrics: Mapping[str, float | None]
-    samples: Mapping[str, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +34,7 @@ class SplitComparison:
     """One split in both runs.
 
     Attributes:
+        steps, weights: of the model that was evaluated, a's and b's; "" where a run did not note its weights.
         metrics: name -> (a's, b's); None where a run does not have it.
         intervals: name -> of those that are means over samples.
         gained, lost: samples that b gets right and a does not, and the other way round; largest change first.
@@ -70,6 +50,7 @@ class SplitComparison:
     lost: Sequence[Flip]
     note: str = ""
     samples: int = 0
+    weights: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -90,79 +71,52 @@ class Comparison:
 
 
 def compare(a: Path, b: Path, split: str | None = None) -> Comparison:
-    """Compare two run folders, or results folders.
+    """Compare two runs.
 
     Args:
-        a, b: each holds results/, or is it.
+        a, b: each a run folder, which stands for its own results and those of its evaluations; a folder above runs,
+            which stands for the one with the newest results; or one results folder.
         split: only this one.
 
     Raises:
         ConfigError: a folder is missing or holds no results; no split is in both.
         DataError: the samples of a split are not the same in both, or a file is damaged.
     """
-    found = [latest(_results_folder(Path(folder))) for folder in (a, b)]
+    paths, chosen_runs = zip(*map(find_run, (Path(a), Path(b))), strict=True)
+    found = [results_of(path) for path in paths]
     common = [name for name in found[0] if name in found[1]]
     chosen = common if split is None else [name for name in common if name == split]
     if not chosen:
         asked = f"the split {split!r} is not" if split is not None else "no split is"
         raise ConfigError(f"{asked} in both: {a} has results of {_listed(found[0])}, {b} of {_listed(found[1])}. "
-                          "Evaluate both on the same split: `python evaluate.py --cfg-path <run>/config.yaml`.")
-    alone = [f"only in {folder}: {_listed(extra)}" for folder, one, other in ((a, found[0], found[1]),
-                                                                              (b, found[1], found[0]))
-             if split is None and (extra := [name for name in one if name not in other])]
-    config, note = _config_differences(Path(a), Path(b))
-    same = ["A and B are the same folder"] if found[0][chosen[0]].folder.samefile(found[1][chosen[0]].folder) else []
-    return Comparison(Path(a), Path(b), config, [_split(found[0][name], found[1][name]) for name in chosen],
-                      [*same, *alone, *note])
+                          "Evaluate both on the same split: `python -m lavis_lite evaluate --run RUN --options "
+                          "run.test_splits=[SPLIT]`.")
+    pairs = [(found[0][name], found[1][name]) for name in chosen]
+    config, missing = _config_differences(*pairs[0])
+    same = ["A and B are the same folder"] if pairs[0][0].folder.samefile(pairs[0][1].folder) else []
+    alone = [] if split is not None else _only_in_one(paths, found)
+    notes = [*same, *filter(None, chosen_runs), *_from_evaluations(paths, pairs), *alone, *missing]
+    return Comparison(paths[0], paths[1], config, [_split(*pair) for pair in pairs], notes)
+
+
+def _only_in_one(paths: Sequence[Path], found: Sequence[Mapping[str, Results]]) -> list[str]:
+    return [f"only in {path}: {_listed(extra)}" for path, one, other in zip(paths, found, reversed(found), strict=True)
+            if (extra := [name for name in one if name not in other])]
+
+
+def _from_evaluations(paths: Sequence[Path], pairs: Sequence[tuple[Results, Results]]) -> list[str]:
+    """Which splits were scored by an evaluation after the training, and where."""
+    notes = []
+    for letter, path, own in zip("AB", paths, zip(*pairs, strict=True), strict=True):
+        for folder in dict.fromkeys(one.folder for one in own):
+            if folder not in (path, path / RESULTS):
+                names = [one.split for one in own if one.folder == folder]
+                notes.append(f"{letter}'s results of {_listed(names)} are those of {folder}")
+    return notes
 
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
     return ", ".join(repr(name) for name in names) or "nothing"
-
-
-def _results_folder(folder: Path) -> Path:
-    if folder.is_file():
-        raise ConfigError(f"{folder} is a file; give the run folder, or its results/: {folder.parent}")
-    if not folder.is_dir():
-        near = did_you_mean(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()]) \
-            if folder.parent.is_dir() else ""
-        raise ConfigError(f"there is no folder {folder}; give a run folder or its results/. {near}".rstrip())
-    for candidate in (folder / "results", folder):
-        if any(_METRICS.fullmatch(path.name) for path in candidate.glob("*.json")):
-            return candidate
-    if runs := _runs_below(folder):
-        raise ConfigError(f"{folder} is no run but holds some; give one of them, such as {', '.join(map(str, runs))}.")
-    first = f": `python evaluate.py --cfg-path {folder}/config.yaml`" if (folder / "config.yaml").is_file() else ""
-    raise ConfigError(f"{folder} holds no results (results/<split>_step<N>.json); evaluate the run first{first}.")
-
-
-def _runs_below(folder: Path) -> list[Path]:
-    """The newest run folders in an output_dir, at most three; they are named by time."""
-    found = {path.parent.parent for depth in ("*", "*/*", "*/*/*", "*/*/*/*")
-             for path in folder.glob(f"{depth}/results/*.json") if _METRICS.fullmatch(path.name)}
-    return sorted(found, key=lambda path: path.name, reverse=True)[:3]
-
-
-def latest(folder: Path) -> dict[str, Results]:
-    """Split -> results at its latest step."""
-    found: dict[str, tuple[int, Path]] = {}
-    for path in sorted(folder.glob("*.json")):
-        match = _METRICS.fullmatch(path.name)
-        if match and found.get(match["split"], (-1, path))[0] < int(match["step"]):
-            found[match["split"]] = int(match["step"]), path
-    return {split: _read(folder, split, step, path) for split, (step, path) in found.items()}
-
-
-def _read(folder: Path, split: str, step: int, path: Path) -> Results:
-    stem = f"{split}_step{step}"
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-        files = [read_samples(file) for file in sorted(folder.glob(f"{stem}_*samples.json"))]
-        samples = {file["dataset"]: file["samples"] for file in files}
-    except (ValueError, KeyError, TypeError) as fault:
-        raise DataError(f"the results of {split!r} in {folder} are damaged ({type(fault).__name__}: {fault}); evaluate "
-                        "the run again.") from fault
-    return Results(folder, split, step, metrics, samples)
 
 
 def main_score(row: Mapping[str, Any]) -> float | None:
@@ -177,13 +131,13 @@ def _split(a: Results, b: Results) -> SplitComparison:
     if missing:
         return SplitComparison(a.split, (a.step, b.step), metrics, {}, [], [],
                                f"no intervals: {' and '.join(missing)} has no {a.split}_step<N>_samples.json; "
-                               "evaluate again to get it")
+                               "evaluate again to get it", weights=(a.weights, b.weights))
     rows = _paired_rows(a, b)
     flips = [Flip(dataset, *pair) for dataset, pairs in rows.items() for pair in pairs if _flipped(*pair)]
     gained = sorted((flip for flip in flips if _gained(flip)), key=lambda flip: -flip.change)
     lost = sorted((flip for flip in flips if not _gained(flip)), key=lambda flip: flip.change)
     return SplitComparison(a.split, (a.step, b.step), metrics, _intervals(rows), gained, lost,
-                           samples=sum(map(len, rows.values())))
+                           samples=sum(map(len, rows.values())), weights=(a.weights, b.weights))
 
 
 Rows = dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]
@@ -193,7 +147,7 @@ Rows = dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]
 def _paired_rows(a: Results, b: Results) -> Rows:
     if a.samples.keys() != b.samples.keys():
         raise DataError(f"the split {a.split!r} is of different data sets: {_listed(a.samples)} in {a.folder}, "
-                        f"{_listed(b.samples)} in {b.folder}.")
+                        f"{_listed(b.samples)} in {b.folder}. To compare other evaluations, give results folders.")
     rows: Rows = {}
     for dataset, own in a.samples.items():
         others = {row["id"]: row for row in b.samples[dataset]}
@@ -233,29 +187,13 @@ def _intervals(rows: Rows) -> dict[str, Paired]:
     return {name: paired(*both) for name, both in values.items()}
 
 
-def _config_differences(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
-    configs, missing = [], []
-    for folder in (a, b):
-        files = [place / "config.yaml" for place in (folder, folder.parent) if (place / "config.yaml").is_file()]
-        missing += [] if files else [f"{folder} has no config.yaml, so configurations are not compared"]
-        configs.append(_flat(_yaml(files[0])) if files else {})
+def _config_differences(a: Results, b: Results) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
+    configs = [config_of(one.folder) for one in (a, b)]
+    missing = [f"{one.folder.parent} has no config.yaml, so configurations are not compared"
+               for one, config in zip((a, b), configs, strict=True) if config is None]
     if missing:
         return {}, missing
-    keys = [*configs[0], *(key for key in configs[1] if key not in configs[0])]
-    return {key: (configs[0].get(key), configs[1].get(key)) for key in keys
-            if configs[0].get(key) != configs[1].get(key) and key not in UNINTERESTING}, []
-
-
-def _yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as fault:
-        raise ConfigError(f"{path} is no YAML: {fault}") from fault
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings under dotted keys; lists stay whole."""
-    if not isinstance(node, Mapping) or not node:
-        return {prefix: node} if prefix else {}
-    return {key: value for name, child in node.items()
-            for key, value in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}
+    one, two = (config or {} for config in configs)
+    keys = [*one, *(key for key in two if key not in one)]
+    return {key: (one.get(key), two.get(key)) for key in keys
+            if one.get(key) != two.get(key) and key not in UNINTERESTING}, []

@@ -27,7 +27,7 @@ def text(found: Comparison) -> str:
     lines += ["What changed:" if found.config else "The configurations are the same."]
     lines += _aligned([(f"  {key}", _value(a), "->", _value(b)) for key, (a, b) in found.config.items()])
     for split in found.splits:
-        lines += ["", heading_of(split)]
+        lines += ["", heading_of(split), *weight_lines(split)]
         lines += _aligned([HEAD, *score_rows(split)], right=(1, 2, 3))
         lines += [split.note] if split.note else []
         lines += [STAR] if any(one.differ for one in split.intervals.values()) else []
@@ -38,6 +38,11 @@ def text(found: Comparison) -> str:
             lines += [f"  ... and {len(flips) - SHOWN} more (--html shows {_most_shown(flips)})"] \
                 if len(flips) > SHOWN else []
     return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+
+
+def weight_lines(split: SplitComparison) -> list[str]:
+    """Where the weights of both came from, as far as their results note it."""
+    return [f"{letter} weights: {weights}" for letter, weights in zip("AB", split.weights, strict=True) if weights]
 
 
 def _same(split: SplitComparison) -> bool:
@@ -122,8 +127,8 @@ def _said(row: dict[str, Any]) -> str:
 
 def as_json(found: Comparison) -> str:
     """All numbers, and the ids of flipped samples."""
-    splits = [{"split": split.split, "steps": split.steps, "samples": split.samples, "metrics": split.metrics,
-               "note": split.note or None,
+    splits = [{"split": split.split, "steps": split.steps, "weights": split.weights, "samples": split.samples,
+               "metrics": split.metrics, "note": split.note or None,
                "intervals": {name: dataclasses.asdict(one) for name, one in split.intervals.items()},
                **{name: [flip.a["id"] for flip in flips] for name, flips in
                   (("gained", split.gained), ("lost", split.lost))}} for split in found.splits]
@@ -137,8 +142,8 @@ def page(found: Comparison) -> str:
     body = [_section("What changed", _table(
         ("key", "A", "B"), [(key, _value(a), _value(b)) for key, (a, b) in found.config.items()]))]
     for split in found.splits:
-        body.append(_section(heading_of(split),
-                             _table(HEAD, score_rows(split)) + _paragraph(split.note or STAR)
+        body.append(_section(heading_of(split), "".join(map(_paragraph, weight_lines(split)))
+                             + _table(HEAD, score_rows(split)) + _paragraph(split.note or STAR)
                              + _paragraph(SAME if _same(split) else "")))
         for heading, flips in flip_lists(split):
             more = f"{len(flips) - SHOWN_ON_PAGE} more are not shown" if len(flips) > SHOWN_ON_PAGE else ""

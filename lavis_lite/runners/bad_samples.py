@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.loading.policy import BadRecord, BadSampleLog
+from lavis_lite.errors import DataError, TextTooLongError
 
 
 class BadSamples:
@@ -43,6 +45,27 @@ class BadSamples:
         self.newest = records, samples
         self._records += records
         self._samples += samples
+
+    def too_long(self, dataset: Any, tokens: Mapping[int, int], fault: TextTooLongError) -> None:
+        """Count samples of the batch taken last whose texts the model has no room for.
+
+        Args:
+            dataset: knows where its rows come from.
+            tokens: row of the data set -> tokens of its text.
+            fault: what the model says of them.
+
+        Raises:
+            DataError: such samples are not to be left out.
+        """
+        where = {row: dataset.place(row) if hasattr(dataset, "place") else f"row {row}" for row in tokens}
+        if not self.active:
+            raise DataError(f"{next(iter(where.values()))}: {fault} Or set run.on_bad_sample=skip to leave such "
+                            "samples out (they are counted and listed).") from fault
+        records: list[BadRecord] = [{"file": place.rpartition(":")[0], "row": place,
+                                     "reason": f"has a text of {tokens[row]} tokens, too long for the language model"}
+                                    for row, place in where.items()]
+        self._records += records
+        self.newest = [*self.newest[0], *records], self.newest[1]
 
     def forget(self) -> None:
         """Drop what was taken since the last `share` (an evaluation that is done again later)."""

@@ -1,10 +1,11 @@
 """Checkpoints: folders that appear whole or not at all, know their own hashes, and can be told good from damaged.
 
     checkpoints/step_00000200/
-        model.safetensors     trainable weights and buffers, by parameter name
+        model.safetensors     trainable weights and buffers, and frozen ones that no named file has, by parameter name
         training_state.pt     optimizer, scaler, counters, best metric, sampler position; plain containers and tensors
         config.yaml           the run's configuration
-        manifest.json         size and sha256 of every file above, step, format, names of the frozen parameters
+        manifest.json         size and sha256 of every file above, step, format, names of the frozen parameters,
+                              "weights": where all weights had come from before the run's first step
     checkpoints/last.json     {"checkpoint", "step"}
     checkpoints/best.json     {"checkpoint", "step", "metric", "split"}
 
@@ -41,6 +42,7 @@ from lavis_lite.manifest import (
     file_fault,
     read_manifest,
 )
+from lavis_lite.models.checkpoints.finite import describe_non_finite, non_finite, non_finite_fused
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
@@ -91,9 +93,11 @@ class CheckpointStore:
             config: YAML text of the run.
 
         Raises:
-            CheckpointError: it could not be written (disk full, no permission); earlier checkpoints are intact.
+            CheckpointError: it could not be written (disk full, no permission), or a weight is not finite; then nothing
+                is written, and earlier checkpoints are intact.
         """
-        self._together(lambda: self._write(step, model, state, config))
+        tensors = {name: whole_tensor(value) for name, value in model.checkpoint_state().items()}
+        self._together(lambda: self._write_finite(step, model, tensors, state, config))
         return self.path(step)
 
     def _together(self, work: Callable[[], None]) -> None:
@@ -112,8 +116,19 @@ class CheckpointStore:
             error.same_on_all_ranks = True  # type: ignore[attr-defined]
             raise error
 
-    def _write(self, step: int, model: BaseModel, state: Mapping[str, Any], config: str) -> None:
-        tensors, tied = _storable(model.trainable_state())
+    def _write_finite(self, step: int, model: BaseModel, given: Mapping[str, Tensor], state: Mapping[str, Any],
+                      config: str) -> None:
+        broken = non_finite_fused(given)
+        if broken:
+            good = next((str(folder) for folder in steps_of(self.folder.parent) if not verify(folder)), None)
+            way_on = f"The last good checkpoint is {good}: go on from it" if good else "Begin again"
+            raise CheckpointError(f"step {step} was not saved: {describe_non_finite(broken, given)}. {way_on} with a "
+                                  "lower run.init_lr or run.max_grad_norm, or in fp32 (run.amp=false).")
+        self._write(step, model, given, state, config)
+
+    def _write(self, step: int, model: BaseModel, given: Mapping[str, Tensor], state: Mapping[str, Any],
+               config: str) -> None:
+        tensors, tied = _storable(given)
         temporary = self.folder / f".tmp-{self.path(step).name}-{os.getpid()}"
         try:
             temporary.mkdir()
@@ -123,7 +138,8 @@ class CheckpointStore:
             shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors writes for the owner's eyes only
             _write_manifest(temporary, {"format": FORMAT, "step": step, "lavis_lite": __version__,
                                         "torch": torch.__version__, "frozen": sorted(model.frozen_names()),
-                                        "tied": tied, "saved_at": datetime.now(timezone.utc).isoformat()})
+                                        "tied": tied, "weights": model.weight_record.to_dict(),
+                                        "saved_at": datetime.now(timezone.utc).isoformat()})
             self._put_in_place(temporary, self.path(step))
         except (OSError, RuntimeError, SafetensorError) as fault:
             needed = sum(tensor.nbytes for tensor in tensors.values()) + _bytes_of(state)
@@ -179,6 +195,12 @@ def _storable(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
         seen[place] = name
         tensors[name] = tensor.detach().to("cpu").contiguous()
     return {name: _alone(tensor) for name, tensor in tensors.items()}, tied
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of one that ranks share out among them; all ranks call this."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
 def _alone(tensor: Tensor) -> Tensor:
@@ -237,7 +259,7 @@ def newest_good(output_dir: Path, say: Say = print) -> Path | None:
     root = Path(output_dir)
     runs = [root, *(sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else [])]
     found = [folder for run in runs for folder in steps_of(run)]
-    for folder in sorted(found, key=_saved_at, reverse=True):
+    for folder in sorted(found, key=saved_at, reverse=True):
         faults = verify(folder)
         if not faults:
             return folder
@@ -245,7 +267,8 @@ def newest_good(output_dir: Path, say: Say = print) -> Path | None:
     return None
 
 
-def _saved_at(folder: Path) -> tuple[str, int]:
+def saved_at(folder: Path) -> tuple[str, int]:
+    """(time of saving, step): what orders the checkpoints of several runs."""
     try:
         return read_manifest(folder).saved_at, _step_of(folder)
     except CheckpointError:  # damaged: its folder's time places it among the others, where it will be reported
@@ -305,6 +328,10 @@ def _fill(folder: Path, manifest: Manifest, model: BaseModel) -> None:
         tensors.update({alias: tensors[name] for alias, name in manifest.tied.items()})
     except (SafetensorError, KeyError) as fault:
         raise CheckpointError(f"{folder / WEIGHTS}: not the weights of a checkpoint ({fault}).") from fault
+    broken = [] if model.allow_non_finite else non_finite(tensors)
+    if broken:
+        raise CheckpointError(f"{folder}: {describe_non_finite(broken, tensors)}, so it was written after the run "
+                              "diverged. Resume from an earlier checkpoint: --resume FOLDER.")
     faults = _misfits(tensors, model)
     if faults:
         raise CheckpointError(f"{folder} does not fit the model:\n  " + "\n  ".join(faults)

@@ -12,7 +12,7 @@ import torch
 from lavis_lite import atomic, distributed
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.remaining import Remaining
-from lavis_lite.errors import DataError
+from lavis_lite.errors import DataError, TextTooLongError
 from lavis_lite.report.files import Evaluation
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.desk import Desk, EvaluationStopped
@@ -22,6 +22,7 @@ from lavis_lite.runners.precision import Precision
 from lavis_lite.runners.signals import shielded
 from lavis_lite.runners.step import seed_position, to_device
 from lavis_lite.tasks.base import BaseTask, LongWork, Row
+from lavis_lite.tasks.long_texts import without_rows
 from lavis_lite.tasks.submission import Submission, lines
 from lavis_lite.tracking.tracker import Tracker
 
@@ -153,18 +154,29 @@ class Evaluator:
             if self.wish():
                 break
             usable = self.bad_samples.take(batch)
-            bad, samples = self.bad_samples.newest
             seed_position(self.run.seed, split, step, number, 0)
             found: list[Row] = []
             if usable:
                 with distributed.local(), self.precision.autocast():
-                    found = self.task.predict(self.model, to_device(batch, self.device))
+                    found = self._fitting(dataset, to_device(batch, self.device))
+            bad, samples = self.bad_samples.newest
             if self.task.gathers_rows:
+                check_ids(self.run.task, found)
                 desk.keep_batch(number, found, bad, samples)
             rows += found
             desk.advance(samples)
         desk.hide()
         return rows
+
+    def _fitting(self, dataset: Any, batch: dict[str, Any]) -> list[Row]:
+        """The task's rows of a batch; a sample whose text the model has no room for is a bad sample."""
+        try:
+            return self.task.predict(self.model, batch)
+        except TextTooLongError as fault:
+            self.bad_samples.too_long(dataset, {int(batch["index"][row]): size for row, size in fault.rows.items()},
+                                      fault)
+            rest = without_rows(batch, fault.rows)
+            return self._fitting(dataset, rest) if rest else []
 
     def _finished(self, desk: Desk) -> list[Row]:
         """Rows of the batches that were finished before, their unusable samples counted."""
@@ -173,6 +185,18 @@ class Evaluator:
             self.bad_samples.add(entry["bad"], entry["samples"])
             rows += entry["rows"]
         return rows
+
+
+def check_ids(task: str, rows: list[Row]) -> None:
+    """Refuse what a task's `predict` gave if a row of it names no sample.
+
+    Raises:
+        DataError: a row without `id`.
+    """
+    for row in rows:
+        if "id" not in row:
+            raise DataError(f"run.task={task}: each row that the task's `predict` returns needs an `id`, the number or "
+                            f"name of its sample. One row has only: {', '.join(map(str, row)) or 'nothing'}.")
 
 
 def gathered(rows: list[Row]) -> list[Row]:
@@ -233,9 +257,19 @@ def where_unscored(scores: Mapping[str, float], predictions: Mapping[str, list[R
     return "".join(f" ({path}{told})" for path, told in found.items())
 
 
-def write_result(run_dir: Path, split: str, step: int, scores: Mapping[str, float]) -> Path:
-    """Write `results/<split>_step<N>.json` and return its path."""
+def write_result(run_dir: Path, split: str, step: int, scores: Mapping[str, float], weights: str = "") -> Path:
+    """Write `results/<split>_step<N>.json` and return its path.
+
+    Args:
+        run_dir: folder of the run.
+        split: that was evaluated.
+        step: of the weights.
+        scores: by name.
+        weights: where the weights come from, in one line; "": not known.
+    """
     path = Path(run_dir) / "results" / f"{split}_step{step}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(path, json.dumps({"split": split, "step": step, "metrics": dict(scores)}, indent=2) + "\n")
+    known = {"weights": weights} if weights else {}
+    content = {"split": split, "step": step, **known, "metrics": dict(scores)}
+    atomic.write_text(path, json.dumps(content, indent=2) + "\n")
     return path

@@ -34,11 +34,12 @@ WITHOUT_EFFECT = frozenset({
     "output_dir", "report", "report_samples", "tensorboard", "wandb", "wandb_project", "log_freq", "resume_ckpt_path",
     "resume_evaluation", "save_freq", "save_every", "save_last", "keep_checkpoints",
     # which splits, and which samples may be left out
-    "evaluate", "valid_splits", "test_splits", "val_freq", "on_bad_sample", "max_bad_fraction",
+    "evaluate", "allow_untrained", "valid_splits", "test_splits", "val_freq", "on_bad_sample", "max_bad_fraction",
     # training; what it made of the weights counts
     "runner", "max_epoch", "max_iters", "iters_per_inner_epoch", "sampling", "train_dataset_ratios", "shuffle_window",
     "lr_sched", "init_lr", "min_lr", "warmup_lr", "warmup_steps", "lr_decay_rate", "weight_decay", "beta1", "beta2",
-    "lr_layer_decay", "max_grad_norm", "accum_grad_iters", "lm_reduction", "batch_size_train", "train_splits",
+    "lr_layer_decay", "max_grad_norm", "max_skipped_share", "accum_grad_iters", "lm_reduction",
+    "batch_size_train", "train_splits",
     # how finished rows are scored and written
     "report_metric", "caption_metrics", "vqa_rule", "submission", "baselines", "positive",
 })

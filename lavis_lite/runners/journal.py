@@ -272,8 +272,8 @@ def _stopped(output_dir: Path) -> Iterator[tuple[Path, Entry]]:
                 busy.add(run_dir)
             with open(path, "rb") as file:
                 head = head_of(file.readline().rstrip(b"\n"))
-            if head is not None and head["alone"] and not head["evaluation"].get("step"):
-                found.append((path.stat().st_mtime, run_dir, head))  # not of a training, or of a checkpoint's folder
+            if head is not None and head["alone"]:
+                found.append((path.stat().st_mtime, run_dir, head))  # not of a training
     for _, run_dir, head in sorted(found, key=lambda one: one[0], reverse=True):
         if run_dir not in busy:
             yield run_dir, head

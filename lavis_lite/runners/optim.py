@@ -62,6 +62,16 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_scale"]
 
 
+def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `optimizer.found_inf` = 1 makes its step leave weights and moments as they are, on the device.
+
+    The fused kernels of Adam and AdamW do. Other fused ones are not trusted: SGD's leaves new momentum buffers
+    uninitialised.
+    """
+    return type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and all(
+        group.get("fused") for group in optimizer.param_groups)
+
+
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """All parameters the optimizer holds, in group order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -73,7 +83,7 @@ def trained_names(optimizer: torch.optim.Optimizer) -> list[str]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """The optimizer's memory by parameter name: {"exp_avg", "exp_avg_sq", "step"} each.
+    """The optimizer's memory by parameter name: {"exp_avg", "exp_avg_sq", "step"} each, for AdamW.
 
     By name and without the groups' settings, so that a changed weight decay or freezing is what the YAML says, and
     no state ever lands on another parameter.
@@ -96,13 +106,14 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, dict
             f"the optimizer state is of other parameters: {len(lost)} of it do not train now {lost[:5]}, {len(new)} "
             f"that train now are not in it {new[:5]}. Was a part frozen or unfrozen since? Start a new run with "
             "model.pretrained set to this checkpoint instead of resuming it.")
+    # torch keeps the number of steps on the host, unless an optimizer's kernels want it on the device
+    on_host = not any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     for name, parameter in zip(names, parameters, strict=True):
         if name in state:
-            optimizer.state[parameter] = {key: _like(value, key, parameter) for key, value in state[name].items()}
+            optimizer.state[parameter] = {
+                key: _copy(value, torch.device("cpu") if key == "step" and on_host else parameter.device)
+                for key, value in state[name].items()}
 
 
-def _like(value: Any, key: str, parameter: nn.Parameter) -> Any:
-    """A moment tensor on the parameter's device; the fused kernels keep `step` there too."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(parameter.device, torch.float32 if key == "step" else value.dtype).clone()
+def _copy(value: Any, device: torch.device) -> Any:
+    return value.to(device).clone() if isinstance(value, Tensor) else value

@@ -46,13 +46,15 @@ class TrainingParts:
     def __init__(self, cfg: Config, task: BaseTask, model: BaseModel, datasets: Datasets,
                  bounds_of: Callable[[int], Bounds], device: torch.device, precision: Precision) -> None:
         self.run = run = cfg.run
-        names, self.datasets = training_sets(run, datasets)
+        self.names, self.datasets = names, _ = training_sets(run, datasets)
         sizes = [len(dataset) for dataset in self.datasets]
-        global_batch = distributed.world_size() * run.batch_size_train * run.accum_grad_iters
+        self.micro_batch = distributed.world_size() * run.batch_size_train
+        global_batch = self.micro_batch * run.accum_grad_iters
         ratios = mixing_ratios(cfg, names, sizes)
         blocks = None if run.shuffle_window is None else [shard_sizes(dataset) for dataset in self.datasets]
         self.order = SampleOrder(sizes, run.seed, global_batch, ratios, blocks, run.shuffle_window or 0)
-        self.fingerprint = {"sizes": sizes, "seed": run.seed, "global batch": global_batch, "ratios": ratios}
+        self.fingerprint: dict[str, Any] = {"sizes": sizes, "seed": run.seed, "global batch": global_batch,
+                                            "ratios": ratios, "annotations": annotation_hashes(names, self.datasets)}
         if blocks is not None:
             sizes_of_blocks = [size for own in blocks for size in own or [0]]
             self.fingerprint["shuffle window"] = [run.shuffle_window, word(*sizes_of_blocks)]
@@ -79,18 +81,33 @@ def training_sets(run: RunConfig, datasets: Datasets) -> tuple[list[str], list[A
     return [name for name, _ in found], [dataset for _, dataset in found]
 
 
+def annotation_hashes(names: list[str], datasets: list[Any]) -> list[list[Any]]:
+    """[name, hash of the rows] of each training set; None as hash where a data set cannot tell."""
+    return [[name, dataset.content_hash() if hasattr(dataset, "content_hash") else None]
+            for name, dataset in zip(names, datasets, strict=True)]
+
+
 class Speed:
-    """Images per second of training alone, without validation and saving."""
+    """Images per second of training alone, without validation and saving, and what it waited for."""
 
     def __init__(self, images_per_step: int) -> None:
         self.images_per_step, self.steps, self._since = images_per_step, 0, time.monotonic()
+        self._waited = 0.0
 
-    def lap(self) -> float:
-        """Images per second since the last lap."""
+    def lap(self) -> dict[str, float]:
+        """Since the last lap: images_per_second, and data_wait, the share of the time spent waiting for batches."""
         now = time.monotonic()
-        rate = self.steps * self.images_per_step / max(now - self._since, 1e-9)
-        self.steps, self._since = 0, now
-        return round(rate, 2)
+        seconds = max(now - self._since, 1e-9)
+        rate, share = self.steps * self.images_per_step / seconds, min(self._waited / seconds, 1.0)
+        self.steps, self._since, self._waited = 0, now, 0.0
+        return {"images_per_second": round(rate, 2), "data_wait": round(share, 4)}
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time spent inside was spent waiting for data."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ knows the best metric of its own step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial, reduce
 from itertools import islice
@@ -22,10 +22,12 @@ from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.distributed import Launch
 from lavis_lite.errors import ConfigError, DataError, DistributedError, did_you_mean
+from lavis_lite.models.checkpoints.stored import stored_record
 from lavis_lite.registry import registry
-from lavis_lite.runners import bounds, checkpointing
+from lavis_lite.runners import bounds, checkpointing, resume
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.bounds import Bounds
+from lavis_lite.runners.cut_texts import CutTextReport
 from lavis_lite.runners.desk import EvaluationStopped
 from lavis_lite.runners.evaluation import AGGREGATE, Evaluator, where_unscored, write_predictions, write_result
 from lavis_lite.runners.parts import Datasets, Speed, TrainingParts
@@ -34,6 +36,7 @@ from lavis_lite.runners.reporting import write_reports
 from lavis_lite.runners.sharding import share_out
 from lavis_lite.runners.signals import EVALUATION_ANSWER, Interrupted, SignalWatch
 from lavis_lite.runners.step import StepResult
+from lavis_lite.runners.step_records import skipped_record, training_record
 from lavis_lite.tasks.base import BaseTask
 from lavis_lite.tracking.tracker import Tracker, parameter_table
 
@@ -71,10 +74,12 @@ class Runner:
         self.store = checkpointing.CheckpointStore(self.run_dir, self.run.keep_checkpoints)
         self.watch = SignalWatch()
         self.bad_samples = BadSamples(self.run, self.run_dir)
+        self.cut_texts = CutTextReport(self.model, self.tracker.say)
         loader = partial(eval_loader, share_pictures=self.model.takes_image_rows)
         self.evaluator = Evaluator(task, self.model, cfg, self.device, self.precision, loader, self.bad_samples,
                                    self.run_dir, self.tracker, lambda: self.watch.code)
-        self.step = self.validated_step = self.saved_step = 0
+        self.validated_step = self.saved_step = 0
+        self.step = self.model.weight_record.step if self.run.evaluate else 0
         self.best: dict[str, Any] | None = None
         self.resumed_from: Path | None = None
         self._testing = False
@@ -111,6 +116,7 @@ class Runner:
                 self._introduce()
                 self._validate_if_due(after_resume=True)
                 self._loop(parts)
+                self.cut_texts.now()
                 return self._test()
             except EvaluationStopped as stop:
                 self._leave(stop.exit_code)
@@ -148,16 +154,29 @@ class Runner:
 
         Raises:
             CheckpointError: damaged, or it does not fit the model.
-            ConfigError: the order of samples is not the checkpoint's, so the run would not be the same.
+            ConfigError: the order of samples or the annotations are not the checkpoint's, so the run would not be the
+                same.
         """
         parts = self.parts
         state = checkpointing.load(folder, self.model)
-        self._check_order(state["order"], parts)
+        resume.check_order(state["order"], parts.fingerprint, folder)
+        for note in resume.resume_notes(folder, config_yaml(self.cfg), state, parts.micro_batch,
+                                        self.model.in_batch_negatives):
+            self.tracker.say(note)
         parts.stepper.load_state(state)
         self.step = self.saved_step = state["step"]
         self.validated_step, self.best = state["validated_step"], state["best"]
         self.bad_samples.load_state(state["bad_samples"])
+        self.model.weight_record = stored_record(folder) or self.model.weight_record
         self.resumed_from = Path(folder)
+
+    def weights(self, step: int) -> str:
+        """What the weights are after `step` steps of this run, in one line; an evaluation's are as they were loaded.
+
+        "" for a model whose builder kept no record.
+        """
+        record = self.model.weight_record
+        return record.describe(0 if self.run.evaluate else step) if record.sources else ""
 
     def one_step(self) -> dict[str, float]:
         """Run the first step and return its losses; no file is written. For `--dry-run`."""
@@ -172,6 +191,7 @@ class Runner:
         if self._parts is None:
             self._parts = TrainingParts(self.cfg, self.task, self.model, self.datasets, self.bounds, self.device,
                                         self.precision)
+            self._parts.stepper.on_skip = self._log_skipped
         return self._parts
 
     def _loop(self, parts: TrainingParts) -> None:
@@ -188,16 +208,18 @@ class Runner:
             self.tracker.advance(self.step)
             if parts.bounds.logs(self.step, self.run):
                 self._log(result, speed)
+                self.cut_texts.at_start()
                 self.bad_samples.share(step=self.step)
             due = parts.bounds.saves(self.step, self.run), parts.bounds.validates(self.step, self.run)
-            leave = self._agree(flush=any(due))
+            _, leave = parts.stepper.agree(flush=any(due) or self.step == parts.bounds.total)
             if leave:
                 self._leave(leave)
             with speed.paused():
                 self._validate_if_due()
                 if due[0] and self.saved_step != self.step:
                     self._save()
-            micro = self._next_step(batches)
+            with speed.waiting():
+                micro = self._next_step(batches)
 
     def _next_step(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
         micro = list(islice(batches, self.run.accum_grad_iters))
@@ -206,23 +228,16 @@ class Runner:
         return micro
 
     def _log(self, result: StepResult, speed: Speed) -> None:
-        losses = result.mean_over_ranks()
-        epoch = self.parts.bounds.epoch(self.step)
-        self.tracker.record({"step": self.step, "epoch": epoch, "loss": losses.pop("loss"), **losses, "lr": result.lr,
-                             "grad_norm": float(result.grad_norm), "images_per_second": speed.lap()})
+        self.tracker.record(training_record(self.step, result.lr, self.parts.stepper.losses, self.parts, speed,
+                                            self.device))
 
-    def _agree(self, flush: bool) -> int:
-        """Skipped steps go to the log; returns the exit code to leave with, equal on all ranks."""
-        skipped, leave = self.parts.stepper.agree(flush)
-        for step in skipped:
-            self.tracker.record({"step": step + 1, "event": "skipped: loss or gradient was not finite",
-                                 "skipped": self.parts.stepper.skipped})
-        return leave
+    def _log_skipped(self, step: int, losses: list[float]) -> None:
+        self.tracker.record(skipped_record(step, losses, self.parts, self.parts.stepper.skipped))
 
     def _leave(self, code: int) -> NoReturn:
         """Save, unless the weights in the model are those of the test already, and go."""
         if self.saved_step != self.step and not self._testing:
-            self._agree(flush=True)
+            self.parts.stepper.agree(flush=True)
             self._save()
         raise Interrupted(code, self.store.path(self.saved_step) if self.saved_step else None, self.step)
 
@@ -230,19 +245,11 @@ class Runner:
     def _save(self) -> None:
         self.bad_samples.share(step=self.step)
         state = {"step": self.step, "validated_step": self.validated_step, "best": self.best,
-                 "order": self.parts.fingerprint, "bad_samples": self.bad_samples.state(),
+                 "order": self.parts.fingerprint, "micro_batch": self.parts.micro_batch,
+                 "bad_samples": self.bad_samples.state(),
                  **self.parts.stepper.state()}
         self.store.save(self.step, self.model, state, config_yaml(self.cfg))
         self.saved_step = self.step
-
-    def _check_order(self, saved: Mapping[str, Any], parts: TrainingParts) -> None:
-        differing = [f"{key} was {saved.get(key)} and is {value}" for key, value in parts.fingerprint.items()
-                     if saved.get(key) != value]
-        if differing:
-            raise ConfigError(
-                f"this run would not go on as it began: {'; '.join(differing)}. The global batch is "
-                "run.batch_size_train x processes x run.accum_grad_iters: change one to make up for another. Or start "
-                "a new run with model.pretrained set to the checkpoint.")
 
     # --- evaluating -----------------------------------------------------------------------------------------------
     def _validate_if_due(self, after_resume: bool = False) -> None:
@@ -268,8 +275,8 @@ class Runner:
         return metrics
 
     def _evaluate_split(self, split: str, step: int, checkpoint_step: int | None = None) -> dict[str, float]:
-        scores = self.evaluator.split(self._having(split), split, step)
         measured = step if checkpoint_step is None else checkpoint_step
+        scores = self.evaluator.split(self._having(split), split, measured)  # draws depend on the weights' step alone
         epoch = self._parts.bounds.epoch(step) if self._parts else 0
         extra = {} if measured == step else {"checkpoint_step": measured}
         self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
@@ -280,9 +287,9 @@ class Runner:
 
     def _write_results(self, split: str, step: int, scores: dict[str, float]) -> str:
         """Write and say what an evaluation found; why files cannot be written, or ""."""
-        where = problem = ""
+        where, problem, weights = "", "", self.weights(step)
         try:
-            write_result(self.run_dir, split, step, scores)
+            write_result(self.run_dir, split, step, scores, weights)
             paths = write_predictions(self.run_dir, split, step, self.evaluator.predictions)
             where = where_unscored(scores, self.evaluator.predictions, paths)
         except OSError as error:
@@ -291,7 +298,7 @@ class Runner:
         if problem and not self.run.evaluate:  # a training goes on; what it can still write is worth more
             self.tracker.say(problem)
         elif not problem:
-            write_reports(self.cfg, self.run_dir, split, step, self.evaluator.reports, self.tracker.say)
+            write_reports(self.cfg, self.run_dir, split, step, self.evaluator.reports, weights, self.tracker.say)
         return problem
 
     def _test(self) -> dict[str, dict[str, float]]:
@@ -323,6 +330,9 @@ class Runner:
             f"{begin} {parts.bounds.total} steps of {parts.order.global_batch} images ({distributed.world_size()} "
             f"processes x {self.run.batch_size_train} x {self.run.accum_grad_iters}) on {self.device.type} in "
             f"{precision}; log: {self.run_dir / 'log.jsonl'}")
+        for note in resume.accumulation_notes(parts.micro_batch, self.run.accum_grad_iters,
+                                              self.model.in_batch_negatives):
+            self.tracker.say(note)
 
 
 def config_yaml(cfg: Config) -> str:

@@ -17,29 +17,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.errors import LavisLiteError
 from lavis_lite.runners import optim
+from lavis_lite.runners.loss_meter import LossMeter
+from lavis_lite.runners.nonfinite import PATIENCE, DivergedError, SkipCounter, Votes
 from lavis_lite.runners.precision import Precision
 from lavis_lite.runners.schedules import LRSchedule
 from lavis_lite.runners.sharding import leave_shards_alone
 
-PATIENCE = 5
-"""Non-finite steps in a row after which a run stops."""
-PATIENCE_FP16 = PATIENCE + 16
-"""With fp16 the loss scale starts at 2**16 and may have to be halved that often."""
-
-
-class DivergedError(LavisLiteError):
-    """Loss or gradients were not finite for several steps in a row; the weights are those before them."""
-
-    same_on_all_ranks = True
-
+__all__ = ["PATIENCE", "DivergedError", "StepResult", "Stepper", "seed_position", "to_device", "wrap_for_ranks"]
 
 def seed_position(*position: int | str) -> None:
     """Seed torch, numpy and Python from a position such as (seed, step, micro-batch, rank)."""
@@ -97,44 +87,6 @@ class StepResult:
         return dict(zip(names, mean.tolist(), strict=True))
 
 
-class _Votes:
-    """Per step, the maximum over ranks of (step was not finite, exit code of a signal that wants us to leave).
-
-    On a GPU a vote is read one step late, when it is there already, so that the host never waits for the device. All
-    ranks read the same votes in the same step, so they act in unison.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.lag = 1 if device.type == "cuda" else 0
-        self._pending: list[tuple[int, Tensor, Any]] = []
-
-    def cast(self, step: int, bad: Tensor, wish: int) -> Tensor:
-        """Vote; the result, float[2], is on the device already when the update needs it."""
-        vote = torch.stack([bad.float(), torch.full_like(bad, wish, dtype=torch.float32)])
-        if distributed.world_size() > 1:
-            dist.all_reduce(vote, dist.ReduceOp.MAX)
-        event = None
-        if vote.is_cuda:
-            host = vote.to("cpu", non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        else:
-            host = vote
-        self._pending.append((step, host, event))
-        return vote
-
-    def read(self, flush: bool) -> list[tuple[int, bool, int]]:
-        """(step, bad, wish) of the votes that are due; `flush` waits for all."""
-        due = []
-        while len(self._pending) > (0 if flush else self.lag):
-            step, host, event = self._pending.pop(0)
-            if event is not None:
-                event.synchronize()
-            bad, wish = host.tolist()
-            due.append((step, bad > 0, int(wish)))
-        return due
-
-
 class Stepper:
     """Runs optimizer steps and keeps count of those that were skipped.
 
@@ -145,6 +97,11 @@ class Stepper:
         schedule: base learning rate by step.
         cfg: the `run:` section.
         device, precision: where and in which dtype.
+
+    Attributes:
+        losses: means since the last log line.
+        on_skip: told of every skipped step: its 0-based number, and the losses of this rank's micro-batches. Called on
+            all ranks together, before too many of them stop the run.
     """
 
     def __init__(self, task: Any, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRSchedule,
@@ -153,9 +110,16 @@ class Stepper:
         self.cfg, self.device, self.precision = cfg, device, precision
         self.scaler = precision.scaler()
         self.parameters = optim.trained_parameters(optimizer)
-        self.patience = PATIENCE_FP16 if self.scaler.is_enabled() else PATIENCE
-        self.skipped = self.in_a_row = 0
-        self._votes = _Votes(device)
+        self.losses = LossMeter(device)
+        self.on_skip: Callable[[int, list[float]], None] = lambda step, losses: None
+        self._skips = SkipCounter(cfg.max_skipped_share, self.scaler.is_enabled())
+        self._votes = Votes(device)
+        self._unread: dict[int, list[Tensor]] = {}
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were skipped since the run began."""
+        return self._skips.skipped
 
     def rehearse(self, batch: dict[str, Any]) -> None:
         """A forward and backward that leave no trace, before a process's first step, where more than two ranks train.
@@ -195,6 +159,7 @@ class Stepper:
         bad = ~(torch.isfinite(losses["loss"]) & torch.isfinite(norm))
         vote = self._votes.cast(step, bad, wish())
         self._update(vote[0])
+        self.losses.add({**losses, "grad_norm": norm}, vote[0])
         return StepResult(step, lr, losses, norm)
 
     def _gradients(self, step: int, micro_batches: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -202,17 +167,44 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         count = len(micro_batches)
         totals: dict[str, Tensor] = {}
-        for micro, batch in enumerate(micro_batches):
+        each: list[Tensor] = []
+        for micro, batch in enumerate(self._weighted(step, micro_batches)):
             seed_position(self.cfg.seed, step, micro, distributed.rank())
             samples = to_device(batch, self.device)
             with self._no_sync(micro < count - 1):
                 with self.precision.autocast():
                     loss, parts = self.task.train_step(self.model, samples)
                 self.scaler.scale(loss / count).backward()
+            each.append(loss.detach())
             for name, value in {**parts, "loss": loss}.items():
                 share = value.detach() / count
                 totals[name] = totals[name] + share if name in totals else share
+        self._unread[step] = each
         return totals
+
+    def _weighted(self, step: int, micro_batches: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        """The micro-batches, each with its `loss_weights`: its share of the step's terms, times their number.
+
+        The mean over micro-batches of a mean over tokens is not the mean over the step's tokens, because micro-batches
+        differ in tokens. So the terms of all of them, on all ranks, are counted before the first forward pass.
+        """
+        if len(micro_batches) == 1:
+            return micro_batches
+        counts = [self._count_terms(step, micro, batch) for micro, batch in enumerate(micro_batches)]
+        names = sorted(counts[0])
+        if not names:
+            return micro_batches
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        table = torch.tensor([[row[name] for name in names] for row in counts], dtype=dtype)
+        table = distributed.all_reduce_sum(table.to(self.device, non_blocking=True))
+        weights = len(counts) * table / table.sum(0).clamp(min=1)
+        return [{**batch, "loss_weights": dict(zip(names, row, strict=True))}
+                for batch, row in zip(micro_batches, weights, strict=True)]
+
+    def _count_terms(self, step: int, micro: int, batch: dict[str, Any]) -> dict[str, int]:
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        seed_position(self.cfg.seed, step, micro, distributed.rank())
+        return self.task.loss_terms(model, batch)
 
     def _no_sync(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
         if wanted and isinstance(self.model, DistributedDataParallel):
@@ -228,39 +220,44 @@ class Stepper:
         return norm
 
     def _update(self, bad: Tensor) -> None:
-        """AdamW; its fused kernels leave everything as it is where `found_inf` is 1, without the host looking."""
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        self.optimizer.step()
+        """The optimizer's step, unless `bad` is above 0: then weights and moments stay as they are.
+
+        Fused kernels of Adam look at `bad` on the device. Before any other optimizer the host looks, and waits for it.
+        """
+        if optim.skips_on_device(self.optimizer):
+            self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not bool(bad):
+            self.optimizer.step()
         self.scaler.update()
 
     def agree(self, flush: bool = False) -> tuple[list[int], int]:
         """What all ranks decided: 0-based steps that were skipped, and the exit code to leave with (0: go on).
 
         Raises:
-            DivergedError: too many non-finite steps in a row; on all ranks at once.
+            DivergedError: too many non-finite steps; on all ranks at once.
         """
         skipped, leave = [], 0
         for step, bad, wish in self._votes.read(flush):
             leave = max(leave, wish)
-            self.in_a_row = self.in_a_row + 1 if bad else 0
+            losses = self._unread.pop(step)
+            self._skips.count(step, bad)
             if bad:
-                self.skipped += 1
                 skipped.append(step)
-            if self.in_a_row >= self.patience:
-                raise DivergedError(
-                    f"loss or gradients were not finite in {self.in_a_row} steps in a row, up to step {step + 1}; none "
-                    "of them changed the weights. Try a lower run.init_lr, run.max_grad_norm=1.0 or "
-                    "run.amp_dtype=fp32; bad_samples.jsonl and the data of these steps may tell more.")
+                self.on_skip(step, [float(loss) for loss in losses])
+                self._skips.check(step)
         return skipped, leave
 
     def state(self) -> dict[str, Any]:
-        """Plain containers and tensors for a checkpoint."""
+        """Plain containers and tensors for a checkpoint; called by all ranks together."""
         return {"optimizer": optim.optimizer_state(self.optimizer), "scaler": self.scaler.state_dict(),
-                "skipped": self.skipped, "in_a_row": self.in_a_row}
+                "losses": self.losses.state(), **self._skips.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
         optim.load_optimizer_state(self.optimizer, state["optimizer"])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        self._skips.load_state(state)
+        if "losses" in state:  # absent in checkpoints of versions that logged single steps
+            self.losses.load_state(state["losses"])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.models.base import BaseModel
+from lavis_lite.models.outputs import split_losses
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.submission import Submission
 
@@ -64,13 +65,24 @@ class BaseTask:
     def __init__(self, cfg: RunConfig) -> None:
         self.cfg = cfg
 
+    def training_samples(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """What the model is given of a training batch: the batch itself, or its texts in the task's prompt."""
+        return samples
+
     def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """One micro-batch -> (loss float[], detached loss parts by name, `loss` among them).
 
-        `model` is called as it comes (it may be wrapped by DistributedDataParallel).
+        `model` is called as it comes (it may be wrapped by DistributedDataParallel). It returns a `ModelOutput`, or
+        any mapping with "loss".
+
+        Raises:
+            ContractError: the model returned no loss.
         """
-        output = model(samples)
-        return output.loss, output.losses()
+        return split_losses(model(self.training_samples(samples)))
+
+    def loss_terms(self, model: BaseModel, samples: dict[str, Any]) -> dict[str, int]:
+        """Number of terms that the losses of `train_step` average, see `BaseModel.loss_terms`; `model` is unwrapped."""
+        return model.loss_terms(self.training_samples(samples))
 
     def predict(self, model: BaseModel, samples: dict[str, Any]) -> list[Row]:
         """One evaluation batch -> one row per sample with its `id`; values are plain or CPU tensors."""

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import DataError
-from lavis_lite.models.prompts import question_prompts
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
-from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
 from lavis_lite.tasks.ranking import DialogueTask, RankingRunConfig, RankingTask
 from lavis_lite.tasks.submission import Server, Submission
 from lavis_lite.tasks.vqa import AnswerRule, VQARunConfig, VQATask
-from lavis_lite.tasks.writing import WritingRunConfig, WritingTask
+from lavis_lite.tasks.writing import WritingRunConfig, WritingTask, in_prompt
 
 
 class OptionsTask(RankingTask):
@@ -49,12 +46,9 @@ class ByDataset(WritingTask):
         """The tasks, the most particular first."""
         raise NotImplementedError(f"{type(self).__name__} must define parts")
 
-    def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The model's loss on (prompt, answer); the prompt is that of the evaluation."""
-        if self.cfg.prompt and "text_input" in samples:
-            prompts = question_prompts(samples, self.cfg.prompt, len(samples["text_input"]))
-            samples = {**samples, "text_input": prompts}
-        return BaseTask.train_step(self, model, samples)
+    def training_samples(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """Questions in the prompt of the evaluation; the answers are learned after it."""
+        return in_prompt(samples, self.cfg.prompt) if "text_input" in samples else samples
 
     def takes(self, dataset: Any) -> bool:
         """Whether any of the parts does."""
@@ -97,11 +91,20 @@ class ByDataset(WritingTask):
         return self._now.summary(scores)
 
 
+PENALTIES = ("length_penalty", "repetition_penalty")
+"""settings whose defaults differ between captions and answers"""
+
+
 @dataclass
 class InstructionTuningRunConfig(CaptioningRunConfig, VQARunConfig, RankingRunConfig):
     """The run section of instruction tuning: that of captions, answers and rankings together."""
 
     task: str = "instruction_tuning"
+    num_beams: int = 5
+    length_penalty: float | None = None
+    """null: captions have captioning's default, answers the model's"""
+    repetition_penalty: float | None = None
+    """null: captions have captioning's default, answers the model's"""
     max_len: int = 10
     """of an answer, tokens as LAVIS counts them"""
     max_caption_len: int = 30
@@ -125,6 +128,7 @@ class InstructionTuningTask(ByDataset):
 
     def parts(self) -> list[WritingTask]:
         """Captions, rounds of dialogues, options, other questions."""
-        captions = replace(self.cfg, max_len=self.cfg.max_caption_len)
+        captions = replace(self.cfg, max_len=self.cfg.max_caption_len, **{
+            name: getattr(CaptioningRunConfig(), name) for name in PENALTIES if getattr(self.cfg, name) is None})
         return [cls(cfg if cfg.submission in cls.servers else replace(cfg, submission=None)) for cls, cfg in (
             (CaptioningTask, captions), (RoundsTask, self.cfg), (OptionsTask, self.cfg), (VQATask, self.cfg))]

@@ -31,6 +31,10 @@ class CaptioningRunConfig(WritingRunConfig):
     """The run section of captioning."""
 
     task: str = "captioning"
+    length_penalty: float | None = 0.0
+    """LAVIS' task says 0 where the YAML is silent; null: the model's default, 1"""
+    repetition_penalty: float | None = 1.15
+    """LAVIS' task says 1.15 where the YAML is silent; null: the model's default"""
     use_nucleus_sampling: bool = False
     """sample from the smallest set of tokens that holds top_p of the mass, in place of beam search"""
     top_p: float = 0.9

@@ -11,7 +11,9 @@ import torch
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import DataError
+from lavis_lite.finite import check_finite
 from lavis_lite.metrics.retrieval import as_lists
+from lavis_lite.models.outputs import split_losses
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
@@ -111,11 +113,18 @@ def validation_losses(model: Any, samples: dict[str, Any], captions: list[str]) 
 
     The numbers that choose the hard negatives depend on the batch's images only, so that every validation of a run
     draws alike.
+
+    Raises:
+        CheckpointError: a loss is NaN or infinite.
     """
     generator = torch.Generator().manual_seed(indices(samples)[0])
     uniform = torch.rand(len(captions), 2, dtype=torch.float64, generator=generator)
     output = model({"image": samples["image"], "text_input": captions, "uniform": uniform})
-    return {name: float(value) for name, value in output.losses().items()}
+    losses = split_losses(output)[1]
+    first = indices(samples)[0]
+    check_finite(torch.stack([value.float() for value in losses.values()])[None],
+                 lambda _: f"validation: the losses of the batch that begins with image {first} are NaN or infinite.")
+    return {name: float(value) for name, value in losses.items()}
 
 
 def mean_losses(rows: list[Row]) -> dict[str, float]:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
-
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.ranking import KS, auc, ndcg, order, rank_scores, ranks, shares
@@ -15,10 +13,10 @@ from lavis_lite.metrics.vqa import Truth, accuracies
 from lavis_lite.models.prompts import question_prompts
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import MISSED, Candidate, ReportSample
-from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.reporting import context_of, pictures_of
 from lavis_lite.tasks.submission import Server, Submission
-from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, plain
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, in_prompt, plain
 
 CONTEXT = ("context", "history", "caption")
 """what stands in front of the question, where no instruction holds it"""
@@ -69,12 +67,9 @@ class RankingTask(WritingTask):
                               "probability is what the server takes.")
         self._shared: list[str] | None = given
 
-    def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The model's loss on (prompt, right answer), with the prompt of the evaluation."""
-        if self.cfg.prompt:
-            prompts = question_prompts(samples, self.cfg.prompt, len(samples["text_input"]))
-            samples = {**samples, "text_input": prompts}
-        return BaseTask.train_step(self, model, samples)
+    def training_samples(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """Questions in the prompt of the evaluation; the right answers are learned after it."""
+        return in_prompt(samples, self.cfg.prompt)
 
     def takes(self, dataset: Any) -> bool:
         """Whether it lists questions."""

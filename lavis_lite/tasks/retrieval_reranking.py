@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite import distributed
+from lavis_lite.finite import check_finite
 from lavis_lite.tasks.base import LongWork
 from lavis_lite.tasks.retrieval_parts import (
     BothWays,
@@ -101,10 +102,16 @@ def _score_pairs(model: Any, own: OwnImages, texts: Texts, pairs: Tensor, sizes:
         if work.wish():
             break
         if len(rows):
-            parts.append(_known_or(partial(match, embeds, rows), place, rows, work))
+            logits = _known_or(partial(match, embeds, rows), place, rows, work)
+            parts.append(check_finite(logits, partial(_pair, place, rows)))
         work.advance()
         start = end
     return torch.cat(parts)
+
+
+def _pair(image: int, texts: Tensor, row: int) -> str:
+    return (f"retrieval: the match logits of image {image} with text {int(texts[row])} of the gallery are NaN or "
+            "infinite.")
 
 
 def _known_or(score: Callable[[], Tensor], place: int, rows: Tensor, work: LongWork) -> Tensor:

@@ -13,6 +13,7 @@ N images, M texts, Q query tokens, P patches, E width of the ITC space, D width 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lavis_lite import distributed
+from lavis_lite.errors import shown
+from lavis_lite.finite import check_finite
 from lavis_lite.metrics.retrieval import KS, ranks_from_candidates, recalls
 from lavis_lite.tasks.base import LongWork
 from lavis_lite.tasks.gallery import Gallery
@@ -37,7 +40,11 @@ def image_features(model: Any, query_hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode_texts(model: Any, texts: Sequence[str], sizes: Sizes) -> Texts:
-    """Tokenize all texts and compute their ITC features, batches dealt out to the ranks by turns. Collective."""
+    """Tokenize all texts and compute their ITC features, batches dealt out to the ranks by turns. Collective.
+
+    Raises:
+        CheckpointError: features that are NaN or infinite.
+    """
     tokens = model.tokenize(list(texts))
     ids, mask, kind = tokens.ids.cpu(), tokens.mask.cpu(), type(tokens)
     order = torch.argsort(mask.sum(1), stable=True)  # similar lengths together: less padding
@@ -45,12 +52,17 @@ def encode_texts(model: Any, texts: Sequence[str], sizes: Sizes) -> Texts:
     for number, rows in enumerate(order.split(sizes.text_batch)):
         if number % distributed.world_size() == distributed.rank():
             hidden = model.forward_text(kind(*trimmed(ids[rows], mask[rows], model.device)))
-            mine[number] = functional.normalize(model.text_proj(hidden).float(), dim=-1).cpu()
+            found = functional.normalize(model.text_proj(hidden).float(), dim=-1).cpu()
+            mine[number] = check_finite(found, partial(_text, texts, rows.tolist()))
     batches: dict[int, Tensor] = {}
     for part in distributed.all_gather_object(mine):
         batches |= part
     features = torch.cat([batches[number] for number in range(len(batches))])
     return Texts(ids, mask, features[torch.argsort(order)], kind)
+
+
+def _text(texts: Sequence[str], rows: Sequence[int], row: int) -> str:
+    return f"retrieval: the features of the text {shown(texts[rows[row]])} are NaN or infinite."
 
 
 @torch.no_grad()
@@ -123,11 +135,16 @@ def image_rows(model: Any, samples: dict[str, Any], keep_embeds: bool) -> list[d
     Returns:
         rows {id: int, image_feats: float32[Q,E]} and, if asked for, image_embeds: float[P,Dv], in autocast's type
         under autocast.
+
+    Raises:
+        CheckpointError: features that are NaN or infinite.
     """
     hidden, embeds = model.forward_image(samples["image"])
+    places = indices(samples)
+    found = check_finite(image_features(model, hidden).cpu(),
+                         lambda row: f"retrieval: the features of the split's image {places[row]} are NaN or infinite.")
     rows: list[dict[str, Any]] = [
-        {"id": index, "image_feats": features}
-        for index, features in zip(indices(samples), image_features(model, hidden).cpu(), strict=True)]
+        {"id": index, "image_feats": features} for index, features in zip(places, found, strict=True)]
     if keep_embeds:
         for row, embed in zip(rows, _in_autocasts_type(embeds).cpu(), strict=True):
             row["image_embeds"] = embed

@@ -5,25 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
-
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.anls import anls, anls_score
-from lavis_lite.metrics.vqa import Majority, Rule, Truth, accuracies, answer_score, question_scores, vqa_accuracy
-from lavis_lite.models.prompts import question_prompts
+from lavis_lite.metrics.answer_rules import AGREEING, LEAVES_ONE_OUT, Rule, Truth, lacking, truth_score
+from lavis_lite.metrics.vqa import Majority, accuracies, question_scores, vqa_accuracy
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import Candidate, ReportSample
-from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.likelihood import likeliest_answers, tells_likelihoods
 from lavis_lite.tasks.reporting import context_of, counted, pictures_of
 from lavis_lite.tasks.submission import Server, Submission, answer_row
-from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, plain
+from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, in_prompt, plain
 
-AnswerRule = Literal["official", "normalised", "exact", "thirds", "halves", "auto"]
+AnswerRule = Literal["official", "normalised", "textvqa", "vizwiz", "scienceqa", "exact", "thirds", "halves", "auto"]
 METRICS = ("accuracy", "anls")
 LEFT_OUT = "left_out"
 EMPTY = "empty_answers"
+LOOK_AT = 100
+"""questions whose answers are counted to choose a rule"""
 
 
 @dataclass
@@ -31,15 +31,19 @@ class VQARunConfig(WritingRunConfig):
     """The run section of question answering. A `prompt` has `{}` for the question, in training as in evaluation."""
 
     task: str = "vqa"
+    num_beams: int = 3
+    """width of beam search; 1: greedy. LAVIS' default"""
     max_len: int = 10
     inference_method: Literal["generate", "rank"] = "generate"
     """rank: the likeliest of the data set's answer_list"""
     num_ans_candidates: int | None = 128
     """rank: only so many of the list are tried; null: all"""
-    vqa_rule: AnswerRule = "official"
-    """official: texts are cleaned where the annotators differ, as in the official script; normalised: always; exact:
-    equal after cleaning, for data sets with one answer per question; thirds: A-OKVQA's; halves: iVQA's; auto: exact
-    where a data set has one answer per question, else official"""
+    vqa_rule: AnswerRule = "auto"
+    """official: texts are cleaned where the annotators differ, as in the official script; normalised: always; textvqa:
+    always, as TextVQA's own evaluator does; vizwiz: the official script on VizWiz' records, which have a confidence and
+    no id; scienceqa: the option that a written answer names ("The answer is B."); exact: equal to any answer after
+    cleaning; thirds: A-OKVQA's; halves: iVQA's; auto: official if the questions have at least four annotators each,
+    else exact"""
     vqa_metrics: list[str] | None = None
     """accuracy (by vqa_rule) and anls (similarity to the nearest answer, ST-VQA's and DocVQA's); the first is
     agg_metrics. Absent: accuracy; both for vqa_reading_comprehension"""
@@ -74,14 +78,11 @@ class VQATask(WritingTask):
                 raise ConfigError(f"run.vqa_metrics: no metric {name!r}; {did_you_mean(name, METRICS)}")
         self._answers: list[str] = []
         self._majority: tuple[Any, Majority | None] = (None, None)
+        self._rule: tuple[Any, Rule] = (None, "official")
 
-    def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The model's loss on (prompt, answer), with the prompt of the evaluation."""
-        prompt = self.prompt_of(samples)
-        if prompt:
-            prompts = question_prompts(samples, prompt, len(samples["text_input"]))
-            samples = {**samples, "text_input": prompts}
-        return BaseTask.train_step(self, model, samples)
+    def training_samples(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """Questions in the prompt of the evaluation; the answers are learned after it."""
+        return in_prompt(samples, self.prompt_of(samples))
 
     def prompt_of(self, samples: dict[str, Any]) -> str:
         """The template around the questions of a batch; "": they are read as they are."""
@@ -89,9 +90,11 @@ class VQATask(WritingTask):
 
     def rule(self, dataset: Any) -> Rule:
         """How answers of a data set are scored."""
-        if self.cfg.vqa_rule == "auto":
-            return "exact" if len(dataset.question(0)["answers"]) < 2 else "official"
-        return self.cfg.vqa_rule
+        if self.cfg.vqa_rule != "auto":
+            self._rule = dataset, self.cfg.vqa_rule
+        elif self._rule[0] is not dataset:
+            self._rule = dataset, rule_for(dataset)
+        return self._rule[1]
 
     def takes(self, dataset: Any) -> bool:
         """Whether it lists questions."""
@@ -102,16 +105,24 @@ class VQATask(WritingTask):
         if not self.takes(dataset):
             raise DataError(f"split {split!r} has no questions ({type(dataset).__name__}); take a data set of the "
                             "builder image_qa, such as mini_world_vqa.")
-        if (dataset.has_answers and "accuracy" in self.metrics and self.rule(dataset) in ("official", "normalised")
-                and len(dataset.question(0)["answers"]) < 2):
-            raise DataError(f"split {split!r} has one answer per question; run.vqa_rule={self.cfg.vqa_rule} leaves one "
-                            "annotator out and would give 0 to every answer. Set run.vqa_rule=exact.")
+        if dataset.has_answers and "accuracy" in self.metrics:
+            self._check_rule(dataset, split)
         self._answers, self._split = [], split
         if self.cfg.inference_method == "rank":
             self._answers = dataset.answer_list
             if not self._answers:
                 raise DataError(f"split {split!r}: run.inference_method=rank needs candidates. Set answer_list of the "
                                 "data set, or keep its training annotations here.")
+
+    def _check_rule(self, dataset: Any, split: str) -> None:
+        """Refuse a rule that needs more than the first question has."""
+        first, rule = truth_of(dataset.question(0)), self.rule(dataset)
+        if len(first.answers) < 2 and rule in LEAVES_ONE_OUT:
+            other = "scienceqa for written options, exact for other answers" if first.choices else "exact"
+            raise DataError(f"split {split!r} has one answer per question; run.vqa_rule={self.cfg.vqa_rule} leaves one "
+                            f"annotator out and would give 0 to every answer. Set run.vqa_rule={other}.")
+        if reason := lacking(first, rule):
+            raise DataError(f"split {split!r}, run.vqa_rule={rule}: {reason}.")
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         """One row per question: {id, index, answer}; ranked ones also have their `likeliest` candidates."""
@@ -207,12 +218,12 @@ class VQATask(WritingTask):
         scores: dict[str, float] = {}
         for metric in self.metrics:
             scores |= ({"anls": anls_score(answer, truth.answers)} if metric == "anls"
-                       else accuracies({0: answer_score(answer, truth.answers, rule)}, {0: truth}))
+                       else accuracies({0: truth_score(answer, truth, rule)}, {0: truth}))
         return scores
 
     def line(self, scores: dict[str, float]) -> str:
         """The scores beside the majority; answers that were empty, and questions that do not count."""
-        plainly = self.cfg.vqa_rule in ("exact", "thirds", "halves")  # another score than VQA's own
+        plainly = self._rule[1] in ("exact", "thirds", "halves", "scienceqa")  # another score than VQA's own
         names = {"accuracy": "accuracy" if plainly else "VQA accuracy", "anls": "ANLS"}
         said = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in METRICS if name in scores)
         said += CONTROLS[self.cfg.control]
@@ -225,6 +236,17 @@ class VQATask(WritingTask):
         return said
 
 
+def rule_for(dataset: Any) -> Rule:
+    """The rule of `auto`: official if three annotators of each question can agree with one left out, else exact.
+
+    With fewer annotators no answer could score 1 by the official rule. The first questions are looked at.
+    """
+    fewest = min(len(dataset.question(index)["answers"]) for index in range(min(len(dataset), LOOK_AT)))
+    return "official" if fewest > AGREEING else "exact"
+
+
 def truth_of(asked: Row) -> Truth:
     """What a data set knows of a question."""
-    return Truth(asked["answers"], asked.get("question_type", ""), asked.get("answer_type", ""))
+    choices = asked.get("candidates") or asked.get("choices", ())
+    return Truth(asked["answers"], asked.get("question_type", ""), asked.get("answer_type", ""),
+                 asked.get("confidences", ()), choices, asked.get("label"))

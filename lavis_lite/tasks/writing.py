@@ -11,6 +11,7 @@ from torch import Tensor
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.controls import Control, Controlled
 from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.models.prompts import question_prompts
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.submission import Server, Submission
 
@@ -29,9 +30,11 @@ class WritingRunConfig(RunConfig):
     """of a text, tokens as LAVIS counts them"""
     min_len: int = 1
     length_penalty: float | None = None
-    """a text's score is its log-probability / length ** length_penalty; absent: the model's default"""
+    """a text's score is its log-probability / length ** length_penalty; null: the model's default"""
     repetition_penalty: float | None = None
-    """above 1 makes tokens already written less likely; absent: the model's default"""
+    """above 1 makes tokens already written less likely; null: the model's default"""
+    penalise_prompt: bool = False
+    """repetition_penalty also counts the prompt's tokens (transformers, decoder-only models), not only written ones"""
     prompt: str | None = None
     """what the model reads; absent: the sample's own prompt, else the model's"""
     report_metric: bool = True
@@ -82,9 +85,10 @@ class WritingTask(BaseTask):
         """The data set as `run.control` shows it."""
         return dataset if self.cfg.control == "none" else Controlled(dataset, self.cfg.control)
 
-    def options(self) -> dict[str, float]:
-        """Settings of generation that the run names and the model else decides."""
-        given = {"length_penalty": self.cfg.length_penalty, "repetition_penalty": self.cfg.repetition_penalty}
+    def options(self) -> dict[str, Any]:
+        """Settings of generation that the run or its task names; the model decides the others."""
+        given = {"length_penalty": self.cfg.length_penalty, "repetition_penalty": self.cfg.repetition_penalty,
+                 "penalise_prompt": self.cfg.penalise_prompt or None}
         return {name: value for name, value in given.items() if value is not None}
 
     def unscored(self, rows: Sequence[Row], labelled: bool = False) -> dict[str, float]:
@@ -127,3 +131,10 @@ def by_dataset(scores: Mapping[str, float]) -> str:
 def plain(values: Any) -> list[Any]:
     """A column of a batch as Python values: a tensor in one copy from the device, a list as it is."""
     return list(values.tolist() if isinstance(values, Tensor) else values)
+
+
+def in_prompt(samples: dict[str, Any], prompt: str | None) -> dict[str, Any]:
+    """Training samples with their questions in a template's `{}`; as they are where there is no template."""
+    if not prompt:
+        return samples
+    return {**samples, "text_input": question_prompts(samples, prompt, len(samples["text_input"]))}

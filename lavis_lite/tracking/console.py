@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -116,10 +116,25 @@ class _Lines:
         """Nothing is left on the screen."""
 
 
+SHOWN = 3
+"""items of a list that a line of the console shows"""
+
+
 def record_line(record: Record) -> str:
-    """A record in one line: `loss 5.21 (itc 2.07  itm 0.66  lm 2.48)  lr 1.0e-04  830 images/s`."""
+    """A record in one line: `loss 5.21 (itc 2.07  itm 0.66  lm 2.48)  lr 1.0e-04  830 images/s  data wait 2%`."""
     if "event" in record:
-        return "  ".join(str(value) for key, value in record.items() if key != "step")
+        return "  ".join(_short(value) for key, value in record.items() if key not in ("step", "losses"))
     parts = [f"{key.removeprefix('loss_')} {value:.4f}" for key, value in record.items() if key.startswith("loss_")]
     text = f"loss {record['loss']:.4f}" + (f" ({'  '.join(parts)})" if parts else "")
-    return f"{text}  lr {record['lr']:.2e}  {record['images_per_second']:.1f} images/s"
+    text = f"{text}  lr {record['lr']:.2e}  {record['images_per_second']:.1f} images/s"
+    if "data_wait" in record:
+        text += f"  data wait {record['data_wait']:.0%}"
+    return text + (f"  peak {record['peak_memory_gib']:.1f} GiB" if "peak_memory_gib" in record else "")
+
+
+def _short(value: Any) -> str:
+    """A value, or the first few of a list and how many there are."""
+    if not isinstance(value, list):
+        return str(value)
+    more = f" and {len(value) - SHOWN} more, see log.jsonl" if len(value) > SHOWN else ""
+    return ", ".join(str(item) for item in value[:SHOWN]) + more

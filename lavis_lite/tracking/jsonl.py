@@ -115,10 +115,13 @@ def _write_whole(file: BinaryIO, line: bytes) -> None:
         line = line[file.write(line):]
 
 
-def _plain(record: Record) -> Record:
-    """JSON has no NaN and no infinity: they are written as strings."""
-    return {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in record.items()}
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they are written as strings, also within lists."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read(path: Path) -> list[dict[str, Any]]:

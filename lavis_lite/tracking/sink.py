@@ -1,7 +1,13 @@
 """The contract of sinks: the places that a run's records go to.
 
-Records are plain dicts. Training: {"step", "epoch", "loss", "loss_*", "lr", "images_per_second", "grad_norm"}.
-Evaluation: {"step", "epoch", "split", metrics ...}. Anything else has "event".
+Records are plain dicts.
+
+- Training: step, epoch, lr, samples_seen (since the run began), peak_memory_gib (on a GPU). Since the last record:
+  loss, loss_* and grad_norm (means without skipped steps), skipped_steps, images_per_second, data_wait (share of time,
+  0 to 1).
+- Evaluation: step, epoch, split, and the metrics.
+- A skipped step: step, event, skipped (steps in all), losses (by rank and micro-batch), samples.
+- Anything else has an event.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """From a YAML file to a checked configuration, and LAVIS' own files unchanged."""
 
+import typing
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,34 @@ def test_each_mistake_is_named_with_the_nearest_choice(option, words, monkeypatc
     monkeypatch.chdir(ROOT)
     faults = check(compose("projects/blip2/stage1.yaml", [option]))
     assert any(words in fault for fault in faults), faults
+
+
+def number_keys(section, prefix):
+    """Dotted keys of all fields that take a number with a fraction."""
+    hints = typing.get_type_hints(type(section))
+    return [f"{prefix}.{key}" for key, hint in hints.items() if float in (hint, *typing.get_args(hint))]
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan", "1e999", "1" + "0" * 400])
+@pytest.mark.parametrize("recipe", ["stage1", "stage2_opt"])
+def test_a_number_that_is_not_finite_is_refused_in_every_key(number, recipe, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = compose(f"projects/blip2/{recipe}.yaml", []).config
+    (name, dataset), = config.datasets.items()
+    keys = [*number_keys(config.run, "run"), *number_keys(config.model, "model"), *number_keys(config.preprocess, "x"),
+            *number_keys(dataset, f"datasets.{name}"), f"run.train_dataset_ratios.{name}", "model.vit_args.mlp_ratio",
+            f"datasets.{name}.vis_processor.train.min_scale"]
+    assert {f"run.{key}" for key in ("init_lr", "weight_decay", "max_grad_norm", "max_skipped_share")} < set(keys)
+    faults = check(compose(f"projects/blip2/{recipe}.yaml", [f"{key}={number}" for key in keys]))
+    for key in keys:
+        assert any(f" {key}: must be a finite number" in fault for fault in faults), (key, faults)
+
+
+@pytest.mark.parametrize("number", [".inf", ".nan"])
+def test_counts_are_finite_too(number, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    faults = check(compose("projects/blip2/stage1.yaml", [f"run.warmup_steps={number}", f"model.embed_dim={number}"]))
+    assert len(faults) == 2 and all("must be a whole number" in fault for fault in faults)
 
 
 def test_all_mistakes_are_listed_at_once(monkeypatch):

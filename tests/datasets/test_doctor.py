@@ -68,14 +68,19 @@ def test_missing_and_broken_files_are_named_with_their_rows(tmp_path, capsys):
     assert "PROBLEM: missing files: 32" in shown and "and 12 more" in shown and "2 problems, see above." in shown
 
 
-def test_a_link_out_of_the_folder_is_found_when_it_is_opened(tmp_path, capsys):
+def test_links_are_followed_but_not_to_system_files_and_not_into_the_void(tmp_path, capsys):
     inside = tmp_path / "in"
     inside.mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
-    (inside / "x.png").symlink_to(tmp_path / "secret.png")
-    path = make(inside, [{"image": "x.png", "caption": "x"}])
+    Image.new("RGB", (8, 8)).save(tmp_path / "blob", "PNG")
+    for name, target in (("x.png", "../blob"), ("hosts.png", "/etc/hosts"), ("gone.png", "../annex/nothing")):
+        (inside / name).symlink_to(target)
+    path = make(inside, [{"image": name, "caption": name} for name in ("x.png", "hosts.png", "gone.png")])
     status, report = check(capsys, str(path))
-    assert status == 1 and "leads out of the image folder" in report["splits"][0]["problems"][0]["lines"][0]
+    missing, broken = report["splits"][0]["problems"]
+    assert status == 1 and report["splits"][0]["opened"] == 1
+    assert missing["lines"] == [f"{path}:3: field 'image': gone.png is a link to ../annex/nothing, which is not here; "
+                                "fetch the content that links stand for (git-annex, DVC)"]
+    assert "is a symbolic link to /etc/hosts; links to system files are not followed" in broken["lines"][0]
 
 
 def test_the_sheet_is_the_same_every_time_and_shows_what_is_broken(tmp_path, capsys):
@@ -140,8 +145,8 @@ def test_absent_lists_each_folder_once(tmp_path, monkeypatch):
     (tmp_path / "a" / "x").touch()
     import lavis_lite.datasets.doctor.media as media
 
-    asked = []
-    monkeypatch.setattr(media.os, "listdir", lambda folder: asked.append(folder) or ["x"])
+    asked, scan = [], media.os.scandir
+    monkeypatch.setattr(media.os, "scandir", lambda folder: asked.append(folder) or scan(folder))
     assert list(absent(ImageFolder(tmp_path), ["a/x", "a/y", "a/z"])) == ["a/y", "a/z"] and len(asked) == 1
 
 

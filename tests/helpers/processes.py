@@ -12,6 +12,7 @@ import torch
 import torch.multiprocessing as mp
 
 from lavis_lite import distributed
+from tests.helpers.threads import THREADS
 
 
 def free_port() -> int:
@@ -69,7 +70,7 @@ def _collect(results: Any, count: int, timeout: float) -> list[Any]:
 
 
 def _child(rank: int, count: int, port: int, results: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port))
     try:

@@ -15,10 +15,12 @@ from lavis_lite.models.base import BaseModel, freeze
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.runners.runner import EpochRunner, IterationRunner, Runner
 from lavis_lite.tasks.base import BaseTask, Row
-from lavis_lite.tracking.jsonl import JsonlLog
+from lavis_lite.tracking.jsonl import JsonlLog, read
 from lavis_lite.tracking.tracker import Tracker
 
 WIDTH = 6
+TIMES = ("images_per_second", "data_wait", "peak_memory_gib")
+"""what a training record tells that differs from run to run by nature"""
 
 
 @dataclass
@@ -59,6 +61,17 @@ class ToyModel(BaseModel):
         return decay ** 2 if name.startswith("hidden") else 1.0
 
 
+class ExactModel(ToyModel):
+    """The same in float64, for runs that equal each other but for the order of sums."""
+
+    def __init__(self, dropout: float = 0.0, seed: int = 0) -> None:
+        super().__init__(dropout, seed)
+        self.double()
+
+    def forward(self, samples: dict[str, Any]) -> ToyOutput:
+        return super().forward({**samples, "image": samples["image"].double(), "target": samples["target"].double()})
+
+
 class ToyData:
     """Numbered rows that are a function of their index; `nan_rows` have a target that is not a number."""
 
@@ -81,7 +94,8 @@ class ToyTask(BaseTask):
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         assert not model.training and not torch.is_grad_enabled() and distributed.world_size() == 1
-        hidden = model.hidden(model.frozen(samples["image"])) + model.tokens.mean(dim=(0, 1))
+        image = samples["image"].to(model.scale.dtype)
+        hidden = model.hidden(model.frozen(image)) + model.tokens.mean(dim=(0, 1))
         guess = model.out(hidden).squeeze(-1) * model.scale
         errors = (guess - samples["target"]).square().tolist()
         return [{"id": index, "error": error} for index, error in zip(samples["index"].tolist(), errors, strict=True)]
@@ -126,3 +140,8 @@ def weights(runner: Runner) -> dict[str, Tensor]:
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     """Equal to the last bit."""
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    """The log of a run without `TIMES`."""
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in read(run_dir / "log.jsonl")]

@@ -12,6 +12,7 @@ import torch
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.runner import Runner
 from lavis_lite.runners.signals import Interrupted
+from tests.helpers.threads import THREADS
 from tests.helpers.toy import Toy, ToyTask
 
 RUN: dict[str, Any] = {"max_iters": 30, "accum_grad_iters": 2, "save_every": 1, "iters_per_inner_epoch": 7,
@@ -28,7 +29,7 @@ class SlowTask(ToyTask):
 
 def go_on(run_dir: Path, workers: int = 0, task: type[ToyTask] = ToyTask) -> Runner:
     """Resume the newest good checkpoint, if there is one, and train to the end."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     runner = Toy(run_dir, {**RUN, "num_workers": workers}, task_class=task).build()
     found = checkpointing.newest_good(run_dir, say=lambda text: None)
     if found is not None:

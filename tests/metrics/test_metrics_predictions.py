@@ -53,7 +53,7 @@ def test_answers_of_a_file_against_official_annotations(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("content", "words"), [
     ([{"image_id": at, "caption": "a"} for at in (3, 3, 4)], r"1 ids have more than one prediction: 3"),
-    ([{"image_id": 3, "captoin": "a"}], r"file.json:1: has no 'answer' or 'caption' or 'prediction'; choose one of"),
+    ([{"image_id": 3, "captoin": "a"}], r"file.json:1: has no 'answer' or 'caption' or 'prediction' or 'text';"),
     ([{"caption": "a"}], "has no 'question_id' or"), ([3], "must be an object of named fields, not int"),
     ([{"image_id": None, "caption": "a"}], "'image_id' is None, which is neither a number nor text"),
     ([{"image_id": 3, "caption": ["a"]}], r"'caption' is of the wrong kind: \['a'\]"),

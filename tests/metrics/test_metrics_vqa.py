@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from lavis_lite.errors import DataError
-from lavis_lite.metrics.vqa import Majority, Truth, answer_score, gqa_accuracy, normalise, vqa_accuracy
+from lavis_lite.metrics.vqa import (
+    Majority,
+    Truth,
+    answer_score,
+    gqa_accuracy,
+    normalise,
+    vqa_accuracy,
+)
 
 
 @pytest.mark.shared
@@ -20,6 +27,9 @@ def test_every_recorded_case_of_the_official_script(shared_dir: Path) -> None:
         assert score == pytest.approx(case["official_score"], abs=1e-10), case["why"]
         without = answer_score(case["prediction"], case["answers"], answer_ids=False)
         assert without == pytest.approx(case["official_score_no_answer_id"], abs=1e-10), case["why"]
+        if case["textvqa_mmf"] is not None:  # TextVQA's evaluator takes ten answers only
+            by_textvqa = answer_score(case["prediction"], case["answers"], "textvqa")
+            assert by_textvqa == pytest.approx(case["textvqa_mmf"], abs=1e-10), case["why"]
     assert 100 * sum(scores) / len(scores) == pytest.approx(cases["overall_percent_rounded_10"], abs=1e-9)
 
 

@@ -78,13 +78,17 @@ def test_a_step_trains_what_is_not_frozen(name: str, style: Any, instruct: bool)
 
 
 def test_the_loss_of_a_batch_is_that_of_all_its_tokens() -> None:
-    model = model_of()
-    whole = float(model({"image": images(), "text_input": CAPTIONS}).loss.detach())
+    model, pictures = model_of().double(), images().double()
+    model.language_model.model.double()
+    whole = float(model({"image": pictures, "text_input": CAPTIONS}).loss.detach())
     alone, counts = [], []
     for row, text in enumerate(CAPTIONS):
-        alone.append(float(model({"image": images()[row:row + 1], "text_input": [text]}).loss.detach()))
+        samples = {"image": pictures[row:row + 1], "text_input": [text]}
+        alone.append(float(model(samples).loss.detach()))
         counts.append(len(text) + 2)  # bytes, begin, end
-    assert whole == pytest.approx(sum(a * b for a, b in zip(alone, counts, strict=True)) / sum(counts), rel=1e-5)
+        assert model.loss_terms(samples) == {"loss": counts[-1]}
+    assert model.loss_terms({"image": pictures, "text_input": CAPTIONS}) == {"loss": sum(counts)}
+    assert whole == pytest.approx(sum(a * b for a, b in zip(alone, counts, strict=True)) / sum(counts), rel=1e-12)
 
 
 def test_the_instruction_reaches_the_qformer_only_where_it_reads() -> None:

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from lavis_lite.models.blip2_config import Blip2QformerConfig
 from lavis_lite.models.blip2_qformer import Blip2Qformer, Negatives
-from lavis_lite.models.checkpoints import from_lavis, load_checkpoint
+from lavis_lite.models.checkpoints import load_checkpoint
 from lavis_lite.registry import registry
 from tests.parity.exact import exact
+from tests.parity.recordings import Check, Recording, folders_with
 
 KIND = "blip2_qformer"
 
 
 def case_folders(parity: Path) -> list[Path]:
     """Folders of stage-1 cases under `parity` (or `parity` itself)."""
-    folders = [parity, *(sorted(parity.iterdir()) if parity.is_dir() else [])]
-    return [folder for folder in folders if (folder / "config.json").exists()
-            and json.loads((folder / "config.json").read_text()).get("arch") == KIND]
+    return folders_with(parity, lambda config: config.get("arch") == KIND)
 
 
-class Recorded:
-    """Everything recorded in one folder."""
+class Recorded(Recording):
+    """Everything recorded of a stage-1 model."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config, self.expected, self.inputs = (
-            json.loads((folder / f"{name}.json").read_text()) for name in ("config", "expected", "inputs"))
-        self.tensors = load_file(folder / "expected.safetensors")
-        self.images = load_file(folder / "inputs.safetensors")["image4"]
-        self.error = self.expected["_fp32_vs_fp64_max_abs"]
+        super().__init__(folder)
+        self.images = self.given["image4"]
+
+    @property
+    def training(self) -> list[str]:
+        """Cases of training."""
+        return [case for case, found in self.expected.items() if isinstance(found, dict)
+                and {"loss", "neg_image_idx_per_text"} <= found.keys() and case in self.inputs]
 
     def samples(self, case: str, rows: slice = slice(None)) -> dict[str, Any]:
         """What LAVIS was given in a training case."""
@@ -50,21 +48,10 @@ class Recorded:
             samples["image_id"] = torch.tensor(given["image_id"][rows])
         return samples
 
-    def tolerance(self, key: str) -> float:
-        """Largest absolute error that parity/README.md allows for a recorded tensor.
-
-        The difference to float64 was not recorded for two processes: there 1e-6 of the largest element.
-        """
-        if key not in self.error:
-            return 1e-6 * max(1.0, float(self.tensors[key].abs().max()))
-        return max(4 * self.error[key], 1e-6)
-
-    def check(self, key: str, found: Tensor) -> None:
-        """Compare with a recorded tensor."""
-        expected = self.tensors[key]
-        assert found.shape == expected.shape, f"{key}: {tuple(found.shape)} for {tuple(expected.shape)}"
-        worst = float((found.detach() - expected).abs().max())
-        assert worst <= self.tolerance(key), f"{key}: {worst} above {self.tolerance(key)}"
+    def texts(self, case: str) -> list[str]:
+        """What LAVIS' tokenizer was given in another case."""
+        texts = self.inputs[case]["tokenizer_calls"][0]["text"]
+        return [texts] if isinstance(texts, str) else list(texts)
 
 
 def section(recorded: Recorded, **changes: Any) -> Blip2QformerConfig:
@@ -90,22 +77,31 @@ def build(recorded: Recorded, arch: str = "blip2", **changes: Any) -> Blip2Qform
     return model.eval()
 
 
-def rounding_apart(test: Callable[..., None]) -> Callable[..., None]:
-    """A test of (recorded, model, ...) in float32 and, where that exceeds a tolerance, in float64.
+def rounding_apart(check: Callable[[Recorded, Blip2Qformer, str], None]) -> Check:
+    """A comparison of (recorded, model, case) in float32 and, if that exceeds a tolerance, in float64.
 
     Sums in another order round otherwise than LAVIS'; what is right in float64 differed by rounding only.
     """
-    @functools.wraps(test)
-    def run(recorded: Recorded, model: Blip2Qformer, **given: Any) -> None:
-        if given.get("case", "pretrain_b2") not in recorded.expected:
-            pytest.skip(f"{recorded.folder.name} has no such case")
+    @functools.wraps(check)
+    def run(recorded: Recorded, case: str) -> None:
         try:
-            test(recorded, model, **given)
+            check(recorded, build(recorded), case)
         except AssertionError:
-            recorded.images = recorded.images.double()
-            test(recorded, exact(build(recorded)), **given)
+            with doubled(recorded):
+                check(recorded, exact(build(recorded)), case)
 
     return run
+
+
+@contextlib.contextmanager
+def doubled(recorded: Recorded) -> Iterator[None]:
+    """Images in float64, for the time being."""
+    images = recorded.images
+    recorded.images = images.double()
+    try:
+        yield
+    finally:
+        recorded.images = images
 
 
 def inject(model: Blip2Qformer, case: dict[str, Any]) -> None:
@@ -114,9 +110,3 @@ def inject(model: Blip2Qformer, case: dict[str, Any]) -> None:
     there = torch.ones(len(image), dtype=torch.bool)
     drawn = Negatives(image, text, there, there)
     model.draw_negatives = types.MethodType(lambda self, contrast, uniform: drawn, model)  # type: ignore[method-assign]
-
-
-def our_name(name: str) -> str:
-    """Our name of a LAVIS parameter."""
-    (ours,) = from_lavis({name: torch.zeros(1)}).tensors
-    return ours

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lavis_lite.models.blip2_llm import Blip2LLM
-from lavis_lite.models.checkpoints import from_lavis, load_state
+from lavis_lite.models.checkpoints import load_state
 from lavis_lite.models.language_model.families import FAMILIES
 from lavis_lite.registry import registry
 from tests.conftest import find_shared
 from tests.parity.exact import exact
+from tests.parity.recordings import Recording, folders_with
 
-KINDS = {"blip2_opt": "opt", "blip2_t5": "t5", "blip2_t5_instruct": "t5", "blip2_vicuna_instruct": "llm"}
+KINDS = {"blip2_opt": "opt", "blip2_t5": "t5", "blip2_t5_instruct": "t5", "blip2_vicuna": "llm",
+         "blip2_vicuna_instruct": "llm"}
 """arch -> LAVIS' prefix of the language model"""
 TOKENIZERS = {"opt": "opt", "t5": "t5", "llm": "llama"}
 WORDS = ("embed_tokens.weight", "shared.weight")
@@ -27,28 +28,26 @@ END_OF_LLAMA = 2
 
 def case_folders(parity: Path) -> list[Path]:
     """Folders of cases with a language model under `parity` (or `parity` itself)."""
-    folders = [parity, *(sorted(parity.iterdir()) if parity.is_dir() else [])]
-    return [folder for folder in folders if (folder / "config.json").exists()
-            and json.loads((folder / "config.json").read_text()).get("arch") in KINDS]
+    return folders_with(parity, lambda config: config.get("arch") in KINDS)
 
 
-class Recorded:
-    """Everything recorded in one folder."""
+class Recorded(Recording):
+    """Everything recorded of a model with a language model."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config, self.expected, self.inputs, self.cases = (
-            json.loads((folder / f"{name}.json").read_text()) for name in ("config", "expected", "inputs", "cases"))
-        self.tensors = load_file(folder / "expected.safetensors")
-        self.given = load_file(folder / "inputs.safetensors")
-        self.error: dict[str, float] = self.expected.get("_fp32_vs_fp64_max_abs", {})
+        super().__init__(folder)
         self.arch = self.config["arch"]
         self.prefix = KINDS[self.arch]
 
-    def names(self, *calls: str) -> list[str]:
-        """Cases that call a method ("train": forward), without those that LAVIS could not run or drew at random."""
+    def names(self, *calls: str, drawn: bool = False) -> list[str]:
+        """Cases that call a method ("train": forward), without those that LAVIS could not run, or drew at random.
+
+        Args:
+            drawn: those drawn at random, too.
+        """
         return [name for name, given in self.inputs.items() if given.get("call", "train") in calls
-                and name in self.expected and "error" not in self.expected[name] and not self._drawn(name)]
+                and name in self.expected and "error" not in self.expected[name]
+                and (drawn or not self._drawn(name))]
 
     def _drawn(self, case: str) -> bool:
         return any(call["kwargs"].get("do_sample") for call in self.expected[case].get("generate", []))
@@ -80,19 +79,6 @@ class Recorded:
         if self.prefix != "llm":
             return rows
         return [row[:next((at for at, item in enumerate(row) if item in (0, END_OF_LLAMA)), len(row))] for row in rows]
-
-    def tolerance(self, key: str) -> float:
-        """4 times LAVIS' float32 error, never below 1e-6; where that was not recorded, 1e-6 of the largest value."""
-        if key not in self.error:
-            return 1e-6 * max(1.0, float(self.tensors[key].abs().max()))
-        return max(4 * self.error[key], 1e-6)
-
-    def check(self, key: str, found: Tensor, expected: Tensor | None = None) -> None:
-        """Compare with a recorded tensor (or a part of it)."""
-        expected = self.tensors[key] if expected is None else expected
-        assert found.shape == expected.shape, f"{key}: {tuple(found.shape)} for {tuple(expected.shape)}"
-        worst = float((found.detach() - expected).abs().max()) if expected.numel() else 0.0
-        assert worst <= self.tolerance(key), f"{key}: {worst} above {self.tolerance(key)}"
 
 
 def section(recorded: Recorded, weights: dict[str, Tensor], changes: dict[str, Any]) -> Any:
@@ -150,12 +136,6 @@ def call(model: Blip2LLM, recorded: Recorded, case: str, **changes: Any) -> Any:
     method = getattr(model, given["call"])
     assert set(arguments) <= set(inspect.signature(method).parameters) | {"lavis_lengths"}
     return method(recorded.samples(case), **arguments)
-
-
-def our_name(name: str) -> str:
-    """Our name of a LAVIS parameter."""
-    (ours,) = from_lavis({name: torch.zeros(1)}).tensors
-    return ours
 
 
 def learn_as_lavis(model: Blip2LLM, recorded: Recorded, case: str) -> None:

@@ -18,21 +18,32 @@ from lavis_lite.models.blip2_llm import Blip2LLM
 from lavis_lite.models.language_model import GenerationConfig
 from lavis_lite.models.language_model.head import output_layer
 from lavis_lite.models.prompts import candidate_prompts
-from tests.parity.llm_cases import Recorded, build, call, learn_as_lavis, our_name
+from tests.parity.lavis_names import our_names
+from tests.parity.llm_cases import Recorded, build, call, learn_as_lavis
+from tests.parity.recordings import Check, Comparison
 
-Check = Callable[[Recorded, str], None]
 LIST_OF_PROMPTS = "predict_class_per_sample_candidates_listprompt"
+TRAINING = ("llm_labels", "llm_logits", "llm_inputs_embeds", "llm_attention_mask", "llm_decoder_attention_mask",
+            "query_output", "proj")
+READ = ("generate_inputs_embeds", "generate_attention_mask")
 
 
-def checks_of(recorded: Recorded) -> list[tuple[str, Check]]:
-    """(case, comparison) of everything in a folder."""
-    found: list[tuple[str, Check]] = []
-    for calls, checks in CHECKS.items():
-        found += [(case, check) for case in recorded.names(*calls) for check in checks]
-    found = [(case, ids_after_a_cut_question) if case.endswith("_truncated") and check is written_ids else (case, check)
-             for case, check in found if not (case.endswith("_truncated") and check is what_is_read)]
+def comparisons_of(recorded: Recorded) -> list[Comparison]:
+    """Everything that a folder's cases can be compared in."""
+    found = []
+    for case in recorded.names("train"):
+        found += [Comparison(case, loss_and_gradients, frozenset(recorded.keys(f"{case}/grad/"))),
+                  Comparison(case, what_lies_between, frozenset(recorded.keys(f"{case}/", TRAINING)))]
+    for case in recorded.names("generate", "predict_answers", drawn=True):
+        cut, read = case.endswith("_truncated"), frozenset(recorded.keys(f"{case}/", READ))
+        if case in recorded.names("generate", "predict_answers"):
+            found.append(Comparison(case, ids_after_a_cut_question if cut else written_ids))
+        if read:
+            found.append(Comparison(case, what_is_read_of_a_cut_question if cut else what_is_read, read))
+    found += [Comparison(case, ranks_and_losses, frozenset(recorded.keys(f"{case}/loss_call")))
+              for case in recorded.names("predict_class")]
     if "error" in recorded.expected.get(LIST_OF_PROMPTS, {}):
-        found.append((LIST_OF_PROMPTS, a_list_of_prompts))
+        found.append(Comparison(LIST_OF_PROMPTS, a_list_of_prompts))
     return found
 
 
@@ -63,38 +74,102 @@ def loss_and_gradients(recorded: Recorded, case: str, dtype: torch.dtype) -> Non
     output.loss.backward()
     grads = {key: torch.zeros_like(value) if value.grad is None else value.grad
              for key, value in model.named_parameters() if value.requires_grad}
-    assert expected["grad_norms"], "no gradients recorded"
-    for key, norm in expected["grad_norms"].items():
-        found = float(grads[our_name(key)].norm())
+    names, start = our_names(recorded.folder), f"{case}/grad/"
+    for key, norm in expected.get("grad_norms", {}).items():
+        found = float(grads[names[key]].norm())
         assert abs(found - (norm or 0.0)) <= 1e-4 * (norm or 0.0) + 1e-6, f"{key}: {found} for {norm}"
-    start = f"{case}/grad/"
-    for key in [key for key in recorded.tensors if key.startswith(start)]:
-        recorded.check(key, grads[our_name(key.removeprefix(start))])
+    for key in recorded.keys(start):
+        recorded.check(key, grads[names[key.removeprefix(start)]].reshape(recorded.tensors[key].shape))
 
 
 @rounding_apart
 def what_lies_between(recorded: Recorded, case: str, dtype: torch.dtype) -> None:
-    """The Q-Former's answer, the soft prompt, the targets in order, and the logits that predict them."""
+    """The Q-Former's answer, the soft prompt, what is read, the targets in order, and the logits that predict them."""
     model, samples = build(recorded, case, dtype), recorded.samples(case)
     learn_as_lavis(model, recorded, case)
     query = model.query_output(samples["image"], samples["text_input"])
-    recorded.check(f"{case}/query_output", query)
-    recorded.check(f"{case}/proj", model.language_projection(query))
-    seen: dict[str, Tensor] = {}
-    plain = model.language_model.likelihoods
-
-    def keep(hidden: Tensor, targets: Tensor) -> Tensor:
-        seen.update(logits=output_layer(model.language_model.model)(hidden), targets=targets)
-        return plain(hidden, targets)
-
-    model.language_model.likelihoods = keep  # type: ignore[method-assign]
+    found = {"query_output": query, "proj": model.language_projection(query)}
+    for name in found.keys() & {key.rpartition("/")[2] for key in recorded.keys(f"{case}/")}:
+        recorded.check(f"{case}/{name}", found[name])
+    trained = Trained(model)
     model(samples)
-    labels, logits = recorded.tensors[f"{case}/llm_labels"], recorded.tensors[f"{case}/llm_logits"]
+    check_what_is_read(recorded, case, trained)
+    check_what_is_learned(recorded, case, trained)
+
+
+class Trained:
+    """What a model's language model reads and learns in its next training step.
+
+    Attributes:
+        before, after: ids of each row's prompt and target.
+        embeds, mask: float[B,S,D] and bool[B,S], what it reads, soft prompt included.
+        logits, targets: float[T,V] and int64[T], of what it learns.
+    """
+
+    def __init__(self, model: Blip2LLM) -> None:
+        self.language_model: Any = model.language_model
+        self.queries = model.query_tokens.shape[1]
+        self._keep("training_rows", lambda found: setattr(self, "rows", found))
+        if self.encodes:
+            self._keep("prefix_embeds", lambda found: setattr(self, "read", found))
+        else:
+            self.language_model._base().register_forward_pre_hook(self._embeds, with_kwargs=True)
+        plain = self.language_model.likelihoods
+
+        def likelihoods(hidden: Tensor, targets: Tensor) -> Tensor:
+            self.logits, self.targets = output_layer(self.language_model.model)(hidden), targets
+            found: Tensor = plain(hidden, targets)
+            return found
+
+        self.language_model.likelihoods = likelihoods
+
+    @property
+    def encodes(self) -> bool:
+        """Whether an encoder reads the prompt."""
+        return bool(self.language_model.model.config.is_encoder_decoder)
+
+    def _keep(self, name: str, use: Callable[[Any], None]) -> None:
+        plain = getattr(self.language_model, name)
+
+        def call(*given: Any, **options: Any) -> Any:
+            found = plain(*given, **options)
+            use(found)
+            return found
+
+        setattr(self.language_model, name, call)
+
+    def _embeds(self, module: Any, given: Any, options: dict[str, Any]) -> None:
+        embeds = options["inputs_embeds"]  # [soft prompt | prompt | target | padding]
+        count = embeds.shape[1] - max(len(first) + len(second) for first, second in zip(*self.rows, strict=True))
+        lengths = [count + len(first) + len(second) for first, second in zip(*self.rows, strict=True)]
+        self.read = embeds, torch.arange(embeds.shape[1])[None] < torch.tensor(lengths)[:, None]
+
+
+def check_what_is_read(recorded: Recorded, case: str, trained: Trained) -> None:
+    """Embeddings in order, and how many there are in each row; padding may stand elsewhere."""
+    key, (embeds, own) = f"{case}/llm_attention_mask", trained.read
+    mask = own
+    if key in recorded.tensors:
+        mask = recorded.check_mask(key, own.sum(1).tolist())
+    if (key := f"{case}/llm_inputs_embeds") in recorded.tensors:
+        recorded.check(key, embeds[own], lambda whole: whole[mask])
+    if (key := f"{case}/llm_decoder_attention_mask") in recorded.tensors:
+        recorded.check_mask(key, [len(row) for row in trained.rows[1]])
+
+
+def check_what_is_learned(recorded: Recorded, case: str, trained: Trained) -> None:
+    """The targets, exactly, and the logits at the positions that predict them."""
+    key = f"{case}/llm_labels"
+    if key not in recorded.tensors:
+        return
+    recorded.compared.add(key)
+    labels, before = recorded.tensors[key], slice(None)
     if recorded.prefix != "t5":  # position t predicts label t + 1
-        labels, logits = labels[:, 1:], logits[:, :-1]
+        labels, before = labels[:, 1:], slice(None, -1)
     learned = labels != -100
-    assert seen["targets"].tolist() == labels[learned].tolist()
-    recorded.check(f"{case}/llm_logits", seen["logits"], logits[learned])
+    assert trained.targets.tolist() == labels[learned].tolist()
+    if (key := f"{case}/llm_logits") in recorded.tensors:
+        recorded.check(key, trained.logits, lambda whole: whole[:, before][learned])
 
 
 # writing --------------------------------------------------------------------------------------------------------------
@@ -123,13 +198,12 @@ def splits_a_character(model: Blip2LLM, row: list[int]) -> bool:
 
 def ids_after_a_cut_question(recorded: Recorded, case: str) -> None:
     """LAVIS' OPT cuts the end of a long question; from the same ids the same is written, but here it is read whole."""
-    model, given = build(recorded, case), recorded.inputs[case]
+    model = build(recorded, case)
     kwargs = recorded.expected[case]["generate"][0]["kwargs"]
     options = GenerationConfig(max_new_tokens=kwargs["max_new_tokens"], min_new_tokens=max(kwargs["min_length"] - 1, 0),
                                num_beams=kwargs["num_beams"], length_penalty=kwargs["length_penalty"],
                                repetition_penalty=kwargs.get("repetition_penalty", 1.0), lavis_lengths=True)
-    soft_prompt = model.soft_prompt(recorded.samples(case)["image"], [given["samples"]["text_input"][0]])
-    prompts = given["tokenizer_calls"][-1]["input_ids"]
+    soft_prompt, prompts = cut_question(model, recorded, case)
     assert model.language_model.generate_ids(soft_prompt, prompts, options) == recorded.written(case)
     assert call(model, recorded, case) != recorded.expected[case]["text"], "the question should be read whole"
 
@@ -146,9 +220,31 @@ def what_is_read(recorded: Recorded, case: str, dtype: torch.dtype) -> None:
 
     model.language_model.prefix_embeds = keep  # type: ignore[attr-defined]
     call(model, recorded, case)
-    mask = recorded.tensors[f"{case}/generate_attention_mask"].bool()
-    key = f"{case}/generate_inputs_embeds"
-    recorded.check(key, seen[0][0][seen[0][1]], recorded.tensors[key][mask])
+    check_prefix(recorded, case, *seen[0])
+
+
+def check_prefix(recorded: Recorded, case: str, embeds: Tensor, own: Tensor) -> None:
+    """Soft prompt and prompt of every row."""
+    key, mask = f"{case}/generate_attention_mask", own
+    if key in recorded.tensors:
+        mask = recorded.check_mask(key, own.sum(1).tolist())
+    if (key := f"{case}/generate_inputs_embeds") in recorded.tensors:
+        recorded.check(key, embeds[own], lambda whole: whole[mask])
+
+
+@rounding_apart
+def what_is_read_of_a_cut_question(recorded: Recorded, case: str, dtype: torch.dtype) -> None:
+    """As above, of the ids that LAVIS had left."""
+    model = build(recorded, case, dtype)
+    soft_prompt, prompts = cut_question(model, recorded, case)
+    check_prefix(recorded, case, *model.language_model.prefix_embeds(soft_prompt, prompts))  # type: ignore[attr-defined]
+
+
+def cut_question(model: Blip2LLM, recorded: Recorded, case: str) -> tuple[Tensor, list[list[int]]]:
+    """The soft prompt, and the prompt's ids as LAVIS cut them."""
+    given = recorded.inputs[case]
+    soft_prompt = model.soft_prompt(recorded.samples(case)["image"], [given["samples"]["text_input"][0]])
+    return soft_prompt, given["tokenizer_calls"][-1]["input_ids"]
 
 
 # candidates -----------------------------------------------------------------------------------------------------------
@@ -160,7 +256,7 @@ def ranks_and_losses(recorded: Recorded, case: str, dtype: torch.dtype) -> None:
     for number, found in enumerate(losses):
         key = f"{case}/loss_call{number}"
         if key in recorded.tensors:
-            recorded.check(key, found.flatten(), recorded.tensors[key].flatten())
+            recorded.check(key, found.flatten(), torch.flatten)
     ranks = recorded.expected[case]["ranks"]
     if recorded.prefix == "llm" and given.get("call_kwargs", {}).get("n_segments", 1) > 1:
         joined = torch.tensor([[value for part in losses for value in row_of(part, row)]
@@ -213,11 +309,3 @@ def a_list_of_prompts(recorded: Recorded, case: str) -> None:
     for row, ranks in enumerate(model.predict_class(samples, given["candidates"])):
         alone = {key: value[row:row + 1] for key, value in samples.items()}
         assert model.predict_class(alone, given["candidates"][row])[0].tolist() == ranks.tolist()
-
-
-CHECKS: dict[tuple[str, ...], list[Check]] = {
-    ("train",): [loss_and_gradients, what_lies_between],
-    ("generate", "predict_answers"): [written_ids, what_is_read],
-    ("predict_class",): [ranks_and_losses],
-}
-"""what was called -> what is compared"""

@@ -11,17 +11,24 @@ import pytest
 
 from tests.conftest import find_parity
 from tests.parity.llm_cases import Recorded, case_folders
-from tests.parity.llm_checks import Check, checks_of
+from tests.parity.llm_checks import comparisons_of
+from tests.parity.recordings import NOT_HERE, Comparison, uncompared
+
+FOLDERS = [Recorded(folder) for folder in case_folders(find_parity())]
+NONE = [pytest.param(None, None, marks=pytest.mark.skip(NOT_HERE), id="none")]
 
 
 def comparisons() -> list[Any]:
     """Every comparison; one that skips where nothing is recorded."""
-    found = [pytest.param(recorded, case, check, id=f"{recorded.folder.name}-{case}-{check.__name__}")
-             for recorded in map(Recorded, case_folders(find_parity())) for case, check in checks_of(recorded)]
-    skip = pytest.mark.skip("recorded outputs (../shared/parity, or LAVIS_LITE_PARITY) not here")
-    return found or [pytest.param(None, "", None, marks=skip, id="none")]
+    return [pytest.param(recorded, one, id=f"{recorded.folder.name}-{one.name}")
+            for recorded in FOLDERS for one in comparisons_of(recorded)] or NONE
 
 
-@pytest.mark.parametrize(("recorded", "case", "check"), comparisons())
-def test_as_recorded(recorded: Recorded, case: str, check: Check) -> None:
-    check(recorded, case)
+@pytest.mark.parametrize(("recorded", "comparison"), comparisons())
+def test_as_recorded(recorded: Recorded, comparison: Comparison) -> None:
+    comparison.run(recorded)
+
+
+@pytest.mark.parametrize("recorded", FOLDERS, ids=lambda recorded: recorded.folder.name)
+def test_every_recorded_tensor_is_compared(recorded: Recorded) -> None:
+    assert uncompared(recorded, comparisons_of(recorded)) == []

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import find_parity
-from tests.parity import test_eva_vit as vision
-from tests.parity.llm_cases import Recorded, case_folders
-from tests.parity.llm_checks import checks_of
+from tests.parity.all_recordings import recordings
+from tests.parity.recordings import uncompared
 from tests.parity.stand_in_cases import record
 from tests.parity.stand_in_clip import record_clip
 
@@ -26,22 +25,16 @@ def test_every_comparison_holds(name: str, shared_dir: Path, tmp_path: Path, mon
     (tmp_path / "tokenizers").symlink_to(shared_dir / "parity" / "tokenizers")
     record(tmp_path / name, *KINDS[name], tmp_path / "tokenizers")
     monkeypatch.setenv("LAVIS_LITE_PARITY", str(tmp_path))
-    (folder,) = case_folders(find_parity())
-    recorded = Recorded(folder)
-    checks = checks_of(recorded)
-    assert {case for case, _ in checks} == set(recorded.inputs)
-    for case, check in checks:
-        check(recorded, case)
+    (recorded, comparisons), = recordings(find_parity())
+    assert {one.case for one in comparisons} == set(recorded.inputs) and uncompared(recorded, comparisons) == []
+    for one in comparisons:
+        one.run(recorded)
 
 
 def test_every_comparison_of_a_clip_vit_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record_clip(tmp_path / "a_clip")
     monkeypatch.setenv("LAVIS_LITE_PARITY", str(tmp_path))
-    (folder,) = vision.recorded_folders()
-    case = vision.Case(folder)
-    vision.test_features_blocks_and_gradients(case, False)
-    vision.test_layer_ids_for_layerwise_rates(case)
-    vision.test_larger_images_interpolate_positions(case, 42)
-    vision.test_larger_images_interpolate_positions(case, 56)
-    vision.test_a_frozen_encoder_gives_the_same_features(case)
-    vision.test_lavis_names_come_back_as_they_were(case)
+    (recorded, comparisons), = recordings(find_parity())
+    assert uncompared(recorded, comparisons) == [] and len(comparisons) == 8
+    for one in comparisons:
+        one.run(recorded)

@@ -48,9 +48,12 @@ def text_sizes(kind: str, draw: random.Random) -> dict[str, Any]:
     if kind.endswith("opt"):
         return {"model_type": "opt", "ffn_dim": draw.choice([12, 20]), "word_embed_proj_dim": width, "dropout": 0.0,
                 "do_layer_norm_before": draw.choice([True, False]), **common,
+                "activation_function": draw.choice(["relu", "gelu"]), "enable_bias": draw.choice([True, False]),
                 "eos_token_id": byte_tokenizer()("\n", add_special_tokens=False)["input_ids"][-1]}
     return {"model_type": "llama", "intermediate_size": draw.choice([12, 20]), "num_key_value_heads": 1,
-            "tie_word_embeddings": draw.choice([True, False]), **common}
+            "tie_word_embeddings": draw.choice([True, False]), **common, "rms_norm_eps": draw.choice([1e-6, 1e-2]),
+            "hidden_act": draw.choice(["silu", "gelu"]), "attention_bias": draw.choice([True, False]),
+            "rope_parameters": {"rope_type": "default", "rope_theta": draw.choice([10000.0, 100.0])}}
 
 
 def configuration(kind: str, draw: random.Random) -> Any:
@@ -61,7 +64,8 @@ def configuration(kind: str, draw: random.Random) -> Any:
     qformer = {"vocab_size": QFORMER_WORDS, "hidden_size": 12, "num_attention_heads": draw.choice([1, 2, 3]),
                "num_hidden_layers": draw.choice([1, 2, 3]), "intermediate_size": draw.choice([9, 16]),
                "max_position_embeddings": 64, "cross_attention_frequency": draw.choice([1, 2]),
-               "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+               "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+               "layer_norm_eps": draw.choice([1e-12, 1e-3])}
     cls = transformers.InstructBlipConfig if instruct else transformers.Blip2Config
     return cls(vision_config=vision, qformer_config=qformer, text_config=text_sizes(kind, draw),
                num_query_tokens=draw.choice([1, 3, 5]), image_token_index=IMAGE)

@@ -7,20 +7,14 @@ import json
 import pytest
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.runners import checkpointing
+from lavis_lite.runners import checkpointing, resume
 from lavis_lite.runners.signals import Interrupted
 from lavis_lite.tracking.jsonl import read
-from tests.helpers.toy import Toy, ToyTask, same, weights
+from tests.helpers.toy import Toy, ToyTask, records, same, weights
 
 STEPS = 8
 RUN = {"max_iters": STEPS, "accum_grad_iters": 2, "save_every": 1, "keep_checkpoints": STEPS, "max_grad_norm": 1.0,
        "iters_per_inner_epoch": 3, "valid_splits": ["val"], "test_splits": ["test"], "warmup_steps": 2}
-
-
-def records(run_dir):
-    """The log without what differs from run to run by nature."""
-    return [{key: value for key, value in row.items() if key != "images_per_second"}
-            for row in read(run_dir / "log.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +125,60 @@ def test_a_validation_that_was_interrupted_is_done_after_the_resume(whole, tmp_p
     runner.resume(stop.value.checkpoint)
     runner.train()
     assert records(tmp_path) == records(whole[0])
+
+
+# what may differ ----------------------------------------------------------------------------------------------------
+def lines_of_resume(runner, folder):
+    """What a resume says to people."""
+    said = []
+    runner.tracker.say = said.append
+    runner.resume(folder)
+    return said
+
+
+def test_a_resume_says_every_setting_that_differs(whole, tmp_path):
+    folder = whole[0] / "checkpoints/step_00000004"
+    assert lines_of_resume(Toy(tmp_path, RUN).build(), folder) == []
+    changed = Toy(tmp_path, {**RUN, "init_lr": 0.5, "valid_splits": [], "resume_ckpt_path": "x", "max_grad_norm": None})
+    assert lines_of_resume(changed.build(), folder) == [
+        f"setting changed since step_00000004: run.{line}" for line in (
+            "init_lr: 0.01 -> 0.5", "max_grad_norm: 1.0 -> null", 'valid_splits: ["val"] -> []')]
+
+
+def test_settings_that_one_of_two_runs_lacks_are_said_too(tmp_path):
+    (tmp_path / "config.yaml").write_text("run: {init_lr: 0.1, old: 1}\nmodel: {llm_args: {a: [1, 2]}}\n")
+    present = f"run: {{init_lr: 0.1, new: {'x' * 200}}}\nmodel: {{llm_args: {{a: [1]}}}}\n"
+    said = resume.changed_settings(tmp_path, present)
+    assert said == ["run.old: 1 -> (absent)", "model.llm_args.a: [1, 2] -> [1]",
+                    f'run.new: (absent) -> "{"x" * 79}...']
+
+
+def with_rows(toy, rows):
+    """A runner whose data set tells the hash of its rows."""
+    runner = toy.build()
+    data = runner.datasets["toy"]["train"]
+    data.content_hash = lambda: rows
+    return runner
+
+
+def test_a_resume_on_other_annotations_is_refused_with_the_way_on(tmp_path):
+    toy = Toy(tmp_path, {"max_iters": 2})
+    with_rows(toy, "hash 1").train()
+    folder = tmp_path / "checkpoints/step_00000002"
+    with_rows(toy, "hash 1").resume(folder)
+    with pytest.raises(ConfigError, match="annotations of toy are not those .* with other content.*model.pretrained="):
+        with_rows(toy, "hash 2").resume(folder)
+    toy.build().resume(folder)  # of a data set that cannot tell, nothing is known
+
+
+def test_checkpoints_of_earlier_versions_are_resumed(tmp_path):
+    toy = Toy(tmp_path, {"max_iters": 4, "save_every": 2})
+    runner = toy.build()
+    runner.train()
+    folder = tmp_path / "checkpoints/step_00000002"
+    state = checkpointing.load(folder, runner.model)
+    for key in ("losses", "recently_skipped", "micro_batch"):
+        del state[key]
+    del state["order"]["annotations"]
+    resume.check_order(state["order"], runner.parts.fingerprint, folder)
+    runner.parts.stepper.load_state(state)

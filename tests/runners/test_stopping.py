@@ -15,9 +15,8 @@ import pytest
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.signals import Interrupted, SignalWatch, shielded
 from lavis_lite.tracking.jsonl import read
-from tests.helpers.toy import Toy, ToyTask, same, weights
+from tests.helpers.toy import Toy, ToyTask, records, same, weights
 from tests.helpers.toy_run import RUN, go_on
-from tests.runners.test_resume import records
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -48,6 +48,9 @@ class Split:
         self.answer_list = ["yes", "red", "blue"]
         self.difficult: set[int] = set()
 
+    def __len__(self) -> int:
+        return len(self.answers)
+
     def question(self, index: int) -> dict[str, Any]:
         row = {"question": f"q{index}", "question_id": 10 + index, "choices": OPTIONS[index],
                "question_type": ("color", "animal", "animal")[index], "answers": self.answers[index],

@@ -48,6 +48,9 @@ class Questions:
     answer_list = ["yes", "red"]
     pairs = [("is it?", "yes"), ("what color?", "blue"), ("who?", "yes")]
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def question(self, index: int) -> dict[str, Any]:
         return self.rows[index]
 
@@ -148,7 +151,9 @@ def test_one_answer_per_question_needs_the_exact_rule() -> None:
     single = Questions()
     single.rows = [{**row, "answers": row["answers"][:1]} for row in Questions.rows]
     with pytest.raises(DataError, match="Set run.vqa_rule=exact"):
-        vqa().before_evaluation(single, "val")
+        vqa(vqa_rule="official").before_evaluation(single, "val")
+    by_default, *_ = answer_all(vqa(), single, ["Red.", "no", "no"])
+    assert by_default["accuracy"] == pytest.approx(2 / 3)
     scores, *_ = answer_all(vqa(vqa_rule="exact"), single, ["Red.", "no", "no"])
     assert scores["accuracy"] == pytest.approx(2 / 3)
 
@@ -213,7 +218,8 @@ def test_captions_are_scored_by_the_metrics_that_are_asked_for() -> None:
     assert scores["agg_metrics"] == scores["attribute_f1"] == pytest.approx(2 * 10 / 25)
     assert scores["exact_1"] == 1 and scores["exact_2"] == 0
     assert task.predictions(rows, IMAGES)[0] == {"image_id": 60, "caption": "large blue square left"}
-    assert model.asked == [(None, {"num_beams": 5, "max_length": 30, "min_length": 1})]
+    assert model.asked == [(None, {"num_beams": 5, "max_length": 30, "min_length": 1, "length_penalty": 0.0,
+                                   "repetition_penalty": 1.15})]
     assert task.summary(scores) == "attribute F1 0.800, exact scenes 0.500 (1 objects 1.00, 2 objects 0.00)"
 
 
@@ -238,7 +244,8 @@ def test_prompts_of_captions() -> None:
     captioning(use_nucleus_sampling=True, top_p=0.5, length_penalty=2.0).predict(model, PICTURES)
     assert [asked for asked, _ in model.asked] == [["one", "two"], "a photo of", None]
     assert model.asked[2][1] == {"num_beams": 5, "max_length": 30, "min_length": 1, "use_nucleus_sampling": True,
-                                 "top_p": 0.5, "temperature": 1.0, "length_penalty": 2.0}
+                                 "top_p": 0.5, "temperature": 1.0, "length_penalty": 2.0,
+                                 "repetition_penalty": 1.15}
 
 
 def test_captions_without_references_or_metrics_are_written_only() -> None:
@@ -304,3 +311,21 @@ def test_rows_of_all_ranks_are_put_together(monkeypatch: pytest.MonkeyPatch) -> 
     other = [{"id": 5}, {"id": 1}]
     monkeypatch.setattr(distributed, "all_gather_object", lambda rows: [rows, other])
     assert [row["id"] for row in gathered([{"id": 3}, {"id": 2}])] == [1, 2, 3, 5]
+
+
+def test_vizwiz_is_scored_by_its_records_and_scienceqa_by_options() -> None:
+    sure = Questions()
+    sure.rows = [{**row, "confidences": ["yes"] * 6 + ["no"] * 4} for row in Questions.rows]
+    scores, *_ = answer_all(vqa(vqa_rule="vizwiz", baselines=False), sure, ["red", "yes", "yes"])
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    with pytest.raises(DataError, match=r"run\.vqa_rule=vizwiz: the rule vizwiz needs the answer_confidence"):
+        vqa(vqa_rule="vizwiz").before_evaluation(Questions(), "val")
+    options = Questions()
+    options.rows = [{**row, "answers": ["yes"], "choices": ["no", "yes"], "label": 1} for row in Questions.rows]
+    task = vqa(vqa_rule="scienceqa", baselines=False)
+    scores, *_ = answer_all(task, options, ["The answer is B.", "(a)", "Yes."])
+    assert scores["accuracy"] == pytest.approx(2 / 3) and task.line(scores) == "accuracy 0.667"
+    with pytest.raises(DataError, match="Set run.vqa_rule=scienceqa for written options"):
+        vqa(vqa_rule="official").before_evaluation(options, "val")
+    with pytest.raises(DataError, match="the rule scienceqa needs the options of each question"):
+        vqa(vqa_rule="scienceqa").before_evaluation(Questions(), "val")

@@ -6,19 +6,17 @@ conversations as LLaVA-Instruct has them. A dialogue is held once, however many 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lavis_lite.datasets.annotations.conversations import conversations, image_of
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.readers import read_members, read_rows
-from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable, describe, file_name, text
+from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable, describe, text
 from lavis_lite.errors import DataError
-
-IMAGE_MARK = "<image>"
-"""stands for the image in LLaVA's texts; the soft prompt comes before every text, so that it is left out"""
 
 
 class TurnTable(RowTable):
@@ -105,7 +103,7 @@ def read_dialogues(paths: Sequence[Path], layout: Layout, training: bool, turn: 
 
     Args:
         paths: one VisDial file, or lists of conversations.
-        layout: image pattern and split; the rest is the files' own.
+        layout: the image's column or pattern, and which rows count; the rest is the files' own.
         training: questions with an answer are samples, candidates are left out; else those with candidates, or with
             an answer where the split has no candidates.
         turn: see `TurnTable`.
@@ -118,8 +116,8 @@ def read_dialogues(paths: Sequence[Path], layout: Layout, training: bool, turn: 
         reader = _VisDial(paths[0], layout, training, faults)
         if reader.found:
             return _finished(reader.dialogues, (reader.questions, reader.answers), paths, turn, faults)
-    rows = ((file, place, row) for file, path in enumerate(paths) for place, row in read_rows(path))
-    return _finished(RowTable(_conversations(rows, paths, layout, faults), paths), None, paths, turn, faults)
+    rows = ((file, place, row) for file, path in enumerate(paths) for place, row in read_rows(path, layout.form))
+    return _finished(RowTable(conversations(rows, paths, layout, faults), paths), None, paths, turn, faults)
 
 
 def read_relevance(path: Path) -> dict[str, list[float]]:
@@ -141,8 +139,10 @@ def _finished(dialogues: RowTable, texts: tuple[RowTable, RowTable] | None, path
               faults: RowFaults) -> TurnTable:
     faults.stop_if_any()
     table = TurnTable(dialogues, texts, turn)
+    table.left_out = faults.left_out
     if not len(table):
-        raise DataError(f"{', '.join(map(str, paths))}: no dialogues.")
+        lacking = f"; {faults.left_out} rows lack what `required` names" if faults.left_out else ""
+        raise DataError(f"{', '.join(map(str, paths))}: no dialogues{lacking}.")
     return table
 
 
@@ -154,7 +154,7 @@ class _VisDial:
         self.questions = self.answers = self.dialogues = RowTable([], [path])
         members = {"questions": self._texts, "answers": self._texts, "dialogs": self._dialogues}
         self.found = False
-        for member, value in read_members(path, within="data"):
+        for member, value in read_members(path, "data", layout.form):
             if member in members and not isinstance(value, dict):
                 self.found = True
                 table = RowTable(members[member](value, member), [path])
@@ -172,7 +172,8 @@ class _VisDial:
         for place, row in rows:
             where = f"{self.path}:{place}"
             try:
-                yield 0, place, self._dialogue(row)
+                if not isinstance(row, dict) or self.layout.takes(row, self.faults):
+                    yield 0, place, self._dialogue(row)
             except ValueError as fault:
                 self.faults.add(where, str(fault))
 
@@ -184,7 +185,7 @@ class _VisDial:
         asked = [at for at, turn in enumerate(turns) if turn[3 if ranked else 1] is not None]
         if self.training:
             turns = [[question, answer, None, None] for question, answer, _, _ in turns]
-        found = {"image": _image(row, self.layout), "image_id": row.get("image_id"), "name": row.get("image_id"),
+        found = {"image": image_of(row, self.layout), "image_id": row.get("image_id"), "name": row.get("image_id"),
                  "turns": turns, "asked": asked}
         return {**found, "caption": text(row["caption"])} if row.get("caption") else found
 
@@ -215,41 +216,3 @@ def _round(number: int, turn: Any) -> list[Any]:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _image(row: Row, layout: Layout) -> str:
-    if layout.pattern is not None:
-        return layout.pattern.fill({"split": layout.split, **row})
-    column = layout.name("image")
-    if column not in row:
-        raise ValueError(f"field {column!r} is missing, and there is no image_pattern")
-    return file_name(row[column])
-
-
-def _conversations(rows: Iterable[tuple[int, int, Any]], paths: Sequence[Path], layout: Layout,
-                   faults: RowFaults) -> Iterator[tuple[int, int, Row]]:
-    """{image, id, conversations: [{from: human, value}, {from: gpt, value}, ...]}."""
-    for file, place, row in rows:
-        try:
-            if not isinstance(row, dict) or not isinstance(row.get("conversations"), list):
-                raise ValueError("must be an object with 'conversations', a list of turns")
-            turns = _pairs(row["conversations"])
-            yield file, place, {"image": _image(row, layout), "image_id": row.get("id", place), "turns": turns,
-                                "name": f"{file}-{place}" if file else str(place), "asked": list(range(len(turns)))}
-        except ValueError as fault:
-            faults.add(f"{paths[file]}:{place}", str(fault))
-
-
-def _pairs(turns: list[Any]) -> list[list[Any]]:
-    if not turns or len(turns) % 2:
-        raise ValueError(f"conversations: {len(turns)} turns; a question and an answer take two")
-    said = []
-    for number, turn in enumerate(turns):
-        speaker = ("human", "gpt")[number % 2]
-        if not isinstance(turn, dict) or turn.get("from") != speaker:
-            raise ValueError(f"conversations[{number + 1}]: must be from {speaker!r}")
-        try:
-            said.append(text(str(turn.get("value") or "").replace(IMAGE_MARK, "").strip()))
-        except ValueError as fault:
-            raise ValueError(f"conversations[{number + 1}]: value {fault}") from fault
-    return [[question, answer, None, None] for question, answer in zip(said[::2], said[1::2], strict=True)]

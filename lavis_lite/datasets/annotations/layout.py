@@ -9,7 +9,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from lavis_lite.datasets.annotations.rows import MOST_CHARACTERS, Field, Row, describe, file_name, identifier, text
+from lavis_lite.datasets.annotations.rows import (
+    MOST_CHARACTERS,
+    Field,
+    Row,
+    RowFaults,
+    describe,
+    file_name,
+    identifier,
+    text,
+)
+from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
 from lavis_lite.datasets.files.patterns import ImagePattern
 from lavis_lite.errors import ConfigError, did_you_mean
 
@@ -69,6 +79,7 @@ class Layout:
         answer_words: value of the answer column -> the word for it; these words are the choices.
         row_files: where the split's storage is a folder: its files, one row each.
         exists: see `ImagePattern`.
+        form: how the files are written, where that is known.
     """
 
     columns: Mapping[str, str | list[str]] = field(default_factory=dict)
@@ -83,6 +94,7 @@ class Layout:
     answer_words: Mapping[str, str] = field(default_factory=dict)
     row_files: str | None = None
     exists: Callable[[str], bool] | None = None
+    form: FileFormat = AUTO
 
     def __post_init__(self) -> None:
         known = [*COLUMNS, *EXTRAS, "answer_index"]
@@ -169,19 +181,29 @@ class Layout:
         word, choices = self.answer_words[str(value)], list(dict.fromkeys(self.answer_words.values()))
         return {"answers": [word], "counts": [1], "label": choices.index(word)}
 
+    def _is_about_an_image(self, raw: Row) -> bool:
+        """Whether a row is no question, but joined to questions."""
+        return self.join_column is not None and self.name("question") not in raw and not self.parallel
+
+    def takes(self, raw: Row, faults: RowFaults) -> bool:
+        """Whether a row counts: it is of the split, and has what `required` names; else it is counted as left out."""
+        if self._is_about_an_image(raw):
+            return True
+        if self.keep is not None and not self.keep(raw):
+            return False
+        lacking = any(raw.get(key) in (None, "", []) for key in self.required)
+        faults.left_out += lacking
+        return not lacking
+
     def expand(self, raw: Row) -> Iterator[Row]:
-        """The questions of one raw row: itself, those within it, or none where the row does not count.
+        """The questions of one raw row: itself, or those within it.
 
         Raises:
             ValueError: `nested` is no list of objects, or `parallel` lists are of unequal length.
         """
-        if self.join_column is not None and self.name("question") not in raw and not self.parallel:
-            yield raw  # not a question, but about an image
-            return
-        lacking = any(raw.get(key) in (None, "", []) for key in self.required)
-        if lacking or (self.keep is not None and not self.keep(raw)):
-            return
-        if self.nested is not None:
+        if self._is_about_an_image(raw):
+            yield raw
+        elif self.nested is not None:
             yield from self._within(raw)
         elif self.parallel:
             yield from self._side_by_side(raw)
@@ -207,7 +229,9 @@ class Layout:
 def answer_texts(value: Any) -> dict[str, Any]:
     """One answer, a list of them, or official objects {answer: ...} -> {"answers": distinct, "counts": how often}.
 
-    In order of frequency, then of appearance. An annotator may have left an answer empty, but not all of them.
+    In order of frequency, then of appearance. An annotator may have left an answer empty, but not all of them. Objects
+    with `answer_confidence` and without answer_id (VizWiz) also give "confidences", one for each annotator: those of
+    the first answer, then those of the second, and so on.
     """
     items = value if isinstance(value, list) else [value]
     given = [item.get("answer") if isinstance(item, dict) else item for item in items]
@@ -219,10 +243,28 @@ def answer_texts(value: Any) -> dict[str, Any]:
             raise ValueError(f"{where}is {answer}, which is no number")
         if len(str(answer)) > MOST_CHARACTERS:
             raise ValueError(f"{where}has {len(str(answer))} characters; at most {MOST_CHARACTERS} are taken")
-    counts = Counter(str(answer).strip() for answer in given)
+    cleaned = [str(answer).strip() for answer in given]
+    counts = Counter(cleaned)
     if not any(counts):
         raise ValueError("has no answer: it is empty")
     for answer in filter(None, counts):
         text(answer)
     ordered = counts.most_common()
-    return {"answers": [answer for answer, _ in ordered], "counts": [count for _, count in ordered]}
+    found: dict[str, Any] = {"answers": [answer for answer, _ in ordered], "counts": [count for _, count in ordered]}
+    if confidences := confidences_of(items):
+        of_answer = list(zip(cleaned, confidences, strict=True))
+        found["confidences"] = [own for answer in found["answers"] for other, own in of_answer if other == answer]
+    return found
+
+
+def confidences_of(records: Sequence[Any]) -> list[str]:
+    """`answer_confidence` of each annotator's record; [] if no record has it, or answer_id tells the records apart.
+
+    VizWiz' evaluation compares whole records, so it needs these. VQA's records have both fields, and there the
+    confidence changes nothing.
+    """
+    objects = [record for record in records if isinstance(record, dict)]
+    has_ids = any("answer_id" in record for record in objects)
+    if has_ids or not any("answer_confidence" in record for record in objects):
+        return []
+    return [str(record.get("answer_confidence", "")) if isinstance(record, dict) else "" for record in records]

@@ -44,7 +44,7 @@ def _read_file(number: int, path: Path, layout: Layout, faults: RowFaults) -> _F
         if found.keyed:
             return found
         found.rows = []  # a list, whose rows are complete in themselves
-    for member, value in read_members(path):
+    for member, value in read_members(path, form=layout.form):
         if isinstance(value, str | int | float):
             found.facts[member] = value
         elif member in ROWS and not isinstance(value, dict):
@@ -68,7 +68,8 @@ def _put_rows(found: _File, table: RowTable, layout: Layout) -> None:
 def _keyed(found: _File, layout: Layout, faults: RowFaults) -> Iterator[tuple[int, int, Row]]:
     """Rows of an object of rows by name, or of a folder of files by the name of their folder."""
     path, key = found.path, str(layout.key_column)
-    members = read_folder(path, layout.row_files) if path.is_dir() and layout.row_files else read_members(path)
+    members = read_folder(path, layout.row_files) if path.is_dir() and layout.row_files else (
+        read_members(path, form=layout.form))
     objects = ((name, value) for name, value in members if isinstance(value, dict))
     for place, (name, value) in enumerate(objects, 1):
         found.keyed = True
@@ -86,8 +87,9 @@ def _objects(number: int, path: Path, rows: Any, faults: RowFaults,
             faults.add(f"{path}:{place}", no_row(row))
             continue
         try:
-            for part in layout.expand(row) if layout else (row,):
-                yield number, place, part
+            if layout is None or layout.takes(row, faults):
+                for part in layout.expand(row) if layout else (row,):
+                    yield number, place, part
         except ValueError as fault:
             faults.add(f"{path}:{place}", str(fault))
 
@@ -142,6 +144,7 @@ def read_questions(paths: Sequence[Path], layout: Layout, answers_required: bool
     join = _Join(found, layout, faults)
     table = RowTable(join.rows(answers_required or join.has_answers()), paths)
     faults.stop_if_any()
+    table.left_out = faults.left_out
     if not len(table):
         raise DataError(f"{', '.join(map(str, paths))}: no rows" + (" of this split." if layout.keep else "."))
     return table
@@ -197,7 +200,8 @@ class _Join:
         facts = {**file.facts, "split": self.layout.split, **raw}
         if with_answers:
             facts = self._answer(row, raw, place) | facts
-        self._image(row, facts, place)
+        if "image" in row or raw.get(self.layout.name("image")) in (None, ""):  # else it was found at fault already
+            self._image(row, facts, place)
         return row
 
     def _answer(self, row: Row, raw: Row, place: str) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite import __version__
-from lavis_lite.datasets.annotations.readers import NotJSON, read_rows
+from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
 from lavis_lite.datasets.annotations.tables import MappedTable, Row, RowTable
+from lavis_lite.datasets.annotations.text_files import AUTO
 from lavis_lite.errors import DataError
 from lavis_lite.files import cache_root
 
@@ -24,6 +26,8 @@ MOST_CHARACTERS = 20_000
 """longest text taken for a caption, a question or a file name"""
 CACHED_FROM = 8_000_000
 """bytes of annotation files from which on the checked table is kept in the cache folder"""
+_READING = 2
+"""raised where files come to be read in another way, so that tables kept before are not used"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ def text(value: Any) -> str:
         raise ValueError("is empty")
     if len(value) > MOST_CHARACTERS:
         raise ValueError(f"has {len(value)} characters; at most {MOST_CHARACTERS} are taken")
+    if "\0" in value:
+        raise ValueError("has a null character")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError("has half of a surrogate pair, which is not a character")
     return value
@@ -86,21 +92,41 @@ def _element(place: int, item: Any) -> str:
 
 
 def file_name(value: Any) -> str:
-    """A path relative to the image folder."""
-    if "\0" in text(value):
-        raise ValueError("has a null character, which no file name can")
+    """A path relative to the image folder; a list of one path is that path."""
+    if isinstance(value, list) and len(value) != 1:
+        raise ValueError(f"names {len(value)} files; a row has one")
+    value = text(value[0] if isinstance(value, list) else value)
     if ".." in value and posixpath.normpath(value.replace("\\", "/")).split("/")[0] == "..":
         raise ValueError(f"leads out of its folder: {value[:200]!r}")
     return value
 
 
 def identifier(value: Any) -> int | str:
-    """A number or a name."""
+    """A number or a name; 391895.0, as pandas writes whole numbers in a column with gaps, is 391895."""
+    if isinstance(value, float):
+        value = _whole(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"must be a number or text, not {describe(value)}")
-    if isinstance(value, int) and not -2**63 <= value < 2**63:
-        raise ValueError("is a number of more than 64 bits")
-    return value if isinstance(value, int) else text(value)
+    if isinstance(value, int):
+        if not -2**63 <= value < 2**63:
+            raise ValueError("is a number of more than 64 bits")
+        return value
+    if _SHORTENED.fullmatch(text(value)):
+        raise ValueError(f"is {value!r}, which a spreadsheet has made of a longer number; export the column as text")
+    return value
+
+
+_SHORTENED = re.compile(r"\d[.,]\d+[eE]\+\d+")
+_EXACT = 2**53
+"""from here on a float may stand for several whole numbers"""
+
+
+def _whole(value: float) -> int:
+    if not value.is_integer():
+        raise ValueError(f"is {value}, which is no whole number")
+    if abs(value) >= _EXACT:
+        raise ValueError(f"is {value!r}, whose last digits may be lost; write it without a point and exponent")
+    return int(value)
 
 
 def describe(value: Any) -> str:
@@ -111,11 +137,12 @@ def describe(value: Any) -> str:
 
 def no_row(value: Any) -> str:
     """What is wrong with a row that is not an object."""
-    return value.reason if isinstance(value, NotJSON) else f"must be an object of named fields, not {describe(value)}"
+    return value.reason if isinstance(value, BadRow) else f"must be an object of named fields, not {describe(value)}"
 
 
 def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | None = None,
-               keep: Callable[[Row], bool] | None = None, kept: str | None = None) -> RowTable:
+               keep: Callable[[Row], bool] | None = None, kept: str | None = None,
+               form: FileFormat = AUTO) -> RowTable:
     """Read, check and hold annotation files.
 
     The table of large files is written to the cache folder; while the files stay as they are it is mapped from there.
@@ -126,17 +153,18 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
         explode: key of a list field: one table row per element of the list, with that element in its place.
         keep: looks at a raw row; rows it refuses are left out, unchecked.
         kept: tells `keep` from others; without it a table with `keep` is not cached.
+        form: how the files are written, where that is known.
 
     Raises:
         DataError: a file is missing, unreadable or without rows; or up to 20 faulty rows, all in one message.
     """
-    place, wanted = _cached_place(files, fields, explode, kept if keep else "")
+    place, wanted = _cached_place(files, fields, explode, kept if keep else "", form)
     held = _cached(place, wanted)
     if held is not None:
         return held
     faults = RowFaults()
     kinds = {field.key: field.kind.__name__ for field in fields} | ({explode: text.__name__} if explode else {})
-    raw = ((file, number, row) for file, path in enumerate(files) for number, row in read_rows(path))
+    raw = ((file, number, row) for file, path in enumerate(files) for number, row in read_rows(path, form))
     table = RowTable(checked(raw, files, fields, faults, explode, keep), files, kinds)
     faults.stop_if_any()
     if not len(table):
@@ -145,7 +173,7 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
 
 
 def _cached_place(files: Sequence[Path], fields: Sequence[Field], explode: str | None,
-                  kept: str | None) -> tuple[Path | None, str]:
+                  kept: str | None, form: FileFormat) -> tuple[Path | None, str]:
     """(the file of a table in the cache, what must be written on it); None where the table is not to be cached."""
     names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required)
              for field in fields]
@@ -153,9 +181,9 @@ def _cached_place(files: Sequence[Path], fields: Sequence[Field], explode: str |
     if (kept is None or sum(stat.st_size for stat in stats) < CACHED_FROM
             or any("<" in kind for _, _, kind, _ in names)):  # a kind that its name does not identify
         return None, ""
-    question = repr(([str(path.absolute()) for path in files], names, explode, kept))
+    question = repr(([str(path.absolute()) for path in files], names, explode, kept, form))
     digest = hashlib.sha256(question.encode()).hexdigest()[:16]
-    wanted = repr((__version__, [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
+    wanted = repr((__version__, _READING, [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
     return cache_root() / "tables" / f"{files[0].stem}-{digest}.safetensors", wanted
 
 
@@ -187,24 +215,33 @@ def _put_in_cache(table: RowTable, place: Path | None, wanted: str) -> RowTable:
 
 
 class RowFaults:
-    """Faulty rows: the first twenty in words, the others counted."""
+    """Faulty rows: the first ones in words, the others counted.
 
-    def __init__(self) -> None:
+    Args:
+        most: how many are kept in words.
+
+    Attributes:
+        left_out: rows that are not used because the section says so, and are no fault.
+    """
+
+    def __init__(self, most: int = MOST_FAULTS) -> None:
         self.shown: list[str] = []
-        self.count = 0
+        self.most = most
+        self.count = self.left_out = 0
 
     def add(self, place: str, fault: str) -> None:
         """Note one fault of a row."""
         self.count += 1
-        if len(self.shown) < MOST_FAULTS:
+        if len(self.shown) < self.most:
             self.shown.append(f"  {place}: {fault}")
 
     def stop_if_any(self) -> None:
         """Raise a DataError that lists what was noted."""
         if not self.count:
             return
-        more = self.count - len(self.shown)
-        lines = self.shown + ([f"  and {more} more"] if more else [])
+        shown = self.shown[:MOST_FAULTS]
+        more = self.count - len(shown)
+        lines = shown + ([f"  and {more} more"] if more else [])
         raise DataError(f"{self.count} faulty annotation row{'s' if self.count > 1 else ''}:\n" + "\n".join(lines))
 
 

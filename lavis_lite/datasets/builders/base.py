@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig, ProcessorPair
+from lavis_lite.datasets.builders.keys import NOWHERE, refuse_ignored
+from lavis_lite.datasets.texts import as_it_is
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
 
@@ -22,10 +24,13 @@ class BaseDatasetBuilder:
 
     config_class: ClassVar[type[DatasetConfig]] = DatasetConfig
     sample_keys: ClassVar[tuple[str, ...]] = ()
+    ignored_keys: ClassVar[Mapping[str, str]] = NOWHERE
+    """keys of `config_class` that the builder does nothing with -> why; a section that sets one is refused"""
     as_written = False
     """whether a section without an image processor gives images as they are"""
 
     def __init__(self, name: str, cfg: DatasetConfig) -> None:
+        refuse_ignored(name, cfg, self.ignored_keys)
         self.name, self.cfg = name, cfg
 
     def splits(self) -> list[str]:
@@ -81,8 +86,3 @@ class BaseDatasetBuilder:
             return None
         fixed = pair.eval or {**(pair.train or {}), "draw": False}
         return self._made("instruction", training, pair.train if training else fixed)
-
-
-def as_it_is(item: Any, rng: Any = None) -> Any:
-    """The processor that changes nothing."""
-    return item

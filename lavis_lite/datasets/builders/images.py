@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,13 +12,17 @@ from lavis_lite import files
 from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, StorageConfig
 from lavis_lite.datasets.annotations.references import with_references
 from lavis_lite.datasets.annotations.rows import Field, Row, RowTable, file_name, identifier, read_table, text, texts
+from lavis_lite.datasets.annotations.text_files import FileFormat, Quoting
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
+from lavis_lite.datasets.builders.keys import IMAGES, refuse_unknown_splits
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
 from lavis_lite.datasets.features.cache import FeatureFolder, open_features
+from lavis_lite.datasets.files.archives import was_unpacked_into
 from lavis_lite.datasets.files.locate import Source, prepare, sources
 from lavis_lite.datasets.files.paths import within
 from lavis_lite.datasets.files.patterns import with_pattern
+from lavis_lite.datasets.loading.randomness import word
 from lavis_lite.datasets.media.images import MAX_PIXELS, ImageFolder
 from lavis_lite.datasets.retrieval import RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.shards.dataset import missing_shards, names_in, open_shards
@@ -36,6 +40,12 @@ class ImageDatasetConfig(DatasetConfig):
     """where the images come from, as a sentence; shown when they are missing"""
     prepare_args: dict[str, Any] = field(default_factory=dict)
     """arguments of the generator named by `prepare` (mini_world: train, val, test, ood, seed, root)"""
+    delimiter: str | None = None
+    """what separates the cells of CSV and TSV files; absent: found out from the header"""
+    quoting: Quoting = "auto"
+    """of CSV and TSV files. minimal: cells may be quoted; none: quotation marks belong to the texts"""
+    encoding: str | None = None
+    """of the annotation files, such as cp1252; absent: UTF-8, or what a byte-order mark says"""
     max_pixels: int = MAX_PIXELS
     """width x height above which an image counts as bad and is not decoded"""
     captions_per_image: int | None = None
@@ -55,6 +65,8 @@ class ImageDatasetConfig(DatasetConfig):
     """column that says which split a row belongs to; one file then serves all splits"""
     split_values: dict[str, str] = field(default_factory=dict)
     """split -> its value in split_column, "*" for all rows; by default the split's own name"""
+    val_fraction: float = 0.0
+    """share of the images (0..1) taken from the train file for a val split, chosen by a hash of their names"""
     captions: Literal["each", "random"] = "each"
     """training: one sample per caption, or one per row whose caption is drawn anew every epoch"""
     features: str | None = None
@@ -69,6 +81,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     config_class: ClassVar[type[DatasetConfig]] = ImageDatasetConfig
     sample_keys: ClassVar[tuple[str, ...]] = CaptionDataset.sample_keys
+    ignored_keys: ClassVar[Mapping[str, str]] = IMAGES
     train_dataset: ClassVar[type[CaptionDataset]] = CaptionDataset
     eval_dataset: ClassVar[type[CaptionEvalDataset]] = CaptionEvalDataset
     media: ClassVar[str] = "images"
@@ -79,10 +92,16 @@ class ImageTextBuilder(BaseDatasetBuilder):
         super().__init__(name, cfg)
         if cfg.split_column and not cfg.build_info.annotations:
             raise ConfigError(f"datasets.{name}.split_column needs a file: set build_info.annotations.train.storage.")
+        if self.media == "images" and "video" in cfg.data_type:
+            raise ConfigError(f"datasets.{name}.data_type is {cfg.data_type}, but builder {cfg.builder or name} reads "
+                              "images; see video_caption and video_qa.")
+        if not 0 <= cfg.val_fraction < 1:
+            raise ConfigError(f"datasets.{name}.val_fraction must be at least 0 and below 1; it is {cfg.val_fraction}.")
+        refuse_unknown_splits(name, cfg, self.splits())
 
     def splits(self) -> list[str]:
-        """Splits with files of their own, and those of split_values."""
-        made = list(self.cfg.split_values) if self.cfg.split_column else []
+        """Splits with files of their own, those of split_values, and val if val_fraction makes one."""
+        made = list(self.cfg.split_values) if self.cfg.split_column else ["val"] if self.cfg.val_fraction else []
         return list(dict.fromkeys([*self.cfg.build_info.annotations, *made]))
 
     def pattern_of(self, split: str) -> str | list[str] | None:
@@ -119,7 +138,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         folder, exists = self.folder(self._media_root(paths, root)), self._exists(paths, root)
         fields = with_pattern(f"datasets.{self.name}", self.fields(training), self.pattern_of(split), split, exists)
         table = read_table(paths, within(fields, folder.root), explode, self.row_filter(split),
-                           kept=f"{split} {self.cfg}")
+                           kept=f"{split} {self.cfg}", form=self.file_format())
         return table, folder, self._storage() or self.name
 
     def _first_captions(self, table: RowTable) -> RowTable:
@@ -158,11 +177,21 @@ class ImageTextBuilder(BaseDatasetBuilder):
         return lambda name: (folder / name).is_file()
 
     def row_filter(self, split: str) -> Callable[[Row], bool] | None:
-        """Which rows belong to a split, by split_column; None: all rows of its file."""
+        """Which rows belong to a split, by split_column or by the hash that makes val; None: all rows of its file."""
         column, value = self.cfg.split_column, str(self.cfg.split_values.get(split, split))
-        if column is None or value == ALL_ROWS:
-            return None
-        return lambda row: str(row.get(column)) == value
+        if column is not None:
+            return None if value == ALL_ROWS else lambda row: str(row.get(column)) == value
+        if self.cfg.val_fraction and "val" not in self.cfg.build_info.annotations and split in ("train", "val"):
+            return lambda row: self._is_val(row) == (split == "val")
+        return None
+
+    def image_columns(self) -> Sequence[str]:
+        """Columns that may name a raw row's image, the first that is there counts."""
+        return (str(self.cfg.columns.get("image", self.media[:-1])), str(self.cfg.columns.get("image_id", "image_id")))
+
+    def _is_val(self, row: Row) -> bool:
+        named = next((row[column] for column in self.image_columns() if row.get(column) is not None), None)
+        return word(*str(named).encode("utf-8", "surrogatepass")) < self.cfg.val_fraction * 2**64
 
     def _sources(self, split: str, root: Path | None) -> list[Source]:
         own = self._own(split)
@@ -202,7 +231,16 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def folder(self, root: Path) -> ImageFolder:
         """Reader of the files below `root`."""
-        return ImageFolder(root, self.cfg.max_pixels)
+        return ImageFolder(root, self.cfg.max_pixels, self.follows_links(root))
+
+    def follows_links(self, root: Path) -> bool:
+        """Whether links in the folder of files may lead out of it."""
+        storage: StorageConfig = getattr(self.cfg.build_info, self.media)
+        return not was_unpacked_into(root) if storage.follow_links is None else storage.follow_links
+
+    def file_format(self) -> FileFormat:
+        """How the annotation files are written, as far as the section says."""
+        return FileFormat(self.cfg.delimiter, self.cfg.quoting, self.cfg.encoding)
 
     def _storage(self) -> str | None:
         storage: StorageConfig = getattr(self.cfg.build_info, self.media)

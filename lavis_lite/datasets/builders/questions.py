@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig, FileConfig
 from lavis_lite.datasets.annotations.layout import Layout
@@ -14,6 +14,7 @@ from lavis_lite.datasets.annotations.questions import read_questions
 from lavis_lite.datasets.annotations.rows import RowTable, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageTextBuilder
+from lavis_lite.datasets.builders.keys import IMAGES, QUESTIONS
 from lavis_lite.datasets.files.locate import prepare, sources
 from lavis_lite.datasets.files.paths import refuse_outside
 from lavis_lite.datasets.media.images import ImageFolder
@@ -68,6 +69,7 @@ class ImageQABuilder(ImageTextBuilder):
 
     config_class: ClassVar[type[DatasetConfig]] = ImageQAConfig
     sample_keys: ClassVar[tuple[str, ...]] = QADataset.sample_keys
+    ignored_keys: ClassVar[Mapping[str, str]] = {**IMAGES, **QUESTIONS}
     cfg: ImageQAConfig
 
     def __init__(self, name: str, cfg: ImageQAConfig) -> None:
@@ -89,7 +91,7 @@ class ImageQABuilder(ImageTextBuilder):
             return Layout(self.columns(), self.pattern_of(split), cfg.key_column, split, self.row_filter(split),
                           nested=cfg.nested, parallel=cfg.parallel, required=cfg.required,
                           join_column=cfg.join_column, answer_words=cfg.answer_words, row_files=cfg.row_files,
-                          exists=exists)
+                          exists=exists, form=self.file_format())
         except ConfigError as fault:
             raise ConfigError(f"datasets.{self.name}.{fault}") from fault
 
@@ -104,6 +106,7 @@ class ImageQABuilder(ImageTextBuilder):
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
         instruction = self.instruction(training)
         table, folder, space = self.open_rows(split, training)
+        instruction = instruction or self.default_instruction(training, self.multiple_choice(table))
         if training:
             return QADataset(table, self.kept_features(vis) or folder, vis, text, instruction, space, self.cfg.learn,
                              self.extras())
@@ -119,12 +122,24 @@ class ImageQABuilder(ImageTextBuilder):
         if entry is None:
             table, paths, root = self._read(split, training)
             return table, self.folder(self._media_root(paths, root)), self._storage() or self.name
+        if self.row_filter(split) is not None:
+            raise ConfigError(f"{self._key(split)}: shards of questions hold the rows of one split; pack each split "
+                              "into shards of its own.")
         opened = open_shards(entry, self._key(split), [], max_pixels=self.cfg.max_pixels)
         lacking = {"question", "question_id", *(["answers", "counts"] if training else [])} - opened.table[0].keys()
         if lacking:
             raise DataError(f"{self._key(split)}: the rows of these shards have no {' and no '.join(sorted(lacking))}; "
                             "pack them with: python -m lavis_lite data shard")
         return opened.table, opened.images, opened.space
+
+    def default_instruction(self, training: bool, ranked: bool) -> Callable[..., Any] | None:
+        """What puts a question into a prompt if the section names no `instruction`; None: it stays as it is.
+
+        Args:
+            training: whether the split is trained on.
+            ranked: whether its rows come with candidates to rank.
+        """
+        return None
 
     def extras(self) -> Sequence[str]:
         """Keys of samples besides the question: see `QADataset`."""

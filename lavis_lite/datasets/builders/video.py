@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageDatasetConfig
+from lavis_lite.datasets.builders.keys import FEATURES, QUESTIONS, VIDEOS
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.media.video import ReaderName, VideoFolder, installed_readers
 from lavis_lite.registry import registry
@@ -26,14 +28,14 @@ class VideoQAConfig(ImageQAConfig, VideoDatasetConfig):
     """Section of a data set of questions about videos; `image_pattern` gives the path of a row's video."""
 
 
-def video_folder(root: Path, cfg: VideoDatasetConfig) -> VideoFolder:
+def video_folder(root: Path, cfg: VideoDatasetConfig, follow_links: bool) -> VideoFolder:
     """Reader of the videos below a folder.
 
     Raises:
         ConfigError: no package that reads videos is installed.
     """
     installed_readers(cfg.reader)
-    return VideoFolder(root, cfg.max_pixels, cfg.reader)
+    return VideoFolder(root, cfg.max_pixels, cfg.reader, follow_links)
 
 
 @registry.register_builder("video_caption")
@@ -45,12 +47,13 @@ class VideoCaptionBuilder(ImageCaptionBuilder):
 
     config_class: ClassVar[type[DatasetConfig]] = VideoDatasetConfig
     sample_keys: ClassVar[tuple[str, ...]] = ("video", *ImageCaptionBuilder.sample_keys[1:])
+    ignored_keys: ClassVar[Mapping[str, str]] = {**VIDEOS, **FEATURES}
     media: ClassVar[str] = "videos"
     cfg: VideoDatasetConfig
 
     def folder(self, root: Path) -> VideoFolder:
         """Reader of the videos below `root`."""
-        return video_folder(root, self.cfg)
+        return video_folder(root, self.cfg, self.follows_links(root))
 
 
 @registry.register_builder("video_qa")
@@ -62,12 +65,13 @@ class VideoQABuilder(ImageQABuilder):
 
     config_class: ClassVar[type[DatasetConfig]] = VideoQAConfig
     sample_keys: ClassVar[tuple[str, ...]] = ("video", *ImageQABuilder.sample_keys[1:])
+    ignored_keys: ClassVar[Mapping[str, str]] = {**VIDEOS, **FEATURES, **QUESTIONS}
     media: ClassVar[str] = "videos"
     cfg: VideoQAConfig
 
     def folder(self, root: Path) -> VideoFolder:
         """Reader of the videos below `root`."""
-        return video_folder(root, self.cfg)
+        return video_folder(root, self.cfg, self.follows_links(root))
 
     def columns(self) -> dict[str, str | list[str]]:
         """As for images, but a row names its `video`."""

@@ -33,7 +33,7 @@ class Thoroughness:
 
 
 def examine(name: str, builder: BaseDatasetBuilder, how: Thoroughness, splits: Sequence[str] | None = None,
-            notes: Sequence[str] = ()) -> Report:
+            notes: Sequence[str] = (), training: Sequence[str] | None = None) -> Report:
     """Look through the splits of a data set.
 
     Args:
@@ -42,6 +42,7 @@ def examine(name: str, builder: BaseDatasetBuilder, how: Thoroughness, splits: S
         how: see `Thoroughness`.
         splits: those to look at; by default all.
         notes: what the report shall say besides.
+        training: splits that are looked at as training sees them; by default those whose names begin with "train".
 
     Raises:
         ConfigError: there is no such split, or the section itself is wrong.
@@ -56,7 +57,8 @@ def examine(name: str, builder: BaseDatasetBuilder, how: Thoroughness, splits: S
     for split in splits or known:
         found = SplitReport(split)
         report.splits.append(found)
-        shown += _examine_split(builder, found, how)
+        trained = split.startswith("train") if training is None else split in training
+        shown += _examine_split(builder, found, how, trained)
         found.tidy()
     if how.sheet is not None:
         how.sheet.parent.mkdir(parents=True, exist_ok=True)
@@ -64,13 +66,13 @@ def examine(name: str, builder: BaseDatasetBuilder, how: Thoroughness, splits: S
     return report
 
 
-def _examine_split(builder: BaseDatasetBuilder, report: SplitReport, how: Thoroughness) -> list[Card]:
+def _examine_split(builder: BaseDatasetBuilder, report: SplitReport, how: Thoroughness, training: bool) -> list[Card]:
     missing = builder.missing_files([report.split])
     if missing:
         report.problems += [Problem(sentence, 1) for sentence in missing]
         return []
     try:
-        dataset = builder.build(report.split, training=report.split.startswith("train"))
+        dataset = builder.build(report.split, training)
     except DataError as fault:
         report.problems.append(Problem(str(fault), 1))
         return []

@@ -1,40 +1,33 @@
-"""A lone file of annotations -> the section of a data set that reads it, its columns guessed by their names."""
+"""A lone file of annotations, or a folder of shards -> the section of a data set that reads it."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
 from lavis_lite.config.schema import BuildInfo, DatasetConfig, FileConfig, StorageConfig
-from lavis_lite.datasets.annotations.readers import read_rows
+from lavis_lite.datasets.annotations.columns import KNOWN, Columns, guess_columns, split_values
+from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
 from lavis_lite.datasets.builders.custom import CustomConfig
+from lavis_lite.datasets.builders.dialogue import ImageDialogueConfig
+from lavis_lite.datasets.builders.images import ImageDatasetConfig
 from lavis_lite.datasets.builders.questions import ImageQAConfig
+from lavis_lite.datasets.shards.scan import needs_index
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
-
-KNOWN = {
-    "image": ("image", "file_name", "filename", "image_path", "image_file", "img", "img_path", "path", "file",
-              "filepath", "file_path", "image_name"),
-    "caption": ("caption", "captions", "text", "texts", "sentence", "sentences", "raw", "title", "description", "alt",
-                "alt_text", "txt"),
-    "question": ("question", "query", "sent", "problem"),
-    "answer": ("answer", "answers", "direct_answers", "answer_text", "label", "response"),
-    "image_id": ("image_id", "img_id"),
-    "question_id": ("question_id", "qid"),
-}
-"""what a column holds -> names it goes by, the likeliest first; letter case does not matter"""
-_LOOK_AT = 100
-"""rows whose columns are looked at"""
 
 
 def guess(path: Path, image_root: Path | None = None,
-          named: Mapping[str, str] | None = None) -> tuple[DatasetConfig, list[str]]:
-    """A section (of the builder `image_qa` where there are questions, else `custom`) and what was guessed, in words.
+          named: Mapping[str, str] | None = None, form: FileFormat = AUTO) -> tuple[DatasetConfig, list[str]]:
+    """A section that reads a file or a folder of shards, and what was guessed, in words.
+
+    A file with a `conversations` column is read by `image_dialogue`, a file with questions by `image_qa`, a folder by
+    `image_shards`, and any other file by `custom`.
 
     Args:
-        path: JSON, JSONL, CSV or TSV.
+        path: JSON, JSONL, CSV or TSV, or a folder with tars and their index.
         image_root: folder of the images; by default the file's.
         named: columns that the caller knows: key of KNOWN -> name in the file.
+        form: how the file is written, as far as that is known.
 
     Raises:
         DataError: the file is unreadable, empty, or has no column that could be what is needed.
@@ -43,34 +36,50 @@ def guess(path: Path, image_root: Path | None = None,
     for key in named or {}:
         if key not in KNOWN:
             raise ConfigError(f"--columns {key}=...: no such column; {did_you_mean(key, KNOWN)}")
-    present = _columns(path)
-    found = {key: column for key in KNOWN if (column := _named(key, present, named or {}))}
+    if path.is_dir():
+        return _shards(path)
+    columns = guess_columns(path, named, form)
     root = (image_root or path.parent).absolute()
     info = BuildInfo(annotations={"train": FileConfig(storage=str(path.absolute()))},
                      images=StorageConfig(storage=str(root)))
-    text = "question" if "question" in found else "caption"
-    lacking = [key for key in ("image", text) if key not in found]
-    if lacking:
-        raise DataError(f"{path}: no column looks like {' or '.join(lacking)}; it has: {', '.join(present) or 'none'}. "
-                        f"Say which: --columns {' '.join(f'{key}=NAME' for key in lacking)}")
-    notes = [f"columns: {', '.join(f'{key} = {column!r}' for key, column in found.items())}", f"images in {root}"]
+    text = next((key for key in ("conversations", "question") if key in columns.found), "caption")
+    _refuse_lacking(path, columns, text)
+    section, notes = _section(columns, text, info), [f"columns: {columns.describe()}", f"images in {root}"]
+    section.delimiter, section.quoting, section.encoding = form.delimiter, form.quoting, form.encoding
+    values = split_values(path, columns.found["split"], form) if "split" in columns.found else {}
+    if values:
+        section.split_column, section.split_values = columns.found["split"], values
+    return section, notes
+
+
+def _section(columns: Columns, text: str, info: BuildInfo) -> ImageDatasetConfig:
+    """The section that reads a file with these columns."""
+    found = columns.found
+    if text == "conversations":
+        return ImageDialogueConfig(builder="image_dialogue", build_info=info, columns={"image": found["image"]})
     if text == "question":
-        columns: dict[str, str | list[str]] = dict(found)
-        columns.pop("caption", None)
-        return ImageQAConfig(builder="image_qa", build_info=info, columns=columns), notes
+        kept = ("image", "question", "answer", "image_id", "question_id")
+        names: dict[str, str | list[str]] = {key: found[key] for key in kept if key in found}
+        return ImageQAConfig(builder="image_qa", build_info=info, columns=names)
     return CustomConfig(builder="custom", build_info=info, image_column=found["image"],
-                        caption_column=found["caption"], id_column=found.get("image_id")), notes
+                        caption_column=found["caption"], id_column=found.get("image_id"))
 
 
-def _named(key: str, present: list[str], named: Mapping[str, str]) -> str | None:
-    if key in named:
-        return named[key]
-    by_lower = {column.lower(): column for column in reversed(present)}
-    return next((by_lower[name] for name in KNOWN[key] if name in by_lower), None)
+def _refuse_lacking(path: Path, columns: Columns, text: str) -> None:
+    lacking = [key for key in ("image", text) if key not in columns.found]
+    if lacking:
+        raise DataError(f"{path}: no column looks like {' or '.join(lacking)}; it has: "
+                        f"{', '.join(columns.present) or 'none'}. "
+                        f"Say which: --columns {' '.join(f'{key}=NAME' for key in lacking)}")
 
 
-def _columns(path: Path) -> list[str]:
-    """Columns of the first rows, in order of appearance."""
-    rows = (row for _, row in itertools.islice(read_rows(path), _LOOK_AT))
-    seen = dict.fromkeys(str(column) for row in rows if isinstance(row, dict) for column in row)
-    return list(seen)
+def _shards(folder: Path) -> tuple[DatasetConfig, list[str]]:
+    """The section that reads a folder of tars.
+
+    Raises:
+        DataError: the folder has no tars, or they have no index.
+    """
+    if needs_index(folder, again=False):
+        raise DataError(f"{folder}: its tars have no index yet. Make it with: python -m lavis_lite data index {folder}")
+    info = BuildInfo(annotations={"train": FileConfig(storage=str(folder.absolute()))})
+    return ImageDatasetConfig(builder="image_shards", build_info=info), [f"shards in {folder.absolute()}"]

@@ -34,7 +34,7 @@ def check_media(dataset: Any, names: Names, report: SplitReport, sample: int) ->
         outside.add(f"{_place(dataset, names, name)} {reason}")
     for name in absent(dataset.folder, [name for name in names.first_row if name not in bad]):
         bad.add(name)
-        missing.add(f"{_place(dataset, names, name)} {_shown(name)} is not in {dataset.folder.root}")
+        missing.add(f"{_place(dataset, names, name)} {_shown(name)} {_why_absent(dataset.folder, name)}")
     here = Names({name: row for name, row in names.first_row.items() if name not in bad})
     _open_some(dataset, here, report, sample)
 
@@ -59,6 +59,14 @@ def refused(folder: Any, names: Sequence[str] | Any) -> Iterator[tuple[str, str]
                 yield name, f"{_shown(name)} {fault.reason}"
 
 
+def _why_absent(folder: Any, name: str) -> str:
+    path = Path(folder.root) / name
+    if not _in_shards(folder) and os.path.islink(path):
+        return (f"is a link to {os.readlink(path)}, which is not here; fetch the content that links stand for "
+                "(git-annex, DVC)")
+    return f"is not in {folder.root}"
+
+
 def absent(folder: Any, names: Sequence[str]) -> Iterator[str]:
     """Names without a file."""
     if _in_shards(folder):
@@ -77,9 +85,10 @@ def _in_shards(folder: Any) -> bool:
 
 
 def _listing(folder: Path) -> frozenset[str]:
-    """Names in a folder; none where there is no such folder or it may not be read."""
+    """Names in a folder of what is there; none if there is no such folder or it may not be read."""
     try:
-        return frozenset(os.listdir(folder))
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path))
     except (OSError, ValueError):
         return frozenset()
 

@@ -71,6 +71,7 @@ class SplitReport:
         texts: kind of text -> how many there are. tokens: kind -> tokens of a text, the two special ones included.
         sizes: width, height, aspect (width / height), and frames for videos, of those that were opened.
         repeated: rows whose image and text stood in an earlier row; told, but not wrong.
+        cut: texts whose end the text processor leaves out. left_out: rows that lack what the section requires.
         problems: what is wrong.
     """
 
@@ -84,6 +85,8 @@ class SplitReport:
     """kind of text -> how many have more tokens than the Q-Former reads"""
     sizes: dict[str, Summary] = field(default_factory=dict)
     repeated: int = 0
+    cut: int = 0
+    left_out: int = 0
     problems: list[Problem] = field(default_factory=list)
 
     def problem(self, what: str) -> Problem:
@@ -146,6 +149,10 @@ class Report:
         if split.opened:
             lines.append(f"{split.opened} {self.media} opened")
         lines += [f"{what}: {summary}" for what, summary in split.sizes.items()]
+        if split.cut:
+            lines.append(f"{split.cut} texts are cut by the text processor")
+        if split.left_out:
+            lines.append(f"{split.left_out} rows left out: they lack what `required` names")
         if split.repeated:
             lines.append(f"{split.repeated} rows repeat an earlier one (same file, same text)")
         for problem in split.problems:

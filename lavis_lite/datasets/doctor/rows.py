@@ -10,6 +10,7 @@ from typing import Any
 
 from lavis_lite.datasets.caption import DuplicateIds
 from lavis_lite.datasets.doctor.report import SplitReport, Summary
+from lavis_lite.datasets.texts import as_it_is, is_cut, is_left, no_words
 
 TokenCounter = Callable[[Sequence[str]], Sequence[int]]
 """texts -> tokens of each"""
@@ -34,32 +35,26 @@ def scan(dataset: Any, report: SplitReport, count_tokens: TokenCounter, max_toke
     """Read every row of a data set once; counts and problems go into the report.
 
     Args:
-        dataset: with `table` (rows with image, and caption or question and answers) and `place`.
+        dataset: with `table` (rows with image, and caption or question and answers), `text_processor` and `place`.
         report: of the split.
         count_tokens: the Q-Former's tokenizer.
         max_tokens: what the Q-Former reads of a text.
     """
-    names, lengths = Names(), _Lengths(count_tokens)
-    twice = DuplicateIds()
+    names, texts, twice = Names(), _Texts(dataset, report, count_tokens), DuplicateIds()
     seen: set[bytes] = set()
     for number in range(len(dataset.table)):
         row = dataset.table[number]
         name = row["image"]
         names.first_row.setdefault(name, number)
         twice.add(row, number, dataset)
-        texts = list(texts_of(row))
-        for kind, text in texts:
-            lengths.add(kind, text)
-        digest = hashlib.blake2b(repr((name, texts)).encode("utf-8", "backslashreplace"), digest_size=8).digest()
+        said = list(texts_of(row))
+        texts.add(number, row, said)
+        digest = hashlib.blake2b(repr((name, said)).encode("utf-8", "backslashreplace"), digest_size=8).digest()
         report.repeated += digest in seen
         seen.add(digest)
     report.faulty_rows(twice.faults)
-    report.rows, report.images = len(dataset.table), len(names.first_row)
-    for kind, counts in lengths.finish().items():
-        summary = Summary.of(counts)
-        if summary:
-            report.texts[kind], report.tokens[kind] = summary.count, summary
-            report.over[kind] = sum(count > max_tokens for count in counts)
+    report.rows, report.images, report.left_out = len(dataset.table), len(names.first_row), dataset.table.left_out
+    texts.finish(max_tokens)
     return names
 
 
@@ -73,6 +68,36 @@ def texts_of(row: Any) -> Iterator[tuple[str, str]]:
         yield "question", row["question"]
     for answer in row.get("answers", []):
         yield "answer", answer
+
+
+class _Texts:
+    """The texts of a data set as its text processor leaves them: as training sees them."""
+
+    def __init__(self, dataset: Any, report: SplitReport, count_tokens: TokenCounter) -> None:
+        self._dataset, self._report, self._lengths = dataset, report, _Lengths(count_tokens)
+        self._processor = getattr(dataset, "text_processor", as_it_is)
+        self._empty = report.problem(f"texts with {no_words(self._processor)}")
+
+    def add(self, number: int, row: Any, said: Sequence[tuple[str, str]]) -> None:
+        """The texts of one more row."""
+        main = "question" if "question" in row else "caption"
+        for kind, text in said:
+            self._lengths.add(kind, self._processed(number, kind, text) if kind == main else text)
+
+    def _processed(self, number: int, kind: str, text: str) -> str:
+        made: str = self._processor(text, None)
+        self._report.cut += is_cut(self._processor, text)
+        if not is_left(self._processor, made):
+            self._empty.add(f"{self._dataset.place(number)}: {kind} {text[:80]!r}")
+        return made
+
+    def finish(self, max_tokens: int) -> None:
+        """Put the counts into the report."""
+        for kind, counts in self._lengths.finish().items():
+            summary = Summary.of(counts)
+            if summary:
+                self._report.texts[kind], self._report.tokens[kind] = summary.count, summary
+                self._report.over[kind] = sum(count > max_tokens for count in counts)
 
 
 class _Lengths:

@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lavis_lite.datasets.files.mapped import Mapped, write_arrays
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.shards.index import name_hash
 from lavis_lite.errors import DataError
+from lavis_lite.finite import check_finite
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Say = Callable[[str], None]
@@ -82,6 +84,7 @@ def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, say: Say
 
     Raises:
         DataError: an image cannot be used, unless the job skips those.
+        CheckpointError: features that are NaN or infinite.
     """
     job.out.mkdir(parents=True, exist_ok=True)
     for file in range(rank, job.files, world_size):
@@ -140,7 +143,7 @@ def _write_file(job: FeatureJob, file: int) -> None:
             raise DataError(f"{bad[0]}. Mend it, or set run.on_bad_sample=skip to leave such images out.")
         if not good:
             continue
-        features = _encoded(job, [image for _, image in good])
+        features = check_finite(_encoded(job, [image for _, image in good]), partial(_features_of, names, good))
         kept.append(features.view(torch.uint16).numpy() if job.dtype == "bf16" else features.numpy())
         hashes += [name_hash(names[index]) for index, _ in good]
     if not kept:
@@ -149,6 +152,10 @@ def _write_file(job: FeatureJob, file: int) -> None:
     write_arrays(job.out / file_of(file),
                  {"features": kept, "hash": np.array(hashes, np.uint64), "crc": np.array(crc, np.uint32)},
                  {"made_of": _made_of(job, file)}, bf16=["features"] if job.dtype == "bf16" else [])
+
+
+def _features_of(names: Sequence[str], good: Sequence[tuple[int, Any]], row: int) -> str:
+    return f"cache-features: the vision encoder's features of {names[good[row][0]]!r} are NaN or infinite."
 
 
 def _encoded(job: FeatureJob, images: list[Tensor]) -> Tensor:

@@ -37,6 +37,8 @@ _MOST_DIRECTORY = 512 << 20
 _MOST_NAME = 1 << 20
 """bytes of a tar's header for a long name; tarfile reads it into memory as it comes"""
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+MARKERS = ".unpacked"
+"""folder of what says that archives were unpacked"""
 _CHUNK = 1 << 20
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, RuntimeError,
            ValueError, OverflowError, struct.error)
@@ -57,7 +59,7 @@ class Archive:
     def marker(self) -> Path:
         """The file that says that all of it is in the folder."""
         name = f"{posixpath.basename(self.url)}-{hashlib.sha256(self.url.encode()).hexdigest()[:8]}.json"
-        return self.folder / ".unpacked" / name
+        return self.folder / MARKERS / name
 
     def here(self) -> bool:
         """Whether it has been unpacked."""
@@ -81,6 +83,11 @@ class Archive:
                 atomic.write_text(self.marker, json.dumps({"url": self.url, "files": count}))
         if not keep and files.is_url(self.url) and path == files.target_of(self.url):
             path.unlink(missing_ok=True)
+
+
+def was_unpacked_into(folder: Path) -> bool:
+    """Whether a folder holds what an archive brought."""
+    return (folder / MARKERS).is_dir()
 
 
 @dataclass(frozen=True)

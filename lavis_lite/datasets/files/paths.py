@@ -10,12 +10,13 @@ from typing import Any
 
 from lavis_lite.datasets.annotations.rows import Field, RowFaults, file_name
 from lavis_lite.datasets.annotations.tables import RowTable
+from lavis_lite.datasets.files.confine import Confinement
 
 
 class FileNameIn:
     """`annotations.file_name` for files of one folder: refuses absolute names of files elsewhere, too.
 
-    Symbolic links are looked through when a file is opened (`ImageFolder.path`).
+    Symbolic links are checked when a file is opened (`ImageFolder.path`).
 
     Args:
         root: the folder.
@@ -26,12 +27,12 @@ class FileNameIn:
     def __init__(self, root: Path | str) -> None:
         self.root = str(root)
         self.__qualname__ = f"{file_name.__name__} in {root}"  # tables that are kept are told apart by it
-        self._real = os.path.realpath(root)
+        self._confinement = Confinement(root)
 
     def __call__(self, value: Any) -> str:
         """The name; ValueError with a clause that says what is wrong."""
         name = file_name(value)
-        if os.path.isabs(name) and os.path.commonpath([self._real, os.path.realpath(name)]) != self._real:
+        if os.path.isabs(name) and not self._confinement.holds_name(name):
             raise ValueError(f"leads out of its folder {self.root}: {name[:200]!r}")
         return name
 

@@ -1,7 +1,7 @@
 """Image files -> RGB pictures, or one clear reason why not.
 
 Files are somebody else's: the pixel count is checked from the header before anything is decoded, only picture formats
-are tried (Pillow's PostScript reader would run a program), and a path may not lead out of the image folder.
+are tried (Pillow's PostScript reader would run a program), and a name may not lead out of the image folder.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from lavis_lite.datasets.files.confine import Confinement, is_system_file
 from lavis_lite.datasets.media.jpeg import Pixels, decode_jpeg
 from lavis_lite.errors import DataError
 from lavis_lite.processors.rgb import to_rgb
@@ -165,42 +166,58 @@ def _reason(fault: Exception) -> str:
 
 
 class ImageFolder:
-    """A folder of images from which nothing outside can be read.
+    """A folder of images; no name leads out of it.
 
     Args:
         root: the folder; it may itself be a symbolic link.
         max_pixels: see `load_rgb`.
+        follow_links: whether symbolic links in the folder may lead out of it, but to no system file.
     """
 
     key = "image"
     """what samples call a view of a file"""
 
-    def __init__(self, root: Path | str, max_pixels: int = MAX_PIXELS) -> None:
-        self.root, self.max_pixels = Path(root), max_pixels
-        self._real = os.path.realpath(root)
-        self._inside: set[str] = set()
-        """folders that were found to be within the root, links followed"""
+    def __init__(self, root: Path | str, max_pixels: int = MAX_PIXELS, follow_links: bool = True) -> None:
+        self.root, self.max_pixels, self.follow_links = Path(root), max_pixels, follow_links
+        self._confinement = Confinement(root)
+        self._safe: set[str] = set()
+        """folders whose plain files may be read, links followed"""
 
     def path(self, name: str) -> Path:
         """Path of an image by the name that annotations use.
 
         Raises:
-            BadSample: the name leads out of the folder by `..`, as an absolute path or through a symbolic link.
+            BadSample: the name leads out of the folder by `..` or as an absolute path, or a link does that may not.
         """
+        if ".." in name:  # "sub/../x.png" is x.png, even if sub is a link
+            name = os.path.normpath(name)
         path = self.root / name
         folder, file = os.path.split(name)
-        if folder in self._inside and file not in ("", ".", "..") and not os.path.islink(path):
+        if folder in self._safe and file not in ("", ".", "..") and not os.path.islink(path):
             return path  # resolving the whole path would take as long as all else around the decoder
         try:
+            inside = self._confinement.holds_name(name)
             real, real_folder = os.path.realpath(path), os.path.realpath(self.root / folder)
         except (OSError, ValueError) as fault:
             raise BadSample(name, f"is not a usable file name ({fault})") from fault
-        if os.path.commonpath([self._real, real]) != self._real:
+        if not inside:
             raise BadSample(path, f"leads out of the image folder {self.root} (to {real}); set "
                                   "build_info.images.storage to a folder that holds all images")
-        if os.path.commonpath([self._real, real_folder]) == self._real and len(self._inside) < _MOST_FOLDERS:
-            self._inside.add(folder)
+        self._check_link(path, real)
+        if self._reaches(real_folder) and len(self._safe) < _MOST_FOLDERS:
+            self._safe.add(folder)
         return path
+
+    def _reaches(self, real: str) -> bool:
+        return self._confinement.holds_file(real) or (self.follow_links and not is_system_file(real))
+
+    def _check_link(self, path: Path, real: str) -> None:
+        if self._reaches(real):
+            return
+        if self.follow_links:
+            raise BadSample(path, f"is a symbolic link to {real}; links to system files are not followed")
+        raise BadSample(path, f"is a symbolic link that leads out of the image folder {self.root} (to {real}); set "
+                              "build_info.images.follow_links to true if the link is your own")
 
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `load_rgb`."""

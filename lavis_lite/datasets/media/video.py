@@ -72,18 +72,20 @@ def installed_readers(reader: ReaderName = "auto") -> list[str]:
 
 
 class VideoFolder(ImageFolder):
-    """A folder of videos from which nothing outside can be read.
+    """A folder of videos; no name leads out of it.
 
     Args:
         root: the folder; it may itself be a symbolic link.
         max_pixels: width x height above which a video is refused.
         reader: see `open_video`.
+        follow_links: see `ImageFolder`.
     """
 
     key = "video"
 
-    def __init__(self, root: Path | str, max_pixels: int = MAX_PIXELS, reader: ReaderName = "auto") -> None:
-        super().__init__(root, max_pixels)
+    def __init__(self, root: Path | str, max_pixels: int = MAX_PIXELS, reader: ReaderName = "auto",
+                 follow_links: bool = True) -> None:
+        super().__init__(root, max_pixels, follow_links)
         self.reader: ReaderName = reader
 
     def load(self, name: str) -> VideoReader:  # type: ignore[override]

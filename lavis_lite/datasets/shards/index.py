@@ -79,7 +79,11 @@ class ShardIndex:
         try:
             self.shards = [Shard(**shard) for shard in content["shards"]]
             self.space, self.kinds, self.samples = content["space"], content["kinds"], content["samples"]
-            size, digest = content["arrays"]["bytes"], content["arrays"]["digest"]
+            size, self._sha256 = content["arrays"]["bytes"], content["arrays"].get("sha256")
+            digest = content["arrays"]["digest"]
+            strange = [name for name in (shard.name for shard in self.shards) if not _is_plain(name)]
+            if strange:  # it would be read, or downloaded, to where the name leads
+                raise TypeError(f"{strange[0]!r} is not the name of a file in this folder")
         except (KeyError, TypeError) as fault:
             raise DataError(f"{folder / INDEX}: not an index of shards ({fault!r}). {remedy}") from fault
         arrays = Mapped(folder / ARRAYS, remedy)
@@ -108,7 +112,7 @@ class ShardIndex:
             first, count: which shards; by default all.
         """
         start, end = self._row_range(first, count)
-        return MappedTable(self.folder / ARRAYS, names, start, end, self._remedy)
+        return MappedTable(self.folder / ARRAYS, names, start, end, self._sha256, self._remedy)
 
     def exploded(self, table: RowTable, first: int = 0, count: int | None = None) -> RowTable:
         """The same with one row per caption."""
@@ -118,6 +122,10 @@ class ShardIndex:
     def _row_range(self, first: int, count: int | None) -> tuple[int, int]:
         last = len(self.shards) if count is None else first + count
         return int(self._rows_of[first]), int(self._rows_of[last])
+
+
+def _is_plain(name: object) -> bool:
+    return isinstance(name, str) and not set(name) & set("/\\\0") and name not in ("", ".", "..")
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -7,19 +7,18 @@ package's own, whose index is then the same again. Every tar is read, none is un
 from __future__ import annotations
 
 import json
-import re
-import tarfile
-import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lavis_lite import atomic, sealed
-from lavis_lite.datasets.annotations.rows import Field, RowFaults, checked_row, file_name, texts
+from lavis_lite.datasets.annotations.json_text import DECODER, json_fault
+from lavis_lite.datasets.annotations.rows import Field, RowFaults, checked_row, describe, file_name, texts
 from lavis_lite.datasets.annotations.tables import Row
+from lavis_lite.datasets.annotations.text_files import codec_of
 from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.shards.index import (
     EXPLODED,
@@ -32,28 +31,17 @@ from lavis_lite.datasets.shards.index import (
     part_path,
     write_index,
 )
+from lavis_lite.datasets.shards.members import Dots, Sample, read_contents
 from lavis_lite.datasets.shards.writer import SKIPPED, Say, joined
 from lavis_lite.errors import DataError
 
-PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif"}
-_TEXTS = {"json", "txt"}
-_MOST_TEXT = 16_000_000
-"""bytes of a sample's JSON or text that are read"""
-_KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
-
-
-@dataclass
-class Sample:
-    """What a tar holds under one key."""
-
-    key: str
-    image: tuple[str, int, int, int] | None = None
-    """member, offset, size, CRC-32"""
-    texts: dict[str, bytes] = field(default_factory=dict)
+_MOST_LISTED = 100_000
+"""faults of one tar that are listed in skipped.jsonl; the others are counted"""
+_OTHER_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False, workers: int = 1,
-                 say: Say = print) -> ShardIndex:
+                 say: Say = print, dots: Dots = "auto") -> ShardIndex:
     """Write the index of all tars in a folder; what was found out of a tar is kept if this is broken off.
 
     Args:
@@ -61,35 +49,44 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
         keep: further fields of the samples' JSON that rows shall have, besides the caption.
         skip_bad: leave samples out that have no image or no text, and what comes behind a damaged place.
         workers: processes that read.
-        say: is told of the progress.
+        say: is told of the progress, and of members that are not read.
+        dots: where a sample's key ends in the names of members, see `members.read_contents`.
 
     Raises:
-        DataError: no tars, two images of one name; or, without `skip_bad`, up to 20 faults, all in one message.
+        DataError: no tars, no samples, two images of one name, or a field of `keep` that no sample has; or, without
+            `skip_bad`, up to 20 faults, all in one message.
     """
     names = sorted(path.name for path in folder.glob("*.tar"))
     if not names:
         raise DataError(f"{folder}: there are no shards (*.tar) in it.")
     (folder / PARTS).mkdir(exist_ok=True)
-    missing = [name for name in names if not _scanned(folder, name, keep)]
-    scan = partial(scan_shard, folder, keep=tuple(keep))
-    if workers <= 1:
-        for done, name in enumerate(missing, 1):
-            scan(name)
-            say(f"{name} read ({done} of {len(missing)})")
-    else:
-        with ProcessPoolExecutor(workers) as pool:
-            for done, _ in enumerate(pool.map(scan, missing), 1):
-                say(f"{missing[done - 1]} read ({done} of {len(missing)})")
-    _judge(folder, names, skip_bad, say)
+    settings = json.dumps([list(keep), dots])
+    missing = [name for name in names if not _scanned(folder, name, settings)]
+    _scan_all(missing, partial(scan_shard, folder, keep=tuple(keep), dots=dots, settings=settings), workers, say)
+    facts = [Mapped(part_path(folder, name)).facts for name in names]
+    _report_unused(folder, facts, say)
+    _judge(folder, facts, skip_bad, say)
+    _check_found(folder, facts, keep)
     index = write_index(folder, names, folder.name)
     for name in names:
         part_path(folder, name).unlink()
     return index
 
 
-def _scanned(folder: Path, name: str, keep: Sequence[str]) -> bool:
+def _scan_all(names: Sequence[str], scan: Callable[[str], None], workers: int, say: Say) -> None:
+    if workers <= 1:
+        for done, name in enumerate(names, 1):
+            scan(name)
+            say(f"{name} read ({done} of {len(names)})")
+    else:
+        with ProcessPoolExecutor(workers) as pool:
+            for done, _ in enumerate(pool.map(scan, names), 1):
+                say(f"{names[done - 1]} read ({done} of {len(names)})")
+
+
+def _scanned(folder: Path, name: str, settings: str) -> bool:
     facts = part_facts(folder, name) or {}
-    return facts.get("keep") == json.dumps(list(keep)) and facts.get("stamp") == _stamp(folder / name)
+    return facts.get("settings") == settings and facts.get("stamp") == _stamp(folder / name)
 
 
 def _stamp(path: Path) -> str:
@@ -97,108 +94,114 @@ def _stamp(path: Path) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
-def scan_shard(folder: Path, name: str, keep: tuple[str, ...]) -> None:
+def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "auto", settings: str = "") -> None:
     """Find out what one tar holds and write it down beside the index."""
-    path, faults = folder / name, RowFaults()
-    samples = [sample for sample in _samples(path, faults) if _usable(path, sample, faults)]
+    path, faults = folder / name, RowFaults(_MOST_LISTED)
+    contents = read_contents(path, faults, dots)
     images, rows = [], []
-    fields = [Field("image", file_name), Field(EXPLODED, texts, required=False)]
-    for sample in samples:
-        found = _rows(path, sample, keep, fields, faults)
+    for sample in contents.samples:
+        found = _rows(path, sample, keep, faults)
         if found:
-            assert sample.image is not None
-            images.append((found[0]["image"], *sample.image[1:]))
+            image = sample.image
+            images.append((found[0]["image"], image.offset, image.size, image.crc))
             rows += [(len(images), row) for row in found]
     kinds = {"image": file_name.__name__}
     if rows and all(EXPLODED in row for _, row in rows):
         kinds[EXPLODED] = texts.__name__
     shard = Shard(name, path.stat().st_size, len(images), sealed.file_sha256(path))
-    Part(shard, images, rows, kinds).save(folder, keep=json.dumps(list(keep)), stamp=_stamp(path),
-                                          faults=json.dumps(faults.shown), count=str(faults.count))
+    kept = {key: sum(key in row for _, row in rows) for key in keep}
+    Part(shard, images, rows, kinds).save(
+        folder, settings=settings, stamp=_stamp(path), faults=json.dumps(faults.shown), count=str(faults.count),
+        unused=json.dumps([contents.unused, contents.examples]), kept=json.dumps(kept))
 
 
-def _samples(path: Path, faults: RowFaults) -> list[Sample]:
-    """Members with the same key, one after another, are one sample."""
-    samples: list[Sample] = []
-    try:
-        with tarfile.open(path, "r:") as tar, path.open("rb") as file:
-            for member in tar:
-                found = _KEY.fullmatch(member.name)
-                kind = found.group(2).lower() if found else ""
-                if not member.isreg() or found is None or kind not in PICTURES | _TEXTS:
-                    continue
-                if not samples or samples[-1].key != found.group(1):
-                    samples.append(Sample(found.group(1)))
-                _take(samples[-1], kind, member, file)
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0") or tar.offset >= path.stat().st_size:
-                faults.add(f"{path}:{len(samples)}", f"cut short or damaged at byte {tar.offset}, after sample "
-                                                     f"{samples[-1].key if samples else 'none'}")
-    except (tarfile.TarError, OSError, ValueError) as fault:
-        faults.add(f"{path}:{len(samples)}", f"cut short or damaged after sample "
-                                             f"{samples[-1].key if samples else 'none'} ({fault})")
-        samples = samples[:-1]  # the last one may be half there
-    return samples
-
-
-def _take(sample: Sample, kind: str, member: tarfile.TarInfo, file: Any) -> None:
-    file.seek(member.offset_data)
-    if kind in PICTURES:
-        left, crc = member.size, 0
-        while left:
-            chunk = file.read(min(left, 1 << 20))
-            if not chunk:
-                raise ValueError(f"{member.name} is cut short")
-            left, crc = left - len(chunk), zlib.crc32(chunk, crc)
-        if sample.image is None:
-            sample.image = (member.name, member.offset_data, member.size, crc)
-    elif member.size <= _MOST_TEXT:
-        sample.texts[kind] = file.read(member.size)
-
-
-def _usable(path: Path, sample: Sample, faults: RowFaults) -> bool:
-    lacking = "image" if sample.image is None else "" if sample.texts else "text (.json or .txt)"
-    if lacking:
-        faults.add(f"{path}:{sample.key}", f"has no {lacking}")
-    return not lacking
-
-
-def _rows(path: Path, sample: Sample, keep: tuple[str, ...], fields: Sequence[Field], faults: RowFaults) -> list[Row]:
-    """The rows of a sample; none where its JSON or text is at fault."""
-    assert sample.image is not None
+def _rows(path: Path, sample: Sample, keep: tuple[str, ...], faults: RowFaults) -> list[Row]:
+    """The rows of a sample; none if its JSON or text is at fault."""
     place, before = f"{path}:{sample.key}", faults.count
     try:
-        content = json.loads(sample.texts["json"]) if "json" in sample.texts else {}
-        text = sample.texts["txt"].decode("utf-8").strip() if "txt" in sample.texts else None
-        if not isinstance(content, dict):
-            raise ValueError("its JSON is no object")
+        content, text = _content(sample.text("json")), _text(sample.text("txt"))
     except (ValueError, RecursionError) as fault:
         faults.add(place, f"its text cannot be read ({fault})")
         return []
-    if isinstance(content.get("image"), str):  # written by `data shard`: the row as it was
-        inner = content.get("rows")
-        raw = inner if isinstance(inner, list) and inner else [content]
-        kept = [row | checked_row(place, row, fields, faults) for row in raw if isinstance(row, dict)]
+    if isinstance(content.get("image"), str) and text is None:  # written by `data shard`: the row as it was
+        kept = list(_own_rows(place, content, faults))
     else:
         caption = content.get(EXPLODED)
-        row = {"image": f"{path.stem}/{sample.image[0]}", EXPLODED: text if caption in (None, "", []) else caption}
-        kept = [checked_row(place, row, [fields[0], Field(EXPLODED, texts)], faults)
+        row = {"image": f"{path.stem}/{sample.image.name}", EXPLODED: text if caption in (None, "", []) else caption}
+        if row[EXPLODED] is None and EXPLODED not in content:
+            row = {"image": row["image"], **{key: value for key, value in content.items() if key != "image"}}
+        kept = [checked_row(place, row, [Field("image", file_name), Field(EXPLODED, texts)], faults)
                 | {key: content[key] for key in keep if key in content}]
     return joined(kept) if faults.count == before else []
 
 
-def _judge(folder: Path, names: Sequence[str], skip_bad: bool, say: Say) -> None:
-    """Stop where something is wrong, or write down what is left out."""
-    facts = [Mapped(part_path(folder, name)).facts for name in names]
+def _content(encoded: bytes | None) -> dict[str, Any]:
+    """The object in a sample's JSON; {} if it has none."""
+    if encoded is None:
+        return {}
+    try:
+        content = DECODER.decode(encoded.decode(codec_of(encoded)).strip())
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError) as fault:
+        raise ValueError(json_fault(fault)) from fault
+    if not isinstance(content, dict):
+        raise ValueError("its JSON is no object")
+    return content
+
+
+def _text(encoded: bytes | None) -> str | None:
+    return None if encoded is None else encoded.decode(codec_of(encoded)).strip()
+
+
+def _own_rows(place: str, content: dict[str, Any], faults: RowFaults) -> Iterator[Row]:
+    inner = content.get("rows")
+    fields = [Field("image", file_name), Field(EXPLODED, texts, required=False)]
+    for row in inner if isinstance(inner, list) and inner else [content]:
+        if isinstance(row, dict):
+            yield row | checked_row(place, row, fields, faults)
+        else:
+            faults.add(place, f"its 'rows' must be objects, not {describe(row)}")
+
+
+def _report_unused(folder: Path, facts: Sequence[dict[str, str]], say: Say) -> None:
+    """One line for each kind of member, and of file, that no sample is made of."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for one in facts:
+        unused, first = json.loads(one["unused"])
+        counts.update(unused)
+        examples = first | examples
+    for kind, count in sorted(counts.items()):
+        say(f"not read: {count} member{'s' if count > 1 else ''}, {kind[:40]}, such as {examples[kind][:80]}")
+    packed = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_OTHER_TARS))
+    if packed:
+        say(f"not read: {len(packed)} compressed archives, such as {packed[0]}; unpack them to .tar files")
+    deeper = sorted(folder.glob("*/*.tar"))
+    if deeper:
+        say(f"not read: {len(deeper)} tars in folders below, such as {deeper[0]}; index each folder for itself")
+
+
+def _judge(folder: Path, facts: Sequence[dict[str, str]], skip_bad: bool, say: Say) -> None:
+    """Stop if something is wrong, or write down what is left out."""
     shown = [fault for one in facts for fault in json.loads(one["faults"])]
     count = sum(int(one["count"]) for one in facts)
     if not count:
         return
     if not skip_bad:
         raise DataError(f"{count} fault{'s' if count > 1 else ''} in the shards of {folder}:\n" + "\n".join(shown[:20])
-                        + "\nMend them, or add --skip-bad to leave these samples out.")
+                        + "\nFix them, or add --skip-bad to leave these samples out.")
     atomic.write_text(folder / SKIPPED, "".join(json.dumps({"fault": fault.strip()}) + "\n" for fault in shown))
     say(f"{count} faults, what they concern is left out: {folder / SKIPPED}")
+
+
+def _check_found(folder: Path, facts: Sequence[dict[str, str]], keep: Sequence[str]) -> None:
+    if not sum(int(json.loads(one["shard"])["samples"]) for one in facts):
+        raise DataError(f"{folder}: the tars hold no samples: <key>.jpg with <key>.json or <key>.txt beside it, in one "
+                        "tar. No index was written.")
+    nowhere = [key for key in keep if not sum(json.loads(one["kept"])[key] for one in facts)]
+    if nowhere:
+        raise DataError(f"{folder}: no sample's JSON has the field {nowhere[0]!r} that --keep names.")
 
 
 def needs_index(folder: Path, again: bool) -> bool:

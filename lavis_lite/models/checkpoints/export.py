@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ from torch import Tensor
 
 from lavis_lite import __version__, atomic
 from lavis_lite.errors import CheckpointError
-from lavis_lite.models.checkpoints.hf_config import RETRIEVAL, generation_config, hf_class, hf_config
-from lavis_lite.models.checkpoints.hf_key_map import to_hf
-from lavis_lite.models.checkpoints.hf_processor import language_tokenizer, save_processor
+from lavis_lite.models.blip2_base import Blip2Base
+from lavis_lite.models.checkpoints.hf_config import INSTRUCT, RETRIEVAL, generation_config, hf_class, hf_config
+from lavis_lite.models.checkpoints.hf_key_map import WITHOUT_PLACE, to_hf
+from lavis_lite.models.checkpoints.hf_processor import language_tokenizer, pads_both_texts_left, save_processor
 from lavis_lite.models.checkpoints.language_fit import language_kind, vocabulary_names, with_words
 from lavis_lite.models.checkpoints.lavis_key_map import to_lavis
+from lavis_lite.models.checkpoints.model_card import CARD, model_card
 from lavis_lite.models.checkpoints.reading import EXTRA, WEIGHTS
+from lavis_lite.models.checkpoints.stored import RECORD
+from lavis_lite.models.provenance import WeightRecord
 
 SHARD_SIZE = "5GB"
 CONFIG = "config.yaml"
@@ -80,7 +85,7 @@ class Origin:
 
 def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | None = None,
               dtype: torch.dtype | None = None, origin: Origin | None = None,
-              shard_size: int | str = SHARD_SIZE) -> ExportReport:
+              shard_size: int | str = SHARD_SIZE, source: str | None = None) -> ExportReport:
     """Write a folder that `from_pretrained` of transformers' BLIP-2 or InstructBLIP classes and processors loads.
 
     Args:
@@ -90,11 +95,13 @@ def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | N
         dtype: of floating-point tensors; None: each as it is.
         origin: what the model was built from.
         shard_size: most bytes of one file, such as "5GB".
+        source: the checkpoint that the weights were read from, for the model card.
 
     Raises:
         CheckpointError: the folder exists, tensors are missing, or transformers' classes cannot do what the model does.
     """
-    _check_plain(model)
+    check_class(model, "hf")
+    _check_plain(model, "transformers'")
     tensors = first_names(model, model.state_dict() if state is None else state)
     _check_whole(model, tensors)
     kind = hf_class(model)
@@ -108,31 +115,39 @@ def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | N
     stored = cast(translated.tensors, dtype)
     config["dtype"] = _name_of_dtype(stored)
     aside = {name: tensors[name] for name in translated.unknown}
-    place, origin = _free(folder), origin or Origin()
+    _check_aside(aside, model)
+    place, origin, notes = _free(folder), origin or Origin(), _notes(model, config, tokenizer)
+    card = model_card(model, config, section=origin.model, source=source, notes=notes,
+                      parameters=sum(tensor.numel() for tensor in stored.values()))
     with _placed(place) as temporary:
         temporary.mkdir()
         _write_json(temporary / "config.json", config)
+        (temporary / CARD).write_text(card, encoding="utf-8")
         if kind != RETRIEVAL:
             _write_json(temporary / "generation_config.json", generation_config(config["text_config"]))
         save_processor(model, temporary, tokenizer, origin.image())
         _write_shards(stored, temporary, shard_size)
         _write(cast(aside, dtype), temporary / EXTRA, _told(origin))
-    return ExportReport(place, "Hugging Face", len(stored), _size(stored), sorted(aside), _notes(model, config))
+    return ExportReport(place, "Hugging Face", len(stored), _size(stored), sorted(aside), notes)
 
 
 def export_lavis(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | None = None, whole: bool = False,
-                 dtype: torch.dtype | None = None, origin: Origin | None = None) -> ExportReport:
+                 dtype: torch.dtype | None = None, origin: Origin | None = None,
+                 besides: Container[str] = ()) -> ExportReport:
     """Write a .pth as LAVIS' runner does: {"model": tensors under LAVIS' names}, readable with weights_only.
 
     Args:
         model, state, dtype, origin: as `export_hf`.
         path: must not exist.
         whole: frozen parts too.
+        besides: names to write although they are frozen.
 
     Raises:
-        CheckpointError: the file exists, tensors are missing, or LAVIS has no name for one.
+        CheckpointError: the file exists, tensors are missing, or LAVIS has no class for the model or no name for one.
     """
-    tensors = _selected(model, state, whole)
+    check_class(model, "lavis")
+    _check_plain(model, "LAVIS'")
+    tensors = _selected(model, state, whole, besides)
     translated = to_lavis(tensors, language_kind(model) or "opt", model.qformer.cfg.max_positions)
     if translated.unknown:
         raise CheckpointError(f"LAVIS has no name for {', '.join(translated.unknown[:5])}.")
@@ -145,25 +160,29 @@ def export_lavis(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | 
 
 
 def export_lite(model: Any, place: str | Path, *, state: Mapping[str, Tensor] | None = None, whole: bool = False,
-                dtype: torch.dtype | None = None, origin: Origin | None = None) -> ExportReport:
+                dtype: torch.dtype | None = None, origin: Origin | None = None, besides: Container[str] = (),
+                record: WeightRecord | None = None) -> ExportReport:
     """Write this project's own layout: a folder as a run's checkpoints are, or one .safetensors file.
 
     Args:
         model, state, dtype, origin: as `export_hf`.
         place: must not exist; ends in .safetensors for a single file.
         whole: frozen parts too.
+        besides: names to write although they are frozen.
+        record: where the weights had come from before they were trained; None: the model's own record, if it has one.
 
     Raises:
         CheckpointError: it exists, or tensors are missing.
     """
-    stored = cast(_selected(model, state, whole), dtype)
+    stored = cast(_selected(model, state, whole, besides), dtype)
     place, origin = _free(place), origin or Origin()
+    metadata = _told(origin, record or model.weight_record)
     with _placed(place) as temporary:
         if place.suffix == ".safetensors":
-            _write(stored, temporary, _told(origin))
+            _write(stored, temporary, metadata)
         else:
             temporary.mkdir()
-            _write(stored, temporary / WEIGHTS, _told(origin))
+            _write(stored, temporary / WEIGHTS, metadata)
             text = yaml.safe_dump({"model": origin.model, "preprocess": origin.preprocess}, sort_keys=False)
             (temporary / CONFIG).write_text(text, encoding="utf-8")
     return ExportReport(place, "lavis_lite", len(stored), _size(stored))
@@ -191,23 +210,44 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, 
     return made
 
 
-def _selected(model: Any, state: Mapping[str, Tensor] | None, whole: bool) -> dict[str, Tensor]:
+def _selected(model: Any, state: Mapping[str, Tensor] | None, whole: bool,
+              besides: Container[str]) -> dict[str, Tensor]:
     tensors = first_names(model, model.state_dict() if state is None else state)
     if whole:
         _check_whole(model, tensors)
         return tensors
-    names = first_names(model, model.trainable_state())
+    names = first_names(model, model.checkpoint_state())
     _check_whole(model, tensors, names)
-    return {name: tensors[name] for name in names}
+    return {name: tensors[name] for name in tensors if name in names or name in besides}
 
 
-def _check_plain(model: Any) -> None:
+def check_class(model: Any, to: str) -> None:
+    """Refuse a model whose class the readers of a format (hf, lavis) do not have.
+
+    Raises:
+        CheckpointError: it is none of BLIP-2.
+    """
+    if to != "lite" and not isinstance(model, Blip2Base):
+        where = "LAVIS" if to == "lavis" else "transformers"
+        raise CheckpointError(f"{where} has no such class as {type(model).__name__}: only BLIP-2 and InstructBLIP "
+                              "models can be written in its format. `--to lite` takes every model.")
+
+
+def _check_plain(model: Any, whose: str) -> None:
     """A language model with adapters has names of its own, and quantised weights are no numbers to others."""
     setup = getattr(getattr(model, "language_model", None), "setup", None)
     for key, attribute in (("lora", "lora"), ("llm_quantization", "quantization")):
         if getattr(setup, attribute, None) is not None:
-            raise CheckpointError(f"model.{key}: transformers' BLIP-2 cannot hold this language model as it is; "
-                                  "`--to lite` keeps what trained.")
+            raise CheckpointError(f"model.{key}: {whose} BLIP-2 cannot hold this language model as it is; "
+                                  "`convert` adds adapters to its weights, and `--to lite` keeps what trained.")
+
+
+def _check_aside(names: Iterable[str], model: Any) -> None:
+    """Refuse tensors that transformers' class would do without although the model's outputs need them."""
+    strange = [name for name in names if not any(re.fullmatch(pattern, name) for pattern in WITHOUT_PLACE)]
+    if strange:
+        raise CheckpointError(f"transformers has no such class as {type(model).__name__}: its BLIP-2 has no place for "
+                              f"{len(strange)} tensors ({', '.join(strange[:5])}). `--to lite` takes every model.")
 
 
 def _check_whole(model: Any, tensors: Mapping[str, Tensor], names: Mapping[str, Any] | None = None) -> None:
@@ -219,8 +259,20 @@ def _check_whole(model: Any, tensors: Mapping[str, Tensor], names: Mapping[str, 
                               "it cannot be written.")
 
 
-def _notes(model: Any, config: Mapping[str, Any]) -> list[str]:
-    own, theirs = model.ln_vision.eps, config["vision_config"]["layer_norm_eps"]
+def _notes(model: Any, config: Mapping[str, Any], tokenizer: Any) -> list[str]:
+    return [*_epsilon_notes(model.ln_vision.eps, config["vision_config"]["layer_norm_eps"]),
+            *_padding_notes(hf_class(model), tokenizer)]
+
+
+def _padding_notes(kind: str, tokenizer: Any) -> list[str]:
+    if kind != INSTRUCT or not pads_both_texts_left(tokenizer):
+        return []
+    return [f"InstructBlipProcessor pads the Q-Former's text on the left, as it pads the language model's: it follows "
+            f"{type(tokenizer).__name__}, whose class pads on the right and has to be told. In a batch of prompts of "
+            "unequal length the Q-Former then reads shifted positions; give it prompts of one length, or one at a time"]
+
+
+def _epsilon_notes(own: float, theirs: float) -> list[str]:
     if own == theirs:
         return []
     return [f"ln_vision has epsilon {own:g} here and {theirs:g} there, where one number serves the whole vision model; "
@@ -268,9 +320,10 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _told(origin: Origin) -> dict[str, str]:
-    """What the metadata of a file tells of the model."""
-    return {"lavis_lite": json.dumps({"model": origin.model, "preprocess": origin.preprocess})}
+def _told(origin: Origin, record: WeightRecord | None = None) -> dict[str, str]:
+    """What the metadata of a file tells of the model, and of where its weights had come from."""
+    told = {"lavis_lite": json.dumps({"model": origin.model, "preprocess": origin.preprocess})}
+    return told | ({RECORD: json.dumps(record.to_dict())} if record is not None and record.sources else {})
 
 
 def _size(tensors: Mapping[str, Tensor]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from lavis_lite.errors import CheckpointError
+from lavis_lite.models.checkpoints.hf_fields import completed, completed_text, refuse_uncarried
 from lavis_lite.models.checkpoints.hf_key_map import to_hf
 from lavis_lite.torchvision_shim import ensure_torchvision
 
@@ -18,7 +19,6 @@ INSTRUCT = "InstructBlipForConditionalGeneration"
 MODEL_TYPES = {RETRIEVAL: "blip-2", GENERATION: "blip-2", INSTRUCT: "instructblip"}
 NO_TEXT_VOCABULARY = 30522
 """what transformers writes where a Q-Former reads no text; nothing has this size then"""
-EVA_EPS = 1e-6
 VICUNA_VOCABULARY = range(32001, 32065)
 """LLaMA's 32000 words and few more: the released InstructBLIP's Vicuna, with its padding token"""
 QFORMER_TOKENIZER = "qformer_tokenizer"
@@ -144,11 +144,13 @@ def section_of(config: Mapping[str, Any], folder: Path | str | None = None) -> d
         folder: where it lies, with the tokenizers; None: `tokenizer` and `llm_tokenizer` are left to the caller.
 
     Raises:
-        CheckpointError: it is no BLIP-2 or InstructBLIP.
+        CheckpointError: it is no BLIP-2 or InstructBLIP, or has fields that no section can follow.
     """
     kind = config.get("model_type")
     if kind not in MODEL_TYPES.values():
         raise CheckpointError(f"config.json is of a {kind!r}, not of a BLIP-2 or InstructBLIP model of transformers.")
+    config = completed(config)
+    refuse_uncarried(config)
     retrieval = RETRIEVAL in (config.get("architectures") or [])
     instruct = kind == MODEL_TYPES[INSTRUCT]
     section = {"pretrained": None, "load_pretrained": False, "vit_weights": "random", "qformer_weights": None,
@@ -162,9 +164,6 @@ def section_of(config: Mapping[str, Any], folder: Path | str | None = None) -> d
 
 def _vision_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     vision = config["vision_config"]
-    if vision["layer_norm_eps"] != EVA_EPS:
-        raise CheckpointError(f"config.json: vision_config.layer_norm_eps is {vision['layer_norm_eps']}; this "
-                              f"package's EVA ViT has {EVA_EPS}.")
     dtype = str(config.get("dtype") or config.get("torch_dtype"))
     precision = {"float16": "fp16", "bfloat16": "bf16"}.get(dtype, "fp32")
     return {"vit_model": "eva_clip_g", "image_size": vision["image_size"], "vit_precision": precision,
@@ -185,13 +184,13 @@ def _qformer_keys(config: Mapping[str, Any]) -> dict[str, Any]:
             "qformer_heads": qformer["num_attention_heads"],
             "qformer_intermediate_size": qformer["intermediate_size"],
             "qformer_max_positions": qformer["max_position_embeddings"],
-            "qformer_dropout": qformer["hidden_dropout_prob"],
+            "qformer_dropout": qformer["hidden_dropout_prob"], "qformer_layer_norm_eps": qformer["layer_norm_eps"],
             "cross_attention_freq": qformer["cross_attention_frequency"]}
 
 
 def _language_keys(config: Mapping[str, Any], instruct: bool) -> dict[str, Any]:
     """arch and the language model's configuration, its vocabulary without a row that the image token alone needed."""
-    text = {key: value for key, value in config["text_config"].items() if value is not None}
+    text = completed_text(config["text_config"])
     if config.get("image_token_index") == text["vocab_size"] - 1:
         text["vocab_size"] -= 1
     kind = text["model_type"]

@@ -25,7 +25,7 @@ def language_tokenizer(model: Any) -> tuple[Any, int]:
 
     own = model.language_model.tokenizer
     tokenizer = copy.deepcopy(own.loaded)
-    tokenizer.padding_side = "right" if own.encoder else "left"
+    _pad_on(tokenizer, "right" if own.encoder else "left", hf_class(model) == INSTRUCT)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if own.family.prompt_start is not None:
@@ -37,6 +37,24 @@ def language_tokenizer(model: Any) -> tuple[Any, int]:
         raise CheckpointError(f"the tokenizer {own.source!r} cannot be written in transformers' format: it would give "
                               f"{found[1]} for {texts[1]!r}, where this model reads {wanted[1]}.")
     return tokenizer, int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+
+
+def _pad_on(tokenizer: Any, side: str, instruct: bool = False) -> None:
+    """Pad on a side, now and after `save_pretrained`, which writes what the tokenizer was made with.
+
+    InstructBlipProcessor hands a side that is written there to the Q-Former's tokenizer as well, whose text must be
+    padded on the right. So it is not written if the tokenizer's class has it anyway, as LLaMA's does.
+    """
+    tokenizer.padding_side = side
+    if instruct and type(tokenizer).padding_side == side:
+        tokenizer.init_kwargs.pop("padding_side", None)
+    else:
+        tokenizer.init_kwargs["padding_side"] = side
+
+
+def pads_both_texts_left(tokenizer: Any) -> bool:
+    """Whether InstructBlipProcessor will pad the Q-Former's text on the left, too."""
+    return bool(tokenizer.init_kwargs.get("padding_side") == "left")
 
 
 def _start_with(tokenizer: Any, token: str) -> None:
@@ -65,14 +83,15 @@ def save_processor(model: Any, folder: Path, tokenizer: Any, preprocess: Mapping
     from lavis_lite.processors.image import MEAN, STD
 
     given, size = preprocess or {}, model.vision_encoder.image_size
+    questions = copy.deepcopy(model.tokenizer.loaded)
+    _pad_on(questions, "right")
     image = BlipImageProcessor(size={"height": size, "width": size}, image_mean=list(given.get("mean") or MEAN),
                                image_std=list(given.get("std") or STD))
     kind, count = hf_class(model), int(model.query_tokens.shape[1])
     if kind == INSTRUCT:
-        questions = copy.deepcopy(model.tokenizer.loaded)
         InstructBlipProcessor(image, tokenizer, questions, num_query_tokens=count).save_pretrained(folder)
     elif kind == RETRIEVAL:
-        Blip2Processor(image, copy.deepcopy(model.tokenizer.loaded)).save_pretrained(folder)
+        Blip2Processor(image, questions).save_pretrained(folder)
         model.tokenizer.loaded.save_pretrained(folder / QFORMER_TOKENIZER)  # without the image token, for the way back
     else:
         Blip2Processor(image, tokenizer, num_query_tokens=count).save_pretrained(folder)

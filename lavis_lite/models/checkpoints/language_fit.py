@@ -20,12 +20,17 @@ LOGITS_BIAS = PREFIX + "final_logits_bias"
 """BART's: one column per word"""
 
 
+def _inner(model: Any) -> Any:
+    """transformers' model behind a model's language model; None: it has none that is held as those of this package."""
+    found = getattr(getattr(model, "language_model", None), "model", None)
+    return found if hasattr(found, "get_input_embeddings") else None
+
+
 def language_kind(model: Any) -> str | None:
     """opt | t5 | llm: what LAVIS calls the model's language model; None: it has none."""
-    language_model = getattr(model, "language_model", None)
-    if language_model is None:
+    config = getattr(_inner(model), "config", None)
+    if config is None:
         return None
-    config = language_model.model.config
     if config.is_encoder_decoder:
         return "t5"
     return "opt" if config.model_type == "opt" else "llm"
@@ -33,10 +38,9 @@ def language_kind(model: Any) -> str | None:
 
 def vocabulary_names(model: Any) -> tuple[set[str], set[str]]:
     """Names in the model of its language model's word embeddings, and of its output layer; a row is a word."""
-    language_model = getattr(model, "language_model", None)
-    if language_model is None:
+    inner = _inner(model)
+    if inner is None:
         return set(), set()
-    inner = language_model.model
     parameters = dict(inner.named_parameters(remove_duplicate=False))
     found = []
     for module in (inner.get_input_embeddings(), inner.get_output_embeddings()):

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import frozen_roots
+from lavis_lite.models.checkpoints.containers import Content, take_off_wrappers
+from lavis_lite.models.checkpoints.finite import SWITCH, describe_non_finite, non_finite
+from lavis_lite.models.checkpoints.hf_fields import refuse_other_settings
 from lavis_lite.models.checkpoints.hf_key_map import WITHOUT_PLACE, from_hf
 from lavis_lite.models.checkpoints.key_map import Translated
 from lavis_lite.models.checkpoints.language_fit import PREFIX, fit_language_model, language_kind
 from lavis_lite.models.checkpoints.lavis_key_map import from_lavis, language_prefix
-from lavis_lite.models.checkpoints.reading import read_extra, read_tensors
+from lavis_lite.models.checkpoints.reading import read_content, read_extra
 from lavis_lite.models.checkpoints.report import (
     LoadReport,
+    describe_kinds,
     describe_missing,
     describe_shapes,
     describe_unknown,
     seems_to_be,
 )
+
+LAVIS_STARTS = ("Qformer.", "visual_encoder.")
+HF_STARTS = ("qformer.encoder.", "vision_model.")
+"""what names of a whole model begin with, by layout"""
 
 
 class Loadable(Protocol):
@@ -60,7 +69,8 @@ class Encoder(Protocol):
 
 
 def load_checkpoint(model: Loadable, source: str | Path, *, may_miss: Iterable[str] = (),
-                    may_ignore: Iterable[str] = ()) -> LoadReport:
+                    may_ignore: Iterable[str] = (), only: Container[str] | None = None,
+                    allow_non_finite: bool = False) -> LoadReport:
     """Load a checkpoint of this project, of LAVIS or of Hugging Face; the layout is recognised by its names.
 
     Args:
@@ -68,57 +78,104 @@ def load_checkpoint(model: Loadable, source: str | Path, *, may_miss: Iterable[s
         source: a run's checkpoint folder, a .safetensors file, a LAVIS .pth, or a folder from the Hugging Face hub.
         may_miss: regular expressions of the model's names that the file need not have (parts that start afresh).
         may_ignore: regular expressions of our names that the file may have and the model not (parts it dropped).
+        only: load these names of the model alone; the file may lack the others. None: all.
+        allow_non_finite: load tensors that hold NaN or infinity too.
 
     Raises:
-        CheckpointError: nothing there, damaged, or it does not fit; then the model is as it was.
+        CheckpointError: nothing there, damaged, not finite, or it does not fit; then the model is as it was.
     """
-    return load_state(model, read_tensors(source), str(source), may_miss=may_miss, may_ignore=may_ignore,
-                      extra=read_extra(source))
+    refuse_other_settings(model, source)
+    content = read_content(source)
+    return load_state(model, content, str(source), may_miss=may_miss, may_ignore=may_ignore, only=only,
+                      extra=read_extra(source), allow_non_finite=allow_non_finite)
 
 
-def load_state(model: Loadable, tensors: Mapping[str, Tensor], source: str, *, may_miss: Iterable[str] = (),
-               may_ignore: Iterable[str] = (), extra: Mapping[str, Tensor] | None = None) -> LoadReport:
+def load_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: str, *, may_miss: Iterable[str] = (),
+               may_ignore: Iterable[str] = (), extra: Mapping[str, Tensor] | None = None,
+               only: Container[str] | None = None, allow_non_finite: bool = False) -> LoadReport:
     """As `load_checkpoint`, from tensors in memory; `source` is what messages call them.
 
     Args:
         extra: under our names, what a side file holds that has no place in the layout of `tensors`.
     """
-    fitted, report = fit_state(model, tensors, source, may_miss=may_miss, may_ignore=may_ignore, extra=extra)
+    if only is not None:
+        may_miss, may_ignore = [".*"], [".*"]
+    fitted, report = fit_state(model, tensors, source, may_miss=may_miss, may_ignore=may_ignore, extra=extra,
+                               allow_non_finite=allow_non_finite)
+    if only is not None:
+        fitted = {name: tensor for name, tensor in fitted.items() if name in only}
+        report.loaded = sorted(fitted)
     model.load_state_dict(fitted, strict=False)
     return report
 
 
-def fit_state(model: Loadable, tensors: Mapping[str, Tensor], source: str, *, may_miss: Iterable[str] = (),
+def fit_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: str, *, may_miss: Iterable[str] = (),
               may_ignore: Iterable[str] = (), extra: Mapping[str, Tensor] | None = None,
-              ) -> tuple[dict[str, Tensor], LoadReport]:
+              allow_non_finite: bool = False) -> tuple[dict[str, Tensor], LoadReport]:
     """The tensors under the model's names, fit to be loaded, and the report; the model is not touched.
 
     A model on the meta device serves as well as any. Arguments and errors as `load_state`.
     """
+    content = tensors if isinstance(tensors, Content) else Content(dict(tensors))
     own = model.state_dict()
-    layout, translated = recognise(tensors, own)
+    named, taken = take_off_wrappers(content.tensors, source, own, is_known_layout)
+    layout, translated = recognise(named, own)
     translated.tensors = _behind_adapters(translated.tensors, own)
     if not own.keys() & translated.tensors.keys():
-        raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(tensors)}.")
-    _check_language_model(model, layout, tensors, source)
+        raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(named)}.")
+    _check_language_model(model, layout, named, source)
     translated.tensors.update(extra or {})
-    report = LoadReport(source, layout, unused=dict(translated.dropped))
+    report = LoadReport(source, layout, unused=dict(translated.dropped), notes=_notes(content, taken))
     lacks, spare = model.excuses(translated.tensors.keys())
     _ignore(report, translated, own, [*may_ignore, *spare])
     fitted = fit_resolution(model, translated.tensors, report)
     if layout == "Hugging Face":
         fitted = fit_language_model(model, fitted, report)
     missing = _sort_missing(model, own, fitted, report, [*may_miss, *lacks])
-    check_fit(report, fitted, own, translated.unknown, missing, tensors)
+    check_fit(report, fitted, own, translated.unknown, missing, named)
+    check_finite(report, fitted, allow_non_finite)
     report.loaded = sorted(fitted)
     return fitted, report
 
 
+def _notes(content: Content, taken: list[str]) -> list[str]:
+    """What the load line says of how the tensors were found."""
+    notes = [f"names without {', '.join(f'`{piece}`' for piece in taken)}"] if taken else []
+    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in content.tensors.values()
+                    if tensor.is_floating_point() and tensor.dtype.itemsize < 4})
+    notes += [f"stored in {' and '.join(kinds)}"] if kinds else []
+    if content.foreign:
+        notes.append(f"objects that were not read: {', '.join(content.foreign[:3])}"
+                     + (f" and {len(content.foreign) - 3} more" if len(content.foreign) > 3 else ""))
+    return [*content.notes, *notes]
+
+
+def check_finite(report: LoadReport, tensors: Mapping[str, Tensor], allow: bool) -> None:
+    """Refuse tensors that hold NaN or infinity; with `allow` they are noted.
+
+    Raises:
+        CheckpointError: naming them, and the switch.
+    """
+    names = non_finite(tensors)
+    if not names:
+        return
+    told = describe_non_finite(names, tensors)
+    if not allow:
+        raise CheckpointError(f"{report.source}: {told}. Nothing was loaded: the run that wrote it diverged, or the "
+                              f"file is damaged. Take an earlier checkpoint; {SWITCH} loads it all the same.")
+    report.notes.append(told)
+
+
+def is_known_layout(names: Iterable[str]) -> bool:
+    """Whether names are LAVIS' or Hugging Face's."""
+    return any(name.startswith(LAVIS_STARTS + HF_STARTS) for name in names)
+
+
 def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> tuple[str, Translated]:
     """(layout, tensors under our names); `own` are the names of the model they are for, where there is one."""
-    if any(name.startswith(("Qformer.", "visual_encoder.")) for name in tensors):
+    if any(name.startswith(LAVIS_STARTS) for name in tensors):
         return "LAVIS", from_lavis(tensors)
-    if any(name.startswith(("qformer.encoder.", "vision_model.")) for name in tensors):
+    if any(name.startswith(HF_STARTS) for name in tensors):
         return "Hugging Face", from_hf(tensors, any(name.endswith(".attn.qkv.bias") for name in own))
     return "lavis_lite", Translated(dict(tensors))
 
@@ -138,6 +195,7 @@ def _ignore(report: LoadReport, translated: Translated, own: Mapping[str, Tensor
     for name in [name for name in translated.tensors if name not in own and _matches(name, patterns)]:
         del translated.tensors[name]
         report.unused[name] = "the model has no such part"
+        report.ignored.append(name)
 
 
 def fit_resolution(model: Loadable, tensors: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
@@ -187,9 +245,17 @@ def check_fit(report: LoadReport, fitted: Mapping[str, Tensor], own: Mapping[str
     faults = [describe_unknown(strangers, own)] if strangers else []
     faults += [describe_missing(missing)] if missing else []
     faults += [describe_shapes(shapes)] if shapes else []
+    kinds = [(name, str(tensor.dtype)) for name, tensor in fitted.items()
+             if name in own and own[name].is_floating_point() and not is_plain_float(tensor)]
+    faults += [describe_kinds(kinds)] if kinds else []
     if faults:
         raise CheckpointError(f"{report.source} does not fit the model, nothing was loaded. It seems to be "
                               f"{seems_to_be(list(names) or [*unknown, *fitted])}.\n  " + "\n  ".join(faults))
+
+
+def is_plain_float(tensor: Tensor) -> bool:
+    """Whether a tensor holds real numbers as they are: no integers of a quantisation, no sparse or complex ones."""
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_quantized
 
 
 def frozen_tensors(model: Loadable, own: Mapping[str, Tensor]) -> set[str]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
-from collections.abc import Mapping
+import re
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lavis_lite import manifest
 from lavis_lite.errors import CheckpointError
+from lavis_lite.models.checkpoints.containers import Content, find_state_dict
+from lavis_lite.models.checkpoints.unpickling import read_torch_file, resave_command
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -23,18 +21,37 @@ EXTRA = "lavis_lite_extra.safetensors"
 """beside weights in another format: tensors under this project's names that have no place in that format"""
 TORCH_WEIGHTS = "pytorch_model.bin"
 TORCH_INDEX = "pytorch_model.bin.index.json"
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+ADAPTERS = "adapter_model.safetensors"
+DEEPSPEED = "mp_rank_00_model_states.pt"
+ONE_SHARD = re.compile(r".+-\d{5}-of-\d{5}")
+"""the name of one of several files that hold a model together"""
+FOREIGN_FOLDERS = [
+    ("*.distcp", "shards of torch.distributed.checkpoint; join them with `python -m "
+                 "torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pth`"),
+    ("**/zero_pp_rank_*", "shards of DeepSpeed's ZeRO; join them with `python zero_to_fp32.py {folder} model.bin`, by "
+                          "the script that DeepSpeed left there"),
+    (ADAPTERS, "LoRA adapters alone, in peft's format; load the run's checkpoint that they were saved from, or merge "
+               "them with peft's merge_and_unload()"),
+]
+"""files that give a folder away -> what it is and what to do"""
 
 
 def read_tensors(source: str | Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, on the CPU, under the names it gives them.
+    """All tensors of a checkpoint, on the CPU, under the names it gives them; as `read_content`, without its notes."""
+    return read_content(source).tensors
+
+
+def read_content(source: str | Path) -> Content:
+    """All tensors of a checkpoint, on the CPU, under the names it gives them, and what was noticed on the way.
 
     Args:
-        source: a .safetensors file; a .pth/.pt/.bin file (a state dict, or one under "model"); or a folder with
-            model.safetensors (or its shards and their index), which a run's checkpoint and a Hugging Face download are.
+        source: a .safetensors file; a .pth/.pt/.bin/.ckpt file (a state dict, or one within other dictionaries); or a
+            folder with model.safetensors (or its shards and their index), which a run's checkpoint and a Hugging Face
+            download are.
 
     Raises:
-        CheckpointError: nothing is there, it is damaged, or it holds more than plain tensors.
+        CheckpointError: nothing is there, it is damaged, or it holds what cannot be read without running code.
     """
     if "://" in str(source):
         raise CheckpointError(f"{source} is an address, not a file; download it and give the file's path.")
@@ -43,13 +60,21 @@ def read_tensors(source: str | Path) -> dict[str, Tensor]:
         return _read_folder(path)
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {source} (looked at {path.absolute()}{_neighbours(path)}).")
+    content = _read_file(path)
+    if content is None:
+        raise CheckpointError(f"{path}: a checkpoint is a folder or ends in .safetensors, {', '.join(TORCH_SUFFIXES)}.")
+    if ONE_SHARD.fullmatch(path.stem):
+        content.notes.append("one of several shards: give the folder, or the .index.json beside it, to have them all")
+    return content
+
+
+def _read_file(path: Path) -> Content | None:
+    """A file by its name; None: no checkpoint is called so."""
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return Content(_read_safetensors(path))
     if path.suffix in TORCH_SUFFIXES:
         return _read_torch(path)
-    if path.name in (INDEX, TORCH_INDEX):
-        return _read_shards(path)
-    raise CheckpointError(f"{path}: a checkpoint is a folder or ends in .safetensors, {', '.join(TORCH_SUFFIXES)}.")
+    return _read_shards(path) if path.name.endswith((".safetensors.index.json", ".bin.index.json")) else None
 
 
 def tensor_names(source: str | Path) -> set[str]:
@@ -76,11 +101,15 @@ def read_extra(source: str | Path) -> dict[str, Tensor]:
     return _read_safetensors(side) if side.is_file() else {}
 
 
-def _read_folder(folder: Path) -> dict[str, Tensor]:
-    for name, read in ((WEIGHTS, _read_safetensors), (INDEX, _read_shards), (TORCH_WEIGHTS, _read_torch),
-                       (TORCH_INDEX, _read_shards)):
+def _read_folder(folder: Path) -> Content:
+    for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX, DEEPSPEED):
         if (folder / name).is_file():
-            return read(folder / name)
+            content = _read_file(folder / name)
+            assert content is not None, "these names are those of checkpoints"
+            return content
+    for pattern, words in FOREIGN_FOLDERS:
+        if next(folder.glob(pattern), None) is not None:
+            raise CheckpointError(f"{folder.absolute()} holds {words.format(folder=folder)}.")
     depths = ("*", "*/*", "*/*/*")
     inside = sorted({str(found.parent) for depth in depths for found in folder.glob(f"{depth}/{WEIGHTS}")})
     hint = f"; there are checkpoints in {', '.join(inside[-3:])}" if inside else ""
@@ -96,42 +125,40 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read as safetensors ({fault}); it is damaged.") from fault
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _read_shards(index: Path) -> Content:
     try:
-        places = json.loads(index.read_text())["weight_map"]
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted({Path(name).name for name in places.values()})
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
         raise CheckpointError(f"{index} is not an index of shards (weight_map: name -> file): {fault}") from fault
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise CheckpointError(f"{index.parent} lacks {len(missing)} of {len(names)} shards: {', '.join(missing[:5])}.")
-    read = _read_torch if index.name == TORCH_INDEX else _read_safetensors
-    return {key: tensor for name in names for key, tensor in read(index.parent / name).items()}
+    whole = Content({}, [f"{len(names)} shards"])
+    for name in names:
+        content = _read_file(index.parent / name)
+        if content is None:
+            raise CheckpointError(f"{index}: {name} is no file of weights.")
+        whole.tensors |= content.tensors
+        whole.foreign += content.foreign
+    lost = [name for name in places if name not in whole.tensors]
+    if lost:
+        raise CheckpointError(f"{index} names {len(lost)} tensors that its shards lack: {', '.join(lost[:5])}.")
+    return whole
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path) -> Content:
+    raw, foreign = read_torch_file(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as fault:
-        raise CheckpointError(f"{path} is damaged, or holds Python objects besides tensors, which are not loaded "
-                              f"because they can run code ({str(fault).splitlines()[0]})") from fault
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as fault:
-        raise CheckpointError(f"{path} cannot be read as a torch checkpoint ({fault}).") from fault
-    return _state_dict(content, path)
-
-
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict inside of what LAVIS, timm and plain torch.save write."""
-    for key in ("model", "state_dict", "module"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        held = ", ".join(list(map(str, content))[:5]) if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(f"{path} holds no state dict, alone or under 'model' (it holds: {held}).")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    wrapped = all(name.startswith("module.") for name in tensors)  # saved from inside DistributedDataParallel
-    return {name.removeprefix("module.") if wrapped else name: value for name, value in tensors.items()}
+        content = find_state_dict(raw, str(path))
+    except CheckpointError as fault:
+        if not foreign:
+            raise
+        entry = "c['model'].state_dict()" if isinstance(raw, dict) else "c.state_dict()"
+        raise CheckpointError(f"{fault} It has objects of {', '.join(foreign[:3])}, which are not loaded because they "
+                              f"can run code. If you trust its author: {resave_command(path, entry)}") from fault
+    content.foreign = foreign
+    return content
 
 
 def _neighbours(path: Path) -> str:

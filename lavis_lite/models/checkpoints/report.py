@@ -7,11 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from lavis_lite.errors import nearest
+from lavis_lite.models.checkpoints.containers import describe_beginnings
 
 SHOWN = 5
 """names shown of each kind of fault"""
 
 SIGNATURES = [
+    (r"base_model\.model\..*lora_[AB]\..*",
+     "LoRA adapters alone, in peft's format; load the run's checkpoint that they were saved from, or merge them with "
+     "peft's merge_and_unload()"),
     (r"opt_model\..*|opt_proj\..*", "a BLIP-2 model on OPT in LAVIS' layout"),
     (r"t5_model\..*|t5_proj\..*", "a BLIP-2 or InstructBLIP model on T5 in LAVIS' layout"),
     (r"llm_model\..*|llm_proj\..*", "a BLIP-2 or InstructBLIP model on Vicuna in LAVIS' layout"),
@@ -24,7 +28,8 @@ SIGNATURES = [
     (r"visual\..*", "a CLIP model in OpenAI's layout; model.vit_weights takes its image half"),
     (r"vision_model\..*", "a CLIP model in Hugging Face's layout; model.vit_weights takes its image half"),
     (r"bert\..*|encoder\.layer\.\d+\.attention\.self\..*", "a BERT; model.qformer_weights takes its folder"),
-    (r"model\.layers\..*|model\.decoder\..*|lm_head\..*|shared\..*", "a language model"),
+    (r"model\.layers\..*|model\.decoder\..*|lm_head\..*|shared\..*",
+     "a language model; model.llm_model takes its folder"),
     (r"state|param_groups", "an optimizer's state"),
 ]
 """Names (regular expressions) that give a file away, most telling first."""
@@ -55,6 +60,8 @@ class LoadReport:
         allowed_missing: other names that the caller allowed to be missing.
         had: those of them that had their values already, out of another file.
         unused: names of the file that were not needed -> why.
+        ignored: those of them (under our names) that the model has no place for.
+        notes: how the tensors were found: prefixes taken off, which of several state dicts, their dtype.
     """
 
     source: str
@@ -66,6 +73,8 @@ class LoadReport:
     allowed_missing: list[str] = field(default_factory=list)
     had: list[str] = field(default_factory=list)
     unused: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
@@ -76,7 +85,7 @@ class LoadReport:
                              (len(self.unused), "of its own not needed")):
             if count:
                 parts.append(f"{count} {words}")
-        return f"{self.source} ({self.layout}): {', '.join(parts)}"
+        return f"{self.source} ({self.layout}): {', '.join(parts)}{''.join(f'; {note}' for note in self.notes)}"
 
 
 def seems_to_be(names: Iterable[str]) -> str:
@@ -89,7 +98,8 @@ def seems_to_be(names: Iterable[str]) -> str:
             arch = likely_arch(names)
             return f"{words} (arch {arch})" if arch else words
     shown = ", ".join(names[:SHOWN])
-    return f"no layout known here (its first names: {shown})"
+    beginnings = describe_beginnings(names)
+    return f"no layout known here (its first names: {shown}{'; ' + beginnings if beginnings else ''})"
 
 
 def likely_arch(names: Iterable[str]) -> str:
@@ -119,8 +129,22 @@ def describe_missing(missing: Sequence[str]) -> str:
 
 def describe_shapes(shapes: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
     """A sentence on tensors of another shape: (name, in the file, in the model)."""
-    lines = [f"{name} is {list(theirs)} in the file, {list(own)} in the model" for name, theirs, own in shapes[:SHOWN]]
-    return f"{len(shapes)} of another shape: {_list(lines, len(shapes))}"
+    lines = []
+    for name, theirs, own in shapes[:SHOWN]:
+        transposed = " (transposed)" if theirs == own[::-1] and len(own) == 2 else ""
+        lines.append(f"{name} is {list(theirs)} in the file, {list(own)} in the model{transposed}")
+    hint = ""
+    if any(theirs == (0,) for _, theirs, _ in shapes):
+        hint = (" (empty tensors are left by DeepSpeed's ZeRO-3: join its shards with `python zero_to_fp32.py FOLDER "
+                "model.bin`)")
+    return f"{len(shapes)} of another shape: {_list(lines, len(shapes))}{hint}"
+
+
+def describe_kinds(kinds: Sequence[tuple[str, str]]) -> str:
+    """A sentence on tensors that are no plain real numbers: (name, dtype)."""
+    lines = [f"{name} ({kind})" for name, kind in kinds[:SHOWN]]
+    return (f"{len(kinds)} not stored as real numbers: {_list(lines, len(kinds))}. Quantised weights must be turned "
+            "back before they are saved (transformers: model.dequantize())")
 
 
 def _list(shown: Sequence[str], total: int) -> str:

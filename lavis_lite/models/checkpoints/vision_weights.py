@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lavis_lite.errors import CheckpointError
+from lavis_lite.models.checkpoints.containers import take_off_wrappers
 from lavis_lite.models.checkpoints.hf_key_map import from_hf
 from lavis_lite.models.checkpoints.key_map import KeyMap, Row
 from lavis_lite.models.checkpoints.lavis_key_map import from_lavis, to_lavis
-from lavis_lite.models.checkpoints.load import Encoder, check_fit
-from lavis_lite.models.checkpoints.reading import read_tensors
+from lavis_lite.models.checkpoints.load import Encoder, check_finite, check_fit
+from lavis_lite.models.checkpoints.reading import read_content
 from lavis_lite.models.checkpoints.report import LoadReport, seems_to_be
 
 VIT = "vision_encoder.vit."
@@ -39,26 +40,30 @@ HF_CLIP_MAP = KeyMap([
 ])
 
 
-def load_vision_weights(encoder: Encoder, source: str | Path) -> LoadReport:
+def load_vision_weights(encoder: Encoder, source: str | Path, *, allow_non_finite: bool = False) -> LoadReport:
     """Load a ViT's weights: timm's layout, LAVIS' (eva_vit_g.pth, clip_vit_L.pth), OpenAI's CLIP or Hugging Face's.
 
     The file may be of a whole model (only its vision part is read) and have one block more than the encoder runs.
     Position embeddings of another resolution are interpolated.
 
     Raises:
-        CheckpointError: nothing there, damaged, or not the weights of this ViT; then the encoder is as it was.
+        CheckpointError: nothing there, damaged, not finite (unless that is allowed), or not the weights of this ViT;
+            then the encoder is as it was.
     """
-    return load_vision_state(encoder, read_tensors(source), str(source))
+    content = read_content(source)
+    return load_vision_state(encoder, content.tensors, str(source), allow_non_finite=allow_non_finite)
 
 
-def load_vision_state(encoder: Encoder, tensors: Mapping[str, Tensor], source: str) -> LoadReport:
+def load_vision_state(encoder: Encoder, tensors: Mapping[str, Tensor], source: str, *,
+                      allow_non_finite: bool = False) -> LoadReport:
     """As `load_vision_weights`, from tensors in memory; `source` is what messages call them."""
-    layout, found = _vit_names(tensors)
     own = encoder.vit.state_dict()
+    tensors, taken = take_off_wrappers(tensors, source, own, _is_known)
+    layout, found = _vit_names(tensors)
     if not own.keys() & found.keys():
         raise CheckpointError(f"{source} has no weights of vision encoder {encoder.name!r}: it seems to be "
                               f"{seems_to_be(tensors)}.")
-    report = LoadReport(source, layout)
+    report = LoadReport(source, layout, notes=[f"names without {', '.join(taken)}"] if taken else [])
     extra_block = f"blocks.{encoder.num_layers}."
     for name in [name for name in found if name not in own]:
         if name.startswith(extra_block) or AFTER_THE_FEATURES.fullmatch(name):
@@ -69,6 +74,7 @@ def load_vision_state(encoder: Encoder, tensors: Mapping[str, Tensor], source: s
         report.resized = ["pos_embed"] if table is not found["pos_embed"] else []
         found["pos_embed"] = table
     check_fit(report, found, own, [], [name for name in own if name not in found])
+    check_finite(report, found, allow_non_finite)
     encoder.vit.load_state_dict(found)
     report.loaded = sorted(found)
     return report
@@ -87,6 +93,12 @@ def vision_state(encoder: Encoder, layout: str) -> dict[str, Tensor]:
     translated = to_lavis({VIT + name: value for name, value in state.items()}).tensors
     prefix = "visual." if layout == "OpenAI" else ""
     return {prefix + name.removeprefix("visual_encoder."): value for name, value in translated.items()}
+
+
+def _is_known(names: Iterable[str]) -> bool:
+    """Whether names are those of a layout with a ViT in it."""
+    return any(name.startswith(("visual_encoder.", "visual.", VIT, "vision_model.", "conv1.", "pre_layrnorm."))
+               for name in names)
 
 
 def _vit_names(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:

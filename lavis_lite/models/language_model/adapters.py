@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.models.language_model.setup import Lora
 from lavis_lite.torchvision_shim import ensure_torchvision
 
@@ -58,6 +58,65 @@ def _train_adapters(language_model: LanguageModel, mode: bool = True) -> Languag
         if name.endswith(".lora_dropout"):
             module.train(mode)
     return language_model
+
+
+def finish_adapters(language_model: LanguageModel) -> None:
+    """Values for the adapters of a language model whose own weights have come just now.
+
+    Adapters that were made on the meta device start as new ones do. Quantised layers are new modules, so that theirs
+    are made anew.
+    """
+    setup = language_model.setup
+    if setup.lora is not None and setup.quantization is not None:
+        add_adapters(language_model, setup.lora)
+    for layer in adapted_layers(language_model.model).values():
+        if any(value.is_meta for holder in (layer.lora_A, layer.lora_B) for value in holder.parameters()):
+            for holder in (layer.lora_A, layer.lora_B):
+                holder.to_empty(device=layer.base_layer.weight.device)
+            for name in layer.lora_A:
+                layer.reset_lora_parameters(name, True)
+
+
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """peft's LoRA layers of a model by their path."""
+    return {path: module for path, module in model.named_modules() if hasattr(module, "reset_lora_parameters")}
+
+
+def adapter_names(model: nn.Module) -> set[str]:
+    """Names of the tensors that adapters brought."""
+    return {f"{path}.{name}" for path, layer in adapted_layers(model).items() for name in layer.state_dict()
+            if not name.startswith("base_layer.")}
+
+
+def merged_state(model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    """The state of a model with its adapters added to the weights that they stand beside, and the names that changed.
+
+    W + alpha / r * B A, in float32; names are those of the model without adapters.
+
+    Args:
+        model: with adapters in it somewhere.
+
+    Raises:
+        CheckpointError: an adapted weight is quantised, or tied to another layer that would change with it.
+    """
+    layers, state = adapted_layers(model), model.state_dict()
+    skipped, changed = adapter_names(model), []
+    names: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(value), []).append(name)
+    for path, layer in layers.items():
+        base = layer.base_layer.weight
+        if not base.is_floating_point():
+            raise CheckpointError(f"{path}: adapters cannot be added to quantised weights; load the language model "
+                                  "with model.llm_quantization=null.")
+        if len(names[id(base)]) > 1:
+            other = next(name for name in names[id(base)] if not name.startswith(f"{path}."))
+            raise CheckpointError(f"{path}: its weights are also those of {other}, which would change with it. Take "
+                                  "this layer out of model.lora.target_modules and train again.")
+        delta = sum(layer.get_delta_weight(name).float() for name in layer.active_adapters)
+        state[f"{path}.base_layer.weight"] = base.detach().float() + delta
+        changed.append(f"{path}.weight")
+    return {name.replace(".base_layer.", "."): value for name, value in state.items() if name not in skipped}, changed
 
 
 def adapter_state(language_model: LanguageModel) -> dict[str, Tensor]:

@@ -13,7 +13,9 @@ from torch import nn
 
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, MissingExtraError
-from lavis_lite.models.base import freeze
+from lavis_lite.models.checkpoints.load import check_finite
+from lavis_lite.models.checkpoints.report import LoadReport
+from lavis_lite.models.language_model.adapters import adapted_layers, adapter_names, add_adapters, finish_adapters
 from lavis_lite.models.language_model.contract import LanguageModel
 from lavis_lite.models.language_model.decoder_only import DecoderOnly
 from lavis_lite.models.language_model.encoder_decoder import EncoderDecoder
@@ -21,6 +23,8 @@ from lavis_lite.models.language_model.families import Family, Precision, family_
 from lavis_lite.models.language_model.placement import recompute_blocks, spread
 from lavis_lite.models.language_model.setup import Setup
 from lavis_lite.models.language_model.tokens import LanguageTokenizer, Limits
+from lavis_lite.models.language_model.transplant import check_no_meta, transplant
+from lavis_lite.models.provenance import WeightSource, mark_loaded
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -82,8 +86,6 @@ def _adapt(language_model: LanguageModel) -> None:
     """What a setup adds to a model that is there: adapters, recomputation."""
     setup = language_model.setup
     if setup.lora is not None:
-        from lavis_lite.models.language_model.adapters import add_adapters
-
         add_adapters(language_model, setup.lora)
     if setup.grad_checkpoint:
         recompute_blocks(language_model.model)
@@ -115,11 +117,22 @@ def prepare(model: Any, family: Family) -> None:
                 module.act = nn.GELU()
 
 
-def load_pretrained(language_model: LanguageModel, folder: str) -> None:
-    """Put the weights of a transformers folder into a language model, in its precision.
+def load_pretrained(language_model: LanguageModel, folder: str, source: WeightSource | None = None, *,
+                    allow_non_finite: bool = False) -> None:
+    """Put the weights of a transformers folder into a language model, in its precision and into the modules it has.
+
+    Modules stay the objects that they are, with their hooks, and what was unfrozen stays unfrozen. Parameters become
+    new objects, as with `Module.to_empty`; layers that are quantised become new modules, which take over the hooks.
+
+    Args:
+        language_model: as `build_language_model` made it.
+        folder: of transformers' format.
+        source: what the weights are marked with; None: the folder's name.
+        allow_non_finite: load tensors that hold NaN or infinity too.
 
     Raises:
         ConfigError: the folder holds no such model.
+        CheckpointError: its tensors are not finite, or the model has tensors of its own that the folder lacks.
     """
     plan, setup, dtype = language_model.model, language_model.setup, language_model.dtype
     try:
@@ -129,13 +142,31 @@ def load_pretrained(language_model: LanguageModel, folder: str) -> None:
                           f"{str(fault).splitlines()[0]}") from fault
     words = plan.get_input_embeddings().weight.shape[0]
     if found.get_input_embeddings().weight.shape[0] != words:
-        found.resize_token_embeddings(words)
+        _add_words(found, words)
     prepare(found, language_model.family)
-    language_model.model = freeze(found if setup.quantization else found.to(dtype))
+    found = found if setup.quantization else found.to(dtype)
+    if not setup.quantization and not allow_non_finite:
+        check_finite(LoadReport(folder, "transformers"), dict(found.named_parameters()), allow=False)
+    transplant(found, plan)
+    if adapted_layers(plan) or setup.lora is not None:
+        finish_adapters(language_model)
+    check_no_meta(plan)
     if setup.device_map is not None:
-        spread(found, setup.device_map)
+        spread(plan, setup.device_map)
     language_model.settled = bool(setup.quantization or setup.device_map)
-    _adapt(language_model)
+    adapters = adapter_names(plan)
+    mark_loaded(plan, source or WeightSource("", "language model", str(folder), str(folder)),
+                [name for name in plan.state_dict() if name not in adapters])
+
+
+def _add_words(model: Any, count: int) -> None:
+    """Rows for new words, each the mean of all others: what is frozen must be the same at every loading."""
+    before = len(model.get_input_embeddings().weight)
+    model.resize_token_embeddings(count, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if layer is not None and count > before:
+                layer.weight[before:] = layer.weight[:before].double().mean(0).to(layer.weight.dtype)
 
 
 def _read(kind: Any, folder: str, dtype: torch.dtype, setup: Setup) -> Any:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lavis_lite import distributed
-from lavis_lite.errors import CheckpointError, ConfigError
+from lavis_lite.errors import ConfigError, shown
+from lavis_lite.finite import check_finite
 from lavis_lite.models.base import freeze
 from lavis_lite.models.decoding import Decoder, Decoding, decode
 from lavis_lite.models.language_model import head
 from lavis_lite.models.language_model.families import Family
 from lavis_lite.models.language_model.placement import home
+from lavis_lite.models.language_model.room import Room, positions_of
 from lavis_lite.models.language_model.setup import Setup
 from lavis_lite.models.language_model.tokens import LanguageTokenizer, Limits
 from lavis_lite.models.text_tokens import SpecialIds
@@ -77,6 +80,11 @@ class LanguageModel(nn.Module, ABC):
 
         return self if self.settled else super()._apply(move, recurse)
 
+    @property
+    def room(self) -> Room:
+        """How much text the model has room for."""
+        return Room(positions_of(self.model.config), joint=not self.model.config.is_encoder_decoder)
+
     def check_tokenizer(self) -> None:
         """Load the tokenizer now, not with the first text; ConfigError where it does not go with the model."""
         self.tokenizer.check(int(self.model.get_input_embeddings().weight.shape[0]))
@@ -97,11 +105,15 @@ class LanguageModel(nn.Module, ABC):
             ConfigError: not B prompts and B targets.
         """
         soft_prompt = self._check(soft_prompt, prompts, targets)
-        losses = self.row_losses(soft_prompt, *self.training_rows(prompts, targets))
+        losses = self.row_losses(soft_prompt, *self.training_rows(prompts, targets, soft_prompt.shape[1]))
         count = losses.new_tensor(float(len(losses)))
         if self.lm_reduction == "global":
             count = distributed.all_reduce_sum(count) / distributed.world_size()
         return losses.sum() / count
+
+    def count_tokens(self, prompts: Sequence[str], targets: Sequence[str]) -> int:
+        """How many tokens `loss` averages over for these texts, on this rank."""
+        return sum(len(row) for row in self.training_rows(prompts, targets)[1])
 
     @torch.no_grad()
     def generate(self, soft_prompt: Tensor, prompts: Sequence[str], options: GenerationConfig,
@@ -111,7 +123,7 @@ class LanguageModel(nn.Module, ABC):
         Args:
             soft_prompt: float[B,Q,D], or float[U,Q,D] with owners.
             prompts: B strings, not cut.
-            options: how to write.
+            options: how to write; max_new_tokens has its room behind every prompt.
             owners: B places in soft_prompt: which one each prompt follows. A decoder-only model then reads a soft
                 prompt once for all its prompts. None: each its own.
 
@@ -120,9 +132,23 @@ class LanguageModel(nn.Module, ABC):
 
         Raises:
             ConfigError: not one prompt per soft prompt or owner, or an owner that is no place in soft_prompt.
+            TextTooLongError: prompts longer than the model's positions allow.
         """
         soft_prompt = self._check(soft_prompt, prompts, owners=owners)
-        return self.tokenizer.decode(self.generate_ids(soft_prompt, self.tokenizer.prompts(prompts), options, owners))
+        rows = self.prompt_rows(prompts, soft_prompt.shape[1], options)
+        return self.tokenizer.decode(self.generate_ids(soft_prompt, rows, options, owners))
+
+    def prompt_rows(self, prompts: Sequence[str], vectors: int, options: GenerationConfig) -> list[list[int]]:
+        """Ids of prompts, if the model has room for them behind so many vectors and before the longest answer.
+
+        Raises:
+            ConfigError: no answer of options.max_new_tokens fits.
+            TextTooLongError: see `generate`.
+        """
+        self.room.check_answer(options.max_new_tokens)
+        rows = self.tokenizer.prompts(prompts)
+        self.room.check_prompts(rows, vectors, [options.max_new_tokens] * len(rows))
+        return rows
 
     @torch.no_grad()
     def score(self, soft_prompt: Tensor, prompts: Sequence[str], candidates: Candidates, *,
@@ -142,33 +168,57 @@ class LanguageModel(nn.Module, ABC):
 
         Raises:
             ConfigError: an empty list of candidates, lists that are not one per sample, or owners as in `generate`.
-            CheckpointError: a likelihood is no number.
+            TextTooLongError: a prompt with its longest candidate has no room in the model's positions.
+            CheckpointError: a likelihood is NaN or infinite.
         """
         soft_prompt = self._check(soft_prompt, prompts, owners=owners)
-        lists = candidate_lists(candidates, len(prompts))
-        rows = [self.tokenizer.targets(self.candidate_texts(prompt, texts), end=self.family.candidate_end)
-                for prompt, texts in zip(prompts, lists, strict=True)]
-        for sample, texts in enumerate(rows):
-            if not all(texts):
-                raise ConfigError(f"sample {sample}: a candidate without any token cannot be scored.")
+        before, rows = self.scoring_rows(prompts, candidates, soft_prompt.shape[1])
         places = [(sample, index) for sample, texts in enumerate(rows) for index in range(len(texts))]
-        scores = torch.full((len(rows), max(map(len, rows))), -torch.inf, device=soft_prompt.device)
-        prefix = self.read(soft_prompt, self.tokenizer.prompts(prompts), _places(owners, soft_prompt.device))
+        scores = torch.full((len(rows), max(map(len, rows), default=0)), -torch.inf, device=soft_prompt.device)
+        if not rows:
+            return scores
+        prefix = self.read(soft_prompt, before, _places(owners, soft_prompt.device))
         for start in range(0, len(places), pairs):
             some = places[start:start + pairs]
             found = self.candidate_scores(prefix, [sample for sample, _ in some],
                                           [rows[sample][index] for sample, index in some], normalise)
+            check_finite(found, partial(_not_finite, some))
             scores[[sample for sample, _ in some], [index for _, index in some]] = found.to(scores.dtype)
-        if bool((broken := scores.isnan().any(1)).any()):
-            raise CheckpointError(f"score: the likelihoods of sample {int(broken.int().argmax())} are NaN. The model's "
-                                  "weights are damaged or overflow in half precision: try model.llm_precision=fp32, or "
-                                  "look for NaN in the picture.")
         return scores
+
+    def scoring_rows(self, prompts: Sequence[str], candidates: Candidates,
+                     vectors: int) -> tuple[list[list[int]], list[list[list[int]]]]:
+        """Ids of B prompts and of each one's candidates, if the model has room for them behind so many vectors.
+
+        Raises:
+            ConfigError: see `score`; or a candidate without any token.
+            TextTooLongError: see `score`.
+        """
+        texts = [self.candidate_texts(prompt, own) for prompt, own in
+                 zip(prompts, candidate_lists(candidates, len(prompts)), strict=True)]
+        different = list(dict.fromkeys(text for own in texts for text in own))
+        ids = dict(zip(different, self.tokenizer.targets(different, end=self.family.candidate_end), strict=True))
+        rows = [[ids[text] for text in own] for own in texts]
+        for sample, own in enumerate(rows):
+            if not all(own):
+                raise ConfigError(f"sample {sample}: a candidate without any token cannot be scored.")
+        before = self.tokenizer.prompts(prompts)
+        longest = [max(map(len, own)) for own in rows]
+        self.room.check_answer(max(longest, default=0))
+        self.room.check_prompts(before, vectors, longest)
+        return before, rows
 
     # what the two kinds do differently --------------------------------------------------------------------------------
     @abstractmethod
-    def training_rows(self, prompts: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
-        """Ids that are read and ids that are learned, B rows each, within the limits."""
+    def training_rows(self, prompts: Sequence[str], targets: Sequence[str],
+                      vectors: int = 0) -> tuple[list[list[int]], list[list[int]]]:
+        """Ids that are read and ids that are learned, B rows each, cut to the limits and to the model's positions.
+
+        Args:
+            prompts: B strings.
+            targets: B strings.
+            vectors: of the soft prompt before each.
+        """
 
     @abstractmethod
     def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
@@ -208,6 +258,8 @@ class LanguageModel(nn.Module, ABC):
     def generate_ids(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]],
                      options: GenerationConfig, owners: Owners | None = None) -> list[list[int]]:
         """As `generate`, from prompts' ids to answers' ids without their end."""
+        if not prompts:
+            return []
         with self.own_precision():
             places = _places(owners, soft_prompt.device)
             decoder, begin = self.decoder(soft_prompt, prompts, options.max_new_tokens, places)
@@ -215,7 +267,8 @@ class LanguageModel(nn.Module, ABC):
                 start = self.model.config.bos_token_id
                 begin = -1 if start is None else int(start)
             special = SpecialIds(int(self.model.config.vocab_size), self.pad, begin, self.tokenizer.end)
-            return decode(decoder, len(prompts), special, options, soft_prompt.device)
+            context = prompts if options.penalise_prompt and self.room.joint else None
+            return decode(decoder, len(prompts), special, options, soft_prompt.device, context)
 
     def likelihoods(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood of targets int64[T] at hidden states float[T,D]: float[T]."""
@@ -272,6 +325,10 @@ def check_owners(owners: Owners, count: int) -> int:
     return len(places)
 
 
+def _not_finite(pairs: Sequence[tuple[int, int]], row: int) -> str:
+    return f"score: the likelihoods of sample {pairs[row][0]} are NaN or infinite."
+
+
 def _places(owners: Owners | None, device: torch.device) -> Tensor | None:
     return None if owners is None else torch.as_tensor(owners, dtype=torch.long, device=device)
 
@@ -283,7 +340,7 @@ def candidate_lists(candidates: Candidates, batch: int) -> list[list[str]]:
         ConfigError: an empty list, or lists that are not one per sample.
     """
     if isinstance(candidates, str) or not candidates:
-        raise ConfigError(f"candidates must be a list of answers, not {candidates!r}.")
+        raise ConfigError(f"candidates must be a list of answers, not {shown(candidates)}.")
     if isinstance(candidates[0], str):
         return [[str(text) for text in candidates]] * batch
     if len(candidates) != batch:

@@ -73,11 +73,14 @@ class DecoderOnly(LanguageModel):
             chosen = hidden.flatten(0, 1).index_select(0, _integers(places, device))
             return self.likelihoods(chosen, _integers(learned, device))
 
-    def training_rows(self, prompts: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+    def training_rows(self, prompts: Sequence[str], targets: Sequence[str],
+                      vectors: int = 0) -> tuple[list[list[int]], list[list[int]]]:
         """See `LanguageModel`."""
         limits = self.limits
-        before = self.tokenizer.prompts(prompts, limits.prompt, limits.prompt_side)
+        prompt_limit, shared = self.room.fit_training(vectors, limits.prompt, limits.target)
+        before = self.tokenizer.prompts(prompts, prompt_limit, limits.prompt_side)
         rooms = [limits.target if limits.together is None else max(limits.together - len(row), 1) for row in before]
+        rooms = [min(room, shared - len(row)) for room, row in zip(rooms, before, strict=True)]
         texts = [self.tokenizer.continuation(prompt, text) for prompt, text in zip(prompts, targets, strict=True)]
         after = self.tokenizer.targets(texts, rooms)
         if self.family.learns_bos:

@@ -55,11 +55,12 @@ class Seq2SeqDecoder:
 class EncoderDecoder(LanguageModel):
     """A sequence-to-sequence language model; see `LanguageModel`."""
 
-    def training_rows(self, prompts: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+    def training_rows(self, prompts: Sequence[str], targets: Sequence[str],
+                      vectors: int = 0) -> tuple[list[list[int]], list[list[int]]]:
         """See `LanguageModel`."""
-        limits = self.limits
-        return (self.tokenizer.prompts(prompts, limits.prompt, limits.prompt_side),
-                self.tokenizer.targets(targets, [limits.target] * len(targets)))
+        prompt, target = self.room.fit_training(vectors, self.limits.prompt, self.limits.target)
+        return (self.tokenizer.prompts(prompts, prompt, self.limits.prompt_side),
+                self.tokenizer.targets(targets, [target] * len(targets)))
 
     def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
                    after: Sequence[Sequence[int]]) -> Tensor:

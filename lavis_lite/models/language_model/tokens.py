@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.language_model.families import Family
-
-Side = Literal["left", "right"]
+from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, frame, framed
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,22 @@ class Limits:
 class LanguageTokenizer:
     """A language model's tokenizer, loaded when the first text comes.
 
+    Texts become text tokens only: special tokens that a text spells out are split like other words. A prompt may mark
+    control tokens (`lavis_lite.processors.control`).
+
     Args:
         source: folder or hub name; or a transformers tokenizer.
         family: the model's row.
         encoder: whether prompts go to an encoder, which sees them closed by the tokenizer's special tokens.
+
+    Attributes:
+        cut_prompts, cut_targets: how many training texts were longer than their limits.
     """
 
     def __init__(self, source: Any, family: Family, encoder: bool = False) -> None:
         self.source, self.family, self.encoder = source, family, encoder
         self._loaded: Any = None
+        self.cut_prompts, self.cut_targets = CutTexts(), CutTexts()
 
     @property
     def loaded(self) -> Any:
@@ -97,28 +104,38 @@ class LanguageTokenizer:
                                   f"language model has {words} words: they do not belong together; check "
                                   "model.llm_tokenizer.")
 
+    @cached_property
+    def plain(self) -> PlainEncoder:
+        """Texts to ids without special tokens."""
+        return PlainEncoder(self.loaded)
+
     def prompts(self, texts: Sequence[str], limit: int | None = None, side: Side = "left") -> list[list[int]]:
-        """Ids of prompts, with the special tokens a prompt has; at most `limit`, cut at `side`."""
-        if self.family.prompt_start is not None:
-            start = int(self.loaded.convert_tokens_to_ids(self.family.prompt_start))
-            rows = [[start, *row] for row in self._plain(texts)]
-            return [_cut(row, 1, 0, limit, side) for row in rows]
-        rows = [list(row) for row in self.loaded(list(texts))["input_ids"]]
-        before, after = self._closing()
-        return [_cut(row, before, after, limit, side) for row in rows]
+        """Ids of prompts, with the special tokens that a prompt has; at most `limit`, cut at `side`."""
+        before, after = self._frame
+        whole = self.plain.template(texts)
+        rows = [framed(row, before, after, limit, side) for row in whole]
+        if limit is not None:
+            self.cut_prompts.count(whole, rows, len(before) + len(after))
+        return rows
 
     def targets(self, texts: Sequence[str], limits: Sequence[int] | None = None, end: bool = True) -> list[list[int]]:
         """Ids of targets without a begin token, closed by the end token, which is kept when a text is cut.
+
+        A line break inside a target becomes a space if line breaks end the family's answers.
 
         Args:
             texts: B strings.
             limits: most ids of each, the end included; None: no limit.
             end: whether the end token closes them.
         """
-        rows, close = self._plain(texts), [self.end] if end else []
-        if limits is not None:
-            rows = [row[:max(limit - len(close), 0)] for row, limit in zip(rows, limits, strict=True)]
-        return [[*row, *close] for row in rows]
+        if self.family.end == "newline":
+            texts = [" ".join(text.splitlines()) if "\n" in text or "\r" in text else text for text in texts]
+        rows, close = self.plain(texts), [self.end] if end else []
+        if limits is None:
+            return [[*row, *close] for row in rows]
+        kept = [framed(row, [], close, limit, "right") for row, limit in zip(rows, limits, strict=True)]
+        self.cut_targets.count(rows, kept, len(close))
+        return kept
 
     def continuation(self, prompt: str, text: str) -> str:
         """A target as it stands after its prompt: with a space in front where the tokenizer keeps it with the word."""
@@ -127,7 +144,7 @@ class LanguageTokenizer:
 
     def _keeps_space(self) -> bool:
         """Whether a space belongs to the word after it (byte-level BPE), or is put in front of every text anyway."""
-        first, second, joint = self._plain(["a", " b", "a b"])
+        first, second, joint = self.plain(["a", " b", "a b"])
         return [*first, *second] == joint
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
@@ -136,25 +153,11 @@ class LanguageTokenizer:
         return [self.loaded.decode([item for item in row if item not in silent], skip_special_tokens=True).strip()
                 for row in rows]
 
-    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(row) for row in self.loaded(list(texts), add_special_tokens=False)["input_ids"]]
-
-    def _closing(self) -> tuple[int, int]:
-        """How many special tokens the tokenizer puts before and after a text."""
-        plain = self._plain(["a"])[0]
-        full = list(self.loaded("a")["input_ids"])
-        before = next((at for at in range(len(full) - len(plain) + 1) if full[at:at + len(plain)] == plain), 0)
-        return before, len(full) - len(plain) - before
-
-
-def _cut(row: list[int], before: int, after: int, limit: int | None, side: Side) -> list[int]:
-    """At most `limit` ids; the special tokens at both ends stay."""
-    if limit is None or len(row) <= limit:
-        return row
-    head, inner, tail = row[:before], row[before:len(row) - after], row[len(row) - after:]
-    room = max(limit - before - after, 0)
-    kept = inner[len(inner) - room:] if side == "left" else inner[:room]
-    return [*head, *kept, *tail]
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """Ids of the special tokens before and after a prompt."""
+        start = self.family.prompt_start
+        return frame(self.loaded) if start is None else ([int(self.loaded.convert_tokens_to_ids(start))], [])
 
 
 def _load(source: str) -> Any:

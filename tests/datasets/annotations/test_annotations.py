@@ -58,7 +58,9 @@ ROWS = [{"image": "a.jpg", "caption": ["one", "two"], "image_id": 1},
     ("wrapped.json", json.dumps({"info": 1, "data": ROWS})),
     ("lines.jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)),
     ("windows.ndjson", "\ufeff" + "\r\n".join(json.dumps(row) for row in ROWS) + "\r\n"),
-    ("twice.json", json.dumps(ROWS).replace('"image": "a.jpg"', '"image": "z.jpg", "image": "a.jpg"')),
+    ("wide.json", json.dumps(ROWS).encode("utf-16")),
+    ("wider.jsonl", "\n".join(json.dumps(row) for row in ROWS).encode("utf-32")),
+    ("mac.jsonl", "\r".join(json.dumps(row) for row in ROWS)),
 ])
 def test_formats_of_json(tmp_path, name, content):
     assert rows(read_table([write(tmp_path, name, content)], FIELDS)) == ROWS
@@ -139,7 +141,7 @@ def test_null_optional_fields_are_absent(tmp_path):
     ("a.json", "  \n", "the file is empty"),
     ("a.json", "[]", "no rows"),
     ("a.csv", "image,caption\n", "no rows"),
-    ("a.json", b"\xff\xfe[\x00", "is not UTF-8 text (byte 0)"),
+    ("a.json", b"\xff\xfe[\x00", "a.json:1: not JSON"),
     ("a.json", '[{"image": "a.jpg", "caption": "x"}, {"image": ]', "a.json:2: not JSON"),
     ("a.json", '[{"image": "a.jpg", "caption": "x"}', "a.json:1: after this row a ',' or ']' is expected, but"),
     ("a.json", '[{"image": "a.jpg", "caption": "x"} 3]', "a.json:1: after this row a ',' or ']' is expected, not '3'"),
@@ -151,9 +153,9 @@ def test_null_optional_fields_are_absent(tmp_path):
     ("a.json", "[" * 100_000, "not JSON"),
     ("a.json", '[{"image": ' + "[" * 100_000, "nested too deeply"),
     ("a.jsonl", '{"image": "a", "caption": "x"}\n{"image"', "a.jsonl:2: not JSON"),
-    ("a.csv", "image,caption\na.jpg,one, two\n", "a.csv:2: 1 more cells than the header has; quote texts that hold"),
-    ("a.csv", 'image,caption\na.jpg,"one\n', "not a readable table"),
-    ("a.csv", "image,caption\na.jpg\n", "a.csv:2: field 'caption' is missing"),
+    ("a.csv", "image,caption\na.jpg,one, two\n", "a.csv:2: 1 more cell than the header has; quote texts that hold"),
+    ("a.csv", 'image,caption\na.jpg,"one\n', "a.csv:2: a quoted cell that begins in this row never ends"),
+    ("a.csv", "image,caption\na.jpg\n", "a.csv:2: 1 fewer cell than the header has; it has 2: 'image', 'caption'"),
     ("a.csv", "image,caption\na.jpg,\n", "a.csv:2: field 'caption' is empty"),
     ("a.txt", "x", "annotation files end in .json"),
     ("a.json", '{"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 2}]}', "image_id 2 is not among"),
@@ -192,7 +194,7 @@ def test_large_tables_are_mapped_from_the_second_time_on(tmp_path, monkeypatch):
     monkeypatch.setattr(annotations, "CACHED_FROM", 50)
     path = write(tmp_path, "a.json", ROWS)
     calls = []
-    monkeypatch.setattr(annotations, "read_rows", lambda path: calls.append(path) or read_rows(path))
+    monkeypatch.setattr(annotations, "read_rows", lambda path, form: calls.append(path) or read_rows(path, form))
 
     def opened(**more: Any) -> RowTable:
         return read_table([path], FIELDS, **more)
@@ -270,3 +272,31 @@ def test_workers_share_the_table():
     assert table.nbytes() > 30e6
     grown = [int(value) for value in DataLoader(Reader(table), batch_size=None, num_workers=2)]
     assert max(grown) < 8_000  # a list of dicts would copy all of its 30 MB by touching reference counts
+
+
+def test_the_content_hash_is_that_of_the_rows(tmp_path):
+    one, other = ([{"image": "a.jpg", "caption": text}, {"image": "b.jpg", "caption": "x"}] for text in ("red", "blue"))
+    table = RowTable(((0, place, row) for place, row in enumerate(one)), ["one.json"])
+    moved = RowTable(((0, 7 + place, row) for place, row in enumerate(one)), ["elsewhere.csv"])
+    assert table.content_hash() == moved.content_hash(), "files and places do not matter"
+    changed = RowTable(((0, place, row) for place, row in enumerate(other)), ["one.json"])
+    assert changed.content_hash() != table.content_hash()
+    turned = RowTable(((0, place, row) for place, row in enumerate(reversed(one))), ["one.json"])
+    assert turned.content_hash() != table.content_hash(), "the order does"
+    table.save(tmp_path / "table")
+    assert MappedTable(tmp_path / "table").content_hash() == table.content_hash()
+    last = MappedTable(tmp_path / "table", first=1)
+    assert last.content_hash() == RowTable([(0, 0, one[1])], []).content_hash()
+    assert RowTable([], []).content_hash() == RowTable([], ["x"]).content_hash()
+
+
+def test_of_a_file_with_a_known_hash_no_row_is_read(tmp_path):
+    table = RowTable(((0, place, row) for place, row in enumerate(ROWS)), ["one.json"])
+    table.save(tmp_path / "table")
+    hashes = {MappedTable(tmp_path / "table", first=first, end=end, sha256=sha).content_hash()
+              for first, end, sha in ((0, 2, "s1"), (1, 2, "s1"), (0, 1, "s1"), (0, 2, "s2"))}
+    assert len(hashes) == 4
+    mapped = MappedTable(tmp_path / "table", sha256="s1")
+    assert pickle.loads(pickle.dumps(mapped)).content_hash() == mapped.content_hash()
+    exploded = ExplodedTable(mapped, "caption", np.array([0, 2, 3]))
+    assert exploded.content_hash() != mapped.content_hash()

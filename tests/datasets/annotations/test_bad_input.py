@@ -50,7 +50,14 @@ BAD = {
     "2000 deep, JSON": ("a.json", f'[{json.dumps(GOOD)}, {"[" * 2000 + "]" * 2000}]', ":2: "),
     "broken lines": ("a.jsonl", lines(GOOD) + "{\n" + lines(GOOD) + "no\n", "2 faulty annotation rows"),
     "second broken line": ("a.jsonl", lines(GOOD) + "{\n" + lines(GOOD) + "no\n", ":4: not JSON"),
-    "UTF-16": ("a.jsonl", lines(GOOD).encode("utf-16"), "is not UTF-8 text"),
+    "UTF-16 without a mark": ("a.jsonl", lines(GOOD).encode("utf-16-le"), ":1: has null characters; it looks like"),
+    "Windows-1252": ("a.jsonl", lines(GOOD, {**GOOD, "caption": "x"}).replace("x", "\u00e9").encode("cp1252"),
+                     ":2: is not UTF-8 text (byte "),
+    "key twice": ("a.jsonl", lines(GOOD) + '{"image": "0.png", "caption": "a", "caption": "b"}\n',
+                  ":2: key 'caption' stands twice in one object"),
+    "two images": ("a.jsonl", caption(image=["0.png", "1.png"]), ":2: field 'image' names 2 files; a row has one"),
+    "a list named JSONL": ("a.jsonl", f"[{json.dumps(GOOD)}]", "Name it .json if it is one list of objects"),
+    "null character": ("a.jsonl", caption(caption="a\0b"), ":2: field 'caption' has a null character"),
     "question null": ("q.jsonl", question(question=None), ":2: field 'question' must be text, not null"),
     "duplicate question_id": ("q.jsonl", question(question_id=1), ":2: question_id 1 was there before"),
     "answer NaN": ("q.jsonl", question(answer=float("nan")), ":2: field 'answer' is nan, which is no number"),
@@ -97,6 +104,11 @@ def test_one_report_the_same_from_the_api_and_the_command(kind, tmp_path, capsys
 
 ODD = {
     "BOM": "\ufeff" + caption(),
+    "UTF-16": caption().encode("utf-16"),
+    "UTF-16, big-endian": b"\xfe\xff" + caption().encode("utf-16-be"),
+    "UTF-32": caption().encode("utf-32"),
+    "line ends of old Macs": caption().replace("\n", "\r"),
+    "a list of one image": caption(image=["0.png"]),
     "CRLF": caption().replace("\n", "\r\n"),
     "U+2028": "".join(json.dumps({**GOOD, "caption": text}, ensure_ascii=False) + "\n" for text in ("a\u2028b", "c")),
     "right to left, emoji": caption(caption="\u05db\u05dc\u05d1 \U0001f415"),
@@ -107,7 +119,9 @@ ODD = {
 
 @pytest.mark.parametrize("kind", ODD)
 def test_what_is_only_odd_is_read(kind, tmp_path, capsys):
-    content = ODD[kind].replace("{folder}", caption(image=str(tmp_path / "0.png")))
+    content: Any = ODD[kind]
+    if content == "{folder}":
+        content = caption(image=str(tmp_path / "0.png"))
     path = write(tmp_path, "a.jsonl", content)
     dataset = build(path)
     assert len(dataset) == 2 and dataset.sample(1)["image"].shape == (3, 16, 16)

@@ -137,6 +137,7 @@ def test_published_records(shared_dir: Path, tmp_path: Path, name: str) -> None:
     paths = [write(tmp_path, f"{kind}.json", content[kind]) for kind in ("questions", "annotations")]
     found = rows(paths, image_pattern="{image_id}")
     assert len(found) == len(content["questions"]["questions"]) and all(sum(row["counts"]) == 10 for row in found)
+    assert all(len(row.get("confidences", [])) == (10 if name == "vizwiz" else 0) for row in found)
 
 
 @pytest.mark.parametrize("content", ['{"a": 1', '{"a" 1}', '{"a": [1, 2}', '{"questions": [1] "b": 2}', "{3: 4}"])

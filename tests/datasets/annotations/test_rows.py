@@ -85,8 +85,8 @@ def test_what_was_said_before_stands_in_front(cache: Path) -> None:
     put(cache, llava("conversation_58k", 3), ["coco/images/train2017/0021.jpg"])
     plain, told = (builder_of(f"llava150k_dialogue{end}").build("train", training=True) for end in ("", "_instruct"))
     before = "Q: What is she doing? A: She reads; step 0.\nQ: And then, 1? A: She reads; step 1."
-    assert plain[2]["history"] == before and plain[2]["text_input"] == "And then, 2?"
-    assert told[2]["text_input"] == f"{before}\nAnd then, 2?" and "history" not in told[2]
+    for dataset in (plain, told):
+        assert dataset[2]["text_input"] == f"{before}\nAnd then, 2?" and "history" not in dataset[2]
     assert [told[at]["question_id"] for at in range(3)] == ["1-1", "1-2", "1-3"]
     assert pickle.loads(pickle.dumps(told))[1]["text_output"] == "She reads; step 1."
 
@@ -149,7 +149,7 @@ FAULTS = [
     ("llava150k_detail", {"llava150k/detail_23k.json": [{"id": "1", "image": "a.jpg", "conversations": [
         {"from": "gpt", "value": "no"}]}, {"id": "2", "image": "b.jpg", "conversations": [
             {"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]}]},
-     r":1: conversations: 1 turns(.|\n)*:2: conversations\[1\]: value is empty"),
+     r":1: conversations\[1\]: is from 'gpt', but a dialogue begins(.|\n)*:2: conversations\[1\]: value is empty"),
     ("visdial", {**visdial("train"), "visdial/annotations/visdial_1.0_train.json": {"data": {
         "questions": ["a"], "answers": ["b"], "dialogs": [{"image_id": 1, "dialog": [{"question": 0, "answer": 4}]},
                                                           {"image_id": 2, "dialog": [{"question": "a"}]}]}}},

@@ -141,35 +141,58 @@ def test_size_is_checked_before_decoding(tmp_path):
         load_rgb(long, max_pixels=100)
 
 
-def test_nothing_outside_the_folder_is_read(tmp_path):
+def test_names_do_not_lead_out_of_the_folder(tmp_path):
     root = tmp_path / "root"
     (root / "sub").mkdir(parents=True)
     outside, inside = (save(folder, "x.png", Image.new("RGB", (2, 2))) for folder in (tmp_path, root))
     (tmp_path / "root2").mkdir()
     save(tmp_path / "root2", "x.png", Image.new("RGB", (2, 2)))
-    (root / "out.png").symlink_to(outside)
     (root / "in.png").symlink_to(inside)
-    folder = ImageFolder(root)
-    for name in ("x.png", "sub/../x.png", "in.png", str(inside)):
-        assert folder.load(name).size == (2, 2)
-    for name in ("../x.png", str(outside), "out.png", "sub/../../x.png", "../root2/x.png"):
+    for folder in (ImageFolder(root), ImageFolder(root, follow_links=False)):
+        for name in ("x.png", "sub/../x.png", "in.png", str(inside)):
+            assert folder.load(name).size == (2, 2)
+        for name in ("../x.png", str(outside), "sub/../../x.png", "../root2/x.png"):
+            with pytest.raises(BadSample, match="leads out of the image folder"):
+                folder.load(name)
+        with pytest.raises(BadSample):
+            folder.load("a\0b")
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A folder as Hugging Face, git-annex and DVC lay it out: its files are links to a store beside it."""
+    root, store = tmp_path / "snapshots" / "r1", tmp_path / "blobs"
+    (root / "sub").mkdir(parents=True)
+    (store / "more").mkdir(parents=True)
+    for name, size in (("h0", 2), ("more/h1.png", 3), ("h2", 4)):
+        Image.new("RGB", (size, size)).save(store / name, "PNG")
+    (root / "0.png").symlink_to("../../blobs/h0")
+    (root / "sub" / "2.png").symlink_to(store / "h2")
+    (root / "away").symlink_to(store / "more")
+    (root / "system").symlink_to("/etc")
+    (root / "x.png").symlink_to("/proc/self/status")
+    return root
+
+
+def test_links_of_the_users_own_folder_are_followed(linked):
+    folder = ImageFolder(linked)
+    names = {"0.png": 2, "sub/2.png": 4, "away/h1.png": 3, "away/../0.png": 2, str(linked / "0.png"): 2}
+    for _ in range(2):  # the second time the folders are known
+        assert {name: folder.load(name).size[0] for name in names} == names
+    for name in ("system/passwd", "x.png"):
+        with pytest.raises(BadSample, match="is a symbolic link to .*; links to system files are not followed"):
+            folder.load(name)
+    for name in ("away/../../h0", "../../blobs/h0", str(linked.parent.parent / "blobs" / "h0")):
         with pytest.raises(BadSample, match="leads out of the image folder"):
             folder.load(name)
-    with pytest.raises(BadSample):
-        folder.load("a\0b")
 
 
-def test_a_folder_that_was_read_from_lets_no_link_out(tmp_path):
-    root = tmp_path / "root"
-    (root / "sub").mkdir(parents=True)
-    save(root / "sub", "x.png", Image.new("RGB", (2, 2)))
-    outside = save(tmp_path, "y.png", Image.new("RGB", (2, 2)))
-    folder = ImageFolder(root)
-    assert folder.load("sub/x.png").size == (2, 2)  # the folder is known from here on
-    (root / "sub" / "out.png").symlink_to(outside)
-    (root / "away").symlink_to(tmp_path)
-    for name in ("sub/out.png", "away/y.png", "away/y.png", "sub/..", "sub/../../y.png"):
-        with pytest.raises(BadSample, match="leads out|not a regular file"):
+def test_links_are_not_followed_where_they_are_not_wanted(linked):
+    folder = ImageFolder(linked, follow_links=False)
+    Image.new("RGB", (2, 2)).save(linked / "sub" / "plain.png")
+    assert folder.load("sub/plain.png").size == (2, 2)  # the folder is known from here on
+    for name in ("0.png", "sub/2.png", "away/h1.png", "away/h1.png", "x.png"):
+        with pytest.raises(BadSample, match="leads out of the image folder .* set build_info.images.follow_links"):
             folder.load(name)
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import FileConfig, RunConfig
+from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
@@ -351,6 +352,16 @@ def test_the_index_of_own_shards_can_be_found_out_again(folder, tmp_path):
         assert np.array_equal(arrays[name], Mapped(folder / ARRAYS)[name])
     tables = [index.table([]) for index in (before, after)]
     assert [tables[0][row] for row in range(8)] == [tables[1][row] for row in range(8)]
+
+
+def test_shards_are_told_apart_by_their_index(loose, folder, build, tmp_path):
+    whole, again = (build(folder) for _ in range(2))
+    assert whole.content_hash() == again.content_hash()
+    assert build(f"{folder}/{{000000..000001}}.tar").content_hash() != whole.content_hash()
+    rows = [(0, row, {**loose.table[row], "caption": "another"}) for row in range(len(loose))]
+    loose.table = RowTable(rows, ["x"], loose.table.kinds)
+    pack(loose, tmp_path / "other")
+    assert build(tmp_path / "other").content_hash() != whole.content_hash()
 
 
 def test_a_foreign_shard_cut_short_is_no_silent_loss(foreign, capsys):

@@ -60,6 +60,11 @@ def written(model: LanguageModel, decoder: Decoder, options: Decoding, batch: in
     return decode(recorder, batch, special, options, torch.device("cpu")), recorder.logits
 
 
+def rounding(model: LanguageModel, exact: float, single: float) -> float:
+    """What rounding may change: `exact` in float64, `single` where `exact_tiny` stays in float32."""
+    return exact if model.dtype == torch.float64 else single
+
+
 def exact_tiny(name: str) -> LanguageModel:
     """A tiny model in float64; in place of T5's norms, which compute in float32, ones that do not.
 

@@ -1,0 +1,84 @@
+"""Which column of a user's file holds what, guessed by its name. Training and `data check` guess alike."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lavis_lite.datasets.annotations.readers import FileFormat, read_rows
+from lavis_lite.datasets.annotations.text_files import AUTO
+
+KNOWN = {
+    "image": ("image", "file_name", "filename", "image_path", "image_file", "img", "img_path", "path", "file",
+              "filepath", "file_path", "image_name", "images"),
+    "caption": ("caption", "captions", "text", "texts", "sentence", "sentences", "raw", "title", "description", "alt",
+                "alt_text", "txt"),
+    "question": ("question", "query", "sent", "problem"),
+    "answer": ("answer", "answers", "direct_answers", "answer_text", "label", "response"),
+    "image_id": ("image_id", "img_id"),
+    "question_id": ("question_id", "qid"),
+    "split": ("split", "phase", "subset", "partition"),
+    "conversations": ("conversations",),
+}
+"""what a column holds -> names it goes by, the likeliest first; letter case does not matter"""
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"),
+               "test": ("test", "testing")}
+"""split -> what the values of a split column call it"""
+_ROWS = 100
+"""rows whose columns are looked at"""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a file: `present` in order of appearance, `found` by what they hold, and other candidates.
+
+    Attributes:
+        found: key of KNOWN -> name in the file.
+        others: key of KNOWN -> further columns whose names would fit as well.
+    """
+
+    present: list[str]
+    found: dict[str, str]
+    others: dict[str, list[str]]
+
+    def describe(self, keys: tuple[str, ...] | None = None) -> str:
+        """What was taken for what, and what else would fit, as one line."""
+        shown = {key: name for key, name in self.found.items() if keys is None or key in keys}
+        taken = ", ".join(f"{key} = {name!r}" for key, name in shown.items())
+        unsure = [f"{key} could also be {' or '.join(map(repr, self.others[key]))}"
+                  for key in shown if key in self.others]
+        return taken + (f" ({'; '.join(unsure)})" if unsure else "")
+
+
+def guess_columns(path: Path, named: Mapping[str, str] | None = None, form: FileFormat = AUTO) -> Columns:
+    """The columns of a file's first rows.
+
+    Args:
+        path: a JSON, JSONL, CSV or TSV file.
+        named: columns that are known: key of KNOWN -> name in the file. These are not guessed.
+        form: how the file is written, as far as that is known.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    rows = (row for _, row in itertools.islice(read_rows(path, form), _ROWS))
+    present = list(dict.fromkeys(str(column) for row in rows if isinstance(row, dict) for column in row))
+    by_lower = {column.lower(): column for column in reversed(present)}
+    found, others = dict(named or {}), {}
+    for key, names in KNOWN.items():
+        fitting = [by_lower[name] for name in names if name in by_lower]
+        if key not in found and fitting:
+            found[key] = fitting[0]
+            if len(fitting) > 1:
+                others[key] = fitting[1:]
+    return Columns(present, {key: found[key] for key in KNOWN if key in found}, others)
+
+
+def split_values(path: Path, column: str, form: FileFormat = AUTO) -> dict[str, str]:
+    """Split (train, val, test) -> its value in a column of a file; {} if the values are not names of splits."""
+    values = {str(row.get(column)) for _, row in read_rows(path, form) if isinstance(row, dict)}
+    by_lower = {value.lower(): value for value in values}
+    found = {split: by_lower[name] for split, names in SPLIT_NAMES.items() for name in names if name in by_lower}
+    return found if "train" in found and len(found) == len(values) else {}

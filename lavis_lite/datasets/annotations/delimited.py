@@ -1,0 +1,206 @@
+"""CSV and TSV files -> rows. What is guessed of a file (delimiter, quoting, header) is doubted, row by row.
+
+Cells separated by a tab have no quotation marks around them, unless every cell that begins with one is a whole quoted
+cell; other cells may be quoted as RFC 4180 says, with line breaks in them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lavis_lite.datasets.annotations.json_files import NumberedRow
+from lavis_lite.datasets.annotations.json_text import BadRow
+from lavis_lite.datasets.annotations.table_header import NAMES, Header
+from lavis_lite.datasets.annotations.text_files import FileFormat
+from lavis_lite.errors import ConfigError, DataError
+
+DELIMITERS = (",", ";", "\t", "|")
+_SPELLED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_BLANK_BEFORE_QUOTE = re.compile(r'\s+".*"\s*', re.DOTALL)
+_FILE_NAME = re.compile(r'[^\s"]+(\.\w{2,5})')
+_MOST_CELL = 16_000_000
+"""characters of one quoted cell that are read before the row check refuses it"""
+
+
+class Record(NamedTuple):
+    """The cells of a row and the number of the line in which it begins."""
+
+    line: int
+    cells: list[str]
+
+
+def table_rows(path: Path, content: str, form: FileFormat) -> Iterator[NumberedRow]:
+    """(line in which a row begins, {column: cell}) of every row; a row that is not what the header says is a BadRow.
+
+    A cell that is a list or an object, see `cells.cell_value`, comes as such. Empty lines are no rows.
+
+    Raises:
+        DataError: the header is none, the quotation marks do not pair, or the delimiter cannot be told.
+        ConfigError: `form.delimiter` is not one character.
+    """
+    delimiter = find_delimiter(path, content, form)
+    if form.quoting == "none" or (form.quoting == "auto" and delimiter == "\t"):
+        records = _plain(content, delimiter, unquote=form.quoting == "auto" and _quotes_are_whole_cells(content))
+        first = next(record for record in records if any(record.cells))
+        header = Header(path, first.line, first.cells, delimiter)
+        return _plain_rows(header, records, doubt=form.quoting == "auto")
+    return _quoted_rows(path, content, delimiter, doubt=form.quoting == "auto")
+
+
+def find_delimiter(path: Path, content: str, form: FileFormat) -> str:
+    """What separates the cells: what `form` says, else what the suffix says if the header has it, else what it has.
+
+    Raises:
+        DataError: several could be meant, or the header does not have the one that is named.
+        ConfigError: the one that is named is not one character.
+    """
+    header = next(line for line in io.StringIO(content, newline=None) if line.strip())
+    bare = _QUOTED.sub("", header)
+    present = [mark for mark in DELIMITERS if mark in bare]
+    if form.delimiter is not None:
+        named = _SPELLED.get(form.delimiter, form.delimiter)
+        if len(named) != 1 or named in '"\r\n':
+            raise ConfigError(f"delimiter {form.delimiter!r}: must be one character, such as ';', or 'tab'.")
+        if named not in bare and present:
+            raise DataError(f"{path}: the header {header.strip()[:80]!r} has no {NAMES.get(named, repr(named))}, which "
+                            f"`delimiter` names, but {NAMES[present[0]]}.")
+        return named
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    if usual in present or not present:
+        return usual
+    if len(present) > 1:
+        raise DataError(f"{path}: what separates the columns of {header.strip()[:80]!r}? Set `delimiter` in the data "
+                        "set's section.")
+    return present[0]
+
+
+# --- cells without quotation marks around them -----------------------------------------------------------------------
+def _plain(content: str, delimiter: str, unquote: bool) -> Iterator[Record]:
+    for number, line in enumerate(io.StringIO(content, newline=None), 1):
+        cells = line.rstrip("\n").split(delimiter)
+        yield Record(number, [_unquoted(cell) for cell in cells] if unquote else cells)
+
+
+def _quotes_are_whole_cells(content: str) -> bool:
+    """Whether every cell that begins with a quotation mark is a quoted cell, of one line and without a tab."""
+    return all(_QUOTED.fullmatch(cell) for line in io.StringIO(content, newline=None) if '"' in line
+               for cell in line.rstrip("\n").split("\t") if cell.startswith('"'))
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:-1].replace('""', '"') if cell.startswith('"') else cell
+
+
+def _opens(cell: str) -> bool:
+    """Whether a cell begins a quotation that it does not end."""
+    return cell.startswith('"') and cell.count('"') % 2 == 1
+
+
+def _plain_rows(header: Header, records: Iterator[Record], doubt: bool) -> Iterator[NumberedRow]:
+    before, reported = Record(0, []), 0
+    for record in records:
+        if not any(record.cells):
+            continue
+        value: Any = header.row(record.cells)
+        line = record.line
+        if doubt and isinstance(value, BadRow):
+            if before.line == record.line - 1 and any(map(_opens, before.cells)):
+                line = before.line  # the row is the rest of a cell that began there
+            if line != record.line or any(map(_opens, record.cells)):
+                value = BadRow("a quoted cell that begins in this line does not end in it; a cell of such a file may "
+                               "hold no line break and no tab, unless you set `quoting: minimal`")
+        elif doubt and _tab_in_quotes(record.cells):
+            value = BadRow("a quoted cell seems to hold a tab; set `quoting: minimal` if the cells are quoted, or "
+                           "`quoting: none` if the quotation marks belong to the texts")
+        before = record
+        if not isinstance(value, BadRow) or line > reported:
+            yield line, value
+            reported = line if isinstance(value, BadRow) else reported
+
+
+def _tab_in_quotes(cells: list[str]) -> bool:
+    opened = [at for at, cell in enumerate(cells) if _opens(cell)]
+    return bool(opened) and any(cell.endswith('"') and cell.count('"') % 2 == 1 and not cell.startswith('"')
+                                for cell in cells[opened[0] + 1:])
+
+
+# --- cells that may be quoted ----------------------------------------------------------------------------------------
+class _Lines:
+    """The lines of a text, one at a time; those of the current record are kept."""
+
+    def __init__(self, content: str) -> None:
+        self._lines, self.of_record = io.StringIO(content, newline=""), [""]
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self.of_record.append(line)
+            yield line
+
+
+def _quoted_rows(path: Path, content: str, delimiter: str, doubt: bool) -> Iterator[NumberedRow]:
+    csv.field_size_limit(_MOST_CELL)
+    lines = _Lines(content)
+    reader = csv.reader(iter(lines), delimiter=delimiter, strict=True)
+    header: Header | None = None
+    while True:
+        lines.of_record.clear()
+        first = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as fault:
+            raise DataError(f"{path}:{first}: {_unreadable(fault)}") from fault
+        if cells is None:
+            return
+        if not any(cells):
+            continue
+        if header is None:
+            header = Header(path, first, cells, delimiter)
+            continue
+        yield first, _doubted(header, cells, lines.of_record) if doubt else header.row(cells)
+
+
+def _unreadable(fault: csv.Error) -> str:
+    what = ("a quoted cell that begins in this row never ends" if "unexpected end" in str(fault) else
+            f"not a readable table ({fault})")
+    return (f"{what}. A quotation mark within a quoted cell is written twice; set `quoting: none` if the quotation "
+            "marks belong to the texts.")
+
+
+def _doubted(header: Header, cells: list[str], lines: list[str]) -> dict[str, Any] | BadRow:
+    """The row, unless its quotation marks may have joined or split what belongs elsewhere."""
+    if len(lines) > 1 and _are_rows(lines, header.delimiter):
+        return BadRow(f"a quoted cell that begins in this row holds {len(lines) - 1} more line"
+                      f"{'s' if len(lines) > 2 else ''}, which look like rows; set `quoting: none` if the quotation "
+                      "marks belong to the texts, or `quoting: minimal` if the line breaks do")
+    if any(map(_BLANK_BEFORE_QUOTE.fullmatch, cells)):
+        return BadRow("a cell has a blank before its quotation mark, so that it is not a quoted cell; remove the "
+                      "blank, or set `quoting: none`")
+    return header.row(cells)
+
+
+def _are_rows(lines: list[str], delimiter: str) -> bool:
+    """Whether the lines of one quoted row are rows themselves: a file's name stands where the first line has one."""
+    first, *others = (line.rstrip("\r\n").split(delimiter) for line in lines)
+    if all(_rows_with_numbers(first, other) for other in others):
+        return True
+    for at in range(-len(first), len(first)):
+        found = _FILE_NAME.fullmatch(first[at].strip())
+        if found and any(_ends_alike(other, at, found.group(1)) for other in others):
+            return True
+    return False
+
+
+def _ends_alike(cells: list[str], at: int, suffix: str) -> bool:
+    found = _FILE_NAME.fullmatch(cells[at].strip()) if -len(cells) <= at < len(cells) else None
+    return found is not None and found.group(1) == suffix
+
+
+def _rows_with_numbers(first: list[str], other: list[str]) -> bool:
+    return len(first) == len(other) and any(one.strip().isdigit() and two.strip().isdigit()
+                                            for one, two in zip(first, other, strict=True))

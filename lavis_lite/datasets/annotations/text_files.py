@@ -1,0 +1,101 @@
+"""Annotation files -> text: byte-order marks, encodings, and what an editor would show as garbage."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lavis_lite.errors import ConfigError, DataError, did_you_mean
+
+Quoting = Literal["auto", "minimal", "none"]
+_BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+                     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+"""UTF-32 before UTF-16, whose mark is the beginning of UTF-32's"""
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_USUAL = ("utf-8", "utf-16", "utf-16-le", "utf-16-be", "cp1252", "latin-1", "gb18030", "shift_jis", "euc_kr", "big5")
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """How annotation files are written. The defaults find it out and refuse what they cannot tell.
+
+    Args:
+        delimiter: what separates the cells of a CSV or TSV file; None: a comma, or a tab in .tsv, unless the header
+            has none of these and one of , ; | or a tab instead.
+        quoting: minimal: cells may be quoted, with line breaks in them; none: a quotation mark is part of the text;
+            auto: as described in `delimited`.
+        encoding: Python's name of it; None: UTF-8, or what a byte-order mark says.
+    """
+
+    delimiter: str | None = None
+    quoting: Quoting = "auto"
+    encoding: str | None = None
+
+
+AUTO = FileFormat()
+
+
+def read_text(path: Path, encoding: str | None = None) -> str:
+    """The text of a file, without its byte-order mark.
+
+    Raises:
+        DataError: missing, unreadable, empty, in another encoding, or with null characters; names the line.
+        ConfigError: there is no such encoding.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as fault:
+        raise DataError(f"{path}: there is no such annotation file.") from fault
+    except OSError as fault:
+        raise DataError(f"{path}: cannot be read ({fault.strerror or fault}).") from fault
+    text = _decode(path, content, encoding)
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty.")
+    if "\0" in text:
+        raise DataError(_null_character(path, content, text))
+    return text
+
+
+def codec_of(content: bytes, encoding: str | None = None) -> str:
+    """The codec that a byte-order mark names, else `encoding`, else UTF-8."""
+    marked = (codec for mark, codec in _BYTE_ORDER_MARKS if content.startswith(mark))
+    return next(marked, encoding or "utf-8")
+
+
+def _decode(path: Path, content: bytes, encoding: str | None) -> str:
+    codec = codec_of(content, encoding)
+    try:
+        return content.decode(codec)
+    except UnicodeDecodeError as fault:
+        line = _line_of(content[:fault.start].decode(codec, "ignore"))
+        raise DataError(f"{path}:{line}: {_other_encoding(path, codec, fault.start)}") from fault
+    except LookupError as fault:
+        hint = did_you_mean(codec, _USUAL)
+        raise ConfigError(f"encoding {codec!r}: there is no such text encoding; {hint}") from fault
+
+
+def _other_encoding(path: Path, codec: str, byte: int) -> str:
+    if codec not in ("utf-8", "utf-8-sig"):
+        return f"is not {codec} text (byte {byte}). Set `encoding` in the data set's section to the file's own."
+    converted = f"{path.stem}.utf8{path.suffix}"
+    return (f"is not UTF-8 text (byte {byte}). If it is Windows-1252, convert it with `iconv -f WINDOWS-1252 -t UTF-8 "
+            f"{path.name} > {converted}`, or set `encoding: cp1252` in the data set's section.")
+
+
+def _null_character(path: Path, content: bytes, text: str) -> str:
+    where = f"{path}:{_line_of(text[:text.index(chr(0))])}"
+    sides = content[0:2000:2].count(0), content[1:2000:2].count(0)
+    if max(sides) * 5 > len(content[:2000]):  # every second byte of Western UTF-16 is null
+        codec = "utf-16-be" if sides[0] > sides[1] else "utf-16-le"
+        return (f"{where}: has null characters; it looks like UTF-16 without a byte-order mark. Set "
+                f"`encoding: {codec}` in the data set's section.")
+    return (f"{where}: has a null character, which is part of no text. Remove it, for example with "
+            f"`tr -d '\\000' < {path.name} > clean{path.suffix}`.")
+
+
+def _line_of(before: str) -> int:
+    """Number of the line in which a text of this beginning goes on."""
+    return len(_LINE_END.findall(before)) + 1

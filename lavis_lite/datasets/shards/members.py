@@ -1,0 +1,241 @@
+"""The members of a tar that somebody else packed -> samples: one picture and one text under one key.
+
+A key ends at the first dot of a member's name, as in webdataset, or, where names have more dots, at the last one if a
+picture and a text then have one key. What belongs to no sample is counted by its ending, and nothing is left out
+without a word.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from lavis_lite.datasets.annotations.rows import RowFaults
+
+PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif"}
+TEXTS = {"json", "txt"}
+Dots = Literal["auto", "first", "last"]
+MOST_TEXT = 16_000_000
+"""bytes of a sample's JSON or text that are read"""
+HIDDEN = "hidden file"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """A plain file of a tar.
+
+    Attributes:
+        name: without "./". first, last: (key, ending) where the key ends at the first and at the last dot.
+        offset, size: of its content. crc: of a picture. text: content of a text.
+    """
+
+    name: str
+    first: tuple[str, str]
+    last: tuple[str, str]
+    offset: int
+    size: int
+    crc: int = 0
+    text: bytes = b""
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether its last ending is that of a picture."""
+        return self.last[1] in PICTURES
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its name has one dot."""
+        return self.first == self.last
+
+
+@dataclass
+class Sample:
+    """What a tar holds under one key."""
+
+    key: str
+    pictures: list[Member] = field(default_factory=list)
+    texts: dict[str, list[Member]] = field(default_factory=dict)
+
+    def add(self, member: Member, ending: str) -> None:
+        """Put a member into it."""
+        if ending in PICTURES:
+            self.pictures.append(member)
+        else:
+            self.texts.setdefault(ending, []).append(member)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has a picture and a text."""
+        return bool(self.pictures and self.texts)
+
+    @property
+    def image(self) -> Member:
+        """Its picture."""
+        return self.pictures[0]
+
+    def text(self, ending: str) -> bytes | None:
+        """Content of its `.json` or `.txt`."""
+        return self.texts[ending][0].text if ending in self.texts else None
+
+    def fault(self) -> str | None:
+        """Why it is no sample, as a clause."""
+        twice = next((found for found in (self.pictures, *self.texts.values()) if len(found) > 1), None)
+        if not self.pictures:
+            return "has no image"
+        if not self.texts:
+            return "has no text (.json or .txt)"
+        if twice is not None:
+            kind = "images" if twice is self.pictures else "texts of one ending"
+            return f"has {len(twice)} {kind}: {', '.join(member.name for member in twice[:3])}"
+        large = next((one for found in self.texts.values() for one in found if one.size > MOST_TEXT), None)
+        if large is not None:
+            return f"has a text of {large.size:,} bytes, {large.name}; at most {MOST_TEXT:,} are read"
+        return None
+
+
+@dataclass
+class Contents:
+    """What a tar holds.
+
+    Attributes:
+        samples: in the order of their first members.
+        unused: kind of member -> how many belong to no sample, or are not read. examples: the first of each kind.
+    """
+
+    samples: list[Sample] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def leave(self, kind: str, name: str) -> None:
+        """Count a member that is not read."""
+        self.unused[kind] += 1
+        self.examples.setdefault(kind, name)
+
+
+def read_contents(path: Path, faults: RowFaults, dots: Dots = "auto") -> Contents:
+    """Walk through a tar once.
+
+    Args:
+        path: the tar.
+        faults: is told of damage, of links, and of samples that are none.
+        dots: where keys end; auto: at the first dot, or at the last if that makes samples.
+    """
+    contents, members = Contents(), []
+    try:
+        with tarfile.open(path, "r:") as tar, path.open("rb") as file:
+            for info in tar:
+                member = _member(path, info, file, contents, faults)
+                if member is not None:
+                    members.append(member)
+            _check_end(path, tar, file, members, faults)
+    except (tarfile.TarError, OSError, ValueError) as fault:
+        after = members[-1].name if members else "none"
+        faults.add(f"{path}:{len(members)}", f"cut short or damaged after member {after} ({_why(path, fault)})")
+    contents.samples = [sample for sample in _samples(path, members, dots, contents, faults)
+                        if _usable(path, sample, faults)]
+    if not members and not faults.count:
+        faults.add(str(path), "holds no image and no text")
+    return contents
+
+
+def _why(path: Path, fault: Exception) -> str:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return "it is compressed; unpack it with gunzip first" if packed else str(fault)
+
+
+def _check_end(path: Path, tar: tarfile.TarFile, file: BinaryIO, members: list[Member], faults: RowFaults) -> None:
+    """A tar ends in zeros, and with them: what stands behind would not be read."""
+    file.seek(tar.offset)
+    after = members[-1].name if members else "none"
+    if file.read(tarfile.BLOCKSIZE).strip(b"\0") or tar.offset >= path.stat().st_size:
+        faults.add(f"{path}:{len(members)}", f"cut short or damaged at byte {tar.offset}, after member {after}")
+        return
+    while chunk := file.read(_CHUNK):
+        if chunk.strip(b"\0"):
+            faults.add(f"{path}:{len(members)}", f"goes on behind its end, after member {after}, as if two tars were "
+                                                 "joined; join them with `tar --concatenate`")
+            return
+
+
+def _member(path: Path, info: tarfile.TarInfo, file: BinaryIO, contents: Contents, faults: RowFaults) -> Member | None:
+    """A picture or a text; others are counted."""
+    name = "/".join(part for part in info.name.split("/") if part not in ("", "."))
+    folder, _, base = name.rpartition("/")
+    if info.isdir():
+        return None
+    if base.startswith(".") or "__MACOSX" in name.split("/"):
+        contents.leave(HIDDEN, name)
+        return None
+    ending = base.rpartition(".")[2].lower() if "." in base else ""
+    if ending not in PICTURES | TEXTS:
+        contents.leave(f".{ending}" if ending else "file without an ending", name)
+        return None
+    if not info.isreg() or info.issparse():
+        faults.add(f"{path}:{name}", "is a link, a sparse file or no plain file; such members are not read")
+        return None
+    prefix = f"{folder}/" if folder else ""
+    first, last = base.partition("."), base.rpartition(".")
+    named = (name, (prefix + first[0], first[2].lower()), (prefix + last[0], ending), info.offset_data, info.size)
+    file.seek(info.offset_data)
+    if ending in PICTURES:
+        return Member(*named, crc=_crc(file, info))
+    return Member(*named, text=file.read(info.size) if info.size <= MOST_TEXT else b"")
+
+
+def _crc(file: BinaryIO, info: tarfile.TarInfo) -> int:
+    left, crc = info.size, 0
+    while left:
+        chunk = file.read(min(left, _CHUNK))
+        if not chunk:
+            raise ValueError(f"{info.name} is cut short")
+        left, crc = left - len(chunk), zlib.crc32(chunk, crc)
+    return crc
+
+
+# --- members to samples ----------------------------------------------------------------------------------------------
+def _samples(path: Path, members: list[Member], dots: Dots, contents: Contents, faults: RowFaults) -> Iterator[Sample]:
+    """Members by their keys, in the order of first appearance."""
+    by_last = _grouped(members, "last")
+    plain = _grouped([member for member in members if member.is_plain], "first")
+    found: dict[str, Sample] = {}
+    for member in members:
+        key, ending = member.last
+        if dots == "first" or (dots == "auto" and not member.is_plain):
+            parent = plain.get(member.first[0])
+            part = parent is not None and parent.whole
+            if dots == "first" or (part and not by_last[key].whole):
+                key, ending = member.first
+            elif part and member.first[0] != key:
+                faults.add(f"{path}:{member.name}", f"may be of a sample of its own or a part of {member.first[0]!r}; "
+                                                    "say --dots last or --dots first")
+        if ending in PICTURES | TEXTS:
+            found.setdefault(key, Sample(key)).add(member, ending)
+        else:
+            contents.leave(f".{ending}", member.name)
+    yield from found.values()
+
+
+def _grouped(members: list[Member], where: str) -> dict[str, Sample]:
+    groups: dict[str, Sample] = {}
+    for member in members:
+        key, ending = getattr(member, where)
+        groups.setdefault(key, Sample(key)).add(member, ending)
+    return groups
+
+
+def _usable(path: Path, sample: Sample, faults: RowFaults) -> bool:
+    fault = sample.fault()
+    if fault is None:
+        return True
+    members: list[Any] = [*sample.pictures, *(one for found in sample.texts.values() for one in found)]
+    dotted = next((member.name for member in members if not member.is_plain), None)
+    hint = f" under the name up to the last dot of {dotted!r}" if dotted and "has no" in fault else ""
+    faults.add(f"{path}:{sample.key}", fault + hint)
+    return False

@@ -1,0 +1,140 @@
+"""Texts as the model gets them: what a text processor leaves of them, row by row and over a whole data set."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from lavis_lite.datasets.media.images import BadSample
+
+MOST_ROWS = 500_000
+"""rows of a data set whose texts are looked at before a run; of more, evenly spaced ones: some seconds"""
+MOST_SHOWN = 20
+_SHOWN_CHARACTERS = 80
+
+
+def as_it_is(item: Any, rng: Any = None) -> Any:
+    """The processor that changes nothing."""
+    return item
+
+
+def has_content(text: str) -> bool:
+    """Whether a text says anything: a letter, a digit, or a symbol that is no ASCII mark, such as an emoji."""
+    return any(map(str.isalnum, text)) or any(
+        not character.isascii() and unicodedata.category(character)[0] not in "PZC" for character in text)
+
+
+def processed(processor: Callable[..., Any], text: str, rng: Any, kind: str) -> str:
+    """What a text processor makes of a text.
+
+    Args:
+        processor: takes (text, rng).
+        text: as the annotations have it.
+        rng: of the sample.
+        kind: caption or question, for messages.
+
+    Raises:
+        BadSample: nothing is left of it but punctuation and white space.
+    """
+    made: str = processor(text, rng)
+    if not is_left(processor, made):
+        raise BadSample(f"{kind} {text[:_SHOWN_CHARACTERS]!r}", f"has {no_words(processor)}")
+    return made
+
+
+def is_left(processor: Callable[..., Any], made: str) -> bool:
+    """Whether a processed text says anything besides the prompt that the processor puts before each."""
+    return has_content(made.removeprefix(getattr(processor, "prompt", "")))
+
+
+def is_cut(processor: Callable[..., Any], text: str) -> bool:
+    """Whether a text processor leaves the end of a text out."""
+    cuts: Callable[[str], bool] | None = getattr(processor, "cuts", None)
+    return cuts is not None and cuts(text)
+
+
+def main_texts(row: Any) -> Iterator[tuple[str, str]]:
+    """(caption | question, text) of a row: what a text processor is applied to."""
+    caption = row.get("caption") if "question" not in row else None
+    for text in [caption] if isinstance(caption, str) else caption or []:
+        if text:
+            yield "caption", text
+    if "question" in row:
+        yield "question", row["question"]
+
+
+@dataclass
+class TextReport:
+    """What text processing does to a data set.
+
+    Attributes:
+        rows: of the data set. looked_at: how many of them were read. texts: in these.
+        empty: texts with nothing left. shown: the first of these, `file:row: text`. cut: texts that lose their end.
+        processor: its name. reason: why a text is among the empty ones.
+        left_out: rows of the files that the data set has not, because they lack what the section requires.
+    """
+
+    rows: int = 0
+    looked_at: int = 0
+    texts: int = 0
+    empty: int = 0
+    cut: int = 0
+    left_out: int = 0
+    processor: str = ""
+    reason: str = ""
+    shown: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{self.empty:,} with {self.reason}" if self.empty else "",
+                 f"{self.cut:,} cut by {self.processor}" if self.cut else ""]
+        some = f" (of {self.looked_at:,} of {self.rows:,} rows)" if self.looked_at < self.rows else ""
+        told = [f"{self.texts:,} texts{some}, {', '.join(filter(None, parts))}"] if any(parts) else []
+        if self.left_out:
+            told.append(f"{self.left_out:,} rows left out: they lack what `required` names")
+        return "; ".join(told)
+
+
+def look_through(dataset: Any, most: int = MOST_ROWS) -> TextReport:
+    """Process the texts of a data set's rows; an empty report if it has no table of rows or no text processor.
+
+    Args:
+        dataset: with `table`, `text_processor` and `place`.
+        most: rows that are read; of more, evenly spaced ones.
+    """
+    table, processor = getattr(dataset, "table", None), getattr(dataset, "text_processor", None)
+    if table is None or processor is None:
+        return TextReport()
+    report = TextReport(len(table), min(len(table), most), left_out=table.left_out, processor=name_of(processor),
+                        reason=no_words(processor))
+    plain = processor is as_it_is or getattr(processor, "keeps_words", False)
+    for index, row in _rows(table, most):
+        for kind, text in main_texts(row):
+            report.texts += 1
+            cut = is_cut(processor, text)
+            report.cut += cut
+            if (cut or not plain or not has_content(text)) and not is_left(processor, processor(text, None)):
+                report.empty += 1
+                if len(report.shown) < MOST_SHOWN:
+                    report.shown.append(f"{dataset.place(index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")
+    return report
+
+
+def _rows(table: Any, most: int) -> Iterator[tuple[int, Any]]:
+    if len(table) <= most:
+        yield from enumerate(table.skim())
+    else:
+        for number in range(most):
+            index = number * len(table) // most
+            yield index, table[index]
+
+
+def no_words(processor: Any) -> str:
+    """What is wrong with a text that a processor leaves nothing of, for messages."""
+    return "no words" if processor is as_it_is else f"no words left after {name_of(processor)}"
+
+
+def name_of(processor: Any) -> str:
+    """What a processor is called in messages."""
+    return str(getattr(processor, "__name__", type(processor).__name__))

@@ -1,0 +1,164 @@
+"""When an answer to a visual question is right: one function for each rule, from texts to a score in [0, 1].
+
+Most rules are the VQA evaluation's: min(1, agreeing annotators / 3), averaged over the ways to leave one annotator out.
+They differ in how texts are cleaned, and in what "leave one out" takes away. That needs two annotators; data sets with
+one answer per question have `exact`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lavis_lite.metrics.answer_cleaning import normalise, normalise_textvqa, single_line
+from lavis_lite.metrics.options import written_option
+
+Rule = Literal["official", "normalised", "textvqa", "vizwiz", "scienceqa", "exact", "thirds", "halves"]
+RULES: tuple[str, ...] = get_args(Rule)
+LEAVES_ONE_OUT: tuple[str, ...] = ("official", "normalised", "textvqa", "vizwiz")
+"""rules that give 0 to every answer if there is one annotator"""
+AGREEING = 3
+"""annotators that make an answer fully right"""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of a question.
+
+    Args:
+        answers: one for each annotator; for multiple choice the text of the right option.
+        question_type, answer_type: its types, if it has any.
+        confidences: `answer_confidence` of each annotator, in the order of `answers` (VizWiz).
+        choices: the options of a multiple-choice question, in order.
+        label: the index of the right option.
+    """
+
+    answers: Sequence[str]
+    question_type: str = ""
+    answer_type: str = ""
+    confidences: Sequence[str] = ()
+    choices: Sequence[str] = ()
+    label: int | None = None
+
+
+def answer_score(prediction: str, answers: Sequence[str], rule: Rule = "official", answer_ids: bool = True,
+                 confidences: Sequence[str] = (), choices: Sequence[str] = ()) -> float:
+    """Accuracy of one prediction, in [0, 1].
+
+    Args:
+        prediction: the model's answer.
+        answers: one for each annotator; for multiple choice the text of the right option.
+        rule: official: the VQA script's, which cleans texts only if the annotators differ; normalised: the same with
+            texts always cleaned; textvqa: TextVQA's own cleaning, always; vizwiz: as official, but equal records
+            (answer and confidence) are left out together; scienceqa: 1 if the option that the prediction names is the
+            right one; exact: 1 if the cleaned texts are equal for any annotator; thirds: min(1, equal annotators / 3),
+            texts as written (A-OKVQA); halves: min(1, equal annotators / 2), texts cleaned (iVQA).
+        answer_ids: False gives what the official script does to annotations that lack answer_id: it leaves out all
+            equal answers at once and not one annotator.
+        confidences: vizwiz: what each annotator's record says besides the answer; absent: nothing.
+        choices: scienceqa: the options.
+
+    An empty prediction scores 0; only the scripts behind official, textvqa and vizwiz let it agree with an answer of
+    which cleaning leaves nothing ("a").
+
+    Raises:
+        ValueError: there are no answers, or `confidences` are not as many as they.
+    """
+    if not answers:
+        raise ValueError("a prediction cannot be scored against no answers")
+    if confidences and len(confidences) != len(answers):
+        raise ValueError(f"{len(confidences)} confidences do not fit {len(answers)} answers")
+    if rule == "official" and not answer_ids:
+        rule, confidences = "vizwiz", ()
+    return truth_score(prediction, Truth(answers, confidences=confidences, choices=choices), rule)
+
+
+def truth_score(prediction: str, truth: Truth, rule: Rule) -> float:
+    """`answer_score` of one prediction against what is known of its question."""
+    return _RULES[rule](single_line(prediction), truth)
+
+
+def lacking(truth: Truth, rule: Rule) -> str:
+    """What a rule needs that is not known of a question, and what to do about it; "": nothing."""
+    if rule == "vizwiz" and not truth.confidences:
+        return ("the rule vizwiz needs the answer_confidence of every annotator, and there is none (or answer_id tells "
+                "the annotators apart). Take VizWiz' own annotations, or score with the rule official")
+    if rule == "scienceqa" and not truth.choices:
+        return ("the rule scienceqa needs the options of each question, and there are none. Name their column in "
+                "columns.choices of the data set, or score with the rule exact")
+    return ""
+
+
+def _official(prediction: str, truth: Truth) -> float:
+    prediction, answers = _cleaned_if_they_differ(prediction, truth)
+    return _leaving_one_out(prediction, list(enumerate(answers)))
+
+
+def _vizwiz(prediction: str, truth: Truth) -> float:
+    prediction, answers = _cleaned_if_they_differ(prediction, truth)
+    confidences = truth.confidences or [""] * len(answers)
+    return _leaving_one_out(prediction, list(zip(confidences, answers, strict=True)))
+
+
+def _textvqa(prediction: str, truth: Truth) -> float:
+    answers = [normalise_textvqa(single_line(answer)) for answer in truth.answers]
+    return _leaving_one_out(normalise_textvqa(prediction), list(enumerate(answers)))
+
+
+def _normalised(prediction: str, truth: Truth) -> float:
+    answers = list(enumerate(map(_always_cleaned, truth.answers)))
+    return _leaving_one_out(_always_cleaned(prediction), answers) if prediction else 0.0
+
+
+def _exact(prediction: str, truth: Truth) -> float:
+    return float(_agreeing(prediction, truth) > 0)
+
+
+def _halves(prediction: str, truth: Truth) -> float:
+    return min(1.0, _agreeing(prediction, truth) / 2)
+
+
+def _thirds(prediction: str, truth: Truth) -> float:
+    return min(1.0, list(truth.answers).count(prediction) / AGREEING) if prediction else 0.0
+
+
+def _scienceqa(prediction: str, truth: Truth) -> float:
+    place = written_option(prediction, truth.choices)
+    if place is None:
+        return 0.0
+    return float(place == truth.label if truth.label is not None else truth.choices[place] in truth.answers)
+
+
+_RULES: dict[str, Callable[[str, Truth], float]] = {
+    "official": _official, "normalised": _normalised, "textvqa": _textvqa, "vizwiz": _vizwiz,
+    "scienceqa": _scienceqa, "exact": _exact, "thirds": _thirds, "halves": _halves}
+
+
+def _leaving_one_out(prediction: str, records: Sequence[tuple[Hashable, str]]) -> float:
+    """Mean of min(1, agreeing others / 3) over the annotators; the others are the records that differ.
+
+    Args:
+        records: (what tells an annotator's record from another with the same answer, the answer).
+    """
+    agreeing, equal = sum(answer == prediction for _, answer in records), Counter(records)
+    left = (agreeing - equal[record] if record[1] == prediction else agreeing for record in records)
+    return sum(min(1.0, count / AGREEING) for count in left) / len(records)
+
+
+def _cleaned_if_they_differ(prediction: str, truth: Truth) -> tuple[str, Sequence[str]]:
+    answers = [single_line(answer) for answer in truth.answers]
+    if len(set(answers)) == 1:
+        return prediction, answers
+    return normalise(prediction), [normalise(answer) for answer in answers]
+
+
+def _agreeing(prediction: str, truth: Truth) -> int:
+    """Annotators with the same text after cleaning."""
+    return [*map(_always_cleaned, truth.answers)].count(_always_cleaned(prediction)) if prediction else 0
+
+
+def _always_cleaned(text: str) -> str:
+    """A cleaned text; one of which cleaning leaves nothing stays as it is, so that "The" is not the option "A"."""
+    return normalise(text) or single_line(text).lower()

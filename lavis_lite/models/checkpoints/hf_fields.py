@@ -1,0 +1,155 @@
+"""Every field of a transformers configuration: carried into a section `model`, without effect, or refused by name.
+
+A field that is in none of these tables must have the default of transformers' class. So a field that a later version of
+transformers adds is refused as soon as a checkpoint uses it, and not dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.errors import CheckpointError
+from lavis_lite.torchvision_shim import ensure_torchvision
+
+MODEL_TYPES = ("blip-2", "instructblip")
+PARTS = ("vision_config", "qformer_config", "text_config")
+CARRIED: dict[str, frozenset[str]] = {
+    "": frozenset({"num_query_tokens", "image_text_hidden_size", "image_token_index", *PARTS}),
+    "vision_config": frozenset({"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                                "image_size", "patch_size"}),
+    "qformer_config": frozenset({"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                                 "intermediate_size", "max_position_embeddings", "hidden_dropout_prob",
+                                 "layer_norm_eps", "cross_attention_frequency", "attention_probs_dropout_prob",
+                                 "encoder_hidden_size", "use_qformer_text_input"}),
+}
+"""fields that a section has a key for, or that follow from another field or from the class of the model; text_config is
+carried whole, as `llm_args`"""
+EVA_EPS = 1e-6
+FIXED: dict[str, dict[str, Any]] = {
+    "": {},
+    "vision_config": {"hidden_act": "gelu", "layer_norm_eps": EVA_EPS, "qkv_bias": True, "num_channels": 3},
+    "qformer_config": {"hidden_act": "gelu", "position_embedding_type": "absolute"},
+}
+"""fields that have one value in this package's models"""
+_AT_THE_START = {"initializer_range", "initializer_factor"}
+"""what new weights are drawn from; a checkpoint has all of its own"""
+_UNUSED = {"dropout", "projection_dim", "use_decoder_only_language_model", "is_encoder_decoder", "classifier_dropout",
+           "torch_dtype", "use_bfloat16", "torchscript", "pruned_heads", "tf_legacy_loss", "tie_encoder_decoder",
+           "cross_attention_hidden_size", "is_decoder", "add_cross_attention", "tie_word_embeddings", "prefix",
+           "tokenizer_class", "task_specific_params", "finetuning_task", "sep_token_id", "use_cache",
+           "attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash"}
+"""of older versions, or of other kinds of models: transformers' BLIP-2 computes nothing from them"""
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a config.json with the fields that it leaves out, as transformers' classes fill them in.
+
+    Raises:
+        CheckpointError: a part is no object.
+    """
+    classes = _classes(str(config.get("model_type")))
+    full = {**_defaults(classes[""]), **config}
+    for part in PARTS[:2]:
+        given = config.get(part) or {}
+        if not isinstance(given, Mapping):
+            raise CheckpointError(f"config.json: {part} must be an object, not {type(given).__name__}.")
+        full[part] = {**_defaults(classes[part]), **given}
+    return full
+
+
+def completed_text(text: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a text_config, None only if None is not the default of its class.
+
+    Raises:
+        CheckpointError: it names no kind of language model that transformers has.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = str(text.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise CheckpointError(f"config.json: text_config.model_type is {kind!r}, which the installed transformers does "
+                              "not have.")
+    defaults = _defaults(CONFIG_MAPPING[kind])
+    kept = {key: value for key, value in text.items() if value is not None or defaults.get(key) is not None}
+    return {"vocab_size": defaults.get("vocab_size"), **kept}
+
+
+def refuse_uncarried(config: Mapping[str, Any]) -> None:
+    """Raise a CheckpointError that names every field which this package's models cannot follow.
+
+    Args:
+        config: what `completed` gave.
+    """
+    classes = _classes(str(config["model_type"]))
+    faults = [fault for part in CARRIED for fault in _faults(part, config[part] if part else config, classes[part])]
+    faults += _dropout_faults(config["qformer_config"])
+    if faults:
+        raise CheckpointError(
+            f"config.json: {'; '.join(faults)}. This package's models have the values in brackets, and their outputs "
+            "would differ. Nothing was loaded. Run this checkpoint with transformers, or train it with those values.")
+
+
+def refuse_other_settings(model: Any, folder: str | Path) -> None:
+    """Raise a CheckpointError if a folder of transformers' BLIP-2 was made with other settings than the model's.
+
+    Only settings that no tensor's shape tells of are compared; a folder without such a config.json passes.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file() or not hasattr(model, "qformer"):
+        return
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.get("model_type") not in MODEL_TYPES:
+        return
+    config = completed(content)
+    refuse_uncarried(config)
+    cfg = model.qformer.cfg
+    own = {"qformer_config": {"num_attention_heads": cfg.num_heads, "layer_norm_eps": cfg.layer_norm_eps,
+                              "cross_attention_frequency": cfg.cross_attention_freq}}
+    if hasattr(attention := model.vision_encoder.vit.blocks[0].attn, "num_heads"):
+        own["vision_config"] = {"num_attention_heads": attention.num_heads}
+    faults = [f"{part}.{name} is {config[part][name]!r} (this model has {value!r})"
+              for part, fields in own.items() for name, value in fields.items() if config[part][name] != value]
+    if faults:
+        raise CheckpointError(f"{path}: {'; '.join(faults)}. The tensors would fit, and the outputs would be others. "
+                              "Give the section model these values, or convert the folder with `--to lite`, which "
+                              "writes them down.")
+
+
+def _faults(part: str, fields: Mapping[str, Any], kind: Any) -> Iterator[str]:
+    defaults, inert = _defaults(kind), _inert()
+    prefix = f"{part}." if part else ""
+    for name, value in fields.items():
+        wanted = FIXED[part].get(name, defaults.get(name))
+        if value != wanted and (name in FIXED[part] or name not in CARRIED[part] | inert):
+            yield f"{prefix}{name} is {value!r} (here {wanted!r})"
+
+
+def _dropout_faults(qformer: Mapping[str, Any]) -> list[str]:
+    hidden, attention = qformer["hidden_dropout_prob"], qformer["attention_probs_dropout_prob"]
+    return [] if hidden == attention else [
+        f"qformer_config.attention_probs_dropout_prob is {attention} (here the same as hidden_dropout_prob, {hidden})"]
+
+
+def _classes(model_type: str) -> dict[str, Any]:
+    ensure_torchvision()
+    import transformers
+
+    name = "InstructBlip" if model_type == "instructblip" else "Blip2"
+    return {"": getattr(transformers, f"{name}Config"),
+            "vision_config": getattr(transformers, f"{name}VisionConfig"),
+            "qformer_config": getattr(transformers, f"{name}QFormerConfig")}
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    content: dict[str, Any] = kind().to_dict()
+    return content
+
+
+def _inert() -> set[str]:
+    """Fields without effect on what a model computes: of every configuration, of `generate`, of initialisation."""
+    from transformers import GenerationConfig, PretrainedConfig
+
+    return _AT_THE_START | _UNUSED | _defaults(PretrainedConfig).keys() | _defaults(GenerationConfig).keys()

@@ -1,0 +1,205 @@
+"""Where a model's weights came from: every tensor has one named source.
+
+Whatever loads weights marks the tensors that it filled (`mark_loaded`); the mark stays with the module. `sources_of`
+collects the marks of a model: a tensor without one is as random as it was made. `WeightRecord` is what reports, results
+and checkpoints keep of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from lavis_lite.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Kind = Literal["random", "encoder", "language model", "bert", "checkpoint"]
+FOLLOWED: tuple[Kind, ...] = ("encoder", "language model", "checkpoint")
+"""kinds of sources that a later run reads again; checkpoints keep frozen tensors of any other"""
+SHORT_HASH = 8
+"""characters of a sha256 that people are shown"""
+_MARKS = "weight_marks"
+_count = itertools.count()
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """One source of weights, for one part of a model.
+
+    Attributes:
+        part: first piece of the tensors' names, such as "qformer".
+        kind: random | encoder | language model | bert | checkpoint.
+        name: as a YAML names it ("mini/stage1", a path, a URL, a repository); "": the random start.
+        path: the local file or folder that was read; "": none.
+        step: optimizer steps that a run's checkpoint had done; None: not a run's checkpoint.
+        sha256: of the file; "": not known.
+        tensors: how many of the part's tensors have their values from it.
+        origin: what the run of a checkpoint itself began with, in words.
+    """
+
+    part: str
+    kind: Kind
+    name: str = ""
+    path: str = ""
+    step: int | None = None
+    sha256: str = ""
+    tensors: int = 0
+    origin: str = ""
+
+    def describe(self, with_origin: bool = True) -> str:
+        """Such as "mini/stage1" or "output/a/checkpoints/step_00000400 (step 400, sha256 1b2c3d4e)"."""
+        if self.kind == "random":
+            return "random start"
+        facts = [f"step {self.step}"] if self.step is not None else []
+        if self.sha256 and not self.is_packaged:
+            facts.append(f"sha256 {self.sha256[:SHORT_HASH]}")
+        if self.origin and with_origin:
+            facts.append(f"begun from {'a ' if self.origin == 'random start' else ''}{self.origin}")
+        return f"{self.name} ({', '.join(facts)})" if facts else self.name
+
+    @property
+    def is_packaged(self) -> bool:
+        """Whether it ships with the package, so that its name says all."""
+        return self.name == "mini" or self.name.startswith("mini/")
+
+
+RANDOM = WeightSource("", "random")
+
+
+@dataclass(frozen=True)
+class WeightRecord:
+    """Where all tensors of a model had their values from before any step of this run.
+
+    Attributes:
+        sources: one for each part and source, in the order of loading; the random start comes first.
+        untrained: names of tensors that matter to the model's outputs and that nothing loaded, trainable or frozen.
+    """
+
+    sources: list[WeightSource] = field(default_factory=list)
+    untrained: list[str] = field(default_factory=list)
+
+    def describe(self, steps_here: int = 0, with_origin: bool = True) -> str:
+        """One true line: "random start, 400 steps here", "mini/stage2_opt, then 40 steps here", or a checkpoint's path.
+
+        Args:
+            steps_here: optimizer steps that followed in this run.
+            with_origin: of a run's checkpoint, say what that run began from too.
+        """
+        starts = self._starts(with_origin)
+        text = " + ".join(starts) if starts else "random start"
+        if starts and self.untrained:
+            text += f" ({', '.join(self.untrained_parts())} from a random start)"
+        if not steps_here:
+            return text
+        return f"{text}, {'then ' if starts else ''}{steps_here} step{'s' if steps_here != 1 else ''} here"
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps of the run's checkpoint that was loaded last; 0: the last one is no run's."""
+        steps = [source.step for source in self.sources if source.kind == "checkpoint"]
+        return (steps[-1] if steps else None) or 0
+
+    def untrained_parts(self) -> list[str]:
+        """First pieces of the names in `untrained`, sorted: "language_projection", "qformer"."""
+        return sorted({name.split(".")[0] for name in self.untrained})
+
+    def _starts(self, with_origin: bool) -> list[str]:
+        """The checkpoints (or the BERT) that began the trained parts, each once."""
+        found = [source.describe(with_origin) for source in self.sources if source.kind in ("bert", "checkpoint")]
+        return list(dict.fromkeys(found))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, for JSON."""
+        return {"sources": [asdict(source) for source in self.sources], "untrained": list(self.untrained)}
+
+    @classmethod
+    def from_dict(cls, content: Any, where: str = "the weight record") -> WeightRecord:
+        """What `to_dict` gave; keys that a later version added are left alone.
+
+        Raises:
+            CheckpointError: something else.
+        """
+        if not isinstance(content, Mapping) or not isinstance(content.get("sources"), list):
+            raise CheckpointError(f"{where} is not a record of weights (sources, untrained).")
+        untrained = content.get("untrained", [])
+        if not isinstance(untrained, list) or not all(isinstance(name, str) for name in untrained):
+            raise CheckpointError(f"{where}: untrained must be a list of tensor names.")
+        return cls([_source(row, where) for row in content["sources"]], list(untrained))
+
+
+_TYPES: dict[str, tuple[type, ...]] = {"step": (int, type(None)), "tensors": (int,)}
+
+
+def _source(row: Any, where: str) -> WeightSource:
+    """One row of a record, checked."""
+    known = {one.name for one in fields(WeightSource)}
+    given = {key: value for key, value in row.items() if key in known} if isinstance(row, Mapping) else {}
+    sound = {"part", "kind"} <= given.keys() and given["kind"] in get_args(Kind) and all(
+        isinstance(value, _TYPES.get(key, (str,))) for key, value in given.items())
+    if not sound:
+        raise CheckpointError(f"{where}: {row!r} is not a source of weights.")
+    return WeightSource(**given)
+
+
+# marks --------------------------------------------------------------------------------------------------------------
+def mark_loaded(module: nn.Module, source: WeightSource, names: Iterable[str] | None = None) -> None:
+    """Note that tensors of a module have their values from `source` now.
+
+    A model that reads frozen weights by itself calls this; tensors without a mark count as random, and a run's
+    checkpoints then keep them.
+
+    Args:
+        module: any module of the model.
+        source: `part` and `tensors` are filled in by `record_of`.
+        names: within the module; None: all of its tensors.
+    """
+    marked = frozenset(module.state_dict() if names is None else names)
+    marks = [*getattr(module, _MARKS, ()), (next(_count), source, marked)]
+    setattr(module, _MARKS, marks)
+
+
+def sources_of(model: nn.Module) -> dict[str, WeightSource]:
+    """The source of every tensor of a model by its name; `RANDOM` where nothing loaded it.
+
+    Tied tensors have one source under all of their names.
+    """
+    marks = sorted(((count, path, source, names) for path, module in model.named_modules()
+                    for count, source, names in getattr(module, _MARKS, ())), key=lambda mark: mark[0])
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    identity = {name: id(parameters[name]) if name in parameters else name for name in model.state_dict()}
+    # a layer that got an adapter after it was loaded has its weights one level deeper now
+    identity |= {name.replace(".base_layer.", "."): key for name, key in identity.items() if ".base_layer." in name}
+    found: dict[Any, WeightSource] = {}
+    for _, path, source, names in marks:
+        for name in names:
+            full = f"{path}.{name}" if path else name
+            found[identity.get(full, full)] = source
+    return {name: found.get(identity[name], RANDOM) for name in model.state_dict()}
+
+
+def record_of(model: nn.Module, without_use: Iterable[str] = ()) -> WeightRecord:
+    """The record of a model as it stands.
+
+    Args:
+        model: with the marks of whatever loaded its weights.
+        without_use: names of tensors that may be random all the same, as no output needs them.
+    """
+    sources, counts = sources_of(model), dict[tuple[str, WeightSource], int]()
+    for name, source in sources.items():
+        key = name.split(".")[0], source
+        counts[key] = counts.get(key, 0) + 1
+    order = {source: place for place, source in enumerate(dict.fromkeys(_in_order(model)))}
+    rows = sorted(counts, key=lambda key: order.get(key[1], -1))
+    spare = set(without_use)
+    return WeightRecord([replace(source, part=part, tensors=counts[part, source]) for part, source in rows],
+                        [name for name, source in sources.items() if source.kind == "random" and name not in spare])
+
+
+def _in_order(model: nn.Module) -> list[WeightSource]:
+    """The sources of all marks, in the order of loading."""
+    marks = [(count, source) for module in model.modules() for count, source, _ in getattr(module, _MARKS, ())]
+    return [source for _, source in sorted(marks, key=lambda mark: mark[0])]

@@ -1,0 +1,121 @@
+"""Steps whose loss or gradient is not finite: ranks agree on them, they are counted, and too many stop the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lavis_lite import distributed
+from lavis_lite.errors import LavisLiteError
+
+PATIENCE = 5
+"""Non-finite steps in a row after which a run stops."""
+FP16_ALLOWANCE = 16
+"""With fp16 the loss scale starts at 2**16 and may have to be halved that often."""
+PATIENCE_FP16 = PATIENCE + FP16_ALLOWANCE
+WINDOW = 100
+"""newest steps among which `run.max_skipped_share` counts"""
+YOUNG = 20
+"""steps that a younger run is taken to have, so that its first few do not stop it"""
+
+
+class DivergedError(LavisLiteError):
+    """Loss or gradients were not finite too often; the weights are those of the last finite step."""
+
+    same_on_all_ranks = True
+
+
+class Votes:
+    """Per step, the maximum over ranks of (step was not finite, exit code of a signal that wants us to leave).
+
+    On a GPU a vote is read one step late, when it is there already, so that the host never waits for the device. All
+    ranks read the same votes in the same step, so they act in unison.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.lag = 1 if device.type == "cuda" else 0
+        self._pending: list[tuple[int, Tensor, Any]] = []
+
+    def cast(self, step: int, bad: Tensor, wish: int) -> Tensor:
+        """Vote; the result, float[2], is on the device already when the update needs it."""
+        vote = torch.stack([bad.float(), torch.full_like(bad, wish, dtype=torch.float32)])
+        if distributed.world_size() > 1:
+            dist.all_reduce(vote, dist.ReduceOp.MAX)
+        event = None
+        if vote.is_cuda:
+            host = vote.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        else:
+            host = vote
+        self._pending.append((step, host, event))
+        return vote
+
+    def read(self, flush: bool) -> list[tuple[int, bool, int]]:
+        """(step, bad, wish) of the votes that are due; `flush` waits for all."""
+        due = []
+        while len(self._pending) > (0 if flush else self.lag):
+            step, host, event = self._pending.pop(0)
+            if event is not None:
+                event.synchronize()
+            bad, wish = host.tolist()
+            due.append((step, bad > 0, int(wish)))
+        return due
+
+
+class SkipCounter:
+    """Counts skipped steps and judges when there are too many.
+
+    Args:
+        max_share: `run.max_skipped_share`.
+        fp16: the loss is scaled, so the first steps may overflow while the scale is found.
+
+    Attributes:
+        skipped: in all. in_a_row: up to the newest step. recent: 0-based skipped steps among the newest `WINDOW`.
+    """
+
+    def __init__(self, max_share: float, fp16: bool) -> None:
+        self.max_share = max_share
+        self.patience, self.allowance = (PATIENCE_FP16, FP16_ALLOWANCE) if fp16 else (PATIENCE, 0)
+        self.skipped = self.in_a_row = 0
+        self.recent: list[int] = []
+
+    def count(self, step: int, bad: bool) -> None:
+        """Take note of the 0-based step `step`."""
+        self.in_a_row = self.in_a_row + 1 if bad else 0
+        if bad:
+            self.skipped += 1
+            self.recent = [one for one in self.recent if one > step - WINDOW] + [step]
+
+    def check(self, step: int) -> None:
+        """Judge after the step `step` was skipped.
+
+        Raises:
+            DivergedError: too many in a row, or too large a share of the newest steps.
+        """
+        if self.in_a_row >= self.patience:
+            raise DivergedError(f"loss or gradients were not finite in {self.in_a_row} steps in a row, up to step "
+                                f"{step + 1}; none of them changed the weights. {_ADVICE}")
+        steps = min(step + 1, WINDOW)
+        if len(self.recent) > self.max_share * max(steps, YOUNG) + self.allowance:
+            raise DivergedError(
+                f"loss or gradients were not finite in {len(self.recent)} of the last {steps} steps, up to step "
+                f"{step + 1}; none of them changed the weights. That is more than run.max_skipped_share="
+                f"{self.max_share:g} allows. {_ADVICE}")
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "recently_skipped": list(self.recent)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state` gave."""
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        self.recent = list(state.get("recently_skipped", []))
+
+
+_ADVICE = ("log.jsonl lists the samples and losses of each. Try a lower run.init_lr, run.max_grad_norm=1.0 or "
+           "run.amp_dtype=fp32, and look at these samples.")

@@ -1,0 +1,135 @@
+"""The configurations that use a run: an evaluation of one of its checkpoints, and the sections that build its model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.config.compose import Composition, compose_layers, overlaid
+from lavis_lite.config.layers import OPTIONS, Layer, base_chain, parse_options
+from lavis_lite.config.schema import ModelConfig, PreprocessConfig, RunConfig
+from lavis_lite.errors import CheckpointError, ConfigError, Faults, RegistryError
+from lavis_lite.registry import registry
+from lavis_lite.runners import checkpointing
+from lavis_lite.runs.find import RunCheckpoint, find_checkpoint, run_of
+
+START_KEYS = ("load_pretrained", "pretrained", "load_finetuned", "finetuned", "pretrained_stage1")
+"""keys of a model section that name the checkpoints it starts from"""
+Log = Callable[[str], None]
+
+
+def compose_evaluation(chosen: RunCheckpoint, options: Sequence[str] = (), recipe: str | None = None) -> Composition:
+    """The evaluation of a run's checkpoint: the run's configuration, its model started from the checkpoint.
+
+    Args:
+        chosen: which checkpoint of which run.
+        options: of the command line. Keys that belong to the run's task are left out where they choose another task.
+        recipe: a YAML whose `datasets` and `run` take the place of the run's; the model and its processors stay.
+
+    Raises:
+        ConfigError: an option names other weights than the run's; a file cannot be read.
+    """
+    given = parse_options(options)
+    if clash := [key for key in START_KEYS if key in (given.content.get("model") or {})]:
+        raise ConfigError(f"--options model.{clash[0]}: --run takes its weights from {chosen.folder}; leave one out.")
+    own = chosen.config_layer()
+    if recipe is None:
+        layers = [_for_task(own, (given.content.get("run") or {}).get("task"))]
+    else:
+        layers = _with_recipe(own, base_chain(Path(recipe)))
+    composition = compose_layers([*layers, given], Path(own.name))
+    asked = "output_dir" in (given.content.get("run") or {})
+    return start_from(chosen, composition, None if asked else chosen.evaluations())
+
+
+def resume_evaluation(composition: Composition, resume: str | None, log: Log = print) -> Composition:
+    """A composed run; one that evaluates and is to resume starts from that checkpoint's weights and nothing else of it.
+
+    Args:
+        composition: of any run.
+        resume: "auto" (newest good checkpoint under run.output_dir) or a checkpoint folder; None: what
+            `run.resume_ckpt_path` says.
+        log: takes the line that names the checkpoint.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    run = composition.config.run
+    resume = resume or run.resume_ckpt_path
+    if not run.evaluate or resume is None or composition.faults:
+        return composition
+    if resume == "auto":
+        folder = checkpointing.newest_good(Path(run.output_dir), log)
+        if folder is None:
+            raise CheckpointError(f"there is no good checkpoint under {run.output_dir} to evaluate. Train first, name "
+                                  "a run with --run, or leave --resume out to evaluate what the recipe names.")
+        chosen = RunCheckpoint(run_of(folder), folder, f"the newest under {run.output_dir}")
+    else:
+        chosen = find_checkpoint(resume)
+    log(f"evaluating {chosen.describe()}")
+    asked = resume != "auto" and composition.where("run.output_dir") == OPTIONS  # auto searches it
+    return start_from(chosen, composition, None if asked else chosen.evaluations())
+
+
+def start_from(chosen: RunCheckpoint, composition: Composition, output_dir: Path | None = None) -> Composition:
+    """An evaluation with the weights of a checkpoint.
+
+    Args:
+        chosen: the checkpoint.
+        composition: what to evaluate it on.
+        output_dir: where the evaluation's folder goes; by default where the composition says.
+    """
+    run: dict[str, Any] = {"evaluate": True, "resume_ckpt_path": None, "fsdp": "none"}
+    if output_dir is not None:
+        run["output_dir"] = str(output_dir)
+    return overlaid(composition, Layer("--run", {"model": chosen.start_keys(composition.config.model), "run": run}))
+
+
+def model_sections(chosen: RunCheckpoint) -> tuple[ModelConfig, PreprocessConfig]:
+    """The sections that build a run's model with the weights of a checkpoint, and its processors.
+
+    The processors are those of the run's data sets where they agree, else those of its `preprocess` section.
+
+    Raises:
+        Faults: the run's configuration does not fit this version of the package.
+    """
+    own = chosen.config_layer()
+    composition = compose_layers([own], Path(own.name))
+    if composition.faults:
+        raise Faults(f"{own.name} cannot be loaded:", composition.faults)
+    config = composition.config
+    model = dataclasses.replace(config.model, **chosen.start_keys(config.model))
+    preprocess = dataclasses.replace(config.preprocess)
+    for kind in ("vis_processor", "text_processor"):
+        pairs = [getattr(section, kind) for section in config.datasets.values()]
+        if pairs and all(pair == pairs[0] for pair in pairs):
+            setattr(preprocess, kind, pairs[0])
+    return model, preprocess
+
+
+def _with_recipe(own: Layer, recipe: Sequence[Layer]) -> list[Layer]:
+    """The model of a run under the data sets and the `run` section of a recipe; the plugins of both."""
+    plugins = [name for layer in (own, *recipe) for name in layer.content.get("imports") or []]
+    return [_only(own, "model", "preprocess"), *(_only(layer, "datasets", "run") for layer in recipe),
+            Layer("imports of both", {"imports": list(dict.fromkeys(plugins))})]
+
+
+def _only(layer: Layer, *sections: str) -> Layer:
+    return Layer(layer.name, {key: value for key, value in layer.content.items() if key in sections})
+
+
+def _for_task(layer: Layer, task: str | None) -> Layer:
+    """The run's own layer without the keys that its task has and another task does not."""
+    run = layer.content.get("run") or {}
+    trained = str(run.get("task", RunConfig.task))
+    if task is None or task == trained:
+        return layer
+    try:
+        mine, other = (registry.get_task_class(name).config_class for name in (trained, task))
+    except RegistryError:
+        return layer  # composing reports the name
+    foreign = {field.name for field in dataclasses.fields(mine)} - {field.name for field in dataclasses.fields(other)}
+    kept = {key: value for key, value in run.items() if key not in foreign}
+    return Layer(layer.name, {**layer.content, "run": kept})

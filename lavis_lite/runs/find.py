@@ -1,0 +1,190 @@
+"""From what a user calls a run to one of its checkpoints.
+
+A run is named by its folder, by one of its checkpoint folders, or by a folder above runs, which stands for the run that
+saved last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.config.layers import Layer, read_yaml
+from lavis_lite.errors import CheckpointError, ConfigError, did_you_mean
+from lavis_lite.runners import checkpointing
+
+EVALUATIONS = "evaluations"
+"""folder of a run; each evaluation of one of its checkpoints is a folder in it, with results/ of its own"""
+DEPTH = 4
+"""levels of folders above a run that may stand for it"""
+
+
+@dataclass(frozen=True)
+class RunCheckpoint:
+    """A checkpoint of a run, verified to the last byte.
+
+    Attributes:
+        run_dir: folder of the run; the checkpoint's own where it lies alone.
+        folder: folder of the checkpoint.
+        reason: why it is this one, as a clause.
+    """
+
+    run_dir: Path
+    folder: Path
+    reason: str
+
+    def describe(self) -> str:
+        """The folder and why it was taken."""
+        return f"{self.folder} ({self.reason})"
+
+    def config_layer(self) -> Layer:
+        """The configuration that the run was trained with.
+
+        Raises:
+            ConfigError: neither the run nor the checkpoint has a config.yaml.
+        """
+        paths = [folder / checkpointing.CONFIG for folder in (self.run_dir, self.folder)]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            raise ConfigError(f"{self.run_dir} has no {checkpointing.CONFIG}, so the model of its checkpoints is not "
+                              "known. Use the recipe it was trained by: evaluate.py --cfg-path RECIPE.yaml "
+                              f"--resume {self.folder}")
+        return Layer(str(path), read_yaml(path))
+
+    def start_keys(self, section: Any) -> dict[str, Any]:
+        """Keys and values of a model section that make the model start from this checkpoint and from no other."""
+        values = {"load_pretrained": True, "pretrained": str(self.folder.absolute()), "load_finetuned": False}
+        return {**values, "pretrained_stage1": None} if "pretrained_stage1" in section else values
+
+    def evaluations(self) -> Path | None:
+        """Folder of the run's evaluations; None for a checkpoint outside of a run."""
+        return None if self.run_dir == self.folder else self.run_dir / EVALUATIONS
+
+
+def find_checkpoint(run: str | Path, checkpoint: str | None = None) -> RunCheckpoint:
+    """The checkpoint that a user names.
+
+    Args:
+        run: a run folder, a checkpoint folder, or a folder above runs: then the run that saved last.
+        checkpoint: "best" (chosen by validation; the last one where no validation chose), "last" or "step_N"; by
+            default "best".
+
+    Raises:
+        CheckpointError: there is no such run or checkpoint, or it is damaged.
+        ConfigError: `run` is a checkpoint folder, and `checkpoint` names another.
+    """
+    path = Path(run).expanduser()
+    if path.is_file():
+        raise CheckpointError(f"{run} is a file, and a run is a folder. To take the weights of a file, use --options "
+                              "model.load_pretrained=true model.pretrained=FILE.")
+    if not path.is_dir():
+        raise CheckpointError(f"there is no run folder {run}.{_neighbours(path)}")
+    if (path / checkpointing.MANIFEST).is_file():
+        if checkpoint is not None:
+            raise ConfigError(f"{run} is a checkpoint itself: leave --checkpoint {checkpoint} out, or name its run.")
+        return _verified(RunCheckpoint(run_of(path), path, "the one that was named"))
+    run_dir, why = _locate(path)
+    folder, reason = _choose(run_dir, checkpoint)
+    return _verified(RunCheckpoint(run_dir, folder, f"{reason}{why}"))
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run folder that a checkpoint folder belongs to; the folder itself if it lies alone."""
+    inside = checkpoint.absolute().parent.name == "checkpoints"
+    return checkpointing.run_dir_of(checkpoint) if inside else checkpoint
+
+
+def _locate(path: Path) -> tuple[Path, str]:
+    """(run folder, why it is this one of several, as a clause)."""
+    if checkpointing.steps_of(path):
+        return path, ""
+    if path.absolute().name == "checkpoints" and checkpointing.steps_of(path.parent):
+        return path.parent, ""
+    runs = list(runs_below(path))
+    if not runs:
+        raise CheckpointError(_why_no_run(path))
+    newest = max(runs, key=lambda run: max(map(checkpointing.saved_at, checkpointing.steps_of(run))))
+    return newest, f"; of the {len(runs)} runs in {path} this one saved last" if len(runs) > 1 else ""
+
+
+def runs_below(folder: Path) -> Iterator[Path]:
+    """The run folders with checkpoints below a folder."""
+    for depth in range(1, DEPTH + 1):
+        for checkpoints in sorted(folder.glob("*/" * depth + "checkpoints")):
+            if checkpointing.steps_of(checkpoints.parent):
+                yield checkpoints.parent
+
+
+def _why_no_run(path: Path) -> str:
+    config = path / checkpointing.CONFIG
+    if not config.is_file():
+        return (f"{path} is neither a run folder nor a folder above runs: there is no checkpoints/step_N in it or "
+                "below. A run is <run.output_dir>/<time>.")
+    if path.absolute().parent.name == EVALUATIONS:
+        return (f"{path} is the folder of an evaluation; name its run, {path.absolute().parent.parent}, or evaluate it "
+                f"again with --cfg-path {config}")
+    return (f"{path} has no checkpoint: nothing was saved there, or it is the folder of an evaluation. A training "
+            "saves by run.save_every, run.save_freq and run.save_last.")
+
+
+def _choose(run_dir: Path, checkpoint: str | None) -> tuple[Path, str]:
+    """(checkpoint folder, why it is this one) of a run that has some."""
+    folders = checkpointing.steps_of(run_dir)
+    if checkpoint in (None, "best"):
+        return _best(run_dir, folders)
+    if checkpoint == "last":
+        return max(folders, key=checkpointing.saved_at), "the last"
+    number = str(checkpoint).removeprefix("step_")
+    for folder in folders:
+        if number.isdigit() and int(number) == int(folder.name.removeprefix("step_")):
+            return folder, "the one that was named"
+    raise CheckpointError(f"{run_dir} has no checkpoint {checkpoint!r}; it has {_names(folders)}, and `best` and "
+                          "`last` stand for one of them.")
+
+
+def _best(run_dir: Path, folders: Sequence[Path]) -> tuple[Path, str]:
+    """The best checkpoint; the last one, saying so, where none was chosen or the chosen one is gone."""
+    last = max(folders, key=checkpointing.saved_at)
+    path = run_dir / "checkpoints" / "best.json"
+    if not path.is_file():
+        return last, "the last; no validation chose a best one"
+    try:
+        best = json.loads(path.read_text(encoding="utf-8"))
+        folder = run_dir / "checkpoints" / f"step_{int(best['step']):08d}"
+        reason = f"the best by {best['split']} agg_metrics {float(best['metric']):.4g}"
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        return last, f"the last; best.json cannot be read: {fault}"
+    if folder not in folders:
+        return last, f"the last; the best one, {folder.name}, is not there any more"
+    return folder, reason
+
+
+def _verified(chosen: RunCheckpoint) -> RunCheckpoint:
+    faults = checkpointing.verify(chosen.folder)
+    if faults:
+        others = [folder for folder in checkpointing.steps_of(chosen.run_dir) if folder != chosen.folder]
+        way_on = f" The run's other checkpoints: {_names(others)}; choose one by --checkpoint." if others else ""
+        raise CheckpointError(f"{chosen.folder} ({chosen.reason}) is damaged: {' '.join(faults)}{way_on}")
+    return chosen
+
+
+def _names(folders: Sequence[Path]) -> str:
+    return ", ".join(f"step_{int(folder.name.removeprefix('step_'))}" for folder in reversed(folders))
+
+
+def _neighbours(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" There is no folder {path.parent} either."
+    names = [other.name for other in path.parent.iterdir() if other.is_dir()]
+    return f" In {path.parent}: {did_you_mean(path.name, names)}" if names else ""
+
+
+def hint_at_run(cfg_path: str) -> str:
+    """A line for those who evaluate the config.yaml of a run, which names the weights that it started from."""
+    run_dir = Path(cfg_path).parent
+    if Path(cfg_path).name != checkpointing.CONFIG or not checkpointing.steps_of(run_dir):
+        return ""
+    return f"note: this evaluates the weights that the run started from; for those it trained use --run {run_dir}"

@@ -1,0 +1,100 @@
+"""Texts of an evaluation that the model has no room for: found before it begins, or left out and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lavis_lite.datasets.loading.collate import collate
+from lavis_lite.errors import TextTooLongError
+from lavis_lite.tasks.base import BaseTask
+
+AT_ONCE = 64
+"""rows that are measured together; the longest come first, and a batch in which all fit ends the search"""
+
+
+@dataclass(frozen=True)
+class LongTexts:
+    """Rows of a data set whose texts are too long.
+
+    Attributes:
+        split: where they are.
+        rows: their places.
+        where: file and row of the first.
+        reason: what the model says of the first batch that has any.
+        total: rows of the data set.
+    """
+
+    split: str
+    rows: list[int]
+    where: str
+    reason: str
+    total: int
+
+    def __str__(self) -> str:
+        return (f"split {self.split!r}: {len(self.rows)} of {self.total} samples have texts that are too long for the "
+                f"language model, the first at {self.where}. {self.reason}")
+
+
+def long_texts(task: BaseTask, model: Any, dataset: Any, split: str) -> LongTexts | None:
+    """Measure the longest texts of a data set without looking at pictures.
+
+    Args:
+        task: builds the prompts.
+        model: with `measuring`, as `Blip2Writer` has it; any other is not asked.
+        dataset: with `longest_first`, as `QAEvalDataset` has it; any other has no long texts.
+        split: its name.
+
+    Returns:
+        What is too long; None: nothing, as far as is known.
+    """
+    if not (hasattr(model, "measuring") and hasattr(dataset, "longest_first")):
+        return None
+    task.before_evaluation(dataset, split)
+    order, rows, reason = dataset.longest_first(), list[int](), ""
+    picture = _no_picture(dataset)
+    with torch.no_grad(), model.measuring():
+        for start in range(0, len(order), AT_ONCE):
+            some = order[start:start + AT_ONCE]
+            try:
+                task.predict(model, _batch([dataset.sample(row, None, picture) for row in some]))
+            except TextTooLongError as fault:
+                rows += [some[place] for place in fault.rows]
+                reason = reason or str(fault)
+            else:
+                break
+    return LongTexts(split, rows, dataset.place(rows[0]), reason, len(dataset)) if rows else None
+
+
+def _batch(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    batch = collate(samples)
+    assert isinstance(batch, dict), batch  # no file was read, so none failed
+    return batch
+
+
+def _no_picture(dataset: Any) -> torch.Tensor:
+    """Something of a picture's shape; a video has as many frames as its processor takes."""
+    frames = getattr(dataset.vis_processor, "n_frms", None)
+    return torch.zeros(3, 1, 1) if frames is None else torch.zeros(3, frames, 1, 1)
+
+
+def without_rows(batch: Mapping[str, Any], rows: Mapping[int, Any]) -> dict[str, Any]:
+    """A batch without some of its samples; pictures that samples share stay.
+
+    Args:
+        batch: as `collate` makes it.
+        rows: places of the samples to leave out.
+    """
+    size = len(batch["index"])
+    kept = [row for row in range(size) if row not in rows]
+    shared = ("image", "video") if "image_rows" in batch else ()
+    return {key: value if key in shared else _chosen(value, kept, size) for key, value in batch.items()} if kept else {}
+
+
+def _chosen(values: Any, kept: list[int], size: int) -> Any:
+    if isinstance(values, torch.Tensor):
+        return values[kept]
+    return [values[row] for row in kept] if isinstance(values, list) and len(values) == size else values
