@@ -19,7 +19,7 @@ from lavis_lite.models.checkpoints.hf_fields import refuse_other_settings
 from lavis_lite.models.checkpoints.load import fit_state, frozen_tensors
 from lavis_lite.models.checkpoints.reading import read_content, read_extra
 from lavis_lite.models.checkpoints.report import LoadReport
-from lavis_lite.models.checkpoints.stored import check_intact, source_of
+from lavis_lite.models.checkpoints.stored import source_of
 from lavis_lite.models.checkpoints.vision_weights import load_vision_weights
 from lavis_lite.models.provenance import WeightSource, mark_loaded, record_of, sources_of
 
@@ -88,7 +88,6 @@ class Assembly:
     def load_checkpoints(self) -> None:
         """Each checkpoint that the section names, after what its own run kept frozen."""
         for key, path in self.starts:
-            check_intact(path)
             refuse_other_settings(self.model, path)
             content, extra = read_content(path), read_extra(path)
             self._follow(content, path)

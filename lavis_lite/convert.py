@@ -32,7 +32,6 @@ from lavis_lite.models.checkpoints.export import (
 from lavis_lite.models.checkpoints.load import fit_state
 from lavis_lite.models.checkpoints.reading import read_content, read_extra
 from lavis_lite.models.checkpoints.report import LoadReport
-from lavis_lite.models.checkpoints.stored import check_intact
 from lavis_lite.models.language_model.adapters import merged_state
 from lavis_lite.models.provenance import sources_of
 from lavis_lite.registry import registry
@@ -130,7 +129,6 @@ class _Parts:
 
 def _take(section: Any, path: Path, source: str) -> _Parts:
     """The tensors of a source as they are."""
-    check_intact(path)
     skeleton = skeleton_of(_unplaced(section))
     state, read = fit_state(skeleton, read_content(path), source, extra=read_extra(path),
                             allow_non_finite=section.allow_non_finite)

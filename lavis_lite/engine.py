@@ -276,5 +276,5 @@ def _new_run_folder(parent: Path, config_yaml: str) -> Path:
             break
         except FileExistsError:
             continue
-    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    atomic.write_text(folder / "config.yaml", config_yaml)
     return folder

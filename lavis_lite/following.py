@@ -13,7 +13,7 @@ from lavis_lite.config.layers import read_yaml
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.checkpoints.load import load_checkpoint
-from lavis_lite.models.checkpoints.stored import check_intact, hash_of, stored_record
+from lavis_lite.models.checkpoints.stored import hash_of, stored_record
 from lavis_lite.models.provenance import FOLLOWED, SHORT_HASH, WeightRecord, WeightSource, mark_loaded, sources_of
 from lavis_lite.run_files import CHECKPOINTS
 
@@ -67,7 +67,6 @@ def follow(model: BaseModel, record: WeightRecord, lacking: Set[str], checkpoint
         if not wanted:
             continue
         path = _require(source, locate(source), parts, len(wanted), checkpoint)
-        check_intact(path)
         report = load_checkpoint(model, path, only=wanted, allow_non_finite=allow_non_finite)
         mark_loaded(model, replace(source, part="", tensors=0, path=str(path)), report.loaded)
         left -= set(report.loaded)

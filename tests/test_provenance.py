@@ -68,7 +68,8 @@ def test_a_run_folder_stands_for_its_checkpoint_and_a_run_of_a_run_is_followed(t
     assert same(state(third), state(second))
     line = third.weight_record.describe(3)
     assert second.weight_record.sources[-1].name == str(checkpoint), "a run's folder may stand for another one later"
-    assert line.startswith(f"mini/stage1 + {again} ") and "(step 7, sha256 " in line and line.endswith("then 3 steps here")
+    assert line.startswith(f"mini/stage1 + {again} ") and "(step 7, sha256 " in line
+    assert line.endswith("then 3 steps here")
 
 
 def test_a_part_that_a_later_run_trains_is_followed_too(checkpoint: Path, trained: Any) -> None:

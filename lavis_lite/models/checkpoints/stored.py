@@ -11,10 +11,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lavis_lite.errors import CheckpointError
+from lavis_lite.manifest import is_of_a_run, read_manifest
 from lavis_lite.models.checkpoints.reading import INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
 from lavis_lite.models.provenance import Kind, WeightRecord, WeightSource
 
-MANIFEST = "manifest.json"
 RECORD = "weights"
 """key of the record in a manifest, and in the metadata of a .safetensors file"""
 MOST_HASHED = 4 * 2**30
@@ -72,20 +72,6 @@ def stored_step(path: str | Path) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def check_intact(path: str | Path) -> None:
-    """Compare the weights of a run's checkpoint with the hash in its manifest; anything else has none to compare with.
-
-    Raises:
-        CheckpointError: they were altered or damaged.
-    """
-    manifest = _manifest(Path(path))
-    then = manifest.get("files", {}).get(WEIGHTS, {}).get("sha256") if manifest else None
-    now = hash_of(path)
-    if then and now and now != then:
-        raise CheckpointError(f"{path}: the sha256 of {WEIGHTS} differs from the manifest's, so it was altered or "
-                              "damaged. Take another checkpoint of the run.")
-
-
 def source_of(kind: Kind, name: str, path: str | Path) -> WeightSource:
     """The source that a file or folder is, for `mark_loaded`.
 
@@ -104,9 +90,9 @@ def source_of(kind: Kind, name: str, path: str | Path) -> WeightSource:
 
 def _stored(path: Path) -> dict[str, Any]:
     """What stands beside a checkpoint's tensors: its manifest, or the metadata of its file."""
-    manifest = _manifest(path)
-    if manifest:
-        return manifest
+    if is_of_a_run(path):
+        manifest = read_manifest(path if path.is_dir() else path.parent)
+        return {**manifest.extra, "step": manifest.step}
     file = path / WEIGHTS if path.is_dir() else path
     if file.suffix != ".safetensors" or not file.is_file():
         return {}
@@ -116,15 +102,6 @@ def _stored(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError) as fault:
         raise CheckpointError(f"{file} cannot be read as safetensors ({fault}); it is damaged.") from fault
     return {} if told is None else {RECORD: _as_json(file, told.encode())}
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a run's checkpoint; empty if there is none, or one of another program."""
-    file = (path if path.is_dir() else path.parent) / MANIFEST
-    if not file.is_file() or not (path.is_dir() or path.name == WEIGHTS):
-        return {}
-    content = _as_json(file, file.read_bytes())
-    return content if "seal" in content else {}
 
 
 def _as_json(where: Path, text: bytes) -> dict[str, Any]:
