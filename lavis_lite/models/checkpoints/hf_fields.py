@@ -95,7 +95,8 @@ def refuse_uncarried(config: Mapping[str, Any]) -> None:
 def refuse_other_settings(model: Any, folder: str | Path) -> None:
     """Raise a CheckpointError if a folder of transformers' BLIP-2 was made with other settings than the model's.
 
-    Only settings that no tensor's shape tells of are compared; a folder without such a config.json passes.
+    Only settings that no tensor's shape tells of are compared; a folder without such a config.json passes, and so does a
+    part that it does not describe.
     """
     path = Path(folder) / "config.json"
     if not path.is_file() or not hasattr(model, "qformer"):
@@ -111,7 +112,8 @@ def refuse_other_settings(model: Any, folder: str | Path) -> None:
     if hasattr(attention := model.vision_encoder.vit.blocks[0].attn, "num_heads"):
         own["vision_config"] = {"num_attention_heads": attention.num_heads}
     faults = [f"{part}.{name} is {config[part][name]!r} (this model has {value!r})"
-              for part, fields in own.items() for name, value in fields.items() if config[part][name] != value]
+              for part, fields in own.items() if part in content for name, value in fields.items()
+              if config[part][name] != value]
     if faults:
         raise CheckpointError(f"{path}: {'; '.join(faults)}. The tensors would fit, and the outputs would be others. "
                               "Give the section model these values, or convert the folder with `--to lite`, which "

@@ -98,8 +98,8 @@ def _load(path: Path) -> Any:
                 ", weights_only=False", "")
             raise CheckpointError(f"{path} is a TorchScript program, which is not loaded because it can run code. If "
                                   f"you trust its author, save its tensors: {command}") from fault
-        raise CheckpointError(f"{path} cannot be read as a torch checkpoint ({_first_line(fault)}): it is damaged, or was "
-                              "not written by torch.save. Copy or download it again.") from fault
+        raise CheckpointError(f"{path} cannot be read as a torch checkpoint ({_first_line(fault)}): it is damaged, or "
+                              "was not written by torch.save. Copy or download it again.") from fault
 
 
 @contextlib.contextmanager
