@@ -95,8 +95,8 @@ def refuse_uncarried(config: Mapping[str, Any]) -> None:
 def refuse_other_settings(model: Any, folder: str | Path) -> None:
     """Raise a CheckpointError if a folder of transformers' BLIP-2 was made with other settings than the model's.
 
-    Only settings that no tensor's shape tells of are compared; a folder without such a config.json passes, and so does a
-    part that it does not describe.
+    Only settings that no tensor's shape tells of are compared; a folder without such a config.json passes, and so does
+    a part that it does not describe.
     """
     path = Path(folder) / "config.json"
     if not path.is_file() or not hasattr(model, "qformer"):
