@@ -11,7 +11,6 @@ import yaml
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.manifest import CONFIG
-from lavis_lite.runners import checkpointing
 
 UNANNOUNCED = frozenset({"run.resume_ckpt_path"})
 """settings that say how to resume, not how to train"""
