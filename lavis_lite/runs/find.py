@@ -54,8 +54,8 @@ class RunCheckpoint:
                               f"--resume {self.folder}")
         return Layer(str(path), read_yaml(path))
 
-    def start(self, section: Any) -> dict[str, Any]:
-        """Keys of a model section, by which the model starts from this checkpoint and from no other."""
+    def start_keys(self, section: Any) -> dict[str, Any]:
+        """Keys and values of a model section that make the model start from this checkpoint and from no other."""
         values = {"load_pretrained": True, "pretrained": str(self.folder.absolute()), "load_finetuned": False}
         return {**values, "pretrained_stage1": None} if "pretrained_stage1" in section else values
 
