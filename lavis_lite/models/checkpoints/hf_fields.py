@@ -94,8 +94,8 @@ def refuse_uncarried(config: Mapping[str, Any]) -> None:
 def refuse_other_settings(model: Any, folder: str | Path) -> None:
     """Raise a CheckpointError if a folder of transformers' BLIP-2 was made with other settings than the model's.
 
-    Only settings that no tensor's shape tells of are compared, and only parts that config.json has. Folders without such
-    a config.json pass.
+    Only settings that no tensor's shape tells of are compared, and only parts that config.json has. Folders without
+    such a config.json pass.
     """
     path = Path(folder) / "config.json"
     content = _content(path) if path.is_file() and hasattr(model, "qformer") else {}
