@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from lavis_lite.cli.console import program, say_once
+from lavis_lite.cli.console import print_once, program
 from lavis_lite.config.compose import Composition, compose, to_yaml
 from lavis_lite.config.preflight import check, fetch_hint, missing
 from lavis_lite.errors import Faults
@@ -20,15 +20,18 @@ def parser() -> argparse.ArgumentParser:
                            help="build everything, run one step and stop; on the meta device if files are missing")
     arguments.add_argument("--resume", metavar="auto|PATH",
                            help="go on from a checkpoint folder; auto: from the newest good one under run.output_dir")
+    arguments.add_argument("--start-over", action="store_true",
+                           help="with --resume auto: begin at step 0 if every checkpoint is damaged")
     return arguments
 
 
 def add_common(arguments: argparse.ArgumentParser) -> None:
     """The arguments that training and evaluation share word for word."""
-    arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE",
+    arguments.add_argument("--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                            help="override settings, for example run.max_iters=200 model.qformer_dropout=0")
     arguments.add_argument("--print-config", action="store_true",
                            help="show every setting and the layer that set it, and stop")
+    arguments.add_argument("--traceback", action="store_true", help="show where an error comes from")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if composition.config.run.evaluate:
         from lavis_lite.runs import resume_evaluation
 
-        composition, arguments.resume = resume_evaluation(composition, arguments.resume, say_once), None
+        composition, arguments.resume = resume_evaluation(composition, arguments.resume, print_once), None
     return carry_out(composition, arguments, arguments.cfg_path)
 
 
@@ -51,7 +54,7 @@ def carry_out(composition: Composition, arguments: argparse.Namespace, cfg_path:
 
     Args:
         composition: the run.
-        arguments: with `print_config`, `dry_run` and `resume`.
+        arguments: with `print_config`, `dry_run`, `resume` and `start_over`.
         cfg_path: what messages call the configuration.
 
     Raises:
@@ -88,5 +91,5 @@ def _run(composition: Composition, arguments: argparse.Namespace, needs: list[st
 
     for note in composition.config.notes:
         print(f"note: {note}", flush=True)
-    engine.main(composition, resume=arguments.resume)
+    engine.main(composition, resume=arguments.resume, start_over=arguments.start_over)
     return 0

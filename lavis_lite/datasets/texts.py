@@ -92,7 +92,7 @@ class TextReport:
         some = f" (of {self.looked_at:,} of {self.rows:,} rows)" if self.looked_at < self.rows else ""
         told = [f"{self.texts:,} texts{some}, {', '.join(filter(None, parts))}"] if any(parts) else []
         if self.left_out:
-            told.append(f"{self.left_out:,} rows left out: they lack what `required` names")
+            told.append(f"rows left out, which lack what `required` names: {self.left_out:,}")
         return "; ".join(told)
 
 

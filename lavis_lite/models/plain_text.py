@@ -169,8 +169,8 @@ def _is_free(pair: Any, renamed: dict[str, str]) -> bool:
 
 def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Ids of the special tokens that a tokenizer puts before and after a text."""
-    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    full = list(tokenizer("a")["input_ids"])
+    plain = list(tokenizer("a", add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    full = list(tokenizer("a", split_special_tokens=True)["input_ids"])
     before = next((at for at in range(len(full) - len(plain) + 1) if full[at:at + len(plain)] == plain), 0)
     return full[:before], full[before + len(plain):]
 
