@@ -5,9 +5,8 @@
     python evaluate.py --cfg-path projects/blip2/stage1.yaml --resume auto
 """
 
-import sys
-
 from lavis_lite.cli.main import run_command
+from lavis_lite.exits import leave
 
 if __name__ == "__main__":
-    sys.exit(run_command("evaluate"))
+    leave(run_command("evaluate"))

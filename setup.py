@@ -90,7 +90,7 @@ setup(
     include_package_data=False,
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["lavis-lite = lavis_lite.cli.main:main"]},
+    entry_points={"console_scripts": ["lavis-lite = lavis_lite.cli.main:entry"]},
     zip_safe=False,
     classifiers=[
         "Programming Language :: Python :: 3",

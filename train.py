@@ -5,9 +5,8 @@
     srun --ntasks-per-node=8 python train.py --cfg-path projects/blip2/stage1_vitg.yaml
 """
 
-import sys
-
 from lavis_lite.cli.main import run_command
+from lavis_lite.exits import leave
 
 if __name__ == "__main__":
-    sys.exit(run_command("train"))
+    leave(run_command("train"))

@@ -1,7 +1,5 @@
 """`python -m lavis_lite`."""
 
-import sys
+from lavis_lite.cli.main import entry
 
-from lavis_lite.cli.main import main
-
-sys.exit(main())
+entry()

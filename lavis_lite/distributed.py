@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
+import signal
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -19,84 +19,47 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lavis_lite.errors import DistributedError
+from lavis_lite.launch import Launch, launch_from_environment
+from lavis_lite.processes import follow_parent
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher said: this process among all."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    launcher: str = "single process"
-
-
 class _State:
     local_depth = 0
+    store: Any = None
+    """of this attempt, shared by all ranks"""
 
 
-def launch_from_environment(env: dict[str, str] | None = None) -> Launch:
-    """Read torchrun's or SLURM's variables.
+def init(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minutes: float = 5.0) -> Launch:
+    """Join the process group the launcher describes (gloo on CPU, NCCL on GPU); nothing to do for one process.
+
+    Args:
+        device: decides the backend.
+        timeout_minutes: of every later collective.
+        rendezvous_minutes: how long to wait here for the other ranks.
 
     Raises:
-        DistributedError: WORLD_SIZE > 1 is set but rank or master address are not; or a value is not a number.
+        DistributedError: the launcher's variables make no sense, or the others did not come.
     """
-    env = dict(os.environ if env is None else env)
-    if int(env.get("WORLD_SIZE") or 1) > 1 or "RANK" in env:
-        return _torchrun(env)
-    if int(env.get("SLURM_NTASKS") or 1) > 1 and "SLURM_PROCID" in env:
-        return _slurm(env)
-    return Launch()
-
-
-def _torchrun(env: dict[str, str]) -> Launch:
-    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
-    if missing:
-        raise DistributedError(
-            f"the environment has WORLD_SIZE={env.get('WORLD_SIZE')} but not {', '.join(missing)}. Start several "
-            "processes with `torchrun --nproc_per_node=N train.py ...`, or unset WORLD_SIZE to run one.")
-    rank, world_size = int(env["RANK"]), int(env["WORLD_SIZE"])
-    if not 0 <= rank < world_size:
-        raise DistributedError(f"RANK={rank} is not below WORLD_SIZE={world_size}.")
-    return Launch(rank, world_size, int(env.get("LOCAL_RANK", rank)), "torchrun")
-
-
-def _slurm(env: dict[str, str]) -> Launch:
-    """SLURM's srun: rank and size from its variables, the first host of the node list as master."""
-    launch = Launch(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", 0)), "SLURM")
-    hosts = env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST") or ""
-    if not env.get("MASTER_ADDR"):
-        if not hosts:
-            raise DistributedError("SLURM set SLURM_NTASKS > 1 but neither SLURM_JOB_NODELIST nor MASTER_ADDR is set; "
-                                   "export MASTER_ADDR=<host of rank 0> before srun.")
-        os.environ["MASTER_ADDR"] = first_host(hosts)
-    # jobs that share a node must not share a port: derive it from the job id
-    os.environ.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 20000))
-    return launch
-
-
-def first_host(nodelist: str) -> str:
-    """First host of a SLURM node list: "gpu[003-007,9],cpu1" -> "gpu003"."""
-    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?", nodelist)
-    if match is None:
-        raise DistributedError(f"cannot read SLURM's node list {nodelist!r}; export MASTER_ADDR=<host of rank 0>.")
-    return match.group(1) + (match.group(2) or "")
-
-
-def init(device: torch.device, timeout_minutes: float = 10.0) -> Launch:
-    """Join the process group the launcher describes (gloo on CPU, NCCL on GPU); nothing to do for one process."""
     launch = launch_from_environment()
+    if launch.note:
+        print(f"note: {launch.note}", flush=True)
     if launch.world_size > 1 and not dist.is_initialized():
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            follow_parent(signal.SIGTERM)  # a rank whose torchrun was killed saves and leaves
+        from lavis_lite.rendezvous import Rendezvous  # builds of torch without torch.distributed lack its stores
+
+        store = Rendezvous(launch.rank, launch.world_size, rendezvous_minutes).meet()
         backend = "nccl" if device.type == "cuda" else "gloo"
         try:
-            dist.init_process_group(backend, rank=launch.rank, world_size=launch.world_size,
+            dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size,
                                     timeout=timedelta(minutes=timeout_minutes))
-        except (dist.DistNetworkError, dist.DistStoreError, ValueError) as fault:
+        except (dist.DistNetworkError, dist.DistStoreError, RuntimeError, ValueError) as fault:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            raise DistributedError(f"rank {launch.rank} of {launch.world_size} could not meet the others at {where}: "
-                                   f"{fault}") from fault
+            raise DistributedError(f"rank {launch.rank} of {launch.world_size} met the others at {where}, but no group "
+                                   f"could be made: {fault}") from fault
+        _State.store = store
     return launch
 
 
@@ -104,6 +67,56 @@ def shutdown() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    _State.store = None
+
+
+@contextlib.contextmanager
+def group(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minutes: float = 5.0) -> Iterator[Launch]:
+    """The process group as a context: see `init` for the arguments and errors.
+
+    Of the errors that end a run, the first is the cause and the others follow from it. An error that passes through
+    here after another rank's is marked with `told_elsewhere = True`, so that the cause is told once.
+    """
+    launch = init(device, timeout_minutes, rendezvous_minutes)
+    store, hosts = _State.store, launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        yield launch
+    except BaseException as fault:
+        gone = isinstance(fault, RuntimeError) and peer_is_gone(fault)
+        ending = rank_is_gone(fault) if gone else fault
+        if store is not None and not getattr(fault, "same_on_all_ranks", False):
+            if not _is_first(store):
+                ending.told_elsewhere = True  # type: ignore[attr-defined]
+            shutdown()
+            if hosts:  # the rank that is gone asks nothing any more
+                _outstay(store, launch.world_size - gone)
+        if gone:
+            raise ending from fault
+        raise
+    finally:
+        shutdown()
+
+
+_FAILED = "failed"
+_PATIENCE = 2.0
+"""seconds that a failing rank spends on telling the others"""
+
+
+def _is_first(store: Any) -> bool:
+    """Whether no other rank has failed before this one; also where nobody can be asked."""
+    try:
+        store.set_timeout(timedelta(seconds=_PATIENCE))
+        return bool(store.add(_FAILED, 1) == 1)
+    except (RuntimeError, OSError):
+        return True
+
+
+def _outstay(store: Any, ranks: int) -> None:
+    """The host of the store waits for the others' failures, which they could not report otherwise."""
+    deadline = time.monotonic() + _PATIENCE
+    with contextlib.suppress(RuntimeError, OSError):
+        while store.add(_FAILED, 0) < ranks and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 def world_size() -> int:
@@ -135,6 +148,12 @@ def peer_is_gone(fault: RuntimeError) -> bool:
     """Whether a collective failed because another rank left or did not answer in time (gloo and NCCL word it so)."""
     signs = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "imed out", "NCCL")
     return dist.is_initialized() and dist.get_world_size() > 1 and any(sign in str(fault) for sign in signs)
+
+
+def rank_is_gone(fault: BaseException, when: str = "") -> DistributedError:
+    """What to raise in place of a collective's error when another rank has left."""
+    return DistributedError(f"another process of the run has gone or does not answer{when}; its own output has the "
+                            f"reason. Start again with `--resume auto`. Here: {fault}")
 
 
 def barrier() -> None:

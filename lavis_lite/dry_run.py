@@ -6,6 +6,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from lavis_lite import distributed, engine
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, ModelConfig
-from lavis_lite.distributed import launch_from_environment
+from lavis_lite.launch import Launch, launch_from_environment
 from lavis_lite.models.language_model.released import RELEASED
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.registry import registry
@@ -46,17 +47,13 @@ def _one_real_step(config: Config) -> None:
     """The run's first step, or the first batch of every split that it evaluates; no file is written."""
     run = dataclasses.replace(config.run, tensorboard=False, wandb=False)
     short = dataclasses.replace(config, run=run)
-    launch = launch_from_environment()
+    launch = Launch(local_rank=launch_from_environment().local_rank)  # one process of however many: no group is joined
     device = pick_device(run.device, launch.local_rank)
-    distributed.init(device, run.dist_timeout_minutes)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            engine.seed_everything(run.seed)
-            start = time.perf_counter()
-            runner = engine.assemble(short, device, Path(folder), launch)
-            did = _first_batches(runner) if run.evaluate else _first_step(runner)
-    finally:
-        distributed.shutdown()
+    with tempfile.TemporaryDirectory() as folder:
+        engine.seed_everything(run.seed)
+        start = time.perf_counter()
+        runner = engine.assemble(short, device, Path(folder), launch)
+        did = _first_batches(runner) if run.evaluate else _first_step(runner)
     print_parts(runner.model)
     print_mixing([] if run.evaluate else runner.parts.mixing)
     seconds = time.perf_counter() - start
@@ -78,7 +75,8 @@ def _first_batches(runner: Runner) -> str:
             if split not in splits or not task.takes(splits[split]):
                 continue
             task.before_evaluation(splits[split], split)
-            batch = next(iter(evaluator.loader(task.evaluated(splits[split]), runner.run, 0, 1)))
+            with closing(iter(evaluator.loader(task.evaluated(splits[split]), runner.run, 0, 1))) as batches:
+                batch = next(batches)
             with distributed.local(), evaluator.precision.autocast():
                 rows = task.predict(runner.model, to_device(batch, runner.device))
             told.append(f"{len(rows)} of {name} {split!r}")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 import time
@@ -16,17 +17,18 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 
-from lavis_lite import atomic, distributed, weights
+from lavis_lite import atomic, distributed, exits, weights
 from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.features.cache import FeatureFolder
 from lavis_lite.datasets.texts import look_through
-from lavis_lite.distributed import Launch, launch_from_environment
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
+from lavis_lite.launch import Launch, launch_from_environment
 from lavis_lite.registry import registry
-from lavis_lite.runners import checkpointing, journal
+from lavis_lite.runners import checkpointing, journal, run_folder
 from lavis_lite.runners.precision import pick_device
 from lavis_lite.runners.reporting import closing_lines
+from lavis_lite.runners.run_lock import RunLock
 from lavis_lite.runners.runner import Runner
 from lavis_lite.runs import resume_evaluation
 from lavis_lite.tasks.base import BaseTask
@@ -36,22 +38,27 @@ from lavis_lite.untrained import refuse_untrained
 T = TypeVar("T")
 
 
-def main(composition: Composition, resume: str | None = None) -> dict[str, Any]:
+def main(composition: Composition, resume: str | None = None, start_over: bool = False) -> dict[str, Any]:
     """Train (or, with run.evaluate, score) what a composed run describes; returns its final scores by split.
 
     Args:
         composition: a run without faults.
         resume: None, "auto" (newest good checkpoint under run.output_dir, if any) or a checkpoint folder. An
             evaluation takes its weights and step number, a training all of it.
+        start_over: with "auto": begin at step 0 if every checkpoint is damaged, which is an error otherwise.
     """
     composition = resume_evaluation(composition, resume)
     config = composition.config
     run = config.run
     device = pick_device(run.device, launch_from_environment().local_rank)
-    launch = distributed.init(device, run.dist_timeout_minutes)
-    try:
-        checkpoint = None if run.evaluate else on_main(lambda: find_checkpoint(run, resume))
+    with (distributed.group(device, run.dist_timeout_minutes, run.rendezvous_timeout_minutes) as launch,
+          contextlib.ExitStack() as held):
+        checkpoint = None if run.evaluate else on_main(lambda: find_checkpoint(run, resume, start_over))
         run_dir = on_main(lambda: open_run_folder(composition, checkpoint))
+        exits.report_to(run_dir)
+        if not run.evaluate:
+            on_main(lambda: lock_run_folder(run_dir, checkpoint, held))
+            config = on_main(lambda: with_the_global_batch_of(checkpoint, config, launch.world_size))
         seed_everything(run.seed)
         runner = assemble(config, device, run_dir, launch)
         if checkpoint is not None:
@@ -60,8 +67,6 @@ def main(composition: Composition, resume: str | None = None) -> dict[str, Any]:
         scores = runner.execute()
         print_on_main("\n".join(closing_lines(runner)))
         return scores
-    finally:
-        distributed.shutdown()
 
 
 def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch) -> Runner:
@@ -202,17 +207,17 @@ def build_model(config: Config) -> Any:
     return weights.build_model(section, say=print_on_main)
 
 
-def find_checkpoint(run: RunConfig, resume: str | None) -> Path | None:
+def find_checkpoint(run: RunConfig, resume: str | None, start_over: bool = False) -> Path | None:
     """The checkpoint folder to go on from, verified; None starts afresh.
 
     Raises:
-        CheckpointError: the folder that was named is missing or damaged.
+        CheckpointError: the folder that was named is missing or damaged; or, with "auto", all that there are.
     """
     resume = resume or run.resume_ckpt_path
     if resume is None:
         return None
     if resume == "auto":
-        found = checkpointing.newest_good(Path(run.output_dir))
+        found = run_folder.newest_to_resume(Path(run.output_dir), start_over)
         nothing = f"nothing to resume under {run.output_dir}; starting afresh"
         print(f"resuming from {found}" if found else nothing, flush=True)
         return found
@@ -221,6 +226,28 @@ def find_checkpoint(run: RunConfig, resume: str | None) -> Path | None:
     if faults:
         raise CheckpointError(f"{folder} cannot be resumed from: {'; '.join(faults)}")
     return folder
+
+
+def lock_run_folder(run_dir: Path, checkpoint: Path | None, held: contextlib.ExitStack) -> None:
+    """Keep other processes from training in the run folder, and clean up after killed runs beside it.
+
+    Raises:
+        RunBusyError: another process trains there.
+        CheckpointError: it did until now, and has removed the checkpoint.
+    """
+    held.callback(RunLock(run_dir).acquire().release)
+    if checkpoint is not None and not checkpoint.exists():
+        raise CheckpointError(f"{checkpoint} was removed by the run that wrote it, which was still going on; start "
+                              "again with `--resume auto` to go on from its newest one.")
+    run_folder.remove_strays(run_dir.parent)
+
+
+def with_the_global_batch_of(checkpoint: Path | None, config: Config, ranks: int) -> Config:
+    """The configuration of a run that goes on with the samples per step that it began with, on any number of ranks."""
+    if checkpoint is None:
+        return config
+    accumulation = run_folder.accumulation_to_go_on(checkpoint, config.run, ranks)
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, accum_grad_iters=accumulation))
 
 
 def open_run_folder(composition: Composition, checkpoint: Path | None) -> Path:
@@ -249,5 +276,5 @@ def _new_run_folder(parent: Path, config_yaml: str) -> Path:
             break
         except FileExistsError:
             continue
-    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    atomic.write_text(folder / "config.yaml", config_yaml)
     return folder

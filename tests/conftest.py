@@ -14,6 +14,20 @@ from tests.helpers.threads import THREADS
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", default=False,
+                     help="run the full counts (hundreds of kills, thousands of mutations) and tests marked `long`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `long` run only with --long; others ask `request.config.getoption("--long")` for their counts."""
+    if not config.getoption("--long"):
+        skip = pytest.mark.skip(reason="takes long: add --long")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)
+
+
 def find_shared() -> Path:
     """The shared material: LAVIS_LITE_SHARED, else `shared` beside the checkout or beside the folder that holds it."""
     named = os.environ.get("LAVIS_LITE_SHARED")

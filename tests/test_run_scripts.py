@@ -110,6 +110,28 @@ def test_slurm_starts_one_process_per_task_and_resumes(echo_venv: Path, tmp_path
                              "--resume auto --options run.seed=1\n")
 
 
+@pytest.mark.parametrize(("code", "state", "requeued"), [
+    (143, "RUNNING", True),  # the signal before the time limit
+    (143, "CANCELLED", False), (143, "COMPLETING", False),  # scancel
+    (0, "RUNNING", False), (1, "RUNNING", False), (2, "RUNNING", False), (130, "RUNNING", False),
+    (129, "RUNNING", False),
+])
+def test_slurm_puts_a_job_that_met_its_time_limit_back_into_the_queue(code: int, state: str, requeued: bool,
+                                                                      echo_venv: Path, tmp_path: Path) -> None:
+    """With programs in place of srun and scontrol; the codes are those of docs/reliability.md."""
+    calls = tmp_path / "calls"
+    answer = f'echo "$*" >> {calls}; echo "   JobState={state} Reason=None"'
+    for name, does in {"srun": f"exit {code}", "scontrol": answer}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    result = bash("run_scripts/train_slurm.sh", "a.yaml", cwd=tmp_path, SLURM_JOB_ID="77",
+                  PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}", LAVIS_LITE_VENV=str(echo_venv))
+    assert result.returncode == code
+    asked = calls.read_text().splitlines() if calls.exists() else []
+    assert ("requeue 77" in asked) is requeued
+    assert ("goes back into the queue" in result.stdout) is requeued
+
+
 @pytest.mark.parametrize("script", ["train_torchrun.sh", "train_slurm.sh"])
 def test_launchers_say_how_they_are_used(script: str, tmp_path: Path) -> None:
     result = bash(f"run_scripts/{script}", cwd=tmp_path)

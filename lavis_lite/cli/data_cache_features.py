@@ -47,7 +47,7 @@ def write_all(config: Config, out: Path | None, dtype: str, per_file: int) -> No
     """The features of every data set with training splits."""
     from lavis_lite import engine, weights
     from lavis_lite.datasets.features.writer import FeatureJob, image_names, write_features
-    from lavis_lite.distributed import launch_from_environment
+    from lavis_lite.launch import launch_from_environment
     from lavis_lite.runners.precision import pick_device
 
     launch, run = launch_from_environment(), config.run

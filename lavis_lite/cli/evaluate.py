@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.run is None and arguments.cfg_path is None:
         choices.error("give --run RUN to evaluate a run, or --cfg-path YAML to evaluate the weights that it names")
     composition, cfg_path = _composed(arguments)
-    arguments.resume = None  # the composition names the checkpoint
+    arguments.resume, arguments.start_over = None, False  # the composition names the checkpoint
     return carry_out(composition, arguments, cfg_path)
 
 

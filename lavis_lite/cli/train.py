@@ -20,6 +20,8 @@ def parser() -> argparse.ArgumentParser:
                            help="build everything, run one step and stop; on the meta device if files are missing")
     arguments.add_argument("--resume", metavar="auto|PATH",
                            help="go on from a checkpoint folder; auto: from the newest good one under run.output_dir")
+    arguments.add_argument("--start-over", action="store_true",
+                           help="with --resume auto: begin at step 0 if every checkpoint is damaged")
     return arguments
 
 
@@ -29,6 +31,7 @@ def add_common(arguments: argparse.ArgumentParser) -> None:
                            help="override settings, for example run.max_iters=200 model.qformer_dropout=0")
     arguments.add_argument("--print-config", action="store_true",
                            help="show every setting and the layer that set it, and stop")
+    arguments.add_argument("--traceback", action="store_true", help="show where an error comes from")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,7 +54,7 @@ def carry_out(composition: Composition, arguments: argparse.Namespace, cfg_path:
 
     Args:
         composition: the run.
-        arguments: with `print_config`, `dry_run` and `resume`.
+        arguments: with `print_config`, `dry_run`, `resume` and `start_over`.
         cfg_path: what messages call the configuration.
 
     Raises:
@@ -88,5 +91,5 @@ def _run(composition: Composition, arguments: argparse.Namespace, needs: list[st
 
     for note in composition.config.notes:
         print(f"note: {note}", flush=True)
-    engine.main(composition, resume=arguments.resume)
+    engine.main(composition, resume=arguments.resume, start_over=arguments.start_over)
     return 0

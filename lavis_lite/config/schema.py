@@ -172,6 +172,8 @@ class RunConfig(Section):
     batch_size_eval: int = 64
     num_workers: int = 4
     """loader processes per rank"""
+    worker_start_method: Literal["fork", "spawn", "forkserver"] | None = None
+    """how loader processes are started; None: the platform's default"""
     train_splits: list[str] = field(default_factory=lambda: ["train"])
     valid_splits: list[str] = field(default_factory=list)
     test_splits: list[str] = field(default_factory=list)
@@ -211,6 +213,9 @@ class RunConfig(Section):
     """llm: ranks share out the blocks of the frozen language model among them (FSDP2); what trains stays with all"""
     find_unused_parameters: bool = False
     dist_timeout_minutes: float = 10.0
+    """longest wait for the other ranks within a step"""
+    rendezvous_timeout_minutes: float = 5.0
+    """longest wait for the other ranks at the start"""
     # kept from LAVIS so that its files run unchanged; no effect here ------------------------------------------------
     world_size: int | None = None
     dist_url: str | None = None
@@ -257,3 +262,5 @@ class Config(Section):
     """what passed but has no effect, one sentence each; shown at the start"""
     provenance: dict[str, str] = field(default_factory=dict)
     """dotted key -> the layer that set it"""
+    as_written: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    """keys from the outermost section on -> a value with an interpolation in it, as it was written"""

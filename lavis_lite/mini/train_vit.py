@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
+from lavis_lite.datasets.loading.loader import Loader
 from lavis_lite.mini.patches import ATTRIBUTES, IGNORE, PatchBatches
 from lavis_lite.mini.probe import probe_model
 from lavis_lite.models.mini_vit import WIDTH, mini_vit
@@ -76,7 +76,7 @@ def train(images: int, seed: int, learning_rate: float = 1e-3, log_every: int = 
         optimizer, learning_rate, total_steps=len(batches) + 1, pct_start=min(0.3, WARMUP_STEPS / len(batches))
     )
     model.train()
-    for step, (pixels, labels) in enumerate(DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=8), 1):
+    for step, (pixels, labels) in enumerate(Loader(batches, 1, batch_size=None, prefetch_factor=8), 1):
         loss = heads(model.forward_features(pixels)[:, 1:], labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ from lavis_lite.runners.desk import Desk, EvaluationStopped
 from lavis_lite.runners.identity import of_things
 from lavis_lite.runners.journal import Journal
 from lavis_lite.runners.precision import Precision
-from lavis_lite.runners.signals import shielded
 from lavis_lite.runners.step import seed_position, to_device
 from lavis_lite.tasks.base import BaseTask, LongWork, Row
 from lavis_lite.tasks.long_texts import without_rows
@@ -150,21 +150,22 @@ class Evaluator:
         rows = self._finished(desk)
         desk.told_before(plan.done_samples, plan.samples)
         desk.show(desk.title, plan.samples, plan.done_samples, "samples")
-        for number, batch in zip(plan.numbers, shielded(loader), strict=True):
-            if self.wish():
-                break
-            usable = self.bad_samples.take(batch)
-            seed_position(self.run.seed, split, step, number, 0)
-            found: list[Row] = []
-            if usable:
-                with distributed.local(), self.precision.autocast():
-                    found = self._fitting(dataset, to_device(batch, self.device))
-            bad, samples = self.bad_samples.newest
-            if self.task.gathers_rows:
-                check_ids(self.run.task, found)
-                desk.keep_batch(number, found, bad, samples)
-            rows += found
-            desk.advance(samples)
+        with closing(iter(loader)) as batches:
+            for number, batch in zip(plan.numbers, batches, strict=True):
+                if self.wish():
+                    break
+                usable = self.bad_samples.take(batch)
+                seed_position(self.run.seed, split, step, number, 0)
+                found: list[Row] = []
+                if usable:
+                    with distributed.local(), self.precision.autocast():
+                        found = self._fitting(dataset, to_device(batch, self.device))
+                bad, samples = self.bad_samples.newest
+                if self.task.gathers_rows:
+                    check_ids(self.run.task, found)
+                    desk.keep_batch(number, found, bad, samples)
+                rows += found
+                desk.advance(samples)
         desk.hide()
         return rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,6 @@ from lavis_lite.runners import optim
 from lavis_lite.runners.bounds import Bounds
 from lavis_lite.runners.mixing import mixing_lines, mixing_ratios
 from lavis_lite.runners.precision import Precision
-from lavis_lite.runners.signals import shielded
 from lavis_lite.runners.step import Stepper, wrap_for_ranks
 from lavis_lite.tasks.base import BaseTask
 
@@ -65,10 +64,10 @@ class TrainingParts:
         wrapped = wrap_for_ranks(model, device, run.find_unused_parameters)
         self.stepper = Stepper(task, wrapped, optimizer, schedule, run, device, precision)
 
-    def batches(self, start: int, end: int) -> Iterator[dict[str, Any]]:
-        """This rank's micro-batches of steps [start, end)."""
-        return shielded(train_loader(self.datasets, self.order, self.run, distributed.rank(), distributed.world_size(),
-                                     start, end))
+    def batches(self, start: int, end: int) -> Generator[dict[str, Any], None, None]:
+        """This rank's micro-batches of steps [start, end); close it to end the loader's workers."""
+        return iter(train_loader(self.datasets, self.order, self.run, distributed.rank(), distributed.world_size(),
+                                 start, end))
 
 
 def training_sets(run: RunConfig, datasets: Datasets) -> tuple[list[str], list[Any]]:

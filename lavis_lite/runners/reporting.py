@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lavis_lite import disk
 from lavis_lite.config.schema import Config
 from lavis_lite.report.files import PAGE, Evaluation, make_newest, write_samples
 from lavis_lite.tracking import curves, jsonl
@@ -48,7 +49,7 @@ def write_reports(cfg: Config, run_dir: Path, split: str, step: int, reports: Ma
             pages.append(page)
             make_newest(page)
         except OSError as fault:
-            say(f"the report of {split} could not be written: {fault}")
+            say(disk.cannot_write(folder, fault, what=f"the report of {split}"))
     return pages
 
 

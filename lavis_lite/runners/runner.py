@@ -8,8 +8,9 @@ knows the best metric of its own step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
-from functools import partial
+from functools import partial, reduce
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,11 +18,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 import yaml
 
-from lavis_lite import distributed
+from lavis_lite import disk, distributed
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.loader import eval_loader
-from lavis_lite.distributed import Launch
-from lavis_lite.errors import ConfigError, DistributedError, did_you_mean
+from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.launch import Launch
 from lavis_lite.models.checkpoints.stored import stored_record
 from lavis_lite.registry import registry
 from lavis_lite.runners import bounds, checkpointing, resume
@@ -115,7 +116,8 @@ class Runner:
             try:
                 self._introduce()
                 self._validate_if_due(after_resume=True)
-                self._loop(parts)
+                with closing(parts.batches(self.step, parts.bounds.total)) as batches:
+                    self._loop(parts, batches)
                 self.cut_texts.now()
                 return self._test()
             except EvaluationStopped as stop:
@@ -123,9 +125,7 @@ class Runner:
             except RuntimeError as fault:
                 if not distributed.peer_is_gone(fault):
                     raise
-                raise DistributedError(
-                    f"another process of the run has gone or does not answer (noticed after step {self.step}); its own "
-                    f"output has the reason. Start again with `--resume auto`. Here: {fault}") from fault
+                raise distributed.rank_is_gone(fault, f" (noticed after step {self.step})") from fault
             finally:
                 self.tracker.close()
 
@@ -182,7 +182,8 @@ class Runner:
         """Run the first step and return its losses; no file is written. For `--dry-run`."""
         parts = self.parts
         self.model.train()
-        return parts.stepper.run(0, self._next_step(parts.batches(0, 1))).mean_over_ranks()
+        with closing(parts.batches(0, 1)) as batches:
+            return parts.stepper.run(0, self._next_step(batches)).mean_over_ranks()
 
     # --- the loop -------------------------------------------------------------------------------------------------
     @property
@@ -194,9 +195,8 @@ class Runner:
             self._parts.stepper.on_skip = self._log_skipped
         return self._parts
 
-    def _loop(self, parts: TrainingParts) -> None:
+    def _loop(self, parts: TrainingParts, batches: Iterator[dict[str, Any]]) -> None:
         self.model.train()
-        batches = parts.batches(self.step, parts.bounds.total)
         micro = self._next_step(batches)
         if micro:
             parts.stepper.rehearse(micro[0])
@@ -280,15 +280,26 @@ class Runner:
         epoch = self._parts.bounds.epoch(step) if self._parts else 0
         extra = {} if measured == step else {"checkpoint_step": measured}
         self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
-        if distributed.is_main():
-            weights = self.weights(measured)
-            write_result(self.run_dir, split, measured, scores, weights)
-            paths = write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
-            where = where_unscored(scores, self.evaluator.predictions, paths)
-            self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}{where}")
-            write_reports(self.cfg, self.run_dir, split, measured, self.evaluator.reports, weights,
-                          self.tracker.say)
+        problem = self._write_results(split, measured, scores) if distributed.is_main() else ""
+        if self.run.evaluate and (problem := distributed.broadcast_object(problem)):
+            raise DataError(problem)
         return scores
+
+    def _write_results(self, split: str, step: int, scores: dict[str, float]) -> str:
+        """Write and say what an evaluation found; why files cannot be written, or ""."""
+        where, problem, weights = "", "", self.weights(step)
+        try:
+            write_result(self.run_dir, split, step, scores, weights)
+            paths = write_predictions(self.run_dir, split, step, self.evaluator.predictions)
+            where = where_unscored(scores, self.evaluator.predictions, paths)
+        except OSError as error:
+            problem = disk.cannot_write(self.run_dir / "results", error, what=f"the results of {split}")
+        self.tracker.say(f"step {step}  {split}: {self.task.summary(scores)}{where}")
+        if problem and not self.run.evaluate:  # a training goes on; what it can still write is worth more
+            self.tracker.say(problem)
+        elif not problem:
+            write_reports(self.cfg, self.run_dir, split, step, self.evaluator.reports, weights, self.tracker.say)
+        return problem
 
     def _test(self) -> dict[str, dict[str, float]]:
         if not self.run.test_splits:
@@ -325,8 +336,12 @@ class Runner:
 
 
 def config_yaml(cfg: Config) -> str:
-    """The configuration as YAML text that runs again, without notes and provenance."""
+    """The configuration as YAML text that runs again, without notes and provenance; interpolations stay as written."""
     sections = asdict(cfg)
+    for path, text in cfg.as_written.items():
+        section = reduce(lambda tree, key: tree.get(key) or {}, path[:-1], sections)
+        if path[-1] in section:
+            section[path[-1]] = text
     kept = {key: sections[key] for key in ("model", "preprocess", "datasets", "run", "imports") if sections.get(key)}
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=10_000)
 

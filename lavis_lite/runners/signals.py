@@ -7,18 +7,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from lavis_lite.errors import LavisLiteError
+from lavis_lite.exits import code_of
+from lavis_lite.processes import STOP_SIGNALS
 
-T = TypeVar("T")
-
-EXIT_CODES = {signal.SIGINT: 130}
-"""By signal; everything else that asks us to go (SIGTERM, SIGUSR1 of SLURM) ends in 143, which schedulers requeue."""
-DEFAULT_EXIT_CODE = 143
 STEP_ANSWER = "finishing this step, then saving a checkpoint"
 EVALUATION_ANSWER = "finishing this batch, then leaving"
 
@@ -27,7 +24,7 @@ class Interrupted(LavisLiteError):
     """The run stopped because a signal asked for it, after its state was saved.
 
     Attributes:
-        exit_code: 130 for Ctrl-C, 143 for SIGTERM and SIGUSR1; the command line exits with it.
+        exit_code: see `lavis_lite.exits.code_of`; the command line exits with it.
         checkpoint: the folder to resume from; None: there is none, and `kept` says what there is.
     """
 
@@ -41,10 +38,10 @@ class Interrupted(LavisLiteError):
 
 
 class SignalWatch:
-    """Context manager: inside it SIGINT, SIGTERM and SIGUSR1 set `code` instead of ending the process.
+    """Context manager: inside it the stop signals set `code` instead of ending the process.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, where Python allows no handlers, it
-    does nothing. `answer` is what the user is told.
+    A second Ctrl-C raises KeyboardInterrupt at once. A signal that the caller ignores (`nohup`) stays ignored. Outside
+    the main thread, where Python allows no handlers, it does nothing. `answer` is what the user is told.
     """
 
     def __init__(self) -> None:
@@ -55,7 +52,8 @@ class SignalWatch:
 
     def __enter__(self) -> SignalWatch:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in watched()}
+            heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._ask) for number in heard}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None,
@@ -77,33 +75,7 @@ class SignalWatch:
             return
         if number == signal.SIGINT and self.code:
             raise KeyboardInterrupt
-        self.code = EXIT_CODES.get(signal.Signals(number), DEFAULT_EXIT_CODE)
+        self.code = code_of(number)
         name = signal.Signals(number).name
-        print(f"\n{name}: {self.answer} (Ctrl-C again stops at once).", file=sys.stderr, flush=True)
-
-
-def watched() -> list[signal.Signals]:
-    """The signals that ask a run to stop (Windows has no SIGUSR1)."""
-    names = ("SIGINT", "SIGTERM", "SIGUSR1")
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
-
-
-def shielded(batches: Iterable[T]) -> Iterator[T]:
-    """The batches, whose loader workers do not see the signals that ask this process to stop.
-
-    torchrun, schedulers and Ctrl-C signal whole process groups. A worker that died of it would fail the step that is
-    being finished, so workers start with these signals blocked, which they inherit; they leave when told to or when
-    their parent is gone. The first batch is fetched under the shield because loaders start their workers for it.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield from batches
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, watched())
-    try:
-        iterator = iter(batches)
-        first = next(iterator, None)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    if first is not None:
-        yield first
-        yield from iterator
+        with contextlib.suppress(OSError, RuntimeError):  # the terminal is gone, or the handler cut into a write
+            print(f"\n{name}: {self.answer} (Ctrl-C again stops at once).", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ class Curves(Sink):
         self.log, self.picture, self.tell = Path(log), Path(picture), say
 
     def close(self) -> None:
-        """Draw what the log holds."""
-        if not self.log.exists():
+        """Draw what the log holds, unless an error or a signal ends the run: matplotlib would take seconds then."""
+        if sys.exc_info()[0] is not None or not self.log.exists():
             return
         if importlib.util.find_spec("matplotlib") is None:
             self.tell("matplotlib is not installed, so curves.png is not drawn: `pip install matplotlib`.")

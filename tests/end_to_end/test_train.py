@@ -86,7 +86,8 @@ def test_two_ranks_equal_one_on_the_same_global_batch(train: Train, tmp_path: Pa
 
 
 def test_two_processes_with_slurms_variables(cache: Path, tmp_path: Path) -> None:
-    shared = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": "7", "MASTER_PORT": free_port()}
+    shared = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
+              "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": "7", "MASTER_PORT": free_port()}
     words = command("run.max_iters=2", "run.test_splits=[]", f"run.output_dir={tmp_path / 'out'}")
     processes = [subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                   env=environment(cache, **shared, SLURM_PROCID=rank, SLURM_LOCALID=rank))

@@ -156,6 +156,7 @@ def test_texts_of_the_qformer() -> None:
     for name in ("[CLS]", "[SEP]", "[DEC]", "[PAD]", "[MASK]"):
         [row] = tokenizer([f"a {name} dog"]).ids.tolist()
         assert row[0] == special[0] and row[-1] == special[1] and not set(row[1:-1]) & set(special)
+        assert tokenizer.lengths([f"a {name} dog"]) == [len(row)]
     assert tokenizer([control_token("</s>") + "a dog"]).ids.tolist() == tokenizer(["a dog"]).ids.tolist()
     plain = tokenizer.loaded("a red dog", truncation=True, max_length=4)["input_ids"]
     assert tokenizer(["a red dog"], 4).ids.tolist() == [plain]

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lavis_lite.errors import CheckpointError
-from lavis_lite.models.checkpoints import load_checkpoint, to_hf, to_lavis
+from lavis_lite.models.checkpoints import load_checkpoint, load_vision_weights, to_hf, to_lavis
 from lavis_lite.models.checkpoints.load import load_state
 from tests.models.export_helpers import build, section_of_arch
 
@@ -253,6 +253,15 @@ def test_pieces_that_the_model_has_itself_stay_in_its_names() -> None:
     state = {"_orig_mod.module.weight": torch.ones(2, 2), "_orig_mod.module.bias": torch.ones(2)}
     report = load_state(model, state, "x")
     assert float(model.module.weight.sum()) == 4 and report.notes == ["names without `_orig_mod.`"]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "model._orig_mod.", "visual_encoder._orig_mod."])
+def test_an_encoders_own_file_in_wrappers(prefix: str, tmp_path: Path) -> None:
+    state = {name: value.clone() for name, value in SOURCE.vision_encoder.vit.state_dict().items()}
+    write({"state_dict": renamed(f"{prefix}{{}}".format, state)}, tmp_path / "vit.ckpt")
+    encoder = build(section_of_arch("blip2", Path()), seed=2).vision_encoder
+    assert "names without" in str(load_vision_weights(encoder, tmp_path / "vit.ckpt"))
+    assert all(torch.equal(value, state[name]) for name, value in encoder.vit.state_dict().items())
 
 
 def test_tensors_that_are_not_finite_load_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lavis_lite.runners import checkpointing
-from lavis_lite.runners.signals import Interrupted, SignalWatch, shielded
+from lavis_lite.runners.signals import Interrupted, SignalWatch
 from lavis_lite.tracking.jsonl import read
 from tests.helpers.toy import Toy, ToyTask, records, same, weights
 from tests.helpers.toy_run import RUN, go_on
@@ -93,7 +93,8 @@ def _die_at(call, module, place):
     return dying
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130),
+                                              (signal.SIGHUP, 129)])
 def test_a_signal_finishes_the_step_saves_and_leaves(tmp_path, number, code):
     class Signalled(ToyTask):
         def train_step(self, model, samples):
@@ -144,16 +145,3 @@ def test_sigterm_to_the_whole_process_group_spares_the_loader_workers(whole, tmp
     assert 4 <= steps[-1] < RUN["max_iters"]
     runner = go_on(tmp_path)
     assert records(tmp_path) == whole[0] and same(weights(runner), whole[1])
-
-
-def test_the_shield_is_lifted_after_the_first_batch():
-    masks = []
-
-    def batches():
-        for number in range(3):
-            masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
-            yield number
-
-    assert list(shielded(batches())) == [0, 1, 2]
-    assert [signal.SIGTERM in mask for mask in masks] == [True, False, False]
-    assert list(shielded([])) == []

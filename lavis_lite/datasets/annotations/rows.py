@@ -193,10 +193,13 @@ def _cached(place: Path | None, wanted: str) -> RowTable | None:
         return None
     try:
         held = MappedTable(place)
+        if held.facts.get("made_of") != wanted:
+            return None
+        held.prove()  # all of it now: it can be made again here, and no more once a run has begun
     except (DataError, KeyError, ValueError) as fault:
         warnings.warn(f"{place} cannot be used and is written anew: {fault}", stacklevel=3)
         return None
-    return held if held.facts.get("made_of") == wanted else None
+    return held
 
 
 def _put_in_cache(table: RowTable, place: Path | None, wanted: str) -> RowTable:

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from lavis_lite import atomic
+from lavis_lite import atomic, sealed
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.features.cache import FORMAT, MANIFEST, NAMES, file_of
 from lavis_lite.datasets.files.mapped import Mapped, write_arrays
+from lavis_lite.datasets.loading.loader import Loader
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.shards.index import name_hash
 from lavis_lite.errors import DataError
@@ -134,9 +135,7 @@ def _as_list(items: list[Any]) -> list[Any]:
 
 def _write_file(job: FeatureJob, file: int) -> None:
     names, kept, hashes = job.names(file), [], []
-    loader = DataLoader(_Pictures(job, names), job.batch_size, num_workers=job.workers, collate_fn=_as_list,
-                        generator=torch.Generator())
-    for items in loader:
+    for items in Loader(_Pictures(job, names), job.workers, batch_size=job.batch_size, collate_fn=_as_list):
         good = [(index, image) for index, image in items if isinstance(image, Tensor)]
         bad = [fault for _, fault in items if isinstance(fault, str)]
         if bad and not job.skip_bad:
@@ -178,7 +177,8 @@ def _finish(job: FeatureJob) -> None:
     write_arrays(job.out / NAMES, {
         "hash": hashes[order], "file": np.repeat(np.arange(len(files), dtype=np.int32), counts)[order],
         "row": rows[order], "crc": np.concatenate([held["crc"] for held in files])[order]}, {})
-    shape = list(files[0]["features"].shape[1:])
+    shape = list(files[0].lazy("features").unchecked().shape[1:])
     content = {"format": FORMAT, **job.facts, "dtype": job.dtype, "shape": shape, "images": len(hashes),
-               "files": {held.path.name: held.path.stat().st_size for held in [*files, Mapped(job.out / NAMES)]}}
-    atomic.write_text(job.out / MANIFEST, json.dumps(content, indent=1) + "\n")
+               "files": {held.path.name: {"bytes": held.path.stat().st_size, "digest": held.digest}
+                         for held in [*files, Mapped(job.out / NAMES)]}}
+    atomic.write_text(job.out / MANIFEST, sealed.seal(content))

@@ -2,28 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Generator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from lavis_lite import limits
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.loading.collate import Batch, collate
+from lavis_lite.datasets.loading.collate import collate
 from lavis_lite.datasets.loading.policy import EvaluationSamples, Failure, TrainingSamples
 from lavis_lite.datasets.loading.remaining import Remaining
 from lavis_lite.datasets.loading.sampler import EvalBatches, RankBatches, SampleOrder
+from lavis_lite.datasets.loading.workers import WorkerIterator
 from lavis_lite.errors import DataError
+from lavis_lite.processes import worker_context
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader that turns a worker's `Failure` into a DataError without the worker's traceback."""
+    """A DataLoader whose workers end with whoever reads the batches, and whose errors are this package's.
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, Failure):
-                raise DataError(batch.message)
-            yield batch
+    Workers follow the rules of `lavis_lite.processes`. They are killed, not asked to go, if the iterator is closed or
+    an exception passes through it: a worker that hangs would be waited for otherwise.
+
+    Args:
+        dataset: map-style.
+        workers: loader processes; 0: the batches are made in this process.
+        start_method: fork | spawn | forkserver; None: the platform's default.
+        settings: of `DataLoader`.
+    """
+
+    def __init__(self, dataset: Any, workers: int = 0, start_method: str | None = None, **settings: Any) -> None:
+        with limits.explained():
+            super().__init__(dataset, num_workers=workers, worker_init_fn=_one_thread,
+                             multiprocessing_context=worker_context(start_method) if workers else None,
+                             generator=torch.Generator(),  # its own: torch's global one belongs to the run
+                             **settings)
+
+    def __iter__(self) -> Generator[Any, None, None]:  # type: ignore[override]
+        """The batches.
+
+        Raises:
+            DataError: a worker met a `Failure`; without the worker's traceback.
+            WorkerError: a worker was killed, or the system has not enough of what workers need.
+        """
+        iterator: Any = None
+        try:
+            with limits.explained():
+                iterator = super().__iter__()
+                for batch in iterator:
+                    if isinstance(batch, Failure):
+                        raise DataError(batch.message)
+                    yield batch
+        except BaseException as fault:
+            clearer = iterator.explain(fault) if isinstance(iterator, WorkerIterator) else None
+            if isinstance(iterator, WorkerIterator):
+                iterator.kill()
+            if clearer is not None:
+                raise clearer from fault
+            raise
+
+    def _get_iterator(self) -> Any:
+        if self.num_workers == 0:
+            return super()._get_iterator()
+        self.check_worker_number_rationality()
+        return WorkerIterator(self)
 
 
 def train_loader(datasets: Sequence[Any], order: SampleOrder, run_cfg: RunConfig, rank: int, world_size: int,
@@ -65,9 +108,8 @@ def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int
 
 def _settings(run_cfg: RunConfig) -> dict[str, Any]:
     """What both loaders share."""
-    return {"num_workers": run_cfg.num_workers, "collate_fn": collate, "worker_init_fn": _one_thread,
-            "pin_memory": _on_gpu(run_cfg.device),
-            "generator": torch.Generator()}  # its own: the state of torch's global one is part of a checkpoint
+    return {"workers": run_cfg.num_workers, "start_method": run_cfg.worker_start_method, "collate_fn": collate,
+            "pin_memory": _on_gpu(run_cfg.device)}
 
 
 def _on_gpu(device: str) -> bool:

@@ -17,16 +17,15 @@ ask for it at once: one writes, the others wait.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lavis_lite import exits
 from lavis_lite.datasets.prepare.folder import ensure, swap_in, write_json
 from lavis_lite.datasets.prepare.records import (
     SceneRecord,
@@ -40,6 +39,7 @@ from lavis_lite.datasets.prepare.records import (
 from lavis_lite.datasets.prepare.render import encode_jpeg, render
 from lavis_lite.datasets.prepare.scenes import make_scene
 from lavis_lite.errors import DataError
+from lavis_lite.processes import worker_pool
 
 WORLD_VERSION = 1
 """Part of the manifest. Raise it with any change of pictures or words, so that written folders are made anew."""
@@ -129,10 +129,11 @@ def _write_chunk(job: Job) -> list[SceneRecord]:
 @contextmanager
 def _mapper(workers: int) -> Iterator[Callable[..., Any]]:
     """An ordered map over jobs, in processes where the system can fork (the jobs use numpy and Pillow alone)."""
-    can_fork = sys.platform.startswith("linux")
-    context = multiprocessing.get_context("fork") if can_fork and workers > 1 else None
-    with ProcessPoolExecutor(workers, context) if context else nullcontext() as pool:
-        yield pool.map if pool else map
+    if workers <= 1 or not sys.platform.startswith("linux"):
+        yield map
+        return
+    with worker_pool(workers, "drawing the mini world", "fork") as pool:
+        yield pool.map
 
 
 def _write_annotations(folder: Path, records: list[SceneRecord], info: dict[str, Any], split: str) -> None:
@@ -174,11 +175,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core, at most 8)")
     options = vars(parser.parse_args(argv))
     try:
-        print(prepare_mini_world(**options))
+        with exits.stop_signals_raise():
+            print(prepare_mini_world(**options))
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return exits.USER_ERROR
+    except (KeyboardInterrupt, exits.Terminated) as stop:
+        print("\nstopped.", file=sys.stderr)
+        return getattr(stop, "exit_code", exits.INTERRUPTED)
+    return exits.SUCCESS
 
 
 if __name__ == "__main__":

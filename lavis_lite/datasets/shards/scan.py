@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lavis_lite import atomic
+from lavis_lite import atomic, sealed
 from lavis_lite.datasets.annotations.json_text import DECODER, json_fault
 from lavis_lite.datasets.annotations.rows import Field, RowFaults, checked_row, describe, file_name, texts
 from lavis_lite.datasets.annotations.tables import Row
@@ -27,13 +26,14 @@ from lavis_lite.datasets.shards.index import (
     Part,
     Shard,
     ShardIndex,
-    file_sha256,
+    part_facts,
     part_path,
     write_index,
 )
 from lavis_lite.datasets.shards.members import Dots, Sample, read_contents
 from lavis_lite.datasets.shards.writer import SKIPPED, Say, joined
 from lavis_lite.errors import DataError
+from lavis_lite.processes import worker_pool
 
 _MOST_LISTED = 100_000
 """faults of one tar that are listed in skipped.jsonl; the others are counted"""
@@ -62,7 +62,10 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
     (folder / PARTS).mkdir(exist_ok=True)
     settings = json.dumps([list(keep), dots])
     missing = [name for name in names if not _scanned(folder, name, settings)]
-    _scan_all(missing, partial(scan_shard, folder, keep=tuple(keep), dots=dots, settings=settings), workers, say)
+    try:
+        _scan_all(missing, partial(scan_shard, folder, keep=tuple(keep), dots=dots, settings=settings), workers, say)
+    finally:
+        atomic.remove_strays(folder / PARTS)  # of processes that were killed
     facts = [Mapped(part_path(folder, name)).facts for name in names]
     _report_unused(folder, facts, say)
     _judge(folder, facts, skip_bad, say)
@@ -79,16 +82,13 @@ def _scan_all(names: Sequence[str], scan: Callable[[str], None], workers: int, s
             scan(name)
             say(f"{name} read ({done} of {len(names)})")
     else:
-        with ProcessPoolExecutor(workers) as pool:
+        with worker_pool(workers, "reading shards") as pool:
             for done, _ in enumerate(pool.map(scan, names), 1):
                 say(f"{names[done - 1]} read ({done} of {len(names)})")
 
 
 def _scanned(folder: Path, name: str, settings: str) -> bool:
-    part = part_path(folder, name)
-    if not part.exists():
-        return False
-    facts = Mapped(part).facts
+    facts = part_facts(folder, name) or {}
     return facts.get("settings") == settings and facts.get("stamp") == _stamp(folder / name)
 
 
@@ -111,7 +111,7 @@ def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "aut
     kinds = {"image": file_name.__name__}
     if rows and all(EXPLODED in row for _, row in rows):
         kinds[EXPLODED] = texts.__name__
-    shard = Shard(name, path.stat().st_size, len(images), file_sha256(path))
+    shard = Shard(name, path.stat().st_size, len(images), sealed.file_sha256(path))
     kept = {key: sum(key in row for _, row in rows) for key in keep}
     Part(shard, images, rows, kinds).save(
         folder, settings=settings, stamp=_stamp(path), faults=json.dumps(faults.shown), count=str(faults.count),

@@ -16,7 +16,6 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -38,10 +37,12 @@ from lavis_lite.datasets.shards.index import (
     Shard,
     ShardIndex,
     name_hash,
+    part_facts,
     part_path,
     write_index,
 )
 from lavis_lite.errors import DataError
+from lavis_lite.processes import worker_pool
 
 SKIPPED = "skipped.jsonl"
 _SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
@@ -126,8 +127,7 @@ def write_shards(plan: Plan, space: str, workers: int = 1, say: Say = print) -> 
 
 def _check_folder(plan: Plan) -> None:
     note = plan.out / PARTS / "plan.json"
-    for stray in plan.out.glob(".tmp-*"):
-        stray.unlink()
+    _remove_strays(plan.out)
     present = json.loads(note.read_text()) if note.exists() else None
     if present is None and (any(plan.out.glob("*.tar")) or (plan.out / INDEX).exists()):
         raise DataError(f"{plan.out} holds shards that were not written by this command; choose another --out.")
@@ -137,12 +137,18 @@ def _check_folder(plan: Plan) -> None:
     atomic.write_text(note, json.dumps(plan.fingerprint))
 
 
+def _remove_strays(out: Path) -> None:
+    """Remove half-written shards and notes on them; the folder is locked, so nobody is writing them."""
+    for folder in (out, out / PARTS):
+        atomic.remove_strays(folder)
+
+
 def _finished(out: Path, name: str) -> bool:
     """Whether a shard and what is known of it are there."""
-    part = part_path(out, name)
-    if not part.exists() or not (out / name).exists():
+    facts = part_facts(out, name)
+    if facts is None or not (out / name).exists():
         return False
-    return int(json.loads(Mapped(part).facts["shard"])["bytes"]) == (out / name).stat().st_size
+    return int(json.loads(facts["shard"])["bytes"]) == (out / name).stat().st_size
 
 
 class _Worker:
@@ -169,9 +175,11 @@ def _each(plan: Plan, numbers: Sequence[int], workers: int) -> Iterator[int]:
             yield number
         return
     how = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    with ProcessPoolExecutor(min(workers, len(numbers)), multiprocessing.get_context(how), _start_worker,
-                             (plan,)) as pool:
-        yield from pool.map(_work, numbers)
+    try:
+        with worker_pool(min(workers, len(numbers)), "writing shards", how, _start_worker, (plan,)) as pool:
+            yield from pool.map(_work, numbers)
+    finally:
+        _remove_strays(plan.out)  # of processes that were killed
 
 
 class _Hashing:

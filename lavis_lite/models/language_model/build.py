@@ -13,6 +13,7 @@ from torch import nn
 
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, MissingExtraError
+from lavis_lite.launch import launch_from_environment
 from lavis_lite.models.checkpoints.load import check_finite
 from lavis_lite.models.checkpoints.report import LoadReport
 from lavis_lite.models.language_model.adapters import adapted_layers, adapter_names, add_adapters, finish_adapters
@@ -175,7 +176,7 @@ def _read(kind: Any, folder: str, dtype: torch.dtype, setup: Setup) -> Any:
             return kind.from_pretrained(folder, dtype=dtype)
     from lavis_lite.models.language_model.quantization import from_pretrained
 
-    local = distributed.launch_from_environment().local_rank
+    local = launch_from_environment().local_rank
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     return from_pretrained(kind, folder, setup.quantization, dtype, device)
 

@@ -1,0 +1,124 @@
+"""What a system limits (memory, shared memory, open files, processes), and what to do when a run meets the limit."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from lavis_lite.errors import LavisLiteError, WorkerError
+
+SHARED_MEMORY = Path("/dev/shm")
+_MIB = 2**20
+_SIGNALS = {"Killed": int(getattr(signal, "SIGKILL", 9)), "Bus error": int(getattr(signal, "SIGBUS", 7)),
+            "Segmentation fault": int(signal.SIGSEGV), "Aborted": int(signal.SIGABRT)}
+"""as torch names them"""
+_FEWER_WORKERS = "Lower run.num_workers (0 needs none of it)"
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn an exception that means "a limit was met" into an error that says which one and what to do.
+
+    Raises:
+        WorkerError: in place of such an exception; everything else passes as it is.
+    """
+    try:
+        yield
+    except LavisLiteError:
+        raise
+    except (RuntimeError, OSError, MemoryError) as fault:
+        if sentence := explain(fault):
+            raise WorkerError(sentence) from fault
+        raise
+
+
+def explain(fault: BaseException) -> str | None:
+    """One sentence about the limit that an exception speaks of, and one about the way on; None: it is another matter.
+
+    torch words these things in many ways and wraps those of loader workers, so the text is what is looked at.
+    """
+    text = str(fault)
+    if dead := re.search(r"worker \(pid (\d+)\) (?:is killed by signal: ([A-Z][a-z ]*)|exited unexpectedly)", text):
+        return describe_death(int(dead[1]), -_SIGNALS.get((dead[2] or "").strip(), -1))
+    if re.search(r"shared memory|\bshm\b|/torch_\d", text) and not _too_many_files(fault):
+        return _shared_memory()
+    if _too_many_files(fault):
+        return _open_files()
+    if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return _memory(text)
+    return _system(fault, text)
+
+
+def _system(fault: BaseException, text: str) -> str | None:
+    """What only the number of a system error tells."""
+    number = getattr(fault, "errno", None)
+    if number == errno.ENOSPC and getattr(fault, "filename", None) is None and _shm_free() < _MIB:
+        return _shared_memory()
+    if number == errno.ENOMEM:
+        return _memory(text)
+    if isinstance(fault, BlockingIOError) and number == errno.EAGAIN:
+        return (f"the system allows no further process. {_FEWER_WORKERS}, or raise the limit of processes "
+                "(`ulimit -u`).")
+    return None
+
+
+def describe_death(pid: int, exit_code: int) -> str:
+    """Why a loader worker is no more.
+
+    Args:
+        pid: its process id.
+        exit_code: of the process, negative for a signal. torch turns a bus error and a segmentation fault into 1.
+    """
+    if exit_code == -signal.SIGKILL:
+        return (f"the loader worker with process id {pid} was killed, most likely because memory ran out. Lower "
+                "run.num_workers or run.batch_size_train, or give the job more memory (SLURM: --mem; a container: "
+                "--memory).")
+    if exit_code == -getattr(signal, "SIGBUS", 0) or _shm_free() < _MIB:
+        return _shared_memory()
+    how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
+    return (f"the loader worker with process id {pid} crashed ({how}). A library that reads images or video is the "
+            "likely cause: run.num_workers=0 with `python -X faulthandler` shows the line.")
+
+
+def _too_many_files(fault: BaseException) -> bool:
+    words = ("Too many open files", "items of ancdata", "too many fds")
+    return getattr(fault, "errno", None) in (errno.EMFILE, errno.ENFILE) or any(word in str(fault) for word in words)
+
+
+def _open_files() -> str:
+    limit = _file_limit()
+    return (f"this process may not open more files{f' (its limit is {limit})' if limit else ''}. Raise the limit with "
+            "`ulimit -n 65536` before the start, or lower run.num_workers.")
+
+
+def _file_limit() -> int | None:
+    with contextlib.suppress(ImportError, OSError):
+        import resource
+
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None
+
+
+def _shared_memory() -> str:
+    size = ""
+    if SHARED_MEMORY.is_dir():
+        usage = shutil.disk_usage(SHARED_MEMORY)
+        size = f" ({usage.free / _MIB:.0f} of {usage.total / _MIB:.0f} MiB are free)"
+    return (f"{SHARED_MEMORY}, through which loader workers hand over batches, is full{size}. {_FEWER_WORKERS}, or "
+            "give the container more: `docker run --shm-size=8g`, or --ipc=host.")
+
+
+def _shm_free() -> int:
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else _MIB
+
+
+def _memory(text: str) -> str:
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", text)
+    device = "the GPU's memory" if "CUDA" in text or "HIP" in text else "memory"
+    return (f"{device} ran out{f' when {asked[1]} were asked for' if asked else ''}. Lower run.batch_size_train (and "
+            "raise run.accum_grad_iters by as much), run.batch_size_eval or run.num_workers, or set run.amp=true.")

@@ -1,0 +1,181 @@
+"""Child processes that never outlive their parent, and that only their parent may end.
+
+Three rules hold for every process started here (loader workers, shard writers, world generators):
+
+- A signal that is sent to the whole process group (Ctrl-C, SIGTERM of torchrun or a scheduler) does not reach it: the
+  parent decides, and may need the worker to finish its step.
+- When the parent leaves, for whatever reason, it kills the child instead of asking it to go. Asking would wait for
+  ever, because the child ignores the question.
+- When the parent is killed itself, the child dies with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, context, util
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.errors import WorkerError
+
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+"""the signals that ask a run to stop; Windows has only the first two"""
+_FOLDERS = "ll-"
+"""how temporary folders are named, short because paths of sockets must be: ll-<process id>-<random>"""
+_SET_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of Linux' prctl"""
+
+
+def follow_parent(sign: int = getattr(signal, "SIGKILL", signal.SIGTERM)) -> None:
+    """Have this process die with the one that started it; Linux sends it `sign`, elsewhere a thread ends it."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, int(sign), 0, 0, 0)
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():  # it died before the line above
+            os._exit(1)
+    elif (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: Any) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Within it no stop signal reaches this process, nor, for good, any process that it starts."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Worker:
+    """What the process classes of all start methods share."""
+
+    def run(self) -> None:
+        """Follow the parent, then do the work."""
+        if hasattr(signal, "pthread_sigmask"):  # forkserver's children do not inherit the mask
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        follow_parent()
+        super().run()  # type: ignore[misc]
+
+    @classmethod
+    def _Popen(cls, process: Any) -> Any:  # noqa: N802 (multiprocessing's name)
+        """Start the process; multiprocessing calls `terminate` of what is returned when the parent leaves."""
+        process._config["tempdir"] = temporary_folder()
+        with stop_signals_blocked():
+            started = super()._Popen(process)  # type: ignore[misc]
+        started.terminate = started.kill
+        return started
+
+
+class SpawnWorker(_Worker, context.SpawnProcess):
+    """Started as a new interpreter."""
+
+
+class _SpawnContext(context.SpawnContext):
+    Process = SpawnWorker
+
+
+CONTEXTS: dict[str, context.BaseContext] = {"spawn": _SpawnContext()}
+"""start method -> context whose processes keep the rules above"""
+
+if sys.platform != "win32":
+
+    class ForkWorker(_Worker, context.ForkProcess):
+        """Started as a copy of this process."""
+
+    class ForkServerWorker(_Worker, context.ForkServerProcess):
+        """Started as a copy of a server process that has imported little."""
+
+    class _ForkContext(context.ForkContext):
+        Process = ForkWorker
+
+    class _ForkServerContext(context.ForkServerContext):
+        Process = ForkServerWorker
+
+    CONTEXTS |= {"fork": _ForkContext(), "forkserver": _ForkServerContext()}
+
+
+def worker_context(method: str | None = None) -> context.BaseContext:
+    """The context of a start method; None: the platform's default."""
+    return CONTEXTS[method or multiprocessing.get_start_method()]
+
+
+def temporary_folder() -> str:
+    """The folder for the sockets of this process' workers; it is made at the first call.
+
+    Python lets each worker make one of its own, which is left behind if the worker is killed. This one is removed when
+    the process ends; those of processes that were killed are removed here.
+    """
+    settings = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    if settings.get("tempdir") is None:
+        remove_stale_folders()
+        settings["tempdir"] = tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-")
+        util.Finalize(None, shutil.rmtree, (settings["tempdir"],), {"ignore_errors": True}, exitpriority=-100)
+    return str(settings["tempdir"])
+
+
+def remove_stale_folders() -> None:
+    """Remove the temporary folders of processes that are gone."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*-*"):
+        pid = folder.name.removeprefix(_FOLDERS).partition("-")[0]
+        if pid.isdigit() and not _lives(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)  # another user's stays
+
+
+def _lives(pid: int) -> bool:
+    if os.name != "posix":  # where signal 0 is one that ends processes
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def worker_pool(workers: int, what: str, method: str | None = None, initializer: Callable[..., None] | None = None,
+                initargs: tuple[Any, ...] = ()) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes that is gone when the block is left, at once if it is left by an exception.
+
+    Args:
+        workers: number of processes.
+        what: what they do, for messages ("writing shards").
+        method: start method; None: the platform's default.
+        initializer, initargs: called in every process first.
+
+    Raises:
+        WorkerError: a process was killed.
+    """
+    pool = ProcessPoolExecutor(workers, worker_context(method), initializer, initargs)
+    try:
+        yield pool
+    except BrokenProcessPool as fault:
+        raise WorkerError(f"a process that was {what} was killed, most likely because memory ran out. "
+                          "Use fewer workers, or give the job more memory.") from fault
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,167 @@
+"""How the processes of a run find each other, said while they wait, and safe after restarts.
+
+The store that a launcher lends (torchrun's, which outlives its workers) may still hold what an earlier attempt wrote.
+So each process writes a fresh nonce, rank 0 publishes the roster of all nonces, and every rank confirms a roster only
+if its own nonce is in it. When all have confirmed the same roster, its hash is the prefix of everything that follows:
+no attempt ever reads the keys of another, however the launcher counts its attempts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+
+from torch.distributed import (  # type: ignore[attr-defined]
+    DistNetworkError,
+    DistStoreError,
+    PrefixStore,
+    Store,
+    TCPStore,
+)
+
+from lavis_lite.errors import DistributedError
+
+WAITING_IS_SAID_AFTER = 5.0
+"""seconds"""
+_POLL = 0.05
+_PREFIX = "lavis_lite"
+
+
+class Rendezvous:
+    """The meeting of all ranks at MASTER_ADDR:MASTER_PORT.
+
+    All waiting is done in short steps in Python, so that a signal ends it at once.
+
+    Args:
+        rank, world_size: this process among all.
+        minutes: how long to wait for the others.
+    """
+
+    def __init__(self, rank: int, world_size: int, minutes: float) -> None:
+        self.rank, self.world_size, self.minutes = rank, world_size, minutes
+        self.host, self.port = os.environ["MASTER_ADDR"], _port(os.environ["MASTER_PORT"])
+        self._start = time.monotonic()
+        self._said = False
+
+    def meet(self) -> Store:
+        """The store of this attempt, once all ranks are here.
+
+        Raises:
+            DistributedError: some rank did not come, or rank 0's port is taken.
+        """
+        store = self._store()
+        token = self._lead(store) if self.rank == 0 else self._follow(store)
+        return PrefixStore(f"{_PREFIX}/{token}", store)
+
+    # --- the store ------------------------------------------------------------------------------------------------
+    def _store(self) -> Store:
+        """The launcher's store; without one, rank 0 opens it."""
+        if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            try:
+                return self._connect(is_master=True)
+            except (DistNetworkError, DistStoreError, RuntimeError) as fault:
+                raise DistributedError(f"rank 0 cannot open {self.host}:{self.port}: {_first_line(fault)}. Is another "
+                                       "run using this port? Set MASTER_PORT to a free one, on all ranks.") from fault
+        for _ in self._waiting():
+            with contextlib.suppress(OSError, DistNetworkError):
+                socket.create_connection((self.host, self.port), timeout=1.0).close()
+                return self._connect(is_master=False)
+            self._say_if_due(f"for rank 0 at {self.host}:{self.port}")
+        raise self._nobody("rank 0")
+
+    def _connect(self, is_master: bool) -> TCPStore:
+        return TCPStore(self.host, self.port, self.world_size, is_master, timedelta(minutes=self.minutes),
+                             wait_for_workers=False)
+
+    # --- the roster -----------------------------------------------------------------------------------------------
+    def _lead(self, store: Store) -> str:
+        nonces, confirmed = {0: uuid.uuid4().hex}, set[int]()
+        published = ""
+        for _ in self._waiting():
+            for rank in range(1, self.world_size):
+                if (nonce := _get(store, f"nonce/{rank}")) is not None:
+                    nonces[rank] = nonce
+            absent = [rank for rank in range(self.world_size) if rank not in nonces]
+            if not absent:
+                roster = json.dumps([nonces[rank] for rank in range(self.world_size)])
+                if roster != published:
+                    _set(store, "roster", roster)
+                    published = roster
+                confirmed = {rank for rank in range(1, self.world_size)
+                             if _get(store, f"confirmed/{rank}") == _token(roster)}
+                absent = [rank for rank in range(1, self.world_size) if rank not in confirmed]
+            if not absent:
+                _set(store, "complete", _token(published))
+                return _token(published)
+            self._say_if_due(f"for {_ranks(absent)} at {self.host}:{self.port}")
+        raise self._nobody(_ranks(absent))
+
+    def _follow(self, store: Store) -> str:
+        nonce, token = uuid.uuid4().hex, ""
+        _set(store, f"nonce/{self.rank}", nonce)
+        for _ in self._waiting():
+            roster = _get(store, "roster")
+            if roster is not None and nonce in roster and _token(roster) != token:
+                token = _token(roster)
+                _set(store, f"confirmed/{self.rank}", token)
+            if token and _get(store, "complete") == token:
+                return token
+            self._say_if_due(f"at {self.host}:{self.port} until rank 0 has seen all ranks", seconds=30.0)
+        raise self._nobody("the other ranks")
+
+    # --- waiting --------------------------------------------------------------------------------------------------
+    def _waiting(self) -> Iterator[None]:
+        while time.monotonic() - self._start < self.minutes * 60:
+            yield
+            time.sleep(_POLL)
+
+    def _say_if_due(self, what: str, seconds: float = WAITING_IS_SAID_AFTER) -> None:
+        """Once, a little before the promised time."""
+        if not self._said and time.monotonic() - self._start > seconds * 0.6:
+            self._said = True
+            print(f"rank {self.rank} of {self.world_size} waits {what}, for up to {self.minutes:g} minutes "
+                  "(run.rendezvous_timeout_minutes). Start all ranks with one srun or torchrun; to run one process "
+                  "alone, unset SLURM_NTASKS or WORLD_SIZE.", file=sys.stderr, flush=True)
+
+    def _nobody(self, who: str) -> DistributedError:
+        return DistributedError(
+            f"rank {self.rank} of {self.world_size} waited {self.minutes:g} minutes for {who} at {self.host}:"
+            f"{self.port}. A rank that never came has ended before: its own output has the reason. Or the address "
+            "cannot be reached from here: set MASTER_ADDR and MASTER_PORT to what all hosts can reach.")
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 < int(text) < 2**16:
+        raise DistributedError(f"MASTER_PORT={text} is no port; set it to a number from 1 to 65535.")
+    return int(text)
+
+
+def _get(store: Store, key: str) -> str | None:
+    """A value, without waiting for it."""
+    name = f"{_PREFIX}/{key}"
+    return store.get(name).decode() if store.check([name]) else None
+
+
+def _set(store: Store, key: str, value: str) -> None:
+    store.set(f"{_PREFIX}/{key}", value)
+
+
+def _token(roster: str) -> str:
+    return hashlib.sha256(roster.encode()).hexdigest()[:16]
+
+
+def _ranks(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
+
+
+def _first_line(fault: BaseException) -> str:
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]

@@ -1,0 +1,254 @@
+"""Starts runs in which something goes wrong, and looks at what they leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.runners import checkpointing
+from tests.reliability.faulty import write_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LIMIT, TORCHRUN_LIMIT = 5.0, 10.0
+"""seconds from the fault to the end of the last process, on a machine with a free core for each"""
+ALLOWED = ("lavis_lite-traceback-", "torchinductor_", "torchelastic_")
+"""names in the folder of temporary files: a traceback is meant to stay, the others are torch's and torchrun's own"""
+
+
+def within(seconds: float) -> float:
+    """A limit as it is on this machine now: as many times longer as processes wait for each of its cores."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """An environment without launchers' variables; temporary files go into the folder."""
+    kept = {key: value for key, value in os.environ.items()
+            if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+            and not key.startswith(("SLURM", "TORCHELASTIC", "FAULT"))}
+    temporary = folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    return kept | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY),
+                   "LAVIS_LITE_CACHE": str(folder / "cache"), "LAVIS_LITE_OFFLINE": "1",
+                   "FAULT_AFTER": str(folder / "out/*/checkpoints/step_*/manifest.json"),
+                   "FAULT_MARK": str(folder / "fault")} | more
+
+
+class Zygote:
+    """The other end of `tests.reliability.zygote`."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen([sys.executable, "-m", "tests.reliability.zygote"], cwd=REPOSITORY, text=True,
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"})
+
+    def ask(self, job: dict[str, Any]) -> Any:
+        """Send one line, read one line."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the server."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+
+
+@dataclass
+class Job:
+    """One started command.
+
+    Attributes:
+        pid: it leads a session of the same number.
+        ended: when it was seen to have ended, in seconds since the epoch.
+    """
+
+    zygote: Zygote
+    pid: int
+    out: Path
+    err: Path
+    code: int | None = None
+    ended: float = 0.0
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        if self.code is None:
+            self.code = self.zygote.ask({"wait": self.pid})
+            self.ended = time.time()
+        return self.code
+
+    def wait(self, seconds: float = 60.0) -> int:
+        """The exit code; a job that does not end is killed with all that it started.
+
+        Raises:
+            AssertionError: it did not end.
+        """
+        deadline = time.monotonic() + seconds
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                state = "\n".join(wait_channels(self.pid))
+                self.kill()
+                raise AssertionError(f"still running after {seconds} s:\n{state}\n{self.out.read_text()}\n"
+                                     f"{self.err.read_text()}")
+            time.sleep(0.02)
+        assert self.code is not None
+        return self.code
+
+    def kill(self) -> None:
+        """End every process of the session."""
+        for pid in {self.pid, *processes_of(self.pid)}:  # it may not lead its session yet
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process alone."""
+        os.kill(self.pid, number)
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal as a terminal or a scheduler does, to all of its processes."""
+        os.killpg(self.pid, number)
+
+
+def start(zygote: Zygote, folder: Path, command: str, argv: Sequence[str], env: dict[str, str],
+          open_files: int | None = None) -> Job:
+    """Start a command of the package."""
+    rank = env.get("RANK", "")
+    out, err = folder / f"out{rank}.txt", folder / f"err{rank}.txt"
+    pid = zygote.ask({"command": command, "argv": list(argv), "env": env, "out": str(out), "err": str(err),
+                      "open_files": open_files})
+    return Job(zygote, pid, out, err)
+
+
+@dataclass
+class Case:
+    """A run of `faulty` in which one thing goes wrong.
+
+    Attributes:
+        fault: `<place>:<cause>`; "" for none.
+        workers, ranks, method: loader processes, processes, and how the former are started.
+        command: train | evaluate.
+    """
+
+    fault: str = ""
+    workers: int = 0
+    ranks: int = 1
+    method: str = "fork"
+    command: str = "train"
+    steps: int = 400
+    env: dict[str, str] = field(default_factory=dict)
+    options: Sequence[str] = ()
+    flags: Sequence[str] = ()
+    open_files: int | None = None
+
+    def start(self, zygote: Zygote, folder: Path) -> list[Job]:
+        """Start all ranks."""
+        config = write_config(folder, self.steps)
+        group = {} if self.ranks == 1 else {"WORLD_SIZE": str(self.ranks), "MASTER_ADDR": "127.0.0.1",
+                                            "MASTER_PORT": str(free_port()), "FAULT_RANK": str(self.ranks - 1)}
+        after = {"FAULT_AFTER": str(config)} if self.command == "evaluate" or self.fault.startswith("start") else {}
+        argv = ["--cfg-path", str(config), *self.flags, "--options", f"run.num_workers={self.workers}",
+                f"run.worker_start_method={self.method}", *self.options]
+        jobs = []
+        for rank in range(self.ranks):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if self.ranks > 1 else {}
+            env = environment(folder, **group, **own, **after, FAULT=self.fault, **self.env)
+            jobs.append(start(zygote, folder, self.command, argv, env, self.open_files))
+        return jobs
+
+
+def finish(jobs: Sequence[Job], seconds: float = 60.0) -> list[int]:
+    """Exit codes of all jobs; none is left running."""
+    try:
+        return [job.wait(seconds) for job in jobs]
+    finally:
+        for job in jobs:
+            if job.code is None:
+                job.kill()
+
+
+def seconds_after_fault(folder: Path, jobs: Sequence[Job]) -> float:
+    """How long the last process lived after the fault."""
+    return max(job.ended for job in jobs) - float((folder / "fault").read_text())
+
+
+# --- what is left ---------------------------------------------------------------------------------------------------
+def processes_of(session: int) -> list[int]:
+    """Living processes of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] not in "ZX":
+                found.append(int(path.parent.name))
+    return found
+
+
+def processes_with(mark: str) -> list[int]:
+    """Living processes that were started with an environment in which `mark` stands."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            state = (path.parent / "stat").read_text().rpartition(")")[2][1]
+            if mark.encode() in path.read_bytes() and state not in "ZX":
+                found.append(int(path.parent.name))
+    return found
+
+
+def wait_channels(session: int) -> list[str]:
+    """What each process of a session waits in, for a failing test's message."""
+    lines = []
+    for pid in processes_of(session):
+        with contextlib.suppress(OSError):
+            lines.append(f"{pid} {Path(f'/proc/{pid}/wchan').read_text()} "
+                         f"{Path(f'/proc/{pid}/cmdline').read_text()[:200]!r}")
+    return lines
+
+
+def left_behind(folder: Path, jobs: Sequence[Job], seconds: float = 2.0) -> list[str]:
+    """Processes, temporary files and shared memory that outlive the jobs by more than `seconds`."""
+    deadline = time.monotonic() + seconds
+    while (found := list(_left(folder, jobs))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def _left(folder: Path, jobs: Sequence[Job]) -> Iterator[str]:
+    for job in jobs:
+        yield from (f"process {pid}" for pid in processes_of(job.pid))
+    hidden = [path for pattern in (".tmp-*", ".*.partial", ".lock-holder*") for path in folder.rglob(pattern)]
+    for path in [*hidden, *(folder / "tmp").iterdir()]:
+        if not path.name.startswith(ALLOWED):
+            yield f"file {path}"
+    for path in Path("/dev/shm").iterdir() if Path("/dev/shm").is_dir() else []:
+        if (owner := re.match(r"torch_(\d+)_", path.name)) and int(owner[1]) in {job.pid for job in jobs}:
+            yield f"shared memory {path}"
+
+
+def damaged(folder: Path) -> list[str]:
+    """What is wrong with the checkpoints of a run; an empty list if every one is as it was written."""
+    runs = list((folder / "out").glob("*"))
+    return [line for run in runs for step in checkpointing.steps_of(run) for line in checkpointing.verify(step)]
+
+
+def texts(jobs: Sequence[Job]) -> str:
+    """Everything that was said on stderr."""
+    return "".join(path.read_text() for path in {job.err for job in jobs})

@@ -1,0 +1,204 @@
+"""Every way out ends: soon, with one cause told once, the documented exit code, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from lavis_lite.runners import checkpointing
+from tests.reliability.harness import (
+    LIMIT,
+    Case,
+    Job,
+    Zygote,
+    damaged,
+    finish,
+    left_behind,
+    processes_of,
+    seconds_after_fault,
+    texts,
+    within,
+)
+
+UNEXPECTED = (1, "error: unexpected KeyError: 'injected' at")
+EXPECTED = {
+    "exception": UNEXPECTED,
+    "own": (2, "injected: this row is wrong"),
+    "memory": (2, "error: memory ran out"),
+    "cuda": (2, "the GPU's memory ran out when 2.00 GiB were asked for"),
+    "shm": (2, "docker run --shm-size"),
+    "files": (2, "ulimit -n"),
+    "kill": (2, "was killed, most likely because memory ran out"),
+    "segfault": (2, "crashed (signal 11)"),
+}
+"""cause -> exit code of the process that meets it, and words that it says"""
+
+
+def expected(case: Case) -> tuple[int, str]:
+    """Exit code and words of the process that meets the fault."""
+    place, _, cause = case.fault.partition(":")
+    if place == "collate":
+        return 1, "error: unexpected"
+    return (-signal.SIGKILL, "") if cause == "kill" and not case.workers else EXPECTED[cause]
+
+
+def check(case: Case, zygote: Zygote, folder: Path, code: int, words: str) -> None:
+    """Run a case to its end and look at everything that is promised."""
+    if case.fault.startswith("evaluation"):
+        case.steps = 10
+    jobs = case.start(zygote, folder)
+    codes = finish(jobs)
+    said = texts(jobs)
+    assert codes[-1] == code, said
+    assert all(codes), codes
+    assert seconds_after_fault(folder, jobs) < within(LIMIT)
+    assert said.count("error:") == 1 and words in said, said
+    assert "Traceback" not in said
+    assert left_behind(folder, jobs) == []
+    assert damaged(folder) == []
+    if case.command == "train" and not case.fault.startswith("start"):
+        assert checkpointing.newest_good(folder / "out") is not None
+
+
+ROWS = [Case("data set:exception", workers) for workers in (0, 1, 4)]
+ROWS += [Case(f"{place}:exception", 1) for place in ("collate", "model", "optimizer", "save", "evaluation", "start")]
+ROWS += [Case(f"data set:{cause}", 1) for cause in ("own", "shm", "files", "kill", "segfault")]
+ROWS += [Case("model:memory", 1), Case("model:cuda", 1)]
+ROWS += [Case(f"{place}:exception", 1, ranks=2) for place in ("data set", "model")]
+ROWS += [Case("evaluation:exception", 1, command="evaluate"), Case("data set:kill", 1, command="evaluate")]
+
+LONG_ROWS = [Case(f"{place}:{cause}", workers, ranks, method, command)
+             for command in ("train", "evaluate")
+             for method in ("fork", "spawn", "forkserver")
+             for ranks in (1, 2)
+             for workers in (0, 1, 4)
+             for place in ("data set", "collate", "model", "optimizer", "save", "evaluation")
+             for cause in (("exception",) if place == "collate" else ("exception", "own", "memory", "shm", "files"))
+             if not (command == "evaluate" and place in ("model", "optimizer", "save"))
+             if workers or method == "fork"]
+LONG_ROWS += [Case(f"data set:{cause}", workers, ranks, method, command)
+              for command in ("train", "evaluate")
+              for method in ("fork", "spawn", "forkserver")
+              for ranks in (1, 2)
+              for workers in (1, 4)
+              for cause in ("kill", "segfault")]
+
+
+def name_of(case: Case) -> str:
+    """For the test's name."""
+    return f"{case.fault.replace(' ', '_')}-{case.workers}w-{case.ranks}r-{case.method}-{case.command}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With --long every combination, else a few."""
+    if "case" in metafunc.fixturenames:
+        rows = ROWS + LONG_ROWS if metafunc.config.getoption("--long") else ROWS
+        metafunc.parametrize("case", rows, ids=name_of)
+
+
+def test_an_error_ends_the_run(case: Case, zygote: Zygote, tmp_path: Path) -> None:
+    check(case, zygote, tmp_path, *expected(case))
+
+
+def wait_for_steps(folder: Path, jobs: list[Job], seconds: float = 60.0) -> None:
+    """Until a checkpoint is there."""
+    deadline = time.monotonic() + seconds
+    while not list((folder / "out").glob("*/checkpoints/step_*")):
+        assert time.monotonic() < deadline and all(job.poll() is None for job in jobs), texts(jobs)
+        time.sleep(0.02)
+
+
+SLOW = {"STEP_SECONDS": "0.02"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 143),
+                                              (signal.SIGINT, 130)])
+def test_a_signal_to_the_whole_group_saves_and_leaves(number: int, code: int, zygote: Zygote, tmp_path: Path) -> None:
+    jobs = Case(workers=1, env=SLOW).start(zygote, tmp_path)
+    wait_for_steps(tmp_path, jobs)
+    jobs[0].signal_group(number)
+    asked = time.time()
+    assert finish(jobs) == [code]
+    assert jobs[0].ended - asked < within(LIMIT)
+    assert "go on with `--resume auto`" in texts(jobs)
+    assert left_behind(tmp_path, jobs) == [] and damaged(tmp_path) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_second_ctrl_c_stops_at_once(workers: int, zygote: Zygote, tmp_path: Path) -> None:
+    """Also within a step that takes minutes."""
+    jobs = Case("model:hang", workers).start(zygote, tmp_path)
+    wait_for_steps(tmp_path, jobs)
+    while not (tmp_path / "fault").exists():
+        time.sleep(0.02)
+    jobs[0].signal_group(signal.SIGINT)
+    time.sleep(0.3)
+    assert jobs[0].poll() is None
+    jobs[0].signal_group(signal.SIGINT)
+    asked = time.time()
+    assert finish(jobs) == [130]
+    assert jobs[0].ended - asked < within(LIMIT)
+    assert left_behind(tmp_path, jobs) == [] and damaged(tmp_path) == []
+
+
+def test_a_worker_that_hangs_does_not_keep_a_failing_run(zygote: Zygote, tmp_path: Path) -> None:
+    jobs = Case("data set:hang", 1).start(zygote, tmp_path)
+    wait_for_steps(tmp_path, jobs)
+    while not (tmp_path / "fault").exists():
+        time.sleep(0.02)
+    for _ in range(2):
+        time.sleep(0.3)
+        jobs[0].signal(signal.SIGINT)
+    asked = time.time()
+    assert finish(jobs) == [130]
+    assert jobs[0].ended - asked < within(LIMIT)
+    assert left_behind(tmp_path, jobs) == []
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigkill_of_a_rank_leaves_no_process(ranks: int, zygote: Zygote, tmp_path: Path) -> None:
+    jobs = Case(workers=1, ranks=ranks, env=SLOW).start(zygote, tmp_path)
+    wait_for_steps(tmp_path, jobs)
+    jobs[-1].signal(signal.SIGKILL)
+    killed = time.time()
+    codes = finish(jobs)
+    assert codes[-1] == -signal.SIGKILL and codes[:-1] == [2] * (ranks - 1)
+    assert max(job.ended for job in jobs) - killed < within(LIMIT)
+    assert texts(jobs).count("error:") == ranks - 1
+    while time.time() < killed + within(LIMIT) and any(processes_of(job.pid) for job in jobs):
+        time.sleep(0.02)
+    assert [processes_of(job.pid) for job in jobs] == [[]] * ranks
+    assert damaged(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_at_start_up_ends_cleanly(number: int, zygote: Zygote, tmp_path: Path) -> None:
+    jobs = Case("start:hang").start(zygote, tmp_path)
+    while not (tmp_path / "fault").exists():
+        time.sleep(0.02)
+    jobs[0].signal(number)
+    asked = time.time()
+    assert finish(jobs) == [128 + number]
+    assert jobs[0].ended - asked < within(LIMIT)
+    assert "stopped" in texts(jobs) and "Traceback" not in texts(jobs)
+    assert left_behind(tmp_path, jobs) == []
+
+
+def test_too_few_open_files_are_told_of(zygote: Zygote, tmp_path: Path) -> None:
+    jobs = Case(workers=4, open_files=24).start(zygote, tmp_path)
+    assert finish(jobs) == [2]
+    assert "ulimit -n" in texts(jobs) and "Traceback" not in texts(jobs)
+    assert left_behind(tmp_path, jobs) == []
+
+
+def test_the_traceback_is_in_a_file_and_shown_on_request(zygote: Zygote, tmp_path: Path) -> None:
+    jobs = Case("model:exception", flags=["--traceback"]).start(zygote, tmp_path)
+    finish(jobs)
+    (file,) = tmp_path.glob("out/*/traceback.txt")
+    assert "KeyError: 'injected'" in file.read_text() and str(file) in texts(jobs)
+    assert "Traceback (most recent call last)" in texts(jobs)
+    assert os.path.basename(__file__).replace("test_exits", "faulty") in texts(jobs)
