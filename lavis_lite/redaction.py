@@ -133,7 +133,7 @@ class MaskedStream:
 def masked_output() -> Iterator[None]:
     """Mask standard output and standard error, tracebacks and warnings with them, while the block runs."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = MaskedStream(before[0]), MaskedStream(before[1])  # type: ignore[assignment]
+    sys.stdout, sys.stderr = MaskedStream(before[0]), MaskedStream(before[1])
     try:
         yield
     finally:
