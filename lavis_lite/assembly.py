@@ -77,7 +77,7 @@ class Assembly:
                             allow_non_finite=self.allow_non_finite)
         if "qformer_weights" in self.names:
             qformer: Any = model.qformer
-            untouched = initialise_from_bert(qformer, section.qformer_weights)
+            untouched = initialise_from_bert(qformer, section.qformer_weights, self.allow_non_finite)
             mark_loaded(qformer, self._source("bert", "qformer_weights"), qformer.state_dict().keys() - set(untouched))
 
     def _source(self, kind: Any, key: str) -> WeightSource:
@@ -116,10 +116,11 @@ class Assembly:
         if record is None:
             return
         everything = fit_state(self.model, content, path, may_miss=[".*"], may_ignore=[".*"], allow_non_finite=True)
-        lacking = self.model.state_dict().keys() - everything[0].keys() - self._supplied()
-        following.follow(self.model, record, lacking, path, self.locate, self.say, self.allow_non_finite)
-        for note in following.differing_backbones(self.model, record, path):
-            self.say(note)
+        lacking = self.model.state_dict().keys() - everything[0].keys()
+        following.follow(self.model, record, lacking - self._supplied(), path, self.locate, self.say,
+                         self.allow_non_finite)
+        for clause in following.differing_sources(self.model, record, lacking):
+            self.say(f"note: {path} {clause}")
 
     # --- the end ----------------------------------------------------------------------------------------------------
     def finish(self) -> BaseModel:

@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from lavis_lite import redaction
+
 
 def sync_folder(folder: Path) -> None:
     """Make the folder's entries (names, renames) durable. Some file systems cannot; then the rename alone must do."""
@@ -28,7 +30,7 @@ def sync_file(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file's content in one go.
+    """Replace the file's content in one go. Secrets in the text are masked.
 
     Raises:
         OSError: it could not be written; the old file is untouched.
@@ -36,7 +38,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(redaction.mask(text))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

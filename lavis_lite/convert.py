@@ -39,6 +39,8 @@ from lavis_lite.registry import registry
 __all__ = ["Converted", "convert", "find", "origin_of", "skeleton_of", "typed_section"]
 
 FORMATS = ("hf", "lavis", "lite")
+BACKBONES = ("vision_encoder.", "language_model.")
+"""what names of the parts begin with that LAVIS loads from files of their own"""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -94,7 +96,7 @@ def convert(source: str | Path, to: str, out: str | Path, *, model: str | None =
     check_class(parts.skeleton, to)
     if merges:
         origin = Origin({key: value for key, value in origin.model.items() if key != "lora"}, origin.preprocess)
-    filled = _fill_frozen(parts.skeleton, _unplaced(section), parts.state, path) if whole or to == "hf" else 0
+    filled = _fill_frozen(parts, _unplaced(section), path, to, whole)
     chosen = DTYPES[dtype] if dtype else None
     if to == "hf":
         written = export_hf(parts.skeleton, out, state=parts.state, dtype=chosen, origin=origin, source=str(source))
@@ -157,11 +159,12 @@ def _merge(section: Any, path: Path, source: str) -> _Parts:
     Raises:
         CheckpointError: the adapters were trained over quantised weights, so that the sum would compute something else.
     """
-    if section.llm_quantization is not None:
+    if getattr(section, "llm_quantization", None) is not None:
         raise CheckpointError(f"{source}: its adapters were trained over {section.llm_quantization} weights; added to "
                               "the weights before quantisation they would not compute the same. `--to lite` keeps them "
                               "apart; to merge them all the same, set llm_quantization: null in its config.yaml.")
-    full = dataclasses.replace(_started(_unplaced(section), path), llm_precision="fp32")
+    precision = {"llm_precision": "fp32"} if hasattr(section, "llm_precision") else {}
+    full = dataclasses.replace(_started(_unplaced(section), path), **precision)
     said: list[str] = []
     model = weights.build_model(full, said.append)
     merged, changed = merged_state(model)
@@ -175,9 +178,8 @@ def _merge(section: Any, path: Path, source: str) -> _Parts:
 
 def _started(section: Any, path: Path) -> Any:
     """A section whose model starts from a checkpoint and from nothing else."""
-    return dataclasses.replace(section, load_pretrained=True, pretrained=str(path), load_finetuned=False,
-                               qformer_weights=None) if hasattr(section, "qformer_weights") else dataclasses.replace(
-        section, load_pretrained=True, pretrained=str(path), load_finetuned=False)
+    changes = {"load_pretrained": True, "pretrained": str(path), "load_finetuned": False}
+    return dataclasses.replace(section, **changes)
 
 
 def _check(to: str, dtype: str | None, out: str | Path) -> None:
@@ -230,15 +232,20 @@ def _new_values(skeleton: Any, names: list[str]) -> dict[str, Tensor]:
     return values
 
 
-def _fill_frozen(skeleton: Any, section: Any, state: dict[str, Tensor], path: Path) -> int:
-    """Add to `state` the frozen tensors that it lacks, from the files that the section and the checkpoint name.
+def _fill_frozen(parts: _Parts, section: Any, path: Path, to: str, whole: bool) -> int:
+    """Add the frozen tensors that the format needs and the source lacks, from the files that are named for them.
+
+    LAVIS has backbones of its own, and of the rest only what is in the file.
 
     Returns:
         How many these were.
     """
-    lost = [name for name in first_names(skeleton, skeleton.state_dict()) if name not in state]
+    needed = first_names(parts.skeleton, parts.skeleton.state_dict())
+    lost = [name for name in needed if name not in parts.state and (
+        whole or to == "hf" or (to == "lavis" and not name.startswith(BACKBONES)))]
     if not lost:
         return 0
-    whole = weights.build_model(_started(section, path)).state_dict()
-    state.update({name: whole[name] for name in lost})
+    full = weights.build_model(_started(section, path)).state_dict()
+    parts.state.update({name: full[name] for name in lost})
+    parts.besides.update(lost)
     return len(lost)

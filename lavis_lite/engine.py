@@ -63,9 +63,9 @@ def main(composition: Composition, resume: str | None = None, start_over: bool =
         runner = assemble(config, device, run_dir, launch)
         if checkpoint is not None:
             runner.resume(checkpoint)
-        say(f"weights: {runner.weights(runner.step)}")
+        print_on_main(f"weights: {runner.weights(runner.step)}")
         scores = runner.execute()
-        say("\n".join(closing_lines(runner)))
+        print_on_main("\n".join(closing_lines(runner)))
         return scores
 
 
@@ -77,7 +77,7 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     check_evaluated(task, datasets, config.run)
     model = build_model(config)
     if config.run.evaluate and not config.run.allow_untrained:
-        refuse_untrained(model, ways_on(config.run))
+        refuse_untrained(model, remedies(config.run))
     check_features(datasets, model)
     check_lengths(task, datasets, model, config.run)
     runner: Runner = registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir, launch=launch,
@@ -85,8 +85,8 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     return runner
 
 
-def ways_on(run: RunConfig) -> str:
-    """What to do where an evaluation names weights that nobody has trained."""
+def remedies(run: RunConfig) -> str:
+    """What to do if an evaluation names weights that nobody has trained."""
     return (f"To evaluate a training, name its run: --run {run.output_dir} takes the newest run there. To evaluate "
             "another checkpoint, set model.load_pretrained=true and model.pretrained=PATH. run.allow_untrained=true "
             "evaluates the random weights.")
@@ -106,7 +106,7 @@ def on_main(work: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def say(text: str) -> None:
+def print_on_main(text: str) -> None:
     """Print lines for people, on rank 0 only."""
     if distributed.is_main():
         print(text, flush=True)
@@ -204,7 +204,7 @@ def build_model(config: Config) -> Any:
     section: Any = config.model
     if hasattr(section, "lm_reduction"):
         section = dataclasses.replace(section, lm_reduction=config.run.lm_reduction)
-    return weights.build_model(section, say=say)
+    return weights.build_model(section, say=print_on_main)
 
 
 def find_checkpoint(run: RunConfig, resume: str | None, start_over: bool = False) -> Path | None:
@@ -276,5 +276,5 @@ def _new_run_folder(parent: Path, config_yaml: str) -> Path:
             break
         except FileExistsError:
             continue
-    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    atomic.write_text(folder / "config.yaml", config_yaml)
     return folder

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lavis_lite import redaction
 
 
 class LavisLiteError(Exception):
-    """Base of all errors that a user's input can cause."""
+    """Base of all errors that a user's input can cause. Secrets in the message are masked."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(redaction.mask(one) if isinstance(one, str) else one for one in args))
 
 
 class ConfigError(LavisLiteError):
@@ -27,6 +33,10 @@ class RegistryError(LavisLiteError, KeyError):
 
 class DataError(LavisLiteError):
     """Annotations, images or other data files are missing, unreadable or malformed."""
+
+
+class InputTypeError(DataError, TypeError):
+    """A value has another type than the method takes; the message says which, and how to make one."""
 
 
 class TextTooLongError(DataError):
@@ -84,14 +94,14 @@ class Faults(LavisLiteError):
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A value as Python writes it, shortened in the middle, for messages."""
+    """A value as Python writes it, shown in the middle, for messages."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most - 20]} ... {text[-14:]}"
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
     """The choices that look most like `name`, best first; empty when none comes near."""
-    return difflib.get_close_matches(name, list(choices), n=count, cutoff=0.55)
+    return difflib.get_close_matches(name[:200], list(choices), n=count, cutoff=0.55)
 
 
 def did_you_mean(name: str, choices: Iterable[str], most: int = 12) -> str:

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from lavis_lite import __version__
 from lavis_lite.processes import STOP_SIGNALS
+from lavis_lite.redaction import mask
 
 SUCCESS, UNEXPECTED, USER_ERROR = 0, 1, 2
 HANGUP, INTERRUPTED, UNREAD, TERMINATED = 129, 130, 141, 143
@@ -127,7 +128,7 @@ def cause_of(fault: BaseException) -> BaseException:
 
 def describe_unexpected(fault: BaseException, rank: int) -> str:
     """One message about an error that is no `LavisLiteError`; its traceback is written to a file that is named."""
-    text = "".join(traceback.format_exception(fault))
+    text = mask("".join(traceback.format_exception(fault)))
     summary = _summary(fault)
     place = _location(text)
     whose = ("This is an error in lavis_lite; please report it with" if place.startswith(str(PACKAGE))

@@ -8,28 +8,30 @@ them for local names.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
-import ipaddress
 import os
+import re
 import shlex
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from filelock import FileLock
 
-from lavis_lite import hub
-from lavis_lite.errors import DataError, did_you_mean
+from lavis_lite import disk, hub
+from lavis_lite.download import Hashes, download, is_this_machine, split
+from lavis_lite.errors import DataError, did_you_mean, shown
 
 if TYPE_CHECKING:
     from iopath.common.file_io import PathHandler, PathManager
 
-_CHUNK = 1 << 20
-_TIMEOUT_SECONDS = 30
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+")
+"""of two characters at least: one is a Windows drive"""
 _WEB = ("https", "http")
+LONGEST_NAME, LONGEST_PATH = 255, 4096
+"""bytes, on the file systems of Linux"""
 
 
 def cache_root() -> Path:
@@ -42,12 +44,34 @@ def resolve(path: Path | str) -> Path:
     """Absolute path of a local name: as it is if absolute; in the working folder if it exists there; else in the cache.
 
     Nothing is checked for the last: it is where the file belongs when it is nowhere.
+
+    Raises:
+        DataError: no file can have this name.
     """
-    path = Path(path).expanduser()
+    path = _home_filled_in(path)
+    if problem := name_problem(path):
+        raise DataError(f"{shown(str(path))}: {problem}.")
     if path.is_absolute():
         return path
     here = Path.cwd() / path
     return here if here.exists() else cache_root() / path
+
+
+def name_problem(path: Path) -> str:
+    """Why no file can have this name, as a clause; "" when one can."""
+    if "\0" in str(path):
+        return "no file name can have a null character"
+    encoded = os.fsencode(path)
+    if len(encoded) >= LONGEST_PATH or any(len(part) > LONGEST_NAME for part in encoded.split(b"/")):
+        return f"no name of a file or folder can have more than {LONGEST_NAME} bytes, no path more than {LONGEST_PATH}"
+    return ""
+
+
+def _home_filled_in(path: Path | str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # "~name" of nobody
+        raise DataError(f"{shown(str(path))}: {error}") from error
 
 
 def offline() -> bool:
@@ -58,8 +82,8 @@ def offline() -> bool:
 
 def is_url(name: str) -> bool:
     """Whether a name has a scheme other than file (a Windows drive letter is none)."""
-    scheme = urlsplit(name).scheme
-    return len(scheme) > 1 and scheme != "file" and "://" in name
+    scheme, mark, _ = name.partition("://")
+    return bool(mark) and _SCHEME.fullmatch(scheme) is not None and scheme.lower() != "file"
 
 
 def fetch_command(url: str, target: Path) -> str:
@@ -70,14 +94,20 @@ def fetch_command(url: str, target: Path) -> str:
 def target_of(url: str) -> Path:
     """Where `fetch` puts a URL that has no place of its own."""
     digest = hashlib.sha256(url.encode()).hexdigest()[:12]
-    return cache_root() / "downloads" / digest / (Path(unquote(urlsplit(url).path)).name or "file")
+    return cache_root() / "downloads" / digest / _local_name(url)
+
+
+def _local_name(url: str) -> str:
+    """The last part of a URL's path, as a file can be called; "file" where it has none."""
+    name = unquote(split(url).path).replace("\0", "").rpartition("/")[2]
+    return os.fsdecode(os.fsencode(name)[-200:]) if name not in ("", ".", "..") else "file"
 
 
 def cached(url: str) -> Path | None:
     """Where `fetch` has already put a URL, or None. Nothing is downloaded."""
     if url.startswith(f"{hub.SCHEME}://"):
         return hub.cached(hub.HubName.parse(url))
-    path = target_of(url) if is_url(url) else resolve(unquote(urlsplit(url).path))
+    path = target_of(url) if is_url(url) else resolve(unquote(split(url).path))
     return path if path.exists() else None
 
 
@@ -96,121 +126,55 @@ def fetch(url: str, sha256: str | None = None, md5: str | None = None, to: Path 
     Raises:
         DataError: unknown scheme, not there, network refused or failing, wrong hash; with the command to do it by hand.
     """
-    scheme = urlsplit(url).scheme if is_url(url) else "file"
+    hashes = Hashes(sha256, md5)
+    scheme = split(url).scheme if is_url(url) else "file"
     if scheme == "file":
-        return _local(url, sha256, md5)
+        return _local(url, hashes)
     if scheme == hub.SCHEME:
-        return _checked(url, hub.fetch(hub.HubName.parse(url), offline()), sha256, md5)
+        return _checked(url, hub.fetch(hub.HubName.parse(url), offline()), hashes)
     if scheme not in _WEB:
-        return _foreign(url, scheme, sha256, md5)
-    target = to or target_of(url)
-    if target.exists() and _hash_fault(target, sha256, md5) is None:
+        return _foreign(url, scheme, hashes)
+    return _fetch_web(url, to or target_of(url), hashes)
+
+
+def _fetch_web(url: str, target: Path, hashes: Hashes) -> Path:
+    if target.exists() and hashes.problem(target) is None:
         return target
     help_ = f"To fetch it by hand: {fetch_command(url, target)}"
     if offline():
         raise DataError(f"{target} is not here, and LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE forbids to fetch {url}. "
                         f"{help_}")
-    if scheme == "http" and not (sha256 or md5 or _is_this_machine(url)):
+    if split(url).scheme == "http" and not (hashes or is_this_machine(url)):
         raise DataError(f"{url}: http without a hash could deliver anything; use https or state its sha256. {help_}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(target) + ".lock"):
-            if not target.exists() or _hash_fault(target, sha256, md5):
-                _download(url, target, sha256, md5)
+            if not target.exists() or hashes.problem(target):
+                download(url, target, hashes)
     except (OSError, http.client.HTTPException) as fault:  # OSError covers URLError, timeouts and a full disk
-        reason = getattr(fault, "reason", None) or fault
-        raise DataError(f"could not fetch {url} to {target}: {reason}. {help_}") from fault
+        raise DataError(f"could not fetch {url} to {target}: {_reason(fault, target)}. {help_}") from fault
     return target
 
 
-def _local(url: str, sha256: str | None, md5: str | None) -> Path:
-    path = resolve(unquote(urlsplit(url).path) if url.startswith("file:") else url)
+def _reason(fault: Exception, target: Path) -> str:
+    if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        return disk.cannot_write(target, fault).rstrip(".")
+    return str(getattr(fault, "reason", None) or fault or type(fault).__name__)
+
+
+def _local(url: str, hashes: Hashes) -> Path:
+    path = resolve(unquote(split(url).path) if url.startswith("file:") else url)
     if not path.exists():
         raise DataError(f"{path}: there is no such file.")
-    return _checked(str(path), path, sha256, md5)
+    return _checked(str(path), path, hashes)
 
 
-def _checked(name: str, path: Path, sha256: str | None, md5: str | None) -> Path:
+def _checked(name: str, path: Path, hashes: Hashes) -> Path:
     """The path, once its hash is what is stated."""
-    fault = _hash_fault(path, sha256, md5)
+    fault = hashes.problem(path)
     if fault:
         raise DataError(f"{name}: {fault}.")
     return path
-
-
-def _hash_fault(path: Path, sha256: str | None, md5: str | None) -> str | None:
-    """What is wrong with a file's hash, as a clause; None when it is right or none is stated."""
-    for name, wanted in (("sha256", sha256), ("md5", md5)):
-        if wanted:
-            with path.open("rb") as stream:
-                found = _digest(stream, name)
-            if found != wanted.strip().lower():
-                return f"its {name} is {found}, not {wanted}"
-    return None
-
-
-def _digest(stream: IO[bytes], name: str) -> str:
-    """Hex digest of a stream (hashlib.file_digest, which Python 3.10 lacks)."""
-    digest = hashlib.new(name)
-    while chunk := stream.read(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _is_this_machine(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects that are no step down: https stays https, and nobody is sent to this machine from outside."""
-
-    def redirect_request(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any,
-                         newurl: str) -> urllib.request.Request | None:
-        if urlsplit(newurl).scheme not in ("https", urlsplit(req.full_url).scheme):
-            raise urllib.error.URLError(f"it redirects to {newurl}, which is not https")
-        if _is_this_machine(newurl) and not _is_this_machine(req.full_url):
-            raise urllib.error.URLError(f"it redirects to this machine ({newurl})")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _download(url: str, target: Path, sha256: str | None, md5: str | None) -> None:
-    """Into `<target>.part`, then check, then rename. The caller holds the lock."""
-    part = target.with_name(target.name + ".part")
-    if not (sha256 or md5):  # a part of unknown origin could belong to another version of the file
-        part.unlink(missing_ok=True)
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        with urllib.request.build_opener(_SafeRedirects).open(request, timeout=_TIMEOUT_SECONDS) as response:
-            _receive(response, part, have)
-    except urllib.error.HTTPError as fault:
-        if fault.code != 416:  # the part is as long as the file, or longer: the hash tells
-            raise
-    wrong = _hash_fault(part, sha256, md5)
-    if wrong:
-        part.unlink()
-        raise OSError(f"the file that came is not the expected one: {wrong}")
-    os.replace(part, target)
-
-
-def _receive(response: Any, part: Path, have: int) -> None:
-    resumes = response.status == 206 and str(response.headers.get("Content-Range", "")).startswith(f"bytes {have}-")
-    if response.status == 206 and not resumes:
-        raise OSError("the server answered with another part of the file than was asked for")
-    left = response.headers.get("Content-Length")
-    received = 0
-    with part.open("ab" if resumes else "wb") as stream:
-        while chunk := response.read(_CHUNK):
-            stream.write(chunk)
-            received += len(chunk)
-        stream.flush()
-        os.fsync(stream.fileno())
-    if left is not None and received != int(left):
-        raise OSError(f"the transfer broke off after {received} of {left} bytes; run again to go on")
 
 
 # Other schemes ----------------------------------------------------------------------------------------------------
@@ -238,10 +202,10 @@ def register_handler(handler: PathHandler) -> None:
     _Paths.prefixes += handler._get_supported_prefixes()
 
 
-def _foreign(url: str, scheme: str, sha256: str | None, md5: str | None) -> Path:
+def _foreign(url: str, scheme: str, hashes: Hashes) -> Path:
     if not url.startswith(tuple(_Paths.prefixes)) or not _Paths.prefixes:
         known = ["https", "http", hub.SCHEME, "file", *(prefix.split(":")[0] for prefix in _Paths.prefixes)]
         raise DataError(f"{url}: nothing is registered for {scheme}://; there are {', '.join(known)} "
                         f"({did_you_mean(scheme, known)} Other schemes need "
                         "lavis_lite.files.register_handler(<an iopath PathHandler>).)")
-    return _checked(url, Path(path_manager().get_local_path(url)), sha256, md5)
+    return _checked(url, Path(path_manager().get_local_path(url)), hashes)

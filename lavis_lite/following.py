@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from lavis_lite.config.layers import read_yaml
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.checkpoints.load import load_checkpoint
 from lavis_lite.models.checkpoints.stored import hash_of, stored_record
-from lavis_lite.models.provenance import SHORT_HASH, WeightRecord, WeightSource, mark_loaded, sources_of
+from lavis_lite.models.provenance import FOLLOWED, SHORT_HASH, WeightRecord, WeightSource, mark_loaded, sources_of
 from lavis_lite.run_files import CHECKPOINTS
 
 Locate = Callable[[WeightSource], Path | None]
@@ -96,11 +98,40 @@ def _require(source: WeightSource, path: Path | None, parts: set[str], count: in
     return path
 
 
-def differing_backbones(model: BaseModel, record: WeightRecord, checkpoint: str) -> Iterator[str]:
-    """A note on each frozen backbone that is not the one that a checkpoint was trained with."""
-    now = {name.split(".")[0]: source for name, source in sources_of(model).items()
-           if source.kind in ("encoder", "language model")}
+def differing_sources(model: nn.Module, record: WeightRecord, lacking: Iterable[str]) -> Iterator[str]:
+    """A clause on each source of what a checkpoint lacks that is not the one that it was trained with.
+
+    Args:
+        model: with its weights.
+        record: of the checkpoint.
+        lacking: names of the model that the checkpoint does not have.
+    """
+    now: dict[str, dict[str, WeightSource]] = {}
+    sources = sources_of(model)
+    for name in lacking:
+        now.setdefault(name.split(".")[0], {})[sources[name].sha256] = sources[name]
     for then in record.sources:
-        own = now.get(then.part)
-        if own is not None and own.kind == then.kind and then.sha256 and own.sha256 not in ("", then.sha256):
-            yield f"note: {checkpoint} was trained with the {then.kind} {then.describe()}; here it is {own.describe()}"
+        found = now.get(then.part, {})
+        if then.kind in FOLLOWED and then.sha256 and found and not {"", then.sha256} & found.keys():
+            own = next(iter(found.values()))
+            yield f"was trained with the {then.kind} {then.describe()}; here it is {own.describe()}"
+
+
+def refuse_other_sources(model: BaseModel, stored: Any, given: Container[str], checkpoint: Path) -> None:
+    """Refuse to resume a run with other frozen weights than it began with.
+
+    Args:
+        model: with its weights; one without a record is not asked.
+        stored: the record in the checkpoint's manifest; None: it has none.
+        given: names that the checkpoint has.
+        checkpoint: the run's.
+
+    Raises:
+        CheckpointError: naming the part, what it was and what it is.
+    """
+    if stored is None or not model.weight_record.sources:
+        return
+    record = WeightRecord.from_dict(stored, f"{checkpoint}: weights")
+    for clause in differing_sources(model, record, [name for name in model.state_dict() if name not in given]):
+        raise CheckpointError(f"{checkpoint} {clause}. A run goes on with the frozen weights that it began with: put "
+                              f"these back, or begin a new run with model.pretrained={checkpoint}.")

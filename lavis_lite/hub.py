@@ -6,13 +6,23 @@ hub's own cache, where transformers finds them too; the hub's client resumes bro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavis_lite.errors import DataError
+from lavis_lite.errors import DataError, shown
 
 SCHEME = "hf"
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
+_REPOSITORY = re.compile(rf"(?:{_NAME}/)?{_NAME}")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,200}")
+
+
+def is_repository(name: str) -> bool:
+    """Whether a text is `name` or `owner/name` as the hub allows them."""
+    return (len(name) <= 96 and _REPOSITORY.fullmatch(name) is not None and "--" not in name and ".." not in name
+            and not name.endswith(".git"))
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,10 @@ class HubName:
         owner, _, rest = url.removeprefix(f"{SCHEME}://").partition("/")
         name, _, path = rest.partition("/")
         name, _, revision = name.partition("@")
-        if not owner or not name or ".." in path.split("/"):
-            raise DataError(f"{url}: write hf://owner/name/path/to/file, or hf://owner/name for a whole repository.")
+        wrong = bool(revision) and _REVISION.fullmatch(revision) is None
+        if not owner or not is_repository(f"{owner}/{name}") or wrong or ".." in path.split("/") or "\0" in path:
+            raise DataError(f"{shown(url)}: write hf://owner/name/path/to/file, or hf://owner/name for a whole "
+                            "repository.")
         return cls(f"{owner}/{name}", revision or None, path)
 
     @property

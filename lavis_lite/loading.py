@@ -18,9 +18,9 @@ from lavis_lite.weights import build_model
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SPELLINGS = {"float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
-WAYS_ON = ("Name weights with checkpoint=PATH, or a run with run=RUN (on the command line --checkpoint, --run). "
+REMEDIES = ("Name weights with checkpoint=PATH, or a run with run=RUN (on the command line --checkpoint, --run). "
            "allow_untrained=True (--allow-untrained) builds the model with random weights.")
-"""for those who load a model that nobody has trained"""
+"""what to do if a model is loaded that nobody has trained"""
 
 
 def load_section(section: Any, *, is_eval: bool = False, device: Any = "cpu", checkpoint: str | Path | None = None,
@@ -31,10 +31,10 @@ def load_section(section: Any, *, is_eval: bool = False, device: Any = "cpu", ch
     Args:
         section: of the model's `config_class`.
         say: takes the sentence that tells what was loaded.
-        allow_untrained: false: with is_eval, trainable weights must come from a checkpoint.
+        allow_untrained: if false, trainable weights of a model with is_eval must come from a checkpoint.
 
     Raises:
-        CheckpointError: they do not.
+        CheckpointError: they do not; see `refuse_untrained`.
     """
     where = pick_device(device)
     wanted = None if dtype is None else dtype_name(dtype)
@@ -42,7 +42,7 @@ def load_section(section: Any, *, is_eval: bool = False, device: Any = "cpu", ch
                **precisions(section, where, wanted, is_eval)}
     model = build_model(dataclasses.replace(section, **changes), say)
     if is_eval and not allow_untrained:
-        refuse_untrained(model, WAYS_ON)
+        refuse_untrained(model, REMEDIES)
     model.train(not is_eval)
     whole = DTYPES[wanted] if is_eval and wanted else None
     return place(model, where, whole, language_model_stays=device_map is not None or quantization is not None)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import threading
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
-from lavis_lite.errors import RegistryError, did_you_mean
+from lavis_lite.errors import RegistryError, did_you_mean, shown
 
 T = TypeVar("T")
 PLUGIN_GROUP = "lavis_lite.plugins"
@@ -77,12 +78,15 @@ class Registry(Generic[T]):
         Raises:
             RegistryError: unknown name; the message has the nearest names.
         """
+        if not isinstance(name, str):
+            raise RegistryError(f"the name of a {self.kind} is text, not a {type(name).__name__}; "
+                                f"{did_you_mean('', self.names())}")
         if name not in self._classes and name in self.builtins:
             _load(self.builtins[name])
         if name not in self._classes:
             load_plugins()
         if name not in self._classes:
-            raise RegistryError(f"unknown {self.kind} {name!r}: {did_you_mean(str(name), self.names())}")
+            raise RegistryError(f"unknown {self.kind} {shown(name)}: {did_you_mean(name, self.names())}")
         return self._classes[name]
 
     def names(self) -> list[str]:
@@ -90,22 +94,24 @@ class Registry(Generic[T]):
         return sorted(self.builtins.keys() | self._classes.keys())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._classes or name in self.builtins
+        return isinstance(name, str) and (name in self._classes or name in self.builtins)
 
 
 class _Plugins:
     """Entry points are looked up once per process, on the first name that is not known already."""
 
     loaded = False
+    lock = threading.RLock()
 
 
 def load_plugins() -> None:
     """Import every entry point of the group `lavis_lite.plugins`; importing runs its decorators."""
-    if _Plugins.loaded:
-        return
-    _Plugins.loaded = True
-    for entry in metadata.entry_points(group=PLUGIN_GROUP):
-        entry.load()
+    with _Plugins.lock:
+        if _Plugins.loaded:
+            return
+        _Plugins.loaded = True  # before they are imported: a plugin may ask for names itself
+        for entry in metadata.entry_points(group=PLUGIN_GROUP):
+            entry.load()
 
 
 BUILDERS = {

@@ -8,12 +8,12 @@ from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel
 
 
-def refuse_untrained(model: BaseModel, ways_on: str) -> None:
+def refuse_untrained(model: BaseModel, remedies: str) -> None:
     """Refuse a model that has trainable parameters which nothing loaded.
 
     Args:
         model: built by `weights.build_model`; its `weight_record` is asked.
-        ways_on: what a user can do instead, as finished sentences.
+        remedies: what a user can do instead, as finished sentences.
 
     Raises:
         CheckpointError: names the parts, with the number of tensors of each.
@@ -24,4 +24,4 @@ def refuse_untrained(model: BaseModel, ways_on: str) -> None:
         parts = Counter(name.split(".")[0] for name in names)
         listed = ", ".join(f"{part} ({count})" for part, count in parts.items())
         raise CheckpointError(f"no checkpoint has {len(names)} of the trainable tensors of {type(model).__name__}: "
-                              f"{listed}. Their values are random, so results would mean nothing. {ways_on}")
+                              f"{listed}. Their values are random, so results would mean nothing. {remedies}")

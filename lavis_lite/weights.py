@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -20,8 +21,10 @@ from typing import Any
 from lavis_lite import files, hub
 from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.models.provenance import WeightSource
+from lavis_lite.redaction import reveal
 from lavis_lite.registry import registry
 from lavis_lite.run_files import CHECKPOINTS, checkpoint_of_run
+from lavis_lite.threads import one_at_a_time
 
 LAVIS_BUCKET = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
 VISION_WEIGHTS = {
@@ -38,7 +41,7 @@ PACKAGED = {"vit_weights": "vit.safetensors", "tokenizer": "tokenizer"}
 """key -> what its value `mini` stands for, in the package's assets/mini"""
 PACKAGED_PREFIX = "mini/"
 """`mini/opt` is a packaged language model, `mini/stage1` a packaged checkpoint"""
-FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin", ".json", ".txt")
+FILE_ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".json", ".txt")
 NO_FILE = ("random", "timm")
 """values of a weights key that name no file: leave the random start; timm downloads its own"""
 HUB_FILES = {
@@ -85,8 +88,7 @@ class Need:
 
     def _looks_like_hub(self) -> bool:
         """`name` or `owner/name`, with no file suffix."""
-        name = self.value.strip("/")
-        return name == self.value and name.count("/") <= 1 and not name.endswith(FILE_ENDINGS)
+        return hub.is_repository(self.value) and not self.value.endswith(FILE_ENDINGS)
 
     def found(self) -> bool:
         """Whether it is on this machine."""
@@ -237,11 +239,12 @@ def localised(model: Any) -> Any:
     return dataclasses.replace(model, **{key: str(path) for key, path in found.items()})
 
 
+@one_at_a_time
 def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
     """A model with all that its section names: frozen weights, initial weights, checkpoints over them.
 
     A run's checkpoint that lacks what its run kept frozen brings it along: it knows where that came from. The model's
-    `weight_record` says where every tensor has its values from.
+    `weight_record` says where every tensor has its values from. One thread builds at a time, others wait.
 
     Args:
         section: of the model's `config_class`.
@@ -277,12 +280,12 @@ def locate_source(source: WeightSource) -> Path | None:
 
     Its name goes before the path of then, which may be another machine's.
     """
-    need = Need("pretrained", source.name)
+    need, path = Need("pretrained", reveal(source.name)), reveal(source.path or "")
     try:
         here = need.fetch() if need.remote() or source.is_packaged else need.local()
     except DataError:
         here = None
-    return here or (Path(source.path) if source.path and Path(source.path).exists() else None)
+    return here or (Path(path) if path and Path(path).exists() else None)
 
 
 def encoder_identity(model: Any) -> dict[str, Any]:
@@ -314,6 +317,8 @@ def assets() -> Path:
 def packaged(name: str) -> Path | None:
     """The file or folder of a packaged name such as `mini/opt` or `mini/stage1`; None: there is none."""
     rest = name.removeprefix(PACKAGED_PREFIX)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", rest):
+        return None
     paths = [assets() / "checkpoints" / f"{rest}.safetensors", assets() / rest]
     return next((path for path in paths if rest and path.exists()), None)
 

@@ -152,3 +152,6 @@ def test_a_frozen_qformer_is_found_again_after_a_conversion() -> None:
     for name in ("out", "whole.safetensors"):
         again = build_model(section(pretrained=name))
         assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    convert(found, "lavis", "out.pth")  # LAVIS has the backbones, and a Q-Former only if the file has it
+    names = torch.load("out.pth", weights_only=True)["model"].keys()
+    assert {name.partition(".")[0] for name in names} == {"Qformer", "query_tokens", "ln_vision", "opt_proj"}

@@ -1,7 +1,7 @@
 """Every command and code block of README.md and docs/ is run.
 
 Blocks whose first line is `# file: NAME` are written to a folder that has `projects/` of the repository; then each
-YAML of a page is trained, each command of a `bash` block is run (both shortened by `SMALL`), and the output of each
+YAML of a page is trained, each command of a `bash` block is run (both shown by `SMALL`), and the output of each
 `console` block must be what the page shows.
 """
 
@@ -120,7 +120,7 @@ def test_the_row_of_the_docs_is_a_row(workplace: Path) -> None:
                          ids=lambda block: block.page)
 def test_python_blocks_run(block: Block, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for recipe in sorted(set(re.findall(r'run="output/([^"]+)"', block.text))):
-        assert run_command("train", ["--cfg-path", f"projects/{recipe}.yaml", "--options", *shortened(recipe)]) == 0
+        assert run_command("train", ["--cfg-path", f"projects/{recipe}.yaml", "--options", *shown(recipe)]) == 0
     exec(compile(block.text, block.page, "exec"), {"__name__": "__main__"})
     assert "Error" not in capsys.readouterr().err
 
@@ -141,7 +141,7 @@ def test_commands_run(page: str, workplace: Path, cache: Path, capsys: pytest.Ca
         assert run(shlex.split(line), cache) == 0, (line, capsys.readouterr())
 
 
-def shortened(line: str) -> list[str]:
+def shown(line: str) -> list[str]:
     """Options that make a documented training one of seconds; none where the recipe is of the paper's scale."""
     if any(name in line for name in PAPER_SCALE):
         return []
@@ -163,11 +163,11 @@ def with_options(words: list[str], before: list[str], after: list[str]) -> list[
 
 
 def run(words: list[str], cache: Path) -> int:
-    """Run one command of the docs, a training shortened."""
+    """Run one command of the docs, a training shown."""
     if "train.py" in words:
-        words = with_options(words, [], shortened(" ".join(words)))
+        words = with_options(words, [], shown(" ".join(words)))
     elif "evaluate.py" in words and {"--run", "--run-dir", "--resume"} & set(words):  # of a training of this page
-        size = shortened(" ".join(words)) if "--resume" in words else []
+        size = shown(" ".join(words)) if "--resume" in words else []
         words = with_options(words, [*size, "run.test_splits=[test]"], [])
     elif "evaluate.py" in words:
         small = [option.replace("mini_world_caption", "mini_world_vqa") if "vqa" in words[-1] else option

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from lavis_lite import files
+from lavis_lite.download import SafeRedirects
 from lavis_lite.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -198,7 +201,8 @@ def test_not_found_names_url_target_and_command(site, tmp_path):
 
 def start_fetch(site: Site, **environment: str) -> subprocess.Popen[str]:
     """Another process that fetches /file with its hash and prints the path."""
-    code = f"from lavis_lite import files; files._CHUNK = 65536; print(files.fetch({site.url + '/file'!r}, {SHA256!r}))"
+    code = ("from lavis_lite import download, files; download.CHUNK = 65536; "
+            f"print(files.fetch({site.url + '/file'!r}, {SHA256!r}))")
     return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env={**os.environ, **environment}, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -256,11 +260,11 @@ def test_redirects_to_other_schemes_are_refused(site, tmp_path, place):
 
 
 def test_redirects_never_step_down():
-    handler = files._SafeRedirects()
-    request = files.urllib.request.Request("https://example.org/a")
+    handler = SafeRedirects()
+    request = urllib.request.Request("https://example.org/a")
     for place, words in (("http://example.org/a", "not https"), ("https://127.0.0.1/a", "this machine"),
                          ("https://localhost/a", "this machine"), ("file:///etc/passwd", "not https")):
-        with pytest.raises(files.urllib.error.URLError, match=words):
+        with pytest.raises(urllib.error.URLError, match=words):
             handler.redirect_request(request, None, 302, "", {}, place)
     assert handler.redirect_request(request, None, 302, "", {}, "https://cdn.example.org/a").full_url.startswith("https")
 

@@ -67,7 +67,9 @@ def test_a_run_folder_stands_for_its_checkpoint_and_a_run_of_a_run_is_followed(t
     third = build_model(section(pretrained=str(again)))
     assert same(state(third), state(second))
     line = third.weight_record.describe(3)
-    assert line.startswith("mini/stage1 + ") and "(step 7, sha256 " in line and line.endswith("then 3 steps here")
+    assert second.weight_record.sources[-1].name == str(checkpoint), "a run's folder may stand for another one later"
+    assert line.startswith(f"mini/stage1 + {again} ") and "(step 7, sha256 " in line
+    assert line.endswith("then 3 steps here")
 
 
 def test_a_part_that_a_later_run_trains_is_followed_too(checkpoint: Path, trained: Any) -> None:
@@ -124,7 +126,24 @@ def test_another_backbone_than_the_checkpoint_was_trained_with_is_noted(checkpoi
     save_file({name: tensor + 0.5 for name, tensor in load_file(assets() / "vit.safetensors").items()}, other)
     said: list[str] = []
     build_model(section(pretrained=str(checkpoint), vit_weights=str(other)), said.append)
-    assert any("was trained with the encoder mini; here it is" in line for line in said)
+    assert any(f"note: {checkpoint} was trained with the encoder mini; here it is {other}" in line for line in said)
+
+
+def test_a_run_is_not_resumed_with_other_frozen_weights(checkpoint: Path, tmp_path: Path) -> None:
+    other = tmp_path / "stage1.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(STAGE1).items()}, other)
+    assert checkpointing.load(checkpoint, build_model(section()))["step"] == 150
+    with pytest.raises(CheckpointError, match=r"was trained with the checkpoint mini/stage1; here it is .*stage1\.saf"):
+        checkpointing.load(checkpoint, build_model(section(pretrained=str(other))))
+
+
+def test_a_checkpoint_with_another_byte_is_not_started_from(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="differs from the manifest's, so it was altered or damaged"):
+        build_model(section(pretrained=str(checkpoint)))
 
 
 # hooks and unfreezing -------------------------------------------------------------------------------------------------

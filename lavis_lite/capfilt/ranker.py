@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.finite import check_finite
+from lavis_lite.threads import one_at_a_time
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 PAPER_CLIP = "openai/clip-vit-large-patch14"
@@ -75,6 +76,7 @@ def _embeds(features: Any) -> Tensor:
     return features if isinstance(features, Tensor) else features.pooler_output
 
 
+@one_at_a_time
 def load_clip(name: str, device: torch.device) -> ClipRanker:
     """A CLIP model by its folder or hub name.
 

@@ -19,7 +19,7 @@ def program(command: str) -> str:
     return f"{SCRIPT if called == SCRIPT else 'python -m lavis_lite'} {command}"
 
 
-def say_once(text: str, file: TextIO | None = None) -> None:
+def print_once(text: str, file: TextIO | None = None) -> None:
     """Print a line, in the first of all processes only; standard output by default."""
     if (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0":
         print(text, file=file or sys.stdout, flush=True)

@@ -105,12 +105,10 @@ def thoroughness(chosen: argparse.Namespace) -> Thoroughness:
     """How much is looked at, with the tokenizer loaded."""
     from lavis_lite.models.text_tokens import TextTokenizer
 
-    tokenizer = TextTokenizer(chosen.tokenizer).loaded
-
-    def count(texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
-
-    return Thoroughness(count, chosen.tokenizer, chosen.max_tokens, chosen.images, chosen.sheet, chosen.samples)
+    tokenizer = TextTokenizer(chosen.tokenizer)
+    tokenizer.lengths(["a"])  # one that is not here is told of now
+    return Thoroughness(tokenizer.lengths, chosen.tokenizer, chosen.max_tokens, chosen.images, chosen.sheet,
+                        chosen.samples)
 
 
 def chosen_section(chosen: argparse.Namespace) -> tuple[str, DatasetConfig, list[str], list[str] | None]:

@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{chosen.folder} has an index; --again writes it anew")
         return 0
     index = shard_scan.index_folder(chosen.folder, chosen.keep, chosen.skip_bad, chosen.workers, dots=chosen.dots)
-    print(f"{index.samples} samples in {len(index.shards)} shard{'s' if len(index.shards) > 1 else ''}: "
-          f"{chosen.folder}")
+    samples, shards = (f"{count} {what}{'s' if count > 1 else ''}" for count, what in
+                       ((index.samples, "sample"), (len(index.shards), "shard")))
+    print(f"{samples} in {shards}: {chosen.folder}")
     return 0

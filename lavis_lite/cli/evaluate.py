@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from lavis_lite.cli.console import program, say_once
+from lavis_lite.cli.console import print_once, program
 from lavis_lite.cli.train import add_common, carry_out
 from lavis_lite.config.compose import Composition, compose
 from lavis_lite.errors import ConfigError
@@ -63,18 +63,18 @@ def _composed(arguments: argparse.Namespace) -> tuple[Composition, str]:
     """(the evaluation, the file that describes it)."""
     from lavis_lite.runs import compose_evaluation, find_checkpoint, hint_at_run, resume_evaluation
 
-    say = partial(say_once, file=sys.stderr if arguments.print_config else sys.stdout)
+    log = partial(print_once, file=sys.stderr if arguments.print_config else sys.stdout)
     if arguments.run is None:
         if arguments.checkpoint is not None:
             raise ConfigError(f"--checkpoint {arguments.checkpoint} names a checkpoint of --run, which is not given. "
                               "With --cfg-path, name a checkpoint folder with --resume.")
         composition = compose(arguments.cfg_path, ["run.evaluate=true", *arguments.options])
         if arguments.resume is None and (hint := hint_at_run(arguments.cfg_path)):
-            say(hint)
-        return resume_evaluation(composition, arguments.resume, say), arguments.cfg_path
+            log(hint)
+        return resume_evaluation(composition, arguments.resume, log), arguments.cfg_path
     if arguments.resume is not None:
         raise ConfigError("--run and --resume exclude each other: both say which weights to evaluate.")
     chosen = find_checkpoint(arguments.run, arguments.checkpoint)
-    say(f"evaluating {chosen.describe()}")
+    log(f"evaluating {chosen.describe()}")
     composition = compose_evaluation(chosen, arguments.options, arguments.cfg_path)
     return composition, arguments.cfg_path or chosen.config_layer().name

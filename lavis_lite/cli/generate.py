@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
                            help="go on although trainable weights are random, because no checkpoint has them")
     for name, (kind, help_) in OPTIONS.items():
         arguments.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{help_} (default: the arch's own)")
+    arguments.add_argument("--penalise-prompt", action="store_true", help="--repetition-penalty also counts the prompt")
     arguments.add_argument("--nucleus", action="store_true", help="sample instead of searching")
     arguments.add_argument("--seed", type=int, default=42, help="with --nucleus: a picture's draws depend on this only")
     arguments.add_argument("--batch-size", type=int, default=8)
@@ -124,6 +125,8 @@ def generation_settings(chosen: argparse.Namespace, arch: str) -> dict[str, Any]
     settings = {name: getattr(chosen, name) for name in OPTIONS if getattr(chosen, name) is not None}
     if chosen.nucleus:
         settings["use_nucleus_sampling"] = True
+    if chosen.penalise_prompt:
+        settings["penalise_prompt"] = True
     cls = registry.get_model_class(arch)
     if not hasattr(cls, "generate"):
         raise ConfigError(f"{arch}: this model writes no text; try blip2_opt.")

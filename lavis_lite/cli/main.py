@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from lavis_lite import exits, limits
 from lavis_lite.errors import LavisLiteError, did_you_mean
+from lavis_lite.redaction import masked_output
 
 TRACEBACK = "--traceback"
 """understood by every command"""
@@ -51,7 +52,7 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     with_traceback = TRACEBACK in words
     exits.report_to(None)
-    with exits.stop_signals_raise():
+    with masked_output(), exits.stop_signals_raise():
         try:
             return _called(name, [word for word in words if word != TRACEBACK])
         except (Exception, KeyboardInterrupt, exits.Terminated) as fault:

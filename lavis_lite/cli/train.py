@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from lavis_lite.cli.console import program, say_once
+from lavis_lite.cli.console import print_once, program
 from lavis_lite.config.compose import Composition, compose, to_yaml
 from lavis_lite.config.preflight import check, fetch_hint, missing
 from lavis_lite.errors import Faults
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
 def add_common(arguments: argparse.ArgumentParser) -> None:
     """The arguments that training and evaluation share word for word."""
-    arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE",
+    arguments.add_argument("--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                            help="override settings, for example run.max_iters=200 model.qformer_dropout=0")
     arguments.add_argument("--print-config", action="store_true",
                            help="show every setting and the layer that set it, and stop")
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if composition.config.run.evaluate:
         from lavis_lite.runs import resume_evaluation
 
-        composition, arguments.resume = resume_evaluation(composition, arguments.resume, say_once), None
+        composition, arguments.resume = resume_evaluation(composition, arguments.resume, print_once), None
     return carry_out(composition, arguments, arguments.cfg_path)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lavis_lite import redaction
 from lavis_lite.config import schema
 from lavis_lite.config.layers import SECTIONS, Layer, base_chain, flatten, merge, parse_options, read_yaml
+from lavis_lite.config.plain import plain
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.config.typed import Checker
-from lavis_lite.errors import ConfigError, Faults, RegistryError, did_you_mean
+from lavis_lite.errors import ConfigError, Faults, RegistryError, did_you_mean, shown
 from lavis_lite.registry import registry
 
 CONFIGS = resources.files("lavis_lite") / "configs"
@@ -78,6 +80,7 @@ def compose_layers(own: Sequence[Layer], cfg_path: Path) -> Composition:
     """
     if faults := section_faults(own):
         raise Faults(f"{cfg_path}:", faults)
+    redaction.remember_environment([layer.content for layer in own])
     chosen, _ = merge(own)
     faults = import_plugins(chosen.get("imports") or [], cfg_path)
     defaults, default_faults = default_layers(chosen)
@@ -99,15 +102,34 @@ def overlaid(composition: Composition, layer: Layer) -> Composition:
 
 
 def section_faults(layers: Sequence[Layer]) -> list[str]:
-    """Top-level keys that are no section, and sections that are no mapping."""
+    """Top-level keys that are no section, and sections of another shape than they must have."""
     faults = []
     for layer in layers:
         for key, content in layer.content.items():
             if key not in SECTIONS:
-                faults.append(f"{layer.name}: unknown section {key!r}; {did_you_mean(key, SECTIONS)}")
-            elif key != "imports" and content is not None and not isinstance(content, Mapping):
-                faults.append(f"{layer.name}: {key}: must be a section of keys, not {content!r}.")
+                faults.append(f"{layer.name}: unknown section {shown(key)}; {did_you_mean(key, SECTIONS)}")
+            elif problem := _shape_problem(key, content):
+                faults.append(f"{layer.name}: {problem}")
     return faults
+
+
+def _shape_problem(key: str, content: Any) -> str:
+    """What is wrong with the shape of a section; "" when nothing is."""
+    if content is None:
+        return ""
+    if key == "imports":
+        named = isinstance(content, list) and all(map(_is_module_name, content))
+        return "" if named else f"imports: must be a list of modules, such as [my_plugin], not {shown(content)}."
+    if not isinstance(content, Mapping):
+        return f"{key}: must be a section of keys, not {shown(content)}."
+    for name, section in content.items() if key == "datasets" else ():
+        if section is not None and not isinstance(section, Mapping):
+            return f"datasets.{name}: must be a section of keys, not {shown(section)}."
+    return ""
+
+
+def _is_module_name(name: Any) -> bool:
+    return isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
 
 
 def import_plugins(names: Sequence[str], cfg_path: Path) -> list[str]:
@@ -117,8 +139,8 @@ def import_plugins(names: Sequence[str], cfg_path: Path) -> list[str]:
     faults = []
     for name in names:
         try:
-            importlib.import_module(str(name))
-        except ImportError as fault:
+            importlib.import_module(name)
+        except (ImportError, SyntaxError) as fault:
             faults.append(f"{cfg_path}: imports: {name}: {fault}. Modules are looked up from the working folder "
                           f"({Path.cwd()}) and the installed packages.")
     return faults
@@ -129,15 +151,24 @@ def default_layers(chosen: DictConfig) -> tuple[list[Layer], list[str]]:
     layers: list[Layer] = []
     faults: list[str] = []
     model = chosen.get("model") or {}
-    arch, model_type = (str(model.get(key, getattr(ModelConfig, key))) for key in ("arch", "model_type"))
+    arch, model_type = (str(_filled_in(model, key, getattr(ModelConfig, key))) for key in ("arch", "model_type"))
     layer, fault = model_layer(arch, model_type)
     layers += [layer] if layer else []
     faults += [fault] if fault else []
     for name, section in (chosen.get("datasets") or {}).items():
-        layer, fault = dataset_layer(str(name), section or {})
+        named = {key: _filled_in(section or {}, key, None) for key in ("builder", "type")}
+        layer, fault = dataset_layer(str(name), {key: value for key, value in named.items() if value is not None})
         layers += [layer] if layer else []
         faults += [fault] if fault else []
     return layers, faults
+
+
+def _filled_in(section: Any, key: str, default: Any) -> Any:
+    """A value of a section that decides which defaults belong to it, its interpolation filled in."""
+    try:
+        return section.get(key, default)
+    except (OmegaConfBaseException, RecursionError) as fault:
+        raise ConfigError(f"{key}: the interpolation in it cannot be resolved: {str(fault).splitlines()[0]}") from fault
 
 
 def model_types(arch: str) -> dict[str, Path]:
@@ -212,8 +243,7 @@ def dataset_rows(name: str) -> dict[str, Any]:
 
 def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[Layer | None, str | None]:
     """(the default layer of a data set, or what is wrong with its name or type)."""
-    path = Path(str(CONFIGS / "datasets" / f"{name}.yaml"))
-    if not path.is_file():
+    if name not in dataset_names():
         if section.get("builder") or name in registry.builder:
             return None, None
         return None, (f"datasets.{name}: neither a data set of the package nor a registered builder; "
@@ -228,11 +258,7 @@ def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[Layer | None, 
 def _type_sections(composition: Composition) -> None:
     """Fill `composition.config`; whatever does not fit is added to its faults."""
     checker = Checker(composition.where)
-    try:
-        tree = OmegaConf.to_container(composition.tree, resolve=True)
-    except OmegaConfBaseException as fault:
-        raise ConfigError(f"an interpolation cannot be resolved: {' '.join(str(fault).split())}") from fault
-    assert isinstance(tree, dict)
+    tree = _resolved(composition.tree)
     model, run = tree.get("model") or {}, tree.get("run") or {}
     datasets = {str(name): _dataset_section(checker, str(name), section)
                 for name, section in (tree.get("datasets") or {}).items()}
@@ -243,11 +269,39 @@ def _type_sections(composition: Composition) -> None:
         datasets=datasets,
         run=_run_section(checker, run),
         imports=[str(name) for name in tree.get("imports") or []],
-        provenance=composition.provenance)
+        provenance=composition.provenance,
+        as_written=dict(_interpolations(OmegaConf.to_container(composition.tree, resolve=False))))
     _fill_processors(config)
     config.notes = checker.notes
     composition.faults += checker.faults
     composition.config = config
+
+
+def _resolved(tree: DictConfig) -> dict[str, Any]:
+    """The plain containers of a merged tree, interpolations filled in.
+
+    Raises:
+        ConfigError: one of them cannot be filled in, or gives something that a configuration cannot hold.
+    """
+    try:
+        found = OmegaConf.to_container(tree, resolve=True)
+    except RecursionError as fault:
+        raise ConfigError("an interpolation cannot be resolved: it leads back to itself.") from fault
+    except (OmegaConfBaseException, TypeError, ValueError) as fault:
+        raise ConfigError(f"an interpolation cannot be resolved: {' '.join(str(fault).split())[:400]}") from fault
+    checked: dict[str, Any] = plain(found, "after interpolation", resolved=True)
+    if faults := section_faults([Layer("after interpolation", checked)]):
+        raise Faults("the configuration", faults)
+    return checked
+
+
+def _interpolations(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(keys, value as written) of every leaf with an interpolation in it."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _interpolations(value, (*path, str(key)))
+    elif "${" in str(tree):
+        yield path, tree
 
 
 def _config_class(kind: Any, name: str, base: type) -> type:
@@ -303,9 +357,9 @@ def to_yaml(composition: Composition, with_layers: bool = False) -> str:
 
     Interpolations stay as written, so that no environment variable ends in a file or a log.
     """
-    plain: Any = OmegaConf.to_container(composition.tree, resolve=False)
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10_000)
-    return _annotate(plain, composition) if with_layers else text
+    tree: Any = OmegaConf.to_container(composition.tree, resolve=False)
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
+    return redaction.mask(_annotate(tree, composition) if with_layers else text)
 
 
 def _annotate(plain: dict[str, Any], composition: Composition) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.config.plain import plain
+from lavis_lite.errors import ConfigError, did_you_mean, shown
 
+YAML_ERRORS = (yaml.YAMLError, OmegaConfBaseException, ValueError, KeyError, TypeError, AttributeError, OverflowError,
+               RecursionError, OSError)
+"""what OmegaConf and PyYAML raise for a text that is no YAML, the last five for scalars that do not fit their tag"""
 SECTIONS = ("model", "preprocess", "datasets", "run", "imports", "base")
 OPTIONS = "--options"
 
@@ -31,6 +36,21 @@ def read_yaml(path: Path, wanted_by: str = "") -> dict[str, Any]:
     Raises:
         ConfigError: missing, unreadable, not YAML, or not a mapping; names the file and the line where known.
     """
+    try:
+        _require_file(path, wanted_by)
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as fault:  # ValueError: no UTF-8 text, or a null character in the name
+        reason = getattr(fault, "strerror", None) or fault
+        raise ConfigError(f"{shown(str(path))}: cannot be read{wanted_by} ({reason}).") from fault
+    content = _parsed(text, str(path))
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise ConfigError(f"{path}: the file must hold the sections {', '.join(SECTIONS)}, not a {kind}.")
+    return content
+
+
+def _require_file(path: Path, wanted_by: str) -> None:
+    """Raise a ConfigError that helps where a path is a folder or nothing."""
     if path.is_dir():
         inside = sorted(other.name for other in path.glob("*.yaml"))
         named = ", ".join(inside[:5]) + (f", ... ({len(inside)} in all)" if len(inside) > 5 else "")
@@ -39,15 +59,16 @@ def read_yaml(path: Path, wanted_by: str = "") -> dict[str, Any]:
         siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         hint = f" In {path.parent}: {did_you_mean(path.name, siblings)}" if siblings else ""
         raise ConfigError(f"{path}: no such file{wanted_by}.{hint}")
+
+
+def _parsed(text: str, where: str) -> Any:
+    """The plain containers of a YAML text, interpolations kept as text."""
     try:
-        loaded = OmegaConf.load(path)
-        content = OmegaConf.to_container(loaded, resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError, OSError, ValueError) as fault:
-        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(fault).split())[:400]}") from fault
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise ConfigError(f"{path}: the file must hold the sections {', '.join(SECTIONS)}, not a {kind}.")
-    return {str(key): value for key, value in content.items()}
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except YAML_ERRORS as fault:
+        reason = "it is nested too deeply" if isinstance(fault, RecursionError) else " ".join(str(fault).split())
+        raise ConfigError(f"{where}: cannot be read as YAML: {reason[:400]}") from fault
+    return plain(content, where)
 
 
 def base_chain(path: Path) -> list[Layer]:
@@ -80,6 +101,7 @@ def parse_options(options: Sequence[str]) -> Layer:
     """
     content: dict[str, Any] = {}
     for key, text in _pairs(list(options)):
+        plain(key, f"{OPTIONS} {shown(key)}")
         parts = key.split(".")
         if parts[0] not in SECTIONS or (len(parts) < 2 and parts[0] != "imports"):
             raise ConfigError(f"{OPTIONS} {key}={text}: a key is section.name, and for {parts[0]!r} "
@@ -89,7 +111,7 @@ def parse_options(options: Sequence[str]) -> Layer:
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
                 raise ConfigError(f"{OPTIONS} {key}: {part} was set to a plain value by another option.")
-        place[parts[-1]] = parse_value(text)
+        place[parts[-1]] = plain(parse_value(text), OPTIONS, key)
     return Layer(OPTIONS, content)
 
 
@@ -108,7 +130,7 @@ def parse_value(text: str) -> Any:
     """A value of the command line, by YAML's rules (1e-5 is a number); text that is no YAML value stays text."""
     try:
         value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore[index,call-overload]
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError):
+    except YAML_ERRORS:
         return text
     if isinstance(value, dict) and not text.lstrip().startswith("{"):
         return text  # "Question: {} Answer:" is a prompt, not a mapping

@@ -14,15 +14,16 @@ from typing import Any
 from lavis_lite import files
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, DatasetConfig, RunConfig
-from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean
+from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean, shown
 from lavis_lite.launch import launch_from_environment
+from lavis_lite.redaction import mask
 from lavis_lite.registry import registry
 
 POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval",
             "accum_grad_iters", "shuffle_window", "log_freq", "save_freq", "save_every", "val_freq", "keep_checkpoints",
             "max_grad_norm", "dist_timeout_minutes")
 NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
-FRACTIONS = ("beta1", "beta2", "max_bad_fraction", "max_skipped_share", "lr_layer_decay")
+FRACTIONS = ("max_bad_fraction", "max_skipped_share", "lr_layer_decay")
 
 
 def check(composition: Composition) -> list[str]:
@@ -45,7 +46,7 @@ def check(composition: Composition) -> list[str]:
     _check_datasets(config, fault)
     if not any(text.startswith("run.output_dir") for text in faults):
         _check_output(config.run, fault)
-    return faults + launcher_faults()
+    return [mask(text) for text in faults + launcher_faults()]
 
 
 def missing(config: Config) -> list[str]:
@@ -59,7 +60,7 @@ def missing(config: Config) -> list[str]:
         except RegistryError:
             continue  # reported by check
         wanted += builder(name, section).missing_files(splits)
-    return wanted + missing_weights(config)
+    return [mask(text) for text in wanted + missing_weights(config)]
 
 
 def missing_weights(config: Config) -> list[str]:
@@ -79,6 +80,9 @@ def _check_numbers(run: RunConfig, fault: Any) -> None:
     for key in FRACTIONS:
         if not 0.0 <= getattr(run, key) <= 1.0:
             fault(f"run.{key}", f"must be between 0 and 1, not {getattr(run, key)}.")
+    for key in ("beta1", "beta2"):
+        if not 0.0 <= getattr(run, key) < 1.0:  # Adam divides by 1 - beta
+            fault(f"run.{key}", f"must be at least 0 and below 1, not {getattr(run, key)}.")
 
 
 def _check_length(run: RunConfig, fault: Any) -> None:
@@ -191,16 +195,17 @@ def _check_processor(spec: dict[str, Any] | None, path: str, fault: Any) -> None
 
 def _check_output(run: RunConfig, fault: Any) -> None:
     """Whether the output folder can be written: tried with a temporary file in its nearest existing parent."""
-    folder = Path(run.output_dir).absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
+        folder = Path(run.output_dir).absolute()
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder} is a file")
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as problem:
-        fault("run.output_dir", f"{run.output_dir} cannot be written ({problem}); choose another with "
+        reason = problem.strerror or problem
+        fault("run.output_dir", f"{shown(run.output_dir)} cannot be written ({reason}); choose another with "
               "--options run.output_dir=PATH")
 
 

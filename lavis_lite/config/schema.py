@@ -262,3 +262,5 @@ class Config(Section):
     """what passed but has no effect, one sentence each; shown at the start"""
     provenance: dict[str, str] = field(default_factory=dict)
     """dotted key -> the layer that set it"""
+    as_written: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    """keys from the outermost section on -> a value with an interpolation in it, as it was written"""

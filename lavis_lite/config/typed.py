@@ -9,7 +9,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from lavis_lite.errors import did_you_mean, nearest
+from lavis_lite.errors import did_you_mean, nearest, shown
+from lavis_lite.redaction import mask
 
 D = TypeVar("D")
 
@@ -28,7 +29,7 @@ class Checker:
 
     def fault(self, key: str, message: str) -> None:
         """Write down one fault of a dotted key."""
-        self.faults.append(f"{self.where(key)}: {key}: {message}")
+        self.faults.append(mask(f"{self.where(key)}: {key}: {message}"))
 
     def section(self, cls: type[D], content: Any, path: str, extra: Mapping[str, Any] | None = None) -> D:
         """An instance of a dataclass; unknown keys and wrong types become faults, the field keeps its default.
@@ -39,7 +40,7 @@ class Checker:
         if content is None:
             content = {}
         if not isinstance(content, Mapping):
-            self.fault(path, f"must be a section of keys, not {content!r}.")
+            self.fault(path, f"must be a section of keys, not {shown(content)}.")
             content = {}
         hints = typing.get_type_hints(cls)
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -68,7 +69,7 @@ class Checker:
         if origin is Literal:
             if value in args:
                 return True, value
-            self.fault(path, f"{value!r} is not allowed; {did_you_mean(str(value), map(str, args))}")
+            self.fault(path, f"{shown(value)} is not allowed; {did_you_mean(str(value), map(str, args))}")
             return False, None
         if dataclasses.is_dataclass(hint):
             return True, self.section(hint, value, path)  # type: ignore[arg-type]
@@ -89,19 +90,19 @@ class Checker:
                 return True, converted
         if len(options) == 1:  # its own message says more
             return self.convert(value, options[0], path)
-        self.fault(path, f"must be {_names(options)}, not {value!r}.")
+        self.fault(path, f"must be {_names(options)}, not {shown(value)}.")
         return False, None
 
     def _list(self, value: Any, item: Any, path: str) -> tuple[bool, Any]:
         if not isinstance(value, list):
-            self.fault(path, f"must be a list, not {value!r}; write [{value}].")
+            self.fault(path, f"must be a list, not {shown(value)}; write [{str(value)[:80]}].")
             return False, None
         pairs = [self.convert(entry, item, f"{path}.{number}") for number, entry in enumerate(value)]
         return all(ok for ok, _ in pairs), [entry for _, entry in pairs]
 
     def _dict(self, value: Any, item: Any, path: str) -> tuple[bool, Any]:
         if not isinstance(value, Mapping):
-            self.fault(path, f"must be a section of keys, not {value!r}.")
+            self.fault(path, f"must be a section of keys, not {shown(value)}.")
             return False, None
         pairs = {str(key): self.convert(entry, item, f"{path}.{key}") for key, entry in value.items()}
         return all(ok for ok, _ in pairs.values()), {key: entry for key, (_, entry) in pairs.items()}
@@ -114,7 +115,7 @@ class Checker:
             return True, int(value)
         if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
             return True, value
-        self.fault(path, f"must be {_names([hint])}, not {value!r}.")
+        self.fault(path, f"must be {_names([hint])}, not {shown(value)}.")
         return False, None
 
 

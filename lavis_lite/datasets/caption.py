@@ -209,5 +209,5 @@ def own_ids(images: list[str], ids: list[int | str | None]) -> list[int]:
 def _last_number(name: int | str | None) -> int | None:
     if name is None or isinstance(name, int):
         return name
-    digits = re.search(r"\d{1,18}$", name)
+    digits = re.search(r"(?<!\d)\d{1,18}$", name)
     return int(digits.group()) if digits else None

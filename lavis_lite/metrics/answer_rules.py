@@ -8,9 +8,9 @@ one answer per question have `exact`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lavis_lite.metrics.answer_cleaning import normalise, normalise_textvqa, single_line
 from lavis_lite.metrics.options import written_option
@@ -43,13 +43,14 @@ class Truth:
     label: int | None = None
 
 
-def answer_score(prediction: str, answers: Sequence[str], rule: Rule = "official", answer_ids: bool = True,
-                 confidences: Sequence[str] = (), choices: Sequence[str] = ()) -> float:
+def answer_score(prediction: str, answers: Sequence[str | Mapping[str, Any]], rule: Rule = "official",
+                 answer_ids: bool = True, confidences: Sequence[str] = (), choices: Sequence[str] = ()) -> float:
     """Accuracy of one prediction, in [0, 1].
 
     Args:
         prediction: the model's answer.
-        answers: one for each annotator; for multiple choice the text of the right option.
+        answers: one for each annotator, or the annotators' official records {answer, answer_confidence, answer_id};
+            for multiple choice the text of the right option.
         rule: official: the VQA script's, which cleans texts only if the annotators differ; normalised: the same with
             texts always cleaned; textvqa: TextVQA's own cleaning, always; vizwiz: as official, but equal records
             (answer and confidence) are left out together; scienceqa: 1 if the option that the prediction names is the
@@ -57,7 +58,7 @@ def answer_score(prediction: str, answers: Sequence[str], rule: Rule = "official
             texts as written (A-OKVQA); halves: min(1, equal annotators / 2), texts cleaned (iVQA).
         answer_ids: False gives what the official script does to annotations that lack answer_id: it leaves out all
             equal answers at once and not one annotator.
-        confidences: vizwiz: what each annotator's record says besides the answer; absent: nothing.
+        confidences: vizwiz: what each annotator's record says besides the answer; absent: what the records have.
         choices: scienceqa: the options.
 
     An empty prediction scores 0; only the scripts behind official, textvqa and vizwiz let it agree with an answer of
@@ -68,11 +69,22 @@ def answer_score(prediction: str, answers: Sequence[str], rule: Rule = "official
     """
     if not answers:
         raise ValueError("a prediction cannot be scored against no answers")
+    confidences = confidences or confidences_of(answers)
     if confidences and len(confidences) != len(answers):
         raise ValueError(f"{len(confidences)} confidences do not fit {len(answers)} answers")
+    texts = [answer["answer"] if isinstance(answer, Mapping) else answer for answer in answers]
     if rule == "official" and not answer_ids:
         rule, confidences = "vizwiz", ()
-    return truth_score(prediction, Truth(answers, confidences=confidences, choices=choices), rule)
+    return truth_score(prediction, Truth(texts, confidences=confidences, choices=choices), rule)
+
+
+def confidences_of(records: Sequence[Any]) -> list[str]:
+    """`answer_confidence` of each annotator's record; [] if no record has it, or answer_id tells the records apart."""
+    objects = [record for record in records if isinstance(record, Mapping)]
+    has_ids = any("answer_id" in record for record in objects)
+    if has_ids or not any("answer_confidence" in record for record in objects):
+        return []
+    return [str(record.get("answer_confidence", "")) if isinstance(record, Mapping) else "" for record in records]
 
 
 def truth_score(prediction: str, truth: Truth, rule: Rule) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite.errors import DataError, did_you_mean
+from lavis_lite.metrics.answer_rules import confidences_of
 from lavis_lite.metrics.vqa import Id, Truth
 
 IDS = ("question_id", "questionId", "image_id", "id", "image")
@@ -117,12 +118,7 @@ def _truth(row: Mapping[str, Any], where: str) -> Truth:
     answers: list[Any] = [one.get("answer") if isinstance(one, dict) else one for one in given]
     if not answers or not all(isinstance(answer, str) for answer in answers):
         raise DataError(f"{where}: field 'answers' must be a list of answers.")
-    records = [one for one in given if isinstance(one, dict)]
-    told_apart = any("answer_id" in record for record in records)
-    if told_apart or not any("answer_confidence" in record for record in records):
-        return Truth(answers, *types)
-    return Truth(answers, *types, [str(one.get("answer_confidence", "")) if isinstance(one, dict) else ""
-                                   for one in given])
+    return Truth(answers, *types, confidences_of(given) or ())
 
 
 def _choice(row: Mapping[str, Any], where: str, question_type: str, answer_type: str) -> Truth:

@@ -126,8 +126,10 @@ class Blip2LLM(Blip2Writer):
         """Learned tokens of a batch; none if every rank and micro-batch counts alike (lm_reduction per_rank)."""
         if self.language_model.lm_reduction == "per_rank":
             return {}
-        _, shown, targets = self._training_rows(samples, len(pictures_of(samples)))
-        return {"loss": self.language_model.count_tokens(shown, targets)}
+        pictures = pictures_of(samples)
+        _, shown, targets = self._training_rows(samples, len(pictures))
+        vectors = self.query_tokens.shape[1] * (pictures.image.shape[2] if pictures.image.ndim == 5 else 1)
+        return {"loss": self.language_model.count_tokens(shown, targets, vectors)}
 
     def _training_rows(self, samples: dict[str, Any], batch: int) -> tuple[list[str], list[str], list[str]]:
         """(what the Q-Former reads, what the language model reads, what is learned) of every sample."""

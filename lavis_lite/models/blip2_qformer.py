@@ -24,6 +24,7 @@ from lavis_lite.models.decoding import Decoding, QFormerDecoder, decode
 from lavis_lite.models.options import known_options
 from lavis_lite.models.outputs import Blip2Features, Blip2Output
 from lavis_lite.models.pictures import pictures_of
+from lavis_lite.models.plain_text import uncounted
 from lavis_lite.models.qformer import ImageKV, QFormer
 from lavis_lite.models.stage1 import (
     JointPass,
@@ -150,7 +151,8 @@ class Blip2Qformer(Blip2Base):
         """
         if self.lm_reduction == "per_rank":
             return {}
-        return {"loss_lm": int(as_tokens(samples["text_input"], self.tokenizer).mask[:, 1:].sum())}
+        with uncounted(self.tokenizer.cut):
+            return {"loss_lm": int(as_tokens(samples["text_input"], self.tokenizer).mask[:, 1:].sum())}
 
     def encode(self, samples: dict[str, Any]) -> Encoded:
         """Vision encoder, keys and values, and the pass that ITC and ITG share."""

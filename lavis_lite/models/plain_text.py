@@ -7,9 +7,10 @@ of the tokenizer in which no text can spell these words.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -49,6 +50,17 @@ class CutTexts:
     def plus(self, other: CutTexts) -> CutTexts:
         """Both together, for the texts of several ranks."""
         return CutTexts(self.read + other.read, self.cut + other.cut, max(self.longest, other.longest))
+
+
+@contextlib.contextmanager
+def uncounted(*counts: CutTexts) -> Iterator[None]:
+    """Within it texts may be read that will be read again: the counts are put back at its end."""
+    before = [(one, one.read, one.cut, one.longest) for one in counts]
+    try:
+        yield
+    finally:
+        for one, read, cut, longest in before:
+            one.read, one.cut, one.longest = read, cut, longest
 
 
 class PlainEncoder:
@@ -157,8 +169,8 @@ def _is_free(pair: Any, renamed: dict[str, str]) -> bool:
 
 def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Ids of the special tokens that a tokenizer puts before and after a text."""
-    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    full = list(tokenizer("a")["input_ids"])
+    plain = list(tokenizer("a", add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    full = list(tokenizer("a", split_special_tokens=True)["input_ids"])
     before = next((at for at in range(len(full) - len(plain) + 1) if full[at:at + len(plain)] == plain), 0)
     return full[:before], full[before + len(plain):]
 

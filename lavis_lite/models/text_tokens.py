@@ -153,6 +153,11 @@ class TextTokenizer:
         self.cut.count(whole, rows, len(before) + len(after))
         return TextTokens.from_lists(rows, self.special_ids.pad)
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each whole text, [CLS] and [SEP] included, before anything is cut."""
+        before, after = self._frame
+        return [len(before) + len(row) + len(after) for row in self.plain(texts)]
+
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Ids to strings, special tokens left out."""
         return [self.loaded.decode(list(row), skip_special_tokens=True).strip() for row in rows]

@@ -8,6 +8,7 @@ All randomness comes from the `rng` argument, and is the same for an image and f
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, InputTypeError, shown
 from lavis_lite.processors.augment import rand_augment
 from lavis_lite.processors.base import BaseProcessor
 from lavis_lite.processors.rgb import to_rgb
@@ -43,6 +44,25 @@ def to_pixels(picture: Picture) -> Tensor:
     """
     array = np.array(to_rgb(picture), copy=True) if isinstance(picture, Image.Image) else picture
     return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def check_picture(item: Any) -> None:
+    """Refuse what is no picture: a path, the bytes of a file, a tensor, an array of another kind.
+
+    Raises:
+        InputTypeError: says what it is and how to make a picture of it.
+    """
+    if isinstance(item, Image.Image):
+        return
+    if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim == 3 and item.shape[2] == 3:
+        return
+    ways = {str: "PIL.Image.open(path)", os.PathLike: "PIL.Image.open(path)",
+            (bytes, bytearray): "PIL.Image.open(io.BytesIO(data))",
+            Tensor: "torchvision.transforms.functional.to_pil_image(tensor), if no processor has made it already"}
+    way = next((f" Give it {way}." for kind, way in ways.items() if isinstance(item, kind)), "")  # type: ignore[arg-type]
+    what = f"{item.dtype}{list(item.shape)}" if isinstance(item, (np.ndarray, Tensor)) else shown(item, 60)
+    raise InputTypeError("an image processor takes a PIL image, or RGB pixels as an array uint8[H, W, 3], not "
+                         f"{type(item).__name__} {what}.{way}")
 
 
 def cut(picture: Picture, box: Box) -> Tensor:
@@ -103,7 +123,13 @@ class ImageProcessor(BaseProcessor):
         self._scale, self._shift = 1.0 / (255.0 * spread), -centre / spread
 
     def __call__(self, item: Any, rng: random.Random | None = None) -> Tensor:
-        """PIL image, or its pixels uint8[H, W, 3] -> float32[3, height, width]."""
+        """PIL image, or its pixels uint8[H, W, 3] -> float32[3, height, width].
+
+        Raises:
+            InputTypeError: it is neither.
+        """
+        if self.takes == "pixels":
+            check_picture(item)
         # the module is Python's global generator
         return self.normalise(self.pixels(item, rng or random))  # type: ignore[arg-type]
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.errors import ConfigError, InputTypeError, did_you_mean
 from lavis_lite.processors.augment import rand_augment
 from lavis_lite.processors.frames import SAMPLINGS
 from lavis_lite.processors.image import ImageProcessor, cut, random_crop_box, resize, to_pixels
@@ -64,12 +64,13 @@ class _VideoProcessor(ImageProcessor):
         """An open video, or frames uint8[T, H, W, 3] -> uint8[3, n_frms, height, width].
 
         Raises:
-            TypeError: it is neither.
+            InputTypeError: it is neither.
         """
         source: Any = _Held(video) if isinstance(video, np.ndarray) and video.ndim == 4 else video
         if not isinstance(source, Frames):
-            raise TypeError("a video processor takes an open video (lavis_lite.datasets.media.video.open_video) or "
-                            f"frames as an array [T, H, W, 3], not {type(video).__name__}")
+            raise InputTypeError(
+                "a video processor takes an open video (lavis_lite.datasets.media.video.open_video) or frames as an "
+                f"array [T, H, W, 3], not {type(video).__name__}.")
         numbers = self.choose(len(source), self.n_frms, rng)
         return torch.stack(list(self.views(source.frames(numbers), rng)), dim=1)
 

@@ -106,13 +106,13 @@ def _only_in_one(paths: Sequence[Path], found: Sequence[Mapping[str, Results]]) 
 
 def _from_evaluations(paths: Sequence[Path], pairs: Sequence[tuple[Results, Results]]) -> list[str]:
     """Which splits were scored by an evaluation after the training, and where."""
-    told = []
+    notes = []
     for letter, path, own in zip("AB", paths, zip(*pairs, strict=True), strict=True):
         for folder in dict.fromkeys(one.folder for one in own):
             if folder not in (path, path / RESULTS):
                 names = [one.split for one in own if one.folder == folder]
-                told.append(f"{letter}'s results of {_listed(names)} are those of {folder}")
-    return told
+                notes.append(f"{letter}'s results of {_listed(names)} are those of {folder}")
+    return notes
 
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:

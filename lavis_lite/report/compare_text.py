@@ -41,8 +41,8 @@ def text(found: Comparison) -> str:
 
 
 def weight_lines(split: SplitComparison) -> list[str]:
-    """Where the weights of both came from, for those that say so."""
-    return [f"{letter} weights: {told}" for letter, told in zip("AB", split.weights, strict=True) if told]
+    """Where the weights of both came from, as far as their results note it."""
+    return [f"{letter} weights: {weights}" for letter, weights in zip("AB", split.weights, strict=True) if weights]
 
 
 def _same(split: SplitComparison) -> bool:

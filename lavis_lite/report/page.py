@@ -107,8 +107,11 @@ class _Pictures:
 
 
 def _row(sample: ReportSample, pictures: _Pictures) -> dict[str, Any]:
-    """A sample under short names, without what it does not have."""
-    row = {"i": sample.id, "h": _short(sample.context), "p": _short(sample.prompt), "a": _short(sample.prediction),
+    """A sample under short names, without what it does not have.
+
+    The id is text: a browser would round numbers above 2**53.
+    """
+    row = {"i": str(sample.id), "h": _short(sample.context), "p": _short(sample.prompt), "a": _short(sample.prediction),
            "g": sample.group or None, "r": [_short(text) for text in sample.references] or None,
            "ok": sample.right, "k": sample.rank,
            "s": {name: finite(value) for name, value in sample.scores.items()} or None,

@@ -15,10 +15,10 @@ kept: the runner derives all randomness from (seed, step, micro-batch, rank).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -30,15 +30,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lavis_lite import __version__, atomic, distributed
+from lavis_lite import __version__, atomic, disk, distributed, redaction, sealed
 from lavis_lite.errors import CheckpointError, did_you_mean
+from lavis_lite.following import refuse_other_sources
+from lavis_lite.manifest import (
+    CONFIG,
+    FORMAT,
+    MANIFEST,
+    STATE,
+    WEIGHTS,
+    Manifest,
+    file_fault,
+    read_manifest,
+)
 from lavis_lite.models.checkpoints.finite import describe_non_finite, non_finite, non_finite_fused
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
-FORMAT = 1
-WEIGHTS, STATE, CONFIG, MANIFEST = "model.safetensors", "training_state.pt", "config.yaml", "manifest.json"
 _TEMPORARY = (".tmp-", ".old-")
 Say = Callable[[str], None]
 
@@ -101,7 +110,7 @@ class CheckpointStore:
             except CheckpointError as fault:
                 problem = str(fault)
             except (OSError, RuntimeError, SafetensorError) as fault:
-                problem = f"cannot write to {self.folder}: {fault}. {_space(self.folder)}"
+                problem = disk.cannot_write(self.folder, fault)
         problem = distributed.broadcast_object(problem)
         if problem is not None:
             error = CheckpointError(problem)
@@ -126,7 +135,7 @@ class CheckpointStore:
             temporary.mkdir()
             save_file(tensors, temporary / WEIGHTS)
             torch.save(dict(state), temporary / STATE)
-            (temporary / CONFIG).write_text(config, encoding="utf-8")
+            (temporary / CONFIG).write_text(redaction.mask(config), encoding="utf-8")
             shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors writes for the owner's eyes only
             _write_manifest(temporary, {"format": FORMAT, "step": step, "lavis_lite": __version__,
                                         "torch": torch.__version__, "frozen": sorted(model.frozen_names()),
@@ -134,12 +143,18 @@ class CheckpointStore:
                                         "saved_at": datetime.now(timezone.utc).isoformat()})
             self._put_in_place(temporary, self.path(step))
         except (OSError, RuntimeError, SafetensorError) as fault:
-            need = sum(tensor.nbytes for tensor in tensors.values()) * 3  # weights and two moments
-            raise OSError(f"{fault} (checkpoint of step {step}, about {need / 2**20:.0f} MiB)") from fault
+            needed = sum(tensor.nbytes for tensor in tensors.values()) + _bytes_of(state)
+            problem = disk.cannot_write(self.folder, fault, needed, f"the checkpoint of step {step}")
+            raise CheckpointError(f"{problem}{self._left()}") from fault
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._tell(step, state.get("best"))
         self._retain(step, state.get("best"))
+
+    def _left(self) -> str:
+        """A sentence about the checkpoint to go on from, if there is one."""
+        newest = next(iter(steps_of(self.folder.parent)), None)
+        return f" {newest} is as it was; go on from it with --resume auto." if newest is not None else ""
 
     def _put_in_place(self, temporary: Path, place: Path) -> None:
         old = place.with_name(f".old-{place.name}")
@@ -198,35 +213,18 @@ def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     files = {}
     for name in (WEIGHTS, STATE, CONFIG):
         atomic.sync_file(folder / name)
-        files[name] = {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-    (folder / MANIFEST).write_text(_sealed({**facts, "files": files}), encoding="utf-8")
+        files[name] = {"size": (folder / name).stat().st_size, "sha256": sealed.file_sha256(folder / name)}
+    (folder / MANIFEST).write_text(sealed.seal({**facts, "files": files}), encoding="utf-8")
     atomic.sync_file(folder / MANIFEST)
     atomic.sync_folder(folder)
 
 
-def _sealed(facts: Mapping[str, Any]) -> str:
-    """JSON text in one fixed form that carries its own hash under "seal"."""
-    body = {key: value for key, value in facts.items() if key != "seal"}
-    seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**body, "seal": seal}, sort_keys=True, indent=1) + "\n"
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    total = hashlib.sha256()
-    while block := file.read(1 << 20):
-        total.update(block)
-    return total.hexdigest()
-
-
-def _space(folder: Path) -> str:
-    near = next(path for path in (folder, *folder.parents) if path.exists())
-    return (f"{shutil.disk_usage(near).free / 2**20:.0f} MiB are free there; free some or set run.output_dir to "
-            "another place. Earlier checkpoints are intact.")
+def _bytes_of(state: Any) -> int:
+    """Bytes of the tensors in plain containers."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    inner = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(_bytes_of, inner))
 
 
 # --- finding and judging -------------------------------------------------------------------------------------------
@@ -237,38 +235,8 @@ def _step_of(folder: Path) -> int:
 def steps_of(run_dir: Path) -> list[Path]:
     """The checkpoint folders of one run, newest step first."""
     found = [path for path in (Path(run_dir) / "checkpoints").glob("step_*")
-             if path.is_dir() and path.name.removeprefix("step_").isdigit()]
+             if path.is_dir() and re.fullmatch(r"step_[0-9]+", path.name)]
     return sorted(found, key=_step_of, reverse=True)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, proved by its own seal.
-
-    Raises:
-        CheckpointError: missing, unreadable, altered, or of a later format.
-    """
-    path = Path(folder) / MANIFEST
-    try:
-        text = path.read_text(encoding="utf-8")
-        facts = json.loads(text)
-        whole = isinstance(facts, dict) and _sealed(facts) == text
-    except (OSError, ValueError) as fault:
-        raise CheckpointError(f"{path}: unreadable ({fault}); is this a checkpoint folder?") from fault
-    if not whole:
-        raise CheckpointError(f"{path}: its content does not match its seal, so it was altered or damaged.")
-    if not _is_manifest(facts):
-        raise CheckpointError(f"{path}: not a checkpoint of this package.")
-    if facts["format"] > FORMAT:
-        raise CheckpointError(f"{path}: format {facts['format']} is newer than this package reads ({FORMAT}); "
-                              "update lavis_lite.")
-    return facts
-
-
-def _is_manifest(facts: Mapping[str, Any]) -> bool:
-    files = facts.get("files")
-    return (isinstance(facts.get("format"), int) and isinstance(facts.get("saved_at"), str)
-            and isinstance(files, dict) and set(files) <= {WEIGHTS, STATE, CONFIG}
-            and all(isinstance(one, dict) and {"size", "sha256"} <= one.keys() for one in files.values()))
 
 
 def verify(folder: Path) -> list[str]:
@@ -277,16 +245,8 @@ def verify(folder: Path) -> list[str]:
         manifest = read_manifest(folder)
     except CheckpointError as fault:
         return [str(fault)]
-    faults = []
-    for name, facts in manifest["files"].items():
-        path = Path(folder) / name
-        if not path.is_file():
-            faults.append(f"{path}: missing.")
-        elif path.stat().st_size != facts["size"]:
-            faults.append(f"{path}: {path.stat().st_size} bytes, but {facts['size']} were written.")
-        elif _sha256(path) != facts["sha256"]:
-            faults.append(f"{path}: its sha256 differs from the manifest's, so it was altered or damaged.")
-    return faults
+    found = {Path(folder) / name: file_fault(Path(folder) / name, facts) for name, facts in manifest.files.items()}
+    return [f"{path}: {clause}." for path, clause in found.items() if clause]
 
 
 def newest_good(output_dir: Path, say: Say = print) -> Path | None:
@@ -309,7 +269,7 @@ def newest_good(output_dir: Path, say: Say = print) -> Path | None:
 def saved_at(folder: Path) -> tuple[str, int]:
     """(time of saving, step): what orders the checkpoints of several runs."""
     try:
-        return str(read_manifest(folder)["saved_at"]), _step_of(folder)
+        return read_manifest(folder).saved_at, _step_of(folder)
     except CheckpointError:  # damaged: its folder's time places it among the others, where it will be reported
         return datetime.fromtimestamp(folder.stat().st_mtime, timezone.utc).isoformat(), _step_of(folder)
 
@@ -320,7 +280,7 @@ def run_dir_of(folder: Path) -> Path:
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
-def require_good(folder: Path) -> dict[str, Any]:
+def require_good(folder: Path) -> Manifest:
     """The manifest of a checkpoint that has been verified to the last byte.
 
     Raises:
@@ -353,14 +313,20 @@ def load(folder: Path, model: BaseModel) -> dict[str, Any]:
     _fill(Path(folder), manifest, model)
     path = Path(folder) / STATE
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as fault:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as fault:
         raise CheckpointError(f"{path}: not a training state of this package: {fault}") from fault
+    if not isinstance(state, dict) or state.get("step") != manifest.step:
+        raise CheckpointError(f"{path}: not the training state of step {manifest.step}.")
+    return state
 
 
-def _fill(folder: Path, manifest: Mapping[str, Any], model: BaseModel) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    tensors.update({alias: tensors[name] for alias, name in manifest["tied"].items()})
+def _fill(folder: Path, manifest: Manifest, model: BaseModel) -> None:
+    try:
+        tensors = load_file(folder / WEIGHTS)
+        tensors.update({alias: tensors[name] for alias, name in manifest.tied.items()})
+    except (SafetensorError, KeyError) as fault:
+        raise CheckpointError(f"{folder / WEIGHTS}: not the weights of a checkpoint ({fault}).") from fault
     broken = [] if model.allow_non_finite else non_finite(tensors)
     if broken:
         raise CheckpointError(f"{folder}: {describe_non_finite(broken, tensors)}, so it was written after the run "
@@ -369,6 +335,7 @@ def _fill(folder: Path, manifest: Mapping[str, Any], model: BaseModel) -> None:
     if faults:
         raise CheckpointError(f"{folder} does not fit the model:\n  " + "\n  ".join(faults)
                               + "\nIs `model:` the same as in its config.yaml?")
+    refuse_other_sources(model, manifest.extra.get("weights"), tensors, folder)
     model.load_state_dict(tensors, strict=False)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lavis_lite import __version__, files
 from lavis_lite.config.schema import Config, DatasetConfig
+from lavis_lite.redaction import mask_all
 
 Parts = dict[str, Any]
 """name of a part -> its plain value; the names of those that a configuration decides are dotted keys"""
@@ -51,7 +52,15 @@ def of_config(cfg: Config, dataset: str) -> Parts:
     run = {key: value for key, value in asdict(cfg.run).items() if key not in WITHOUT_EFFECT}
     own = {name: asdict(section) for name, section in cfg.datasets.items() if name == dataset}
     sections = {"model": asdict(cfg.model), "preprocess": asdict(cfg.preprocess), "datasets": own, "run": run}
-    return dict(_flat(json.loads(json.dumps(sections, default=str))))
+    return {key: _without_secret(value) for key, value in _flat(json.loads(json.dumps(sections, default=str)))}
+
+
+def _without_secret(value: Any) -> Any:
+    """A text with its secrets masked, and a short hash by which another secret is noticed."""
+    masked = mask_all(value)
+    if masked == value:
+        return value
+    return f"{masked} (sha256 {hashlib.sha256(str(value).encode()).hexdigest()[:8]}...)"
 
 
 def of_things(cfg: Config, model: nn.Module, dataset: str, samples: int, **facts: Any) -> Parts:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lavis_lite.config.schema import Config
+from lavis_lite.redaction import mask_all
 from lavis_lite.runners import identity
 from lavis_lite.runners.identity import Parts
 
@@ -55,27 +56,46 @@ def is_plain(value: Any) -> bool:
 
 
 def sealed(entry: Entry) -> bytes:
-    """An entry as a line with its checksum."""
-    body = json.dumps(entry)[:-1].encode()  # ASCII: no line break of any kind is left in it
+    """An entry, its secrets masked, as a line with its checksum."""
+    body = json.dumps(mask_all(entry))[:-1].encode()  # ASCII: no line break of any kind is left in it
     return body + b', "crc": "%08x"}\n' % zlib.crc32(body)
 
 
 def unsealed(line: bytes) -> Entry | None:
-    """The entry of a line; None where it was cut short or altered."""
+    """The entry of a line; None where it was cut short or altered, or is no entry."""
     body, mark, seal = line.rpartition(b', "crc": "')
     if not mark or seal != b'%08x"}' % zlib.crc32(body):
         return None
-    entry: Entry = json.loads(body + b"}")
-    return entry
+    try:
+        entry = json.loads(body + b"}")
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def head_of(line: bytes) -> Entry | None:
+    """The first line of a journal; None where it is damaged, of another format, or no such line."""
+    head = unsealed(line) or {}
+    fits = (head.get("format") == FORMAT and isinstance(head.get("alone"), bool)
+            and isinstance(head.get("evaluation"), dict))
+    return head if fits else None
 
 
 def read(path: Path) -> tuple[Entry | None, Iterator[Entry]]:
     """(first line, the other whole lines) of a journal; no first line: it is of no use."""
     lines = path.read_bytes().split(b"\n")
-    head = unsealed(lines[0])
-    if head is None or head.get("format") != FORMAT:
+    head = head_of(lines[0])
+    if head is None:
         return None, iter(())
-    return head, (entry for entry in map(unsealed, lines[1:]) if entry is not None)
+    return head, (entry for entry in map(unsealed, lines[1:]) if entry is not None and _is_entry(entry))
+
+
+def _is_entry(entry: Entry) -> bool:
+    """Whether it is a finished batch or a part of the scoring."""
+    if "batch" not in entry:
+        return isinstance(entry.get("key"), str) and "value" in entry
+    return (isinstance(entry["batch"], int) and isinstance(entry.get("samples"), int)
+            and all(isinstance(entry.get(key), list) for key in ("rows", "bad")))
 
 
 class Journal:
@@ -251,8 +271,8 @@ def _stopped(output_dir: Path) -> Iterator[tuple[Path, Entry]]:
             if _is_busy(path):
                 busy.add(run_dir)
             with open(path, "rb") as file:
-                head = unsealed(file.readline().rstrip(b"\n"))
-            if head is not None and head.get("format") == FORMAT and head["alone"]:
+                head = head_of(file.readline().rstrip(b"\n"))
+            if head is not None and head["alone"]:
                 found.append((path.stat().st_mtime, run_dir, head))  # not of a training
     for _, run_dir, head in sorted(found, key=lambda one: one[0], reverse=True):
         if run_dir not in busy:
@@ -261,6 +281,6 @@ def _stopped(output_dir: Path) -> Iterator[tuple[Path, Entry]]:
 
 def _differing(kept: Mapping[str, Any], cfg: Config) -> list[str]:
     """How the configured parts of a journal differ from a configuration, its own data set's and no other's."""
-    present = identity.of_config(cfg, kept["data set"])
+    present = identity.of_config(cfg, str(kept.get("data set")))
     sections = ("model.", "preprocess.", "datasets.", "run.")
     return identity.differences({key: value for key, value in kept.items() if key.startswith(sections)}, present)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lavis_lite import disk
 from lavis_lite.config.schema import Config
 from lavis_lite.report.files import PAGE, Evaluation, make_newest, write_samples
 from lavis_lite.tracking import curves, jsonl
@@ -48,7 +49,7 @@ def write_reports(cfg: Config, run_dir: Path, split: str, step: int, reports: Ma
             pages.append(page)
             make_newest(page)
         except OSError as fault:
-            say(f"the report of {split} could not be written: {fault}")
+            say(disk.cannot_write(folder, fault, what=f"the report of {split}"))
     return pages
 
 
@@ -83,7 +84,7 @@ def closing_lines(runner: Runner) -> list[str]:
     paths = {"report": run_dir / "results" / PAGE, "curves": run_dir / "curves.png"}
     lines = [f"{name}: {path}" for name, path in paths.items() if path.exists()]
     if runner.run.evaluate:
-        return [*lines, f"results: {run_dir / 'results'}"]
+        return [*lines, f"results: {run_dir / 'results'}", f"weights: {runner.weights(runner.step)}"]
     if not runner.saved_step:
         return [*lines, f"no checkpoint was kept (run.save_last=false); log: {run_dir / 'log.jsonl'}"]
     best = runner.best

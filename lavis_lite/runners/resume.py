@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.runners import checkpointing
+from lavis_lite.manifest import CONFIG
 
 UNANNOUNCED = frozenset({"run.resume_ckpt_path"})
 """settings that say how to resume, not how to train"""
@@ -58,7 +58,7 @@ def changed_settings(folder: Path, config: str) -> list[str]:
         folder: the checkpoint.
         config: YAML text of this run's configuration.
     """
-    before = _flat(yaml.safe_load((Path(folder) / checkpointing.CONFIG).read_text(encoding="utf-8")))
+    before = _flat(yaml.safe_load((Path(folder) / CONFIG).read_text(encoding="utf-8")))
     now = _flat(yaml.safe_load(config))
     keys = [key for key in {**before, **now} if key not in UNANNOUNCED and before.get(key) != now.get(key)]
     return [f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}" for key in keys]
@@ -97,9 +97,9 @@ def resume_notes(folder: Path, config: str, saved: Mapping[str, Any], micro_batc
     notes = [f"setting changed since {Path(folder).name}: {line}" for line in changed_settings(folder, config)]
     before = saved.get("micro_batch", micro_batch)  # absent in checkpoints of earlier versions
     if in_batch_negatives and before != micro_batch:
-        notes.append(f"WARNING: in-batch negatives now come from {micro_batch} samples (run.batch_size_train x "
-                     f"processes), and came from {before} before this resume: ITC and ITM change from here on. To keep "
-                     f"them, resume with run.batch_size_train x processes = {before}.")
+        notes.append(f"WARNING: the number of samples in a micro-batch was {before} and is {micro_batch} "
+                     "(run.batch_size_train x processes). ITC and ITM take their negatives from it, so the loss "
+                     f"changes from here on. To keep it, resume with run.batch_size_train x processes = {before}.")
     return notes
 
 
@@ -107,6 +107,6 @@ def accumulation_notes(micro_batch: int, accum: int, in_batch_negatives: bool) -
     """What a run tells of a loss that compares the samples of a micro-batch, if a step has several of them."""
     if accum == 1 or not in_batch_negatives:
         return []
-    return [f"note: in-batch negatives come from the {micro_batch} samples of a micro-batch (run.batch_size_train x "
-            f"processes), not from the {micro_batch * accum} of a step: ITC and ITM are not those of a run with "
-            "run.accum_grad_iters=1."]
+    return [f"note: ITC and ITM compare the samples of one micro-batch, {micro_batch} (run.batch_size_train x "
+            f"processes), not those of a step, {micro_batch * accum}. More micro-batches mean fewer in-batch negatives "
+            "and another loss than run.accum_grad_iters=1 has."]

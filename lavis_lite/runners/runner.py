@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from functools import partial
+from functools import partial, reduce
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 import yaml
 
-from lavis_lite import distributed
+from lavis_lite import disk, distributed
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.loader import eval_loader
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.launch import Launch
 from lavis_lite.models.checkpoints.stored import stored_record
 from lavis_lite.registry import registry
@@ -275,20 +275,31 @@ class Runner:
         return metrics
 
     def _evaluate_split(self, split: str, step: int, checkpoint_step: int | None = None) -> dict[str, float]:
-        scores = self.evaluator.split(self._having(split), split, step)
         measured = step if checkpoint_step is None else checkpoint_step
+        scores = self.evaluator.split(self._having(split), split, measured)  # draws depend on the weights' step alone
         epoch = self._parts.bounds.epoch(step) if self._parts else 0
         extra = {} if measured == step else {"checkpoint_step": measured}
         self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
-        if distributed.is_main():
-            weights = self.weights(measured)
-            write_result(self.run_dir, split, measured, scores, weights)
-            paths = write_predictions(self.run_dir, split, measured, self.evaluator.predictions)
-            where = where_unscored(scores, self.evaluator.predictions, paths)
-            self.tracker.say(f"step {measured}  {split}: {self.task.summary(scores)}{where}")
-            write_reports(self.cfg, self.run_dir, split, measured, self.evaluator.reports, weights,
-                          self.tracker.say)
+        problem = self._write_results(split, measured, scores) if distributed.is_main() else ""
+        if self.run.evaluate and (problem := distributed.broadcast_object(problem)):
+            raise DataError(problem)
         return scores
+
+    def _write_results(self, split: str, step: int, scores: dict[str, float]) -> str:
+        """Write and say what an evaluation found; why files cannot be written, or ""."""
+        where, problem, weights = "", "", self.weights(step)
+        try:
+            write_result(self.run_dir, split, step, scores, weights)
+            paths = write_predictions(self.run_dir, split, step, self.evaluator.predictions)
+            where = where_unscored(scores, self.evaluator.predictions, paths)
+        except OSError as error:
+            problem = disk.cannot_write(self.run_dir / "results", error, what=f"the results of {split}")
+        self.tracker.say(f"step {step}  {split}: {self.task.summary(scores)}{where}")
+        if problem and not self.run.evaluate:  # a training goes on; what it can still write is worth more
+            self.tracker.say(problem)
+        elif not problem:
+            write_reports(self.cfg, self.run_dir, split, step, self.evaluator.reports, weights, self.tracker.say)
+        return problem
 
     def _test(self) -> dict[str, dict[str, float]]:
         if not self.run.test_splits:
@@ -325,8 +336,12 @@ class Runner:
 
 
 def config_yaml(cfg: Config) -> str:
-    """The configuration as YAML text that runs again, without notes and provenance."""
+    """The configuration as YAML text that runs again, without notes and provenance; interpolations stay as written."""
     sections = asdict(cfg)
+    for path, text in cfg.as_written.items():
+        section = reduce(lambda tree, key: tree.get(key) or {}, path[:-1], sections)
+        if path[-1] in section:
+            section[path[-1]] = text
     kept = {key: sections[key] for key in ("model", "preprocess", "datasets", "run", "imports") if sections.get(key)}
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=10_000)
 

@@ -17,7 +17,7 @@ from lavis_lite.runs.find import RunCheckpoint, find_checkpoint, run_of
 
 START_KEYS = ("load_pretrained", "pretrained", "load_finetuned", "finetuned", "pretrained_stage1")
 """keys of a model section that name the checkpoints it starts from"""
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def compose_evaluation(chosen: RunCheckpoint, options: Sequence[str] = (), recipe: str | None = None) -> Composition:
@@ -44,13 +44,14 @@ def compose_evaluation(chosen: RunCheckpoint, options: Sequence[str] = (), recip
     return start_from(chosen, composition, None if asked else chosen.evaluations())
 
 
-def resume_evaluation(composition: Composition, resume: str | None, say: Say = print) -> Composition:
+def resume_evaluation(composition: Composition, resume: str | None, log: Log = print) -> Composition:
     """A composed run; one that evaluates and is to resume starts from that checkpoint's weights and nothing else of it.
 
     Args:
         composition: of any run.
-        resume: None, "auto" (newest good checkpoint under run.output_dir) or a checkpoint folder; None: what
+        resume: "auto" (newest good checkpoint under run.output_dir) or a checkpoint folder; None: what
             `run.resume_ckpt_path` says.
+        log: takes the line that names the checkpoint.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
@@ -60,14 +61,14 @@ def resume_evaluation(composition: Composition, resume: str | None, say: Say = p
     if not run.evaluate or resume is None or composition.faults:
         return composition
     if resume == "auto":
-        folder = checkpointing.newest_good(Path(run.output_dir), say)
+        folder = checkpointing.newest_good(Path(run.output_dir), log)
         if folder is None:
             raise CheckpointError(f"there is no good checkpoint under {run.output_dir} to evaluate. Train first, name "
                                   "a run with --run, or leave --resume out to evaluate what the recipe names.")
         chosen = RunCheckpoint(run_of(folder), folder, f"the newest under {run.output_dir}")
     else:
         chosen = find_checkpoint(resume)
-    say(f"evaluating {chosen.describe()}")
+    log(f"evaluating {chosen.describe()}")
     asked = resume != "auto" and composition.where("run.output_dir") == OPTIONS  # auto searches it
     return start_from(chosen, composition, None if asked else chosen.evaluations())
 
@@ -83,7 +84,7 @@ def start_from(chosen: RunCheckpoint, composition: Composition, output_dir: Path
     run: dict[str, Any] = {"evaluate": True, "resume_ckpt_path": None, "fsdp": "none"}
     if output_dir is not None:
         run["output_dir"] = str(output_dir)
-    return overlaid(composition, Layer("--run", {"model": chosen.start(composition.config.model), "run": run}))
+    return overlaid(composition, Layer("--run", {"model": chosen.start_keys(composition.config.model), "run": run}))
 
 
 def model_sections(chosen: RunCheckpoint) -> tuple[ModelConfig, PreprocessConfig]:
@@ -99,7 +100,7 @@ def model_sections(chosen: RunCheckpoint) -> tuple[ModelConfig, PreprocessConfig
     if composition.faults:
         raise Faults(f"{own.name} cannot be loaded:", composition.faults)
     config = composition.config
-    model = dataclasses.replace(config.model, **chosen.start(config.model))
+    model = dataclasses.replace(config.model, **chosen.start_keys(config.model))
     preprocess = dataclasses.replace(config.preprocess)
     for kind in ("vis_processor", "text_processor"):
         pairs = [getattr(section, kind) for section in config.datasets.values()]

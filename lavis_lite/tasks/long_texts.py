@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lavis_lite.datasets.loading.collate import collate
+from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import TextTooLongError
 from lavis_lite.tasks.base import BaseTask
 
@@ -58,15 +59,26 @@ def long_texts(task: BaseTask, model: Any, dataset: Any, split: str) -> LongText
     picture = _no_picture(dataset)
     with torch.no_grad(), model.measuring():
         for start in range(0, len(order), AT_ONCE):
-            some = order[start:start + AT_ONCE]
+            samples = {row: sample for row in order[start:start + AT_ONCE]
+                       if (sample := _sample(dataset, row, picture)) is not None}
+            some = list(samples)
             try:
-                task.predict(model, _batch([dataset.sample(row, None, picture) for row in some]))
+                task.predict(model, _batch(list(samples.values())))
             except TextTooLongError as fault:
                 rows += [some[place] for place in fault.rows]
                 reason = reason or str(fault)
             else:
                 break
     return LongTexts(split, rows, dataset.place(rows[0]), reason, len(dataset)) if rows else None
+
+
+def _sample(dataset: Any, row: int, picture: torch.Tensor) -> dict[str, Any] | None:
+    """A row's texts; None for a row that is unusable anyway, which the evaluation itself reports."""
+    try:
+        sample: dict[str, Any] = dataset.sample(row, None, picture)
+    except BadSample:
+        return None
+    return sample
 
 
 def _batch(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,7 @@ Server = Literal["plain", "vqa", "textvqa", "gqa", "vizwiz", "aokvqa", "hatefulm
 NAMES: dict[str, str] = {"vqa": "VQA", "textvqa": "TextVQA", "gqa": "GQA", "vizwiz": "VizWiz", "aokvqa": "A-OKVQA",
                          "hatefulmemes": "Hateful Memes", "visdial": "Visual Dialog", "coco": "COCO captions",
                          "nocaps": "NoCaps"}
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _COLUMNS: dict[str, tuple[str, ...]] = {"hatefulmemes": ("id", "proba", "label")}
 """of servers that take a table"""
 
@@ -61,8 +63,26 @@ def _table(content: Any, columns: Sequence[str]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(content)
+    writer.writerows({key: as_cell(value) for key, value in row.items()} for row in content)
     return file.getvalue()
+
+
+def as_cell(value: Any) -> Any:
+    """A value as a cell that no spreadsheet takes for a formula: such texts get an apostrophe in front.
+
+    Numbers stay as they are, and so do texts that are numbers (`-0.5`): a server reads them.
+    """
+    if not isinstance(value, str) or _is_number(value):
+        return value
+    text = value.replace("\r", " ")  # readers of tables take it for the end of a row
+    return f"'{text}" if value.lstrip(" ").startswith(FORMULA_STARTS) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text)) and text == text.strip() and "_" not in text
+    except ValueError:
+        return False
 
 
 def answer_row(server: Server, name: Any, answer: str, image: str) -> Row:

@@ -1,48 +1,118 @@
-"""log.jsonl: one JSON object per line, complete and in order also after crashes and resumes."""
+"""log.jsonl: one JSON object per line, complete and in order also after crashes, resumes and full disks."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from lavis_lite import atomic
+from lavis_lite import atomic, disk, redaction
 from lavis_lite.tracking.sink import Record, Sink
+
+MOST_WAITING = 10_000
+"""lines that wait in memory while the file cannot be written; older ones are lost"""
 
 
 class JsonlLog(Sink):
-    """Appends every record to a file. On `open`, lines beyond the start step are dropped in one atomic rewrite."""
+    """Appends every record to a file. On `open`, lines beyond the start step are dropped in one atomic rewrite.
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self._file: TextIO | None = None
+    A file that cannot be written is told of once and stops nobody: the lines wait, and are written as soon as they can
+    be. A file that somebody removes is begun again.
+
+    Args:
+        path: the file.
+        say: takes what there is to tell.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None] = print) -> None:
+        self.path, self.tell = Path(path), say
+        self._file: BinaryIO | None = None
+        self._start: int | None = None
+        """the step to begin behind, until that is done"""
+        self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
+        self._trouble = False
 
     def open(self, start_step: int, total_steps: int) -> None:
         """Keep what belongs to the first `start_step` steps, go on behind it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            kept = [json.dumps(row) for row in read(self.path) if row.get("step", 0) <= start_step and start_step > 0]
-            atomic.write_text(self.path, "".join(line + "\n" for line in kept))
-        self._append()
-
-    def _append(self) -> TextIO:
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a", encoding="utf-8")
-        return self._file
+        self._start = start_step
+        self._attempt()
 
     def record(self, record: Record) -> None:
         """Write one line, and hand it to the system at once so that `tail -f` and a crash see it."""
-        file = self._append()
-        file.write(json.dumps(_plain(record)) + "\n")
-        file.flush()
+        self._waiting.append((redaction.mask(json.dumps(_plain(record))) + "\n").encode())
+        self._attempt()
 
     def close(self) -> None:
         """Close the file."""
+        if self._waiting:
+            self._attempt()
+        self._forget_file()
+
+    def _attempt(self) -> None:
+        """Write what waits; if that fails, say so once."""
+        try:
+            self._write()
+        except OSError as error:
+            self._forget_file()
+            if not self._trouble:
+                self.tell(f"{disk.cannot_write(self.path, error)} The run goes on; log lines wait in memory.")
+            self._trouble = True
+            return
+        if self._trouble:
+            self.tell(f"{self.path} is written again.")
+            self._trouble = False
+
+    def _write(self) -> None:
+        file = self._opened()
+        while self._waiting:
+            end = os.fstat(file.fileno()).st_size
+            try:
+                _write_whole(file, self._waiting[0])
+            except OSError:
+                with contextlib.suppress(OSError):  # half a line would spoil the next one
+                    os.truncate(file.fileno(), end)
+                raise
+            self._waiting.popleft()
+
+    def _opened(self) -> BinaryIO:
+        if self._file is not None and not self._is_there(self._file):
+            self.tell(f"{self.path} was removed or replaced; a new one is begun.")
+            self._forget_file()
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._start is not None:
+                self._drop_later_lines(self._start)
+                self._start = None
+            self._file = open(self.path, "ab", buffering=0)
+        return self._file
+
+    def _is_there(self, file: BinaryIO) -> bool:
+        """Whether the open file is still the one of that name."""
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _drop_later_lines(self, start: int) -> None:
+        if self.path.exists():
+            kept = [json.dumps(row) for row in read(self.path) if row.get("step", 0) <= start and start > 0]
+            atomic.write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def _forget_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _write_whole(file: BinaryIO, line: bytes) -> None:
+    """Write all of a line, which the system may take in pieces."""
+    while line:
+        line = line[file.write(line):]
 
 
 def _plain(value: Any) -> Any:

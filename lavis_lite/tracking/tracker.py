@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from lavis_lite import redaction
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.tracking.console import Console
 from lavis_lite.tracking.curves import Curves
@@ -14,7 +15,11 @@ from lavis_lite.tracking.sink import Record, Sink
 
 
 class Tracker:
-    """Several sinks behind one face; with none (ranks other than 0) every call does nothing."""
+    """Several sinks behind one face; with none (ranks other than 0) every call does nothing.
+
+    Secrets are masked. A sink that cannot write any more (a full disk) is told of once and left out from then on: what
+    it shows is worth less than the run.
+    """
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self.sinks = list(sinks)
@@ -28,7 +33,8 @@ class Tracker:
         """
         if not main:
             return cls()
-        console, log = Console(), JsonlLog(Path(run_dir) / "log.jsonl")
+        console = Console()
+        log = JsonlLog(Path(run_dir) / "log.jsonl", console.say)
         sinks: list[Sink] = [console, log]
         if cfg.tensorboard:
             sinks.append(TensorBoard(Path(run_dir) / "tensorboard", console.say))
@@ -37,45 +43,51 @@ class Tracker:
         sinks.append(Curves(log.path, Path(run_dir) / "curves.png", console.say))
         return cls(sinks)
 
+    def _each(self, call: Callable[[Sink], None]) -> None:
+        """Call every sink; those that cannot write are left out from now on."""
+        for sink in list(self.sinks):
+            try:
+                call(sink)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                self.sinks.remove(sink)
+                self.say(f"{type(sink).__name__} cannot write any more ({error.strerror or error}"
+                         f"{f': {error.filename}' if error.filename else ''}); it is left out, and the run goes on.")
+
     def open(self, start_step: int, total_steps: int) -> None:
         """See `Sink.open`."""
-        for sink in self.sinks:
-            sink.open(start_step, total_steps)
+        self._each(lambda sink: sink.open(start_step, total_steps))
 
     def advance(self, step: int) -> None:
         """See `Sink.advance`."""
-        for sink in self.sinks:
-            sink.advance(step)
+        self._each(lambda sink: sink.advance(step))
 
     def begin(self, title: str, total: int, done: int = 0, unit: str = "samples") -> None:
         """See `Sink.begin`."""
-        for sink in self.sinks:
-            sink.begin(title, total, done, unit)
+        self._each(lambda sink: sink.begin(title, total, done, unit))
 
     def proceed(self, done: int) -> None:
         """See `Sink.proceed`."""
-        for sink in self.sinks:
-            sink.proceed(done)
+        self._each(lambda sink: sink.proceed(done))
 
     def end(self) -> None:
         """See `Sink.end`."""
-        for sink in self.sinks:
-            sink.end()
+        self._each(lambda sink: sink.end())
 
     def record(self, record: Record) -> None:
         """See `Sink.record`."""
-        for sink in self.sinks:
-            sink.record(record)
+        masked = redaction.mask_all(record)
+        self._each(lambda sink: sink.record(masked))
 
     def say(self, text: str) -> None:
         """See `Sink.say`."""
-        for sink in self.sinks:
-            sink.say(text)
+        masked = redaction.mask(text)
+        self._each(lambda sink: sink.say(masked))
 
     def close(self) -> None:
         """See `Sink.close`."""
-        for sink in self.sinks:
-            sink.close()
+        self._each(lambda sink: sink.close())
 
 
 def parameter_table(counts: Mapping[str, tuple[int, int]]) -> str:

@@ -58,14 +58,14 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> Writer:
 def test_every_picture_is_told_and_what_is_broken_costs_no_other(folder: Path, writer: Writer,
                                                                  capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", "--model", "blip2_opt", "--image", str(folder), "nowhere.jpg", "--prompt", "wide ",
-             "--batch-size", "2", "--num-beams", "3"]
+             "--batch-size", "2", "--num-beams", "3", "--penalise-prompt"]
     assert main(words) == 1
     told = capsys.readouterr()
     assert told.out.splitlines() == [f"{folder / name}.png: wide {width}.0/0" for name, width in
                                      (("0", 40), ("1", 41), ("10", 50))]
     assert told.err.splitlines() == ["error: nowhere.jpg: there is no such file",
                                      f"error: {folder / 'broken.jpg'}: is not an image of a known format"]
-    assert writer.last == {"num_beams": 3}
+    assert writer.last == {"num_beams": 3, "penalise_prompt": True}
 
 
 def test_json_is_a_line_for_each(folder: Path, writer: Writer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +83,7 @@ def test_json_is_a_line_for_each(folder: Path, writer: Writer, capsys: pytest.Ca
     (["--nucleus", "--top-p", "2"], "top_p is 2.0"), (["--batch-size", "0"], "--batch-size: must be at least 1"),
     (["--model", "blip2_op"], "unknown model 'blip2_op'"), (["--model", "blip2", "--prompt", "x"], "without a prompt"),
     (["--model", "blip2", "--num-captions", "2"], "--num-captions: blip2 has no such setting"),
+    (["--model", "blip2", "--penalise-prompt"], "--penalise-prompt: blip2 has no such setting"),
     (["--image", "nowhere.jpg"], "there is no picture to read: nowhere.jpg: there is no such file"),
     (["--max-new-tokens", "3", "--min-new-tokens", "5"], "at most max_new_tokens, which is 3"),
 ])
@@ -99,6 +100,17 @@ def test_a_real_model_of_the_zoo(folder: Path, capsys: pytest.CaptureFixture[str
              "--max-new-tokens", "3"]
     assert main(words) == 0
     assert capsys.readouterr().out.startswith(f"{folder / '0.png'}: ")
+
+
+def test_a_prompt_longer_than_the_language_model_is_one_clear_error(folder: Path,
+                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "--model", "blip2_opt", "--image", str(folder / "0.png"), "--num-beams", "1",
+             "--max-new-tokens", "20", "--prompt", "blue " * 10_000]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "1 of 1 prompts is too long for the language model: row 0 has 10001 tokens" in told
+    assert "there is room for 224 (256 positions - 12 vectors of the picture - 20 for the answer)" in told
+    assert "Traceback" not in told and len(told) < 500
 
 
 def test_the_zoo_tells_what_runs_offline(capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,6 +133,8 @@ def test_the_composed_yaml_composes_to_itself(tmp_path, monkeypatch):
     ("run.lr_sched=cosine", "unknown lr_scheduler"),
     ("run.init_lr=fast", "run.init_lr: must be a number, not 'fast'"),
     ("run.batch_size_train=0", "run.batch_size_train: must be above 0"),
+    ("run.beta2=1.0", "run.beta2: must be at least 0 and below 1"),
+    ("run.max_skipped_share=1.5", "run.max_skipped_share: must be between 0 and 1"),
     ("run.amp_dtype=fp8", "'fp8' is not allowed"),
     ("run.device=gpu", "unknown device 'gpu'"),
     ("datasets.coco_captoin={}", "did you mean 'coco_caption'"),

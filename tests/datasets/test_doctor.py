@@ -114,6 +114,9 @@ def test_official_coco_captions_are_read(coco_folder, capsys):
 
 @pytest.mark.parametrize(("words", "message"), [
     (["nowhere.json"], "nowhere.json: there is no such annotation file"),
+    (["nowhere.parquet"], "annotation files end in .json, .jsonl, .ndjson, .csv, .tsv, not in '.parquet'. Convert it, "
+                          "for example with: python -c \"import pandas; pandas.read_parquet("),
+    ([str(Path(__file__).resolve().parents[2] / "README.md")], "README.md: annotation files end in .json, .jsonl"),
     (["coco_captoin"], "did you mean 'coco_caption'"),
     (["coco_caption", "--type", "other"], "no type 'other'"),
     (["coco_caption", "--splits", "dev"], "has no split 'dev'; it has train, val, test"),
@@ -125,6 +128,25 @@ def test_mistakes_in_words(words, message, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert run_command("data", ["check", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_fault_is_told_once(tmp_path, capsys):
+    path = make(tmp_path, [{"image": ["sub/0.png", "sub/1.png"], "question": "what?", "answer": "x"} for _ in range(3)])
+    assert run_command("data", ["check", str(path)]) == 1
+    told = capsys.readouterr().out
+    assert told.count("a.jsonl:2: ") == 1 and "3 faulty annotation rows" in told
+    assert "a.jsonl:2: field 'image' names 2 files; a row has one" in told
+
+
+def test_a_file_is_read_as_the_command_says(tmp_path, capsys):
+    path = make(tmp_path, [])
+    path = path.with_name("a.csv")
+    path.write_bytes("image#caption\nsub/0.png#\"caf\u00e9\" noir\n".encode("cp1252"))
+    words = ["--delimiter", "#", "--quoting", "none", "--encoding", "cp1252"]
+    status, report = check(capsys, str(path), *words)
+    assert status == 0 and report["splits"][0]["rows"] == 1
+    assert run_command("data", ["check", str(path)]) == 2
+    assert "a.csv:2: is not UTF-8 text" in capsys.readouterr().err
 
 
 def test_what_is_not_here_is_said_per_split(tmp_path, capsys, monkeypatch):

@@ -78,3 +78,12 @@ def test_captions_are_written_after_an_instruction(train_here: Train, recipe: An
     scores, predictions = results(tmp_path)
     assert {"attribute_f1", "exact", "agg_metrics"} <= set(scores)
     assert len(predictions) == 8 and all(set(row) == {"image_id", "caption"} for row in predictions)
+
+
+def test_questions_that_the_language_model_has_no_room_for_stop_a_training_before_it_begins(
+        train_here: Train, recipe: Any, tmp_path: Path) -> None:
+    long = {"task": "vqa", "prompt": "look closely " * 25 + "{}", "test_splits": ["test"]}
+    done = train_here(common=["run.seed=42"], cfg=recipe("mini_world_vqa", **long))
+    assert done.returncode == 2 and "too long for the language model, the first at " in done.stderr
+    assert "set run.on_bad_sample=skip" in done.stderr and "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").glob("*/log.jsonl")), "no step was made"

@@ -169,6 +169,9 @@ def test_a_run_with_validation_in_every_other_way(train_here: Train, capsys: pyt
     assert f"checkpoint: {trained}/checkpoints/step_00000001 (best, val " in done.stdout
     assert result(trained / "results" / "test_step1.json")["weights"] == "random start, 1 step here"
     run = trained.rename(tmp_path / "moved")
+    assert main(["evaluate", "--run", str(run), "--options", "run.valid_splits=[]"]) == 0
+    again = result(only(run, "evaluations/*/results/test_step1.json"))["metrics"]
+    assert again == result(run / "results" / "test_step1.json")["metrics"]  # hard negatives are drawn alike too
     for named, step in ((None, 1), ("last", 3), ("step_2", 2)):
         model, images, texts = load_model_and_preprocess(run=run, checkpoint=named, is_eval=True)
         assert not model.training and model.weight_record.step == step and model.text_proj.out_features == 32

@@ -65,7 +65,8 @@ def class_of(model: Any) -> Any:
 def test_prompts_of_unequal_length_give_the_same_texts(arch: str, tmp_path: Path) -> None:
     """Batches through their processor, which pads, and through ours; in float64, so that no rounding decides."""
     model = model_of(arch, tmp_path, ln_vision_eps=1e-6, max_txt_len=64, qformer_max_positions=64, freeze_vit=False)
-    assert not export_hf(model, tmp_path / "out").notes
+    report = export_hf(model, tmp_path / "out")
+    assert not report.notes and not report.limits
     twin = class_of(model).from_pretrained(tmp_path / "out").eval().double()
     model = model.double()
     model.language_model.model.double()
@@ -110,8 +111,8 @@ def test_padding_sides_survive_a_save(arch: str, tmp_path: Path) -> None:
 def test_a_tokenizer_that_has_to_be_told_its_side_is_told_of(tmp_path: Path) -> None:
     """transformers' processor hands that side to the Q-Former's tokenizer, too."""
     report = export_hf(build(section_of_arch("blip2_vicuna_instruct", tmp_path, ln_vision_eps=1e-6)), tmp_path / "out")
-    assert len(report.notes) == 1 and "pads the Q-Former's text on the left" in report.notes[0]
-    assert report.notes[0] in (tmp_path / "out" / "README.md").read_text()
+    assert len(report.limits) == 1 and "pads the Q-Former's text on the left" in str(report)
+    assert report.limits[0] in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.shared

@@ -92,10 +92,21 @@ class Recorder:
         grads = {model.name(name): value.grad for name, value in model.hf.named_parameters()
                  if not name.startswith(frozen)}
         found = {"query_output": query, "proj": projected, "llm_labels": labels, "llm_logits": logits,
-                 "grad/query_tokens": grads["query_tokens"]}
+                 "grad/query_tokens": grads["query_tokens"], **self.read_and_learned(projected, before, after)}
         self.tensors |= {f"{case}/{name}": value.detach().clone() for name, value in found.items()}
         norms = {name: 0.0 if grad is None else float(grad.norm()) for name, grad in grads.items()}
         self.expected[case] = {"loss": loss.item(), "grad_norms": norms}
+
+    def read_and_learned(self, projected: Tensor, before: list[list[int]],
+                         after: list[list[int]]) -> dict[str, Tensor]:
+        """What the language model reads in training, and the masks, as LAVIS pads them."""
+        llama = self.model.prefix == "llm"
+        rows = [[*first, *second] for first, second in zip(before, after, strict=True)] if llama else before
+        embeds, mask = self.model.embed(rows)
+        soft = torch.ones(projected.shape[:2], dtype=torch.long)
+        found = {"llm_inputs_embeds": torch.cat([projected, embeds], 1),
+                 "llm_attention_mask": torch.cat([soft, mask], 1)}
+        return found if llama else {**found, "llm_decoder_attention_mask": self.model.embed(after)[1]}
 
     def write(self, case: str, call: str, samples: dict[str, Any], given: dict[str, Any]) -> None:
         model, image = self.model, self.video if "video" in case else self.image[:3]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import math
 import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.processors.augment import OPERATIONS, rand_augment
 from lavis_lite.processors.image import (
     MEAN,
@@ -208,3 +210,17 @@ def test_photographs_equal_pil_within_one_grey_level(shared_dir):
         expected = rows_then_columns(image, (224, 224))
         worst = max(worst, difference(resize(to_pixels(image), (224, 224)), expected))
     assert worst <= 1
+
+
+@pytest.mark.parametrize(("item", "words"), [
+    ("photos/1.jpg", r"takes a PIL image, .* not str 'photos/1.jpg'\. Give it PIL\.Image\.open\(path\)"),
+    (Path("1.jpg"), r"PIL\.Image\.open\(path\)"), (b"\xff\xd8", r"Image\.open\(io\.BytesIO\(data\)\)"),
+    (torch.zeros(3, 4, 4), r"not Tensor torch\.float32\[3, 4, 4\].* if no processor has made it already"),
+    (np.zeros((4, 4), np.uint8), r"not ndarray uint8\[4, 4\]\."), (np.zeros((4, 4, 3)), r"ndarray float64\[4, 4, 3\]"),
+    (None, "not NoneType None"), ([1] * 999, "not list"),
+])
+@pytest.mark.parametrize("name", ["blip_image_eval", "blip_image_train", "clip_image_eval", "blip2_image_train"])
+def test_what_is_no_picture_is_told_with_the_way_to_make_one(name: str, item: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        registry.get_processor_class(name)(image_size=8)(item)
+    assert isinstance(caught.value, TypeError) and len(str(caught.value)) < 300

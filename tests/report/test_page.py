@@ -45,8 +45,8 @@ def test_a_page_holds_every_sample_and_each_picture_once(tmp_path: Path) -> None
     page = write_report(tmp_path / "report.html", "T", {"accuracy": 0.43, "majority": 0.2, "loss": float("nan")},
                         questions(), facts={"step": "5"})
     text, data = page.read_text(), data_of(page)
-    assert [row["i"] for row in data["samples"]] == list(range(120))
-    assert data["samples"][4] == {"i": 4, "p": "question 4?", "a": "answer 4", "g": "color", "r": ["yes ×7", "no"],
+    assert [row["i"] for row in data["samples"]] == [str(number) for number in range(120)]
+    assert data["samples"][4] == {"i": "4", "p": "question 4?", "a": "answer 4", "g": "color", "r": ["yes ×7", "no"],
                                   "ok": False, "s": {"accuracy": 0.3}, "t": 2}
     assert [(row["name"], row["value"], row["baseline"]) for row in data["scores"]] == [
         ("accuracy", 0.43, False), ("majority", 0.2, True), ("loss", None, False)]
@@ -54,6 +54,12 @@ def test_a_page_holds_every_sample_and_each_picture_once(tmp_path: Path) -> None
     assert [len(chunk) for chunk in chunks] == [50, 10]
     assert all(base64.b64decode(one).startswith(b"\xff\xd8") for chunk in chunks for one in chunk)
     assert "http" not in text.replace("http-equiv", "") and "src=" not in text and "<link" not in text
+
+
+def test_ids_above_two_to_the_53_are_not_rounded(tmp_path: Path) -> None:
+    ids = [2**53, 2**53 + 1, 2**63 - 1, "9007199254740993"]
+    page = write_report(tmp_path / "report.html", "T", {}, [ReportSample(one) for one in ids])
+    assert [row["i"] for row in data_of(page)["samples"]] == list(map(str, ids))
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
@@ -99,7 +105,7 @@ def test_thumbnails_fit_their_budget_and_keep_their_shape() -> None:
 def test_of_too_many_samples_even_ones_are_shown(tmp_path: Path) -> None:
     assert list(evenly(range(10), 4)) == [0, 2, 5, 7] and list(evenly(range(3), 4)) == [0, 1, 2]
     data = data_of(write_report(tmp_path / "r.html", "T", {}, [ReportSample(n) for n in range(10)], most=4))
-    assert data["total"] == 10 and [row["i"] for row in data["samples"]] == [0, 2, 5, 7]
+    assert data["total"] == 10 and [row["i"] for row in data["samples"]] == ["0", "2", "5", "7"]
 
 
 def test_main_scores_come_first_and_parts_of_a_kind_together() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from lavis_lite.models.blip2_llm import OPT, T5, VICUNA
 from lavis_lite.models.blip2_qformer import Blip2Qformer
+from lavis_lite.models.language_model import Limits
 from lavis_lite.models.outputs import Blip2Output
 from lavis_lite.tracking.jsonl import read
 from tests.helpers.processes import run_processes
@@ -114,6 +115,34 @@ def test_lavis_reduction_is_the_mean_of_the_micro_batches(name: str, tmp_path: P
     assert found[key] == pytest.approx(sum(alone) / SAMPLES, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_counting_terms_counts_no_text_as_read(name: str) -> None:
+    model = MODELS[name]()
+    samples = {"image": torch.randn(2, 3, 4, 4, dtype=torch.float64), "text_input": ["7 8 9", " ".join(["9"] * 30)],
+               "uniform": torch.full((2, 2), 0.5, dtype=torch.float64)}
+    before = {what: vars(count).copy() for what, count in model.cut_texts().items()}
+    assert model.loss_terms(samples)
+    assert {what: vars(count) for what, count in model.cut_texts().items()} == before
+
+
+@pytest.mark.parametrize("frames", [None, 3])
+@pytest.mark.parametrize("name", ["opt", "t5"])
+def test_terms_are_the_tokens_that_are_learned(name: str, frames: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where positions, shared with the vectors of the pictures, cut the texts."""
+    model = MODELS[name]()
+    model.language_model.limits = Limits(300, 300)
+    learned: list[int] = []
+    losses = model.language_model.row_losses
+    monkeypatch.setattr(model.language_model, "row_losses",
+                        lambda *given: learned.append(len(found := losses(*given))) or found)
+    shape = (2, 3, 4, 4) if frames is None else (2, 3, frames, 4, 4)
+    samples = {"image": torch.randn(shape, dtype=torch.float64), "text_input": ["what?", "who?"],
+               "text_output": ["7 8", "long " * 100]}
+    terms = model.loss_terms(samples)
+    model(samples)
+    assert terms == {"loss": learned[0]}
+
+
 def test_a_model_that_tells_no_terms_averages_over_micro_batches(tmp_path: Path) -> None:
     runner = Toy(tmp_path, {"batch_size_train": 2, "accum_grad_iters": 2}).build()
     batches = list(runner.parts.batches(0, 1))
@@ -151,7 +180,8 @@ def test_accumulation_of_in_batch_negatives_is_announced(model: Any, accum: int,
     lines = told(runner)
     runner.train()
     expected = accum > 1 and model is Contrastive
-    assert any("in-batch negatives come from the 4 samples" in line for line in lines) is expected
+    notes = [line for line in lines if "ITC and ITM compare the samples of one micro-batch, 4 " in line]
+    assert bool(notes) is expected and all("not those of a step, 8." in note for note in notes)
 
 
 @pytest.mark.parametrize("model", [ToyModel, Contrastive])
@@ -163,9 +193,8 @@ def test_a_resume_that_changes_in_batch_negatives_is_announced(model: Any, tmp_p
         runner = Toy(tmp_path, {**run, **change}, model_class=model).build()
         lines = told(runner)
         runner.resume(checkpoint)
-        warned = [line for line in lines if line.startswith("WARNING: in-batch negatives now come from 8 samples")]
-        assert bool(warned) is announced
-        assert not warned or "came from 4 before" in warned[0]
+        warned = [line for line in lines if line.startswith("WARNING: the number of samples in a micro-batch was 4 ")]
+        assert bool(warned) is announced and all("is 8 (run.batch_size_train" in line for line in warned)
 
 
 def test_the_logged_loss_is_that_of_all_tokens(tmp_path: Path) -> None:

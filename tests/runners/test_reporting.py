@@ -45,4 +45,4 @@ def test_a_page_that_cannot_be_written_is_told_of(tmp_path: Path, capsys: Any) -
     runner = Toy(tmp_path, task_class=TellingTask).build()
     runner.tracker.say = said.append  # type: ignore[method-assign]
     assert runner.evaluate(["val"])["val"]["rows"] == 11
-    assert any("report of val could not be written" in line for line in said)
+    assert any("the report of val cannot be written" in line for line in said)

@@ -99,6 +99,23 @@ def test_a_loss_without_parts():
         "loss 1.0000  lr 1.00e-01  5.0 images/s")
 
 
+def test_waiting_and_memory_are_shown():
+    line = record_line({**row(1), "data_wait": 0.031, "peak_memory_gib": 12.34, "skipped_steps": 0})
+    assert line.endswith("images/s  data wait 3%  peak 12.3 GiB")
+
+
+def test_a_skipped_step_is_shown_short_and_kept_whole(tmp_path):
+    samples = [f"set a.json:{number}" for number in range(5)]
+    record = {"step": 2, "event": "skipped", "skipped": 1, "losses": [[float("nan"), 1.0]], "samples": samples}
+    assert record_line(record) == "skipped  1  set a.json:0, set a.json:1, set a.json:2 and 2 more, see log.jsonl"
+    assert record_line({**record, "samples": samples[:2]}) == "skipped  1  set a.json:0, set a.json:1"
+    log = jsonl.JsonlLog(tmp_path / "log.jsonl")
+    log.record(record)
+    log.close()
+    assert json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail) == {
+        **record, "losses": [["nan", 1.0]]}
+
+
 def test_tensorboard_has_the_numbers(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     sink = TensorBoard(tmp_path, print)

@@ -11,7 +11,7 @@ from typing import Any
 from lavis_lite.datasets.annotations.json_text import DECODER, DuplicateKeyError
 
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
-_LIST_OF_TEXTS = re.compile(r"""[\[(]\s*['"].*['"]\s*,?\s*[\])]""", re.DOTALL)
+_LIST_OF_TEXTS = re.compile(r"""\[\s*['"].*\]|\(\s*['"].*['"]\s*,?\s*\)""", re.DOTALL)
 _NOT_A_LITERAL = (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
 
 

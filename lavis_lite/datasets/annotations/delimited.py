@@ -7,7 +7,6 @@ cell; other cells may be quoted as RFC 4180 says, with line breaks in them.
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 from lavis_lite.datasets.annotations.json_files import NumberedRow
 from lavis_lite.datasets.annotations.json_text import BadRow
 from lavis_lite.datasets.annotations.table_header import NAMES, Header
-from lavis_lite.datasets.annotations.text_files import FileFormat
+from lavis_lite.datasets.annotations.text_files import FileFormat, lines_of
 from lavis_lite.errors import ConfigError, DataError
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -60,7 +59,7 @@ def find_delimiter(path: Path, content: str, form: FileFormat) -> str:
         DataError: several could be meant, or the header does not have the one that is named.
         ConfigError: the one that is named is not one character.
     """
-    header = next(line for line in io.StringIO(content, newline=None) if line.strip())
+    header = next(line for line in lines_of(content) if line.strip())
     bare = _QUOTED.sub("", header)
     present = [mark for mark in DELIMITERS if mark in bare]
     if form.delimiter is not None:
@@ -68,8 +67,8 @@ def find_delimiter(path: Path, content: str, form: FileFormat) -> str:
         if len(named) != 1 or named in '"\r\n':
             raise ConfigError(f"delimiter {form.delimiter!r}: must be one character, such as ';', or 'tab'.")
         if named not in bare and present:
-            raise DataError(f"{path}: the header {header.strip()[:80]!r} has no {NAMES.get(named, repr(named))}, which "
-                            f"`delimiter` names, but {NAMES[present[0]]}.")
+            raise DataError(f"{path}: the header {header.strip()[:80]!r} does not have "
+                            f"{NAMES.get(named, repr(named))}, which `delimiter` names, but {NAMES[present[0]]}.")
         return named
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     if usual in present or not present:
@@ -82,15 +81,15 @@ def find_delimiter(path: Path, content: str, form: FileFormat) -> str:
 
 # --- cells without quotation marks around them -----------------------------------------------------------------------
 def _plain(content: str, delimiter: str, unquote: bool) -> Iterator[Record]:
-    for number, line in enumerate(io.StringIO(content, newline=None), 1):
-        cells = line.rstrip("\n").split(delimiter)
+    for number, line in enumerate(lines_of(content), 1):
+        cells = line.split(delimiter)
         yield Record(number, [_unquoted(cell) for cell in cells] if unquote else cells)
 
 
 def _quotes_are_whole_cells(content: str) -> bool:
     """Whether every cell that begins with a quotation mark is a quoted cell, of one line and without a tab."""
-    return all(_QUOTED.fullmatch(cell) for line in io.StringIO(content, newline=None) if '"' in line
-               for cell in line.rstrip("\n").split("\t") if cell.startswith('"'))
+    return all(_QUOTED.fullmatch(cell) for line in lines_of(content) if '"' in line
+               for cell in line.split("\t") if cell.startswith('"'))
 
 
 def _unquoted(cell: str) -> str:
@@ -135,7 +134,7 @@ class _Lines:
     """The lines of a text, one at a time; those of the current record are kept."""
 
     def __init__(self, content: str) -> None:
-        self._lines, self.of_record = io.StringIO(content, newline=""), [""]
+        self._lines, self.of_record = lines_of(content, keep_ends=True), [""]
 
     def __iter__(self) -> Iterator[str]:
         for line in self._lines:
@@ -175,9 +174,10 @@ def _unreadable(fault: csv.Error) -> str:
 def _doubted(header: Header, cells: list[str], lines: list[str]) -> dict[str, Any] | BadRow:
     """The row, unless its quotation marks may have joined or split what belongs elsewhere."""
     if len(lines) > 1 and _are_rows(lines, header.delimiter):
-        return BadRow(f"a quoted cell that begins in this row holds {len(lines) - 1} more line"
-                      f"{'s' if len(lines) > 2 else ''}, which look like rows; set `quoting: none` if the quotation "
-                      "marks belong to the texts, or `quoting: minimal` if the line breaks do")
+        more = ("1 more line that looks like a row" if len(lines) == 2 else
+                f"{len(lines) - 1} more lines that look like rows")
+        return BadRow(f"a quoted cell that begins in this row holds {more}; set `quoting: none` if the quotation marks "
+                      "belong to the texts, or `quoting: minimal` if the line breaks do")
     if any(map(_BLANK_BEFORE_QUOTE.fullmatch, cells)):
         return BadRow("a cell has a blank before its quotation mark, so that it is not a quoted cell; remove the "
                       "blank, or set `quoting: none`")

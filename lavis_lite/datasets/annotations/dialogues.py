@@ -53,6 +53,10 @@ class TurnTable(RowTable):
         """`file:row` of the dialogue."""
         return self.dialogues.place(self._find(index)[0])
 
+    def content_hash(self) -> str:
+        """Hash of the dialogues, their texts, and how what was said before is written."""
+        return " ".join([*(table.content_hash() for table in (self.dialogues, *(self.texts or ()))), self.turn])
+
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(table.nbytes() for table in (self.dialogues, *(self.texts or ()))) + self._turns.nbytes
@@ -141,7 +145,7 @@ def _finished(dialogues: RowTable, texts: tuple[RowTable, RowTable] | None, path
     table = TurnTable(dialogues, texts, turn)
     table.left_out = faults.left_out
     if not len(table):
-        lacking = f"; {faults.left_out} rows lack what `required` names" if faults.left_out else ""
+        lacking = f"; rows that lack what `required` names: {faults.left_out}" if faults.left_out else ""
         raise DataError(f"{', '.join(map(str, paths))}: no dialogues{lacking}.")
     return table
 

@@ -15,6 +15,7 @@ from typing import Any
 from lavis_lite.datasets.annotations.layout import Layout, answer_texts
 from lavis_lite.datasets.annotations.readers import read_folder, read_members
 from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable, checked_row, file_name, no_row
+from lavis_lite.datasets.annotations.wrapped import COMPANIONS
 from lavis_lite.errors import DataError
 
 __all__ = ["Layout", "answer_texts", "read_questions"]
@@ -53,9 +54,18 @@ def _read_file(number: int, path: Path, layout: Layout, faults: RowFaults) -> _F
             found.annotations = _table(number, path, value, faults)
         elif member == "images":
             found.images = _table(number, path, value, faults)
+        elif member not in COMPANIONS and _has_rows(value):
+            faults.add(f"{path}: {member}", "is a list of rows that would not be read; rows stand in 'questions' or "
+                                            "'data'. Write this list to a file of its own")
     if found.images is not None:
         found.annotations = None  # those of a COCO file are captions or boxes
     return found
+
+
+def _has_rows(value: Any) -> bool:
+    """Whether a member is a list whose first element is an object; the element is taken."""
+    first = next(value, None) if isinstance(value, Iterator) else None
+    return first is not None and isinstance(first[1], dict)
 
 
 def _put_rows(found: _File, table: RowTable, layout: Layout) -> None:

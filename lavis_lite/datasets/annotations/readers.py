@@ -5,7 +5,6 @@ Byte-order marks and the line ends of all systems are taken. Other line separato
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from lavis_lite.datasets.annotations.json_files import (
     skip_space,
 )
 from lavis_lite.datasets.annotations.json_text import DECODER, BadRow, json_fault
-from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat, read_text
+from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat, lines_of, read_text
 from lavis_lite.datasets.annotations.wrapped import object_rows
 from lavis_lite.errors import DataError
 
@@ -94,12 +93,12 @@ def _line_rows(path: Path, content: str) -> Iterator[NumberedRow]:
 
 
 def _objects(content: str) -> Iterator[NumberedRow]:
-    for number, line in enumerate(io.StringIO(content, newline=None), 1):
+    for number, line in enumerate(lines_of(content), 1):
         if not line.strip():
             continue
         row: Any
         try:
-            row = DECODER.decode(line.strip(" \t\n"))
+            row = DECODER.decode(line.strip(" \t"))
         except (ValueError, RecursionError) as fault:
             row = BadRow(json_fault(fault))
         yield number, row

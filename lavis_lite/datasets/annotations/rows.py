@@ -102,7 +102,7 @@ def file_name(value: Any) -> str:
 
 
 def identifier(value: Any) -> int | str:
-    """A number or a name; 391895.0, as pandas writes whole numbers in a column with gaps, is 391895."""
+    """A number or a name; 391895.0, as pandas writes whole numbers in a column with gaps, is 391895, as text too."""
     if isinstance(value, float):
         value = _whole(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -113,9 +113,10 @@ def identifier(value: Any) -> int | str:
         return value
     if _SHORTENED.fullmatch(text(value)):
         raise ValueError(f"is {value!r}, which a spreadsheet has made of a longer number; export the column as text")
-    return value
+    return value.partition(".")[0] if _WHOLE.fullmatch(value) else value
 
 
+_WHOLE = re.compile(r"\d+\.0")
 _SHORTENED = re.compile(r"\d[.,]\d+[eE]\+\d+")
 _EXACT = 2**53
 """from here on a float may stand for several whole numbers"""
@@ -192,10 +193,13 @@ def _cached(place: Path | None, wanted: str) -> RowTable | None:
         return None
     try:
         held = MappedTable(place)
+        if held.facts.get("made_of") != wanted:
+            return None
+        held.prove()  # all of it now: it can be made again here, and no more once a run has begun
     except (DataError, KeyError, ValueError) as fault:
         warnings.warn(f"{place} cannot be used and is written anew: {fault}", stacklevel=3)
         return None
-    return held if held.facts.get("made_of") == wanted else None
+    return held
 
 
 def _put_in_cache(table: RowTable, place: Path | None, wanted: str) -> RowTable:

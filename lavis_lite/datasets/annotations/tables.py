@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lavis_lite.datasets.files.blocks import LazyArray
 from lavis_lite.datasets.files.mapped import Mapped, write_arrays
 
 Row = dict[str, Any]
@@ -127,31 +128,74 @@ class RowTable:
 class MappedTable(RowTable):
     """Rows in a mapped file: opened without being read, shared by all processes, looked up again by spawned ones.
 
+    What is read is checked against the file's checksums, block by block, the first time.
+
     Args:
         path: a file with the arrays of `RowTable.arrays` and the facts `files` and `kinds` (JSON).
         files: the annotation files, for messages, in place of those of the facts.
         first, end: the rows that belong to this table; by default all.
         sha256: of the file, if its owner knows it; the rows are then not read to hash them.
+        remedy: see `Mapped`.
     """
 
-    def __init__(self, path: Path, files: Sequence[Path | str] | None = None, first: int = 0,
-                 end: int | None = None, sha256: str | None = None) -> None:
-        self._made_of = (path, files, first, end, sha256)
-        held = Mapped(path)
+    def __init__(self, path: Path, files: Sequence[Path | str] | None = None, first: int = 0, end: int | None = None,
+                 sha256: str | None = None, remedy: str = "Remove it: the next start writes it anew.") -> None:
+        self._made_of = (path, files, first, end, sha256, remedy)
+        held = Mapped(path, remedy)
         self.facts = held.facts
         self.files = json.loads(held.facts["files"]) if files is None else [str(file) for file in files]
         self.kinds = json.loads(held.facts["kinds"])
-        ends = held["ends"]
-        end = len(ends) - 1 if end is None else end
-        self._hold(held["data"], ends[first:end + 1], held["places"][first:end])
+        end = len(held.lazy("ends")) - 1 if end is None else end
+        self._lazy = held.lazy("data"), held.lazy("ends").part(first, end + 1), held.lazy("places").part(first, end)
+        self._hold(*(part.unchecked() for part in self._lazy))
 
     def content_hash(self) -> str:
         """As for any table; of a file whose hash is known, that hash and which rows of it are meant."""
-        _, _, first, _, sha256 = self._made_of
+        _, _, first, _, sha256, _ = self._made_of
+        if sha256 is None:
+            self.prove()
         return super().content_hash() if sha256 is None else f"{sha256} {first}+{len(self)}"
 
     def __reduce__(self) -> Any:
         return type(self), self._made_of
+
+    def prove(self) -> None:
+        """Check all of it now.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        data, ends, places = self._lazy
+        bounds = ends.whole()
+        data.rows(int(bounds[0]), int(bounds[-1]))
+        places.whole()
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        data, ends, _ = self._lazy
+        first, end = ends.rows(index, index + 2).tolist()
+        return json.loads(data.rows(first, end).tobytes())
+
+    def skim(self) -> Iterator[Row]:
+        """All rows in order."""
+        self.prove()
+        return super().skim()
+
+    def place(self, index: int) -> str:
+        """`file:row`, see `RowTable.place`."""
+        self._lazy[2].rows(index, index + 1)
+        return super().place(index)
+
+    def file_sizes(self) -> list[int]:
+        """Rows that come from each file, in order."""
+        self._lazy[2].whole()
+        return super().file_sizes()
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """See `RowTable.arrays`."""
+        self.prove()
+        return super().arrays()
 
 
 class ExplodedTable(RowTable):
@@ -163,19 +207,20 @@ class ExplodedTable(RowTable):
         starts: int64[N+1], elements in the rows before each row.
     """
 
-    def __init__(self, table: RowTable, key: str, starts: NDArray[np.int64]) -> None:
-        self.table, self.key, self.starts = table, key, starts
+    def __init__(self, table: RowTable, key: str, starts: NDArray[np.int64] | LazyArray) -> None:
+        self.table, self.key = table, key
+        self.starts = starts if isinstance(starts, LazyArray) else LazyArray(starts)
         self.files, self.kinds = table.files, {**table.kinds, key: ELEMENT}
 
     def __len__(self) -> int:
-        return int(self.starts[-1] - self.starts[0])
+        return int(self.starts[len(self.starts) - 1] - self.starts[0])
 
     def _row(self, index: int) -> tuple[int, int]:
         """Row of the table, and place in its list."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         place = index + int(self.starts[0])
-        row = int(np.searchsorted(self.starts, place, side="right")) - 1
+        row = self.starts.search(place + 1) - 1
         return row, place - int(self.starts[row])
 
     def __getitem__(self, index: int) -> Row:
@@ -197,7 +242,7 @@ class ExplodedTable(RowTable):
     def file_sizes(self) -> list[int]:
         """Rows that come from each file, in order."""
         ends = np.cumsum([0, *self.table.file_sizes()])
-        return np.diff(self.starts[ends]).tolist()
+        return np.diff(self.starts.whole()[ends]).tolist()
 
     def content_hash(self) -> str:
         """That of the table, which decides what is in the lists."""
@@ -205,4 +250,4 @@ class ExplodedTable(RowTable):
 
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.table.nbytes() + self.starts.nbytes
+        return self.table.nbytes() + self.starts.unchecked().nbytes

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig, FileConfig
+from lavis_lite.datasets.annotations.json_files import json_object
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.questions import read_questions
 from lavis_lite.datasets.annotations.rows import RowTable, texts
@@ -184,7 +184,7 @@ class ImageQABuilder(ImageTextBuilder):
         (source,) = sources(f"datasets.{self.name}.answer_list", listed, root)
         path = source.fetch()
         try:
-            given = json.loads(path.read_text(encoding="utf-8-sig"))
+            given = json_object(path)
             # LAVIS' {answer: its number}, the commonest first
             return texts(sorted(given, key=lambda answer: given[answer]) if isinstance(given, dict) else given)
         except (ValueError, TypeError) as fault:

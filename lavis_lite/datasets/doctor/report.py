@@ -150,9 +150,9 @@ class Report:
             lines.append(f"{split.opened} {self.media} opened")
         lines += [f"{what}: {summary}" for what, summary in split.sizes.items()]
         if split.cut:
-            lines.append(f"{split.cut} texts are cut by the text processor")
+            lines.append(f"texts cut by the text processor: {split.cut}")
         if split.left_out:
-            lines.append(f"{split.left_out} rows left out: they lack what `required` names")
+            lines.append(f"rows left out, which lack what `required` names: {split.left_out}")
         if split.repeated:
             lines.append(f"{split.repeated} rows repeat an earlier one (same file, same text)")
         for problem in split.problems:

@@ -9,7 +9,6 @@ Exact where the processor has nothing random: then an image always gives the sam
 
 from __future__ import annotations
 
-import json
 import random
 import zlib
 from collections.abc import Callable, Mapping
@@ -19,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from lavis_lite import files
+from lavis_lite import files, sealed
 from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.shards.index import name_hash
 from lavis_lite.errors import ConfigError, DataError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, NAMES = "manifest.json", "names.safetensors"
 COMMAND = "python -m lavis_lite data cache-features"
 
@@ -43,8 +42,8 @@ class FeatureFolder(ImageFolder):
     def __init__(self, root: Path) -> None:
         self.root = root
         self.manifest = _manifest(root)
-        names = Mapped(root / NAMES)
-        self._hash, self._file, self._row, self._crc = (names[key] for key in ("hash", "file", "row", "crc"))
+        names = self._mapped(NAMES)
+        self._hash, self._file, self._row, self._crc = (names.lazy(key) for key in ("hash", "file", "row", "crc"))
         self._maps: dict[int, Any] = {}
 
     def __reduce__(self) -> Any:
@@ -59,9 +58,10 @@ class FeatureFolder(ImageFolder):
 
         Raises:
             BadSample: there is none for this image, or its bytes are damaged.
+            DataError: what tells which features are this image's is damaged.
         """
         wanted = np.uint64(name_hash(name))
-        at = int(np.searchsorted(self._hash, wanted))
+        at = self._hash.search(wanted)
         if at == len(self._hash) or self._hash[at] != wanted:
             raise BadSample(name, f"has no features in {self.root}; run {COMMAND} again to add what is new")
         file, row = int(self._file[at]), int(self._row[at])
@@ -73,8 +73,16 @@ class FeatureFolder(ImageFolder):
 
     def _features(self, file: int) -> Any:
         if file not in self._maps:
-            self._maps[file] = Mapped(self.root / file_of(file))["features"]
+            self._maps[file] = self._mapped(file_of(file)).lazy("features").unchecked()  # each row has its checksum
         return self._maps[file]
+
+    def _mapped(self, name: str) -> Mapped:
+        """One of the folder's files, proved to be the one that the manifest was written with."""
+        remedy = f"Remove it and run again: {COMMAND}"
+        mapped = Mapped(self.root / name, remedy)
+        if mapped.digest != self.manifest["files"].get(name, {}).get("digest"):
+            raise DataError(f"{mapped.path}: not the file that {MANIFEST} was written with. {remedy}")
+        return mapped
 
     def check_encoder(self, encoder: Mapping[str, Any]) -> None:
         """Refuse features of another encoder.
@@ -101,17 +109,31 @@ def file_of(number: int) -> str:
 def _manifest(root: Path) -> dict[str, Any]:
     path = root / MANIFEST
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] > FORMAT:
-            raise ValueError(f"format {content['format']}")
-        short = [name for name, size in content["files"].items() if (root / name).stat().st_size != size]
+        content = _checked(sealed.read(path))
+        short = [name for name, file in content["files"].items() if (root / name).stat().st_size != file["bytes"]]
     except FileNotFoundError as fault:
         raise DataError(f"{fault.filename}: there is no such file, so the features are not complete. Write what is "
                         f"missing with: {COMMAND}") from fault
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise DataError(f"{path}: not a manifest of features ({fault!r}).") from fault
+    except (OSError, ValueError) as fault:
+        raise DataError(f"{path}: cannot be used as a manifest of features ({fault}). Write it anew with: "
+                        f"{COMMAND}") from fault
     if short:
         raise DataError(f"{root / short[0]}: its size is not what {MANIFEST} says; remove it and run {COMMAND} again.")
+    return content
+
+
+def _checked(content: dict[str, Any]) -> dict[str, Any]:
+    """The content, if it is of the right format; a ValueError else."""
+    if content.get("format") != FORMAT:
+        raise ValueError(f"its format is {content.get('format')!r}, and this version reads {FORMAT}")
+    if not all(isinstance(content.get(key), dict) for key in ("encoder", "processor", "files")):
+        raise ValueError("its encoder, processor or files are missing")
+    if content.get("dtype") not in ("bf16", "fp16", "fp32"):
+        raise ValueError("its dtype is missing")
+    names = {NAMES, *(file_of(number) for number in range(len(content["files"]) - 1))}
+    if set(content["files"]) != names or not all(isinstance(file, dict) and {"bytes", "digest"} <= file.keys()
+                                                 for file in content["files"].values()):
+        raise ValueError("its list of files is not one")
     return content
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lavis_lite import atomic
+from lavis_lite import atomic, sealed
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.features.cache import FORMAT, MANIFEST, NAMES, file_of
 from lavis_lite.datasets.files.mapped import Mapped, write_arrays
@@ -177,7 +177,8 @@ def _finish(job: FeatureJob) -> None:
     write_arrays(job.out / NAMES, {
         "hash": hashes[order], "file": np.repeat(np.arange(len(files), dtype=np.int32), counts)[order],
         "row": rows[order], "crc": np.concatenate([held["crc"] for held in files])[order]}, {})
-    shape = list(files[0]["features"].shape[1:])
+    shape = list(files[0].lazy("features").unchecked().shape[1:])
     content = {"format": FORMAT, **job.facts, "dtype": job.dtype, "shape": shape, "images": len(hashes),
-               "files": {held.path.name: held.path.stat().st_size for held in [*files, Mapped(job.out / NAMES)]}}
-    atomic.write_text(job.out / MANIFEST, json.dumps(content, indent=1) + "\n")
+               "files": {held.path.name: {"bytes": held.path.stat().st_size, "digest": held.digest}
+                         for held in [*files, Mapped(job.out / NAMES)]}}
+    atomic.write_text(job.out / MANIFEST, sealed.seal(content))

@@ -12,24 +12,36 @@ import lzma
 import os
 import posixpath
 import shutil
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock
 
 from lavis_lite import atomic, files
 from lavis_lite.errors import DataError
 
+MOST_MEMBERS = 2_000_000
+"""of one archive"""
+MOST_RATIO = 200
+"""bytes unpacked per byte of the archive, from `RATIO_FROM` bytes on; pictures do not shrink, texts do tenfold"""
+RATIO_FROM = 64 << 20
+_END_OF_ZIP = 65_535 + 22 + 20 + 56
+"""bytes of a zip's end in which its records stand, with the longest comment"""
+_MOST_DIRECTORY = 512 << 20
+_MOST_NAME = 1 << 20
+"""bytes of a tar's header for a long name; tarfile reads it into memory as it comes"""
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MARKERS = ".unpacked"
 """folder of what says that archives were unpacked"""
 _CHUNK = 1 << 20
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, RuntimeError)
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, RuntimeError,
+           ValueError, OverflowError, struct.error)
 """what the readers raise for files that are cut short, damaged, encrypted or packed in an unknown way"""
 Say = Callable[[str], None]
 
@@ -91,13 +103,16 @@ def unpack(archive: Path, folder: Path) -> int:
     """Write the plain files of an archive below a folder; gives how many there are.
 
     Raises:
-        DataError: not an archive of a known kind, damaged, too large for the disk, or with a member that leads out of
-            the folder, is a link, or is no file; nothing of such a member is written.
+        DataError: not an archive of a known kind, damaged, too large for the disk, one that unpacks to far more than
+            its own size, or with a member that leads out of the folder, is a link, or is no file; nothing of such a
+            member is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     count, real = 0, Path(os.path.realpath(folder))
     try:
-        for member in _members(archive, shutil.disk_usage(real).free):
+        limits = _Limits(archive, shutil.disk_usage(real).free)
+        for member in _members(archive, limits):
+            limits.add(member.size)
             _write(member, _target(archive, member.name, real))
             count += 1
     except _DAMAGE as fault:
@@ -108,20 +123,60 @@ def unpack(archive: Path, folder: Path) -> int:
     return count
 
 
-def _members(archive: Path, free: int) -> Iterator[_Member]:
+class _Limits:
+    """What an archive may unpack to.
+
+    Args:
+        archive: the file. free: bytes of the disk that it may take.
+    """
+
+    def __init__(self, archive: Path, free: int) -> None:
+        self.archive, self.packed, self.free = archive, archive.stat().st_size, free
+        self.members = self.bytes = 0
+
+    def add(self, size: int, members: int = 1) -> None:
+        """Count members before they are written.
+
+        Raises:
+            DataError: there are more than any archive of media has.
+        """
+        self.members += members
+        self.bytes += size
+        if self.members > MOST_MEMBERS:
+            raise DataError(f"{self.archive}: has more than {MOST_MEMBERS:,} members; such archives are not unpacked.")
+        if self.bytes > self.free:
+            raise DataError(f"{self.archive}: holds {self.bytes / 1e9:.1f} GB or more, but the disk has "
+                            f"{self.free / 1e9:.1f} GB free.")
+        if self.bytes > max(RATIO_FROM, MOST_RATIO * self.packed):
+            raise DataError(f"{self.archive}: unpacks to more than {MOST_RATIO} times its {self.packed:,} bytes, as an "
+                            "archive does that is meant to fill a disk; such archives are not unpacked.")
+
+
+class _SmallHeaders(tarfile.TarInfo):
+    """Members whose extended headers are of a size that names have."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        special = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+                   tarfile.GNUTYPE_LONGLINK)
+        if self.type in special and self.size > _MOST_NAME:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+def _members(archive: Path, limits: _Limits) -> Iterator[_Member]:
     if zipfile.is_zipfile(archive):
-        yield from _zip_members(archive, free)
+        yield from _zip_members(archive, limits)
     elif tarfile.is_tarfile(archive):
         yield from _tar_members(archive)
     else:
         raise DataError(f"{archive}: is neither a zip nor a tar archive; known are {', '.join(SUFFIXES)}.")
 
 
-def _zip_members(archive: Path, free: int) -> Iterator[_Member]:
+def _zip_members(archive: Path, limits: _Limits) -> Iterator[_Member]:
+    _check_directory(archive)
     with zipfile.ZipFile(archive) as opened:
-        total = sum(info.file_size for info in opened.infolist())
-        if total > free:
-            raise DataError(f"{archive}: holds {total / 1e9:.1f} GB, but the disk has {free / 1e9:.1f} GB free.")
+        whole = _Limits(archive, limits.free)  # known before anything is written
+        whole.add(sum(info.file_size for info in opened.infolist()), len(opened.infolist()))
         for info in opened.infolist():
             kind = info.external_attr >> 28  # the file type of Unix modes; 0 where it was packed elsewhere
             if info.is_dir():
@@ -131,8 +186,27 @@ def _zip_members(archive: Path, free: int) -> Iterator[_Member]:
             yield _Member(info.filename, info.file_size, lambda info=info: opened.open(info))  # type: ignore[misc]
 
 
+def _check_directory(archive: Path) -> None:
+    """Refuse a zip whose list of members is larger than memory should hold; zipfile reads all of it at once.
+
+    Raises:
+        DataError: it is.
+    """
+    with archive.open("rb") as file:
+        file.seek(max(0, archive.stat().st_size - _END_OF_ZIP))
+        end = file.read()
+    place = end.rfind(b"PK\x05\x06")
+    count, size = struct.unpack("<HI", end[place + 10:place + 16]) if 0 <= place <= len(end) - 22 else (0, 0)
+    if count == 0xFFFF or size == 0xFFFFFFFF:  # the true numbers are in the record of large archives before it
+        place = end.rfind(b"PK\x06\x06")
+        count, size = struct.unpack("<QQ", end[place + 32:place + 48]) if 0 <= place <= len(end) - 56 else (count, size)
+    if count > MOST_MEMBERS or size > _MOST_DIRECTORY:
+        raise DataError(f"{archive}: its list of {count:,} members takes {size:,} bytes; such archives are not "
+                        "unpacked.")
+
+
 def _tar_members(archive: Path) -> Iterator[_Member]:
-    with tarfile.open(archive) as opened:
+    with tarfile.open(archive, tarinfo=_SmallHeaders) as opened:
         for info in opened:
             if info.isdir():
                 continue

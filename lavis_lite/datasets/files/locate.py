@@ -38,8 +38,9 @@ class Source:
         """Where the file is, or belongs."""
         if self.storage is None:
             return files.target_of(self.url) if self.url and files.is_url(self.url) else files.resolve(self.url or "")
+        place = files.resolve(self.storage)
         generated = self.root / self.storage if self.root else None
-        return generated if generated is not None and generated.exists() else files.resolve(self.storage)
+        return generated if generated is not None and generated.exists() else place
 
     def here(self) -> bool:
         """Whether the file is on this machine."""

@@ -1,21 +1,26 @@
 """Named arrays in one file, mapped into memory: opening reads only the header, and processes share the pages.
 
-The layout is safetensors', so that other programs can read the files too.
+The layout is safetensors', so that other programs can read the files too. One more array, `crc32`, holds a checksum of
+the header and one of every block of 16 KiB behind it. A block is checked when something in it is first read, so that a
+flipped bit on a disk is an error and never another value.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lavis_lite import atomic
+from lavis_lite.datasets.files.blocks import Blocks, BlockSums, LazyArray, block_count
 from lavis_lite.errors import DataError
 
 Array = NDArray[Any]
@@ -26,6 +31,8 @@ _DTYPES: dict[str, type[np.generic]] = {
     "F16": np.float16, "F32": np.float32, "BF16": np.uint16}
 _NAMES = {np.dtype(kind): name for name, kind in _DTYPES.items() if name != "BF16"}
 _MOST_HEADER = 100_000_000
+SUMS = "crc32"
+"""name of the array of checksums: the four bytes of each, that of header and checksums first"""
 
 
 def write_arrays(path: Path, arrays: Arrays, facts: Mapping[str, str], bf16: Sequence[str] = ()) -> None:
@@ -42,23 +49,20 @@ def write_arrays(path: Path, arrays: Arrays, facts: Mapping[str, str], bf16: Seq
     """
     parts = {name: [value] if isinstance(value, np.ndarray) else list(value) for name, value in arrays.items()}
     names = sorted(parts, key=lambda name: -parts[name][0].dtype.itemsize)  # so that each starts at a multiple of it
-    header: dict[str, Any] = {"__metadata__": dict(facts)}
-    end = 0
-    for name in names:
-        first = parts[name][0]
-        start, end = end, end + sum(part.nbytes for part in parts[name])
-        header[name] = {"dtype": "BF16" if name in bf16 else _NAMES[first.dtype],
-                        "shape": [sum(len(part) for part in parts[name]), *first.shape[1:]],
-                        "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    entries, end = _layout(parts, names, bf16)
+    length = 4 * (1 + block_count(end))
+    entries[SUMS] = {"dtype": "U8", "shape": [length], "data_offsets": [end, end + length]}
+    head = _head({"__metadata__": dict(facts), **entries})
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in names:
-                for part in parts[name]:
-                    np.ascontiguousarray(part).tofile(file)
+            file.write(head)
+            sums = BlockSums()
+            for part in (part for name in names for part in parts[name]):
+                content = np.ascontiguousarray(part)
+                content.tofile(file)
+                sums.add(content)
+            file.write(_seal(head, sums.bytes()))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -67,44 +71,104 @@ def write_arrays(path: Path, arrays: Arrays, facts: Mapping[str, str], bf16: Seq
     atomic.sync_folder(path.parent)
 
 
+def _layout(parts: Mapping[str, Sequence[Array]], names: Sequence[str],
+            bf16: Sequence[str]) -> tuple[dict[str, Any], int]:
+    """(the header's entries of these arrays, bytes that they take)."""
+    entries, end = {}, 0
+    for name in names:
+        first = parts[name][0]
+        start, end = end, end + sum(part.nbytes for part in parts[name])
+        entries[name] = {"dtype": "BF16" if name in bf16 else _NAMES[first.dtype],
+                         "shape": [sum(len(part) for part in parts[name]), *first.shape[1:]],
+                         "data_offsets": [start, end]}
+    return entries, end
+
+
+def _head(header: Mapping[str, Any]) -> bytes:
+    """Length and text of a header, padded to a multiple of eight bytes."""
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 class Mapped:
-    """The arrays of a file that `write_arrays` (or safetensors) wrote; bfloat16 comes as uint16.
+    """The arrays of a file that `write_arrays` wrote; bfloat16 comes as uint16.
+
+    `mapped[name]` is a whole array, all of it checked; `mapped.lazy(name)` checks what is read of it.
 
     Args:
         path: the file. It must not change while it is mapped; `write_arrays` puts a new file in its place.
+        remedy: a sentence for the error about a damaged file: how to get it again.
 
     Attributes:
         facts: its texts.
+        digest: sha256 of header and checksums, and so of the whole file.
 
     Raises:
-        DataError: missing, cut short, or not such a file.
+        DataError: missing, cut short, altered, or not such a file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, remedy: str = "") -> None:
         self.path = path
         try:
             with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if length > _MOST_HEADER:
-                    raise ValueError(f"its header claims {length:,} bytes")
-                header = json.loads(file.read(length))
+                head = _read_head(file)
                 size = os.fstat(file.fileno()).st_size
-            self.facts: dict[str, str] = header.pop("__metadata__", {})
-            self._entries = {name: _entry(entry, length + 8, size) for name, entry in header.items()}
-        except FileNotFoundError as fault:
-            raise DataError(f"{path}: there is no such file.") from fault
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-            raise DataError(f"{path}: damaged, or not a file of arrays ({fault}).") from fault
+                header = json.loads(head[8:])
+                self.facts: dict[str, str] = header.pop("__metadata__", {})
+                self._entries = {name: _entry(entry, len(head), size) for name, entry in header.items()}
+                sums = _read_sums(file, head, self._entries, size)
+                # copy-on-write: torch refuses read-only memory; nobody writes
+                self._content = np.memmap(file, np.uint8, "c").view(np.ndarray)
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: there is no such file. {remedy}".strip()) from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"{path}: damaged, or not a file of arrays ({error}). {remedy}".strip()) from error
+        self.digest = hashlib.sha256(head + sums).hexdigest()
+        covered = self._content[:self._entries[SUMS][2]]
+        self._blocks = Blocks(path, covered, len(head), np.frombuffer(sums, "<u4"), remedy)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
     def __getitem__(self, name: str) -> Array:
+        return self.lazy(name).whole()
+
+    def lazy(self, name: str) -> LazyArray:
+        """An array that is checked block by block, where it is read."""
+        if name not in self._entries:
+            raise DataError(f"{self.path}: has no array {name!r}; it was not written for this.")
         dtype, shape, offset = self._entries[name]
-        if not math.prod(shape):
-            return np.zeros(shape, dtype)
-        # copy-on-write: torch refuses read-only memory; nobody writes
-        return np.memmap(self.path, dtype, "c", offset, shape).view(np.ndarray)
+        content = self._content[offset:offset + math.prod(shape) * dtype.itemsize]
+        return LazyArray(content.view(dtype).reshape(shape), offset, self._blocks)
+
+
+def _read_head(file: IO[bytes]) -> bytes:
+    """Length and text of the header."""
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if length > _MOST_HEADER:
+        raise ValueError(f"its header claims {length:,} bytes")
+    return start + file.read(length)
+
+
+def _seal(head: bytes, sums: bytes) -> bytes:
+    """The array of checksums: one of the header and of the others, and the others."""
+    return zlib.crc32(sums, zlib.crc32(head)).to_bytes(4, "little") + sums
+
+
+def _read_sums(file: IO[bytes], head: bytes, entries: Mapping[str, Any], size: int) -> bytes:
+    """The checksums of the blocks, proved together with the header."""
+    if SUMS not in entries:
+        raise ValueError("it has no checksums: an earlier version of this package, or another program, wrote it")
+    _, (length, *_), offset = entries[SUMS]
+    if offset + length != size or length != 4 * (1 + block_count(offset - len(head))):
+        raise ValueError("its size is not the one that was written")
+    file.seek(offset)
+    content = file.read()
+    if _seal(head, content[4:]) != content:
+        raise ValueError("its header is not the one that was written")
+    return content[4:]
 
 
 def _entry(entry: dict[str, Any], data: int, size: int) -> tuple[Any, tuple[int, ...], int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +18,13 @@ from typing import Any, TypedDict
 
 from torch.utils.data import Dataset
 
+from lavis_lite import disk
 from lavis_lite.datasets.base import Sample
 from lavis_lite.datasets.loading.randomness import negative_uniforms, replacement, sample_rng
 from lavis_lite.datasets.loading.sampler import SampleKey
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import DataError
+from lavis_lite.redaction import mask_all
 
 _MOST_ATTEMPTS = 20
 IMAGE_ROWS = "image_rows"
@@ -201,9 +204,13 @@ class BadSampleLog:
         """
         self.read += samples
         self.bad += len(records)
-        if records:
+        if not records:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps({**record, **extra}) + "\n" for record in records)
+                stream.writelines(json.dumps(mask_all({**record, **extra})) + "\n" for record in records)
+        except OSError as error:  # the counts are what decides; warnings of one text are shown once
+            warnings.warn(f"{disk.cannot_write(self.path, error)} Bad samples are counted, not listed.", stacklevel=2)
 
     def check(self, final: bool = False) -> None:
         """Stop the run when too many samples were bad.

@@ -11,14 +11,15 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
-from lavis_lite import files
+from lavis_lite import files, sealed
 from lavis_lite.datasets.media.images import BadSample
-from lavis_lite.datasets.shards.index import ARRAYS, INDEX, Shard
+from lavis_lite.datasets.shards.index import ARRAYS, INDEX, Shard, read_index
 from lavis_lite.errors import ConfigError, DataError
 
 LIMIT = "LAVIS_LITE_SHARD_CACHE_GB"
@@ -162,9 +163,17 @@ def fetch_index(url: str, sha256: str | None = None) -> Path:
     if not index.exists() or sha256:
         files.fetch(f"{base}/{INDEX}", sha256, to=index)
     try:
-        expected = json.loads(index.read_text(encoding="utf-8"))["arrays"]["sha256"]
-    except (ValueError, KeyError, TypeError) as fault:
-        raise DataError(f"{index} (from {base}): not an index of shards ({fault!r}).") from fault
-    if not (folder / ARRAYS).exists():
-        files.fetch(f"{base}/{ARRAYS}", expected, to=folder / ARRAYS)
+        content = sealed.read(index)
+    except ValueError:  # what was kept is damaged: once more
+        index.unlink()
+        files.fetch(f"{base}/{INDEX}", sha256, to=index)
+        content = read_index(folder)
+    files.fetch(f"{base}/{ARRAYS}", _arrays_sha256(content, index), to=folder / ARRAYS)
     return folder
+
+
+def _arrays_sha256(content: Mapping[str, Any], index: Path) -> str:
+    try:
+        return str(content["arrays"]["sha256"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{index}: not an index of shards ({error!r}).") from error

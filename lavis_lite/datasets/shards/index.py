@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lavis_lite import atomic
+from lavis_lite import atomic, sealed
 from lavis_lite.datasets.annotations.tables import ExplodedTable, MappedTable, RowTable
 from lavis_lite.datasets.files.mapped import Mapped, write_arrays
 from lavis_lite.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 INDEX, ARRAYS = "index.json", "index.safetensors"
 PARTS = ".parts"
 """folder of what is known of the shards that are finished, until all are"""
@@ -74,31 +74,35 @@ class ShardIndex:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        content = _read_json(folder / INDEX)
+        self._remedy = remedy = f"Write it anew with: python -m lavis_lite data index {folder} --again"
+        content = read_index(folder)
         try:
             self.shards = [Shard(**shard) for shard in content["shards"]]
             self.space, self.kinds, self.samples = content["space"], content["kinds"], content["samples"]
             size, self._sha256 = content["arrays"]["bytes"], content["arrays"].get("sha256")
+            digest = content["arrays"]["digest"]
             strange = [name for name in (shard.name for shard in self.shards) if not _is_plain(name)]
             if strange:  # it would be read, or downloaded, to where the name leads
                 raise TypeError(f"{strange[0]!r} is not the name of a file in this folder")
         except (KeyError, TypeError) as fault:
-            raise DataError(f"{folder / INDEX}: not an index of shards ({fault}).") from fault
-        arrays = Mapped(folder / ARRAYS)
-        if arrays.path.stat().st_size != size:
-            raise DataError(f"{arrays.path}: {arrays.path.stat().st_size} bytes where the index says {size}; write it "
-                            f"anew with: python -m lavis_lite data index {folder} --again")
-        self._hashes, self._shard, self._crc = arrays["hash"], arrays["shard"], arrays["crc"]
-        self._offset, self._size = arrays["offset"], arrays["size"]
-        self._rows_of, self._starts = arrays["rows_of"], arrays["starts"]
+            raise DataError(f"{folder / INDEX}: not an index of shards ({fault!r}). {remedy}") from fault
+        arrays = Mapped(folder / ARRAYS, remedy)
+        if arrays.path.stat().st_size != size or arrays.digest != digest:
+            raise DataError(f"{arrays.path}: not the file that {INDEX} was written with. {remedy}")
+        self._hashes, self._starts, self._rows_of = arrays.lazy("hash"), arrays.lazy("starts"), arrays["rows_of"]
+        self._places = [arrays.lazy(name) for name in Place._fields]
 
     def find(self, name: str) -> Place | None:
-        """Where the image of that name is, or None."""
+        """Where the image of that name is, or None.
+
+        Raises:
+            DataError: the index is damaged there.
+        """
         wanted = np.uint64(name_hash(name))
-        at = int(np.searchsorted(self._hashes, wanted))
+        at = self._hashes.search(wanted)
         if at == len(self._hashes) or self._hashes[at] != wanted:
             return None
-        return Place(int(self._shard[at]), int(self._offset[at]), int(self._size[at]), int(self._crc[at]))
+        return Place(*(int(places[at]) for places in self._places))
 
     def table(self, names: Sequence[str], first: int = 0, count: int | None = None) -> RowTable:
         """The rows of `count` shards from the `first` on, one per row of the samples' JSON.
@@ -108,12 +112,12 @@ class ShardIndex:
             first, count: which shards; by default all.
         """
         start, end = self._row_range(first, count)
-        return MappedTable(self.folder / ARRAYS, names, start, end, self._sha256)
+        return MappedTable(self.folder / ARRAYS, names, start, end, self._sha256, self._remedy)
 
     def exploded(self, table: RowTable, first: int = 0, count: int | None = None) -> RowTable:
         """The same with one row per caption."""
         start, end = self._row_range(first, count)
-        return ExplodedTable(table, EXPLODED, self._starts[start:end + 1])
+        return ExplodedTable(table, EXPLODED, self._starts.part(start, end + 1))
 
     def _row_range(self, first: int, count: int | None) -> tuple[int, int]:
         last = len(self.shards) if count is None else first + count
@@ -124,16 +128,22 @@ def _is_plain(name: object) -> bool:
     return isinstance(name, str) and not set(name) & set("/\\\0") and name not in ("", ".", "..")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> dict[str, Any]:
+    """The content of a folder's index.json, proved by its seal.
+
+    Raises:
+        DataError: missing, altered, or written by another version.
+    """
+    path, command = folder / INDEX, f"python -m lavis_lite data index {folder}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.get("format", 0) > FORMAT:
-            raise ValueError(f"format {content.get('format') if isinstance(content, dict) else content!r}")
+        content = sealed.read(path)
+        if content.get("format") != FORMAT:
+            raise ValueError(f"its format is {content.get('format')!r}, and this version reads {FORMAT}")
     except FileNotFoundError as fault:
-        raise DataError(f"{path}: there is no index of the shards. Write one with: python -m lavis_lite data index "
-                        f"{path.parent}") from fault
+        raise DataError(f"{path}: there is no index of the shards. Write one with: {command}") from fault
     except (OSError, ValueError) as fault:
-        raise DataError(f"{path}: not an index that this version reads ({fault}).") from fault
+        raise DataError(f"{path}: cannot be used as an index of shards ({fault}). Write it anew with: {command} "
+                        "--again") from fault
     return content
 
 
@@ -173,6 +183,17 @@ def part_path(folder: Path, shard: str) -> Path:
     return folder / PARTS / f"{shard}.safetensors"
 
 
+def part_facts(folder: Path, shard: str) -> dict[str, str] | None:
+    """What is known of a finished shard; None where nothing is, or its file is damaged and so counts for nothing."""
+    path = part_path(folder, shard)
+    if not path.exists():
+        return None
+    try:
+        return Mapped(path).facts
+    except DataError:
+        return None
+
+
 def write_index(folder: Path, names: Sequence[str], space: str) -> ShardIndex:
     """Join the parts of all shards, in order, into the index; nothing is left of an index half written.
 
@@ -189,9 +210,10 @@ def write_index(folder: Path, names: Sequence[str], space: str) -> ShardIndex:
     write_arrays(folder / ARRAYS, arrays, facts)
     content = {"format": FORMAT, "space": space, "samples": sum(shard.samples for shard in shards),
                "rows": int(arrays["rows_of"][-1]), "kinds": shared,
-               "arrays": {"bytes": (folder / ARRAYS).stat().st_size, "sha256": file_sha256(folder / ARRAYS)},
+               "arrays": {"bytes": (folder / ARRAYS).stat().st_size, "sha256": sealed.file_sha256(folder / ARRAYS),
+                          "digest": Mapped(folder / ARRAYS).digest},
                "shards": [asdict(shard) for shard in shards]}
-    atomic.write_text(folder / INDEX, json.dumps(content, indent=1) + "\n")
+    atomic.write_text(folder / INDEX, sealed.seal(content))
     return ShardIndex(folder)
 
 
@@ -221,12 +243,3 @@ def _check_unique(hashes: NDArray[np.uint64], shard: NDArray[np.int32], shards: 
         first, second = (shards[int(shard[twice[0] + step])].name for step in (0, 1))
         raise DataError(f"{len(twice)} images have a name that another has too, the first in {first} and {second}; "
                         "names must differ.")
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -22,7 +22,7 @@ TEXTS = {"json", "txt"}
 Dots = Literal["auto", "first", "last"]
 MOST_TEXT = 16_000_000
 """bytes of a sample's JSON or text that are read"""
-HIDDEN = "hidden file"
+HIDDEN = "hidden files"
 _CHUNK = 1 << 20
 
 
@@ -175,7 +175,7 @@ def _member(path: Path, info: tarfile.TarInfo, file: BinaryIO, contents: Content
         return None
     ending = base.rpartition(".")[2].lower() if "." in base else ""
     if ending not in PICTURES | TEXTS:
-        contents.leave(f".{ending}" if ending else "file without an ending", name)
+        contents.leave(f".{ending}" if ending else "files without an ending", name)
         return None
     if not info.isreg() or info.issparse():
         faults.add(f"{path}:{name}", "is a link, a sparse file or no plain file; such members are not read")

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lavis_lite import atomic
+from lavis_lite import atomic, sealed
 from lavis_lite.datasets.annotations.json_text import DECODER, json_fault
 from lavis_lite.datasets.annotations.rows import Field, RowFaults, checked_row, describe, file_name, texts
 from lavis_lite.datasets.annotations.tables import Row
@@ -26,7 +26,7 @@ from lavis_lite.datasets.shards.index import (
     Part,
     Shard,
     ShardIndex,
-    file_sha256,
+    part_facts,
     part_path,
     write_index,
 )
@@ -88,10 +88,7 @@ def _scan_all(names: Sequence[str], scan: Callable[[str], None], workers: int, s
 
 
 def _scanned(folder: Path, name: str, settings: str) -> bool:
-    part = part_path(folder, name)
-    if not part.exists():
-        return False
-    facts = Mapped(part).facts
+    facts = part_facts(folder, name) or {}
     return facts.get("settings") == settings and facts.get("stamp") == _stamp(folder / name)
 
 
@@ -114,7 +111,7 @@ def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "aut
     kinds = {"image": file_name.__name__}
     if rows and all(EXPLODED in row for _, row in rows):
         kinds[EXPLODED] = texts.__name__
-    shard = Shard(name, path.stat().st_size, len(images), file_sha256(path))
+    shard = Shard(name, path.stat().st_size, len(images), sealed.file_sha256(path))
     kept = {key: sum(key in row for _, row in rows) for key in keep}
     Part(shard, images, rows, kinds).save(
         folder, settings=settings, stamp=_stamp(path), faults=json.dumps(faults.shown), count=str(faults.count),
@@ -179,13 +176,14 @@ def _report_unused(folder: Path, facts: Sequence[dict[str, str]], say: Say) -> N
         counts.update(unused)
         examples = first | examples
     for kind, count in sorted(counts.items()):
-        say(f"not read: {count} member{'s' if count > 1 else ''}, {kind[:40]}, such as {examples[kind][:80]}")
+        say(f"not read: {kind[:40]} ({count}, such as {examples[kind][:80]})")
     packed = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_OTHER_TARS))
     if packed:
-        say(f"not read: {len(packed)} compressed archives, such as {packed[0]}; unpack them to .tar files")
+        say(f"not read: compressed archives ({len(packed)}, such as {packed[0]}); unpack them to .tar files")
     deeper = sorted(folder.glob("*/*.tar"))
     if deeper:
-        say(f"not read: {len(deeper)} tars in folders below, such as {deeper[0]}; index each folder for itself")
+        first = deeper[0].relative_to(folder)
+        say(f"not read: tars in folders below ({len(deeper)}, such as {first}); index each folder for itself")
 
 
 def _judge(folder: Path, facts: Sequence[dict[str, str]], skip_bad: bool, say: Say) -> None:

@@ -37,6 +37,7 @@ from lavis_lite.datasets.shards.index import (
     Shard,
     ShardIndex,
     name_hash,
+    part_facts,
     part_path,
     write_index,
 )
@@ -144,10 +145,10 @@ def _remove_strays(out: Path) -> None:
 
 def _finished(out: Path, name: str) -> bool:
     """Whether a shard and what is known of it are there."""
-    part = part_path(out, name)
-    if not part.exists() or not (out / name).exists():
+    facts = part_facts(out, name)
+    if facts is None or not (out / name).exists():
         return False
-    return int(json.loads(Mapped(part).facts["shard"])["bytes"]) == (out / name).stat().st_size
+    return int(json.loads(facts["shard"])["bytes"]) == (out / name).stat().st_size
 
 
 class _Worker:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import CheckpointError
+from lavis_lite.models.checkpoints.load import check_finite
+from lavis_lite.models.checkpoints.report import LoadReport
 from lavis_lite.models.qformer import QFormer
 from lavis_lite.torchvision_shim import ensure_torchvision
 
@@ -49,12 +51,13 @@ def bert_name(name: str) -> str | None:
     return f"bert.encoder.layer.{layer}.{LAYER_NAMES[stem]}.{kind}" if stem in LAYER_NAMES else None
 
 
-def initialise_from_bert(qformer: QFormer, source: str) -> list[str]:
+def initialise_from_bert(qformer: QFormer, source: str, allow_non_finite: bool = False) -> list[str]:
     """Copy BERT's weights in.
 
     Args:
         qformer: of BERT's width; fewer layers take BERT's first ones.
         source: name or folder that transformers can load as a BERT with its masked-word head.
+        allow_non_finite: take tensors that hold NaN or infinity too.
 
     Returns:
         Names of parameters that stay random (cross-attention).
@@ -63,6 +66,7 @@ def initialise_from_bert(qformer: QFormer, source: str) -> list[str]:
         CheckpointError: the weights cannot be had, lack a tensor, or have other shapes.
     """
     weights = _bert_state(source)
+    check_finite(LoadReport(source, "BERT"), weights, allow_non_finite)
     untouched = []
     for name, parameter in qformer.named_parameters():
         wanted = bert_name(name)

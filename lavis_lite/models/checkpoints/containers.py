@@ -83,7 +83,8 @@ def _plain(content: Mapping[Any, Any], inner: dict[str, Any], where: str, depth:
         tensors |= {f"{key}.{name}": tensor for name, tensor in part.items()}
     if not tensors:
         held = ", ".join(list(map(str, content))[:SHOWN]) or "nothing"
-        raise CheckpointError(f"{where} holds no state dict, alone or under 'model' (it holds: {held}).")
+        hint = " It is a training's state; the weights lie beside it." if set(inner) & set(OPTIMIZERS) else ""
+        raise CheckpointError(f"{where} holds no state dict, alone or under 'model' (it holds: {held}).{hint}")
     return Content(tensors)
 
 

@@ -50,6 +50,7 @@ class ExportReport:
         size: bytes of them.
         aside: names (ours) that went into the side file.
         notes: sentences on what is not the same there.
+        limits: sentences on what transformers' own classes do not do with it.
     """
 
     path: Path
@@ -58,12 +59,13 @@ class ExportReport:
     size: int
     aside: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         text = f"{self.path} ({self.layout}): {self.tensors} tensors, {self.size / 2**20:.1f} MiB"
         if self.aside:
             text += f", {len(self.aside)} more in {EXTRA}"
-        return "\n".join([text, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([text, *(f"note: {line}" for line in self.notes), *(f"limit: {line}" for line in self.limits)])
 
 
 @dataclass
@@ -116,8 +118,9 @@ def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | N
     config["dtype"] = _name_of_dtype(stored)
     aside = {name: tensors[name] for name in translated.unknown}
     _check_aside(aside, model)
-    place, origin, notes = _free(folder), origin or Origin(), _notes(model, config, tokenizer)
-    card = model_card(model, config, section=origin.model, source=source, notes=notes,
+    place, origin, notes = _free(folder), origin or Origin(), _notes(model, config)
+    limits = _limits(kind, tokenizer)
+    card = model_card(model, config, section=origin.model, source=source, notes=[*notes, *limits],
                       parameters=sum(tensor.numel() for tensor in stored.values()))
     with _placed(place) as temporary:
         temporary.mkdir()
@@ -128,7 +131,7 @@ def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | N
         save_processor(model, temporary, tokenizer, origin.image())
         _write_shards(stored, temporary, shard_size)
         _write(cast(aside, dtype), temporary / EXTRA, _told(origin))
-    return ExportReport(place, "Hugging Face", len(stored), _size(stored), sorted(aside), notes)
+    return ExportReport(place, "Hugging Face", len(stored), _size(stored), sorted(aside), notes, limits)
 
 
 def export_lavis(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | None = None, whole: bool = False,
@@ -259,12 +262,7 @@ def _check_whole(model: Any, tensors: Mapping[str, Tensor], names: Mapping[str, 
                               "it cannot be written.")
 
 
-def _notes(model: Any, config: Mapping[str, Any], tokenizer: Any) -> list[str]:
-    return [*_epsilon_notes(model.ln_vision.eps, config["vision_config"]["layer_norm_eps"]),
-            *_padding_notes(hf_class(model), tokenizer)]
-
-
-def _padding_notes(kind: str, tokenizer: Any) -> list[str]:
+def _limits(kind: str, tokenizer: Any) -> list[str]:
     if kind != INSTRUCT or not pads_both_texts_left(tokenizer):
         return []
     return [f"InstructBlipProcessor pads the Q-Former's text on the left, as it pads the language model's: it follows "
@@ -272,7 +270,8 @@ def _padding_notes(kind: str, tokenizer: Any) -> list[str]:
             "unequal length the Q-Former then reads shifted positions; give it prompts of one length, or one at a time"]
 
 
-def _epsilon_notes(own: float, theirs: float) -> list[str]:
+def _notes(model: Any, config: Mapping[str, Any]) -> list[str]:
+    own, theirs = model.ln_vision.eps, config["vision_config"]["layer_norm_eps"]
     if own == theirs:
         return []
     return [f"ln_vision has epsilon {own:g} here and {theirs:g} there, where one number serves the whole vision model; "

@@ -40,7 +40,7 @@ def non_finite_fused(tensors: Mapping[str, Tensor]) -> list[str]:
                if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta}
     if not checked:
         return []
-    largest = torch.stack([norm.float() for norm in torch._foreach_norm(list(checked.values()), torch.inf)])
+    largest = torch.stack([norm.double() for norm in torch._foreach_norm(list(checked.values()), torch.inf)])
     flags = largest.isfinite().tolist()
     return [name for name, good in zip(checked, flags, strict=True) if not good]
 

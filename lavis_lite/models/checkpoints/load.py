@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from lavis_lite.errors import CheckpointError
@@ -21,6 +22,7 @@ from lavis_lite.models.checkpoints.lavis_key_map import from_lavis, language_pre
 from lavis_lite.models.checkpoints.reading import read_content, read_extra
 from lavis_lite.models.checkpoints.report import (
     LoadReport,
+    describe_kinds,
     describe_missing,
     describe_shapes,
     describe_unknown,
@@ -243,9 +245,17 @@ def check_fit(report: LoadReport, fitted: Mapping[str, Tensor], own: Mapping[str
     faults = [describe_unknown(strangers, own)] if strangers else []
     faults += [describe_missing(missing)] if missing else []
     faults += [describe_shapes(shapes)] if shapes else []
+    kinds = [(name, str(tensor.dtype)) for name, tensor in fitted.items()
+             if name in own and own[name].is_floating_point() and not is_plain_float(tensor)]
+    faults += [describe_kinds(kinds)] if kinds else []
     if faults:
         raise CheckpointError(f"{report.source} does not fit the model, nothing was loaded. It seems to be "
                               f"{seems_to_be(list(names) or [*unknown, *fitted])}.\n  " + "\n  ".join(faults))
+
+
+def is_plain_float(tensor: Tensor) -> bool:
+    """Whether a tensor holds real numbers as they are: no integers of a quantisation, no sparse or complex ones."""
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_quantized
 
 
 def frozen_tensors(model: Loadable, own: Mapping[str, Tensor]) -> set[str]:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lavis_lite import manifest
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.checkpoints.containers import Content, find_state_dict
 from lavis_lite.models.checkpoints.unpickling import read_torch_file, resave_command
@@ -117,6 +118,7 @@ def _read_folder(folder: Path) -> Content:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    manifest.prove(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as fault:

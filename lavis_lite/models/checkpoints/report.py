@@ -13,6 +13,9 @@ SHOWN = 5
 """names shown of each kind of fault"""
 
 SIGNATURES = [
+    (r"base_model\.model\..*lora_[AB]\..*",
+     "LoRA adapters alone, in peft's format; load the run's checkpoint that they were saved from, or merge them with "
+     "peft's merge_and_unload()"),
     (r"opt_model\..*|opt_proj\..*", "a BLIP-2 model on OPT in LAVIS' layout"),
     (r"t5_model\..*|t5_proj\..*", "a BLIP-2 or InstructBLIP model on T5 in LAVIS' layout"),
     (r"llm_model\..*|llm_proj\..*", "a BLIP-2 or InstructBLIP model on Vicuna in LAVIS' layout"),
@@ -25,7 +28,8 @@ SIGNATURES = [
     (r"visual\..*", "a CLIP model in OpenAI's layout; model.vit_weights takes its image half"),
     (r"vision_model\..*", "a CLIP model in Hugging Face's layout; model.vit_weights takes its image half"),
     (r"bert\..*|encoder\.layer\.\d+\.attention\.self\..*", "a BERT; model.qformer_weights takes its folder"),
-    (r"model\.layers\..*|model\.decoder\..*|lm_head\..*|shared\..*", "a language model"),
+    (r"model\.layers\..*|model\.decoder\..*|lm_head\..*|shared\..*",
+     "a language model; model.llm_model takes its folder"),
     (r"state|param_groups", "an optimizer's state"),
 ]
 """Names (regular expressions) that give a file away, most telling first."""
@@ -125,8 +129,22 @@ def describe_missing(missing: Sequence[str]) -> str:
 
 def describe_shapes(shapes: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
     """A sentence on tensors of another shape: (name, in the file, in the model)."""
-    lines = [f"{name} is {list(theirs)} in the file, {list(own)} in the model" for name, theirs, own in shapes[:SHOWN]]
-    return f"{len(shapes)} of another shape: {_list(lines, len(shapes))}"
+    lines = []
+    for name, theirs, own in shapes[:SHOWN]:
+        transposed = " (transposed)" if theirs == own[::-1] and len(own) == 2 else ""
+        lines.append(f"{name} is {list(theirs)} in the file, {list(own)} in the model{transposed}")
+    hint = ""
+    if any(theirs == (0,) for _, theirs, _ in shapes):
+        hint = (" (empty tensors are left by DeepSpeed's ZeRO-3: join its shards with `python zero_to_fp32.py FOLDER "
+                "model.bin`)")
+    return f"{len(shapes)} of another shape: {_list(lines, len(shapes))}{hint}"
+
+
+def describe_kinds(kinds: Sequence[tuple[str, str]]) -> str:
+    """A sentence on tensors that are no plain real numbers: (name, dtype)."""
+    lines = [f"{name} ({kind})" for name, kind in kinds[:SHOWN]]
+    return (f"{len(kinds)} not stored as real numbers: {_list(lines, len(kinds))}. Quantised weights must be turned "
+            "back before they are saved (transformers: model.dequantize())")
 
 
 def _list(shown: Sequence[str], total: int) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lavis_lite.errors import CheckpointError
+from lavis_lite.manifest import is_of_a_run, read_manifest
 from lavis_lite.models.checkpoints.reading import INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
 from lavis_lite.models.provenance import Kind, WeightRecord, WeightSource
 
-MANIFEST = "manifest.json"
 RECORD = "weights"
 """key of the record in a manifest, and in the metadata of a .safetensors file"""
 MOST_HASHED = 4 * 2**30
@@ -77,21 +77,22 @@ def source_of(kind: Kind, name: str, path: str | Path) -> WeightSource:
 
     Args:
         kind: what it is read as.
-        name: as a YAML names it.
+        name: as a YAML names it; a run's checkpoint is called by its path, as a run's folder stands for another one
+            later.
         path: where it is.
     """
     if kind != "checkpoint":
         return WeightSource("", kind, name, str(path), sha256=hash_of(path))
-    record = stored_record(path)
-    return WeightSource("", kind, name, str(path), stored_step(path), hash_of(path),
+    record, step = stored_record(path), stored_step(path)
+    return WeightSource("", kind, name if step is None else str(path), str(path), step, hash_of(path),
                         origin=record.describe(with_origin=False) if record is not None else "")
 
 
 def _stored(path: Path) -> dict[str, Any]:
     """What stands beside a checkpoint's tensors: its manifest, or the metadata of its file."""
-    manifest = (path if path.is_dir() else path.parent) / MANIFEST
-    if manifest.is_file() and (path.is_dir() or path.name == WEIGHTS):
-        return _as_json(manifest, manifest.read_bytes())
+    if is_of_a_run(path):
+        manifest = read_manifest(path if path.is_dir() else path.parent)
+        return {**manifest.extra, "step": manifest.step}
     file = path / WEIGHTS if path.is_dir() else path
     if file.suffix != ".safetensors" or not file.is_file():
         return {}

@@ -26,6 +26,7 @@ from lavis_lite.models.language_model.placement import home
 from lavis_lite.models.language_model.room import Room, positions_of
 from lavis_lite.models.language_model.setup import Setup
 from lavis_lite.models.language_model.tokens import LanguageTokenizer, Limits
+from lavis_lite.models.plain_text import uncounted
 from lavis_lite.models.text_tokens import SpecialIds
 
 GenerationConfig = Decoding
@@ -111,9 +112,10 @@ class LanguageModel(nn.Module, ABC):
             count = distributed.all_reduce_sum(count) / distributed.world_size()
         return losses.sum() / count
 
-    def count_tokens(self, prompts: Sequence[str], targets: Sequence[str]) -> int:
-        """How many tokens `loss` averages over for these texts, on this rank."""
-        return sum(len(row) for row in self.training_rows(prompts, targets)[1])
+    def count_tokens(self, prompts: Sequence[str], targets: Sequence[str], vectors: int) -> int:
+        """How many tokens `loss` averages over on this rank: for these texts, behind so many vectors."""
+        with uncounted(self.tokenizer.cut_prompts, self.tokenizer.cut_targets):
+            return sum(len(row) for row in self.training_rows(prompts, targets, vectors)[1])
 
     @torch.no_grad()
     def generate(self, soft_prompt: Tensor, prompts: Sequence[str], options: GenerationConfig,

@@ -131,6 +131,34 @@ def test_up_to_twenty_faults_come_in_one_error(tmp_path):
     assert message.count("a.json:") == 20 and message.endswith("and 13 more")
 
 
+@pytest.mark.parametrize(("given", "held"), [("007", "007"), (391895.0, 391895), ("391895.0", "391895"), ("a.0", "a.0"),
+                                             (2**53 + 1, 2**53 + 1), ("1e5", "1e5"), (1e5, 100_000)])
+def test_numbers_that_are_names(given, held):
+    assert identifier(given) == held
+
+
+@pytest.mark.parametrize(("given", "words"), [(1.5, "is no whole number"), (float(2**53), "last digits may be lost"),
+                                              ("1.23457E+14", "a spreadsheet has made of"), (float("nan"), "no whole")])
+def test_numbers_that_have_lost_digits(given, words):
+    with pytest.raises(ValueError, match=words):
+        identifier(given)
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ({"data": ROWS, "train": ROWS}, "has rows in 'data', 'train'; only data would be read"),
+    ({"images": [{"id": 1, "file_name": "a"}], "annotations": [], "data": ROWS}, "only images and annotations would"),
+    ({"images": [{"id": 1}, {"id": 1}]}, "images[2]: id 1 was there before, at images[1]"),
+    ({"things": ROWS}, "it is an object with 'things'"), ({"data": {"rows": ROWS}}, "it is an object with 'data'"),
+])
+def test_lists_that_would_not_be_read_are_named(tmp_path, content, words):
+    assert words in faults_of(tmp_path, "a.json", content)
+
+
+@pytest.mark.parametrize("name", ["data", "annotations", "rows", "samples", "train"])
+def test_a_list_may_be_wrapped(tmp_path, name):
+    assert rows(read_table([write(tmp_path, "a.json", {"info": {}, "licenses": [{}], name: ROWS})], FIELDS)) == ROWS
+
+
 def test_null_optional_fields_are_absent(tmp_path):
     table = read_table([write(tmp_path, "a.json", [{"image": "a", "caption": "x", "image_id": None}])], FIELDS)
     assert table[0] == {"image": "a", "caption": ["x"]}

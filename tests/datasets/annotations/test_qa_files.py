@@ -154,3 +154,12 @@ def test_members_are_read_one_by_one_and_may_be_left(tmp_path: Path) -> None:
         seen.append((name, next(iter(value)) if name == "a" else list(value)))
     assert seen == [("a", (1, 1)), ("b", ["c"]), ("d", []), ("e", [(1, 5)])]
     assert [name for name, _ in read_members(write(tmp_path, "y.json", "{ }"))] == []
+
+
+def test_lists_that_would_not_be_read_are_named(tmp_path: Path) -> None:
+    content = {"info": {}, "licenses": [{"id": 1}], "tags": ["a"], "questions": QUESTIONS}
+    plain = write(tmp_path, "q.json", content)
+    assert len(rows([plain], required=False, image_pattern="{image_id}.jpg")) == 2
+    lost = write(tmp_path, "lost.json", {**content, "entries": QUESTIONS})
+    with pytest.raises(DataError, match="lost.json: entries: is a list of rows that would not be read"):
+        rows([lost], required=False, image_pattern="{image_id}.jpg")

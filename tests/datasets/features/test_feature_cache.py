@@ -150,7 +150,7 @@ def test_damage_is_found(job):
     with pytest.raises(DataError, match="its size is not what"):
         FeatureFolder(done.out)
     (done.out / "manifest.json").write_text(json.dumps({"format": 9}))
-    with pytest.raises(DataError, match="not a manifest"):
+    with pytest.raises(DataError, match="cannot be used as a manifest of features"):
         FeatureFolder(done.out)
 
 

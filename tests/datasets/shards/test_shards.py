@@ -28,13 +28,14 @@ from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.builders.shards import ImageShardBuilder
+from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.loading.loader import train_loader
 from lavis_lite.datasets.loading.randomness import sample_rng
 from lavis_lite.datasets.loading.sampler import SampleOrder
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.shards import writer as shard_writer
 from lavis_lite.datasets.shards.dataset import shard_names
-from lavis_lite.datasets.shards.index import INDEX, ShardIndex
+from lavis_lite.datasets.shards.index import ARRAYS, INDEX, ShardIndex
 from lavis_lite.datasets.shards.scan import index_folder
 from lavis_lite.datasets.shards.writer import joined, make_plan, write_shards
 from lavis_lite.errors import ConfigError, DataError
@@ -289,12 +290,12 @@ def test_damage_follows_the_policy_of_bad_images(folder, build):
 def test_a_damaged_index_is_refused(folder, build):
     arrays = folder / "index.safetensors"
     whole = arrays.read_bytes()
-    for content, words in ((whole[:-3], "an array lies outside"), (b"", "damaged"), (whole + b"x", "where the index")):
+    for content, words in ((whole[:-3], "an array lies outside"), (b"", "damaged"), (whole + b"x", "its size is not")):
         arrays.write_bytes(content)
         with pytest.raises(DataError, match=words):
             build(folder)
     (folder / INDEX).write_text("{}")
-    with pytest.raises(DataError, match="not an index of shards"):
+    with pytest.raises(DataError, match="cannot be used as an index of shards"):
         build(folder)
 
 
@@ -343,12 +344,12 @@ def test_foreign_shards(foreign, build, capsys):
 
 
 def test_the_index_of_own_shards_can_be_found_out_again(folder, tmp_path):
-    before = ShardIndex(folder)
+    before, arrays = ShardIndex(folder), Mapped(folder / ARRAYS)
     (folder / INDEX).unlink()
     after = index_folder(folder, say=quiet)
     assert after.shards == before.shards
-    for name in ("_hashes", "_shard", "_offset", "_size", "_crc", "_starts"):
-        assert np.array_equal(getattr(before, name), getattr(after, name))
+    for name in ("hash", "shard", "offset", "size", "crc", "starts"):
+        assert np.array_equal(arrays[name], Mapped(folder / ARRAYS)[name])
     tables = [index.table([]) for index in (before, after)]
     assert [tables[0][row] for row in range(8)] == [tables[1][row] for row in range(8)]
 

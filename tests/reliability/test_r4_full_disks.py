@@ -1,0 +1,196 @@
+"""R4: disks that are full, limited, read-only or gone: a training reaches its checkpoint, messages say what is so."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lavis_lite import disk
+from lavis_lite.datasets.loading.policy import BadSampleLog
+from lavis_lite.errors import CheckpointError, DataError
+from lavis_lite.runners import checkpointing
+from lavis_lite.tracking import jsonl
+from lavis_lite.tracking.jsonl import JsonlLog
+from lavis_lite.tracking.sink import Sink
+from lavis_lite.tracking.tracker import Tracker
+from tests.helpers.toy import Toy, ToyModel
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB; skipped where none may be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(place)],
+                                       capture_output=True, check=False).returncode:
+        pytest.skip("a tmpfs may not be mounted here (that takes root)")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def fill(place: Path) -> Path:
+    """Take all that is free."""
+    filler = place / "filler"
+    with filler.open("ab", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 512)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+    return filler
+
+
+def row(step: int) -> dict[str, Any]:
+    return {"step": step, "epoch": 0, "loss": 1.0, "lr": 0.1, "images_per_second": 1.0, "note": "x" * 100}
+
+
+def test_r4_a_full_disk_met_by_the_log_costs_no_line_and_no_run(small_disk: Path) -> None:
+    said: list[str] = []
+    log = JsonlLog(small_disk / "log.jsonl", said.append)
+    log.open(0, 9)
+    log.record(row(1))
+    filler = fill(small_disk)
+    for step in range(2, 60):
+        log.record(row(step))
+    assert len(said) == 1 and "the disk is full" in said[0] and str(log.path) in said[0]
+    filler.unlink()
+    log.record(row(60))
+    log.close()
+    assert [found["step"] for found in jsonl.read(log.path)] == list(range(1, 61))
+    assert len(log.path.read_bytes().splitlines()) == 60 and said[1:] == [f"{log.path} is written again."]
+
+
+def test_r4_a_training_on_a_full_disk_reaches_its_checkpoint_elsewhere(small_disk: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Lines(Sink):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    class Full(Sink):
+        def record(self, record: dict[str, Any]) -> None:
+            fill(small_disk)
+            raise OSError(errno.ENOSPC, "No space left on device", str(small_disk))
+
+    tracker = Tracker([Lines(), Full(), JsonlLog(small_disk / "log.jsonl", said.append)])
+    runner = Toy(tmp_path / "run", {"max_iters": 3}).build(tracker)
+    runner.train()
+    assert checkpointing.newest_good(tmp_path / "run") == runner.store.path(3)
+    assert len([text for text in said if "Full cannot write any more" in text]) == 1
+    assert len([text for text in said if "log.jsonl cannot be written" in text]) == 1
+
+
+def test_r4_enospc_in_a_save_is_told_with_path_and_bytes(small_disk: Path) -> None:
+    store = checkpointing.CheckpointStore(small_disk / "run")
+    store.prepare()
+    state = {"step": 1, "best": None}
+    store.save(1, ToyModel(), state, "")
+    before = {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()}
+    filler = fill(small_disk)
+    with pytest.raises(CheckpointError) as caught:
+        store.save(2, ToyModel(), {**state, "step": 2}, "")
+    message = str(caught.value)
+    assert "the disk is full" in message and str(store.folder) in message and "bytes" in message
+    assert "inline_container" not in message and "step_00000001 is as it was" in message
+    assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
+    filler.unlink()
+    store.save(2, ToyModel(), {**state, "step": 2}, "")
+    assert checkpointing.verify(store.path(2)) == []
+
+
+def test_r4_a_limit_on_file_sizes_is_no_full_disk(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    error = OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, before[1]))
+    try:
+        message = disk.cannot_write(tmp_path, error, 8_000_000, "the checkpoint of step 1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "no file may be larger than 5,000,000 bytes" in message and "8,000,000 bytes" in message
+    assert "ulimit" in message and "full" not in message
+
+
+@pytest.mark.parametrize(("error", "words"), [
+    (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
+    (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+    (PermissionError(errno.EACCES, "Permission denied"), "Check the permissions"),
+    (OSError(errno.EROFS, "Read-only file system"), "Read-only file system. Check the permissions"),
+    (OSError(errno.EIO, "Input/output error"), "Input/output error."),
+])
+def test_r4_each_reason_has_its_words(tmp_path: Path, error: Exception, words: str) -> None:
+    assert words in disk.cannot_write(tmp_path / "x", error)
+    assert words in disk.cannot_write(tmp_path / "x", wrapped(error))
+
+
+def wrapped(error: Exception) -> Exception:
+    try:
+        raise RuntimeError("unexpected pos 64 vs 0") from error
+    except RuntimeError as outer:
+        return outer
+
+
+def test_r4_a_folder_that_was_removed(tmp_path: Path) -> None:
+    store = checkpointing.CheckpointStore(tmp_path / "run")
+    store.prepare()
+    store.save(1, ToyModel(), {"step": 1, "best": None}, "")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="is gone") as caught:
+        store.save(2, ToyModel(), {"step": 2, "best": None}, "")
+    assert "as it was" not in str(caught.value)
+
+
+def test_r4_a_log_that_is_deleted_is_begun_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    log = JsonlLog(tmp_path / "run" / "log.jsonl", said.append)
+    log.open(0, 9)
+    log.record(row(1))
+    log.path.unlink()
+    log.record(row(2))
+    shutil.rmtree(tmp_path / "run")
+    log.record(row(3))
+    log.close()
+    assert [found["step"] for found in jsonl.read(log.path)] == [3]
+    assert len(said) == 2 and all("was removed or replaced" in text for text in said)
+
+
+def test_r4_bad_samples_are_counted_where_they_cannot_be_listed(tmp_path: Path) -> None:
+    log = BadSampleLog(tmp_path / "gone" / "bad.jsonl", 1.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        log.add([{"file": "x", "reason": "y"}], 2)  # type: ignore[list-item]
+    assert log.bad == 1 and log.read == 2
+    assert len(caught) == 1 and "is gone" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("evaluate", [False, True])
+def test_r4_results_that_cannot_be_written(tmp_path: Path, evaluate: bool) -> None:
+    said: list[str] = []
+
+    class Lines(Sink):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    (tmp_path / "results").write_text("in the way of the folder")
+    runner = Toy(tmp_path, {"max_iters": 2, "valid_splits": ["val"], "iters_per_inner_epoch": 1,
+                            "evaluate": evaluate}).build(Tracker([Lines()]))
+    if evaluate:
+        with pytest.raises(DataError, match="the results of val cannot be written"):
+            runner.evaluate()
+    else:
+        runner.train()
+        assert runner.store.path(2).exists()
+        assert any("the results of val cannot be written" in text for text in said)
+    assert any("agg_metrics" in text for text in said)

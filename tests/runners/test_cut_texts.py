@@ -1,0 +1,58 @@
+"""Texts that a limit has cut are told of: once at the start of a training, and at its end."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lavis_lite import distributed
+from lavis_lite.models.blip2_llm import OPT
+from lavis_lite.models.language_model import Limits
+from lavis_lite.models.plain_text import CutTexts
+from lavis_lite.models.text_tokens import TextTokenizer
+from lavis_lite.runners.cut_texts import CutTextReport, total
+from tests.models.test_blip2_llm import images, model_of
+
+TEXTS = ["a dog", "a very very very long text of many words", "b"]
+
+
+def trained(texts: list[str] = TEXTS):
+    """A model after a step on these texts; limits of 12 letters, and of 6 tokens for the Q-Former."""
+    model = model_of("opt", OPT, True)
+    model.tokenizer = TextTokenizer("mini", 6)
+    model.qformer.embeddings.word_embeddings = torch.nn.Embedding(1100, 32)
+    model.language_model.limits = Limits(12, 8)
+    with torch.no_grad():
+        model({"image": images(len(texts)), "text_input": texts, "text_output": ["x"] * len(texts)})
+    return model
+
+
+def test_what_was_cut_is_told_once_and_again_when_there_is_more() -> None:
+    model, lines = trained(), list[str]()
+    report = CutTextReport(model, lines.append)
+    report.at_start()
+    assert [line.split(";")[0] for line in lines] == [
+        "1 of 3 texts for the Q-Former were cut to 6 tokens (model.max_txt_len)",
+        "1 of 3 prompts were cut (model.max_txt_len, or the language model's positions)"]
+    assert lines[1].endswith("; the longest has 41 tokens")
+    report.at_start()
+    report.now()
+    assert len(lines) == 2
+    with torch.no_grad():
+        model({"image": images(2), "text_input": TEXTS[:2], "text_output": ["a long long answer"] * 2})
+    report.now()
+    assert [line.split(" were")[0] for line in lines[2:]] == ["2 of 5 texts for the Q-Former", "2 of 5 prompts",
+                                                              "2 of 5 targets"]
+
+
+def test_nothing_is_told_where_nothing_was_cut() -> None:
+    lines = list[str]()
+    CutTextReport(trained(["a", "b"]), lines.append).now()
+    assert lines == []
+
+
+def test_ranks_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = trained(TEXTS[:2]).cut_texts()
+    monkeypatch.setattr(distributed, "all_gather_object", lambda own: [own, other])
+    assert [(count.cut, count.read) for count in total(trained()).values()] == [(2, 5), (2, 5), (0, 5)]
+    assert CutTexts(3, 1, 9).plus(CutTexts(4, 0, 12)) == CutTexts(7, 1, 12)
