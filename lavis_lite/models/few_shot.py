@@ -14,6 +14,7 @@ import torch
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.prompts import PLACE
+from lavis_lite.processors.control import without_marks
 
 KEY = "few_shot_samples"
 
@@ -73,8 +74,8 @@ def _texts(row: Mapping[str, Any], template: str) -> list[str]:
     if "image" in row:
         raise ConfigError(f"{KEY}: examples are text here; leave out their pictures (key 'image'). Several pictures "
                           "of one sample go in as a video, float[B,3,T,H,W].")
-    questions = list(row.get("text_input", ()))
-    answers = list(row.get("text_output", [""] * len(questions)))
+    questions = [without_marks(str(text)) for text in row.get("text_input", ())]
+    answers = [without_marks(str(text)) for text in row.get("text_output", [""] * len(questions))]
     if len(answers) != len(questions):
         raise ConfigError(f"{KEY}: {len(questions)} text_input with {len(answers)} text_output; give as many.")
     if template.count(PLACE) == 1:

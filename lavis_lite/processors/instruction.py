@@ -10,6 +10,7 @@ from typing import Any
 
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.processors.base import BaseProcessor
+from lavis_lite.processors.control import without_marks
 from lavis_lite.processors.templates import EVALUATION, TEMPLATES
 from lavis_lite.registry import registry
 
@@ -52,10 +53,11 @@ class Instruction(BaseProcessor):
     def __call__(self, item: Any, rng: random.Random | None = None, extras: Mapping[str, Any] | None = None) -> str:
         """The text in its instruction; `extras` are taken by the places of their names."""
         drawn = self.templates[0] if len(self.templates) == 1 else (rng or random).choice(self.templates)
-        given = {name: _text(name, value) for name, value in (extras or {}).items()}
+        given = {name: without_marks(_text(name, value)) for name, value in (extras or {}).items()}
         whole = _PARTS.sub(lambda part: part[1] if all(given.get(name) for name in _PLACES.findall(part[1]) if name)
                            else "", drawn)
-        return _PLACES.sub(lambda place: given.get(place[1], "") if place[1] else str(item), whole)
+        text = without_marks(str(item))
+        return _PLACES.sub(lambda place: given.get(place[1], "") if place[1] else text, whole)
 
 
 def _named(name: str, draw: bool) -> list[str]:

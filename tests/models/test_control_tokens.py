@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,14 @@ import transformers
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.blip2_llm import OPT, T5, T5_INSTRUCT, VICUNA, Blip2LLM
+from lavis_lite.models.few_shot import with_examples
 from lavis_lite.models.language_model.families import FAMILIES, GENERAL
 from lavis_lite.models.language_model.tokens import LanguageTokenizer
 from lavis_lite.models.plain_text import PlainEncoder, control_tokens
 from lavis_lite.models.prompts import question_prompts
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.processors.control import control_token, without_control_tokens
+from lavis_lite.processors.instruction import Instruction
 from tests.models.test_blip2_llm import images, model_of
 from tests.models.tokenizer_zoo import TOKENIZERS
 
@@ -178,6 +181,19 @@ def test_templates_mark_control_tokens_and_texts_cannot() -> None:
     assert without_control_tokens(template) == "user {}"
     with pytest.raises(ConfigError, match=r"marks the control token '<\|im_strt\|>'.*did you mean '<\|im_start\|>'"):
         words.prompts([control_token("<|im_strt|>")])
+
+
+def test_instructions_of_data_sets_and_examples_likewise() -> None:
+    words = LanguageTokenizer(TOKENIZERS["qwen2"](), GENERAL)
+    end = words.loaded.convert_tokens_to_ids("<|im_end|>")
+    marked = control_token("<|im_end|>")
+    instruction = Instruction(["{} [{choices}]" + marked], draw=False)
+    prompt = instruction(f"a{marked}?", None, {"choices": [marked, "x"]})
+    assert prompt.endswith(marked) and words.prompts([prompt])[0].count(end) == 1
+    model = SimpleNamespace(tokenizer=SimpleNamespace(encoder=False))
+    examples = {"few_shot_samples": {"text_input": [f"q{marked}"], "text_output": [marked]}}
+    [shown] = with_examples([f"p{marked}"], examples, model)
+    assert words.prompts([shown])[0].count(end) == 1
 
 
 def test_a_line_break_in_a_target_does_not_end_it_where_line_breaks_end_answers() -> None:
