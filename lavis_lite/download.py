@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from lavis_lite.errors import ConfigError, DataError, shown
 
@@ -115,7 +115,7 @@ def _request(url: str, have: int) -> urllib.request.Request:
     parts = split(url)
     user, _, place = parts.netloc.rpartition("@")
     host = place.encode("idna").decode() if not place.isascii() else place
-    path = urllib.request.quote(parts.path, safe="/%:=&;!$'()*+,@~") if not parts.path.isascii() else parts.path
+    path = quote(parts.path, safe="/%:=&;!$'()*+,@~") if not parts.path.isascii() else parts.path
     request = urllib.request.Request(parts._replace(netloc=host, path=path, fragment="").geturl(),
                                      headers={"Range": f"bytes={have}-"} if have else {})
     if user:
@@ -340,9 +340,9 @@ class _HttpsConnection(_Patient, http.client.HTTPSConnection):
 
 class _Http(urllib.request.HTTPHandler):
     def http_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(_HttpConnection, req)  # type: ignore[arg-type]
+        return self.do_open(_HttpConnection, req)
 
 
 class _Https(urllib.request.HTTPSHandler):
     def https_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(_HttpsConnection, req)  # type: ignore[arg-type]
+        return self.do_open(_HttpsConnection, req)

@@ -21,7 +21,7 @@ SHORTEST = 6
 """characters; a shorter value (`1`, `cuda`, `train`) is no secret, and hiding it everywhere would garble other text"""
 _USER = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^/\s?#\"'<>]*)@")
 _SECRET_NAME = (r"[\w.-]*(?:token|secret|signature|password|passwd|pwd|credential|api[_-]?key|access[_-]?key|"
-                r"accesskeyid|auth)[\w.-]*|sig|key|code")
+                r"accesskeyid|auth(?!or))[\w.-]*|sig|key")
 _PARAMETER = re.compile(rf"(?P<name>(?:[?&;]|&amp;|\\u0026)(?:{_SECRET_NAME})=)(?P<value>[^&;\s#\"'<>)\\]+)", re.I)
 _FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*(['\"]?)(?P<name>[^,}'\"]+?)\1\s*(?:,[^}]*)?\}")
 
@@ -133,7 +133,7 @@ class MaskedStream:
 def masked_output() -> Iterator[None]:
     """Mask standard output and standard error, tracebacks and warnings with them, while the block runs."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = MaskedStream(before[0]), MaskedStream(before[1])  # type: ignore[assignment]
+    sys.stdout, sys.stderr = MaskedStream(before[0]), MaskedStream(before[1])
     try:
         yield
     finally:

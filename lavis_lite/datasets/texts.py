@@ -9,8 +9,10 @@ from typing import Any
 
 from lavis_lite.datasets.media.images import BadSample
 
-MOST_ROWS = 500_000
-"""rows of a data set whose texts are looked at before a run; of more, evenly spaced ones: some seconds"""
+MOST_ROWS = 1_000_000
+"""rows of a data set up to which all texts are looked at before a run: some seconds"""
+SOME_ROWS = 200_000
+"""evenly spaced rows that are looked at of a larger data set"""
 MOST_SHOWN = 20
 _SHOWN_CHARACTERS = 80
 
@@ -96,20 +98,21 @@ class TextReport:
         return "; ".join(told)
 
 
-def look_through(dataset: Any, most: int = MOST_ROWS) -> TextReport:
+def look_through(dataset: Any, most: int = MOST_ROWS, some: int = SOME_ROWS) -> TextReport:
     """Process the texts of a data set's rows; an empty report if it has no table of rows or no text processor.
 
     Args:
         dataset: with `table`, `text_processor` and `place`.
-        most: rows that are read; of more, evenly spaced ones.
+        most: rows up to which all are read. some: how many are read of more rows, evenly spaced.
     """
     table, processor = getattr(dataset, "table", None), getattr(dataset, "text_processor", None)
     if table is None or processor is None:
         return TextReport()
-    report = TextReport(len(table), min(len(table), most), left_out=table.left_out, processor=name_of(processor),
+    looked_at = len(table) if len(table) <= most else some
+    report = TextReport(len(table), looked_at, left_out=table.left_out, processor=name_of(processor),
                         reason=no_words(processor))
     plain = processor is as_it_is or getattr(processor, "keeps_words", False)
-    for index, row in _rows(table, most):
+    for index, row in _rows(table, looked_at):
         for kind, text in main_texts(row):
             report.texts += 1
             cut = is_cut(processor, text)
@@ -121,12 +124,12 @@ def look_through(dataset: Any, most: int = MOST_ROWS) -> TextReport:
     return report
 
 
-def _rows(table: Any, most: int) -> Iterator[tuple[int, Any]]:
-    if len(table) <= most:
+def _rows(table: Any, count: int) -> Iterator[tuple[int, Any]]:
+    if count == len(table):
         yield from enumerate(table.skim())
     else:
-        for number in range(most):
-            index = number * len(table) // most
+        for number in range(count):
+            index = number * len(table) // count
             yield index, table[index]
 
 

@@ -48,6 +48,8 @@ class Blip2Config(ModelConfig):
     qformer_intermediate_size: int = 3072
     qformer_max_positions: int = 512
     qformer_dropout: float = 0.1
+    qformer_attention_dropout: float | None = None
+    """of attention weights; None: as qformer_dropout"""
     qformer_layer_norm_eps: float = 1e-12
     """epsilon of the Q-Former's norms: BERT's"""
     qformer_initializer_range: float = 0.02
@@ -80,6 +82,7 @@ def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with
         intermediate_size=cfg.qformer_intermediate_size, vocab_size=vocab_size,
         max_positions=cfg.qformer_max_positions, num_queries=cfg.num_query_token,
         cross_attention_freq=cfg.cross_attention_freq, vision_width=vision_width, dropout=cfg.qformer_dropout,
+        attention_dropout=cfg.qformer_attention_dropout,
         layer_norm_eps=cfg.qformer_layer_norm_eps, initializer_range=cfg.qformer_initializer_range,
         with_text=with_text, with_lm_head=with_lm_head)
 

@@ -33,6 +33,8 @@ class QFormerConfig:
     vision_width: int = 1408
     """Dv, width of the image features"""
     dropout: float = 0.1
+    attention_dropout: float | None = None
+    """of attention weights; None: as `dropout`"""
     with_text: bool = True
     """False drops the text half: embeddings of words and positions, text feed-forwards, language-model head"""
     with_lm_head: bool = True
@@ -82,7 +84,7 @@ class Attention(nn.Module):
         super().__init__()
         width = cfg.hidden_size
         self.num_heads = cfg.num_heads
-        self.attention_dropout = cfg.dropout
+        self.attention_dropout = cfg.dropout if cfg.attention_dropout is None else cfg.attention_dropout
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(key_width, width)
         self.value = nn.Linear(key_width, width)

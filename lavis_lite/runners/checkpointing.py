@@ -245,11 +245,8 @@ def verify(folder: Path) -> list[str]:
         manifest = read_manifest(folder)
     except CheckpointError as fault:
         return [str(fault)]
-    faults = []
-    for name, facts in manifest.files.items():
-        if fault := file_fault(Path(folder) / name, facts):
-            faults.append(f"{Path(folder) / name}: {fault}.")
-    return faults
+    found = {Path(folder) / name: file_fault(Path(folder) / name, facts) for name, facts in manifest.files.items()}
+    return [f"{path}: {clause}." for path, clause in found.items() if clause]
 
 
 def newest_good(output_dir: Path, say: Say = print) -> Path | None:

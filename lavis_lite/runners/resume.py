@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.runners import checkpointing
+from lavis_lite.manifest import CONFIG
 
 UNANNOUNCED = frozenset({"run.resume_ckpt_path"})
 """settings that say how to resume, not how to train"""
@@ -58,7 +58,7 @@ def changed_settings(folder: Path, config: str) -> list[str]:
         folder: the checkpoint.
         config: YAML text of this run's configuration.
     """
-    before = _flat(yaml.safe_load((Path(folder) / checkpointing.CONFIG).read_text(encoding="utf-8")))
+    before = _flat(yaml.safe_load((Path(folder) / CONFIG).read_text(encoding="utf-8")))
     now = _flat(yaml.safe_load(config))
     keys = [key for key in {**before, **now} if key not in UNANNOUNCED and before.get(key) != now.get(key)]
     return [f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}" for key in keys]

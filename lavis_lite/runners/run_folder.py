@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError
+from lavis_lite.manifest import CONFIG, STATE
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.run_lock import RunBusyError, RunLock, is_busy
 
@@ -56,7 +57,7 @@ def accumulation_to_go_on(checkpoint: Path, run: RunConfig, ranks: int) -> int:
         run: the section of the run that goes on.
         ranks: their number now.
     """
-    state = torch.load(checkpoint / checkpointing.STATE, map_location="cpu", weights_only=True, mmap=True)
+    state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)
     wanted, micro = state["order"]["global batch"], run.batch_size_train * ranks
     if wanted == micro * run.accum_grad_iters or wanted % micro or not _had_batch(checkpoint, run.batch_size_train):
         return run.accum_grad_iters
@@ -68,7 +69,7 @@ def accumulation_to_go_on(checkpoint: Path, run: RunConfig, ranks: int) -> int:
 
 def _had_batch(checkpoint: Path, batch_size: int) -> bool:
     """Whether the checkpoint's run had this `run.batch_size_train`; another one is a wish, and none to guess about."""
-    text = (checkpoint / checkpointing.CONFIG).read_text(encoding="utf-8")
+    text = (checkpoint / CONFIG).read_text(encoding="utf-8")
     saved = OmegaConf.create(text)
     return bool(OmegaConf.select(saved, "run.batch_size_train") == batch_size)
 

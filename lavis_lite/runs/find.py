@@ -14,6 +14,7 @@ from typing import Any
 
 from lavis_lite.config.layers import Layer, read_yaml
 from lavis_lite.errors import CheckpointError, ConfigError, did_you_mean
+from lavis_lite.manifest import CONFIG, MANIFEST
 from lavis_lite.runners import checkpointing
 
 EVALUATIONS = "evaluations"
@@ -46,10 +47,10 @@ class RunCheckpoint:
         Raises:
             ConfigError: neither the run nor the checkpoint has a config.yaml.
         """
-        paths = [folder / checkpointing.CONFIG for folder in (self.run_dir, self.folder)]
+        paths = [folder / CONFIG for folder in (self.run_dir, self.folder)]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
-            raise ConfigError(f"{self.run_dir} has no {checkpointing.CONFIG}, so the model of its checkpoints is not "
+            raise ConfigError(f"{self.run_dir} has no {CONFIG}, so the model of its checkpoints is not "
                               "known. Use the recipe it was trained by: evaluate.py --cfg-path RECIPE.yaml "
                               f"--resume {self.folder}")
         return Layer(str(path), read_yaml(path))
@@ -82,7 +83,7 @@ def find_checkpoint(run: str | Path, checkpoint: str | None = None) -> RunCheckp
                               "model.load_pretrained=true model.pretrained=FILE.")
     if not path.is_dir():
         raise CheckpointError(f"there is no run folder {run}.{_neighbours(path)}")
-    if (path / checkpointing.MANIFEST).is_file():
+    if (path / MANIFEST).is_file():
         if checkpoint is not None:
             raise ConfigError(f"{run} is a checkpoint itself: leave --checkpoint {checkpoint} out, or name its run.")
         return _verified(RunCheckpoint(run_of(path), path, "the one that was named"))
@@ -119,7 +120,7 @@ def runs_below(folder: Path) -> Iterator[Path]:
 
 
 def _why_no_run(path: Path) -> str:
-    config = path / checkpointing.CONFIG
+    config = path / CONFIG
     if not config.is_file():
         return (f"{path} is neither a run folder nor a folder above runs: there is no checkpoints/step_N in it or "
                 "below. A run is <run.output_dir>/<time>.")
@@ -185,6 +186,6 @@ def _neighbours(path: Path) -> str:
 def hint_at_run(cfg_path: str) -> str:
     """A line for those who evaluate the config.yaml of a run, which names the weights that it started from."""
     run_dir = Path(cfg_path).parent
-    if Path(cfg_path).name != checkpointing.CONFIG or not checkpointing.steps_of(run_dir):
+    if Path(cfg_path).name != CONFIG or not checkpointing.steps_of(run_dir):
         return ""
     return f"note: this evaluates the weights that the run started from; for those it trained use --run {run_dir}"

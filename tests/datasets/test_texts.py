@@ -55,7 +55,7 @@ def test_every_text_is_accounted_for(captions):
     assert (report.rows, report.looked_at, report.texts, report.empty, report.cut) == (6, 6, 6, 3, 1)
     assert report.shown[0].endswith("a.json:2: caption '...'") and "a.json:5: caption '?!'" in report.shown[2]
     assert str(report) == "6 texts, 3 with no words left after BlipCaption, 1 cut by BlipCaption"
-    some = look_through(captions, most=2)
+    some = look_through(captions, most=5, some=2)
     assert (some.looked_at, some.texts, some.cut) == (2, 2, 1) and "(of 2 of 6 rows)" in str(some)
 
 
@@ -121,3 +121,18 @@ def test_data_check_sees_the_texts_as_training_does(captions, coco_folder, capsy
     assert "PROBLEM: texts with no words: 3" in capsys.readouterr().out
 
 
+
+
+def test_train_stops_before_its_model_is_loaded(captions, coco_folder, capsys):
+    run = coco_folder / "run.yaml"
+    root = Path(__file__).resolve().parents[2]
+    run.write_text(f"base: {root}/projects/blip2/stage1.yaml\ndatasets:\n  mini_world_caption: null\n  own:\n"
+                   "    builder: custom\n    build_info:\n"
+                   f"      annotations: {{train: {{storage: {coco_folder}/a.json}}}}\n"
+                   f"      images: {{storage: {coco_folder}/images}}\n"
+                   f"run: {{output_dir: {coco_folder}/out, valid_splits: [], test_splits: [], max_iters: 1, "
+                   "num_workers: 0, tensorboard: false}\n")
+    assert run_command("train", ["--cfg-path", str(run)]) == 2
+    told = capsys.readouterr()
+    assert "own, train: 3 texts have no words left after BlipCaption:" in told.err and "a.json:2: caption" in told.err
+    assert "tensors loaded" not in told.out

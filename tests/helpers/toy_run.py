@@ -29,7 +29,6 @@ class SlowTask(ToyTask):
 
 def go_on(run_dir: Path, workers: int = 0, task: type[ToyTask] = ToyTask) -> Runner:
     """Resume the newest good checkpoint, if there is one, and train to the end."""
-    torch.set_num_threads(THREADS)
     runner = Toy(run_dir, {**RUN, "num_workers": workers}, task_class=task).build()
     found = checkpointing.newest_good(run_dir, say=lambda text: None)
     if found is not None:
@@ -39,6 +38,7 @@ def go_on(run_dir: Path, workers: int = 0, task: type[ToyTask] = ToyTask) -> Run
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(THREADS)
     try:
         go_on(Path(sys.argv[1]), int(sys.argv[2]), SlowTask)
     except Interrupted as stop:

@@ -71,6 +71,14 @@ def test_every_field_of_the_language_model_is_carried(kind: str) -> None:
     assert section_of(nothing)["llm_args"]["eos_token_id"] is None
 
 
+def test_both_dropouts_are_carried() -> None:
+    changed = config()
+    assert section_of(changed)["qformer_attention_dropout"] is None
+    changed["qformer_config"]["attention_probs_dropout_prob"] = 0.3
+    section = section_of(changed)
+    assert (section["qformer_dropout"], section["qformer_attention_dropout"]) == (0.1, 0.3)
+
+
 def test_fields_that_are_left_out_are_those_of_the_classes() -> None:
     """As on the hub, where a config.json holds only what differs."""
     short = {"model_type": "blip-2", "vision_config": {"patch_size": 7}, "text_config": {"model_type": "opt"}}
@@ -87,7 +95,6 @@ def test_fields_that_are_left_out_are_those_of_the_classes() -> None:
     ("vision_config", "layer_norm_eps", 1e-5, r"vision_config.layer_norm_eps is 1e-05 \(here 1e-06\)"),
     ("vision_config", "attention_dropout", 0.1, r"vision_config.attention_dropout is 0.1 \(here 0.0\)"),
     ("qformer_config", "hidden_act", "relu", r"qformer_config.hidden_act is 'relu' \(here 'gelu'\)"),
-    ("qformer_config", "attention_probs_dropout_prob", 0.3, "attention_probs_dropout_prob is 0.3"),
     ("qformer_config", "position_embedding_type", "relative_key", r"'relative_key' \(here 'absolute'\)"),
     ("qformer_config", "of_tomorrow", 3, r"qformer_config.of_tomorrow is 3 \(here None\)"),
     ("text_config", "model_type", "no_such", "which the installed transformers does not have"),
@@ -114,6 +121,14 @@ def test_a_model_of_other_settings_does_not_take_the_tensors(part: str, field: s
     content[part][field] = value
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=f"{part}.{field} is {value!r}"):
+        load_checkpoint(model, tmp_path / "hf")
+
+
+def test_a_broken_config_is_told_of(tmp_path: Path) -> None:
+    model = build(section_of_arch("blip2_opt", tmp_path))
+    export_hf(model, tmp_path / "hf")
+    (tmp_path / "hf" / "config.json").write_text('{"model_type": ')
+    with pytest.raises(CheckpointError, match="config.json cannot be read as JSON"):
         load_checkpoint(model, tmp_path / "hf")
 
 

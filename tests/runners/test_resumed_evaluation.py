@@ -22,6 +22,7 @@ from lavis_lite.runners.signals import Interrupted
 from lavis_lite.tasks.base import BaseTask
 from lavis_lite.tracking.tracker import Tracker
 from tests.helpers.processes import run_processes
+from tests.helpers.threads import fork
 from tests.helpers.toy import Toy, ToyData, ToyTask
 
 CELL = Path(__file__).parents[2] / "projects/blip2/eval/mini_vqa_opt.yaml"
@@ -97,7 +98,7 @@ def whole(tmp_path):
 
 def in_a_child(work):
     """Do it in a forked process; returns the signal that ended it."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         try:
             work()

@@ -15,6 +15,7 @@ import pytest
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.signals import Interrupted, SignalWatch
 from lavis_lite.tracking.jsonl import read
+from tests.helpers.threads import fork
 from tests.helpers.toy import Toy, ToyTask, records, same, weights
 from tests.helpers.toy_run import RUN, go_on
 
@@ -33,7 +34,7 @@ def whole(tmp_path_factory):
 
 def kill_after(seconds, run_dir):
     """Train in a forked process and kill it; True if it had finished before."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         try:
             go_on(run_dir)
@@ -66,7 +67,7 @@ def test_killed_inside_a_save_it_falls_back_to_the_one_before(whole, tmp_path, m
     log, expected, _ = whole
     places = ["save_file", "_write_manifest", "torch.save"]
     for number, place in enumerate(places):
-        child = os.fork()
+        child = fork()
         if child == 0:
             monkeypatch.setattr(f"lavis_lite.runners.checkpointing.{place}", _die_at(3, checkpointing, place))
             go_on(tmp_path)

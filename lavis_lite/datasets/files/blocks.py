@@ -85,7 +85,7 @@ class Blocks:
     def _check(self, block: int) -> None:
         begin = self.start + block * BLOCK
         content = self._content[begin:begin + BLOCK]
-        if zlib.crc32(content) != int(self._sums[block]):
+        if zlib.crc32(content.data) != int(self._sums[block]):
             raise DataError(f"{self.path}: bytes {begin} to {begin + len(content) - 1} are not those that were "
                             f"written, so the file is damaged. {self._remedy}".rstrip())
         self._good[block] = 1

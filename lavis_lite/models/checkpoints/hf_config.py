@@ -97,7 +97,8 @@ def _qformer_config(model: Any, name: str) -> dict[str, Any]:
     content = {"vocab_size": cfg.vocab_size if cfg.with_text else NO_TEXT_VOCABULARY, "hidden_size": cfg.hidden_size,
                "num_hidden_layers": cfg.num_layers, "num_attention_heads": cfg.num_heads,
                "intermediate_size": cfg.intermediate_size, "hidden_act": "gelu", "hidden_dropout_prob": cfg.dropout,
-               "attention_probs_dropout_prob": cfg.dropout, "max_position_embeddings": cfg.max_positions,
+               "attention_probs_dropout_prob": cfg.dropout if cfg.attention_dropout is None else cfg.attention_dropout,
+               "max_position_embeddings": cfg.max_positions,
                "initializer_range": cfg.initializer_range, "layer_norm_eps": cfg.layer_norm_eps,
                "cross_attention_frequency": cfg.cross_attention_freq, "encoder_hidden_size": cfg.vision_width}
     return content if name == INSTRUCT else {**content, "use_qformer_text_input": name == RETRIEVAL}
@@ -180,11 +181,13 @@ def _ratio(inner: int, width: int) -> float:
 
 def _qformer_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     qformer = config["qformer_config"]
+    hidden, attention = qformer["hidden_dropout_prob"], qformer["attention_probs_dropout_prob"]
     return {"qformer_hidden_size": qformer["hidden_size"], "qformer_layers": qformer["num_hidden_layers"],
             "qformer_heads": qformer["num_attention_heads"],
             "qformer_intermediate_size": qformer["intermediate_size"],
             "qformer_max_positions": qformer["max_position_embeddings"],
-            "qformer_dropout": qformer["hidden_dropout_prob"], "qformer_layer_norm_eps": qformer["layer_norm_eps"],
+            "qformer_dropout": hidden, "qformer_attention_dropout": None if attention == hidden else attention,
+            "qformer_layer_norm_eps": qformer["layer_norm_eps"],
             "cross_attention_freq": qformer["cross_attention_frequency"]}
 
 

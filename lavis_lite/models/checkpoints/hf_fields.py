@@ -85,7 +85,6 @@ def refuse_uncarried(config: Mapping[str, Any]) -> None:
     """
     classes = _classes(str(config["model_type"]))
     faults = [fault for part in CARRIED for fault in _faults(part, config[part] if part else config, classes[part])]
-    faults += _dropout_faults(config["qformer_config"])
     if faults:
         raise CheckpointError(
             f"config.json: {'; '.join(faults)}. This package's models have the values in brackets, and their outputs "
@@ -95,27 +94,41 @@ def refuse_uncarried(config: Mapping[str, Any]) -> None:
 def refuse_other_settings(model: Any, folder: str | Path) -> None:
     """Raise a CheckpointError if a folder of transformers' BLIP-2 was made with other settings than the model's.
 
-    Only settings that no tensor's shape tells of are compared; a folder without such a config.json passes.
+    Only settings that no tensor's shape tells of are compared, and only parts that config.json has. Folders without
+    such a config.json pass.
     """
     path = Path(folder) / "config.json"
-    if not path.is_file() or not hasattr(model, "qformer"):
-        return
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or content.get("model_type") not in MODEL_TYPES:
+    content = _content(path) if path.is_file() and hasattr(model, "qformer") else {}
+    if content.get("model_type") not in MODEL_TYPES:
         return
     config = completed(content)
     refuse_uncarried(config)
-    cfg = model.qformer.cfg
-    own = {"qformer_config": {"num_attention_heads": cfg.num_heads, "layer_norm_eps": cfg.layer_norm_eps,
-                              "cross_attention_frequency": cfg.cross_attention_freq}}
-    if hasattr(attention := model.vision_encoder.vit.blocks[0].attn, "num_heads"):
-        own["vision_config"] = {"num_attention_heads": attention.num_heads}
     faults = [f"{part}.{name} is {config[part][name]!r} (this model has {value!r})"
-              for part, fields in own.items() for name, value in fields.items() if config[part][name] != value]
+              for part, fields in _settings(model).items() for name, value in fields.items()
+              if part in content and config[part][name] != value]
     if faults:
         raise CheckpointError(f"{path}: {'; '.join(faults)}. The tensors would fit, and the outputs would be others. "
                               "Give the section model these values, or convert the folder with `--to lite`, which "
                               "writes them down.")
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise CheckpointError(f"{path} cannot be read as JSON ({fault}); get the folder again.") from fault
+    return content if isinstance(content, dict) else {}
+
+
+def _settings(model: Any) -> dict[str, dict[str, Any]]:
+    """What a model has, under transformers' names."""
+    cfg = model.qformer.cfg
+    found = {"qformer_config": {"num_attention_heads": cfg.num_heads, "layer_norm_eps": cfg.layer_norm_eps,
+                                "cross_attention_frequency": cfg.cross_attention_freq}}
+    blocks = getattr(getattr(getattr(model, "vision_encoder", None), "vit", None), "blocks", None)
+    if blocks is not None and hasattr(blocks[0].attn, "num_heads"):
+        found["vision_config"] = {"num_attention_heads": blocks[0].attn.num_heads}
+    return found
 
 
 def _faults(part: str, fields: Mapping[str, Any], kind: Any) -> Iterator[str]:
@@ -125,12 +138,6 @@ def _faults(part: str, fields: Mapping[str, Any], kind: Any) -> Iterator[str]:
         wanted = FIXED[part].get(name, defaults.get(name))
         if value != wanted and (name in FIXED[part] or name not in CARRIED[part] | inert):
             yield f"{prefix}{name} is {value!r} (here {wanted!r})"
-
-
-def _dropout_faults(qformer: Mapping[str, Any]) -> list[str]:
-    hidden, attention = qformer["hidden_dropout_prob"], qformer["attention_probs_dropout_prob"]
-    return [] if hidden == attention else [
-        f"qformer_config.attention_probs_dropout_prob is {attention} (here the same as hidden_dropout_prob, {hidden})"]
 
 
 def _classes(model_type: str) -> dict[str, Any]:
