@@ -136,7 +136,7 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
     for split in [*training, *run.valid_splits, *run.test_splits]:
         if not any(split in splits for splits in built.values()):
             raise DataError(f"split {split!r} is in none of the data sets {', '.join(built)}; "
-                            "mend run.train_splits, run.valid_splits or run.test_splits.")
+                            "fix run.train_splits, run.valid_splits or run.test_splits.")
     return built
 
 

@@ -1,6 +1,6 @@
 """Errors a user can cause, and the words they are told in.
 
-Every class here means "the user can mend this": the command line prints its message without a traceback and exits
+Every class here means "the user can fix this": the command line prints its message without a traceback and exits
 with 2. Anything else that escapes is a defect: one line on the command line, and its traceback in a file, exit code 1.
 """
 

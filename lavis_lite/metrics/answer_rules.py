@@ -8,19 +8,26 @@ one answer per question have `exact`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, get_args
 
+from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.metrics.answer_cleaning import normalise, normalise_textvqa, single_line
 from lavis_lite.metrics.options import written_option
 
 Rule = Literal["official", "normalised", "textvqa", "vizwiz", "scienceqa", "exact", "thirds", "halves"]
+AnswerRule = Literal["official", "normalised", "textvqa", "vizwiz", "scienceqa", "exact", "thirds", "halves", "auto"]
 RULES: tuple[str, ...] = get_args(Rule)
 LEAVES_ONE_OUT: tuple[str, ...] = ("official", "normalised", "textvqa", "vizwiz")
 """rules that give 0 to every answer if there is one annotator"""
 AGREEING = 3
 """annotators that make an answer fully right"""
+
+
+LOOK_AT = 100
+"""questions by which `auto` chooses"""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,25 @@ def answer_score(prediction: str, answers: Sequence[str | Mapping[str, Any]], ru
     if rule == "official" and not answer_ids:
         rule, confidences = "vizwiz", ()
     return truth_score(prediction, Truth(texts, confidences=confidences, choices=choices), rule)
+
+
+def chosen_rule(rule: AnswerRule, annotators: Iterable[int]) -> Rule:
+    """The rule itself; of `auto` official if three annotators of each question can agree with one left out, else exact.
+
+    With fewer annotators no answer could score 1 by the official rule.
+
+    Args:
+        rule: one of RULES, or auto.
+        annotators: answers of each question; the first LOOK_AT are looked at.
+
+    Raises:
+        ConfigError: there is no such rule; names the nearest.
+    """
+    if rule == "auto":
+        return "official" if min(islice(annotators, LOOK_AT), default=0) > AGREEING else "exact"
+    if rule not in RULES:
+        raise ConfigError(f"there is no rule {rule!r} for answers; {did_you_mean(rule, [*RULES, 'auto'])}")
+    return rule
 
 
 def confidences_of(records: Sequence[Any]) -> list[str]:

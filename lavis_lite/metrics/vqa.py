@@ -12,36 +12,58 @@ from collections.abc import Iterable, Mapping
 
 from lavis_lite.errors import DataError
 from lavis_lite.metrics.answer_cleaning import normalise, normalise_textvqa
-from lavis_lite.metrics.answer_rules import RULES, Rule, Truth, answer_score, lacking, truth_score
+from lavis_lite.metrics.answer_rules import (
+    RULES,
+    AnswerRule,
+    Rule,
+    Truth,
+    answer_score,
+    chosen_rule,
+    lacking,
+    truth_score,
+)
 
-__all__ = ["RULES", "Id", "Majority", "Rule", "Truth", "accuracies", "answer_score", "gqa_accuracy", "normalise",
-           "normalise_textvqa", "question_scores", "vqa_accuracy"]
+__all__ = ["RULES", "AnswerRule", "Id", "Majority", "Rule", "Truth", "accuracies", "answer_score", "gqa_accuracy",
+           "normalise", "normalise_textvqa", "question_scores", "vqa_accuracy"]
 
 Id = int | str
 
 
-def question_scores(predictions: Mapping[Id, str], truths: Mapping[Id, Truth], rule: Rule = "official",
+def question_scores(predictions: Mapping[Id, str], truths: Mapping[Id, Truth], rule: AnswerRule = "official",
                     answer_ids: bool = True) -> dict[Id, float]:
-    """`answer_score` of every question by its id.
+    """`answer_score` of every question by its id; the rule auto is chosen by the number of annotators.
 
     Raises:
+        ConfigError: there is no such rule.
         DataError: a prediction for an unknown question, or a question without one (both as the official script); a
-            rule that needs what is not known of a question.
+            prediction that is no text; a rule that needs what is not known of a question.
     """
-    unknown = [name for name in predictions if name not in truths]
-    if unknown:
-        raise DataError(f"{len(unknown)} predictions are for unknown questions, the first for question_id "
-                        f"{unknown[0]!r}. Score them with the annotations of the split they were made for.")
-    bare = [name for name in truths if name not in predictions]
-    if bare:
-        raise DataError(f"{len(bare)} of {len(truths)} questions have no prediction, the first is question_id "
-                        f"{bare[0]!r}; evaluate the whole split.")
-    for name in predictions:
+    rule = chosen_rule(rule, (len(truth.answers) for truth in truths.values()))
+    _refuse_other_questions(predictions, truths)
+    for name, text in predictions.items():
+        if not isinstance(text, str):
+            raise DataError(f"question_id {name!r}: the prediction must be text; it is {text!r}.")
         if reason := lacking(truths[name], rule):
             raise DataError(f"question_id {name!r}: {reason}.")
     if rule == "official" and not answer_ids:
         return {name: answer_score(text, truths[name].answers, rule, False) for name, text in predictions.items()}
     return {name: truth_score(text, truths[name], rule) for name, text in predictions.items()}
+
+
+def _refuse_other_questions(predictions: Mapping[Id, str], truths: Mapping[Id, Truth]) -> None:
+    """Check that just the questions that are asked are answered."""
+    unknown = [name for name in predictions if name not in truths]
+    if unknown:
+        alike = {str(name): name for name in truths}.get(str(unknown[0]))
+        hint = ("Score them with the annotations of the split they were made for." if alike is None else
+                f"The annotations have {alike!r}: ids must be numbers in both files, or text in both.")
+        what = "1 prediction is for an unknown question" if len(unknown) == 1 else (
+            f"{len(unknown)} predictions are for unknown questions")
+        raise DataError(f"{what}, the first for question_id {unknown[0]!r}. {hint}")
+    bare = [name for name in truths if name not in predictions]
+    if bare:
+        raise DataError(f"{len(bare)} of {len(truths)} questions have no prediction, the first is question_id "
+                        f"{bare[0]!r}; evaluate the whole split.")
 
 
 def accuracies(scores: Mapping[Id, float], truths: Mapping[Id, Truth]) -> dict[str, float]:
@@ -69,7 +91,7 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def vqa_accuracy(predictions: Mapping[Id, str], truths: Mapping[Id, Truth], rule: Rule = "official",
+def vqa_accuracy(predictions: Mapping[Id, str], truths: Mapping[Id, Truth], rule: AnswerRule = "official",
                  answer_ids: bool = True) -> dict[str, float]:
     """Accuracy of a split, overall and by type; see `question_scores` and `accuracies`."""
     return accuracies(question_scores(predictions, truths, rule, answer_ids), truths)

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import DataError
+from lavis_lite.metrics.answer_rules import AnswerRule
 from lavis_lite.registry import registry
 from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.by_dataset import ByDataset, OptionsTask
 from lavis_lite.tasks.ranking import RankingRunConfig
 from lavis_lite.tasks.submission import Server, Submission
-from lavis_lite.tasks.vqa import AnswerRule, VQARunConfig, VQATask
+from lavis_lite.tasks.vqa import VQARunConfig, VQATask
 from lavis_lite.tasks.writing import WritingTask
 
 

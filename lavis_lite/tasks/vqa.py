@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.anls import anls, anls_score
-from lavis_lite.metrics.answer_rules import AGREEING, LEAVES_ONE_OUT, Rule, Truth, lacking, truth_score
+from lavis_lite.metrics.answer_rules import LEAVES_ONE_OUT, AnswerRule, Rule, Truth, chosen_rule, lacking, truth_score
 from lavis_lite.metrics.vqa import Majority, accuracies, question_scores, vqa_accuracy
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import Candidate, ReportSample
@@ -18,12 +18,9 @@ from lavis_lite.tasks.reporting import context_of, counted, pictures_of
 from lavis_lite.tasks.submission import Server, Submission, answer_row
 from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, in_prompt, plain
 
-AnswerRule = Literal["official", "normalised", "textvqa", "vizwiz", "scienceqa", "exact", "thirds", "halves", "auto"]
 METRICS = ("accuracy", "anls")
 LEFT_OUT = "left_out"
 EMPTY = "empty_answers"
-LOOK_AT = 100
-"""questions whose answers are counted to choose a rule"""
 
 
 @dataclass
@@ -237,12 +234,8 @@ class VQATask(WritingTask):
 
 
 def rule_for(dataset: Any) -> Rule:
-    """The rule of `auto`: official if three annotators of each question can agree with one left out, else exact.
-
-    With fewer annotators no answer could score 1 by the official rule. The first questions are looked at.
-    """
-    fewest = min(len(dataset.question(index)["answers"]) for index in range(min(len(dataset), LOOK_AT)))
-    return "official" if fewest > AGREEING else "exact"
+    """The rule of `auto`, see `chosen_rule`."""
+    return chosen_rule("auto", (len(dataset.question(index)["answers"]) for index in range(len(dataset))))
 
 
 def truth_of(asked: Row) -> Truth:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lavis_lite.errors import DataError
+from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.metrics.caption_report import caption_report
 from lavis_lite.metrics.captions import caption_scores
 from lavis_lite.metrics.predictions import by_id, read_predictions, read_references, read_truths
@@ -45,7 +45,7 @@ def test_answers_of_a_file_against_official_annotations(tmp_path: Path) -> None:
     assert truths == {4: Truth(["yes"] * 10, "is it", "yes/no")}
     said = read_predictions(put(tmp_path, [{"question_id": 4, "answer": "yes"}]))
     assert vqa_accuracy(said, truths)["accuracy_answer_yes_no"] == 1
-    with pytest.raises(DataError, match="1 predictions are for unknown questions, the first for question_id 5"):
+    with pytest.raises(DataError, match="1 prediction is for an unknown question, the first for question_id 5"):
         vqa_accuracy({**said, 5: "no"}, truths)
     with pytest.raises(DataError, match="1 of 1 questions have no prediction, the first is question_id 4"):
         vqa_accuracy({}, truths)
@@ -77,3 +77,16 @@ def test_files_that_are_no_references(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=words):
             read_truths(put(tmp_path, {"annotations": notes}))
     assert by_id([{"questionId": "7", "prediction": "red"}]) == {"7": "red"}
+
+
+def test_rules_by_name_and_answers_that_are_no_text() -> None:
+    many, few = {1: Truth(["yes"] * 4 + ["no"] * 6)}, {1: Truth(["yes", "no"])}
+    assert vqa_accuracy({1: "yes"}, many, "auto") == vqa_accuracy({1: "yes"}, many, "official")
+    assert vqa_accuracy({1: "yes"}, few, "auto") == {"accuracy": 1}
+    with pytest.raises(ConfigError, match="there is no rule 'offical' for answers; did you mean 'official'"):
+        vqa_accuracy({1: "yes"}, many, "offical")  # type: ignore[arg-type]
+    for odd in (3, None, True, ["yes"]):
+        with pytest.raises(DataError, match="question_id 1: the prediction must be text; it is "):
+            vqa_accuracy({1: odd}, many)  # type: ignore[dict-item]
+    with pytest.raises(DataError, match="question_id '1'. The annotations have 1: ids must be numbers in both files"):
+        vqa_accuracy({"1": "yes"}, many)

@@ -65,7 +65,7 @@ def test_an_empty_answer_scores_nothing_but_by_the_scripts_quirk() -> None:
 
 def test_gqa_is_the_exact_rule() -> None:
     assert gqa_accuracy({1: "The Dog.", 2: "cat"}, {1: "dog", 2: "cats"}) == 0.5
-    with pytest.raises(DataError, match="1 predictions are for unknown questions, the first for question_id 3"):
+    with pytest.raises(DataError, match="1 prediction is for an unknown question, the first for question_id 3"):
         gqa_accuracy({1: "a", 3: "b"}, {1: "a", 2: "b"})
 
 
@@ -78,7 +78,7 @@ def test_accuracy_by_type() -> None:
 
 
 @pytest.mark.parametrize(("predictions", "words"), [
-    ({1: "a", 7: "b"}, "1 predictions are for unknown questions, the first for question_id 7"),
+    ({1: "a", 7: "b"}, "1 prediction is for an unknown question, the first for question_id 7"),
     ({}, "1 of 1 questions have no prediction, the first is question_id 1"),
 ])
 def test_ids_that_do_not_belong_together(predictions: dict[int, str], words: str) -> None:

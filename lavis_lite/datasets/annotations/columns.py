@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavis_lite.datasets.annotations.readers import FileFormat, read_rows
+from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, NumberedRow, read_rows
 from lavis_lite.datasets.annotations.text_files import AUTO
+from lavis_lite.errors import DataError
 
 KNOWN = {
     "image": ("image", "file_name", "filename", "image_path", "image_file", "img", "img_path", "path", "file",
@@ -63,7 +64,9 @@ def guess_columns(path: Path, named: Mapping[str, str] | None = None, form: File
     Raises:
         DataError: the file cannot be read.
     """
-    rows = (row for _, row in itertools.islice(read_rows(path, form), _ROWS))
+    numbered = list(itertools.islice(read_rows(path, form), _ROWS))
+    rows = [row for _, row in numbered]
+    _refuse_no_rows(path, numbered)
     present = list(dict.fromkeys(str(column) for row in rows if isinstance(row, dict) for column in row))
     by_lower = {column.lower(): column for column in reversed(present)}
     found, others = dict(named or {}), {}
@@ -74,6 +77,13 @@ def guess_columns(path: Path, named: Mapping[str, str] | None = None, form: File
             if len(fitting) > 1:
                 others[key] = fitting[1:]
     return Columns(present, {key: found[key] for key in KNOWN if key in found}, others)
+
+
+def _refuse_no_rows(path: Path, rows: Sequence[NumberedRow]) -> None:
+    """Check that some row could be read; else the first one's own reason says more than a lack of columns."""
+    number, first = rows[0] if rows else (0, {})
+    if isinstance(first, BadRow) and all(isinstance(row, BadRow) for _, row in rows):
+        raise DataError(f"{path}:{number}: {first.reason}.")
 
 
 def split_values(path: Path, column: str, form: FileFormat = AUTO) -> dict[str, str]:

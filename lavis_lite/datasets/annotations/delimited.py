@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ _SPELLED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _BLANK_BEFORE_QUOTE = re.compile(r'\s+".*"\s*', re.DOTALL)
 _FILE_NAME = re.compile(r'[^\s"]+(\.\w{2,5})')
+_SEP_LINE = re.compile(r'"?sep=([,;|\t])"?(?=[\r\n])', re.IGNORECASE)
 _MOST_CELL = 16_000_000
 """characters of one quoted cell that are read before the row check refuses it"""
 
@@ -37,12 +39,14 @@ class Record(NamedTuple):
 def table_rows(path: Path, content: str, form: FileFormat) -> Iterator[NumberedRow]:
     """(line in which a row begins, {column: cell}) of every row; a row that is not what the header says is a BadRow.
 
-    A cell that is a list or an object, see `cells.cell_value`, comes as such. Empty lines are no rows.
+    A cell that is a list or an object, see `cells.cell_value`, comes as such. Empty lines are no rows. Excel's first
+    line `sep=;` names the delimiter.
 
     Raises:
         DataError: the header is none, the quotation marks do not pair, or the delimiter cannot be told.
         ConfigError: `form.delimiter` is not one character.
     """
+    content, form = _without_sep_line(content, form)
     delimiter = find_delimiter(path, content, form)
     if form.quoting == "none" or (form.quoting == "auto" and delimiter == "\t"):
         records = _plain(content, delimiter, unquote=form.quoting == "auto" and _quotes_are_whole_cells(content))
@@ -50,6 +54,14 @@ def table_rows(path: Path, content: str, form: FileFormat) -> Iterator[NumberedR
         header = Header(path, first.line, first.cells, delimiter)
         return _plain_rows(header, records, doubt=form.quoting == "auto")
     return _quoted_rows(path, content, delimiter, doubt=form.quoting == "auto")
+
+
+def _without_sep_line(content: str, form: FileFormat) -> tuple[str, FileFormat]:
+    """The text with Excel's line `sep=;` left empty, so that lines keep their numbers, and the delimiter it names."""
+    found = _SEP_LINE.match(content)
+    if found is None or not content[found.end():].strip():
+        return content, form
+    return content[found.end():], form if form.delimiter else replace(form, delimiter=found.group(1))
 
 
 def find_delimiter(path: Path, content: str, form: FileFormat) -> str:

@@ -39,8 +39,13 @@ def words(value: Any) -> list[str]:
     return [text(str(item)) for item in value if str(item).strip()]
 
 
+_FLAGS = {"true": True, "false": False}
+
+
 def flag(value: Any) -> bool:
-    """True or false."""
+    """True or false, or the word for it, as tables have it."""
+    if isinstance(value, str) and value.strip().lower() in _FLAGS:
+        return _FLAGS[value.strip().lower()]
     if not isinstance(value, bool):
         raise ValueError(f"must be true or false, not {describe(value)}")
     return value
@@ -57,6 +62,8 @@ def choice_list(value: Any) -> list[str]:
 EXTRAS: dict[str, Callable[[Any], Any]] = {"choices": choice_list, "context": text, "caption": text,
                                            "ocr_tokens": words}
 """what a row has besides, where `columns` names a column for it -> its kind"""
+LABELS = ("answers", "answer", "answer_index", "question_type", "answer_type", "difficult")
+"""what the rows of a split without answers may lack"""
 NOTHING: dict[str, Any] = {"choices": [], "context": "", "caption": "", "history": "", "ocr_tokens": []}
 """what a sample has where its row has no such thing"""
 
@@ -80,6 +87,7 @@ class Layout:
         row_files: where the split's storage is a folder: its files, one row each.
         exists: see `ImagePattern`.
         form: how the files are written, where that is known.
+        guessed: keys of `columns` that nobody named; files may lack these columns.
     """
 
     columns: Mapping[str, str | list[str]] = field(default_factory=dict)
@@ -95,6 +103,7 @@ class Layout:
     row_files: str | None = None
     exists: Callable[[str], bool] | None = None
     form: FileFormat = AUTO
+    guessed: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         known = [*COLUMNS, *EXTRAS, "answer_index"]
@@ -136,6 +145,11 @@ class Layout:
         """What a column is called in the file; the first of several."""
         named = self.columns.get(key, COLUMNS.get(key, key))
         return named if isinstance(named, str) else named[0]
+
+    @property
+    def named(self) -> dict[str, str | list[str]]:
+        """Columns that the section names and that are not checked row by row."""
+        return {key: name for key, name in self.columns.items() if key not in ("image", "question", *self.guessed)}
 
     def answer_names(self) -> list[str]:
         """Columns any of which shows that a split has answers."""

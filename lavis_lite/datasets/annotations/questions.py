@@ -7,12 +7,14 @@ Whole files are never held as objects.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.datasets.annotations.layout import Layout, answer_texts
+from lavis_lite.datasets.annotations.layout import EXTRAS, LABELS, Layout, answer_texts
+from lavis_lite.datasets.annotations.named import NamedColumns
 from lavis_lite.datasets.annotations.readers import read_folder, read_members
 from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable, checked_row, file_name, no_row
 from lavis_lite.datasets.annotations.wrapped import COMPANIONS
@@ -30,6 +32,7 @@ class _File:
 
     path: Path
     number: int
+    named: NamedColumns
     rows: list[RowTable] = field(default_factory=list)
     annotations: RowTable | None = None
     images: RowTable | None = None
@@ -38,8 +41,8 @@ class _File:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def _read_file(number: int, path: Path, layout: Layout, faults: RowFaults) -> _File:
-    found = _File(path, number)
+def _read_file(number: int, path: Path, layout: Layout, faults: RowFaults, named: NamedColumns) -> _File:
+    found = _File(path, number, named)
     if layout.key_column is not None:
         found.rows = [RowTable(_keyed(found, layout, faults), [path] * (number + 1))]
         if found.keyed:
@@ -49,11 +52,11 @@ def _read_file(number: int, path: Path, layout: Layout, faults: RowFaults) -> _F
         if isinstance(value, str | int | float):
             found.facts[member] = value
         elif member in ROWS and not isinstance(value, dict):
-            _put_rows(found, _table(number, path, value, faults, layout), layout)
+            _put_rows(found, _table(found, value, faults, layout), layout)
         elif member == "annotations":
-            found.annotations = _table(number, path, value, faults)
+            found.annotations = _table(found, value, faults)
         elif member == "images":
-            found.images = _table(number, path, value, faults)
+            found.images = _table(found, value, faults)
         elif member not in COMPANIONS and _has_rows(value):
             faults.add(f"{path}: {member}", "is a list of rows that would not be read; rows stand in 'questions' or "
                                             "'data'. Write this list to a file of its own")
@@ -83,25 +86,26 @@ def _keyed(found: _File, layout: Layout, faults: RowFaults) -> Iterator[tuple[in
     objects = ((name, value) for name, value in members if isinstance(value, dict))
     for place, (name, value) in enumerate(objects, 1):
         found.keyed = True
-        yield from _objects(found.number, path, [(place, {**value, key: name})], faults, layout)
+        yield from _objects(found, [(place, {**value, key: name})], faults, layout)
 
 
-def _table(number: int, path: Path, rows: Any, faults: RowFaults, layout: Layout | None = None) -> RowTable:
-    return RowTable(_objects(number, path, rows, faults, layout), [path] * (number + 1))
+def _table(found: _File, rows: Any, faults: RowFaults, layout: Layout | None = None) -> RowTable:
+    return RowTable(_objects(found, rows, faults, layout), [found.path] * (found.number + 1))
 
 
-def _objects(number: int, path: Path, rows: Any, faults: RowFaults,
-             layout: Layout | None) -> Iterator[tuple[int, int, Row]]:
+def _objects(found: _File, rows: Any, faults: RowFaults, layout: Layout | None) -> Iterator[tuple[int, int, Row]]:
     for place, row in rows:
         if not isinstance(row, dict):
-            faults.add(f"{path}:{place}", no_row(row))
+            faults.add(f"{found.path}:{place}", no_row(row))
             continue
+        found.named.note(row)
         try:
             if layout is None or layout.takes(row, faults):
                 for part in layout.expand(row) if layout else (row,):
-                    yield number, place, part
+                    found.named.note(part)
+                    yield found.number, place, part
         except ValueError as fault:
-            faults.add(f"{path}:{place}", str(fault))
+            faults.add(f"{found.path}:{place}", str(fault))
 
 
 class _ById:
@@ -144,20 +148,41 @@ def read_questions(paths: Sequence[Path], layout: Layout, answers_required: bool
 
     Raises:
         DataError: a file is missing or unreadable; up to 20 faulty rows in one message: duplicate question_id, a
-            question without its annotation, without answers, without an image.
+            question without its annotation, without answers, without an image; a column that is named and in no row.
     """
-    faults = RowFaults()
-    found = [_read_file(number, path, layout, faults) for number, path in enumerate(paths)]
+    faults, named = RowFaults(), NamedColumns(layout.named)
+    found = [_read_file(number, path, layout, faults, named) for number, path in enumerate(paths)]
     if not any(file.rows for file in found):
         raise DataError(f"{', '.join(map(str, paths))}: no questions. Give a list of rows, or an official questions "
                         "file (with 'questions') and its annotations file (with 'annotations').")
     join = _Join(found, layout, faults)
-    table = RowTable(join.rows(answers_required or join.has_answers()), paths)
+    with_answers = answers_required or join.has_answers()
+    table = RowTable(join.rows(with_answers), paths)
     faults.stop_if_any()
+    labelled = with_answers or named.has(("answer", "answers"))
+    named.refuse_unseen(paths, [*(() if labelled else LABELS), *_not_joined(layout, join, paths)])
     table.left_out = faults.left_out
     if not len(table):
-        raise DataError(f"{', '.join(map(str, paths))}: no rows" + (" of this split." if layout.keep else "."))
+        raise DataError(f"{', '.join(map(str, paths))}: {_why_no_rows(layout, table.left_out)}")
     return table
+
+
+def _why_no_rows(layout: Layout, left_out: int) -> str:
+    """A clause for a split of which nothing is left."""
+    if left_out:
+        return (f"all {left_out} rows are left out, because a column that `required` names is missing or empty in "
+                f"them: {', '.join(map(repr, layout.required))}.")
+    return "no rows" + (" of this split." if layout.keep else ".")
+
+
+def _not_joined(layout: Layout, join: _Join, paths: Sequence[Path]) -> list[str]:
+    """What samples lack because the files about images were not given (TextVQA's OCR tokens); warned of."""
+    joined = layout.join_column is None or join.joined is not None
+    lacking = [] if joined else [key for key in EXTRAS if key in layout.columns]
+    if lacking:
+        warnings.warn(f"{', '.join(map(str, paths))}: no file has rows about images, so that samples have no "
+                      f"{' and no '.join(lacking)}.", stacklevel=2)
+    return lacking
 
 
 class _Join:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite import __version__
+from lavis_lite.datasets.annotations.named import NamedColumns
 from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
 from lavis_lite.datasets.annotations.tables import MappedTable, Row, RowTable
 from lavis_lite.datasets.annotations.text_files import AUTO
@@ -39,12 +40,14 @@ class Field:
         kind: raw value -> value of the table; raises ValueError with a clause that says what is wrong.
         column: its name in the file; by default `key`.
         required: whether a row without it is a fault.
+        named: whether the section names the column: then at least one row must have it.
     """
 
     key: str
     kind: Callable[[Any], Any]
     column: str | None = None
     required: bool = True
+    named: bool = False
 
     @property
     def name(self) -> str:
@@ -132,7 +135,7 @@ def _whole(value: float) -> int:
 
 def describe(value: Any) -> str:
     """What kind of thing a value is, for messages."""
-    names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
@@ -176,11 +179,11 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
 def _cached_place(files: Sequence[Path], fields: Sequence[Field], explode: str | None,
                   kept: str | None, form: FileFormat) -> tuple[Path | None, str]:
     """(the file of a table in the cache, what must be written on it); None where the table is not to be cached."""
-    names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required)
+    names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required, field.named)
              for field in fields]
     stats = [path.stat() for path in files if path.is_file()]
     if (kept is None or sum(stat.st_size for stat in stats) < CACHED_FROM
-            or any("<" in kind for _, _, kind, _ in names)):  # a kind that its name does not identify
+            or any("<" in kind for _, _, kind, *_ in names)):  # a kind that its name does not identify
         return None, ""
     question = repr(([str(path.absolute()) for path in files], names, explode, kept, form))
     digest = hashlib.sha256(question.encode()).hexdigest()[:16]
@@ -252,11 +255,16 @@ def checked(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], f
     """Raw rows (file number, row number, value) -> the rows of a table; what is wrong is added to `faults`.
 
     After the first fault nothing is yielded any more: the rest is read only to find more faults.
+
+    Raises:
+        DataError: a column that the section names is in no row.
     """
+    named = NamedColumns({field.key: field.name for field in fields if field.named})
     for file, number, raw in rows:
         if not isinstance(raw, dict):
             faults.add(f"{files[file]}:{number}", no_row(raw))
             continue
+        named.note(raw)
         if keep is not None and not keep(raw):
             continue
         row = checked_row(f"{files[file]}:{number}", raw, fields, faults)
@@ -266,6 +274,8 @@ def checked(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], f
             yield file, number, row
         else:
             yield from ((file, number, {**row, explode: element}) for element in row[explode])
+    if not faults.count:
+        named.refuse_unseen(files)
 
 
 def checked_row(place: str, raw: Row, fields: Sequence[Field], faults: RowFaults) -> Row:

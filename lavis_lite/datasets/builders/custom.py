@@ -59,6 +59,9 @@ class _Captions(ImageTextBuilder):
         super().__init__(name, cfg)
         self.columns = columns
 
+    def refuse_unknown_columns(self) -> None:
+        """Left to `CustomBuilder`: captions have keys of their own for the names of columns."""
+
     def image_columns(self) -> Sequence[str]:
         """The image's column."""
         return (str(self.columns.get("image", "image")), str(self.columns.get("image_id", "image_id")))
@@ -123,7 +126,10 @@ class CustomBuilder(BaseDatasetBuilder):
         names = {"answers" if key == "answer" else key: value for key, value in columns.items() if key != "caption"}
         if self.cfg.choices_column:
             names["choices"] = self.cfg.choices_column
-        return ImageQABuilder(self.name, ImageQAConfig(**{**shared, "columns": {**names, **self.cfg.columns}}))
+        made = ImageQABuilder(self.name, ImageQAConfig(**{**shared, "columns": {**names, **self.cfg.columns}}))
+        named = {"answers" if key == "answer" else key for key in self._named()}
+        made.guessed_columns = tuple(names.keys() - named - {"choices"} - self.cfg.columns.keys())
+        return made
 
     def _refuse_keys_of_questions(self) -> None:
         key = next((key for key in KEYS_OF_QUESTIONS if getattr(self.cfg, key)), None)

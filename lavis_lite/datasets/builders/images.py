@@ -26,10 +26,12 @@ from lavis_lite.datasets.loading.randomness import word
 from lavis_lite.datasets.media.images import MAX_PIXELS, ImageFolder
 from lavis_lite.datasets.retrieval import RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.shards.dataset import missing_shards, names_in, open_shards
-from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.registry import registry
 
 ALL_ROWS = "*"
+COLUMNS_OF_CAPTIONS = ("image", "caption", "image_id")
+"""keys of `columns` of a data set of captions"""
 
 
 @dataclass
@@ -98,6 +100,18 @@ class ImageTextBuilder(BaseDatasetBuilder):
         if not 0 <= cfg.val_fraction < 1:
             raise ConfigError(f"datasets.{name}.val_fraction must be at least 0 and below 1; it is {cfg.val_fraction}.")
         refuse_unknown_splits(name, cfg, self.splits())
+        self.refuse_unknown_columns()
+
+    def refuse_unknown_columns(self) -> None:
+        """Check the keys of `columns`.
+
+        Raises:
+            ConfigError: names the nearest key.
+        """
+        for key in self.cfg.columns:
+            if key not in COLUMNS_OF_CAPTIONS:
+                raise ConfigError(f"datasets.{self.name}.columns.{key}: no such column; "
+                                  f"{did_you_mean(key, COLUMNS_OF_CAPTIONS)}")
 
     def splits(self) -> list[str]:
         """Splits with files of their own, those of split_values, and val if val_fraction makes one."""
@@ -165,10 +179,10 @@ class ImageTextBuilder(BaseDatasetBuilder):
         """What a row of the annotation files has."""
         captions_required = training or self.cfg.captions_required
         usual = {"image": self.media[:-1]}
-        named = {key: str(self.cfg.columns.get(key, usual.get(key, key))) for key in ("image", "caption", "image_id")}
+        named = {key: str(self.cfg.columns.get(key, usual.get(key, key))) for key in COLUMNS_OF_CAPTIONS}
         return [Field("image", file_name, named["image"]),
                 Field("caption", texts, named["caption"], required=captions_required),
-                Field("image_id", identifier, named["image_id"], required=False),
+                Field("image_id", identifier, named["image_id"], False, "image_id" in self.cfg.columns),
                 *([] if training else [Field("domain", text, required=False)])]
 
     def _exists(self, paths: Sequence[Path], root: Path | None) -> Callable[[str], bool]:

@@ -74,8 +74,12 @@ class ImageQABuilder(ImageTextBuilder):
 
     def __init__(self, name: str, cfg: ImageQAConfig) -> None:
         super().__init__(name, cfg)
+        self.guessed_columns: tuple[str, ...] = ()
         self.layout("train")
         self._tables: dict[tuple[str, bool], RowTable] = {}
+
+    def refuse_unknown_columns(self) -> None:
+        """Left to `Layout`, which knows the columns of questions."""
 
     def layout(self, split: str, exists: Callable[[str], bool] | None = None) -> Layout:
         """How the files of a split are written.
@@ -91,7 +95,7 @@ class ImageQABuilder(ImageTextBuilder):
             return Layout(self.columns(), self.pattern_of(split), cfg.key_column, split, self.row_filter(split),
                           nested=cfg.nested, parallel=cfg.parallel, required=cfg.required,
                           join_column=cfg.join_column, answer_words=cfg.answer_words, row_files=cfg.row_files,
-                          exists=exists, form=self.file_format())
+                          exists=exists, form=self.file_format(), guessed=self.guessed_columns)
         except ConfigError as fault:
             raise ConfigError(f"datasets.{self.name}.{fault}") from fault
 

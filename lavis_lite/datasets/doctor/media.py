@@ -15,6 +15,7 @@ from typing import Any
 
 from lavis_lite.datasets.doctor.report import SplitReport, Summary
 from lavis_lite.datasets.doctor.rows import Names
+from lavis_lite.datasets.files.alike import alike
 from lavis_lite.datasets.media.images import BadSample
 
 
@@ -64,7 +65,7 @@ def _why_absent(folder: Any, name: str) -> str:
     if not _in_shards(folder) and os.path.islink(path):
         return (f"is a link to {os.readlink(path)}, which is not here; fetch the content that links stand for "
                 "(git-annex, DVC)")
-    return f"is not in {folder.root}"
+    return f"is not in {folder.root}" + ("" if _in_shards(folder) else alike(path))
 
 
 def absent(folder: Any, names: Sequence[str]) -> Iterator[str]:

@@ -15,6 +15,11 @@ MOST_LINES = 20
 """rows that a problem shows; the others are counted"""
 
 
+def counted(count: int, what: str) -> str:
+    """A number and its noun: "1 row", "2 rows"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Summary:
     """The spread of some numbers: smallest, median, mean, 95th percentile, largest."""
@@ -140,21 +145,21 @@ class Report:
         return "\n".join(lines)
 
     def _split_lines(self, split: SplitReport) -> list[str]:
-        lines = [f"{split.rows} rows, {split.images} {self.media}"] if split.rows else []
+        lines = [f"{counted(split.rows, 'row')}, {counted(split.images, self.media[:-1])}"] if split.rows else []
         for kind, count in split.texts.items():
-            lines.append(f"{count} {kind}s")
+            lines.append(counted(count, kind))
         for kind, summary in split.tokens.items():
-            over = f"; {split.over[kind]} have more than {self.max_tokens}" if split.over[kind] else ""
+            over = f"; more than {self.max_tokens}: {split.over[kind]}" if split.over[kind] else ""
             lines.append(f"tokens per {kind} ({self.tokenizer}): {summary}{over}")
         if split.opened:
-            lines.append(f"{split.opened} {self.media} opened")
+            lines.append(f"{counted(split.opened, self.media[:-1])} opened")
         lines += [f"{what}: {summary}" for what, summary in split.sizes.items()]
         if split.cut:
             lines.append(f"texts cut by the text processor: {split.cut}")
         if split.left_out:
             lines.append(f"rows left out, which lack what `required` names: {split.left_out}")
         if split.repeated:
-            lines.append(f"{split.repeated} rows repeat an earlier one (same file, same text)")
+            lines.append(f"rows that repeat an earlier one (same file, same text): {split.repeated}")
         for problem in split.problems:
             lines += [f"{'PROBLEM: ' if not number else ''}{line}" for number, line in
                       enumerate(str(problem).splitlines())]

@@ -30,7 +30,7 @@ from lavis_lite.datasets.shards.index import (
     part_path,
     write_index,
 )
-from lavis_lite.datasets.shards.members import Dots, Sample, read_contents
+from lavis_lite.datasets.shards.members import Contents, Dots, Sample, read_contents
 from lavis_lite.datasets.shards.writer import SKIPPED, Say, joined
 from lavis_lite.errors import DataError
 from lavis_lite.processes import worker_pool
@@ -103,7 +103,7 @@ def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "aut
     contents = read_contents(path, faults, dots)
     images, rows = [], []
     for sample in contents.samples:
-        found = _rows(path, sample, keep, faults)
+        found = _rows(path, sample, keep, faults, contents)
         if found:
             image = sample.image
             images.append((found[0]["image"], image.offset, image.size, image.crc))
@@ -118,8 +118,8 @@ def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "aut
         unused=json.dumps([contents.unused, contents.examples]), kept=json.dumps(kept))
 
 
-def _rows(path: Path, sample: Sample, keep: tuple[str, ...], faults: RowFaults) -> list[Row]:
-    """The rows of a sample; none if its JSON or text is at fault."""
+def _rows(path: Path, sample: Sample, keep: tuple[str, ...], faults: RowFaults, contents: Contents) -> list[Row]:
+    """The rows of a sample; none if its JSON or text is at fault. A second text is counted in `contents`."""
     place, before = f"{path}:{sample.key}", faults.count
     try:
         content, text = _content(sample.text("json")), _text(sample.text("txt"))
@@ -130,6 +130,8 @@ def _rows(path: Path, sample: Sample, keep: tuple[str, ...], faults: RowFaults) 
         kept = list(_own_rows(place, content, faults))
     else:
         caption = content.get(EXPLODED)
+        if text and isinstance(caption, str) and caption.strip() not in ("", text):
+            contents.leave("texts in .txt other than the caption in the .json", sample.image.name)
         row = {"image": f"{path.stem}/{sample.image.name}", EXPLODED: text if caption in (None, "", []) else caption}
         if row[EXPLODED] is None and EXPLODED not in content:
             row = {"image": row["image"], **{key: value for key, value in content.items() if key != "image"}}
@@ -176,7 +178,7 @@ def _report_unused(folder: Path, facts: Sequence[dict[str, str]], say: Say) -> N
         counts.update(unused)
         examples = first | examples
     for kind, count in sorted(counts.items()):
-        say(f"not read: {kind[:40]} ({count}, such as {examples[kind][:80]})")
+        say(f"not read: {kind[:60]} ({count}, such as {examples[kind][:80]})")
     packed = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_OTHER_TARS))
     if packed:
         say(f"not read: compressed archives ({len(packed)}, such as {packed[0]}); unpack them to .tar files")
@@ -196,7 +198,7 @@ def _judge(folder: Path, facts: Sequence[dict[str, str]], skip_bad: bool, say: S
         raise DataError(f"{count} fault{'s' if count > 1 else ''} in the shards of {folder}:\n" + "\n".join(shown[:20])
                         + "\nFix them, or add --skip-bad to leave these samples out.")
     atomic.write_text(folder / SKIPPED, "".join(json.dumps({"fault": fault.strip()}) + "\n" for fault in shown))
-    say(f"{count} faults, what they concern is left out: {folder / SKIPPED}")
+    say(f"{count} error{'s' if count > 1 else ''}; what they concern is left out: {folder / SKIPPED}")
 
 
 def _check_found(folder: Path, facts: Sequence[dict[str, str]], keep: Sequence[str]) -> None:

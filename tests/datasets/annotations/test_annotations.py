@@ -113,7 +113,7 @@ BAD_ROWS = [
     ({"image": "a", "caption": "x", "image_id": [1]}, "field 'image_id' must be a number or text, not a list"),
     ({"image": "a", "caption": "x", "image_id": True}, "field 'image_id' must be a number or text, not true or false"),
     ({"image": "a", "caption": "x", "image_id": 2**63}, "field 'image_id' is a number of more than 64 bits"),
-    ("text", "must be an object of named fields, not str"),
+    ("text", "must be an object of named fields, not text"),
     (None, "must be an object of named fields, not null"),
 ]
 

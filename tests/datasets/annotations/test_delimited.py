@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lavis_lite.datasets.annotations.cells import cell_value
+from lavis_lite.datasets.annotations.columns import guess_columns
 from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
 from lavis_lite.errors import ConfigError, DataError
 
@@ -209,3 +210,24 @@ def test_other_encodings_are_refused_with_line_and_command_or_named(tmp_path):
 def test_null_characters(tmp_path, content, told):
     with pytest.raises(DataError, match=told):
         read(tmp_path, "a.csv", content)
+
+
+@pytest.mark.parametrize("line", ["sep=;", "SEP=;", '"sep=;"'])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_excels_first_line_names_the_delimiter(tmp_path, line, end):
+    path = tmp_path / "a.csv"
+    path.write_bytes(end.join([line, "image;caption", "a.jpg;red, blue", ""]).encode())
+    assert list(read_rows(path)) == [(3, {"image": "a.jpg", "caption": "red, blue"})]
+
+
+def test_a_header_alone_may_begin_as_excels_line_does(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("sep=,caption\nx,y\n")
+    assert list(read_rows(path)) == [(2, {"sep=": "x", "caption": "y"})]
+
+
+def test_rows_that_cannot_be_read_are_told_instead_of_missing_columns(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("# made by hand\nimage,caption\na.jpg,x\n")
+    with pytest.raises(DataError, match="a.csv:2: 1 more cell than the header has"):
+        guess_columns(path)

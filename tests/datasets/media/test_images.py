@@ -238,3 +238,20 @@ def test_the_sixteen_bit_photograph_keeps_its_tones(shared_dir):
     folder = shared_dir / "data" / "odd_images"
     sixteen, eight = (np.asarray(load_rgb(folder / name)).mean() for name in ("hopper_16bit.pgm", "hopper_gray.jpg"))
     assert abs(sixteen - eight) < 3
+
+
+@pytest.mark.parametrize(("there", "asked", "words"), [
+    ("sub/d.png", "sub\\d.png", r"; there is sub/d.png: write / for \\ between folders"),
+    ("e f.png", "e%20f.png", "; there is e f.png: the annotations have it percent-encoded"),
+    ("c.PNG", "c.png", "; there is c.PNG: upper and lower case differ"),
+    ("b.png", " b.png ", "; there is b.png: the annotations have blanks around it"),
+    ("\u00fc.png", "u\u0308.png", "; there is \u00fc.png: its accents are encoded in another way"),
+    ("b.png", "x.png", "there is no such file$"), ("b.png", "%2e%2e/b.png", "there is no such file$"),
+])
+def test_a_missing_file_that_is_there_under_another_spelling(tmp_path, there, asked, words):
+    (tmp_path / "in" / there).parent.mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "in"):
+        (folder / there).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(folder / there)
+    with pytest.raises(BadSample, match=words):
+        ImageFolder(tmp_path / "in").load(asked)

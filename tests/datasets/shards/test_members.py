@@ -143,3 +143,11 @@ def test_an_index_names_files_of_its_folder_only(tmp_path, name):
     (folder / INDEX).write_text(sealed.seal(content))
     with pytest.raises(DataError, match="is not the name of a file in this folder"):
         ShardIndex(folder)
+
+
+def test_a_text_beside_another_caption_is_counted(tmp_path):
+    folder = tar(tmp_path / "s", *PLAIN, ("0001.txt", "plain "), picture("0002.jpg"), ("0002.txt", "written over"),
+                 ("0002.json", says("first")))
+    found, told = rows(folder)
+    assert found == {"0001.jpg": ["plain"], "0002.jpg": ["first"]}
+    assert told[1:] == ["not read: texts in .txt other than the caption in the .json (1, such as 0002.jpg)"]
