@@ -190,3 +190,19 @@ def test_published_layouts_of_the_rows_are_healthy(case, tmp_path, monkeypatch):
     assert [split.rows > 0 and split.opened == split.images for split in report.splits] == [True] * len(splits)
     (tmp_path / images[0]).unlink()
     assert not examine(case, builder_of(case.split(" ")[0], kind), how).healthy
+
+
+def test_what_a_file_has_besides_is_named(tmp_path, capsys):
+    rows = [{"image": "sub/0.png", "question": "q?", "answer": "x", "choices": ["x", "y"], "split": name}
+            for name in ("train", "restval")]
+    code, report = check(capsys, str(make(tmp_path, rows[:1])))
+    assert code == 0 and report["notes"][-1] == "columns that are not read: 'choices'"
+    code, report = check(capsys, str(make(tmp_path, rows)))
+    assert report["notes"][-2].startswith("column 'split' holds other values than train, val and test, so that rows of "
+                                          "all of them are used;")
+
+
+def test_one_row_is_no_rows(tmp_path, capsys):
+    assert run_command("data", ["check", str(make(tmp_path, [{"image": "sub/0.png", "caption": "a dog"}]))]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "  1 row, 1 image" in told and "  1 caption" in told and "  1 image opened" in told

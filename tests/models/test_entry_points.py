@@ -165,6 +165,10 @@ def test_the_message_has_rows_tokens_and_room_and_comes_before_the_picture(model
     assert caught.value.rows == {1: room + 1}
     with pytest.raises(TextTooLongError, match="2 of 3 prompts are too long"):
         model.score_candidates(samples, ["no", "red " * 30])
+    with pytest.raises(TextTooLongError, match="3 of 3 rows have candidates too long .* one of row 0 has 30[01] "
+                       "tokens, and there are 256 positions. Shorten the candidate") as caught:
+        model.score_candidates({**samples, "prompt": "a"}, ["no", "red " * 300])
+    assert set(caught.value.rows) == {0, 1, 2}
     with pytest.raises(ConfigError, match="max_new_tokens is 300, and this language model has 256 positions"):
         model.generate({**samples, "prompt": "a"}, max_new_tokens=300)
     with pytest.raises(DataError, match="too long"):

@@ -46,10 +46,32 @@ def guess(path: Path, image_root: Path | None = None,
     _refuse_lacking(path, columns, text)
     section, notes = _section(columns, text, info), [f"columns: {columns.describe()}", f"images in {root}"]
     section.delimiter, section.quoting, section.encoding = form.delimiter, form.quoting, form.encoding
-    values = split_values(path, columns.found["split"], form) if "split" in columns.found else {}
+    notes += _choose_splits(path, columns, section)
+    used = {section.split_column, *_named_in(section)}
+    unread = [repr(column) for column in columns.present if column not in used]
+    return section, notes + ([f"columns that are not read: {', '.join(unread)}"] if unread else [])
+
+
+def _choose_splits(path: Path, columns: Columns, section: ImageDatasetConfig) -> list[str]:
+    """Let the section use a column with names of splits; a note if there is a column of that name with other values."""
+    column = columns.found.get("split")
+    if column is None:
+        return []
+    form = FileFormat(section.delimiter, section.quoting, section.encoding)
+    values = split_values(path, column, form)
     if values:
-        section.split_column, section.split_values = columns.found["split"], values
-    return section, notes
+        section.split_column, section.split_values = column, values
+        return []
+    return [f"column {column!r} holds other values than train, val and test, so that rows of all of them are used; to "
+            "choose among them set split_column and split_values"]
+
+
+def _named_in(section: ImageDatasetConfig) -> list[str]:
+    """Columns that a section reads."""
+    if isinstance(section, CustomConfig):
+        return [name for name in (section.image_column, section.caption_column, section.id_column) if name]
+    names = [name for name in section.columns.values() if isinstance(name, str)]
+    return [*names, "conversations"] if isinstance(section, ImageDialogueConfig) else names
 
 
 def _section(columns: Columns, text: str, info: BuildInfo) -> ImageDatasetConfig:

@@ -206,7 +206,7 @@ class LanguageModel(nn.Module, ABC):
                 raise ConfigError(f"sample {sample}: a candidate without any token cannot be scored.")
         before = self.tokenizer.prompts(prompts)
         longest = [max(map(len, own)) for own in rows]
-        self.room.check_answer(max(longest, default=0))
+        self.room.check_candidates(longest)
         self.room.check_prompts(before, vectors, longest)
         return before, rows
 

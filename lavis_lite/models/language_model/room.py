@@ -50,6 +50,24 @@ class Room:
             raise ConfigError(f"max_new_tokens is {answer}, and this language model has {self.positions} positions; "
                               "ask for fewer tokens.")
 
+    def check_candidates(self, longest: Sequence[int]) -> None:
+        """Refuse candidates that are longer than the model's positions by themselves.
+
+        Args:
+            longest: tokens of the longest candidate of each of B rows.
+
+        Raises:
+            TextTooLongError: names the rows.
+        """
+        over = {} if self.positions is None else {row: tokens for row, tokens in enumerate(longest)
+                                                  if tokens > self.positions}
+        if over:
+            first = next(iter(over))
+            raise TextTooLongError(
+                f"{len(over)} of {len(longest)} rows {'has a candidate' if len(over) == 1 else 'have candidates'} too "
+                f"long for the language model: one of row {first} has {over[first]} tokens, and there are "
+                f"{self.positions} positions. Shorten the candidate or take it out.", over)
+
     def check_prompts(self, rows: Sequence[Sequence[int]], vectors: int, answers: Sequence[int]) -> None:
         """Refuse prompts that leave no room for their answer.
 
