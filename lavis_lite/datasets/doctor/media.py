@@ -15,7 +15,7 @@ from typing import Any
 
 from lavis_lite.datasets.doctor.report import SplitReport, Summary
 from lavis_lite.datasets.doctor.rows import Names
-from lavis_lite.datasets.files.alike import alike
+from lavis_lite.datasets.files.alike import LINK, why_absent
 from lavis_lite.datasets.media.images import BadSample
 
 
@@ -61,11 +61,8 @@ def refused(folder: Any, names: Sequence[str] | Any) -> Iterator[tuple[str, str]
 
 
 def _why_absent(folder: Any, name: str) -> str:
-    path = Path(folder.root) / name
-    if not _in_shards(folder) and os.path.islink(path):
-        return (f"is a link to {os.readlink(path)}, which is not here; fetch the content that links stand for "
-                "(git-annex, DVC)")
-    return f"is not in {folder.root}" + ("" if _in_shards(folder) else alike(path))
+    why = "" if _in_shards(folder) else why_absent(Path(folder.root) / name)
+    return why if why.startswith(LINK) else f"is not in {folder.root}{'; ' if why else ''}{why}"
 
 
 def absent(folder: Any, names: Sequence[str]) -> Iterator[str]:

@@ -9,12 +9,18 @@ from pathlib import Path
 from urllib.parse import unquote
 
 
-def alike(path: Path | str) -> str:
-    """"; there is <name>: <what differs>" if there is a file whose name means the same, else ""."""
+LINK = "is a link to "
+
+
+def why_absent(path: Path | str) -> str:
+    """Why a file is not there, as a clause: a link without its content, or another name that means the same; else ""."""
+    if os.path.islink(path):
+        return (f"{LINK}{os.readlink(path)}, which is not here; fetch the content that links stand for "
+                "(git-annex, DVC)")
     folder, _, _ = str(path).rpartition("/")
     for name, what in _spellings(str(path)):
         if name != str(path) and ".." not in name and os.path.isfile(name):
-            return f"; there is {os.path.relpath(name, folder) if folder else name}: {what}"
+            return f"there is {os.path.relpath(name, folder) if folder else name}: {what}"
     return ""
 
 

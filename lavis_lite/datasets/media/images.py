@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lavis_lite.datasets.files.alike import alike
+from lavis_lite.datasets.files.alike import why_absent
 from lavis_lite.datasets.files.confine import Confinement, is_system_file
 from lavis_lite.datasets.media.jpeg import Pixels, decode_jpeg
 from lavis_lite.errors import DataError
@@ -150,9 +150,10 @@ def check_regular(path: Path | str) -> None:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as fault:
-        missing = isinstance(fault, FileNotFoundError)
-        raise BadSample(path, f"there is no such file{alike(path)}" if missing else
-                        f"cannot be opened ({fault})") from fault
+        if not isinstance(fault, FileNotFoundError):
+            raise BadSample(path, f"cannot be opened ({fault})") from fault
+        why = why_absent(path)
+        raise BadSample(path, f"there is no such file{'; ' if why else ''}{why}") from fault
     if not stat.S_ISREG(mode):
         raise BadSample(path, "is not a regular file")
 
