@@ -159,11 +159,16 @@ class Case:
     flags: Sequence[str] = ()
     open_files: int | None = None
 
+    @property
+    def faulty_rank(self) -> int:
+        """The rank that meets the fault: the last; rank 0 alone saves."""
+        return 0 if self.fault.startswith("save") else self.ranks - 1
+
     def start(self, zygote: Zygote, folder: Path) -> list[Job]:
         """Start all ranks."""
         config = write_config(folder, self.steps)
         group = {} if self.ranks == 1 else {"WORLD_SIZE": str(self.ranks), "MASTER_ADDR": "127.0.0.1",
-                                            "MASTER_PORT": str(free_port()), "FAULT_RANK": str(self.ranks - 1)}
+                                            "MASTER_PORT": str(free_port()), "FAULT_RANK": str(self.faulty_rank)}
         after = {"FAULT_AFTER": str(config)} if self.command == "evaluate" or self.fault.startswith("start") else {}
         argv = ["--cfg-path", str(config), *self.flags, "--options", f"run.num_workers={self.workers}",
                 f"run.worker_start_method={self.method}", *self.options]
