@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lavis_lite.errors import DistributedError
 from lavis_lite.launch import Launch, launch_from_environment
-from lavis_lite.processes import follow_parent
+from lavis_lite.processes import follow_parent, remove_stale_folders
 
 T = TypeVar("T")
 
@@ -88,6 +88,7 @@ def group(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minute
             if not _is_first(store):
                 ending.told_elsewhere = True  # type: ignore[attr-defined]
             shutdown()
+            remove_stale_folders()  # of ranks on this host that were killed
             if hosts:  # the rank that is gone asks nothing any more
                 _outstay(store, launch.world_size - gone)
         if gone:

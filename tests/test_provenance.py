@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lavis_lite import sealed
 from lavis_lite.config.compose import model_sections
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel, freeze
@@ -81,7 +82,7 @@ def test_a_part_that_a_later_run_trains_is_followed_too(checkpoint: Path, traine
 def test_checkpoints_of_earlier_versions_are_followed_by_their_configuration(trained: Any, checkpoint: Path) -> None:
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     del manifest["weights"]
-    (checkpoint / "manifest.json").write_text(checkpointing._sealed(manifest))
+    (checkpoint / "manifest.json").write_text(sealed.seal(manifest))
     (checkpoint / "config.yaml").write_text("model: {arch: frozen_qformer, pretrained: mini/stage1}\n")
     assert same(state(build_model(section(pretrained=str(checkpoint)))), state(trained))
 

@@ -172,7 +172,7 @@ class Blip2Writer(Blip2Base):
         """
         scores = self.score_candidates(samples, candidates, n_segments, normalise)
         order = scores.argsort(dim=1, descending=True, stable=True)
-        if isinstance(candidates[0], str):
+        if not isinstance(candidates[0], (list, tuple)):
             return order
         return [row[:len(texts)] for row, texts in zip(order, candidates, strict=True)]
 

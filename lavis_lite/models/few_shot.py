@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, shown
+from lavis_lite.models.plain_text import as_text
 from lavis_lite.models.prompts import PLACE
 from lavis_lite.processors.control import without_marks
 
@@ -63,6 +64,8 @@ def with_examples(prompts: Sequence[str], samples: Mapping[str, Any], language_m
         return list(prompts)
     between = " " if language_model.tokenizer.encoder else "\n"
     given = samples[KEY]
+    if not isinstance(given, (Mapping, Sequence)):
+        raise ConfigError(f"{KEY}: give one entry for all images, or a list with one for each, not {shown(given)}.")
     rows = [given] * len(prompts) if isinstance(given, Mapping) else list(given)
     if len(rows) != len(prompts):
         raise ConfigError(f"{KEY}: {len(rows)} entries for {len(prompts)} images; give one for all, or one for each.")
@@ -71,13 +74,21 @@ def with_examples(prompts: Sequence[str], samples: Mapping[str, Any], language_m
 
 def _texts(row: Mapping[str, Any], template: str) -> list[str]:
     """The examples of one sample as they stand in the prompt."""
+    if not isinstance(row, Mapping):
+        raise ConfigError(f"{KEY}: an entry is {{text_input: [...], text_output: [...]}}, not {shown(row)}.")
     if "image" in row:
         raise ConfigError(f"{KEY}: examples are text here; leave out their pictures (key 'image'). Several pictures "
                           "of one sample go in as a video, float[B,3,T,H,W].")
-    questions = [without_marks(str(text)) for text in row.get("text_input", ())]
-    answers = [without_marks(str(text)) for text in row.get("text_output", [""] * len(questions))]
+    questions = _list(row.get("text_input", []))
+    answers = _list(row.get("text_output", [""] * len(questions)))
     if len(answers) != len(questions):
         raise ConfigError(f"{KEY}: {len(questions)} text_input with {len(answers)} text_output; give as many.")
     if template.count(PLACE) == 1:
         questions = [template.replace(PLACE, question) for question in questions]
     return [f"{question} {answer}".strip() for question, answer in zip(questions, answers, strict=True)]
+
+
+def _list(texts: Any) -> list[str]:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise ConfigError(f"{KEY}: text_input and text_output are lists of texts, not {shown(texts)}.")
+    return [without_marks(as_text(text, KEY)) for text in texts]

@@ -15,10 +15,28 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.errors import ConfigError, did_you_mean, shown
 from lavis_lite.processors.control import MARKED, OPEN, without_marks
 
 Side = Literal["left", "right"]
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+def as_text(value: Any, what: str) -> str:
+    """A text as a string; numbers are written out.
+
+    Args:
+        value: what a caller gave.
+        what: its name, for the message.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigError(f"{what}: a text must be a string, not {shown(value)}.")
 
 
 @dataclass
@@ -81,7 +99,7 @@ class PlainEncoder:
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, with nothing before and after; marks of control tokens mean nothing here."""
-        texts = [without_marks(text) for text in texts]
+        texts = [_readable(without_marks(text)) for text in texts]
         if not texts:
             return []
         rows = [list(row) for row in self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True,
@@ -135,6 +153,11 @@ class PlainEncoder:
         """Places behind the first character of a control token."""
         parts = [f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in self.control_tokens if len(name) > 1]
         return re.compile("|".join(parts))
+
+
+def _readable(text: str) -> str:
+    """Halves of surrogate pairs, which no tokenizer takes, become the character for what cannot be read."""
+    return text if text.isascii() else _HALVES.sub("\ufffd", text)
 
 
 def control_tokens(tokenizer: Any) -> dict[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lavis_lite.errors import ConfigError, shown
+from lavis_lite.models.plain_text import as_text
 from lavis_lite.processors.control import without_marks
 from lavis_lite.processors.instruction import MOST_OCR_TOKENS, lettered
 
@@ -24,7 +25,7 @@ def as_list(text: Any, batch: int, what: str) -> list[str]:
         raise ConfigError(f"{what}: must be one string for all images, or a list with one for each, not {shown(text)}.")
     if len(text) != batch:
         raise ConfigError(f"{what}: {len(text)} texts for {batch} images; give one string for all, or one for each.")
-    return [str(item) for item in text]
+    return [as_text(item, what) for item in text]
 
 
 def generation_prompts(samples: Mapping[str, Any], default: str, batch: int) -> list[str]:
@@ -59,7 +60,8 @@ def question_prompts(samples: Mapping[str, Any], prompt: str, batch: int) -> lis
         return [_fill(prompt, _ocr(row), question) for row, question in zip(tokens, questions, strict=True)]
     if places == 2 and "choices" in samples:
         choices = _per_sample(samples["choices"], batch, "choices")
-        return [_fill(prompt, question, lettered(row)) for question, row in zip(questions, choices, strict=True)]
+        return [_fill(prompt, question, lettered(_texts(row, "choices")))
+                for question, row in zip(questions, choices, strict=True)]
     raise ConfigError(f"prompt {shown(prompt)} has {places} places {{}}: one takes the question; two take samples with "
                       "ocr_tokens or choices besides.")
 
@@ -69,12 +71,13 @@ def candidate_prompts(samples: Mapping[str, Any], default: str, batch: int) -> l
     prompts = as_list(samples.get("prompt", default), batch, "prompt")
     if "text_input" in samples:
         texts = _per_sample(samples["text_input"], batch, "text_input")
-        prompts = [_fill(prompt, *([text] if isinstance(text, str) else text))
+        prompts = [_fill(prompt, *([text] if isinstance(text, str) else _texts(text, "text_input")))
                    for prompt, text in zip(prompts, texts, strict=True)]
     for key, template in (("context", "context: {}. "), ("history", "dialog history: {}\n"),
                           ("caption", 'This image has the caption "{}". ')):
-        if any(samples.get(key) or ()):
-            extras = as_list(samples[key], batch, key)
+        given = samples.get(key)
+        if given is not None and not (isinstance(given, Sequence) and not any(given)):
+            extras = as_list(given, batch, key)
             prompts = [_fill(template, extra) + prompt if extra else prompt
                        for extra, prompt in zip(extras, prompts, strict=True)]
     return prompts
@@ -106,8 +109,15 @@ def strip_prompt(text: str, prompt: str) -> str:
     return text.strip().removeprefix(prompt).strip() if prompt else text
 
 
-def _ocr(tokens: Sequence[str]) -> str:
-    return ", ".join(tokens[:MOST_OCR_TOKENS])
+def _ocr(tokens: Any) -> str:
+    return ", ".join(_texts(tokens, "ocr_tokens")[:MOST_OCR_TOKENS])
+
+
+def _texts(row: Any, what: str) -> list[str]:
+    """One sample's list of texts."""
+    if isinstance(row, str) or not isinstance(row, Sequence):
+        raise ConfigError(f"{what}: each image has a list of texts, not {shown(row)}.")
+    return [as_text(text, what) for text in row]
 
 
 def _per_sample(rows: Any, batch: int, what: str) -> Sequence[Any]:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavis_lite.errors import ConfigError, DataError
-from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, frame, framed
+from lavis_lite.errors import ConfigError, DataError, shown
+from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, as_text, frame, framed
 from lavis_lite.processors.control import without_control_tokens
 
 BEGIN_TOKEN = "[DEC]"
@@ -144,11 +144,14 @@ class TextTokenizer:
 
         Raises:
             DataError: there is no text.
+            ConfigError: it is no list of strings.
         """
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise ConfigError(f"texts must be a list of strings, not {shown(texts)}.")
         if not len(texts):
             raise DataError("there is no text to read: the list is empty.")
         before, after = self._frame
-        whole = self.plain([without_control_tokens(text) for text in texts])
+        whole = self.plain([without_control_tokens(as_text(text, "text")) for text in texts])
         rows = [framed(row, before, after, max_length or self.max_length, self.truncation_side) for row in whole]
         self.cut.count(whole, rows, len(before) + len(after))
         return TextTokens.from_lists(rows, self.special_ids.pad)

@@ -104,6 +104,31 @@ def test_models_that_compare(call: str, models: dict[str, Any]) -> None:
             assert not isinstance(found, LavisLiteError), (kind, found)
 
 
+ODD: list[Any] = [None, 3, 2.5, True, b"x", [None, "a"], [3, 4], [[], []], [["a"], None], {}, ("a", "b"),
+                  ["half \ud800", "a"]]
+"""what is no list of texts"""
+
+
+@pytest.mark.parametrize("arch", [*ARCHS, "blip2"])
+def test_values_that_are_no_texts(arch: str, models: dict[str, Any]) -> None:
+    """No raw error, whatever comes; numbers and half characters are read."""
+    for name, call in (WRITE if arch in ARCHS else SEE).items():
+        for value in ODD:
+            if name == "generate with OCR tokens" and not isinstance(value, (list, tuple)):
+                continue  # the call itself makes a list of it
+            answers(call, models[arch], value)
+        assert not isinstance(answers(call, models[arch], ["half \ud800", "a"]), LavisLiteError), name
+    if arch in ARCHS:
+        image = {"image": torch.zeros(2, 3, 32, 32)}
+        for samples, words in (({"prompt": [None, "a"]}, "prompt: a text must be a string, not None"),
+                               ({"prompt": "{}", "ocr_tokens": ["a", "b"]}, "each image has a list of texts, not 'a'"),
+                               ({"prompt": 3}, "must be one string for all images, or a list"),
+                               ({"few_shot_samples": ["a", "b"]}, "an entry is {text_input")):
+            with pytest.raises(ConfigError, match=words):
+                models[arch].generate({**image, **samples}, num_beams=1, max_new_tokens=1)
+        assert models[arch].predict_class({**image, "prompt": "how many?"}, [1, 2, 3]).shape == (2, 3)
+
+
 @pytest.mark.parametrize("arch", [*ARCHS, "blip2"])
 def test_an_empty_batch(arch: str, models: dict[str, Any]) -> None:
     model, calls = models[arch], WRITE if arch in ARCHS else SEE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import pickle
 import re
@@ -21,6 +22,7 @@ from torch import Tensor
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.checkpoints import load_checkpoint, load_vision_weights, to_hf, to_lavis
 from lavis_lite.models.checkpoints.load import load_state
+from lavis_lite.models.checkpoints.reading import read_tensors
 from tests.models.export_helpers import build, section_of_arch
 
 State = dict[str, Tensor]
@@ -125,7 +127,13 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "two wrappers' names become one": ({**STATE, "module.query_tokens": STATE["query_tokens"] + 1},
                                        r"two tensors of one name \('query_tokens'\).*save the file again"),
     "names of two modules": ({**renamed("model.{}".format), "criterion.weight": torch.ones(2)},
-                             r"\d+ of \d+ names begin with `model\.`"),
+                             r"\d+ of \d+ names begin with `model\.`.*k\[6:\]: v for k, v.*startswith\('model\.'\)"),
+    "an average beside its counters": (
+        {**renamed("ema_model.{}".format), "initted": torch.tensor(True), "step": torch.tensor(3)},
+        r"names begin with `ema_model\.`.*python -c"),
+    "arrays of numpy": ({"model": {name: value.numpy() for name, value in STATE.items()}},
+                        r"torch\.as_tensor\(v\) for k, v in c\['model'\]"),
+    "LoRA for a model without": ({**STATE, "qformer.x.lora_A.default.weight": torch.ones(1, 2)}, "--merge-lora"),
     "NaN": (broken(float("nan")), r"query_tokens \(36 of 36 values\).*model\.allow_non_finite=true"),
     "infinity": (broken(float("inf")), "1 of .* tensors hold NaN or infinity"),
     "a class that is a dictionary": ({"model": STATE, "config": Configuration(a=1)}, f"Configuration.*{RESAVE}"),
@@ -232,6 +240,23 @@ def test_folders_that_are_something_else(file: str, words: str, tmp_path: Path) 
         loaded(tmp_path)
 
 
+@pytest.mark.parametrize(("content", "words"), [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:12", "git lfs pull"),
+    (b"<!DOCTYPE html><html>", "is a web page"), (b"", "damaged|cannot be read"),
+    (b"\x80\x04junk", r"torch\.load|damaged")])
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_files_that_a_download_left(content: bytes, words: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=words):
+        loaded(tmp_path / name)
+
+
+def test_torchscript_is_refused_with_the_command(tmp_path: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "x.pt"))
+    with pytest.raises(CheckpointError, match=r"TorchScript.*torch\.jit\.load\('x\.pt', map_location='cpu'\)"):
+        loaded(tmp_path / "x.pt")
+
+
 def test_deepspeeds_folder_of_whole_weights(tmp_path: Path) -> None:
     write(deepspeed(STATE), tmp_path / "mp_rank_00_model_states.pt")
     check(tmp_path, "loaded")
@@ -299,7 +324,24 @@ def test_payloads_do_not_run(protocol: int, kind: str, tmp_path: Path) -> None:
         else:
             torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=kind == "zip")
         try:
-            loaded(path)
+            read_tensors(path)
         except CheckpointError as fault:
             assert "can run code" in str(fault) or "torch.save" in str(fault) or "cannot be read" in str(fault)
         assert not mark.exists(), (function, protocol, kind)
+
+
+def test_damage_anywhere_is_a_clear_error(tmp_path: Path) -> None:
+    """Bytes changed or cut off at random: the file is read or refused, and no other error comes out."""
+    content = {"model": {"a.w": torch.ones(4, 5), "b": torch.ones(3)}, "args": argparse.Namespace(lr=1.0)}
+    good = [write(content, tmp_path / "zip.pth").read_bytes(), write(content, tmp_path / "old.pth", True).read_bytes()]
+    random = np.random.default_rng(0)
+    for number in range(120):
+        damaged = bytearray(good[number % 2])
+        if number % 3 == 0:
+            damaged = damaged[:random.integers(len(damaged))]
+        else:
+            for place in random.integers(len(damaged), size=random.integers(1, 9)):
+                damaged[place] = random.integers(256)
+        (tmp_path / "x.pth").write_bytes(damaged)
+        with contextlib.suppress(CheckpointError):  # any other error fails
+            read_tensors(tmp_path / "x.pth")

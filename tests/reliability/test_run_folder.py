@@ -17,6 +17,7 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError
 from lavis_lite.runners import run_folder, run_lock
 from lavis_lite.runners.run_lock import RunBusyError, RunLock
+from lavis_lite.sealed import seal
 from tests.helpers.toy import Toy
 from tests.reliability.faulty import write_config
 from tests.reliability.harness import REPOSITORY, Zygote, environment, finish, start, texts
@@ -76,12 +77,10 @@ def test_nothing_at_all_begins_afresh(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("sealed", [False, True])
 def test_a_foreign_manifest_does_not_block_the_others(out: Path, content: bytes, sealed: bool,
                                                       capsys: pytest.CaptureFixture[str]) -> None:
-    from lavis_lite.runners.checkpointing import _sealed
-
     foreign = out / "other" / "checkpoints" / "step_00000099"
     foreign.mkdir(parents=True)
     if sealed and content.startswith(b'{"'):
-        content = _sealed(json.loads(content)).encode()
+        content = seal(json.loads(content)).encode()
     (foreign / "manifest.json").write_bytes(content)
     assert find(out) == out / "two/checkpoints/step_00000004"
     assert str(foreign) in capsys.readouterr().out

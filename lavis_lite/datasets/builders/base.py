@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig, ProcessorPair
-from lavis_lite.datasets.builders.keys import NOWHERE, refuse_ignored
+from lavis_lite.datasets.builders.keys import refuse_ignored
 from lavis_lite.datasets.texts import as_it_is
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
@@ -24,7 +24,7 @@ class BaseDatasetBuilder:
 
     config_class: ClassVar[type[DatasetConfig]] = DatasetConfig
     sample_keys: ClassVar[tuple[str, ...]] = ()
-    ignored_keys: ClassVar[Mapping[str, str]] = NOWHERE
+    ignored_keys: ClassVar[Mapping[str, str]] = {}
     """keys of `config_class` that the builder does nothing with -> why; a section that sets one is refused"""
     as_written = False
     """whether a section without an image processor gives images as they are"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -81,6 +81,7 @@ class CustomBuilder(BaseDatasetBuilder):
 
     config_class: ClassVar[type[DatasetConfig]] = CustomConfig
     sample_keys: ClassVar[tuple[str, ...]] = ImageTextBuilder.sample_keys
+    ignored_keys: ClassVar[Mapping[str, str]] = ImageTextBuilder.ignored_keys
     media: ClassVar[str] = "images"
     cfg: CustomConfig
 

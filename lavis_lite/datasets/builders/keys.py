@@ -12,7 +12,7 @@ NOWHERE = {
     "kw_processor": "no builder has such a processor",
     "build_info.features": "kept features are named by the key `features` of the section",
 }
-"""key -> why it has no effect with any builder"""
+"""key -> why it has no effect with any builder of the package"""
 NO_SHARDS = {"build_info.storage": "it names the shards of the builder image_shards; set build_info.annotations or "
                                    "build_info.images.storage"}
 IMAGES = {**NOWHERE, **NO_SHARDS, "build_info.videos": "this builder reads images; see video_caption and video_qa"}

@@ -65,7 +65,6 @@ class Loader(DataLoader[Any]):
     def _get_iterator(self) -> Any:
         if self.num_workers == 0:
             return super()._get_iterator()
-        self.check_worker_number_rationality()
         return WorkerIterator(self)
 
 

@@ -161,6 +161,20 @@ def common_pieces(names: list[str]) -> int:
     return next((count for count in range(shortest) if len({tuple(one[:count + 1]) for one in split}) > 1), shortest)
 
 
+def rename_command(source: str, names: Iterable[str]) -> str:
+    """The command that takes off what most names begin with and leaves other tensors out; "" if most share nothing."""
+    names = list(names)
+    if not describe_beginnings(names):
+        return ""
+    start = Counter(name.split(".")[0] for name in names if "." in name).most_common(1)[0][0] + "."
+    kept = f"{{k[{len(start)}:]: v for k, v in s.items() if k.startswith('{start}')}}"
+    if source.endswith(".safetensors"):
+        return (f"python -c \"from safetensors.torch import load_file, save_file; s = load_file('{source}'); "
+                f"save_file({kept}, 'renamed.safetensors')\"")
+    return (f"python -c \"import torch; c = torch.load('{source}', map_location='cpu'); s = c.get('state_dict', "
+            f"c.get('model', c)); torch.save({kept}, 'renamed.pth')\"")
+
+
 def describe_beginnings(names: Iterable[str]) -> str:
     """A clause on what most names begin with, for files that no layout explains: "all names begin with `model.`"."""
     names = list(names)

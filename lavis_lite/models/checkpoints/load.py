@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import frozen_roots
-from lavis_lite.models.checkpoints.containers import Content, take_off_wrappers
+from lavis_lite.models.checkpoints.containers import Content, rename_command, take_off_wrappers
 from lavis_lite.models.checkpoints.finite import SWITCH, describe_non_finite, non_finite
 from lavis_lite.models.checkpoints.hf_fields import refuse_other_settings
 from lavis_lite.models.checkpoints.hf_key_map import WITHOUT_PLACE, from_hf
@@ -122,7 +122,9 @@ def fit_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: 
     layout, translated = recognise(named, own)
     translated.tensors = _behind_adapters(translated.tensors, own)
     if not own.keys() & translated.tensors.keys():
-        raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(named)}.")
+        command = rename_command(source, named)
+        way_on = f" To keep these names without that beginning: {command}" if command else ""
+        raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(named)}.{way_on}")
     _check_language_model(model, layout, named, source)
     translated.tensors.update(extra or {})
     report = LoadReport(source, layout, unused=dict(translated.dropped), notes=_notes(content, taken))

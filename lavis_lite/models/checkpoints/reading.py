@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from lavis_lite import manifest
 from lavis_lite.errors import CheckpointError
-from lavis_lite.models.checkpoints.containers import Content, find_state_dict
+from lavis_lite.models.checkpoints.containers import CONTAINERS, Content, find_state_dict
 from lavis_lite.models.checkpoints.unpickling import read_torch_file, resave_command
 
 WEIGHTS = "model.safetensors"
@@ -60,12 +62,25 @@ def read_content(source: str | Path) -> Content:
         return _read_folder(path)
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {source} (looked at {path.absolute()}{_neighbours(path)}).")
+    _check_downloaded(path)
     content = _read_file(path)
     if content is None:
         raise CheckpointError(f"{path}: a checkpoint is a folder or ends in .safetensors, {', '.join(TORCH_SUFFIXES)}.")
     if ONE_SHARD.fullmatch(path.stem):
         content.notes.append("one of several shards: give the folder, or the .index.json beside it, to have them all")
     return content
+
+
+def _check_downloaded(path: Path) -> None:
+    """Refuse what a download left in a file's place: a pointer of Git LFS, or a web page."""
+    with open(path, "rb") as file:
+        begin = file.read(200).lstrip().lower()
+    if begin.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a pointer of Git LFS, not the file: get it with `git lfs pull` in its "
+                              "repository.")
+    if begin.startswith((b"<!doctype html", b"<html")):
+        raise CheckpointError(f"{path} is a web page, not a checkpoint: the download asked for a login or failed. "
+                              "Download it again.")
 
 
 def _read_file(path: Path) -> Content | None:
@@ -154,11 +169,22 @@ def _read_torch(path: Path) -> Content:
     except CheckpointError as fault:
         if not foreign:
             raise
-        entry = "c['model'].state_dict()" if isinstance(raw, dict) else "c.state_dict()"
+        entry = _entry(raw)
         raise CheckpointError(f"{fault} It has objects of {', '.join(foreign[:3])}, which are not loaded because they "
                               f"can run code. If you trust its author: {resave_command(path, entry)}") from fault
     content.foreign = foreign
     return content
+
+
+def _entry(raw: Any) -> str:
+    """The expression that gives the tensors of a file `c` that was not made of them."""
+    if not isinstance(raw, Mapping):
+        return "c.state_dict()"
+    key = next((key for key in CONTAINERS if key in raw), None)
+    holder = "c" if key is None else f"c[{key!r}]"
+    if key is None or isinstance(raw[key], Mapping):  # arrays of numpy
+        return f"{{k: torch.as_tensor(v) for k, v in {holder}.items()}}"
+    return f"{holder}.state_dict()"
 
 
 def _neighbours(path: Path) -> str:

@@ -119,7 +119,10 @@ def describe_unknown(unknown: Sequence[str], model_names: Iterable[str]) -> str:
     for name in unknown[:SHOWN]:
         near = nearest(name, choices, 1)
         lines.append(name + (f" (most similar in the model: {near[0]})" if near else ""))
-    return f"{len(unknown)} not in the model: {_list(lines, len(unknown))}"
+    adapters = any(".lora_" in name for name in unknown)
+    hint = (" (LoRA adapters: give the model the same `lora:` section, or merge them: `python -m lavis_lite convert "
+            "--to lite --merge-lora`)") if adapters else ""
+    return f"{len(unknown)} not in the model: {_list(lines, len(unknown))}{hint}"
 
 
 def describe_missing(missing: Sequence[str]) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import _compat_pickle
 import contextlib
+import io
+import mmap
 import pickle
 import pickletools
 import re
@@ -24,6 +26,8 @@ from lavis_lite.errors import CheckpointError
 
 LEGACY_PICKLES = 5
 """before torch 1.6 a file was this many pickles one after the other, then the bytes of the tensors"""
+LARGEST_PICKLE = 2**28
+"""bytes of what lists the tensors of a file; a million names take less"""
 SHOWN = 4
 """classes named in a message"""
 NEVER_NEEDED = re.compile(
@@ -72,8 +76,6 @@ def read_torch_file(path: Path) -> tuple[Any, list[str]]:
     """
     try:
         return _load(path), []
-    except CheckpointError:
-        raise
     except pickle.UnpicklingError as fault:
         classes = foreign_classes(path)
         if not classes or any(map(NEVER_NEEDED.fullmatch, classes)):
@@ -81,15 +83,23 @@ def read_torch_file(path: Path) -> tuple[Any, list[str]]:
     try:
         with _stand_ins(classes):
             return _load(path), classes
-    except (pickle.UnpicklingError, TypeError, AttributeError) as fault:
+    except (pickle.UnpicklingError, CheckpointError) as fault:
         raise _refusal(path, classes, fault) from fault
 
 
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as fault:
-        raise CheckpointError(f"{path} cannot be read as a torch checkpoint ({_first_line(fault)}).") from fault
+    except pickle.UnpicklingError:
+        raise
+    except Exception as fault:  # a damaged pickle can raise anything
+        if "TorchScript" in str(fault):
+            command = resave_command(path, "c.state_dict()").replace("torch.load", "torch.jit.load").replace(
+                ", weights_only=False", "")
+            raise CheckpointError(f"{path} is a TorchScript program, which is not loaded because it can run code. If "
+                                  f"you trust its author, save its tensors: {command}") from fault
+        raise CheckpointError(f"{path} cannot be read as a torch checkpoint ({_first_line(fault)}): it is damaged, or "
+                              "was not written by torch.save. Copy or download it again.") from fault
 
 
 @contextlib.contextmanager
@@ -110,30 +120,31 @@ def foreign_classes(path: Path) -> list[str]:
     """
     try:
         found = {full for stream in _pickles(path) for full in _globals(stream)}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, UnicodeDecodeError, IndexError):
-        return []  # damaged: the message that follows says so
+    except Exception:  # a damaged pickle can raise anything; the message that follows says that it is damaged
+        return []
     known = torch._weights_only_unpickler._get_allowed_globals()
     return sorted(found - set(known))
 
 
-def _pickles(path: Path) -> Iterator[IO[bytes]]:
-    """Streams that each begin with a pickle."""
+def _pickles(path: Path) -> Iterator[IO[bytes] | mmap.mmap]:
+    """Streams that each begin with a pickle; none gives more bytes than there are, whatever a pickle asks for."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name == "data.pkl" or name.endswith("/data.pkl"):
-                    with archive.open(name) as stream:
-                        yield stream
+                    if archive.getinfo(name).file_size > LARGEST_PICKLE:
+                        raise ValueError(f"{name} is too large for a list of tensors")
+                    yield io.BytesIO(archive.read(name))
         return
-    with open(path, "rb") as stream:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
         for _ in range(LEGACY_PICKLES):
             yield stream
 
 
-def _globals(stream: IO[bytes]) -> Iterator[str]:
+def _globals(stream: IO[bytes] | mmap.mmap) -> Iterator[str]:
     """What one pickle names: `module.name`, by the names of Python 3."""
     strings: list[str] = []
-    for operation, argument, _ in pickletools.genops(stream):
+    for operation, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]  # it reads, and no more
         if operation.name in ("GLOBAL", "INST"):
             module, name = str(argument).split(" ", 1)
             if (module, name) in _compat_pickle.NAME_MAPPING:

@@ -26,7 +26,7 @@ from lavis_lite.models.language_model.placement import home
 from lavis_lite.models.language_model.room import Room, positions_of
 from lavis_lite.models.language_model.setup import Setup
 from lavis_lite.models.language_model.tokens import LanguageTokenizer, Limits
-from lavis_lite.models.plain_text import uncounted
+from lavis_lite.models.plain_text import as_text, uncounted
 from lavis_lite.models.text_tokens import SpecialIds
 
 GenerationConfig = Decoding
@@ -341,14 +341,16 @@ def candidate_lists(candidates: Candidates, batch: int) -> list[list[str]]:
     Raises:
         ConfigError: an empty list, or lists that are not one per sample.
     """
-    if isinstance(candidates, str) or not candidates:
+    if isinstance(candidates, str) or not isinstance(candidates, Sequence) or not candidates:
         raise ConfigError(f"candidates must be a list of answers, not {shown(candidates)}.")
-    if isinstance(candidates[0], str):
-        return [[str(text) for text in candidates]] * batch
+    if not any(isinstance(own, (list, tuple)) for own in candidates):
+        return [[as_text(text, "candidates") for text in candidates]] * batch
     if len(candidates) != batch:
         raise ConfigError(f"{batch} samples came with {len(candidates)} lists of candidates; give one for each, or one "
                           "list of strings for all.")
     for sample, texts in enumerate(candidates):
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise ConfigError(f"sample {sample}: its candidates must be a list of answers, not {shown(texts)}.")
         if not texts:
             raise ConfigError(f"sample {sample} has no candidates.")
-    return [list(texts) for texts in candidates]
+    return [[as_text(text, "candidates") for text in texts] for texts in candidates]
