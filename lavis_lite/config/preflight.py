@@ -192,8 +192,8 @@ def _check_processor(spec: dict[str, Any] | None, path: str, fault: Any) -> None
     for key in spec:
         if key != "name" and key not in known:
             fault(f"{path}.{key}", f"{spec['name']} has no such parameter; {did_you_mean(key, known)}")
-        elif key != "name" and (problem := parameter_problem(cls.__init__, key, spec[key])):
-            fault(f"{path}.{key}", problem)
+        elif key != "name" and (wrong := parameter_problem(cls.__init__, key, spec[key])):
+            fault(f"{path}.{key}", wrong)
 
 
 def _check_output(run: RunConfig, fault: Any) -> None:
