@@ -204,3 +204,12 @@ def test_the_traceback_is_in_a_file_and_shown_on_request(zygote: Zygote, tmp_pat
     assert "KeyError: 'injected'" in file.read_text() and str(file) in texts(jobs)
     assert "Traceback (most recent call last)" in texts(jobs)
     assert os.path.basename(__file__).replace("test_exits", "faulty") in texts(jobs)
+
+
+def test_a_long_path_of_temporary_files_stops_no_worker(zygote: Zygote, tmp_path: Path) -> None:
+    """Sockets below it would have longer paths than the system takes, and no batch would ever arrive."""
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    jobs = Case("data set:exception", 1, env={"TMPDIR": str(deep)}).start(zygote, tmp_path)
+    assert finish(jobs) == [1]
+    assert left_behind(tmp_path, jobs) == [] and not list(deep.iterdir())
