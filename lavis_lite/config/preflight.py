@@ -208,7 +208,7 @@ def _check_output(run: RunConfig, fault: Any) -> None:
             pass
     except OSError as problem:
         reason = problem.strerror or problem
-        fault("run.output_dir", f"{shown(run.output_dir)} cannot be written ({reason}); choose another with "
+        fault("run.output_dir", f"{shown(run.output_dir, 1000)} cannot be written ({reason}); choose another with "
               "--options run.output_dir=PATH")
 
 
