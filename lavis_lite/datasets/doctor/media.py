@@ -62,7 +62,7 @@ def refused(folder: Any, names: Sequence[str] | Any) -> Iterator[tuple[str, str]
 
 def _why_absent(folder: Any, name: str) -> str:
     why = "" if _in_shards(folder) else why_absent(Path(folder.root) / name)
-    return why if why.startswith(LINK) else f"is not in {folder.root}{'; ' if why else ''}{why}"
+    return why.removeprefix("it ") if why.startswith(LINK) else f"is not in {folder.root}{'; ' if why else ''}{why}"
 
 
 def absent(folder: Any, names: Sequence[str]) -> Iterator[str]:

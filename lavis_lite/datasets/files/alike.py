@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-
-LINK = "is a link to "
+LINK = "it is a link to "
 
 
 def why_absent(path: Path | str) -> str:
-    """Why a file is not there, as a clause: a link without its content, or another name that means the same; else ""."""
+    """Why a file is not there, as a clause: it is a link without its content, or has another name; else ""."""
     if os.path.islink(path):
         return (f"{LINK}{os.readlink(path)}, which is not here; fetch the content that links stand for "
                 "(git-annex, DVC)")

@@ -259,5 +259,5 @@ def test_a_missing_file_that_is_there_under_another_spelling(tmp_path, there, as
 
 def test_a_link_without_its_content_is_told_as_such(tmp_path):
     (tmp_path / "a.png").symlink_to("../annex/nothing")
-    with pytest.raises(BadSample, match="no such file; is a link to ../annex/nothing, which is not here; fetch"):
+    with pytest.raises(BadSample, match="no such file; it is a link to ../annex/nothing, which is not here; fetch"):
         ImageFolder(tmp_path).load("a.png")
