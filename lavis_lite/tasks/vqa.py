@@ -63,6 +63,7 @@ class VQATask(WritingTask):
     """
 
     config_class: ClassVar[type[RunConfig]] = VQARunConfig
+    model_methods = ("predict_answers",)
     servers: ClassVar[tuple[Server, ...]] = ("vqa", "textvqa", "gqa", "vizwiz", "aokvqa")
     default_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     cfg: VQARunConfig
