@@ -52,7 +52,7 @@ def newest_run(runs: Sequence[Path]) -> Path:
 
 
 def best_or_last(run_dir: Path) -> tuple[Path, str]:
-    """(checkpoint folder, reason) of a run that has some: the best, or the last if no best one was chosen or is there."""
+    """(checkpoint folder, reason) of a run that has some: the best, or the last if there is no best one."""
     folders = steps_of(run_dir)
     last = max(folders, key=saved_at)
     path = run_dir / "checkpoints" / "best.json"
