@@ -22,8 +22,6 @@ AnswerRule = Literal["official", "normalised", "textvqa", "vizwiz", "scienceqa",
 METRICS = ("accuracy", "anls")
 LEFT_OUT = "left_out"
 EMPTY = "empty_answers"
-LOOK_AT = 100
-"""questions whose answers are counted to choose a rule"""
 
 
 @dataclass
@@ -116,14 +114,17 @@ class VQATask(WritingTask):
                                 "data set, or keep its training annotations here.")
 
     def _check_rule(self, dataset: Any, split: str) -> None:
-        """Refuse a rule that needs more than the first question has."""
-        first, rule = truth_of(dataset.question(0)), self.rule(dataset)
-        if len(first.answers) < 2 and rule in LEAVES_ONE_OUT:
-            other = "scienceqa for written options, exact for other answers" if first.choices else "exact"
-            raise DataError(f"split {split!r} has one answer per question; run.vqa_rule={self.cfg.vqa_rule} leaves one "
-                            f"annotator out and would give 0 to every answer. Set run.vqa_rule={other}.")
-        if reason := lacking(first, rule):
-            raise DataError(f"split {split!r}, run.vqa_rule={rule}: {reason}.")
+        """Refuse a rule that needs more than any one question has."""
+        rule = self.rule(dataset)
+        for index in range(len(dataset)):
+            asked = dataset.question(index)
+            truth, where = truth_of(asked), f"split {split!r}, question_id {asked.get('question_id', index)!r}"
+            if len(truth.answers) < 2 and rule in LEAVES_ONE_OUT:
+                other = "scienceqa for written options, exact for other answers" if truth.choices else "exact"
+                raise DataError(f"{where} has one answer; run.vqa_rule={self.cfg.vqa_rule} leaves one annotator out "
+                                f"and would give 0 to every answer. Set run.vqa_rule={other}.")
+            if reason := lacking(truth, rule):
+                raise DataError(f"{where}, run.vqa_rule={rule}: {reason}.")
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         """One row per question: {id, index, answer}; ranked ones also have their `likeliest` candidates."""
@@ -240,9 +241,9 @@ class VQATask(WritingTask):
 def rule_for(dataset: Any) -> Rule:
     """The rule of `auto`: official if three annotators of each question can agree with one left out, else exact.
 
-    With fewer annotators no answer could score 1 by the official rule. The first questions are looked at.
+    With fewer annotators no answer could score 1 by the official rule.
     """
-    fewest = min(len(dataset.question(index)["answers"]) for index in range(min(len(dataset), LOOK_AT)))
+    fewest = min((len(dataset.question(index)["answers"]) for index in range(len(dataset))), default=0)
     return "official" if fewest > AGREEING else "exact"
 
 

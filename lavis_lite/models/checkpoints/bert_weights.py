@@ -66,7 +66,7 @@ def initialise_from_bert(qformer: QFormer, source: str, allow_non_finite: bool =
         CheckpointError: the weights cannot be had, lack a tensor, or have other shapes.
     """
     weights = _bert_state(source)
-    own = {bert_name(name): parameter for name, parameter in qformer.named_parameters()}
+    own = {bert_name(name) or name: parameter for name, parameter in qformer.named_parameters()}
     check_finite(LoadReport(source, "BERT"), in_model_dtype(weights, own), allow_non_finite)
     untouched = []
     for name, parameter in qformer.named_parameters():
