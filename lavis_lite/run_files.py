@@ -55,26 +55,50 @@ def best_or_last(run_dir: Path) -> tuple[Path, str]:
     """(checkpoint folder, reason) of a run that has some: the best, or the last if there is no best one."""
     folders = steps_of(run_dir)
     last = max(folders, key=saved_at)
+    try:
+        best = _best(run_dir)
+    except CheckpointError as fault:
+        return last, f"the last; {fault}"
+    if best is None:
+        return last, "the last; no validation chose a best one"
+    if best[0] not in folders:
+        return last, f"the last; the best one, {best[0].name}, is not there any more"
+    return best
+
+
+def _best(run_dir: Path) -> tuple[Path, str] | None:
+    """What best.json says; None if there is no such file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     path = run_dir / "checkpoints" / "best.json"
     if not path.is_file():
-        return last, "the last; no validation chose a best one"
+        return None
     try:
         best = json.loads(path.read_text(encoding="utf-8"))
         folder = run_dir / "checkpoints" / f"step_{int(best['step']):08d}"
-        reason = f"the best by {best['split']} agg_metrics {float(best['metric']):.4g}"
+        return folder, f"the best by {best['split']} agg_metrics {float(best['metric']):.4g}"
     except (OSError, ValueError, KeyError, TypeError) as fault:
-        return last, f"the last; best.json cannot be read: {fault}"
-    if folder not in folders:
-        return last, f"the last; the best one, {folder.name}, is not there any more"
-    return folder, reason
+        raise CheckpointError(f"best.json cannot be read: {fault}") from fault
 
 
 def checkpoint_of_run(path: Path) -> Path:
     """The checkpoint folder that a run folder, or a folder above runs (the one that saved last), stands for.
 
     It is the best one if validation chose one, else the last. Any other path is itself.
+
+    Raises:
+        CheckpointError: nothing tells which one is the best.
     """
     if not path.is_dir() or any(file.suffix in WEIGHT_FILES for file in path.iterdir()):
         return path  # a checkpoint itself
     runs = [path] if steps_of(path) else list(runs_below(path))
-    return best_or_last(newest_run(runs))[0] if runs else path
+    if not runs:
+        return path
+    run = newest_run(runs)
+    try:
+        _best(run)
+    except CheckpointError as fault:
+        raise CheckpointError(f"{run / 'checkpoints'}: {fault}. Name a checkpoint folder in it.") from fault
+    return best_or_last(run)[0]

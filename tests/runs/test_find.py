@@ -89,6 +89,9 @@ def test_weights_are_taken_from_a_folder_above_runs_too(run: Path) -> None:
         assert checkpoint_of_run(folder) == best == find_checkpoint(folder).folder
     shutil.rmtree(best)
     assert checkpoint_of_run(run.parent) == run / "checkpoints" / "step_00000004"
+    (run / "checkpoints" / "best.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"best\.json cannot be read: .*Name a checkpoint folder"):
+        checkpoint_of_run(run)
     for other in (best.with_name("step_00000004"), run / "config.yaml", run / "nothing", run / "checkpoints" / "x.pth"):
         assert checkpoint_of_run(other) == other
 
