@@ -113,8 +113,11 @@ def _is_first(store: Any) -> bool:
 
 
 def _outstay(store: Any, ranks: int) -> None:
-    """The host of the store waits for the others' failures, which they could not report otherwise."""
-    deadline = time.monotonic() + _PATIENCE
+    """The host of the store waits a little for the others' failures, which they could not report otherwise.
+
+    What still refers to gloo's group keeps its connections open, so ranks in the middle of a training notice later.
+    """
+    deadline = time.monotonic() + _PATIENCE / 4
     with contextlib.suppress(RuntimeError, OSError):
         while store.add(_FAILED, 0) < ranks and time.monotonic() < deadline:
             time.sleep(0.02)

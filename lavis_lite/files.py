@@ -50,7 +50,7 @@ def resolve(path: Path | str) -> Path:
     """
     path = _home_filled_in(path)
     if problem := name_problem(path):
-        raise DataError(f"{shown(str(path))}: {problem}.")
+        raise DataError(f"{shown(str(path), 1000)}: {problem}.")
     if path.is_absolute():
         return path
     here = Path.cwd() / path
@@ -71,7 +71,7 @@ def _home_filled_in(path: Path | str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:  # "~name" of nobody
-        raise DataError(f"{shown(str(path))}: {error}") from error
+        raise DataError(f"{shown(str(path), 1000)}: {error}") from error
 
 
 def offline() -> bool:

@@ -33,6 +33,8 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 """the signals that ask a run to stop; Windows has only the first two"""
 _FOLDERS = "ll-"
 """how temporary folders are named, short because paths of sockets must be: ll-<process id>-<random>"""
+_LONGEST_ROOT = 60
+"""bytes of the path that their folder may have: a socket's path has at most 104 bytes on macOS, 108 on Linux"""
 _SET_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux' prctl"""
 
@@ -128,14 +130,24 @@ def temporary_folder() -> str:
     settings = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     if settings.get("tempdir") is None:
         remove_stale_folders()
-        settings["tempdir"] = tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-")
+        settings["tempdir"] = tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-", dir=_socket_root())
         util.Finalize(None, shutil.rmtree, (settings["tempdir"],), {"ignore_errors": True}, exitpriority=-100)
     return str(settings["tempdir"])
 
 
+def _socket_root() -> str:
+    """The folder of temporary files, or a shorter one if sockets below it would have longer paths than a system takes.
+
+    Workers could not hand over their batches then, and whoever waits for these would wait for ever.
+    """
+    usual = tempfile.gettempdir()
+    shorter = [folder for folder in ("/tmp", "/var/tmp") if os.access(folder, os.W_OK | os.X_OK)]
+    return usual if len(os.fsencode(usual)) <= _LONGEST_ROOT or not shorter else shorter[0]
+
+
 def remove_stale_folders() -> None:
     """Remove the temporary folders of processes that are gone."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*-*"):
+    for folder in Path(_socket_root()).glob(f"{_FOLDERS}*-*"):
         pid = folder.name.removeprefix(_FOLDERS).partition("-")[0]
         if pid.isdigit() and not _lives(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)  # another user's stays

@@ -41,7 +41,7 @@ def read_yaml(path: Path, wanted_by: str = "") -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as fault:  # ValueError: no UTF-8 text, or a null character in the name
         reason = getattr(fault, "strerror", None) or fault
-        raise ConfigError(f"{shown(str(path))}: cannot be read{wanted_by} ({reason}).") from fault
+        raise ConfigError(f"{shown(str(path), 1000)}: cannot be read{wanted_by} ({reason}).") from fault
     content = _parsed(text, str(path))
     if not isinstance(content, dict):
         kind = type(content).__name__

@@ -14,6 +14,7 @@ from typing import Any
 from lavis_lite import files
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, DatasetConfig, RunConfig
+from lavis_lite.config.typed import parameter_problem
 from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean, shown
 from lavis_lite.launch import launch_from_environment
 from lavis_lite.redaction import mask
@@ -191,6 +192,8 @@ def _check_processor(spec: dict[str, Any] | None, path: str, fault: Any) -> None
     for key in spec:
         if key != "name" and key not in known:
             fault(f"{path}.{key}", f"{spec['name']} has no such parameter; {did_you_mean(key, known)}")
+        elif key != "name" and (wrong := parameter_problem(cls.__init__, key, spec[key])):
+            fault(f"{path}.{key}", wrong)
 
 
 def _check_output(run: RunConfig, fault: Any) -> None:
@@ -205,7 +208,7 @@ def _check_output(run: RunConfig, fault: Any) -> None:
             pass
     except OSError as problem:
         reason = problem.strerror or problem
-        fault("run.output_dir", f"{shown(run.output_dir)} cannot be written ({reason}); choose another with "
+        fault("run.output_dir", f"{shown(run.output_dir, 1000)} cannot be written ({reason}); choose another with "
               "--options run.output_dir=PATH")
 
 

@@ -131,6 +131,29 @@ class Checker:
         return True
 
 
+def parameter_problem(function: Callable[..., Any], key: str, value: Any) -> str:
+    """What is wrong with the type of a value for a parameter, as the end of a sentence; "" when nothing is.
+
+    Annotations of other than plain types are left to the function itself.
+    """
+    try:
+        hint = typing.get_type_hints(function).get(key, Any)
+    except NameError:  # a name that only type checkers import
+        return ""
+    if not _is_plain_hint(hint):
+        return ""
+    checker = Checker(lambda path: "")
+    fits, _ = checker.convert(value, hint, key)
+    return "" if fits else checker.faults[-1].partition(f"{key}: ")[2]
+
+
+def _is_plain_hint(hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType, list):
+        return all(map(_is_plain_hint, args))
+    return origin is Literal or hint in (int, float, str, bool, type(None))
+
+
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list",
           dict: "a section"}
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,12 +46,20 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items()
             if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
             and not key.startswith(("SLURM", "TORCHELASTIC", "FAULT"))}
-    temporary = folder / "tmp"
-    temporary.mkdir(exist_ok=True)
-    return kept | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY),
+    return kept | {"TMPDIR": str(temporary_folder(folder)), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY),
                    "LAVIS_LITE_CACHE": str(folder / "cache"), "LAVIS_LITE_OFFLINE": "1",
                    "FAULT_AFTER": str(folder / "out/*/checkpoints/step_*/manifest.json"),
                    "FAULT_MARK": str(folder / "fault")} | more
+
+
+def temporary_folder(folder: Path) -> Path:
+    """The folder of temporary files, seen as `tmp` in `folder`; its own path is short, as paths of sockets must be."""
+    link = folder / "tmp"
+    if not link.exists():
+        short = tempfile.mkdtemp(prefix="lt")
+        atexit.register(shutil.rmtree, short, ignore_errors=True)
+        link.symlink_to(short)
+    return link.resolve()
 
 
 class Zygote:
@@ -159,11 +170,16 @@ class Case:
     flags: Sequence[str] = ()
     open_files: int | None = None
 
+    @property
+    def faulty_rank(self) -> int:
+        """The rank that meets the fault: the last; rank 0 alone saves."""
+        return 0 if self.fault.startswith("save") else self.ranks - 1
+
     def start(self, zygote: Zygote, folder: Path) -> list[Job]:
         """Start all ranks."""
         config = write_config(folder, self.steps)
         group = {} if self.ranks == 1 else {"WORLD_SIZE": str(self.ranks), "MASTER_ADDR": "127.0.0.1",
-                                            "MASTER_PORT": str(free_port()), "FAULT_RANK": str(self.ranks - 1)}
+                                            "MASTER_PORT": str(free_port()), "FAULT_RANK": str(self.faulty_rank)}
         after = {"FAULT_AFTER": str(config)} if self.command == "evaluate" or self.fault.startswith("start") else {}
         argv = ["--cfg-path", str(config), *self.flags, "--options", f"run.num_workers={self.workers}",
                 f"run.worker_start_method={self.method}", *self.options]

@@ -53,10 +53,12 @@ def check(case: Case, zygote: Zygote, folder: Path, code: int, words: str) -> No
     jobs = case.start(zygote, folder)
     codes = finish(jobs)
     said = texts(jobs)
-    assert codes[-1] == code, said
+    assert codes[case.faulty_rank] == code, said
     assert all(codes), codes
     assert seconds_after_fault(folder, jobs) < within(LIMIT)
-    assert said.count("error:") == 1 and words in said, said
+    told = said.count("error:")  # rank 0 takes its store along, and rank 1 cannot learn that the cause is told
+    assert told == 1 or (case.ranks == 2 and case.faulty_rank == 0 and "has gone" in said and told == 2), said
+    assert words in said, said
     assert "Traceback" not in said
     assert left_behind(folder, jobs) == []
     assert damaged(folder) == []
@@ -202,3 +204,12 @@ def test_the_traceback_is_in_a_file_and_shown_on_request(zygote: Zygote, tmp_pat
     assert "KeyError: 'injected'" in file.read_text() and str(file) in texts(jobs)
     assert "Traceback (most recent call last)" in texts(jobs)
     assert os.path.basename(__file__).replace("test_exits", "faulty") in texts(jobs)
+
+
+def test_a_long_path_of_temporary_files_stops_no_worker(zygote: Zygote, tmp_path: Path) -> None:
+    """Sockets below it would have longer paths than the system takes, and no batch would ever arrive."""
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    jobs = Case("data set:exception", 1, env={"TMPDIR": str(deep)}).start(zygote, tmp_path)
+    assert finish(jobs) == [1]
+    assert left_behind(tmp_path, jobs) == [] and not list(deep.iterdir())

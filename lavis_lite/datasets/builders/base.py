@@ -76,7 +76,7 @@ class BaseDatasetBuilder:
         cls = registry.get_processor_class(given.pop("name"))
         try:
             return cls(**given)
-        except (TypeError, ConfigError) as fault:
+        except (TypeError, ValueError, OverflowError, ConfigError) as fault:
             raise ConfigError(f"{key}: {str(fault).rstrip('.')}.") from fault
 
     def instruction(self, training: bool) -> Callable[..., Any] | None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lavis_lite import atomic, sealed
 from lavis_lite.datasets.annotations.tables import ExplodedTable, MappedTable, RowTable
 from lavis_lite.datasets.files.mapped import Mapped, write_arrays
-from lavis_lite.errors import DataError
+from lavis_lite.errors import DataError, shown
 
 FORMAT = 2
 INDEX, ARRAYS = "index.json", "index.safetensors"
@@ -77,19 +77,21 @@ class ShardIndex:
         self._remedy = remedy = f"Write it anew with: python -m lavis_lite data index {folder} --again"
         content = read_index(folder)
         try:
-            self.shards = [Shard(**shard) for shard in content["shards"]]
+            self.shards = _shards(content["shards"])
             self.space, self.kinds, self.samples = content["space"], content["kinds"], content["samples"]
-            size, self._sha256 = content["arrays"]["bytes"], content["arrays"].get("sha256")
+            size, self._sha256 = content["arrays"]["bytes"], content["arrays"]["sha256"]
             digest = content["arrays"]["digest"]
-            strange = [name for name in (shard.name for shard in self.shards) if not _is_plain(name)]
-            if strange:  # it would be read, or downloaded, to where the name leads
-                raise TypeError(f"{strange[0]!r} is not the name of a file in this folder")
+            if not (isinstance(self.space, str) and _is_texts(self.kinds) and isinstance(self._sha256, str)):
+                raise TypeError("its space, kinds or sha256 are not text")
+            if self.samples != sum(shard.samples for shard in self.shards):
+                raise TypeError(f"{self.samples!r} samples are not those of its shards together")
         except (KeyError, TypeError) as fault:
             raise DataError(f"{folder / INDEX}: not an index of shards ({fault!r}). {remedy}") from fault
         arrays = Mapped(folder / ARRAYS, remedy)
-        if arrays.path.stat().st_size != size or arrays.digest != digest:
-            raise DataError(f"{arrays.path}: not the file that {INDEX} was written with. {remedy}")
         self._hashes, self._starts, self._rows_of = arrays.lazy("hash"), arrays.lazy("starts"), arrays["rows_of"]
+        if (arrays.path.stat().st_size != size or arrays.digest != digest
+                or len(self._rows_of) != len(self.shards) + 1):
+            raise DataError(f"{arrays.path}: not the file that {INDEX} was written with. {remedy}")
         self._places = [arrays.lazy(name) for name in Place._fields]
 
     def find(self, name: str) -> Place | None:
@@ -122,6 +124,31 @@ class ShardIndex:
     def _row_range(self, first: int, count: int | None) -> tuple[int, int]:
         last = len(self.shards) if count is None else first + count
         return int(self._rows_of[first]), int(self._rows_of[last])
+
+
+def _shards(content: Any) -> list[Shard]:
+    """The shards of an index's content.
+
+    Raises:
+        TypeError: they are not what an index has.
+    """
+    if not isinstance(content, list):
+        raise TypeError("its shards are not a list")
+    shards = [Shard(**shard) for shard in content]
+    for shard in shards:
+        if not _is_plain(shard.name):  # it would be read, or downloaded, to where the name leads
+            raise TypeError(f"{shown(shard.name)} is not the name of a file in this folder")
+        if not (_is_count(shard.bytes) and _is_count(shard.samples) and isinstance(shard.sha256, str)):
+            raise TypeError(f"bytes, samples or sha256 of {shard.name} are of another type")
+    return shards
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_texts(content: object) -> bool:
+    return isinstance(content, dict) and all(isinstance(text, str) for text in content.values())
 
 
 def _is_plain(name: object) -> bool:

@@ -138,7 +138,7 @@ def test_fields_that_no_sample_has_are_refused(tmp_path):
 def test_an_index_names_files_of_its_folder_only(tmp_path, name):
     folder = tar(tmp_path / "s", *PLAIN)
     index_folder(folder, say=lambda text: None)
-    content = json.loads((folder / INDEX).read_text())
+    content = sealed.read(folder / INDEX)
     content["shards"][0]["name"] = name
     (folder / INDEX).write_text(sealed.seal(content))
     with pytest.raises(DataError, match="is not the name of a file in this folder"):
