@@ -54,6 +54,7 @@ def _one_real_step(config: Config) -> None:
         start = time.perf_counter()
         runner = engine.assemble(short, device, Path(folder), launch)
         did = _first_batches(runner) if run.evaluate else _first_step(runner)
+    print(f"weights: {runner.weights(0)}")
     print_parts(runner.model)
     print_mixing([] if run.evaluate else runner.parts.mixing)
     seconds = time.perf_counter() - start

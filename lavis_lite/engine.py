@@ -30,7 +30,7 @@ from lavis_lite.runners.precision import pick_device
 from lavis_lite.runners.reporting import closing_lines
 from lavis_lite.runners.run_lock import RunLock
 from lavis_lite.runners.runner import Runner
-from lavis_lite.runs import resume_evaluation
+from lavis_lite.runs import EVALUATIONS, resume_evaluation
 from lavis_lite.tasks.base import BaseTask
 from lavis_lite.tasks.long_texts import long_texts
 from lavis_lite.untrained import refuse_untrained
@@ -55,6 +55,7 @@ def main(composition: Composition, resume: str | None = None, start_over: bool =
           contextlib.ExitStack() as held):
         checkpoint = None if run.evaluate else on_main(lambda: find_checkpoint(run, resume, start_over))
         run_dir = on_main(lambda: open_run_folder(composition, checkpoint))
+        held.enter_context(run_folder.removed_if_unused(run_dir))
         exits.report_to(run_dir)
         if not run.evaluate:
             on_main(lambda: lock_run_folder(run_dir, checkpoint, held))
@@ -78,6 +79,8 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     model = build_model(config)
     if config.run.evaluate and not config.run.allow_untrained:
         refuse_untrained(model, remedies(config.run))
+    if config.run.valid_splits or config.run.test_splits:
+        task.check_model(model)
     check_features(datasets, model)
     check_lengths(task, datasets, model, config.run)
     runner: Runner = registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir, launch=launch,
@@ -87,6 +90,9 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
 
 def remedies(run: RunConfig) -> str:
     """What to do if an evaluation names weights that nobody has trained."""
+    if Path(run.output_dir).name == EVALUATIONS:  # a run's own checkpoint, in a model that has more parts
+        return ("The run did not train these parts: leave out the --options that add them. "
+                "run.allow_untrained=true evaluates the random weights.")
     return (f"To evaluate a training, name its run: --run {run.output_dir} takes the newest run there. To evaluate "
             "another checkpoint, set model.load_pretrained=true and model.pretrained=PATH. run.allow_untrained=true "
             "evaluates the random weights.")
@@ -152,7 +158,7 @@ def check_words(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
             if str(report):
                 print(f"{name}, {split}: {report}", flush=True)
             if report.empty and run.on_bad_sample == "raise" and getattr(dataset, "needs_words", False):
-                raise DataError(f"{name}, {split}: {report.empty} texts have {report.reason}:\n  "
+                raise DataError(f"{name}, {split}: {report.empty} {'text has' if report.empty == 1 else 'texts have'} {report.reason}:\n  "
                                 + "\n  ".join(report.shown) + "\nFix them, or set run.on_bad_sample=skip to leave "
                                 "these samples out (they are counted and listed).")
 

@@ -25,13 +25,15 @@ REMEDIES = ("Name weights with checkpoint=PATH, or a run with run=RUN (on the co
 
 def load_section(section: Any, *, is_eval: bool = False, device: Any = "cpu", checkpoint: str | Path | None = None,
                  dtype: Any = None, device_map: Any = None, quantization: str | None = None,
-                 say: Callable[[str], None] | None = None, allow_untrained: bool = True) -> Any:
+                 say: Callable[[str], None] | None = None, allow_untrained: bool = True,
+                 allow_non_finite: bool = False) -> Any:
     """Build the model of a section; arguments as `lavis_lite.zoo.load_model_and_preprocess`.
 
     Args:
         section: of the model's `config_class`.
         say: takes the sentence that tells what was loaded.
         allow_untrained: if false, trainable weights of a model with is_eval must come from a checkpoint.
+        allow_non_finite: load weights that hold NaN or infinity too.
 
     Raises:
         CheckpointError: they do not; see `refuse_untrained`.
@@ -40,6 +42,8 @@ def load_section(section: Any, *, is_eval: bool = False, device: Any = "cpu", ch
     wanted = None if dtype is None else dtype_name(dtype)
     changes = {**_checkpoint(section, checkpoint), **_language_wishes(section, device_map, quantization),
                **precisions(section, where, wanted, is_eval)}
+    if allow_non_finite:
+        changes["allow_non_finite"] = True
     model = build_model(dataclasses.replace(section, **changes), say)
     if is_eval and not allow_untrained:
         refuse_untrained(model, REMEDIES)

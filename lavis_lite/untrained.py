@@ -6,6 +6,7 @@ from collections import Counter
 
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel
+from lavis_lite.models.provenance import part_of
 
 
 def refuse_untrained(model: BaseModel, remedies: str) -> None:
@@ -21,7 +22,7 @@ def refuse_untrained(model: BaseModel, remedies: str) -> None:
     trains = {name for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
     names = [name for name in model.weight_record.untrained if name in trains]
     if names:
-        parts = Counter(name.split(".")[0] for name in names)
+        parts = Counter(part_of(name) for name in names)
         listed = ", ".join(f"{part} ({count})" for part, count in parts.items())
         raise CheckpointError(f"no checkpoint has {len(names)} of the trainable tensors of {type(model).__name__}: "
                               f"{listed}. Their values are random, so results would mean nothing. {remedies}")

@@ -109,8 +109,8 @@ def _first_comment(path: Path) -> str:
 def load_model_and_preprocess(name: str | None = None, model_type: str | None = None, is_eval: bool = False,
                               device: Any = "cpu", *, run: str | Path | None = None,
                               checkpoint: str | Path | None = None, dtype: Any = None, device_map: Any = None,
-                              quantization: str | None = None,
-                              allow_untrained: bool = False) -> tuple[BaseModel, Processors, Processors]:
+                              quantization: str | None = None, allow_untrained: bool = False,
+                              allow_non_finite: bool = False) -> tuple[BaseModel, Processors, Processors]:
     """A model with its weights, and the processors that go with it: of the zoo by name and type, or of a run.
 
     Args:
@@ -126,6 +126,7 @@ def load_model_and_preprocess(name: str | None = None, model_type: str | None = 
         device_map: spreads the language model over several GPUs, see `llm_device_map` of the model's section.
         quantization: "8bit" or "4bit" weights for the frozen language model.
         allow_untrained: with is_eval, build a model although no checkpoint has all of its trainable weights.
+        allow_non_finite: load weights that hold NaN or infinity, which is an error otherwise.
 
     Returns:
         (model, vis_processors, txt_processors); each of the latter is {"train": ..., "eval": ...}: an image processor
@@ -143,7 +144,7 @@ def load_model_and_preprocess(name: str | None = None, model_type: str | None = 
     processors = load_preprocess(preprocess)
     model = load_section(section, is_eval=is_eval, device=device, checkpoint=weights, dtype=dtype,
                          device_map=device_map, quantization=quantization, say=_log.info,
-                         allow_untrained=allow_untrained)
+                         allow_untrained=allow_untrained, allow_non_finite=allow_non_finite)
     return model, *processors
 
 
@@ -168,11 +169,12 @@ def _sections(name: str | None, model_type: str | None, run: str | Path | None,
 
 def load_model(name: str | None = None, model_type: str | None = None, is_eval: bool = False, device: Any = "cpu",
                checkpoint: str | Path | None = None, *, run: str | Path | None = None, dtype: Any = None,
-               device_map: Any = None, quantization: str | None = None, allow_untrained: bool = False) -> BaseModel:
+               device_map: Any = None, quantization: str | None = None, allow_untrained: bool = False,
+               allow_non_finite: bool = False) -> BaseModel:
     """A model alone; arguments and errors as `load_model_and_preprocess`."""
     return load_model_and_preprocess(name, model_type, is_eval, device, run=run, checkpoint=checkpoint, dtype=dtype,
                                      device_map=device_map, quantization=quantization,
-                                     allow_untrained=allow_untrained)[0]
+                                     allow_untrained=allow_untrained, allow_non_finite=allow_non_finite)[0]
 
 
 def load_preprocess(config: Any) -> tuple[Processors, Processors]:

@@ -235,6 +235,8 @@ def test_the_line_of_a_random_start_and_of_a_packaged_checkpoint() -> None:
     assert WeightRecord().describe() == "random start"
     row = WeightSource("qformer", "checkpoint", "mini/stage2_opt", sha256="ab" * 32)
     assert WeightRecord([row]).describe(1) == "mini/stage2_opt, then 1 step here"
+    adapters = ["language_model.model.layers.0.q.lora_A.default.weight", "qformer.x"]
+    assert WeightRecord([row], adapters).describe() == ("mini/stage2_opt (LoRA adapters, qformer from a random start)")
 
 
 @pytest.mark.parametrize("content", [None, [], {"sources": 3}, {"sources": [3]}, {"sources": [{"part": "a"}]},

@@ -8,6 +8,7 @@ Later layers win: schema defaults, configs/models (by arch and model_type), conf
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -142,8 +143,17 @@ def import_plugins(names: Sequence[str], cfg_path: Path) -> list[str]:
             importlib.import_module(name)
         except (ImportError, SyntaxError) as fault:
             faults.append(f"{cfg_path}: imports: {name}: {fault}. Modules are looked up from the working folder "
-                          f"({Path.cwd()}) and the installed packages.")
+                          f"({Path.cwd()}) and the installed packages.{_where_it_is(name, cfg_path)}")
     return faults
+
+
+def _where_it_is(name: str, cfg_path: Path) -> str:
+    """A sentence on a folder above a YAML, such as a run's config.yaml, that has a module; "" if none has."""
+    first = name.split(".")[0]
+    for folder in cfg_path.absolute().parents:
+        if folder != Path.cwd() and ((folder / f"{first}.py").is_file() or (folder / first / "__init__.py").is_file()):
+            return f" {folder} has {first}: start the command there, or set PYTHONPATH={shlex.quote(str(folder))}."
+    return ""
 
 
 def default_layers(chosen: DictConfig) -> tuple[list[Layer], list[str]]:

@@ -137,7 +137,7 @@ def _check_datasets(config: Config, fault: Any) -> None:
         fault("datasets", "no data set is named; add one, for example `datasets: {mini_world_caption: {}}`.")
     run = config.run
     if run.evaluate and not run.valid_splits and not run.test_splits:
-        fault("run.test_splits", "nothing to evaluate: name a split here or in run.valid_splits.")
+        fault("run.test_splits", "nothing to evaluate: name a split, such as --options run.test_splits=[test].")
     if run.sampling not in (None, "ratios") and run.train_dataset_ratios is not None:
         fault("run.sampling", f"{run.sampling} and run.train_dataset_ratios exclude each other; set one to null.")
     for name in run.train_dataset_ratios or {}:

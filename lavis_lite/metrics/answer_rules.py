@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal, get_args
 
 from lavis_lite.errors import ConfigError, did_you_mean
@@ -24,10 +23,6 @@ LEAVES_ONE_OUT: tuple[str, ...] = ("official", "normalised", "textvqa", "vizwiz"
 """rules that give 0 to every answer if there is one annotator"""
 AGREEING = 3
 """annotators that make an answer fully right"""
-
-
-LOOK_AT = 100
-"""questions by which `auto` chooses"""
 
 
 @dataclass(frozen=True)
@@ -92,13 +87,13 @@ def chosen_rule(rule: AnswerRule, annotators: Iterable[int]) -> Rule:
 
     Args:
         rule: one of RULES, or auto.
-        annotators: answers of each question; the first LOOK_AT are looked at.
+        annotators: answers of each question.
 
     Raises:
         ConfigError: there is no such rule; names the nearest.
     """
     if rule == "auto":
-        return "official" if min(islice(annotators, LOOK_AT), default=0) > AGREEING else "exact"
+        return "official" if min(annotators, default=0) > AGREEING else "exact"
     if rule not in RULES:
         raise ConfigError(f"there is no rule {rule!r} for answers; {did_you_mean(rule, [*RULES, 'auto'])}")
     return rule

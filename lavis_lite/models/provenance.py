@@ -104,8 +104,8 @@ class WeightRecord:
         return (steps[-1] if steps else None) or 0
 
     def untrained_parts(self) -> list[str]:
-        """First pieces of the names in `untrained`, sorted: "language_projection", "qformer"."""
-        return sorted({name.split(".")[0] for name in self.untrained})
+        """The parts that the names in `untrained` belong to, sorted: "language_projection", "qformer"."""
+        return sorted({part_of(name) for name in self.untrained})
 
     def _starts(self, with_origin: bool) -> list[str]:
         """The checkpoints (or the BERT) that began the trained parts, each once."""
@@ -129,6 +129,11 @@ class WeightRecord:
         if not isinstance(untrained, list) or not all(isinstance(name, str) for name in untrained):
             raise CheckpointError(f"{where}: untrained must be a list of tensor names.")
         return cls([_source(row, where) for row in content["sources"]], list(untrained))
+
+
+def part_of(name: str) -> str:
+    """What people call the part of a model that a tensor belongs to: the first piece of its name, or its adapters."""
+    return "LoRA adapters" if ".lora_" in name else name.split(".")[0]
 
 
 _TYPES: dict[str, tuple[type, ...]] = {"step": (int, type(None)), "tensors": (int,)}

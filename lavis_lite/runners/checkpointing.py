@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -44,6 +43,7 @@ from lavis_lite.manifest import (
     read_manifest,
 )
 from lavis_lite.models.checkpoints.finite import describe_non_finite, non_finite, non_finite_fused
+from lavis_lite.run_files import saved_at, step_of, steps_of
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
@@ -174,7 +174,7 @@ class CheckpointStore:
 
     def _retain(self, step: int, best: Mapping[str, Any] | None) -> None:
         """Remove the older ones. Folders of later steps belong to a future that a resume left; they are not counted."""
-        ours = [folder for folder in steps_of(self.folder.parent) if _step_of(folder) <= step]
+        ours = [folder for folder in steps_of(self.folder.parent) if step_of(folder) <= step]
         keep = set(ours[:self.keep]) | ({self.path(best["step"])} if best else set())
         for folder in ours:
             if folder not in keep:
@@ -228,17 +228,6 @@ def _bytes_of(state: Any) -> int:
 
 
 # --- finding and judging -------------------------------------------------------------------------------------------
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
-
-
-def steps_of(run_dir: Path) -> list[Path]:
-    """The checkpoint folders of one run, newest step first."""
-    found = [path for path in (Path(run_dir) / "checkpoints").glob("step_*")
-             if path.is_dir() and re.fullmatch(r"step_[0-9]+", path.name)]
-    return sorted(found, key=_step_of, reverse=True)
-
-
 def verify(folder: Path) -> list[str]:
     """What is wrong with a checkpoint folder, one sentence each; empty when every byte is as it was written."""
     try:
@@ -264,14 +253,6 @@ def newest_good(output_dir: Path, say: Say = print) -> Path | None:
         if folder.exists():  # else the run that wrote it goes on, and has just removed it
             say(f"skipping the damaged checkpoint {folder}: {' '.join(faults)}")
     return None
-
-
-def saved_at(folder: Path) -> tuple[str, int]:
-    """(time of saving, step): what orders the checkpoints of several runs."""
-    try:
-        return read_manifest(folder).saved_at, _step_of(folder)
-    except CheckpointError:  # damaged: its folder's time places it among the others, where it will be reported
-        return datetime.fromtimestamp(folder.stat().st_mtime, timezone.utc).isoformat(), _step_of(folder)
 
 
 def run_dir_of(folder: Path) -> Path:

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
+from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.errors import CheckpointError
+from lavis_lite.errors import CheckpointError, LavisLiteError
 from lavis_lite.manifest import CONFIG, STATE
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.run_lock import RunBusyError, RunLock, is_busy
@@ -72,6 +73,20 @@ def _had_batch(checkpoint: Path, batch_size: int) -> bool:
     text = (checkpoint / CONFIG).read_text(encoding="utf-8")
     saved = OmegaConf.create(text)
     return bool(OmegaConf.select(saved, "run.batch_size_train") == batch_size)
+
+
+@contextlib.contextmanager
+def removed_if_unused(run_dir: Path) -> Iterator[None]:
+    """Remove the folder of a run that an error ended before anything but its configuration was written.
+
+    Such an error is one that its message explains; of any other the folder gets the traceback.
+    """
+    try:
+        yield
+    except LavisLiteError:
+        if distributed.is_main() and [path for path in run_dir.rglob("*") if not path.is_dir()] == [run_dir / CONFIG]:
+            shutil.rmtree(run_dir)
+        raise
 
 
 def remove_strays(output_dir: Path) -> None:

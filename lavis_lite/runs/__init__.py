@@ -1,7 +1,8 @@
 """Trainings as things to use: from a run folder to one of its checkpoints, its configuration and its evaluations."""
 
+from lavis_lite.run_files import runs_below
 from lavis_lite.runs.compose import compose_evaluation, model_sections, resume_evaluation
-from lavis_lite.runs.find import EVALUATIONS, RunCheckpoint, find_checkpoint, hint_at_run, runs_below
+from lavis_lite.runs.find import EVALUATIONS, RunCheckpoint, find_checkpoint, hint_at_run
 
 __all__ = ["EVALUATIONS", "RunCheckpoint", "compose_evaluation", "find_checkpoint", "hint_at_run", "model_sections",
            "resume_evaluation", "runs_below"]

@@ -6,8 +6,8 @@ saved last.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from typing import Any
 from lavis_lite.config.layers import Layer, read_yaml
 from lavis_lite.errors import CheckpointError, ConfigError, did_you_mean
 from lavis_lite.manifest import CONFIG, MANIFEST
+from lavis_lite.run_files import best_or_last, newest_run, runs_below, saved_at, steps_of
 from lavis_lite.runners import checkpointing
 
 EVALUATIONS = "evaluations"
 """folder of a run; each evaluation of one of its checkpoints is a folder in it, with results/ of its own"""
-DEPTH = 4
-"""levels of folders above a run that may stand for it"""
+SHOWN = 5
+"""runs that a message names"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def find_checkpoint(run: str | Path, checkpoint: str | None = None) -> RunCheckp
         CheckpointError: there is no such run or checkpoint, or it is damaged.
         ConfigError: `run` is a checkpoint folder, and `checkpoint` names another.
     """
-    path = Path(run).expanduser()
+    path = _with_a_name(Path(run).expanduser())
     if path.is_file():
         raise CheckpointError(f"{run} is a file, and a run is a folder. To take the weights of a file, use --options "
                               "model.load_pretrained=true model.pretrained=FILE.")
@@ -86,10 +87,15 @@ def find_checkpoint(run: str | Path, checkpoint: str | None = None) -> RunCheckp
     if (path / MANIFEST).is_file():
         if checkpoint is not None:
             raise ConfigError(f"{run} is a checkpoint itself: leave --checkpoint {checkpoint} out, or name its run.")
-        return _verified(RunCheckpoint(run_of(path), path, "the one that was named"))
+        return _verified(RunCheckpoint(run_of(path), path, "the one that was named"), path)
     run_dir, why = _locate(path)
     folder, reason = _choose(run_dir, checkpoint)
-    return _verified(RunCheckpoint(run_dir, folder, f"{reason}{why}"))
+    return _verified(RunCheckpoint(run_dir, folder, f"{reason}{why}"), path)
+
+
+def _with_a_name(path: Path) -> Path:
+    """The same folder; one inside a run by a path that tells its parent, which "." and ".." do not."""
+    return path if path.name not in ("", "..") or steps_of(path) else Path(os.path.abspath(path))
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -100,23 +106,15 @@ def run_of(checkpoint: Path) -> Path:
 
 def _locate(path: Path) -> tuple[Path, str]:
     """(run folder, why it is this one of several, as a clause)."""
-    if checkpointing.steps_of(path):
+    if steps_of(path):
         return path, ""
-    if path.absolute().name == "checkpoints" and checkpointing.steps_of(path.parent):
+    if path.absolute().name == "checkpoints" and steps_of(path.parent):
         return path.parent, ""
     runs = list(runs_below(path))
     if not runs:
         raise CheckpointError(_why_no_run(path))
-    newest = max(runs, key=lambda run: max(map(checkpointing.saved_at, checkpointing.steps_of(run))))
+    newest = newest_run(runs)
     return newest, f"; of the {len(runs)} runs in {path} this one saved last" if len(runs) > 1 else ""
-
-
-def runs_below(folder: Path) -> Iterator[Path]:
-    """The run folders with checkpoints below a folder."""
-    for depth in range(1, DEPTH + 1):
-        for checkpoints in sorted(folder.glob("*/" * depth + "checkpoints")):
-            if checkpointing.steps_of(checkpoints.parent):
-                yield checkpoints.parent
 
 
 def _why_no_run(path: Path) -> str:
@@ -133,11 +131,11 @@ def _why_no_run(path: Path) -> str:
 
 def _choose(run_dir: Path, checkpoint: str | None) -> tuple[Path, str]:
     """(checkpoint folder, why it is this one) of a run that has some."""
-    folders = checkpointing.steps_of(run_dir)
+    folders = steps_of(run_dir)
     if checkpoint in (None, "best"):
-        return _best(run_dir, folders)
+        return best_or_last(run_dir)
     if checkpoint == "last":
-        return max(folders, key=checkpointing.saved_at), "the last"
+        return max(folders, key=saved_at), "the last"
     number = str(checkpoint).removeprefix("step_")
     for folder in folders:
         if number.isdigit() and int(number) == int(folder.name.removeprefix("step_")):
@@ -146,28 +144,14 @@ def _choose(run_dir: Path, checkpoint: str | None) -> tuple[Path, str]:
                           "`last` stand for one of them.")
 
 
-def _best(run_dir: Path, folders: Sequence[Path]) -> tuple[Path, str]:
-    """The best checkpoint; the last one, saying so, where none was chosen or the chosen one is gone."""
-    last = max(folders, key=checkpointing.saved_at)
-    path = run_dir / "checkpoints" / "best.json"
-    if not path.is_file():
-        return last, "the last; no validation chose a best one"
-    try:
-        best = json.loads(path.read_text(encoding="utf-8"))
-        folder = run_dir / "checkpoints" / f"step_{int(best['step']):08d}"
-        reason = f"the best by {best['split']} agg_metrics {float(best['metric']):.4g}"
-    except (OSError, ValueError, KeyError, TypeError) as fault:
-        return last, f"the last; best.json cannot be read: {fault}"
-    if folder not in folders:
-        return last, f"the last; the best one, {folder.name}, is not there any more"
-    return folder, reason
-
-
-def _verified(chosen: RunCheckpoint) -> RunCheckpoint:
+def _verified(chosen: RunCheckpoint, named: Path) -> RunCheckpoint:
+    """The checkpoint, if every byte is as it was written; the error names what else there is below `named`."""
     faults = checkpointing.verify(chosen.folder)
     if faults:
-        others = [folder for folder in checkpointing.steps_of(chosen.run_dir) if folder != chosen.folder]
+        others = [folder for folder in steps_of(chosen.run_dir) if folder != chosen.folder]
         way_on = f" The run's other checkpoints: {_names(others)}; choose one by --checkpoint." if others else ""
+        runs = [str(run) for run in runs_below(named) if run != chosen.run_dir]
+        way_on += f" Other runs, to be named with --run: {', '.join(runs[-SHOWN:])}." if runs else ""
         raise CheckpointError(f"{chosen.folder} ({chosen.reason}) is damaged: {' '.join(faults)}{way_on}")
     return chosen
 
@@ -186,6 +170,6 @@ def _neighbours(path: Path) -> str:
 def hint_at_run(cfg_path: str) -> str:
     """A line for those who evaluate the config.yaml of a run, which names the weights that it started from."""
     run_dir = Path(cfg_path).parent
-    if Path(cfg_path).name != CONFIG or not checkpointing.steps_of(run_dir):
+    if Path(cfg_path).name != CONFIG or not steps_of(run_dir):
         return ""
     return f"note: this evaluates the weights that the run started from; for those it trained use --run {run_dir}"

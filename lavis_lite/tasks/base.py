@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NoReturn
 from torch import Tensor
 
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.outputs import split_losses
 from lavis_lite.report.sample import ReportSample
@@ -59,6 +60,8 @@ class BaseTask:
     gathers_rows: ClassVar[bool] = False
     """whether rows are small: the runner then brings all ranks' rows together, sorted by id, before `score`, and keeps
     those of plain values until the results are written, so that a killed evaluation does not predict them again"""
+    model_methods: ClassVar[tuple[str, ...]] = ()
+    """methods that a model must have to be evaluated"""
     work: LongWork = LongWork()
     """for `score`"""
 
@@ -83,6 +86,19 @@ class BaseTask:
     def loss_terms(self, model: BaseModel, samples: dict[str, Any]) -> dict[str, int]:
         """Number of terms that the losses of `train_step` average, see `BaseModel.loss_terms`; `model` is unwrapped."""
         return model.loss_terms(self.training_samples(samples))
+
+    def check_model(self, model: BaseModel) -> None:
+        """Called before an evaluation.
+
+        Raises:
+            ConfigError: the model lacks a method that the task calls.
+        """
+        missing = [name for name in self.model_methods if not callable(getattr(model, name, None))]
+        if missing:
+            raise ConfigError(
+                f"run.task={self.cfg.task} cannot evaluate {type(model).__name__}, which has no {', '.join(missing)}. "
+                f"Choose another task, or a model that has {'it' if len(missing) == 1 else 'them'} (`python -m "
+                "lavis_lite zoo`).")
 
     def predict(self, model: BaseModel, samples: dict[str, Any]) -> list[Row]:
         """One evaluation batch -> one row per sample with its `id`; values are plain or CPU tensors."""

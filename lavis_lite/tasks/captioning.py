@@ -53,6 +53,7 @@ class CaptioningTask(WritingTask):
     """
 
     config_class: ClassVar[type[RunConfig]] = CaptioningRunConfig
+    model_methods = ("generate",)
     servers: ClassVar[tuple[Server, ...]] = ("coco", "nocaps")
     cfg: CaptioningRunConfig
 

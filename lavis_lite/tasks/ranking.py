@@ -51,6 +51,7 @@ class RankingTask(WritingTask):
     """
 
     config_class: ClassVar[type[RunConfig]] = RankingRunConfig
+    model_methods = ("score_candidates",)
     servers: ClassVar[tuple[Server, ...]] = ("plain", "hatefulmemes", "aokvqa")
     cfg: RankingRunConfig
 

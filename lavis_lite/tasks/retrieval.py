@@ -43,6 +43,7 @@ class RetrievalTask(BaseTask):
 
     config_class: ClassVar[type[RunConfig]] = RetrievalRunConfig
     cfg: RetrievalRunConfig
+    model_methods = ("tokenize", "forward_image", "forward_text")
 
     def __init__(self, cfg: RetrievalRunConfig) -> None:
         super().__init__(cfg)

@@ -60,6 +60,7 @@ class VQATask(WritingTask):
     """
 
     config_class: ClassVar[type[RunConfig]] = VQARunConfig
+    model_methods = ("predict_answers",)
     servers: ClassVar[tuple[Server, ...]] = ("vqa", "textvqa", "gqa", "vizwiz", "aokvqa")
     default_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     cfg: VQARunConfig
@@ -112,14 +113,17 @@ class VQATask(WritingTask):
                                 "data set, or keep its training annotations here.")
 
     def _check_rule(self, dataset: Any, split: str) -> None:
-        """Refuse a rule that needs more than the first question has."""
-        first, rule = truth_of(dataset.question(0)), self.rule(dataset)
-        if len(first.answers) < 2 and rule in LEAVES_ONE_OUT:
-            other = "scienceqa for written options, exact for other answers" if first.choices else "exact"
-            raise DataError(f"split {split!r} has one answer per question; run.vqa_rule={self.cfg.vqa_rule} leaves one "
-                            f"annotator out and would give 0 to every answer. Set run.vqa_rule={other}.")
-        if reason := lacking(first, rule):
-            raise DataError(f"split {split!r}, run.vqa_rule={rule}: {reason}.")
+        """Refuse a rule that needs more than any one question has."""
+        rule = self.rule(dataset)
+        for index in range(len(dataset)):
+            asked = dataset.question(index)
+            truth, where = truth_of(asked), f"split {split!r}, question_id {asked.get('question_id', index)!r}"
+            if len(truth.answers) < 2 and rule in LEAVES_ONE_OUT:
+                other = "scienceqa for written options, exact for other answers" if truth.choices else "exact"
+                raise DataError(f"{where} has one answer; run.vqa_rule={self.cfg.vqa_rule} leaves one annotator out "
+                                f"and would give 0 to every answer. Set run.vqa_rule={other}.")
+            if reason := lacking(truth, rule):
+                raise DataError(f"{where}, run.vqa_rule={rule}: {reason}.")
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
         """One row per question: {id, index, answer}; ranked ones also have their `likeliest` candidates."""

@@ -217,6 +217,18 @@ def test_imports_register_and_a_missing_module_is_a_fault(tmp_path, monkeypatch)
     assert "imports: not_there" in faults[0]
 
 
+def test_a_module_above_the_yaml_is_named_if_the_command_runs_elsewhere(tmp_path, monkeypatch):
+    run = tmp_path / "a project" / "output" / "20260101-000000"
+    run.mkdir(parents=True)
+    (tmp_path / "a project" / "models_of_mine.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    path = write(run, "imports: [models_of_mine]\nmodel: {arch: blip2, model_type: mini}\n"
+                      "datasets: {mini_world_caption: {}}\nrun: {max_epoch: 1}")
+    fault = next(fault for fault in check(compose(path)) if "models_of_mine" in fault)
+    home = tmp_path / "a project"
+    assert f"{home} has models_of_mine: start the command there, or set PYTHONPATH='{home}'." in fault
+
+
 def test_interpolations_resolve_but_are_not_written_out(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("MY_SECRET", "hunter2")

@@ -20,6 +20,7 @@ from lavis_lite.models.vision_encoder import VisionEncoder
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.checkpointing import CheckpointStore
 from lavis_lite.weights import assets, build_model
+from lavis_lite.zoo import load_model
 from tests.helpers.frozen_qformer import section
 from tests.helpers.toy import Toy, ToyModel
 from tests.models.language_model.tiny import tiny
@@ -138,3 +139,12 @@ def test_a_checkpoint_of_an_earlier_version_that_is_not_finite_is_not_resumed_fr
     assert torch.equal(fresh.out.weight, ToyModel(seed=3).out.weight)
     fresh.allow_non_finite = True
     assert checkpointing.load(folder, fresh)["step"] == 1
+
+
+def test_models_in_python_load_them_where_that_is_asked_for(tmp_path: Path) -> None:
+    weights = load_file(assets() / "checkpoints" / "stage1.safetensors")
+    save_file({**weights, "temp": torch.full_like(weights["temp"], torch.nan)}, tmp_path / "nan.safetensors")
+    with pytest.raises(CheckpointError, match=r"temp .*allow_non_finite=True in Python"):
+        load_model("blip2", "mini", checkpoint=tmp_path / "nan.safetensors")
+    model: Any = load_model("blip2", "mini", checkpoint=tmp_path / "nan.safetensors", allow_non_finite=True)
+    assert bool(model.temp.isnan())

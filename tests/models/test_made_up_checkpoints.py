@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import json
 import pickle
 import re
+import tarfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +122,9 @@ LOADS: dict[str, tuple[Any, str]] = {
         {name: value.bfloat16() if value.ndim > 1 else value for name, value in STATE.items()}, "stored in bfloat16"),
     "double precision": ({name: value.double() for name, value in STATE.items()}, "loaded"),
     "transformers, compiled": (renamed("_orig_mod.{}".format, HUGGING_FACE), r"\(Hugging Face\)"),
+    "AveragedModel of torch": ({"n_averaged": torch.tensor(3), **renamed("module.{}".format)}, "averaged weights"),
+    "a loss beside a dictionary of somebody's own": ({"student": STATE, "loss": torch.tensor(2.0)}, "loaded"),
+    "parameters": ({name: torch.nn.Parameter(value) for name, value in STATE.items()}, "loaded"),
     "transposed views of the right shape": (
         {name: value.t().contiguous().t() if value.ndim == 2 else value for name, value in STATE.items()}, "loaded"),
 }
@@ -136,6 +141,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "LoRA for a model without": ({**STATE, "qformer.x.lora_A.default.weight": torch.ones(1, 2)}, "--merge-lora"),
     "NaN": (broken(float("nan")), r"query_tokens \(36 of 36 values\).*model\.allow_non_finite=true"),
     "infinity": (broken(float("inf")), "1 of .* tensors hold NaN or infinity"),
+    "too large for the model": ({**STATE, "query_tokens": torch.full_like(
+        STATE["query_tokens"], 1e300, dtype=torch.float64)}, "query_tokens .36 of 36 values"),
+    "without values": ({name: torch.empty_like(value, device="meta") for name, value in STATE.items()},
+                       "on the meta device.*save it after"),
+    "sparse": ({name: value.to_sparse() if value.ndim == 2 else value for name, value in STATE.items()},
+               r"torch\.sparse_coo.*to_dense"),
+    "teacher and student": ({"teacher": STATE, "student": STATE},
+                            r"2 dictionaries of tensors \('teacher', 'student'\).*torch\.save\(c\['student'\]"),
     "a class that is a dictionary": ({"model": STATE, "config": Configuration(a=1)}, f"Configuration.*{RESAVE}"),
     "the model itself": (torch.nn.Linear(2, 2), rf"Save model\.state_dict\(\).*{RESAVE}.*c\.state_dict\(\)"),
     "the model itself under model": ({"model": torch.nn.Linear(2, 2), "epoch": 1}, r"c\['model'\]\.state_dict\(\)"),
@@ -249,6 +262,22 @@ def test_files_that_a_download_left(content: bytes, words: str, name: str, tmp_p
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=words):
         loaded(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "packed", "words"), [
+    ("x.pth", "safetensors", r"rename it to x\.safetensors"), ("x.safetensors", "torch", r"rename it to x\.pth"),
+    ("x.pth", "gzip", "gzip -dc"), ("x.ckpt", "tar", "tar -xf")])
+def test_files_of_another_format_than_their_name_says(name: str, packed: str, words: str, tmp_path: Path) -> None:
+    path, plain = tmp_path / name, write(STATE, tmp_path / "plain")
+    if packed == "safetensors":
+        save_file(STATE, path)
+    elif packed == "tar":
+        with tarfile.open(path, "w") as archive:
+            archive.add(plain, "plain.pth")
+    else:
+        path.write_bytes(gzip.compress(plain.read_bytes()) if packed == "gzip" else plain.read_bytes())
+    with pytest.raises(CheckpointError, match=words):
+        loaded(path)
 
 
 def test_torchscript_is_refused_with_the_command(tmp_path: Path) -> None:

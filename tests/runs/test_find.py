@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lavis_lite.errors import CheckpointError, ConfigError
+from lavis_lite.run_files import checkpoint_of_run
 from lavis_lite.runs import RunCheckpoint, find_checkpoint, hint_at_run
 from lavis_lite.tracking.tracker import Tracker
 from tests.helpers.toy import Toy
@@ -64,6 +65,10 @@ def test_a_run_by_other_folders(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert find_checkpoint(run.parent.parent, "step_2").folder == step
     monkeypatch.chdir(run)
     assert find_checkpoint(".", "step_2").folder == Path("checkpoints/step_00000002")
+    monkeypatch.chdir(run / "checkpoints")
+    assert find_checkpoint(".", "step_2") == RunCheckpoint(run, step, "the one that was named")
+    monkeypatch.chdir(step)
+    assert find_checkpoint(".").run_dir == run and find_checkpoint("../..", "step_2").folder.resolve() == step
     alone = Path(shutil.copytree(step, run.parent / "somewhere"))
     assert find_checkpoint(alone).run_dir == alone and find_checkpoint(alone).evaluations() is None
     with pytest.raises(ConfigError, match="is a checkpoint itself: leave --checkpoint last out"):
@@ -75,6 +80,27 @@ def test_a_folder_above_runs_stands_for_the_one_that_saved_last(run: Path) -> No
     (run.parent / "evaluation" / "results").mkdir(parents=True)
     found = find_checkpoint(run.parent.parent)
     assert found.run_dir.name == "0-first-by-name" and "of the 2 runs in " in found.describe()
+
+
+def test_weights_are_taken_from_a_folder_above_runs_too(run: Path) -> None:
+    choose_best(run, 2)
+    best = run / "checkpoints" / "step_00000002"
+    for folder in (run, run.parent, run.parent.parent):
+        assert checkpoint_of_run(folder) == best == find_checkpoint(folder).folder
+    shutil.rmtree(best)
+    assert checkpoint_of_run(run.parent) == run / "checkpoints" / "step_00000004"
+    (run / "checkpoints" / "best.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"best\.json cannot be read: .*Name a checkpoint folder"):
+        checkpoint_of_run(run)
+    for other in (best.with_name("step_00000004"), run / "config.yaml", run / "nothing", run / "checkpoints" / "x.pth"):
+        assert checkpoint_of_run(other) == other
+
+
+def test_beside_a_damaged_run_the_others_are_named(run: Path) -> None:
+    Toy(run.parent / "other", {**RUN, "max_iters": 1}).build(Tracker()).train()
+    (run.parent / "other" / "checkpoints" / "step_00000001" / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=f"is damaged: .*Other runs, to be named with --run: {run}"):
+        find_checkpoint(run.parent)
 
 
 def test_what_is_no_checkpoint_is_refused_with_those_there_are(run: Path, tmp_path: Path) -> None:

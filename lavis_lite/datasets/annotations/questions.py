@@ -127,6 +127,9 @@ class _ById:
                 else:
                     self._places[name] = table, index
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._places)
+
     def get(self, name: Any) -> tuple[Row, str] | None:
         """(row, its place), or None where there is none."""
         if name not in self._places:
@@ -164,6 +167,7 @@ def read_questions(paths: Sequence[Path], layout: Layout, answers_required: bool
     table.left_out = faults.left_out
     if not len(table):
         raise DataError(f"{', '.join(map(str, paths))}: {_why_no_rows(layout, table.left_out)}")
+    join.warn_of_unused()
     return table
 
 
@@ -243,10 +247,8 @@ class _Join:
         """Put the answers into the row; gives what the annotation says besides."""
         source, where, note = raw, place, {}
         if self.annotations is not None:
-            found = self.annotations.get(row["question_id"])
+            found = self._annotation(self.annotations, row, place)
             if found is None:
-                self.faults.add(place, f"question_id {row['question_id']!r} has no annotation; the annotations file "
-                                "belongs to another split, or lacks it")
                 return {}
             source, where = found
             note = source
@@ -264,6 +266,34 @@ class _Join:
         except ValueError as fault:
             self.faults.add(where, f"field {column!r} {fault}, for question_id {row['question_id']!r}")
         return note
+
+    def warn_of_unused(self) -> None:
+        """Tell of annotations without a question, unless the section itself leaves questions out."""
+        if self.annotations is None or self.layout.keep is not None or self.layout.required:
+            return
+        unused = [name for name in self.annotations if name not in self.seen]
+        if unused:
+            _, place = self.annotations.get(unused[0]) or ({}, "")
+            warnings.warn(f"annotations without a question, which are not used: {len(unused)}, the first is "
+                          f"question_id {unused[0]!r} at {place}.", stacklevel=3)
+
+    def _annotation(self, annotations: _ById, row: Row, place: str) -> tuple[Row, str] | None:
+        """The annotation of a question, and where it is; None and a fault if there is none, or one of another image."""
+        name, image = row["question_id"], row.get("image_id")
+        found = annotations.get(name)
+        if found is None:
+            alike = annotations.get(str(name)) or (annotations.get(int(name)) if str(name).isdecimal() else None)
+            self.faults.add(place, f"question_id {name!r} has no annotation; " + (
+                "the annotations file belongs to another split, or lacks it" if alike is None else
+                f"{alike[1]} has it as {'text' if isinstance(name, int) else 'a number'}: ids must be numbers in both "
+                "files, or text in both"))
+            return None
+        other = found[0].get(self.layout.name("image_id"))
+        if image is not None and other is not None and str(other).removesuffix(".0") != str(image):
+            self.faults.add(place, f"question_id {name!r} is about image_id {image!r}, but its annotation at "
+                            f"{found[1]} is about {other!r}; the files belong to different splits")
+            return None
+        return found
 
     def _image(self, row: Row, facts: Row, place: str) -> None:
         """Put the image's name into the row: by the pattern, the row's own column, or the list of images."""

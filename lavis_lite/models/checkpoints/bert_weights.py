@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import CheckpointError
-from lavis_lite.models.checkpoints.load import check_finite
+from lavis_lite.models.checkpoints.load import check_finite, in_model_dtype
 from lavis_lite.models.checkpoints.report import LoadReport
 from lavis_lite.models.qformer import QFormer
 from lavis_lite.torchvision_shim import ensure_torchvision
@@ -66,7 +66,8 @@ def initialise_from_bert(qformer: QFormer, source: str, allow_non_finite: bool =
         CheckpointError: the weights cannot be had, lack a tensor, or have other shapes.
     """
     weights = _bert_state(source)
-    check_finite(LoadReport(source, "BERT"), weights, allow_non_finite)
+    own = {bert_name(name) or name: parameter for name, parameter in qformer.named_parameters()}
+    check_finite(LoadReport(source, "BERT"), in_model_dtype(weights, own), allow_non_finite)
     untouched = []
     for name, parameter in qformer.named_parameters():
         wanted = bert_name(name)

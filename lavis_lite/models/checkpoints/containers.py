@@ -21,6 +21,8 @@ CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "netwo
 AVERAGES = ("model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "model_ema_state_dict", "ema",
             "averaged_model", "params_ema", "ema_weights")
 """keys under which they keep a moving average of its weights"""
+AVERAGE_COUNT = "n_averaged"
+"""what torch.optim.swa_utils.AveragedModel keeps beside the weights"""
 OPTIMIZERS = ("optim", "optimizer", "optimizers", "optimizer_states", "optimizer_state_dict", "lr_scheduler",
               "lr_schedulers", "scheduler", "scaler", "callbacks", "hyper_parameters", "loops", "rng_state",
               "rng_states")
@@ -42,11 +44,13 @@ class Content:
         tensors: by name.
         notes: clauses for the load line, such as "under 'state_dict'".
         foreign: classes of the objects in the file that were not read.
+        parts: keys of several dictionaries of tensors, of which nothing tells whether one is the model.
     """
 
     tensors: dict[str, Tensor]
     notes: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
 
 
 def find_state_dict(content: Any, where: str, depth: int = 0) -> Content:
@@ -76,16 +80,19 @@ def _plain(content: Mapping[Any, Any], inner: dict[str, Any], where: str, depth:
     """A state dict, or several, one for each part of the model, whose names are joined with the parts'."""
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     parts = {key: value for key, value in inner.items() if key not in OPTIMIZERS}
-    if len(parts) == 1 and not tensors:
+    if len(parts) == 1 and not any(value.ndim for value in tensors.values()):  # a loss or a counter beside the model
         return find_state_dict(next(iter(parts.values())), where, depth + 1)
     for key, value in parts.items():
         part = find_state_dict(value, where, depth + 1).tensors
         tensors |= {f"{key}.{name}": tensor for name, tensor in part.items()}
+    if AVERAGE_COUNT in tensors and all(name.startswith("module.") for name in tensors if name != AVERAGE_COUNT):
+        del tensors[AVERAGE_COUNT]
+        return Content(tensors, ["averaged weights of torch's AveragedModel"])
     if not tensors:
         held = ", ".join(list(map(str, content))[:SHOWN]) or "nothing"
         hint = " It is a training's state; the weights lie beside it." if set(inner) & set(OPTIMIZERS) else ""
         raise CheckpointError(f"{where} holds no state dict, alone or under 'model' (it holds: {held}).{hint}")
-    return Content(tensors)
+    return Content(tensors, parts=list(parts) if len(parts) > 1 else [])
 
 
 def _holds_tensors(content: Mapping[Any, Any], depth: int) -> bool:
@@ -173,6 +180,14 @@ def rename_command(source: str, names: Iterable[str]) -> str:
                 f"save_file({kept}, 'renamed.safetensors')\"")
     return (f"python -c \"import torch; c = torch.load('{source}', map_location='cpu'); s = c.get('state_dict', "
             f"c.get('model', c)); torch.save({kept}, 'renamed.pth')\"")
+
+
+def choose_command(source: str, parts: Iterable[str]) -> str:
+    """A sentence on a file of several dictionaries of tensors, and the command that saves one of them alone."""
+    parts = list(parts)
+    return (f"It holds {len(parts)} dictionaries of tensors ({', '.join(map(repr, parts[:SHOWN]))}). If one of them is "
+            f"the model, save it alone: python -c \"import torch; c = torch.load('{source}', map_location='cpu'); "
+            f"torch.save(c['{parts[-1]}'], 'model.pth')\"")
 
 
 def describe_beginnings(names: Iterable[str]) -> str:

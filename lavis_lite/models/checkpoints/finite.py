@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 SHOWN = 5
-SWITCH = "model.allow_non_finite=true"
+SWITCH = "model.allow_non_finite=true (allow_non_finite=True in Python)"
 """loads such tensors all the same"""
 _SUMMED = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float32,
            torch.float64: torch.float64}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import frozen_roots
-from lavis_lite.models.checkpoints.containers import Content, rename_command, take_off_wrappers
+from lavis_lite.models.checkpoints.containers import Content, choose_command, rename_command, take_off_wrappers
 from lavis_lite.models.checkpoints.finite import SWITCH, describe_non_finite, non_finite
 from lavis_lite.models.checkpoints.hf_fields import refuse_other_settings
 from lavis_lite.models.checkpoints.hf_key_map import WITHOUT_PLACE, from_hf
@@ -122,8 +122,7 @@ def fit_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: 
     layout, translated = recognise(named, own)
     translated.tensors = _behind_adapters(translated.tensors, own)
     if not own.keys() & translated.tensors.keys():
-        command = rename_command(source, named)
-        way_on = f" To keep these names without that beginning: {command}" if command else ""
+        way_on = _way_on(content, source, named)
         raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(named)}.{way_on}")
     _check_language_model(model, layout, named, source)
     translated.tensors.update(extra or {})
@@ -135,9 +134,29 @@ def fit_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: 
         fitted = fit_language_model(model, fitted, report)
     missing = _sort_missing(model, own, fitted, report, [*may_miss, *lacks])
     check_fit(report, fitted, own, translated.unknown, missing, named)
-    check_finite(report, fitted, allow_non_finite)
+    check_finite(report, in_model_dtype(fitted, own), allow_non_finite)
     report.loaded = sorted(fitted)
     return fitted, report
+
+
+def in_model_dtype(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, those of a wider range than the model's as the model will hold them: 1e300 is no float32."""
+    return {name: tensor.to(own[name].dtype) if _is_wider(tensor, own.get(name)) else tensor
+            for name, tensor in tensors.items()}
+
+
+def _is_wider(tensor: Tensor, own: Tensor | None) -> bool:
+    if own is None or not tensor.is_floating_point() or not own.is_floating_point():
+        return False
+    return torch.finfo(tensor.dtype).max > torch.finfo(own.dtype).max
+
+
+def _way_on(content: Content, source: str, names: Iterable[str]) -> str:
+    """What may help if a file shares no name with the model."""
+    if content.parts:
+        return f" {choose_command(source, content.parts)}"
+    command = rename_command(source, names)
+    return f" To keep these names without that beginning: {command}" if command else ""
 
 
 def _notes(content: Content, taken: list[str]) -> list[str]:
@@ -247,12 +266,19 @@ def check_fit(report: LoadReport, fitted: Mapping[str, Tensor], own: Mapping[str
     faults = [describe_unknown(strangers, own)] if strangers else []
     faults += [describe_missing(missing)] if missing else []
     faults += [describe_shapes(shapes)] if shapes else []
-    kinds = [(name, str(tensor.dtype)) for name, tensor in fitted.items()
-             if name in own and own[name].is_floating_point() and not is_plain_float(tensor)]
+    kinds = [(name, _kind(tensor)) for name, tensor in fitted.items() if name in own
+             and own[name].is_floating_point() and not (is_plain_float(tensor) and tensor.is_meta <= own[name].is_meta)]
     faults += [describe_kinds(kinds)] if kinds else []
     if faults:
         raise CheckpointError(f"{report.source} does not fit the model, nothing was loaded. It seems to be "
                               f"{seems_to_be(list(names) or [*unknown, *fitted])}.\n  " + "\n  ".join(faults))
+
+
+def _kind(tensor: Tensor) -> str:
+    """What makes a tensor unfit: it has no values, is sparse, or is of a dtype that holds no real numbers."""
+    if tensor.is_meta:
+        return "without values, on the meta device"
+    return str(tensor.dtype if tensor.layout == torch.strided else tensor.layout)
 
 
 def is_plain_float(tensor: Tensor) -> bool:

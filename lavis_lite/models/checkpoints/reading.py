@@ -28,6 +28,9 @@ ADAPTERS = "adapter_model.safetensors"
 DEEPSPEED = "mp_rank_00_model_states.pt"
 ONE_SHARD = re.compile(r".+-\d{5}-of-\d{5}")
 """the name of one of several files that hold a model together"""
+PACKED = [(b"\x1f\x8b", 0, "gzip -dc {} > unpacked"), (b"\xfd7zXZ", 0, "xz -dc {} > unpacked"),
+          (b"\x28\xb5\x2f\xfd", 0, "zstd -dc {} > unpacked"), (b"ustar", 257, "tar -xf {}")]
+"""what a packed file has at which byte, and the command that unpacks it"""
 FOREIGN_FOLDERS = [
     ("*.distcp", "shards of torch.distributed.checkpoint; join them with `python -m "
                  "torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pth`"),
@@ -72,15 +75,29 @@ def read_content(source: str | Path) -> Content:
 
 
 def _check_downloaded(path: Path) -> None:
-    """Refuse what a download left in a file's place: a pointer of Git LFS, or a web page."""
+    """Refuse what a download left in a file's place (a pointer of Git LFS, a web page), and names of another format."""
     with open(path, "rb") as file:
-        begin = file.read(200).lstrip().lower()
+        content = file.read(262)
+    begin = content[:200].lstrip().lower()
+    _check_format(path, content)
     if begin.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a pointer of Git LFS, not the file: get it with `git lfs pull` in its "
                               "repository.")
     if begin.startswith((b"<!doctype html", b"<html")):
         raise CheckpointError(f"{path} is a web page, not a checkpoint: the download asked for a login or failed. "
                               "Download it again.")
+
+
+def _check_format(path: Path, content: bytes) -> None:
+    """Refuse a file that begins as one of another format than its name says; `content` are its first 262 bytes."""
+    if path.suffix in TORCH_SUFFIXES and content[8:9] == b"{" and content[7:8] == b"\0":
+        raise CheckpointError(f"{path} is in the format safetensors: rename it to {path.stem}.safetensors.")
+    if path.suffix == ".safetensors" and content.startswith(b"PK\x03\x04"):
+        raise CheckpointError(f"{path} was written by torch.save: rename it to {path.stem}.pth.")
+    for begin, start, command in PACKED:
+        if content[start:].startswith(begin):
+            raise CheckpointError(f"{path} is a packed file: unpack it with `{command.format(path)}`, and name what "
+                                  "was in it.")
 
 
 def _read_file(path: Path) -> Content | None:

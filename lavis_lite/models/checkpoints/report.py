@@ -144,10 +144,16 @@ def describe_shapes(shapes: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]
 
 
 def describe_kinds(kinds: Sequence[tuple[str, str]]) -> str:
-    """A sentence on tensors that are no plain real numbers: (name, dtype)."""
+    """A sentence on tensors that are no plain real numbers: (name, dtype, layout or what else is wrong)."""
     lines = [f"{name} ({kind})" for name, kind in kinds[:SHOWN]]
-    return (f"{len(kinds)} not stored as real numbers: {_list(lines, len(kinds))}. Quantised weights must be turned "
-            "back before they are saved (transformers: model.dequantize())")
+    first = kinds[0][1]
+    if "meta" in first:
+        way_on = "Such a model was never loaded: save it after its weights are on a device"
+    elif "sparse" in first:
+        way_on = "Save v.to_dense() of each"
+    else:
+        way_on = "Quantised weights must be turned back before they are saved (transformers: model.dequantize())"
+    return f"{len(kinds)} not stored as real numbers: {_list(lines, len(kinds))}. {way_on}"
 
 
 def _list(shown: Sequence[str], total: int) -> str:

@@ -14,7 +14,7 @@ from lavis_lite.models.checkpoints.containers import take_off_wrappers
 from lavis_lite.models.checkpoints.hf_key_map import from_hf
 from lavis_lite.models.checkpoints.key_map import KeyMap, Row
 from lavis_lite.models.checkpoints.lavis_key_map import from_lavis, to_lavis
-from lavis_lite.models.checkpoints.load import Encoder, check_finite, check_fit
+from lavis_lite.models.checkpoints.load import Encoder, check_finite, check_fit, in_model_dtype
 from lavis_lite.models.checkpoints.reading import read_content
 from lavis_lite.models.checkpoints.report import LoadReport, seems_to_be
 
@@ -74,7 +74,7 @@ def load_vision_state(encoder: Encoder, tensors: Mapping[str, Tensor], source: s
         report.resized = ["pos_embed"] if table is not found["pos_embed"] else []
         found["pos_embed"] = table
     check_fit(report, found, own, [], [name for name in own if name not in found])
-    check_finite(report, found, allow_non_finite)
+    check_finite(report, in_model_dtype(found, own), allow_non_finite)
     encoder.vit.load_state_dict(found)
     report.loaded = sorted(found)
     return report

@@ -163,3 +163,15 @@ def test_lists_that_would_not_be_read_are_named(tmp_path: Path) -> None:
     lost = write(tmp_path, "lost.json", {**content, "entries": QUESTIONS})
     with pytest.raises(DataError, match="lost.json: entries: is a list of rows that would not be read"):
         rows([lost], required=False, image_pattern="{image_id}.jpg")
+
+
+def test_annotations_of_other_questions(tmp_path: Path) -> None:
+    as_text = [{**answer, "question_id": str(answer["question_id"])} for answer in ANSWERS]
+    with pytest.raises(DataError, match="question_id 11 has no annotation; .*a.json:2 has it as text: ids"):
+        rows(official(tmp_path, annotations=as_text), image_pattern=PATTERN)
+    other = [{**answer, "image_id": 3} for answer in ANSWERS]
+    with pytest.raises(DataError, match="question_id 11 is about image_id 1, but .*a.json:2 is about 3"):
+        rows(official(tmp_path, annotations=other), image_pattern=PATTERN)
+    more = [*ANSWERS, {**ANSWERS[0], "question_id": 99}]
+    with pytest.warns(UserWarning, match="which are not used: 1, the first is question_id 99 at .*:3"):
+        assert len(rows(official(tmp_path, annotations=more), image_pattern=PATTERN)) == 2
