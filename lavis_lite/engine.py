@@ -158,7 +158,8 @@ def check_words(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
             if str(report):
                 print(f"{name}, {split}: {report}", flush=True)
             if report.empty and run.on_bad_sample == "raise" and getattr(dataset, "needs_words", False):
-                raise DataError(f"{name}, {split}: {report.empty} {'text has' if report.empty == 1 else 'texts have'} {report.reason}:\n  "
+                count = "1 text has" if report.empty == 1 else f"{report.empty} texts have"
+                raise DataError(f"{name}, {split}: {count} {report.reason}:\n  "
                                 + "\n  ".join(report.shown) + "\nFix them, or set run.on_bad_sample=skip to leave "
                                 "these samples out (they are counted and listed).")
 
