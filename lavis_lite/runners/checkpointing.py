@@ -43,7 +43,7 @@ from lavis_lite.manifest import (
     file_fault,
     read_manifest,
 )
-from lavis_lite.models.checkpoints.finite import describe_non_finite, non_finite, non_finite_fused
+from lavis_lite.models.checkpoints.finite_weights import describe_non_finite, non_finite, non_finite_fused
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel

@@ -133,6 +133,8 @@ def start(zygote: Zygote, folder: Path, command: str, argv: Sequence[str], env: 
     """Start a command of the package."""
     rank = env.get("RANK", "")
     out, err = folder / f"out{rank}.txt", folder / f"err{rank}.txt"
+    for path in (out, err):  # a test may read them before the fork has opened them
+        path.touch()
     pid = zygote.ask({"command": command, "argv": list(argv), "env": env, "out": str(out), "err": str(err),
                       "open_files": open_files})
     return Job(zygote, pid, out, err)
