@@ -16,7 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lavis_lite.runners import checkpointing
+from tests.helpers.toy import records
 from tests.reliability.faulty import write_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -195,6 +198,39 @@ def finish(jobs: Sequence[Job], seconds: float = 60.0) -> list[int]:
 def seconds_after_fault(folder: Path, jobs: Sequence[Job]) -> float:
     """How long the last process lived after the fault."""
     return max(job.ended for job in jobs) - float((folder / "fault").read_text())
+
+
+# --- what has come of a run -----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Outcome:
+    """All that must not depend on how often a run was killed.
+
+    Attributes:
+        weights: bytes of the last checkpoint's file.
+        state: optimizer, counters and order of samples, by path.
+        log: every number of every line but times.
+    """
+
+    weights: bytes
+    state: dict[str, Any]
+    log: list[dict[str, Any]]
+
+
+def outcome(folder: Path, steps: int) -> Outcome:
+    """Of the one run under `folder/out`, which ended after so many steps."""
+    (checkpoint,) = folder.glob(f"out/*/checkpoints/step_{steps:08d}")
+    state = torch.load(checkpoint / checkpointing.STATE, weights_only=True)
+    log = [row for row in records(checkpoint.parents[1]) if "loss" in row or "split" in row]
+    return Outcome((checkpoint / checkpointing.WEIGHTS).read_bytes(), dict(_flat(state)), log)
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Paths in nested containers -> numbers, texts, and tensors as bytes."""
+    if isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(item, f"{path}/{key}")
+    else:
+        yield path, value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
 
 
 # --- what is left ---------------------------------------------------------------------------------------------------
