@@ -8,19 +8,17 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.reliability.harness import Case, Job, Outcome, Zygote, finish, left_behind, outcome, texts
+from tests.reliability.chains import STEPS, Uninterrupted, chain, log_lines
+from tests.reliability.harness import Job, Zygote, finish, left_behind, outcome, texts
 
 FEW, MANY = 2, 100
-STEPS, PER_CHAIN = 16, 4
-ENV = {"DROPOUT": "0.2", "STEP_SECONDS": "0.02"}
+PER_CHAIN = 4
 SETUPS = [(1, 2), (2, 0), (1, 0), (2, 2)]
 """(ranks, loader workers)"""
-Reference = Callable[[int], Outcome]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -33,32 +31,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                              ids=lambda value: str(value))
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """Ranks -> what they make of the run without a kill, and without loader workers."""
-    found: dict[int, Outcome] = {}
-
-    def of(ranks: int) -> Outcome:
-        if ranks not in found:
-            folder = tmp_path_factory.mktemp("whole")
-            jobs = Case(ranks=ranks, steps=STEPS, env=ENV).start(zygote, folder)
-            assert finish(jobs) == [0] * ranks, texts(jobs)
-            found[ranks] = outcome(folder, STEPS)
-            assert len(found[ranks].log) >= STEPS
-        return found[ranks]
-
-    return of
-
-
-def lines(folder: Path) -> int:
-    """How many lines the log has."""
-    return sum(path.read_bytes().count(b"\n") for path in folder.glob("out/*/log.jsonl"))
-
-
 def kill_somewhere(jobs: list[Job], folder: Path, rng: random.Random) -> bool:
     """Kill all ranks or one of them, during the start or after a step; whether the run had not ended before."""
     target = rng.randrange(STEPS)
-    while lines(folder) < target and all(job.poll() is None for job in jobs):
+    while log_lines(folder) < target and all(job.poll() is None for job in jobs):
         time.sleep(0.002)
     time.sleep(rng.uniform(0.0, 0.05 if target else 0.5))
     victims = jobs if rng.random() < 0.5 else [rng.choice(jobs)]
@@ -72,9 +48,9 @@ def kill_somewhere(jobs: list[Job], folder: Path, rng: random.Random) -> bool:
 
 @pytest.mark.timeout(3600)
 def test_r1_a_killed_run_ends_bit_for_bit_alike(ranks: int, workers: int, kills: int, zygote: Zygote, tmp_path: Path,
-                                                uninterrupted: Reference) -> None:
+                                                uninterrupted: Uninterrupted) -> None:
     rng = random.Random(ranks * 10 + workers)
-    case = Case(ranks=ranks, workers=workers, steps=STEPS, env=ENV, flags=["--resume", "auto"])
+    case = chain(ranks, workers)
     done = chains = 0
     while done < kills:
         folder = tmp_path / str(chains)
@@ -83,7 +59,7 @@ def test_r1_a_killed_run_ends_bit_for_bit_alike(ranks: int, workers: int, kills:
             done += kill_somewhere(case.start(zygote, folder), folder, rng)
         jobs = case.start(zygote, folder)
         assert finish(jobs) == [0] * ranks, texts(jobs)
-        assert outcome(folder, STEPS) == uninterrupted(ranks)
+        assert outcome(folder, STEPS) == uninterrupted.outcome(ranks)
         assert left_behind(folder, jobs) == []
         chains += 1
     print(f"R1: {done} kills in {chains} runs, {ranks} ranks, {workers} workers: all bit for bit alike")
