@@ -2,8 +2,8 @@
 
     python -m benchmarks.save_cost [--steps 40] [--every 5] [--batch 32]
 
-Trains a few steps and saves more often than the recipe does, to time more saves. Prints the time of a step and of a save
-(hashing and syncing included, median), and the share of a run that saves every 200 and every 50 steps. Cost: a minute.
+Trains a few steps and saves more often than the recipe does, to time more saves. Prints the median time of a step and
+of a save (hashing and syncing included), and the share of a run that saves every 200 or 50 steps. Cost: a minute.
 """
 
 from __future__ import annotations

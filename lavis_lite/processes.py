@@ -142,7 +142,7 @@ def remove_stale_folders() -> None:
 
 
 def _lives(pid: int) -> bool:
-    """Whether a process runs; one that is killed but not yet collected by its parent (torchrun takes a while) does not."""
+    """Whether a process runs. One that was killed, but that its parent has not collected yet, does not."""
     if os.name != "posix":  # where signal 0 is one that ends processes
         return True
     try:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from lavis_lite.runners import checkpointing
@@ -25,6 +26,10 @@ from tests.reliability.faulty import write_config
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT, TORCHRUN_LIMIT = 5.0, 10.0
 """seconds from the fault to the end of the last process, on a machine with a free core for each"""
+STOPPING = [pytest.param(signal.SIGTERM, id="SIGTERM"),
+            pytest.param(signal.SIGHUP, id="SIGHUP", marks=pytest.mark.long),
+            pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.long)]
+"""signals that ask a command to stop; one by default"""
 ALLOWED = ("lavis_lite-traceback-", "torchinductor_", "torchelastic_")
 """names in the folder of temporary files: a traceback is meant to stay, the others are torch's and torchrun's own"""
 

@@ -1,4 +1,4 @@
-"""Hostile numbers in `run`: refused, or the run ends in words, or it trains; no checkpoint holds a weight that is not finite.
+"""Hostile numbers in `run` are refused, stop the run in words, or train. No checkpoint holds a non-finite weight.
 
 `--long` tries 1,000 settings.
 """
@@ -47,7 +47,8 @@ def _number(key: str, rng: random.Random) -> str:
         return str(rng.choice([1, 2, 3, 2**31, 2**63 - 1]))
     if key in SHARES:
         return repr(rng.choice([0.0, 1.0, 1.0 - 2**-53, rng.random()]))
-    return rng.choice(EXTREME) if rng.random() < 0.5 else repr(10.0 ** rng.uniform(-3, 308 if rng.random() < 0.5 else 6))
+    largest = rng.choice([6, 308])
+    return rng.choice(EXTREME) if rng.random() < 0.5 else repr(10.0 ** rng.uniform(-3, largest))
 
 
 def attempt(config: Path, folder: Path, settings: dict[str, str]) -> str:

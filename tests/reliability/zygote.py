@@ -3,8 +3,8 @@
     python -m tests.reliability.zygote
 
 reads jobs as lines of JSON: {"command", "argv", "env", "out", "err"} starts one and answers its process id;
-{"wait": pid} answers its exit code, or null while it runs; {"import": module} imports what later jobs need besides. Each job leads a session of its own, so that what it leaves
-behind can be found, and ends as an interpreter ends.
+{"wait": pid} answers its exit code, or null while it runs; {"import": module} imports what later jobs need besides.
+Each job leads a session of its own, so that what it leaves behind can be found, and ends as an interpreter ends.
 """
 
 from __future__ import annotations
