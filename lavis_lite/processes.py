@@ -154,6 +154,7 @@ def remove_stale_folders() -> None:
 
 
 def _lives(pid: int) -> bool:
+    """Whether a process runs. One that was killed, but that its parent has not collected yet, does not."""
     if os.name != "posix":  # where signal 0 is one that ends processes
         return True
     try:
@@ -162,7 +163,15 @@ def _lives(pid: int) -> bool:
         return False
     except OSError:
         return True
-    return True
+    return _state(pid) not in ("Z", "X")
+
+
+def _state(pid: int) -> str:
+    """Linux' letter for what a process does ("Z": it has ended, "R": it runs); "" elsewhere or if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=None, metavar="N",
+                     help="how often each test of random kills kills a run, instead of its own count")
     parser.addoption("--long", action="store_true", default=False,
                      help="run the full counts (hundreds of kills, thousands of mutations) and tests marked `long`")
 

@@ -42,7 +42,7 @@ from lavis_lite.manifest import (
     file_fault,
     read_manifest,
 )
-from lavis_lite.models.checkpoints.finite import describe_non_finite, non_finite, non_finite_fused
+from lavis_lite.models.checkpoints.finite_weights import describe_non_finite, non_finite, non_finite_fused
 from lavis_lite.run_files import saved_at, step_of, steps_of
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.reliability.chains import Uninterrupted
 from tests.reliability.harness import Zygote
 
 
@@ -15,3 +16,9 @@ def zygote() -> Iterator[Zygote]:
     server = Zygote()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """The runs of `chains` that nothing happens to."""
+    return Uninterrupted(zygote, tmp_path_factory.mktemp("uninterrupted"))

@@ -29,7 +29,7 @@ from lavis_lite.registry import registry
 from lavis_lite.tasks.base import BaseTask
 
 WIDTH = 4
-PLACES = ("data set", "collate", "model", "optimizer", "save", "evaluation", "start")
+PLACES = ("data set", "collate", "model", "loss", "optimizer", "save", "evaluation", "start")
 SHM = "unable to allocate shared memory(shm) for file </torch_7_7_7>: No space left on device (28)"
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB"
 
@@ -86,12 +86,13 @@ class FaultyModelConfig(ModelConfig):
 
 @registry.register_model("faulty")
 class FaultyModel(BaseModel):
-    """One linear layer."""
+    """One linear layer after dropout; the cause of a fault of its loss is a number that multiplies it."""
 
     config_class = FaultyModelConfig
 
     def __init__(self) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(float(os.environ.get("DROPOUT", "0")))
         self.layer = nn.Linear(WIDTH, 1)
 
     @classmethod
@@ -101,11 +102,12 @@ class FaultyModel(BaseModel):
 
     def forward(self, samples: dict[str, Any]) -> ModelOutput:
         happen("model")
-        return ModelOutput(loss=(self.layer(samples["image"]).squeeze(-1) - samples["target"]).square().mean())
+        guess = self.layer(self.dropout(samples["image"])).squeeze(-1)
+        return ModelOutput(loss=(guess - samples["target"]).square().mean() * float(fires("loss") or 1))
 
 
 class FaultyData(BaseDataset):
-    """Numbered rows that are a function of their index."""
+    """Numbered rows that are a function of their index; a training adds noise to them."""
 
     sample_keys = ("image", "target", "index")
 
@@ -118,7 +120,8 @@ class FaultyData(BaseDataset):
     def sample(self, index: int, rng: Any) -> dict[str, Any]:
         happen("data set")
         number: Any = Odd() if fires("collate") else index
-        return {"image": self.image[index], "target": self.image[index].sum(), "index": index, "number": number,
+        noise = torch.tensor([rng.gauss(0.0, 0.1) for _ in range(WIDTH)])
+        return {"image": self.image[index] + noise, "target": self.image[index].sum(), "index": index, "number": number,
                 "padding": torch.zeros(int(os.environ.get("PADDING", "1")))}
 
 

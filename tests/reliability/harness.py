@@ -19,12 +19,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 from lavis_lite.runners import checkpointing
+from tests.helpers.toy import records
 from tests.reliability.faulty import write_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT, TORCHRUN_LIMIT = 5.0, 10.0
 """seconds from the fault to the end of the last process, on a machine with a free core for each"""
+STOPPING = [pytest.param(signal.SIGTERM, id="SIGTERM"),
+            pytest.param(signal.SIGHUP, id="SIGHUP", marks=pytest.mark.long),
+            pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.long)]
+"""signals that ask a command to stop; one by default"""
 ALLOWED = ("lavis_lite-traceback-", "torchinductor_", "torchelastic_")
 """names in the folder of temporary files: a traceback is meant to stay, the others are torch's and torchrun's own"""
 
@@ -144,6 +152,8 @@ def start(zygote: Zygote, folder: Path, command: str, argv: Sequence[str], env: 
     """Start a command of the package."""
     rank = env.get("RANK", "")
     out, err = folder / f"out{rank}.txt", folder / f"err{rank}.txt"
+    for path in (out, err):  # a test may read them before the fork has opened them
+        path.touch()
     pid = zygote.ask({"command": command, "argv": list(argv), "env": env, "out": str(out), "err": str(err),
                       "open_files": open_files})
     return Job(zygote, pid, out, err)
@@ -204,6 +214,39 @@ def finish(jobs: Sequence[Job], seconds: float = 60.0) -> list[int]:
 def seconds_after_fault(folder: Path, jobs: Sequence[Job]) -> float:
     """How long the last process lived after the fault."""
     return max(job.ended for job in jobs) - float((folder / "fault").read_text())
+
+
+# --- what has come of a run -----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Outcome:
+    """All that must not depend on how often a run was killed.
+
+    Attributes:
+        weights: bytes of the last checkpoint's file.
+        state: optimizer, counters and order of samples, by path.
+        log: every number of every line but times.
+    """
+
+    weights: bytes
+    state: dict[str, Any]
+    log: list[dict[str, Any]]
+
+
+def outcome(folder: Path, steps: int) -> Outcome:
+    """Of the one run under `folder/out`, which ended after so many steps."""
+    (checkpoint,) = folder.glob(f"out/*/checkpoints/step_{steps:08d}")
+    state = torch.load(checkpoint / checkpointing.STATE, weights_only=True)
+    log = [row for row in records(checkpoint.parents[1]) if "loss" in row or "split" in row]
+    return Outcome((checkpoint / checkpointing.WEIGHTS).read_bytes(), dict(_flat(state)), log)
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Paths in nested containers -> numbers, texts, and tensors as bytes."""
+    if isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(item, f"{path}/{key}")
+    else:
+        yield path, value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
 
 
 # --- what is left ---------------------------------------------------------------------------------------------------

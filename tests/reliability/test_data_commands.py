@@ -14,6 +14,7 @@ from PIL import Image
 from lavis_lite.exits import code_of
 from tests.reliability.harness import (
     LIMIT,
+    STOPPING,
     Job,
     Zygote,
     environment,
@@ -87,7 +88,7 @@ def test_a_killed_writer_leaves_no_workers(name: str, zygote: Zygote, tmp_path: 
     assert finish([job]) == [-signal.SIGKILL]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", STOPPING)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_ends_a_writer_and_leaves_nothing(name: str, number: int, zygote: Zygote, tmp_path: Path) -> None:
     job, _ = started(name, zygote, tmp_path)

@@ -12,6 +12,7 @@ import pytest
 from lavis_lite.runners import checkpointing
 from tests.reliability.harness import (
     LIMIT,
+    STOPPING,
     Case,
     Job,
     Zygote,
@@ -117,9 +118,9 @@ def wait_for_steps(folder: Path, jobs: list[Job], seconds: float = 60.0) -> None
 SLOW = {"STEP_SECONDS": "0.02"}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 143),
-                                              (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_signal_to_the_whole_group_saves_and_leaves(number: int, code: int, zygote: Zygote, tmp_path: Path) -> None:
+    """SIGTERM and SIGUSR1: test_r5_preemption.py."""
     jobs = Case(workers=1, env=SLOW).start(zygote, tmp_path)
     wait_for_steps(tmp_path, jobs)
     jobs[0].signal_group(number)
@@ -177,7 +178,7 @@ def test_sigkill_of_a_rank_leaves_no_process(ranks: int, zygote: Zygote, tmp_pat
     assert damaged(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_at_start_up_ends_cleanly(number: int, zygote: Zygote, tmp_path: Path) -> None:
     jobs = Case("start:hang").start(zygote, tmp_path)
     while not (tmp_path / "fault").exists():

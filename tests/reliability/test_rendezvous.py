@@ -21,6 +21,7 @@ from lavis_lite.rendezvous import Rendezvous
 from tests.reliability.faulty import write_config
 from tests.reliability.harness import (
     LIMIT,
+    STOPPING,
     Case,
     Zygote,
     environment,
@@ -149,7 +150,7 @@ def test_a_port_in_use_is_told_of(address: int) -> None:
 
 
 # --- whole commands ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_before_the_rendezvous_ends_at_once(number: int, zygote: Zygote, tmp_path: Path) -> None:
     (first, second) = Case(ranks=2).start(zygote, tmp_path)
     second.signal(signal.SIGSTOP)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +12,12 @@ from tests.reliability.faulty import write_config
 from tests.reliability.harness import (
     REPOSITORY,
     Case,
+    Outcome,
     Zygote,
     environment,
     finish,
     left_behind,
+    outcome,
     texts,
 )
 
@@ -33,21 +34,13 @@ def torchrun(folder: Path, *options: str, restarts: int = 0, **env: str) -> subp
                           timeout=240, start_new_session=True, check=False)
 
 
-def outcome(folder: Path) -> tuple[bytes, list[float]]:
-    """Final weights and every logged loss of the one run under a folder."""
-    (weights,) = folder.glob(f"out/*/checkpoints/step_{STEPS:08d}/model.safetensors")
-    (log,) = folder.glob("out/*/log.jsonl")
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    return weights.read_bytes(), [row["loss"] for row in rows if "loss" in row]
-
-
 @pytest.fixture(scope="module")
-def uninterrupted(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[float]]:
+def uninterrupted(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """What two ranks make of the run."""
     folder = tmp_path_factory.mktemp("whole")
     jobs = Case(ranks=2, steps=STEPS).start(zygote, folder)
     assert finish(jobs) == [0, 0], texts(jobs)
-    return outcome(folder)
+    return outcome(folder, STEPS)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -62,12 +55,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.mark.slow
 def test_torchrun_max_restarts_goes_on_bit_for_bit(restart: tuple[str, str, int], tmp_path: Path,
-                                                   uninterrupted: tuple[bytes, list[float]]) -> None:
+                                                   uninterrupted: Outcome) -> None:
     fault, rank, workers = restart
     done = torchrun(tmp_path, f"run.num_workers={workers}", restarts=1, FAULT=fault, FAULT_RANK=rank)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "fault").exists()
     assert done.stdout.count("resuming from") == 1
     assert done.stderr.count("error: ") == 1
-    assert outcome(tmp_path) == uninterrupted
+    assert outcome(tmp_path, STEPS) == uninterrupted
     assert left_behind(tmp_path, []) == []

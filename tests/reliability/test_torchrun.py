@@ -61,16 +61,12 @@ def ended_after(process: subprocess.Popen[str], folder: Path, since: float) -> f
     return time.time() - since
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """With --long, every cause; else one."""
-    if "fault" in metafunc.fixturenames:
-        faults = ["data set:exception", "data set:kill", "collate:exception", "model:exception", "model:kill",
-                  "model:memory", "optimizer:exception", "data set:own", "start:exception", "start:kill"]
-        metafunc.parametrize("fault", faults if metafunc.config.getoption("--long") else faults[:1])
-
-
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("fault", ["data set:exception", "data set:kill", "collate:exception", "model:exception",
+                                   "model:kill", "model:memory", "optimizer:exception", "data set:own",
+                                   "start:exception", "start:kill"])
 def test_a_fault_of_one_rank_ends_the_job(fault: str, tmp_path: Path) -> None:
+    """A fault, and a restart after it, are always tried by test_restarts.py."""
     after = {"FAULT_AFTER": str(tmp_path)} if fault.startswith("start") else {}
     with torchrun(tmp_path, FAULT=fault, **after) as process:
         wait_for(tmp_path, "fault", process)

@@ -3,13 +3,14 @@
     python -m tests.reliability.zygote
 
 reads jobs as lines of JSON: {"command", "argv", "env", "out", "err"} starts one and answers its process id;
-{"wait": pid} answers its exit code, or null while it runs. Each job leads a session of its own, so that what it leaves
-behind can be found, and ends as an interpreter ends.
+{"wait": pid} answers its exit code, or null while it runs; {"import": module} imports what later jobs need besides.
+Each job leads a session of its own, so that what it leaves behind can be found, and ends as an interpreter ends.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import sys
@@ -65,6 +66,9 @@ def main() -> int:
         job = json.loads(line)
         if "wait" in job:
             answer = exit_code(job["wait"])
+        elif "import" in job:
+            answer = importlib.import_module(job["import"]).__name__
+            gc.freeze()
         elif not (answer := os.fork()):
             become(job)
             from lavis_lite.cli.main import run_command

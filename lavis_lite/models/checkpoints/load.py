@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import frozen_roots
 from lavis_lite.models.checkpoints.containers import Content, choose_command, rename_command, take_off_wrappers
-from lavis_lite.models.checkpoints.finite import SWITCH, describe_non_finite, non_finite
+from lavis_lite.models.checkpoints.finite_weights import SWITCH, describe_non_finite, non_finite
 from lavis_lite.models.checkpoints.hf_fields import refuse_other_settings
 from lavis_lite.models.checkpoints.hf_key_map import WITHOUT_PLACE, from_hf
 from lavis_lite.models.checkpoints.key_map import Translated

@@ -13,7 +13,7 @@ from torch import Tensor
 from lavis_lite.convert import convert
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.models.checkpoints import load_vision_weights
-from lavis_lite.models.checkpoints.finite import is_finite, non_finite, non_finite_fused
+from lavis_lite.models.checkpoints.finite_weights import is_finite, non_finite, non_finite_fused
 from lavis_lite.models.language_model import build_language_model
 from lavis_lite.models.language_model.build import load_pretrained
 from lavis_lite.models.vision_encoder import VisionEncoder
