@@ -20,7 +20,7 @@ from tests.reliability.faulty import FaultyModel
 from tests.reliability.harness import Case, Job, Zygote, finish, left_behind, outcome, texts
 
 FEW, MANY = 3, 200
-STEPS, LONGEST_SAVE = 40, 0.025
+STEPS, LONGEST_SAVE = 20, 0.025
 CASE = Case(steps=STEPS, env={"DROPOUT": "0.2"}, flags=["--resume", "auto"], options=["run.save_every=1"])
 
 
@@ -36,7 +36,7 @@ def kill_inside_a_save(job: Job, folder: Path, before: Iterable[Path], rng: rand
         before: what was left by the kill before this one.
     """
     earlier = {int(path.name[-8:]) for path in folder.glob("out/*/checkpoints/step_*")}
-    first = max(earlier, default=0) + rng.randrange(1, 4)
+    first = max(earlier, default=0) + rng.randrange(1, 3)
     while job.poll() is None:
         if any(_step(path) >= first for path in set(unfinished(folder)) - set(before)):
             time.sleep(rng.uniform(0.0, LONGEST_SAVE))

@@ -17,7 +17,7 @@ from tests.reliability.harness import Case, Zygote, damaged, finish, left_behind
 STEPS = 12
 
 
-@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("value", ["nan", pytest.param("inf", marks=pytest.mark.long)])
 def test_r8_all_ranks_skip_the_step_together(value: str, zygote: Zygote, tmp_path: Path) -> None:
     jobs = Case(f"loss:{value}", ranks=2, steps=STEPS).start(zygote, tmp_path)
     assert finish(jobs) == [0, 0], texts(jobs)

@@ -36,7 +36,7 @@ RUNS = [REPOSITORY / "projects" / name for name in (
     "instructblip/mini_t5.yaml", "blip2/stage1_vitg.yaml", "instructblip/vicuna7b.yaml", "blip2/stage1_custom.yaml")]
 LIMIT_SECONDS = 30.0
 """of processor time for one mutation; generous, because a hang has no end"""
-FEW, MANY = 120, 2500
+FEW, MANY = 80, 2500
 """mutations of each of the four kinds"""
 
 
