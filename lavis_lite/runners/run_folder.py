@@ -15,7 +15,7 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError, LavisLiteError
 from lavis_lite.manifest import CONFIG, STATE
 from lavis_lite.runners import checkpointing
-from lavis_lite.runners.run_lock import RunBusyError, RunLock, is_busy
+from lavis_lite.runners.run_lock import HOLDER, RunBusyError, RunLock, is_busy
 
 _STRAYS = (".tmp-step_*", ".old-step_*", ".tmp-probe*", ".tmp-last.json-*", ".tmp-best.json-*")
 
@@ -90,7 +90,7 @@ def removed_if_unused(run_dir: Path) -> Iterator[None]:
 
 
 def remove_strays(output_dir: Path) -> None:
-    """Remove the half-written checkpoints of runs under `output_dir` that were killed; running ones are left alone."""
+    """Remove half-written checkpoints and locks of killed runs under `output_dir`; running ones are left alone."""
     for run_dir in _runs_with_strays(Path(output_dir)):
         lock = RunLock(run_dir)
         with contextlib.suppress(RunBusyError, OSError):  # in use, or somebody else's
@@ -99,12 +99,13 @@ def remove_strays(output_dir: Path) -> None:
                 for stray in _strays(run_dir):
                     shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
             finally:
-                lock.release()
+                lock.release()  # which removes its files
 
 
 def _runs_with_strays(output_dir: Path) -> Iterator[Path]:
     for run_dir in sorted(output_dir.iterdir()) if output_dir.is_dir() else []:
-        if (run_dir / "config.yaml").is_file() and _strays(run_dir) and not is_busy(run_dir):
+        left = (run_dir / HOLDER).exists() or _strays(run_dir)
+        if left and (run_dir / "config.yaml").is_file() and not is_busy(run_dir):
             yield run_dir
 
 

@@ -35,5 +35,5 @@ class Uninterrupted:
             jobs = chain(ranks, 0).start(self.zygote, folder)
             assert finish(jobs) == [0] * ranks, texts(jobs)
             self._found[ranks] = outcome(folder, STEPS)
-            assert len(self._found[ranks].log) >= STEPS
+            assert len(self._found[ranks].log) == STEPS and self._found[ranks].scores
         return self._found[ranks]

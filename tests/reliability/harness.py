@@ -224,20 +224,24 @@ class Outcome:
     Attributes:
         weights: bytes of the last checkpoint's file.
         state: optimizer, counters and order of samples, by path.
-        log: every number of every line but times.
+        log: every number of every training step's line but times.
+        scores: every number of the test; a run that is started again after its end tests again.
     """
 
     weights: bytes
     state: dict[str, Any]
     log: list[dict[str, Any]]
+    scores: set[tuple[tuple[str, Any], ...]]
 
 
 def outcome(folder: Path, steps: int) -> Outcome:
     """Of the one run under `folder/out`, which ended after so many steps."""
     (checkpoint,) = folder.glob(f"out/*/checkpoints/step_{steps:08d}")
     state = torch.load(checkpoint / checkpointing.STATE, weights_only=True)
-    log = [row for row in records(checkpoint.parents[1]) if "loss" in row or "split" in row]
-    return Outcome((checkpoint / checkpointing.WEIGHTS).read_bytes(), dict(_flat(state)), log)
+    rows = records(checkpoint.parents[1])
+    scores = {tuple(sorted(row.items())) for row in rows if "split" in row}
+    return Outcome((checkpoint / checkpointing.WEIGHTS).read_bytes(), dict(_flat(state)),
+                   [row for row in rows if "loss" in row], scores)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -164,6 +164,17 @@ def test_strays_of_killed_runs_are_removed_and_nothing_else(out: Path) -> None:
     assert not busy.exists() and find(out) == out / "two/checkpoints/step_00000004"
 
 
+def test_the_lock_of_a_killed_run_is_removed_by_the_next_start(out: Path) -> None:
+    """Also of one that was killed before its first save, whose folder nobody goes on with."""
+    other = holder(out / "one")
+    run_folder.remove_strays(out)
+    assert (out / "one" / run_lock.HOLDER).exists()  # it runs
+    other.kill()
+    other.wait()
+    run_folder.remove_strays(out)
+    assert not list(out.glob("*/.lock*")) and (out / "one/checkpoints/step_00000004").exists()
+
+
 def test_a_kill_in_the_first_save_leaves_nothing_after_the_next_start(zygote: Zygote, tmp_path: Path) -> None:
     config = write_config(tmp_path, 2)
     argv = ["--cfg-path", str(config), "--resume", "auto"]
