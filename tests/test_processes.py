@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
+from lavis_lite import processes
 from lavis_lite.processes import remove_stale_folders
 
 
@@ -17,7 +17,7 @@ from lavis_lite.processes import remove_stale_folders
 def test_a_process_that_is_dead_but_not_collected_counts_as_gone(tmp_path: Path,
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     """torchrun collects a killed rank only after the others have looked for what it left."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(processes, "_socket_root", lambda: str(tmp_path))
     running = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     dead = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     folders = {process: tmp_path / f"ll-{process.pid}-abc" for process in (running, dead)}
