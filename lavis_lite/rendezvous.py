@@ -55,10 +55,15 @@ class Rendezvous:
         """The store of this attempt, once all ranks are here.
 
         Raises:
-            DistributedError: some rank did not come, or rank 0's port is taken.
+            DistributedError: some rank did not come, rank 0 has gone again, or its port is taken.
         """
         store = self._store()
-        token = self._lead(store) if self.rank == 0 else self._follow(store)
+        try:
+            token = self._lead(store) if self.rank == 0 else self._follow(store)
+        except (DistNetworkError, DistStoreError) as fault:
+            raise DistributedError(f"rank {self.rank} of {self.world_size} lost the meeting point at {self.host}:"
+                                   f"{self.port}: the process that opened it (rank 0, or the launcher) has ended. Its "
+                                   f"own output has the reason. Here: {_first_line(fault)}") from fault
         return PrefixStore(f"{_PREFIX}/{token}", store)
 
     # --- the store ------------------------------------------------------------------------------------------------

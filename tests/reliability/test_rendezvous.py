@@ -179,3 +179,17 @@ def test_a_dry_run_joins_no_group(zygote: Zygote, tmp_path: Path) -> None:
     job = start(zygote, tmp_path, "train", argv, {**environment(tmp_path), **STEP})
     assert finish([job]) == [0], texts([job])
     assert "ran one step" in job.out.read_text() and "waits" not in texts([job])
+
+
+def test_a_meeting_point_that_goes_again_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 opens it; if it is killed before all ranks have met, the others' next question has no answer."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+
+    class Gone:
+        def set(self, *_: object) -> None:
+            raise dist.DistNetworkError("Failed to recv, got 0 bytes")
+
+    monkeypatch.setattr(Rendezvous, "_store", lambda self: Gone())
+    with pytest.raises(DistributedError, match="rank 1 of 2 lost the meeting point at 127.0.0.1:.* has ended"):
+        Rendezvous(1, 2, 1.0).meet()
