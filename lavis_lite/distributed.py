@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lavis_lite.errors import DistributedError
+from lavis_lite.exits import native_threads_started
 from lavis_lite.launch import Launch, launch_from_environment
 from lavis_lite.processes import follow_parent, remove_stale_folders
 
@@ -59,6 +60,7 @@ def init(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minutes
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise DistributedError(f"rank {launch.rank} of {launch.world_size} met the others at {where}, but no group "
                                    f"could be made: {fault}") from fault
+        native_threads_started()
         _State.store = store
     return launch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import platform
@@ -103,7 +104,32 @@ def leave(code: int) -> NoReturn:
         for number in STOP_SIGNALS:
             if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_IGN)
+    if _Native.threads:
+        _end_without_teardown(code)
     sys.exit(code)
+
+
+class _Native:
+    threads = False
+
+
+def native_threads_started() -> None:
+    """Say that a library's own threads may still hold Python objects when the process ends (gloo's and NCCL's do).
+
+    Python stops such a thread in the middle of C++ code when it asks for the interpreter's lock during teardown;
+    C++ then aborts the process: "terminate called without an active exception", signal 6, after a run that succeeded.
+    """
+    _Native.threads = True
+
+
+def _end_without_teardown(code: int) -> NoReturn:
+    """What Python does at the end up to its teardown: wait for threads, call `atexit` functions, flush."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the terminal is gone, or closed
+            stream.flush()
+    os._exit(code)
 
 
 # --- an error that nobody foresaw -----------------------------------------------------------------------------------

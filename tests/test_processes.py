@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,21 @@ def test_a_process_that_is_dead_but_not_collected_counts_as_gone(tmp_path: Path,
         running.kill()
         for process in folders:
             process.wait()
+
+
+def test_the_end_of_a_rank_skips_pythons_teardown_and_nothing_else() -> None:
+    """gloo's threads abort the process if they ask for the interpreter's lock during teardown (1 of 8 busy runs)."""
+    script = textwrap.dedent("""
+        import atexit, threading, time
+        from lavis_lite.exits import leave, native_threads_started
+        class Torn:
+            def __del__(self): print("torn down")
+        torn = Torn()
+        atexit.register(print, "atexit")
+        threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+        print("unflushed", end=" ")
+        native_threads_started()
+        leave(0)
+    """)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "unflushed thread\natexit\n", "")
