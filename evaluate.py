@@ -6,7 +6,7 @@
 """
 
 from lavis_lite.cli.main import run_command
-from lavis_lite.exits import leave
+from lavis_lite.process.exits import leave
 
 if __name__ == "__main__":
     leave(run_command("evaluate"))

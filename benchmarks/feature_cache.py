@@ -23,7 +23,7 @@ import torch
 from lavis_lite import engine
 from lavis_lite.cli.data_cache_features import write_all
 from lavis_lite.config.compose import compose
-from lavis_lite.launch import launch_from_environment
+from lavis_lite.process.launch import launch_from_environment
 
 RECIPE = "projects/blip2/stage1.yaml"
 

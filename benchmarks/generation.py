@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.stage1_step import machine, paired, timed
-from lavis_lite.models.language_model import GenerationConfig, LanguageModel, build_language_model
+from lavis_lite.models.language import GenerationConfig, LanguageModel, build_language_model
 
 RESULTS = Path(__file__).parent / "results"
 QUERIES, QUESTIONS = 32, 5
@@ -143,8 +143,8 @@ def mini(batch: int) -> dict[str, Run]:
     from PIL import Image
 
     from lavis_lite import load_model_and_preprocess
-    from lavis_lite.datasets.prepare.render import render
-    from lavis_lite.datasets.prepare.scenes import make_scene
+    from lavis_lite.mini_world.render import render
+    from lavis_lite.mini_world.scenes import make_scene
 
     model, processors, _ = load_model_and_preprocess("blip2_opt", "mini", is_eval=True, device="cpu")
     pictures = [Image.fromarray(render(make_scene(0, "val", index))) for index in range(batch)]

@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis_lite.models import objectives
-from lavis_lite.models.blip2_qformer import Blip2Qformer
-from lavis_lite.models.masks import attention_mask
+from lavis_lite.models.blip2 import objectives
+from lavis_lite.models.blip2.passes import image_keys
+from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from lavis_lite.models.outputs import Blip2Output
-from lavis_lite.models.qformer_layers import Attention, Layer
-from lavis_lite.models.stage1 import image_keys
+from lavis_lite.models.qformer.layers import Attention, Layer
+from lavis_lite.models.qformer.masks import attention_mask
 from lavis_lite.models.text_tokens import TextTokens
 
 PastKeys = list[tuple[Tensor, Tensor]]

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.plain_stage1 import look
-from lavis_lite.models.blip2_llm import Blip2LLM
-from lavis_lite.models.qformer_layers import Layer
+from lavis_lite.models.blip2.llm import Blip2LLM
+from lavis_lite.models.qformer.layers import Layer
 
 IGNORE = -100
 

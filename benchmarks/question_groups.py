@@ -27,7 +27,7 @@ from lavis_lite import engine
 from lavis_lite.config.compose import compose
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.loading.loader import eval_loader
-from lavis_lite.launch import launch_from_environment
+from lavis_lite.process.launch import launch_from_environment
 
 RECIPES = ("projects/blip2/eval/mini_vqa_opt.yaml", "projects/blip2/eval/mini_vqa_t5.yaml",
            "projects/instructblip/eval/mini_vqa_t5.yaml")

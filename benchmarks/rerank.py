@@ -27,14 +27,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.plain_rerank import PlainRerank
-from lavis_lite.models.blip2_qformer import Blip2Qformer
-from lavis_lite.models.qformer import QFormer, QFormerConfig
+from lavis_lite.checkpoints.weights import assets
+from lavis_lite.models.blip2.stage1 import Blip2Qformer
+from lavis_lite.models.qformer.model import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.tasks import retrieval_reranking
 from lavis_lite.tasks.gallery import Gallery
 from lavis_lite.tasks.retrieval_parts import BothWays, OwnImages, Sizes, Texts
 from lavis_lite.tasks.retrieval_scoring import _similarity, itc_candidates
-from lavis_lite.weights import assets
 
 CAPTIONS = 5
 TEXT_WIDTH = 35

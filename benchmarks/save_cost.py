@@ -23,7 +23,7 @@ import torch
 from benchmarks.feature_cache import RECIPE, options
 from lavis_lite import engine
 from lavis_lite.config.compose import compose
-from lavis_lite.launch import launch_from_environment
+from lavis_lite.process.launch import launch_from_environment
 
 WARM_UP = 3
 """steps that are not counted"""

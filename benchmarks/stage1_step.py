@@ -30,10 +30,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain_stage1 import PlainStage1
-from lavis_lite.models.blip2_qformer import Blip2Qformer
-from lavis_lite.models.qformer import QFormer, QFormerConfig
+from lavis_lite.models.blip2.stage1 import Blip2Qformer
+from lavis_lite.models.qformer.model import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
-from lavis_lite.models.vision_encoder import VisionEncoder
+from lavis_lite.models.vision.encoder import VisionEncoder
 
 RESULTS = Path(__file__).parent / "results"
 TEXT_WIDTH = 32

@@ -36,11 +36,11 @@ from benchmarks.hf_stage2 import HFStage2
 from benchmarks.hf_stage2 import build as build_hf
 from benchmarks.plain_stage2 import PlainStage2
 from benchmarks.stage1_step import machine, paired, timed
-from lavis_lite.models.blip2_llm import Blip2LLM
-from lavis_lite.models.language_model import build_language_model
-from lavis_lite.models.qformer import QFormer, QFormerConfig
+from lavis_lite.models.blip2.llm import Blip2LLM
+from lavis_lite.models.language import build_language_model
+from lavis_lite.models.qformer.model import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer
-from lavis_lite.models.vision_encoder import VisionEncoder
+from lavis_lite.models.vision.encoder import VisionEncoder
 
 RESULTS = Path(__file__).parent / "results"
 BATCH, TEXT_WIDTH, QUERIES = 16, 32, 16

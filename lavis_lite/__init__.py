@@ -8,7 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from lavis_lite import moved
+
 __version__ = "0.1.0"
+
+moved.install()
 
 _LAZY = {
     "LavisLiteError": "lavis_lite.errors",

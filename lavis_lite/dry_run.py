@@ -13,17 +13,17 @@ from typing import Any
 import torch
 
 from lavis_lite import distributed, engine
+from lavis_lite.checkpoints.weights import Need
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, ModelConfig
-from lavis_lite.launch import Launch, launch_from_environment
-from lavis_lite.models.language_model.released import RELEASED
+from lavis_lite.models.language.released import RELEASED
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
+from lavis_lite.process.launch import Launch, launch_from_environment
 from lavis_lite.registry import registry
 from lavis_lite.runners.mixing import published_mixing
 from lavis_lite.runners.precision import pick_device
 from lavis_lite.runners.runner import Runner
 from lavis_lite.runners.step import to_device
-from lavis_lite.weights import Need
 
 GIB = 2**30
 

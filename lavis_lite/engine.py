@@ -17,23 +17,28 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 
-from lavis_lite import atomic, distributed, exits, weights
+from lavis_lite import distributed
+from lavis_lite.checkpoints import weights
+from lavis_lite.checkpoints.untrained import refuse_untrained
 from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.features.cache import FeatureFolder
 from lavis_lite.datasets.texts import look_through
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
-from lavis_lite.launch import Launch, launch_from_environment
+from lavis_lite.evaluation import journal
+from lavis_lite.evaluation.reporting import closing_lines
+from lavis_lite.io import atomic
+from lavis_lite.process import exits
+from lavis_lite.process.launch import Launch, launch_from_environment
 from lavis_lite.registry import registry
-from lavis_lite.runners import checkpointing, journal, run_folder
+from lavis_lite.runners import checkpointing
 from lavis_lite.runners.precision import pick_device
-from lavis_lite.runners.reporting import closing_lines
-from lavis_lite.runners.run_lock import RunLock
 from lavis_lite.runners.runner import Runner
 from lavis_lite.runs import EVALUATIONS, resume_evaluation
+from lavis_lite.runs import folder as run_folder
+from lavis_lite.runs.lock import RunLock
 from lavis_lite.tasks.base import BaseTask
 from lavis_lite.tasks.long_texts import long_texts
-from lavis_lite.untrained import refuse_untrained
 
 T = TypeVar("T")
 

@@ -132,7 +132,7 @@ class Registries:
 
     def __init__(self) -> None:
         # model: from_config(cfg) -> module; forward(samples) -> output with `loss`; knows nothing of tasks or files.
-        blip2, llm = "lavis_lite.models.blip2_qformer:", "lavis_lite.models.blip2_llm:"
+        blip2, llm = "lavis_lite.models.blip2.stage1:", "lavis_lite.models.blip2.llm:"
         self.model: Registry[Any] = Registry("model", "lavis_lite.models.base:BaseModel", {
             "blip2": blip2 + "Blip2Qformer",
             "blip2_feature_extractor": blip2 + "Blip2Qformer",

@@ -14,7 +14,7 @@ while [ $# -gt 0 ]; do
     case "$1" in
         --kernels) kernels="${2:?--kernels needs a list, for example default,native}"; shift 2 ;;
         --threads) threads="${2:?--threads needs a list, for example 1,2}"; shift 2 ;;
-        --numeric) tests=(tests/models tests/parity tests/runners tests/tasks); shift ;;
+        --numeric) tests=(tests/models tests/checkpoints tests/parity tests/runners tests/tasks); shift ;;
         --) shift; break ;;
         *) echo "[matrix] unknown argument $1; see the head of $0" >&2; exit 2 ;;
     esac

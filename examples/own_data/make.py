@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.datasets.prepare.mini_world import prepare_mini_world
+from lavis_lite.mini_world.world import prepare_mini_world
 
 SCENES, SEED = 24, 2026
 

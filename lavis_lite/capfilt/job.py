@@ -21,7 +21,6 @@ from typing import Any
 from filelock import FileLock
 from PIL import Image
 
-from lavis_lite import atomic
 from lavis_lite.capfilt.captioner import Captioner, seed_of
 from lavis_lite.capfilt.ranker import Ranker
 from lavis_lite.datasets.annotations.tables import Row, RowTable
@@ -29,6 +28,7 @@ from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.shards.index import ShardIndex
 from lavis_lite.datasets.shards.writer import Plan, make_plan, write_shards
 from lavis_lite.errors import DataError
+from lavis_lite.io import atomic
 
 PARTS, SHARDS, PLAN = "parts", "shards", "plan.json"
 KINDS = {"image": "file_name", "caption": "texts"}

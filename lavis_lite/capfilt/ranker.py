@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.finite import check_finite
-from lavis_lite.threads import one_at_a_time
+from lavis_lite.process.locks import one_at_a_time
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 PAPER_CLIP = "openai/clip-vit-large-patch14"

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lavis_lite import atomic
 from lavis_lite.cli.console import program
 from lavis_lite.errors import ConfigError
+from lavis_lite.io import atomic
 from lavis_lite.report.compare import compare
 from lavis_lite.report.compare_text import as_json, page, text
 

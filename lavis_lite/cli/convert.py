@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         LavisLiteError: any mistake in the input; then nothing is written.
     """
     given = parser().parse_args(list(argv))
-    from lavis_lite.convert import convert  # imports torch
+    from lavis_lite.checkpoints.convert import convert  # imports torch
 
     print(convert(given.checkpoint, given.to, given.out, model=given.model, model_type=given.type, dtype=given.dtype,
                   whole=given.whole, merge_lora=given.merge_lora, allow_non_finite=given.allow_non_finite))

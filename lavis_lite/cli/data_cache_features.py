@@ -45,9 +45,10 @@ def main(argv: Sequence[str]) -> int:
 
 def write_all(config: Config, out: Path | None, dtype: str, per_file: int) -> None:
     """The features of every data set with training splits."""
-    from lavis_lite import engine, weights
+    from lavis_lite import engine
+    from lavis_lite.checkpoints import weights
     from lavis_lite.datasets.features.writer import FeatureJob, image_names, write_features
-    from lavis_lite.launch import launch_from_environment
+    from lavis_lite.process.launch import launch_from_environment
     from lavis_lite.runners.precision import pick_device
 
     launch, run = launch_from_environment(), config.run

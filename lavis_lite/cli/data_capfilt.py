@@ -70,8 +70,8 @@ def main(argv: Sequence[str]) -> int:
     name, section = chosen_dataset(chosen.dataset, chosen.cfg_path, chosen.options)
     dataset = build_split(name, with_processors(section), chosen.split)
     from lavis_lite.capfilt.job import SHARDS, Job, run_job
-    from lavis_lite.launch import launch_from_environment
-    from lavis_lite.loading import pick_device
+    from lavis_lite.process.launch import launch_from_environment
+    from lavis_lite.zoo.loading import pick_device
 
     launch = launch_from_environment()
     device = pick_device(chosen.device)

@@ -10,8 +10,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from lavis_lite import exits, limits
 from lavis_lite.errors import LavisLiteError, did_you_mean
+from lavis_lite.process import exits, limits
 from lavis_lite.redaction import masked_output
 
 TRACEBACK = "--traceback"

@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lavis_lite import files
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, DatasetConfig, RunConfig
 from lavis_lite.config.typed import parameter_problem
 from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean, shown
-from lavis_lite.launch import launch_from_environment
+from lavis_lite.io import files
+from lavis_lite.process.launch import launch_from_environment
 from lavis_lite.redaction import mask
 from lavis_lite.registry import registry
 
@@ -66,7 +66,7 @@ def missing(config: Config) -> list[str]:
 
 def missing_weights(config: Config) -> list[str]:
     """Weights and tokenizers named in the model section that are neither on disk nor packaged."""
-    from lavis_lite.weights import required_weights
+    from lavis_lite.checkpoints.weights import required_weights
 
     return [need.sentence() for need in required_weights(config.model) if not need.found()]
 

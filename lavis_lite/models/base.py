@@ -70,7 +70,7 @@ class BaseModel(nn.Module):
     """whether the loss compares the samples of a micro-batch (of all ranks) with each other, so that a step of several
     small micro-batches has another objective than one of a large one"""
     weight_record: WeightRecord = WeightRecord()
-    """where the weights came from; `lavis_lite.weights.build_model` sets it"""
+    """where the weights came from; `lavis_lite.checkpoints.weights.build_model` sets it"""
     allow_non_finite: bool = False
     """whether checkpoints with NaN or infinity may be loaded; the section says so"""
 

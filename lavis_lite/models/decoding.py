@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.finite import check_finite
-from lavis_lite.models.qformer import Cache, QFormer
+from lavis_lite.models.qformer.model import Cache, QFormer
 from lavis_lite.models.text_tokens import SpecialIds
 
 LEAVING_SHARE = 0.125

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavis_lite import atomic
+from lavis_lite.io import atomic
 from lavis_lite.report.sample import ReportSample, finite
 
 PAGE = "report.html"

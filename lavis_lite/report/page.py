@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lavis_lite import atomic
+from lavis_lite.io import atomic
 from lavis_lite.report.curves import Panels, escaped, figures
 from lavis_lite.report.sample import Candidate, Picture, ReportSample, finite
 from lavis_lite.report.thumbnails import thumbnails

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from lavis_lite.checkpoints.manifest import CONFIG
 from lavis_lite.errors import ConfigError
-from lavis_lite.manifest import CONFIG
 
 UNANNOUNCED = frozenset({"run.resume_ckpt_path"})
 """settings that say how to resume, not how to train"""

@@ -18,22 +18,23 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 import yaml
 
-from lavis_lite import disk, distributed
+from lavis_lite import distributed
+from lavis_lite.checkpoints.stored import stored_record
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
-from lavis_lite.launch import Launch
-from lavis_lite.models.checkpoints.stored import stored_record
+from lavis_lite.evaluation.evaluator import AGGREGATE, Evaluator, where_unscored, write_predictions, write_result
+from lavis_lite.evaluation.progress import EvaluationStopped
+from lavis_lite.evaluation.reporting import write_reports
+from lavis_lite.io import disk
+from lavis_lite.process.launch import Launch
 from lavis_lite.registry import registry
 from lavis_lite.runners import bounds, checkpointing, resume
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.bounds import Bounds
 from lavis_lite.runners.cut_texts import CutTextReport
-from lavis_lite.runners.desk import EvaluationStopped
-from lavis_lite.runners.evaluation import AGGREGATE, Evaluator, where_unscored, write_predictions, write_result
 from lavis_lite.runners.parts import Datasets, Speed, TrainingParts
 from lavis_lite.runners.precision import Precision, pick_device
-from lavis_lite.runners.reporting import write_reports
 from lavis_lite.runners.sharding import share_out
 from lavis_lite.runners.signals import EVALUATION_ANSWER, Interrupted, SignalWatch
 from lavis_lite.runners.step import StepResult

@@ -13,8 +13,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from lavis_lite.errors import LavisLiteError
-from lavis_lite.exits import code_of
-from lavis_lite.processes import STOP_SIGNALS
+from lavis_lite.process.children import STOP_SIGNALS
+from lavis_lite.process.exits import code_of
 
 STEP_ANSWER = "finishing this step, then saving a checkpoint"
 EVALUATION_ANSWER = "finishing this batch, then leaving"
@@ -24,7 +24,7 @@ class Interrupted(LavisLiteError):
     """The run stopped because a signal asked for it, after its state was saved.
 
     Attributes:
-        exit_code: see `lavis_lite.exits.code_of`; the command line exits with it.
+        exit_code: see `lavis_lite.process.exits.code_of`; the command line exits with it.
         checkpoint: the folder to resume from; None: there is none, and `kept` says what there is.
     """
 

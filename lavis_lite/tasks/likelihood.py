@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lavis_lite.metrics.ranking import order, shares
-from lavis_lite.models.language_model.contract import PAIRS_AT_ONCE
-from lavis_lite.models.prompts import question_prompts
+from lavis_lite.models.blip2.prompts import question_prompts
+from lavis_lite.models.language.contract import PAIRS_AT_ONCE
 from lavis_lite.tasks.writing import PICTURES
 
 KEPT = 10

@@ -10,7 +10,7 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.ranking import KS, auc, ndcg, order, rank_scores, ranks, shares
 from lavis_lite.metrics.vqa import Truth, accuracies
-from lavis_lite.models.prompts import question_prompts
+from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import MISSED, Candidate, ReportSample
 from lavis_lite.tasks.base import Row

@@ -11,7 +11,7 @@ from torch import Tensor
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.controls import Control, Controlled
 from lavis_lite.errors import ConfigError, did_you_mean
-from lavis_lite.models.prompts import question_prompts
+from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.submission import Server, Submission
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lavis_lite import atomic, disk, redaction
+from lavis_lite import redaction
+from lavis_lite.io import atomic, disk
 from lavis_lite.tracking.sink import Record, Sink
 
 MOST_WAITING = 10_000

@@ -22,11 +22,11 @@ from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.builders.images import ImageDatasetConfig
 from lavis_lite.datasets.builders.shards import ImageShardBuilder
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
-from lavis_lite.datasets.prepare.captions import make_captions
-from lavis_lite.datasets.prepare.render import render
-from lavis_lite.datasets.prepare.scenes import make_scene
 from lavis_lite.datasets.shards.index import ShardIndex
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.mini_world.captions import make_captions
+from lavis_lite.mini_world.render import render
+from lavis_lite.mini_world.scenes import make_scene
 from lavis_lite.torchvision_shim import ensure_torchvision
 from lavis_lite.zoo import load_model_and_preprocess
 

@@ -8,7 +8,7 @@ import pytest
 from lavis_lite.config.compose import compose, dataset_names, to_yaml
 from lavis_lite.config.preflight import check
 from lavis_lite.errors import ConfigError, Faults
-from lavis_lite.models.blip2_config import Blip2QformerConfig
+from lavis_lite.models.blip2.config import Blip2QformerConfig
 from lavis_lite.runners.mixing import published_mixing
 
 ROOT = Path(__file__).resolve().parents[2]

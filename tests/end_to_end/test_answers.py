@@ -11,7 +11,7 @@ import yaml
 
 from lavis_lite.report.files import read_samples
 from tests.end_to_end.conftest import Train, read_log
-from tests.models.language_model.tiny import IDS, SIZES, byte_tokenizer
+from tests.models.language.tiny import IDS, SIZES, byte_tokenizer
 from tests.models.test_blip2_llm import SIZES_OF_QFORMER
 
 WORLD = {"train": 24, "val": 8, "test": 8, "ood": 4, "seed": 3}

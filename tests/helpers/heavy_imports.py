@@ -8,4 +8,4 @@ ensure_torchvision()
 import timm  # noqa: E402, F401
 import transformers.models.bert.tokenization_bert  # noqa: E402, F401
 
-import lavis_lite.models.blip2_qformer  # noqa: E402, F401
+import lavis_lite.models.blip2.stage1  # noqa: E402, F401

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lavis_lite.datasets.prepare.captions import make_captions
-from lavis_lite.datasets.prepare.scenes import CELLS, make_scene
 from lavis_lite.errors import DataError
 from lavis_lite.metrics.scenes import is_exact, matched, read_objects, scene_scores
+from lavis_lite.mini_world.captions import make_captions
+from lavis_lite.mini_world.scenes import CELLS, make_scene
 
 
 def test_every_wording_of_the_generator_is_read_as_its_scene() -> None:

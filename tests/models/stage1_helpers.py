@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lavis_lite.models.blip2_qformer import Blip2Qformer
-from lavis_lite.models.qformer import QFormer, QFormerConfig
+from lavis_lite.models.blip2.stage1 import Blip2Qformer
+from lavis_lite.models.qformer.model import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import SpecialIds, TextTokenizer, TextTokens
 
 TINY = QFormerConfig(hidden_size=32, num_layers=4, num_heads=4, intermediate_size=48, vocab_size=61, max_positions=24,

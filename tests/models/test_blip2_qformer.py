@@ -12,13 +12,13 @@ from torch import Tensor
 
 from benchmarks.plain_stage1 import PlainStage1
 from lavis_lite import distributed
+from lavis_lite.checkpoints.formats.bert import initialise_from_bert
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError, ConfigError, DataError
-from lavis_lite.models import stage1
-from lavis_lite.models.blip2_config import Blip2QformerConfig
-from lavis_lite.models.blip2_qformer import Blip2ImageTextMatching, Blip2Qformer, Contrast
-from lavis_lite.models.checkpoints.bert_weights import initialise_from_bert
-from lavis_lite.models.qformer import QFormer, QFormerConfig
+from lavis_lite.models.blip2 import passes as stage1
+from lavis_lite.models.blip2.config import Blip2QformerConfig
+from lavis_lite.models.blip2.stage1 import Blip2ImageTextMatching, Blip2Qformer, Contrast
+from lavis_lite.models.qformer.model import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.registry import registry
 from lavis_lite.runners import optim

@@ -13,12 +13,12 @@ import torch
 import transformers
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.blip2_llm import OPT, T5, T5_INSTRUCT, VICUNA, Blip2LLM
-from lavis_lite.models.few_shot import with_examples
-from lavis_lite.models.language_model.families import FAMILIES, GENERAL
-from lavis_lite.models.language_model.tokens import LanguageTokenizer
+from lavis_lite.models.blip2.few_shot import with_examples
+from lavis_lite.models.blip2.llm import OPT, T5, T5_INSTRUCT, VICUNA, Blip2LLM
+from lavis_lite.models.blip2.prompts import question_prompts
+from lavis_lite.models.language.families import FAMILIES, GENERAL
+from lavis_lite.models.language.tokens import LanguageTokenizer
 from lavis_lite.models.plain_text import PlainEncoder, control_tokens
-from lavis_lite.models.prompts import question_prompts
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.processors.control import control_token, without_control_tokens
 from lavis_lite.processors.instruction import Instruction

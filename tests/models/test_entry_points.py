@@ -11,7 +11,7 @@ import torch
 from lavis_lite.errors import ConfigError, DataError, LavisLiteError, TextTooLongError
 from lavis_lite.models.text_tokens import MINI_FOLDER
 from lavis_lite.registry import registry
-from tests.models.language_model.tiny import SIZES
+from tests.models.language.tiny import SIZES
 from tests.models.test_blip2_llm import SIZES_OF_QFORMER
 
 LONG = "blue " * 10_000
@@ -214,7 +214,7 @@ def test_unknown_options_of_the_other_methods(models: dict[str, Any]) -> None:
 
 
 def test_blip2_takes_the_order_of_lavis(models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    import lavis_lite.models.blip2_qformer as module
+    import lavis_lite.models.blip2.stage1 as module
 
     seen: list[Any] = []
     monkeypatch.setattr(module, "decode", lambda *given: seen.append(given[3]) or [[]])

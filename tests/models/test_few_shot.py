@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.blip2_llm import T5_INSTRUCT, Blip2LLM
-from lavis_lite.models.few_shot import check_settings, draw_count, with_examples
+from lavis_lite.models.blip2.few_shot import check_settings, draw_count, with_examples
+from lavis_lite.models.blip2.llm import T5_INSTRUCT, Blip2LLM
 from tests.models.test_blip2_llm import CAPTIONS, images, model_of
 
 ROW = {"text_input": ["who?", "why?"], "text_output": ["me", "so"]}

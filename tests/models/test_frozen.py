@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lavis_lite.checkpoints import load_state
 from lavis_lite.models.base import BaseModel, freeze
-from lavis_lite.models.blip2_llm import OPT, T5, Blip2LLM
-from lavis_lite.models.checkpoints import load_state
-from lavis_lite.models.vision_encoder import VisionEncoder
-from tests.models.language_model.tiny import tiny
+from lavis_lite.models.blip2.llm import OPT, T5, Blip2LLM
+from lavis_lite.models.vision.encoder import VisionEncoder
+from tests.models.language.tiny import tiny
 from tests.models.test_blip2_llm import CAPTIONS, model_of
 
 VIT = {"depth": 2, "width": 16, "heads": 2, "patch_size": 4, "mlp_ratio": 2.0}

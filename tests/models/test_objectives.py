@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lavis_lite.models import objectives
+from lavis_lite.models.blip2 import objectives
 
 DOUBLE = torch.float64
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.prompts import (
+from lavis_lite.models.blip2.prompts import (
     as_list,
     candidate_prompts,
     generation_prompts,

@@ -14,12 +14,12 @@ from benchmarks.hf_stage2 import IGNORE, HFStage2
 from benchmarks.hf_stage2 import build as build_hf
 from benchmarks.plain_stage2 import PlainStage2
 from benchmarks.stage2_step import IdsOnly, OurStep
-from lavis_lite.models.blip2_llm import Blip2LLM
-from lavis_lite.models.checkpoints import from_lavis
-from lavis_lite.models.language_model import build_language_model
-from lavis_lite.models.qformer import QFormer, QFormerConfig
+from lavis_lite.checkpoints import from_lavis
+from lavis_lite.models.blip2.llm import Blip2LLM
+from lavis_lite.models.language import build_language_model
+from lavis_lite.models.qformer.model import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer
-from lavis_lite.models.vision_encoder import VisionEncoder
+from lavis_lite.models.vision.encoder import VisionEncoder
 from tests.parity.exact import exact
 from tests.parity.stand_ins import RENAMES
 

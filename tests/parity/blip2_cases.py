@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from lavis_lite.models.blip2_config import Blip2QformerConfig
-from lavis_lite.models.blip2_qformer import Blip2Qformer, Negatives
-from lavis_lite.models.checkpoints import load_checkpoint
+from lavis_lite.checkpoints import load_checkpoint
+from lavis_lite.models.blip2.config import Blip2QformerConfig
+from lavis_lite.models.blip2.stage1 import Blip2Qformer, Negatives
 from lavis_lite.registry import registry
 from tests.parity.exact import exact
 from tests.parity.recordings import Check, Recording, folders_with

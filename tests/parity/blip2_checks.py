@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lavis_lite.models.blip2_qformer import Blip2Qformer
-from lavis_lite.models.objectives import negative_weights
+from lavis_lite.models.blip2.objectives import negative_weights
+from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from tests.parity.blip2_cases import Recorded, build, inject, rounding_apart
 from tests.parity.lavis_names import our_names
 from tests.parity.recordings import Check, Comparison

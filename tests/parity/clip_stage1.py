@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lavis_lite.models.blip2_qformer import Blip2Qformer
-from lavis_lite.models.checkpoints import to_lavis
+from lavis_lite.checkpoints import to_lavis
+from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from tests.parity.blip2_cases import Recorded, inject, section
 from tests.parity.blip2_checks import BETWEEN, LOSSES, between, grads_of
 from tests.parity.lavis_names import our_names

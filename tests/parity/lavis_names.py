@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from lavis_lite.models.checkpoints import from_lavis
+from lavis_lite.checkpoints import from_lavis
 
 
 @functools.cache

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lavis_lite.models.blip2_llm import Blip2LLM
-from lavis_lite.models.checkpoints import load_state
-from lavis_lite.models.language_model.families import FAMILIES
+from lavis_lite.checkpoints import load_state
+from lavis_lite.models.blip2.llm import Blip2LLM
+from lavis_lite.models.language.families import FAMILIES
 from lavis_lite.registry import registry
 from tests.conftest import find_shared
 from tests.parity.exact import exact

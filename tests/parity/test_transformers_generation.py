@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lavis_lite.models.blip2_llm import Blip2LLM
-from lavis_lite.models.checkpoints.export import export_hf
-from lavis_lite.models.checkpoints.hf_config import section_of
-from lavis_lite.models.checkpoints.load import load_checkpoint, load_state
-from lavis_lite.models.language_model import GenerationConfig
-from lavis_lite.models.language_model.head import output_layer
+from lavis_lite.checkpoints.export import export_hf
+from lavis_lite.checkpoints.formats.hf_config import section_of
+from lavis_lite.checkpoints.load import load_checkpoint, load_state
+from lavis_lite.models.blip2.llm import Blip2LLM
+from lavis_lite.models.language import GenerationConfig
+from lavis_lite.models.language.head import output_layer
 from lavis_lite.models.text_tokens import TextTokens
 from lavis_lite.registry import registry
 from lavis_lite.torchvision_shim import ensure_torchvision
-from tests.models.language_model.tiny import BOS, EOS, PAD, WORDS, byte_tokenizer
+from tests.models.language.tiny import BOS, EOS, PAD, WORDS, byte_tokenizer
 
 ensure_torchvision()  # transformers imports torchvision with its BLIP-2
 import transformers  # noqa: E402

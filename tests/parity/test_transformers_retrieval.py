@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lavis_lite.models.blip2_config import Blip2QformerConfig
-from lavis_lite.models.blip2_qformer import Blip2ImageTextMatching
-from lavis_lite.models.checkpoints import load_state
+from lavis_lite.checkpoints import load_state
+from lavis_lite.models.blip2.config import Blip2QformerConfig
+from lavis_lite.models.blip2.stage1 import Blip2ImageTextMatching
 from lavis_lite.models.text_tokens import TextTokens
 from lavis_lite.torchvision_shim import ensure_torchvision
 

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lavis_lite.models.checkpoints import load_vision_weights, vision_state
-from lavis_lite.models.vision_encoder import VisionEncoder
+from lavis_lite.checkpoints import load_vision_weights, vision_state
+from lavis_lite.models.vision.encoder import VisionEncoder
 from tests.parity.recordings import Comparison, Recording, folders_with
 
 CHECKPOINTING: tuple[bool | str, ...] = (False, True, "fairscale")

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from lavis_lite.models.prompts import clean_answers
+from lavis_lite.models.blip2.prompts import clean_answers
 from lavis_lite.processors import lemmatizer
 from lavis_lite.processors.lemmatizer import RULES, Lemmatizer, lemmatise
 

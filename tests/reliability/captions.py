@@ -20,12 +20,12 @@ from PIL import Image
 from lavis_lite.config.schema import DatasetConfig, ModelConfig, RunConfig
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
-from lavis_lite.models.blip2_llm import OPT, Blip2LLM
-from lavis_lite.models.qformer import QFormer
+from lavis_lite.models.blip2.llm import OPT, Blip2LLM
+from lavis_lite.models.qformer.model import QFormer
 from lavis_lite.processors.image import BlipImageTrain
 from lavis_lite.registry import registry
 from lavis_lite.tasks.base import BaseTask
-from tests.models.language_model.tiny import tiny
+from tests.models.language.tiny import tiny
 from tests.models.stage1_helpers import TINY, NumberTokenizer, PatchEncoder
 
 SIZE, WORDS = 20, (1, 12, 2, 5, 1, 1, 9, 3)

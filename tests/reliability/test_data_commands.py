@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lavis_lite.exits import code_of
+from lavis_lite.process.exits import code_of
 from tests.reliability.harness import (
     LIMIT,
     STOPPING,

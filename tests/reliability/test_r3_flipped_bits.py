@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lavis_lite.checkpoints.reading import read_tensors
 from lavis_lite.datasets.annotations import rows as annotations
 from lavis_lite.datasets.features.cache import FeatureFolder
 from lavis_lite.datasets.features.writer import FeatureJob, write_features
@@ -27,9 +28,8 @@ from lavis_lite.datasets.shards.dataset import ShardImages
 from lavis_lite.datasets.shards.index import ARRAYS, INDEX, ShardIndex
 from lavis_lite.datasets.shards.writer import make_plan, write_shards
 from lavis_lite.errors import LavisLiteError
-from lavis_lite.models.checkpoints.reading import read_tensors
+from lavis_lite.evaluation.journal import Journal
 from lavis_lite.runners import checkpointing
-from lavis_lite.runners.journal import Journal
 from tests.helpers.toy import ToyModel
 
 FEW, MANY = 240, 1000

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from lavis_lite import disk
 from lavis_lite.datasets.loading.policy import BadSampleLog
 from lavis_lite.errors import CheckpointError, DataError
+from lavis_lite.io import disk
 from lavis_lite.runners import checkpointing
 from lavis_lite.tracking import jsonl
 from lavis_lite.tracking.jsonl import JsonlLog

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from lavis_lite import rendezvous
+from lavis_lite.distributed import rendezvous
+from lavis_lite.distributed.rendezvous import Rendezvous
 from lavis_lite.errors import DistributedError
-from lavis_lite.launch import Launch, launch_from_environment
-from lavis_lite.rendezvous import Rendezvous
+from lavis_lite.process.launch import Launch, launch_from_environment
 from tests.reliability.faulty import write_config
 from tests.reliability.harness import (
     LIMIT,

@@ -15,14 +15,15 @@ import pytest
 from lavis_lite import engine
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError
-from lavis_lite.runners import run_folder, run_lock
-from lavis_lite.runners.run_lock import RunBusyError, RunLock
-from lavis_lite.sealed import seal
+from lavis_lite.io.sealed import seal
+from lavis_lite.runs import folder as run_folder
+from lavis_lite.runs import lock as run_lock
+from lavis_lite.runs.lock import RunBusyError, RunLock
 from tests.helpers.toy import Toy
 from tests.reliability.faulty import write_config
 from tests.reliability.harness import REPOSITORY, Zygote, environment, finish, start, texts
 
-HOLD = "import sys, time; from lavis_lite.runners.run_lock import RunLock; lock = RunLock(sys.argv[1]).acquire(); " \
+HOLD = "import sys, time; from lavis_lite.runs.lock import RunLock; lock = RunLock(sys.argv[1]).acquire(); " \
        "print('held', flush=True); time.sleep(600)"
 
 

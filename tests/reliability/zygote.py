@@ -72,7 +72,7 @@ def main() -> int:
         elif not (answer := os.fork()):
             become(job)
             from lavis_lite.cli.main import run_command
-            from lavis_lite.exits import leave
+            from lavis_lite.process.exits import leave
 
             leave(run_command(job["command"], job["argv"]))
         print(json.dumps(answer), flush=True)

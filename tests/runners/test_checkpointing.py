@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from lavis_lite import sealed
 from lavis_lite.errors import CheckpointError
+from lavis_lite.io import sealed
 from lavis_lite.models.base import freeze
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.checkpointing import CheckpointStore

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lavis_lite import distributed
-from lavis_lite.models.blip2_llm import OPT
-from lavis_lite.models.language_model import Limits
+from lavis_lite.models.blip2.llm import OPT
+from lavis_lite.models.language import Limits
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.runners.cut_texts import CutTextReport, total

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_lite.models.blip2_llm import OPT, T5, VICUNA
-from lavis_lite.models.blip2_qformer import Blip2Qformer
-from lavis_lite.models.language_model import Limits
+from lavis_lite.models.blip2.llm import OPT, T5, VICUNA
+from lavis_lite.models.blip2.stage1 import Blip2Qformer
+from lavis_lite.models.language import Limits
 from lavis_lite.models.outputs import Blip2Output
 from lavis_lite.tracking.jsonl import read
 from tests.helpers.processes import run_processes

@@ -17,14 +17,14 @@ from lavis_lite.config.preflight import sharding_fault
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import BaseModel
-from lavis_lite.models.language_model.placement import blocks, recompute_blocks
-from lavis_lite.models.language_model.setup import Lora
+from lavis_lite.models.language.load_options import Lora
+from lavis_lite.models.language.placement import blocks, recompute_blocks
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.runners.sharding import sharded_names, share_out
 from lavis_lite.tracking.jsonl import read
 from tests.helpers.processes import run_processes
 from tests.helpers.toy import WIDTH, Toy, weights
-from tests.models.language_model.tiny import tiny
+from tests.models.language.tiny import tiny
 from tests.models.test_stage2_twins import exact_norms
 
 RUN = {"max_iters": 4, "save_every": 2, "batch_size_train": 2, "accum_grad_iters": 2, "max_grad_norm": 1.0}
@@ -44,7 +44,7 @@ class Captioner(BaseModel):
         super().__init__()
         self.language_model = tiny(self.family)
         if self.lora:
-            from lavis_lite.models.language_model.adapters import add_adapters
+            from lavis_lite.models.language.adapters import add_adapters
 
             add_adapters(self.language_model, Lora(r=2, dropout=0.1))
         if self.recompute:

@@ -11,8 +11,8 @@ from lavis_lite.config.compose import compose, to_yaml
 from lavis_lite.config.preflight import check
 from lavis_lite.engine import open_run_folder
 from lavis_lite.errors import CheckpointError, ConfigError
-from lavis_lite.runners import identity
-from lavis_lite.runners.journal import Journal
+from lavis_lite.evaluation import fingerprint as identity
+from lavis_lite.evaluation.journal import Journal
 from lavis_lite.runs import RunCheckpoint, compose_evaluation, model_sections, resume_evaluation
 
 PROJECTS = Path(__file__).resolve().parents[2] / "projects"
@@ -56,10 +56,10 @@ def test_options_may_choose_another_task_and_other_data(tmp_path: Path) -> None:
 def test_a_recipe_brings_data_and_task_and_the_run_its_model(tmp_path: Path) -> None:
     chosen = run_of(tmp_path, CAPTIONS, "model.num_query_token=8", "imports=[lavis_lite.errors]")
     own = tmp_path / "other.yaml"
-    own.write_text(f"base: {PROJECTS}/blip2/eval/mini_vqa_opt.yaml\nimports: [lavis_lite.atomic]\n")
+    own.write_text(f"base: {PROJECTS}/blip2/eval/mini_vqa_opt.yaml\nimports: [lavis_lite.io.atomic]\n")
     composition = compose_evaluation(chosen, ["run.test_splits=[ood]"], str(own))
     config = composition.config
-    assert check(composition) == [] and config.imports == ["lavis_lite.errors", "lavis_lite.atomic"]
+    assert check(composition) == [] and config.imports == ["lavis_lite.errors", "lavis_lite.io.atomic"]
     assert config.run.task == "vqa" and "mini_world_vqa" in config.datasets and config.run.test_splits == ["ood"]
     assert (config.model.model_type, config.model["num_query_token"]) == ("mini", 8)
     assert config.model.pretrained == str(chosen.folder) and config.run.output_dir.endswith("evaluations")

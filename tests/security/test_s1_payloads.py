@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from lavis_lite.checkpoints.reading import read_tensors
 from lavis_lite.datasets.shards.scan import index_folder
 from lavis_lite.errors import LavisLiteError
-from lavis_lite.models.checkpoints.reading import read_tensors
 
 PROTOCOLS = range(6)
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")

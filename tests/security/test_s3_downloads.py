@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from lavis_lite import download, files
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.io import download, files
 
 BODY = b"content of a file " * 50
 SHA256 = hashlib.sha256(BODY).hexdigest()

@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from lavis_lite import sealed
 from lavis_lite.config.compose import compose, to_yaml
 from lavis_lite.config.preflight import check, missing
 from lavis_lite.datasets.annotations.rows import Field, file_name, identifier, read_table, texts
@@ -25,7 +24,9 @@ from lavis_lite.datasets.features.writer import FeatureJob, write_features
 from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.datasets.shards.index import INDEX, ShardIndex
 from lavis_lite.errors import LavisLiteError
-from lavis_lite.runners import checkpointing, journal
+from lavis_lite.evaluation import journal
+from lavis_lite.io import sealed
+from lavis_lite.runners import checkpointing
 from tests.helpers.toy import ToyModel
 from tests.reliability.test_r3_flipped_bits import encode, shards_of, to_tensor
 from tests.security.mutations import json_values, mutated_text, mutated_tree, mutated_yaml, options, write

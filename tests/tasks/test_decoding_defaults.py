@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lavis_lite.models.blip2_llm import OPT, T5, T5_INSTRUCT, VICUNA, VICUNA_INSTRUCT
+from lavis_lite.models.blip2.llm import OPT, T5, T5_INSTRUCT, VICUNA, VICUNA_INSTRUCT
 from lavis_lite.registry import registry
 from tests.models.test_blip2_llm import images, model_of
 

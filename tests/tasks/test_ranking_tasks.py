@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.evaluation.evaluator import gathered
 from lavis_lite.registry import registry
-from lavis_lite.runners.evaluation import gathered
 from lavis_lite.tasks.base import BaseTask
 
 OPTIONS = [["red", "blue"], ["cat", "dog", "cow"], ["yes", "no"]]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.evaluation.evaluator import check_ids
 from lavis_lite.registry import registry
-from lavis_lite.runners.evaluation import check_ids
 from lavis_lite.tasks.vqa import VQARunConfig, VQATask
 from tests.helpers.toy import ToyModel
 

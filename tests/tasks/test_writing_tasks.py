@@ -11,8 +11,8 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.evaluation.evaluator import gathered, where_unscored, write_predictions
 from lavis_lite.models.outputs import ModelOutput
-from lavis_lite.runners.evaluation import gathered, where_unscored, write_predictions
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
 from lavis_lite.tasks.submission import Submission
 from lavis_lite.tasks.vqa import VQARunConfig, VQATask
@@ -92,7 +92,7 @@ def test_answers_are_scored_by_type_beside_the_majority() -> None:
 
 
 def test_the_prompt_of_training_is_that_of_evaluation() -> None:
-    from lavis_lite.models.prompts import question_prompts
+    from lavis_lite.models.blip2.prompts import question_prompts
 
     task, model = vqa(prompt="Question: {} Short answer:"), Speaker(["a"] * 3)
     samples = {**batch(0, 1), "text_output": ["red", "yes"]}

@@ -17,7 +17,7 @@ from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_row
 from lavis_lite.datasets.annotations.tables import MappedTable, Row, RowTable
 from lavis_lite.datasets.annotations.text_files import AUTO
 from lavis_lite.errors import DataError
-from lavis_lite.files import cache_root
+from lavis_lite.io.files import cache_root
 
 __all__ = ["RowFaults", "Field", "Row", "RowTable", "checked", "checked_row", "file_name", "identifier", "read_table",
            "text", "texts"]

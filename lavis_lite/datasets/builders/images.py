@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from lavis_lite import files
 from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, StorageConfig
 from lavis_lite.datasets.annotations.references import with_references
 from lavis_lite.datasets.annotations.rows import Field, Row, RowTable, file_name, identifier, read_table, text, texts
@@ -27,6 +26,7 @@ from lavis_lite.datasets.media.images import MAX_PIXELS, ImageFolder
 from lavis_lite.datasets.retrieval import RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.shards.dataset import missing_shards, names_in, open_shards
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.io import files
 from lavis_lite.registry import registry
 
 ALL_ROWS = "*"

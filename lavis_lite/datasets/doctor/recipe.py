@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import yaml
 
-from lavis_lite import atomic
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.io import atomic
 
 Goal = Literal["captioning", "pretrain", "vqa"]
 MakeBuilder = Callable[[DatasetConfig], BaseDatasetBuilder]

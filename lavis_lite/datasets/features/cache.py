@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from lavis_lite import files, sealed
 from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.shards.index import name_hash
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.io import files, sealed
 
 FORMAT = 2
 MANIFEST, NAMES = "manifest.json", "names.safetensors"

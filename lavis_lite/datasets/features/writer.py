@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lavis_lite import atomic, sealed
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.features.cache import FORMAT, MANIFEST, NAMES, file_of
 from lavis_lite.datasets.files.mapped import Mapped, write_arrays
@@ -25,6 +24,7 @@ from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.shards.index import name_hash
 from lavis_lite.errors import DataError
 from lavis_lite.finite import check_finite
+from lavis_lite.io import atomic, sealed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Say = Callable[[str], None]

@@ -23,8 +23,8 @@ from typing import IO, Any
 
 from filelock import FileLock
 
-from lavis_lite import atomic, files
 from lavis_lite.errors import DataError
+from lavis_lite.io import atomic, files
 
 MOST_MEMBERS = 2_000_000
 """of one archive"""

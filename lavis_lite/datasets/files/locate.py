@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavis_lite import files
 from lavis_lite.config.schema import FileConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.io import files
 
-GENERATORS = {"mini_world": "lavis_lite.datasets.prepare.mini_world:prepare_mini_world",
-              "mini_tasks": "lavis_lite.datasets.prepare.mini_tasks:prepare_mini_tasks"}
+GENERATORS = {"mini_world": "lavis_lite.mini_world.world:prepare_mini_world",
+              "mini_tasks": "lavis_lite.mini_world.tasks:prepare_mini_tasks"}
 """what `prepare:` may name -> function(root, **prepare_args) -> folder; each is atomic and may be called again"""
 
 

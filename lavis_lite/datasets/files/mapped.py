@@ -19,9 +19,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lavis_lite import atomic
 from lavis_lite.datasets.files.blocks import Blocks, BlockSums, LazyArray, block_count
 from lavis_lite.errors import DataError
+from lavis_lite.io import atomic
 
 Array = NDArray[Any]
 Arrays = Mapping[str, "Array | Sequence[Array]"]

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from lavis_lite import limits
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.loading.collate import collate
 from lavis_lite.datasets.loading.policy import EvaluationSamples, Failure, TrainingSamples
@@ -16,14 +15,15 @@ from lavis_lite.datasets.loading.remaining import Remaining
 from lavis_lite.datasets.loading.sampler import EvalBatches, RankBatches, SampleOrder
 from lavis_lite.datasets.loading.workers import WorkerIterator
 from lavis_lite.errors import DataError
-from lavis_lite.processes import worker_context
+from lavis_lite.process import limits
+from lavis_lite.process.children import worker_context
 
 
 class Loader(DataLoader[Any]):
     """A DataLoader whose workers end with whoever reads the batches, and whose errors are this package's.
 
-    Workers follow the rules of `lavis_lite.processes`. They are killed, not asked to go, if the iterator is closed or
-    an exception passes through it: a worker that hangs would be waited for otherwise.
+    Workers follow the rules of `lavis_lite.process.children`. They are killed, not asked to go, if the iterator is
+    closed or an exception passes through it: a worker that hangs would be waited for otherwise.
 
     Args:
         dataset: map-style.

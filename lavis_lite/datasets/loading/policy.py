@@ -18,12 +18,12 @@ from typing import Any, TypedDict
 
 from torch.utils.data import Dataset
 
-from lavis_lite import disk
 from lavis_lite.datasets.base import Sample
 from lavis_lite.datasets.loading.randomness import negative_uniforms, replacement, sample_rng
 from lavis_lite.datasets.loading.sampler import SampleKey
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import DataError
+from lavis_lite.io import disk
 from lavis_lite.redaction import mask_all
 
 _MOST_ATTEMPTS = 20

@@ -7,8 +7,8 @@ from typing import Any
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from lavis_lite import limits
 from lavis_lite.errors import LavisLiteError, WorkerError
+from lavis_lite.process import limits
 
 CHECK_SECONDS = 1.0
 """between looks at whether all workers are still there; mostly the system tells at once"""

@@ -17,10 +17,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from lavis_lite import files, sealed
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.shards.index import ARRAYS, INDEX, Shard, read_index
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.io import files, sealed
 
 LIMIT = "LAVIS_LITE_SHARD_CACHE_GB"
 _DEFAULT_GB = 50.0

@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from lavis_lite import files
 from lavis_lite.config.schema import FileConfig
 from lavis_lite.datasets.annotations.rows import Field, RowFaults, checked
 from lavis_lite.datasets.annotations.tables import Row, RowTable
@@ -27,6 +26,7 @@ from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder,
 from lavis_lite.datasets.shards.cache import LocalShards, RemoteShards, fetch_index, remote_folder
 from lavis_lite.datasets.shards.index import EXPLODED, INDEX, Place, ShardIndex
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.io import files
 
 _BLOCK = tarfile.BLOCKSIZE
 _OPEN_FILES = 16

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lavis_lite import atomic, sealed
 from lavis_lite.datasets.annotations.tables import ExplodedTable, MappedTable, RowTable
 from lavis_lite.datasets.files.mapped import Mapped, write_arrays
 from lavis_lite.errors import DataError, shown
+from lavis_lite.io import atomic, sealed
 
 FORMAT = 2
 INDEX, ARRAYS = "index.json", "index.safetensors"

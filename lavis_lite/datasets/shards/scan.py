@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lavis_lite import atomic, sealed
 from lavis_lite.datasets.annotations.json_text import DECODER, json_fault
 from lavis_lite.datasets.annotations.rows import Field, RowFaults, checked_row, describe, file_name, texts
 from lavis_lite.datasets.annotations.tables import Row
@@ -33,7 +32,8 @@ from lavis_lite.datasets.shards.index import (
 from lavis_lite.datasets.shards.members import Contents, Dots, Sample, read_contents
 from lavis_lite.datasets.shards.writer import SKIPPED, Say, joined
 from lavis_lite.errors import DataError
-from lavis_lite.processes import worker_pool
+from lavis_lite.io import atomic, sealed
+from lavis_lite.process.children import worker_pool
 
 _MOST_LISTED = 100_000
 """faults of one tar that are listed in skipped.jsonl; the others are counted"""

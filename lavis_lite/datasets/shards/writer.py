@@ -25,7 +25,6 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from lavis_lite import atomic
 from lavis_lite.datasets.annotations.tables import ELEMENT, Row, RowTable
 from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
@@ -42,7 +41,8 @@ from lavis_lite.datasets.shards.index import (
     write_index,
 )
 from lavis_lite.errors import DataError
-from lavis_lite.processes import worker_pool
+from lavis_lite.io import atomic
+from lavis_lite.process.children import worker_pool
 
 SKIPPED = "skipped.jsonl"
 _SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")

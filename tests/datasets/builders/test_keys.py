@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from lavis_lite.config.schema import BuildInfo, FileConfig, ProcessorPair, StorageConfig
-from lavis_lite.datasets.prepare.avi import motion_jpeg
 from lavis_lite.datasets.shards.scan import index_folder
 from lavis_lite.errors import ConfigError, LavisLiteError
+from lavis_lite.mini_world.avi import motion_jpeg
 from lavis_lite.registry import registry
 from tests.datasets.conftest import picture
 

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from lavis_lite.checkpoints.weights import encoder_identity
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.features import writer as feature_writer
 from lavis_lite.datasets.features.cache import FeatureFolder, file_of, refuse_random
@@ -20,7 +21,6 @@ from lavis_lite.datasets.features.writer import FeatureJob, image_names, write_f
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.processors.video import AlproVideoEval
-from lavis_lite.weights import encoder_identity
 
 EVAL = {"name": "blip_image_eval", "image_size": 16}
 ENCODER = {"name": "toy", "image_size": 16, "precision": "fp32", "sha256": "0" * 64}

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from lavis_lite import sealed
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import FileConfig
 from lavis_lite.datasets.annotations.rows import Field, file_name, texts
@@ -19,6 +18,7 @@ from lavis_lite.datasets.shards.dataset import open_shards
 from lavis_lite.datasets.shards.index import INDEX, ShardIndex
 from lavis_lite.datasets.shards.scan import index_folder
 from lavis_lite.errors import DataError
+from lavis_lite.io import sealed
 
 
 def tar(folder: Path, *members: tuple[str, str], name: str = "0.tar") -> Path:

@@ -1,0 +1,12 @@
+"""Weights from files into models: this project's checkpoints, LAVIS' and Hugging Face's, and backbones' own files."""
+
+from __future__ import annotations
+
+from lavis_lite.checkpoints.formats.hf_key_map import from_hf, to_hf
+from lavis_lite.checkpoints.formats.lavis_key_map import from_lavis, to_lavis
+from lavis_lite.checkpoints.formats.vision import load_vision_weights, vision_state
+from lavis_lite.checkpoints.load import load_checkpoint, load_state
+from lavis_lite.checkpoints.report import LoadReport
+
+__all__ = ["LoadReport", "from_hf", "from_lavis", "load_checkpoint", "load_state", "load_vision_weights", "to_hf",
+           "to_lavis", "vision_state"]

@@ -1,0 +1,184 @@
+"""Fill a model from the files that its section names, in order, and keep account of where each tensor came from."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.checkpoints import following
+from lavis_lite.checkpoints.containers import Content
+from lavis_lite.checkpoints.following import Locate
+from lavis_lite.checkpoints.formats.bert import initialise_from_bert
+from lavis_lite.checkpoints.formats.hf_fields import refuse_other_settings
+from lavis_lite.checkpoints.formats.vision import load_vision_weights
+from lavis_lite.checkpoints.load import fit_state, frozen_tensors
+from lavis_lite.checkpoints.reading import read_content, read_extra
+from lavis_lite.checkpoints.report import LoadReport
+from lavis_lite.checkpoints.stored import source_of
+from lavis_lite.errors import CheckpointError
+from lavis_lite.models.base import BaseModel
+from lavis_lite.models.provenance import WeightSource, mark_loaded, record_of, sources_of
+
+Say = Callable[[str], None]
+SHOWN = 5
+
+
+@dataclass
+class _Loaded:
+    """A checkpoint that was loaded while the model may still get parts."""
+
+    content: Content
+    source: WeightSource
+    report: LoadReport
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Assembly:
+    """One model on its way from random to ready.
+
+    Args:
+        model: as its `from_config` made it.
+        section: with local paths in place of names.
+        names: key of the section -> the name that a user gave for what that key stands for.
+        starts: (key, path) of the checkpoints, in the order of loading.
+        locate: where the file of a source is now.
+        say: takes lines for people.
+    """
+
+    def __init__(self, model: BaseModel, section: Any, names: dict[str, str], starts: list[tuple[str, str]],
+                 locate: Locate, say: Say) -> None:
+        self.model, self.section, self.names, self.say = model, section, names, say
+        self.starts, self.locate = starts, locate
+        self.allow_non_finite = bool(section.get("allow_non_finite"))
+        self._loaded: list[_Loaded] = []
+
+    # --- backbones --------------------------------------------------------------------------------------------------
+    def load_backbones(self) -> None:
+        """Encoder, language model and, where no checkpoint follows, BERT."""
+        section, model = self.section, self.model
+        if self.names.keys() & {"llm_model", "llm_tokenizer"}:
+            model.language_model.check_tokenizer()  # type: ignore[operator, union-attr]
+        if "vit_weights" in self.names:
+            encoder: Any = model.vision_encoder
+            load_vision_weights(encoder, section.vit_weights, allow_non_finite=self.allow_non_finite)
+            mark_loaded(encoder, self._source("encoder", "vit_weights"))
+        elif section.get("vit_weights") == "timm":
+            mark_loaded(model.vision_encoder,  # type: ignore[arg-type]
+                        WeightSource("", "encoder", f"timm/{section.vit_model}"))
+        if "llm_model" in self.names:
+            from lavis_lite.models.language.build import load_pretrained
+
+            language_model: Any = model.language_model
+            load_pretrained(language_model, section.language_model_name(), self._source("language model", "llm_model"),
+                            allow_non_finite=self.allow_non_finite)
+        if "qformer_weights" in self.names:
+            qformer: Any = model.qformer
+            untouched = initialise_from_bert(qformer, section.qformer_weights, self.allow_non_finite)
+            mark_loaded(qformer, self._source("bert", "qformer_weights"), qformer.state_dict().keys() - set(untouched))
+
+    def _source(self, kind: Any, key: str) -> WeightSource:
+        path = self.section.language_model_name() if key == "llm_model" else self.section.get(key)
+        return source_of(kind, self.names[key], path)
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+    def load_checkpoints(self) -> None:
+        """Each checkpoint that the section names, after what its own run kept frozen."""
+        for key, path in self.starts:
+            refuse_other_settings(self.model, path)
+            content, extra = read_content(path), read_extra(path)
+            self._follow(content, path)
+            had = self._supplied()
+            is_last = key == self.starts[-1][0]  # what the last one lacks must have come from those before
+            fitted, report = fit_state(
+                self.model, content, path, may_miss=map(re.escape, had) if is_last else [".*"], extra=extra,
+                may_ignore=[".*"] if self._gets_parts_later() else [], allow_non_finite=self.allow_non_finite)
+            report.had = [name for name in report.allowed_missing if name in had]
+            self.model.load_state_dict(fitted, strict=False)
+            source = source_of("checkpoint", self.names[key], path)
+            mark_loaded(self.model, source, report.loaded)
+            self._loaded.append(_Loaded(content, source, report, extra))
+            self.say(str(report))
+
+    def _supplied(self) -> set[str]:
+        """Names of the tensors that something loaded."""
+        return {name for name, source in sources_of(self.model).items() if source.kind != "random"}
+
+    def _gets_parts_later(self) -> bool:
+        return type(self.model).on_weights_loaded is not BaseModel.on_weights_loaded
+
+    def _follow(self, content: Content, path: str) -> None:
+        """What the checkpoint's own run had from elsewhere and did not train, so that the checkpoint lacks it."""
+        record = following.record_behind(Path(path))
+        if record is None:
+            return
+        everything = fit_state(self.model, content, path, may_miss=[".*"], may_ignore=[".*"], allow_non_finite=True)
+        lacking = self.model.state_dict().keys() - everything[0].keys()
+        following.follow(self.model, record, lacking - self._supplied(), path, self.locate, self.say,
+                         self.allow_non_finite)
+        for clause in following.differing_sources(self.model, record, lacking):
+            self.say(f"note: {path} {clause}")
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+    def finish(self) -> BaseModel:
+        """The model, told that its weights are there; every tensor is accounted for.
+
+        Raises:
+            CheckpointError: names of a checkpoint that the model does not have, or frozen tensors without a source.
+        """
+        model = self.model
+        model.allow_non_finite = self.allow_non_finite
+        model.on_weights_loaded()
+        for loaded in self._loaded:
+            self._load_late(loaded)
+        spare = [name for loaded in self._loaded for name in loaded.report.not_in_layout]
+        model.weight_record = record_of(model, without_use=spare)
+        self._account_for_frozen()
+        return model
+
+    def _load_late(self, loaded: _Loaded) -> None:
+        """Tensors of parts that `on_weights_loaded` made."""
+        late = set(loaded.report.ignored)
+        if not late:
+            return
+        fitted, _ = fit_state(self.model, loaded.content, loaded.report.source, may_miss=[".*"], extra=loaded.extra,
+                              allow_non_finite=self.allow_non_finite)
+        new = {name: tensor for name, tensor in fitted.items() if name in late}
+        if new:
+            self.model.load_state_dict(new, strict=False)
+            mark_loaded(self.model, loaded.source, new)
+
+    def _account_for_frozen(self) -> None:
+        """Frozen tensors that nothing loaded: an error where a checkpoint was, else a note."""
+        frozen = frozen_tensors(self.model, self.model.state_dict())
+        lost = [name for name in self.model.weight_record.untrained if name in frozen]
+        if lost and self._loaded:
+            unnamed = [name for name in lost if not name.startswith(self._random_on_purpose())]
+            if unnamed:
+                raise CheckpointError(_unsupplied(unnamed, [loaded.report.source for loaded in self._loaded]))
+        if lost:
+            self.say(f"note: frozen and random, as no file is named for them: {count_by_part(lost)}. Checkpoints of a "
+                     "training keep them.")
+
+    def _random_on_purpose(self) -> tuple[str, ...]:
+        """What names begin with of the parts that the section itself asks to be random."""
+        asked = (("vision_encoder.", self.section.get("vit_weights") == "random"),
+                 ("language_model.", self.section.get("llm_args") is not None))
+        return tuple(start for start, random in asked if random)
+
+
+def count_by_part(names: Iterable[str]) -> str:
+    """Such as "qformer (206 tensors), query_tokens (1 tensor)"."""
+    counts = Counter(name.split(".")[0] for name in names)
+    return ", ".join(f"{part} ({count} tensor{'s' if count != 1 else ''})" for part, count in counts.items())
+
+
+def _unsupplied(names: list[str], sources: list[str]) -> str:
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (f"{' and '.join(sources)}: {len(names)} frozen tensors of the model are not in it, and nothing else that "
+            f"is named brings them, so they would be random: {', '.join(names[:SHOWN])}{more}. In all: "
+            f"{count_by_part(names)}. Name the checkpoint that has them: model.pretrained_stage1=PATH is loaded first "
+            "(a vision encoder: model.vit_weights=PATH; a language model: model.llm_model=FOLDER).")

@@ -1,0 +1,1 @@
+"""Checkpoint formats: key maps and configurations of LAVIS, transformers, timm and BERT."""

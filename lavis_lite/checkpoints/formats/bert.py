@@ -1,0 +1,104 @@
+"""A Q-Former that starts as BERT (BLIP-2, section 3.1): BERT's weights, cross-attention random.
+
+The query half starts as a copy of BERT's feed-forward layers, as in LAVIS; [DEC] is a new word.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lavis_lite.checkpoints.load import check_finite, in_model_dtype
+from lavis_lite.checkpoints.report import LoadReport
+from lavis_lite.errors import CheckpointError
+from lavis_lite.models.qformer.model import QFormer
+from lavis_lite.torchvision_shim import ensure_torchvision
+
+LAYER_NAMES = {
+    "self_attention.query": "attention.self.query",
+    "self_attention.key": "attention.self.key",
+    "self_attention.value": "attention.self.value",
+    "self_attention.output": "attention.output.dense",
+    "self_attention.norm": "attention.output.LayerNorm",
+    "text_ffn.up": "intermediate.dense",
+    "text_ffn.down": "output.dense",
+    "text_ffn.norm": "output.LayerNorm",
+    "query_ffn.up": "intermediate.dense",
+    "query_ffn.down": "output.dense",
+    "query_ffn.norm": "output.LayerNorm",
+}
+OTHER_NAMES = {
+    "embeddings.word_embeddings.weight": "bert.embeddings.word_embeddings.weight",
+    "embeddings.position_embeddings.weight": "bert.embeddings.position_embeddings.weight",
+    "embeddings.norm.weight": "bert.embeddings.LayerNorm.weight",
+    "embeddings.norm.bias": "bert.embeddings.LayerNorm.bias",
+    "lm_head.transform.weight": "cls.predictions.transform.dense.weight",
+    "lm_head.transform.bias": "cls.predictions.transform.dense.bias",
+    "lm_head.norm.weight": "cls.predictions.transform.LayerNorm.weight",
+    "lm_head.norm.bias": "cls.predictions.transform.LayerNorm.bias",
+    "lm_head.bias": "cls.predictions.bias",
+}
+ROWS_MAY_BE_FEWER = {"embeddings.word_embeddings.weight", "lm_head.bias"}
+"""BERT has no [DEC]: the last row keeps its random start"""
+
+
+def bert_name(name: str) -> str | None:
+    """BERT's name of a Q-Former parameter; None for cross-attention, which BERT lacks."""
+    if name in OTHER_NAMES:
+        return OTHER_NAMES[name]
+    _, layer, rest = name.split(".", 2)
+    stem, _, kind = rest.rpartition(".")
+    return f"bert.encoder.layer.{layer}.{LAYER_NAMES[stem]}.{kind}" if stem in LAYER_NAMES else None
+
+
+def initialise_from_bert(qformer: QFormer, source: str, allow_non_finite: bool = False) -> list[str]:
+    """Copy BERT's weights in.
+
+    Args:
+        qformer: of BERT's width; fewer layers take BERT's first ones.
+        source: name or folder that transformers can load as a BERT with its masked-word head.
+        allow_non_finite: take tensors that hold NaN or infinity too.
+
+    Returns:
+        Names of parameters that stay random (cross-attention).
+
+    Raises:
+        CheckpointError: the weights cannot be had, lack a tensor, or have other shapes.
+    """
+    weights = _bert_state(source)
+    own = {bert_name(name) or name: parameter for name, parameter in qformer.named_parameters()}
+    check_finite(LoadReport(source, "BERT"), in_model_dtype(weights, own), allow_non_finite)
+    untouched = []
+    for name, parameter in qformer.named_parameters():
+        wanted = bert_name(name)
+        if wanted is None:
+            untouched.append(name)
+            continue
+        if wanted not in weights:
+            raise CheckpointError(f"model.qformer_weights: {source!r} has no tensor {wanted} (for {name}); it must be "
+                                  "a BERT with its masked-word head, such as bert-base-uncased.")
+        _copy(name, parameter, weights[wanted], source)
+    return untouched
+
+
+def _copy(name: str, parameter: Tensor, value: Tensor, source: str) -> None:
+    fits = parameter.shape == value.shape
+    if not fits and name in ROWS_MAY_BE_FEWER:
+        fits = parameter.shape[1:] == value.shape[1:] and len(value) <= len(parameter)
+    if not fits:
+        raise CheckpointError(f"model.qformer_weights: {name} has shape {tuple(parameter.shape)} but {source!r} gives "
+                              f"{tuple(value.shape)}; choose Q-Former sizes of that BERT, or qformer_weights: null.")
+    with torch.no_grad():
+        parameter[:len(value)].copy_(value)
+
+
+def _bert_state(source: str) -> dict[str, Tensor]:
+    ensure_torchvision()  # transformers may import it
+    from transformers import BertForMaskedLM
+
+    try:
+        return dict(BertForMaskedLM.from_pretrained(source).state_dict())
+    except (OSError, ValueError) as fault:
+        raise CheckpointError(
+            f"model.qformer_weights: cannot load BERT from {source!r} ({str(fault).splitlines()[0]}). Give a folder "
+            "that holds it, or set qformer_weights: null to start from random weights.") from fault

@@ -1,0 +1,318 @@
+"""Load a checkpoint into a model: every tensor accounted for before any is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from lavis_lite.checkpoints.containers import Content, choose_command, rename_command, take_off_wrappers
+from lavis_lite.checkpoints.finite_weights import SWITCH, describe_non_finite, non_finite
+from lavis_lite.checkpoints.formats.hf_fields import refuse_other_settings
+from lavis_lite.checkpoints.formats.hf_key_map import WITHOUT_PLACE, from_hf
+from lavis_lite.checkpoints.formats.key_map import Translated
+from lavis_lite.checkpoints.formats.language_fit import PREFIX, fit_language_model, language_kind
+from lavis_lite.checkpoints.formats.lavis_key_map import from_lavis, language_prefix
+from lavis_lite.checkpoints.reading import read_content, read_extra
+from lavis_lite.checkpoints.report import (
+    LoadReport,
+    describe_kinds,
+    describe_missing,
+    describe_shapes,
+    describe_unknown,
+    seems_to_be,
+)
+from lavis_lite.errors import CheckpointError
+from lavis_lite.models.base import frozen_roots
+
+LAVIS_STARTS = ("Qformer.", "visual_encoder.")
+HF_STARTS = ("qformer.encoder.", "vision_model.")
+"""what names of a whole model begin with, by layout"""
+
+
+class Loadable(Protocol):
+    """What a model must offer; `lavis_lite.models.base.BaseModel` does."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """Copy values in."""
+
+    def named_modules(self) -> Iterable[tuple[str, nn.Module]]:
+        """All modules by name."""
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
+        """All parameters by name."""
+
+    def frozen_names(self) -> set[str]:
+        """Names of parameters that are not part of a checkpoint."""
+
+    def excuses(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """Regular expressions of what a file with these names may lack, and of what the model may leave unused."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What a vision encoder must offer; `lavis_lite.models.vision.encoder.VisionEncoder` does."""
+
+    name: str
+    num_layers: int
+    vit: Any
+
+    def fit_pos_embed(self, table: Tensor) -> Tensor:
+        """Position embeddings brought to the encoder's resolution."""
+
+
+def load_checkpoint(model: Loadable, source: str | Path, *, may_miss: Iterable[str] = (),
+                    may_ignore: Iterable[str] = (), only: Container[str] | None = None,
+                    allow_non_finite: bool = False) -> LoadReport:
+    """Load a checkpoint of this project, of LAVIS or of Hugging Face; the layout is recognised by its names.
+
+    Args:
+        model: built, on any device; frozen parts may be missing in the file.
+        source: a run's checkpoint folder, a .safetensors file, a LAVIS .pth, or a folder from the Hugging Face hub.
+        may_miss: regular expressions of the model's names that the file need not have (parts that start afresh).
+        may_ignore: regular expressions of our names that the file may have and the model not (parts it dropped).
+        only: load these names of the model alone; the file may lack the others. None: all.
+        allow_non_finite: load tensors that hold NaN or infinity too.
+
+    Raises:
+        CheckpointError: nothing there, damaged, not finite, or it does not fit; then the model is as it was.
+    """
+    refuse_other_settings(model, source)
+    content = read_content(source)
+    return load_state(model, content, str(source), may_miss=may_miss, may_ignore=may_ignore, only=only,
+                      extra=read_extra(source), allow_non_finite=allow_non_finite)
+
+
+def load_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: str, *, may_miss: Iterable[str] = (),
+               may_ignore: Iterable[str] = (), extra: Mapping[str, Tensor] | None = None,
+               only: Container[str] | None = None, allow_non_finite: bool = False) -> LoadReport:
+    """As `load_checkpoint`, from tensors in memory; `source` is what messages call them.
+
+    Args:
+        extra: under our names, what a side file holds that has no place in the layout of `tensors`.
+    """
+    if only is not None:
+        may_miss, may_ignore = [".*"], [".*"]
+    fitted, report = fit_state(model, tensors, source, may_miss=may_miss, may_ignore=may_ignore, extra=extra,
+                               allow_non_finite=allow_non_finite)
+    if only is not None:
+        fitted = {name: tensor for name, tensor in fitted.items() if name in only}
+        report.loaded = sorted(fitted)
+    model.load_state_dict(fitted, strict=False)
+    return report
+
+
+def fit_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: str, *, may_miss: Iterable[str] = (),
+              may_ignore: Iterable[str] = (), extra: Mapping[str, Tensor] | None = None,
+              allow_non_finite: bool = False) -> tuple[dict[str, Tensor], LoadReport]:
+    """The tensors under the model's names, fit to be loaded, and the report; the model is not touched.
+
+    A model on the meta device serves as well as any. Arguments and errors as `load_state`.
+    """
+    content = tensors if isinstance(tensors, Content) else Content(dict(tensors))
+    own = model.state_dict()
+    named, taken = take_off_wrappers(content.tensors, source, own, is_known_layout)
+    layout, translated = recognise(named, own)
+    translated.tensors = _behind_adapters(translated.tensors, own)
+    if not own.keys() & translated.tensors.keys():
+        way_on = _way_on(content, source, named)
+        raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(named)}.{way_on}")
+    _check_language_model(model, layout, named, source)
+    translated.tensors.update(extra or {})
+    report = LoadReport(source, layout, unused=dict(translated.dropped), notes=_notes(content, taken))
+    lacks, spare = model.excuses(translated.tensors.keys())
+    _ignore(report, translated, own, [*may_ignore, *spare])
+    fitted = fit_resolution(model, translated.tensors, report)
+    if layout == "Hugging Face":
+        fitted = fit_language_model(model, fitted, report)
+    missing = _sort_missing(model, own, fitted, report, [*may_miss, *lacks])
+    check_fit(report, fitted, own, translated.unknown, missing, named)
+    check_finite(report, in_model_dtype(fitted, own), allow_non_finite)
+    report.loaded = sorted(fitted)
+    return fitted, report
+
+
+def in_model_dtype(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, those of a wider range than the model's as the model will hold them: 1e300 is no float32."""
+    return {name: tensor.to(own[name].dtype) if _is_wider(tensor, own.get(name)) else tensor
+            for name, tensor in tensors.items()}
+
+
+def _is_wider(tensor: Tensor, own: Tensor | None) -> bool:
+    if own is None or not tensor.is_floating_point() or not own.is_floating_point():
+        return False
+    return torch.finfo(tensor.dtype).max > torch.finfo(own.dtype).max
+
+
+def _way_on(content: Content, source: str, names: Iterable[str]) -> str:
+    """What may help if a file shares no name with the model."""
+    if content.parts:
+        return f" {choose_command(source, content.parts)}"
+    command = rename_command(source, names)
+    return f" To keep these names without that beginning: {command}" if command else ""
+
+
+def _notes(content: Content, taken: list[str]) -> list[str]:
+    """What the load line says of how the tensors were found."""
+    notes = [f"names without {', '.join(f'`{piece}`' for piece in taken)}"] if taken else []
+    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in content.tensors.values()
+                    if tensor.is_floating_point() and tensor.dtype.itemsize < 4})
+    notes += [f"stored in {' and '.join(kinds)}"] if kinds else []
+    if content.foreign:
+        notes.append(f"objects that were not read: {', '.join(content.foreign[:3])}"
+                     + (f" and {len(content.foreign) - 3} more" if len(content.foreign) > 3 else ""))
+    return [*content.notes, *notes]
+
+
+def check_finite(report: LoadReport, tensors: Mapping[str, Tensor], allow: bool) -> None:
+    """Refuse tensors that hold NaN or infinity; with `allow` they are noted.
+
+    Raises:
+        CheckpointError: naming them, and the switch.
+    """
+    names = non_finite(tensors)
+    if not names:
+        return
+    told = describe_non_finite(names, tensors)
+    if not allow:
+        raise CheckpointError(f"{report.source}: {told}. Nothing was loaded: the run that wrote it diverged, or the "
+                              f"file is damaged. Take an earlier checkpoint; {SWITCH} loads it all the same.")
+    report.notes.append(told)
+
+
+def is_known_layout(names: Iterable[str]) -> bool:
+    """Whether names are LAVIS' or Hugging Face's."""
+    return any(name.startswith(LAVIS_STARTS + HF_STARTS) for name in names)
+
+
+def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> tuple[str, Translated]:
+    """(layout, tensors under our names); `own` are the names of the model they are for, where there is one."""
+    if any(name.startswith(LAVIS_STARTS) for name in tensors):
+        return "LAVIS", from_lavis(tensors)
+    if any(name.startswith(HF_STARTS) for name in tensors):
+        return "Hugging Face", from_hf(tensors, any(name.endswith(".attn.qkv.bias") for name in own))
+    return "lavis_lite", Translated(dict(tensors))
+
+
+def _check_language_model(model: Loadable, layout: str, names: Iterable[str], source: str) -> None:
+    """A projection to one kind of language model is none to another, whatever its shape."""
+    names = list(names)
+    found, own = language_prefix(names) if layout == "LAVIS" else None, language_kind(model)
+    if found is not None and own is not None and found != own:
+        raise CheckpointError(f"{source} does not fit the model, nothing was loaded. It seems to be "
+                              f"{seems_to_be(names)}, and this model's language model is of another kind "
+                              f"({type(model).__name__}).")
+
+
+def _ignore(report: LoadReport, translated: Translated, own: Mapping[str, Tensor], patterns: Iterable[str]) -> None:
+    patterns = list(patterns)
+    for name in [name for name in translated.tensors if name not in own and _matches(name, patterns)]:
+        del translated.tensors[name]
+        report.unused[name] = "the model has no such part"
+        report.ignored.append(name)
+
+
+def fit_resolution(model: Loadable, tensors: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
+    """The same tensors, with position embeddings of vision encoders brought to the model's resolution."""
+    fitted = dict(tensors)
+    for path, module in model.named_modules():
+        name = f"{path}.vit.pos_embed".lstrip(".")
+        if isinstance(module, Encoder) and name in fitted:
+            table = module.fit_pos_embed(fitted[name])
+            if table is not fitted[name]:
+                fitted[name] = table
+                report.resized.append(name)
+    return fitted
+
+
+def _sort_missing(model: Loadable, own: Mapping[str, Tensor], fitted: Mapping[str, Tensor], report: LoadReport,
+                  may_miss: Iterable[str]) -> list[str]:
+    """Account for names of the model that the file lacks; returns those that nothing excuses."""
+    frozen = frozen_tensors(model, own)
+    given = _tied_to(model, fitted)
+    excuses = WITHOUT_PLACE if report.layout == "Hugging Face" else ()
+    may_miss, missing = list(may_miss), []
+    whole = report.layout == "Hugging Face" and any(name.startswith(PREFIX) for name in fitted)
+    for name in own:
+        if name in fitted or name in given:
+            continue
+        if name in frozen and not (whole and name.startswith(PREFIX)):  # half a language model is a damaged one
+            report.frozen_missing.append(name)
+        elif _matches(name, excuses):
+            report.not_in_layout.append(name)
+        elif _matches(name, may_miss):
+            report.allowed_missing.append(name)
+        else:
+            missing.append(name)
+    return missing
+
+
+def check_fit(report: LoadReport, fitted: Mapping[str, Tensor], own: Mapping[str, Tensor], unknown: list[str],
+              missing: list[str], names: Iterable[str] = ()) -> None:
+    """Raise CheckpointError with every misfit at once: names on both sides, and shapes.
+
+    `names` are those in the file, where they were translated: they tell best what it is.
+    """
+    strangers = unknown + [name for name in fitted if name not in own]
+    shapes = [(name, tuple(tensor.shape), tuple(own[name].shape)) for name, tensor in fitted.items()
+              if name in own and tensor.shape != own[name].shape]
+    faults = [describe_unknown(strangers, own)] if strangers else []
+    faults += [describe_missing(missing)] if missing else []
+    faults += [describe_shapes(shapes)] if shapes else []
+    kinds = [(name, _kind(tensor)) for name, tensor in fitted.items() if name in own
+             and own[name].is_floating_point() and not (is_plain_float(tensor) and tensor.is_meta <= own[name].is_meta)]
+    faults += [describe_kinds(kinds)] if kinds else []
+    if faults:
+        raise CheckpointError(f"{report.source} does not fit the model, nothing was loaded. It seems to be "
+                              f"{seems_to_be(list(names) or [*unknown, *fitted])}.\n  " + "\n  ".join(faults))
+
+
+def _kind(tensor: Tensor) -> str:
+    """What makes a tensor unfit: it has no values, is sparse, or is of a dtype that holds no real numbers."""
+    if tensor.is_meta:
+        return "without values, on the meta device"
+    return str(tensor.dtype if tensor.layout == torch.strided else tensor.layout)
+
+
+def is_plain_float(tensor: Tensor) -> bool:
+    """Whether a tensor holds real numbers as they are: no integers of a quantisation, no sparse or complex ones."""
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_quantized
+
+
+def frozen_tensors(model: Loadable, own: Mapping[str, Tensor]) -> set[str]:
+    """Frozen parameters under all of their names, and the buffers of parts that are frozen as a whole."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    frozen = model.frozen_names() | {name for name, value in parameters.items() if not value.requires_grad}
+    trained_parts = {name.split(".")[0] for name in parameters if name not in frozen}
+    frozen_parts = {name.split(".")[0] for name in frozen} - trained_parts
+    roots = frozen_roots(cast(nn.Module, model))
+    return frozen | {name for name in own if name not in parameters
+                     and (name.split(".")[0] in frozen_parts or name.startswith(roots))}
+
+
+def _behind_adapters(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors; a layer that has an adapter in the model keeps its own weights under `base_layer`."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        place, _, leaf = name.rpartition(".")
+        inner = f"{place}.base_layer.{leaf}"
+        renamed[inner if name not in own and inner in own else name] = tensor
+    return renamed
+
+
+def _tied_to(model: Loadable, fitted: Mapping[str, Tensor]) -> set[str]:
+    """Second names of parameters that the file has under a first name."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    given = {id(value) for name, value in parameters.items() if name in fitted}
+    return {name for name, value in parameters.items() if id(value) in given}
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)

@@ -1,0 +1,158 @@
+"""The manifest of a checkpoint folder, read through one checked dataclass.
+
+    {"format", "step", "saved_at", "files": {name: {"size", "sha256"}}, "frozen", "tied", ..., "seal"}
+
+A manifest that was altered, comes from elsewhere, or has other types than these is a CheckpointError and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.errors import CheckpointError
+from lavis_lite.io import sealed
+
+FORMAT = 1
+WEIGHTS, STATE, CONFIG, MANIFEST = "model.safetensors", "training_state.pt", "config.yaml", "manifest.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
+_MOST = 2**63
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What was written of one file.
+
+    size: bytes. sha256: in hex.
+    """
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint folder says of itself.
+
+    Attributes:
+        step: optimizer steps done.
+        saved_at: ISO time with its offset from UTC.
+        files: by name, the folder's other files.
+        frozen: names of parameters that are in no file.
+        tied: second names of tensors -> the names they are stored under.
+        extra: all other facts.
+    """
+
+    step: int
+    saved_at: str
+    files: Mapping[str, FileFacts]
+    frozen: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint folder, proved by its own seal.
+
+    Raises:
+        CheckpointError: missing, unreadable, altered, of a later format, or not a manifest of this package.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        facts = sealed.read(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: unreadable ({error.strerror}); is this a checkpoint folder?") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: unreadable ({error}); is this a checkpoint folder?") from error
+    form = facts.pop("format", None)
+    if _is_count(form) and form > FORMAT:
+        raise CheckpointError(f"{path}: format {form} is newer than this package reads ({FORMAT}); update lavis_lite.")
+    try:
+        return _checked(form, {key: value for key, value in facts.items() if key != sealed.SEAL})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a manifest of this package ({error}).") from error
+
+
+def file_fault(path: Path, facts: FileFacts) -> str:
+    """What is wrong with a file of a checkpoint, as a clause; "" when it is as it was written."""
+    try:
+        if not path.is_file():
+            return "missing"
+        if path.stat().st_size != facts.size:
+            return f"{path.stat().st_size} bytes, but {facts.size} were written"
+        same = sealed.file_sha256(path) == facts.sha256
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return "" if same else "its sha256 differs from the manifest's, so it was altered or damaged"
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether a folder, or the weights in it, is a run's checkpoint, which has a manifest to prove it by."""
+    if not (path.is_dir() or path.name == WEIGHTS):
+        return False
+    folder = path if path.is_dir() else path.parent
+    file = folder / MANIFEST  # that of another program has no seal
+    return (folder / STATE).is_file() or (file.is_file() and f'"{sealed.SEAL}"'.encode() in file.read_bytes())
+
+
+def prove(path: Path) -> None:
+    """Check the weights of a run's checkpoint against the manifest beside them; other files have none.
+
+    Raises:
+        CheckpointError: the file or the manifest is damaged.
+    """
+    if path.name != WEIGHTS or not is_of_a_run(path):
+        return
+    fault = file_fault(path, read_manifest(path.parent).files[WEIGHTS])
+    if fault:
+        raise CheckpointError(f"{path}: {fault}. Take another checkpoint of the run.")
+
+
+def _checked(form: Any, facts: dict[str, Any]) -> Manifest:
+    _require(form == FORMAT and _is_count(form), "format", "this package's format")
+    step, saved_at = facts.pop("step", None), facts.pop("saved_at", None)
+    frozen, tied = facts.pop("frozen", []), facts.pop("tied", {})
+    _require(_is_count(step), "step", "a count of steps")
+    _require(_is_time(saved_at), "saved_at", "a time with its offset from UTC")
+    _require(isinstance(frozen, list) and all(isinstance(name, str) for name in frozen), "frozen", "a list of names")
+    _require(isinstance(tied, dict) and all(isinstance(name, str) for name in tied.values()), "tied",
+             "names of tensors by name")
+    return Manifest(step, saved_at, _files(facts.pop("files", None)), tuple(frozen), tied, facts)
+
+
+def _files(given: Any) -> dict[str, FileFacts]:
+    _require(isinstance(given, dict) and {WEIGHTS, STATE, CONFIG} <= given.keys(), "files",
+             f"sizes and hashes of {WEIGHTS}, {STATE} and {CONFIG}")
+    files = {}
+    for name, facts in given.items():
+        _require(_FILE_NAME.fullmatch(name) is not None, f"files.{name[:80]!r}", "the name of a file in the folder")
+        _require(isinstance(facts, dict), f"files.{name}", "a size and a sha256")
+        size, sha256 = facts.get("size"), facts.get("sha256")
+        _require(_is_count(size), f"files.{name}.size", "a number of bytes")
+        _require(isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None, f"files.{name}.sha256",
+                 "64 hexadecimal digits")
+        files[name] = FileFacts(size, sha256)
+    return files
+
+
+def _require(fits: bool, key: str, wanted: str) -> None:
+    if not fits:
+        raise ValueError(f"{key} must be {wanted}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
+
+
+def _is_time(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        return datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False

@@ -1,0 +1,147 @@
+"""What a checkpoint is of: the sections `model` and `preprocess` that its files tell, or that a user names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from lavis_lite.checkpoints import weights
+from lavis_lite.checkpoints.export import CONFIG, Origin
+from lavis_lite.checkpoints.formats.hf_config import section_of
+from lavis_lite.checkpoints.reading import EXTRA, WEIGHTS, read_tensors
+from lavis_lite.checkpoints.report import seems_to_be
+from lavis_lite.checkpoints.unpickling import read_torch_file
+from lavis_lite.config.compose import import_plugins, model_types
+from lavis_lite.config.layers import read_yaml
+from lavis_lite.config.typed import Checker
+from lavis_lite.errors import CheckpointError, ConfigError, DataError, Faults, did_you_mean
+from lavis_lite.registry import registry
+
+
+def find(source: str | Path) -> Path:
+    """A local path of a checkpoint, fetched where it is a URL or a repository.
+
+    Raises:
+        DataError: it is nowhere; the message tells where it was looked for and how to get it.
+    """
+    try:
+        return weights.Need("pretrained", str(source)).fetch()
+    except DataError as fault:
+        raise DataError(str(fault).replace("model.pretrained: ", "--checkpoint: ", 1)) from fault
+
+
+def origin_of(path: Path, arch: str | None = None, model_type: str | None = None) -> Origin:
+    """Sections `model` and `preprocess` of a checkpoint: those of a model type, or what the checkpoint itself tells.
+
+    Raises:
+        ConfigError: an unknown model or type.
+        CheckpointError: it tells nothing.
+    """
+    if arch is not None:
+        return _of_type(arch, model_type)
+    for look in (_told_by_metadata, _told_by_yaml, _told_by_transformers, _told_by_pth):
+        found = look(path)
+        if found is not None:
+            return found
+    guess = seems_to_be(read_tensors(path))
+    raise CheckpointError(f"{path} does not tell which model it is of; it seems to be {guess}. Say so: --model ARCH "
+                          "--type TYPE (`python -m lavis_lite models` lists them).")
+
+
+def _of_type(arch: str, model_type: str | None) -> Origin:
+    registry.get_model_class(arch)
+    types = model_types(arch)
+    if model_type is None:
+        raise ConfigError(f"--type: {arch} has the types {', '.join(types)}; choose one.")
+    if model_type not in types:
+        raise ConfigError(f"--type: {arch} has no type {model_type!r}; {did_you_mean(model_type, types)}")
+    content = read_yaml(types[model_type])
+    return _afresh({**content.get("model", {}), "arch": arch, "model_type": model_type}, content.get("preprocess"))
+
+
+def _afresh(model: Mapping[str, Any], preprocess: Mapping[str, Any] | None) -> Origin:
+    """Sections without the checkpoints that they started from: these weights take their place."""
+    none = {"load_pretrained": False, "pretrained": None, "load_finetuned": False, "finetuned": None}
+    kept = {key: value for key, value in model.items() if key != "pretrained_stage1"}
+    return Origin({**kept, **none}, dict(preprocess or {}))
+
+
+def _told_by_metadata(path: Path) -> Origin | None:
+    """What `export` wrote into a .safetensors file."""
+    for file in (path, path / EXTRA, path / WEIGHTS):
+        told = _metadata(file).get("lavis_lite") if file.suffix == ".safetensors" and file.is_file() else None
+        if told and (section := json.loads(told)["model"]):
+            if section.keys() <= {"arch", "model_type"}:  # a packaged checkpoint names its type only
+                return _of_type(section["arch"], section["model_type"])
+            origin = Origin(**json.loads(told))
+            return _with_own_language_model(origin, path) if file.name == EXTRA else origin
+    return None
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    try:
+        with safe_open(file, "pt") as content:
+            return content.metadata() or {}
+    except (SafetensorError, OSError) as fault:
+        raise CheckpointError(f"{file} cannot be read as safetensors ({fault}); it is damaged.") from fault
+
+
+def _with_own_language_model(origin: Origin, folder: Path) -> Origin:
+    """The language model that lies in a folder of transformers' format, where its own source is not on this machine."""
+    section = typed_section(origin.model)
+    if not hasattr(section, "language_model_name") or section.llm_args is not None or weights.Need(
+            "llm_model", section.language_model_name()).found():
+        return origin
+    keys = section_of(json.loads((folder / "config.json").read_text(encoding="utf-8")), folder)
+    taken: dict[str, Any] = {key: keys[key] for key in ("llm_args", "llm_tokenizer", "llm_family") if key in keys}
+    return Origin({**origin.model, **taken}, origin.preprocess)
+
+
+def _told_by_yaml(path: Path) -> Origin | None:
+    """The config.yaml of a run's checkpoint, which holds every setting that differs from its class's default."""
+    if not (path / CONFIG).is_file():
+        return None
+    content = read_yaml(path / CONFIG)
+    if faults := import_plugins(content.get("imports") or [], path / CONFIG):
+        raise Faults(f"{path / CONFIG}:", faults)
+    return _afresh(content["model"], content.get("preprocess")) if content.get("model") else None
+
+
+def _told_by_transformers(path: Path) -> Origin | None:
+    """The config.json of a folder in transformers' format."""
+    if not (path / "config.json").is_file():
+        return None
+    return Origin(section_of(json.loads((path / "config.json").read_text(encoding="utf-8")), path))
+
+
+def _told_by_pth(path: Path) -> Origin | None:
+    """The configuration inside a .pth, as LAVIS' runner and `export_lavis` put it there."""
+    if path.suffix not in (".pth", ".pt") or not path.is_file():
+        return None
+    content, _ = read_torch_file(path)
+    config = content.get("config") if isinstance(content, Mapping) else None
+    model = config.get("model") if isinstance(config, Mapping) else None
+    if not isinstance(model, Mapping) or "arch" not in model:
+        return None
+    if "lavis_lite" in content:  # written by `export_lavis`: a whole section
+        return _afresh(model, config.get("preprocess") if config else None)
+    arch, kind = str(model["arch"]), str(model.get("model_type"))
+    return _of_type(arch, kind) if arch in registry.list_models() and kind in model_types(arch) else None
+
+
+def typed_section(content: Mapping[str, Any]) -> Any:
+    """A section `model` as its arch's config class.
+
+    Raises:
+        Faults: keys or values that do not fit it.
+    """
+    cls = registry.get_model_class(str(content.get("arch"))).config_class
+    checker = Checker(lambda key: "the checkpoint's configuration")
+    section = checker.section(cls, dict(content), "model")
+    if checker.faults:
+        raise Faults("the checkpoint's configuration does not fit:", checker.faults)
+    return section

@@ -1,0 +1,213 @@
+"""Tensors out of files: safetensors (also in shards) and torch's .pth, without running anything in a file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lavis_lite.checkpoints import manifest
+from lavis_lite.checkpoints.containers import CONTAINERS, Content, find_state_dict
+from lavis_lite.checkpoints.unpickling import read_torch_file, resave_command
+from lavis_lite.errors import CheckpointError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+EXTRA = "lavis_lite_extra.safetensors"
+"""beside weights in another format: tensors under this project's names that have no place in that format"""
+TORCH_WEIGHTS = "pytorch_model.bin"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+ADAPTERS = "adapter_model.safetensors"
+DEEPSPEED = "mp_rank_00_model_states.pt"
+ONE_SHARD = re.compile(r".+-\d{5}-of-\d{5}")
+"""the name of one of several files that hold a model together"""
+PACKED = [(b"\x1f\x8b", 0, "gzip -dc {} > unpacked"), (b"\xfd7zXZ", 0, "xz -dc {} > unpacked"),
+          (b"\x28\xb5\x2f\xfd", 0, "zstd -dc {} > unpacked"), (b"ustar", 257, "tar -xf {}")]
+"""what a packed file has at which byte, and the command that unpacks it"""
+FOREIGN_FOLDERS = [
+    ("*.distcp", "shards of torch.distributed.checkpoint; join them with `python -m "
+                 "torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pth`"),
+    ("**/zero_pp_rank_*", "shards of DeepSpeed's ZeRO; join them with `python zero_to_fp32.py {folder} model.bin`, by "
+                          "the script that DeepSpeed left there"),
+    (ADAPTERS, "LoRA adapters alone, in peft's format; load the run's checkpoint that they were saved from, or merge "
+               "them with peft's merge_and_unload()"),
+]
+"""files that give a folder away -> what it is and what to do"""
+
+
+def read_tensors(source: str | Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, on the CPU, under the names it gives them; as `read_content`, without its notes."""
+    return read_content(source).tensors
+
+
+def read_content(source: str | Path) -> Content:
+    """All tensors of a checkpoint, on the CPU, under the names it gives them, and what was noticed on the way.
+
+    Args:
+        source: a .safetensors file; a .pth/.pt/.bin/.ckpt file (a state dict, or one within other dictionaries); or a
+            folder with model.safetensors (or its shards and their index), which a run's checkpoint and a Hugging Face
+            download are.
+
+    Raises:
+        CheckpointError: nothing is there, it is damaged, or it holds what cannot be read without running code.
+    """
+    if "://" in str(source):
+        raise CheckpointError(f"{source} is an address, not a file; download it and give the file's path.")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {source} (looked at {path.absolute()}{_neighbours(path)}).")
+    _check_downloaded(path)
+    content = _read_file(path)
+    if content is None:
+        raise CheckpointError(f"{path}: a checkpoint is a folder or ends in .safetensors, {', '.join(TORCH_SUFFIXES)}.")
+    if ONE_SHARD.fullmatch(path.stem):
+        content.notes.append("one of several shards: give the folder, or the .index.json beside it, to have them all")
+    return content
+
+
+def _check_downloaded(path: Path) -> None:
+    """Refuse what a download left in a file's place (a pointer of Git LFS, a web page), and names of another format."""
+    with open(path, "rb") as file:
+        content = file.read(262)
+    begin = content[:200].lstrip().lower()
+    _check_format(path, content)
+    if begin.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a pointer of Git LFS, not the file: get it with `git lfs pull` in its "
+                              "repository.")
+    if begin.startswith((b"<!doctype html", b"<html")):
+        raise CheckpointError(f"{path} is a web page, not a checkpoint: the download asked for a login or failed. "
+                              "Download it again.")
+
+
+def _check_format(path: Path, content: bytes) -> None:
+    """Refuse a file that begins as one of another format than its name says; `content` are its first 262 bytes."""
+    if path.suffix in TORCH_SUFFIXES and content[8:9] == b"{" and content[7:8] == b"\0":
+        raise CheckpointError(f"{path} is in the format safetensors: rename it to {path.stem}.safetensors.")
+    if path.suffix == ".safetensors" and content.startswith(b"PK\x03\x04"):
+        raise CheckpointError(f"{path} was written by torch.save: rename it to {path.stem}.pth.")
+    for begin, start, command in PACKED:
+        if content[start:].startswith(begin):
+            raise CheckpointError(f"{path} is a packed file: unpack it with `{command.format(path)}`, and name what "
+                                  "was in it.")
+
+
+def _read_file(path: Path) -> Content | None:
+    """A file by its name; None: no checkpoint is called so."""
+    if path.suffix == ".safetensors":
+        return Content(_read_safetensors(path))
+    if path.suffix in TORCH_SUFFIXES:
+        return _read_torch(path)
+    return _read_shards(path) if path.name.endswith((".safetensors.index.json", ".bin.index.json")) else None
+
+
+def tensor_names(source: str | Path) -> set[str]:
+    """Names of a checkpoint's tensors, as `read_tensors` gives them; of safetensors without reading the tensors.
+
+    Raises:
+        CheckpointError: as `read_tensors`.
+    """
+    path = Path(source).expanduser()
+    found = next((path / name for name in (WEIGHTS, INDEX) if (path / name).is_file()), path)
+    if found.suffix != ".safetensors" or not found.is_file():
+        return set(read_tensors(path))
+    try:
+        with safe_open(found, "pt") as content:
+            return set(content.keys())
+    except (SafetensorError, OSError) as fault:
+        raise CheckpointError(f"{found} cannot be read as safetensors ({fault}); it is damaged.") from fault
+
+
+def read_extra(source: str | Path) -> dict[str, Tensor]:
+    """Tensors of the side file that belongs to a folder (or to the weights in it); empty where there is none."""
+    path = Path(source).expanduser()
+    side = (path.parent if path.name in (WEIGHTS, INDEX) else path) / EXTRA
+    return _read_safetensors(side) if side.is_file() else {}
+
+
+def _read_folder(folder: Path) -> Content:
+    for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX, DEEPSPEED):
+        if (folder / name).is_file():
+            content = _read_file(folder / name)
+            assert content is not None, "these names are those of checkpoints"
+            return content
+    for pattern, words in FOREIGN_FOLDERS:
+        if next(folder.glob(pattern), None) is not None:
+            raise CheckpointError(f"{folder.absolute()} holds {words.format(folder=folder)}.")
+    depths = ("*", "*/*", "*/*/*")
+    inside = sorted({str(found.parent) for depth in depths for found in folder.glob(f"{depth}/{WEIGHTS}")})
+    hint = f"; there are checkpoints in {', '.join(inside[-3:])}" if inside else ""
+    raise CheckpointError(f"{folder.absolute()} is no checkpoint: it has none of {WEIGHTS}, {INDEX}, "
+                          f"{TORCH_WEIGHTS}{hint}.")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    manifest.prove(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as fault:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({fault}); it is damaged.") from fault
+
+
+def _read_shards(index: Path) -> Content:
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({Path(name).name for name in places.values()})
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
+        raise CheckpointError(f"{index} is not an index of shards (weight_map: name -> file): {fault}") from fault
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index.parent} lacks {len(missing)} of {len(names)} shards: {', '.join(missing[:5])}.")
+    whole = Content({}, [f"{len(names)} shards"])
+    for name in names:
+        content = _read_file(index.parent / name)
+        if content is None:
+            raise CheckpointError(f"{index}: {name} is no file of weights.")
+        whole.tensors |= content.tensors
+        whole.foreign += content.foreign
+    lost = [name for name in places if name not in whole.tensors]
+    if lost:
+        raise CheckpointError(f"{index} names {len(lost)} tensors that its shards lack: {', '.join(lost[:5])}.")
+    return whole
+
+
+def _read_torch(path: Path) -> Content:
+    raw, foreign = read_torch_file(path)
+    try:
+        content = find_state_dict(raw, str(path))
+    except CheckpointError as fault:
+        if not foreign:
+            raise
+        entry = _entry(raw)
+        raise CheckpointError(f"{fault} It has objects of {', '.join(foreign[:3])}, which are not loaded because they "
+                              f"can run code. If you trust its author: {resave_command(path, entry)}") from fault
+    content.foreign = foreign
+    return content
+
+
+def _entry(raw: Any) -> str:
+    """The expression that gives the tensors of a file `c` that was not made of them."""
+    if not isinstance(raw, Mapping):
+        return "c.state_dict()"
+    key = next((key for key in CONTAINERS if key in raw), None)
+    holder = "c" if key is None else f"c[{key!r}]"
+    if key is None or isinstance(raw[key], Mapping):  # arrays of numpy
+        return f"{{k: torch.as_tensor(v) for k, v in {holder}.items()}}"
+    return f"{holder}.state_dict()"
+
+
+def _neighbours(path: Path) -> str:
+    """What lies where the missing file was looked for."""
+    if not path.parent.is_dir():
+        return f"; there is no folder {path.parent.absolute()}"
+    found = sorted(item.name for item in path.parent.iterdir()
+                   if item.is_dir() or item.suffix in (".safetensors", *TORCH_SUFFIXES))
+    return f"; that folder has {', '.join(found[:8])}" if found else "; that folder has no checkpoints"

@@ -1,0 +1,160 @@
+"""What a loading did, and the one message that says why it could not be done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from lavis_lite.checkpoints.containers import describe_beginnings
+from lavis_lite.errors import nearest
+
+SHOWN = 5
+"""names shown of each kind of fault"""
+
+SIGNATURES = [
+    (r"base_model\.model\..*lora_[AB]\..*",
+     "LoRA adapters alone, in peft's format; load the run's checkpoint that they were saved from, or merge them with "
+     "peft's merge_and_unload()"),
+    (r"opt_model\..*|opt_proj\..*", "a BLIP-2 model on OPT in LAVIS' layout"),
+    (r"t5_model\..*|t5_proj\..*", "a BLIP-2 or InstructBLIP model on T5 in LAVIS' layout"),
+    (r"llm_model\..*|llm_proj\..*", "a BLIP-2 or InstructBLIP model on Vicuna in LAVIS' layout"),
+    (r"Qformer\..*", "a BLIP-2 model in LAVIS' layout"),
+    (r"qformer\.layers\..*", "a checkpoint of this project"),
+    (r"language_projection\..*", "a BLIP-2 or InstructBLIP model with its language model in Hugging Face's layout"),
+    (r"qformer\.encoder\..*", "a BLIP-2 retrieval model in Hugging Face's layout"),
+    (r"text_encoder\..*|text_decoder\..*", "a BLIP (first version) model of LAVIS"),
+    (r"blocks\.\d+\.attn\..*", "a vision encoder alone in timm's layout; model.vit_weights takes it"),
+    (r"visual\..*", "a CLIP model in OpenAI's layout; model.vit_weights takes its image half"),
+    (r"vision_model\..*", "a CLIP model in Hugging Face's layout; model.vit_weights takes its image half"),
+    (r"bert\..*|encoder\.layer\.\d+\.attention\.self\..*", "a BERT; model.qformer_weights takes its folder"),
+    (r"model\.layers\..*|model\.decoder\..*|lm_head\..*|shared\..*",
+     "a language model; model.llm_model takes its folder"),
+    (r"state|param_groups", "an optimizer's state"),
+]
+"""Names (regular expressions) that give a file away, most telling first."""
+
+TEXT_HALF = r"(Qformer\.bert\.|qformer\.)?embeddings\.word_embeddings\.weight"
+ARCHS = [
+    (r"opt_model\..*|opt_proj\..*|language_model\.(model\.)?model\.decoder\..*", ("blip2_opt", "blip2_opt")),
+    (r"t5_model\..*|t5_proj\..*|language_model\.(model\.)?encoder\.block\..*", ("blip2_t5", "blip2_t5_instruct")),
+    (r"llm_model\..*|llm_proj\..*|language_model\.(model\.)?model\.layers\..*",
+     ("blip2_vicuna", "blip2_vicuna_instruct")),
+    (r"language_projection\..*", ("blip2_opt, blip2_t5 or blip2_vicuna", "blip2_t5_instruct or blip2_vicuna_instruct")),
+    (r"itm_head\..*", ("blip2", "blip2")),
+]
+"""Names (regular expressions) -> the arch they point to: without the Q-Former's text half, and with it."""
+
+
+@dataclass
+class LoadReport:
+    """What happened to every tensor of the model and of the file.
+
+    Attributes:
+        source: the file or folder.
+        layout: "lavis_lite", "LAVIS", "Hugging Face" or a backbone's own.
+        loaded: names in the model that took a value.
+        resized: those of them that were interpolated (position embeddings) or cut (words the model does not have).
+        frozen_missing: frozen names of the model that the file does not have, as expected.
+        not_in_layout: names that the file's layout has no place for; they keep their initial values.
+        allowed_missing: other names that the caller allowed to be missing.
+        had: those of them that had their values already, out of another file.
+        unused: names of the file that were not needed -> why.
+        ignored: those of them (under our names) that the model has no place for.
+        notes: how the tensors were found: prefixes taken off, which of several state dicts, their dtype.
+    """
+
+    source: str
+    layout: str
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    frozen_missing: list[str] = field(default_factory=list)
+    not_in_layout: list[str] = field(default_factory=list)
+    allowed_missing: list[str] = field(default_factory=list)
+    had: list[str] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for count, words in ((len(self.resized), "resized"), (len(self.frozen_missing), "frozen and not in it"),
+                             (len(self.not_in_layout), "without a place in its layout, left as initialised"),
+                             (len(self.had), "had from another file"),
+                             (len(self.allowed_missing) - len(self.had), "missing, left as initialised"),
+                             (len(self.unused), "of its own not needed")):
+            if count:
+                parts.append(f"{count} {words}")
+        return f"{self.source} ({self.layout}): {', '.join(parts)}{''.join(f'; {note}' for note in self.notes)}"
+
+
+def seems_to_be(names: Iterable[str]) -> str:
+    """A guess at what a file with these names is, with the arch that it fits where one is known."""
+    names = list(names)
+    if not names:
+        return "a file without tensors"
+    for pattern, words in SIGNATURES:
+        if any(re.fullmatch(pattern, name) for name in names):
+            arch = likely_arch(names)
+            return f"{words} (arch {arch})" if arch else words
+    shown = ", ".join(names[:SHOWN])
+    beginnings = describe_beginnings(names)
+    return f"no layout known here (its first names: {shown}{'; ' + beginnings if beginnings else ''})"
+
+
+def likely_arch(names: Iterable[str]) -> str:
+    """The registered arch (or several) of a whole model with these names; "" where nothing points to one."""
+    names = list(names)
+    with_text = any(re.fullmatch(TEXT_HALF, name) for name in names)
+    for pattern, archs in ARCHS:
+        if any(re.fullmatch(pattern, name) for name in names):
+            return archs[with_text]
+    return ""
+
+
+def describe_unknown(unknown: Sequence[str], model_names: Iterable[str]) -> str:
+    """A sentence on names that the model does not have, with its most similar ones."""
+    choices = list(model_names)
+    lines = []
+    for name in unknown[:SHOWN]:
+        near = nearest(name, choices, 1)
+        lines.append(name + (f" (most similar in the model: {near[0]})" if near else ""))
+    adapters = any(".lora_" in name for name in unknown)
+    hint = (" (LoRA adapters: give the model the same `lora:` section, or merge them: `python -m lavis_lite convert "
+            "--to lite --merge-lora`)") if adapters else ""
+    return f"{len(unknown)} not in the model: {_list(lines, len(unknown))}{hint}"
+
+
+def describe_missing(missing: Sequence[str]) -> str:
+    """A sentence on names of the model that the file lacks."""
+    return f"{len(missing)} of the model's not in the file: {_list(missing[:SHOWN], len(missing))}"
+
+
+def describe_shapes(shapes: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
+    """A sentence on tensors of another shape: (name, in the file, in the model)."""
+    lines = []
+    for name, theirs, own in shapes[:SHOWN]:
+        transposed = " (transposed)" if theirs == own[::-1] and len(own) == 2 else ""
+        lines.append(f"{name} is {list(theirs)} in the file, {list(own)} in the model{transposed}")
+    hint = ""
+    if any(theirs == (0,) for _, theirs, _ in shapes):
+        hint = (" (empty tensors are left by DeepSpeed's ZeRO-3: join its shards with `python zero_to_fp32.py FOLDER "
+                "model.bin`)")
+    return f"{len(shapes)} of another shape: {_list(lines, len(shapes))}{hint}"
+
+
+def describe_kinds(kinds: Sequence[tuple[str, str]]) -> str:
+    """A sentence on tensors that are no plain real numbers: (name, dtype, layout or what else is wrong)."""
+    lines = [f"{name} ({kind})" for name, kind in kinds[:SHOWN]]
+    first = kinds[0][1]
+    if "meta" in first:
+        way_on = "Such a model was never loaded: save it after its weights are on a device"
+    elif "sparse" in first:
+        way_on = "Save v.to_dense() of each"
+    else:
+        way_on = "Quantised weights must be turned back before they are saved (transformers: model.dequantize())"
+    return f"{len(kinds)} not stored as real numbers: {_list(lines, len(kinds))}. {way_on}"
+
+
+def _list(shown: Sequence[str], total: int) -> str:
+    return "; ".join(shown) + (f"; and {total - len(shown)} more" if total > len(shown) else "")

@@ -1,0 +1,1 @@
+"""Files: local paths, downloads, the Hugging Face hub, atomic writes, hashes, full disks."""

@@ -1,0 +1,191 @@
+"""Questions about a mini world scene, each with its one true answer.
+
+Six types: color, shape, count, existence, relation, comparison. Yes and no are drawn first and a fitting question is
+built after, so that the words of a question say little about its answer. Outside the split ``ood`` no question names a
+held-out colour-shape pair: training data that always answered "no" to it would make the split unfair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+
+from lavis_lite.mini_world.captions import RELATIONS, related
+from lavis_lite.mini_world.dice import Dice
+from lavis_lite.mini_world.scenes import (
+    CELLS,
+    COLORS,
+    HELD_OUT,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Scene,
+    SceneObject,
+    dice,
+)
+
+VALUES = {"size": SIZES, "texture": TEXTURES, "color": COLORS, "shape": SHAPES}
+"""Attributes in the order in which English puts them."""
+
+Wanted = dict[str, str]
+
+_PAIRS = tuple(combinations(VALUES, 2))
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its type (one of ``TYPES``) and its answer."""
+
+    type: str
+    text: str
+    answer: str
+
+
+def _noun(wanted: Wanted, plural: bool = False) -> str:
+    """Words for whatever has these attribute values, e.g. ``small red star`` or ``striped object``."""
+    words = [wanted[name] for name in VALUES if name in wanted and name != "shape"]
+    noun = wanted.get("shape", "object")
+    ending = "" if not plural else "es" if noun == "cross" else "s"
+    return " ".join([*words, noun + ending])
+
+
+def _article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def _fits(item: SceneObject, wanted: Wanted) -> bool:
+    return all(getattr(item, name) == value for name, value in wanted.items())
+
+
+def _values(item: SceneObject, names: tuple[str, ...]) -> Wanted:
+    return {name: getattr(item, name) for name in names}
+
+
+def _count(scene: Scene, wanted: Wanted) -> int:
+    return sum(_fits(item, wanted) for item in scene.objects)
+
+
+def _refer(rng: Dice, scene: Scene, item: SceneObject, hidden: str = "") -> str:
+    """A phrase that fits this object alone and keeps `hidden` unsaid; its place decides where nothing else does."""
+    names = [name for name in VALUES if name != hidden]
+    for _ in range(4):
+        subset = tuple(name for name in names if rng.chance(0.5))
+        wanted = _values(item, subset)
+        if wanted and _count(scene, wanted) == 1:
+            return _noun(wanted)
+    noun = _noun(_values(item, ("color",))) if hidden == "shape" else _noun(_values(item, ("shape",)))
+    return f"{noun} {_where(item)}"
+
+
+def _where(item: SceneObject) -> str:
+    position = CELLS[item.cell]
+    if position == "center":
+        return "in the center"
+    return f"on the {position}" if position in ("left", "right") else f"at the {position}"
+
+
+def _color(rng: Dice, scene: Scene) -> Question:
+    item = rng.choose(scene.objects)
+    return Question("color", f"what color is the {_refer(rng, scene, item, 'color')}?", item.color)
+
+
+def _shape(rng: Dice, scene: Scene) -> Question:
+    item = rng.choose(scene.objects)
+    start = rng.choose(("what shape is", "what is the shape of"))
+    return Question("shape", f"{start} the {_refer(rng, scene, item, 'shape')}?", item.shape)
+
+
+def _how_many(rng: Dice, scene: Scene) -> Question:
+    if rng.chance(0.25):
+        return Question("count", "how many objects are there?", str(len(scene.objects)))
+    name = rng.choose(tuple(VALUES))
+    present = rng.chance(0.8)
+    value = getattr(rng.choose(scene.objects), name) if present else rng.choose(VALUES[name])
+    wanted = {name: value}
+    return Question("count", f"how many {_noun(wanted, plural=True)} are there?", str(_count(scene, wanted)))
+
+
+def _mentionable(scene: Scene, wanted: Wanted) -> bool:
+    return scene.split == "ood" or (wanted.get("color"), wanted.get("shape")) not in HELD_OUT
+
+
+def _existence(rng: Dice, scene: Scene) -> Question | None:
+    wanted = _values(rng.choose(scene.objects), rng.choose(_PAIRS))
+    if rng.chance(0.5):
+        return Question("existence", f"is there {_article(_noun(wanted))}?", "yes")
+    for _ in range(8):
+        name = rng.choose(tuple(wanted))
+        changed = {**wanted, name: rng.choose(VALUES[name])}
+        if _count(scene, changed) == 0 and _mentionable(scene, changed):
+            return Question("existence", f"is there {_article(_noun(changed))}?", "no")
+    return None
+
+
+def _relation(rng: Dice, scene: Scene) -> Question | None:
+    if len(scene.objects) < 2:
+        return None
+    first, second = rng.shuffled(scene.objects)[:2]
+    true = [name for name in RELATIONS if related(first, name, second)]
+    relation = rng.choose(tuple(true))
+    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}[relation]
+    a, b = _refer(rng, scene, first), _refer(rng, scene, second)
+    if rng.chance(0.5):
+        answer = rng.choose(("yes", "no"))
+        return Question("relation", f"is the {a} {relation if answer == 'yes' else opposite} the {b}?", answer)
+    if relation in ("above", "below"):
+        return Question("relation", f"is the {a} above or below the {b}?", relation)
+    return Question("relation", f"is the {a} left or right of the {b}?", relation.removesuffix(" of"))
+
+
+def _comparison(rng: Dice, scene: Scene) -> Question | None:
+    if len(scene.objects) < 2:
+        return None
+    return _more_than(rng, scene) if rng.chance(0.5) else _same(rng, scene)
+
+
+def _more_than(rng: Dice, scene: Scene) -> Question | None:
+    answer = rng.choose(("yes", "no"))
+    for _ in range(8):
+        name = rng.choose(("color", "shape"))
+        present = {name: getattr(rng.choose(scene.objects), name)}
+        other = {name: rng.choose(VALUES[name])}
+        many, few = (present, other) if answer == "yes" else (other, present)
+        if present != other and (_count(scene, many) > _count(scene, few)) == (answer == "yes"):
+            text = f"are there more {_noun(many, plural=True)} than {_noun(few, plural=True)}?"
+            return Question("comparison", text, answer)
+    return None
+
+
+def _same(rng: Dice, scene: Scene) -> Question | None:
+    answer = rng.choose(("yes", "no"))
+    for _ in range(8):
+        name = rng.choose(tuple(VALUES))
+        first, second = rng.shuffled(scene.objects)[:2]
+        if (getattr(first, name) == getattr(second, name)) == (answer == "yes"):
+            a, b = (_refer(rng, scene, item, name) for item in (first, second))
+            return Question("comparison", f"do the {a} and the {b} have the same {name}?", answer)
+    return None
+
+
+_MAKERS: dict[str, Callable[[Dice, Scene], Question | None]] = {
+    "color": _color,
+    "shape": _shape,
+    "count": _how_many,
+    "existence": _existence,
+    "relation": _relation,
+    "comparison": _comparison,
+}
+TYPES = tuple(_MAKERS)
+"""The question types; a scene of one object has no relation and no comparison."""
+
+
+def make_questions(scene: Scene, count: int = len(TYPES)) -> list[Question]:
+    """At most `count` questions of different types, types in random order."""
+    rng = dice(scene.seed, scene.split, scene.index, "questions")
+    made: list[Question] = []
+    for name in rng.shuffled(TYPES):
+        question = _MAKERS[name](rng, scene) if len(made) < count else None
+        if question is not None:
+            made.append(question)
+    return made

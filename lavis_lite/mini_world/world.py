@@ -1,0 +1,190 @@
+"""Writes the mini world: JPEG pictures, COCO captions, VQA v2 questions and the ground truth, all generated.
+
+    python -m lavis_lite.mini_world.world --root FOLDER
+
+::
+
+    FOLDER/manifest.json                        what was asked for; written last
+           images/{split}/000000.jpg            64 x 64 pixels
+           annotations/captions_{split}.json    COCO captions layout; file_name is relative to images/
+           annotations/questions_{split}.json, vqa_annotations_{split}.json     VQA v2 layout
+           annotations/scenes_{split}.json      ground truth
+
+The folder appears whole or not at all, is left alone when it already holds what is asked for, and several processes may
+ask for it at once: one writes, the others wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.errors import DataError
+from lavis_lite.mini_world.folder import ensure, swap_in, write_json
+from lavis_lite.mini_world.records import (
+    SceneRecord,
+    answer_file,
+    caption_file,
+    describe_scene,
+    file_name,
+    question_file,
+    scene_file,
+)
+from lavis_lite.mini_world.render import encode_jpeg, render
+from lavis_lite.mini_world.scenes import make_scene
+from lavis_lite.process import exits
+from lavis_lite.process.children import worker_pool
+
+WORLD_VERSION = 1
+"""Part of the manifest. Raise it with any change of pictures or words, so that written folders are made anew."""
+
+DEFAULT_SIZES = {"train": 14_000, "val": 500, "test": 500, "ood": 500}
+DEFAULT_SEED = 7
+
+_CHUNK = 250
+
+Job = tuple[Path, int, str, range]
+
+
+def prepare_mini_world(
+    root: Path | str,
+    train: int = DEFAULT_SIZES["train"],
+    val: int = DEFAULT_SIZES["val"],
+    test: int = DEFAULT_SIZES["test"],
+    ood: int = DEFAULT_SIZES["ood"],
+    seed: int = DEFAULT_SEED,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Make sure that `root` holds the mini world of these sizes and seed, and return it.
+
+    Args:
+        root: the folder to write; it must not exist, be empty, or be an earlier mini world (which is replaced if it
+            differs from what is asked for).
+        train: pictures in the split train; a split of 0 pictures is left out.
+        val: pictures in val.
+        test: pictures in test.
+        ood: pictures in ood, the split of held-out colour-shape pairs.
+        seed: of the whole world; same seed, same bytes.
+        workers: processes that render; default one per available core, at most 8. The result does not depend on it.
+        progress: show a progress line on stderr.
+
+    Raises:
+        DataError: when the folder holds something else, cannot be written, or a size is negative.
+    """
+    root = Path(root).expanduser().absolute()
+    sizes = {"train": train, "val": val, "test": test, "ood": ood}
+    bad = [f"{split}={size}" for split, size in sizes.items() if not 0 <= size < 1_000_000]
+    if bad:
+        raise DataError(f"mini world: {', '.join(bad)}: the pictures of a split must be 0 to 999999")
+    wanted = {"name": "mini_world", "version": WORLD_VERSION, "seed": seed, "sizes": sizes}
+    ensure(root, wanted, lambda: _write_world(root, wanted, workers or _default_workers(), progress))
+    return root
+
+
+def _default_workers() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+def _write_world(root: Path, wanted: dict[str, Any], workers: int, progress: bool) -> None:
+    report = _progress_line(sum(wanted["sizes"].values())) if progress else _silent
+    swap_in(root, wanted, lambda folder: _write_splits(folder, wanted, workers, report))
+
+
+def _write_splits(root: Path, wanted: dict[str, Any], workers: int, report: Callable[[int], None]) -> None:
+    seed, info = wanted["seed"], {key: wanted[key] for key in ("name", "version", "seed")}
+    done = 0
+    with _mapper(workers) as run:
+        for split, size in wanted["sizes"].items():
+            if not size:
+                continue
+            (root / "images" / split).mkdir(parents=True)
+            jobs = [(root, seed, split, range(i, min(i + _CHUNK, size))) for i in range(0, size, _CHUNK)]
+            records: list[SceneRecord] = []
+            for chunk in run(_write_chunk, jobs):
+                records += chunk
+                report(done + len(records))
+            done += len(records)
+            _write_annotations(root / "annotations", records, info, split)
+
+
+def _write_chunk(job: Job) -> list[SceneRecord]:
+    """Write some pictures; runs in a worker process."""
+    root, seed, split, indices = job
+    records = []
+    for index in indices:
+        scene = make_scene(seed, split, index)
+        (root / "images" / file_name(split, index)).write_bytes(encode_jpeg(render(scene)))
+        records.append(describe_scene(scene))
+    return records
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable[..., Any]]:
+    """An ordered map over jobs, in processes where the system can fork (the jobs use numpy and Pillow alone)."""
+    if workers <= 1 or not sys.platform.startswith("linux"):
+        yield map
+        return
+    with worker_pool(workers, "drawing the mini world", "fork") as pool:
+        yield pool.map
+
+
+def _write_annotations(folder: Path, records: list[SceneRecord], info: dict[str, Any], split: str) -> None:
+    write_json(folder / f"captions_{split}.json", caption_file(records, info))
+    write_json(folder / f"questions_{split}.json", question_file(records, info, split))
+    write_json(folder / f"vqa_annotations_{split}.json", answer_file(records, info, split))
+    write_json(folder / f"scenes_{split}.json", scene_file(records, info))
+
+
+def _silent(done: int) -> None:
+    """No progress shown."""
+
+
+def _progress_line(total: int) -> Callable[[int], None]:
+    """A line on stderr that overwrites itself on a terminal and appears about every five seconds elsewhere."""
+    start, terminal = time.perf_counter(), sys.stderr.isatty()
+    last = start
+
+    def report(done: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if done < total and now - last < (0.1 if terminal else 5.0):
+            return
+        last = now
+        rate = done / max(now - start, 1e-9)
+        text = f"mini world: {done}/{total} pictures, {rate:.0f} a second"
+        print(f"\r{text}" if terminal else text, end="\n" if done == total or not terminal else "", file=sys.stderr)
+
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="write the mini world: pictures, captions, questions")
+    parser.add_argument("--root", type=Path, required=True, help="folder to write")
+    for split, size in DEFAULT_SIZES.items():
+        parser.add_argument(f"--{split}", type=int, default=size, help=f"pictures in {split} (default {size})")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core, at most 8)")
+    options = vars(parser.parse_args(argv))
+    try:
+        with exits.stop_signals_raise():
+            print(prepare_mini_world(**options))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return exits.USER_ERROR
+    except (KeyboardInterrupt, exits.Terminated) as stop:
+        print("\nstopped.", file=sys.stderr)
+        return getattr(stop, "exit_code", exits.INTERRUPTED)
+    return exits.SUCCESS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

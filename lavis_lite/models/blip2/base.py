@@ -1,0 +1,125 @@
+"""What all stages of BLIP-2 share: a vision encoder, the norm over its features, the query tokens and the Q-Former.
+
+Axes: B images, P patches, Dv vision width, Q queries, D Q-Former width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lavis_lite.errors import ConfigError, DataError, TextTooLongError
+from lavis_lite.models.base import BaseModel, freeze
+from lavis_lite.models.plain_text import CutTexts
+from lavis_lite.models.qformer.model import QFormer
+from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
+
+
+class Blip2Base(BaseModel):
+    """The common parts and what is done with them.
+
+    Args:
+        vision_encoder: image float[B,3,H,W] -> float[B,P,Dv]; has `width` (Dv).
+        qformer: with or without its text half.
+        tokenizer: text -> ids for the Q-Former.
+        freeze_vit: keep the vision encoder constant and in eval mode.
+        ln_vision_eps: epsilon of the norm over image features.
+    """
+
+    def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer, freeze_vit: bool = True,
+                 ln_vision_eps: float = 1e-5) -> None:
+        super().__init__()
+        self.vision_encoder = vision_encoder
+        if freeze_vit and not getattr(vision_encoder, "frozen", False):
+            freeze(vision_encoder)
+        self.freeze_vit = freeze_vit
+        self.tokenizer = tokenizer
+        self.ln_vision = nn.LayerNorm(qformer.cfg.vision_width, eps=ln_vision_eps)
+        self.qformer = qformer
+        self.query_tokens = nn.Parameter(torch.empty(1, qformer.cfg.num_queries, qformer.cfg.hidden_size))
+        nn.init.normal_(self.query_tokens, std=qformer.cfg.initializer_range)
+
+    def tokenize(self, text: Any, max_length: int | None = None) -> TextTokens:
+        """Strings to ids on the model's device, padded to the longest; `TextTokens` pass through.
+
+        Raises:
+            TextTooLongError: tokens that were made elsewhere are more than the Q-Former's positions.
+        """
+        tokens, positions = as_tokens(text, self.tokenizer, max_length), self.qformer.cfg.max_positions
+        if tokens.ids.shape[1] > positions:
+            lengths = dict(enumerate(tokens.mask.sum(1).tolist()))
+            raise TextTooLongError(f"the Q-Former has {positions} positions for text; these texts have up to "
+                                   f"{tokens.ids.shape[1]} tokens. Cut them, or give strings: those are cut at "
+                                   "model.max_txt_len.", {row: n for row, n in lengths.items() if n > positions})
+        return tokens.to(self.device)
+
+    def text_of(self, samples: Mapping[str, Any], images: int | None = None,
+                max_length: int | None = None) -> TextTokens:
+        """Tokens of samples["text_input"]; one string stands for all of so many images.
+
+        Raises:
+            DataError: there is no text_input.
+            ConfigError: not one text per image.
+        """
+        if "text_input" not in samples:
+            raise DataError(f"{type(self).__name__} needs text_input; the samples have {sorted(samples)}.")
+        text = samples["text_input"]
+        tokens = self.tokenize([text] * (images or 1) if isinstance(text, str) else text, max_length)
+        if images is not None and len(tokens.ids) != images:
+            raise ConfigError(f"text_input: {len(tokens.ids)} texts for {images} images; give one string for all, or "
+                              "one for each.")
+        return tokens
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """float[B,3,H,W] -> float[B,P,Dv] in the type of ln_vision, before ln_vision; no autograd when frozen.
+
+        What the frozen encoder made of the images before, float[B,P,Dv], only changes its type.
+
+        Raises:
+            DataError: such features of another width, or for an encoder that trains; an empty batch.
+        """
+        if not len(image):
+            raise DataError("the batch is empty: there is no picture to look at.")
+        if image.ndim == 3:
+            self._check_features(image)
+            return image.to(self.ln_vision.weight.dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vit):
+            features: Tensor = self.vision_encoder(image)
+        return features.to(self.ln_vision.weight.dtype)
+
+    def _check_features(self, features: Tensor) -> None:
+        width = self.ln_vision.normalized_shape[0]
+        if not self.freeze_vit or features.shape[-1] != width:
+            trains = "" if self.freeze_vit else ", and this encoder trains"
+            raise DataError(f"an image has shape (B, 3, H, W), what a frozen encoder made of it (B, P, {width}); "
+                            f"this one {tuple(features.shape)}{trains}.")
+
+    def normalise(self, features: Tensor) -> Tensor:
+        """ln_vision without its affine part: float[B,P,Dv] -> float[B,P,Dv], in autocast's type under autocast.
+
+        The cast is the one the next matrix product would make; done here, ranks exchange half the bytes.
+        """
+        normalised = F.layer_norm(features, features.shape[-1:], eps=self.ln_vision.eps)
+        kind = normalised.device.type
+        if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
+            return normalised.to(torch.get_autocast_dtype(kind))
+        return normalised
+
+    def _queries(self, batch: int) -> Tensor:
+        return self.query_tokens.expand(batch, -1, -1)
+
+    def cut_texts(self) -> dict[str, CutTexts]:
+        """See `BaseModel`."""
+        limit = f"texts for the Q-Former were cut to {self.tokenizer.max_length} tokens (model.max_txt_len)"
+        return {limit: self.tokenizer.cut}
+
+    def layer_scale(self, name: str, decay: float) -> float:
+        """decay ** (layers between a vision encoder's parameter and its output, plus one); 1 elsewhere (LAVIS)."""
+        if not name.startswith("vision_encoder."):
+            return 1.0
+        encoder: Any = self.vision_encoder
+        return float(encoder.layer_scale(name, decay))

@@ -1,0 +1,173 @@
+"""The passes through the Q-Former that stage 1 needs, each product computed once.
+
+Axes as in `qformer`: B samples, Q queries, L text tokens, P patches, D width; N samples of all ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lavis_lite import distributed
+from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.models.qformer.masks import attention_mask, stage1_mask
+from lavis_lite.models.qformer.model import ImageKV, QFormer
+from lavis_lite.models.text_tokens import TextTokens
+
+
+@dataclass
+class JointPass:
+    """Result of `joint_pass`.
+
+    query float[B,Q,D]; text_cls float[B,D], the text's [CLS] without sight of the image; decoder float[B,L-1,D], the
+    hidden states that predict tokens 1 .. L-1 from the image and the tokens before.
+    """
+
+    query: Tensor
+    text_cls: Tensor
+    decoder: Tensor
+
+
+def joint_pass(qformer: QFormer, query_tokens: Tensor, image: ImageKV, tokens: TextTokens, begin: int) -> JointPass:
+    """Queries, text alone (ITC) and text after the queries (ITG) in one pass over [queries | text | text].
+
+    Queries see queries only in both objectives, so they are computed once; a block mask keeps the two texts apart;
+    the last token, which predicts nothing, is no input of ITG; the last layer computes only what is used: queries,
+    [CLS], and the positions that predict a token.
+
+    Args:
+        qformer: with both halves.
+        query_tokens: float[1,Q,D].
+        image: keys and values of the B images.
+        tokens: the B texts.
+        begin: id of [DEC], which takes [CLS]' place where text is generated.
+    """
+    batch, length = tokens.ids.shape
+    count, first = query_tokens.shape[1], query_tokens.shape[1] + length
+    decoder_ids = torch.cat([torch.full_like(tokens.ids[:, :1], begin), tokens.ids[:, 1:-1]], 1)
+    positions = torch.arange(length, device=tokens.ids.device)
+    words = qformer.embeddings.words(torch.cat([tokens.ids, decoder_ids], 1), torch.cat([positions, positions[:-1]]))
+    hidden = qformer.embeddings([query_tokens.expand(batch, -1, -1), words])
+    rows = (slice(0, count + 1), slice(first, first + length - 1))
+    hidden = qformer.run_layers(hidden, count, stage1_mask(count, tokens.mask), (image,), output_rows=(count, rows))
+    query, cls, decoder = hidden.split([count, 1, length - 1], 1)
+    return JointPass(query, cls[:, 0], decoder)
+
+
+def matching_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[ImageKV], tokens: TextTokens) -> Tensor:
+    """Queries that see image and text (ITM): float[M,Q,D] for M texts; `images` serve them in order."""
+    count = query_tokens.shape[1]
+    hidden = qformer.embed(query_tokens.expand(len(tokens.ids), -1, -1), tokens.ids)
+    mask = attention_mask("bidirectional", count, tokens.mask)
+    return qformer.run_layers(hidden, count, mask, images, output_rows=(count, (slice(0, count),)))
+
+
+def check_pairs(images: int, texts: int) -> None:
+    """Refuse numbers of images and texts that make no pairs: as many of both, or one of either.
+
+    Raises:
+        ConfigError: other numbers.
+    """
+    if images != texts and 1 not in (images, texts):
+        raise ConfigError(f"{images} images came with {texts} texts to match: give as many, or one of either.")
+
+
+def paired(image: ImageKV, tokens: TextTokens) -> tuple[ImageKV, TextTokens]:
+    """M images and M texts; one image goes with all texts, one text with all images.
+
+    Raises:
+        ConfigError: see `check_pairs`.
+    """
+    images, texts = image.rows, len(tokens.ids)
+    check_pairs(images, texts)
+    if images < texts:
+        return image.repeated(texts), tokens
+    return image, tokens.repeated(images) if texts < images else tokens
+
+
+def matching_start(qformer: QFormer, query_tokens: Tensor, tokens: TextTokens) -> Tensor:
+    """What matching computes before anything of an image is looked at: float[M,Q+L,D].
+
+    The first layer's self-attention, and its feed-forward of the text. Whoever matches a text with many images needs it
+    once.
+    """
+    count, layer = query_tokens.shape[1], qformer.blocks[0]
+    hidden = qformer.embed(query_tokens.expand(len(tokens.ids), -1, -1), tokens.ids)
+    hidden, _ = layer.self_attention(hidden, attention_mask("bidirectional", count, tokens.mask), None, None)
+    assert layer.text_ffn is not None, "this Q-Former was built without its text half"
+    return torch.cat([hidden[:, :count], layer.text_ffn(hidden[:, count:])], 1)
+
+
+def matching_rest(qformer: QFormer, start: Tensor, images: Sequence[ImageKV], mask: Tensor) -> Tensor:
+    """What is left of `matching_pass` after `matching_start`: float[M,Q+L,D], text mask bool[M,L] -> float[M,Q,D]."""
+    count, layer = start.shape[1] - mask.shape[1], qformer.blocks[0]
+    assert layer.cross_attention is not None
+    query = layer.query_ffn(layer.cross_attention(start[:, :count], images, 0))
+    hidden = torch.cat([query, start[:, count:]], 1)
+    both = attention_mask("bidirectional", count, mask)
+    return qformer.run_layers(hidden, count, both, images, output_rows=(count, (slice(0, count),)), first=1)[:, :count]
+
+
+def image_keys(image_id: Any, batch: int, device: torch.device) -> Tensor:
+    """What tells images apart: int64[B,2], equal rows mean the same image, also across ranks.
+
+    Args:
+        image_id: int64[B], a list of ints or strings, or None: every sample is its own image.
+        batch: B.
+        device: of the result.
+
+    Raises:
+        DataError: not one id per image.
+    """
+    if image_id is None:
+        number = torch.arange(batch, device=device) + distributed.rank() * batch
+        return torch.stack([torch.zeros_like(number), number], 1)
+    if isinstance(image_id, Tensor):
+        number = image_id.to(device=device, dtype=torch.long, non_blocking=True)
+    else:
+        number = torch.tensor([_as_number(item) for item in image_id], dtype=torch.long).to(device, non_blocking=True)
+    if number.numel() != batch:
+        raise DataError(f"{batch} images came with {number.numel()} values of image_id; give one for each image.")
+    return torch.stack([torch.ones_like(number), number], -1).reshape(batch, 2)
+
+
+def _as_number(item: Any) -> int:
+    """Integers stay; anything else becomes a 63-bit hash of its text, the same in every process."""
+    if isinstance(item, Tensor):
+        return int(item)
+    if isinstance(item, int):
+        return item
+    return int.from_bytes(hashlib.blake2b(str(item).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def gather_texts(tokens: TextTokens, keys: Tensor, pad: int) -> tuple[TextTokens, Tensor]:
+    """Texts and image keys of all ranks, by one collective of small integers.
+
+    Args:
+        tokens: this rank's B texts.
+        keys: int64[B,2] from `image_keys`.
+        pad: id that fills shorter texts.
+
+    Returns:
+        N texts, as wide as the longest of all ranks, and int64[N,2].
+    """
+    if distributed.world_size() == 1:
+        return tokens, keys
+    width = max(distributed.all_gather_object(tokens.ids.shape[1]))
+    tokens = tokens.padded(width, pad)
+    packed = distributed.all_gather(torch.cat([keys, tokens.mask.long(), tokens.ids], 1))
+    keys, mask, ids = packed.split([2, width, width], 1)
+    return TextTokens(ids, mask.bool()), keys
+
+
+def matching_tokens(tokens: TextTokens, everyone: TextTokens, negatives: Tensor, pad: int) -> TextTokens:
+    """Texts of the three ITM groups in order matching, negative text, negative image: 3B texts."""
+    own = tokens.padded(everyone.ids.shape[1], pad)
+    ids = torch.cat([own.ids, everyone.ids[negatives], own.ids])
+    mask = torch.cat([own.mask, everyone.mask[negatives], own.mask])
+    return TextTokens(ids, mask)

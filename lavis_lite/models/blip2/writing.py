@@ -1,0 +1,207 @@
+"""What is asked of a model that writes: texts, answers, and the likeliest of several candidates.
+
+Every method builds its prompts, refuses what the language model has no room for, and only then looks at the pictures.
+Axes: B samples, C candidates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lavis_lite.errors import ConfigError
+from lavis_lite.models.blip2 import few_shot
+from lavis_lite.models.blip2.arch_defaults import Style
+from lavis_lite.models.blip2.base import Blip2Base
+from lavis_lite.models.blip2.image_batch import Pictures, pictures_of
+from lavis_lite.models.blip2.prompts import candidate_prompts, clean_answers, generation_prompts, question_prompts
+from lavis_lite.models.language import GenerationConfig, LanguageModel
+from lavis_lite.models.language.contract import Candidates, Normalise, candidate_lists
+from lavis_lite.models.options import known_options
+from lavis_lite.processors.lemmatizer import shared_lemmatizer
+
+GENERATE_OPTIONS = ("max_length", "min_length", "use_nucleus_sampling")
+ANSWER_OPTIONS = ("max_len", "min_len", "inference_method", "num_ans_candidates", "answer_list", "prompt")
+"""names of the methods' own parameters that are no fields of `GenerationConfig`"""
+
+
+class Blip2Writer(Blip2Base):
+    """LAVIS' entry points of a model with a language model.
+
+    Attributes:
+        language_model: frozen.
+        prompt: read where a call brings no prompt.
+        apply_lemmatizer: bring answers to their base form.
+    """
+
+    language_model: LanguageModel
+    prompt: str
+    apply_lemmatizer: bool
+    style: ClassVar[Style] = Style()
+    _only_measures = False
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Within it texts are built and measured, pictures are not looked at, and nothing is written or scored."""
+        self._only_measures = True
+        try:
+            yield
+        finally:
+            self._only_measures = False
+
+    def soft_prompt_length(self, image: Tensor) -> int:
+        """Vectors of a soft prompt for such images or videos, known before any is made: queries x frames."""
+        return int(self.query_tokens.shape[1]) * (image.shape[2] if image.ndim == 5 else 1)
+
+    def prefix(self, pictures: Pictures, texts: list[str]) -> tuple[Tensor, dict[str, Any]]:
+        """What stands before B texts: soft prompts, and options of the language model that say whose they are."""
+        raise NotImplementedError(f"{type(self).__name__} must define prefix")
+
+    @torch.no_grad()
+    def generate(self, samples: dict[str, Any], use_nucleus_sampling: bool = False, num_beams: int = 5,
+                 max_length: int | None = None, min_length: int = 1, top_p: float = 0.9,
+                 repetition_penalty: float | None = None, length_penalty: float = 1.0, num_captions: int = 1,
+                 temperature: float = 1.0, **more: Any) -> list[str]:
+        """Texts for images.
+
+        Args:
+            samples: image or video; prompt (optional), one string or B; ocr_tokens (optional), B lists that go into
+                a prompt's `{}`; few_shot_samples (optional), see `lavis_lite.models.blip2.few_shot`.
+            use_nucleus_sampling: sample from the smallest set of tokens that holds `top_p` of the mass.
+            num_beams: width of beam search; 1: greedy.
+            max_length, min_length: LAVIS' lengths, which count a start token in some archs; None: the arch's default.
+            top_p, temperature: when sampling.
+            repetition_penalty: above 1 makes tokens already written less likely; None: the arch's default.
+            length_penalty: a text's score is its log-probability / length ** length_penalty.
+            num_captions: texts per image.
+            more: further fields of `GenerationConfig`: max_new_tokens and min_new_tokens (in place of the lengths,
+                new tokens with the end), seeds, lavis_lengths.
+
+        Returns:
+            B * num_captions texts, images in order.
+        """
+        pictures = pictures_of(samples)
+        prompts = generation_prompts(samples, self.prompt, len(pictures))
+        longest = self._default_length(pictures) if max_length is None else max_length
+        if repetition_penalty is None:
+            repetition_penalty = self.style.repetition_penalty
+        given = {**self.style.lengths(longest, min_length, self.style.counts_start[0]), **more}
+        options = GenerationConfig.of("generate", {
+            **given, "num_beams": 1 if use_nucleus_sampling else num_beams, "sample": use_nucleus_sampling,
+            "top_p": top_p, "temperature": temperature, "repetition_penalty": repetition_penalty,
+            "length_penalty": length_penalty, "num_captions": num_captions}, GENERATE_OPTIONS)
+        options.check_batch(len(pictures))
+        shown = few_shot.with_examples(prompts, samples, self.language_model)
+        return self._write(pictures, prompts, shown, options)
+
+    def _default_length(self, pictures: Pictures) -> int:
+        """The arch's own max_length, or less: a prompt of model.max_txt_len tokens keeps its room."""
+        language_model, start = self.language_model, int(self.style.counts_start[0])
+        room = language_model.room.after(self.soft_prompt_length(pictures.image), language_model.limits.prompt)
+        return self.style.max_length if room is None else min(self.style.max_length, max(room, 1) + start)
+
+    def _write(self, pictures: Pictures, prompts: list[str], shown: list[str],
+               options: GenerationConfig) -> list[str]:
+        """Texts after the prompts `shown`; the Q-Former reads `prompts`. What is too long is refused first."""
+        if not len(pictures):
+            return []
+        self.language_model.prompt_rows(shown, self.soft_prompt_length(pictures.image), options)
+        if self._only_measures:
+            return [""] * (len(pictures) * options.num_captions)
+        soft_prompt, owners = self.prefix(pictures, prompts)
+        return self.language_model.generate(soft_prompt, shown, options, **owners)
+
+    @torch.no_grad()
+    def predict_answers(self, samples: dict[str, Any], num_beams: int = 5, inference_method: str = "generate",
+                        max_len: int = 10, min_len: int = 1, num_ans_candidates: int = 128,
+                        answer_list: list[str] | None = None, prompt: str = "", length_penalty: float | None = None,
+                        **more: Any) -> list[str]:
+        """Short answers to questions: first lines without blanks around, in base form where that is asked for.
+
+        Args:
+            samples: image or video; text_input, the questions; ocr_tokens or choices for prompts with two `{}`;
+                few_shot_samples (optional), its text_input for the same `{}`; apply_lemmatizer (optional).
+            num_beams: width of beam search.
+            inference_method: generate | rank (the likeliest of answer_list).
+            max_len, min_len: of an answer, as LAVIS counts them.
+            num_ans_candidates: rank: only so many of answer_list are tried.
+            answer_list: rank: the answers.
+            prompt: template with `{}` for the question; "": the question as it is.
+            length_penalty: None: the arch's default.
+            more: further fields of `GenerationConfig`.
+        """
+        pictures = pictures_of(samples)
+        prompts = question_prompts(samples, prompt, len(pictures))
+        shown = few_shot.with_examples(prompts, samples, self.language_model, template=prompt)
+        if inference_method == "rank":
+            answers = list(answer_list or [])[:num_ans_candidates]
+            if not answers:
+                raise ConfigError("predict_answers: inference_method rank chooses among answer_list, which is empty.")
+            best = self._score(pictures, prompts, shown, answers).argmax(1).tolist()
+            return [answers[place] for place in best]
+        if inference_method != "generate":
+            raise ConfigError(f"predict_answers: inference_method {inference_method!r} is not generate or rank.")
+        penalty = self.style.answer_length_penalty if length_penalty is None else length_penalty
+        given = {**self.style.lengths(max_len, min_len, self.style.counts_start[1]),
+                 "repetition_penalty": self.style.answer_repetition_penalty, **more}
+        options = GenerationConfig.of("predict_answers", {
+            **given, "num_beams": num_beams, "length_penalty": penalty}, ANSWER_OPTIONS)
+        texts = self._write(pictures, prompts, shown, options)
+        lemmatise = self.apply_lemmatizer or samples.get("apply_lemmatizer", False)
+        return clean_answers(texts, shared_lemmatizer() if lemmatise else None)
+
+    @known_options
+    @torch.no_grad()
+    def predict_class(self, samples: dict[str, Any], candidates: Candidates, n_segments: int = 1,
+                      normalise: Normalise = "sum") -> Tensor | list[Tensor]:
+        """Candidates from the likeliest to the least likely answer.
+
+        Args:
+            samples: image or video; prompt, one string or B; text_input (optional) for the prompt's `{}`; context,
+                history, caption (optional) put in front.
+            candidates: strings for all samples, or one list per sample.
+            n_segments: score in so many parts, to save memory; no result depends on it.
+            normalise: rank by the sum of a candidate's log-likelihoods (LAVIS), or by their mean.
+
+        Returns:
+            int64[B,C] of places in the list; with one list per sample, a list of int64[C_b].
+        """
+        scores = self.score_candidates(samples, candidates, n_segments, normalise)
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        if not isinstance(candidates[0], (list, tuple)):
+            return order
+        return [row[:len(texts)] for row, texts in zip(order, candidates, strict=True)]
+
+    @known_options
+    @torch.no_grad()
+    def score_candidates(self, samples: dict[str, Any], candidates: Candidates, n_segments: int = 1,
+                         normalise: Normalise = "sum") -> Tensor:
+        """Log-likelihood of every candidate, float[B,C]; arguments as `predict_class`, -inf for absent ones.
+
+        Raises:
+            ConfigError: fewer than one segment.
+        """
+        if n_segments < 1:
+            raise ConfigError(f"predict_class: n_segments must be at least 1, not {n_segments}.")
+        pictures = pictures_of(samples)
+        batch = len(pictures)
+        prompts = candidate_prompts(samples, self.prompt, batch)
+        most = max(map(len, candidate_lists(candidates, batch)), default=0)
+        pairs = -(-most * batch // n_segments)
+        shown = few_shot.with_examples(prompts, samples, self.language_model)
+        return self._score(pictures, prompts, shown, candidates, normalise=normalise, pairs=max(pairs, 1))
+
+    def _score(self, pictures: Pictures, prompts: list[str], shown: list[str], candidates: Candidates,
+               **how: Any) -> Tensor:
+        """Likelihoods float[B,C] of candidates after the prompts `shown`. What is too long is refused first."""
+        if not len(pictures):
+            return torch.zeros(0, len(candidates), device=self.device)
+        _, rows = self.language_model.scoring_rows(shown, candidates, self.soft_prompt_length(pictures.image))
+        if self._only_measures:
+            return torch.zeros(len(rows), max(map(len, rows)))
+        soft_prompt, owners = self.prefix(pictures, prompts)
+        return self.language_model.score(soft_prompt, shown, candidates, **how, **owners)

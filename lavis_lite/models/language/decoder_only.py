@@ -1,0 +1,186 @@
+"""Decoder-only language models (OPT, LLaMA, GPT-2, Qwen, Phi ...) behind the contract.
+
+In training a row is [soft prompt | prompt | target | padding]; causal attention never looks at the padding, so no mask
+is needed. In answering a row is [padding | soft prompt | prompt], and masks and positions leave the padding out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lavis_lite.models.decoding import Decoder
+from lavis_lite.models.language.cache import RowCache, select_rows
+from lavis_lite.models.language.contract import LanguageModel, Normalise
+from lavis_lite.models.language.head import full, output_layer
+from lavis_lite.models.language.tokens import pad_rows
+
+
+@dataclass
+class Prefix:
+    """What an answer follows: the cache of B prefixes, their mask bool[B,S], and the last hidden state float[B,D]."""
+
+    cache: Any
+    mask: Tensor
+    last: Tensor
+
+
+class CausalDecoder:
+    """What continues a prefix token by token, by at most `room` tokens."""
+
+    def __init__(self, owner: DecoderOnly, prefix: Prefix, room: int) -> None:
+        self.owner, self.mask = owner, prefix.mask
+        self.last: Tensor | None = prefix.last
+        self.rows = RowCache(prefix.cache, torch.arange(len(prefix.mask), device=prefix.mask.device), room)
+
+    def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
+        """int64[M] -> float[M,V]; the first call tells what follows the prefix and leaves its tokens aside."""
+        if self.last is not None:
+            hidden, self.last = self.last, None
+        else:
+            if rows is not None and self.rows.select(rows):
+                self.mask = self.mask.index_select(0, rows)
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
+            states, self.rows.cache = self.owner.hidden(self.owner.embed(tokens[:, None]), self.mask, self.rows.cache)
+            hidden = states[:, -1]
+        return full(output_layer(self.owner.model)(hidden))
+
+
+class DecoderOnly(LanguageModel):
+    """A causal language model; see `LanguageModel`."""
+
+    def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
+                   after: Sequence[Sequence[int]]) -> Tensor:
+        """See `LanguageModel`."""
+        rows = [[*first, *second] for first, second in zip(before, after, strict=True)]
+        device, count = soft_prompt.device, soft_prompt.shape[1]
+        ids, _ = pad_rows(rows, self.pad, self.family.training_side, device)
+        length = count + ids.shape[1]
+        places: list[int] = []
+        learned: list[int] = []
+        for number, (first, second) in enumerate(zip(before, after, strict=True)):
+            start = number * length + count + len(first) - 1
+            places.extend(range(start, start + len(second)))
+            learned.extend(second)
+        with self.own_precision():
+            embeds = torch.cat([soft_prompt.to(self.dtype), self.embed(ids)], 1)
+            hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state.to(device)
+            chosen = hidden.flatten(0, 1).index_select(0, _integers(places, device))
+            return self.likelihoods(chosen, _integers(learned, device))
+
+    def training_rows(self, prompts: Sequence[str], targets: Sequence[str],
+                      vectors: int = 0) -> tuple[list[list[int]], list[list[int]]]:
+        """See `LanguageModel`."""
+        limits = self.limits
+        prompt_limit, shared = self.room.fit_training(vectors, limits.prompt, limits.target)
+        before = self.tokenizer.prompts(prompts, prompt_limit, limits.prompt_side)
+        rooms = [limits.target if limits.together is None else max(limits.together - len(row), 1) for row in before]
+        rooms = [min(room, shared - len(row)) for room, row in zip(rooms, before, strict=True)]
+        texts = [self.tokenizer.continuation(prompt, text) for prompt, text in zip(prompts, targets, strict=True)]
+        after = self.tokenizer.targets(texts, rooms)
+        if self.family.learns_bos:
+            for row, prompt in enumerate(prompts):
+                if not prompt:
+                    before[row], after[row] = [], [*before[row], *after[row]]
+        return before, after
+
+    def prefix_embeds(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """[padding | soft prompt | prompt]: float[B,S,D], bool[B,S]."""
+        device, (batch, count, _) = soft_prompt.device, soft_prompt.shape
+        ids, mask = pad_rows(prompts, self.pad, self.family.answering_side, device)
+        embeds = torch.cat([soft_prompt.to(self.dtype), self.embed(ids)], 1)
+        mask = torch.cat([mask.new_ones(batch, count), mask], 1)
+        order = mask.long().argsort(dim=1, stable=True)  # what is padding goes to the front, all else keeps its order
+        return embeds.gather(1, order[:, :, None].expand_as(embeds)), mask.gather(1, order)
+
+    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
+                owners: Tensor | None = None) -> tuple[Decoder, int]:
+        """See `LanguageModel`."""
+        return CausalDecoder(self, self.read(soft_prompt, prompts, owners), room), -1
+
+    def candidate_texts(self, prompt: str, texts: Sequence[str]) -> list[str]:
+        """See `LanguageModel`."""
+        return [self.tokenizer.continuation(prompt, text) for text in texts]
+
+    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], owners: Tensor | None = None) -> Prefix:
+        """See `LanguageModel`; soft prompts that several prompts follow are read once."""
+        with self.own_precision():
+            if owners is not None and self.can_share(soft_prompt, prompts):
+                return self._read_shared(soft_prompt, prompts, owners)
+            if owners is not None:
+                soft_prompt = soft_prompt.index_select(0, owners)
+            embeds, mask = self.prefix_embeds(soft_prompt, prompts)
+            hidden, cache = self.hidden(embeds, mask, None)
+        return Prefix(cache, mask, hidden[:, -1])
+
+    def can_share(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> bool:
+        """Whether soft prompts float[U,Q,D] can be read before B prompts: fewer of them, and nothing goes by slots.
+
+        The prompts are padded between soft prompt and prompt. A mask leaves that out of full attention, but not out
+        of a sliding window, nor out of distances in a model that is not told positions.
+        """
+        lengths = {len(row) for row in prompts}
+        if len(soft_prompt) >= len(prompts) or 0 in lengths:
+            return False
+        from lavis_lite.models.language.preallocated_layer import is_plain
+
+        return is_plain(self.model.config) and (len(lengths) == 1 or self._takes_positions())
+
+    def _read_shared(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], owners: Tensor) -> Prefix:
+        """[soft prompt | padding | prompt], the soft prompts' cache spread over their prompts."""
+        ids, mask = pad_rows(prompts, self.pad, "left", soft_prompt.device)
+        _, cache = self.hidden(soft_prompt.to(self.dtype), mask.new_ones(soft_prompt.shape[:2]), None)
+        mask = torch.cat([mask.new_ones(len(mask), soft_prompt.shape[1]), mask], 1)
+        hidden, cache = self.hidden(self.embed(ids), mask, select_rows(cache, owners))
+        return Prefix(cache, mask, hidden[:, -1])
+
+    def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
+        """See `LanguageModel`."""
+        device = prefix.mask.device
+        chosen, (ids, real) = _integers(samples, device), pad_rows(rows, self.pad, "right", device)
+        with self.own_precision():
+            hidden = prefix.last.index_select(0, chosen)[:, None]
+            if ids.shape[1] > 1:
+                mask = torch.cat([prefix.mask.index_select(0, chosen), real[:, :-1]], 1)
+                more, _ = self.hidden(self.embed(ids[:, :-1]), mask, select_rows(prefix.cache, chosen))
+                hidden = torch.cat([hidden, more], 1)
+            losses = self.likelihoods(hidden[real], ids[real])
+        return -sum_rows(losses, real, normalise)
+
+    def hidden(self, embeds: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Hidden states of new tokens and the cache with them.
+
+        Args:
+            embeds: float[B,N,D].
+            mask: bool[B,S+N], over earlier and new tokens.
+            cache: of the S earlier tokens, or None.
+        """
+        base = self._base()
+        given: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": mask.long(), "past_key_values": cache}
+        if self._takes_positions():
+            given["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1]:]
+        output = base(**given, use_cache=True)
+        return output.last_hidden_state.to(embeds.device), output.past_key_values
+
+    def _takes_positions(self) -> bool:
+        return "position_ids" in inspect.signature(self._base().forward).parameters
+
+    def _base(self) -> Any:
+        """The model without its output layer."""
+        return getattr(self.model, self.model.base_model_prefix)
+
+
+def sum_rows(values: Tensor, real: Tensor, normalise: Normalise) -> Tensor:
+    """Sum or mean over each row's real places: float[T], bool[M,L] -> float[M]."""
+    filled = values.new_zeros(real.shape).masked_scatter(real, values)
+    total = filled.sum(1)
+    return total if normalise == "sum" else total / real.sum(1)
+
+
+def _integers(values: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.long).to(device, non_blocking=True)

@@ -1,0 +1,185 @@
+"""Text to ids and back for a language model: one wrapper around a transformers tokenizer.
+
+Prompts and targets are tokenised apart and joined as ids, so that where one ends and the other begins is never in
+doubt, and the end token is never cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lavis_lite.errors import ConfigError
+from lavis_lite.models.language.families import Family
+from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, frame, framed
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most tokens in training; answering does not cut prompts.
+
+    prompt: of a prompt. target: of a target, its end included. together: of both, taken from the target; None: no such
+    limit. prompt_side: where a long prompt loses tokens.
+    """
+
+    prompt: int = 128
+    target: int = 256
+    together: int | None = None
+    prompt_side: Side = "left"
+
+    def __post_init__(self) -> None:
+        if min(self.prompt, self.target, self.together or 1) < 1:
+            raise ConfigError(f"model.max_txt_len, model.max_output_txt_len: must be at least 1, not {self.prompt} and "
+                              f"{self.target}.")
+
+
+class LanguageTokenizer:
+    """A language model's tokenizer, loaded when the first text comes.
+
+    Texts become text tokens only: special tokens that a text spells out are split like other words. A prompt may mark
+    control tokens (`lavis_lite.processors.control`).
+
+    Args:
+        source: folder or hub name; or a transformers tokenizer.
+        family: the model's row.
+        encoder: whether prompts go to an encoder, which sees them closed by the tokenizer's special tokens.
+
+    Attributes:
+        cut_prompts, cut_targets: how many training texts were longer than their limits.
+    """
+
+    def __init__(self, source: Any, family: Family, encoder: bool = False) -> None:
+        self.source, self.family, self.encoder = source, family, encoder
+        self._loaded: Any = None
+        self.cut_prompts, self.cut_targets = CutTexts(), CutTexts()
+
+    @property
+    def loaded(self) -> Any:
+        """The transformers tokenizer, with the family's special tokens.
+
+        Raises:
+            ConfigError: it cannot be loaded, or it lacks a token that is needed.
+        """
+        if self._loaded is None:
+            tokenizer = _load(self.source) if isinstance(self.source, str) else self.source
+            if self.family.special_tokens:
+                tokenizer.add_special_tokens(dict(self.family.special_tokens))
+            self._loaded = tokenizer
+        return self._loaded
+
+    @property
+    def end(self) -> int:
+        """Id that ends an answer.
+
+        Raises:
+            ConfigError: the tokenizer has no such token.
+        """
+        if self.family.end == "newline":
+            ids = self.loaded("\n", add_special_tokens=False)["input_ids"]
+            if not ids or ids[-1] == self.loaded.unk_token_id:
+                raise ConfigError(f"the tokenizer of {self.source!r} has no token for a line break, which ends answers "
+                                  f"in the family {self.family.name!r}; set model.llm_family=general to end by eos.")
+            return int(ids[-1])
+        if self.loaded.eos_token_id is None:
+            raise ConfigError(f"the tokenizer of {self.source!r} has no eos token, so no answer could end; set "
+                              "eos_token in its tokenizer_config.json.")
+        return int(self.loaded.eos_token_id)
+
+    def check(self, words: int) -> None:
+        """Refuse a tokenizer that cannot serve a model of so many words, before anything is done with it.
+
+        Raises:
+            ConfigError: it cannot be loaded, lacks a token that is needed, or has one that the model has no word for.
+        """
+        start = self.family.prompt_start
+        ids = {"end": self.end} | ({} if start is None else {start: self.loaded.convert_tokens_to_ids(start)})
+        for name, id_ in ids.items():
+            if id_ is None or not 0 <= id_ < words:
+                raise ConfigError(f"the tokenizer of {self.source!r} gives its {name} token the id {id_}, and the "
+                                  f"language model has {words} words: they do not belong together; check "
+                                  "model.llm_tokenizer.")
+
+    @cached_property
+    def plain(self) -> PlainEncoder:
+        """Texts to ids without special tokens."""
+        return PlainEncoder(self.loaded)
+
+    def prompts(self, texts: Sequence[str], limit: int | None = None, side: Side = "left") -> list[list[int]]:
+        """Ids of prompts, with the special tokens that a prompt has; at most `limit`, cut at `side`."""
+        before, after = self._frame
+        whole = self.plain.template(texts)
+        rows = [framed(row, before, after, limit, side) for row in whole]
+        if limit is not None:
+            self.cut_prompts.count(whole, rows, len(before) + len(after))
+        return rows
+
+    def targets(self, texts: Sequence[str], limits: Sequence[int] | None = None, end: bool = True) -> list[list[int]]:
+        """Ids of targets without a begin token, closed by the end token, which is kept when a text is cut.
+
+        A line break inside a target becomes a space if line breaks end the family's answers.
+
+        Args:
+            texts: B strings.
+            limits: most ids of each, the end included; None: no limit.
+            end: whether the end token closes them.
+        """
+        if self.family.end == "newline":
+            texts = [" ".join(text.splitlines()) if "\n" in text or "\r" in text else text for text in texts]
+        rows, close = self.plain(texts), [self.end] if end else []
+        if limits is None:
+            return [[*row, *close] for row in rows]
+        kept = [framed(row, [], close, limit, "right") for row, limit in zip(rows, limits, strict=True)]
+        self.cut_targets.count(rows, kept, len(close))
+        return kept
+
+    def continuation(self, prompt: str, text: str) -> str:
+        """A target as it stands after its prompt: with a space in front where the tokenizer keeps it with the word."""
+        text = text.strip()
+        return f" {text}" if prompt and not prompt[-1].isspace() and self._keeps_space() else text
+
+    def _keeps_space(self) -> bool:
+        """Whether a space belongs to the word after it (byte-level BPE), or is put in front of every text anyway."""
+        first, second, joint = self.plain(["a", " b", "a b"])
+        return [*first, *second] == joint
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Ids to text, special tokens left out, without spaces around."""
+        silent = set(self.family.silent)
+        return [self.loaded.decode([item for item in row if item not in silent], skip_special_tokens=True).strip()
+                for row in rows]
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """Ids of the special tokens before and after a prompt."""
+        start = self.family.prompt_start
+        return frame(self.loaded) if start is None else ([int(self.loaded.convert_tokens_to_ids(start))], [])
+
+
+def _load(source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as fault:
+        raise ConfigError(
+            f"model.llm_model: the tokenizer {source!r} is neither a folder with a tokenizer nor in the local cache, "
+            f"and could not be fetched ({str(fault).splitlines()[0]}). Get it with `hf download {source}`, or give a "
+            "folder.") from fault
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: Side, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of ids to a rectangle: int64[B,L], and bool[B,L], true for real ones."""
+    width = max(len(row) for row in rows)
+    ids, mask = [], []
+    for row in rows:
+        fill, real = [pad] * (width - len(row)), [True] * len(row)
+        ids.append([*fill, *row] if side == "left" else [*row, *fill])
+        mask.append([*[False] * len(fill), *real] if side == "left" else [*real, *[False] * len(fill)])
+    shape = (len(rows), width)
+    return (torch.tensor(ids, dtype=torch.long).reshape(shape).to(device, non_blocking=True),
+            torch.tensor(mask, dtype=torch.bool).reshape(shape).to(device, non_blocking=True))

@@ -1,0 +1,202 @@
+"""The vision encoder: image -> one feature per patch, by a ViT of timm.
+
+Shapes: B images, H = W pixels, P tokens (prefix tokens, then patches in reading order), Dv width of the ViT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lavis_lite.errors import ConfigError, MissingExtraError
+from lavis_lite.models.base import freeze as keep_frozen
+from lavis_lite.models.vision import presets as vision_presets
+from lavis_lite.models.vision.presets import MINI, PRESETS
+
+Precision = Literal["fp32", "fp16", "bf16"]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class VisionEncoder(nn.Module):
+    """A ViT without its last layer, norm and head: `encoder(image float[B, 3, H, W]) -> float[B, P, Dv]`.
+
+    Args:
+        name: "eva_clip_g" (EVA-CLIP ViT-g/14), "clip_L" (CLIP ViT-L/14), "mini" (the embedded default), or the name of
+            any plain ViT of timm.
+        image_size: pixels per side.
+        drop_path_rate: stochastic depth of the last block while training; grows linearly from 0 at the first.
+        grad_checkpoint: recompute activations in the backward pass: True by torch (non-reentrant), "fairscale" by
+            fairscale's checkpoint_wrapper. Gradients and parameter names are the same either way.
+        precision: dtype of the weights once frozen; a trained encoder has fp32 weights (autocast makes it fast).
+        frozen: True: freeze now; False: it trains, so that precision must be fp32; None: `freeze()` may follow.
+        pretrained: take timm's own weights for a timm name (a download). All else starts at random, to be filled by
+            `lavis_lite.checkpoints.load_vision_weights`.
+        depth, width, heads, mlp_ratio, patch_size: override the preset's dimensions (depth: blocks that are run).
+
+    Attributes:
+        vit: timm's model; its parameter names are those of LAVIS' EVA ViT.
+        width: Dv. num_patches, num_tokens: of one image, without and with prefix tokens. num_layers: blocks run.
+        image_size, patch_size: pixels per side. frozen: whether `freeze()` was called.
+
+    Raises:
+        ConfigError: unknown name, impossible size or dimensions, or half-precision weights that would train.
+        MissingExtraError: "fairscale" is asked for but not installed.
+    """
+
+    def __init__(self, name: str, image_size: int = 224, drop_path_rate: float = 0.0,
+                 grad_checkpoint: bool | str = False, precision: Precision = "fp32", frozen: bool | None = None,
+                 pretrained: bool = False, *, depth: int | None = None, width: int | None = None,
+                 heads: int | None = None, mlp_ratio: float | None = None, patch_size: int | None = None) -> None:
+        super().__init__()
+        if precision not in get_args(Precision):
+            raise ConfigError(f"model.vit_precision: {precision!r} is not one of {', '.join(get_args(Precision))}.")
+        self.name, self.image_size, self.precision, self.frozen = name, image_size, precision, False
+        if frozen is False:
+            self._check_trainable()
+        changes = {"depth": depth, "width": width, "heads": heads, "mlp_ratio": mlp_ratio, "patch_size": patch_size}
+        self.align_corners = False
+        self.vit = self._build(drop_path_rate, changes, pretrained)
+        vision_presets.check_image_size(name, image_size, int(self.vit.patch_embed.patch_size[0]))
+        self.width = int(self.vit.embed_dim)
+        self.num_layers = len(self.vit.blocks)
+        self.patch_size = int(self.vit.patch_embed.patch_size[0])
+        self.num_patches = int(self.vit.patch_embed.num_patches)
+        self.num_tokens = self.num_patches + vision_presets.prefix_tokens(self.vit)
+        self._set_checkpointing(grad_checkpoint)
+        if frozen:
+            self.freeze()
+
+    # construction ---------------------------------------------------------------------------------------------------
+    def _build(self, drop_path_rate: float, changes: dict[str, Any], pretrained: bool) -> Any:
+        if self.name == MINI:
+            if any(value is not None for value in changes.values()):
+                raise ConfigError("model.vit_model: the dimensions of 'mini' are fixed; only image_size can change.")
+            vision_presets.check_image_size(self.name, self.image_size, vision_presets.MINI_PATCH_SIZE)
+            return vision_presets.build_mini(self.image_size)
+        if self.name not in PRESETS:
+            return vision_presets.build_timm(self.name, self.image_size, drop_path_rate, changes, pretrained)
+        if pretrained:
+            raise ConfigError(f"model.vit_model: no weights of {self.name!r} come with the package; load them from a "
+                              "file with lavis_lite.checkpoints.load_vision_weights(encoder, path).")
+        preset = PRESETS[self.name]
+        preset = replace(preset, shape=vision_presets.override(preset.shape, changes))
+        self.align_corners = preset.align_corners
+        vision_presets.check_image_size(self.name, self.image_size, preset.shape.patch_size)
+        return vision_presets.build_preset(preset, self.image_size, drop_path_rate)
+
+    def _set_checkpointing(self, how: bool | str) -> None:
+        if how is True:
+            self.vit.set_grad_checkpointing(True)
+        elif how == "fairscale":
+            wrap = _fairscale_wrapper()
+            for block in self.vit.blocks:
+                wrap(block)  # replaces the block's forward, so that names stay
+        elif how is not False:
+            raise ConfigError(f"model.use_grad_checkpoint: {how!r} is not one of true, false, 'fairscale'.")
+
+    # use --------------------------------------------------------------------------------------------------------------
+    def freeze(self) -> VisionEncoder:
+        """Make the weights constant, in the dtype of `precision`; `.train()` of a parent changes nothing any more."""
+        keep_frozen(self)
+        self.frozen = True
+        self.vit.to(DTYPES[self.precision])
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features of every token: float[B, 3, H, W] -> float[B, P, Dv].
+
+        A frozen encoder runs without autograd and outside of autocast, in its own dtype (fp16 weights are computed in
+        fp32 on a CPU), and returns float32, so its features do not depend on how the rest of the model trains. A
+        trained one follows the surrounding autocast.
+
+        Raises:
+            ConfigError: images of another size or type than the encoder takes, or half-precision weights that train.
+        """
+        self._check_image(image)
+        if not self.frozen:
+            self._check_trainable()
+            return self.vit.forward_features(image.to(next(self.vit.parameters()).dtype))
+        dtype = self._settle_dtype(image.device)
+        with torch.no_grad(), _without_autocast(image.device):
+            return self.vit.forward_features(image.to(dtype)).float()
+
+    def _check_image(self, image: Tensor) -> None:
+        size = self.image_size
+        maker = f"an image processor such as {{name: blip_image_eval, image_size: {size}}}"
+        if not image.is_floating_point():
+            raise ConfigError(f"vision encoder {self.name!r}: the image has {str(image.dtype).removeprefix('torch.')} "
+                              f"values; it takes the normalised floats that {maker} makes of a PIL image "
+                              "(vis_processors['eval'] of load_model_and_preprocess).")
+        if image.ndim != 4 or tuple(image.shape[1:]) != (3, size, size):
+            raise ConfigError(f"vision encoder {self.name!r} takes images of shape (B, 3, {size}, {size}), not "
+                              f"{tuple(image.shape)}. {maker[0].upper()}{maker[1:]} makes them; in a YAML give "
+                              "model.image_size and the image_size of datasets.*.vis_processor the same value.")
+
+    def _check_trainable(self) -> None:
+        if self.precision != "fp32":
+            raise ConfigError(f"model.vit_precision: {self.precision} weights cannot be trained (freeze_vit is false). "
+                              "Set model.vit_precision=fp32; run.amp=true gives half-precision arithmetic.")
+
+    def _settle_dtype(self, device: torch.device) -> torch.dtype:
+        """Bring frozen weights to the dtype they are computed in; fp16 arithmetic on a CPU is slow and incomplete."""
+        wanted = DTYPES[self.precision]
+        if device.type == "cpu" and wanted is torch.float16:
+            wanted = torch.float32
+        if next(self.vit.parameters()).dtype is not wanted:
+            self.vit.to(wanted)
+        return wanted
+
+    # what others need to know -----------------------------------------------------------------------------------------
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter for layer-wise learning rates: 0 embeddings and what precedes the blocks, i+1 block i.
+
+        Args:
+            name: a parameter's name, with or without the path to this module (`vit.blocks.3.norm1.weight`).
+        """
+        parts = name.split(".")
+        if "blocks" in parts[:-1]:
+            index = parts[parts.index("blocks") + 1]
+            return int(index) + 1
+        after_blocks = {"norm", "fc_norm", "attn_pool"}
+        return self.num_layers if after_blocks & set(parts) else 0
+
+    def layer_scale(self, name: str, decay: float) -> float:
+        """Learning-rate factor of a parameter: decay ** (distance from the layer after the last block)."""
+        return decay ** (self.num_layers + 1 - self.layer_id(name))
+
+    def fit_pos_embed(self, table: Tensor) -> Tensor:
+        """Position embeddings of another resolution, interpolated to this encoder's: -> float[1, N, Dv].
+
+        Returned as it is where the sizes agree or it cannot be a square grid (the caller's shape check then speaks).
+        """
+        own = self.vit.pos_embed
+        if own is None or table.ndim != 3 or table.shape == own.shape or table.shape[2] != own.shape[2]:
+            return table
+        prefix = own.shape[1] - self.num_patches
+        patches = table.shape[1] - prefix
+        if patches < 1 or round(patches**0.5) ** 2 != patches:
+            return table
+        return vision_presets.resize_pos_embed(table, round(self.num_patches**0.5), prefix, self.align_corners)
+
+    def extra_repr(self) -> str:
+        """One line for `print(model)`."""
+        return f"{self.name}, {self.image_size} px, {self.precision}, {'frozen' if self.frozen else 'trainable'}"
+
+
+def _fairscale_wrapper() -> Any:
+    try:
+        from fairscale.nn.checkpoint import checkpoint_wrapper
+    except ImportError as error:
+        raise MissingExtraError("model.use_grad_checkpoint: 'fairscale' needs the package fairscale: pip install "
+                                "fairscale, or set it to true for torch's own checkpointing.") from error
+    return checkpoint_wrapper
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    if device.type == "meta":  # has no autocast to switch off
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,180 @@
+"""The vision encoders known by name, and how each becomes a timm ViT without its unused end.
+
+BLIP-2 reads the features of a ViT's second-last layer (BLIP-2 section 3.4): the last block, the final norm and the
+head are never built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.torchvision_shim import ensure_torchvision
+
+TIMM_MODULES = ["vision_transformer", "deit", "eva"]
+"""timm's modules whose models are plain ViTs: patches, prefix tokens, a list of equal blocks."""
+
+
+@dataclass(frozen=True)
+class ViTShape:
+    """Dimensions of a ViT; `depth` counts the blocks that are run."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float
+    patch_size: int
+    """pixels per side"""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"vision encoder: width {self.width} is not a multiple of {self.heads} heads.")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row of the table below.
+
+    Attributes:
+        kind: the family, which decides the builder: "eva" or "clip".
+        shape: dimensions, each of which a caller may override.
+        align_corners: how position embeddings are interpolated to another resolution (as LAVIS does per family).
+    """
+
+    kind: str
+    shape: ViTShape
+    align_corners: bool
+
+
+PRESETS = {
+    # EVA-CLIP's ViT-g/14 has 40 blocks, CLIP's ViT-L/14 has 24; the last one is not run
+    "eva_clip_g": Preset("eva", ViTShape(1408, 39, 16, 4.3637, 14), align_corners=False),
+    "clip_L": Preset("clip", ViTShape(1024, 23, 16, 4.0, 14), align_corners=True),
+}
+
+MINI = "mini"
+"""The embedded default: 64-pixel images, weights in the package."""
+MINI_PATCH_SIZE = 8
+"""pixels per side"""
+
+
+def override(shape: ViTShape, changes: dict[str, Any]) -> ViTShape:
+    """The shape with every change that is not None."""
+    return replace(shape, **{name: value for name, value in changes.items() if value is not None})
+
+
+def check_image_size(name: str, image_size: int, patch_size: int) -> None:
+    """Raise ConfigError unless the image divides into whole patches."""
+    if image_size < patch_size or image_size % patch_size:
+        near = max(round(image_size / patch_size), 1) * patch_size
+        raise ConfigError(f"model.image_size: {image_size} pixels are not a whole number of {name}'s "
+                          f"{patch_size}-pixel patches; the nearest is {near}.")
+
+
+def build_eva(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Module:
+    """EVA-CLIP's ViT: absolute positions, fused qkv with separate q and v biases and none for k, eps 1e-6, no end."""
+    ensure_torchvision()
+    from timm.models.eva import Eva
+
+    vit = Eva(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="", embed_dim=shape.width,
+              depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio, qkv_bias=True, qkv_fused=True,
+              drop_path_rate=drop_path_rate, use_abs_pos_emb=True, use_rot_pos_emb=False,
+              norm_layer=partial(nn.LayerNorm, eps=1e-6))
+    vit.norm = nn.Identity()
+    return vit
+
+
+def build_clip(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Module:
+    """CLIP's image ViT: a norm before the blocks, no patch bias, QuickGELU, eps 1e-5, no end."""
+    ensure_torchvision()
+    from timm.models.vision_transformer import VisionTransformer
+
+    vit = VisionTransformer(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="",
+                            embed_dim=shape.width, depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio,
+                            pre_norm=True, norm_layer=partial(nn.LayerNorm, eps=1e-5), act_layer="quick_gelu",
+                            drop_path_rate=drop_path_rate)
+    vit.norm = nn.Identity()
+    return vit
+
+
+def build_preset(preset: Preset, image_size: int, drop_path_rate: float) -> nn.Module:
+    """The ViT of a row of `PRESETS` (possibly with an overridden shape), random weights."""
+    build = {"eva": build_eva, "clip": build_clip}[preset.kind]
+    return build(preset.shape, image_size, drop_path_rate)
+
+
+def build_mini(image_size: int) -> nn.Module:
+    """The embedded default's ViT with random weights; all of its layers are used, as its weights were trained."""
+    ensure_torchvision()
+    from lavis_lite.models.vision.mini_vit import mini_vit
+
+    return mini_vit(image_size)
+
+
+def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[str, Any],
+               pretrained: bool) -> nn.Module:
+    """Any ViT of timm by its name (`vit_base_patch16_224.augreg_in21k`), cut after its second-last block.
+
+    Raises:
+        ConfigError: unknown to timm (nearest names are given), not a plain ViT, or without a given image size.
+    """
+    check_timm_name(name)
+    import timm
+
+    renamed = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "mlp_ratio": "mlp_ratio",
+               "patch_size": "patch_size"}
+    arguments = {renamed[key]: value for key, value in changes.items() if value is not None}
+    if "depth" in arguments:
+        arguments["depth"] += 1  # the caller counts the blocks that run
+    vit: Any = timm.create_model(name, pretrained=pretrained, img_size=image_size, num_classes=0,
+                            drop_path_rate=drop_path_rate, **arguments)
+    blocks = getattr(vit, "blocks", None)
+    if blocks is None or len(blocks) < 2:
+        raise ConfigError(f"model.vit_model: timm's {name!r} has no list of at least two blocks to read features from.")
+    vit.prune_intermediate_layers([len(blocks) - 2], prune_norm=True, prune_head=True)
+    return vit
+
+
+def check_timm_name(name: str) -> None:
+    """Raise ConfigError unless `name` is a plain ViT of timm; nothing is built."""
+    ensure_torchvision()
+    import timm
+
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        names = [*PRESETS, MINI, *timm.list_models(module="vision_transformer"), *timm.list_models(module="eva")]
+        raise ConfigError(f"model.vit_model: unknown vision encoder {name!r}: {did_you_mean(name, names)}")
+    if not timm.models.is_model_in_modules(architecture, TIMM_MODULES):
+        raise ConfigError(f"model.vit_model: timm's {name!r} is not a plain ViT (patch tokens through equal blocks). "
+                          f"Take one of {', '.join(PRESETS)} or a name from timm.list_models('vit_*').")
+
+
+def prefix_tokens(vit: nn.Module) -> int:
+    """Tokens before the patches (class and register tokens) in the ViT's output."""
+    return int(getattr(vit, "num_prefix_tokens", 0))
+
+
+def resize_pos_embed(table: torch.Tensor, grid: int, prefix: int, align_corners: bool) -> torch.Tensor:
+    """Interpolate position embeddings to another square grid, bicubic; entries of prefix tokens stay as they are.
+
+    Args:
+        table: float[1, prefix + g*g, D].
+        grid: patches per side that are wanted.
+        prefix: how many leading entries belong to no patch.
+        align_corners: False as EVA, True as CLIP in LAVIS.
+
+    Returns:
+        float[1, prefix + grid*grid, D] in the dtype of `table`.
+    """
+    first, patches = table[:, :prefix], table[:, prefix:]
+    side = round(patches.shape[1] ** 0.5)
+    if side == grid:
+        return table
+    image = patches.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    image = nn.functional.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=align_corners)
+    return torch.cat([first, image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)

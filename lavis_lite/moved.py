@@ -1,0 +1,121 @@
+"""Modules that have moved: an import of the old name gives the new module and a DeprecationWarning.
+
+The table goes with version 0.3.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+PACKAGE = "lavis_lite."
+
+MOVED = {
+    "assembly": "checkpoints.assembly",
+    "atomic": "io.atomic",
+    "checkpoint_origin": "checkpoints.origin",
+    "convert": "checkpoints.convert",
+    "datasets.prepare": "mini_world",
+    "datasets.prepare.mini_tasks": "mini_world.tasks",
+    "datasets.prepare.mini_world": "mini_world.world",
+    "disk": "io.disk",
+    "download": "io.download",
+    "exits": "process.exits",
+    "files": "io.files",
+    "following": "checkpoints.following",
+    "hub": "io.hub",
+    "launch": "process.launch",
+    "limits": "process.limits",
+    "loading": "zoo.loading",
+    "manifest": "checkpoints.manifest",
+    "models.blip2_base": "models.blip2.base",
+    "models.blip2_config": "models.blip2.config",
+    "models.blip2_llm": "models.blip2.llm",
+    "models.blip2_llm_config": "models.blip2.llm_config",
+    "models.blip2_qformer": "models.blip2.stage1",
+    "models.blip2_writing": "models.blip2.writing",
+    "models.checkpoints": "checkpoints",
+    "models.checkpoints.bert_weights": "checkpoints.formats.bert",
+    "models.checkpoints.hf_config": "checkpoints.formats.hf_config",
+    "models.checkpoints.hf_fields": "checkpoints.formats.hf_fields",
+    "models.checkpoints.hf_key_map": "checkpoints.formats.hf_key_map",
+    "models.checkpoints.hf_processor": "checkpoints.formats.hf_processor",
+    "models.checkpoints.key_map": "checkpoints.formats.key_map",
+    "models.checkpoints.language_fit": "checkpoints.formats.language_fit",
+    "models.checkpoints.lavis_key_map": "checkpoints.formats.lavis_key_map",
+    "models.checkpoints.model_card": "checkpoints.formats.model_card",
+    "models.checkpoints.vision_weights": "checkpoints.formats.vision",
+    "models.few_shot": "models.blip2.few_shot",
+    "models.language_model": "models.language",
+    "models.language_model.room": "models.language.text_limits",
+    "models.language_model.roomy_layer": "models.language.preallocated_layer",
+    "models.language_model.setup": "models.language.load_options",
+    "models.llm_styles": "models.blip2.arch_defaults",
+    "models.masks": "models.qformer.masks",
+    "models.mini_vit": "models.vision.mini_vit",
+    "models.objectives": "models.blip2.objectives",
+    "models.pictures": "models.blip2.image_batch",
+    "models.prompts": "models.blip2.prompts",
+    "models.qformer_layers": "models.qformer.layers",
+    "models.stage1": "models.blip2.passes",
+    "models.vision_encoder": "models.vision.encoder",
+    "models.vision_presets": "models.vision.presets",
+    "processes": "process.children",
+    "rendezvous": "distributed.rendezvous",
+    "run_files": "checkpoints.run_files",
+    "runners.desk": "evaluation.progress",
+    "runners.evaluation": "evaluation.evaluator",
+    "runners.identity": "evaluation.fingerprint",
+    "runners.journal": "evaluation.journal",
+    "runners.reporting": "evaluation.reporting",
+    "runners.run_folder": "runs.folder",
+    "runners.run_lock": "runs.lock",
+    "sealed": "io.sealed",
+    "threads": "process.locks",
+    "untrained": "checkpoints.untrained",
+    "weights": "checkpoints.weights",
+}
+"""old name -> new name, both within the package; a package stands for all modules in it that keep their names"""
+
+
+def new_name(name: str) -> str | None:
+    """The present name of the module `lavis_lite.X`; None if it has not moved."""
+    old = name.removeprefix(PACKAGE)
+    if not name.startswith(PACKAGE):
+        return None
+    if old in MOVED:
+        return PACKAGE + MOVED[old]
+    parent, _, rest = old.rpartition(".")
+    return f"{PACKAGE}{MOVED[parent]}.{rest}" if parent in MOVED else None
+
+
+class _Alias(Loader):
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def exec_module(self, module: ModuleType) -> None:
+        sys.modules[module.__name__] = importlib.import_module(self.target)  # what importlib returns after this call
+
+
+class MovedModules(MetaPathFinder):
+    """Finds modules under their old names. It is asked last, so it costs nothing while new names are used."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None,
+                  target: ModuleType | None = None) -> ModuleSpec | None:
+        """The module that replaced `fullname`, if it is one of ours that moved."""
+        now = new_name(fullname)
+        if now is None:
+            return None
+        warnings.warn(f"{fullname} is now {now}", DeprecationWarning, stacklevel=2)
+        return ModuleSpec(fullname, _Alias(now), is_package=True)
+
+
+def install() -> None:
+    """Let old names be imported."""
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())

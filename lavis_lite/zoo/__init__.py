@@ -1,0 +1,17 @@
+"""The zoo: models and their weights by name, ready for use."""
+
+from __future__ import annotations
+
+from lavis_lite.zoo.catalogue import (
+    ModelZoo,
+    ZooRow,
+    describe,
+    list_models,
+    load_model,
+    load_model_and_preprocess,
+    load_preprocess,
+    model_zoo,
+)
+
+__all__ = ["ModelZoo", "ZooRow", "describe", "list_models", "load_model", "load_model_and_preprocess",
+           "load_preprocess", "model_zoo"]

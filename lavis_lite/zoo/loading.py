@@ -1,0 +1,140 @@
+"""A model section with a caller's wishes (device, dtype, checkpoint, quantisation) -> a model ready for use.
+
+Every wish is checked, and every file looked for, before anything is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lavis_lite.checkpoints.untrained import refuse_untrained
+from lavis_lite.checkpoints.weights import build_model
+from lavis_lite.errors import ConfigError, did_you_mean
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SPELLINGS = {"float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
+REMEDIES = ("Name weights with checkpoint=PATH, or a run with run=RUN (on the command line --checkpoint, --run). "
+           "allow_untrained=True (--allow-untrained) builds the model with random weights.")
+"""what to do if a model is loaded that nobody has trained"""
+
+
+def load_section(section: Any, *, is_eval: bool = False, device: Any = "cpu", checkpoint: str | Path | None = None,
+                 dtype: Any = None, device_map: Any = None, quantization: str | None = None,
+                 say: Callable[[str], None] | None = None, allow_untrained: bool = True,
+                 allow_non_finite: bool = False) -> Any:
+    """Build the model of a section; arguments as `lavis_lite.zoo.load_model_and_preprocess`.
+
+    Args:
+        section: of the model's `config_class`.
+        say: takes the sentence that tells what was loaded.
+        allow_untrained: if false, trainable weights of a model with is_eval must come from a checkpoint.
+        allow_non_finite: load weights that hold NaN or infinity too.
+
+    Raises:
+        CheckpointError: they do not; see `refuse_untrained`.
+    """
+    where = pick_device(device)
+    wanted = None if dtype is None else dtype_name(dtype)
+    changes = {**_checkpoint(section, checkpoint), **_language_wishes(section, device_map, quantization),
+               **precisions(section, where, wanted, is_eval)}
+    if allow_non_finite:
+        changes["allow_non_finite"] = True
+    model = build_model(dataclasses.replace(section, **changes), say)
+    if is_eval and not allow_untrained:
+        refuse_untrained(model, REMEDIES)
+    model.train(not is_eval)
+    whole = DTYPES[wanted] if is_eval and wanted else None
+    return place(model, where, whole, language_model_stays=device_map is not None or quantization is not None)
+
+
+def pick_device(device: Any) -> torch.device:
+    """A torch.device from whatever names one.
+
+    Raises:
+        ConfigError: no device has that name, or it is not on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as fault:
+        hint = did_you_mean(str(device), ("auto", "cpu", "cuda", "cuda:1", "mps"))
+        raise ConfigError(f"device: {device!r} is none; {hint}") from fault
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: {device!r} is asked for, but torch {torch.__version__} sees "
+                          f"{torch.cuda.device_count()} GPUs here; use 'auto' or 'cpu'.")
+    return found
+
+
+def dtype_name(dtype: Any) -> str:
+    """fp32 | fp16 | bf16, from these, from torch's names or from a torch.dtype.
+
+    Raises:
+        ConfigError: another one.
+    """
+    text = str(dtype).removeprefix("torch.")
+    name = SPELLINGS.get(text, text)
+    if name not in DTYPES:
+        raise ConfigError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)} (or torch's dtypes of these names).")
+    return name
+
+
+def precisions(section: Any, device: torch.device, dtype: str | None, is_eval: bool) -> dict[str, Any]:
+    """The section's precision keys for a device and a wished dtype.
+
+    Raises:
+        ConfigError: fp16 on a CPU, or half precision for weights that train.
+    """
+    on_cpu = device.type == "cpu"
+    if dtype == "fp16" and on_cpu:
+        raise ConfigError("dtype: fp16 arithmetic on a CPU is slow and incomplete; use dtype='bf16' or leave it out "
+                          "(fp32), or load the model on a GPU with device='cuda'.")
+    parts = {key: getattr(section, key) for key in ("vit_precision", "llm_precision") if hasattr(section, key)}
+    if not getattr(section, "freeze_vit", True):
+        parts.pop("vit_precision", None)  # its weights train: they are fp32
+    if dtype is not None:
+        if dtype != "fp32" and not parts and not is_eval:
+            raise ConfigError(f"dtype: every part of {section.arch}/{section.model_type} trains, and {dtype} weights "
+                              "cannot be trained. Leave dtype out (run.amp=true gives half-precision arithmetic), or "
+                              "load with is_eval=True.")
+        return dict.fromkeys(parts, dtype)
+    return {key: "fp32" if on_cpu and value in ("auto", "fp16") else value for key, value in parts.items()}
+
+
+def _checkpoint(section: Any, checkpoint: str | Path | None) -> dict[str, Any]:
+    """The section's keys for one checkpoint in place of all that it names."""
+    if checkpoint is None:
+        return {}
+    changes = {"load_pretrained": True, "pretrained": str(checkpoint), "load_finetuned": False}
+    return {**changes, "pretrained_stage1": None} if hasattr(section, "pretrained_stage1") else changes
+
+
+def _language_wishes(section: Any, device_map: Any, quantization: str | None) -> dict[str, Any]:
+    """The section's keys for a quantised or spread language model, where they are asked for."""
+    changes = {}
+    for argument, key, value in (("device_map", "llm_device_map", device_map),
+                                 ("quantization", "llm_quantization", quantization)):
+        if value is None:
+            continue
+        if not hasattr(section, key):
+            raise ConfigError(f"{argument}: {section.arch} has no {key} in its section, so there is no frozen language "
+                              f"model that {argument}={value!r} could be about; leave it out.")
+        changes[key] = value
+    return changes
+
+
+def place(model: Any, device: torch.device, dtype: torch.dtype | None, language_model_stays: bool) -> Any:
+    """Move a model to its device (and dtype), but for a language model that has its place and dtype already."""
+    if not language_model_stays:
+        return model.to(device=device, dtype=dtype)
+    language_model = model._modules.pop("language_model")
+    try:
+        model.to(device=device, dtype=dtype)
+    finally:
+        model.language_model = language_model
+    return model

@@ -1,0 +1,137 @@
+"""Decoding over a cache that is shared, permuted and made smaller, against a plain twin without any cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lavis_lite.errors import ConfigError
+from lavis_lite.models.language import GenerationConfig, LanguageModel
+from lavis_lite.models.language.cache import RowCache
+from tests.models.language.plain_decoding import PlainDecoder, exact_tiny, rounding, written
+from tests.models.language.tiny import CAUSAL, SEQ2SEQ, SIZES, soft_prompts, tiny
+
+ROUNDED = {"llama": 1e-5, "qwen2": 1e-5, "gemma2": 1e-4}
+"""their norms compute in float32, or all of them does"""
+PROMPTS, OWNERS = ["what is it?", "how many", "x", "what colour"], [1, 0, 1, 1]
+BEAMS = GenerationConfig(max_new_tokens=5, min_new_tokens=0, num_beams=3)
+GREEDY = GenerationConfig(max_new_tokens=6, min_new_tokens=0)
+DRAWS = GenerationConfig(max_new_tokens=5, min_new_tokens=0, sample=True, top_p=0.9, num_captions=2, seeds=(1, 2, 3, 4))
+
+
+def given(model: LanguageModel) -> tuple[Tensor, list[list[int]]]:
+    return soft_prompts(model, 2).detach().to(model.dtype), model.tokenizer.prompts(PROMPTS)
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    *[(name, BEAMS) for name in [*CAUSAL, *SEQ2SEQ]], ("opt", GREEDY), ("flan_t5", GREEDY), ("opt", DRAWS),
+    ("bart", DRAWS)])
+@torch.no_grad()
+def test_ids_and_scores_equal_those_without_cache(name: str, options: GenerationConfig) -> None:
+    model = exact_tiny(name)
+    soft, prompts = given(model)
+    expected, plain = written(model, PlainDecoder(model, soft[OWNERS], prompts), options, len(prompts))
+    for read, owners in ((soft[OWNERS], None), (soft, torch.tensor(OWNERS))):
+        decoder, _ = model.decoder(read, prompts, options.max_new_tokens, owners)
+        found, logits = written(model, decoder, options, len(prompts))
+        assert found == expected
+        for ours, theirs in zip(logits, plain, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=ROUNDED.get(name, 1e-11))
+    assert len({tuple(row) for row in expected}) > 1
+    assert model.generate_ids(soft, prompts, options, OWNERS) == expected
+
+
+@pytest.mark.parametrize("window", [3, 14])
+@torch.no_grad()
+def test_sliding_windows_are_left_to_transformers(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIZES, "gemma2", {**SIZES["gemma2"], "sliding_window": window})
+    model = tiny("gemma2")
+    soft, prompts = given(model)
+    expected, _ = written(model, PlainDecoder(model, soft[OWNERS], prompts), BEAMS, len(prompts))
+    assert model.generate_ids(soft, prompts, BEAMS, OWNERS) == expected
+    assert not model.can_share(soft, prompts)
+
+
+def lengths_read(model: LanguageModel, **more: Any) -> list[tuple[int, int]]:
+    """Rows and tokens of every pass through a decoder-only model until the first new token."""
+    seen: list[tuple[int, int]] = []
+    plain = model.hidden
+
+    def hidden(embeds: Tensor, mask: Tensor, cache: Any) -> Any:
+        seen.append((embeds.shape[0], embeds.shape[1]))
+        return plain(embeds, mask, cache)
+
+    model.hidden = hidden
+    model.generate_ids(options=GenerationConfig(max_new_tokens=1), **more)
+    return seen
+
+
+@torch.no_grad()
+def test_soft_prompts_are_read_once_where_prompts_share_them() -> None:
+    soft, prompts = given(tiny("opt"))
+    longest = max(map(len, prompts))
+    given_ids: dict[str, Any] = {"soft_prompt": soft, "prompts": prompts}
+    assert lengths_read(tiny("opt"), **given_ids, owners=OWNERS) == [(2, 4), (4, longest)]
+    given_ids["prompts"] = prompts[:2]
+    assert lengths_read(tiny("opt"), **given_ids, owners=[1, 0]) == [(2, 4 + longest)]
+    given_ids["prompts"] = [*prompts[:2], []]  # what follows no prompt follows the soft prompt
+    assert lengths_read(tiny("opt"), **given_ids, owners=[1, 0, 0]) == [(3, 4 + longest)]
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt2", "gemma2", "t5"])
+def test_scores_with_owners_equal_those_with_copies(name: str) -> None:
+    model, answers = exact_tiny(name), ["yes", "no", "a long one"]
+    soft, _ = given(model)
+    torch.testing.assert_close(model.score(soft, PROMPTS, answers, owners=OWNERS),
+                               model.score(soft[OWNERS], PROMPTS, answers), rtol=rounding(model, 1e-6, 1e-4), atol=0)
+    assert not torch.allclose(model.score(soft[[0, 0, 0, 0]], PROMPTS, answers), model.score(soft[OWNERS], PROMPTS,
+                                                                                           answers), rtol=1e-3)
+
+
+def test_texts_with_owners_in_any_form() -> None:
+    model = tiny("opt")
+    soft, _ = given(model)
+    expected = model.generate(soft[OWNERS], PROMPTS, GREEDY)
+    assert model.generate(soft, PROMPTS, GREEDY, OWNERS) == expected
+    assert model.generate(soft, PROMPTS, GREEDY, owners=torch.tensor(OWNERS)) == expected
+
+
+@pytest.mark.parametrize(("owners", "words"), [
+    ([0, 1], "2 samples came with 4 texts"), ([0, 1, 2, 0], "owners: 2 is none of the 2 soft prompts"),
+    ([0, -1, 0, 0], "owners: -1"), ([0, 1.0, 0, 0], "owners: 1.0"), (torch.tensor([True, False, True, True]), "owners"),
+    (1, "owners: 1 is"), (torch.zeros(4, 1, dtype=torch.long), r"owners: \[0\]"), ("0000", "owners: '0'")])
+def test_impossible_owners(owners: Any, words: str) -> None:
+    model = tiny("opt")
+    soft, _ = given(model)
+    with pytest.raises(ConfigError, match=words):
+        model.generate(soft, PROMPTS, GREEDY, owners)
+    with pytest.raises(ConfigError, match=words):
+        model.score(soft, PROMPTS, ["yes"], owners=owners)
+
+
+@pytest.mark.parametrize("name", ["opt", "bart"])
+@torch.no_grad()
+def test_beams_move_only_what_was_written_after_their_beginning(name: str) -> None:
+    """What beams of a sample share is overwritten by hand in one row; it must still be there after they change."""
+    model = tiny(name)
+    soft, prompts = given(model)
+    decoder: Any = model.decoder(soft, prompts[:2], 4)[0]
+    tokens = torch.arange(6)
+    decoder.step(tokens[:2], None)
+    decoder.step(tokens, torch.tensor([0, 0, 0, 1, 1, 1]))
+    rows: RowCache = decoder.rows
+    parts = [rows.cache] if name == "opt" else [rows.cache.self_attention_cache, rows.cache.cross_attention_cache]
+    layer, common = parts[0].layers[0], parts[0].layers[0].common
+    storage = [part.layers[0].keys.data_ptr() for part in parts]
+    layer.keys[1, :, :common] = 7.0
+    late = layer.keys[:, :, common:].clone()
+    assert not rows.select(torch.tensor([1, 0, 0, 5, 4, 4]))
+    assert bool((layer.keys[1, :, :common] == 7.0).all()) and not bool((layer.keys[0, :, :common] == 7.0).any())
+    torch.testing.assert_close(layer.keys[:, :, common:], late[[1, 0, 0, 5, 4, 4]])
+    decoder.step(tokens, None)
+    assert [part.layers[0].keys.data_ptr() for part in parts] == storage, "written in place"
+    assert rows.select(torch.tensor([3, 4, 5])), "the first sample left"
+    assert len(layer.keys) == 3
