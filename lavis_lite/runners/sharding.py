@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
 
-def share_out(model: BaseModel, run: RunConfig, device: torch.device) -> None:
+def shard_frozen(model: BaseModel, run: RunConfig, device: torch.device) -> None:
     """Do what `run.fsdp` asks, before the model is moved to `device`: block by block, so that it need never fit whole.
 
     With one process there is nobody to share with, and nothing is done.
@@ -69,7 +69,7 @@ def sharded_names(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
 
 
-def leave_shards_alone(model: nn.Module) -> None:
+def ignore_in_ddp(model: nn.Module) -> None:
     """Tell DDP, which copies rank 0's weights to all ranks at its start, to pass over parts of weights."""
     names = sharded_names(model)
     if names:
