@@ -156,7 +156,7 @@ def contents(name: str, folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob(PARTS[name][1])}
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", ["features", pytest.param("capfilt", marks=pytest.mark.long)])
 def test_a_job_in_parts_that_is_killed_goes_on_and_ends_alike(name: str, zygote: Zygote, tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     for folder in (killed, whole):
@@ -171,7 +171,7 @@ def test_a_job_in_parts_that_is_killed_goes_on_and_ends_alike(name: str, zygote:
 
 
 @pytest.mark.parametrize("number", STOPPING)
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", ["capfilt", pytest.param("features", marks=pytest.mark.long)])
 def test_a_signal_ends_a_job_in_parts(name: str, number: int, zygote: Zygote, tmp_path: Path) -> None:
     job = with_a_part(name, zygote, tmp_path)
     job.signal_group(number)
