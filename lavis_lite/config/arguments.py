@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.config.typed import parameter_problem
 from lavis_lite.errors import RegistryError, did_you_mean
 from lavis_lite.registry import registry
@@ -43,8 +43,11 @@ def check_arguments(cls: type, given: Mapping[str, Any], path: str, report: Repo
             report(path, f"{cls.__name__} needs {name}.")
 
 
-def check_hooks(run: RunConfig, report: Report) -> None:
-    """Report hooks that are not registered, and arguments that they do not take."""
+def check_hooks(config: Config, report: Report) -> None:
+    """Report hooks that are not registered, arguments that they do not take, and `run.weights` without a run."""
+    run = config.run
+    if run.weights is not None and not str(config.model.pretrained).endswith(f"{run.weights}.safetensors"):
+        report("run.weights", "it chooses weights of a run's checkpoint: name the run, evaluate.py --run RUN.")
     for name, given in run.hooks.items():
         try:
             cls = registry.get_hook_class(name)

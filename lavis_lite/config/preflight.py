@@ -38,7 +38,7 @@ def check(composition: Composition) -> list[str]:
     _check_length(config.run, fault)
     _check_device(config.run, fault)
     check_optimizer(config.run, fault)
-    check_hooks(config.run, fault)
+    check_hooks(config, fault)
     for key, message in config.model.faults(config.run):
         fault(f"model.{key}", message)
     sharding = sharding_fault(config.run)

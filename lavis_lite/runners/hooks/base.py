@@ -32,6 +32,7 @@ class RunContext:
         run_dir: the run's folder, equal on all ranks.
         device, precision: where and in which dtype; `precision.autocast()` is the context a model runs in.
         tracker: takes records, texts and images; on ranks other than 0 it does nothing.
+        rank: number of this process; 0 is the one that writes.
         train: optimizer, order of samples and schedule.
         step: optimizer steps done.
         last_step: the step that the run ends with; a stop moves it forward.
@@ -48,10 +49,16 @@ class RunContext:
     precision: Precision
     tracker: Tracker
     train: TrainState = field(init=False)
+    rank: int = 0
     step: int = 0
     last_step: int = 0
     resumed: bool = False
     stop_reason: str = ""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
 
     def log(self, text: str) -> None:
         """Print a line for people, on rank 0."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lavis_lite import distributed
 from lavis_lite.errors import ConfigError
 from lavis_lite.io import atomic
 from lavis_lite.registry import registry
@@ -39,7 +38,7 @@ class Profiler(Hook):
         """Begin with step `first`, or later if the run was resumed within them."""
         if self._profile is not None or not self.first <= run.step + 1 <= self.last:
             return
-        if self.all_ranks or distributed.is_main():
+        if self.all_ranks or run.is_main:
             from torch.profiler import ProfilerActivity, profile
 
             kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (run.device.type == "cuda")
@@ -67,9 +66,9 @@ class Profiler(Hook):
         done.__exit__(None, None, None)
         folder = run.run_dir / "profile"
         folder.mkdir(exist_ok=True)
-        trace = folder / f"trace_rank{distributed.rank()}.json"
+        trace = folder / f"trace_rank{run.rank}.json"
         done.export_chrome_trace(str(trace))
         device = "cuda" if run.device.type == "cuda" else "cpu"
         table = done.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=40)
-        atomic.write_text(folder / f"operators_rank{distributed.rank()}.txt", table)
+        atomic.write_text(folder / f"operators_rank{run.rank}.txt", table)
         run.log(f"profile of steps {self.first} to {run.step}: {trace} (open it in https://ui.perfetto.dev)")

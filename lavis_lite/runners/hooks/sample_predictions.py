@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.registry import registry
 from lavis_lite.runners.hooks.base import Hook, RunContext
@@ -47,7 +46,7 @@ class SamplePredictions(Hook):
         if run.config.run.fsdp != "none":
             raise ConfigError("run.hooks.sample_predictions: rank 0 cannot answer alone with a language model that "
                               "ranks share. Set run.fsdp=none, or run.hooks.sample_predictions=null.")
-        if not distributed.is_main():
+        if not run.is_main:
             return
         self._dataset = self._find(run)
         self._batch = self._read(run)
@@ -57,7 +56,7 @@ class SamplePredictions(Hook):
 
     def after_step(self, run: RunContext, result: StepResult) -> None:
         """Show what the model writes now."""
-        if distributed.is_main():
+        if run.is_main:
             self._show(run)
 
     def _find(self, run: RunContext) -> Any:
@@ -90,6 +89,7 @@ class SamplePredictions(Hook):
     def _predict(self, run: RunContext) -> list[str]:
         import torch
 
+        from lavis_lite import distributed
         from lavis_lite.runners.step import to_device
 
         was_training = run.model.training
