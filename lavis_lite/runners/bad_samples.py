@@ -52,24 +52,24 @@ class BadSamples(Hook):
         self._records += records
         self._samples += samples
 
-    def too_long(self, dataset: Any, tokens: Mapping[int, int], fault: TextTooLongError) -> None:
-        """Count samples of the batch taken last whose texts the model has no room for.
+    def too_long(self, dataset: Any, tokens: Mapping[int, int], error: TextTooLongError) -> None:
+        """Count samples of the batch taken last that have texts too long for the model.
 
         Args:
             dataset: knows where its rows come from.
             tokens: row of the data set -> tokens of its text.
-            fault: what the model says of them.
+            error: the model's, about them.
 
         Raises:
             DataError: such samples are not to be left out.
         """
         where = {row: dataset.place(row) if hasattr(dataset, "place") else f"row {row}" for row in tokens}
         if not self.active:
-            raise DataError(f"{next(iter(where.values()))}: {fault} Or set run.on_bad_sample=skip to leave such "
-                            "samples out (they are counted and listed).") from fault
-        records: list[BadRecord] = [{"file": place.rpartition(":")[0], "row": place,
+            raise DataError(f"{next(iter(where.values()))}: {error} Or set run.on_bad_sample=skip to leave such "
+                            "samples out (they are counted and listed).") from error
+        records: list[BadRecord] = [{"file": path.rpartition(":")[0], "row": path,
                                      "reason": f"has a text of {tokens[row]} tokens, too long for the language model"}
-                                    for row, place in where.items()]
+                                    for row, path in where.items()]
         self._records += records
         self.newest = [*self.newest[0], *records], self.newest[1]
 

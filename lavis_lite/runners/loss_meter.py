@@ -70,7 +70,7 @@ class LossMeter:
         return {"sums": pairs, "skipped": round(found[0] / distributed.world_size())}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave, on any number of ranks: rank 0 holds the sums of all."""
+        """Go on from what `state` gave, on any number of ranks: rank 0 has the sums of all."""
         own = float(distributed.rank() == 0)
         self._sums = {(name,): torch.tensor(pair, dtype=self._dtype, device=self.device) * own
                       for name, pair in state["sums"].items()}

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: ranks agree on them, they are counted, and too many stop the run."""
+"""Steps with a loss or gradient that is not finite: ranks agree on them, count them, and stop after too many."""
 
 from __future__ import annotations
 

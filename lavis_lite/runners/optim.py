@@ -86,7 +86,7 @@ def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """All parameters the optimizer holds, in group order."""
+    """All parameters of the optimizer, in group order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
@@ -98,7 +98,7 @@ def trained_names(optimizer: torch.optim.Optimizer) -> list[str]:
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
     """The optimizer's memory by parameter name, such as {"exp_avg", "exp_avg_sq", "step"} each for AdamW.
 
-    By name and without the groups' settings, so that a changed weight decay or freezing is what the YAML says, and
+    By name and without the groups' settings: the YAML decides about weight decay and freezing after a resume too, and
     no state ever reaches another parameter.
     """
     return {name: dict(optimizer.state[parameter])

@@ -15,7 +15,7 @@ from lavis_lite.registry import registry
 
 
 class LRSchedule:
-    """Base of all schedules: a linear warm-up, then whatever `after_warmup` says.
+    """Base of all schedules: a linear warm-up, then `after_warmup`.
 
     Args:
         init_lr: rate at the end of the warm-up.
@@ -54,7 +54,7 @@ class LRSchedule:
         return self.after_warmup(step)
 
     def after_warmup(self, step: int) -> float:
-        """The rate of a step that lies behind the warm-up; at `warmup_steps` it must be `init_lr`."""
+        """The rate of a step after the warm-up; at `warmup_steps` it must be `init_lr`."""
         raise NotImplementedError(f"{type(self).__name__} must define after_warmup")
 
 

@@ -136,7 +136,7 @@ class TrainStep:
     def warm_up_ddp(self, batch: dict[str, Any]) -> None:
         """A forward and backward that leave no trace, before a process's first step, where more than two ranks train.
 
-        After its first backward DDP sorts gradients into other buckets, and the place in a bucket decides in which
+        After its first backward DDP sorts gradients into other buckets, and the position in a bucket decides in which
         order ranks are summed. Without this a resumed run's first step would differ from the uninterrupted run's same
         step in the last bit. (The sum over two ranks has only one order.)
         """

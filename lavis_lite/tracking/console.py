@@ -12,7 +12,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lavis_lite.tracking.sink import Record, Sink
 
 PLAIN_SECONDS = 30.0
-"""between two lines about an evaluation where there is no terminal"""
+"""between two lines about an evaluation without a terminal"""
 SIDE_FORMAT = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left |{bar}|"
 
 

@@ -23,7 +23,7 @@ class Curves(Sink):
         self.log_file, self.picture, self.log_line = Path(log), Path(picture), log_line
 
     def close(self) -> None:
-        """Draw what the log holds, unless an error or a signal ends the run: matplotlib would take seconds then."""
+        """Draw the log's records, unless an error or a signal ends the run: matplotlib would take seconds then."""
         if sys.exc_info()[0] is not None or not self.log_file.exists():
             return
         if importlib.util.find_spec("matplotlib") is None:

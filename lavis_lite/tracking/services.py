@@ -57,7 +57,7 @@ class TensorBoard(Sink):
 
 
 class WeightsAndBiases(Sink):
-    """A W&B run; it stays offline (files under the run folder) unless WANDB_MODE or a login says otherwise.
+    """A W&B run; it stays offline (files under the run folder) unless WANDB_MODE or a login decides otherwise.
 
     Raises:
         MissingExtraError: wandb is not installed.
@@ -66,14 +66,14 @@ class WeightsAndBiases(Sink):
     def __init__(self, run_dir: Path, project: str) -> None:
         try:
             import wandb
-        except ImportError as fault:
+        except ImportError as error:
             raise MissingExtraError("run.wandb is true but wandb is not installed: `pip install 'lavis_lite[track]'`, "
-                                    "or set run.wandb=false.") from fault
+                                    "or set run.wandb=false.") from error
         self._wandb, self._run_dir, self._project = wandb, Path(run_dir), project
         self._run: Any = None
 
     def open(self, start_step: int, total_steps: int) -> None:
-        """Start the run, or go on with the one whose id the run folder holds."""
+        """Start the run, or continue the one with the id in the run folder."""
         mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
         remembered = self._run_dir / "wandb_id.txt"
         known = remembered.read_text().strip() if remembered.exists() else None

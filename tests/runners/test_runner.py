@@ -137,7 +137,7 @@ def test_amp_asks_the_device(monkeypatch):
     assert Precision.from_run(RunConfig(amp=False), cpu).dtype == torch.float32
     gpu = torch.device("cuda", 0)
     assert Precision.from_run(RunConfig(amp=True), gpu).dtype == torch.float16
-    with pytest.raises(ConfigError, match="'gpu' is no device"):
+    with pytest.raises(ConfigError, match="'gpu' is not a device"):
         pick_device("gpu")
 
 

@@ -109,7 +109,7 @@ class Hooks:
 
         Args:
             states: by name.
-            kept: names of the hooks whose weights the checkpoint has.
+            kept: names of the hooks that have weights in the checkpoint.
         """
         names = {hook.name for hook in self.hooks}
         for hook in self.hooks:

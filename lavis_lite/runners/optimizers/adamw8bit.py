@@ -1,4 +1,4 @@
-"""AdamW whose moments take a byte each, by bitsandbytes."""
+"""AdamW with moments of one byte each, by bitsandbytes."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class MuonWithAdamW(JoinedOptimizer):
     """torch's Muon (momentum, orthogonalised by Newton-Schulz steps) for 2-D weights of layers, AdamW for the rest.
 
     With `adjust_lr_fn="match_rms_adamw"` Muon's updates are as large as AdamW's, so one learning rate serves both.
-    A group's weight decay holds for both.
+    Both use the weight decay of the groups.
 
     Args:
         params: groups with `names`.
