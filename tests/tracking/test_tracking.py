@@ -10,6 +10,7 @@ import sys
 import types
 
 import pytest
+import torch
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import MissingExtraError
@@ -157,6 +158,38 @@ class FakeWandb(types.ModuleType):
 
     def finish(self):
         self.finished += 1
+
+    def Html(self, text):  # noqa: N802
+        return "html", text
+
+    def Image(self, image):  # noqa: N802
+        return "image", tuple(image.shape)
+
+
+def test_texts_and_pictures_reach_the_services_and_the_log(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    stream = io.StringIO()
+    board = TensorBoard(tmp_path / "tensorboard", print)
+    tracker = Tracker([Console(stream), jsonl.JsonlLog(tmp_path / "log.jsonl"), board, WeightsAndBiases(tmp_path, "p"),
+                       curves.Curves(tmp_path / "log.jsonl", tmp_path / "curves.png", lambda text: None)])
+    tracker.open(0, 10)
+    tracker.text(3, "captions", "a <red> dog\na cat")
+    tracker.image(3, "captions/0", torch.rand(3, 8, 8))
+    tracker.record({"step": 4, "hook": "speed", "lr": 2.0, "loss": 1.0})
+    tracker.close()
+    assert fake.logged == [(3, {"captions": ("html", "<pre>a &lt;red&gt; dog\na cat</pre>")}),
+                           (3, {"captions/0": ("image", (3, 8, 8))}), (4, {"speed/lr": 2.0, "speed/loss": 1.0})]
+    rows = jsonl.read(tmp_path / "log.jsonl")
+    assert rows[0] == {"step": 3, "text": "captions", "content": "a <red> dog\na cat"} and len(rows) == 2
+    assert stream.getvalue() == "step 4  speed: lr 2  loss 1\n"
+    assert not (tmp_path / "curves.png").exists(), "a hook's numbers are not the run's losses"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["images"] == ["captions/0"] and events.Tags()["scalars"] == ["speed/lr", "speed/loss"]
 
 
 def test_wandb_stays_offline_and_goes_on_with_its_run(tmp_path, monkeypatch):

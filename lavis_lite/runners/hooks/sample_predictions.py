@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.registry import registry
 from lavis_lite.runners.hooks.base import Hook, RunContext
 
@@ -52,7 +52,10 @@ class SamplePredictions(Hook):
         self._batch = self._read(run)
         for row, picture in enumerate(pictures(self._batch)):
             run.tracker.image(run.step, f"{self.name}/{row}", picture)
-        self._show(run)
+        try:
+            self._show(run)
+        except DataError as error:  # the task cannot evaluate this data set
+            raise ConfigError(f"run.hooks.sample_predictions.split is {self.split!r}: {error}") from error
 
     def after_step(self, run: RunContext, result: StepResult) -> None:
         """Show what the model writes now."""
