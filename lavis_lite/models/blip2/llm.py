@@ -119,8 +119,10 @@ class Blip2LLM(Blip2Writer):
         if not len(pictures):
             raise DataError("the batch is empty: there is nothing to learn from.")
         prompts, shown, targets = self._training_rows(samples, len(pictures))
-        loss = self.language_model.loss(self.soft_prompt(pictures.repeated(), prompts), shown, targets)
-        return ModelOutput(loss * loss_weight(samples, "loss", loss))
+        soft_prompt = self.soft_prompt(pictures.repeated(), prompts)
+        loss = self.language_model.loss(soft_prompt, shown, targets)
+        loss = loss * loss_weight(samples, "loss", loss)
+        return ModelOutput(loss).plus(self.auxiliary_losses(soft_prompt, samples))
 
     def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
         """Learned tokens of a batch; none if every rank and micro-batch counts alike (lm_reduction per_rank)."""

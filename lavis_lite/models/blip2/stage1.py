@@ -51,13 +51,13 @@ class Encoded:
     """A batch on its way to the three losses.
 
     normalised: float[B,P,Dv], image features after ln_vision without its affine part (that part is folded into the
-        keys and values); image: their keys and values; tokens: the texts; joint: hidden states.
+        keys and values); image: their keys and values; tokens: the texts; hidden: hidden states.
     """
 
     normalised: Tensor
     image: ImageKV
     tokens: TextTokens
-    joint: JointPass
+    hidden: JointPass
 
 
 @dataclass
@@ -142,7 +142,8 @@ class Blip2Qformer(Blip2Base):
         loss_itm, loss_lm = itm_sum / itm_count, lm_sum / lm_count
         loss_lm = loss_lm * loss_weight(samples, "loss_lm", loss_lm)
         loss_itc = loss_itc.to(loss_itm.dtype)
-        return Blip2Output(loss_itc + loss_itm + self.itg_weight * loss_lm, loss_itc, loss_itm, loss_lm)
+        loss = loss_itc + loss_itm + self.itg_weight * loss_lm
+        return Blip2Output(loss, loss_itc, loss_itm, loss_lm).plus(self.auxiliary_losses(encoded, samples))
 
     def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
         """Tokens that ITG predicts; none if every rank and micro-batch counts alike (lm_reduction per_rank).
@@ -165,7 +166,7 @@ class Blip2Qformer(Blip2Base):
 
     def contrast(self, encoded: Encoded, image_id: Any = None) -> Contrast:
         """Similarities of this rank's images and texts with everyone's (ITC)."""
-        image_feats, text_feats = self._project(encoded.joint.query, encoded.joint.text_cls)
+        image_feats, text_feats = self._project(encoded.hidden.query, encoded.hidden.text_cls)
         gather = distributed.all_gather_with_grad if self.itc_full_gradient else distributed.all_gather
         temperature = self.temp.to(image_feats.dtype)
         sim_i2t = objectives.similarity(image_feats, gather(text_feats)) / temperature
@@ -210,7 +211,7 @@ class Blip2Qformer(Blip2Base):
 
     def lm_terms(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
         """Summed ITG loss of this rank and its number of predicted tokens, float[] each."""
-        tokens, hidden = encoded.tokens, encoded.joint.decoder.flatten(0, 1)
+        tokens, hidden = encoded.tokens, encoded.hidden.decoder.flatten(0, 1)
         targets = tokens.ids[:, 1:].masked_fill(~tokens.mask[:, 1:], objectives.IGNORE).flatten()
         rows = tokens.prediction_rows()
         if rows is not None:
