@@ -19,6 +19,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from lavis_lite.cli import data, main
 from lavis_lite.config import schema
@@ -67,7 +68,7 @@ def field_docs(section: type) -> dict[str, tuple[str, str, str]]:
     for node, after in zip(body.body, [*body.body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            meaning = one_line(after.value.value) if documented else ""  # type: ignore[union-attr, arg-type]
+            meaning = one_line(after.value.value) if documented else ""  # type: ignore[union-attr]
             found[node.target.id] = (ast.unparse(node.annotation), default_of(node.value), meaning)
     return found
 
@@ -118,8 +119,8 @@ def section_part(section: type, users: Sequence[str]) -> list[str]:
 def config_page() -> str:
     """Every key of every section: type, default, meaning."""
     parts = ["# Configuration keys\n", NOTE,
-             "A run is a YAML file with the sections below. `train.py --print-config` shows the values of one run and the layer\n"
-             "that set each. The table of a class lists the keys that it adds to another's, or changes.\n"]
+             "A run is a YAML file with the sections below. `train.py --print-config` shows the values of one run and\n"
+             "the layer that set each. The table of a class lists the keys that it adds to another's, or changes.\n"]
     groups = (("model", schema.ModelConfig, registry.model), ("run", schema.RunConfig, registry.task),
               ("datasets.<name>", schema.DatasetConfig, registry.builder))
     for name, base, kind in groups:
@@ -168,13 +169,11 @@ def parser_of(command: Callable[[Sequence[str]], int]) -> argparse.ArgumentParse
     def captured(self: argparse.ArgumentParser, *_: object, **__: object) -> None:
         raise _Parser(self)
 
-    original, argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_args, captured  # type: ignore
-    try:
-        command([])
-    except _Parser as found:
-        return found.args[0]  # type: ignore[no-any-return]
-    finally:
-        argparse.ArgumentParser.parse_args = original  # type: ignore[method-assign]
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", captured):
+        try:
+            command([])
+        except _Parser as found:
+            return found.args[0]
     raise AssertionError(f"{command.__module__} parses no arguments")
 
 

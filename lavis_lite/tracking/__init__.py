@@ -1,1 +1,1 @@
-"""See the modules of this room."""
+"""Tracking: where numbers of a run go. Console, `log.jsonl`, TensorBoard, Weights & Biases, the curve picture."""
