@@ -60,7 +60,7 @@ PHRASES = {
 PROSE = re.compile(rf"\b(?:{'|'.join(PHRASES)})\b", re.IGNORECASE)
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')*]*\s+(?=[\W_]*[A-Z0-9`])|\n\s*\n")
 LONG, TOO_LONG = 25, 40
-SHARE = 0.15
+SHARE = 0.1
 """largest share of sentences of a documentation page with more than LONG words"""
 
 
