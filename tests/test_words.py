@@ -22,7 +22,8 @@ CEILINGS = Path(__file__).with_name("words.json")
 GENERATED = {"modules.md", "config.md", "names.md", "commands.md"}
 """pages that repeat docstrings, which are counted where they stand"""
 DOCS = [*(path for path in sorted((ROOT / "docs").rglob("*.md")) if path.name not in GENERATED), ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", ROOT / "examples" / "own_data" / "README.md"]
+        *sorted(ROOT.glob("projects/*/README.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md",
+        ROOT / "benchmarks" / "README.md", ROOT / "examples" / "own_data" / "README.md"]
 
 NAMES = {
     "Desk": "EvalProgress", "LongWork": "ProgressHandle", "Journal": "EvalCheckpoint", "take_up": "load",
