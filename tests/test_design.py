@@ -1,4 +1,4 @@
-"""docs/design.md against the tree: every room, folder and module has its purpose, every kind of the registry its name."""
+"""docs/design.md against the tree: every room, folder and module has its purpose, every kind its name."""
 
 from __future__ import annotations
 

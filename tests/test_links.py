@@ -14,6 +14,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "projects").rg
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
+PATH = re.compile(r"lavis_lite(?:\.\w+)+|"
+                  r"(?:lavis_lite|tests|benchmarks|projects|run_scripts|tools|examples|docs)/[\w./-]+")
 NAMED = re.compile(r"\bdocs/[\w./-]+\.(?:md|png)")
 
 
@@ -62,6 +64,33 @@ def test_pages_that_code_names_exist() -> None:
     wrong = [f"{path.relative_to(ROOT)}: {name}" for path in sources if path != Path(__file__).resolve()
              for name in NAMED.findall(path.read_text(encoding="utf-8")) if not (ROOT / name).is_file()]
     assert wrong == []
+
+
+def exists(name: str) -> bool:
+    """Whether a path of the repository, or a dotted name such as `lavis_lite.io.files.register_handler`, is there."""
+    if not name.startswith("lavis_lite."):
+        return (ROOT / name).exists()
+    *parents, last = name.split(".")
+    folder = ROOT.joinpath(*parents)
+    if (folder / last).is_dir() or (folder / f"{last}.py").is_file():
+        return True
+    source = folder.with_suffix(".py") if folder.with_suffix(".py").is_file() else folder / "__init__.py"
+    text = source.read_text(encoding="utf-8") if source.is_file() else ""
+    return bool(re.search(rf"^(?:def |class |from .* import .*|    \"){last}\b", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_that_pages_name_exists(page: Path) -> None:
+    words = [word.strip("`,;:()") for span in CODE.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+             for word in span.split()]
+    names = [word for word in words if PATH.fullmatch(word) and "/NAME" not in word]
+    assert [name for name in names if not exists(name)] == []
+
+
+def test_a_name_that_is_gone_is_found() -> None:
+    assert exists("lavis_lite.io.files.register_handler") and exists("lavis_lite/io") and exists("lavis_lite.io.files")
+    gone = ("lavis_lite.io.files.register_hand", "lavis_lite.files", "lavis_lite.list_model", "tests/no.py")
+    assert [name for name in gone if exists(name)] == [] and exists("lavis_lite.list_models")
 
 
 def test_a_broken_link_is_found(tmp_path: Path) -> None:
