@@ -1,1 +1,1 @@
-"""Tracking: where numbers of a run go. Console, `log.jsonl`, TensorBoard, Weights & Biases, the curve picture."""
+"""Where a run's records go: the console, log.jsonl, TensorBoard, W&B and the picture of its curves."""
