@@ -76,6 +76,14 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
 }
 """(room, room it imports against the arrows) -> why; a test fails while a row is here that nothing needs"""
 
+FOLDER_CIRCLES: dict[tuple[str, str], str] = {
+    ("checkpoints", "checkpoints.formats"): "formats read and report with the modules that choose them",
+    ("datasets.annotations", "datasets.files"): "tables are mapped files; paths are checked against rows",
+    ("datasets", "datasets.loading"): "ablations draw from the random streams; the loader knows the base class",
+    ("datasets.features", "datasets.media"): "a preview reads cached features as it reads images",
+}
+"""folders of one room that import each other (their modules make no circle) -> why; likewise only what is needed"""
+
 FAMILIES = ("vision", "qformer", "language")
 """rooms of models/ that model families are made of; they know no family"""
 
@@ -246,6 +254,18 @@ def test_every_exception_is_needed(room: str, target: str) -> None:
 def test_every_name_is_needed() -> None:
     for room, targets in BY_NAME.items():
         assert [target for target in targets if not against(room, named_modules, set(ALLOWED) - {target})] == [], room
+
+
+def folder_of(module: str) -> str:
+    """The folder of a module as a dotted name below lavis_lite."""
+    return ".".join(MODULES[module].parent.relative_to(PACKAGE).parts)
+
+
+def test_folders_of_a_room_make_no_circle() -> None:
+    edges = {(folder_of(module), folder_of(target)) for module, path in MODULES.items()
+             for target, _ in imports_of(path) if target in MODULES and room_of(target) == room_of(module)}
+    circles = {pair for pair in edges if pair[0] < pair[1] and pair[::-1] in edges}
+    assert circles == set(FOLDER_CIRCLES), "new circles need a reason; rows that nothing needs are deleted"
 
 
 def test_parts_know_no_family() -> None:

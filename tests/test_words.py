@@ -35,7 +35,8 @@ NAMES = {
     "SampleOrder": "GlobalSampler", "BlockShuffle": "ShardShuffle", "Thoroughness": "CheckOptions",
     "ByDataset": "TaskRouter", "OptionsTask": "MultipleChoiceTask", "RoundsTask": "VisDialTask",
     "Controlled": "AblatedImages", "of_things": "eval_fingerprint", "WITHOUT_EFFECT": "IGNORED_KEYS",
-    "fresh": "atomic_path",
+    "fresh": "atomic_path", "Finished": "CompletedBatches", "Style": "ArchDefaults", "Family": "LMFamily",
+    "Origin": "CheckpointMetadata", "Card": "contact sheet",
 }
 """whole identifiers (leading underscores aside) -> what the field says"""
 PARTS = {
