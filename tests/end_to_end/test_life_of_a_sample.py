@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+import pytest
+
 from tests.end_to_end.conftest import ROOT, Train
 
 DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
@@ -29,6 +31,7 @@ def test_there_are_ten_hops() -> None:
     assert re.findall(r"^(\d+)\. `", LIFE, re.MULTILINE) == [str(number) for number in range(1, 11)]
 
 
+@pytest.mark.slow
 def test_the_hops_are_entered_in_this_order(train_here: Train, tmp_path: Path) -> None:
     hops = {first_line(*hop): f"{hop[0]}:{hop[1]}" for hop in HOPS}
     entered: dict[str, None] = {}
