@@ -91,7 +91,7 @@ class Registry(Generic[T]):
         return cls
 
     def _elsewhere(self, name: str) -> type[T] | None:
-        """The class of a name that nobody registered; None: there is none."""
+        """The class of a name that is not registered; None: no such class."""
         return None
 
     def names(self) -> list[str]:

@@ -190,7 +190,7 @@ class RunConfig(Section):
     """what else happens during training: registered hook -> its arguments ({}: defaults; null: the hook is off). A
     list of names, or of one-key sections, means the same"""
     weights: str | None = None
-    """evaluation of a run (--run): the hook whose weights are evaluated (ema) in place of the trained ones"""
+    """evaluation of a run (--run): evaluate the weights that this hook keeps (ema) in place of the trained ones"""
     # bookkeeping --------------------------------------------------------------------------------------------------
     seed: int = 42
     output_dir: str = "output"

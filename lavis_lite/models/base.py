@@ -168,7 +168,7 @@ class BaseModel(nn.Module):
     def auxiliary_losses(self, encoded: Any, samples: dict[str, Any]) -> dict[str, Tensor]:
         """Further losses of a training step, name -> float[]; they are added to the loss and logged as loss_<name>.
 
-        By default there are none. Stage 1 calls it with its `Encoded`, a model with a language model with the soft
+        The default adds no loss. Stage 1 calls it with its `Encoded`, a model with a language model with the soft
         prompt float[B,Q,D].
         """
         return {}

@@ -113,7 +113,7 @@ class BadSamples(Hook):
         return self.log.state_dict()
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Go on from saved counts; rank 0 drops the lines written after them."""
+        """Continue from saved counts; rank 0 drops the lines written after them."""
         if distributed.is_main():
             self.log.load_state_dict(dict(state))
         else:

@@ -98,8 +98,8 @@ def trained_names(optimizer: torch.optim.Optimizer) -> list[str]:
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
     """The optimizer's memory by parameter name, such as {"exp_avg", "exp_avg_sq", "step"} each for AdamW.
 
-    By name and without the groups' settings: the YAML decides about weight decay and freezing after a resume too, and
-    no state ever reaches another parameter.
+    It is kept by name, so that no state ever reaches another parameter. It has none of the groups' settings: after a
+    resume too, the YAML decides about weight decay and freezing.
     """
     return {name: dict(optimizer.state[parameter])
             for name, parameter in zip(trained_names(optimizer), trained_parameters(optimizer), strict=True)

@@ -2,7 +2,7 @@
 
 `runner_base` counts epochs and `runner_iter` inner epochs of a given number of steps; they differ in their schedule
 only. "Step" is an optimizer step everywhere. After a step come its hooks (the log is one), then the validation, then
-the checkpoint, in this order, so that a checkpoint knows the best metric of its own step.
+the checkpoint. In this order a checkpoint knows the best metric of its own step.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Runner:
             try:
                 return self.evaluations.splits(dict.fromkeys(wanted), self.step)
             except EvaluationStopped as stop:
-                kept = f"{stop.kept}; the same command goes on" if stop.kept else ""
+                kept = f"{stop.kept}; the same command continues" if stop.kept else ""
                 raise Interrupted(stop.exit_code, None, self.step, kept) from stop
             finally:
                 self.tracker.close()
@@ -195,7 +195,7 @@ class Runner:
     def weights(self, step: int) -> str:
         """What the weights are after `step` steps of this run, in one line; an evaluation's are as they were loaded.
 
-        "" for a model whose builder kept no record.
+        "" for a model without a record.
         """
         record = self.model.weight_record
         return record.describe(0 if self.run.evaluate else step) if record.sources else ""
@@ -257,7 +257,7 @@ class Runner:
         return self.train_state.schedule.validates(self.step, self.run, self.context.last_step)
 
     def _end_here(self) -> None:
-        """Make the present step the last one, as a hook asked for; called by all ranks together."""
+        """Make the present step the last one, as a hook requested; called by all ranks together."""
         if self.step < self.context.last_step:
             self.context.last_step = self.step
             reasons = distributed.all_gather_object(self.context.stop_reason)

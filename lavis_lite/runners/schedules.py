@@ -1,7 +1,7 @@
 """Learning rates as pure functions of the optimizer step.
 
 LAVIS moves the cosine once per epoch, warms up only inside epoch 0 and overwrites layer-wise factors. Here a schedule
-knows nothing of optimizers: `lr_at(step)` is the base rate of the 0-based optimizer step, and the runner multiplies
+knows no optimizer: `lr_at(step)` is the base rate of the 0-based optimizer step, and the runner multiplies
 it by each group's `lr_scale`.
 """
 

@@ -1,8 +1,8 @@
 """One optimizer step: micro-batches, gradients, agreement between ranks, update.
 
 "Step" always means an optimizer step: `accum_grad_iters` micro-batches on every rank. All randomness inside a
-micro-batch (dropout, sampling in a model) is a pure function of (seed, step, micro-batch, rank), so a resumed run
-needs no saved generator state and repeats the uninterrupted one bit for bit.
+micro-batch (dropout, sampling in a model) is a pure function of (seed, step, micro-batch, rank). So a resumed run
+needs no saved generator state, and repeats the uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def to_device(item: Any, device: torch.device) -> Any:
 def wrap_for_ranks(model: nn.Module, device: torch.device, find_unused_parameters: bool) -> nn.Module:
     """DistributedDataParallel where there are several ranks, the model itself where there is one.
 
-    Gradients live in DDP's buckets, which saves one copy of them. static_graph stays off: when the first backward of
-    a process runs under no_sync, as it does with accumulation, that mode leaves ranks with different gradients.
+    Gradients live in DDP's buckets, which saves one copy of them. static_graph stays off: ranks would have different
+    gradients if the first backward of a process runs under no_sync, as it does with accumulation.
     """
     if distributed.world_size() == 1:
         return model
@@ -94,9 +94,9 @@ class Verdict(NamedTuple):
     skipped: list[int]
     """0-based steps that changed nothing"""
     exit_code: int
-    """to leave with; 0: go on"""
+    """to leave with; 0: none"""
     stop: bool
-    """the run ends here, as a hook asked for"""
+    """the run ends here, as a hook requested"""
 
 
 class TrainStep:
@@ -112,8 +112,8 @@ class TrainStep:
 
     Attributes:
         losses: means since the last log line.
-        on_skip: called for every skipped step with its 0-based number and the losses of this rank's micro-batches, on
-            all ranks together, before too many of them stop the run.
+        on_skip: called for every skipped step with its 0-based number and the losses of this rank's micro-batches. All
+            ranks call it together, before too many such steps stop the run.
     """
 
     def __init__(self, task: Any, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRSchedule,
@@ -161,7 +161,7 @@ class TrainStep:
         Args:
             step: its number.
             micro_batches: `accum_grad_iters` batches of this rank.
-            exit_code: of a pending signal on this rank, 0 if there is none; asked as late as ranks can agree.
+            exit_code: of a pending signal on this rank; 0: no signal. Called as late as ranks can agree.
             stop: whether a hook on this rank asks for the end of the run.
         """
         lr = self.schedule.lr_at(step)

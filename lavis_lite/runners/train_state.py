@@ -83,7 +83,7 @@ def training_sets(run: RunConfig, datasets: Datasets) -> tuple[list[str], list[A
 
 
 def annotation_hashes(names: list[str], datasets: list[Any]) -> list[list[Any]]:
-    """[name, hash of the rows] of each training set; the hash is None if a data set has no `content_hash`."""
+    """[name, hash of the rows] of each training set; no `content_hash`: no hash."""
     return [[name, dataset.content_hash() if hasattr(dataset, "content_hash") else None]
             for name, dataset in zip(names, datasets, strict=True)]
 

@@ -99,8 +99,8 @@ def skipped_record(step: int, losses: list[float], train: TrainState) -> Record:
         train: of the run.
 
     Returns:
-        A record with `losses`, one list of micro-batches per rank, and `samples`, the samples of the micro-batches
-        that have a loss which is not finite, or of all if only the gradient is not.
+        A record with `losses`, one list of micro-batches per rank, and `samples`: those of micro-batches
+        with a non-finite loss, or all samples if only the gradient is not finite.
     """
     every = distributed.all_gather_object(losses)
     return {"step": step + 1, "event": "skipped: loss or gradient was not finite",

@@ -22,8 +22,8 @@ MOST_WAITING = 10_000
 class JsonlLog(Sink):
     """Appends every record to a file. On `open`, lines beyond the start step are dropped in one atomic rewrite.
 
-    A file that cannot be written is reported once and the run goes on: the lines wait, and are written as soon as they
-    can be. A file that was removed is begun again.
+    A file that cannot be written is reported once, and the run continues: the lines wait and are written as soon as
+    possible. A file that was removed is begun again.
 
     Args:
         path: the file.
@@ -39,7 +39,7 @@ class JsonlLog(Sink):
         self._trouble = False
 
     def open(self, start_step: int, total_steps: int) -> None:
-        """Keep what belongs to the first `start_step` steps, go on behind it."""
+        """Keep the lines of the first `start_step` steps, continue after them."""
         self._start = start_step
         self._attempt()
 
@@ -65,7 +65,7 @@ class JsonlLog(Sink):
         except OSError as error:
             self._forget_file()
             if not self._trouble:
-                self.log_line(f"{disk.cannot_write(self.path, error)} The run goes on; log lines wait in memory.")
+                self.log_line(f"{disk.cannot_write(self.path, error)} The run continues; log lines wait in memory.")
             self._trouble = True
             return
         if self._trouble:

@@ -26,7 +26,7 @@ class Sink:
     """One destination of records. Every method may stay as it is."""
 
     def open(self, start_step: int, total_steps: int) -> None:
-        """The run begins, or goes on, after `start_step` optimizer steps; later records of an earlier try are void."""
+        """The run begins or continues after `start_step` optimizer steps; later records of an earlier try are void."""
 
     def advance(self, step: int) -> None:
         """`step` optimizer steps are done; called after every one."""

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 class Tracker:
     """Several sinks behind one face; with none (ranks other than 0) every call does nothing.
 
-    Secrets are masked. A sink that cannot write any more (a full disk) is reported once and left out from then on: what
-    it shows is worth less than the run.
+    Secrets are masked. A sink that cannot write any more (a full disk) is reported once and left out from then on.
     """
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
@@ -33,7 +32,7 @@ class Tracker:
         """The sinks that a `run:` section asks for: console and log.jsonl always, TensorBoard, W&B, the curves.
 
         Raises:
-            MissingExtraError: W&B is asked for and not installed.
+            MissingExtraError: W&B is requested and not installed.
         """
         if not main:
             return cls()
@@ -57,7 +56,7 @@ class Tracker:
             except OSError as error:
                 self.sinks.remove(sink)
                 self.log(f"{type(sink).__name__} cannot write any more ({error.strerror or error}"
-                         f"{f': {error.filename}' if error.filename else ''}); it is left out, and the run goes on.")
+                         f"{f': {error.filename}' if error.filename else ''}); it is left out, and the run continues.")
 
     def open(self, start_step: int, total_steps: int) -> None:
         """See `Sink.open`."""

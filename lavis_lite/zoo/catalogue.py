@@ -121,7 +121,7 @@ def load_model_and_preprocess(name: str | None = None, model_type: str | None = 
         run: in place of name and type, a run folder, or a folder above runs (the one that saved last).
         checkpoint: path, URL or hub name of weights to load in place of the type's own. With `run`: "best" (the
             default), "last" or "step_N".
-        weights: with `run`, the hook whose weights to load, such as "ema"; None: the trained ones.
+        weights: with `run`, load the weights that this hook keeps, such as "ema"; None: the trained ones.
         dtype: "fp32", "bf16", "fp16" or a torch.dtype: of the frozen parts, and with is_eval of the whole model. None:
             what the type says, and fp32 on a CPU.
         device_map: spreads the language model over several GPUs, see `llm_device_map` of the model's section.

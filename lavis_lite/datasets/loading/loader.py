@@ -85,8 +85,8 @@ class CollateDrawn:
         own = {getattr(collater, "__func__", collater) for collater in collaters}
         if mixed and len(own) > 1:
             names = ", ".join(dict.fromkeys(type(dataset).__name__ for dataset in datasets))
-            raise ConfigError(f"run.sampling: a batch would mix data sets that have different collaters ({names}); "
-                              "set run.sampling=size, so that each step draws from one data set.")
+            raise ConfigError(f"run.sampling: a batch would mix data sets that have different collaters ({names}). "
+                              "Set run.sampling=size: each step then draws from one data set.")
 
     def __call__(self, samples: DrawnSamples) -> Batch | Failure:
         """The batch of one micro-batch's samples."""

@@ -36,7 +36,7 @@ class RunContext:
         train: optimizer, order of samples and schedule.
         step: optimizer steps done.
         last_step: the step that the run ends with; a stop moves it forward.
-        resumed: whether the run goes on from a checkpoint.
+        resumed: whether the run continues from a checkpoint.
         stop_reason: why a hook wants the run to end; "": no hook does.
     """
 
@@ -92,7 +92,7 @@ class Hook:
     """whether `weights` gives a set of weights that checkpoints keep"""
 
     def on_start(self, run: RunContext) -> None:
-        """Training is about to begin or to go on; the state of a checkpoint is loaded already."""
+        """Training is about to begin or to continue; the state of a checkpoint is loaded already."""
 
     def before_step(self, run: RunContext) -> None:
         """The batch of the next step is there; `run.step` steps are done."""

@@ -56,7 +56,7 @@ class Hooks:
         self.hooks, self.context = list(hooks), context
 
     def on_start(self) -> None:
-        """Training begins or goes on."""
+        """Training begins or continues."""
         for hook in self.hooks:
             hook.on_start(self.context)
 

@@ -93,14 +93,14 @@ class SamplePredictions(Hook):
         import torch
 
         from lavis_lite import distributed
-        from lavis_lite.runners.step import to_device
 
         was_training = run.model.training
         run.model.eval()
         try:
             with torch.no_grad(), distributed.local(), run.precision.autocast():
                 run.task.before_evaluation(self._dataset, str(self.split))
-                batch = to_device(self._batch, run.device)
+                batch = {key: value.to(run.device) if isinstance(value, torch.Tensor) else value
+                         for key, value in self._batch.items()}
                 rows = run.task.predict(run.model, dict(batch))
                 texts = [", ".join(value for key, value in row.items() if isinstance(value, str) and key != "id")
                          for row in rows]

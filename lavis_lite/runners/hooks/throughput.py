@@ -21,9 +21,9 @@ GIB = 2**30
 class Throughput(Hook):
     """Logs speed and memory of rank 0, over the steps since the last such record.
 
-    samples_per_second (of all ranks, without the time spent on validation and saving), step_seconds_median and
-    step_seconds_max (from one step's end to the next, so that a single slow batch shows), host_memory_gib (the largest
-    so far) and, on a GPU, device_memory_gib and device_memory_reserved_gib (the largest so far).
+    - samples_per_second: of all ranks, without the time spent on validation and saving.
+    - step_seconds_median, step_seconds_max: from one step's end to the next, so that a single slow batch shows.
+    - host_memory_gib: the peak so far. On a GPU also device_memory_gib and device_memory_reserved_gib.
 
     Args:
         every: optimizer steps between records.

@@ -51,7 +51,7 @@ class MuonWithAdamW(JoinedOptimizer):
 
 
 def _subset(group: dict[str, Any], chosen: Sequence[bool]) -> list[dict[str, Any]]:
-    """The group with its chosen parameters only; nothing if there are none."""
+    """The group with its chosen parameters only, as a list; without any, the list is empty."""
     if not any(chosen):
         return []
     kept = {key: [value for value, one in zip(group[key], chosen, strict=True) if one] for key in ("params", "names")}

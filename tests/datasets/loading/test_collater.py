@@ -79,7 +79,7 @@ def test_each_step_is_made_by_the_set_it_draws_from() -> None:
 
 def test_sets_that_share_a_collater_may_be_mixed_and_others_not() -> None:
     assert all("ids" in batch for batch in trained([Words(), Words(5)]))
-    with pytest.raises(ConfigError, match=r"different collaters \(Words, Halves\); set run.sampling=size"):
+    with pytest.raises(ConfigError, match=r"different collaters \(Words, Halves\). Set run.sampling=size"):
         trained([Words(), Halves()])
 
 
