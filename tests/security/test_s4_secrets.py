@@ -23,7 +23,7 @@ from lavis_lite.io import atomic, sealed
 from lavis_lite.report.files import Evaluation, write_samples
 from lavis_lite.report.page import write_report
 from lavis_lite.report.sample import ReportSample
-from lavis_lite.runners.runner import config_yaml
+from lavis_lite.runners.resume import config_yaml
 from lavis_lite.tracking.console import Console
 from lavis_lite.tracking.jsonl import JsonlLog
 from lavis_lite.tracking.tracker import Tracker
