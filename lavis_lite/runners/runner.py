@@ -163,7 +163,7 @@ class Runner:
             try:
                 return self.evaluations.splits(dict.fromkeys(wanted), self.step)
             except EvaluationStopped as stop:
-                kept = f"{stop.kept}; the same command continues" if stop.kept else ""
+                kept = f"{stop.kept}; the same command goes on" if stop.kept else ""
                 raise Interrupted(stop.exit_code, None, self.step, kept) from stop
             finally:
                 self.tracker.close()
