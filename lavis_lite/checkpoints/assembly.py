@@ -16,9 +16,9 @@ from lavis_lite.checkpoints.formats.bert import initialise_from_bert
 from lavis_lite.checkpoints.formats.hf_fields import refuse_other_settings
 from lavis_lite.checkpoints.formats.vision import load_vision_weights
 from lavis_lite.checkpoints.load import fit_state, frozen_tensors
+from lavis_lite.checkpoints.manifest import source_of
 from lavis_lite.checkpoints.reading import read_content, read_extra
 from lavis_lite.checkpoints.report import LoadReport
-from lavis_lite.checkpoints.stored import source_of
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.provenance import WeightSource, mark_loaded, record_of, sources_of
@@ -70,7 +70,7 @@ class Assembly:
             mark_loaded(model.vision_encoder,  # type: ignore[arg-type]
                         WeightSource("", "encoder", f"timm/{section.vit_model}"))
         if "llm_model" in self.names:
-            from lavis_lite.models.language.build import load_pretrained
+            from lavis_lite.models.language.pretrained import load_pretrained
 
             language_model: Any = model.language_model
             load_pretrained(language_model, section.language_model_name(), self._source("language model", "llm_model"),
@@ -94,8 +94,8 @@ class Assembly:
             had = self._supplied()
             is_last = key == self.starts[-1][0]  # what the last one lacks must have come from those before
             fitted, report = fit_state(
-                self.model, content, path, may_miss=map(re.escape, had) if is_last else [".*"], extra=extra,
-                may_ignore=[".*"] if self._gets_parts_later() else [], allow_non_finite=self.allow_non_finite)
+                self.model, content, path, allowed_missing=map(re.escape, had) if is_last else [".*"], extra=extra,
+                allowed_unexpected=[".*"] if self._gets_parts_later() else [], allow_non_finite=self.allow_non_finite)
             report.had = [name for name in report.allowed_missing if name in had]
             self.model.load_state_dict(fitted, strict=False)
             source = source_of("checkpoint", self.names[key], path)
@@ -115,7 +115,8 @@ class Assembly:
         record = following.record_behind(Path(path))
         if record is None:
             return
-        everything = fit_state(self.model, content, path, may_miss=[".*"], may_ignore=[".*"], allow_non_finite=True)
+        everything = fit_state(self.model, content, path, allowed_missing=[".*"], allowed_unexpected=[".*"],
+                               allow_non_finite=True)
         lacking = self.model.state_dict().keys() - everything[0].keys()
         following.follow(self.model, record, lacking - self._supplied(), path, self.locate, self.say,
                          self.allow_non_finite)
@@ -144,8 +145,8 @@ class Assembly:
         late = set(loaded.report.ignored)
         if not late:
             return
-        fitted, _ = fit_state(self.model, loaded.content, loaded.report.source, may_miss=[".*"], extra=loaded.extra,
-                              allow_non_finite=self.allow_non_finite)
+        fitted, _ = fit_state(self.model, loaded.content, loaded.report.source, allowed_missing=[".*"],
+                              extra=loaded.extra, allow_non_finite=self.allow_non_finite)
         new = {name: tensor for name, tensor in fitted.items() if name in late}
         if new:
             self.model.load_state_dict(new, strict=False)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lavis_lite.checkpoints import weights
 from lavis_lite.checkpoints.export import (
+    CheckpointMetadata,
     ExportReport,
-    Origin,
     check_class,
     export_hf,
     export_lavis,
@@ -27,7 +27,7 @@ from lavis_lite.checkpoints.export import (
 )
 from lavis_lite.checkpoints.following import record_behind
 from lavis_lite.checkpoints.load import fit_state
-from lavis_lite.checkpoints.origin import find, origin_of, typed_section
+from lavis_lite.checkpoints.metadata import find, metadata_of, typed_section
 from lavis_lite.checkpoints.reading import read_content, read_extra
 from lavis_lite.checkpoints.report import LoadReport
 from lavis_lite.errors import CheckpointError, ConfigError, did_you_mean
@@ -36,7 +36,7 @@ from lavis_lite.models.language.adapters import merged_state
 from lavis_lite.models.provenance import sources_of
 from lavis_lite.registry import registry
 
-__all__ = ["Converted", "convert", "find", "origin_of", "skeleton_of", "typed_section"]
+__all__ = ["Converted", "convert", "find", "metadata_of", "skeleton_of", "typed_section"]
 
 FORMATS = ("hf", "lavis", "lite")
 BACKBONES = ("vision_encoder.", "language_model.")
@@ -89,13 +89,14 @@ def convert(source: str | Path, to: str, out: str | Path, *, model: str | None =
     """
     _check(to, dtype, out)
     path = find(source)
-    origin = origin_of(path, model, model_type)
+    origin = metadata_of(path, model, model_type)
     section = dataclasses.replace(typed_section(origin.model), allow_non_finite=allow_non_finite)
     merges = getattr(section, "lora", None) is not None and (to != "lite" or merge_lora)
     parts = _merge(section, path, str(source)) if merges else _take(section, path, str(source))
     check_class(parts.skeleton, to)
     if merges:
-        origin = Origin({key: value for key, value in origin.model.items() if key != "lora"}, origin.preprocess)
+        kept = {key: value for key, value in origin.model.items() if key != "lora"}
+        origin = CheckpointMetadata(kept, origin.preprocess)
     filled = _fill_frozen(parts, _unplaced(section), path, to, whole)
     chosen = DTYPES[dtype] if dtype else None
     if to == "hf":

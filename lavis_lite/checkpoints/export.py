@@ -22,13 +22,12 @@ from torch import Tensor
 
 from lavis_lite import __version__
 from lavis_lite.checkpoints.formats.hf_config import INSTRUCT, RETRIEVAL, generation_config, hf_class, hf_config
-from lavis_lite.checkpoints.formats.hf_key_map import WITHOUT_PLACE, to_hf
 from lavis_lite.checkpoints.formats.hf_processor import language_tokenizer, pads_both_texts_left, save_processor
+from lavis_lite.checkpoints.formats.key_maps import WITHOUT_PLACE, to_hf, to_lavis
 from lavis_lite.checkpoints.formats.language_fit import language_kind, vocabulary_names, with_words
-from lavis_lite.checkpoints.formats.lavis_key_map import to_lavis
 from lavis_lite.checkpoints.formats.model_card import CARD, model_card
-from lavis_lite.checkpoints.reading import EXTRA, WEIGHTS
-from lavis_lite.checkpoints.stored import RECORD
+from lavis_lite.checkpoints.manifest import RECORD, WEIGHTS
+from lavis_lite.checkpoints.reading import EXTRA
 from lavis_lite.errors import CheckpointError
 from lavis_lite.io import atomic
 from lavis_lite.models.blip2.base import Blip2Base
@@ -70,7 +69,7 @@ class ExportReport:
 
 
 @dataclass
-class Origin:
+class CheckpointMetadata:
     """What a model was built from; kept beside its weights so that it can be built again.
 
     Attributes:
@@ -87,7 +86,7 @@ class Origin:
 
 
 def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | None = None,
-              dtype: torch.dtype | None = None, origin: Origin | None = None,
+              dtype: torch.dtype | None = None, origin: CheckpointMetadata | None = None,
               shard_size: int | str = SHARD_SIZE, source: str | None = None) -> ExportReport:
     """Write a folder that `from_pretrained` of transformers' BLIP-2 or InstructBLIP classes and processors loads.
 
@@ -119,7 +118,7 @@ def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | N
     config["dtype"] = _name_of_dtype(stored)
     aside = {name: tensors[name] for name in translated.unknown}
     _check_aside(aside, model)
-    place, origin, notes = _free(folder), origin or Origin(), _notes(model, config)
+    place, origin, notes = _free(folder), origin or CheckpointMetadata(), _notes(model, config)
     limits = _limits(kind, tokenizer)
     card = model_card(model, config, section=origin.model, source=source, notes=[*notes, *limits],
                       parameters=sum(tensor.numel() for tensor in stored.values()))
@@ -131,12 +130,12 @@ def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | N
             _write_json(temporary / "generation_config.json", generation_config(config["text_config"]))
         save_processor(model, temporary, tokenizer, origin.image())
         _write_shards(stored, temporary, shard_size)
-        _write(cast(aside, dtype), temporary / EXTRA, _told(origin))
+        _write(cast(aside, dtype), temporary / EXTRA, _file_metadata(origin))
     return ExportReport(place, "Hugging Face", len(stored), _size(stored), sorted(aside), notes, limits)
 
 
 def export_lavis(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | None = None, whole: bool = False,
-                 dtype: torch.dtype | None = None, origin: Origin | None = None,
+                 dtype: torch.dtype | None = None, origin: CheckpointMetadata | None = None,
                  besides: Container[str] = ()) -> ExportReport:
     """Write a .pth as LAVIS' runner does: {"model": tensors under LAVIS' names}, readable with weights_only.
 
@@ -155,7 +154,7 @@ def export_lavis(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | 
     translated = to_lavis(tensors, language_kind(model) or "opt", model.qformer.cfg.max_positions)
     if translated.unknown:
         raise CheckpointError(f"LAVIS has no name for {', '.join(translated.unknown[:5])}.")
-    stored, place, origin = cast(translated.tensors, dtype), _free(path), origin or Origin()
+    stored, place, origin = cast(translated.tensors, dtype), _free(path), origin or CheckpointMetadata()
     content = {"model": stored, "config": {"model": origin.model, "preprocess": origin.preprocess},
                "lavis_lite": __version__}
     with _placed(place) as temporary:
@@ -164,8 +163,8 @@ def export_lavis(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | 
 
 
 def export_lite(model: Any, place: str | Path, *, state: Mapping[str, Tensor] | None = None, whole: bool = False,
-                dtype: torch.dtype | None = None, origin: Origin | None = None, besides: Container[str] = (),
-                record: WeightRecord | None = None) -> ExportReport:
+                dtype: torch.dtype | None = None, origin: CheckpointMetadata | None = None,
+                besides: Container[str] = (), record: WeightRecord | None = None) -> ExportReport:
     """Write this project's own layout: a folder as a run's checkpoints are, or one .safetensors file.
 
     Args:
@@ -179,8 +178,8 @@ def export_lite(model: Any, place: str | Path, *, state: Mapping[str, Tensor] | 
         CheckpointError: it exists, or tensors are missing.
     """
     stored = cast(_selected(model, state, whole, besides), dtype)
-    place, origin = _free(place), origin or Origin()
-    metadata = _told(origin, record or model.weight_record)
+    place, origin = _free(place), origin or CheckpointMetadata()
+    metadata = _file_metadata(origin, record or model.weight_record)
     with _placed(place) as temporary:
         if place.suffix == ".safetensors":
             _write(stored, temporary, metadata)
@@ -295,8 +294,8 @@ def _placed(place: Path) -> Iterator[Path]:
     try:
         with atomic.fresh(place) as temporary:
             yield temporary
-    except (OSError, SafetensorError) as fault:
-        raise CheckpointError(f"cannot write {place}: {fault}. Nothing was left there.") from fault
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {place}: {error}. Nothing was left there.") from error
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -320,7 +319,7 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _told(origin: Origin, record: WeightRecord | None = None) -> dict[str, str]:
+def _file_metadata(origin: CheckpointMetadata, record: WeightRecord | None = None) -> dict[str, str]:
     """What the metadata of a file tells of the model, and of where its weights had come from."""
     told = {"lavis_lite": json.dumps({"model": origin.model, "preprocess": origin.preprocess})}
     return told | ({RECORD: json.dumps(record.to_dict())} if record is not None and record.sources else {})

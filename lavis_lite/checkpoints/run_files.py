@@ -57,8 +57,8 @@ def best_or_last(run_dir: Path) -> tuple[Path, str]:
     last = max(folders, key=saved_at)
     try:
         best = _best(run_dir)
-    except CheckpointError as fault:
-        return last, f"the last; {fault}"
+    except CheckpointError as error:
+        return last, f"the last; {error}"
     if best is None:
         return last, "the last; no validation chose a best one"
     if best[0] not in folders:
@@ -79,8 +79,8 @@ def _best(run_dir: Path) -> tuple[Path, str] | None:
         best = json.loads(path.read_text(encoding="utf-8"))
         folder = run_dir / "checkpoints" / f"step_{int(best['step']):08d}"
         return folder, f"the best by {best['split']} agg_metrics {float(best['metric']):.4g}"
-    except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise CheckpointError(f"best.json cannot be read: {fault}") from fault
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"best.json cannot be read: {error}") from error
 
 
 def checkpoint_of_run(path: Path) -> Path:
@@ -99,6 +99,6 @@ def checkpoint_of_run(path: Path) -> Path:
     run = newest_run(runs)
     try:
         _best(run)
-    except CheckpointError as fault:
-        raise CheckpointError(f"{run / 'checkpoints'}: {fault}. Name a checkpoint folder in it.") from fault
+    except CheckpointError as error:
+        raise CheckpointError(f"{run / 'checkpoints'}: {error}. Name a checkpoint folder in it.") from error
     return best_or_last(run)[0]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, ClassVar
+import inspect
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lavis_lite.config.schema import ModelConfig
+from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.provenance import FOLLOWED, WeightRecord, sources_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -47,6 +52,23 @@ def loss_weight(samples: Mapping[str, Any], name: str, like: Tensor) -> Tensor |
     """
     weight = samples.get("loss_weights", {}).get(name)
     return 1.0 if weight is None else weight.to(like.dtype)
+
+
+def known_options(method: Callable[P, R]) -> Callable[P, R]:
+    """A method that raises ConfigError for a keyword argument it does not have, and names the nearest."""
+    takes = {name: parameter for name, parameter in inspect.signature(method).parameters.items() if name != "self"}
+    names = [name for name, parameter in takes.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    open_ended = len(names) < len(takes)
+
+    @functools.wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not open_ended:
+            for name in kwargs:
+                if name not in takes:
+                    raise ConfigError(f"{method.__name__} has no option {name!r}; {did_you_mean(name, names)}")
+        return method(*args, **kwargs)
+
+    return checked
 
 
 class BaseModel(nn.Module):
@@ -96,7 +118,7 @@ class BaseModel(nn.Module):
         """Names of parameters that do not train; they are not part of a checkpoint."""
         return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
-    def excuses(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
+    def allowed_differences(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
         """Regular expressions of what a checkpoint with the names `given` may lack, and of what it may have to spare.
 
         By default neither: every name must have its place.
@@ -161,6 +183,14 @@ class BaseModel(nn.Module):
 
         Args:
             samples: as `forward` gets them, on the CPU.
+        """
+        return {}
+
+    def auxiliary_losses(self, encoded: Any, samples: dict[str, Any]) -> dict[str, Tensor]:
+        """Further losses of a training step, name -> float[]; they are added to the loss and logged as loss_<name>.
+
+        By default there are none. Stage 1 calls it with its `Encoded`, a model with a language model with the soft
+        prompt float[B,Q,D].
         """
         return {}
 

@@ -8,6 +8,7 @@ and checkpoints keep of it.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -16,6 +17,8 @@ from lavis_lite.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from lavis_lite.models.base import BaseModel
 
 Kind = Literal["random", "encoder", "language model", "bert", "checkpoint"]
 FOLLOWED: tuple[Kind, ...] = ("encoder", "language model", "checkpoint")
@@ -208,3 +211,22 @@ def _in_order(model: nn.Module) -> list[WeightSource]:
     """The sources of all marks, in the order of loading."""
     marks = [(count, source) for module in model.modules() for count, source, _ in getattr(module, _MARKS, ())]
     return [source for _, source in sorted(marks, key=lambda mark: mark[0])]
+
+
+def refuse_untrained(model: BaseModel, remedies: str) -> None:
+    """Refuse a model that has trainable parameters which nothing loaded.
+
+    Args:
+        model: with its `weight_record`, as `lavis_lite.checkpoints.weights.build_model` sets it.
+        remedies: what a user can do instead, as finished sentences.
+
+    Raises:
+        CheckpointError: names the parts, with the number of tensors of each.
+    """
+    trains = {name for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
+    names = [name for name in model.weight_record.untrained if name in trains]
+    if names:
+        parts = Counter(part_of(name) for name in names)
+        listed = ", ".join(f"{part} ({count})" for part, count in parts.items())
+        raise CheckpointError(f"no checkpoint has {len(names)} of the trainable tensors of {type(model).__name__}: "
+                              f"{listed}. Their values are random, so results would mean nothing. {remedies}")

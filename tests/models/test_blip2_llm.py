@@ -29,7 +29,7 @@ class WordTokenizer(NumberTokenizer):
 
 def model_of(name: str = "opt", style: Any = OPT, instruct: bool = False, prompt: str = "") -> Blip2LLM:
     torch.manual_seed(0)
-    kind = type("Kind", (Blip2LLM,), {"style": style})
+    kind = type("Kind", (Blip2LLM,), {"defaults": style})
     qformer = QFormer(replace(TINY, with_text=instruct, with_lm_head=False))
     model: Blip2LLM = kind(PatchEncoder(), qformer, WordTokenizer(), tiny(name), prompt=prompt)
     with torch.no_grad():
@@ -105,9 +105,9 @@ def test_the_instruction_reaches_the_qformer_only_where_it_reads() -> None:
 def test_frames_are_encoded_alone_and_laid_side_by_side(instruct: bool) -> None:
     model, video = model_of(instruct=instruct), images(2, frames=3)
     texts = ["a red dog", "two"]
-    found = model.soft_prompt(video, texts)
+    found = model.embed_image(video, texts)
     for frame in range(3):
-        part = model.soft_prompt(video[:, :, frame], texts)
+        part = model.embed_image(video[:, :, frame], texts)
         torch.testing.assert_close(found[:, 5 * frame:5 * frame + 5], part)
     under_video = model.generate({"video": video, "prompt": texts}, num_beams=1, max_new_tokens=5)
     assert under_video == model.generate({"image": video, "prompt": texts}, num_beams=1, max_new_tokens=5)
@@ -138,7 +138,7 @@ def test_lavis_lengths_are_new_tokens_or_count_the_start() -> None:
     seen: list[Any] = []
     for style in (OPT, T5):
         model = model_of("opt", style)
-        model.language_model.generate = lambda soft, prompts, options: seen.append(options) or [""]  # type: ignore
+        model.language_model.generate = lambda soft, prompts, options, index: seen.append(options) or [""]  # type: ignore
         model.generate({"image": images(1)}, max_length=12, min_length=8)
         model.predict_answers({"image": images(1), "text_input": "q"}, max_len=10)
         model.generate({"image": images(1)}, max_new_tokens=5, min_new_tokens=2, use_nucleus_sampling=True)
@@ -216,7 +216,7 @@ def test_the_start_token_that_lavis_writes_is_penalised_with_its_lengths_only() 
         model.language_model.model.lm_head.weight[BOS] *= 8
     written = {}
     for counts in (False, True):
-        rows = model.language_model.generate_ids(model.soft_prompt(images()), [[5]] * 3, GenerationConfig(
+        rows = model.language_model.generate_ids(model.embed_image(images()), [[5]] * 3, GenerationConfig(
             max_new_tokens=1, min_new_tokens=1, repetition_penalty=100.0, lavis_lengths=counts))
         written[counts] = sum(row == [BOS] for row in rows)
     assert written[False] > 0 == written[True]
@@ -248,4 +248,4 @@ def test_a_checkpoint_holds_no_language_model_and_loads_without_it() -> None:
 
 def test_registered_archs_differ_by_facts_only() -> None:
     assert Blip2OPT.generate is Blip2T5.generate is Blip2LLM.generate
-    assert (Blip2OPT.style, Blip2T5.style) == (OPT, T5)
+    assert (Blip2OPT.defaults, Blip2T5.defaults) == (OPT, T5)

@@ -115,8 +115,8 @@ def refuse_other_settings(model: Any, folder: str | Path) -> None:
 def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise CheckpointError(f"{path} cannot be read as JSON ({fault}); get the folder again.") from fault
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the folder again.") from error
     return content if isinstance(content, dict) else {}
 
 

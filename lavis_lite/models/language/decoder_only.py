@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.models.decoding import Decoder
-from lavis_lite.models.language.cache import RowCache, select_rows
+from lavis_lite.models.language.cache import RowCache, is_plain, select_rows
 from lavis_lite.models.language.contract import LanguageModel, Normalise
 from lavis_lite.models.language.head import full, output_layer
 from lavis_lite.models.language.tokens import pad_rows
@@ -99,21 +99,21 @@ class DecoderOnly(LanguageModel):
         return embeds.gather(1, order[:, :, None].expand_as(embeds)), mask.gather(1, order)
 
     def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
-                owners: Tensor | None = None) -> tuple[Decoder, int]:
+                image_index: Tensor | None = None) -> tuple[Decoder, int]:
         """See `LanguageModel`."""
-        return CausalDecoder(self, self.read(soft_prompt, prompts, owners), room), -1
+        return CausalDecoder(self, self.read(soft_prompt, prompts, image_index), room), -1
 
     def candidate_texts(self, prompt: str, texts: Sequence[str]) -> list[str]:
         """See `LanguageModel`."""
         return [self.tokenizer.continuation(prompt, text) for text in texts]
 
-    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], owners: Tensor | None = None) -> Prefix:
+    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], image_index: Tensor | None = None) -> Prefix:
         """See `LanguageModel`; soft prompts that several prompts follow are read once."""
         with self.own_precision():
-            if owners is not None and self.can_share(soft_prompt, prompts):
-                return self._read_shared(soft_prompt, prompts, owners)
-            if owners is not None:
-                soft_prompt = soft_prompt.index_select(0, owners)
+            if image_index is not None and self.can_share(soft_prompt, prompts):
+                return self._read_shared(soft_prompt, prompts, image_index)
+            if image_index is not None:
+                soft_prompt = soft_prompt.index_select(0, image_index)
             embeds, mask = self.prefix_embeds(soft_prompt, prompts)
             hidden, cache = self.hidden(embeds, mask, None)
         return Prefix(cache, mask, hidden[:, -1])
@@ -127,16 +127,14 @@ class DecoderOnly(LanguageModel):
         lengths = {len(row) for row in prompts}
         if len(soft_prompt) >= len(prompts) or 0 in lengths:
             return False
-        from lavis_lite.models.language.preallocated_layer import is_plain
-
         return is_plain(self.model.config) and (len(lengths) == 1 or self._takes_positions())
 
-    def _read_shared(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], owners: Tensor) -> Prefix:
+    def _read_shared(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], image_index: Tensor) -> Prefix:
         """[soft prompt | padding | prompt], the soft prompts' cache spread over their prompts."""
         ids, mask = pad_rows(prompts, self.pad, "left", soft_prompt.device)
         _, cache = self.hidden(soft_prompt.to(self.dtype), mask.new_ones(soft_prompt.shape[:2]), None)
         mask = torch.cat([mask.new_ones(len(mask), soft_prompt.shape[1]), mask], 1)
-        hidden, cache = self.hidden(self.embed(ids), mask, select_rows(cache, owners))
+        hidden, cache = self.hidden(self.embed(ids), mask, select_rows(cache, image_index))
         return Prefix(cache, mask, hidden[:, -1])
 
     def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:

@@ -98,13 +98,13 @@ class EncoderDecoder(LanguageModel):
                                         encoder_attention_mask=encoded.mask.long(), **given)
 
     def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
-                owners: Tensor | None = None) -> tuple[Decoder, int]:
+                image_index: Tensor | None = None) -> tuple[Decoder, int]:
         """See `LanguageModel`."""
-        return Seq2SeqDecoder(self, self.read(soft_prompt, prompts, owners), room), self.begin
+        return Seq2SeqDecoder(self, self.read(soft_prompt, prompts, image_index), room), self.begin
 
-    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], owners: Tensor | None = None) -> Encoded:
+    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], image_index: Tensor | None = None) -> Encoded:
         """See `LanguageModel`; the encoder sees soft prompt and prompt together, so nothing of it is shared."""
-        return self.encode(soft_prompt if owners is None else soft_prompt.index_select(0, owners), prompts)
+        return self.encode(soft_prompt if image_index is None else soft_prompt.index_select(0, image_index), prompts)
 
     def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
         """See `LanguageModel`."""

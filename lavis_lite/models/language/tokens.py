@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.language.families import Family
+from lavis_lite.models.language.families import LMFamily
 from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, frame, framed
 
 
@@ -53,7 +53,7 @@ class LanguageTokenizer:
         cut_prompts, cut_targets: how many training texts were longer than their limits.
     """
 
-    def __init__(self, source: Any, family: Family, encoder: bool = False) -> None:
+    def __init__(self, source: Any, family: LMFamily, encoder: bool = False) -> None:
         self.source, self.family, self.encoder = source, family, encoder
         self._loaded: Any = None
         self.cut_prompts, self.cut_targets = CutTexts(), CutTexts()
@@ -165,11 +165,11 @@ def _load(source: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.llm_model: the tokenizer {source!r} is neither a folder with a tokenizer nor in the local cache, "
-            f"and could not be fetched ({str(fault).splitlines()[0]}). Get it with `hf download {source}`, or give a "
-            "folder.") from fault
+            f"and could not be fetched ({str(error).splitlines()[0]}). Get it with `hf download {source}`, or give a "
+            "folder.") from error
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: Side, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from lavis_lite.errors import ConfigError, MissingExtraError
 from lavis_lite.models.base import freeze as keep_frozen
 from lavis_lite.models.vision import presets as vision_presets
 from lavis_lite.models.vision.presets import MINI, PRESETS
+from lavis_lite.torchvision_shim import ensure_torchvision
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -72,11 +73,12 @@ class VisionEncoder(nn.Module):
 
     # construction ---------------------------------------------------------------------------------------------------
     def _build(self, drop_path_rate: float, changes: dict[str, Any], pretrained: bool) -> Any:
+        ensure_torchvision()  # timm imports it
         if self.name == MINI:
             if any(value is not None for value in changes.values()):
                 raise ConfigError("model.vit_model: the dimensions of 'mini' are fixed; only image_size can change.")
             vision_presets.check_image_size(self.name, self.image_size, vision_presets.MINI_PATCH_SIZE)
-            return vision_presets.build_mini(self.image_size)
+            return vision_presets.mini_vit(self.image_size)
         if self.name not in PRESETS:
             return vision_presets.build_timm(self.name, self.image_size, drop_path_rate, changes, pretrained)
         if pretrained:
