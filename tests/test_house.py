@@ -21,7 +21,7 @@ MAX_FUNCTION_LINES = 60
 
 UPPER = {"runners", "runs", "engine", "capfilt", "cli"}
 FORBIDDEN = {
-    "models": {"tasks", "datasets", "metrics", "tracking", "zoo", "report"} | UPPER,
+    "models": {"checkpoints", "tasks", "datasets", "metrics", "tracking", "zoo", "report"} | UPPER,
     "processors": {"models", "tasks", "datasets", "metrics", "tracking", "zoo", "report"} | UPPER,
     "datasets": {"models", "tasks", "metrics", "tracking", "zoo", "report"} | UPPER,
     "metrics": {"models", "tasks", "datasets", "processors", "tracking", "zoo", "report"} | UPPER,

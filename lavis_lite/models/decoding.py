@@ -1,17 +1,17 @@
-"""Writing text token by token: greedy, nucleus and beam search over a cache.
+"""Text token by token: greedy, nucleus and beam search over a cache.
 
 A decoder is anything with `step(tokens int64[M], rows int64[M] | None) -> logits float[M,V]`: it first keeps the
 batch rows `rows` of its cache (in that order, with repetition), then appends one token per row. Beams and repeated
 samples are multiplied after the first step, so the common beginning is computed once.
 
-A batch gives what its members give one by one: a sample whose beam search is over takes nothing more in, and sampling
-has a random stream per sample. Samples that are over leave the batch, not one by one but when an eighth of it is.
+A batch gives the same texts as its members one by one: a finished beam search ignores later tokens, and sampling has a
+random stream per sample. Finished samples leave the batch when they are an eighth of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -25,7 +25,10 @@ from lavis_lite.models.qformer.model import Cache, QFormer
 from lavis_lite.models.text_tokens import SpecialIds
 
 LEAVING_SHARE = 0.125
-"""of the samples in the batch are over before they leave it: making it smaller copies what stays"""
+"""of the samples in the batch must be finished before they leave it: each time the rest is copied"""
+
+LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
+"""as in transformers: (new tokens so far int64[M,T], scores float[M,V]) -> scores float[M,V]"""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Decoding:
         repetition_penalty looks at: reproduces its texts where they differ from today's.
     penalise_prompt: repetition_penalty also looks at the tokens of the prompt, as transformers does for decoder-only
         models; LAVIS looks at written tokens only.
+    logits_processors: applied in order to the log-probabilities of every step, after the penalty and the lengths; those
+        of transformers fit.
     """
 
     max_new_tokens: int = 30
@@ -53,25 +58,26 @@ class Decoding:
     seeds: tuple[int, ...] | None = None
     lavis_lengths: bool = False
     penalise_prompt: bool = False
+    logits_processors: Sequence[LogitsProcessor] = ()
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be.
+        """Check the values.
 
         Raises:
-            ConfigError: the first of them, with what it may be.
+            ConfigError: the first value out of range, with the range.
         """
         for name in ("max_new_tokens", "min_new_tokens", "num_beams", "num_captions"):
             value: float = getattr(self, name)
             least = 0 if name == "min_new_tokens" else 1
-            _demand(isinstance(value, int) and value >= least, name, value, f"a whole number, at least {least}")
-        _demand(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", self.min_new_tokens,
+            _require(isinstance(value, int) and value >= least, name, value, f"a whole number, at least {least}")
+        _require(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", self.min_new_tokens,
                 f"at most max_new_tokens, which is {self.max_new_tokens} (LAVIS: min_length and max_length)")
-        _demand(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (all tokens)")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (all tokens)")
         for name in ("temperature", "repetition_penalty"):
             value = getattr(self, name)
-            _demand(0 < value < math.inf, name, value, "above 0; 1 changes nothing")
-        _demand(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "a finite number")
-        _demand(self.sample or self.num_captions <= self.num_beams, "num_captions", self.num_captions,
+            _require(0 < value < math.inf, name, value, "above 0; 1 changes nothing")
+        _require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "a finite number")
+        _require(self.sample or self.num_captions <= self.num_beams, "num_captions", self.num_captions,
                 f"at most num_beams, which is {self.num_beams}; sampling (use_nucleus_sampling) has no such limit")
 
     @classmethod
@@ -93,25 +99,21 @@ class Decoding:
         return cls(**given)
 
     def check_batch(self, batch: int) -> None:
-        """Refuse a number of samples that these settings are not for.
-
-        Raises:
-            ConfigError: not one seed per sample.
-        """
+        """Raise ConfigError unless there is one seed per sample, if there are any."""
         if self.seeds is not None and len(self.seeds) != batch:
             raise ConfigError(f"generate: {len(self.seeds)} seeds for {batch} samples; give one for each.")
 
 
-def _demand(holds: bool, name: str, value: object, wanted: str) -> None:
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
         raise ConfigError(f"generate: {name} is {value!r}, but must be {wanted}.")
 
 
 class Decoder(Protocol):
-    """See the module's docstring."""
+    """A model with a cache that continues M texts by one token at a time."""
 
     def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
-        """Keep `rows` of the cache, append `tokens`, give the next tokens' logits."""
+        """Keep the `rows` int64[M] of the cache, append the tokens int64[M], return the next ones' logits float[M,V]."""
         ...
 
 
@@ -151,44 +153,44 @@ def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
     """
     if options.num_beams > 1 and not options.sample:
         return _beam_search(decoder, batch, special, options, device, _padded(context, batch, device))
-    told = _padded(context, batch, device)
+    prompt_ids = _padded(context, batch, device)
     uniform = _random_streams(batch, options).to(device) if options.sample else None
     texts: list[list[int]] = [[]] * (batch * options.num_captions)
-    place = torch.arange(batch, device=device)  # among the texts, of each row
+    index = torch.arange(batch, device=device)  # of each row among the texts
     rows: Tensor | None = None
     tokens = torch.full((batch, 1), special.begin, device=device)
     for length in range(options.max_new_tokens):
-        logits, told = decoder.step(tokens[:, -1], rows), _rows_of(told, rows)
-        scores = _scores(logits, tokens, length, special, options, told)
+        logits, prompt_ids = decoder.step(tokens[:, -1], rows), _rows_of(prompt_ids, rows)
+        scores = _scores(logits, tokens, length, special, options, prompt_ids)
         rows = None
         if length == 0 and options.num_captions > 1:
-            rows = place.repeat_interleave(options.num_captions)
-            scores, tokens, place = scores[rows], tokens[rows], torch.arange(len(texts), device=device)
-        chosen = scores.argmax(1) if uniform is None else _sample(scores, options, uniform[place, length])
+            rows = index.repeat_interleave(options.num_captions)
+            scores, tokens, index = scores[rows], tokens[rows], torch.arange(len(texts), device=device)
+        chosen = scores.argmax(1) if uniform is None else _sample(scores, options, uniform[index, length])
         tokens = torch.cat([tokens, chosen[:, None]], 1)
         ended = (tokens[:, 1:] == special.end).any(1)
         kept = _kept(ended.tolist())
         if kept is not None:
-            _put(texts, place, tokens, special.end)
-            index = torch.tensor(kept, dtype=torch.long, device=device)
-            rows = index if rows is None else rows[index]
-            place, tokens = place[index], tokens[index]
-        if not len(place):
+            _put(texts, index, tokens, special.end)
+            left = torch.tensor(kept, dtype=torch.long, device=device)
+            rows = left if rows is None else rows[left]
+            index, tokens = index[left], tokens[left]
+        if not len(index):
             break
-    _put(texts, place, tokens, special.end)
+    _put(texts, index, tokens, special.end)
     return texts
 
 
 def _kept(ended: list[bool]) -> list[int] | None:
-    """Places in the batch that stay, where enough of them are over to make it smaller; None: all stay."""
+    """Indices of the unfinished samples, if enough are finished to make the batch smaller; None: all stay."""
     if sum(ended) < max(LEAVING_SHARE * len(ended), 1):
         return None
-    return [place for place, over in enumerate(ended) if not over]
+    return [index for index, over in enumerate(ended) if not over]
 
 
-def _put(texts: list[list[int]], place: Tensor, tokens: Tensor, end: int) -> None:
-    """Write rows int64[M,1+T] to their places int64[M] among the texts, each up to its end."""
-    for at, row in zip(place.tolist(), tokens[:, 1:].tolist(), strict=True):
+def _put(texts: list[list[int]], index: Tensor, tokens: Tensor, end: int) -> None:
+    """Write rows int64[M,1+T] to the texts index int64[M], each up to its end."""
+    for at, row in zip(index.tolist(), tokens[:, 1:].tolist(), strict=True):
         texts[at] = row[:row.index(end)] if end in row else row
 
 
@@ -244,6 +246,11 @@ def _scores(logits: Tensor, tokens: Tensor, length: int, special: SpecialIds, op
         scores = scores.log_softmax(1)
     if length < options.min_new_tokens:
         scores[:, special.end] = -torch.inf
+    for process in options.logits_processors:
+        scores, shape = process(written, scores), scores.shape
+        if scores.shape != shape:
+            raise ConfigError(f"generate: a logits processor returned scores of shape {tuple(scores.shape)}; they must "
+                              f"keep their shape {tuple(shape)}.")
     return scores
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import NoRepeatNGramLogitsProcessor
 
 from lavis_lite.checkpoints import from_lavis, load_state, to_lavis
 from lavis_lite.checkpoints.weights import build_model, required_weights
@@ -249,3 +250,33 @@ def test_a_checkpoint_holds_no_language_model_and_loads_without_it() -> None:
 def test_registered_archs_differ_by_facts_only() -> None:
     assert Blip2OPT.generate is Blip2T5.generate is Blip2LLM.generate
     assert (Blip2OPT.defaults, Blip2T5.defaults) == (OPT, T5)
+
+
+@pytest.mark.parametrize(("name", "defaults"), [("opt", OPT), ("t5", T5)])
+def test_transformers_generates_the_same_from_the_embedded_prompt(name: str, defaults: Any) -> None:
+    model = model_of(name, defaults).eval()
+    samples = {"image": images(), "prompt": ["a photo of", "two", "a long way"]}
+    no_repeats: Any = NoRepeatNGramLogitsProcessor(1)
+    ours = model.generate(samples, num_beams=1, max_new_tokens=6, logits_processors=[no_repeats])
+    embeds, mask = model.embed_prompt(samples)
+    inner, words = model.language_model.model, model.language_model.tokenizer
+    ids = inner.generate(inputs_embeds=embeds, attention_mask=mask.long(), do_sample=False, max_new_tokens=6,
+                         eos_token_id=words.end, pad_token_id=words.end, logits_processor=[no_repeats])
+    rows = [row[:row.index(words.end)] if words.end in row else row for row in ids[:, name == "t5":].tolist()]
+    assert ours == words.decode(rows) != model.generate(samples, num_beams=1, max_new_tokens=6)
+
+
+def test_a_logits_processor_must_keep_the_shape() -> None:
+    with pytest.raises(ConfigError, match="a logits processor returned scores of shape"):
+        model_of().generate({"image": images()}, logits_processors=[lambda ids, scores: scores[:, :1]])
+
+
+@pytest.mark.parametrize("name", ["opt", "t5"])
+def test_auxiliary_losses_are_added_and_logged(name: str) -> None:
+    model = model_of(name).eval()
+    samples = {"image": images(), "text_input": CAPTIONS, "text_output": CAPTIONS}
+    plain = model(samples).loss
+    model.auxiliary_losses = lambda encoded, given: {"norm": encoded.square().mean()}  # type: ignore[method-assign]
+    output = model(samples)
+    assert set(output) == {"loss", "loss_norm"} and output["loss_norm"] > 0
+    torch.testing.assert_close(output.loss, plain + output["loss_norm"])
