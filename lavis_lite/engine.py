@@ -216,7 +216,7 @@ def build_model(config: Config) -> Any:
     section: Any = config.model
     if hasattr(section, "lm_reduction"):
         section = dataclasses.replace(section, lm_reduction=config.run.lm_reduction)
-    return weights.build_model(section, say=print_on_main)
+    return weights.build_model(section, log=print_on_main)
 
 
 def find_checkpoint(run: RunConfig, resume: str | None, start_over: bool = False) -> Path | None:

@@ -23,7 +23,7 @@ from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.provenance import WeightSource, mark_loaded, record_of, sources_of
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 SHOWN = 5
 
 
@@ -43,15 +43,15 @@ class Assembly:
     Args:
         model: as its `from_config` made it.
         section: with local paths in place of names.
-        names: key of the section -> the name that a user gave for what that key stands for.
+        names: key of the section -> the name that the user gave there.
         starts: (key, path) of the checkpoints, in the order of loading.
         locate: where the file of a source is now.
-        say: takes lines for people.
+        log: takes lines for people.
     """
 
     def __init__(self, model: BaseModel, section: Any, names: dict[str, str], starts: list[tuple[str, str]],
-                 locate: Locate, say: Say) -> None:
-        self.model, self.section, self.names, self.say = model, section, names, say
+                 locate: Locate, log: Log) -> None:
+        self.model, self.section, self.names, self.log = model, section, names, log
         self.starts, self.locate = starts, locate
         self.allow_non_finite = bool(section.get("allow_non_finite"))
         self._loaded: list[_Loaded] = []
@@ -101,7 +101,7 @@ class Assembly:
             source = source_of("checkpoint", self.names[key], path)
             mark_loaded(self.model, source, report.loaded)
             self._loaded.append(_Loaded(content, source, report, extra))
-            self.say(str(report))
+            self.log(str(report))
 
     def _supplied(self) -> set[str]:
         """Names of the tensors that something loaded."""
@@ -111,21 +111,21 @@ class Assembly:
         return type(self.model).on_weights_loaded is not BaseModel.on_weights_loaded
 
     def _follow(self, content: Content, path: str) -> None:
-        """What the checkpoint's own run had from elsewhere and did not train, so that the checkpoint lacks it."""
+        """Load what the checkpoint's run kept frozen: it came from other files and is not in the checkpoint."""
         record = following.record_behind(Path(path))
         if record is None:
             return
         everything = fit_state(self.model, content, path, allowed_missing=[".*"], allowed_unexpected=[".*"],
                                allow_non_finite=True)
-        lacking = self.model.state_dict().keys() - everything[0].keys()
-        following.follow(self.model, record, lacking - self._supplied(), path, self.locate, self.say,
+        absent = self.model.state_dict().keys() - everything[0].keys()
+        following.follow(self.model, record, absent - self._supplied(), path, self.locate, self.log,
                          self.allow_non_finite)
-        for clause in following.differing_sources(self.model, record, lacking):
-            self.say(f"note: {path} {clause}")
+        for clause in following.differing_sources(self.model, record, absent):
+            self.log(f"note: {path} {clause}")
 
     # --- the end ----------------------------------------------------------------------------------------------------
     def finish(self) -> BaseModel:
-        """The model, told that its weights are there; every tensor is accounted for.
+        """Call the model's `on_weights_loaded` and account for every tensor.
 
         Raises:
             CheckpointError: names of a checkpoint that the model does not have, or frozen tensors without a source.
@@ -161,7 +161,7 @@ class Assembly:
             if unnamed:
                 raise CheckpointError(_unsupplied(unnamed, [loaded.report.source for loaded in self._loaded]))
         if lost:
-            self.say(f"note: frozen and random, as no file is named for them: {count_by_part(lost)}. Checkpoints of a "
+            self.log(f"note: frozen and random, as no file is named for them: {count_by_part(lost)}. Checkpoints of a "
                      "training keep them.")
 
     def _random_on_purpose(self) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ OPTIMIZERS = ("optim", "optimizer", "optimizers", "optimizer_states", "optimizer
 """keys of what is not the model although it may hold tensors"""
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
             "_ddp_module", "_wrapped_module")
-"""pieces of names that stand for a wrapper, not for a part of the model: torch.compile, DDP and DeepSpeed, FSDP,
+"""pieces of names that belong to a wrapper, not to a part of the model: torch.compile, DDP and DeepSpeed, FSDP,
 activation checkpointing, Fabric"""
 DEEPEST = 8
 """dictionaries within each other that are looked through"""
@@ -43,7 +43,7 @@ class Content:
         tensors: by name.
         notes: clauses for the load line, such as "under 'state_dict'".
         foreign: classes of the objects in the file that were not read.
-        parts: keys of several dictionaries of tensors, of which nothing tells whether one is the model.
+        parts: keys of several dictionaries of tensors, any of which may be the model.
     """
 
     tensors: dict[str, Tensor]
@@ -56,7 +56,7 @@ def find_state_dict(content: Any, where: str, depth: int = 0) -> Content:
     """The model's state dict within what a file holds.
 
     Raises:
-        CheckpointError: there is none, or there are several and nothing tells which is the model's.
+        CheckpointError: there is none, or there are several and it is unclear which is the model's.
     """
     if not isinstance(content, Mapping) or depth > DEEPEST:
         raise CheckpointError(f"{where} holds no state dict: it is an object of {type(content).__name__}, not a "

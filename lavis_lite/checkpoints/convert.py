@@ -80,7 +80,7 @@ def convert(source: str | Path, to: str, out: str | Path, *, model: str | None =
             URL, or a repository of the Hugging Face hub.
         to: hf | lavis | lite.
         out: must not exist: a folder; for lavis a .pth; for lite a folder or a .safetensors file.
-        model, model_type: what it is a checkpoint of, where the source does not tell.
+        model, model_type: what it is a checkpoint of, if the source does not say.
         dtype: fp32 | fp16 | bf16, of everything; None: as it is.
         whole: for lavis and lite: the frozen parts too (transformers' format always has them).
         merge_lora: for lite: add adapters to the language model's weights too, instead of keeping them apart.
@@ -168,8 +168,7 @@ def _merge(section: Any, path: Path, source: str) -> _Parts:
                               "apart; to merge them all the same, set llm_quantization: null in its config.yaml.")
     precision = {"llm_precision": "fp32"} if hasattr(section, "llm_precision") else {}
     full = dataclasses.replace(_started(_unplaced(section), path), **precision)
-    said: list[str] = []
-    model = weights.build_model(full, said.append)
+    model = weights.build_model(full)
     merged, changed = merged_state(model)
     skeleton = skeleton_of(dataclasses.replace(_unplaced(section), lora=None))
     brought = {name for name, origin in sources_of(model).items() if origin.path == str(path)}
@@ -191,12 +190,12 @@ def _check(to: str, dtype: str | None, out: str | Path) -> None:
         raise ConfigError(f"--to: unknown format {to!r}; {did_you_mean(to, FORMATS)}")
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype: {dtype!r}; {did_you_mean(dtype, DTYPES)}")
-    place = Path(out).expanduser()
-    if place.exists():
-        raise CheckpointError(f"--out: {place} is there already and is not overwritten; remove it or choose another "
+    path = Path(out).expanduser()
+    if path.exists():
+        raise CheckpointError(f"--out: {path} is there already and is not overwritten; remove it or choose another "
                               "name.")
-    if to == "lavis" and place.suffix != ".pth":
-        raise ConfigError(f"--out: {place} must end in .pth for LAVIS; try {place.with_suffix('.pth')}.")
+    if to == "lavis" and path.suffix != ".pth":
+        raise ConfigError(f"--out: {path} must end in .pth for LAVIS; try {path.with_suffix('.pth')}.")
 
 
 def _unplaced(section: Any) -> Any:
@@ -218,7 +217,7 @@ def skeleton_of(section: Any) -> Any:
 
 
 def _new_values(skeleton: Any, names: list[str]) -> dict[str, Tensor]:
-    """What a new model has where the source's format had no place: stage 1's temperature and captioning head."""
+    """What a new model has where the source's format had no path: stage 1's temperature and captioning head."""
     if not names:
         return {}
     generator = torch.Generator().manual_seed(0)

@@ -130,12 +130,12 @@ def fit_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: 
     _check_language_model(model, layout, named, source)
     translated.tensors.update(extra or {})
     report = LoadReport(source, layout, unused=dict(translated.dropped), notes=_notes(content, taken))
-    lacks, spare = model.allowed_differences(translated.tensors.keys())
-    _ignore(report, translated, own, [*allowed_unexpected, *spare])
+    missing_allowed, unexpected_allowed = model.allowed_differences(translated.tensors.keys())
+    _ignore(report, translated, own, [*allowed_unexpected, *unexpected_allowed])
     fitted = fit_resolution(model, translated.tensors, report)
     if layout == "Hugging Face":
         fitted = fit_language_model(model, fitted, report)
-    missing = _sort_missing(model, own, fitted, report, [*allowed_missing, *lacks])
+    missing = _sort_missing(model, own, fitted, report, [*allowed_missing, *missing_allowed])
     check_fit(report, fitted, own, translated.unknown, missing, named)
     report.notes += check_weights(in_model_dtype(fitted, own), source, allow_non_finite)
     report.loaded = sorted(fitted)
@@ -189,7 +189,7 @@ def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> tuple[s
 
 
 def _check_language_model(model: Loadable, layout: str, names: Iterable[str], source: str) -> None:
-    """A projection to one kind of language model is none to another, whatever its shape."""
+    """Refuse a projection to another kind of language model, even if its shape fits."""
     names = list(names)
     found, own = language_prefix(names) if layout == "LAVIS" else None, language_kind(model)
     if found is not None and own is not None and found != own:
@@ -221,10 +221,10 @@ def fit_resolution(model: Loadable, tensors: Mapping[str, Tensor], report: LoadR
 
 def _sort_missing(model: Loadable, own: Mapping[str, Tensor], fitted: Mapping[str, Tensor], report: LoadReport,
                   allowed_missing: Iterable[str]) -> list[str]:
-    """Account for names of the model that the file lacks; returns those that nothing allowed_differences."""
+    """Sort the names of the model that are not in the file into the report; return those that are not allowed."""
     frozen = frozen_tensors(model, own)
     given = _tied_to(model, fitted)
-    allowed_differences = WITHOUT_PLACE if report.layout == "Hugging Face" else ()
+    without_place = WITHOUT_PLACE if report.layout == "Hugging Face" else ()
     allowed_missing, missing = list(allowed_missing), []
     whole = report.layout == "Hugging Face" and any(name.startswith(PREFIX) for name in fitted)
     for name in own:
@@ -232,7 +232,7 @@ def _sort_missing(model: Loadable, own: Mapping[str, Tensor], fitted: Mapping[st
             continue
         if name in frozen and not (whole and name.startswith(PREFIX)):  # half a language model is a damaged one
             report.frozen_missing.append(name)
-        elif _matches(name, allowed_differences):
+        elif _matches(name, without_place):
             report.not_in_layout.append(name)
         elif _matches(name, allowed_missing):
             report.allowed_missing.append(name)
@@ -243,22 +243,22 @@ def _sort_missing(model: Loadable, own: Mapping[str, Tensor], fitted: Mapping[st
 
 def check_fit(report: LoadReport, fitted: Mapping[str, Tensor], own: Mapping[str, Tensor], unknown: list[str],
               missing: list[str], names: Iterable[str] = ()) -> None:
-    """Raise CheckpointError with every misfit at once: names on both sides, and shapes.
+    """Raise CheckpointError with all differences at once: names on both sides, shapes, dtypes.
 
-    `names` are those in the file, where they were translated: they tell best what it is.
+    `names` are the original ones of the file, from which its kind is guessed.
     """
-    strangers = unknown + [name for name in fitted if name not in own]
+    unexpected = unknown + [name for name in fitted if name not in own]
     shapes = [(name, tuple(tensor.shape), tuple(own[name].shape)) for name, tensor in fitted.items()
               if name in own and tensor.shape != own[name].shape]
-    faults = [describe_unknown(strangers, own)] if strangers else []
-    faults += [describe_missing(missing)] if missing else []
-    faults += [describe_shapes(shapes)] if shapes else []
+    errors = [describe_unknown(unexpected, own)] if unexpected else []
+    errors += [describe_missing(missing)] if missing else []
+    errors += [describe_shapes(shapes)] if shapes else []
     kinds = [(name, _kind(tensor)) for name, tensor in fitted.items() if name in own
              and own[name].is_floating_point() and not (is_plain_float(tensor) and tensor.is_meta <= own[name].is_meta)]
-    faults += [describe_kinds(kinds)] if kinds else []
-    if faults:
+    errors += [describe_kinds(kinds)] if kinds else []
+    if errors:
         raise CheckpointError(f"{report.source} does not fit the model, nothing was loaded. It seems to be "
-                              f"{seems_to_be(list(names) or [*unknown, *fitted])}.\n  " + "\n  ".join(faults))
+                              f"{seems_to_be(list(names) or [*unknown, *fitted])}.\n  " + "\n  ".join(errors))
 
 
 def _kind(tensor: Tensor) -> str:
@@ -288,8 +288,8 @@ def _behind_adapters(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> d
     """The same tensors; a layer that has an adapter in the model keeps its own weights under `base_layer`."""
     renamed = {}
     for name, tensor in tensors.items():
-        place, _, leaf = name.rpartition(".")
-        inner = f"{place}.base_layer.{leaf}"
+        layer, _, leaf = name.rpartition(".")
+        inner = f"{layer}.base_layer.{leaf}"
         renamed[inner if name not in own and inner in own else name] = tensor
     return renamed
 

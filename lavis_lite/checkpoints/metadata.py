@@ -1,4 +1,4 @@
-"""What a checkpoint is of: the sections `model` and `preprocess` that its files tell, or that a user names."""
+"""The sections `model` and `preprocess` of a checkpoint, read from its files or named by the user."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def find(source: str | Path) -> Path:
     """A local path of a checkpoint, fetched where it is a URL or a repository.
 
     Raises:
-        DataError: it is nowhere; the message tells where it was looked for and how to get it.
+        DataError: it is not found; the message has the places searched and how to get it.
     """
     try:
         return weights.WeightFile("pretrained", str(source)).fetch()
@@ -36,11 +36,11 @@ def find(source: str | Path) -> Path:
 
 
 def metadata_of(path: Path, arch: str | None = None, model_type: str | None = None) -> CheckpointMetadata:
-    """Sections `model` and `preprocess` of a checkpoint: those of a model type, or what the checkpoint itself tells.
+    """Sections `model` and `preprocess` of a checkpoint: those of a model type, or what its own files record.
 
     Raises:
         ConfigError: an unknown model or type.
-        CheckpointError: it tells nothing.
+        CheckpointError: it records nothing.
     """
     if arch is not None:
         return _of_type(arch, model_type)
@@ -49,8 +49,8 @@ def metadata_of(path: Path, arch: str | None = None, model_type: str | None = No
         if found is not None:
             return found
     guess = seems_to_be(read_tensors(path))
-    raise CheckpointError(f"{path} does not tell which model it is of; it seems to be {guess}. Say so: --model ARCH "
-                          "--type TYPE (`python -m lavis_lite models` lists them).")
+    raise CheckpointError(f"{path} does not record which model it belongs to; it looks like {guess}. Name it: --model "
+                          "ARCH --type TYPE (`python -m lavis_lite models` lists them).")
 
 
 def _of_type(arch: str, model_type: str | None) -> CheckpointMetadata:
@@ -74,11 +74,11 @@ def _afresh(model: Mapping[str, Any], preprocess: Mapping[str, Any] | None) -> C
 def metadata_from_safetensors(path: Path) -> CheckpointMetadata | None:
     """What `export` wrote into a .safetensors file."""
     for file in (path, path / EXTRA, path / WEIGHTS):
-        told = _metadata(file).get("lavis_lite") if file.suffix == ".safetensors" and file.is_file() else None
-        if told and (section := json.loads(told)["model"]):
+        text = _metadata(file).get("lavis_lite") if file.suffix == ".safetensors" and file.is_file() else None
+        if text and (section := json.loads(text)["model"]):
             if section.keys() <= {"arch", "model_type"}:  # a packaged checkpoint names its type only
                 return _of_type(section["arch"], section["model_type"])
-            origin = CheckpointMetadata(**json.loads(told))
+            origin = CheckpointMetadata(**json.loads(text))
             return _with_own_language_model(origin, path) if file.name == EXTRA else origin
     return None
 

@@ -156,8 +156,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_shards(index: Path) -> Content:
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({Path(name).name for name in places.values()})
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({Path(name).name for name in files.values()})
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise CheckpointError(f"{index} is not an index of shards (weight_map: name -> file): {error}") from error
     missing = [name for name in names if not (index.parent / name).is_file()]
@@ -170,7 +170,7 @@ def _read_shards(index: Path) -> Content:
             raise CheckpointError(f"{index}: {name} is no file of weights.")
         whole.tensors |= content.tensors
         whole.foreign += content.foreign
-    lost = [name for name in places if name not in whole.tensors]
+    lost = [name for name in files if name not in whole.tensors]
     if lost:
         raise CheckpointError(f"{index} names {len(lost)} tensors that its shards lack: {', '.join(lost[:5])}.")
     return whole

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from lavis_lite.errors import nearest
 
 SHOWN = 5
-"""names shown of each kind of fault"""
+"""names shown of each kind of error"""
 
 SIGNATURES = [
     (r"base_model\.model\..*lora_[AB]\..*",

@@ -1,4 +1,4 @@
-"""What can be told of runs' folders without loading anything: which run, and which checkpoint, a folder stands for."""
+"""Which run, and which checkpoint, a folder refers to; nothing is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHECKPOINTS = ("pretrained_stage1", "pretrained", "finetuned")
 """keys of a model section that name checkpoints, in the order of loading"""
 WEIGHT_FILES = (".safetensors", ".bin", ".pth", ".pt")
 DEPTH = 4
-"""levels of folders above a run that may stand for it"""
+"""levels of folders above a run that may refer to it"""
 
 
 def steps_of(run_dir: Path) -> list[Path]:
@@ -84,12 +84,12 @@ def _best(run_dir: Path) -> tuple[Path, str] | None:
 
 
 def checkpoint_of_run(path: Path) -> Path:
-    """The checkpoint folder that a run folder, or a folder above runs (the one that saved last), stands for.
+    """The checkpoint folder that a run folder, or a folder above runs (the one that saved last), refers to.
 
     It is the best one if validation chose one, else the last. Any other path is itself.
 
     Raises:
-        CheckpointError: nothing tells which one is the best.
+        CheckpointError: best.json cannot be read.
     """
     if not path.is_dir() or any(file.suffix in WEIGHT_FILES for file in path.iterdir()):
         return path  # a checkpoint itself

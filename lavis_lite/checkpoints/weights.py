@@ -56,7 +56,7 @@ HUB_FILES = {
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One name of a model section that stands for files."""
+    """A name in a model section that refers to a file or folder."""
 
     key: str
     """field of the model section"""
@@ -150,7 +150,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def required_weights(model: Any) -> list[WeightFile]:
-    """The needs of a model section, in the order of its fields; fields that the section lacks are no need."""
+    """The files that a model section names, in the order of its fields."""
     needs = []
     for key in ("vit_weights", "tokenizer", "qformer_weights"):
         value = model.get(key)
@@ -182,7 +182,7 @@ def _brings_encoder(model: Any) -> bool:
 
 
 def _language_needs(model: Any) -> list[WeightFile]:
-    """A frozen language model's folder, unless its sizes stand in the section itself, and its tokenizer's."""
+    """A language model's folder, unless the section has its sizes, and its tokenizer's."""
     if not hasattr(model, "language_model_name"):
         return []
     needs = [] if model.llm_args is not None else [WeightFile("llm_model", str(model.language_model_name()))]
@@ -215,9 +215,9 @@ def fetch_all(needs: Sequence[WeightFile], what: str) -> dict[str, Path]:
     """
     lost = [need for need in needs if not need.is_local() and (files.offline() or not need.is_remote())]
     if lost:
-        told = Faults(f"{what} needs files that are not here:", [need.describe_missing() for need in lost])
+        missing = Faults(f"{what} needs files that are not here:", [need.describe_missing() for need in lost])
         why = "Downloads are switched off (LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE)."
-        raise DataError(f"{told}\n{why}" if any(need.is_remote() for need in lost) else str(told))
+        raise DataError(f"{missing}\n{why}" if any(need.is_remote() for need in lost) else str(missing))
     paths, faults = {}, []
     for need in needs:
         try:
@@ -240,15 +240,15 @@ def localised(model: Any) -> Any:
 
 
 @one_at_a_time
-def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
+def build_model(section: Any, log: Callable[[str], None] | None = None) -> Any:
     """A model with all that its section names: frozen weights, initial weights, checkpoints over them.
 
-    A run's checkpoint that lacks what its run kept frozen brings it along: it knows where that came from. The model's
-    `weight_record` says where every tensor has its values from. One thread builds at a time, others wait.
+    A run's checkpoint leaves out what its run kept frozen, and records where that came from: it is loaded from there.
+    The model's `weight_record` has the source of every tensor. One thread builds at a time, others wait.
 
     Args:
         section: of the model's `config_class`.
-        say: takes a line on each checkpoint that was loaded, and notes.
+        log: takes a line on each checkpoint that was loaded, and notes.
 
     Raises:
         RegistryError, DataError: an unknown arch; something is not here.
@@ -263,14 +263,10 @@ def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
     local = dataclasses.replace(section, **{key: str(path) for key, path in paths.items()})
     model = registry.get_model_class(section.arch).from_config(local)
     names = {need.key: need.value for need in needs}
-    assembly = Assembly(model, local, names, checkpoints_of(local), locate_source, say or _silent)
+    assembly = Assembly(model, local, names, checkpoints_of(local), locate_source, log or (lambda line: None))
     assembly.load_backbones()
     assembly.load_checkpoints()
     return assembly.finish()
-
-
-def _silent(_: str) -> None:
-    """Takes the place of `say`."""
 
 
 def locate_source(source: WeightSource) -> Path | None:
@@ -287,9 +283,9 @@ def locate_source(source: WeightSource) -> Path | None:
 
 
 def encoder_identity(model: Any) -> dict[str, Any]:
-    """What tells the outputs of a model's vision encoder from another's: name, pixels, precision, hash of its weights.
+    """What the outputs of a model's vision encoder depend on: its name, pixels, precision, and a hash of its weights.
 
-    To be asked for before the model has run: on a CPU half-precision weights change their type then.
+    Call it before the model runs: on a CPU half-precision weights change their type then.
 
     Raises:
         ConfigError: the encoder trains.

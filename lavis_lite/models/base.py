@@ -1,4 +1,4 @@
-"""What every model is to the rest of the house, and how parts are frozen."""
+"""The contract of all models, and how parts are frozen."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ class BaseModel(nn.Module):
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
     takes_image_rows: ClassVar[bool] = False
-    """whether samples to evaluate may share pictures: image float[U,3,H,W], and image_rows int64[B], the place of each
-    sample's picture"""
+    """whether samples to evaluate may share pictures: image float[U,3,H,W], and image_rows int64[B], the image
+    of each sample"""
 
     in_batch_negatives: ClassVar[bool] = False
     """whether the loss compares the samples of a micro-batch (of all ranks) with each other, so that a step of several
@@ -119,9 +119,12 @@ class BaseModel(nn.Module):
         return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
     def allowed_differences(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
-        """Regular expressions of what a checkpoint with the names `given` may lack, and of what it may have to spare.
+        """Names (regular expressions) that may be missing in a checkpoint, and names in it that the model may ignore.
 
-        By default neither: every name must have its place.
+        By default none: a checkpoint must have exactly the model's names.
+
+        Args:
+            given: names in the checkpoint.
         """
         return (), ()
 
@@ -147,7 +150,7 @@ class BaseModel(nn.Module):
                 if name in kept or sources[name].kind not in FOLLOWED}
 
     def blocks_to_shard(self) -> list[nn.Module]:
-        """Blocks whose frozen weights several ranks may share out among them (`run.fsdp`), in the order they run."""
+        """Blocks, in the order they run, of which ranks may share the frozen weights (`run.fsdp`)."""
         return []
 
     def frozen_parts(self) -> list[str]:

@@ -113,7 +113,7 @@ class Decoder(Protocol):
     """A model with a cache that continues M texts by one token at a time."""
 
     def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
-        """Keep the `rows` int64[M] of the cache, append the tokens int64[M], return the next ones' logits float[M,V]."""
+        """Keep the `rows` of the cache, append tokens int64[M], return the logits of the next ones, float[M,V]."""
         ...
 
 

@@ -200,7 +200,7 @@ def record_of(model: nn.Module, without_use: Iterable[str] = ()) -> WeightRecord
     for name, source in sources.items():
         key = name.split(".")[0], source
         counts[key] = counts.get(key, 0) + 1
-    order = {source: place for place, source in enumerate(dict.fromkeys(_in_order(model)))}
+    order = {source: index for index, source in enumerate(dict.fromkeys(_in_order(model)))}
     rows = sorted(counts, key=lambda key: order.get(key[1], -1))
     spare = set(without_use)
     return WeightRecord([replace(source, part=part, tensors=counts[part, source]) for part, source in rows],

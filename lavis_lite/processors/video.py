@@ -28,7 +28,7 @@ Sampling = Callable[[int, int, random.Random], list[int]]
 
 def uniform(length: int, count: int, rng: random.Random | None = None) -> list[int]:
     """The first frame of each of `count` equal parts: LAVIS' choice for evaluation."""
-    return [place * length // count for place in range(count)]
+    return [index * length // count for index in range(count)]
 
 
 def within_segments(length: int, count: int, rng: random.Random) -> list[int]:
@@ -48,7 +48,7 @@ def head_and_tail(length: int, count: int, rng: random.Random) -> list[int]:
 
 def _some(first: int, end: int, count: int, rng: random.Random) -> list[int]:
     if end - first < count:
-        return [first + place for place in uniform(end - first, count)]
+        return [first + index for index in uniform(end - first, count)]
     return sorted(rng.sample(range(first, end), count))
 
 

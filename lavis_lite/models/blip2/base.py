@@ -59,7 +59,7 @@ class Blip2Base(BaseModel):
 
     def text_of(self, samples: Mapping[str, Any], images: int | None = None,
                 max_length: int | None = None) -> TextTokens:
-        """Tokens of samples["text_input"]; one string stands for all of so many images.
+        """Tokens of samples["text_input"]; one string serves all of so many images.
 
         Raises:
             DataError: there is no text_input.
@@ -113,7 +113,7 @@ class Blip2Base(BaseModel):
         return self.query_tokens.expand(batch, -1, -1)
 
     def cut_texts(self) -> dict[str, CutTexts]:
-        """See `BaseModel`."""
+        """Texts for the Q-Former that were longer than model.max_txt_len."""
         limit = f"texts for the Q-Former were cut to {self.tokenizer.max_length} tokens (model.max_txt_len)"
         return {limit: self.tokenizer.cut}
 

@@ -48,24 +48,24 @@ def question_prompts(samples: Mapping[str, Any], prompt: str, batch: int) -> lis
     (samples["choices"]).
 
     Raises:
-        ConfigError: a template whose places cannot be filled.
+        ConfigError: the template has another number of `{}` than there are texts.
     """
     if "text_input" not in samples:
         raise ConfigError(f"predict_answers: the samples have no text_input (the questions), only {sorted(samples)}.")
     questions = as_list(samples["text_input"], batch, "text_input")
     if not prompt:
         return questions
-    places = prompt.count(PLACE)
-    if places == 1:
+    count = prompt.count(PLACE)
+    if count == 1:
         return [_fill(prompt, question) for question in questions]
-    if places == 2 and "ocr_tokens" in samples:
+    if count == 2 and "ocr_tokens" in samples:
         tokens = _per_sample(samples["ocr_tokens"], batch, "ocr_tokens")
         return [_fill(prompt, _ocr(row), question) for row, question in zip(tokens, questions, strict=True)]
-    if places == 2 and "choices" in samples:
+    if count == 2 and "choices" in samples:
         choices = _per_sample(samples["choices"], batch, "choices")
         return [_fill(prompt, question, lettered(_texts(row, "choices")))
                 for question, row in zip(questions, choices, strict=True)]
-    raise ConfigError(f"prompt {shown(prompt)} has {places} places {{}}: one takes the question; two take samples with "
+    raise ConfigError(f"prompt {shown(prompt)} has {count} places {{}}: one takes the question; two take samples with "
                       "ocr_tokens or choices besides.")
 
 
@@ -87,7 +87,7 @@ def candidate_prompts(samples: Mapping[str, Any], default: str, batch: int) -> l
 
 
 def clean_answers(texts: Sequence[str], lemmatise: Callable[[Sequence[str]], list[str]] | None = None) -> list[str]:
-    """Answers as they are scored: the first line of each, without blanks around; then in base form if so wished."""
+    """Answers as they are scored: the first line of each, without blanks around; then in base form if asked for."""
     lines = [text.strip().split("\n", 1)[0].strip() for text in texts]
     return lines if lemmatise is None else lemmatise(lines)
 
@@ -102,8 +102,8 @@ def split_caption(text: str, uniform: float) -> tuple[str, str]:
         uniform: a number in [0, 1) that chooses the place.
     """
     words = text.split()
-    place = min(int(uniform * len(words)), max(len(words) - 1, 0))
-    return " ".join(words[:place]), " ".join(words[place:])
+    index = min(int(uniform * len(words)), max(len(words) - 1, 0))
+    return " ".join(words[:index]), " ".join(words[index:])
 
 
 def strip_prompt(text: str, prompt: str) -> str:
@@ -155,7 +155,7 @@ def check_few_shot(count: int, probability: float) -> None:
         probability: model.few_shot_prob.
 
     Raises:
-        ConfigError: a probability that is none, or one above 0 without a number of examples.
+        ConfigError: a probability outside 0 to 1, or one above 0 without a number of examples.
     """
     if not 0 <= probability <= 1:
         raise ConfigError(f"model.few_shot_prob: must be between 0 and 1, not {probability}.")
@@ -179,7 +179,7 @@ def with_examples(prompts: Sequence[str], samples: Mapping[str, Any], language_m
         prompts: B strings.
         samples: with few_shot_samples (optional): one {text_input: n strings, text_output: n strings (optional)} for
             every sample, or one for all.
-        language_model: decides what stands between examples: a line break, or a blank before an encoder (T5's
+        language_model: decides what separates examples: a line break, or a blank before an encoder (T5's
             tokenizer has no line break).
         template: with one `{}`: the examples' text_input goes into it, as the question's does.
         most: examples shown of each sample; None: all.
@@ -202,7 +202,7 @@ def with_examples(prompts: Sequence[str], samples: Mapping[str, Any], language_m
 
 
 def _examples(row: Mapping[str, Any], template: str) -> list[str]:
-    """The examples of one sample as they stand in the prompt."""
+    """The examples of one sample as they appear in the prompt."""
     if not isinstance(row, Mapping):
         raise ConfigError(f"{FEW_SHOT}: an entry is {{text_input: [...], text_output: [...]}}, not {shown(row)}.")
     if "image" in row:

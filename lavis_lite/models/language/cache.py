@@ -1,8 +1,8 @@
 """The keys and values that decoding carries from step to step, over transformers' caches.
 
-Room for all new tokens is taken once and written in place. Rows that continue one sample (beams, draws) share its
-beginning: when they change places among themselves, only what was written after it moves. A layer that is no plain
-full attention (a sliding window, a recurrent state) stays as transformers made it and moves as a whole.
+Memory for all new tokens is allocated once and written in place. Rows that continue one sample (beams, draws) share its
+beginning: when they are reordered among themselves, only what was written after it moves. A layer without plain full
+attention (a sliding window, a recurrent state) stays as transformers made it and moves as a whole.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 
 class RowCache:
-    """The cache of a batch whose rows are multiplied, change places and leave.
+    """The cache of a batch of which rows are repeated, reordered and dropped.
 
     Args:
         cache: of transformers, after the beginnings of M samples; it stays as it is.

@@ -33,7 +33,7 @@ GenerationConfig = Decoding
 Candidates = Sequence[str] | Sequence[Sequence[str]]
 Normalise = Literal["sum", "mean"]
 ImageIndex = Sequence[int] | Tensor
-"""places, as a list or int64[B]"""
+"""indices, as a list or int64[B]"""
 PAIRS_AT_ONCE = 64
 """pairs of a sample and a candidate that are scored together"""
 
@@ -126,14 +126,14 @@ class LanguageModel(nn.Module, ABC):
             soft_prompt: float[B,Q,D], or float[U,Q,D] with image_index.
             prompts: B strings, not cut.
             options: how to write; max_new_tokens has its room behind every prompt.
-            image_index: B places in soft_prompt: which one each prompt follows. A decoder-only model then reads a soft
+            image_index: which soft prompt each of the B prompts follows. A decoder-only model then reads a soft
                 prompt once for all its prompts. None: each its own.
 
         Returns:
             B * options.num_captions texts, prompts in order.
 
         Raises:
-            ConfigError: not one prompt per soft prompt or owner, or an owner that is no place in soft_prompt.
+            ConfigError: not one prompt per soft prompt or index, or an index out of range.
             TextTooLongError: prompts longer than the model's positions allow.
         """
         soft_prompt = self._check(soft_prompt, prompts, image_index=image_index)
@@ -176,13 +176,13 @@ class LanguageModel(nn.Module, ABC):
         """
         soft_prompt = self._check(soft_prompt, prompts, image_index=image_index)
         before, rows = self.scoring_rows(prompts, candidates, soft_prompt.shape[1])
-        places = [(sample, index) for sample, texts in enumerate(rows) for index in range(len(texts))]
+        pairs_of = [(sample, index) for sample, texts in enumerate(rows) for index in range(len(texts))]
         scores = torch.full((len(rows), max(map(len, rows), default=0)), -torch.inf, device=soft_prompt.device)
         if not rows:
             return scores
-        prefix = self.read(soft_prompt, before, _places(image_index, soft_prompt.device))
-        for start in range(0, len(places), pairs):
-            some = places[start:start + pairs]
+        prefix = self.read(soft_prompt, before, _as_tensor(image_index, soft_prompt.device))
+        for start in range(0, len(pairs_of), pairs):
+            some = pairs_of[start:start + pairs]
             found = self.candidate_scores(prefix, [sample for sample, _ in some],
                                           [rows[sample][index] for sample, index in some], normalise)
             check_finite(found, partial(_not_finite, some))
@@ -258,7 +258,7 @@ class LanguageModel(nn.Module, ABC):
         """Score of candidate ids `rows` after the given samples of `prefix`: float[M]."""
 
     def candidate_texts(self, prompt: str, texts: Sequence[str]) -> list[str]:
-        """Candidates as they stand after their prompt."""
+        """Candidates as they appear after their prompt."""
         return list(texts)
 
     # shared parts -----------------------------------------------------------------------------------------------------
@@ -268,8 +268,8 @@ class LanguageModel(nn.Module, ABC):
         if not prompts:
             return []
         with self.own_precision():
-            places = _places(image_index, soft_prompt.device)
-            decoder, begin = self.decoder(soft_prompt, prompts, options.max_new_tokens, places)
+            index = _as_tensor(image_index, soft_prompt.device)
+            decoder, begin = self.decoder(soft_prompt, prompts, options.max_new_tokens, index)
             if begin < 0 and options.lavis_lengths:  # a start token that nothing reads, but that is penalised
                 start = self.model.config.bos_token_id
                 begin = -1 if start is None else int(start)
@@ -314,29 +314,29 @@ class LanguageModel(nn.Module, ABC):
 
 
 def check_image_index(image_index: ImageIndex, count: int) -> int:
-    """How many image_index there are.
+    """The number of indices, checked.
 
     Args:
-        image_index: B places.
-        count: U, of the soft prompts that they are places of.
+        image_index: B indices.
+        count: U, the number of soft prompts.
 
     Raises:
-        ConfigError: they are no list of whole numbers from 0 to U - 1.
+        ConfigError: not a list of whole numbers from 0 to U - 1.
     """
-    places = image_index.tolist() if hasattr(image_index, "tolist") else image_index
-    wrong = [place for place in places if isinstance(place, bool) or not isinstance(place, int)
-             or not 0 <= place < count] if isinstance(places, Sequence) else [places]
+    values = image_index.tolist() if isinstance(image_index, Tensor) else image_index
+    wrong = [value for value in values if isinstance(value, bool) or not isinstance(value, int)
+             or not 0 <= value < count] if isinstance(values, Sequence) else [values]
     if wrong:
         raise ConfigError(f"image_index: {wrong[0]!r} is none of the {count} soft prompts; give each prompt its soft "
-                          f"prompt's place, a whole number from 0 to {count - 1}.")
-    return len(places)
+                          f"prompt's index, a whole number from 0 to {count - 1}.")
+    return len(values)
 
 
 def _not_finite(pairs: Sequence[tuple[int, int]], row: int) -> str:
     return f"score: the likelihoods of sample {pairs[row][0]} are NaN or infinite."
 
 
-def _places(image_index: ImageIndex | None, device: torch.device) -> Tensor | None:
+def _as_tensor(image_index: ImageIndex | None, device: torch.device) -> Tensor | None:
     return None if image_index is None else torch.as_tensor(image_index, dtype=torch.long, device=device)
 
 

@@ -183,7 +183,7 @@ def transplant(found: nn.Module, plan: nn.Module) -> None:
 
 
 def check_no_meta(model: nn.Module) -> None:
-    """Refuse a model with parameters that nobody gave values.
+    """Refuse a model with parameters that have no values.
 
     Raises:
         CheckpointError: naming some of them.
