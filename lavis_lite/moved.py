@@ -64,7 +64,7 @@ MOVED = {
     "models.mini_vit": "models.vision.presets",
     "models.objectives": "models.blip2.objectives",
     "models.options": "models.base",
-    "models.pictures": "models.blip2.image_batch",
+    "models.pictures": "models.blip2.base",
     "models.prompts": "models.blip2.prompts",
     "models.qformer_layers": "models.qformer.layers",
     "models.stage1": "models.blip2.passes",

@@ -217,7 +217,7 @@ def skeleton_of(section: Any) -> Any:
 
 
 def _new_values(skeleton: Any, names: list[str]) -> dict[str, Tensor]:
-    """What a new model has where the source's format had no path: stage 1's temperature and captioning head."""
+    """Initial values of what the source's format cannot hold: stage 1's temperature and captioning head."""
     if not names:
         return {}
     generator = torch.Generator().manual_seed(0)

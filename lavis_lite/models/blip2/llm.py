@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.base import loss_weight
 from lavis_lite.models.blip2.arch_defaults import OPT, T5, T5_INSTRUCT, VICUNA, VICUNA_INSTRUCT, ArchDefaults
+from lavis_lite.models.blip2.base import ImageBatch, frame_index
 from lavis_lite.models.blip2.config import build_parts
-from lavis_lite.models.blip2.image_batch import ImageBatch, frame_index
 from lavis_lite.models.blip2.llm_config import (
     Blip2LLMConfig,
     Blip2OPTConfig,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 LABEL_SMOOTHING = 0.1
 IGNORE = -100
@@ -26,6 +26,25 @@ def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def common_space(features: Tensor, projection: nn.Linear, dtype: torch.dtype | None = None) -> Tensor:
+    """Project and scale to unit length: float[...,D] -> float[...,E], at least float32.
+
+    In float64 outside autocast: similarities are divided by a temperature of about 0.07, which multiplies every
+    rounding of these small products by 14 and would show in the temperature's gradient and in close draws of
+    negatives.
+
+    Args:
+        features: hidden states.
+        projection: vision_proj or text_proj.
+        dtype: of the result; None: as computed.
+    """
+    kind = features.device.type
+    if kind not in ("cpu", "cuda") or torch.is_autocast_enabled(kind):
+        return F.normalize(projection(features).float(), dim=-1)
+    weight, bias = projection.weight.double(), projection.bias.double()
+    return F.normalize(F.linear(features.double(), weight, bias), dim=-1).to(dtype)
 
 
 def similarity(queries: Tensor, texts: Tensor) -> Tensor:
@@ -112,7 +131,7 @@ def itm_terms(positive: Tensor, negatives: Tensor, valid: Tensor) -> tuple[Tenso
         return -match.sum() - no_match.sum(), valid.sum().to(match.dtype) + len(match)
 
 
-def itm_logits(queries: Tensor, head: torch.nn.Linear) -> Tensor:
+def itm_logits(queries: Tensor, head: nn.Linear) -> Tensor:
     """Two-class logits averaged over queries: float[N,Q,D] -> float[N,2].
 
     The head is linear, so that averaging first gives the same and is cheaper.

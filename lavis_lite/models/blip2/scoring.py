@@ -8,14 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.base import known_options
 from lavis_lite.models.blip2 import objectives
-from lavis_lite.models.blip2.base import Blip2Base
-from lavis_lite.models.blip2.image_batch import ImageBatch
+from lavis_lite.models.blip2.base import Blip2Base, ImageBatch
 from lavis_lite.models.blip2.passes import check_pairs, itm_first_layer, itm_from_second_layer, itm_pass, paired
 from lavis_lite.models.decoding import Decoding, QFormerDecoder, decode
 from lavis_lite.models.outputs import Blip2Features
@@ -76,10 +74,6 @@ class Blip2Scorer(Blip2Base):
         """Keys and values of vision features after ln_vision, float[B,P,Dv], to be reused for many texts."""
         return self.qformer.precompute_kv(features)
 
-    def _project(self, query: Tensor, text_cls: Tensor) -> tuple[Tensor, Tensor]:
-        """To the common space: float[B,Q,D], float[B,D] -> float[B,Q,E], float[B,E], unit length."""
-        return common_space(query, self.vision_proj), common_space(text_cls, self.text_proj)
-
     @known_options
     @torch.no_grad()
     def extract_features(self, samples: dict[str, Any], mode: str = "multimodal") -> Blip2Features:
@@ -93,13 +87,14 @@ class Blip2Scorer(Blip2Base):
             raise ConfigError(f"extract_features: unknown mode {mode!r}: {did_you_mean(str(mode), FEATURE_MODES)}")
         if mode == "image":
             query, _ = self.forward_image(ImageBatch.of(samples).image)
-            return Blip2Features(image_embeds=query,
-                                 image_embeds_proj=common_space(query, self.vision_proj, query.dtype))
+            projected = objectives.common_space(query, self.vision_proj, query.dtype)
+            return Blip2Features(image_embeds=query, image_embeds_proj=projected)
         most = self.qformer.cfg.max_positions
         if mode == "text":
             tokens = self.text_of(samples, max_length=most)
             text = self.qformer(text_ids=tokens.ids, text_mask=tokens.mask, pattern="uni_modal").text
-            return Blip2Features(text_embeds=text, text_embeds_proj=common_space(text, self.text_proj, text.dtype))
+            projected = objectives.common_space(text, self.text_proj, text.dtype)
+            return Blip2Features(text_embeds=text, text_embeds_proj=projected)
         images = ImageBatch.of(samples).image
         tokens = self.text_of(samples, len(images), most)
         features = self.ln_vision(self.encode_image(images))
@@ -121,7 +116,8 @@ class Blip2Scorer(Blip2Base):
             return self.match_logits(self.image_kv(self.ln_vision(self.encode_image(images))), tokens)
         query, _ = self.forward_image(images)
         check_pairs(len(query), len(tokens.ids))
-        image_feats, text_feats = self._project(query, self.forward_text(tokens))
+        image_feats = objectives.common_space(query, self.vision_proj)
+        text_feats = objectives.common_space(self.forward_text(tokens), self.text_proj)
         return (image_feats @ text_feats[:, :, None])[..., 0].amax(1, keepdim=True).to(query.dtype)
 
     @known_options
@@ -170,22 +166,3 @@ class Blip2Scorer(Blip2Base):
                             torch.ones(shape, dtype=torch.bool, device=device))
         return {"image": torch.zeros(batch, 3, size, size, device=device), "text_input": tokens,
                 "uniform": torch.full((batch, 2), 0.5, dtype=torch.float64, device=device)}
-
-
-def common_space(features: Tensor, projection: nn.Linear, dtype: torch.dtype | None = None) -> Tensor:
-    """Project and scale to unit length: float[...,D] -> float[...,E], at least float32.
-
-    In float64 outside autocast: similarities are divided by a temperature of about 0.07, which multiplies every
-    rounding of these small products by 14 and would show in the temperature's gradient and in close draws of
-    negatives.
-
-    Args:
-        features: hidden states.
-        projection: vision_proj or text_proj.
-        dtype: of the result; None: as computed.
-    """
-    kind = features.device.type
-    if kind not in ("cpu", "cuda") or torch.is_autocast_enabled(kind):
-        return F.normalize(projection(features).float(), dim=-1)
-    weight, bias = projection.weight.double(), projection.bias.double()
-    return F.normalize(F.linear(features.double(), weight, bias), dim=-1).to(dtype)

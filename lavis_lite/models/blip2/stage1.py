@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from lavis_lite import distributed
 from lavis_lite.models.base import loss_weight
 from lavis_lite.models.blip2 import objectives
+from lavis_lite.models.blip2.base import ImageBatch
 from lavis_lite.models.blip2.config import Blip2QformerConfig, build_parts
-from lavis_lite.models.blip2.image_batch import ImageBatch
 from lavis_lite.models.blip2.passes import (
     UnimodalAndItg,
     gather_texts,
@@ -157,7 +157,8 @@ class Blip2Qformer(Blip2Scorer):
 
     def contrast(self, encoded: Encoded, image_id: Any = None) -> Contrast:
         """Similarities of this rank's images and texts with everyone's (ITC)."""
-        image_feats, text_feats = self._project(encoded.hidden.query, encoded.hidden.text_cls)
+        image_feats = objectives.common_space(encoded.hidden.query, self.vision_proj)      # float[B,Q,E]
+        text_feats = objectives.common_space(encoded.hidden.text_cls, self.text_proj)      # float[B,E]
         gather = distributed.all_gather_with_grad if self.itc_full_gradient else distributed.all_gather
         temperature = self.temp.to(image_feats.dtype)
         sim_i2t = objectives.similarity(image_feats, gather(text_feats)) / temperature

@@ -16,8 +16,7 @@ from torch import Tensor
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import known_options
 from lavis_lite.models.blip2.arch_defaults import ArchDefaults
-from lavis_lite.models.blip2.base import Blip2Base
-from lavis_lite.models.blip2.image_batch import ImageBatch
+from lavis_lite.models.blip2.base import Blip2Base, ImageBatch
 from lavis_lite.models.blip2.prompts import (
     candidate_prompts,
     clean_answers,
@@ -27,7 +26,6 @@ from lavis_lite.models.blip2.prompts import (
 )
 from lavis_lite.models.language import GenerationConfig, LanguageModel
 from lavis_lite.models.language.contract import Candidates, Normalise, candidate_lists
-from lavis_lite.processors.lemmatizer import shared_lemmatizer
 
 GENERATE_OPTIONS = ("max_length", "min_length", "use_nucleus_sampling")
 ANSWER_OPTIONS = ("max_len", "min_len", "inference_method", "num_ans_candidates", "answer_list", "prompt")
@@ -165,8 +163,11 @@ class Blip2Writer(Blip2Base):
         options = GenerationConfig.of("predict_answers", {
             **given, "num_beams": num_beams, "length_penalty": penalty}, ANSWER_OPTIONS)
         texts = self._write(images, instructions, prompts, options)
-        lemmatise = self.apply_lemmatizer or samples.get("apply_lemmatizer", False)
-        return clean_answers(texts, shared_lemmatizer() if lemmatise else None)
+        if not (self.apply_lemmatizer or samples.get("apply_lemmatizer", False)):
+            return clean_answers(texts)
+        from lavis_lite.processors.lemmatizer import shared_lemmatizer
+
+        return clean_answers(texts, shared_lemmatizer())
 
     @known_options
     @torch.no_grad()
