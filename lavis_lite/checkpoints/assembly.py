@@ -87,6 +87,7 @@ class Assembly:
     # --- checkpoints ------------------------------------------------------------------------------------------------
     def load_checkpoints(self) -> None:
         """Each checkpoint that the section names, after what its own run kept frozen."""
+        gets_parts_later = type(self.model).on_weights_loaded is not BaseModel.on_weights_loaded
         for key, path in self.starts:
             refuse_other_settings(self.model, path)
             content, extra = read_content(path), read_extra(path)
@@ -95,7 +96,7 @@ class Assembly:
             is_last = key == self.starts[-1][0]  # what the last one lacks must have come from those before
             fitted, report = fit_state(
                 self.model, content, path, allowed_missing=map(re.escape, had) if is_last else [".*"], extra=extra,
-                allowed_unexpected=[".*"] if self._gets_parts_later() else [], allow_non_finite=self.allow_non_finite)
+                allowed_unexpected=[".*"] if gets_parts_later else [], allow_non_finite=self.allow_non_finite)
             report.had = [name for name in report.allowed_missing if name in had]
             self.model.load_state_dict(fitted, strict=False)
             source = source_of("checkpoint", self.names[key], path)
@@ -106,9 +107,6 @@ class Assembly:
     def _supplied(self) -> set[str]:
         """Names of the tensors that something loaded."""
         return {name for name, source in sources_of(self.model).items() if source.kind != "random"}
-
-    def _gets_parts_later(self) -> bool:
-        return type(self.model).on_weights_loaded is not BaseModel.on_weights_loaded
 
     def _follow(self, content: Content, path: str) -> None:
         """Load what the checkpoint's run kept frozen: it came from other files and is not in the checkpoint."""

@@ -211,12 +211,6 @@ def stored_record(path: str | Path) -> WeightRecord | None:
     return None if content is None else WeightRecord.from_dict(content, f"{path}: {RECORD}")
 
 
-def stored_step(path: str | Path) -> int | None:
-    """Optimizer steps that a run's checkpoint had done; None: not recorded."""
-    step = _stored(Path(path)).get("step")
-    return step if isinstance(step, int) else None
-
-
 def source_of(kind: Kind, name: str, path: str | Path) -> WeightSource:
     """The source that a file or folder is, for `mark_loaded`.
 
@@ -228,7 +222,7 @@ def source_of(kind: Kind, name: str, path: str | Path) -> WeightSource:
     """
     if kind != "checkpoint":
         return WeightSource("", kind, name, str(path), sha256=hash_of(path))
-    record, step = stored_record(path), stored_step(path)
+    record, step = stored_record(path), _stored(Path(path)).get("step")
     return WeightSource("", kind, name if step is None else str(path), str(path), step, hash_of(path),
                         origin=record.describe(with_origin=False) if record is not None else "")
 

@@ -73,12 +73,10 @@ class WeightFile:
         path = files.resolve(self.value)
         if self.key in CHECKPOINTS:
             path = checkpoint_of_run(path)
-        here = path if path.exists() else self._in_hub_cache()
+        here = path if path.exists() else None
+        if here is None and (repository := self._repository()) is not None:
+            here = hub.cached(repository, HUB_FILES.get(self.key))
         return here if here is None or self.key != "llm_model" or _has_weights(here) else None
-
-    def _in_hub_cache(self) -> Path | None:
-        repository = self._repository()
-        return None if repository is None else hub.cached(repository, HUB_FILES.get(self.key))
 
     def _repository(self) -> hub.HubName | None:
         """The hub repository that is named: `name`, `owner/name` or `hf://...`; None: something else."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -27,6 +28,11 @@ def freeze(module: nn.Module) -> nn.Module:
     # a partial, not a lambda: copies and pickles of the module then refer to the copy
     module.train = functools.partial(_stay_in_eval, module)  # type: ignore[method-assign]
     return module
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Autocast switched off on a device; the meta device has none."""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:

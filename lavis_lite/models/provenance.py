@@ -95,7 +95,7 @@ class WeightRecord:
         starts = self._starts(with_origin)
         text = " + ".join(starts) if starts else "random start"
         if starts and self.untrained:
-            text += f" ({', '.join(self.untrained_parts())} from a random start)"
+            text += f" ({', '.join(sorted({part_of(name) for name in self.untrained}))} from a random start)"
         if not steps_here:
             return text
         return f"{text}, {'then ' if starts else ''}{steps_here} step{'s' if steps_here != 1 else ''} here"
@@ -105,10 +105,6 @@ class WeightRecord:
         """Optimizer steps of the run's checkpoint that was loaded last; 0: the last one is no run's."""
         steps = [source.step for source in self.sources if source.kind == "checkpoint"]
         return (steps[-1] if steps else None) or 0
-
-    def untrained_parts(self) -> list[str]:
-        """The parts that the names in `untrained` belong to, sorted: "language_projection", "qformer"."""
-        return sorted({part_of(name) for name in self.untrained})
 
     def _starts(self, with_origin: bool) -> list[str]:
         """The checkpoints (or the BERT) that began the trained parts, each once."""

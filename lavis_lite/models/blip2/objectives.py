@@ -6,22 +6,16 @@ V vocabulary. Everything is computed in float32 or better, also under autocast.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lavis_lite.models.base import without_autocast
+
 LABEL_SMOOTHING = 0.1
 IGNORE = -100
-
-
-def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Autocast switched off for the tensor's device."""
-    if tensor.device.type not in ("cpu", "cuda"):
-        return contextlib.nullcontext()
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -57,7 +51,7 @@ def similarity(queries: Tensor, texts: Tensor) -> Tensor:
     Returns:
         float[I,J].
     """
-    with full_precision(queries):
+    with without_autocast(queries.device):
         queries, texts = _at_least_float32(queries), _at_least_float32(texts)
         return (queries.flatten(0, 1) @ texts.T).unflatten(0, queries.shape[:2]).amax(1)
 
@@ -124,7 +118,7 @@ def itm_terms(positive: Tensor, negatives: Tensor, valid: Tensor) -> tuple[Tenso
     Returns:
         float[] sum and float[] count; the loss is their ratio.
     """
-    with full_precision(positive):
+    with without_autocast(positive.device):
         positive, negatives = _at_least_float32(positive), _at_least_float32(negatives)
         match = F.log_softmax(positive, 1)[:, 1]
         no_match = torch.where(valid, F.log_softmax(negatives, 1)[:, 0], 0.0)
@@ -136,7 +130,7 @@ def itm_logits(queries: Tensor, head: nn.Linear) -> Tensor:
 
     The head is linear, so that averaging first gives the same and is cheaper.
     """
-    with full_precision(queries):
+    with without_autocast(queries.device):
         mean = _at_least_float32(queries).mean(1)
         return F.linear(mean.to(head.weight.dtype), head.weight, head.bias)
 
@@ -169,7 +163,7 @@ def lm_sum(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, label_
     if hidden.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    with full_precision(hidden):
+    with without_autocast(hidden.device):
         return _LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, chunk)
 
 

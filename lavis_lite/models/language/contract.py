@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, shown
 from lavis_lite.finite import check_finite
-from lavis_lite.models.base import freeze
+from lavis_lite.models.base import freeze, without_autocast
 from lavis_lite.models.decoding import Decoder, Decoding, decode
 from lavis_lite.models.language import head
 from lavis_lite.models.language.families import LMFamily
@@ -297,8 +297,7 @@ class LanguageModel(nn.Module, ABC):
 
     def own_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast switched off: the frozen weights have their type already."""
-        kind = home(self.model).type
-        return torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else contextlib.nullcontext()
+        return without_autocast(home(self.model))
 
     def _check(self, soft_prompt: Tensor, *texts: Sequence[str], image_index: ImageIndex | None = None) -> Tensor:
         """The soft prompt, where the word embeddings are."""

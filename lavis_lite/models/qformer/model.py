@@ -196,7 +196,8 @@ class QFormer(nn.Module):
         weight = torch.cat([linear.weight for linear in linears])
         bias = torch.cat([linear.bias for linear in linears])
         if norm is not None:
-            bias = bias + _full_precision_mv(weight, norm.bias)
+            # not a matrix product, which autocast would round: this enters every key and value
+            bias = bias + (weight * norm.bias).sum(1)
             weight = weight * norm.weight
         projected = F.linear(image, weight, bias)
         heads = projected.unflatten(-1, (len(linears), self.cfg.num_heads, -1))
@@ -246,8 +247,3 @@ def _decoding_mask(text_ids: Tensor, cache: Cache) -> Tensor | None:
     text_mask = torch.ones(batch, length, dtype=torch.bool, device=text_ids.device)
     mask = attention_mask("multi_modal_causal", held, text_mask)
     return None if mask is None else mask[:, :, held:]
-
-
-def _full_precision_mv(matrix: Tensor, vector: Tensor) -> Tensor:
-    """matrix @ vector outside autocast: a small product whose rounding would enter every key and value."""
-    return (matrix * vector).sum(1)

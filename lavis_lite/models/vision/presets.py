@@ -104,12 +104,6 @@ def build_clip(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Mo
     return vit
 
 
-def build_preset(preset: Preset, image_size: int, drop_path_rate: float) -> nn.Module:
-    """The ViT of a row of `PRESETS` (possibly with an overridden shape), random weights."""
-    build = {"eva": build_eva, "clip": build_clip}[preset.kind]
-    return build(preset.shape, image_size, drop_path_rate)
-
-
 class ConvStem(nn.Module):
     """Patch embedding by three stride-2 convolutions and a projection: float[B, 3, H, W] -> float[B, P, D].
 
@@ -188,11 +182,6 @@ def check_timm_name(name: str) -> None:
     if not timm.models.is_model_in_modules(architecture, TIMM_MODULES):
         raise ConfigError(f"model.vit_model: timm's {name!r} is not a plain ViT (patch tokens through equal blocks). "
                           f"Take one of {', '.join(PRESETS)} or a name from timm.list_models('vit_*').")
-
-
-def prefix_tokens(vit: nn.Module) -> int:
-    """Tokens before the patches (class and register tokens) in the ViT's output."""
-    return int(getattr(vit, "num_prefix_tokens", 0))
 
 
 def resize_pos_embed(table: torch.Tensor, grid: int, prefix: int, align_corners: bool) -> torch.Tensor:
