@@ -133,8 +133,8 @@ class Assembly:
         model.on_weights_loaded()
         for loaded in self._loaded:
             self._load_late(loaded)
-        spare = [name for loaded in self._loaded for name in loaded.report.not_in_layout]
-        model.weight_record = record_of(model, without_use=spare)
+        not_stored = [name for loaded in self._loaded for name in loaded.report.not_in_layout]
+        model.weight_record = record_of(model, without_use=not_stored)
         self._account_for_frozen()
         return model
 

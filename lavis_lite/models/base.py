@@ -85,8 +85,8 @@ class BaseModel(nn.Module):
     runners or files; checkpoints are loaded from outside.
 
     A step may consist of several micro-batches. A loss that is a mean over tokens then weighs each of them by its
-    number of tokens: `loss_terms` counts them before the first forward pass, and `forward` multiplies the loss by its
-    entry of `samples["loss_weights"]`, see `loss_weight`. Without `loss_terms` all micro-batches weigh alike.
+    number of tokens. `loss_terms` counts them before the first forward pass, and `forward` multiplies the loss by its
+    `loss_weight`. Without `loss_terms` all micro-batches weigh alike.
     """
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
@@ -95,8 +95,8 @@ class BaseModel(nn.Module):
     of each sample"""
 
     in_batch_negatives: ClassVar[bool] = False
-    """whether the loss compares the samples of a micro-batch (of all ranks) with each other, so that a step of several
-    small micro-batches has another objective than one of a large one"""
+    """whether the loss compares the samples of a micro-batch (of all ranks) with each other. Several small
+    micro-batches are then another objective than a large one."""
     weight_record: WeightRecord = WeightRecord()
     """where the weights came from; `lavis_lite.checkpoints.weights.build_model` sets it"""
     allow_non_finite: bool = False

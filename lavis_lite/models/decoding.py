@@ -4,7 +4,7 @@ A decoder is anything with `step(tokens int64[M], rows int64[M] | None) -> logit
 batch rows `rows` of its cache (in that order, with repetition), then appends one token per row. Beams and repeated
 samples are multiplied after the first step, so the common beginning is computed once.
 
-A batch gives the same texts as its members one by one: a finished beam search ignores later tokens, and sampling has a
+A batch gives the same texts as its members one by one. A finished beam search ignores later tokens, and sampling has a
 random stream per sample. Finished samples leave the batch when they are an eighth of it.
 """
 
@@ -37,9 +37,8 @@ class Decoding:
 
     num_captions: texts per sample: the best of the beams, or as many draws.
     seeds: one number per sample for its random stream when sampling; None: drawn from torch's generator.
-    lavis_lengths: count the start token in the length of texts that reach max_new_tokens and in the decision to stop,
-        as the beam search under LAVIS does (transformers 4.33), and among the tokens already written that
-        repetition_penalty looks at: reproduces its texts where they differ from today's.
+    lavis_lengths: reproduce the texts of LAVIS' beam search (transformers 4.33). It counts the start token in the
+        length of texts that reach max_new_tokens, in the decision to stop, and for repetition_penalty.
     penalise_prompt: repetition_penalty also looks at the tokens of the prompt, as transformers does for decoder-only
         models; LAVIS looks at written tokens only.
     logits_processors: applied in order to the log-probabilities of every step, after the penalty and the lengths; those
@@ -237,9 +236,9 @@ def _scores(logits: Tensor, tokens: Tensor, length: int, special: SpecialIds, op
     scores = logits.log_softmax(1) if beams else logits  # where transformers applies the penalty
     written = tokens if special.begin >= 0 else tokens[:, 1:]
     if options.repetition_penalty != 1.0 and context.shape[1]:
-        spare = scores.shape[1]  # a column for what fills shorter prompts
-        ids = torch.cat([context.masked_fill(context < 0, spare), written], 1)
-        scores = _weakened(F.pad(scores, (0, 1)), ids, options.repetition_penalty)[:, :spare]
+        extra = scores.shape[1]  # a column for what fills shorter prompts
+        ids = torch.cat([context.masked_fill(context < 0, extra), written], 1)
+        scores = _weakened(F.pad(scores, (0, 1)), ids, options.repetition_penalty)[:, :extra]
     elif options.repetition_penalty != 1.0 and written.shape[1]:
         scores = _weakened(scores, written, options.repetition_penalty)
     if not beams:
@@ -259,11 +258,11 @@ def _sample(scores: Tensor, options: Decoding, uniform: Tensor) -> Tensor:
     probabilities, order = (scores.double() / options.temperature).softmax(1).sort(1, descending=True)
     before = probabilities.cumsum(1) - probabilities
     cumulative = probabilities.masked_fill(before >= options.top_p, 0.0).cumsum(1)
-    place = torch.searchsorted(cumulative, cumulative[:, -1:] * uniform[:, None], right=True)
-    return order.gather(1, place.clamp(max=scores.shape[1] - 1))[:, 0]
+    index = torch.searchsorted(cumulative, cumulative[:, -1:] * uniform[:, None], right=True)
+    return order.gather(1, index.clamp(max=scores.shape[1] - 1))[:, 0]
 
 
-class _Finished:
+class _FinishedTexts:
     """The best finished texts of one sample, at most `width`."""
 
     def __init__(self, width: int, length_penalty: float) -> None:
@@ -287,7 +286,7 @@ def _beam_search(decoder: Decoder, batch: int, special: SpecialIds, options: Dec
                  context: Tensor) -> list[list[int]]:
     """Keep the num_beams best running texts per sample; a text that ends leaves the beam."""
     width, start = options.num_beams, int(options.lavis_lengths)
-    finished = [_Finished(width, options.length_penalty) for _ in range(batch)]
+    finished = [_FinishedTexts(width, options.length_penalty) for _ in range(batch)]
     running = finished
     tokens = torch.full((batch, 1), special.begin, device=device)
     totals = torch.zeros(batch, 1, device=device)
@@ -318,7 +317,7 @@ def _keep(samples: Tensor, totals: Tensor, tokens: Tensor, rows: Tensor) -> tupl
     return totals[samples], tokens[chosen], rows[chosen]
 
 
-def _extend(totals: Tensor, scores: Tensor, tokens: Tensor, finished: list[_Finished], end: int, width: int,
+def _extend(totals: Tensor, scores: Tensor, tokens: Tensor, finished: list[_FinishedTexts], end: int, width: int,
             length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One step of beam search.
 
@@ -332,9 +331,8 @@ def _extend(totals: Tensor, scores: Tensor, tokens: Tensor, finished: list[_Fini
         length: new tokens after this step.
 
     Returns:
-        The best continuation's log-probability float[B], ended or not; new totals float[B,K'], tokens
-        int64[B*K',T+1], and rows int64[B*K'] of the cache they continue; K' is `width`, or all there are in the first
-        steps of a wide beam.
+        The best continuation's log-probability float[B], ended or not. New totals float[B,K'], tokens int64[B*K',T+1],
+        and rows int64[B*K'] of the cache that they continue. K' is `width`, or fewer in the first steps of a wide beam.
     """
     batch, beams = totals.shape
     vocabulary = scores.shape[1]
@@ -344,9 +342,9 @@ def _extend(totals: Tensor, scores: Tensor, tokens: Tensor, finished: list[_Fini
     token = flat % vocabulary
     texts = torch.cat([tokens[source.flatten()], token.flatten()[:, None]], 1).unflatten(0, best.shape)
     ends = token == end
-    for sample, place in ends[:, :width].nonzero().tolist():
-        if best[sample, place] > -torch.inf:
-            finished[sample].add(float(best[sample, place]), texts[sample, place, 1:-1].tolist(), length)
+    for sample, index in ends[:, :width].nonzero().tolist():
+        if best[sample, index] > -torch.inf:
+            finished[sample].add(float(best[sample, index]), texts[sample, index, 1:-1].tolist(), length)
     kept = best.masked_fill(ends, -torch.inf).topk(min(width, best.shape[1]), dim=1)
     chosen = texts.gather(1, kept.indices[:, :, None].expand(-1, -1, texts.shape[2]))
     return best[:, 0], kept.values, chosen.flatten(0, 1), source.gather(1, kept.indices).flatten()

@@ -198,9 +198,9 @@ def record_of(model: nn.Module, without_use: Iterable[str] = ()) -> WeightRecord
         counts[key] = counts.get(key, 0) + 1
     order = {source: index for index, source in enumerate(dict.fromkeys(_in_order(model)))}
     rows = sorted(counts, key=lambda key: order.get(key[1], -1))
-    spare = set(without_use)
+    unneeded = set(without_use)
     return WeightRecord([replace(source, part=part, tensors=counts[part, source]) for part, source in rows],
-                        [name for name, source in sources.items() if source.kind == "random" and name not in spare])
+                        [name for name, source in sources.items() if source.kind == "random" and name not in unneeded])
 
 
 def _in_order(model: nn.Module) -> list[WeightSource]:

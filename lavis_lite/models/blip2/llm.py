@@ -3,8 +3,8 @@
 Stage 2 (BLIP-2, section 3.3, figure 3) learns captions after a soft prompt; InstructBLIP also lets the Q-Former read
 the instruction. One class does both; the registered archs differ in a few facts (`ArchDefaults`).
 
-Axes: B samples, U different images, T frames of a video (or several images), P patches, Dv vision width, Q queries, D'
-width of the Q-Former, D width of the language model, L tokens of a prompt. A video's soft prompt has T*Q vectors.
+Axes: B samples, U different images, T frames of a video (or several images), P patches, Q queries. Widths: Dv of the
+vision encoder, D' of the Q-Former, D of the language model. A video's soft prompt has T*Q vectors.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ class Blip2LLM(Blip2Writer):
         """The language-model loss of B samples.
 
         Args:
-            samples: image (or video) float[B,3,H,W] or float[B,3,T,H,W]; text_input, B strings; with text_output, B
-                strings: these are learned after text_input as prompt; without: text_input is a caption, learned after
-                the model's prompt, or split at random if the language model has an encoder (samples["uniform"],
-                float64[B] or [B,2] in [0, 1), chooses the places; absent: drawn from torch's generator).
+            samples: image float[B,3,H,W], or video float[B,3,T,H,W]; text_input, B strings; text_output (optional), B
+                strings that are learned after text_input. Without text_output, text_input is a caption. It is learned
+                after the model's prompt, or split at random if the language model has an encoder. `uniform` (optional),
+                float64[B] or [B,2] in [0, 1), chooses where.
         """
         images = ImageBatch.of(samples)                                      # float[B,3,H,W]
         instructions, targets = self.training_texts(samples, len(images))    # B strings each

@@ -26,8 +26,7 @@ def common_space(features: Tensor, projection: nn.Linear, dtype: torch.dtype | N
     """Project and scale to unit length: float[...,D] -> float[...,E], at least float32.
 
     In float64 outside autocast: similarities are divided by a temperature of about 0.07, which multiplies every
-    rounding of these small products by 14 and would show in the temperature's gradient and in close draws of
-    negatives.
+    rounding by 14. It would show in the temperature's gradient and in close draws of negatives.
 
     Args:
         features: hidden states.

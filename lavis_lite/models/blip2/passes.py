@@ -31,8 +31,8 @@ from lavis_lite.models.text_tokens import TextTokens
 class UnimodalAndItg:
     """Result of `unimodal_and_itg_pass`.
 
-    query float[B,Q,D]; text_cls float[B,D], the text's [CLS] without sight of the image; decoder float[B,L-1,D], the
-    hidden states that predict tokens 1 .. L-1 from the image and the tokens before.
+    query: float[B,Q,D]. text_cls: float[B,D], of the text's [CLS], which does not see the image. decoder:
+    float[B,L-1,D], the hidden states that predict tokens 1 to L-1 from the image and the tokens before.
     """
 
     query: Tensor

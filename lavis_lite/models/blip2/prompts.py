@@ -12,7 +12,7 @@ from lavis_lite.models.plain_text import as_text
 from lavis_lite.processors.control import without_marks
 from lavis_lite.processors.instruction import MOST_OCR_TOKENS, lettered
 
-PLACE = "{}"
+SLOT = "{}"
 FEW_SHOT = "few_shot_samples"
 
 
@@ -37,7 +37,7 @@ def generation_prompts(samples: Mapping[str, Any], default: str, batch: int) -> 
     if "ocr_tokens" not in samples:
         return prompts
     tokens = _per_sample(samples["ocr_tokens"], batch, "ocr_tokens")
-    return [_fill(prompt, _ocr(row)) if PLACE in prompt else prompt
+    return [_fill(prompt, _ocr(row)) if SLOT in prompt else prompt
             for prompt, row in zip(prompts, tokens, strict=True)]
 
 
@@ -55,7 +55,7 @@ def question_prompts(samples: Mapping[str, Any], prompt: str, batch: int) -> lis
     questions = as_list(samples["text_input"], batch, "text_input")
     if not prompt:
         return questions
-    count = prompt.count(PLACE)
+    count = prompt.count(SLOT)
     if count == 1:
         return [_fill(prompt, question) for question in questions]
     if count == 2 and "ocr_tokens" in samples:
@@ -137,7 +137,7 @@ def _fill(template: str, *values: str) -> str:
 
     A template may mark control tokens (`lavis_lite.processors.control`); a value cannot.
     """
-    parts = template.split(PLACE)
+    parts = template.split(SLOT)
     if len(parts) - 1 != len(values):
         raise ConfigError(f"prompt {shown(template)} has {len(parts) - 1} places {{}} for {len(values)} texts.")
     return "".join(part + without_marks(value) for part, value in zip(parts, [*values, ""], strict=True))
@@ -212,8 +212,8 @@ def _examples(row: Mapping[str, Any], template: str) -> list[str]:
     answers = _example_texts(row.get("text_output", [""] * len(questions)))
     if len(answers) != len(questions):
         raise ConfigError(f"{FEW_SHOT}: {len(questions)} text_input with {len(answers)} text_output; give as many.")
-    if template.count(PLACE) == 1:
-        questions = [template.replace(PLACE, question) for question in questions]
+    if template.count(SLOT) == 1:
+        questions = [template.replace(SLOT, question) for question in questions]
     return [f"{question} {answer}".strip() for question, answer in zip(questions, answers, strict=True)]
 
 

@@ -40,8 +40,8 @@ INITIAL_TEMPERATURE = 0.07
 class Encoded:
     """A batch on its way to the three losses.
 
-    features: float[B,P,Dv], of the images, after ln_vision without its affine part (which is folded into the keys and
-        values); image: their keys and values; tokens: the texts; hidden: states of the unimodal pass and of ITG's.
+    features: float[B,P,Dv], after ln_vision without its affine part, which is folded into the keys and values.
+    image: their keys and values. tokens: the texts. hidden: states of the unimodal and the ITG pass.
     """
 
     features: Tensor
@@ -116,11 +116,11 @@ class Blip2Qformer(Blip2Scorer):
         """The three losses.
 
         Args:
-            samples: image float[B,3,H,W] (or features float[B,P,Dv], see `encode_image`); text_input list of B strings
-                or `TextTokens`; image_id (optional) int64[B] or a list of ints or strings, samples with equal ids are
-                never each other's negatives and share ITC's target; uniform (optional)
-                float64[B,2] in [0, 1), which choose the hard negatives (column 0: the image for each text, 1: the text
-                for each image); absent: drawn from torch's generator.
+            samples: image float[B,3,H,W], or features float[B,P,Dv]; text_input, B strings or `TextTokens`.
+                image_id (optional), int64[B] or a list of ints or strings: samples with equal ids are never each
+                other's negatives and share ITC's target.
+                uniform (optional), float64[B,2] in [0, 1), chooses the hard negatives: column 0 the image for each
+                text, column 1 the text for each image.
         """
         encoded = self.encode(samples)                                             # unimodal and ITG pass
         contrast = self.contrast(encoded, samples.get("image_id"))                 # similarities float[B,N]

@@ -1,6 +1,6 @@
 """LoRA adapters on a frozen language model, by peft: they train, everything else stays as it is.
 
-Adapters have float32 weights whatever the model's precision, follow `train()` with their dropout, and are the only
+Adapters have float32 weights whatever the model's precision, and their dropout follows `train()`. They are the only
 part of a language model that a checkpoint keeps.
 """
 

@@ -83,8 +83,8 @@ def wrap(model: Any, tokenizer: LanguageTokenizer, family: LMFamily, precision: 
 def prepare(model: Any, family: LMFamily) -> None:
     """What a family needs beyond its configuration.
 
-    T5 from 1.1 on (FlanT5) has an output matrix of its own, which transformers 5 ties when it builds the model; and
-    the released BLIP-2 weights go with the exact GELU.
+    T5 from 1.1 on (FlanT5) has an output matrix of its own, which transformers 5 ties when it builds the model. The
+    released BLIP-2 weights go with the exact GELU.
     """
     config = model.config
     if getattr(config, "scale_decoder_outputs", None) is False:

@@ -64,8 +64,11 @@ class Lora:
 class LMLoadOptions:
     """The switches; the defaults hold a model plainly.
 
-    quantization: of its linear layers. device_map: None, "auto" or {module: device}. grad_checkpoint: keep only what
-    enters a block and compute the block again in the backward pass. lora: adapters that train.
+    Attributes:
+        quantization: of its linear layers.
+        device_map: None, "auto" or {module: device}.
+        grad_checkpoint: keep only what enters a block and compute the block again in the backward pass.
+        lora: adapters that train.
     """
 
     quantization: Quantization | None = None

@@ -1,7 +1,7 @@
 """The weights of a transformers folder into a language model whose modules exist already, plain or in 8 or 4 bits.
 
-Quantisation is by bitsandbytes through transformers: the linear layers of the blocks are quantised while they are read;
-word embeddings, norms and the output layer keep the model's precision. Gradients reach the soft prompt; the weights get
+Quantisation is by bitsandbytes through transformers: the linear layers of the blocks are quantised while they are read.
+Word embeddings, norms and the output layer keep the model's precision. Gradients reach the soft prompt; the weights get
 none.
 """
 

@@ -1,7 +1,7 @@
 """Text to ids and back for a language model: one wrapper around a transformers tokenizer.
 
-Prompts and targets are tokenised apart and joined as ids, so that where one ends and the other begins is never in
-doubt, and the end token is never cut off.
+Prompts and targets are tokenised apart and joined as ids. The border between them is exact, and the end token is never
+cut off.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, frame, fr
 class Limits:
     """Most tokens in training; answering does not cut prompts.
 
-    prompt: of a prompt. target: of a target, its end included. together: of both, taken from the target; None: no such
-    limit. prompt_side: where a long prompt loses tokens.
+    Attributes:
+        prompt: of a prompt.
+        target: of a target, its end included.
+        together: of both, taken from the target; None: no such limit.
+        prompt_side: where a long prompt loses tokens.
     """
 
     prompt: int = 128

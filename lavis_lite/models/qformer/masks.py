@@ -1,6 +1,6 @@
 """Who may attend to whom in the Q-Former: the three patterns of BLIP-2 (section 3.2, figure 2), in one place.
 
-A mask is bool[B, 1, S, S], True if the row (the token that looks) may see the column (the token looked at); the
+A mask is bool[B, 1, S, S], True if the row (the token that looks) may see the column (the token looked at). The
 sequence is [queries | text]. Two queries q and three text tokens t, x: visible:
 
     uni_modal (ITC)      multi_modal_causal (ITG)    bidirectional (ITM)

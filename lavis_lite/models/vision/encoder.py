@@ -113,8 +113,8 @@ class VisionEncoder(nn.Module):
         """Features of every token: float[B, 3, H, W] -> float[B, P, Dv].
 
         A frozen encoder runs without autograd and outside of autocast, in its own dtype (fp16 weights are computed in
-        fp32 on a CPU), and returns float32, so its features do not depend on how the rest of the model trains. A
-        trained one follows the surrounding autocast.
+        fp32 on a CPU), and returns float32. Its features do not depend on how the rest of the model trains. A trained
+        encoder follows the surrounding autocast.
 
         Raises:
             ConfigError: images of another size or type than the encoder takes, or half-precision weights that train.
