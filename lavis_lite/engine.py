@@ -25,8 +25,8 @@ from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.features.cache import FeatureFolder
 from lavis_lite.datasets.texts import look_through
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
-from lavis_lite.evaluation import journal
-from lavis_lite.evaluation.reporting import closing_lines
+from lavis_lite.evaluation.results import closing_lines
+from lavis_lite.evaluation.resume import find_unfinished
 from lavis_lite.io import atomic
 from lavis_lite.process import exits
 from lavis_lite.process.launch import Launch, launch_from_environment
@@ -269,9 +269,9 @@ def open_run_folder(composition: Composition, checkpoint: Path | None) -> Path:
     config = composition.config
     parent = Path(config.run.output_dir)
     if config.run.evaluate and config.run.resume_evaluation:
-        stopped, told = journal.unfinished(parent, config)
-        if told:
-            print(told, flush=True)
+        stopped, message = find_unfinished(parent, config)
+        if message:
+            print(message, flush=True)
         if stopped is not None:  # how answers are scored may be another way now
             atomic.write_text(stopped / "config.yaml", to_yaml(composition))
             return stopped

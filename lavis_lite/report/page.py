@@ -9,8 +9,11 @@ the script in inert chunks; an `<img>` is made when its place comes near the scr
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -60,6 +63,20 @@ def write_report(path: Path, title: str, scores: Mapping[str, float], samples: I
     parts = {"facts": _facts(facts or {}), "others": _others(others or {}), "curves": figures(curves or {})}
     atomic.write_text(path, _page(title, parts, data, chunks))
     return path
+
+
+def make_newest(page: Path) -> Path:
+    """Give a page the second name report.html; a copy if the file system has no hard links."""
+    newest = page.with_name("report.html")
+    temporary = page.with_name(f".tmp-report.html-{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    try:
+        os.link(page, temporary)
+    except OSError:
+        shutil.copyfile(page, temporary)
+    os.replace(temporary, newest)
+    return newest
 
 
 def in_order(names: Iterable[str], first: Sequence[str]) -> list[str]:

@@ -16,7 +16,6 @@ from typing import Any
 import yaml
 
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
-from lavis_lite.report.files import read_samples
 
 RESULTS, EVALUATIONS, CONFIG = "results", "evaluations", "config.yaml"
 STARTS = ("model.load_pretrained", "model.pretrained", "model.load_finetuned", "model.finetuned",
@@ -115,7 +114,7 @@ def _read(folder: Path, split: str, step: int, path: Path) -> Results:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         metrics, weights = content["metrics"], str(content.get("weights", ""))
-        files = [read_samples(file) for file in sorted(folder.glob(f"{stem}_*samples.json"))]
+        files = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(f"{stem}_*samples.json"))]
         samples = {file["dataset"]: file["samples"] for file in files}
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise DataError(f"the results of {split!r} in {folder} are damaged ({type(fault).__name__}: {fault}); evaluate "
