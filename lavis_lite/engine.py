@@ -251,7 +251,7 @@ def lock_run_folder(run_dir: Path, checkpoint: Path | None, held: contextlib.Exi
     if checkpoint is not None and not checkpoint.exists():
         raise CheckpointError(f"{checkpoint} was removed by the run that wrote it, which was still going on; start "
                               "again with `--resume auto` to go on from its newest one.")
-    run_folder.remove_strays(run_dir.parent)
+    run_folder.remove_leftovers(run_dir.parent)
 
 
 def with_the_global_batch_of(checkpoint: Path | None, config: Config, ranks: int) -> Config:

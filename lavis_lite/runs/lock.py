@@ -1,4 +1,4 @@
-"""The right to train in a run folder: one process has it, and the system takes it back when that process ends."""
+"""The lock of a run folder: one process trains in it, and the system releases the lock when that process ends."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class RunBusyError(LavisLiteError):
 
 
 class RunLock:
-    """The lock of one run folder. It is held until `release`, or until this object or this process is gone.
+    """The lock of one run folder, held until `release` or until this object or this process ends.
 
-    On file systems without locks nothing is locked.
+    On file systems without locks it does nothing.
 
     Args:
         run_dir: the run folder; it exists.
@@ -45,15 +45,15 @@ class RunLock:
             raise RunBusyError(
                 f"another process is training in {self.run_dir}{_holder(self.run_dir)}. Stop it first, or wait until "
                 "it ends. Without --resume a run begins in a folder of its own.") from None
-        except (OSError, NotImplementedError):  # no locks here
+        except (OSError, NotImplementedError):  # a file system without locks
             return self
         facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        with contextlib.suppress(OSError):  # a full disk: the lock itself needs no room
+        with contextlib.suppress(OSError):  # a full disk; the lock itself needs no space
             (self.run_dir / HOLDER).write_text(json.dumps(facts) + "\n", encoding="utf-8")
         return self
 
     def release(self) -> None:
-        """Give the lock back and remove its files."""
+        """Release the lock and remove its files."""
         if self._lock.is_locked:
             for name in (HOLDER, LOCK):  # before the release: afterwards they may be another process's
                 (self.run_dir / name).unlink(missing_ok=True)

@@ -246,7 +246,7 @@ def test_a_validation_within_training_goes_on(tmp_path):
 
     assert in_a_child(lambda: build(tmp_path / "killed", Dies, **run).train()) == -signal.SIGKILL
     runner = build(tmp_path / "killed", **run)
-    runner.resume(checkpointing.newest_good(tmp_path / "killed", say=lambda text: None))
+    runner.resume(checkpointing.newest_good(tmp_path / "killed", log=lambda text: None))
     assert runner.step == 3
     runner.train()
     assert runner.task.ids == [*range(6, 11), 0, 2, 3, *range(6, 13)]

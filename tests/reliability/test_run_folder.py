@@ -156,23 +156,23 @@ def test_strays_of_killed_runs_are_removed_and_nothing_else(out: Path) -> None:
     other_file.write_text("not ours")
     other = holder(out / "two")
     try:
-        run_folder.remove_strays(out)
+        run_folder.remove_leftovers(out)
         assert not stray.exists() and busy.exists() and foreign.exists() and other_file.exists()
     finally:
         other.kill()
         other.wait()
-    run_folder.remove_strays(out)
+    run_folder.remove_leftovers(out)
     assert not busy.exists() and find(out) == out / "two/checkpoints/step_00000004"
 
 
 def test_the_lock_of_a_killed_run_is_removed_by_the_next_start(out: Path) -> None:
     """Also of one that was killed before its first save, whose folder nobody goes on with."""
     other = holder(out / "one")
-    run_folder.remove_strays(out)
+    run_folder.remove_leftovers(out)
     assert (out / "one" / run_lock.HOLDER).exists()  # it runs
     other.kill()
     other.wait()
-    run_folder.remove_strays(out)
+    run_folder.remove_leftovers(out)
     assert not list(out.glob("*/.lock*")) and (out / "one/checkpoints/step_00000004").exists()
 
 

@@ -110,7 +110,7 @@ def checkpoint(tmp_path: Path) -> tuple[Path, Callable[[], Any]]:
     store.save(1, ToyModel(), {"step": 1, "best": None, "optimizer": {"w": torch.ones(2)}}, "run: {}\n")
 
     def read() -> None:
-        checkpointing.newest_good(tmp_path / "out", say=lambda text: None)  # never stopped by one that is foreign
+        checkpointing.newest_good(tmp_path / "out", log=lambda text: None)  # never stopped by one that is foreign
         checkpointing.load(store.path(1), ToyModel())
 
     return store.path(1) / "manifest.json", read
