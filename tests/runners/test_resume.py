@@ -166,7 +166,7 @@ def test_a_resume_on_other_annotations_is_refused_with_the_way_on(tmp_path):
     with_rows(toy, "hash 1").train()
     folder = tmp_path / "checkpoints/step_00000002"
     with_rows(toy, "hash 1").resume(folder)
-    with pytest.raises(ConfigError, match="annotations of toy are not those .* their content is not.*model.pretrained="):
+    with pytest.raises(ConfigError, match="annotations of toy .* their content is not.*model.pretrained="):
         with_rows(toy, "hash 2").resume(folder)
     toy.build().resume(folder)  # of a data set that cannot tell, nothing is known
 
