@@ -36,7 +36,6 @@ from lavis_lite.runners.precision import pick_device
 from lavis_lite.runners.runner import Runner
 from lavis_lite.runs import EVALUATIONS, resume_evaluation
 from lavis_lite.runs import folder as run_folder
-from lavis_lite.runs.lock import RunLock
 from lavis_lite.tasks.base import BaseTask
 from lavis_lite.tasks.long_texts import long_texts
 
@@ -247,7 +246,7 @@ def lock_run_folder(run_dir: Path, checkpoint: Path | None, held: contextlib.Exi
         RunBusyError: another process trains there.
         CheckpointError: it did until now, and has removed the checkpoint.
     """
-    held.callback(RunLock(run_dir).acquire().release)
+    held.callback(run_folder.RunLock(run_dir).acquire().release)
     if checkpoint is not None and not checkpoint.exists():
         raise CheckpointError(f"{checkpoint} was removed by the run that wrote it, which was still going on; start "
                               "again with `--resume auto` to go on from its newest one.")
