@@ -37,16 +37,17 @@ class EvalProgress(ProgressHandle):
     Attributes:
         completed: finished batches by number; their rows are on rank 0 only, which reads the files.
         done: numbers of the finished batches, on all ranks.
-        writable: false if another process runs the same evaluation; then nothing is saved.
+        writable: false if another process runs the same evaluation, or its files cannot be read; nothing is saved then.
     """
 
     def __init__(self, checkpoint: EvalCheckpoint, resume: bool, tracker: Tracker, title: str,
                  stop_code: Callable[[], int]) -> None:
         self.checkpoint, self.tracker, self.title, self._stop_code = checkpoint, tracker, title, stop_code
+        self.writable = True
         earlier = self._load(resume) if distributed.is_main() else CompletedBatches()
         self.completed = earlier.batches
         done, self._parts, self.writable = distributed.broadcast_object(
-            (list(earlier.batches), earlier.parts, earlier.writable))
+            (list(earlier.batches), earlier.parts, self.writable))
         self.done = frozenset(done)
         self._bar: tuple[int, int] | None = None
         self._own = 0
@@ -55,7 +56,13 @@ class EvalProgress(ProgressHandle):
         if not resume:
             self.checkpoint.remove()
             return CompletedBatches()
-        completed, messages = self.checkpoint.load()
+        try:
+            completed, messages = self.checkpoint.load()
+        except OSError as error:
+            self.writable = False
+            completed, messages = CompletedBatches(), [
+                f"{error.filename or self.checkpoint.folder}: {error.strerror}; this evaluation begins from the start "
+                "and saves no finished batches"]
         for message in messages:
             self.tracker.say(message)
         return completed

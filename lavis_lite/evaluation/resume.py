@@ -8,6 +8,7 @@ Rank 0 reads the files of all ranks, so the number of ranks may change.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -36,12 +37,10 @@ class CompletedBatches:
 
     batches: batch number -> {"batch", "rows", "samples", "bad"}.
     parts: key -> value that a task saved while it scored, see `ProgressHandle.save`.
-    writable: whether this process may write; false if another process runs the same evaluation.
     """
 
     batches: dict[int, Entry] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
-    writable: bool = True
 
 
 class EvalCheckpoint:
@@ -75,18 +74,14 @@ class EvalCheckpoint:
         """(what the files of all ranks hold, messages about them). For rank 0, before any rank writes.
 
         A file of another evaluation under the same name is renamed, not read.
-        """
-        try:
-            return self._load()
-        except OSError as error:
-            why = f"{error.filename or self.folder}: {error.strerror}"
-            return CompletedBatches(writable=False), [f"{why}; {_FROM_START}"]
 
-    def _load(self) -> tuple[CompletedBatches, list[str]]:
+        Raises:
+            OSError: another process is writing a file, or this user may not read it.
+        """
         completed, messages = CompletedBatches(), []
         for path in self.paths():
             if _is_busy(path):
-                return CompletedBatches(writable=False), [f"another process is writing {path}: {_FROM_START}"]
+                raise OSError(errno.EAGAIN, "another process is writing it", str(path))
             header, entries = read(path)
             changed = ["it is damaged"] if header is None else differences(
                 header["evaluation"], self.header["evaluation"])
@@ -151,9 +146,6 @@ class EvalCheckpoint:
         if not self.rank:
             with contextlib.suppress(OSError):  # not empty, or never made
                 self.folder.rmdir()
-
-
-_FROM_START = "this evaluation begins from the start and saves no finished batches"
 
 
 # --- lines ------------------------------------------------------------------------------------------------------------

@@ -155,10 +155,10 @@ def _paired_rows(a: Results, b: Results) -> Rows:
         missing = [[row["id"] for row in own if row["id"] not in others],
                    [key for key in others if key not in known]]
         if any(missing):
-            differing = "; ".join(f"{len(ids)} only in {one.folder}, the first {ids[0]!r}"
-                             for ids, one in zip(missing, (a, b), strict=True) if ids)
-            raise DataError(f"{dataset} {a.split!r} does not have the same samples in both runs: {differing}. Evaluate both "
-                            "on the same annotation files.")
+            extra = "; ".join(f"{len(ids)} only in {one.folder}, the first {ids[0]!r}"
+                              for ids, one in zip(missing, (a, b), strict=True) if ids)
+            raise DataError(f"{dataset} {a.split!r} does not have the same samples in both runs: {extra}. Evaluate "
+                            "both on the same annotation files.")
         rows[dataset] = [(row, others[row["id"]]) for row in own]
     return rows
 

@@ -11,8 +11,10 @@ import torch
 
 from lavis_lite.config.schema import BuildInfo, DatasetConfig, FileConfig, RunConfig
 from lavis_lite.evaluation import fingerprint, resume
+from lavis_lite.evaluation.progress import EvalProgress
 from lavis_lite.evaluation.resume import EvalCheckpoint, decode_line, encode_line, is_plain, read
 from lavis_lite.registry import registry
+from lavis_lite.tracking.tracker import Tracker
 from tests.helpers.toy import Toy, ToyModel
 
 ODD = [0.1, -0.0, 1e-320, 2**60, math.inf, True, None, "a\u2028b\n\r\x0b", "\ud800", {"k": [1.5, {"x": "é"}]}]
@@ -64,18 +66,29 @@ def test_all_ranks_files_are_read_and_those_of_another_evaluation_set_aside(tmp_
     (tmp_path / resume.FOLDER / "val_toy_step0.rank7.jsonl").write_bytes(b"nonsense\n")
     checkpoint = EvalCheckpoint(tmp_path, "val_toy_step0", PARTS, True, 0)
     found, messages = checkpoint.load()
-    assert sorted(found.batches) == [0, 1] and found.parts == {"k0": 0, "k1": 1} and found.writable
+    assert sorted(found.batches) == [0, 1] and found.parts == {"k0": 0, "k1": 1}
     assert len(messages) == 2 and "damaged" in messages[1]
     assert "run.num_beams was 3 and is null; weights differ" in messages[0]
     checkpoint.remove()
     assert sorted(path.suffix for path in checkpoint.folder.iterdir()) == [".other", ".other"]
 
 
-def test_a_journal_that_is_being_written_is_left_alone(tmp_path):
+def refused(checkpoint):
+    """Messages of an evaluation that may not resume from a checkpoint, and writes nothing."""
+    tracker, messages = Tracker(), []
+    tracker.say = messages.append
+    progress = EvalProgress(checkpoint, True, tracker, "val toy", lambda: 0)
+    assert not progress.writable and not progress.done and not progress.completed
+    progress.save("k", 2)
+    assert checkpoint.problem == "" and checkpoint._file is None
+    return messages
+
+
+def test_a_file_that_another_process_writes_is_left_alone(tmp_path):
     writer, second = (EvalCheckpoint(tmp_path, "val_toy_step0", PARTS, True, 0) for _ in range(2))
     writer.append({"batch": 0, "rows": [], "samples": 1, "bad": []})
-    found, messages = second.load()
-    assert not found.writable and not found.batches and "another process" in messages[0]
+    messages = refused(second)
+    assert "another process" in messages[0] and "from the start" in messages[0]
     second.append({"batch": 1, "rows": [], "samples": 1, "bad": []})
     assert "another process" in second.problem
     writer.close()
@@ -165,5 +178,5 @@ def test_the_folder_of_an_evaluation_that_was_stopped_is_found(tmp_path, monkeyp
 
     monkeypatch.setattr(resume, "_is_busy", forbidden)
     assert resume.find_unfinished(tmp_path, config) == (None, "")
-    finished, messages = EvalCheckpoint(tmp_path / "d", "val_toy_step0", {}, True, 0).load()
-    assert not finished.writable and "Permission denied" in messages[0] and "from the start" in messages[0]
+    messages = refused(EvalCheckpoint(tmp_path / "d", "val_toy_step0", {}, True, 0))
+    assert "Permission denied" in messages[0] and "from the start" in messages[0]
