@@ -51,7 +51,7 @@ def entry() -> NoReturn:
 
 
 def run_command(name: str, argv: Sequence[str] | None = None) -> int:
-    """Run a command. Any error ends in one message on stderr and an exit code of docs/reliability.md."""
+    """Run a command. Any error ends in one message on stderr and a documented exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     with_traceback = TRACEBACK in arguments
     exits.report_to(None)
