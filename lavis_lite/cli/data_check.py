@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     chosen = parser().parse_args(list(argv))
     if chosen.images < 0 or chosen.samples < 1:
         raise ConfigError("--images must be at least 0 and --samples at least 1.")
-    how = thoroughness(chosen)
+    how = check_options(chosen)
     name, section, notes, training = chosen_section(chosen)
     report = examine(chosen.target, builder_of(name, section), how, chosen.splits, notes, training)
     print(json.dumps(report.as_json(), indent=1, ensure_ascii=True) if chosen.json else report)
@@ -97,12 +97,12 @@ def is_file(chosen: argparse.Namespace) -> bool:
     return chosen.cfg_path is None and chosen.target not in dataset_names() and bool(path.suffix or path.exists())
 
 
-def thoroughness(chosen: argparse.Namespace) -> Thoroughness:
+def check_options(chosen: argparse.Namespace) -> Thoroughness:
     """How much is looked at, with the tokenizer loaded."""
     from lavis_lite.models.text_tokens import TextTokenizer
 
     tokenizer = TextTokenizer(chosen.tokenizer)
-    tokenizer.lengths(["a"])  # one that is not here is told of now
+    tokenizer.lengths(["a"])  # reports a missing one now
     return Thoroughness(tokenizer.lengths, chosen.tokenizer, chosen.max_tokens, chosen.images, chosen.sheet,
                         chosen.samples)
 

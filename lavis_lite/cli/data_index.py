@@ -23,10 +23,10 @@ def main(argv: Sequence[str]) -> int:
     arguments.add_argument("folder", type=Path, metavar="DIR")
     arguments.add_argument("--keep", nargs="+", default=[], metavar="FIELD",
                            help="fields of the samples' JSON to keep in the rows, besides the caption")
-    arguments.add_argument("--skip-bad", action="store_true", help="skip faulty samples and list them")
+    arguments.add_argument("--skip-bad", action="store_true", help="skip samples with errors and list them")
     arguments.add_argument("--dots", choices=get_args(Dots), default="auto",
-                           help="which dot of a member's name ends its sample's key: the first (webdataset), the "
-                                "last, or auto: the last if a picture and a text then share a key")
+                           help="which dot of a member's name ends its sample's key: first (webdataset), last or auto. "
+                                "auto takes the last if a picture and a text then share a key")
     arguments.add_argument("--again", action="store_true", help="write the index again")
     arguments.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read")
     chosen = arguments.parse_args(list(argv))

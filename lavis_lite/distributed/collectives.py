@@ -179,7 +179,7 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 
 class _AllGatherGrad(torch.autograd.Function):
-    """all_gather whose backward sums every rank's gradient of this rank's rows."""
+    """all_gather with a backward that sums every rank's gradient of this rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """How the processes of a run find each other, also after restarts.
 
 The store of a launcher (torchrun's outlives its workers) may still hold keys of an earlier attempt. So each process
-writes a fresh nonce, rank 0 publishes the roster of all nonces, and a rank confirms a roster only if it contains its
+writes a fresh nonce, and rank 0 publishes the roster of all nonces. A rank confirms a roster only if it contains its
 own nonce. After all ranks have confirmed the same roster, its hash is the prefix of all later keys. So no attempt reads
 the keys of another, however the launcher counts its attempts.
 """
@@ -148,7 +148,7 @@ def _port(text: str) -> int:
 
 
 def _get(store: Store, key: str) -> str | None:
-    """A value, or None at once if there is none."""
+    """A value; None at once if the key is missing."""
     name = f"{_PREFIX}/{key}"
     return store.get(name).decode() if store.check([name]) else None
 

@@ -45,7 +45,7 @@ class Evaluator:
         bad_samples: counts samples that could not be read.
         run_dir: the run folder; unfinished evaluations are saved in it.
         tracker: shows the bar and messages.
-        stop_code: returns the exit code of a pending signal; 0: there is none.
+        stop_code: returns the exit code of a pending signal; 0: no signal.
 
     Attributes:
         predictions: by data set, of the split evaluated last, if the task has any.

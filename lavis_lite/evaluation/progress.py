@@ -32,7 +32,7 @@ class EvalProgress(ProgressHandle):
         resume: whether to load what an earlier try finished; else it is removed.
         tracker: shows the bars.
         title: of the bars, `<split> <data set>`.
-        stop_code: returns the exit code of a pending signal; 0: there is none.
+        stop_code: returns the exit code of a pending signal; 0: no signal.
 
     Attributes:
         completed: finished batches by number; their rows are on rank 0 only, which reads the files.

@@ -1,10 +1,10 @@
 """What an evaluation writes: scores, predictions, samples, and the page to look through. Rank 0 only.
 
-    results/<split>_step<N>.json               scores
-    results/<split>_step<N>_predictions.json   predictions, if the task has any; some servers prescribe another name
-    results/<split>_step<N>_samples.json       scores, prediction, references of every sample; `compare` reads it
-    results/<split>_report.html                the page of the split's latest evaluation
-    results/report.html                        the page of the evaluation that came last
+- `results/<split>_step<N>.json`: scores.
+- `results/<split>_step<N>_predictions.json`: predictions, if the task has any. Some servers prescribe another name.
+- `results/<split>_step<N>_samples.json`: scores, prediction and references of every sample, which `compare` reads.
+- `results/<split>_report.html`: the page of the split's latest evaluation.
+- `results/report.html`: the page of the latest evaluation of all.
 
 If a split is in several data sets, `_<data set>` is inserted before the last word.
 """

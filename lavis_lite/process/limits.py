@@ -120,5 +120,5 @@ def _shm_free() -> int:
 def _memory(text: str) -> str:
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", text)
     device = "the GPU's memory" if "CUDA" in text or "HIP" in text else "memory"
-    return (f"{device} ran out{f' when {asked[1]} were asked for' if asked else ''}. Lower run.batch_size_train (and "
-            "raise run.accum_grad_iters by as much), run.batch_size_eval or run.num_workers, or set run.amp=true.")
+    return (f"{device} ran out{f' when {asked[1]} were requested' if asked else ''}. Lower run.batch_size_train (and "
+            "raise run.accum_grad_iters by as much), run.batch_size_eval or run.num_workers. Or set run.amp=true.")

@@ -74,8 +74,8 @@ def compare(a: Path, b: Path, split: str | None = None) -> Comparison:
     """Compare two runs.
 
     Args:
-        a, b: each a run folder (its own results and those of its evaluations), a folder above runs (the run with the
-            newest results is taken), or one results folder.
+        a, b: run folders or results folders. A run folder has its own results and those of its evaluations. Of a folder
+            above runs, the run with the newest results is taken.
         split: only this one.
 
     Raises:

@@ -1,8 +1,8 @@
 """report.html: one self-contained file to look through an evaluation.
 
-Texts are stored as JSON in an inert script element, with `<`, `>`, `&` and everything but ASCII escaped, and are shown
-as text, never as HTML. A content policy allows the page its own script (by hash) and its own pictures, and nothing
-else: no network, no script out of a caption. Thumbnails follow the script in inert chunks; an `<img>` is made shortly
+Texts are stored as JSON in an inert script element, with `<`, `>`, `&` and everything but ASCII escaped. They are shown
+as text, never as HTML. A content policy allows the page its own script (by hash) and its own pictures. It allows no
+network and no script out of a caption. Thumbnails follow the script in inert chunks; an `<img>` is made shortly
 before it is visible.
 """
 
@@ -53,7 +53,7 @@ def write_report(path: Path, title: str, scores: Mapping[str, float], samples: I
     """
     every = list(samples)
     shown = evenly(every, most)
-    pictures = _Pictures()
+    pictures = _PictureList()
     rows = [_row(sample, pictures) for sample in shown]
     mains = list(dict.fromkeys(next(iter(sample.scores)) for sample in shown if sample.scores))
     chunks, missing = _chunks(pictures.every)
@@ -112,7 +112,7 @@ def evenly(samples: Sequence[ReportSample], most: int) -> Sequence[ReportSample]
     return [samples[number * len(samples) // most] for number in range(most)]
 
 
-class _Pictures:
+class _PictureList:
     """Pictures in order of first appearance, each name once."""
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class _Pictures:
         return self._index[picture.name]
 
 
-def _row(sample: ReportSample, pictures: _Pictures) -> dict[str, Any]:
+def _row(sample: ReportSample, pictures: _PictureList) -> dict[str, Any]:
     """A sample as JSON with short keys, without empty values. The id is text: a browser rounds numbers above 2**53."""
     row = {"i": str(sample.id), "h": _short(sample.context), "p": _short(sample.prompt), "a": _short(sample.prediction),
            "g": sample.group or None, "r": [_short(text) for text in sample.references] or None,
@@ -139,7 +139,7 @@ def _row(sample: ReportSample, pictures: _Pictures) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value is not None and value != ""}
 
 
-def _candidate(one: Candidate, pictures: _Pictures) -> dict[str, Any]:
+def _candidate(one: Candidate, pictures: _PictureList) -> dict[str, Any]:
     row = {"x": _short(one.text), "v": None if one.value is None else finite(one.value),
            "w": None if one.share is None else round(one.share, 4), "ok": one.right or None,
            "t": pictures.index(one.picture)}

@@ -33,7 +33,7 @@ class Results:
 
     Attributes:
         metrics: of the split.
-        samples: data set -> rows of the samples file, in its order; empty if there is none.
+        samples: data set -> rows of the samples file, in its order; empty without such a file.
         weights: the source of the weights, in one line; "": unknown.
     """
 

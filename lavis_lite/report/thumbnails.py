@@ -29,7 +29,7 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A JPEG as base64, or the reason why there is none."""
+    """A JPEG as base64, or the reason why it is missing."""
 
     data: str = ""
     error: str = ""
@@ -51,7 +51,7 @@ def thumbnails(pictures: Sequence[Picture], budget: int = BUDGET) -> Iterator[Th
 
 
 def _load(picture: Picture) -> tuple[str, bytes | Image.Image | str]:
-    """(name, content), or (name, the reason why there is none)."""
+    """(name, content), or (name, the reason why it is missing)."""
     try:
         return picture.name, picture.load()
     except DataError as error:

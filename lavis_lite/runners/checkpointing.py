@@ -231,7 +231,7 @@ def verify(folder: Path) -> list[str]:
 
 
 def newest_good(output_dir: Path, log: Callable[[str], None] = print) -> Path | None:
-    """The undamaged checkpoint that was saved last under `output_dir` (or in one run folder); None: there is none.
+    """The undamaged checkpoint that was saved last under `output_dir` (or in one run folder); None: no checkpoint.
 
     Damaged checkpoints are skipped, and `log` receives the reason.
     """

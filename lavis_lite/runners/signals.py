@@ -25,7 +25,7 @@ class Interrupted(LavisLiteError):
 
     Attributes:
         exit_code: of the process, see `lavis_lite.process.exits.code_of`.
-        checkpoint: the folder to resume from; None: there is none, and the message says what else is kept.
+        checkpoint: the folder to resume from; None: no checkpoint, and the message says what else is kept.
     """
 
     same_on_all_ranks = True
@@ -33,7 +33,7 @@ class Interrupted(LavisLiteError):
     def __init__(self, exit_code: int, checkpoint: Path | None, step: int, kept: str = "") -> None:
         self.exit_code, self.checkpoint, self.step = exit_code, checkpoint, step
         if checkpoint:
-            kept = f"saved in {checkpoint}; go on with `--resume auto`"
+            kept = f"saved in {checkpoint}; continue with `--resume auto`"
         super().__init__(f"stopped by a signal after step {step}; {kept or 'nothing had to be saved'}.")
 
 

@@ -1,6 +1,6 @@
 """From what a user calls a run to one of its checkpoints.
 
-A run is named by its folder, by one of its checkpoint folders, or by a folder above runs, which stands for the run that
+A run is named by its folder, by one of its checkpoint folders, or by a folder above runs. The latter names the run that
 saved last.
 """
 

@@ -26,7 +26,7 @@ _LEFTOVERS = (".tmp-step_*", ".old-step_*", ".tmp-probe*", ".tmp-last.json-*", "
 
 
 def newest_to_resume(output_dir: Path, start_over: bool) -> Path | None:
-    """The newest good checkpoint under `output_dir`; None if there is none at all.
+    """The newest good checkpoint under `output_dir`; None if there are no checkpoints.
 
     Args:
         output_dir: the parent of run folders.
