@@ -12,7 +12,7 @@ from PIL import Image
 
 from lavis_lite.datasets.controls import Controlled
 from lavis_lite.datasets.media.images import ImageFolder
-from lavis_lite.evaluation.journal import is_plain
+from lavis_lite.evaluation.resume import is_plain
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
 from lavis_lite.tasks.likelihood import KEPT, likeliest
 from lavis_lite.tasks.pretrain import ImageTextPretrainTask, PretrainRunConfig

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.loading.collate import collate
+from lavis_lite.datasets.loading.pending import PendingBatches
 from lavis_lite.datasets.loading.policy import EvaluationSamples, Failure, TrainingSamples
-from lavis_lite.datasets.loading.remaining import Remaining
 from lavis_lite.datasets.loading.sampler import EvalBatches, RankBatches, SampleOrder
 from lavis_lite.datasets.loading.workers import WorkerIterator
 from lavis_lite.errors import DataError
@@ -90,7 +90,7 @@ def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int
                 share_pictures: bool = False, done: Container[int] = ()) -> Loader:
     """This rank's batches of an evaluation data set: each row on exactly one rank, in the data set's own order.
 
-    Its `batch_sampler` is a `Remaining`, which knows the batches' numbers.
+    Its `batch_sampler` is a `PendingBatches`, which knows the batches' numbers.
 
     Args:
         dataset: a `BaseDataset`, or any map-style data set, whose rows are taken as they stand.
@@ -101,7 +101,7 @@ def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int
     """
     samples = EvaluationSamples(dataset, run_cfg.seed, run_cfg.on_bad_sample, share_pictures)
     order = dataset.evaluation_order() if hasattr(dataset, "evaluation_order") else None
-    batches = Remaining(EvalBatches(len(samples), run_cfg.batch_size_eval, order=order), done, rank, world_size)
+    batches = PendingBatches(EvalBatches(len(samples), run_cfg.batch_size_eval, order=order), done, rank, world_size)
     return Loader(samples, batch_sampler=batches, **_settings(run_cfg))
 
 
