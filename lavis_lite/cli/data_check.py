@@ -17,9 +17,8 @@ from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.annotations.readers import FileFormat, check_suffix
 from lavis_lite.datasets.annotations.text_files import Quoting
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
-from lavis_lite.datasets.doctor.examine import Thoroughness, examine
-from lavis_lite.datasets.doctor.guess import guess
-from lavis_lite.datasets.doctor.recipe import Goal, write_recipe
+from lavis_lite.datasets.validate.checks import CheckOptions, examine
+from lavis_lite.datasets.validate.recipe import Goal, guess, write_recipe
 from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
 
@@ -72,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     chosen = parser().parse_args(list(argv))
     if chosen.images < 0 or chosen.samples < 1:
         raise ConfigError("--images must be at least 0 and --samples at least 1.")
-    how = thoroughness(chosen)
+    how = check_options(chosen)
     name, section, notes, training = chosen_section(chosen)
     report = examine(chosen.target, builder_of(name, section), how, chosen.splits, notes, training)
     print(json.dumps(report.as_json(), indent=1, ensure_ascii=True) if chosen.json else report)
@@ -101,13 +100,13 @@ def is_file(chosen: argparse.Namespace) -> bool:
     return chosen.cfg_path is None and chosen.target not in dataset_names() and bool(path.suffix or path.exists())
 
 
-def thoroughness(chosen: argparse.Namespace) -> Thoroughness:
+def check_options(chosen: argparse.Namespace) -> CheckOptions:
     """How much is looked at, with the tokenizer loaded."""
     from lavis_lite.models.text_tokens import TextTokenizer
 
     tokenizer = TextTokenizer(chosen.tokenizer)
     tokenizer.lengths(["a"])  # one that is not here is told of now
-    return Thoroughness(tokenizer.lengths, chosen.tokenizer, chosen.max_tokens, chosen.images, chosen.sheet,
+    return CheckOptions(tokenizer.lengths, chosen.tokenizer, chosen.max_tokens, chosen.images, chosen.sheet,
                         chosen.samples)
 
 

@@ -1,7 +1,4 @@
-"""Caption data sets of images or videos: one sample per caption for training, one per image for evaluation.
-
-Samples of videos have `video` float32[3, T, H, W] where those of images have `image` float32[3, H, W].
-"""
+"""Caption data sets of images or videos: one sample per caption for training, one per image for evaluation."""
 
 from __future__ import annotations
 
@@ -211,3 +208,22 @@ def _last_number(name: int | str | None) -> int | None:
         return name
     digits = re.search(r"(?<!\d)\d{1,18}$", name)
     return int(digits.group()) if digits else None
+
+
+class RetrievalDataset(CaptionDataset):
+    """Training pairs; image_id tells which texts belong to the same image, so that none serves as its negative."""
+
+
+class RetrievalEvalDataset(CaptionEvalDataset):
+    """Evaluation gallery: samples carry only image float32[3, H, W], index int, image_id int and instance_id str.
+
+    Texts are not part of the samples: the task encodes `text` (all captions) itself.
+    """
+
+    sample_keys: tuple[str, ...] = ("image", "image_id", "index", "instance_id")
+
+    def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
+        """One image; `picture` stands in its place."""
+        sample = super().sample(index, rng, picture)
+        sample.pop("text_input", None)
+        return sample

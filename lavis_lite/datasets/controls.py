@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 
 from lavis_lite.datasets.base import BaseDataset, Sample
-from lavis_lite.datasets.loading.randomness import permutation, word
+from lavis_lite.datasets.loading.randomness import hash64, permutation
 from lavis_lite.errors import DataError
 
 Control = Literal["none", "wrong_image", "blind"]
 _SEED = 5
 
 
-class Controlled(BaseDataset):
+class AblatedImages(BaseDataset):
     """An evaluation data set with other pictures.
 
     wrong_image: every picture is replaced by another one of the split, always the same; each picture is used for
@@ -83,5 +83,5 @@ def _others(dataset: Any) -> dict[str, int]:
     if len(first) < 2:
         raise DataError("run.control=wrong_image needs at least two different images in the split.")
     names = list(first)
-    ring = [names[place] for place in permutation(word(_SEED), len(names)).tolist()]
+    ring = [names[place] for place in permutation(hash64(_SEED), len(names)).tolist()]
     return {name: first[other] for name, other in zip(ring, [*ring[1:], ring[0]], strict=True)}

@@ -19,8 +19,7 @@ from lavis_lite.capfilt.ranker import QFormerRanker, grouped, load_clip
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import BuildInfo, FileConfig
 from lavis_lite.datasets.annotations.tables import RowTable
-from lavis_lite.datasets.builders.images import ImageDatasetConfig
-from lavis_lite.datasets.builders.shards import ImageShardBuilder
+from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageShardBuilder
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.shards.index import ShardIndex
 from lavis_lite.errors import ConfigError, DataError

@@ -1,23 +1,144 @@
-"""CSV and TSV files -> rows. What is guessed of a file (delimiter, quoting, header) is doubted, row by row.
-
-Cells separated by a tab have no quotation marks around them, unless every cell that begins with one is a whole quoted
-cell; other cells may be quoted as RFC 4180 says, with line breaks in them.
-"""
+"""CSV and TSV files -> rows. What is guessed of a file (delimiter, quoting, header) is doubted, row by row."""
 
 from __future__ import annotations
 
+import ast
 import csv
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lavis_lite.datasets.annotations.json_files import NumberedRow
-from lavis_lite.datasets.annotations.json_text import BadRow
-from lavis_lite.datasets.annotations.table_header import NAMES, Header
+from lavis_lite.datasets.annotations.json_files import DECODER, BadRow, DuplicateKeyError, NumberedRow
 from lavis_lite.datasets.annotations.text_files import FileFormat, lines_of
 from lavis_lite.errors import ConfigError, DataError
+
+_CLOSING = {"[": "]", "{": "}", "(": ")"}
+_LIST_OF_TEXTS = re.compile(r"""\[\s*['"].*\]|\(\s*['"].*['"]\s*,?\s*\)""", re.DOTALL)
+_NOT_A_LITERAL = (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
+
+
+def cell_value(cell: str) -> Any:
+    """What a cell says: its text as it is, or the list or object that is written in it.
+
+    `["a dog", "a cat"]`, `['a dog', 'a cat']` and `('a dog', 'a cat')` are lists; `[sic]` and `(a dog)` are texts.
+
+    Raises:
+        ValueError: a list that cannot be read for certain; the message is a clause.
+    """
+    bare = cell.strip()
+    if not bare or _CLOSING.get(bare[0]) != bare[-1]:
+        return cell
+    found = _json_list(bare)
+    if found is None:
+        found = _python_list(bare)
+    if found is None and _LIST_OF_TEXTS.fullmatch(bare):
+        raise ValueError(f'looks like a list, but is none: {bare[:80]!r}. Write it as JSON: ["one text", "another"]')
+    return cell if found is None else found
+
+
+def _json_list(bare: str) -> Any:
+    try:
+        return DECODER.decode(bare)
+    except DuplicateKeyError:
+        raise
+    except (ValueError, RecursionError):
+        return None
+
+
+def _python_list(bare: str) -> Any:
+    """A list, a tuple of texts or a dictionary as Python prints them; None for all else."""
+    try:
+        value = ast.literal_eval(bare)
+        joined = isinstance(value, list | tuple) and _texts_without_commas(bare)
+    except _NOT_A_LITERAL:
+        return None
+    if isinstance(value, set):
+        raise ValueError("is a Python set, which has no order; write a JSON list")
+    if joined:
+        raise ValueError(f"is a list without commas, as NumPy prints it: {bare[:80]!r}; write a JSON list")
+    if isinstance(value, tuple):
+        return list(value) if value and all(isinstance(item, str) for item in value) else None
+    return value if isinstance(value, list | dict) else None
+
+
+def _texts_without_commas(bare: str) -> bool:
+    """Whether two texts follow each other; Python would join them to one."""
+    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(bare).readline)
+             if token.type not in (tokenize.NL, tokenize.NEWLINE)]
+    return any(kinds[at:at + 2] == [tokenize.STRING] * 2 for at in range(len(kinds)))
+
+
+NAMES = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+"""delimiters in words"""
+_MEDIA_FILE = re.compile(r".+\.(jpe?g|png|webp|gif|bmp|tiff?|mp4|avi|mkv|webm|mov)", re.IGNORECASE)
+
+
+class Header:
+    """The names of the columns.
+
+    A column without a name has empty cells, or is the first one and numbers the rows, as pandas writes it.
+
+    Args:
+        path: the file. line: where the header is. cells: its cells.
+        delimiter: what separates cells, for messages.
+
+    Raises:
+        DataError: a name stands twice, or the first line looks like a row.
+    """
+
+    def __init__(self, path: Path, line: int, cells: list[str], delimiter: str) -> None:
+        self.delimiter = delimiter
+        self.names = [cell.strip() for cell in cells]
+        named = [name for name in self.names if name]
+        twice = next((name for name in named if named.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"{path}:{line}: column {twice!r} stands twice in the header; give each a name of its own.")
+        file = next((name for name in named if _MEDIA_FILE.fullmatch(name)), None)
+        if file is not None:
+            raise DataError(f"{path}:{line}: {file!r} looks like a file of a row, not like the name of a column; begin "
+                            f"the file with a header, such as image{delimiter}caption.")
+        self._fewest = max(at for at, name in enumerate(self.names, 1) if name)
+
+    def row(self, cells: list[str]) -> dict[str, Any] | BadRow:
+        """{column: cell} of a row's cells."""
+        if len(cells) > len(self.names):
+            return BadRow(f"{_cells(len(cells) - len(self.names), 'more')} than the header has; "
+                          + self._advice([cell for cell in cells[len(self.names):] if cell.strip()] == []))
+        if len(cells) < self._fewest:
+            return BadRow(f"{_cells(self._fewest - len(cells), 'fewer')} than the header has; it has "
+                          f"{len(self.names)}: {', '.join(map(repr, self.names[:8]))}")
+        if [cell.strip() for cell in cells] == self.names:
+            return BadRow("is the header once more, as if two files were joined")
+        row: dict[str, Any] = {}
+        for at, (name, cell) in enumerate(zip(self.names, cells, strict=False)):
+            if name:
+                try:
+                    row[name] = cell_value(cell)
+                except ValueError as fault:
+                    return BadRow(f"field {name!r} {fault}")
+            elif cell.strip() and not (at == 0 and cell.strip().isdigit()):
+                return BadRow(f"column {at + 1} has no name in the header, but {cell[:80]!r} in this row; name the "
+                              f"column, or {self._advice(False)}")
+        return row
+
+    def _advice(self, only_empty: bool) -> str:
+        if only_empty:
+            return "the last are empty: end the header with the same delimiter, or remove it from the rows"
+        mark = NAMES.get(self.delimiter, repr(self.delimiter)).removeprefix("a ")
+        if self.delimiter == "\t":
+            return f"a text may hold no {mark}"
+        others = [name for other, name in NAMES.items() if other != self.delimiter and other in "".join(self.names)]
+        hint = f". If {others[0]} separates the columns, set `delimiter`" if others else ""
+        return f"quote texts that hold a {mark}{hint}"
+
+
+def _cells(count: int, what: str) -> str:
+    return f"{count} {what} cell{'s' if count > 1 else ''}"
+
 
 DELIMITERS = (",", ";", "\t", "|")
 _SPELLED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}

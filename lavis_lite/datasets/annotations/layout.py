@@ -20,7 +20,7 @@ from lavis_lite.datasets.annotations.rows import (
     text,
 )
 from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
-from lavis_lite.datasets.files.patterns import ImagePattern
+from lavis_lite.datasets.files.image_paths import ImagePattern
 from lavis_lite.errors import ConfigError, did_you_mean
 
 COLUMNS = {"question": "question", "answers": "answers", "answer": "answer", "question_id": "question_id",

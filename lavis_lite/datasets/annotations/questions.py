@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lavis_lite.datasets.annotations.columns import NamedColumns
+from lavis_lite.datasets.annotations.json_files import COMPANIONS
 from lavis_lite.datasets.annotations.layout import EXTRAS, LABELS, Layout, answer_texts
-from lavis_lite.datasets.annotations.named import NamedColumns
 from lavis_lite.datasets.annotations.readers import read_folder, read_members
 from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable, checked_row, file_name, no_row
-from lavis_lite.datasets.annotations.wrapped import COMPANIONS
 from lavis_lite.errors import DataError
 
 __all__ = ["Layout", "answer_texts", "read_questions"]

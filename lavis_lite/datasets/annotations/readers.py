@@ -11,16 +11,18 @@ from typing import Any
 
 from lavis_lite.datasets.annotations.delimited import table_rows
 from lavis_lite.datasets.annotations.json_files import (
+    DECODER,
+    BadRow,
     NumberedRow,
+    json_fault,
     json_object,
     list_rows,
     object_members,
+    object_rows,
     read_folder,
     skip_space,
 )
-from lavis_lite.datasets.annotations.json_text import DECODER, BadRow, json_fault
 from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat, lines_of, read_text
-from lavis_lite.datasets.annotations.wrapped import object_rows
 from lavis_lite.errors import DataError
 
 __all__ = ["SUFFIXES", "BadRow", "FileFormat", "NumberedRow", "check_suffix", "json_object", "read_folder",

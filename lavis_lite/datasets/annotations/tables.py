@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lavis_lite.datasets.files.blocks import LazyArray
-from lavis_lite.datasets.files.mapped import Mapped, write_arrays
+from lavis_lite.datasets.files.mapped import LazyArray, Mapped, write_arrays
 
 Row = dict[str, Any]
 ELEMENT = "text"

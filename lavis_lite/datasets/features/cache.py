@@ -39,6 +39,8 @@ class FeatureFolder(ImageFolder):
         DataError: it is not complete, or damaged.
     """
 
+    has_previews = False
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.manifest = _manifest(root)

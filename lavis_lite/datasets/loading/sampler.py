@@ -17,15 +17,15 @@ from torch.utils.data import Sampler
 from lavis_lite.datasets.loading.randomness import (
     MIX,
     ORDER,
+    hash64,
     negative_uniforms,
     permutation,
     sample_rng,
     uniforms,
-    word,
 )
 from lavis_lite.errors import ConfigError, DataError
 
-__all__ = ["EvalBatches", "RankBatches", "SampleKey", "SampleOrder", "negative_uniforms", "sample_rng"]
+__all__ = ["EvalBatches", "RankBatches", "SampleKey", "GlobalSampler", "negative_uniforms", "sample_rng"]
 
 _BLOCK = 1 << 16
 """steps whose data set is chosen at once in ratio mixing"""
@@ -44,7 +44,7 @@ class SampleKey(NamedTuple):
     """global count of samples before it in the run: step * global batch + place in the global batch"""
 
 
-class SampleOrder:
+class GlobalSampler:
     """Step -> its global batch.
 
     Args:
@@ -53,7 +53,7 @@ class SampleOrder:
         global_batch: samples per optimizer step over all ranks and micro-batches.
         ratios: one probability weight per data set (any scale) for ratio mixing; None: concat.
         blocks: per data set the sizes of its shards, or None where it is in none; absent: samples are shuffled freely.
-        window: samples; with `blocks`, the order is a `BlockShuffle`.
+        window: samples; with `blocks`, the order is a `ShardShuffle`.
 
     Raises:
         DataError: a data set (concat: all together) has fewer samples than one global batch.
@@ -67,7 +67,7 @@ class SampleOrder:
         self._weights = None if ratios is None else _checked_ratios(ratios, len(self.sizes))
         self._check_sizes()
         self._starts = np.cumsum([0, *self.sizes])
-        self._mix = _MixCounts(word(MIX, seed), self._weights) if self._weights is not None else None
+        self._mix = _MixCounts(hash64(MIX, seed), self._weights) if self._weights is not None else None
         self._blocks = None if blocks is None else [_blocks(own, size) for own, size in zip(blocks, sizes, strict=True)]
         self._window = window
         self._shuffled: dict[int, tuple[int, Shuffle]] = {}
@@ -113,7 +113,7 @@ class SampleOrder:
         epoch, place = divmod(draw, size // self.global_batch)
         held = self._shuffled.get(pool)
         if held is None or held[0] != epoch:
-            held = self._shuffled[pool] = (epoch, self._shuffle(pool, size, word(ORDER, self.seed, pool, epoch)))
+            held = self._shuffled[pool] = (epoch, self._shuffle(pool, size, hash64(ORDER, self.seed, pool, epoch)))
         return epoch, held[1](place * self.global_batch, (place + 1) * self.global_batch)
 
     def _shuffle(self, pool: int, size: int, base: int) -> Shuffle:
@@ -121,7 +121,7 @@ class SampleOrder:
             shuffled = permutation(base, size)
             return lambda first, end: shuffled[first:end]
         sizes = self._blocks[pool] if pool >= 0 else [block for own in self._blocks for block in own]
-        return BlockShuffle(base, sizes, self._window)
+        return ShardShuffle(base, sizes, self._window)
 
 
 Shuffle = Callable[[int, int], NDArray[np.int64]]
@@ -136,21 +136,21 @@ def _blocks(own: Sequence[int] | None, size: int) -> list[int]:
     return [min(_LOOSE_BLOCK, size - start) for start in range(0, size, _LOOSE_BLOCK)]
 
 
-class BlockShuffle:
+class ShardShuffle:
     """One epoch's order in which neighbours come from few shards.
 
     The shards are shuffled and laid end to end; this line is cut into windows, and each window is shuffled. So a
     window's samples come from as many shards as it has room for, any part costs the same, and nothing is remembered.
 
     Args:
-        base: names the epoch's stream, a `word`.
+        base: names the epoch's stream, a `hash64`.
         sizes: samples of each shard, in the order of the rows.
         window: samples that are shuffled among each other.
     """
 
     def __init__(self, base: int, sizes: Sequence[int], window: int) -> None:
         self.base, self.window = base, window
-        shards = permutation(word(base, 0), len(sizes))
+        shards = permutation(hash64(base, 0), len(sizes))
         lengths = np.asarray(sizes, np.int64)
         self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])[shards]
         """first row of each shard, as they are laid"""
@@ -175,7 +175,7 @@ class BlockShuffle:
     def _window(self, number: int) -> NDArray[np.int64]:
         if self._held is None or self._held[0] != number:
             size = min(self.window, self.size - number * self.window)
-            self._held = number, permutation(word(self.base, 1, number), size)
+            self._held = number, permutation(hash64(self.base, 1, number), size)
         return self._held[1]
 
 
@@ -235,7 +235,7 @@ class RankBatches(Sampler[list[SampleKey]]):
         ConfigError: batch_size * world_size * accum is not the order's global batch.
     """
 
-    def __init__(self, order: SampleOrder, rank: int, world_size: int, batch_size: int, accum: int,
+    def __init__(self, order: GlobalSampler, rank: int, world_size: int, batch_size: int, accum: int,
                  start_step: int, end_step: int) -> None:
         if batch_size * world_size * accum != order.global_batch:
             raise ConfigError(

@@ -1,12 +1,20 @@
-"""Image files -> RGB pictures, or one clear reason why not.
-
-Files are somebody else's: the pixel count is checked from the header before anything is decoded, only picture formats
-are tried (Pillow's PostScript reader would run a program), and a name may not lead out of the image folder.
-"""
+"""Image files -> RGB pictures, or one clear reason why not."""
 
 from __future__ import annotations
 
 import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lavis_lite.processors.rgb import orientation, upright
+
+try:
+    import simplejpeg
+except ImportError:  # no wheel for this platform
+    simplejpeg = None
 import os
 import random
 import stat
@@ -15,16 +23,55 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from lavis_lite.datasets.files.alike import why_absent
-from lavis_lite.datasets.files.confine import Confinement, is_system_file
-from lavis_lite.datasets.media.jpeg import Pixels, decode_jpeg
+from lavis_lite.datasets.files.names import Confinement, is_system_file, why_absent
 from lavis_lite.errors import DataError
 from lavis_lite.processors.rgb import to_rgb
+
+Pixels = NDArray[np.uint8]
+"""uint8[H, W, 3], upright RGB"""
+_START = b"\xff\xd8\xff"
+_MARKER, _SCAN, _NOTES = 0xFF, 0xDA, 0xE1
+"""what every segment begins with; the segment before the compressed data; those of EXIF and XMP"""
+_COLOUR_SPACES = ("YCbCr", "RGB", "Gray")
+"""CMYK is Pillow's business, which knows Adobe's inverted kind"""
+
+
+def decode_jpeg(content: bytes, max_pixels: int) -> Pixels | None:
+    """Upright RGB pixels of a JPEG; None: no JPEG, too large, damaged or of a rare kind: Pillow decodes or refuses it.
+
+    Args:
+        content: the whole file.
+        max_pixels: width x height above which nothing is decoded.
+    """
+    if simplejpeg is None or not content.startswith(_START):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        if width * height > max_pixels or colours not in _COLOUR_SPACES:
+            return None
+        pixels: Any = simplejpeg.decode_jpeg(content, "RGB")
+    except ValueError:  # also what Pillow only warns of
+        return None
+    if not _has_notes(content):
+        return pixels
+    with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+        return upright(pixels, orientation(image))
+
+
+def _has_notes(content: bytes) -> bool:
+    """Whether there is EXIF or XMP that may say how to turn the picture; True where the segments cannot be followed."""
+    place = 2
+    while place + 4 <= len(content) and content[place] == _MARKER:
+        kind = content[place + 1]
+        if kind in (_SCAN, _NOTES):
+            return kind == _NOTES
+        # a marker may be padded with more bytes 255
+        place += 1 if kind == _MARKER else 2 + int.from_bytes(content[place + 2:place + 4], "big")
+    return True
+
 
 MAX_PIXELS = 64_000_000
 """largest width x height that is decoded: 192 MB as RGB"""
@@ -179,6 +226,8 @@ class ImageFolder:
 
     key = "image"
     """what samples call a view of a file"""
+    has_previews = True
+    """whether a person can be shown what is in the folder"""
 
     def __init__(self, root: Path | str, max_pixels: int = MAX_PIXELS, follow_links: bool = True) -> None:
         self.root, self.max_pixels, self.follow_links = Path(root), max_pixels, follow_links
@@ -238,6 +287,10 @@ class ImageFolder:
             return path.read_bytes()
         except OSError as fault:
             raise BadSample(path, f"cannot be read ({fault.strerror or fault})") from fault
+
+    def preview(self, name: str) -> bytes | Image.Image:
+        """What a person can be shown of a file: its bytes, or of a video its middle frame; errors as `read`."""
+        return self.read(name)
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
         """What an image processor makes of a file: decoded straight to pixels where the processor takes those."""

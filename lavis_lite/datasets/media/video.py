@@ -2,15 +2,196 @@
 
 from __future__ import annotations
 
+import importlib
 import random
-from collections.abc import Callable
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder, check_regular
-from lavis_lite.datasets.media.video_readers import READERS, VideoReader
+import numpy as np
+from PIL import Image
+
+from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder, Pixels, check_regular
 from lavis_lite.errors import ConfigError
+
+_MOST_MISSING = 2
+"""frames by which a container's own count may be too high (packed B-frames of AVI): the last one stands in for them"""
+
+
+class VideoReader:
+    """An open video: `len` frames, and any of them by number.
+
+    Args:
+        path: the file.
+        max_pixels: width x height above which frames are refused.
+
+    Raises:
+        BadSample: not a video, without frames, or of a kind this reader does not know.
+        ImportError: the reader's package is not installed.
+    """
+
+    package = ""
+
+    def __init__(self, path: Path, max_pixels: int) -> None:
+        self.path, self.max_pixels = path, max_pixels
+        self._frames = 0
+
+    def __len__(self) -> int:
+        return self._frames
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+
+    def frames(self, numbers: Sequence[int]) -> Iterator[Pixels]:
+        """Upright RGB frames uint8[H, W, 3] by number, decoded one at a time.
+
+        Args:
+            numbers: 0 .. len-1, not decreasing; a number may come several times.
+
+        Raises:
+            BadSample: a frame cannot be decoded, is too large, or has another size than the first.
+        """
+        shape: tuple[int, ...] = ()
+        for frame in self._decoded(numbers):
+            self._check_size(frame.shape[1], frame.shape[0])
+            if shape and frame.shape != shape:
+                raise BadSample(self.path, f"changes its frame size from {shape[1]} x {shape[0]} to "
+                                           f"{frame.shape[1]} x {frame.shape[0]} pixels")
+            shape = frame.shape
+            yield frame
+
+    def _decoded(self, numbers: Sequence[int]) -> Iterator[Pixels]:
+        raise NotImplementedError(f"{type(self).__name__} must define _decoded")
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self.max_pixels:
+            raise BadSample(self.path, f"{width} x {height} pixels are more than the limit of {self.max_pixels:,}")
+
+    def _bad(self, doing: str, fault: Exception) -> BadSample:
+        """A native library's message, which may have several lines and places in its source, as one clause."""
+        words = re.sub(r"\[[\d:]+\]\s*|\S+\.(cc|h|c):\d+:\s*", "", str(fault)).strip().split("\n")[0][:160]
+        return BadSample(self.path, f"cannot be {doing} ({type(fault).__name__}: {words.strip()})")
+
+
+class DecordReader(VideoReader):
+    """decord; it turns frames upright itself and seeks by its own index of key frames."""
+
+    package = "decord"
+
+    def __init__(self, path: Path, max_pixels: int) -> None:
+        super().__init__(path, max_pixels)
+        decord = importlib.import_module("decord")
+        decord.logging.set_level(decord.logging.QUIET)  # its faults come as exceptions too
+        try:
+            self._video: Any = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+            self._frames = len(self._video)
+        except Exception as fault:  # its errors derive from RuntimeError or from Exception, by the place that raises
+            raise self._bad("opened", fault) from fault
+        if not self._frames:
+            raise BadSample(path, "has no frames")
+
+    def close(self) -> None:
+        """Ends decord's decoding thread."""
+        self._video = None
+
+    def _decoded(self, numbers: Sequence[int]) -> Iterator[Pixels]:
+        for number in numbers:
+            try:
+                frame = self._video[number]
+            except Exception as fault:  # see above
+                raise self._bad(f"decoded at frame {number} of {len(self)}", fault) from fault
+            # an array of decord's, or of the framework that decord.bridge was set to
+            pixels = frame.asnumpy() if hasattr(frame, "asnumpy") else np.asarray(frame)
+            if pixels.shape[-1] != 3:  # decord takes the padding of rows of less than 64 pixels for a fourth channel
+                raise BadSample(self.path, "is too narrow for decord")
+            yield pixels
+
+
+class AvReader(VideoReader):
+    """PyAV. The first pass reads packets only (time stamps and key frames); the second decodes from a key frame on."""
+
+    package = "av"
+
+    def __init__(self, path: Path, max_pixels: int) -> None:
+        super().__init__(path, max_pixels)
+        self._av = importlib.import_module("av")
+        try:
+            with self._av.open(str(path)) as container:
+                packets = [(packet.pts, packet.is_keyframe) for packet in container.demux(self._stream(container))
+                           if packet.size and not packet.is_discard]
+        except (self._av.FFmpegError, OSError, ValueError) as fault:
+            raise self._bad("opened", fault) from fault
+        self._frames = len(packets)
+        if not packets:
+            raise BadSample(path, "has no frames")
+        times, keys = {pts for pts, _ in packets if pts is not None}, {pts for pts, key in packets if key}
+        # without a time stamp of its own for every frame, frames are counted from the first one
+        self._times = sorted(times) if len(times) == len(packets) else []
+        self._keys = [number for number, time in enumerate(self._times) if time in keys]
+
+    def _stream(self, container: Any) -> Any:
+        """The video stream; its size is checked before anything is decoded."""
+        if not container.streams.video:
+            raise BadSample(self.path, "has no video stream")
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        self._check_size(stream.codec_context.width, stream.codec_context.height)
+        return stream
+
+    def _decoded(self, numbers: Sequence[int]) -> Iterator[Pixels]:
+        number = -1
+        try:
+            with self._av.open(str(self.path)) as container:
+                stream, shown, frame = self._stream(container), -1, None
+                decoder = container.decode(stream)
+                for number in numbers:
+                    key = self._key_before(number)
+                    if key > shown + 1:
+                        container.seek(self._times[key], stream=stream)
+                        decoder, shown = container.decode(stream), key - 1
+                    while shown < number:
+                        following = next(decoder, None)
+                        if following is None:
+                            self._check_end(shown, frame)
+                            break
+                        frame, shown = following, self._number(following, shown)
+                    yield _upright(frame)
+        except (self._av.FFmpegError, OSError, ValueError) as fault:
+            raise self._bad(f"decoded at frame {number} of {len(self)}", fault) from fault
+
+    def _key_before(self, number: int) -> int:
+        """The last key frame up to a frame; -1 where frames must be counted."""
+        place = bisect_right(self._keys, number)
+        return self._keys[place - 1] if place else -1
+
+    def _number(self, frame: Any, shown: int) -> int:
+        """Place of a decoded frame: by its time stamp, which tells also after a seek, else the next."""
+        place = bisect_right(self._times, frame.pts) if self._times and frame.pts is not None else 0
+        return place - 1 if place else shown + 1
+
+    def _check_end(self, shown: int, frame: Any) -> None:
+        if frame is None or len(self) - 1 - shown > _MOST_MISSING:
+            raise BadSample(self.path, f"ends after {shown + 1} of its {len(self)} frames")
+
+
+def _upright(frame: Any) -> Pixels:
+    """A PyAV frame turned by its display matrix (degrees, counter-clockwise)."""
+    pixels = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90))) if frame.rotation else pixels
+
+
+READERS: dict[str, type[VideoReader]] = {reader.package: reader for reader in (DecordReader, AvReader)}
+"""by package, in the order they are tried"""
+
 
 ReaderName = Literal["auto", "decord", "av"]
 T = TypeVar("T")
@@ -91,6 +272,11 @@ class VideoFolder(ImageFolder):
     def load(self, name: str) -> VideoReader:  # type: ignore[override]
         """The open video of that name, as `open_video`."""
         return open_video(self.path(name), self.max_pixels, self.reader)
+
+    def preview(self, name: str) -> Image.Image:
+        """The middle frame."""
+        with self.load(name) as video:
+            return Image.fromarray(next(iter(video.frames([len(video) // 2]))))
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
         """What a video processor makes of a file.

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.datasets.annotations.json_text import DECODER, json_fault
+from lavis_lite.datasets.annotations.json_files import DECODER, json_fault
 from lavis_lite.datasets.annotations.rows import Field, RowFaults, checked_row, describe, file_name, texts
 from lavis_lite.datasets.annotations.tables import Row
 from lavis_lite.datasets.annotations.text_files import codec_of

@@ -25,13 +25,12 @@ from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import FileConfig, RunConfig
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
-from lavis_lite.datasets.builders.images import ImageCaptionBuilder
+from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageShardBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
-from lavis_lite.datasets.builders.shards import ImageShardBuilder
 from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.loading.loader import train_loader
 from lavis_lite.datasets.loading.randomness import sample_rng
-from lavis_lite.datasets.loading.sampler import SampleOrder
+from lavis_lite.datasets.loading.sampler import GlobalSampler
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.shards import writer as shard_writer
 from lavis_lite.datasets.shards.dataset import shard_names
@@ -135,7 +134,7 @@ def test_webdataset_reads_them(folder, coco_folder):
 
 def test_loader_workers_and_restarts_change_nothing(folder, build):
     data, run = build(folder), RunConfig(batch_size_train=4, num_workers=0, seed=3, device="cpu")
-    order = SampleOrder([len(data)], 3, 4)
+    order = GlobalSampler([len(data)], 3, 4)
     def texts(workers: int, start: int) -> list[Any]:
         run.num_workers = workers
         batches = train_loader([data], order, run, 0, 1, start, 6)
@@ -277,7 +276,7 @@ def test_a_flipped_byte_is_found_in_content_and_header(folder, build):
 
 def test_damage_follows_the_policy_of_bad_images(folder, build):
     (folder / "000002.tar").unlink()
-    data, order = build(folder), SampleOrder([16], 0, 16)
+    data, order = build(folder), GlobalSampler([16], 0, 16)
     run = RunConfig(batch_size_train=16, num_workers=0, device="cpu")
     with pytest.raises(DataError, match=r"000002.tar:1: .*000002.tar:6.png there is no such shard.*on_bad_sample=skip"):
         list(train_loader([data], order, RunConfig(**{**vars(run), "seed": 2}), 0, 1, 0, 1))

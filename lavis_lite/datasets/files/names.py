@@ -1,9 +1,12 @@
-"""What a name in somebody's annotations may reach: files of one folder, and what the folder's owner linked into it."""
+"""File names in annotations: which files a name may reach, and why a file is missing under its name."""
 
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 SYSTEM_FOLDERS = ("/etc", "/proc", "/sys", "/dev", "/boot", "/run/secrets", "/private/etc")
 """no picture is here; reading some of these files would hang or change something"""
@@ -43,3 +46,29 @@ class Confinement:
 def is_system_file(real: str) -> bool:
     """Whether a path whose links were followed is in a folder of the operating system's own."""
     return not is_below(real, _MEMORY) and any(is_below(real, folder) for folder in SYSTEM_FOLDERS)
+
+
+LINK = "it is a link to "
+
+
+def why_absent(path: Path | str) -> str:
+    """Why a file is not there, as a clause: it is a link without its content, or has another name; else ""."""
+    if os.path.islink(path):
+        return (f"{LINK}{os.readlink(path)}, which is not here; fetch the content that links stand for "
+                "(git-annex, DVC)")
+    folder, _, _ = str(path).rpartition("/")
+    for name, what in _spellings(str(path)):
+        if name != str(path) and ".." not in name and os.path.isfile(name):
+            return f"there is {os.path.relpath(name, folder) if folder else name}: {what}"
+    return ""
+
+
+def _spellings(path: str) -> Iterator[tuple[str, str]]:
+    stem, suffix = os.path.splitext(path)
+    yield path.replace("\\", "/"), "write / for \\ between folders"
+    yield unquote(path, errors="surrogateescape"), "the annotations have it percent-encoded"
+    yield "/".join(part.strip() for part in path.split("/")), "the annotations have blanks around it"
+    for other in (suffix.lower(), suffix.upper()):
+        yield stem + other, "upper and lower case differ"
+    for form in ("NFC", "NFD"):
+        yield unicodedata.normalize(form, path), "its accents are encoded in another way"
