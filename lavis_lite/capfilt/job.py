@@ -149,10 +149,10 @@ def _batches(job: Job, plan: Plan, number: int, bad: list[dict[str, str]]) -> It
         name = rows[0]["image"]
         try:
             waiting.append(_Picture(name, job.folder.load(name), list(_captions(rows))))
-        except BadSample as fault:
+        except BadSample as error:
             if not job.skip_bad:
                 raise
-            bad.append({"image": name, "file": fault.path, "reason": fault.reason})
+            bad.append({"image": name, "file": error.path, "reason": error.reason})
         if len(waiting) == job.batch:
             yield waiting
             waiting = []

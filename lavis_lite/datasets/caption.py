@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable
+from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable
 from lavis_lite.datasets.base import Sample, TableDataset, image_number
 from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.datasets.texts import processed
@@ -155,7 +155,7 @@ class DuplicateIds:
     """Rows that give different files the same image_id."""
 
     def __init__(self) -> None:
-        self.faults = RowFaults()
+        self.errors = RowErrors()
         self._first: dict[int | str, tuple[str, int]] = {}
 
     def add(self, row: Row, index: int, table: Any) -> None:
@@ -164,7 +164,7 @@ class DuplicateIds:
             return
         name, first = self._first.setdefault(row["image_id"], (row["image"], index))
         if name != row["image"]:
-            self.faults.add(table.place(index), f"field 'image_id' is {row['image_id']!r} for {row['image']}, but at "
+            self.errors.add(table.place(index), f"field 'image_id' is {row['image_id']!r} for {row['image']}, but at "
                             f"{table.place(first)} for {name}")
 
 
@@ -183,7 +183,7 @@ def _by_image(table: RowTable) -> tuple[RowTable, list[str]]:
             joined[row["image"]] = {**row, "caption": []}
             places.append(table.place(index))
         joined[row["image"]]["caption"] += row.get("caption", [])
-    twice.faults.stop_if_any()
+    twice.errors.stop_if_any()
     return RowTable(((0, 0, row) for row in joined.values()), []), places
 
 

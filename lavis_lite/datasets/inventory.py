@@ -138,14 +138,14 @@ def bring(name: str, cfg: DatasetConfig, keep: bool = False, say: Say = print) -
     for source in dict.fromkeys(_all_sources(name, cfg)):
         try:
             say(f"{source.key}: {source.fetch()}")
-        except DataError as fault:
-            problems.append(str(fault))
+        except DataError as error:
+            problems.append(str(error))
     by_hand, _ = media_state(cfg)
     for key, archive in [] if by_hand else archives_of(name, cfg):
         try:
             archive.bring(keep, say)
-        except DataError as fault:
-            problems.append(f"{key}: {fault}")
+        except DataError as error:
+            problems.append(f"{key}: {error}")
     return problems
 
 

@@ -16,8 +16,8 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError as fault:
-        if fault.errno not in (22, 95):  # EINVAL, EOPNOTSUPP: no fsync of folders here
+    except OSError as error:
+        if error.errno not in (22, 95):  # EINVAL, EOPNOTSUPP: no fsync of folders here
             raise
     finally:
         os.close(descriptor)

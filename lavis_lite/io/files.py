@@ -151,15 +151,15 @@ def _fetch_web(url: str, target: Path, hashes: Hashes) -> Path:
         with FileLock(str(target) + ".lock"):
             if not target.exists() or hashes.problem(target):
                 download(url, target, hashes)
-    except (OSError, http.client.HTTPException) as fault:  # OSError covers URLError, timeouts and a full disk
-        raise DataError(f"could not fetch {url} to {target}: {_reason(fault, target)}. {help_}") from fault
+    except (OSError, http.client.HTTPException) as error:  # OSError covers URLError, timeouts and a full disk
+        raise DataError(f"could not fetch {url} to {target}: {_reason(error, target)}. {help_}") from error
     return target
 
 
-def _reason(fault: Exception, target: Path) -> str:
-    if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
-        return disk.cannot_write(target, fault).rstrip(".")
-    return str(getattr(fault, "reason", None) or fault or type(fault).__name__)
+def _reason(error: Exception, target: Path) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        return disk.cannot_write(target, error).rstrip(".")
+    return str(getattr(error, "reason", None) or error or type(error).__name__)
 
 
 def _local(url: str, hashes: Hashes) -> Path:
@@ -171,9 +171,9 @@ def _local(url: str, hashes: Hashes) -> Path:
 
 def _checked(name: str, path: Path, hashes: Hashes) -> Path:
     """The path, once its hash is what is stated."""
-    fault = hashes.problem(path)
-    if fault:
-        raise DataError(f"{name}: {fault}.")
+    error = hashes.problem(path)
+    if error:
+        raise DataError(f"{name}: {error}.")
     return path
 
 

@@ -118,8 +118,8 @@ class Header:
             if name:
                 try:
                     row[name] = cell_value(cell)
-                except ValueError as fault:
-                    return BadRow(f"field {name!r} {fault}")
+                except ValueError as error:
+                    return BadRow(f"field {name!r} {error}")
             elif cell.strip() and not (at == 0 and cell.strip().isdigit()):
                 return BadRow(f"column {at + 1} has no name in the header, but {cell[:80]!r} in this row; name the "
                               f"column, or {self._advice(False)}")
@@ -285,8 +285,8 @@ def _quoted_rows(path: Path, content: str, delimiter: str, doubt: bool) -> Itera
         first = reader.line_num + 1
         try:
             cells = next(reader, None)
-        except csv.Error as fault:
-            raise DataError(f"{path}:{first}: {_unreadable(fault)}") from fault
+        except csv.Error as error:
+            raise DataError(f"{path}:{first}: {_unreadable(error)}") from error
         if cells is None:
             return
         if not any(cells):
@@ -297,9 +297,9 @@ def _quoted_rows(path: Path, content: str, delimiter: str, doubt: bool) -> Itera
         yield first, _doubted(header, cells, lines.of_record) if doubt else header.row(cells)
 
 
-def _unreadable(fault: csv.Error) -> str:
-    what = ("a quoted cell that begins in this row never ends" if "unexpected end" in str(fault) else
-            f"not a readable table ({fault})")
+def _unreadable(error: csv.Error) -> str:
+    what = ("a quoted cell that begins in this row never ends" if "unexpected end" in str(error) else
+            f"not a readable table ({error})")
     return (f"{what}. A quotation mark within a quoted cell is written twice; set `quoting: none` if the quotation "
             "marks belong to the texts.")
 

@@ -11,7 +11,7 @@ import torch
 
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.readers import read_members, read_rows
-from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable, describe, file_name, no_row, text
+from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable, describe, file_name, no_row, text
 from lavis_lite.errors import DataError
 
 SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
@@ -24,26 +24,26 @@ WRITE = ('write them as "conversations": [{"from": "human", "value": "..."}, {"f
 
 
 def conversations(rows: Iterable[tuple[int, int, Any]], paths: Sequence[Path], layout: Layout,
-                  faults: RowFaults) -> Iterator[tuple[int, int, Row]]:
+                  errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
     """Rows of dialogues as `dialogues.TurnTable` has them.
 
     Args:
         rows: (file number, row number, raw row).
         paths: the files, for messages.
         layout: what an image is called, and which rows count.
-        faults: is told of rows that cannot be read, and counts those left out.
+        errors: is told of rows that cannot be read, and counts those left out.
     """
     for file, place, row in rows:
         try:
             if not isinstance(row, dict):
                 raise ValueError(no_row(row))
-            if layout.takes(row, faults):
+            if layout.takes(row, errors):
                 turns = pairs(_turns(row))
                 yield file, place, {"image": image_of(row, layout), "image_id": row.get("id", place), "turns": turns,
                                     "name": f"{file}-{place}" if file else str(place),
                                     "asked": list(range(len(turns)))}
-        except ValueError as fault:
-            faults.add(f"{paths[file]}:{place}", str(fault))
+        except ValueError as error:
+            errors.add(f"{paths[file]}:{place}", str(error))
 
 
 def image_of(row: Row, layout: Layout) -> str:
@@ -59,8 +59,8 @@ def image_of(row: Row, layout: Layout) -> str:
         raise ValueError(f"field {column!r} is missing or empty; `required: [{column}]` leaves such rows out")
     try:
         return file_name(row[column])
-    except ValueError as fault:
-        raise ValueError(f"field {column!r} {fault}") from fault
+    except ValueError as error:
+        raise ValueError(f"field {column!r} {error}") from error
 
 
 def _turns(row: Row) -> list[Any]:
@@ -100,8 +100,8 @@ def _said(number: int, turn: Any) -> str:
         raise ValueError(f"{where}: value has {value.count(MARK)} marks {MARK}; a row has one image")
     try:
         return text(without_mark(value))
-    except ValueError as fault:
-        raise ValueError(f"{where}: value {fault}") from fault
+    except ValueError as error:
+        raise ValueError(f"{where}: value {error}") from error
 
 
 def _check_speaker(number: int, speaker: Any, where: str) -> None:
@@ -218,13 +218,13 @@ def read_dialogues(paths: Sequence[Path], layout: Layout, training: bool, turn: 
     Raises:
         DataError: as `read_questions`.
     """
-    faults = RowFaults()
+    errors = RowErrors()
     if len(paths) == 1 and paths[0].suffix.lower() == ".json":
-        reader = _VisDial(paths[0], layout, training, faults)
+        reader = _VisDial(paths[0], layout, training, errors)
         if reader.found:
-            return _finished(reader.dialogues, (reader.questions, reader.answers), paths, turn, faults)
+            return _finished(reader.dialogues, (reader.questions, reader.answers), paths, turn, errors)
     rows = ((file, place, row) for file, path in enumerate(paths) for place, row in read_rows(path, layout.form))
-    return _finished(RowTable(conversations(rows, paths, layout, faults), paths), None, paths, turn, faults)
+    return _finished(RowTable(conversations(rows, paths, layout, errors), paths), None, paths, turn, errors)
 
 
 def read_relevance(path: Path) -> dict[str, list[float]]:
@@ -243,12 +243,12 @@ def read_relevance(path: Path) -> dict[str, list[float]]:
 
 
 def _finished(dialogues: RowTable, texts: tuple[RowTable, RowTable] | None, paths: Sequence[Path], turn: str,
-              faults: RowFaults) -> TurnTable:
-    faults.stop_if_any()
+              errors: RowErrors) -> TurnTable:
+    errors.stop_if_any()
     table = TurnTable(dialogues, texts, turn)
-    table.left_out = faults.left_out
+    table.left_out = errors.left_out
     if not len(table):
-        lacking = f"; rows that lack what `required` names: {faults.left_out}" if faults.left_out else ""
+        lacking = f"; rows that lack what `required` names: {errors.left_out}" if errors.left_out else ""
         raise DataError(f"{', '.join(map(str, paths))}: no dialogues{lacking}.")
     return table
 
@@ -256,8 +256,8 @@ def _finished(dialogues: RowTable, texts: tuple[RowTable, RowTable] | None, path
 class _VisDial:
     """`data` of a VisDial v1.0 file; `found` is false where the file is no such object."""
 
-    def __init__(self, path: Path, layout: Layout, training: bool, faults: RowFaults) -> None:
-        self.path, self.layout, self.training, self.faults = path, layout, training, faults
+    def __init__(self, path: Path, layout: Layout, training: bool, errors: RowErrors) -> None:
+        self.path, self.layout, self.training, self.errors = path, layout, training, errors
         self.questions = self.answers = self.dialogues = RowTable([], [path])
         members = {"questions": self._texts, "answers": self._texts, "dialogs": self._dialogues}
         self.found = False
@@ -272,17 +272,17 @@ class _VisDial:
     def _texts(self, rows: Any, member: str) -> Iterator[tuple[int, int, Row]]:
         for place, value in rows:
             if not isinstance(value, str):
-                self.faults.add(f"{self.path}: {member}[{place}]", f"must be text, not {describe(value)}")
+                self.errors.add(f"{self.path}: {member}[{place}]", f"must be text, not {describe(value)}")
             yield 0, place, {"text": value}
 
     def _dialogues(self, rows: Any, member: str) -> Iterator[tuple[int, int, Row]]:
         for place, row in rows:
             where = f"{self.path}:{place}"
             try:
-                if not isinstance(row, dict) or self.layout.takes(row, self.faults):
+                if not isinstance(row, dict) or self.layout.takes(row, self.errors):
                     yield 0, place, self._dialogue(row)
-            except ValueError as fault:
-                self.faults.add(where, str(fault))
+            except ValueError as error:
+                self.errors.add(where, str(error))
 
     def _dialogue(self, row: Any) -> Row:
         if not isinstance(row, dict) or not isinstance(row.get("dialog"), list):
@@ -303,7 +303,7 @@ class _VisDial:
             for question, answer, _, candidates in self.dialogues[index]["turns"]:
                 most = max([answer if answer is not None else 0, *(candidates or [])])
                 if question >= sizes[0] or most >= sizes[1]:
-                    self.faults.add(self.dialogues.place(index), f"refers to a text that the file has not (it has "
+                    self.errors.add(self.dialogues.place(index), f"refers to a text that the file has not (it has "
                                     f"{sizes[0]} questions, {sizes[1]} answers)")
                     break
 

@@ -30,11 +30,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
-def json_fault(fault: Exception) -> str:
+def json_error(error: Exception) -> str:
     """What is wrong with a text that `DECODER` refused, as a clause."""
-    if isinstance(fault, DuplicateKeyError):
-        return str(fault)
-    return f"not JSON ({'nested too deeply' if isinstance(fault, RecursionError) else fault})"
+    if isinstance(error, DuplicateKeyError):
+        return str(error)
+    return f"not JSON ({'nested too deeply' if isinstance(error, RecursionError) else error})"
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ def json_object(path: Path) -> Any:
 def _decoded(where: str, content: str, place: int) -> tuple[Any, int]:
     try:
         return DECODER.raw_decode(content, place)
-    except (ValueError, RecursionError) as fault:
-        raise DataError(f"{where}: {json_fault(fault)}.") from fault
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: {json_error(error)}.") from error
 
 
 class _Elements:
@@ -209,10 +209,10 @@ def object_rows(path: Path, content: str) -> Iterator[NumberedRow]:
     """
     try:
         value = DECODER.decode(content.strip())
-    except (ValueError, RecursionError) as fault:
-        lines = isinstance(fault, json.JSONDecodeError) and fault.msg == "Extra data"
+    except (ValueError, RecursionError) as error:
+        lines = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
         hint = " With one object per line, name it .jsonl." if lines else ""
-        raise DataError(f"{path}: {json_fault(fault)}.{hint}") from fault
+        raise DataError(f"{path}: {json_error(error)}.{hint}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: must be a list of objects, or a COCO captions file.")
     lists = [name for name, rows in value.items() if name not in COMPANIONS and _has_rows(rows)]

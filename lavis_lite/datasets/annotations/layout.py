@@ -13,7 +13,7 @@ from lavis_lite.datasets.annotations.rows import (
     MOST_CHARACTERS,
     Field,
     Row,
-    RowFaults,
+    RowErrors,
     describe,
     file_name,
     identifier,
@@ -199,14 +199,14 @@ class Layout:
         """Whether a row is no question, but joined to questions."""
         return self.join_column is not None and self.name("question") not in raw and not self.parallel
 
-    def takes(self, raw: Row, faults: RowFaults) -> bool:
+    def takes(self, raw: Row, errors: RowErrors) -> bool:
         """Whether a row counts: it is of the split, and has what `required` names; else it is counted as left out."""
         if self._is_about_an_image(raw):
             return True
         if self.keep is not None and not self.keep(raw):
             return False
         lacking = any(raw.get(key) in (None, "", []) for key in self.required)
-        faults.left_out += lacking
+        errors.left_out += lacking
         return not lacking
 
     def expand(self, raw: Row) -> Iterator[Row]:

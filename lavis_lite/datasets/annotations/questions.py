@@ -17,7 +17,7 @@ from lavis_lite.datasets.annotations.columns import NamedColumns
 from lavis_lite.datasets.annotations.json_files import COMPANIONS
 from lavis_lite.datasets.annotations.layout import EXTRAS, LABELS, Layout, answer_texts
 from lavis_lite.datasets.annotations.readers import read_folder, read_members
-from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable, checked_row, file_name, no_row
+from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable, checked_row, file_name, no_row
 from lavis_lite.errors import DataError
 
 __all__ = ["Layout", "answer_texts", "read_questions"]
@@ -41,10 +41,10 @@ class _File:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def _read_file(number: int, path: Path, layout: Layout, faults: RowFaults, named: NamedColumns) -> _File:
+def _read_file(number: int, path: Path, layout: Layout, errors: RowErrors, named: NamedColumns) -> _File:
     found = _File(path, number, named)
     if layout.key_column is not None:
-        found.rows = [RowTable(_keyed(found, layout, faults), [path] * (number + 1))]
+        found.rows = [RowTable(_keyed(found, layout, errors), [path] * (number + 1))]
         if found.keyed:
             return found
         found.rows = []  # a list, whose rows are complete in themselves
@@ -52,13 +52,13 @@ def _read_file(number: int, path: Path, layout: Layout, faults: RowFaults, named
         if isinstance(value, str | int | float):
             found.facts[member] = value
         elif member in ROWS and not isinstance(value, dict):
-            _put_rows(found, _table(found, value, faults, layout), layout)
+            _put_rows(found, _table(found, value, errors, layout), layout)
         elif member == "annotations":
-            found.annotations = _table(found, value, faults)
+            found.annotations = _table(found, value, errors)
         elif member == "images":
-            found.images = _table(found, value, faults)
+            found.images = _table(found, value, errors)
         elif member not in COMPANIONS and _has_rows(value):
-            faults.add(f"{path}: {member}", "is a list of rows that would not be read; rows stand in 'questions' or "
+            errors.add(f"{path}: {member}", "is a list of rows that would not be read; rows stand in 'questions' or "
                                             "'data'. Write this list to a file of its own")
     if found.images is not None:
         found.annotations = None  # those of a COCO file are captions or boxes
@@ -78,7 +78,7 @@ def _put_rows(found: _File, table: RowTable, layout: Layout) -> None:
         found.rows.append(table)
 
 
-def _keyed(found: _File, layout: Layout, faults: RowFaults) -> Iterator[tuple[int, int, Row]]:
+def _keyed(found: _File, layout: Layout, errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
     """Rows of an object of rows by name, or of a folder of files by the name of their folder."""
     path, key = found.path, str(layout.key_column)
     members = read_folder(path, layout.row_files) if path.is_dir() and layout.row_files else (
@@ -86,44 +86,44 @@ def _keyed(found: _File, layout: Layout, faults: RowFaults) -> Iterator[tuple[in
     objects = ((name, value) for name, value in members if isinstance(value, dict))
     for place, (name, value) in enumerate(objects, 1):
         found.keyed = True
-        yield from _objects(found, [(place, {**value, key: name})], faults, layout)
+        yield from _objects(found, [(place, {**value, key: name})], errors, layout)
 
 
-def _table(found: _File, rows: Any, faults: RowFaults, layout: Layout | None = None) -> RowTable:
-    return RowTable(_objects(found, rows, faults, layout), [found.path] * (found.number + 1))
+def _table(found: _File, rows: Any, errors: RowErrors, layout: Layout | None = None) -> RowTable:
+    return RowTable(_objects(found, rows, errors, layout), [found.path] * (found.number + 1))
 
 
-def _objects(found: _File, rows: Any, faults: RowFaults, layout: Layout | None) -> Iterator[tuple[int, int, Row]]:
+def _objects(found: _File, rows: Any, errors: RowErrors, layout: Layout | None) -> Iterator[tuple[int, int, Row]]:
     for place, row in rows:
         if not isinstance(row, dict):
-            faults.add(f"{found.path}:{place}", no_row(row))
+            errors.add(f"{found.path}:{place}", no_row(row))
             continue
         found.named.note(row)
         try:
-            if layout is None or layout.takes(row, faults):
+            if layout is None or layout.takes(row, errors):
                 for part in layout.expand(row) if layout else (row,):
                     found.named.note(part)
                     yield found.number, place, part
-        except ValueError as fault:
-            faults.add(f"{found.path}:{place}", str(fault))
+        except ValueError as error:
+            errors.add(f"{found.path}:{place}", str(error))
 
 
 class _ById:
     """Rows of several tables by the value of one column.
 
-    Raises through `faults`: rows without it, and two rows with the same.
+    Raises through `errors`: rows without it, and two rows with the same.
     """
 
-    def __init__(self, tables: Sequence[RowTable], column: str, faults: RowFaults) -> None:
+    def __init__(self, tables: Sequence[RowTable], column: str, errors: RowErrors) -> None:
         self._places: dict[Any, tuple[RowTable, int]] = {}
         for table in tables:
             for index in range(len(table)):
                 name = table[index].get(column)
                 if not isinstance(name, int | str) or isinstance(name, bool):
-                    faults.add(table.place(index), f"field {column!r} is missing, or neither a number nor text")
+                    errors.add(table.place(index), f"field {column!r} is missing, or neither a number nor text")
                 elif name in self._places:
                     other, first = self._places[name]
-                    faults.add(table.place(index), f"{column} {name!r} was there before, at {other.place(first)}")
+                    errors.add(table.place(index), f"{column} {name!r} was there before, at {other.place(first)}")
                 else:
                     self._places[name] = table, index
 
@@ -147,24 +147,24 @@ def read_questions(paths: Sequence[Path], layout: Layout, answers_required: bool
     Args:
         paths: the split's files, read together.
         layout: how they are written.
-        answers_required: a split without any answers is a fault (training).
+        answers_required: a split without any answers is an error (training).
 
     Raises:
         DataError: a file is missing or unreadable; up to 20 faulty rows in one message: duplicate question_id, a
             question without its annotation, without answers, without an image; a column that is named and in no row.
     """
-    faults, named = RowFaults(), NamedColumns(layout.named)
-    found = [_read_file(number, path, layout, faults, named) for number, path in enumerate(paths)]
+    errors, named = RowErrors(), NamedColumns(layout.named)
+    found = [_read_file(number, path, layout, errors, named) for number, path in enumerate(paths)]
     if not any(file.rows for file in found):
         raise DataError(f"{', '.join(map(str, paths))}: no questions. Give a list of rows, or an official questions "
                         "file (with 'questions') and its annotations file (with 'annotations').")
-    join = _Join(found, layout, faults)
+    join = _Join(found, layout, errors)
     with_answers = answers_required or join.has_answers()
     table = RowTable(join.rows(with_answers), paths)
-    faults.stop_if_any()
+    errors.stop_if_any()
     labelled = with_answers or named.has(("answer", "answers"))
     named.refuse_unseen(paths, [*(() if labelled else LABELS), *_not_joined(layout, join, paths)])
-    table.left_out = faults.left_out
+    table.left_out = errors.left_out
     if not len(table):
         raise DataError(f"{', '.join(map(str, paths))}: {_why_no_rows(layout, table.left_out)}")
     join.warn_of_unused()
@@ -192,8 +192,8 @@ def _not_joined(layout: Layout, join: _Join, paths: Sequence[Path]) -> list[str]
 class _Join:
     """Puts questions, annotations, image names and facts about images together."""
 
-    def __init__(self, files: Sequence[_File], layout: Layout, faults: RowFaults) -> None:
-        self.files, self.layout, self.faults = files, layout, faults
+    def __init__(self, files: Sequence[_File], layout: Layout, errors: RowErrors) -> None:
+        self.files, self.layout, self.errors = files, layout, errors
         self.annotations = self._by_id("annotations", layout.name("question_id"))
         self.images = self._by_id("images", "id")
         self.joined = self._by_id("joined", layout.join_column or "")
@@ -202,7 +202,7 @@ class _Join:
 
     def _by_id(self, kind: str, column: str) -> _ById | None:
         tables = [table for file in self.files if (table := getattr(file, kind)) is not None]
-        return _ById(tables, column, self.faults) if tables else None
+        return _ById(tables, column, self.errors) if tables else None
 
     def has_answers(self) -> bool:
         """Whether the split has answers: an annotations file, or an answer in any of its rows."""
@@ -213,7 +213,7 @@ class _Join:
                    for index in range(len(table)))
 
     def rows(self, with_answers: bool) -> Iterator[tuple[int, int, Row]]:
-        """Checked rows of all files; once there is a fault, only more faults are looked for."""
+        """Checked rows of all files; once there is an error, only more errors are looked for."""
         count = 0
         for file in self.files:
             for table in file.rows:
@@ -221,25 +221,25 @@ class _Join:
                     place = table.place(index)
                     row = self._row(table[index], place, count, file, with_answers)
                     count += 1
-                    if not self.faults.count:
+                    if not self.errors.count:
                         yield file.number, int(place.rpartition(":")[2]), row
 
     def _row(self, raw: Row, place: str, count: int, file: _File, with_answers: bool) -> Row:
         if self.joined is not None:
             found = self.joined.get(raw.get(str(self.layout.join_column)))
             raw = {**(found[0] if found else {}), **raw}
-        row = checked_row(place, raw, self.fields, self.faults)
+        row = checked_row(place, raw, self.fields, self.errors)
         if self.layout.answer_words:
             row["choices"] = list(dict.fromkeys(self.layout.answer_words.values()))
         row.setdefault("question_id", count)
         name = row["question_id"]
         if name in self.seen:
-            self.faults.add(place, f"question_id {name!r} was there before, at {self.seen[name]}")
+            self.errors.add(place, f"question_id {name!r} was there before, at {self.seen[name]}")
         self.seen[name] = place
         facts = {**file.facts, "split": self.layout.split, **raw}
         if with_answers:
             facts = self._answer(row, raw, place) | facts
-        if "image" in row or raw.get(self.layout.name("image")) in (None, ""):  # else it was found at fault already
+        if "image" in row or raw.get(self.layout.name("image")) in (None, ""):  # else else it was reported already
             self._image(row, facts, place)
         return row
 
@@ -257,14 +257,14 @@ class _Join:
                     row[key] = source[self.layout.name(key)]
         answers = self.layout.answers_of(source)
         if answers is None:
-            self.faults.add(where, f"field {self.layout.answer_field()} is missing, for question_id "
+            self.errors.add(where, f"field {self.layout.answer_field()} is missing, for question_id "
                             f"{row['question_id']!r}")
             return note
         column, value = answers
         try:
             row.update(self.layout.answer(value, row))
-        except ValueError as fault:
-            self.faults.add(where, f"field {column!r} {fault}, for question_id {row['question_id']!r}")
+        except ValueError as error:
+            self.errors.add(where, f"field {column!r} {error}, for question_id {row['question_id']!r}")
         return note
 
     def warn_of_unused(self) -> None:
@@ -278,19 +278,19 @@ class _Join:
                           f"question_id {unused[0]!r} at {place}.", stacklevel=3)
 
     def _annotation(self, annotations: _ById, row: Row, place: str) -> tuple[Row, str] | None:
-        """The annotation of a question, and where it is; None and a fault if there is none, or one of another image."""
+        """The annotation of a question, and where it is; None and an error if there is none, or one of another image."""
         name, image = row["question_id"], row.get("image_id")
         found = annotations.get(name)
         if found is None:
             alike = annotations.get(str(name)) or (annotations.get(int(name)) if str(name).isdecimal() else None)
-            self.faults.add(place, f"question_id {name!r} has no annotation; " + (
+            self.errors.add(place, f"question_id {name!r} has no annotation; " + (
                 "the annotations file belongs to another split, or lacks it" if alike is None else
                 f"{alike[1]} has it as {'text' if isinstance(name, int) else 'a number'}: ids must be numbers in both "
                 "files, or text in both"))
             return None
         other = found[0].get(self.layout.name("image_id"))
         if image is not None and other is not None and str(other).removesuffix(".0") != str(image):
-            self.faults.add(place, f"question_id {name!r} is about image_id {image!r}, but its annotation at "
+            self.errors.add(place, f"question_id {name!r} is about image_id {image!r}, but its annotation at "
                             f"{found[1]} is about {other!r}; the files belong to different splits")
             return None
         return found
@@ -300,12 +300,12 @@ class _Join:
         if self.layout.pattern is not None:
             try:
                 row["image"] = self.layout.pattern.fill(facts)
-            except ValueError as fault:
-                self.faults.add(place, str(fault))
+            except ValueError as error:
+                self.errors.add(place, str(error))
         elif "image" not in row:
             found = self.images.get(row.get("image_id")) if self.images is not None else None
             if found is None or "file_name" not in found[0]:
-                self.faults.add(place, f"no image: the row has no {self.layout.name('image')!r} and its image_id "
+                self.errors.add(place, f"no image: the row has no {self.layout.name('image')!r} and its image_id "
                                 f"{row.get('image_id')!r} is in no list of images; set image_pattern, or add a COCO "
                                 "file with 'images' to the split's files")
             else:

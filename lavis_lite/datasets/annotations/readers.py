@@ -14,7 +14,7 @@ from lavis_lite.datasets.annotations.json_files import (
     DECODER,
     BadRow,
     NumberedRow,
-    json_fault,
+    json_error,
     json_object,
     list_rows,
     object_members,
@@ -101,6 +101,6 @@ def _objects(content: str) -> Iterator[NumberedRow]:
         row: Any
         try:
             row = DECODER.decode(line.strip(" \t"))
-        except (ValueError, RecursionError) as fault:
-            row = BadRow(json_fault(fault))
+        except (ValueError, RecursionError) as error:
+            row = BadRow(json_error(error))
         yield number, row

@@ -19,10 +19,10 @@ from lavis_lite.datasets.annotations.text_files import AUTO
 from lavis_lite.errors import DataError
 from lavis_lite.io.files import cache_root
 
-__all__ = ["RowFaults", "Field", "Row", "RowTable", "checked", "checked_row", "file_name", "identifier", "read_table",
+__all__ = ["RowErrors", "Field", "Row", "RowTable", "checked", "checked_row", "file_name", "identifier", "read_table",
            "text", "texts"]
 
-MOST_FAULTS = 20
+MOST_ERRORS = 20
 MOST_CHARACTERS = 20_000
 """longest text taken for a caption, a question or a file name"""
 CACHED_FROM = 8_000_000
@@ -39,7 +39,7 @@ class Field:
         key: its key in the table.
         kind: raw value -> value of the table; raises ValueError with a clause that says what is wrong.
         column: its name in the file; by default `key`.
-        required: whether a row without it is a fault.
+        required: whether a row must have it.
         named: whether the section names the column: then at least one row must have it.
     """
 
@@ -90,8 +90,8 @@ def texts(value: Any) -> list[str]:
 def _element(place: int, item: Any) -> str:
     try:
         return text(item)
-    except ValueError as fault:
-        raise ValueError(f"[{place}] {fault}") from fault
+    except ValueError as error:
+        raise ValueError(f"[{place}] {error}") from error
 
 
 def file_name(value: Any) -> str:
@@ -166,11 +166,11 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
     held = _cached(place, wanted)
     if held is not None:
         return held
-    faults = RowFaults()
+    errors = RowErrors()
     kinds = {field.key: field.kind.__name__ for field in fields} | ({explode: text.__name__} if explode else {})
     raw = ((file, number, row) for file, path in enumerate(files) for number, row in read_rows(path, form))
-    table = RowTable(checked(raw, files, fields, faults, explode, keep), files, kinds)
-    faults.stop_if_any()
+    table = RowTable(checked(raw, files, fields, errors, explode, keep), files, kinds)
+    errors.stop_if_any()
     if not len(table):
         raise DataError(f"{', '.join(map(str, files))}: no rows" + (" of this split" if keep else "") + ".")
     return _put_in_cache(table, place, wanted)
@@ -199,8 +199,8 @@ def _cached(place: Path | None, wanted: str) -> RowTable | None:
         if held.facts.get("made_of") != wanted:
             return None
         held.prove()  # all of it now: it can be made again here, and no more once a run has begun
-    except (DataError, KeyError, ValueError) as fault:
-        warnings.warn(f"{place} cannot be used and is written anew: {fault}", stacklevel=3)
+    except (DataError, KeyError, ValueError) as error:
+        warnings.warn(f"{place} cannot be used and is written anew: {error}", stacklevel=3)
         return None
     return held
 
@@ -212,49 +212,49 @@ def _put_in_cache(table: RowTable, place: Path | None, wanted: str) -> RowTable:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         table.save(place, made_of=wanted)
-    except OSError as fault:
-        warnings.warn(f"{place}: the annotations cannot be kept for the next time ({fault}).", stacklevel=3)
+    except OSError as error:
+        warnings.warn(f"{place}: the annotations cannot be kept for the next time ({error}).", stacklevel=3)
         return table
     return MappedTable(place)
 
 
-class RowFaults:
+class RowErrors:
     """Faulty rows: the first ones in words, the others counted.
 
     Args:
         most: how many are kept in words.
 
     Attributes:
-        left_out: rows that are not used because the section says so, and are no fault.
+        left_out: rows that are not used because the section says so, and are no error.
     """
 
-    def __init__(self, most: int = MOST_FAULTS) -> None:
+    def __init__(self, most: int = MOST_ERRORS) -> None:
         self.shown: list[str] = []
         self.most = most
         self.count = self.left_out = 0
 
-    def add(self, place: str, fault: str) -> None:
-        """Note one fault of a row."""
+    def add(self, place: str, error: str) -> None:
+        """Note one error of a row."""
         self.count += 1
         if len(self.shown) < self.most:
-            self.shown.append(f"  {place}: {fault}")
+            self.shown.append(f"  {place}: {error}")
 
     def stop_if_any(self) -> None:
         """Raise a DataError that lists what was noted."""
         if not self.count:
             return
-        shown = self.shown[:MOST_FAULTS]
+        shown = self.shown[:MOST_ERRORS]
         more = self.count - len(shown)
         lines = shown + ([f"  and {more} more"] if more else [])
         raise DataError(f"{self.count} faulty annotation row{'s' if self.count > 1 else ''}:\n" + "\n".join(lines))
 
 
 def checked(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], fields: Sequence[Field],
-            faults: RowFaults, explode: str | None = None,
+            errors: RowErrors, explode: str | None = None,
             keep: Callable[[Row], bool] | None = None) -> Iterator[tuple[int, int, Row]]:
-    """Raw rows (file number, row number, value) -> the rows of a table; what is wrong is added to `faults`.
+    """Raw rows (file number, row number, value) -> the rows of a table; what is wrong is added to `errors`.
 
-    After the first fault nothing is yielded any more: the rest is read only to find more faults.
+    After the first error nothing is yielded any more: the rest is read only to find more errors.
 
     Raises:
         DataError: a column that the section names is in no row.
@@ -262,37 +262,37 @@ def checked(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], f
     named = NamedColumns({field.key: field.name for field in fields if field.named})
     for file, number, raw in rows:
         if not isinstance(raw, dict):
-            faults.add(f"{files[file]}:{number}", no_row(raw))
+            errors.add(f"{files[file]}:{number}", no_row(raw))
             continue
         named.note(raw)
         if keep is not None and not keep(raw):
             continue
-        row = checked_row(f"{files[file]}:{number}", raw, fields, faults)
-        if faults.count:
+        row = checked_row(f"{files[file]}:{number}", raw, fields, errors)
+        if errors.count:
             continue
         if explode is None:
             yield file, number, row
         else:
             yield from ((file, number, {**row, explode: element}) for element in row[explode])
-    if not faults.count:
+    if not errors.count:
         named.refuse_unseen(files)
 
 
-def checked_row(place: str, raw: Row, fields: Sequence[Field], faults: RowFaults) -> Row:
-    """The row's fields, checked; those at fault are left out and noted."""
+def checked_row(place: str, raw: Row, fields: Sequence[Field], errors: RowErrors) -> Row:
+    """The row's fields, checked; those that are wrong are left out and reported."""
     row: Row = {}
     for field in fields:
         if not field.given(raw):
             if field.required:
                 near = ", ".join(sorted(map(str, raw))[:8])
-                faults.add(place, f"field {field.name!r} is missing (it has: {near or 'nothing'})")
+                errors.add(place, f"field {field.name!r} is missing (it has: {near or 'nothing'})")
             continue
         try:
             row[field.key] = field.kind(field.value(raw))
-        except ValueError as fault:
+        except ValueError as error:
             if field.required or field.value(raw) not in (None, ""):
-                clause = str(fault)
-                faults.add(place, f"field {field.name!r}{'' if clause.startswith('[') else ' '}{clause}")
+                clause = str(error)
+                errors.add(place, f"field {field.name!r}{'' if clause.startswith('[') else ' '}{clause}")
     return row
 
 

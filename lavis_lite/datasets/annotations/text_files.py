@@ -48,10 +48,10 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     """
     try:
         content = path.read_bytes()
-    except FileNotFoundError as fault:
-        raise DataError(f"{path}: there is no such annotation file.") from fault
-    except OSError as fault:
-        raise DataError(f"{path}: cannot be read ({fault.strerror or fault}).") from fault
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such annotation file.") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
     text = _decode(path, content, encoding)
     if not text.strip():
         raise DataError(f"{path}: the file is empty.")
@@ -80,12 +80,12 @@ def _decode(path: Path, content: bytes, encoding: str | None) -> str:
     codec = codec_of(content, encoding)
     try:
         return content.decode(codec)
-    except UnicodeDecodeError as fault:
-        line = _line_of(content[:fault.start].decode(codec, "ignore"))
-        raise DataError(f"{path}:{line}: {_other_encoding(path, codec, fault.start)}") from fault
-    except LookupError as fault:
+    except UnicodeDecodeError as error:
+        line = _line_of(content[:error.start].decode(codec, "ignore"))
+        raise DataError(f"{path}:{line}: {_other_encoding(path, codec, error.start)}") from error
+    except LookupError as error:
         hint = did_you_mean(codec, _USUAL)
-        raise ConfigError(f"encoding {codec!r}: there is no such text encoding; {hint}") from fault
+        raise ConfigError(f"encoding {codec!r}: there is no such text encoding; {hint}") from error
 
 
 def _other_encoding(path: Path, codec: str, byte: int) -> str:

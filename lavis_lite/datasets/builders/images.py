@@ -225,8 +225,8 @@ class ImageTextBuilder(BaseDatasetBuilder):
         for source in sources(key, entry, None) if entry is not None else []:
             try:
                 path = source.fetch()
-            except DataError as fault:
-                warnings.warn(f"split {split!r} of {self.name} will be predicted and not scored: {fault}", stacklevel=3)
+            except DataError as error:
+                warnings.warn(f"split {split!r} of {self.name} will be predicted and not scored: {error}", stacklevel=3)
             else:
                 table = with_references(table, path, split)
         return table

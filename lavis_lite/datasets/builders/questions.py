@@ -96,8 +96,8 @@ class ImageQABuilder(ImageTextBuilder):
                           nested=cfg.nested, parallel=cfg.parallel, required=cfg.required,
                           join_column=cfg.join_column, answer_words=cfg.answer_words, row_files=cfg.row_files,
                           exists=exists, form=self.file_format(), guessed=self.guessed_columns)
-        except ConfigError as fault:
-            raise ConfigError(f"datasets.{self.name}.{fault}") from fault
+        except ConfigError as error:
+            raise ConfigError(f"datasets.{self.name}.{error}") from error
 
     def columns(self) -> dict[str, str | list[str]]:
         """What columns are called in the files, where not by their usual names."""
@@ -191,5 +191,5 @@ class ImageQABuilder(ImageTextBuilder):
             given = json_object(path)
             # LAVIS' {answer: its number}, the commonest first
             return texts(sorted(given, key=lambda answer: given[answer]) if isinstance(given, dict) else given)
-        except (ValueError, TypeError) as fault:
-            raise DataError(f"{path}: must be a JSON list of answers, or {{answer: number}} ({fault}).") from fault
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}: must be a JSON list of answers, or {{answer: number}} ({error}).") from error

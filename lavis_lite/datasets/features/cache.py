@@ -113,12 +113,12 @@ def _manifest(root: Path) -> dict[str, Any]:
     try:
         content = _checked(sealed.read(path))
         short = [name for name, file in content["files"].items() if (root / name).stat().st_size != file["bytes"]]
-    except FileNotFoundError as fault:
-        raise DataError(f"{fault.filename}: there is no such file, so the features are not complete. Write what is "
-                        f"missing with: {COMMAND}") from fault
-    except (OSError, ValueError) as fault:
-        raise DataError(f"{path}: cannot be used as a manifest of features ({fault}). Write it anew with: "
-                        f"{COMMAND}") from fault
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename}: there is no such file, so the features are not complete. Write what is "
+                        f"missing with: {COMMAND}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be used as a manifest of features ({error}). Write it anew with: "
+                        f"{COMMAND}") from error
     if short:
         raise DataError(f"{root / short[0]}: its size is not what {MANIFEST} says; remove it and run {COMMAND} again.")
     return content

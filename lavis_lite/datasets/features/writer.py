@@ -125,8 +125,8 @@ class _Pictures(Dataset[tuple[int, Any]]):
     def __getitem__(self, index: int) -> tuple[int, Any]:
         try:
             return index, self.folder.view(self.names[index], self.vis)
-        except BadSample as fault:
-            return index, str(fault)
+        except BadSample as error:
+            return index, str(error)
 
 
 def _as_list(items: list[Any]) -> list[Any]:
@@ -137,7 +137,7 @@ def _write_file(job: FeatureJob, file: int) -> None:
     names, kept, hashes = job.names(file), [], []
     for items in Loader(_Pictures(job, names), job.workers, batch_size=job.batch_size, collate_fn=_as_list):
         good = [(index, image) for index, image in items if isinstance(image, Tensor)]
-        bad = [fault for _, fault in items if isinstance(fault, str)]
+        bad = [error for _, error in items if isinstance(error, str)]
         if bad and not job.skip_bad:
             raise DataError(f"{bad[0]}. Mend it, or set run.on_bad_sample=skip to leave such images out.")
         if not good:

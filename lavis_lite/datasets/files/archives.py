@@ -115,11 +115,11 @@ def unpack(archive: Path, folder: Path) -> int:
             limits.add(member.size)
             _write(member, _target(archive, member.name, real))
             count += 1
-    except _DAMAGE as fault:
-        raise DataError(f"{archive}: cannot be unpacked ({type(fault).__name__}: {fault}); remove it and run again to "
-                        "fetch it anew.") from fault
-    except OSError as fault:
-        raise DataError(f"{archive}: cannot be unpacked to {folder} ({fault.strerror or fault}).") from fault
+    except _DAMAGE as error:
+        raise DataError(f"{archive}: cannot be unpacked ({type(error).__name__}: {error}); remove it and run again to "
+                        "fetch it anew.") from error
+    except OSError as error:
+        raise DataError(f"{archive}: cannot be unpacked to {folder} ({error.strerror or error}).") from error
     return count
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.datasets.annotations.rows import Field, Row, RowFaults, file_name
+from lavis_lite.datasets.annotations.rows import Field, Row, RowErrors, file_name
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.files.names import Confinement
 from lavis_lite.errors import ConfigError
@@ -57,13 +57,13 @@ def refuse_outside(table: RowTable, root: Path | str) -> None:
     Raises:
         DataError: up to 20 rows whose file is not in the folder, in one message.
     """
-    faults, check = RowFaults(), FileNameIn(root)
+    errors, check = RowErrors(), FileNameIn(root)
     for index in range(len(table)):
         try:
             check(table[index].get("image", "."))
-        except ValueError as fault:
-            faults.add(table.place(index), f"field 'image' {fault}")
-    faults.stop_if_any()
+        except ValueError as error:
+            errors.add(table.place(index), f"field 'image' {error}")
+    errors.stop_if_any()
 
 
 class _Formatter(string.Formatter):
@@ -112,17 +112,17 @@ class ImagePattern:
     def _filled(self, pattern: str, facts: Mapping[str, Any]) -> str:
         try:
             return file_name(_Formatter().vformat(pattern, (), facts))
-        except KeyError as fault:
-            raise ValueError(f"image_pattern takes {fault.args[0]!r}, which the row has not") from fault
-        except (ValueError, TypeError) as fault:
-            raise ValueError(f"image_pattern {pattern!r} does not fit: {fault}") from fault
+        except KeyError as error:
+            raise ValueError(f"image_pattern takes {error.args[0]!r}, which the row has not") from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"image_pattern {pattern!r} does not fit: {error}") from error
 
 
 def _columns(pattern: str) -> list[str]:
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None]
-    except ValueError as fault:
-        raise ConfigError(f"image_pattern {pattern!r}: {fault}.") from fault
+    except ValueError as error:
+        raise ConfigError(f"image_pattern {pattern!r}: {error}.") from error
     for name in names:
         if not name.isidentifier():
             raise ConfigError(f"image_pattern {pattern!r}: {{{name}}} must be the name of a column.")
@@ -158,6 +158,6 @@ def with_pattern(section: str, fields: list[Field], patterns: str | Sequence[str
         return fields
     try:
         image = PatternField(ImagePattern(patterns, exists), split)
-    except ConfigError as fault:
-        raise ConfigError(f"{section}.{fault}") from fault
+    except ConfigError as error:
+        raise ConfigError(f"{section}.{error}") from error
     return [image, *(field for field in fields if field.key != "image")]

@@ -125,5 +125,5 @@ def prepare(name: str, generator: str | None, arguments: Mapping[str, Any]) -> P
     root = files.resolve(settings.pop("root", None) or files.cache_root() / generator / label)
     try:
         return Path(getattr(importlib.import_module(module), function)(root, **settings))
-    except TypeError as fault:
-        raise ConfigError(f"datasets.{name}.prepare_args: {fault}.") from fault
+    except TypeError as error:
+        raise ConfigError(f"datasets.{name}.prepare_args: {error}.") from error

@@ -42,18 +42,18 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
     def _try_get_data(self, timeout: float = CHECK_SECONDS) -> Any:
         return super()._try_get_data(timeout)
 
-    def explain(self, fault: BaseException) -> LavisLiteError | None:
+    def explain(self, error: BaseException) -> LavisLiteError | None:
         """A clearer error in place of one that torch raised for a worker; None if it is clear enough.
 
         An error of this package arrives with the worker's traceback as its message, and a worker that died is an error
         that does not say how.
         """
-        if isinstance(fault, LavisLiteError) and str(fault).startswith("Caught "):
-            name = f"{type(fault).__module__}.{type(fault).__qualname__}: "
-            return type(fault)(str(fault).rpartition(name)[2].strip())
-        if isinstance(fault, (RuntimeError, OSError, EOFError)):  # the latter two: it died while it handed over
+        if isinstance(error, LavisLiteError) and str(error).startswith("Caught "):
+            name = f"{type(error).__module__}.{type(error).__qualname__}: "
+            return type(error)(str(error).rpartition(name)[2].strip())
+        if isinstance(error, (RuntimeError, OSError, EOFError)):  # the latter two: it died while it handed over
             for worker in self._workers:
-                worker.join(0.0 if isinstance(fault, RuntimeError) else 0.2)
+                worker.join(0.0 if isinstance(error, RuntimeError) else 0.2)
                 if worker.exitcode:
                     return WorkerError(limits.describe_death(worker.pid or 0, worker.exitcode))
         return None
@@ -64,7 +64,7 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
         torch's own way waits five seconds for each worker that does not answer, and for ever on a lock that a killed
         worker held. So nothing that is shared with the workers is touched.
         """
-        if getattr(self, "_worker_pids_set", False):  # else torch takes the kill for a fault
+        if getattr(self, "_worker_pids_set", False):  # else torch takes the kill for a failure
             signal_handling._remove_worker_pids(id(self))  # type: ignore[attr-defined]
             self._worker_pids_set = False
         self._shutdown = True
@@ -119,12 +119,12 @@ class Loader(DataLoader[Any]):
                     if isinstance(batch, Failure):
                         raise DataError(batch.message)
                     yield batch
-        except BaseException as fault:
-            clearer = iterator.explain(fault) if isinstance(iterator, WorkerIterator) else None
+        except BaseException as error:
+            clearer = iterator.explain(error) if isinstance(iterator, WorkerIterator) else None
             if isinstance(iterator, WorkerIterator):
                 iterator.kill()
             if clearer is not None:
-                raise clearer from fault
+                raise clearer from error
             raise
 
     def _get_iterator(self) -> Any:

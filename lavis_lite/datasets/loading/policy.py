@@ -55,9 +55,9 @@ def read_sample(dataset: Any, index: int, rng: Any) -> Sample:
     return dict(dataset.sample(index, rng) if hasattr(dataset, "sample") else dataset[index])
 
 
-def _record(dataset: Any, index: int, fault: BadSample) -> BadRecord:
+def _record(dataset: Any, index: int, error: BadSample) -> BadRecord:
     place = dataset.place(index) if hasattr(dataset, "place") else f"row {index}"
-    return {"file": fault.path, "row": place, "reason": fault.reason}
+    return {"file": error.path, "row": place, "reason": error.reason}
 
 
 def _failure(record: BadRecord) -> Failure:
@@ -99,8 +99,8 @@ class TrainingSamples(Dataset[Sample | Failure]):
         for attempt in range(_MOST_ATTEMPTS):
             try:
                 sample = read_sample(dataset, index, sample_rng(self.seed, key.epoch, key.dataset, index))
-            except BadSample as fault:
-                bad.append(_record(dataset, index, fault))
+            except BadSample as error:
+                bad.append(_record(dataset, index, error))
                 if self.on_bad_sample == "raise":
                     return _failure(bad[0])
                 index = replacement(self.seed, key.epoch, key.dataset, key.index, attempt, len(dataset))
@@ -149,8 +149,8 @@ class EvaluationSamples(Dataset[Sample | Failure]):
     def _sample(self, index: int, read: Callable[[int, random.Random], Sample]) -> Sample | Failure:
         try:
             sample = read(index, sample_rng(self.seed, 0, 0, index))
-        except BadSample as fault:
-            record = _record(self.dataset, index, fault)
+        except BadSample as error:
+            record = _record(self.dataset, index, error)
             return _failure(record) if self.on_bad_sample == "raise" else {"bad_samples": [record]}
         return {**sample, "uniform": negative_uniforms(self.seed, index)}
 
@@ -178,8 +178,8 @@ class _Album:
     def _picture(self, index: int, rng: random.Random) -> Any:
         try:
             return self.dataset.picture(index, rng)
-        except BadSample as fault:
-            return fault
+        except BadSample as error:
+            return error
 
 
 class BadSampleLog:

@@ -86,7 +86,7 @@ class BadSample(DataError):
     """One sample cannot be used; `run.on_bad_sample` decides what follows.
 
     Args:
-        path: the file at fault.
+        path: the file.
         reason: why, as a clause.
     """
 
@@ -127,8 +127,8 @@ def load_pixels(path: Path | str, max_pixels: int = MAX_PIXELS) -> Pixels:
             if os.fstat(stream.fileno()).st_size > MOST_BYTES:
                 return np.array(load_rgb(path, max_pixels), copy=True)
             content = stream.read()
-    except OSError as fault:
-        raise BadSample(path, _reason(fault)) from fault
+    except OSError as error:
+        raise BadSample(path, _reason(error)) from error
     return decode_pixels(content, path, max_pixels)
 
 
@@ -143,28 +143,28 @@ def decode_pixels(content: bytes, name: Path | str, max_pixels: int = MAX_PIXELS
     Raises:
         BadSample: not a picture, truncated, or larger than `max_pixels`.
     """
-    with _named_faults(name):
+    with _named_errors(name):
         pixels = decode_jpeg(content, max_pixels)
     return np.array(decode_rgb(content, name, max_pixels), copy=True) if pixels is None else pixels
 
 
 def _pillow_image(source: Any, name: Path | str, max_pixels: int) -> Image.Image:
     """The picture in a path or stream."""
-    with _named_faults(name), _no_warnings(), Image.open(source, formats=_formats()) as image:
+    with _named_errors(name), _no_warnings(), Image.open(source, formats=_formats()) as image:
         _check_size(name, image, max_pixels)
         image.load()  # first: some damaged files fail only once, and reading their EXIF would be that time
         return to_rgb(image)
 
 
 @contextmanager
-def _named_faults(name: Path | str) -> Iterator[None]:
+def _named_errors(name: Path | str) -> Iterator[None]:
     """Whatever a decoder raises becomes a BadSample with the file's name."""
     try:
         yield
     except BadSample:
         raise
-    except Exception as fault:  # decoders of hostile bytes raise anything from SyntaxError to struct.error
-        raise BadSample(name, _reason(fault)) from fault
+    except Exception as error:  # decoders of hostile bytes raise anything from SyntaxError to struct.error
+        raise BadSample(name, _reason(error)) from error
 
 
 @contextmanager
@@ -189,30 +189,30 @@ def _formats() -> tuple[str, ...]:
 
 
 def check_regular(path: Path | str) -> None:
-    """A named pipe would hang the reader, a folder would be reported as a permission fault.
+    """A named pipe would hang the reader, a folder would be reported as a permission error.
 
     Raises:
         BadSample: missing, or not a regular file.
     """
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError) as fault:
-        if not isinstance(fault, FileNotFoundError):
-            raise BadSample(path, f"cannot be opened ({fault})") from fault
+    except (OSError, ValueError) as error:
+        if not isinstance(error, FileNotFoundError):
+            raise BadSample(path, f"cannot be opened ({error})") from error
         why = why_absent(path)
-        raise BadSample(path, f"there is no such file{'; ' if why else ''}{why}") from fault
+        raise BadSample(path, f"there is no such file{'; ' if why else ''}{why}") from error
     if not stat.S_ISREG(mode):
         raise BadSample(path, "is not a regular file")
 
 
-def _reason(fault: Exception) -> str:
-    if isinstance(fault, Image.DecompressionBombError):
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
         return "its header claims an absurd number of pixels"
-    if isinstance(fault, UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "is not an image of a known format"
-    if isinstance(fault, PermissionError):
+    if isinstance(error, PermissionError):
         return "may not be read (permission denied)"
-    return f"cannot be decoded ({type(fault).__name__}: {fault})"
+    return f"cannot be decoded ({type(error).__name__}: {error})"
 
 
 class ImageFolder:
@@ -250,8 +250,8 @@ class ImageFolder:
         try:
             inside = self._confinement.holds_name(name)
             real, real_folder = os.path.realpath(path), os.path.realpath(self.root / folder)
-        except (OSError, ValueError) as fault:
-            raise BadSample(name, f"is not a usable file name ({fault})") from fault
+        except (OSError, ValueError) as error:
+            raise BadSample(name, f"is not a usable file name ({error})") from error
         if not inside:
             raise BadSample(path, f"leads out of the image folder {self.root} (to {real}); set "
                                   "build_info.images.storage to a folder that holds all images")
@@ -285,8 +285,8 @@ class ImageFolder:
         check_regular(path)
         try:
             return path.read_bytes()
-        except OSError as fault:
-            raise BadSample(path, f"cannot be read ({fault.strerror or fault})") from fault
+        except OSError as error:
+            raise BadSample(path, f"cannot be read ({error.strerror or error})") from error
 
     def preview(self, name: str) -> bytes | Image.Image:
         """What a person can be shown of a file: its bytes, or of a video its middle frame; errors as `read`."""

@@ -45,7 +45,7 @@ class VideoReader:
     def __enter__(self) -> VideoReader:
         return self
 
-    def __exit__(self, *fault: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -76,10 +76,10 @@ class VideoReader:
         if width * height > self.max_pixels:
             raise BadSample(self.path, f"{width} x {height} pixels are more than the limit of {self.max_pixels:,}")
 
-    def _bad(self, doing: str, fault: Exception) -> BadSample:
+    def _bad(self, doing: str, error: Exception) -> BadSample:
         """A native library's message, which may have several lines and places in its source, as one clause."""
-        words = re.sub(r"\[[\d:]+\]\s*|\S+\.(cc|h|c):\d+:\s*", "", str(fault)).strip().split("\n")[0][:160]
-        return BadSample(self.path, f"cannot be {doing} ({type(fault).__name__}: {words.strip()})")
+        words = re.sub(r"\[[\d:]+\]\s*|\S+\.(cc|h|c):\d+:\s*", "", str(error)).strip().split("\n")[0][:160]
+        return BadSample(self.path, f"cannot be {doing} ({type(error).__name__}: {words.strip()})")
 
 
 class DecordReader(VideoReader):
@@ -90,12 +90,12 @@ class DecordReader(VideoReader):
     def __init__(self, path: Path, max_pixels: int) -> None:
         super().__init__(path, max_pixels)
         decord = importlib.import_module("decord")
-        decord.logging.set_level(decord.logging.QUIET)  # its faults come as exceptions too
+        decord.logging.set_level(decord.logging.QUIET)  # its errors come as exceptions too
         try:
             self._video: Any = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
             self._frames = len(self._video)
-        except Exception as fault:  # its errors derive from RuntimeError or from Exception, by the place that raises
-            raise self._bad("opened", fault) from fault
+        except Exception as error:  # its errors derive from RuntimeError or from Exception, by the place that raises
+            raise self._bad("opened", error) from error
         if not self._frames:
             raise BadSample(path, "has no frames")
 
@@ -107,8 +107,8 @@ class DecordReader(VideoReader):
         for number in numbers:
             try:
                 frame = self._video[number]
-            except Exception as fault:  # see above
-                raise self._bad(f"decoded at frame {number} of {len(self)}", fault) from fault
+            except Exception as error:  # see above
+                raise self._bad(f"decoded at frame {number} of {len(self)}", error) from error
             # an array of decord's, or of the framework that decord.bridge was set to
             pixels = frame.asnumpy() if hasattr(frame, "asnumpy") else np.asarray(frame)
             if pixels.shape[-1] != 3:  # decord takes the padding of rows of less than 64 pixels for a fourth channel
@@ -128,8 +128,8 @@ class AvReader(VideoReader):
             with self._av.open(str(path)) as container:
                 packets = [(packet.pts, packet.is_keyframe) for packet in container.demux(self._stream(container))
                            if packet.size and not packet.is_discard]
-        except (self._av.FFmpegError, OSError, ValueError) as fault:
-            raise self._bad("opened", fault) from fault
+        except (self._av.FFmpegError, OSError, ValueError) as error:
+            raise self._bad("opened", error) from error
         self._frames = len(packets)
         if not packets:
             raise BadSample(path, "has no frames")
@@ -165,8 +165,8 @@ class AvReader(VideoReader):
                             break
                         frame, shown = following, self._number(following, shown)
                     yield _upright(frame)
-        except (self._av.FFmpegError, OSError, ValueError) as fault:
-            raise self._bad(f"decoded at frame {number} of {len(self)}", fault) from fault
+        except (self._av.FFmpegError, OSError, ValueError) as error:
+            raise self._bad(f"decoded at frame {number} of {len(self)}", error) from error
 
     def _key_before(self, number: int) -> int:
         """The last key frame up to a frame; -1 where frames must be counted."""
@@ -220,8 +220,8 @@ def _first_that_can(path: Path | str, reader: ReaderName, work: Callable[[type[V
     for name in _in_order(path, installed_readers(reader)):
         try:
             return work(READERS[name])
-        except BadSample as fault:
-            reasons.append(fault.reason)
+        except BadSample as error:
+            reasons.append(error.reason)
     if reader == "auto" and len(reasons) < len(READERS):
         reasons.append("PyAV may know its format: pip install 'lavis_lite[video]'")
     raise BadSample(path, "; ".join(dict.fromkeys(reasons)))
@@ -232,8 +232,8 @@ def _in_order(path: Path | str, names: list[str]) -> list[str]:
     try:
         with open(path, "rb") as stream:
             head = stream.read(12)
-    except OSError as fault:
-        raise BadSample(path, f"cannot be opened ({fault.strerror})") from fault
+    except OSError as error:
+        raise BadSample(path, f"cannot be opened ({error.strerror})") from error
     av_first = sorted(names, key=lambda name: name != "av")
     return av_first if head[:4] == b"RIFF" and head[8:] == b"AVI " else names
 

@@ -93,9 +93,9 @@ class RemoteShards:
         make_room(shard.bytes, target)
         try:
             return files.fetch(f"{self.place}/{shard.name}", shard.sha256, to=target)
-        except DataError as fault:
-            self._failed[number] = f"this shard cannot be had: {fault}"
-            raise BadSample(f"{self.place}/{shard.name}", self._failed[number]) from fault
+        except DataError as error:
+            self._failed[number] = f"this shard cannot be had: {error}"
+            raise BadSample(f"{self.place}/{shard.name}", self._failed[number]) from error
         finally:
             _reserve(_part(target), None)
 

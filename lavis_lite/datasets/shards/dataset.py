@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from lavis_lite.config.schema import FileConfig
-from lavis_lite.datasets.annotations.rows import Field, RowFaults, checked
+from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked
 from lavis_lite.datasets.annotations.tables import Row, RowTable
 from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder, decode_pixels, decode_rgb
 from lavis_lite.datasets.shards.cache import LocalShards, RemoteShards, fetch_index, remote_folder
@@ -164,10 +164,10 @@ class ShardImages(ImageFolder):
         for _attempt in range(3):
             try:
                 return _read_at(self._file(place.shard), place.offset - _BLOCK, _BLOCK + place.size)
-            except FileNotFoundError as fault:  # the cache may remove a shard between finding and opening it
-                missing = fault
-            except OSError as fault:
-                raise BadSample(self._label(place, name), f"cannot be read ({fault.strerror or fault})") from fault
+            except FileNotFoundError as error:  # the cache may remove a shard between finding and opening it
+                missing = error
+            except OSError as error:
+                raise BadSample(self._label(place, name), f"cannot be read ({error.strerror or error})") from error
         raise BadSample(self._label(place, name), "there is no such shard") from missing
 
     def _file(self, number: int) -> BinaryIO:
@@ -263,9 +263,9 @@ def _is_checked(index: ShardIndex, fields: Sequence[Field]) -> bool:
 
 def _check(table: RowTable, fields: Sequence[Field], explode: str | None,
            keep: Callable[[Row], bool] | None) -> RowTable:
-    faults = RowFaults()
-    checked_table = RowTable(checked(table.items(), table.files, fields, faults, explode, keep), table.files)
-    faults.stop_if_any()
+    errors = RowErrors()
+    checked_table = RowTable(checked(table.items(), table.files, fields, errors, explode, keep), table.files)
+    errors.stop_if_any()
     return checked_table
 
 

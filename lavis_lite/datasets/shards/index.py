@@ -85,8 +85,8 @@ class ShardIndex:
                 raise TypeError("its space, kinds or sha256 are not text")
             if self.samples != sum(shard.samples for shard in self.shards):
                 raise TypeError(f"{self.samples!r} samples are not those of its shards together")
-        except (KeyError, TypeError) as fault:
-            raise DataError(f"{folder / INDEX}: not an index of shards ({fault!r}). {remedy}") from fault
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{folder / INDEX}: not an index of shards ({error!r}). {remedy}") from error
         arrays = Mapped(folder / ARRAYS, remedy)
         self._hashes, self._starts, self._rows_of = arrays.lazy("hash"), arrays.lazy("starts"), arrays["rows_of"]
         if (arrays.path.stat().st_size != size or arrays.digest != digest
@@ -166,11 +166,11 @@ def read_index(folder: Path) -> dict[str, Any]:
         content = sealed.read(path)
         if content.get("format") != FORMAT:
             raise ValueError(f"its format is {content.get('format')!r}, and this version reads {FORMAT}")
-    except FileNotFoundError as fault:
-        raise DataError(f"{path}: there is no index of the shards. Write one with: {command}") from fault
-    except (OSError, ValueError) as fault:
-        raise DataError(f"{path}: cannot be used as an index of shards ({fault}). Write it anew with: {command} "
-                        "--again") from fault
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no index of the shards. Write one with: {command}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be used as an index of shards ({error}). Write it anew with: {command} "
+                        "--again") from error
     return content
 
 

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.datasets.annotations.json_files import DECODER, json_fault
-from lavis_lite.datasets.annotations.rows import Field, RowFaults, checked_row, describe, file_name, texts
+from lavis_lite.datasets.annotations.json_files import DECODER, json_error
+from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked_row, describe, file_name, texts
 from lavis_lite.datasets.annotations.tables import Row
 from lavis_lite.datasets.annotations.text_files import codec_of
 from lavis_lite.datasets.files.mapped import Mapped
@@ -36,7 +36,7 @@ from lavis_lite.io import atomic, sealed
 from lavis_lite.process.children import worker_pool
 
 _MOST_LISTED = 100_000
-"""faults of one tar that are listed in skipped.jsonl; the others are counted"""
+"""errors of one tar that are listed in skipped.jsonl; the others are counted"""
 _OTHER_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -54,7 +54,7 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
 
     Raises:
         DataError: no tars, no samples, two images of one name, or a field of `keep` that no sample has; or, without
-            `skip_bad`, up to 20 faults, all in one message.
+            `skip_bad`, up to 20 errors, all in one message.
     """
     names = sorted(path.name for path in folder.glob("*.tar"))
     if not names:
@@ -99,11 +99,11 @@ def _stamp(path: Path) -> str:
 
 def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "auto", settings: str = "") -> None:
     """Find out what one tar holds and write it down beside the index."""
-    path, faults = folder / name, RowFaults(_MOST_LISTED)
-    contents = read_contents(path, faults, dots)
+    path, errors = folder / name, RowErrors(_MOST_LISTED)
+    contents = read_contents(path, errors, dots)
     images, rows = [], []
     for sample in contents.samples:
-        found = _rows(path, sample, keep, faults, contents)
+        found = _rows(path, sample, keep, errors, contents)
         if found:
             image = sample.image
             images.append((found[0]["image"], image.offset, image.size, image.crc))
@@ -114,20 +114,20 @@ def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "aut
     shard = Shard(name, path.stat().st_size, len(images), sealed.file_sha256(path))
     kept = {key: sum(key in row for _, row in rows) for key in keep}
     Part(shard, images, rows, kinds).save(
-        folder, settings=settings, stamp=_stamp(path), faults=json.dumps(faults.shown), count=str(faults.count),
+        folder, settings=settings, stamp=_stamp(path), faults=json.dumps(errors.shown), count=str(errors.count),
         unused=json.dumps([contents.unused, contents.examples]), kept=json.dumps(kept))
 
 
-def _rows(path: Path, sample: Sample, keep: tuple[str, ...], faults: RowFaults, contents: Contents) -> list[Row]:
-    """The rows of a sample; none if its JSON or text is at fault. A second text is counted in `contents`."""
-    place, before = f"{path}:{sample.key}", faults.count
+def _rows(path: Path, sample: Sample, keep: tuple[str, ...], errors: RowErrors, contents: Contents) -> list[Row]:
+    """The rows of a sample; none if its JSON or text is wrong. A second text is counted in `contents`."""
+    place, before = f"{path}:{sample.key}", errors.count
     try:
         content, text = _content(sample.text("json")), _text(sample.text("txt"))
-    except (ValueError, RecursionError) as fault:
-        faults.add(place, f"its text cannot be read ({fault})")
+    except (ValueError, RecursionError) as error:
+        errors.add(place, f"its text cannot be read ({error})")
         return []
     if isinstance(content.get("image"), str) and text is None:  # written by `data shard`: the row as it was
-        kept = list(_own_rows(place, content, faults))
+        kept = list(_own_rows(place, content, errors))
     else:
         caption = content.get(EXPLODED)
         if text and isinstance(caption, str) and caption.strip() not in ("", text):
@@ -135,9 +135,9 @@ def _rows(path: Path, sample: Sample, keep: tuple[str, ...], faults: RowFaults, 
         row = {"image": f"{path.stem}/{sample.image.name}", EXPLODED: text if caption in (None, "", []) else caption}
         if row[EXPLODED] is None and EXPLODED not in content:
             row = {"image": row["image"], **{key: value for key, value in content.items() if key != "image"}}
-        kept = [checked_row(place, row, [Field("image", file_name), Field(EXPLODED, texts)], faults)
+        kept = [checked_row(place, row, [Field("image", file_name), Field(EXPLODED, texts)], errors)
                 | {key: content[key] for key in keep if key in content}]
-    return joined(kept) if faults.count == before else []
+    return joined(kept) if errors.count == before else []
 
 
 def _content(encoded: bytes | None) -> dict[str, Any]:
@@ -148,8 +148,8 @@ def _content(encoded: bytes | None) -> dict[str, Any]:
         content = DECODER.decode(encoded.decode(codec_of(encoded)).strip())
     except UnicodeDecodeError:
         raise
-    except (ValueError, RecursionError) as fault:
-        raise ValueError(json_fault(fault)) from fault
+    except (ValueError, RecursionError) as error:
+        raise ValueError(json_error(error)) from error
     if not isinstance(content, dict):
         raise ValueError("its JSON is no object")
     return content
@@ -159,14 +159,14 @@ def _text(encoded: bytes | None) -> str | None:
     return None if encoded is None else encoded.decode(codec_of(encoded)).strip()
 
 
-def _own_rows(place: str, content: dict[str, Any], faults: RowFaults) -> Iterator[Row]:
+def _own_rows(place: str, content: dict[str, Any], errors: RowErrors) -> Iterator[Row]:
     inner = content.get("rows")
     fields = [Field("image", file_name), Field(EXPLODED, texts, required=False)]
     for row in inner if isinstance(inner, list) and inner else [content]:
         if isinstance(row, dict):
-            yield row | checked_row(place, row, fields, faults)
+            yield row | checked_row(place, row, fields, errors)
         else:
-            faults.add(place, f"its 'rows' must be objects, not {describe(row)}")
+            errors.add(place, f"its 'rows' must be objects, not {describe(row)}")
 
 
 def _report_unused(folder: Path, facts: Sequence[dict[str, str]], say: Say) -> None:
@@ -190,14 +190,14 @@ def _report_unused(folder: Path, facts: Sequence[dict[str, str]], say: Say) -> N
 
 def _judge(folder: Path, facts: Sequence[dict[str, str]], skip_bad: bool, say: Say) -> None:
     """Stop if something is wrong, or write down what is left out."""
-    shown = [fault for one in facts for fault in json.loads(one["faults"])]
+    shown = [error for one in facts for error in json.loads(one["faults"])]
     count = sum(int(one["count"]) for one in facts)
     if not count:
         return
     if not skip_bad:
-        raise DataError(f"{count} fault{'s' if count > 1 else ''} in the shards of {folder}:\n" + "\n".join(shown[:20])
+        raise DataError(f"{count} error{'s' if count > 1 else ''} in the shards of {folder}:\n" + "\n".join(shown[:20])
                         + "\nFix them, or add --skip-bad to leave these samples out.")
-    atomic.write_text(folder / SKIPPED, "".join(json.dumps({"fault": fault.strip()}) + "\n" for fault in shown))
+    atomic.write_text(folder / SKIPPED, "".join(json.dumps({"fault": error.strip()}) + "\n" for error in shown))
     say(f"{count} error{'s' if count > 1 else ''}; what they concern is left out: {folder / SKIPPED}")
 
 

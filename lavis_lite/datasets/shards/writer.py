@@ -237,10 +237,10 @@ class _Members:
         name = rows[0]["image"]
         try:
             content = plan.folder.read(name)
-        except BadSample as fault:
+        except BadSample as error:
             if not plan.skip_bad:
                 raise
-            self.skipped.append({"image": name, "file": fault.path, "reason": fault.reason})
+            self.skipped.append({"image": name, "file": error.path, "reason": error.reason})
             return
         key, rows = f"{sample:09d}", joined(rows)
         offset = _add(tar, f"{key}.{suffix_of(name, content)}", content)

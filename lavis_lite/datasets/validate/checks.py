@@ -61,7 +61,7 @@ def scan(dataset: Any, report: SplitReport, count_tokens: TokenCounter, max_toke
         digest = hashlib.blake2b(repr((name, said)).encode("utf-8", "backslashreplace"), digest_size=8).digest()
         report.repeated += digest in seen
         seen.add(digest)
-    report.faulty_rows(twice.faults)
+    report.add_row_errors(twice.errors)
     report.rows, report.images, report.left_out = len(dataset.table), len(names.first_row), dataset.table.left_out
     texts.finish(max_tokens)
     return names
@@ -173,8 +173,8 @@ def refused(folder: Any, names: Sequence[str] | Any) -> Iterator[tuple[str, str]
         if posixpath.isabs(name) or ".." in name:
             try:
                 folder.path(name)
-            except BadSample as fault:
-                yield name, f"{_shown(name)} {fault.reason}"
+            except BadSample as error:
+                yield name, f"{_shown(name)} {error.reason}"
 
 
 def _why_absent(folder: Any, name: str) -> str:
@@ -214,8 +214,8 @@ def _open_some(dataset: Any, names: Names, report: SplitReport, sample: int) -> 
     for name in names.spread(sample):
         try:
             width, height, frames = size_of(dataset.folder, name)
-        except BadSample as fault:
-            broken.add(f"{_place(dataset, names, name)} {_shown(fault.path)} {fault.reason}")
+        except BadSample as error:
+            broken.add(f"{_place(dataset, names, name)} {_shown(error.path)} {error.reason}")
             continue
         report.opened += 1
         sizes["width"].append(width)
@@ -300,8 +300,8 @@ def _examine_split(builder: BaseDatasetBuilder, report: SplitReport, how: CheckO
         return []
     try:
         dataset = builder.build(report.split, training)
-    except DataError as fault:
-        report.problems.append(Problem(str(fault), 1))
+    except DataError as error:
+        report.problems.append(Problem(str(error), 1))
         return []
     if not (hasattr(dataset, "table") and hasattr(dataset, "folder")):
         raise ConfigError(f"data sets of {type(builder).__name__} have no table of rows and folder of files, so that "

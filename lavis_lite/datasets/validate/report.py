@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lavis_lite.datasets.annotations.rows import RowFaults
+from lavis_lite.datasets.annotations.rows import RowErrors
 from lavis_lite.errors import DataError
 
 MOST_LINES = 20
@@ -99,12 +99,12 @@ class SplitReport:
         self.problems.append(Problem(what))
         return self.problems[-1]
 
-    def faulty_rows(self, faults: RowFaults) -> None:
+    def add_row_errors(self, errors: RowErrors) -> None:
         """A problem in the words of an error that would be raised."""
         try:
-            faults.stop_if_any()
-        except DataError as fault:
-            self.problems.append(Problem(str(fault), faults.count))
+            errors.stop_if_any()
+        except DataError as error:
+            self.problems.append(Problem(str(error), errors.count))
 
     def tidy(self) -> None:
         """Drop problems that no row has."""

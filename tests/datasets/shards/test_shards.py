@@ -382,7 +382,7 @@ def test_wrong_rows_are_listed(tmp_path, capsys):
             add(tar, f"{number}.json", content)
     assert run_command("data", ["index", str(tmp_path)]) == 2
     told = capsys.readouterr().err
-    assert "4 faults" in told and all(f"0.tar:{number}: " in told for number in range(4))
+    assert "4 errors" in told and all(f"0.tar:{number}: " in told for number in range(4))
 
 
 # shards behind a URL --------------------------------------------------------------------------------------------------
