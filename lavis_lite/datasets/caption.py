@@ -92,7 +92,7 @@ class CaptionEvalDataset(TableDataset):
         if instruction is not None:
             self.sample_keys = (*self.sample_keys, "prompt")
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """`file:row` of the image's first annotation."""
         return self._places[index]
 
@@ -159,13 +159,13 @@ class DuplicateIds:
         self._first: dict[int | str, tuple[str, int]] = {}
 
     def add(self, row: Row, index: int, table: Any) -> None:
-        """Look at one more row of a table, or of a data set: what has `place`."""
+        """Look at one more row of a table, or of a data set."""
         if row.get("image_id") is None:
             return
         name, first = self._first.setdefault(row["image_id"], (row["image"], index))
         if name != row["image"]:
-            self.errors.add(table.place(index), f"field 'image_id' is {row['image_id']!r} for {row['image']}, but at "
-                            f"{table.place(first)} for {name}")
+            self.errors.add(table.location(index), f"field 'image_id' is {row['image_id']!r} for {row['image']}, but "
+                            f"at {table.location(first)} for {name}")
 
 
 def _by_image(table: RowTable) -> tuple[RowTable, list[str]]:
@@ -181,7 +181,7 @@ def _by_image(table: RowTable) -> tuple[RowTable, list[str]]:
         twice.add(row, index, table)
         if row["image"] not in joined:
             joined[row["image"]] = {**row, "caption": []}
-            places.append(table.place(index))
+            places.append(table.location(index))
         joined[row["image"]]["caption"] += row.get("caption", [])
     twice.errors.stop_if_any()
     return RowTable(((0, 0, row) for row in joined.values()), []), places

@@ -42,9 +42,9 @@ class AblatedImages(BaseDataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Where the row stands."""
-        place: str = self.dataset.place(index)
+        place: str = self.dataset.location(index)
         return place
 
     @property

@@ -120,7 +120,7 @@ def look_through(dataset: Any, most: int = MOST_ROWS, some: int = SOME_ROWS) -> 
             if (cut or not plain or not has_content(text)) and not is_left(processor, processor(text, None)):
                 report.empty += 1
                 if len(report.shown) < MOST_SHOWN:
-                    report.shown.append(f"{dataset.place(index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")
+                    report.shown.append(f"{dataset.location(index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")
     return report
 
 

@@ -48,7 +48,7 @@ def test_training_samples(qa_section: Any) -> None:
     assert sample["text_input"] == "what is 1?" and sample["text_output"] in ("red", "blue")
     assert sample["answers"] == ["red", "blue"] and sample["weights"] == pytest.approx([2 / 3, 1 / 3])
     assert sample["question_id"] == 51 and dataset[0]["image_id"] == dataset[1]["image_id"] != dataset[2]["image_id"]
-    assert dataset.place(1).endswith("qa.json:2")
+    assert dataset.location(1).endswith("qa.json:2")
     batch = collate([dataset[0], dataset[1]])
     assert batch["text_output"] == ["yes", "red"] and batch["question_id"].tolist() == [50, 51]
     assert [len(row) for row in batch["weights"]] == [1, 2] and batch["image"].shape == (2, 3, 16, 16)
@@ -157,7 +157,7 @@ def test_wrong_images_are_a_ring_without_fixed_points(qa_section: Any) -> None:
         assert others and index not in others
         assert all(true[key] == wrong[key] for key in true if key != "image")
         shown.append(others[0])
-    assert sorted(shown) == [0, 0, 2, 2, 4, 4, 6, 6] and control.place(2) == dataset.place(2)
+    assert sorted(shown) == [0, 0, 2, 2, 4, 4, 6, 6] and control.location(2) == dataset.location(2)
 
 
 def test_blank_images(coco_section: Any) -> None:

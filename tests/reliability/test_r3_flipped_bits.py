@@ -88,7 +88,7 @@ def annotation_cache(tmp_path: Path) -> Subject:
             warnings.simplefilter("always")
             table = annotations.read_table([tmp_path / "captions.json"], FIELDS)
         subject.notes = [str(warning.message) for warning in caught]
-        return [table[index] for index in range(len(table))], [table.place(index) for index in range(len(table))]
+        return [table[index] for index in range(len(table))], [table.location(index) for index in range(len(table))]
 
     subject.read = read
     read()

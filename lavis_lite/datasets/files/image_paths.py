@@ -62,7 +62,7 @@ def refuse_outside(table: RowTable, root: Path | str) -> None:
         try:
             check(table[index].get("image", "."))
         except ValueError as error:
-            errors.add(table.place(index), f"field 'image' {error}")
+            errors.add(table.location(index), f"field 'image' {error}")
     errors.stop_if_any()
 
 

@@ -56,7 +56,7 @@ def read_sample(dataset: Any, index: int, rng: Any) -> Sample:
 
 
 def _record(dataset: Any, index: int, error: BadSample) -> BadRecord:
-    place = dataset.place(index) if hasattr(dataset, "place") else f"row {index}"
+    place = dataset.location(index) if hasattr(dataset, "location") else f"row {index}"
     return {"file": error.path, "row": place, "reason": error.reason}
 
 

@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.datasets.annotations.json_files import DECODER, json_error
 from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked_row, describe, file_name, texts
 from lavis_lite.datasets.annotations.tables import Row
-from lavis_lite.datasets.annotations.text_files import codec_of
+from lavis_lite.datasets.annotations.text_files import DECODER, codec_of, json_error
 from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.shards.index import (
     EXPLODED,

@@ -97,7 +97,7 @@ class _Texts:
         made: str = self._processor(text, None)
         self._report.cut += is_cut(self._processor, text)
         if not is_left(self._processor, made):
-            self._empty.add(f"{self._dataset.place(number)}: {kind} {text[:80]!r}")
+            self._empty.add(f"{self._dataset.location(number)}: {kind} {text[:80]!r}")
         return made
 
     def finish(self, max_tokens: int) -> None:
@@ -158,7 +158,7 @@ def check_media(dataset: Any, names: Names, report: SplitReport, sample: int) ->
 
 
 def _place(dataset: Any, names: Names, name: str) -> str:
-    return f"{dataset.place(names.first_row[name])}: field {dataset.folder.key!r}:"
+    return f"{dataset.location(names.first_row[name])}: field {dataset.folder.key!r}:"
 
 
 def _shown(name: str) -> str:

@@ -25,14 +25,14 @@ def test_caption_training_has_one_sample_per_caption(coco_section):
     assert (first["text_input"], second["text_input"]) == ("picture 0, caption 0", "picture 0, caption 1")
     assert first["image_id"] == second["image_id"] != other["image_id"]
     assert isinstance(first["image_id"], int) and 0 <= first["image_id"] < 2**63
-    assert dataset.place(1).endswith("captions_train.json:9")  # its place among the annotations
+    assert dataset.location(1).endswith("captions_train.json:9")  # its place among the annotations
 
 
 def test_captions_per_image_keeps_the_first_of_each_in_training_only(coco_section):
     coco_section.captions_per_image = 1
     dataset = ImageCaptionBuilder("tiny", coco_section).build("train", training=True)
     assert [dataset[index]["text_input"] for index in (0, 1)] == ["picture 0, caption 0", "picture 1, caption 0"]
-    assert len(dataset) == 8 and dataset.place(1).endswith("captions_train.json:2")
+    assert len(dataset) == 8 and dataset.location(1).endswith("captions_train.json:2")
     assert len(ImageCaptionBuilder("tiny", coco_section).build("val", training=False).text) == 8
     coco_section.captions_per_image = 0
     with pytest.raises(ConfigError, match="datasets.tiny.captions_per_image must be at least 1"):
@@ -100,7 +100,7 @@ def test_several_files_make_one_split(coco_section, coco_folder):
     coco_section.build_info.annotations["train"] = FileConfig(
         storage=[str(coco_folder / "captions_train.json"), str(coco_folder / "captions_val.json")])
     dataset = ImageCaptionBuilder("tiny", coco_section).build("train", training=True)
-    assert len(dataset) == 24 and dataset.place(23).endswith("captions_val.json:8")
+    assert len(dataset) == 24 and dataset.location(23).endswith("captions_val.json:8")
 
 
 def test_a_url_that_is_a_local_file_is_read_where_it_is(coco_section, coco_folder):

@@ -25,7 +25,7 @@ class Rows:
     def __len__(self) -> int:
         return self.size
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return f"rows.json:{index + 1}"
 
     def sample(self, index: int, rng: random.Random) -> dict[str, Any]:
