@@ -291,9 +291,9 @@ def _free(place: str | Path) -> Path:
 
 @contextlib.contextmanager
 def _placed(place: Path) -> Iterator[Path]:
-    """`atomic.fresh`, with what goes wrong told in one sentence."""
+    """`atomic.atomic_path`, with what goes wrong told in one sentence."""
     try:
-        with atomic.fresh(place) as temporary:
+        with atomic.atomic_path(place) as temporary:
             yield temporary
     except (OSError, SafetensorError) as fault:
         raise CheckpointError(f"cannot write {place}: {fault}. Nothing was left there.") from fault

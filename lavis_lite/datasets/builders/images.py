@@ -293,7 +293,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         for split in loose:
             for source in self._sources(split, None):
                 if not source.here():
-                    (fetchable if source.fetchable() else missing).append(source.sentence())
+                    (fetchable if source.fetchable() else missing).append(source.how_to_get())
         missing += self._missing_media() if loose or not wanted else []
         return list(dict.fromkeys(fetchable + missing)) if missing or files.offline() else []
 

@@ -15,6 +15,7 @@ from lavis_lite.datasets.files.names import Confinement
 from lavis_lite.errors import ConfigError
 
 
+# --- confined to a folder --------------------------------------------------------------------------------------------
 class FileNameIn:
     """`annotations.file_name` for files of one folder: refuses absolute names of files elsewhere, too.
 
@@ -28,11 +29,11 @@ class FileNameIn:
 
     def __init__(self, root: Path | str) -> None:
         self.root = str(root)
-        self.__qualname__ = f"{file_name.__name__} in {root}"  # tables that are kept are told apart by it
+        self.__qualname__ = f"{file_name.__name__} in {root}"  # tables in the cache are told apart by it
         self._confinement = Confinement(root)
 
     def __call__(self, value: Any) -> str:
-        """The name; ValueError with a clause that says what is wrong."""
+        """The name; a ValueError with a clause if it is not in the folder."""
         name = file_name(value)
         if os.path.isabs(name) and not self._confinement.holds_name(name):
             raise ValueError(f"leads out of its folder {self.root}: {name[:200]!r}")
@@ -41,14 +42,11 @@ class FileNameIn:
 
 def within(fields: Sequence[Field], root: Path | str) -> list[Field]:
     """The fields, with file names confined to a folder."""
-    return [_confined(field, root) if field.kind is file_name else field for field in fields]
-
-
-def _confined(field: Field, root: Path | str) -> Field:
-    """A copy, whatever class of fields it is, with another kind."""
-    copied = copy.copy(field)
-    object.__setattr__(copied, "kind", FileNameIn(root))
-    return copied
+    confined = [copy.copy(field) for field in fields]  # whatever class of fields they are
+    for field in confined:
+        if field.kind is file_name:
+            object.__setattr__(field, "kind", FileNameIn(root))
+    return confined
 
 
 def refuse_outside(table: RowTable, root: Path | str) -> None:
@@ -66,11 +64,11 @@ def refuse_outside(table: RowTable, root: Path | str) -> None:
     errors.stop_if_any()
 
 
+# --- built from columns ----------------------------------------------------------------------------------------------
 class _Formatter(string.Formatter):
     """`str.format`, with one more format: `{column:suffix}` is the ending of a file name or URL, its dot included."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        """The value as the format says."""
         if format_spec == "suffix":
             return os.path.splitext(str(value))[1]
         return str(super().format_field(value, format_spec))
@@ -81,8 +79,8 @@ class ImagePattern:
 
     Args:
         patterns: such as "{data_subtype}/COCO_{data_subtype}_{image_id:012d}.jpg". Several are tried in order, and
-            the first whose file is there is taken, or the first of all.
-        exists: whether there is a file of that name; only asked where there are several patterns.
+            the first whose file exists is taken, or the first of all.
+        exists: whether there is a file of that name; only called if there are several patterns.
 
     Raises:
         ConfigError: braces that do not match, or no column name in them.
@@ -104,18 +102,17 @@ class ImagePattern:
         Raises:
             ValueError: a column is missing or does not fit its format; the message is a clause.
         """
-        names = [self._filled(pattern, facts) for pattern in self.patterns]
+        names = []
+        for pattern in self.patterns:
+            try:
+                names.append(file_name(_Formatter().vformat(pattern, (), facts)))
+            except KeyError as error:
+                raise ValueError(f"image_pattern takes {error.args[0]!r}, which the row has not") from error
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"image_pattern {pattern!r} does not fit: {error}") from error
         if len(names) > 1 and self._exists is not None:
             return next((name for name in names if self._exists(name)), names[0])
         return names[0]
-
-    def _filled(self, pattern: str, facts: Mapping[str, Any]) -> str:
-        try:
-            return file_name(_Formatter().vformat(pattern, (), facts))
-        except KeyError as error:
-            raise ValueError(f"image_pattern takes {error.args[0]!r}, which the row has not") from error
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"image_pattern {pattern!r} does not fit: {error}") from error
 
 
 def _columns(pattern: str) -> list[str]:
@@ -138,7 +135,7 @@ class PatternField(Field):
         object.__setattr__(self, "split", split)
 
     def given(self, raw: Row) -> bool:
-        """Always: a column that is missing is told by `value`."""
+        """Always; `value` reports a missing column."""
         return True
 
     def value(self, raw: Row) -> str:
@@ -149,10 +146,10 @@ class PatternField(Field):
 
 def with_pattern(section: str, fields: list[Field], patterns: str | Sequence[str] | None, split: str,
                  exists: Callable[[str], bool]) -> list[Field]:
-    """The fields of a row, the image's among them by its pattern where there is one.
+    """The fields of a row, the image by its pattern if there is one.
 
     Raises:
-        ConfigError: a pattern that cannot be; it names the section.
+        ConfigError: an invalid pattern; it names the section.
     """
     if patterns is None:
         return fields

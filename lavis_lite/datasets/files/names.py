@@ -9,9 +9,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 SYSTEM_FOLDERS = ("/etc", "/proc", "/sys", "/dev", "/boot", "/run/secrets", "/private/etc")
-"""no picture is here; reading some of these files would hang or change something"""
+"""folders without pictures; reading some of these files would hang or change something"""
 _MEMORY = "/dev/shm"
 """a folder of /dev into which data sets are copied for speed"""
+LINK = "it is a link to "
 
 
 def is_below(path: str, folder: str) -> bool:
@@ -19,11 +20,16 @@ def is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
+def is_system_file(real: str) -> bool:
+    """Whether a path, its links followed, is in a folder of the operating system."""
+    return not is_below(real, _MEMORY) and any(is_below(real, folder) for folder in SYSTEM_FOLDERS)
+
+
 class Confinement:
     """A folder that names may not lead out of.
 
-    A name is looked at as it is written (`..` goes one folder up, whatever is a link there), so that links which the
-    folder's owner made, as Hugging Face snapshots, git-annex and DVC do, are not the annotations' doing.
+    A name is taken as it is written (`..` goes one folder up, even from a link). So the links that the folder's owner
+    made, as Hugging Face snapshots, git-annex and DVC do, are not blamed on the annotations.
 
     Args:
         root: the folder; it may itself be a symbolic link.
@@ -34,25 +40,17 @@ class Confinement:
         self._written, self._real = os.path.abspath(root), os.path.realpath(root)
 
     def holds_name(self, name: str) -> bool:
-        """Whether a name leads to a place in the folder by its spelling, or to a file that is really in it."""
+        """Whether a name leads into the folder by its spelling, or to a file that is really in it."""
         path = os.path.join(self._written, name)
         return is_below(os.path.normpath(path), self._written) or is_below(os.path.realpath(path), self._real)
 
     def holds_file(self, real: str) -> bool:
-        """Whether a path whose links were followed is in the folder."""
+        """Whether a path, its links followed, is in the folder."""
         return is_below(real, self._real)
 
 
-def is_system_file(real: str) -> bool:
-    """Whether a path whose links were followed is in a folder of the operating system's own."""
-    return not is_below(real, _MEMORY) and any(is_below(real, folder) for folder in SYSTEM_FOLDERS)
-
-
-LINK = "it is a link to "
-
-
 def why_absent(path: Path | str) -> str:
-    """Why a file is not there, as a clause: it is a link without its content, or has another name; else ""."""
+    """Why a file is missing, as a clause: it is a link without its content, or has another name; else ""."""
     if os.path.islink(path):
         return (f"{LINK}{os.readlink(path)}, which is not here; fetch the content that links stand for "
                 "(git-annex, DVC)")

@@ -24,12 +24,9 @@ CHECK_SECONDS = 1.0
 
 
 class WorkerIterator(_MultiProcessingDataLoaderIter):
-    """Batches from loader workers.
+    """torch's iterator over loader workers, whose end waits for nobody.
 
     Attributes of torch's class that have an underscore are used here and nowhere else.
-
-    Args:
-        loader: the DataLoader; its `multiprocessing_context` decides how workers live.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -43,10 +40,9 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
         return super()._try_get_data(timeout)
 
     def explain(self, error: BaseException) -> LavisLiteError | None:
-        """A clearer error in place of one that torch raised for a worker; None if it is clear enough.
+        """A clearer error than the one that torch raised for a worker; None if it is clear enough.
 
-        An error of this package arrives with the worker's traceback as its message, and a worker that died is an error
-        that does not say how.
+        torch puts a worker's traceback into the message, and does not say how a worker died.
         """
         if isinstance(error, LavisLiteError) and str(error).startswith("Caught "):
             name = f"{type(error).__module__}.{type(error).__qualname__}: "
@@ -61,7 +57,7 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
     def kill(self) -> None:
         """End the workers now, and leave torch nothing to wait for.
 
-        torch's own way waits five seconds for each worker that does not answer, and for ever on a lock that a killed
+        torch itself waits five seconds for each worker that does not answer, and for ever on a lock that a killed
         worker held. So nothing that is shared with the workers is touched.
         """
         if getattr(self, "_worker_pids_set", False):  # else torch takes the kill for a failure
@@ -85,10 +81,10 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader whose workers end with whoever reads the batches, and whose errors are this package's.
+    """A DataLoader whose workers end with the reader of the batches, and whose errors are this package's.
 
-    Workers follow the rules of `lavis_lite.process.children`. They are killed, not asked to go, if the iterator is
-    closed or an exception passes through it: a worker that hangs would be waited for otherwise.
+    Workers follow the rules of `lavis_lite.process.children`. They are killed if the iterator is closed or an exception
+    passes through it: torch would wait for a worker that hangs.
 
     Args:
         dataset: map-style.
@@ -139,7 +135,7 @@ def train_loader(datasets: Sequence[Any], order: GlobalSampler, run_cfg: RunConf
 
     Args:
         datasets: one per entry of `order.sizes`.
-        order: who decides what a step sees.
+        order: decides which samples a step has.
         run_cfg: batch_size_train, accum_grad_iters, num_workers, seed, on_bad_sample and device are used.
         rank, world_size: this process among all.
         start_step: first step, from 0; resuming is starting at another one.

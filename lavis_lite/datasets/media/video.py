@@ -1,4 +1,9 @@
-"""Video files -> clips, or one clear reason why not; the bad-sample policy is that of images."""
+"""Video files -> clips, or one clear reason why not; the bad-sample policy is that of images.
+
+Two readers: decord, which LAVIS uses, and PyAV, which is maintained and knows newer codecs. Both give upright frames by
+their index in the order of presentation, so that variable frame rates and odd or shifted time stamps change nothing. A
+file is opened in the process that reads it, with one thread.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +82,7 @@ class VideoReader:
             raise BadSample(self.path, f"{width} x {height} pixels are more than the limit of {self.max_pixels:,}")
 
     def _bad(self, doing: str, error: Exception) -> BadSample:
-        """A native library's message, which may have several lines and places in its source, as one clause."""
+        """A native library's message as one clause, without line breaks and references to its source."""
         words = re.sub(r"\[[\d:]+\]\s*|\S+\.(cc|h|c):\d+:\s*", "", str(error)).strip().split("\n")[0][:160]
         return BadSample(self.path, f"cannot be {doing} ({type(error).__name__}: {words.strip()})")
 
@@ -117,7 +122,7 @@ class DecordReader(VideoReader):
 
 
 class AvReader(VideoReader):
-    """PyAV. The first pass reads packets only (time stamps and key frames); the second decodes from a key frame on."""
+    """PyAV: a first pass reads packets only (time stamps, key frames), a second decodes from a key frame on."""
 
     package = "av"
 
@@ -154,43 +159,33 @@ class AvReader(VideoReader):
                 stream, shown, frame = self._stream(container), -1, None
                 decoder = container.decode(stream)
                 for number in numbers:
-                    key = self._key_before(number)
+                    last = bisect_right(self._keys, number)
+                    key = self._keys[last - 1] if last else -1  # -1: frames must be counted
                     if key > shown + 1:
                         container.seek(self._times[key], stream=stream)
                         decoder, shown = container.decode(stream), key - 1
                     while shown < number:
                         following = next(decoder, None)
                         if following is None:
-                            self._check_end(shown, frame)
+                            if frame is None or len(self) - 1 - shown > _MOST_MISSING:
+                                raise BadSample(self.path, f"ends after {shown + 1} of its {len(self)} frames")
                             break
                         frame, shown = following, self._number(following, shown)
-                    yield _upright(frame)
+                    pixels = frame.to_ndarray(format="rgb24")  # turned by the display matrix, degrees counter-clockwise
+                    if frame.rotation:
+                        pixels = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+                    yield pixels
         except (self._av.FFmpegError, OSError, ValueError) as error:
             raise self._bad(f"decoded at frame {number} of {len(self)}", error) from error
 
-    def _key_before(self, number: int) -> int:
-        """The last key frame up to a frame; -1 where frames must be counted."""
-        place = bisect_right(self._keys, number)
-        return self._keys[place - 1] if place else -1
-
     def _number(self, frame: Any, shown: int) -> int:
-        """Place of a decoded frame: by its time stamp, which tells also after a seek, else the next."""
-        place = bisect_right(self._times, frame.pts) if self._times and frame.pts is not None else 0
-        return place - 1 if place else shown + 1
-
-    def _check_end(self, shown: int, frame: Any) -> None:
-        if frame is None or len(self) - 1 - shown > _MOST_MISSING:
-            raise BadSample(self.path, f"ends after {shown + 1} of its {len(self)} frames")
-
-
-def _upright(frame: Any) -> Pixels:
-    """A PyAV frame turned by its display matrix (degrees, counter-clockwise)."""
-    pixels = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90))) if frame.rotation else pixels
+        """Index of a decoded frame: by its time stamp, which holds after a seek too, else the next."""
+        after = bisect_right(self._times, frame.pts) if self._times and frame.pts is not None else 0
+        return after - 1 if after else shown + 1
 
 
 READERS: dict[str, type[VideoReader]] = {reader.package: reader for reader in (DecordReader, AvReader)}
-"""by package, in the order they are tried"""
+"""by package, in the order in which they are tried"""
 
 
 ReaderName = Literal["auto", "decord", "av"]
@@ -214,7 +209,7 @@ def open_video(path: Path | str, max_pixels: int = MAX_PIXELS, reader: ReaderNam
 
 
 def _first_that_can(path: Path | str, reader: ReaderName, work: Callable[[type[VideoReader]], T]) -> T:
-    """The result of the first reader that does not fail; the reasons of all where all do."""
+    """The result of the first reader that does not fail; if all fail, the reasons of all."""
     check_regular(path)
     reasons = []
     for name in _in_order(path, installed_readers(reader)):
@@ -279,12 +274,9 @@ class VideoFolder(ImageFolder):
             return Image.fromarray(next(iter(video.frames([len(video) // 2]))))
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
-        """What a video processor makes of a file.
+        """The result of a video processor for a file; a BadSample if no reader can read it.
 
-        Where one reader fails, be it in the middle, the next starts again with the same random numbers.
-
-        Raises:
-            BadSample: no reader can read it.
+        If one reader fails, even in the middle, the next starts again with the same random numbers.
         """
         path, generator = self.path(name), rng or random
         state = generator.getstate()

@@ -24,7 +24,7 @@ from lavis_lite.io import atomic
 
 def guess(path: Path, image_root: Path | None = None,
           named: Mapping[str, str] | None = None, form: FileFormat = AUTO) -> tuple[DatasetConfig, list[str]]:
-    """A section that reads a file or a folder of shards, and what was guessed, in words.
+    """(a section that reads a file or a folder of shards, notes on what was guessed).
 
     A file with a `conversations` column is read by `image_dialogue`, a file with questions by `image_qa`, a folder by
     `image_shards`, and any other file by `custom`.
@@ -102,11 +102,7 @@ def _refuse_lacking(path: Path, columns: Columns, text: str) -> None:
 
 
 def _shards(folder: Path) -> tuple[DatasetConfig, list[str]]:
-    """The section that reads a folder of tars.
-
-    Raises:
-        DataError: the folder has no tars, or they have no index.
-    """
+    """The section that reads a folder of tars; a DataError if they have no index."""
     if needs_index(folder, again=False):
         raise DataError(f"{folder}: its tars have no index yet. Make it with: python -m lavis_lite data index {folder}")
     info = BuildInfo(annotations={"train": FileConfig(storage=str(folder.absolute()))})
@@ -143,13 +139,13 @@ RELEASED: dict[Goal, str] = {"captioning": "caption_coco_opt2.7b", "pretrain": "
 
 def write_recipe(recipe: Path, source: str, name: str, section: DatasetConfig, make: MakeBuilder,
                  goal: Goal | None = None) -> str:
-    """Write the recipe that trains on what `data check` has read; returns a line that says what it does.
+    """Write the recipe that trains on what `data check` has read; returns a line that describes it.
 
     Args:
         recipe: the file to write; it must not exist.
         source: what was checked, as the user named it.
         name: the data set's name in the recipe.
-        section: what reads it, with the split `train`.
+        section: reads it, with the split `train`.
         make: a section -> its builder.
         goal: what to learn; None: captioning for captions, vqa for questions and dialogues.
 
@@ -199,13 +195,10 @@ def _hold_out(section: DatasetConfig, make: MakeBuilder) -> list[str]:
 
 
 def _as_yaml(section: DatasetConfig) -> dict[str, Any]:
-    """What the section sets, without what a section has anyway; processors are left to the model."""
-    default = type(section)()
-    plain = dataclasses.asdict(section)
-    usual = dataclasses.asdict(default)
-    kept = {key: value for key, value in plain.items()
+    """The section's keys with other values than the defaults; processors are left to the model."""
+    usual = dataclasses.asdict(type(section)())
+    return {key: _pruned(value) for key, value in dataclasses.asdict(section).items()
             if value != usual[key] and key not in ("vis_processor", "text_processor")}
-    return {key: _pruned(value) for key, value in kept.items()}
 
 
 def _pruned(value: Any) -> Any:

@@ -220,7 +220,7 @@ def test_a_file_that_build_can_fetch_is_missing_only_offline(coco_section, tmp_p
 
 def test_file_lists_of_unequal_length_are_refused(coco_section):
     coco_section.build_info.annotations["train"] = FileConfig(url=["https://a/1", "https://a/2"], storage=["x"])
-    with pytest.raises(ConfigError, match=r"annotations.train.storage has 1 entries where the others have 2"):
+    with pytest.raises(ConfigError, match=r"annotations.train.storage has 1 entries, but the others have 2"):
         ImageCaptionBuilder("tiny", coco_section).missing_files()
 
 
