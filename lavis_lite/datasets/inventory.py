@@ -15,7 +15,7 @@ from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.io import files
 
 MEDIA = ("images", "videos")
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,14 @@ def archives_of(name: str, cfg: DatasetConfig) -> list[tuple[str, Archive]]:
     return found
 
 
-def bring(name: str, cfg: DatasetConfig, keep: bool = False, say: Say = print) -> list[str]:
+def bring(name: str, cfg: DatasetConfig, keep: bool = False, log: Log = print) -> list[str]:
     """Generate or fetch whatever a program may: annotation files, answer lists, archives of media files.
 
     Args:
         name: of the section.
         cfg: the section.
         keep: keep archives that were unpacked.
-        say: is told of the progress.
+        log: receives lines of progress.
 
     Returns:
         What could not be brought, a finished sentence each.
@@ -132,18 +132,18 @@ def bring(name: str, cfg: DatasetConfig, keep: bool = False, say: Say = print) -
     """
     root = prepare(name, cfg.prepare, getattr(cfg, "prepare_args", {}))
     if root is not None:
-        say(f"generated: {root}")
+        log(f"generated: {root}")
         return []
     problems = []
     for source in dict.fromkeys(_all_sources(name, cfg)):
         try:
-            say(f"{source.key}: {source.fetch()}")
+            log(f"{source.key}: {source.fetch()}")
         except DataError as error:
             problems.append(str(error))
     by_hand, _ = media_state(cfg)
     for key, archive in [] if by_hand else archives_of(name, cfg):
         try:
-            archive.bring(keep, say)
+            archive.bring(keep, log)
         except DataError as error:
             problems.append(f"{key}: {error}")
     return problems

@@ -27,7 +27,7 @@ from lavis_lite.finite import check_finite
 from lavis_lite.io import atomic, sealed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def image_names(tables: Sequence[RowTable]) -> list[str]:
     return list(dict.fromkeys(table[index]["image"] for table in tables for index in range(len(table))))
 
 
-def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, say: Say = print) -> bool:
+def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, log: Log = print) -> bool:
     """Write this process' share of the files, and the manifest once all are there.
 
     Files that are there already are kept, so that a job that was stopped goes on.
@@ -78,7 +78,7 @@ def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, say: Say
     Args:
         job: what is to be kept.
         rank, world_size: this process takes every `world_size`-th file.
-        say: is told of the progress.
+        log: receives lines of progress.
 
     Returns:
         Whether the features are complete.
@@ -91,7 +91,7 @@ def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, say: Say
     for file in range(rank, job.files, world_size):
         if not _is_there(job, file):
             _write_file(job, file)
-            say(f"{file_of(file)} written ({file + 1} of {job.files})")
+            log(f"{file_of(file)} written ({file + 1} of {job.files})")
     if not all(_is_there(job, file) for file in range(job.files)):
         return False
     _finish(job)

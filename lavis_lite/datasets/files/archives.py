@@ -43,7 +43,7 @@ _CHUNK = 1 << 20
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, RuntimeError,
            ValueError, OverflowError, struct.error)
 """what the readers raise for files that are cut short, damaged, encrypted or packed in an unknown way"""
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Archive:
         """Whether it has been unpacked."""
         return self.marker.exists()
 
-    def bring(self, keep: bool = False, say: Say = print) -> None:
+    def bring(self, keep: bool = False, log: Log = print) -> None:
         """Download and unpack what is not here yet; the downloaded archive is then removed, unless it is to be kept.
 
         Raises:
@@ -79,7 +79,7 @@ class Archive:
         with FileLock(str(self.marker) + ".lock"):
             if not self.here():
                 count = unpack(path, self.folder)
-                say(f"{count} files of {self.url} unpacked to {self.folder}")
+                log(f"{count} files of {self.url} unpacked to {self.folder}")
                 atomic.write_text(self.marker, json.dumps({"url": self.url, "files": count}))
         if not keep and files.is_url(self.url) and path == files.target_of(self.url):
             path.unlink(missing_ok=True)

@@ -171,10 +171,7 @@ class AvReader(VideoReader):
                                 raise BadSample(self.path, f"ends after {shown + 1} of its {len(self)} frames")
                             break
                         frame, shown = following, self._number(following, shown)
-                    pixels = frame.to_ndarray(format="rgb24")  # turned by the display matrix, degrees counter-clockwise
-                    if frame.rotation:
-                        pixels = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
-                    yield pixels
+                    yield _upright(frame)
         except (self._av.FFmpegError, OSError, ValueError) as error:
             raise self._bad(f"decoded at frame {number} of {len(self)}", error) from error
 
@@ -182,6 +179,12 @@ class AvReader(VideoReader):
         """Index of a decoded frame: by its time stamp, which holds after a seek too, else the next."""
         after = bisect_right(self._times, frame.pts) if self._times and frame.pts is not None else 0
         return after - 1 if after else shown + 1
+
+
+def _upright(frame: Any) -> Pixels:
+    """A PyAV frame turned by its display matrix (degrees, counter-clockwise)."""
+    pixels = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90))) if frame.rotation else pixels
 
 
 READERS: dict[str, type[VideoReader]] = {reader.package: reader for reader in (DecordReader, AvReader)}

@@ -214,7 +214,7 @@ def _samples(path: Path, members: list[Member], dots: Dots, contents: Contents, 
                 key, ending = member.first
             elif part and member.first[0] != key:
                 errors.add(f"{path}:{member.name}", f"may be of a sample of its own or a part of {member.first[0]!r}; "
-                                                    "say --dots last or --dots first")
+                                                    "set --dots last or --dots first")
         if ending in PICTURES | TEXTS:
             found.setdefault(key, Sample(key)).add(member, ending)
         else:

@@ -29,7 +29,7 @@ from lavis_lite.datasets.shards.index import (
     write_index,
 )
 from lavis_lite.datasets.shards.members import Contents, Dots, Sample, read_contents
-from lavis_lite.datasets.shards.writer import SKIPPED, Say, joined
+from lavis_lite.datasets.shards.writer import SKIPPED, Log, joined
 from lavis_lite.errors import DataError
 from lavis_lite.io import atomic, sealed
 from lavis_lite.process.children import worker_pool
@@ -40,7 +40,7 @@ _OTHER_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False, workers: int = 1,
-                 say: Say = print, dots: Dots = "auto") -> ShardIndex:
+                 log: Log = print, dots: Dots = "auto") -> ShardIndex:
     """Write the index of all tars in a folder; what was found out of a tar is kept if this is broken off.
 
     Args:
@@ -48,7 +48,7 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
         keep: further fields of the samples' JSON that rows shall have, besides the caption.
         skip_bad: leave samples out that have no image or no text, and what comes behind a damaged place.
         workers: processes that read.
-        say: is told of the progress, and of members that are not read.
+        log: receives lines of progress, and on members that are not read.
         dots: where a sample's key ends in the names of members, see `members.read_contents`.
 
     Raises:
@@ -62,12 +62,12 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
     settings = json.dumps([list(keep), dots])
     missing = [name for name in names if not _scanned(folder, name, settings)]
     try:
-        _scan_all(missing, partial(scan_shard, folder, keep=tuple(keep), dots=dots, settings=settings), workers, say)
+        _scan_all(missing, partial(scan_shard, folder, keep=tuple(keep), dots=dots, settings=settings), workers, log)
     finally:
         atomic.remove_strays(folder / PARTS)  # of processes that were killed
     facts = [Mapped(part_path(folder, name)).facts for name in names]
-    _report_unused(folder, facts, say)
-    _judge(folder, facts, skip_bad, say)
+    _report_unused(folder, facts, log)
+    _judge(folder, facts, skip_bad, log)
     _check_found(folder, facts, keep)
     index = write_index(folder, names, folder.name)
     for name in names:
@@ -75,15 +75,15 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
     return index
 
 
-def _scan_all(names: Sequence[str], scan: Callable[[str], None], workers: int, say: Say) -> None:
+def _scan_all(names: Sequence[str], scan: Callable[[str], None], workers: int, log: Log) -> None:
     if workers <= 1:
         for done, name in enumerate(names, 1):
             scan(name)
-            say(f"{name} read ({done} of {len(names)})")
+            log(f"{name} read ({done} of {len(names)})")
     else:
         with worker_pool(workers, "reading shards") as pool:
             for done, _ in enumerate(pool.map(scan, names), 1):
-                say(f"{names[done - 1]} read ({done} of {len(names)})")
+                log(f"{names[done - 1]} read ({done} of {len(names)})")
 
 
 def _scanned(folder: Path, name: str, settings: str) -> bool:
@@ -168,7 +168,7 @@ def _own_rows(place: str, content: dict[str, Any], errors: RowErrors) -> Iterato
             errors.add(place, f"its 'rows' must be objects, not {describe(row)}")
 
 
-def _report_unused(folder: Path, facts: Sequence[dict[str, str]], say: Say) -> None:
+def _report_unused(folder: Path, facts: Sequence[dict[str, str]], log: Log) -> None:
     """One line for each kind of member, and of file, that no sample is made of."""
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
@@ -177,17 +177,17 @@ def _report_unused(folder: Path, facts: Sequence[dict[str, str]], say: Say) -> N
         counts.update(unused)
         examples = first | examples
     for kind, count in sorted(counts.items()):
-        say(f"not read: {kind[:60]} ({count}, such as {examples[kind][:80]})")
+        log(f"not read: {kind[:60]} ({count}, such as {examples[kind][:80]})")
     packed = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_OTHER_TARS))
     if packed:
-        say(f"not read: compressed archives ({len(packed)}, such as {packed[0]}); unpack them to .tar files")
+        log(f"not read: compressed archives ({len(packed)}, such as {packed[0]}); unpack them to .tar files")
     deeper = sorted(folder.glob("*/*.tar"))
     if deeper:
         first = deeper[0].relative_to(folder)
-        say(f"not read: tars in folders below ({len(deeper)}, such as {first}); index each folder for itself")
+        log(f"not read: tars in folders below ({len(deeper)}, such as {first}); index each folder for itself")
 
 
-def _judge(folder: Path, facts: Sequence[dict[str, str]], skip_bad: bool, say: Say) -> None:
+def _judge(folder: Path, facts: Sequence[dict[str, str]], skip_bad: bool, log: Log) -> None:
     """Stop if something is wrong, or write down what is left out."""
     shown = [error for one in facts for error in json.loads(one["faults"])]
     count = sum(int(one["count"]) for one in facts)
@@ -197,7 +197,7 @@ def _judge(folder: Path, facts: Sequence[dict[str, str]], skip_bad: bool, say: S
         raise DataError(f"{count} error{'s' if count > 1 else ''} in the shards of {folder}:\n" + "\n".join(shown[:20])
                         + "\nFix them, or add --skip-bad to leave these samples out.")
     atomic.write_text(folder / SKIPPED, "".join(json.dumps({"fault": error.strip()}) + "\n" for error in shown))
-    say(f"{count} error{'s' if count > 1 else ''}; what they concern is left out: {folder / SKIPPED}")
+    log(f"{count} error{'s' if count > 1 else ''}; what they concern is left out: {folder / SKIPPED}")
 
 
 def _check_found(folder: Path, facts: Sequence[dict[str, str]], keep: Sequence[str]) -> None:

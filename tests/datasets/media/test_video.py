@@ -18,7 +18,7 @@ from lavis_lite.datasets.controls import AblatedImages
 from lavis_lite.datasets.loading.loader import eval_loader, train_loader
 from lavis_lite.datasets.loading.policy import EvaluationSamples
 from lavis_lite.datasets.loading.sampler import GlobalSampler
-from lavis_lite.datasets.media import video, video_readers
+from lavis_lite.datasets.media import video
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.media.video import READERS, AvReader, DecordReader, VideoFolder, open_video
 from lavis_lite.errors import ConfigError
@@ -124,7 +124,7 @@ class Turned:
 @pytest.mark.parametrize(("rotation", "shape", "first"), [(0, (1, 2), 0), (-90, (2, 1), 0), (90, (2, 1), 3),
                                                          (180, (1, 2), 3)])
 def test_pyav_frames_are_turned_upright(rotation, shape, first):
-    frame = video_readers._upright(Turned(rotation))
+    frame = video._upright(Turned(rotation))
     assert frame.shape == (*shape, 3) and frame[0, 0, 0] == first and frame.flags["C_CONTIGUOUS"]
 
 

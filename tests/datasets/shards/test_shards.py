@@ -47,7 +47,7 @@ def quiet(text: str) -> None:
 def pack(dataset: Any, out: Path, per_shard: int = 3, **more: Any) -> ShardIndex:
     out.mkdir(exist_ok=True)
     plan = make_plan(dataset.table, dataset.folder, out, per_shard, more.pop("skip_bad", False))
-    return write_shards(plan, getattr(dataset, "space", "tiny"), say=quiet, **more)
+    return write_shards(plan, getattr(dataset, "space", "tiny"), log=quiet, **more)
 
 
 @pytest.fixture
@@ -345,7 +345,7 @@ def test_foreign_shards(foreign, build, capsys):
 def test_the_index_of_own_shards_can_be_found_out_again(folder, tmp_path):
     before, arrays = ShardIndex(folder), Mapped(folder / ARRAYS)
     (folder / INDEX).unlink()
-    after = index_folder(folder, say=quiet)
+    after = index_folder(folder, log=quiet)
     assert after.shards == before.shards
     for name in ("hash", "shard", "offset", "size", "crc", "starts"):
         assert np.array_equal(arrays[name], Mapped(folder / ARRAYS)[name])
