@@ -139,7 +139,7 @@ def _write_file(job: FeatureJob, file: int) -> None:
         good = [(index, image) for index, image in items if isinstance(image, Tensor)]
         bad = [error for _, error in items if isinstance(error, str)]
         if bad and not job.skip_bad:
-            raise DataError(f"{bad[0]}. Mend it, or set run.on_bad_sample=skip to leave such images out.")
+            raise DataError(f"{bad[0]}. Fix it, or set run.on_bad_sample=skip to leave such images out.")
         if not good:
             continue
         features = check_finite(_encoded(job, [image for _, image in good]), partial(_features_of, names, good))

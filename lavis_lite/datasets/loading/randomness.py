@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of counters: no generator with a state, so nothing to save and nothing to replay.
+"""Random numbers as pure functions of counters, without a state to save or to replay.
 
 The mixing function is SplitMix64's finaliser (Steele, Lea, Flood 2014), written out here because NumPy does not promise
 that its generators give the same numbers in its next release, and a resumed run must.
@@ -16,12 +16,12 @@ _CHUNK = 1 << 16
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
-# one tag per use, so that no two uses share a stream
+# one tag per use: each has its own stream
 ORDER, MIX, AUGMENT, NEGATIVES, REPLACEMENT = range(1, 6)
 
 
 def hash64(*parts: int) -> int:
-    """64 well mixed bits of any integers (their order counts)."""
+    """64 well mixed bits of any integers, in their order."""
     state = 0
     for part in parts:
         state = (state * 3 + (part & _MASK) + _GOLDEN) & _MASK
@@ -47,8 +47,8 @@ def uniforms(base: int, counters: NDArray[np.uint64]) -> NDArray[np.float64]:
 def permutation(base: int, size: int) -> NDArray[np.int64]:
     """A shuffle of 0 .. size-1: int64[size].
 
-    Sorts random bits that carry the index in their low end: sorting values is much faster than sorting positions by
-    key, and no two values are equal, so that every machine sorts them alike. 10^7 indices take half a second.
+    Sorts random bits with the index in their low end: sorting values is much faster than sorting indices by key, and no
+    two values are equal, so that every machine sorts them alike. 10^7 indices take half a second.
     """
     index_bits = np.uint64(max(size - 1, 1).bit_length())
     low = (np.uint64(1) << index_bits) - np.uint64(1)

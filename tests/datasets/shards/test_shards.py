@@ -264,7 +264,7 @@ def test_a_shard_cut_short(folder, build):
 
 def test_a_flipped_byte_is_found_in_content_and_header(folder, build):
     data = build(folder)
-    for name, offset, words in (("1.png", 3, "not those that were packed"), ("6.png", -400, "no image stands where")):
+    for name, offset, words in (("1.png", 3, "not those that were packed"), ("6.png", -400, "there is no image at")):
         place = data.folder.index.find(name)
         path = folder / f"{place.shard:06d}.tar"
         content = bytearray(path.read_bytes())
