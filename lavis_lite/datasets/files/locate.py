@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,7 @@ from typing import Any
 from lavis_lite.config.schema import FileConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.io import files
-
-GENERATORS = {"mini_world": "lavis_lite.mini_world.world:prepare_mini_world",
-              "mini_tasks": "lavis_lite.mini_world.tasks:prepare_mini_tasks"}
-"""what `prepare:` may name -> function(root, **prepare_args) -> folder; each is atomic and may be called again"""
+from lavis_lite.mini_world import GENERATORS, generate
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def sources(key: str, cfg: FileConfig, root: Path | None) -> list[Source]:
         if len(values) not in (0, length):
             raise ConfigError(f"{key}.{name} has {len(values)} entries, but the others have {length}.")
     rows = zip(*(values or [None] * length for values in columns.values()), strict=True)
-    return [Source(key, *row, root) for row in rows]
+    return [Source(key, url, storage, sha256, md5, root) for url, storage, sha256, md5 in rows]
 
 
 def prepare(name: str, generator: str | None, arguments: Mapping[str, Any]) -> Path | None:
@@ -112,11 +108,10 @@ def prepare(name: str, generator: str | None, arguments: Mapping[str, Any]) -> P
     if generator not in GENERATORS:
         hint = did_you_mean(generator, GENERATORS)
         raise ConfigError(f"datasets.{name}.prepare: unknown generator {generator!r}: {hint}")
-    module, _, function = GENERATORS[generator].partition(":")
     settings = dict(arguments)
     label = ",".join(f"{key}={value}" for key, value in sorted(settings.items()) if key != "workers") or "default"
     root = files.resolve(settings.pop("root", None) or files.cache_root() / generator / label)
     try:
-        return Path(getattr(importlib.import_module(module), function)(root, **settings))
+        return generate(generator, root, **settings)
     except TypeError as error:
         raise ConfigError(f"datasets.{name}.prepare_args: {error}.") from error

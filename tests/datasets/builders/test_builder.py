@@ -13,6 +13,7 @@ from lavis_lite.datasets.base import image_number
 from lavis_lite.datasets.builders.custom import CustomBuilder
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageRetrievalBuilder
 from lavis_lite.errors import ConfigError, DataError, RegistryError
+from lavis_lite.mini_world import GENERATORS
 from lavis_lite.registry import registry
 
 
@@ -244,7 +245,7 @@ def test_prepared_files_are_found_first(coco_section, coco_folder, monkeypatch):
         return coco_folder
 
     monkeypatch.setenv("LAVIS_LITE_CACHE", str(coco_folder / "cache"))
-    monkeypatch.setattr("lavis_lite.datasets.files.locate.GENERATORS", {"g": "generator_of_this_test:generate"})
+    monkeypatch.setitem(GENERATORS, "g", "generator_of_this_test:generate")
     monkeypatch.setitem(__import__("sys").modules, "generator_of_this_test", type("M", (), {"generate": generate}))
     coco_section.prepare, coco_section.prepare_args = "g", {"train": 8}
     coco_section.build_info.annotations["train"] = FileConfig(storage="captions_train.json")
