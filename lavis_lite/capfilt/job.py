@@ -1,4 +1,4 @@
-"""The work in parts: which process does which, what is finished, and the shards that come out.
+"""Captions are written and filtered in parts, by several processes, and packed into shards.
 
     out/plan.json             what the parts are made of
     out/parts/00000.jsonl     {"image", "caption": the kept ones, best first, "scores", "written": which are new}
@@ -38,14 +38,14 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done.
+    """The captions to be written.
 
     Attributes:
-        table: rows with image and caption (one text or several). folder: the images. space: what keeps their ids apart
-            from other data sets'.
+        table: rows with image and caption (one text or several). folder: the images. space: keeps their ids apart from
+            other data sets'.
         captioner, ranker: the models. keep: captions that are kept of each image. seed: of the sampling.
         out: the folder. per_part: images of a part. batch: images at once. per_shard: images of a tar.
-        skip_bad: leave images out that cannot be read, where otherwise the work stops, up to the share max_bad.
+        skip_bad: leave out images that cannot be read, up to the share max_bad; otherwise the work stops.
     """
 
     table: RowTable
@@ -94,7 +94,7 @@ def run_job(job: Job, rank: int = 0, world_size: int = 1, log: Log = print) -> S
     """Do this process' share of the parts, and pack the shards once all parts are there.
 
     Args:
-        job: what is to be done.
+        job: the captions to be written.
         rank, world_size: this process takes every `world_size`-th part.
         log: receives lines of progress.
 

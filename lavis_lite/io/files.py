@@ -1,9 +1,9 @@
-"""One path layer: where files are looked up, and how those that are elsewhere get here.
+"""The path layer: local names are resolved, files elsewhere are fetched.
 
-Local names resolve against the working folder, then the cache folder. URLs are fetched once, whole or not at all,
-checked against their hash; `hf://owner/name/path` is a file of a Hugging Face repository. Other schemes (`s3://` ...)
-work once a handler for iopath's PathManager is registered; without one they are an error, where iopath alone would take
-them for local names.
+Local names resolve against the working folder, then the cache folder. URLs are fetched once, whole or not at all, and
+checked against their hash. `hf://owner/name/path` is a file of a Hugging Face repository. Other schemes (`s3://` ...)
+work once a handler for iopath's PathManager is registered; without one they are an error, because iopath alone would
+take them for local names.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def fetch(url: str, sha256: str | None = None, md5: str | None = None, to: Path 
         url: https://, http:// (only with a hash, or from this machine), hf:// (see `hub`), file://, a local name, or a
             registered scheme.
         sha256, md5: expected hash in hex.
-        to: where to put it; by default under the cache folder. What comes from hf:// stays in the hub's cache.
+        to: target path; by default under the cache folder. Files from hf:// stay in the hub's cache.
 
     Raises:
         DataError: unknown scheme, not there, network refused or failing, wrong hash; with the command to do it by hand.

@@ -1,4 +1,4 @@
-"""Runs a frozen vision encoder over all images of a data set and keeps what comes out; see `cache`."""
+"""Runs a frozen vision encoder over all images of a data set and writes its features; see `cache`."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class FeatureJob:
-    """What is to be kept.
+    """The features to be written.
 
     Attributes:
         images: names of the images, each once. folder: where they are read. vis: the processor, not random.
         encode: image float[B,3,H,W] on the CPU -> features float[B,P,Dv].
         facts: what the manifest says of encoder and processor.
-        out: the folder. dtype: of what is kept: bf16 | fp16 | fp32.
+        out: the folder. dtype: of the features: bf16 | fp16 | fp32.
         per_file: images of a file. batch_size: images encoded at once. workers: processes that read images.
-        skip_bad: leave images out that cannot be used, where otherwise the job stops.
+        skip_bad: leave out images that cannot be used; otherwise the job stops.
     """
 
     images: Sequence[str]
@@ -76,7 +76,7 @@ def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, log: Log
     Files that are there already are kept, so that a job that was stopped goes on.
 
     Args:
-        job: what is to be kept.
+        job: the features to be written.
         rank, world_size: this process takes every `world_size`-th file.
         log: receives lines of progress.
 
@@ -114,7 +114,7 @@ def _is_there(job: FeatureJob, file: int) -> bool:
 
 
 class _Pictures(Dataset[tuple[int, Any]]):
-    """(place, processed image), or (place, what is wrong with it)."""
+    """(index, processed image), or (index, why it cannot be used)."""
 
     def __init__(self, job: FeatureJob, names: Sequence[str]) -> None:
         self.folder, self.vis, self.names = job.folder, job.vis, names

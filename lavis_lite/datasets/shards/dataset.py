@@ -24,7 +24,7 @@ from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked
 from lavis_lite.datasets.annotations.tables import Row, RowTable
 from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder, decode_pixels, decode_rgb
 from lavis_lite.datasets.shards.cache import LocalShards, RemoteShards, fetch_index, remote_folder
-from lavis_lite.datasets.shards.index import EXPLODED, INDEX, Place, ShardIndex
+from lavis_lite.datasets.shards.index import EXPLODED, INDEX, Location, ShardIndex
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.io import files
 
@@ -117,14 +117,14 @@ class ShardImages(ImageFolder):
 
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `images.load_rgb`."""
-        place = self._find(name)
-        return decode_rgb(self._content(place, name), self._label(place, name), self.max_pixels)
+        at = self._find(name)
+        return decode_rgb(self._content(at, name), self._label(at, name), self.max_pixels)
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
         """The result of an image processor for an image, as `ImageFolder.view`."""
-        place = self._find(name)
+        at = self._find(name)
         decode: Callable[..., Any] = decode_pixels if getattr(processor, "takes", "image") == "pixels" else decode_rgb
-        return processor(decode(self._content(place, name), self._label(place, name), self.max_pixels), rng)
+        return processor(decode(self._content(at, name), self._label(at, name), self.max_pixels), rng)
 
     def read(self, name: str) -> bytes:
         """The image's bytes as they were packed.
@@ -134,41 +134,41 @@ class ShardImages(ImageFolder):
         """
         return self._content(self._find(name), name)
 
-    def _find(self, name: str) -> Place:
-        place = self.index.find(name)
-        if place is None:
+    def _find(self, name: str) -> Location:
+        found = self.index.find(name)
+        if found is None:
             raise BadSample(name, f"is in none of the shards of {self.shards.location}")
-        return place
+        return found
 
-    def _label(self, place: Place, name: str) -> str:
-        return f"{self.shards.location}/{self.shards.shards[place.shard].name}:{name}"
+    def _label(self, at: Location, name: str) -> str:
+        return f"{self.shards.location}/{self.shards.shards[at.shard].name}:{name}"
 
-    def _content(self, place: Place, name: str) -> bytes:
-        block = self._read(place, name)
-        label = self._label(place, name)
-        if len(block) < _BLOCK + place.size:
-            raise BadSample(label, f"the shard is cut short: it ends at byte {place.offset - _BLOCK + len(block)}, "
-                                   f"this image at byte {place.offset + place.size}")
+    def _content(self, at: Location, name: str) -> bytes:
+        block = self._read(at, name)
+        label = self._label(at, name)
+        if len(block) < _BLOCK + at.size:
+            raise BadSample(label, f"the shard is cut short: it ends at byte {at.offset - _BLOCK + len(block)}, "
+                                   f"this image at byte {at.offset + at.size}")
         content = block[_BLOCK:]
         try:
-            right = tarfile.TarInfo.frombuf(block[:_BLOCK], "utf-8", "surrogateescape").size == place.size
+            right = tarfile.TarInfo.frombuf(block[:_BLOCK], "utf-8", "surrogateescape").size == at.size
         except tarfile.HeaderError:
             right = False
-        if not right or zlib.crc32(content) != place.crc:
+        if not right or zlib.crc32(content) != at.crc:
             what = "its bytes are not those that were packed" if right else "there is no image at the index's offset"
             raise BadSample(label, f"the shard is damaged or was changed: {what}")
         return content
 
-    def _read(self, place: Place, name: str) -> bytes:
+    def _read(self, at: Location, name: str) -> bytes:
         """The member's header and content, or less if the file ends before."""
         for _attempt in range(3):
             try:
-                return _read_at(self._file(place.shard), place.offset - _BLOCK, _BLOCK + place.size)
+                return _read_at(self._file(at.shard), at.offset - _BLOCK, _BLOCK + at.size)
             except FileNotFoundError as error:  # the cache may remove a shard between finding and opening it
                 missing = error
             except OSError as error:
-                raise BadSample(self._label(place, name), f"cannot be read ({error.strerror or error})") from error
-        raise BadSample(self._label(place, name), "there is no such shard") from missing
+                raise BadSample(self._label(at, name), f"cannot be read ({error.strerror or error})") from error
+        raise BadSample(self._label(at, name), "there is no such shard") from missing
 
     def _file(self, number: int) -> BinaryIO:
         """The open tar; if many are open, the least recently used one is closed."""

@@ -1,8 +1,7 @@
-"""The members of a tar that somebody else packed -> samples: one picture and one text under one key.
+"""The members of a tar from another program -> samples: one picture and one text under one key.
 
-A key ends at the first dot of a member's name, as in webdataset, or, where names have more dots, at the last one if a
-picture and a text then have one key. What belongs to no sample is counted by its ending, and nothing is left out
-without a word.
+A key ends at the first dot of a member's name, as in webdataset. If names have more dots, it ends at the last one if
+only so a picture and a text share a key. Members that belong to no sample are counted by their ending and reported.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class Member:
     """A plain file of a tar.
 
     Attributes:
-        name: without "./". first, last: (key, ending) where the key ends at the first and at the last dot.
+        name: without "./". first, last: (key, ending), split at the first and at the last dot.
         offset, size: of its content. crc: of a picture. text: content of a text.
     """
 
@@ -44,11 +43,6 @@ class Member:
     text: bytes = b""
 
     @property
-    def is_picture(self) -> bool:
-        """Whether its last ending is that of a picture."""
-        return self.last[1] in PICTURES
-
-    @property
     def is_plain(self) -> bool:
         """Whether its name has one dot."""
         return self.first == self.last
@@ -56,14 +50,14 @@ class Member:
 
 @dataclass
 class Sample:
-    """What a tar holds under one key."""
+    """The members of a tar with one key."""
 
     key: str
     pictures: list[Member] = field(default_factory=list)
     texts: dict[str, list[Member]] = field(default_factory=dict)
 
     def add(self, member: Member, ending: str) -> None:
-        """Put a member into it."""
+        """Add a member."""
         if ending in PICTURES:
             self.pictures.append(member)
         else:
@@ -84,7 +78,7 @@ class Sample:
         return self.texts[ending][0].text if ending in self.texts else None
 
     def error(self) -> str | None:
-        """Why it is no sample, as a clause."""
+        """Why it is no sample, as a clause; None if it is one."""
         twice = next((found for found in (self.pictures, *self.texts.values()) if len(found) > 1), None)
         if not self.pictures:
             return "has no image"
@@ -101,7 +95,7 @@ class Sample:
 
 @dataclass
 class Contents:
-    """What a tar holds.
+    """The content of a tar.
 
     Attributes:
         samples: in the order of their first members.
@@ -123,8 +117,8 @@ def read_contents(path: Path, errors: RowErrors, dots: Dots = "auto") -> Content
 
     Args:
         path: the tar.
-        errors: is told of damage, of links, and of samples that are none.
-        dots: where keys end; auto: at the first dot, or at the last if that makes samples.
+        errors: receives damage, links, and incomplete samples.
+        dots: at which dot keys end; auto: at the first, or at the last if that makes samples.
     """
     contents, members = Contents(), []
     try:
@@ -151,7 +145,7 @@ def _why(path: Path, error: Exception) -> str:
 
 
 def _check_end(path: Path, tar: tarfile.TarFile, file: BinaryIO, members: list[Member], errors: RowErrors) -> None:
-    """A tar ends in zeros, and with them: what stands behind would not be read."""
+    """A tar ends in zeros; anything behind them would not be read."""
     file.seek(tar.offset)
     after = members[-1].name if members else "none"
     if file.read(tarfile.BLOCKSIZE).strip(b"\0") or tar.offset >= path.stat().st_size:

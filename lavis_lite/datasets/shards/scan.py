@@ -1,4 +1,4 @@
-"""The index of shards that somebody else wrote: found out by walking through their headers once.
+"""The index of shards from another program, made by reading their headers once.
 
 Layouts: <key>.<picture> with <key>.json, <key>.txt or both, as img2dataset and webdataset write them; or this
 package's own, whose index is then the same again. Every tar is read, none is unpacked.
@@ -41,15 +41,15 @@ _OTHER_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False, workers: int = 1,
                  log: Log = print, dots: Dots = "auto") -> ShardIndex:
-    """Write the index of all tars in a folder; what was found out of a tar is kept if this is broken off.
+    """Write the index of all tars in a folder; finished tars are not read again if this is interrupted.
 
     Args:
         folder: of the tars.
-        keep: further fields of the samples' JSON that rows shall have, besides the caption.
-        skip_bad: leave samples out that have no image or no text, and what comes behind a damaged place.
+        keep: further fields of the samples' JSON for the rows, besides the caption.
+        skip_bad: leave out samples without an image or a text, and everything behind damage.
         workers: processes that read.
         log: receives lines of progress, and on members that are not read.
-        dots: where a sample's key ends in the names of members, see `members.read_contents`.
+        dots: at which dot of a member's name the sample's key ends, see `members.read_contents`.
 
     Raises:
         DataError: no tars, no samples, two images of one name, or a field of `keep` that no sample has; or, without
@@ -97,7 +97,7 @@ def _stamp(path: Path) -> str:
 
 
 def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "auto", settings: str = "") -> None:
-    """Find out what one tar holds and write it down beside the index."""
+    """Read one tar and write its part of the index."""
     path, errors = folder / name, RowErrors(_MOST_LISTED)
     contents = read_contents(path, errors, dots)
     images, rows = [], []
@@ -119,14 +119,14 @@ def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "aut
 
 def _rows(path: Path, sample: Sample, keep: tuple[str, ...], errors: RowErrors, contents: Contents) -> list[Row]:
     """The rows of a sample; none if its JSON or text is wrong. A second text is counted in `contents`."""
-    place, before = f"{path}:{sample.key}", errors.count
+    where, before = f"{path}:{sample.key}", errors.count
     try:
         content, text = _content(sample.text("json")), _text(sample.text("txt"))
     except (ValueError, RecursionError) as error:
-        errors.add(place, f"its text cannot be read ({error})")
+        errors.add(where, f"its text cannot be read ({error})")
         return []
     if isinstance(content.get("image"), str) and text is None:  # written by `data shard`: the row as it was
-        kept = list(_own_rows(place, content, errors))
+        kept = list(_own_rows(where, content, errors))
     else:
         caption = content.get(EXPLODED)
         if text and isinstance(caption, str) and caption.strip() not in ("", text):
@@ -134,7 +134,7 @@ def _rows(path: Path, sample: Sample, keep: tuple[str, ...], errors: RowErrors, 
         row = {"image": f"{path.stem}/{sample.image.name}", EXPLODED: text if caption in (None, "", []) else caption}
         if row[EXPLODED] is None and EXPLODED not in content:
             row = {"image": row["image"], **{key: value for key, value in content.items() if key != "image"}}
-        kept = [checked_row(place, row, [Field("image", file_name), Field(EXPLODED, texts)], errors)
+        kept = [checked_row(where, row, [Field("image", file_name), Field(EXPLODED, texts)], errors)
                 | {key: content[key] for key in keep if key in content}]
     return joined(kept) if errors.count == before else []
 
@@ -158,14 +158,14 @@ def _text(encoded: bytes | None) -> str | None:
     return None if encoded is None else encoded.decode(codec_of(encoded)).strip()
 
 
-def _own_rows(place: str, content: dict[str, Any], errors: RowErrors) -> Iterator[Row]:
+def _own_rows(where: str, content: dict[str, Any], errors: RowErrors) -> Iterator[Row]:
     inner = content.get("rows")
     fields = [Field("image", file_name), Field(EXPLODED, texts, required=False)]
     for row in inner if isinstance(inner, list) and inner else [content]:
         if isinstance(row, dict):
-            yield row | checked_row(place, row, fields, errors)
+            yield row | checked_row(where, row, fields, errors)
         else:
-            errors.add(place, f"its 'rows' must be objects, not {describe(row)}")
+            errors.add(where, f"its 'rows' must be objects, not {describe(row)}")
 
 
 def _report_unused(folder: Path, facts: Sequence[dict[str, str]], log: Log) -> None:
@@ -188,7 +188,7 @@ def _report_unused(folder: Path, facts: Sequence[dict[str, str]], log: Log) -> N
 
 
 def _judge(folder: Path, facts: Sequence[dict[str, str]], skip_bad: bool, log: Log) -> None:
-    """Stop if something is wrong, or write down what is left out."""
+    """Stop if something is wrong, or list what is left out."""
     shown = [error for one in facts for error in json.loads(one["faults"])]
     count = sum(int(one["count"]) for one in facts)
     if not count:
