@@ -31,7 +31,7 @@ from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.loading.loader import train_loader
 from lavis_lite.datasets.loading.randomness import sample_rng
 from lavis_lite.datasets.loading.sampler import GlobalSampler
-from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.shards import writer as shard_writer
 from lavis_lite.datasets.shards.dataset import shard_names
 from lavis_lite.datasets.shards.index import ARRAYS, INDEX, ShardIndex
@@ -476,3 +476,21 @@ def test_the_command_packs_a_split(coco_section, coco_folder, tmp_path, capsys, 
     assert "did you mean 'train'" in capsys.readouterr().err
     assert run_command("data", ["shrad"]) == 2
     assert "did you mean 'shard'" in capsys.readouterr().err
+
+
+def test_webdataset_writes_the_bytes_of_plain_tar_members(tmp_path: Path) -> None:
+    """No owner, no time, the picture before its JSON: every machine and earlier versions write these bytes."""
+    Image.new("RGB", (4, 3), (9, 8, 7)).save(tmp_path / "a.png")
+    row, out = {"image": "a.png", "caption": "a"}, tmp_path / "out"
+    table = RowTable([(0, 1, row)], [Path("rows.json")], {"image": "file_name", "caption": "text"})
+    out.mkdir()
+    write_shards(make_plan(table, ImageFolder(tmp_path), out, 1), "tiny", log=quiet)
+    expected = io.BytesIO()
+    with tarfile.open(fileobj=expected, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        stored = {"image": "a.png", "caption": ["a"]}
+        for name, content in (("000000000.png", (tmp_path / "a.png").read_bytes()),
+                              ("000000000.json", json.dumps(stored).encode())):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o644
+            tar.addfile(member, io.BytesIO(content))
+    assert (out / "000000.tar").read_bytes() == expected.getvalue()
