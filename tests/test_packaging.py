@@ -128,7 +128,7 @@ def test_everything_imported_is_declared(metadata: Message) -> None:
 
 
 def test_everything_declared_is_imported_or_explained(metadata: Message) -> None:
-    """Every requirement and every extra but dev is imported, or docs/reference/libraries.md says why it is installed."""
+    """Every requirement and extra (not dev) is imported, or docs/reference/libraries.md says why it is installed."""
     needed = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
     declared = {need.name.lower() for need in needed if 'extra == "dev"' not in str(need.marker)}
     imported = {NAMED_OTHERWISE.get(name, name.lower()) for name in third_party_imports()}
