@@ -18,9 +18,8 @@ from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.annotations.readers import FileFormat, check_suffix
 from lavis_lite.datasets.annotations.text_files import Quoting
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
-from lavis_lite.datasets.doctor.examine import Thoroughness, examine
-from lavis_lite.datasets.doctor.guess import guess
-from lavis_lite.datasets.doctor.recipe import Goal, write_recipe
+from lavis_lite.datasets.validate.checks import CheckOptions, examine
+from lavis_lite.datasets.validate.recipe import Goal, guess, write_recipe
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.registry import registry
 
@@ -97,13 +96,13 @@ def is_file(chosen: argparse.Namespace) -> bool:
     return chosen.cfg_path is None and chosen.target not in dataset_names() and bool(path.suffix or path.exists())
 
 
-def check_options(chosen: argparse.Namespace) -> Thoroughness:
+def check_options(chosen: argparse.Namespace) -> CheckOptions:
     """How much is looked at, with the tokenizer loaded."""
     from lavis_lite.models.text_tokens import TextTokenizer
 
     tokenizer = TextTokenizer(chosen.tokenizer)
     tokenizer.lengths(["a"])  # reports a missing one now
-    return Thoroughness(tokenizer.lengths, chosen.tokenizer, chosen.max_tokens, chosen.images, chosen.sheet,
+    return CheckOptions(tokenizer.lengths, chosen.tokenizer, chosen.max_tokens, chosen.images, chosen.sheet,
                         chosen.samples)
 
 

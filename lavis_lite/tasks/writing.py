@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lavis_lite.config.schema import SCORING_ONLY, RunConfig
-from lavis_lite.datasets.controls import Control, Controlled
+from lavis_lite.datasets.controls import AblatedImages, Control
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.tasks.base import BaseTask, Row
@@ -83,7 +83,7 @@ class WritingTask(BaseTask):
 
     def evaluated(self, dataset: Any) -> Any:
         """The data set as `run.control` shows it."""
-        return dataset if self.cfg.control == "none" else Controlled(dataset, self.cfg.control)
+        return dataset if self.cfg.control == "none" else AblatedImages(dataset, self.cfg.control)
 
     def options(self) -> dict[str, Any]:
         """Settings of generation that the run or its task names; the model decides the others."""

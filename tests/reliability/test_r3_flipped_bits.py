@@ -88,7 +88,7 @@ def annotation_cache(tmp_path: Path) -> Subject:
             warnings.simplefilter("always")
             table = annotations.read_table([tmp_path / "captions.json"], FIELDS)
         subject.notes = [str(warning.message) for warning in caught]
-        return [table[index] for index in range(len(table))], [table.place(index) for index in range(len(table))]
+        return [table[index] for index in range(len(table))], [table.location(index) for index in range(len(table))]
 
     subject.read = read
     read()
@@ -100,7 +100,7 @@ def shards_of(tmp_path: Path) -> Path:
     table = annotations.read_table([tmp_path / "captions.json"], FIELDS)
     out = tmp_path / "shards"
     out.mkdir()
-    write_shards(make_plan(table, ImageFolder(tmp_path / "images"), out, 4), "toy", say=lambda text: None)
+    write_shards(make_plan(table, ImageFolder(tmp_path / "images"), out, 4), "toy", log=lambda text: None)
     return out
 
 
@@ -139,7 +139,7 @@ def features(tmp_path: Path) -> Subject:
     folder = ImageFolder(tmp_path / "images")
     job = FeatureJob([f"{number}.png" for number in range(6)], folder, to_tensor, encode,
                      {"encoder": {"name": "toy"}, "processor": {"name": "toy"}}, tmp_path / "kept", "fp32", 4, 2)
-    write_features(job, say=lambda text: None)
+    write_features(job, log=lambda text: None)
     subject = Subject(sorted((tmp_path / "kept").iterdir()), list, covered=False)  # hashes in features-*: the writer's
 
     def read() -> Any:

@@ -136,7 +136,7 @@ def shard_index(tmp_path: Path) -> tuple[Path, Callable[[], Any]]:
 def feature_manifest(tmp_path: Path) -> tuple[Path, Callable[[], Any]]:
     job = FeatureJob([f"{number}.png" for number in range(3)], ImageFolder(tmp_path / "images"), to_tensor, encode,
                      {"encoder": {"name": "toy"}, "processor": {"name": "toy"}}, tmp_path / "kept", "fp32", 4, 2)
-    write_features(job, say=lambda text: None)
+    write_features(job, log=lambda text: None)
 
     def read() -> None:
         kept = FeatureFolder(tmp_path / "kept")
