@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
-from lavis_lite.evaluation.evaluator import Evaluator, where_unscored, write_predictions, write_result
-from lavis_lite.evaluation.reporting import write_reports
-from lavis_lite.io import disk
+from lavis_lite.evaluation.evaluator import Evaluator
 from lavis_lite.runners.hooks.base import RunContext
 from lavis_lite.runners.signals import EVALUATION_ANSWER, SignalWatch
 
@@ -28,8 +25,7 @@ class Evaluations:
 
     def __init__(self, context: RunContext, evaluator: Evaluator, watch: SignalWatch,
                  describe_weights: Callable[[int], str]) -> None:
-        self.context, self.cfg, self.run = context, context.config, context.config.run
-        self.run_dir, self.tracker = context.run_dir, context.tracker
+        self.context, self.run, self.tracker = context, context.config.run, context.tracker
         self.evaluator, self.watch, self.describe_weights = evaluator, watch, describe_weights
 
     def check(self, splits: Sequence[str], key: str) -> None:
@@ -62,26 +58,13 @@ class Evaluations:
                 scores = self.evaluator.split(datasets, split, measured)  # draws depend on the weights' step alone
                 extra = {} if measured == step else {"checkpoint_step": measured}
                 self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
-                problem = self._write(split, measured, scores) if distributed.is_main() else ""
+                weights = self.describe_weights(measured)
+                problem = self.evaluator.write(split, measured, scores, weights) if distributed.is_main() else ""
                 if self.run.evaluate and (problem := distributed.broadcast_object(problem)):
                     raise DataError(problem)
+                if problem:  # a training continues; what it can still write is worth more
+                    self.tracker.log(problem)
                 on_scores(split, scores)
                 found[split] = scores
-        self.evaluator.forget()
+        self.evaluator.discard_checkpoints()
         return found
-
-    def _write(self, split: str, step: int, scores: Mapping[str, Any]) -> str:
-        """Write and log what an evaluation found; why files cannot be written, or ""."""
-        where, problem, weights = "", "", self.describe_weights(step)
-        try:
-            write_result(self.run_dir, split, step, scores, weights)
-            paths = write_predictions(self.run_dir, split, step, self.evaluator.predictions)
-            where = where_unscored(scores, self.evaluator.predictions, paths)
-        except OSError as error:
-            problem = disk.cannot_write(self.run_dir / "results", error, what=f"the results of {split}")
-        self.tracker.log(f"step {step}  {split}: {self.evaluator.task.summary(dict(scores))}{where}")
-        if problem and not self.run.evaluate:  # a training goes on; what it can still write is worth more
-            self.tracker.log(problem)
-        elif not problem:
-            write_reports(self.cfg, self.run_dir, split, step, self.evaluator.reports, weights, self.tracker.log)
-        return problem

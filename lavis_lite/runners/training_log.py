@@ -122,4 +122,4 @@ def suspects(step: int, losses: list[list[float]], train: TrainState) -> list[st
 
 
 def _row(dataset: Any, index: int) -> str:
-    return dataset.place(index) if hasattr(dataset, "place") else f"row {index}"
+    return dataset.location(index) if hasattr(dataset, "location") else f"row {index}"

@@ -97,8 +97,6 @@ class Tracker:
         masked = redaction.mask(text)
         self._each(lambda sink: sink.log(masked))
 
-    say = log
-
     def close(self) -> None:
         """See `Sink.close`."""
         self._each(lambda sink: sink.close())

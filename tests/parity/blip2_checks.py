@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lavis_lite.models.blip2 import objectives
 from lavis_lite.models.blip2.objectives import negative_weights
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from tests.parity.blip2_cases import Recorded, build, inject, rounding_apart
@@ -101,7 +102,8 @@ def between(model: Blip2Qformer, samples: dict[str, Any]) -> dict[str, Tensor]:
     """Tensors of a training step under LAVIS' names."""
     encoded = model.encode(samples)
     contrast = model.contrast(encoded, samples.get("image_id"))
-    image_feats, text_feats = model._project(encoded.hidden.query, encoded.hidden.text_cls)
+    image_feats = objectives.common_space(encoded.hidden.query, model.vision_proj)
+    text_feats = objectives.common_space(encoded.hidden.text_cls, model.text_proj)
     logits = model.itm_logits(encoded, contrast, model.draw_negatives(contrast, None))
     match, text_negative, image_negative = logits.chunk(3)
     return {"query_output": encoded.hidden.query, "text_cls": encoded.hidden.text_cls, "image_feats": image_feats,

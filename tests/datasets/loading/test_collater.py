@@ -9,7 +9,7 @@ import torch
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.loading.loader import eval_loader, train_loader
-from lavis_lite.datasets.loading.sampler import SampleOrder
+from lavis_lite.datasets.loading.sampler import GlobalSampler
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import ConfigError, ContractError
 
@@ -45,7 +45,7 @@ class Halves(Words):
 
 
 def trained(datasets: list[Any], ratios: list[float] | None = None, **run: Any) -> list[dict[str, Any]]:
-    order = SampleOrder([len(one) for one in datasets], 0, 3, ratios)
+    order = GlobalSampler([len(one) for one in datasets], 0, 3, ratios)
     return list(train_loader(datasets, order, RunConfig(**{**RUN, **run}), 0, 1, 0, 4))
 
 
