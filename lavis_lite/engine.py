@@ -80,12 +80,10 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     task = registry.get_task_class(config.run.task)(config.run)
     datasets = build_datasets(config)
     on_main(lambda: check_words(datasets, config.run))
-    check_evaluated(task, datasets, config.run)
+    check_evaluated(task, datasets, config)
     model = build_model(config)
     if config.run.evaluate and not config.run.allow_untrained:
         refuse_untrained(model, remedies(config.run))
-    if config.run.valid_splits or config.run.test_splits:
-        task.check_model(model)
     check_features(datasets, model)
     check_lengths(task, datasets, model, config.run)
     runner: Runner = registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir, launch=launch,
@@ -169,16 +167,18 @@ def check_words(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
                                 "these samples out (they are counted and listed).")
 
 
-def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
-    """Refuse splits that the task cannot evaluate while the model is not loaded yet.
+def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], config: Config) -> None:
+    """Refuse splits that the task cannot evaluate, or not with the run's model, while the model is not loaded yet.
 
     Raises:
-        DataError, ConfigError: see the task's `before_evaluation`.
+        DataError, ConfigError, ContractError: see the task's `before_evaluation` and `check_model`.
     """
-    for split in dict.fromkeys([*run.valid_splits, *run.test_splits]):
+    model = registry.get_model_class(config.model.arch)
+    for split in dict.fromkeys([*config.run.valid_splits, *config.run.test_splits]):
         found = [splits[split] for splits in datasets.values() if split in splits]
         for dataset in [one for one in found if task.takes(one)] or found:
             task.before_evaluation(dataset, split)
+            task.check_model(model)
 
 
 def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: Any, run: RunConfig) -> None:

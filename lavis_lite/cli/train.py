@@ -63,6 +63,10 @@ def carry_out(composition: Composition, arguments: argparse.Namespace, cfg_path:
     faults = check(composition)
     if arguments.print_config:
         print(to_yaml(composition, with_layers=True), end="")
+    if not faults and not arguments.print_config:
+        from lavis_lite.tasks.needs import unmet_needs  # imports torch: not before everything else is right
+
+        faults = unmet_needs(composition.config)
     needs = [] if arguments.print_config else missing(composition.config)
     stop_if_faulty(cfg_path, faults, [] if arguments.dry_run else needs)
     if arguments.print_config:

@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from lavis_lite.datasets.annotations.tables import RowTable
+from lavis_lite.datasets.protocols import Located
 
 Sample = dict[str, Any]
 
@@ -78,6 +79,11 @@ class TableDataset(BaseDataset):
     def content_hash(self) -> str | None:
         """Hash of all rows, in order."""
         return self.table.content_hash()
+
+
+def place_of(dataset: object, index: int) -> str:
+    """`file:row` of a sample where the data set knows it, else `row N`."""
+    return dataset.place(index) if isinstance(dataset, Located) else f"row {index}"
 
 
 def image_number(space: str, image: str) -> int:

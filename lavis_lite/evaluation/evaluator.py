@@ -255,7 +255,7 @@ def where_unscored(scores: Mapping[str, float], predictions: Mapping[str, list[R
     for (name, rows), path in zip(predictions.items(), paths, strict=True):
         several = len(predictions) > 1
         if (f"{name}/predictions" if several else "predictions") in scores:
-            found[path] = rows.told() if several and isinstance(rows, Submission) else ""
+            found[path] = rows.format_hint() if several and isinstance(rows, Submission) else ""
     return "".join(f" ({path}{told})" for path, told in found.items())
 
 

@@ -1,30 +1,26 @@
-"""The two sides of a retrieval evaluation: which images and which captions are searched, and who is right for whom."""
+"""The two sides of a retrieval evaluation: images, captions, and which of them belong together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from lavis_lite.datasets.base import place_of
+from lavis_lite.datasets.protocols import CaptionedImages
 from lavis_lite.errors import DataError
 from lavis_lite.metrics.retrieval import as_lists
 
 
-def check_dataset(dataset: Any, split: str) -> None:
-    """Raise before any work when a split cannot be searched.
+def check_captions(dataset: CaptionedImages, split: str) -> None:
+    """Raise before any work if a split cannot be searched.
 
     Raises:
-        DataError: the data set has no captions by image, or an image has none.
+        DataError: an image has no caption.
     """
-    captions = getattr(dataset, "img2txt", None)
-    if captions is None or not hasattr(dataset, "text"):
-        raise DataError(f"split {split!r} cannot be scored: its data set ({type(dataset).__name__}) does not list "
-                        "captions by image (`text` and `img2txt`). Take a caption or retrieval builder, or remove the "
-                        "split from run.valid_splits and run.test_splits.")
-    found = as_lists(captions)
+    found = as_lists(dataset.img2txt)
     bare = [image for image, texts in enumerate(found) if not texts]
     if bare:
-        place = dataset.place(bare[0]) if hasattr(dataset, "place") else f"image {bare[0]}"
+        place = place_of(dataset, bare[0])
         raise DataError(f"split {split!r} cannot be scored: {len(bare)} of its {len(found)} images have no caption, "
                         f"the first at {place}. Remove them from the annotation file, or the split from "
                         "run.valid_splits and run.test_splits.")
@@ -46,7 +42,7 @@ class Gallery:
     txt2img: list[int]
 
     @classmethod
-    def of(cls, dataset: Any, images: Sequence[int], captions_per_image: int | None = None) -> Gallery:
+    def of(cls, dataset: CaptionedImages, images: Sequence[int], captions_per_image: int | None = None) -> Gallery:
         """The gallery of an evaluation data set.
 
         Args:

@@ -8,6 +8,7 @@ from typing import Any
 from lavis_lite.metrics.ranking import order, shares
 from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.models.language.contract import PAIRS_AT_ONCE
+from lavis_lite.models.protocols import Ranker
 from lavis_lite.tasks.writing import PICTURES
 
 KEPT = 10
@@ -23,16 +24,11 @@ def likeliest(answers: Sequence[str], scores: Sequence[float], most: int = KEPT)
     return [[answers[place], scores[place], share[place]] for place in order(scores)[:most].tolist()]
 
 
-def tells_likelihoods(model: Any, samples: dict[str, Any]) -> bool:
-    """Whether a model scores candidates one by one, given such samples; examples in prompts are `predict_answers`'."""
-    return hasattr(model, "score_candidates") and "few_shot_samples" not in samples
-
-
-def likeliest_answers(model: Any, samples: dict[str, Any], answers: Sequence[str], prompt: str) -> list[Likeliest]:
+def likeliest_answers(model: Ranker, samples: dict[str, Any], answers: Sequence[str], prompt: str) -> list[Likeliest]:
     """One list per question of a batch; the first of it is what `predict_answers` calls the answer by rank.
 
     Args:
-        model: has score_candidates.
+        model: scores candidates one by one.
         samples: image or video, text_input, and what else the prompt takes.
         answers: candidates, the same for all.
         prompt: template around the question; "": none.

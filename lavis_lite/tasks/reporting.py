@@ -1,4 +1,4 @@
-"""What tasks share in telling a person about single samples: pictures, references, retrieval's strips."""
+"""What tasks show of single samples: pictures, references, the best candidates of retrieval."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lavis_lite.datasets.controls import Controlled
 from lavis_lite.datasets.media.preview import has_previews, preview
+from lavis_lite.datasets.protocols import NamedImages
 from lavis_lite.metrics.retrieval import KS, MISSED, ranks_from_candidates
 from lavis_lite.report import sample as report
 from lavis_lite.report.sample import Candidate, Picture, ReportSample
@@ -21,7 +22,7 @@ STRIP = 5
 """candidates of each query that a report shows"""
 
 
-def pictures_of(dataset: Any) -> Callable[[int], Picture | None]:
+def pictures_of(dataset: object) -> Callable[[int], Picture | None]:
     """Row -> the picture that the model saw; None where there is none to show (features, blank images).
 
     Args:
@@ -32,13 +33,14 @@ def pictures_of(dataset: Any) -> Callable[[int], Picture | None]:
         if dataset.control == "blind":
             return lambda index: None
         others, dataset = dataset.others, dataset.dataset
-    folder: Any = getattr(dataset, "folder", None)
-    if not has_previews(folder):
+    folder = getattr(dataset, "folder", None)
+    if not has_previews(folder) or not isinstance(dataset, NamedImages):
         return lambda index: None
+    named: NamedImages = dataset
 
     def picture(index: int) -> Picture:
-        name = dataset.image_name(index)
-        shown = dataset.image_name(others[name]) if others else name
+        name = named.image_name(index)
+        shown = named.image_name(others[name]) if others else name
         return Picture(shown, partial(preview, folder, shown))
 
     return picture
@@ -51,12 +53,12 @@ def counted(answers: Sequence[str]) -> list[str]:
 
 def context_of(asked: Mapping[str, Any]) -> str:
     """What a model knows besides the question, one kind a line: a caption, a hint, the dialogue so far, OCR tokens."""
-    told = {"caption": asked.get("caption"), "context": asked.get("context"), "history": asked.get("history"),
+    known = {"caption": asked.get("caption"), "context": asked.get("context"), "history": asked.get("history"),
             "OCR tokens": ", ".join(asked.get("ocr_tokens") or [])}
-    return "\n".join(f"{name}: {text}" if name != "history" else str(text) for name, text in told.items() if text)
+    return "\n".join(f"{name}: {text}" if name != "history" else str(text) for name, text in known.items() if text)
 
 
-def retrieval_samples(gallery: Gallery, found: BothWays, dataset: Any, prefix: str = "") -> list[ReportSample]:
+def retrieval_samples(gallery: Gallery, found: BothWays, dataset: object, prefix: str = "") -> list[ReportSample]:
     """Every image as a query for texts, then every text as a query for images.
 
     Args:
@@ -84,7 +86,7 @@ def retrieval_samples(gallery: Gallery, found: BothWays, dataset: Any, prefix: s
     return by_image + by_text
 
 
-def _ranks(found: Candidates, positives: Any) -> list[int]:
+def _ranks(found: Candidates, positives: Sequence[int] | Sequence[Sequence[int]]) -> list[int]:
     """From 1, or report.MISSED."""
     ranks: Tensor = ranks_from_candidates(found.index, positives)
     return [report.MISSED if rank == MISSED else rank + 1 for rank in ranks.tolist()]

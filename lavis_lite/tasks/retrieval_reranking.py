@@ -13,13 +13,15 @@ import base64
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lavis_lite import distributed
+from lavis_lite.contracts import need
 from lavis_lite.finite import check_finite
+from lavis_lite.models.protocols import ImageCachingMatcher, Matcher, Retriever, TextCachingMatcher
+from lavis_lite.models.qformer.model import ImageKV
 from lavis_lite.tasks.base import LongWork
 from lavis_lite.tasks.retrieval_parts import (
     BothWays,
@@ -38,7 +40,7 @@ START_BYTES = 6 << 30
 
 
 @torch.no_grad()
-def rerank(model: Any, own: OwnImages, texts: Texts, itc: BothWays, k_test: int, sizes: Sizes,
+def rerank(model: Retriever, own: OwnImages, texts: Texts, itc: BothWays, k_test: int, sizes: Sizes,
            work: LongWork | None = None) -> BothWays:
     """Re-order the first `k_test` candidates of each query by ITM logit + ITC cosine, as LAVIS does. Collective.
 
@@ -46,8 +48,7 @@ def rerank(model: Any, own: OwnImages, texts: Texts, itc: BothWays, k_test: int,
     ask for is computed once.
 
     Args:
-        model: offers `compute_itm(image_inputs float[B,P,Dv], text_ids, text_atts) -> float[B]`, or what `_Matcher`
-            says.
+        model: is also a `Matcher`, or one that caches.
         own: this rank's images, with `embeds`.
         texts: all texts.
         itc: candidates by ITC, equal on all ranks.
@@ -86,7 +87,7 @@ def _pairs(itc: BothWays, k_test: int, texts: int) -> Tensor:
     return torch.cat([by_image.flatten(), by_text.flatten()]).unique()
 
 
-def _score_pairs(model: Any, own: OwnImages, texts: Texts, pairs: Tensor, sizes: Sizes, work: LongWork) -> Tensor:
+def _score_pairs(model: Retriever, own: OwnImages, texts: Texts, pairs: Tensor, sizes: Sizes, work: LongWork) -> Tensor:
     """Match logits of ascending pairs of own images: at least float32[pairs], on the CPU.
 
     Image by image, its texts stacked by length: so a pass reads one image's features, pads little, and is the same
@@ -130,14 +131,13 @@ class _Matcher:
     """Match logits of images with texts, by whatever the model offers that computes least.
 
     Args:
-        model: offers `compute_itm`; or `image_kv` and `match_logits`, by which an image's keys and values are computed
-            once for all its texts; and `match_start` and `match_started`, by which a text's part is computed once for
-            all its images.
+        model: is also a `Matcher`; or an `ImageCachingMatcher`, by which an image's keys and values are computed once
+            for all its texts; or a `TextCachingMatcher`, by which a text's part is computed once for all its images.
         texts: of the gallery.
         sizes: pairs per pass.
     """
 
-    def __init__(self, model: Any, texts: Texts, sizes: Sizes) -> None:
+    def __init__(self, model: Retriever, texts: Texts, sizes: Sizes) -> None:
         self.model, self.texts, self.sizes = model, texts, sizes
         self.lengths = texts.mask.sum(1)
 
@@ -152,19 +152,21 @@ class _Matcher:
 
     def _of_image(self, image: Tensor) -> Callable[[Tensor], Tensor]:
         """Texts int64[T] -> logits float[T] with one image float[1,P,Dv]."""
-        if not hasattr(self.model, "image_kv"):
-            return lambda rows: self.model.compute_itm(image.expand(len(rows), -1, -1), *self._tokens(rows))
-        keys_values = self.model.image_kv(image)
-        if self._starts is not None:
-            return partial(self._started, keys_values, self._starts)
-        return lambda rows: self.model.match_logits(
+        model: object = self.model
+        if not isinstance(model, ImageCachingMatcher):
+            matcher = need(model, Matcher, "re-ranking")
+            return lambda rows: matcher.compute_itm(image.expand(len(rows), -1, -1), *self._tokens(rows))
+        keys_values = model.image_kv(image)
+        if isinstance(model, TextCachingMatcher) and self._starts is not None:
+            return partial(self._started, model, keys_values, self._starts)
+        return lambda rows: model.match_logits(
             keys_values.repeated(len(rows)), self.texts.tokens(*self._tokens(rows)))[:, 1]
 
-    def _started(self, keys_values: Any, starts: Tensor, rows: Tensor) -> Tensor:
+    def _started(self, model: TextCachingMatcher, keys_values: ImageKV, starts: Tensor, rows: Tensor) -> Tensor:
         _, mask = self._tokens(rows)
         queries = starts.shape[1] - int(self.lengths.max())
         own = starts[:, :queries + mask.shape[1]].index_select(0, rows.to(starts.device))
-        return self.model.match_started(keys_values.repeated(len(rows)), own, mask)[:, 1]
+        return model.match_started(keys_values.repeated(len(rows)), own, mask)[:, 1]
 
     def _tokens(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return trimmed(self.texts.ids[rows], self.texts.mask[rows], self.model.device)
@@ -175,7 +177,7 @@ class _Matcher:
 
         None: the model has no such thing, or it would be more than START_BYTES.
         """
-        if not hasattr(self.model, "match_start"):
+        if not isinstance(self.model, TextCachingMatcher):
             return None
         kept: Tensor | None = None
         for rows in torch.argsort(self.lengths, descending=True, stable=True).split(self.sizes.pair_batch):

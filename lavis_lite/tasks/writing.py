@@ -12,7 +12,7 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.controls import Control, Controlled
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.blip2.prompts import question_prompts
-from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.base import BaseTask, D, M, Row
 from lavis_lite.tasks.submission import Server, Submission
 
 PICTURES = ("image", "video", "image_rows")
@@ -40,19 +40,19 @@ class WritingRunConfig(RunConfig):
     report_metric: bool = True
     """false: predictions are written and not scored"""
     submission: Server | None = None
-    """whose format predictions have where a split has no labels; absent: the task's own server (VQA, GQA, A-OKVQA,
+    """server whose format predictions have if a split has no labels; absent: the task's own server (VQA, GQA, A-OKVQA,
     Visual Dialog, COCO captions), plain rows for rankings"""
     control: Control = "none"
     """evaluate with other samples' images, or with blank ones: what is left of the score does not come from seeing"""
 
 
-class WritingTask(BaseTask):
+class WritingTask(BaseTask[M, D]):
     """Predicts one text per sample; a row is {id, index, <text>}."""
 
     gathers_rows: ClassVar[bool] = True
     config_class: ClassVar[type[RunConfig]] = WritingRunConfig
     servers: ClassVar[tuple[Server, ...]] = ("plain",)
-    """whose formats predictions can have; the first is the default"""
+    """servers for which predictions can be written; the first is the default"""
     cfg: WritingRunConfig
 
     def __init__(self, cfg: WritingRunConfig) -> None:
@@ -67,21 +67,21 @@ class WritingTask(BaseTask):
         if cfg.submission is not None and cfg.submission not in self.servers:
             raise ConfigError(f"run.submission={cfg.submission}: {cfg.task} writes no such file; "
                               f"{did_you_mean(cfg.submission, self.servers)}")
-        self._split = self._told = ""
+        self._split = self._format_hint = ""
         self._why = "the run asks for no metric, or the split has nothing to compare with"
 
     @property
     def server(self) -> Server:
-        """Whose format predictions on a split without labels have."""
+        """The server for which predictions on a split without labels are written."""
         return self.cfg.submission or self.servers[0]
 
-    def submitted(self, content: Any, name: str = "") -> Submission:
-        """Predictions on a split without labels; the summary will say whose format they have."""
+    def submitted(self, content: Sequence[Row] | Mapping[str, Any], name: str = "") -> Submission:
+        """Predictions on a split without labels; the summary names their format."""
         found = Submission(self.server, content, name)
-        self._told = found.told()
+        self._format_hint = found.format_hint()
         return found
 
-    def evaluated(self, dataset: Any) -> Any:
+    def evaluated(self, dataset: D) -> Any:
         """The data set as `run.control` shows it."""
         return dataset if self.cfg.control == "none" else Controlled(dataset, self.cfg.control)
 
@@ -99,16 +99,16 @@ class WritingTask(BaseTask):
             labelled: whether it could have been.
         """
         self._why = "the run asks for no metric" if labelled else "the split has no labels"
-        self._told = "" if labelled else self._told
+        self._format_hint = "" if labelled else self._format_hint
         return {"predictions": float(len(rows))}
 
     def summary(self, scores: dict[str, float]) -> str:
-        """Scores, a line for each of several data sets; where nothing was scored it says so and in whose format."""
+        """Scores, a line for each of several data sets; if nothing was scored, why not, and the format of the file."""
         if any("/" in name for name in scores):  # of several data sets
             return by_dataset(scores) + CONTROLS[self.cfg.control]
         if "predictions" in scores:
             return (f"{scores['predictions']:.0f} predictions written, not scored ({self._why})"
-                    f"{CONTROLS[self.cfg.control]}{self._told}")
+                    f"{CONTROLS[self.cfg.control]}{self._format_hint}")
         return self.line(scores)
 
     def line(self, scores: dict[str, float]) -> str:
@@ -125,10 +125,10 @@ def by_dataset(scores: Mapping[str, float]) -> str:
             lines.setdefault(dataset, []).append(
                 f"{name} {value:.4g}" if name != "predictions" else f"{value:.0f} predictions written, not scored")
     mean = f"mean {scores['agg_metrics']:.4g}" if "agg_metrics" in scores else f"{len(lines)} data sets"
-    return mean + "".join(f"\n  {dataset}: {', '.join(told)}" for dataset, told in lines.items())
+    return mean + "".join(f"\n  {dataset}: {', '.join(parts)}" for dataset, parts in lines.items())
 
 
-def plain(values: Any) -> list[Any]:
+def plain(values: Tensor | Sequence[Any]) -> list[Any]:
     """A column of a batch as Python values: a tensor in one copy from the device, a list as it is."""
     return list(values.tolist() if isinstance(values, Tensor) else values)
 

@@ -176,12 +176,12 @@ def test_similarity_to_the_nearest_answer_besides_accuracy() -> None:
 
 def test_data_sets_and_models_that_do_not_fit() -> None:
     assert (vqa().takes(Questions()), vqa().takes(IMAGES), captioning().takes(IMAGES)) == (True, False, True)
-    with pytest.raises(DataError, match="has no questions"):
+    with pytest.raises(DataError, match="cannot evaluate SimpleNamespace, which is no Questions .no question.*image_qa"):
         vqa().before_evaluation(SimpleNamespace(), "val")
-    with pytest.raises(DataError, match="does not list captions"):
+    with pytest.raises(DataError, match="which is no Captions .no captions, references.*image_caption"):
         captioning().before_evaluation(SimpleNamespace(), "val")
-    with pytest.raises(ConfigError, match="Linear does not answer questions"):
-        vqa().predict(torch.nn.Linear(1, 1), batch(0))
+    with pytest.raises(ConfigError, match="cannot evaluate Linear, which has no predict_answers"):
+        vqa().check_model(torch.nn.Linear(1, 1))
     assert vqa().predict(Speaker([]), {}) == captioning().predict(Speaker([]), {}) == []
 
 

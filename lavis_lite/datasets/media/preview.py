@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeGuard
 
 from PIL import Image
 
@@ -23,6 +23,6 @@ def preview(folder: ImageFolder, name: str) -> bytes | Image.Image:
         return Image.fromarray(next(iter(video.frames([len(video) // 2]))))
 
 
-def has_previews(folder: Any) -> bool:
+def has_previews(folder: object) -> TypeGuard[ImageFolder]:
     """Whether a folder holds images or videos: not where features are kept in their place."""
     return isinstance(folder, ImageFolder) and not isinstance(folder, FeatureFolder)

@@ -244,6 +244,14 @@ class Blip2Qformer(Blip2Base):
         output = self.qformer(text_ids=tokens.ids, text_mask=tokens.mask, pattern="uni_modal")
         return output.text[:, 0]
 
+    def project_image(self, hidden: Tensor) -> Tensor:
+        """Query hidden states to the space of ITC: float[B,Q,D] -> float32[B,Q,E], unit length."""
+        return F.normalize(self.vision_proj(hidden).float(), dim=-1)
+
+    def project_text(self, hidden: Tensor) -> Tensor:
+        """A text's hidden state to the space of ITC: float[B,D] -> float32[B,E], unit length."""
+        return F.normalize(self.text_proj(hidden).float(), dim=-1)
+
     def compute_itm(self, image_inputs: Tensor, text_ids: Tensor, text_atts: Tensor) -> Tensor:
         """Matching score of pairs: float[B,P,Dv] (after ln_vision), int64[B,L], int or bool[B,L] -> float[B].
 

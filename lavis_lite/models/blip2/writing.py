@@ -117,7 +117,7 @@ class Blip2Writer(Blip2Base):
 
     @torch.no_grad()
     def predict_answers(self, samples: dict[str, Any], num_beams: int = 5, inference_method: str = "generate",
-                        max_len: int = 10, min_len: int = 1, num_ans_candidates: int = 128,
+                        max_len: int = 10, min_len: int = 1, num_ans_candidates: int | None = 128,
                         answer_list: list[str] | None = None, prompt: str = "", length_penalty: float | None = None,
                         **more: Any) -> list[str]:
         """Short answers to questions: first lines without blanks around, in base form where that is asked for.
