@@ -40,7 +40,8 @@ from lavis_lite.tasks.vqa import VQARunConfig, VQATask
 
 
 def test_the_packages_models_have_their_protocols() -> None:
-    writes, sees = (Captioner, Answerer, Ranker, TextMeasurer), (Retriever, Matcher, TextCachingMatcher, FeatureExtractor)
+    writes = Captioner, Answerer, Ranker, TextMeasurer
+    sees = Retriever, Matcher, TextCachingMatcher, FeatureExtractor
     assert [lacking(Blip2OPT, protocol) for protocol in writes] == [[]] * 4
     assert [lacking(Blip2Qformer, protocol) for protocol in (*sees, Captioner)] == [[]] * 5
     assert lacking(Blip2Qformer, Answerer) == ["predict_answers"]
@@ -61,7 +62,7 @@ def test_a_class_is_asked_for_methods_and_an_instance_for_attributes_too() -> No
 
     assert asked_by(Choices) == ["answer_list", "extras", "has_answers", "multiple_choice", "question"]
     assert lacking(Half, Choices) == [] and lacking(Half(), Choices) == ["extras", "has_answers", "multiple_choice"]
-    with pytest.raises(ContractError, match=r"the test needs Questions \(lavis_lite.datasets.protocols\); Half has no has"):
+    with pytest.raises(ContractError, match=r"the test needs Questions \(lavis_lite.*\); Half has no has_answers"):
         need(Half(), Questions, "the test")
     assert isinstance(nn.Linear(1, 1), Captioner) is False
     assert lacking(QAEvalDataset, Choices) == lacking(QAEvalDataset, ImageTable) == []
@@ -70,13 +71,13 @@ def test_a_class_is_asked_for_methods_and_an_instance_for_attributes_too() -> No
 @pytest.mark.parametrize(("recipe", "options", "words"), [
     ("projects/blip2/stage1.yaml", ["run.task=captioning", "model.arch=blip2_image_text_matching"], None),
     ("projects/blip2/stage1.yaml", ["run.task=vqa"],
-     ["datasets.mini_world_caption: run.task=vqa cannot evaluate CaptionEvalDataset, which is no Questions (no question)",
+     ["datasets.mini_world_caption: run.task=vqa cannot evaluate CaptionEvalDataset, which is no Questions (no",
       "Builders of such data sets: image_dialogue, image_qa, video_qa"]),
     ("projects/blip2/stage2_opt.yaml", ["run.task=retrieval"],
      ["model.arch=blip2_opt: run.task=retrieval cannot evaluate Blip2OPT, which has no compute_itm, forward_image",
       "Models that it can evaluate: blip2, blip2_feature_extractor, blip2_image_text_matching.",
       "Tasks that can evaluate this model: captioning"]),
-    ("projects/blip2/mini_finetune_vqa.yaml", ["run.task=instruction_tuning", "model.arch=blip2", "model.model_type=mini"],
+    ("projects/blip2/mini_finetune_vqa.yaml", ["run.task=instruction_tuning", "model.arch=blip2"],
      ["model.arch=blip2: run.task=instruction_tuning cannot evaluate Blip2Qformer, which has no",
       "score_candidates", "predict_answers", "blip2_t5_instruct"]),
 ])
@@ -149,7 +150,7 @@ def test_a_router_needs_what_the_part_needs_that_evaluates_now() -> None:
 
 def test_samples_without_a_key_are_an_error_that_names_task_and_key() -> None:
     samples = {"image": torch.zeros(1, 3, 2, 2), "text_input": ["?"], "index": torch.tensor([0])}
-    with pytest.raises(ContractError, match=r"run.task=vqa: evaluation samples need 'question_id'; .* have image, index"):
+    with pytest.raises(ContractError, match=r"run.task=vqa: evaluation samples need .question_id.; .* have image"):
         VQATask(VQARunConfig()).predict(Blip2OPT.__new__(Blip2OPT), samples)
     assert VQATask(VQARunConfig()).has_samples({"bad_samples": [], "uniform": 0}, "index") is False
 

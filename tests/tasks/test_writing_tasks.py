@@ -176,7 +176,7 @@ def test_similarity_to_the_nearest_answer_besides_accuracy() -> None:
 
 def test_data_sets_and_models_that_do_not_fit() -> None:
     assert (vqa().takes(Questions()), vqa().takes(IMAGES), captioning().takes(IMAGES)) == (True, False, True)
-    with pytest.raises(DataError, match="cannot evaluate SimpleNamespace, which is no Questions .no question.*image_qa"):
+    with pytest.raises(DataError, match="SimpleNamespace, which is no Questions .no question.*image_qa"):
         vqa().before_evaluation(SimpleNamespace(), "val")
     with pytest.raises(DataError, match="which is no Captions .no captions, references.*image_caption"):
         captioning().before_evaluation(SimpleNamespace(), "val")

@@ -31,7 +31,6 @@ from lavis_lite.models.blip2.llm_config import (
 from lavis_lite.models.blip2.prompts import as_list, split_caption, strip_prompt
 from lavis_lite.models.blip2.writing import Blip2Writer
 from lavis_lite.models.language import LanguageModel, Limits, build_language_model
-from lavis_lite.models.language.placement import blocks
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.qformer.model import QFormer
@@ -100,10 +99,6 @@ class Blip2LLM(Blip2Writer):
         stage1 = any(name.startswith("itm_head.") for name in given)
         adapters = () if any(".lora_" in name for name in given) else NEW_ADAPTERS
         return ((*FRESH_AFTER_STAGE1, *adapters) if stage1 else adapters), NOT_FOR_WRITING
-
-    def blocks_to_shard(self) -> list[nn.Module]:
-        """The language model's."""
-        return blocks(self.language_model.model)
 
     # training -------------------------------------------------------------------------------------------------------
     def forward(self, samples: dict[str, Any]) -> ModelOutput:

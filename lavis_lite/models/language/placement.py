@@ -6,17 +6,10 @@ import functools
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lavis_lite.errors import ConfigError
-
-
-def blocks(model: Any) -> list[nn.Module]:
-    """The transformer blocks of a transformers model, in order; those of an encoder first."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    # by its bases' names too: FSDP2 puts a class of its own before a block's
-    return [module for module in model.modules() if names & {kind.__name__ for kind in type(module).__mro__}]
+from lavis_lite.models.base import blocks_of
 
 
 def recompute_blocks(model: Any) -> None:
@@ -25,7 +18,7 @@ def recompute_blocks(model: Any) -> None:
     transformers' own switch works in training mode only, which a frozen model is never in. Without gradients, and while
     a cache is filled, blocks run as they are.
     """
-    for block in blocks(model):
+    for block in blocks_of(model):
         block.forward = functools.partial(_recomputed, block.forward)
 
 
