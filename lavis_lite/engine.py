@@ -28,6 +28,7 @@ from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
 from lavis_lite.evaluation import journal
 from lavis_lite.evaluation.reporting import closing_lines
 from lavis_lite.io import atomic
+from lavis_lite.models.base import BaseModel
 from lavis_lite.process import exits
 from lavis_lite.process.launch import Launch, launch_from_environment
 from lavis_lite.registry import registry
@@ -181,7 +182,7 @@ def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], config:
             task.check_model(model)
 
 
-def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: Any, run: RunConfig) -> None:
+def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: BaseModel, run: RunConfig) -> None:
     """Look for texts to evaluate that the language model has no room for, before the first step.
 
     Raises:
@@ -197,7 +198,7 @@ def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: An
                 print(f"note: {long} They will be left out and listed in bad_samples.jsonl.", flush=True)
 
 
-def check_features(datasets: dict[str, dict[str, Any]], model: Any) -> None:
+def check_features(datasets: dict[str, dict[str, Any]], model: BaseModel) -> None:
     """Refuse kept features that another vision encoder than the model's has made.
 
     Raises:
@@ -211,11 +212,11 @@ def check_features(datasets: dict[str, dict[str, Any]], model: Any) -> None:
             folder.check_encoder(encoder)
 
 
-def build_model(config: Config) -> Any:
+def build_model(config: Config) -> BaseModel:
     """The model of the run with the weights its section names."""
-    section: Any = config.model
-    if hasattr(section, "lm_reduction"):
-        section = dataclasses.replace(section, lm_reduction=config.run.lm_reduction)
+    section = config.model
+    if "lm_reduction" in section:
+        section = section.replaced(lm_reduction=config.run.lm_reduction)
     return weights.build_model(section, say=print_on_main)
 
 

@@ -123,6 +123,7 @@ def load_plugins() -> None:
             entry.load()
 
 
+BUILT_IN = "lavis_lite.datasets.builders."
 BUILDERS = {
     "image_caption": "images:ImageCaptionBuilder",
     "image_retrieval": "images:ImageRetrievalBuilder",
@@ -133,7 +134,7 @@ BUILDERS = {
     "video_caption": "video:VideoCaptionBuilder",
     "video_qa": "video:VideoQABuilder",
 }
-"""builders of the package, by their place in the room datasets.builders"""
+"""builders of the package: name -> module and class, in the room datasets.builders"""
 
 
 class Registries:
@@ -168,9 +169,8 @@ class Registries:
             "instruction": "lavis_lite.processors.instruction:Instruction",
         })
         # builder: from_config(name, cfg) -> build(split) -> map-style dataset; documents the sample keys it yields.
-        builders = "lavis_lite.datasets.builders."
-        self.builder: Registry[BaseDatasetBuilder] = Registry("builder", builders + "base:BaseDatasetBuilder", {
-            name: builders + home for name, home in BUILDERS.items()})
+        self.builder: Registry[BaseDatasetBuilder] = Registry(
+            "builder", BUILT_IN + "base:BaseDatasetBuilder", {name: BUILT_IN + at for name, at in BUILDERS.items()})
         # task: train_step, predict, score; no loops, no files.
         self.task: Registry[BaseTask[Any, Any]] = Registry("task", "lavis_lite.tasks.base:BaseTask", {
             "image_text_pretrain": "lavis_lite.tasks.pretrain:ImageTextPretrainTask",

@@ -17,7 +17,7 @@ from lavis_lite.checkpoints import weights
 from lavis_lite.checkpoints.export import (
     ExportReport,
     Origin,
-    check_class,
+    as_blip2,
     export_hf,
     export_lavis,
     export_lite,
@@ -94,7 +94,8 @@ def convert(source: str | Path, to: str, out: str | Path, *, model: str | None =
     section = typed_section(origin.model).replaced(allow_non_finite=allow_non_finite)
     merges = getattr(section, "lora", None) is not None and (to != "lite" or merge_lora)
     parts = _merge(section, path, str(source)) if merges else _take(section, path, str(source))
-    check_class(parts.skeleton, to)
+    if to != "lite":
+        as_blip2(parts.skeleton, to)
     if merges:
         origin = Origin({key: value for key, value in origin.model.items() if key != "lora"}, origin.preprocess)
     filled = _fill_frozen(parts, _unplaced(section), path, to, whole)
@@ -162,8 +163,8 @@ def _merge(section: ModelConfig, path: Path, source: str) -> _Parts:
     """
     if getattr(section, "llm_quantization", None) is not None:
         raise CheckpointError(f"{source}: its adapters were trained over {section['llm_quantization']} weights; added "
-                              "to the weights before quantisation they would not compute the same. `--to lite` keeps them "
-                              "apart; to merge them all the same, set llm_quantization: null in its config.yaml.")
+                              "to the weights before quantisation they would not compute the same. `--to lite` keeps "
+                              "them apart; to merge them all the same, set llm_quantization: null in its config.yaml.")
     precision = {"llm_precision": "fp32"} if "llm_precision" in section else {}
     full = _started(_unplaced(section), path).replaced(**precision)
     said: list[str] = []

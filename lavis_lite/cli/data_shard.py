@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lavis_lite.cli.console import program
 from lavis_lite.config.compose import compose, compose_dataset
 from lavis_lite.config.schema import DatasetConfig
+from lavis_lite.datasets.protocols import ImageTable
 from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
 
@@ -65,7 +65,7 @@ def chosen_dataset(name: str | None, cfg_path: str | None, options: Sequence[str
     return name, sections[name]
 
 
-def build_split(name: str, section: DatasetConfig, split: str) -> Any:
+def build_split(name: str, section: DatasetConfig, split: str) -> ImageTable:
     """A split with `table` and `folder`: with one row per caption where it is for training.
 
     Raises:
@@ -75,7 +75,7 @@ def build_split(name: str, section: DatasetConfig, split: str) -> Any:
     if split not in builder.splits():
         raise DataError(f"--split: {name} has no split {split!r}; {did_you_mean(split, builder.splits())}")
     dataset = builder.build(split, training=split.startswith("train"))
-    if not (hasattr(dataset, "table") and hasattr(dataset, "folder")):
+    if not isinstance(dataset, ImageTable):
         raise DataError(f"{name}: data sets of the builder {section.builder or name!r} have no table of rows and "
                         "folder of images, so they cannot be packed.")
     return dataset

@@ -5,9 +5,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lavis_lite.datasets.base import place_of
 from lavis_lite.datasets.media.images import BadSample
+
+if TYPE_CHECKING:
+    from lavis_lite.datasets.annotations.tables import RowTable
 
 MOST_ROWS = 1_000_000
 """rows of a data set up to which all texts are looked at before a run: some seconds"""
@@ -98,7 +102,7 @@ class TextReport:
         return "; ".join(told)
 
 
-def look_through(dataset: Any, most: int = MOST_ROWS, some: int = SOME_ROWS) -> TextReport:
+def look_through(dataset: object, most: int = MOST_ROWS, some: int = SOME_ROWS) -> TextReport:
     """Process the texts of a data set's rows; an empty report if it has no table of rows or no text processor.
 
     Args:
@@ -120,11 +124,11 @@ def look_through(dataset: Any, most: int = MOST_ROWS, some: int = SOME_ROWS) -> 
             if (cut or not plain or not has_content(text)) and not is_left(processor, processor(text, None)):
                 report.empty += 1
                 if len(report.shown) < MOST_SHOWN:
-                    report.shown.append(f"{dataset.place(index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")
+                    report.shown.append(f"{place_of(dataset, index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")
     return report
 
 
-def _rows(table: Any, count: int) -> Iterator[tuple[int, Any]]:
+def _rows(table: RowTable, count: int) -> Iterator[tuple[int, Any]]:
     if count == len(table):
         yield from enumerate(table.skim())
     else:
@@ -133,11 +137,11 @@ def _rows(table: Any, count: int) -> Iterator[tuple[int, Any]]:
             yield index, table[index]
 
 
-def no_words(processor: Any) -> str:
+def no_words(processor: Callable[..., Any]) -> str:
     """What is wrong with a text that a processor leaves nothing of, for messages."""
     return "no words" if processor is as_it_is else f"no words left after {name_of(processor)}"
 
 
-def name_of(processor: Any) -> str:
+def name_of(processor: Callable[..., Any]) -> str:
     """What a processor is called in messages."""
     return str(getattr(processor, "__name__", type(processor).__name__))

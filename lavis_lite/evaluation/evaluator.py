@@ -13,6 +13,7 @@ import torch
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.remaining import Remaining
+from lavis_lite.datasets.protocols import MapDataset
 from lavis_lite.errors import DataError, TextTooLongError
 from lavis_lite.evaluation.fingerprint import of_things
 from lavis_lite.evaluation.journal import Journal
@@ -99,7 +100,7 @@ class Evaluator:
             journal.remove()
         self._journals = []
 
-    def _one(self, name: str, dataset: Any, split: str, step: int) -> dict[str, float]:
+    def _one(self, name: str, dataset: MapDataset, split: str, step: int) -> dict[str, float]:
         self.task.before_evaluation(dataset, split)
         evaluated = self.task.evaluated(dataset)
         desk = self._desk(name, len(evaluated), split, step)
@@ -128,7 +129,7 @@ class Evaluator:
             self._journals.append(desk.journal)
         return desk
 
-    def _score(self, name: str, dataset: Any, split: str, rows: list[Row]) -> dict[str, float]:
+    def _score(self, name: str, dataset: MapDataset, split: str, rows: list[Row]) -> dict[str, float]:
         if self.task.gathers_rows:
             rows = gathered(rows)
             predictions = self.task.predictions(rows, dataset)
@@ -141,7 +142,7 @@ class Evaluator:
             self.reports[name] = Evaluation(scores, samples)
         return scores
 
-    def _predict(self, dataset: Any, split: str, step: int, desk: Desk) -> list[Row]:
+    def _predict(self, dataset: MapDataset, split: str, step: int, desk: Desk) -> list[Row]:
         """This rank's rows, and on rank 0 those that were finished before.
 
         A pending signal ends the loop early; `_one` then asks the other ranks.
@@ -170,7 +171,7 @@ class Evaluator:
         desk.hide()
         return rows
 
-    def _fitting(self, dataset: Any, batch: dict[str, Any]) -> list[Row]:
+    def _fitting(self, dataset: MapDataset, batch: dict[str, Any]) -> list[Row]:
         """The task's rows of a batch; a sample whose text the model has no room for is a bad sample."""
         try:
             return self.task.predict(self.model, batch)

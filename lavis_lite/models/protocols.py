@@ -11,15 +11,17 @@ width, E width in which images and texts are compared.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.outputs import Blip2Features
 from lavis_lite.models.qformer.model import ImageKV
 from lavis_lite.models.text_tokens import TextTokens
+
+if TYPE_CHECKING:
+    from lavis_lite.models.language.contract import LanguageModel
 
 
 @runtime_checkable
@@ -160,8 +162,10 @@ class ExampleSamples(Protocol):
         ...
 
 
-def language_model_of(model: nn.Module) -> LanguageModel | None:
+def language_model_of(model: object) -> LanguageModel | None:
     """The package's language model inside a model; None: it has none, or one of its own kind."""
+    from lavis_lite.models.language.contract import LanguageModel  # with transformers: only for those who ask
+
     found = getattr(model, "language_model", None)
     return found if isinstance(found, LanguageModel) else None
 

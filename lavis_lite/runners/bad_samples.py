@@ -8,6 +8,7 @@ from typing import Any
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.datasets.base import place_of
 from lavis_lite.datasets.loading.policy import BadRecord, BadSampleLog
 from lavis_lite.errors import DataError, TextTooLongError
 
@@ -46,7 +47,7 @@ class BadSamples:
         self._records += records
         self._samples += samples
 
-    def too_long(self, dataset: Any, tokens: Mapping[int, int], fault: TextTooLongError) -> None:
+    def too_long(self, dataset: object, tokens: Mapping[int, int], fault: TextTooLongError) -> None:
         """Count samples of the batch taken last whose texts the model has no room for.
 
         Args:
@@ -57,7 +58,7 @@ class BadSamples:
         Raises:
             DataError: such samples are not to be left out.
         """
-        where = {row: dataset.place(row) if hasattr(dataset, "place") else f"row {row}" for row in tokens}
+        where = {row: place_of(dataset, row) for row in tokens}
         if not self.active:
             raise DataError(f"{next(iter(where.values()))}: {fault} Or set run.on_bad_sample=skip to leave such "
                             "samples out (they are counted and listed).") from fault

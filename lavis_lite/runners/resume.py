@@ -70,12 +70,12 @@ def _short(value: str | None) -> str:
     return value if len(value) <= LONGEST else f"{value[:LONGEST]}..."
 
 
-def _flat(section: Any, prefix: str = "") -> dict[str, str]:
+def _flat(section: object, prefix: str = "") -> dict[str, str]:
     """Dotted key -> value as text."""
     return dict(_items(section, prefix))
 
 
-def _items(section: Any, prefix: str) -> Iterator[tuple[str, str]]:
+def _items(section: object, prefix: str) -> Iterator[tuple[str, str]]:
     if isinstance(section, Mapping) and section:
         for key, value in section.items():
             yield from _items(value, f"{prefix}.{key}" if prefix else str(key))

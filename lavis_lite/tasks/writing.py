@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.contracts import need
 from lavis_lite.datasets.controls import Control, Controlled
+from lavis_lite.datasets.protocols import MapDataset
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.tasks.base import BaseTask, D, M, Row
@@ -83,7 +85,8 @@ class WritingTask(BaseTask[M, D]):
 
     def evaluated(self, dataset: D) -> Any:
         """The data set as `run.control` shows it."""
-        return dataset if self.cfg.control == "none" else Controlled(dataset, self.cfg.control)
+        return dataset if self.cfg.control == "none" else Controlled(
+            need(dataset, MapDataset, "run.control"), self.cfg.control)
 
     def options(self) -> dict[str, Any]:
         """Settings of generation that the run or its task names; the model decides the others."""

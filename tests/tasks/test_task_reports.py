@@ -136,6 +136,9 @@ class Pictures:
     def image_name(self, index: int) -> str:
         return f"{index}.png"
 
+    def sample(self, index: int, rng: Any = None, picture: Any = None) -> dict[str, Any]:
+        return {"image": picture}
+
     def picture(self, index: int, rng: Any = None) -> Any:
         return torch.zeros(3)
 

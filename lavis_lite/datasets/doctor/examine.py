@@ -11,6 +11,7 @@ from lavis_lite.datasets.doctor.media import check_media
 from lavis_lite.datasets.doctor.report import Problem, Report, SplitReport
 from lavis_lite.datasets.doctor.rows import TokenCounter, scan
 from lavis_lite.datasets.doctor.sheet import Card, cards, draw_sheet
+from lavis_lite.datasets.protocols import ImageTable
 from lavis_lite.errors import ConfigError, DataError
 
 
@@ -76,7 +77,7 @@ def _examine_split(builder: BaseDatasetBuilder, report: SplitReport, how: Thorou
     except DataError as fault:
         report.problems.append(Problem(str(fault), 1))
         return []
-    if not (hasattr(dataset, "table") and hasattr(dataset, "folder")):
+    if not isinstance(dataset, ImageTable):
         raise ConfigError(f"data sets of {type(builder).__name__} have no table of rows and folder of files, so that "
                           "they cannot be looked through.")
     names = scan(dataset, report, how.count_tokens, how.max_tokens)

@@ -16,10 +16,12 @@ from typing import Any
 from lavis_lite.datasets.doctor.report import SplitReport, Summary
 from lavis_lite.datasets.doctor.rows import Names
 from lavis_lite.datasets.files.alike import LINK, why_absent
-from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.datasets.media.images import BadSample, ImageFolder
+from lavis_lite.datasets.protocols import ImageTable
+from lavis_lite.datasets.shards.dataset import ShardImages
 
 
-def check_media(dataset: Any, names: Names, report: SplitReport, sample: int) -> None:
+def check_media(dataset: ImageTable, names: Names, report: SplitReport, sample: int) -> None:
     """Add missing and unreadable files, and the sizes of those that were opened, to the report.
 
     Args:
@@ -40,7 +42,7 @@ def check_media(dataset: Any, names: Names, report: SplitReport, sample: int) ->
     _open_some(dataset, here, report, sample)
 
 
-def _place(dataset: Any, names: Names, name: str) -> str:
+def _place(dataset: ImageTable, names: Names, name: str) -> str:
     return f"{dataset.place(names.first_row[name])}: field {dataset.folder.key!r}:"
 
 
@@ -48,9 +50,9 @@ def _shown(name: str) -> str:
     return name if len(name) <= 200 else f"{name[:200]}..."
 
 
-def refused(folder: Any, names: Sequence[str] | Any) -> Iterator[tuple[str, str]]:
+def refused(folder: ImageFolder, names: Sequence[str] | Any) -> Iterator[tuple[str, str]]:
     """(name, why) of names that lead out of the folder by their spelling; symbolic links show when files are opened."""
-    if _in_shards(folder):
+    if isinstance(folder, ShardImages):
         return
     for name in names:
         if posixpath.isabs(name) or ".." in name:
@@ -60,14 +62,14 @@ def refused(folder: Any, names: Sequence[str] | Any) -> Iterator[tuple[str, str]
                 yield name, f"{_shown(name)} {fault.reason}"
 
 
-def _why_absent(folder: Any, name: str) -> str:
-    why = "" if _in_shards(folder) else why_absent(Path(folder.root) / name)
+def _why_absent(folder: ImageFolder, name: str) -> str:
+    why = "" if isinstance(folder, ShardImages) else why_absent(Path(folder.root) / name)
     return why.removeprefix("it ") if why.startswith(LINK) else f"is not in {folder.root}{'; ' if why else ''}{why}"
 
 
-def absent(folder: Any, names: Sequence[str]) -> Iterator[str]:
+def absent(folder: ImageFolder, names: Sequence[str]) -> Iterator[str]:
     """Names without a file."""
-    if _in_shards(folder):
+    if isinstance(folder, ShardImages):
         yield from (name for name in names if folder.index.find(name) is None)
         return
     by_folder: dict[str, list[str]] = defaultdict(list)
@@ -76,10 +78,6 @@ def absent(folder: Any, names: Sequence[str]) -> Iterator[str]:
     for parent, members in by_folder.items():
         present = _listing(Path(folder.root) / parent)
         yield from (name for name in members if os.path.basename(name) not in present)
-
-
-def _in_shards(folder: Any) -> bool:
-    return hasattr(getattr(folder, "index", None), "find")
 
 
 def _listing(folder: Path) -> frozenset[str]:
@@ -91,7 +89,7 @@ def _listing(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _open_some(dataset: Any, names: Names, report: SplitReport, sample: int) -> None:
+def _open_some(dataset: ImageTable, names: Names, report: SplitReport, sample: int) -> None:
     broken = report.problem("files that cannot be used")
     sizes: dict[str, list[float]] = defaultdict(list)
     for name in names.spread(sample):
@@ -109,7 +107,7 @@ def _open_some(dataset: Any, names: Names, report: SplitReport, sample: int) -> 
     report.sizes = {what: summary for what, values in sizes.items() if (summary := Summary.of(values))}
 
 
-def size_of(folder: Any, name: str) -> tuple[int, int, int | None]:
+def size_of(folder: ImageFolder, name: str) -> tuple[int, int, int | None]:
     """(width, height, frames of a video) of a file, which is decoded: a video's first frame.
 
     Raises:

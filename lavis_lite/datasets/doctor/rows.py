@@ -10,6 +10,7 @@ from typing import Any
 
 from lavis_lite.datasets.caption import DuplicateIds
 from lavis_lite.datasets.doctor.report import SplitReport, Summary
+from lavis_lite.datasets.protocols import ImageTable
 from lavis_lite.datasets.texts import as_it_is, is_cut, is_left, no_words
 
 TokenCounter = Callable[[Sequence[str]], Sequence[int]]
@@ -31,7 +32,7 @@ class Names:
         return [names[int(place * step)] for place in range(min(count, len(names)))]
 
 
-def scan(dataset: Any, report: SplitReport, count_tokens: TokenCounter, max_tokens: int) -> Names:
+def scan(dataset: ImageTable, report: SplitReport, count_tokens: TokenCounter, max_tokens: int) -> Names:
     """Read every row of a data set once; counts and problems go into the report.
 
     Args:
@@ -73,7 +74,7 @@ def texts_of(row: Any) -> Iterator[tuple[str, str]]:
 class _Texts:
     """The texts of a data set as its text processor leaves them: as training sees them."""
 
-    def __init__(self, dataset: Any, report: SplitReport, count_tokens: TokenCounter) -> None:
+    def __init__(self, dataset: ImageTable, report: SplitReport, count_tokens: TokenCounter) -> None:
         self._dataset, self._report, self._lengths = dataset, report, _Lengths(count_tokens)
         self._processor = getattr(dataset, "text_processor", as_it_is)
         self._empty = report.problem(f"texts with {no_words(self._processor)}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from lavis_lite.datasets.doctor.rows import Names, texts_of
-from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.datasets.media.images import BadSample, ImageFolder
+from lavis_lite.datasets.protocols import ImageTable
 
 CELL, TEXT_HEIGHT, MARGIN = 192, 66, 8
 """pixels: side of a picture's field, height of the text under it, space around both"""
@@ -27,12 +27,12 @@ class Card:
     text: str
 
 
-def cards(dataset: Any, names: Names, split: str, count: int) -> list[Card]:
+def cards(dataset: ImageTable, names: Names, split: str, count: int) -> list[Card]:
     """`count` samples, evenly spread over the different files of a data set."""
     return [_card(dataset, names.first_row[name], split) for name in names.spread(count)]
 
 
-def _card(dataset: Any, number: int, split: str) -> Card:
+def _card(dataset: ImageTable, number: int, split: str) -> Card:
     row = dataset.table[number]
     text = "; ".join(f"{'' if kind == 'caption' else kind[0].upper() + ': '}{words}" for kind, words in texts_of(row))
     try:
@@ -41,7 +41,7 @@ def _card(dataset: Any, number: int, split: str) -> Card:
         return Card(f"{split} {number}", None, f"{fault.path}: {fault.reason}")
 
 
-def _picture(folder: Any, name: str) -> Image.Image:
+def _picture(folder: ImageFolder, name: str) -> Image.Image:
     if folder.key != "video":
         image: Image.Image = folder.load(name)
         return image

@@ -6,7 +6,7 @@ from collections.abc import Container, Generator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.loading.collate import collate
@@ -14,6 +14,7 @@ from lavis_lite.datasets.loading.policy import EvaluationSamples, Failure, Train
 from lavis_lite.datasets.loading.remaining import Remaining
 from lavis_lite.datasets.loading.sampler import EvalBatches, RankBatches, SampleOrder
 from lavis_lite.datasets.loading.workers import WorkerIterator
+from lavis_lite.datasets.protocols import MapDataset, Ordered
 from lavis_lite.errors import DataError
 from lavis_lite.process import limits
 from lavis_lite.process.children import worker_context
@@ -32,7 +33,8 @@ class Loader(DataLoader[Any]):
         settings: of `DataLoader`.
     """
 
-    def __init__(self, dataset: Any, workers: int = 0, start_method: str | None = None, **settings: Any) -> None:
+    def __init__(self, dataset: Dataset[Any], workers: int = 0, start_method: str | None = None,
+                 **settings: Any) -> None:
         with limits.explained():
             super().__init__(dataset, num_workers=workers, worker_init_fn=_one_thread,
                              multiprocessing_context=worker_context(start_method) if workers else None,
@@ -86,7 +88,7 @@ def train_loader(datasets: Sequence[Any], order: SampleOrder, run_cfg: RunConfig
     return Loader(samples, batch_sampler=batches, persistent_workers=run_cfg.num_workers > 0, **_settings(run_cfg))
 
 
-def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int = 1,
+def eval_loader(dataset: MapDataset, run_cfg: RunConfig, rank: int = 0, world_size: int = 1,
                 share_pictures: bool = False, done: Container[int] = ()) -> Loader:
     """This rank's batches of an evaluation data set: each row on exactly one rank, in the data set's own order.
 
@@ -100,7 +102,7 @@ def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int
         done: numbers of batches that are left out.
     """
     samples = EvaluationSamples(dataset, run_cfg.seed, run_cfg.on_bad_sample, share_pictures)
-    order = dataset.evaluation_order() if hasattr(dataset, "evaluation_order") else None
+    order = dataset.evaluation_order() if isinstance(dataset, Ordered) else None
     batches = Remaining(EvalBatches(len(samples), run_cfg.batch_size_eval, order=order), done, rank, world_size)
     return Loader(samples, batch_sampler=batches, **_settings(run_cfg))
 

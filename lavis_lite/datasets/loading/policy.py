@@ -18,10 +18,12 @@ from typing import Any, TypedDict
 
 from torch.utils.data import Dataset
 
-from lavis_lite.datasets.base import Sample
+from lavis_lite.contracts import need
+from lavis_lite.datasets.base import Sample, place_of
 from lavis_lite.datasets.loading.randomness import negative_uniforms, replacement, sample_rng
 from lavis_lite.datasets.loading.sampler import SampleKey
 from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.datasets.protocols import MapDataset, Pictures, SeededSamples
 from lavis_lite.errors import DataError
 from lavis_lite.io import disk
 from lavis_lite.redaction import mask_all
@@ -50,14 +52,13 @@ class Failure:
     message: str
 
 
-def read_sample(dataset: Any, index: int, rng: Any) -> Sample:
+def read_sample(dataset: MapDataset, index: int, rng: random.Random) -> Sample:
     """`dataset.sample(index, rng)`; any other map-style data set is simply indexed."""
-    return dict(dataset.sample(index, rng) if hasattr(dataset, "sample") else dataset[index])
+    return dict(dataset.sample(index, rng) if isinstance(dataset, SeededSamples) else dataset[index])
 
 
-def _record(dataset: Any, index: int, fault: BadSample) -> BadRecord:
-    place = dataset.place(index) if hasattr(dataset, "place") else f"row {index}"
-    return {"file": fault.path, "row": place, "reason": fault.reason}
+def _record(dataset: MapDataset, index: int, fault: BadSample) -> BadRecord:
+    return {"file": fault.path, "row": place_of(dataset, index), "reason": fault.reason}
 
 
 def _failure(record: BadRecord) -> Failure:
@@ -77,9 +78,11 @@ class TrainingSamples(Dataset[Sample | Failure]):
         mixed: whether a batch may hold samples of several sets; then only the keys that all sets have are kept.
     """
 
-    def __init__(self, datasets: Sequence[Any], seed: int, on_bad_sample: str = "raise", mixed: bool = True) -> None:
+    def __init__(self, datasets: Sequence[MapDataset], seed: int, on_bad_sample: str = "raise",
+                 mixed: bool = True) -> None:
         self.datasets, self.seed, self.on_bad_sample = list(datasets), seed, on_bad_sample
-        keys = [set(dataset.sample_keys) for dataset in self.datasets if getattr(dataset, "sample_keys", ())]
+        named = (getattr(dataset, "sample_keys", ()) for dataset in self.datasets)
+        keys = [set(names) for names in named if names]
         self.keys = set.intersection(*keys) if mixed and len(keys) == len(self.datasets) > 1 else None
 
     def __len__(self) -> int:
@@ -124,7 +127,8 @@ class EvaluationSamples(Dataset[Sample | Failure]):
             them once; if any is there twice, its samples have `image_rows` int, the number of their picture in it.
     """
 
-    def __init__(self, dataset: Any, seed: int, on_bad_sample: str = "raise", share_pictures: bool = False) -> None:
+    def __init__(self, dataset: MapDataset, seed: int, on_bad_sample: str = "raise",
+                 share_pictures: bool = False) -> None:
         self.dataset, self.seed, self.on_bad_sample = dataset, seed, on_bad_sample
         self.shares = share_pictures and bool(getattr(dataset, "shares_pictures", False))
 
@@ -158,8 +162,8 @@ class EvaluationSamples(Dataset[Sample | Failure]):
 class _Album:
     """The pictures of one batch, each read once; a bad one is bad for every row that has it."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: MapDataset) -> None:
+        self.dataset = need(dataset, Pictures, "a data set whose rows share pictures")
         self.numbers: dict[str, int] = {}
         """of the usable pictures by name, as they came"""
         self._read: dict[str, Any] = {}
@@ -172,7 +176,7 @@ class _Album:
         picture = self._read[name]
         if isinstance(picture, BadSample):
             raise BadSample(picture.path, picture.reason)
-        sample: Sample = self.dataset.sample(index, rng, picture)
+        sample = self.dataset.sample(index, rng, picture)
         return {**sample, IMAGE_ROWS: self.numbers.setdefault(name, len(self.numbers))}
 
     def _picture(self, index: int, rng: random.Random) -> Any:

@@ -269,7 +269,7 @@ def _check(table: RowTable, fields: Sequence[Field], explode: str | None,
     return checked_table
 
 
-def shard_sizes(dataset: Any) -> list[int] | None:
+def shard_sizes(dataset: object) -> list[int] | None:
     """Samples of each shard of a data set, in its order; None where it is not in shards."""
     table, folder = getattr(dataset, "table", None), getattr(dataset, "folder", None)
     return table.file_sizes() if isinstance(folder, ShardImages) and isinstance(table, RowTable) else None

@@ -8,7 +8,7 @@ what a prompt can show of other pictures. The Q-Former reads the sample's own in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from lavis_lite.errors import ConfigError, shown
 from lavis_lite.models.blip2.prompts import PLACE
 from lavis_lite.models.plain_text import as_text
 from lavis_lite.processors.control import without_marks
+
+if TYPE_CHECKING:
+    from lavis_lite.models.language.contract import LanguageModel
 
 KEY = "few_shot_samples"
 
@@ -44,8 +47,8 @@ def draw_count(samples: Mapping[str, Any], count: int, probability: float) -> in
     return int(torch.randint(1, count + 1, ()))
 
 
-def with_examples(prompts: Sequence[str], samples: Mapping[str, Any], language_model: Any, *, template: str = "",
-                  most: int | None = None) -> list[str]:
+def with_examples(prompts: Sequence[str], samples: Mapping[str, Any], language_model: LanguageModel, *,
+                  template: str = "", most: int | None = None) -> list[str]:
     """Prompts with their examples in front, as the language model reads them.
 
     Args:

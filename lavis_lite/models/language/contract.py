@@ -54,8 +54,8 @@ class LanguageModel(nn.Module, ABC):
         settled: the weights lie where they belong and have their type: `.to()` leaves them alone.
     """
 
-    def __init__(self, model: Any, tokenizer: LanguageTokenizer, family: Family, limits: Limits | None = None,
-                 lm_reduction: Literal["global", "per_rank"] = "global") -> None:
+    def __init__(self, model: Any, tokenizer: LanguageTokenizer, family: Family,
+                 limits: Limits | None = None, lm_reduction: Literal["global", "per_rank"] = "global") -> None:
         super().__init__()
         self.model, self.tokenizer, self.family = model, tokenizer, family
         self.limits, self.lm_reduction = limits or Limits(), lm_reduction
@@ -318,7 +318,7 @@ def check_owners(owners: Owners, count: int) -> int:
     Raises:
         ConfigError: they are no list of whole numbers from 0 to U - 1.
     """
-    places = owners.tolist() if hasattr(owners, "tolist") else owners
+    places = owners.tolist() if isinstance(owners, Tensor) else owners
     wrong = [place for place in places if isinstance(place, bool) or not isinstance(place, int)
              or not 0 <= place < count] if isinstance(places, Sequence) else [places]
     if wrong:

@@ -6,13 +6,14 @@ import functools
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import blocks_of
 
 
-def recompute_blocks(model: Any) -> None:
+def recompute_blocks(model: nn.Module) -> None:
     """Keep what enters a block and compute the block again in the backward pass; gradients are the same.
 
     transformers' own switch works in training mode only, which a frozen model is never in. Without gradients, and while
