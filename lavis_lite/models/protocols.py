@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lavis_lite.models.outputs import Blip2Features
 from lavis_lite.models.qformer.model import ImageKV
+from lavis_lite.models.samples import SamplesLike
 from lavis_lite.models.text_tokens import TextTokens
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class Captioner(Protocol):
     """Writes texts for images: `captioning`, CapFilt, `python -m lavis_lite generate`."""
 
-    def generate(self, samples: dict[str, Any], *, num_beams: int = ..., max_length: int = ...,
+    def generate(self, samples: SamplesLike, *, num_beams: int = ..., max_length: int = ...,
                  min_length: int = ...) -> list[str]:
         """B texts for samples with image float[B,3,H,W] or video float[B,3,T,H,W], and prompt (optional).
 
@@ -42,7 +43,7 @@ class Captioner(Protocol):
 class Answerer(Protocol):
     """Answers questions about images: `vqa` and its kin."""
 
-    def predict_answers(self, samples: dict[str, Any], *, num_beams: int = ..., inference_method: str = ...,
+    def predict_answers(self, samples: SamplesLike, *, num_beams: int = ..., inference_method: str = ...,
                         max_len: int = ..., min_len: int = ..., num_ans_candidates: int | None = ...,
                         answer_list: list[str] | None = ..., prompt: str = ...) -> list[str]:
         """B answers for samples with image (or video) and text_input, the B questions.
@@ -57,7 +58,7 @@ class Answerer(Protocol):
 class Ranker(Protocol):
     """Says how likely each candidate is: `ranking`, `dialogue`, `vqa` by rank."""
 
-    def score_candidates(self, samples: dict[str, Any], candidates: Any, n_segments: int = ...,
+    def score_candidates(self, samples: SamplesLike, candidates: Any, n_segments: int = ...,
                          normalise: Any = ...) -> Tensor:
         """Log-likelihoods float[B,C] of the candidates of samples with image (or video) and prompt, B strings.
 
@@ -139,7 +140,7 @@ class TextCachingMatcher(ImageCachingMatcher, Protocol):
 class FeatureExtractor(Protocol):
     """Gives features of images, texts or pairs."""
 
-    def extract_features(self, samples: dict[str, Any], mode: str = ...) -> Blip2Features:
+    def extract_features(self, samples: SamplesLike, mode: str = ...) -> Blip2Features:
         """Features of samples with image and/or text_input; mode: multimodal | image | text."""
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class BadSamples:
             samples: how many were asked for; by default the rows that remain and the records.
         """
         records = batch.pop("bad_samples", [])
-        rows = max((len(value) for value in batch.values() if hasattr(value, "__len__")), default=0)
+        rows = max((len(value) for value in batch.values() if isinstance(value, Sized)), default=0)
         self.add(records, rows + len(records) if samples is None else samples)
         return bool(batch)
 

@@ -34,6 +34,7 @@ from lavis_lite.models.language import LanguageModel, Limits, build_language_mod
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.qformer.model import QFormer
+from lavis_lite.models.samples import SamplesLike
 from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.registry import registry
 
@@ -101,7 +102,7 @@ class Blip2LLM(Blip2Writer):
         return ((*FRESH_AFTER_STAGE1, *adapters) if stage1 else adapters), NOT_FOR_WRITING
 
     # training -------------------------------------------------------------------------------------------------------
-    def forward(self, samples: dict[str, Any]) -> ModelOutput:
+    def forward(self, samples: SamplesLike) -> ModelOutput:
         """The language-model loss.
 
         Args:
@@ -126,13 +127,13 @@ class Blip2LLM(Blip2Writer):
         vectors = self.query_tokens.shape[1] * (pictures.image.shape[2] if pictures.image.ndim == 5 else 1)
         return {"loss": self.language_model.count_tokens(shown, targets, vectors)}
 
-    def _training_rows(self, samples: dict[str, Any], batch: int) -> tuple[list[str], list[str], list[str]]:
+    def _training_rows(self, samples: SamplesLike, batch: int) -> tuple[list[str], list[str], list[str]]:
         """(what the Q-Former reads, what the language model reads, what is learned) of every sample."""
         prompts, targets = self.training_texts(samples, batch)
         count = few_shot.draw_count(samples, self.num_few_shot_examples, self.few_shot_prob)
         return prompts, few_shot.with_examples(prompts, samples, self.language_model, most=count), targets
 
-    def training_texts(self, samples: dict[str, Any], batch: int) -> tuple[list[str], list[str]]:
+    def training_texts(self, samples: SamplesLike, batch: int) -> tuple[list[str], list[str]]:
         """(what is read, what is learned) of every sample.
 
         Raises:
@@ -153,7 +154,7 @@ class Blip2LLM(Blip2Writer):
         return [f"{prompt} {first}".strip() for first, _ in halves], [second for _, second in halves]
 
     @staticmethod
-    def _places(samples: dict[str, Any], batch: int) -> list[float]:
+    def _places(samples: SamplesLike, batch: int) -> list[float]:
         given = samples.get("uniform")
         if given is None:
             given = torch.rand(batch, dtype=torch.float64)

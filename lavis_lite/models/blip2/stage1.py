@@ -38,6 +38,7 @@ from lavis_lite.models.options import known_options
 from lavis_lite.models.outputs import Blip2Features, Blip2Output
 from lavis_lite.models.plain_text import uncounted
 from lavis_lite.models.qformer.model import ImageKV, QFormer
+from lavis_lite.models.samples import SamplesLike
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
 from lavis_lite.registry import registry
 
@@ -122,7 +123,7 @@ class Blip2Qformer(Blip2Base):
                    ln_vision_eps=cfg.ln_vision_eps, itg_weight=cfg.itg_weight)
 
     # training -------------------------------------------------------------------------------------------------------
-    def forward(self, samples: dict[str, Any]) -> Blip2Output:
+    def forward(self, samples: SamplesLike) -> Blip2Output:
         """The three losses.
 
         Args:
@@ -154,7 +155,7 @@ class Blip2Qformer(Blip2Base):
         with uncounted(self.tokenizer.cut):
             return {"loss_lm": int(as_tokens(samples["text_input"], self.tokenizer).mask[:, 1:].sum())}
 
-    def encode(self, samples: dict[str, Any]) -> Encoded:
+    def encode(self, samples: SamplesLike) -> Encoded:
         """Vision encoder, keys and values, and the pass that ITC and ITG share."""
         images = pictures_of(samples).image
         tokens = self.text_of(samples, len(images))
@@ -280,7 +281,7 @@ class Blip2Qformer(Blip2Base):
 
     @known_options
     @torch.no_grad()
-    def extract_features(self, samples: dict[str, Any], mode: str = "multimodal") -> Blip2Features:
+    def extract_features(self, samples: SamplesLike, mode: str = "multimodal") -> Blip2Features:
         """Features of images, texts or pairs.
 
         Args:
@@ -305,7 +306,7 @@ class Blip2Qformer(Blip2Base):
         return Blip2Features(multimodal_embeds=output.query)
 
     @known_options
-    def match(self, samples: dict[str, Any], match_head: str = "itm") -> Tensor:
+    def match(self, samples: SamplesLike, match_head: str = "itm") -> Tensor:
         """How well images and texts fit: one of each per pair, or one image for all texts, or one text for all images.
 
         Args:
@@ -324,7 +325,7 @@ class Blip2Qformer(Blip2Base):
 
     @known_options
     @torch.no_grad()
-    def generate(self, samples: dict[str, Any], use_nucleus_sampling: bool = False, num_beams: int = 3,
+    def generate(self, samples: SamplesLike, use_nucleus_sampling: bool = False, num_beams: int = 3,
                  max_length: int = 30, min_length: int | None = None, top_p: float = 0.9,
                  repetition_penalty: float = 1.0, length_penalty: float = 1.0, temperature: float = 1.0, *,
                  max_new_tokens: int | None = None, min_new_tokens: int | None = None) -> list[str]:
@@ -393,6 +394,6 @@ def common_space(features: Tensor, projection: nn.Linear, dtype: torch.dtype | N
 class Blip2ImageTextMatching(Blip2Qformer):
     """Stage 1 whose forward scores pairs."""
 
-    def forward(self, samples: dict[str, Any], match_head: str = "itm") -> Tensor:  # type: ignore[override]
+    def forward(self, samples: SamplesLike, match_head: str = "itm") -> Tensor:  # type: ignore[override]
         """As `match`: float[B,2] for "itm", float[B,1] for "itc"."""
         return self.match(samples, match_head)
