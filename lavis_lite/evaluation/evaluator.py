@@ -14,7 +14,7 @@ from lavis_lite import distributed
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.remaining import Remaining
 from lavis_lite.datasets.protocols import MapDataset
-from lavis_lite.errors import DataError, TextTooLongError
+from lavis_lite.errors import ContractError, DataError, TextTooLongError
 from lavis_lite.evaluation.fingerprint import of_things
 from lavis_lite.evaluation.journal import Journal
 from lavis_lite.evaluation.progress import Desk, EvaluationStopped
@@ -191,14 +191,14 @@ class Evaluator:
 
 
 def check_ids(task: str, rows: list[Row]) -> None:
-    """Refuse what a task's `predict` gave if a row of it names no sample.
+    """Refuse rows of a task's `predict` that name no sample.
 
     Raises:
-        DataError: a row without `id`.
+        ContractError: a row without `id`.
     """
     for row in rows:
         if "id" not in row:
-            raise DataError(f"run.task={task}: each row that the task's `predict` returns needs an `id`, the number or "
+            raise ContractError(f"run.task={task}: each row that the task's `predict` returns needs an `id`, the number or "
                             f"name of its sample. One row has only: {', '.join(map(str, row)) or 'nothing'}.")
 
 
