@@ -76,6 +76,8 @@ MOVED = {
     "runners.run_folder": "runs.folder",
     "runners.run_lock": "runs.lock",
     "sealed": "io.sealed",
+    "tasks.gallery": "tasks.retrieval_parts",
+    "tasks.likelihood": "tasks.vqa",
     "threads": "process.locks",
     "untrained": "checkpoints.untrained",
     "weights": "checkpoints.weights",

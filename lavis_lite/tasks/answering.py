@@ -44,7 +44,7 @@ class ReadingRunConfig(VQARunConfig):
 
 @registry.register_task("vqa_reading_comprehension")
 class ReadingTask(VQATask):
-    """Questions whose prompt has the picture's OCR tokens, by the data set's instruction or the first `{}` of `prompt`.
+    """Questions with the picture's OCR tokens in their prompt: by the data set's instruction, or `prompt`'s first `{}`.
 
     With neither, and tokens in the data set, the prompt is "OCR tokens: {}. Question: {} Short answer:". Scores are
     those of vqa and anls.

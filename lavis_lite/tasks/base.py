@@ -70,8 +70,8 @@ class BaseTask(Generic[M, D]):
     rank j % W), and runs `predict` inside `distributed.local()`.
 
     `needs_model` and `needs_data` state what an evaluation needs; they are compared with the model's class and the
-    builders' data sets before anything is made. `BaseTask[Captioner, Captions]` says the same to a type checker: it is
-    the type of `model` and `dataset` in the methods below. A bare `BaseTask` takes a `BaseModel` and any data set.
+    builders' data sets before anything is made. `BaseTask[Captioner, Captions]` states the same for a type checker: the
+    types of `model` and `dataset` in the methods below. A bare `BaseTask` takes a `BaseModel` and any data set.
     """
 
     config_class: ClassVar[type[RunConfig]] = RunConfig
@@ -167,7 +167,7 @@ class BaseTask(Generic[M, D]):
                 "run.test_splits.")
 
     def evaluated(self, dataset: D) -> Any:
-        """The data set whose samples `predict` gets; another one than the split's own where a control is asked for."""
+        """The data set whose samples `predict` gets; another one than the split's own if a control is set."""
         return dataset
 
     def predict(self, model: M, samples: dict[str, Any]) -> list[Row]:

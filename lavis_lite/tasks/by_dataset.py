@@ -1,4 +1,4 @@
-"""Tasks that are evaluated by another task for every data set, and instruction tuning, which is one."""
+"""Tasks that evaluate each data set by the task that fits it; instruction tuning is one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lavis_lite.tasks.writing import WritingRunConfig, WritingTask, in_prompt
 
 
 class MultipleChoiceTask(RankingTask):
-    """Ranking of data sets whose questions have their own candidates."""
+    """Ranking of questions with candidates of their own."""
 
     def takes(self, dataset: object) -> bool:
         """Whether the questions do; of a class it is not known, and taken to be so."""

@@ -22,13 +22,13 @@ AT_ONCE = 64
 
 @dataclass(frozen=True)
 class LongTexts:
-    """Rows of a data set whose texts are too long.
+    """Rows of a data set with texts that are too long.
 
     Attributes:
         split: where they are.
-        rows: their places.
-        where: file and row of the first.
-        reason: what the model says of the first batch that has any.
+        rows: their indices.
+        where: file and row of the first one.
+        reason: the model's message for the first batch that has any.
         total: rows of the data set.
     """
 

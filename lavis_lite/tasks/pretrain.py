@@ -21,10 +21,9 @@ from lavis_lite.models.protocols import Matcher, Retriever
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
-from lavis_lite.tasks.gallery import Gallery, check_captions
 from lavis_lite.tasks.reporting import retrieval_samples
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, chance_r1, gallery_of, prefixed, recall_line, sizes_of
-from lavis_lite.tasks.retrieval_parts import BothWays
+from lavis_lite.tasks.retrieval_parts import BothWays, Gallery, check_captions
 from lavis_lite.tasks.retrieval_scoring import image_rows, indices, retrieve
 
 

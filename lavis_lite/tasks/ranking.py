@@ -22,7 +22,7 @@ from lavis_lite.tasks.submission import Server, Submission
 from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, in_prompt, plain
 
 CONTEXT = ("context", "history", "caption")
-"""what stands in front of the question, where no instruction holds it"""
+"""keys put in front of the question, unless an instruction has them"""
 SHOWN = 10
 """candidates of each sample that a report shows"""
 
@@ -50,7 +50,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
 
     Scores (fractions): accuracy of the likeliest candidate, overall and by the types that rows have (subjects, for
     example: accuracy_question_<type>); chance, the accuracy of drawing a candidate; answerable, the share of samples
-    whose answer is among the candidates, where they come from the data set's answer_list; auc with run.positive.
+    with their answer among the candidates, if these come from the data set's answer_list; auc with run.positive.
     """
 
     config_class: ClassVar[type[RunConfig]] = RankingRunConfig
@@ -68,7 +68,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
             raise ConfigError(f"run.positive={cfg.positive!r} is none of run.candidates; "
                               f"{did_you_mean(cfg.positive, given)}")
         if cfg.submission == "hatefulmemes" and cfg.positive is None:
-            raise ConfigError("run.submission=hatefulmemes needs run.positive, the candidate that says hateful: its "
+            raise ConfigError("run.submission=hatefulmemes needs run.positive, the candidate for hateful: its "
                               "probability is what the server takes.")
         self._shared: list[str] | None = given
 
@@ -132,7 +132,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
         return own
 
     def right(self, question: Row, dataset: Choices, row: Row) -> set[int]:
-        """Places of the right candidates; none where the data set's answer_list lacks the answer.
+        """Indices of the right candidates; none if the data set's answer_list lacks the answer.
 
         Raises:
             DataError: the right answer is not among candidates that should have it.
@@ -156,7 +156,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
                    [place in right[row["id"]] for row, place in zip(rows, places, strict=True)])
 
     def positive_place(self, question: Row) -> int:
-        """Where the positive class stands among a question's candidates."""
+        """Index of the positive class among a question's candidates."""
         texts, wanted = self.texts(question), str(self.cfg.positive)
         if wanted not in texts:
             raise DataError(f"run.positive={wanted!r} is not among the candidates of question_id "
@@ -218,7 +218,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
 
 
 def _types(question: Row) -> Truth:
-    """The types by which accuracies are told apart."""
+    """The types that get accuracies of their own."""
     return Truth((), question.get("question_type", ""), question.get("answer_type", ""))
 
 

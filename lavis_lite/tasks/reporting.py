@@ -15,15 +15,14 @@ from lavis_lite.datasets.protocols import NamedImages
 from lavis_lite.metrics.retrieval import KS, MISSED, ranks_from_candidates
 from lavis_lite.report import sample as report
 from lavis_lite.report.sample import Candidate, Picture, ReportSample
-from lavis_lite.tasks.gallery import Gallery
-from lavis_lite.tasks.retrieval_parts import BothWays, Candidates
+from lavis_lite.tasks.retrieval_parts import BothWays, Candidates, Gallery
 
 STRIP = 5
 """candidates of each query that a report shows"""
 
 
 def pictures_of(dataset: object) -> Callable[[int], Picture | None]:
-    """Row -> the picture that the model saw; None where there is none to show (features, blank images).
+    """Row -> the picture that the model saw; None for features and blank images.
 
     Args:
         dataset: has `folder` and `image_name(index)`; or one of these behind a control.

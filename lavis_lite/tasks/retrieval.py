@@ -14,9 +14,8 @@ from lavis_lite.models.protocols import Matcher, Retriever
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
-from lavis_lite.tasks.gallery import Gallery, check_captions
 from lavis_lite.tasks.reporting import retrieval_samples
-from lavis_lite.tasks.retrieval_parts import BothWays, Sizes
+from lavis_lite.tasks.retrieval_parts import BothWays, Gallery, Sizes, check_captions
 from lavis_lite.tasks.retrieval_scoring import image_rows, recalls_of, retrieve
 
 

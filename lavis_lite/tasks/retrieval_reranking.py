@@ -1,6 +1,6 @@
 """Re-ranking by ITM: the best k of each query, both ways, every pair scored once (BLIP-2 section 4.4).
 
-A rank scores the pairs whose image it owns, image by image: keys and values of the image are computed once, its texts
+A rank scores the pairs of its own images, image by image: keys and values of the image are computed once, its texts
 are stacked by length. In memory are the image features that the rank owns (in the vision encoder's dtype, on the CPU),
 one image's keys and values, one pass of pairs, and one float per pair.
 
@@ -116,7 +116,7 @@ def _pair(image: int, texts: Tensor, row: int) -> str:
 
 
 def _known_or(score: Callable[[], Tensor], place: int, rows: Tensor, work: LongWork) -> Tensor:
-    """An image's logits as they were kept, where they are of the same texts; else scored now, and kept."""
+    """The stored logits of an image if they belong to the same texts; else new ones, which are stored."""
     key, asked = f"match {place}", hashlib.blake2b(rows.numpy().tobytes(), digest_size=8).hexdigest()
     kept = work.get(key)
     if kept is not None and kept["texts"] == asked:

@@ -1,8 +1,8 @@
 """Image-text retrieval with a stage-1 model: ITC over everything, ITM over the best k (BLIP-2 section 4.4).
 
-Shared over ranks with bounded memory. A rank holds the image features of its own images only: it computes their rows
-of the ITC matrix, a block of texts at a time, and scores those (image, text) pairs whose image it owns. What crosses
-ranks is float[E] per text, the best k (index, cosine) of each query, and one float per re-ranked pair.
+The work is shared over ranks with bounded memory. A rank holds the image features of its own images only: it computes
+their rows of the ITC matrix, a block of texts at a time, and scores the pairs of its own images. Ranks exchange float[E]
+per text, the best k (index, cosine) of each query, and one float per re-ranked pair.
 
 The work is cut by the place of an image or text in the gallery and never by rank, so that 1, 2 and 3 ranks run the
 same matrix products and give the same bits.
@@ -25,8 +25,17 @@ from lavis_lite.finite import check_finite
 from lavis_lite.metrics.retrieval import KS, ranks_from_candidates, recalls
 from lavis_lite.models.protocols import Retriever
 from lavis_lite.tasks.base import LongWork
-from lavis_lite.tasks.gallery import Gallery
-from lavis_lite.tasks.retrieval_parts import BothWays, Candidates, OwnImages, Sizes, Texts, best, by_index, trimmed
+from lavis_lite.tasks.retrieval_parts import (
+    BothWays,
+    Candidates,
+    Gallery,
+    OwnImages,
+    Sizes,
+    Texts,
+    best,
+    by_index,
+    trimmed,
+)
 from lavis_lite.tasks.retrieval_reranking import rerank
 
 TEXT_BLOCK = 1024
@@ -128,7 +137,7 @@ def image_rows(model: Retriever, samples: dict[str, Any], keep_embeds: bool) -> 
         keep_embeds: whether re-ranking will follow and the rows must hold the vision encoder's output.
 
     Returns:
-        rows {id: int, image_feats: float32[Q,E]} and, if asked for, image_embeds: float[P,Dv], in autocast's type
+        rows {id: int, image_feats: float32[Q,E]} and, with keep_embeds, image_embeds: float[P,Dv], in autocast's type
         under autocast.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,19 +12,26 @@ from lavis_lite.datasets.protocols import AnswerList, MajorityAnswers, NamedImag
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.anls import anls, anls_score
 from lavis_lite.metrics.answer_rules import LEAVES_ONE_OUT, AnswerRule, Rule, Truth, chosen_rule, lacking, truth_score
+from lavis_lite.metrics.ranking import order, shares
 from lavis_lite.metrics.vqa import Majority, accuracies, question_scores, vqa_accuracy
+from lavis_lite.models.blip2.prompts import question_prompts
+from lavis_lite.models.language.contract import PAIRS_AT_ONCE
 from lavis_lite.models.protocols import Answerer, Ranker
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import Candidate, ReportSample
 from lavis_lite.tasks.base import Row
-from lavis_lite.tasks.likelihood import likeliest_answers
 from lavis_lite.tasks.reporting import context_of, counted, pictures_of
 from lavis_lite.tasks.submission import Server, Submission, answer_row
-from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, in_prompt, plain
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, in_prompt, plain
 
 METRICS = ("accuracy", "anls")
 LEFT_OUT = "left_out"
 EMPTY = "empty_answers"
+KEPT = 10
+"""candidates of each sample that rows and reports hold; the answer lists of real data sets have thousands"""
+Likeliest = list[list[Any]]
+"""[answer, log-likelihood in nats, its share of the probability of all candidates], likeliest first; lists, as JSON
+gives them back"""
 
 
 @dataclass
@@ -248,3 +256,26 @@ def truth_of(asked: Row) -> Truth:
     choices = asked.get("candidates") or asked.get("choices", ())
     return Truth(asked["answers"], asked.get("question_type", ""), asked.get("answer_type", ""),
                  asked.get("confidences", ()), choices, asked.get("label"))
+
+
+def likeliest(answers: Sequence[str], scores: Sequence[float], most: int = KEPT) -> Likeliest:
+    """The first `most` answers by score; equal ones keep their order."""
+    share = shares(scores).tolist()
+    return [[answers[place], scores[place], share[place]] for place in order(scores)[:most].tolist()]
+
+
+def likeliest_answers(model: Ranker, samples: dict[str, Any], answers: Sequence[str], prompt: str) -> list[Likeliest]:
+    """One list per question of a batch; the first of it is what `predict_answers` calls the answer by rank.
+
+    Args:
+        model: scores candidates one by one.
+        samples: image or video, text_input, and what else the prompt takes.
+        answers: candidates, the same for all.
+        prompt: template around the question; "": none.
+    """
+    size = len(samples["text_input"])
+    asked: dict[str, Any] = {key: samples[key] for key in PICTURES if key in samples}
+    asked["prompt"] = question_prompts(samples, prompt, size)
+    segments = max(1, -(-size * len(answers) // PAIRS_AT_ONCE))
+    scores = model.score_candidates(asked, list(answers), n_segments=segments).float().tolist()
+    return [likeliest(answers, row) for row in scores]

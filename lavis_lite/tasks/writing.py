@@ -24,7 +24,7 @@ CONTROLS = {"none": "", "wrong_image": " with other samples' images", "blind": "
 
 @dataclass
 class WritingRunConfig(RunConfig):
-    """The run section of tasks whose predictions are texts."""
+    """The run section of tasks that predict texts."""
 
     num_beams: int = 5
     """width of beam search; 1: greedy"""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lavis_lite.errors import DataError
-from lavis_lite.tasks.gallery import Gallery, check_captions
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, RetrievalTask
+from lavis_lite.tasks.retrieval_parts import Gallery, check_captions
 from tests.tasks.fakes import dataset
 
 
