@@ -198,8 +198,8 @@ def check_ids(task: str, rows: list[Row]) -> None:
     """
     for row in rows:
         if "id" not in row:
-            raise ContractError(f"run.task={task}: each row that the task's `predict` returns needs an `id`, the number "
-                                "or name of its sample. One row has only: "
+            raise ContractError(f"run.task={task}: each row that the task's `predict` returns needs an `id`, the "
+                                "number or name of its sample. One row has only: "
                                 f"{', '.join(map(str, row)) or 'nothing'}.")
 
 
