@@ -18,7 +18,7 @@ T = TypeVar("T")
 def asked_by(protocol: type, attributes: bool = True) -> list[str]:
     """Names that a protocol asks for; without `attributes` only its methods and properties. Dunder names are left out.
 
-    Attributes without a value exist on instances only, so that a class cannot be asked for them.
+    Attributes without a value exist on instances only, so a class does not show them.
     """
     found: dict[str, None] = {}
     for base in protocol.__mro__:
@@ -32,7 +32,7 @@ def lacking(subject: object, protocol: type, attributes: bool = True) -> list[st
     """Names of a protocol that a class or an instance does not have.
 
     Args:
-        subject: a class, which is asked for methods and properties only, or an instance.
+        subject: a class (only its methods and properties are compared), or an instance.
         protocol: what it should have.
         attributes: ask an instance for attributes without a value in the protocol, too.
     """

@@ -13,6 +13,7 @@ from PIL import Image
 from lavis_lite.errors import ConfigError
 from lavis_lite.models import protocols
 from lavis_lite.models.base import BaseModel
+from lavis_lite.models.language.contract import language_model_of
 
 
 class Captioner(Protocol):
@@ -61,7 +62,7 @@ class ZooCaptioner:
                  sampling: Sampling) -> None:
         from lavis_lite.models.decoding import Decoding
 
-        if protocols.language_model_of(model) is None or not isinstance(model, protocols.Captioner):
+        if language_model_of(model) is None or not isinstance(model, protocols.Captioner):
             raise ConfigError(f"--captioner {name}: needs a model that samples several captions of an image, such as "
                               "blip2_opt, blip2_t5 or blip2_vicuna_instruct.")
         self.name = f"{name} {sampling}"

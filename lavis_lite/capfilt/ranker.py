@@ -128,5 +128,5 @@ class QFormerRanker:
         flat = [self.text_processor(text) for each in texts for text in each]
         image = self.model.extract_features({"image": images}, mode="image").image_embeds_proj
         text = self.model.extract_features({"text_input": flat}, mode="text").text_embeds_proj
-        assert image is not None and text is not None, "both are asked for"
+        assert image is not None and text is not None, "the mode gives both"
         return grouped(image, text[:, 0], [len(each) for each in texts])

@@ -81,7 +81,7 @@ class TableDataset(BaseDataset):
         return self.table.content_hash()
 
 
-def place_of(dataset: object, index: int) -> str:
+def location_of(dataset: object, index: int) -> str:
     """`file:row` of a sample where the data set knows it, else `row N`."""
     return dataset.place(index) if isinstance(dataset, Located) else f"row {index}"
 

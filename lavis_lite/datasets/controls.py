@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 
 from lavis_lite.contracts import lacking, need
-from lavis_lite.datasets.base import BaseDataset, Sample, place_of
+from lavis_lite.datasets.base import BaseDataset, Sample, location_of
 from lavis_lite.datasets.loading.randomness import permutation, word
-from lavis_lite.datasets.protocols import MapDataset, Ordered, Pictures
+from lavis_lite.datasets.protocols import MapDataset, Ordered, SwappableImages
 from lavis_lite.errors import DataError
 
 Control = Literal["none", "wrong_image", "blind"]
@@ -34,10 +34,10 @@ class Controlled(BaseDataset):
     """
 
     def __init__(self, dataset: MapDataset, control: Control) -> None:
-        if lost := lacking(dataset, Pictures):
+        if lost := lacking(dataset, SwappableImages):
             raise DataError(f"run.control={control} needs a data set that gives its pictures apart; "
                             f"{type(dataset).__name__} has no {', '.join(lost)}. Set run.control=none.")
-        self.dataset, self.control = need(dataset, Pictures, "run.control"), control
+        self.dataset, self.control = need(dataset, SwappableImages, "run.control"), control
         self.sample_keys = getattr(dataset, "sample_keys", ())
         self.others = _others(self.dataset) if control == "wrong_image" else {}
 
@@ -46,7 +46,7 @@ class Controlled(BaseDataset):
 
     def place(self, index: int) -> str:
         """Where the row stands."""
-        return place_of(self.dataset, index)
+        return location_of(self.dataset, index)
 
     @property
     def shares_pictures(self) -> bool:
@@ -73,7 +73,7 @@ class Controlled(BaseDataset):
         return self.dataset.sample(index, rng, shown)
 
 
-def _others(dataset: Pictures) -> dict[str, int]:
+def _others(dataset: SwappableImages) -> dict[str, int]:
     """Image name -> a row with another image: a shuffled ring of all images, each followed by its substitute."""
     first: dict[str, int] = {}
     for index in range(len(dataset)):

@@ -25,7 +25,7 @@ class MapDataset(Protocol):
 
 @runtime_checkable
 class SeededSamples(Protocol):
-    """Samples whose randomness comes from outside."""
+    """Samples with randomness from outside."""
 
     def sample(self, index: int, rng: random.Random | None = None, /) -> dict[str, Any]:
         """The sample at `index`; all draws come from `rng`."""
@@ -152,7 +152,7 @@ class NamedImages(Protocol):
 
 
 @runtime_checkable
-class Pictures(NamedImages, MapDataset, Protocol):
+class SwappableImages(NamedImages, MapDataset, Protocol):
     """Gives its images apart from its samples, so that another may stand in an image's place."""
 
     def picture(self, index: int, rng: random.Random | None = None) -> Any:

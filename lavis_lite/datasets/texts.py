@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lavis_lite.datasets.base import place_of
+from lavis_lite.datasets.base import location_of
 from lavis_lite.datasets.media.images import BadSample
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def look_through(dataset: object, most: int = MOST_ROWS, some: int = SOME_ROWS) 
             if (cut or not plain or not has_content(text)) and not is_left(processor, processor(text, None)):
                 report.empty += 1
                 if len(report.shown) < MOST_SHOWN:
-                    report.shown.append(f"{place_of(dataset, index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")
+                    report.shown.append(f"{location_of(dataset, index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")
     return report
 
 

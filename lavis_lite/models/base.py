@@ -132,7 +132,7 @@ class BaseModel(nn.Module):
                 if name in kept or sources[name].kind not in FOLLOWED}
 
     def blocks_to_shard(self) -> list[nn.Module]:
-        """Blocks whose frozen weights the ranks may share among them (`run.fsdp`), in the order in which they run.
+        """Blocks with frozen weights that the ranks may share (`run.fsdp`), in the order in which they run.
 
         By default the transformer blocks of the attribute `language_model` that have frozen weights, if that is a
         model of transformers or holds one; else none. A model with frozen blocks elsewhere overrides this.

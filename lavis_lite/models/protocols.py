@@ -4,14 +4,14 @@ A model has a protocol if it has the methods; it derives from nothing but `BaseM
 named here, so that `isinstance(model, Captioner)` works, and `lavis_lite.contracts.lacking` on a class before it is
 built.
 
-Axes: B samples, C candidates, N images, M texts, L tokens, Q query tokens, P patches, D Q-Former width, Dv vision
-width, E width in which images and texts are compared.
+Axes: B samples, C candidates, N images, M texts, L tokens, Q query tokens, P patches. Widths: D of the Q-Former, Dv of
+the vision encoder, E of the space in which images and texts are compared.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,9 +20,6 @@ from lavis_lite.models.outputs import Blip2Features
 from lavis_lite.models.qformer.model import ImageKV
 from lavis_lite.models.samples import SamplesLike
 from lavis_lite.models.text_tokens import TextTokens
-
-if TYPE_CHECKING:
-    from lavis_lite.models.language.contract import LanguageModel
 
 
 @runtime_checkable
@@ -161,12 +158,3 @@ class ExampleSamples(Protocol):
     def example_samples(self, batch: int, device: torch.device) -> dict[str, Any]:
         """So many samples without content."""
         ...
-
-
-def language_model_of(model: object) -> LanguageModel | None:
-    """The package's language model inside a model; None: it has none, or one of its own kind."""
-    from lavis_lite.models.language.contract import LanguageModel  # with transformers: only for those who ask
-
-    found = getattr(model, "language_model", None)
-    return found if isinstance(found, LanguageModel) else None
-

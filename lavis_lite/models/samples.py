@@ -28,7 +28,7 @@ class Samples(TypedDict, total=False):
     text_output: Text
     """what is learned after text_input"""
     prompt: Text
-    """what the language model goes on from"""
+    """what the language model continues"""
     image_id: Any
     """int64[B], or numbers or names; samples with equal ids are not each other's negatives"""
     question_id: Any

@@ -8,7 +8,7 @@ from typing import Any
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.base import place_of
+from lavis_lite.datasets.base import location_of
 from lavis_lite.datasets.loading.policy import BadRecord, BadSampleLog
 from lavis_lite.errors import DataError, TextTooLongError
 
@@ -58,7 +58,7 @@ class BadSamples:
         Raises:
             DataError: such samples are not to be left out.
         """
-        where = {row: place_of(dataset, row) for row in tokens}
+        where = {row: location_of(dataset, row) for row in tokens}
         if not self.active:
             raise DataError(f"{next(iter(where.values()))}: {fault} Or set run.on_bad_sample=skip to leave such "
                             "samples out (they are counted and listed).") from fault

@@ -7,7 +7,7 @@ import math
 import torch
 
 from lavis_lite import distributed
-from lavis_lite.datasets.base import place_of
+from lavis_lite.datasets.base import location_of
 from lavis_lite.runners.loss_meter import LossMeter
 from lavis_lite.runners.parts import Speed, TrainingParts
 from lavis_lite.tracking.sink import Record
@@ -65,5 +65,5 @@ def suspects(step: int, losses: list[list[float]], parts: TrainingParts) -> list
               for rank, row in enumerate(losses) for micro in range(len(row))}
     bad = {place: start for place, start in blocks.items() if not math.isfinite(losses[place[0]][place[1]])}
     chosen = [key for start in sorted((bad or blocks).values()) for key in keys[start:start + size]]
-    return [f"{parts.names[key.dataset]} {place_of(parts.datasets[key.dataset], key.index)}" for key in chosen]
+    return [f"{parts.names[key.dataset]} {location_of(parts.datasets[key.dataset], key.index)}" for key in chosen]
 

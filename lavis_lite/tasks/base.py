@@ -167,7 +167,7 @@ class BaseTask(Generic[M, D]):
                 "run.test_splits.")
 
     def evaluated(self, dataset: D) -> Any:
-        """The data set whose samples `predict` gets; another one than the split's own if a control is set."""
+        """The data set that gives `predict` its samples; another one than the split's own if a control is set."""
         return dataset
 
     def predict(self, model: M, samples: dict[str, Any]) -> list[Row]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.base import place_of
+from lavis_lite.datasets.base import location_of
 from lavis_lite.datasets.protocols import Captions, Domains
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.caption_report import EMPTY, SCORES, CaptionReport, caption_report
@@ -75,7 +75,7 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         bare = getattr(dataset, "bare", ())
         if bare and len(bare) < len(dataset) and self.metrics and self.cfg.report_metric:
             raise DataError(f"split {split!r}: {len(bare)} of {len(dataset)} images have no caption to score by, the "
-                            f"first is {place_of(dataset, bare[0])}. Add them, or set run.report_metric=false.")
+                            f"first is {location_of(dataset, bare[0])}. Add them, or set run.report_metric=false.")
         self._split, self._found = split, CaptionReport({}, [], {})
 
     def predict(self, model: Captioner, samples: dict[str, Any]) -> list[Row]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.base import place_of
+from lavis_lite.datasets.base import location_of
 from lavis_lite.datasets.protocols import Choices
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.ranking import KS, auc, ndcg, order, rank_scores, ranks, shares
@@ -140,13 +140,13 @@ class RankingTask(WritingTask[Ranker, Choices]):
         if self._shared is None:
             label = question.get("label")
             if label is None or not 0 <= label < len(row["scores"]):
-                raise DataError(f"{place_of(dataset, row['index'])}: its right answer (label {label}) is not among its "
-                                f"{len(row['scores'])} candidates.")
+                raise DataError(f"{location_of(dataset, row['index'])}: its right answer (label {label}) is not among "
+                                f"its {len(row['scores'])} candidates.")
             return {label}
         answers = set(question["answers"])
         found = {place for place, text in enumerate(self._shared) if text in answers}
         if not found and self.cfg.candidates is not None:
-            raise DataError(f"{place_of(dataset, row['index'])}: its answer {sorted(answers)[0]!r} is none of "
+            raise DataError(f"{location_of(dataset, row['index'])}: its answer {sorted(answers)[0]!r} is none of "
                             f"run.candidates {self._shared}; {did_you_mean(sorted(answers)[0], self._shared)}")
         return found
 

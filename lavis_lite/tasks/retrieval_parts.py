@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavis_lite.datasets.base import place_of
+from lavis_lite.datasets.base import location_of
 from lavis_lite.datasets.protocols import CaptionedImages
 from lavis_lite.errors import DataError
 from lavis_lite.metrics.retrieval import as_lists
@@ -27,7 +27,7 @@ def check_captions(dataset: CaptionedImages, split: str) -> None:
     found = as_lists(dataset.img2txt)
     bare = [image for image, texts in enumerate(found) if not texts]
     if bare:
-        place = place_of(dataset, bare[0])
+        place = location_of(dataset, bare[0])
         raise DataError(f"split {split!r} cannot be scored: {len(bare)} of its {len(found)} images have no caption, "
                         f"the first at {place}. Remove them from the annotation file, or the split from "
                         "run.valid_splits and run.test_splits.")

@@ -1,6 +1,6 @@
 """Re-ranking by ITM: the best k of each query, both ways, every pair scored once (BLIP-2 section 4.4).
 
-A rank scores the pairs of its own images, image by image: keys and values of the image are computed once, its texts
+A rank scores the pairs of its own images, image by image. Keys and values of the image are computed once, its texts
 are stacked by length. In memory are the image features that the rank owns (in the vision encoder's dtype, on the CPU),
 one image's keys and values, one pass of pairs, and one float per pair.
 
@@ -131,8 +131,8 @@ class _Matcher:
     """Match logits of images with texts, by whatever the model offers that computes least.
 
     Args:
-        model: is also a `Matcher`; or an `ImageCachingMatcher`, by which an image's keys and values are computed once
-            for all its texts; or a `TextCachingMatcher`, by which a text's part is computed once for all its images.
+        model: is also a `Matcher`. An `ImageCachingMatcher` computes an image's keys and values once for all its
+            texts. A `TextCachingMatcher` also computes a text's part once for all its images.
         texts: of the gallery.
         sizes: pairs per pass.
     """

@@ -1,7 +1,7 @@
 """Image-text retrieval with a stage-1 model: ITC over everything, ITM over the best k (BLIP-2 section 4.4).
 
-The work is shared over ranks with bounded memory. A rank holds the image features of its own images only: it computes
-their rows of the ITC matrix, a block of texts at a time, and scores the pairs of its own images. Ranks exchange
+The work is shared over ranks with bounded memory. A rank holds the image features of its own images only. It computes
+their rows of the ITC matrix, a block of texts at a time, and scores their pairs. Ranks exchange
 float[E] per text, the best k (index, cosine) of each query, and one float per re-ranked pair.
 
 The work is cut by the place of an image or text in the gallery and never by rank, so that 1, 2 and 3 ranks run the

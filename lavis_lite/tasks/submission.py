@@ -25,7 +25,7 @@ class Submission:
     """What goes to a server.
 
     Attributes:
-        server: server whose format it is; plain: rows of this package.
+        server: the format is that of this server; plain: rows of this package.
         content: rows, one per id; or an object of them by id (A-OKVQA).
         name: the file's name where the server prescribes one; "": as other predictions are called.
     """

@@ -42,7 +42,7 @@ class WritingRunConfig(RunConfig):
     report_metric: bool = True
     """false: predictions are written and not scored"""
     submission: Server | None = None
-    """server whose format predictions have if a split has no labels; absent: the task's own server (VQA, GQA, A-OKVQA,
+    """the format of predictions if a split has no labels. Absent: that of the task's own server (VQA, GQA, A-OKVQA,
     Visual Dialog, COCO captions), plain rows for rankings"""
     control: Control = "none"
     """evaluate with other samples' images, or with blank ones: what is left of the score does not come from seeing"""

@@ -12,7 +12,7 @@ from lavis_lite.checkpoints.formats.hf_fields import completed, completed_text, 
 from lavis_lite.checkpoints.formats.hf_key_map import to_hf
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.blip2.base import Blip2Base
-from lavis_lite.models.protocols import language_model_of
+from lavis_lite.models.language.contract import language_model_of
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 from lavis_lite import __version__
 from lavis_lite.checkpoints.formats.hf_config import GENERATION, INSTRUCT, RETRIEVAL
 from lavis_lite.models.blip2.base import Blip2Base
-from lavis_lite.models.protocols import language_model_of
+from lavis_lite.models.language.contract import language_model_of
 
 CARD = "README.md"
 _WHAT = {

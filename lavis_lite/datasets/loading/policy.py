@@ -19,11 +19,11 @@ from typing import Any, TypedDict
 from torch.utils.data import Dataset
 
 from lavis_lite.contracts import need
-from lavis_lite.datasets.base import Sample, place_of
+from lavis_lite.datasets.base import Sample, location_of
 from lavis_lite.datasets.loading.randomness import negative_uniforms, replacement, sample_rng
 from lavis_lite.datasets.loading.sampler import SampleKey
 from lavis_lite.datasets.media.images import BadSample
-from lavis_lite.datasets.protocols import MapDataset, Pictures, SeededSamples
+from lavis_lite.datasets.protocols import MapDataset, SeededSamples, SwappableImages
 from lavis_lite.errors import DataError
 from lavis_lite.io import disk
 from lavis_lite.redaction import mask_all
@@ -58,7 +58,7 @@ def read_sample(dataset: MapDataset, index: int, rng: random.Random) -> Sample:
 
 
 def _record(dataset: MapDataset, index: int, fault: BadSample) -> BadRecord:
-    return {"file": fault.path, "row": place_of(dataset, index), "reason": fault.reason}
+    return {"file": fault.path, "row": location_of(dataset, index), "reason": fault.reason}
 
 
 def _failure(record: BadRecord) -> Failure:
@@ -163,7 +163,7 @@ class _Album:
     """The pictures of one batch, each read once; a bad one is bad for every row that has it."""
 
     def __init__(self, dataset: MapDataset) -> None:
-        self.dataset = need(dataset, Pictures, "a data set whose rows share pictures")
+        self.dataset = need(dataset, SwappableImages, "sharing pictures")
         self.numbers: dict[str, int] = {}
         """of the usable pictures by name, as they came"""
         self._read: dict[str, Any] = {}
