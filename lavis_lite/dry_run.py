@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lavis_lite import distributed, engine
-from lavis_lite.checkpoints.weights import Need
+from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.protocols import NamesLanguageModel
 from lavis_lite.config.schema import Config, ModelConfig
@@ -135,7 +135,7 @@ def meta_model(section: ModelConfig) -> BaseModel:
         raise ConfigError(f"model.arch={section.arch}: {cls.__name__} cannot be built on the meta device, as a dry run "
                           f"without the files does ({str(error).splitlines()[0]}). Get the missing files first, or let "
                           "its from_config read no weights.") from error
-    if isinstance(model, Blip2Base) and not Need("tokenizer", str(section.get("tokenizer"))).found():
+    if isinstance(model, Blip2Base) and not WeightFile("tokenizer", str(section.get("tokenizer"))).is_local():
         model.tokenizer = OneIdPerWord(model.tokenizer)  # type: ignore[assignment]
     return model
 
@@ -145,7 +145,7 @@ def _with_sizes(section: ModelConfig) -> ModelConfig:
     if not isinstance(section, NamesLanguageModel) or section.llm_args is not None:
         return section
     name = section.language_model_name()
-    here = Need("llm_model", name).local()
+    here = WeightFile("llm_model", name).local()
     if here is not None:
         return section.replaced(llm_model=str(here))
     return section.replaced(llm_args=RELEASED[name], llm_precision="bf16") if name in RELEASED else section
@@ -176,5 +176,5 @@ def _meta_loss(model: BaseModel, samples: dict[str, Any]) -> tuple[torch.Tensor,
     transformers' masks look at values, which tensors on the meta device do not have.
     """
     if isinstance(model, Blip2LLM):
-        return model.soft_prompt(samples["image"], samples["text_input"]).sum(), " up to the language model"
+        return model.embed_image(samples["image"], samples["text_input"]).sum(), " up to the language model"
     return model(samples).loss, ""

@@ -19,7 +19,6 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.checkpoints import weights
-from lavis_lite.checkpoints.untrained import refuse_untrained
 from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.features.cache import FeatureFolder
@@ -29,6 +28,7 @@ from lavis_lite.evaluation import journal
 from lavis_lite.evaluation.reporting import closing_lines
 from lavis_lite.io import atomic
 from lavis_lite.models.base import BaseModel
+from lavis_lite.models.provenance import refuse_untrained
 from lavis_lite.process import exits
 from lavis_lite.process.launch import Launch, launch_from_environment
 from lavis_lite.registry import registry
@@ -217,7 +217,7 @@ def build_model(config: Config) -> BaseModel:
     section = config.model
     if "lm_reduction" in section:
         section = section.replaced(lm_reduction=config.run.lm_reduction)
-    return weights.build_model(section, say=print_on_main)
+    return weights.build_model(section, log=print_on_main)
 
 
 def find_checkpoint(run: RunConfig, resume: str | None, start_over: bool = False) -> Path | None:

@@ -72,7 +72,6 @@ BY_NAME: dict[str, set[str]] = {
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("config", "checkpoints"): "preflight asks which weight files are missing",
-    ("models", "checkpoints"): "the builder of language models reads their files",
     ("evaluation", "runners"): "the evaluator moves batches and picks the precision as the step does",
 }
 """(room, room it imports against the arrows) -> why; a test fails while a row is here that nothing needs"""

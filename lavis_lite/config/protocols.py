@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from lavis_lite.models.language.load_options import Setup
+    from lavis_lite.models.language.load_options import LMLoadOptions
 
 
 @runtime_checkable
@@ -28,6 +28,6 @@ class NamesLanguageModel(Protocol):
 class HoldsLanguageModel(NamesLanguageModel, Protocol):
     """Also says how the language model is held: quantised, over several devices, with adapters."""
 
-    def setup(self) -> Setup:
+    def setup(self) -> LMLoadOptions:
         """How it is held."""
         ...

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from lavis_lite.checkpoints.formats.hf_fields import completed, completed_text, refuse_uncarried
-from lavis_lite.checkpoints.formats.hf_key_map import to_hf
+from lavis_lite.checkpoints.formats.key_maps import to_hf
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.blip2.base import Blip2Base
 from lavis_lite.models.language.contract import language_model_of

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.checkpoints.report import LoadReport
+from lavis_lite.models.language.contract import language_model_of
 
 PREFIX = "language_model.model."
 """Where transformers' model lies within ours."""
@@ -30,8 +31,6 @@ class HasTensors(Protocol):
 
 def _inner(model: object) -> Any:
     """transformers' model behind a model's language model; None: it has none that is held as those of this package."""
-    from lavis_lite.models.language.contract import language_model_of  # it loads transformers
-
     language_model = language_model_of(model)
     return None if language_model is None else language_model.model
 

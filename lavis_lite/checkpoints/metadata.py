@@ -1,4 +1,4 @@
-"""What a checkpoint is of: the sections `model` and `preprocess` that its files tell, or that a user names."""
+"""The sections `model` and `preprocess` of a checkpoint, read from its files or named by the user."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lavis_lite.checkpoints import weights
-from lavis_lite.checkpoints.export import CONFIG, Origin
+from lavis_lite.checkpoints.export import CONFIG, CheckpointMetadata
 from lavis_lite.checkpoints.formats.hf_config import section_of
-from lavis_lite.checkpoints.reading import EXTRA, WEIGHTS, read_tensors
+from lavis_lite.checkpoints.manifest import WEIGHTS
+from lavis_lite.checkpoints.reading import EXTRA, read_tensors
 from lavis_lite.checkpoints.report import seems_to_be
 from lavis_lite.checkpoints.unpickling import read_torch_file
 from lavis_lite.config.compose import import_plugins, model_types
@@ -28,33 +29,33 @@ def find(source: str | Path) -> Path:
     """A local path of a checkpoint, fetched where it is a URL or a repository.
 
     Raises:
-        DataError: it is nowhere; the message tells where it was looked for and how to get it.
+        DataError: it is not found; the message has the places searched and how to get it.
     """
     try:
-        return weights.Need("pretrained", str(source)).fetch()
-    except DataError as fault:
-        raise DataError(str(fault).replace("model.pretrained: ", "--checkpoint: ", 1)) from fault
+        return weights.WeightFile("pretrained", str(source)).fetch()
+    except DataError as error:
+        raise DataError(str(error).replace("model.pretrained: ", "--checkpoint: ", 1)) from error
 
 
-def origin_of(path: Path, arch: str | None = None, model_type: str | None = None) -> Origin:
-    """Sections `model` and `preprocess` of a checkpoint: those of a model type, or what the checkpoint itself tells.
+def metadata_of(path: Path, arch: str | None = None, model_type: str | None = None) -> CheckpointMetadata:
+    """Sections `model` and `preprocess` of a checkpoint: those of a model type, or what its own files record.
 
     Raises:
         ConfigError: an unknown model or type.
-        CheckpointError: it tells nothing.
+        CheckpointError: it records nothing.
     """
     if arch is not None:
         return _of_type(arch, model_type)
-    for look in (_told_by_metadata, _told_by_yaml, _told_by_transformers, _told_by_pth):
+    for look in (metadata_from_safetensors, metadata_from_yaml, metadata_from_hf_config, metadata_from_pth):
         found = look(path)
         if found is not None:
             return found
     guess = seems_to_be(read_tensors(path))
-    raise CheckpointError(f"{path} does not tell which model it is of; it seems to be {guess}. Say so: --model ARCH "
-                          "--type TYPE (`python -m lavis_lite models` lists them).")
+    raise CheckpointError(f"{path} does not record which model it belongs to; it looks like {guess}. Name it: --model "
+                          "ARCH --type TYPE (`python -m lavis_lite models` lists them).")
 
 
-def _of_type(arch: str, model_type: str | None) -> Origin:
+def _of_type(arch: str, model_type: str | None) -> CheckpointMetadata:
     registry.get_model_class(arch)
     types = model_types(arch)
     if model_type is None:
@@ -65,21 +66,21 @@ def _of_type(arch: str, model_type: str | None) -> Origin:
     return _afresh({**content.get("model", {}), "arch": arch, "model_type": model_type}, content.get("preprocess"))
 
 
-def _afresh(model: Mapping[str, Any], preprocess: Mapping[str, Any] | None) -> Origin:
+def _afresh(model: Mapping[str, Any], preprocess: Mapping[str, Any] | None) -> CheckpointMetadata:
     """Sections without the checkpoints that they started from: these weights take their place."""
     none = {"load_pretrained": False, "pretrained": None, "load_finetuned": False, "finetuned": None}
     kept = {key: value for key, value in model.items() if key != "pretrained_stage1"}
-    return Origin({**kept, **none}, dict(preprocess or {}))
+    return CheckpointMetadata({**kept, **none}, dict(preprocess or {}))
 
 
-def _told_by_metadata(path: Path) -> Origin | None:
+def metadata_from_safetensors(path: Path) -> CheckpointMetadata | None:
     """What `export` wrote into a .safetensors file."""
     for file in (path, path / EXTRA, path / WEIGHTS):
-        told = _metadata(file).get("lavis_lite") if file.suffix == ".safetensors" and file.is_file() else None
-        if told and (section := json.loads(told)["model"]):
+        text = _metadata(file).get("lavis_lite") if file.suffix == ".safetensors" and file.is_file() else None
+        if text and (section := json.loads(text)["model"]):
             if section.keys() <= {"arch", "model_type"}:  # a packaged checkpoint names its type only
                 return _of_type(section["arch"], section["model_type"])
-            origin = Origin(**json.loads(told))
+            origin = CheckpointMetadata(**json.loads(text))
             return _with_own_language_model(origin, path) if file.name == EXTRA else origin
     return None
 
@@ -88,22 +89,22 @@ def _metadata(file: Path) -> dict[str, str]:
     try:
         with safe_open(file, "pt") as content:
             return content.metadata() or {}
-    except (SafetensorError, OSError) as fault:
-        raise CheckpointError(f"{file} cannot be read as safetensors ({fault}); it is damaged.") from fault
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read as safetensors ({error}); it is damaged.") from error
 
 
-def _with_own_language_model(origin: Origin, folder: Path) -> Origin:
+def _with_own_language_model(origin: CheckpointMetadata, folder: Path) -> CheckpointMetadata:
     """The language model that lies in a folder of transformers' format, where its own source is not on this machine."""
     section = typed_section(origin.model)
-    if not isinstance(section, NamesLanguageModel) or section.llm_args is not None or weights.Need(
-            "llm_model", section.language_model_name()).found():
+    if not isinstance(section, NamesLanguageModel) or section.llm_args is not None or weights.WeightFile(
+            "llm_model", section.language_model_name()).is_local():
         return origin
     keys = section_of(json.loads((folder / "config.json").read_text(encoding="utf-8")), folder)
     taken: dict[str, Any] = {key: keys[key] for key in ("llm_args", "llm_tokenizer", "llm_family") if key in keys}
-    return Origin({**origin.model, **taken}, origin.preprocess)
+    return CheckpointMetadata({**origin.model, **taken}, origin.preprocess)
 
 
-def _told_by_yaml(path: Path) -> Origin | None:
+def metadata_from_yaml(path: Path) -> CheckpointMetadata | None:
     """The config.yaml of a run's checkpoint, which holds every setting that differs from its class's default."""
     if not (path / CONFIG).is_file():
         return None
@@ -113,14 +114,14 @@ def _told_by_yaml(path: Path) -> Origin | None:
     return _afresh(content["model"], content.get("preprocess")) if content.get("model") else None
 
 
-def _told_by_transformers(path: Path) -> Origin | None:
+def metadata_from_hf_config(path: Path) -> CheckpointMetadata | None:
     """The config.json of a folder in transformers' format."""
     if not (path / "config.json").is_file():
         return None
-    return Origin(section_of(json.loads((path / "config.json").read_text(encoding="utf-8")), path))
+    return CheckpointMetadata(section_of(json.loads((path / "config.json").read_text(encoding="utf-8")), path))
 
 
-def _told_by_pth(path: Path) -> Origin | None:
+def metadata_from_pth(path: Path) -> CheckpointMetadata | None:
     """The configuration inside a .pth, as LAVIS' runner and `export_lavis` put it there."""
     if path.suffix not in (".pth", ".pt") or not path.is_file():
         return None
