@@ -36,7 +36,7 @@ class SeededSamples(Protocol):
 class Located(Protocol):
     """Knows where its annotations stand."""
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """`file:row` of a sample, for messages."""
         ...
 

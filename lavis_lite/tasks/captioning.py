@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lavis_lite import distributed
-from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.schema import SCORING_ONLY, RunConfig
 from lavis_lite.datasets.base import location_of
 from lavis_lite.datasets.protocols import Captions, Domains
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
@@ -42,7 +42,7 @@ class CaptioningRunConfig(WritingRunConfig):
     """sample from the smallest set of tokens that holds top_p of the mass, in place of beam search"""
     top_p: float = 0.9
     temperature: float = 1.0
-    caption_metrics: list[str] | None = None
+    caption_metrics: list[str] | None = field(default=None, metadata=SCORING_ONLY)
     """coco (BLEU, ROUGE-L and CIDEr; the default), bleu, rouge_l, cider; meteor and spice, which need Java; scene:
     attributes of the mini world's objects. []: captions are written and not scored"""
 

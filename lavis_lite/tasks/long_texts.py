@@ -73,7 +73,7 @@ def long_texts(task: BaseTask[Any, Any], model: object, dataset: object, split: 
                 reason = reason or str(error)
             else:
                 break
-    return LongTexts(split, rows, dataset.place(rows[0]), reason, len(dataset)) if rows else None
+    return LongTexts(split, rows, dataset.location(rows[0]), reason, len(dataset)) if rows else None
 
 
 def _sample(dataset: LongestFirst, row: int, picture: torch.Tensor) -> dict[str, Any] | None:

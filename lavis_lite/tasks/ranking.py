@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.schema import SCORING_ONLY, RunConfig
 from lavis_lite.datasets.base import location_of
 from lavis_lite.datasets.protocols import Choices
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
@@ -40,7 +40,7 @@ class RankingRunConfig(WritingRunConfig):
     """a candidate's log-likelihood, or that divided by its tokens"""
     segments: int = 1
     """a batch's candidates are scored in so many parts, to save memory; no result depends on it"""
-    positive: str | None = None
+    positive: str | None = field(default=None, metadata=SCORING_ONLY)
     """two classes: the candidate that counts as positive; adds auc, which becomes agg_metrics"""
 
 

@@ -24,7 +24,7 @@ from lavis_lite.errors import shown
 from lavis_lite.finite import check_finite
 from lavis_lite.metrics.retrieval import KS, ranks_from_candidates, recalls
 from lavis_lite.models.protocols import Retriever
-from lavis_lite.tasks.base import LongWork
+from lavis_lite.tasks.base import ProgressHandle
 from lavis_lite.tasks.retrieval_parts import (
     BothWays,
     Candidates,
@@ -164,13 +164,13 @@ def _in_autocasts_type(embeds: Tensor) -> Tensor:
 
 
 def retrieve(model: Retriever, rows: Sequence[dict[str, Any]], gallery: Gallery, k_test: int, sizes: Sizes,
-             work: LongWork | None = None) -> tuple[BothWays, BothWays | None]:
+             progress: ProgressHandle | None = None) -> tuple[BothWays, BothWays | None]:
     """This rank's rows -> the gallery's candidates by ITC, and by ITC + ITM when `k_test` > 0. Collective."""
     texts = encode_texts(model, gallery.texts, sizes)
     embeds = [row["image_embeds"] for row in rows] if k_test > 0 else None
     own = OwnImages.of([row["id"] for row in rows], [row["image_feats"] for row in rows], embeds, gallery)
     itc = itc_candidates(own, texts, gallery, max(k_test, max(KS)), sizes, model.device)
-    return itc, rerank(model, own, texts, itc, k_test, sizes, work) if k_test > 0 else None
+    return itc, rerank(model, own, texts, itc, k_test, sizes, progress) if k_test > 0 else None
 
 
 def recalls_of(found: BothWays, gallery: Gallery) -> dict[str, float]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.schema import SCORING_ONLY, RunConfig
 from lavis_lite.contracts import need
-from lavis_lite.datasets.controls import Control, Controlled
+from lavis_lite.datasets.controls import AblatedImages, Control
 from lavis_lite.datasets.protocols import MapDataset
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.blip2.prompts import question_prompts
@@ -39,9 +39,9 @@ class WritingRunConfig(RunConfig):
     """repetition_penalty also counts the prompt's tokens (transformers, decoder-only models), not only written ones"""
     prompt: str | None = None
     """what the model reads; absent: the sample's own prompt, else the model's"""
-    report_metric: bool = True
+    report_metric: bool = field(default=True, metadata=SCORING_ONLY)
     """false: predictions are written and not scored"""
-    submission: Server | None = None
+    submission: Server | None = field(default=None, metadata=SCORING_ONLY)
     """the format of predictions if a split has no labels. Absent: that of the task's own server (VQA, GQA, A-OKVQA,
     Visual Dialog, COCO captions), plain rows for rankings"""
     control: Control = "none"
@@ -85,7 +85,7 @@ class WritingTask(BaseTask[M, D]):
 
     def evaluated(self, dataset: D) -> Any:
         """The data set as `run.control` shows it."""
-        return dataset if self.cfg.control == "none" else Controlled(
+        return dataset if self.cfg.control == "none" else AblatedImages(
             need(dataset, MapDataset, "run.control"), self.cfg.control)
 
     def options(self) -> dict[str, Any]:
