@@ -40,10 +40,13 @@ class Registry(Generic[T]):
         kind: the word used in messages ("model").
         base: "module:Class" that every registered class must derive from; imported only when something registers.
         builtins: name -> "module:Class" of what ships with the package; imported on first `get`.
+        sections: name -> "module:Config" of a builtin's `config_class`, where that is in a lighter module than the
+            class; see `section_of`.
     """
 
-    def __init__(self, kind: str, base: str, builtins: Mapping[str, str]) -> None:
-        self.kind, self.base, self.builtins = kind, base, dict(builtins)
+    def __init__(self, kind: str, base: str, builtins: Mapping[str, str],
+                 sections: Mapping[str, str] | None = None) -> None:
+        self.kind, self.base, self.builtins, self.sections = kind, base, dict(builtins), dict(sections or {})
         self._classes: dict[str, type[T]] = {}
 
     def register(self, *names: str) -> Callable[[type[T]], type[T]]:
@@ -89,6 +92,19 @@ class Registry(Generic[T]):
             raise RegistryError(f"unknown {self.kind} {shown(name)}: {did_you_mean(name, self.names())}")
         return self._classes[name]
 
+    def section_of(self, name: str) -> type | None:
+        """The `config_class` of a name: what its section of a YAML may have. None if the class names none.
+
+        A builtin whose section has an entry of its own in the index is not imported for it.
+
+        Raises:
+            RegistryError: unknown name.
+        """
+        if name in self.sections and name not in self._classes:
+            section: type = _load(self.sections[name])
+            return section
+        return getattr(self.get(name), "config_class", None)
+
     def names(self) -> list[str]:
         """All names, built-in and registered, sorted. Imports nothing."""
         return sorted(self.builtins.keys() | self._classes.keys())
@@ -126,6 +142,14 @@ BUILDERS = {
 }
 """builders of the package, by their place in the room datasets.builders"""
 
+TASK_SECTIONS = {
+    "image_text_pretrain": "Pretrain", "retrieval": "Retrieval", "captioning": "Captioning", "vqa": "VQA",
+    "gqa": "GQA", "aok_vqa": "AOKVQA", "vqa_reading_comprehension": "Reading", "video_qa": "VideoQA",
+    "ranking": "Ranking", "multimodal_classification": "Ranking", "dialogue": "Dialogue",
+    "instruction_tuning": "InstructionTuning",
+}
+"""task -> its section in lavis_lite.tasks.config, without RunConfig"""
+
 
 class Registries:
     """All kinds on one page. `registry` below is the one instance."""
@@ -133,6 +157,7 @@ class Registries:
     def __init__(self) -> None:
         # model: from_config(cfg) -> module; forward(samples) -> output with `loss`; knows nothing of tasks or files.
         blip2, llm = "lavis_lite.models.blip2.stage1:", "lavis_lite.models.blip2.llm:"
+        model_sections = "lavis_lite.models.blip2.config:"
         self.model: Registry[Any] = Registry("model", "lavis_lite.models.base:BaseModel", {
             "blip2": blip2 + "Blip2Qformer",
             "blip2_feature_extractor": blip2 + "Blip2Qformer",
@@ -142,6 +167,14 @@ class Registries:
             "blip2_t5_instruct": llm + "Blip2T5Instruct",
             "blip2_vicuna": llm + "Blip2Vicuna",
             "blip2_vicuna_instruct": llm + "Blip2VicunaInstruct",
+        }, {
+            **dict.fromkeys(("blip2", "blip2_feature_extractor", "blip2_image_text_matching"),
+                            model_sections + "Blip2QformerConfig"),
+            "blip2_opt": model_sections + "Blip2OPTConfig",
+            "blip2_t5": model_sections + "Blip2T5Config",
+            "blip2_t5_instruct": model_sections + "Blip2T5InstructConfig",
+            "blip2_vicuna": model_sections + "Blip2VicunaConfig",
+            "blip2_vicuna_instruct": model_sections + "Blip2VicunaInstructConfig",
         })
         # processor: __call__(item, rng=None) -> tensor or text; all randomness comes from rng.
         image, text, video = (f"lavis_lite.processors.{name}:" for name in ("image", "text", "video"))
@@ -175,7 +208,7 @@ class Registries:
             "multimodal_classification": "lavis_lite.tasks.ranking:RankingTask",
             "dialogue": "lavis_lite.tasks.ranking:DialogueTask",
             "instruction_tuning": "lavis_lite.tasks.by_dataset:InstructionTuningTask",
-        })
+        }, {name: f"lavis_lite.tasks.config:{section}RunConfig" for name, section in TASK_SECTIONS.items()})
         # runner: the one step loop, bounded by epochs or by iterations.
         runner = "lavis_lite.runners.runner:"
         self.runner: Registry[Any] = Registry("runner", "lavis_lite.runners.runner:Runner", {

@@ -194,7 +194,6 @@ def model_types(arch: str) -> dict[str, Path]:
 def model_layer(arch: str, model_type: str) -> tuple[Layer | None, str | None]:
     """(the default layer of a model, or what is wrong with its name); a class without files has no layer."""
     try:
-        registry.get_model_class(arch)
         types = model_types(arch)
     except RegistryError as fault:
         return None, f"model.arch: {fault}"
@@ -316,7 +315,7 @@ def _interpolations(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tup
 
 def _config_class(kind: Any, name: str, base: type) -> type:
     try:
-        return getattr(kind.get(name), "config_class", base)
+        return kind.section_of(name) or base
     except RegistryError:
         return type("Unchecked", (base,), {"open_ended": True})  # the unknown name is reported where it stands
 

@@ -222,6 +222,10 @@ class RunConfig(Section):
     distributed: bool | None = None
     use_dist_eval_sampler: bool | None = None
 
+    def task_errors(self) -> list[tuple[str, str]]:
+        """What is wrong with the task's own keys, beyond types: (key, sentence) each. Tasks' sections extend it."""
+        return []
+
 
 RUN_KEYS_WITHOUT_EFFECT = {
     "world_size": "the launcher (torchrun, srun) decides it",

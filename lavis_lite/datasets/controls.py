@@ -6,8 +6,6 @@ import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-
 from lavis_lite.datasets.base import BaseDataset, Sample
 from lavis_lite.datasets.loading.randomness import permutation, word
 from lavis_lite.errors import DataError
@@ -65,6 +63,8 @@ class Controlled(BaseDataset):
     def picture(self, index: int, rng: random.Random | None = None) -> Any:
         """What is shown in the place of the row's own picture."""
         if self.control == "blind":
+            import torch  # here, so that sections which name a control load without it
+
             return torch.zeros_like(torch.as_tensor(self.dataset.picture(index, rng)))
         return self.dataset.picture(self.others[self.image_name(index)], rng)
 

@@ -66,6 +66,8 @@ class BaseTask:
     """for `score`"""
 
     def __init__(self, cfg: RunConfig) -> None:
+        for key, message in cfg.task_errors():
+            raise ConfigError(f"run.{key}: {message}")
         self.cfg = cfg
 
     def training_samples(self, samples: dict[str, Any]) -> dict[str, Any]:

@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.metrics.anls import anls, anls_score
-from lavis_lite.metrics.answer_rules import LEAVES_ONE_OUT, AnswerRule, Rule, Truth, chosen_rule, lacking, truth_score
+from lavis_lite.metrics.answer_rules import LEAVES_ONE_OUT, Rule, Truth, chosen_rule, lacking, truth_score
 from lavis_lite.metrics.vqa import Majority, accuracies, question_scores, vqa_accuracy
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import Candidate, ReportSample
 from lavis_lite.tasks.base import Row
+from lavis_lite.tasks.config import ANSWER_METRICS, VQARunConfig
 from lavis_lite.tasks.likelihood import likeliest_answers, tells_likelihoods
 from lavis_lite.tasks.reporting import context_of, counted, pictures_of
 from lavis_lite.tasks.submission import Server, Submission, answer_row
-from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, in_prompt, plain
+from lavis_lite.tasks.writing import CONTROLS, WritingTask, in_prompt, plain
 
-METRICS = ("accuracy", "anls")
 LEFT_OUT = "left_out"
 EMPTY = "empty_answers"
-
-
-@dataclass
-class VQARunConfig(WritingRunConfig):
-    """The run section of question answering. A `prompt` has `{}` for the question, in training as in evaluation."""
-
-    task: str = "vqa"
-    num_beams: int = 3
-    """width of beam search; 1: greedy. LAVIS' default"""
-    max_len: int = 10
-    inference_method: Literal["generate", "rank"] = "generate"
-    """rank: the likeliest of the data set's answer_list"""
-    num_ans_candidates: int | None = 128
-    """rank: only so many of the list are tried; null: all"""
-    vqa_rule: AnswerRule = "auto"
-    """official: texts are cleaned where the annotators differ, as in the official script; normalised: always; textvqa:
-    always, as TextVQA's own evaluator does; vizwiz: the official script on VizWiz' records, which have a confidence and
-    no id; scienceqa: the option that a written answer names ("The answer is B."); exact: equal to any answer after
-    cleaning; thirds: A-OKVQA's; halves: iVQA's; auto: official if the questions have at least four annotators each,
-    else exact"""
-    vqa_metrics: list[str] | None = None
-    """accuracy (by vqa_rule) and anls (similarity to the nearest answer, ST-VQA's and DocVQA's); the first is
-    agg_metrics. Absent: accuracy; both for vqa_reading_comprehension"""
-    baselines: bool = True
-    """report what the commonest training answer would score, overall and by question"""
 
 
 @registry.register_task("vqa")
@@ -67,13 +41,7 @@ class VQATask(WritingTask):
 
     def __init__(self, cfg: VQARunConfig) -> None:
         super().__init__(cfg)
-        if cfg.prompt and cfg.prompt.count("{}") not in (1, 2):
-            raise ConfigError(f"run.prompt={cfg.prompt!r}: the question needs a place, for example "
-                              "'Question: {} Short answer:'.")
         self.metrics = self.default_metrics if cfg.vqa_metrics is None else tuple(cfg.vqa_metrics)
-        for name in self.metrics:
-            if name not in METRICS:
-                raise ConfigError(f"run.vqa_metrics: no metric {name!r}; {did_you_mean(name, METRICS)}")
         self._answers: list[str] = []
         self._majority: tuple[Any, Majority | None] = (None, None)
         self._rule: tuple[Any, Rule] = (None, "official")
@@ -226,7 +194,7 @@ class VQATask(WritingTask):
         """The scores beside the majority; answers that were empty, and questions that do not count."""
         plainly = self._rule[1] in ("exact", "thirds", "halves", "scienceqa")  # another score than VQA's own
         names = {"accuracy": "accuracy" if plainly else "VQA accuracy", "anls": "ANLS"}
-        said = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in METRICS if name in scores)
+        said = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in ANSWER_METRICS if name in scores)
         said += CONTROLS[self.cfg.control]
         if "majority" in scores:
             said += f" (majority {scores['majority']:.3f}, by question {scores['majority_by_question']:.3f})"

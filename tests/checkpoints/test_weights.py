@@ -13,7 +13,7 @@ from lavis_lite.checkpoints.weights import Need, build_model, localised, require
 from lavis_lite.config.compose import compose
 from lavis_lite.errors import CheckpointError, DataError
 from lavis_lite.models.blip2.config import Blip2Config, Blip2QformerConfig
-from lavis_lite.models.blip2.llm_config import Blip2OPTConfig
+from lavis_lite.models.blip2.config import Blip2OPTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

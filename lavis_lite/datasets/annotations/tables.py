@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lavis_lite.datasets.files.blocks import LazyArray
@@ -53,6 +52,8 @@ class RowTable:
                    np.frombuffer(places, np.int32).reshape(-1, 2))
 
     def _hold(self, data: NDArray[np.uint8], ends: NDArray[np.int64], places: NDArray[np.int32]) -> None:
+        import torch  # builders are asked for their splits without it
+
         # as tensors, because those travel to spawned workers through shared memory
         self._data, self._ends, self._places = (torch.from_numpy(part) for part in (data, ends, places))
 

@@ -18,9 +18,7 @@ from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.base import loss_weight
 from lavis_lite.models.blip2 import few_shot
 from lavis_lite.models.blip2.arch_defaults import OPT, T5, T5_INSTRUCT, VICUNA, VICUNA_INSTRUCT, Style
-from lavis_lite.models.blip2.config import build_parts
-from lavis_lite.models.blip2.image_batch import Pictures, frames_of, pictures_of
-from lavis_lite.models.blip2.llm_config import (
+from lavis_lite.models.blip2.config import (
     Blip2LLMConfig,
     Blip2OPTConfig,
     Blip2T5Config,
@@ -28,6 +26,8 @@ from lavis_lite.models.blip2.llm_config import (
     Blip2VicunaConfig,
     Blip2VicunaInstructConfig,
 )
+from lavis_lite.models.blip2.image_batch import Pictures, frames_of, pictures_of
+from lavis_lite.models.blip2.parts import build_parts
 from lavis_lite.models.blip2.prompts import as_list, split_caption, strip_prompt
 from lavis_lite.models.blip2.writing import Blip2Writer
 from lavis_lite.models.language import LanguageModel, Limits, build_language_model

@@ -19,8 +19,9 @@ from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.base import loss_weight
 from lavis_lite.models.blip2 import objectives
 from lavis_lite.models.blip2.base import Blip2Base
-from lavis_lite.models.blip2.config import Blip2QformerConfig, build_parts
+from lavis_lite.models.blip2.config import Blip2QformerConfig
 from lavis_lite.models.blip2.image_batch import pictures_of
+from lavis_lite.models.blip2.parts import build_parts
 from lavis_lite.models.blip2.passes import (
     JointPass,
     check_pairs,
