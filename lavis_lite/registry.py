@@ -12,6 +12,7 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lavis_lite.errors import RegistryError, did_you_mean, shown
@@ -222,6 +223,27 @@ class Registries:
             "linear_warmup_step_lr": schedule + "LinearWarmupStep",
             "constant_lr": schedule + "Constant",
         })
+
+        self.config_folders: list[Path] = []
+        """folders of models/<arch>/<type>.yaml and datasets/<name>.yaml besides the package's own"""
+
+    def register_path(self, name: str, path: str | Path) -> None:
+        """Add a folder of configurations: models/<arch>/<type>.yaml and datasets/<name>.yaml.
+
+        Args:
+            name: "configs"; LAVIS' spelling of a path with a name.
+            path: the folder.
+
+        Raises:
+            RegistryError: another name, or no such folder.
+        """
+        folder = Path(path).expanduser().absolute()
+        if name != "configs":
+            raise RegistryError(f"register_path: unknown path {name!r}; the one that can be added to is 'configs'.")
+        if not folder.is_dir():
+            raise RegistryError(f"register_path: there is no folder {folder}.")
+        if folder not in self.config_folders:
+            self.config_folders.append(folder)
 
     # LAVIS' spelling of the same calls -----------------------------------------------------------------------------
     def register_model(self, *names: str) -> Callable[[type], type]:

@@ -15,8 +15,9 @@ from lavis_lite.checkpoints.formats.hf_config import section_of
 from lavis_lite.checkpoints.reading import EXTRA, WEIGHTS, read_tensors
 from lavis_lite.checkpoints.report import seems_to_be
 from lavis_lite.checkpoints.unpickling import read_torch_file
-from lavis_lite.config.compose import import_plugins, model_types
+from lavis_lite.config.compose import import_plugins
 from lavis_lite.config.layers import read_yaml
+from lavis_lite.config.named import model_types
 from lavis_lite.config.typed import Checker
 from lavis_lite.errors import CheckpointError, ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.registry import registry

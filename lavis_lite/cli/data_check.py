@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lavis_lite.cli.console import program
-from lavis_lite.config.compose import compose, compose_dataset, dataset_names
+from lavis_lite.config.compose import compose, compose_dataset
+from lavis_lite.config.named import dataset_names
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.annotations.readers import FileFormat, check_suffix
 from lavis_lite.datasets.annotations.text_files import Quoting

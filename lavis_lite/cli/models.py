@@ -13,7 +13,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = argparse.ArgumentParser(program("models"))
     arguments.add_argument("pattern", nargs="?", default="*", help="for example 'blip2*'")
     chosen = arguments.parse_args(list(argv))
-    from lavis_lite.config.compose import model_types
+    from lavis_lite.config.named import model_types
     from lavis_lite.zoo import list_models
 
     for arch in list_models(chosen.pattern):

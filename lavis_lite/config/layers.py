@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from lavis_lite.errors import ConfigError, did_you_mean, shown
 YAML_ERRORS = (yaml.YAMLError, OmegaConfBaseException, ValueError, KeyError, TypeError, AttributeError, OverflowError,
                RecursionError, OSError)
 """what OmegaConf and PyYAML raise for a text that is no YAML, the last five for scalars that do not fit their tag"""
-SECTIONS = ("model", "preprocess", "datasets", "run", "imports", "base")
+SECTIONS = ("model", "preprocess", "datasets", "run", "imports", "configs", "base")
+LISTS = ("imports", "configs")
+"""sections that are lists, not keys"""
 OPTIONS = "--options"
 
 
@@ -84,6 +86,8 @@ def base_chain(path: Path) -> list[Layer]:
         seen.append(resolved)
         content = read_yaml(path, wanted_by)
         base = content.pop("base", None)
+        if "configs" in content:
+            content["configs"] = _beside(path, content["configs"])
         layers.insert(0, Layer(str(path), content))
         if base is None:
             return layers
@@ -91,6 +95,48 @@ def base_chain(path: Path) -> list[Layer]:
             raise ConfigError(f"{path}: base must be one file name, not {base!r}.")
         wanted_by = f" (wanted by base: in {path})"
         path = path.parent / base
+
+
+def _beside(path: Path, folders: Any) -> Any:
+    """The folders of `configs:`, which are relative to the file that names them, by their whole paths."""
+    listed = [folders] if isinstance(folders, str) else folders
+    if not isinstance(listed, list) or not all(isinstance(folder, str) for folder in listed):
+        return folders  # reported with the other sections' shapes
+    return [str((path.parent / Path(folder).expanduser()).absolute()) for folder in listed]
+
+
+def section_errors(layers: Sequence[Layer], allowed: Sequence[str] = SECTIONS) -> list[str]:
+    """Top-level keys that are not sections, and sections of another shape than they must have."""
+    errors = []
+    for layer in layers:
+        for key, content in layer.content.items():
+            if key not in allowed:
+                errors.append(f"{layer.name}: unknown section {shown(key)}; {did_you_mean(key, allowed)}")
+            elif problem := _shape_problem(key, content):
+                errors.append(f"{layer.name}: {problem}")
+    return errors
+
+
+def _shape_problem(key: str, content: Any) -> str:
+    """What is wrong with the shape of a section; "" if nothing is."""
+    if content is None:
+        return ""
+    if key == "imports":
+        named = isinstance(content, list) and all(map(_is_module_name, content))
+        return "" if named else f"imports: must be a list of modules, such as [my_plugin], not {shown(content)}."
+    if key == "configs":
+        named = isinstance(content, list) and all(isinstance(folder, str) for folder in content)
+        return "" if named else f"configs: must be a folder or a list of folders, not {shown(content)}."
+    if not isinstance(content, Mapping):
+        return f"{key}: must be a section of keys, not {shown(content)}."
+    for name, section in content.items() if key == "datasets" else ():
+        if section is not None and not isinstance(section, Mapping):
+            return f"datasets.{name}: must be a section of keys, not {shown(section)}."
+    return ""
+
+
+def _is_module_name(name: Any) -> bool:
+    return isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
 
 
 def parse_options(options: Sequence[str]) -> Layer:
@@ -103,7 +149,7 @@ def parse_options(options: Sequence[str]) -> Layer:
     for key, text in _pairs(list(options)):
         plain(key, f"{OPTIONS} {shown(key)}")
         parts = key.split(".")
-        if parts[0] not in SECTIONS or (len(parts) < 2 and parts[0] != "imports"):
+        if parts[0] not in SECTIONS or (len(parts) < 2 and parts[0] not in LISTS):
             raise ConfigError(f"{OPTIONS} {key}={text}: a key is section.name, and for {parts[0]!r} "
                               f"{did_you_mean(parts[0], SECTIONS[:4])}")
         place = content
@@ -112,6 +158,8 @@ def parse_options(options: Sequence[str]) -> Layer:
             if not isinstance(place, dict):
                 raise ConfigError(f"{OPTIONS} {key}: {part} was set to a plain value by another option.")
         place[parts[-1]] = plain(parse_value(text), OPTIONS, key)
+    if "configs" in content:
+        content["configs"] = _beside(Path.cwd() / OPTIONS, content["configs"])
     return Layer(OPTIONS, content)
 
 
@@ -162,6 +210,32 @@ def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
     if isinstance(datasets, dict):
         merged["datasets"] = {name: section for name, section in datasets.items() if section is not None}
     return OmegaConf.create(merged), provenance
+
+
+def unset_keys(layers: Sequence[Layer]) -> set[str]:
+    """Dotted keys whose last value is null where a lower layer had set something."""
+    given: set[str] = set()
+    unset: set[str] = set()
+    for layer in layers:
+        for key, value in flatten(layer.content):
+            if value is not None:
+                given.add(key)
+                unset.discard(key)
+            elif any(other == key or other.startswith(f"{key}.") for other in given):
+                unset.add(key)
+    return unset
+
+
+def without(content: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """A copy of nested sections without some dotted keys."""
+    copy = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
+    for dotted in keys:
+        first, _, rest = dotted.partition(".")
+        if rest and isinstance(copy.get(first), dict):
+            copy[first] = without(copy[first], [rest])
+        elif not rest:
+            copy.pop(first, None)
+    return copy
 
 
 def _overlay(target: dict[str, Any], source: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.registry import registry
+from lavis_lite.registry import load_plugins, registry
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
@@ -26,7 +26,8 @@ _log = logging.getLogger(__name__)
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Registered model names (archs) that match a shell pattern such as "blip2*", sorted."""
+    """Registered model names (archs) that match a shell pattern such as "blip2*", sorted; those of plugins too."""
+    load_plugins()
     return [name for name in registry.list_models() if fnmatchcase(name, pattern)]
 
 
@@ -34,7 +35,7 @@ class ModelZoo:
     """All archs with their model types: iterate over (arch, [types]), print it as a table, take its length."""
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
-        from lavis_lite.config.compose import model_types  # YAML; a list of names needs none
+        from lavis_lite.config.named import model_types  # YAML; a list of names needs none
 
         for arch in list_models():
             yield arch, list(model_types(arch))
@@ -79,10 +80,10 @@ RUNS_OFFLINE, NOT_RUN = "runs offline", "not run on released files"
 
 def describe(pattern: str = "*") -> list[ZooRow]:
     """A row for every model type of the archs that match a shell pattern. Imports no model."""
-    from lavis_lite.config.compose import CONFIGS, MODEL_CONFIG_HOME, model_types
     from lavis_lite.config.layers import read_yaml
+    from lavis_lite.config.named import CONFIGS, MODEL_CONFIG_HOME, model_types
 
-    known = read_yaml(Path(str(CONFIGS / "zoo.yaml")))
+    known = read_yaml(CONFIGS / "zoo.yaml")
     rows = []
     for arch in list_models(pattern):
         facts = known.get(MODEL_CONFIG_HOME.get(arch, arch)) or {}

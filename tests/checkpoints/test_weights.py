@@ -12,8 +12,7 @@ from lavis_lite.checkpoints import weights
 from lavis_lite.checkpoints.weights import Need, build_model, localised, required_weights
 from lavis_lite.config.compose import compose
 from lavis_lite.errors import CheckpointError, DataError
-from lavis_lite.models.blip2.config import Blip2Config, Blip2QformerConfig
-from lavis_lite.models.blip2.config import Blip2OPTConfig
+from lavis_lite.models.blip2.config import Blip2Config, Blip2OPTConfig, Blip2QformerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

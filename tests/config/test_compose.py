@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lavis_lite.config.compose import compose, dataset_names, to_yaml
+from lavis_lite.config.compose import compose, to_yaml
+from lavis_lite.config.named import dataset_names
 from lavis_lite.config.preflight import check
 from lavis_lite.errors import ConfigError, Faults
 from lavis_lite.models.blip2.config import Blip2QformerConfig

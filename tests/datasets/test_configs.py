@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lavis_lite.config.compose import compose, dataset_names
+from lavis_lite.config.compose import compose
+from lavis_lite.config.named import dataset_names
 from lavis_lite.config.preflight import check, missing
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig

@@ -15,8 +15,8 @@ from lavis_lite.checkpoints import load_state
 from lavis_lite.config.compose import compose
 from lavis_lite.config.preflight import check
 from lavis_lite.errors import CheckpointError, ConfigError, DataError, LavisLiteError, RegistryError
-from lavis_lite.models.blip2.llm import OPT, Blip2LLM
 from lavis_lite.models.blip2.config import Blip2OPTConfig
+from lavis_lite.models.blip2.llm import OPT, Blip2LLM
 from lavis_lite.models.decoding import Decoding
 from lavis_lite.models.language.families import FAMILIES, GENERAL
 from lavis_lite.models.language.tokens import LanguageTokenizer

@@ -13,8 +13,7 @@ from torch import nn
 
 from lavis_lite import load_model
 from lavis_lite.errors import ConfigError, DataError
-from lavis_lite.models.blip2.config import Blip2QformerConfig
-from lavis_lite.models.blip2.config import Blip2OPTConfig
+from lavis_lite.models.blip2.config import Blip2OPTConfig, Blip2QformerConfig
 from lavis_lite.zoo import loading
 from lavis_lite.zoo.loading import load_section, pick_device, place, precisions
 from tests.models.language.tiny import IDS, SIZES, byte_tokenizer

@@ -12,7 +12,7 @@ from PIL import Image
 
 import lavis_lite.models
 from lavis_lite import load_model, load_model_and_preprocess, load_preprocess
-from lavis_lite.config.compose import CONFIGS, MODEL_CONFIG_HOME
+from lavis_lite.config.named import CONFIGS, MODEL_CONFIG_HOME
 from lavis_lite.errors import ConfigError, RegistryError
 from lavis_lite.processors.image import BlipImageEval, BlipImageTrain
 from lavis_lite.processors.text import BlipCaption

@@ -19,7 +19,7 @@ class Blip2Config(ModelConfig):
     image_size: int = 224
     """pixels per side"""
     drop_path_rate: float = 0.0
-    use_grad_checkpoint: Any = False
+    use_grad_checkpoint: bool | Literal["fairscale"] = False
     """of the vision encoder: false | true | fairscale"""
     qformer_grad_checkpoint: bool = False
     """the same for the Q-Former"""

@@ -15,8 +15,8 @@ from lavis_lite.checkpoints import load_state
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, MissingExtraError
 from lavis_lite.models.base import freeze
-from lavis_lite.models.blip2.llm import Blip2LLM
 from lavis_lite.models.blip2.config import Blip2OPTConfig
+from lavis_lite.models.blip2.llm import Blip2LLM
 from lavis_lite.models.language import LanguageModel, build_language_model
 from lavis_lite.models.language.adapters import add_adapters
 from lavis_lite.models.language.build import load_pretrained
