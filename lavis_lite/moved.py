@@ -19,6 +19,7 @@ MOVED = {
     "assembly": "checkpoints.assembly",
     "atomic": "io.atomic",
     "checkpoint_origin": "checkpoints.origin",
+    "config.preflight": "preflight",
     "convert": "checkpoints.convert",
     "datasets.prepare": "mini_world",
     "datasets.prepare.mini_tasks": "mini_world.tasks",

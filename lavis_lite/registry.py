@@ -101,7 +101,7 @@ class Registry(Generic[T]):
         Raises:
             RegistryError: unknown name.
         """
-        if name in self.sections and name not in self._classes:
+        if isinstance(name, str) and name in self.sections and name not in self._classes:
             section: type = _load(self.sections[name])
             return section
         return getattr(self.get(name), "config_class", None)
@@ -143,6 +143,13 @@ BUILDERS = {
 }
 """builders of the package, by their place in the room datasets.builders"""
 
+MODEL_SECTIONS = {
+    "blip2": "Blip2Qformer", "blip2_feature_extractor": "Blip2Qformer", "blip2_image_text_matching": "Blip2Qformer",
+    "blip2_llm": "Blip2AnyLLM", "blip2_opt": "Blip2OPT", "blip2_t5": "Blip2T5",
+    "blip2_t5_instruct": "Blip2T5Instruct", "blip2_vicuna": "Blip2Vicuna",
+    "blip2_vicuna_instruct": "Blip2VicunaInstruct",
+}
+"""model -> its section in lavis_lite.models.blip2.config, without Config"""
 TASK_SECTIONS = {
     "image_text_pretrain": "Pretrain", "retrieval": "Retrieval", "captioning": "Captioning", "vqa": "VQA",
     "gqa": "GQA", "aok_vqa": "AOKVQA", "vqa_reading_comprehension": "Reading", "video_qa": "VideoQA",
@@ -158,25 +165,17 @@ class Registries:
     def __init__(self) -> None:
         # model: from_config(cfg) -> module; forward(samples) -> output with `loss`; knows nothing of tasks or files.
         blip2, llm = "lavis_lite.models.blip2.stage1:", "lavis_lite.models.blip2.llm:"
-        model_sections = "lavis_lite.models.blip2.config:"
         self.model: Registry[Any] = Registry("model", "lavis_lite.models.base:BaseModel", {
             "blip2": blip2 + "Blip2Qformer",
             "blip2_feature_extractor": blip2 + "Blip2Qformer",
             "blip2_image_text_matching": blip2 + "Blip2ImageTextMatching",
+            "blip2_llm": llm + "Blip2AnyLLM",
             "blip2_opt": llm + "Blip2OPT",
             "blip2_t5": llm + "Blip2T5",
             "blip2_t5_instruct": llm + "Blip2T5Instruct",
             "blip2_vicuna": llm + "Blip2Vicuna",
             "blip2_vicuna_instruct": llm + "Blip2VicunaInstruct",
-        }, {
-            **dict.fromkeys(("blip2", "blip2_feature_extractor", "blip2_image_text_matching"),
-                            model_sections + "Blip2QformerConfig"),
-            "blip2_opt": model_sections + "Blip2OPTConfig",
-            "blip2_t5": model_sections + "Blip2T5Config",
-            "blip2_t5_instruct": model_sections + "Blip2T5InstructConfig",
-            "blip2_vicuna": model_sections + "Blip2VicunaConfig",
-            "blip2_vicuna_instruct": model_sections + "Blip2VicunaInstructConfig",
-        })
+        }, {name: f"lavis_lite.models.blip2.config:{section}Config" for name, section in MODEL_SECTIONS.items()})
         # processor: __call__(item, rng=None) -> tensor or text; all randomness comes from rng.
         image, text, video = (f"lavis_lite.processors.{name}:" for name in ("image", "text", "video"))
         self.processor: Registry[Any] = Registry("processor", "lavis_lite.processors.base:BaseProcessor", {

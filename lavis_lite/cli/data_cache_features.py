@@ -11,9 +11,9 @@ from typing import Any
 from lavis_lite.cli.console import program
 from lavis_lite.cli.train import stop_if_faulty
 from lavis_lite.config.compose import compose
-from lavis_lite.config.preflight import check, missing
 from lavis_lite.config.schema import Config
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.preflight import check, missing
 from lavis_lite.registry import registry
 
 

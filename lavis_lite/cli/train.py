@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from lavis_lite.cli.console import print_once, program
 from lavis_lite.config.compose import Composition, compose, to_yaml
-from lavis_lite.config.preflight import check, fetch_hint, missing
 from lavis_lite.errors import Faults
+from lavis_lite.preflight import check, fetch_hint, missing
 
 
 def parser() -> argparse.ArgumentParser:

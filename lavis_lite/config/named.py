@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lavis_lite.config.layers import Layer, base_chain, read_yaml, section_errors
+from lavis_lite.config.layers import Layer, base_chain, merge, read_yaml, section_errors
 from lavis_lite.errors import ConfigError, RegistryError, did_you_mean
 from lavis_lite.registry import load_plugins, registry
 
@@ -46,7 +46,8 @@ def _yaml_files(kind: str) -> dict[str, Path]:
 
 def _layer_name(path: Path) -> str:
     """What messages call a file: from the package's folder on, or its whole path."""
-    return str(path.relative_to(CONFIGS)) if path.is_relative_to(CONFIGS) else str(path)
+    path, home = path.resolve(), CONFIGS.resolve()
+    return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
 
 
 # models ---------------------------------------------------------------------------------------------------------------
@@ -80,6 +81,19 @@ def model_layers(arch: str, model_type: str) -> tuple[list[Layer], list[str]]:
                     f"{_archs_with(model_type)}"]
     layers = [Layer(_layer_name(Path(layer.name)), layer.content) for layer in base_chain(types[model_type].resolve())]
     return layers, section_errors(layers, ("model", "preprocess"))
+
+
+def type_content(arch: str, model_type: str) -> dict[str, Any]:
+    """Sections `model` and `preprocess` of a model type, with those of its `base:` below.
+
+    Raises:
+        ConfigError: there is no such type, or its files do not fit.
+    """
+    layers, errors = model_layers(arch, model_type)
+    if errors:
+        raise ConfigError(errors[0])
+    content: Any = OmegaConf.to_container(merge(layers)[0], resolve=False)
+    return dict(content)
 
 
 def _archs_with(model_type: str) -> str:

@@ -45,7 +45,7 @@ class ModelConfig(Section):
     allow_non_finite: bool = False
     """load weights that hold NaN or infinity too, to look into them"""
 
-    def faults(self, run: RunConfig) -> list[tuple[str, str]]:
+    def errors(self, run: RunConfig) -> list[tuple[str, str]]:
         """What is wrong beyond keys and types: (key of this section, sentence) each; asked before anything is built."""
         return []
 

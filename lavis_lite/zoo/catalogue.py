@@ -81,14 +81,15 @@ RUNS_OFFLINE, NOT_RUN = "runs offline", "not run on released files"
 def describe(pattern: str = "*") -> list[ZooRow]:
     """A row for every model type of the archs that match a shell pattern. Imports no model."""
     from lavis_lite.config.layers import read_yaml
-    from lavis_lite.config.named import CONFIGS, MODEL_CONFIG_HOME, model_types
+    from lavis_lite.config.named import CONFIGS, MODEL_CONFIG_HOME, model_types, type_content
 
     known = read_yaml(CONFIGS / "zoo.yaml")
     rows = []
     for arch in list_models(pattern):
         facts = known.get(MODEL_CONFIG_HOME.get(arch, arch)) or {}
         for model_type, path in model_types(arch).items():
-            rows.append(_row(arch, model_type, path, read_yaml(path).get("model") or {}, facts.get(model_type) or {}))
+            model = type_content(arch, model_type).get("model") or {}
+            rows.append(_row(arch, model_type, path, model, facts.get(model_type) or {}))
     return rows
 
 

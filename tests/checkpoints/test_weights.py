@@ -189,8 +189,8 @@ def test_what_cannot_be_fetched_is_told_at_once(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Need, "fetch", fails)
     lost = [Need("pretrained", "https://x.org/a.pth"), Need("vit_weights", "https://x.org/b.pth")]
-    with pytest.raises(DataError, match=r"fetched: 2 faults:\n  1. https://x.org/a.pth gave nothing\n  2. "):
+    with pytest.raises(DataError, match=r"fetched: 2 errors:\n  1. https://x.org/a.pth gave nothing\n  2. "):
         weights.fetch_all(lost, "blip2/x")
-    with pytest.raises(DataError, match="files that are not here: 1 fault:\n  1. model.llm_model: './here/' is not"):
+    with pytest.raises(DataError, match="files that are not here: 1 error:\n  1. model.llm_model: './here/' is not"):
         weights.fetch_all([*lost, Need("llm_model", "./here/")], "blip2/x")
     assert len(tried) == 2, "nothing is downloaded while something cannot be had at all"

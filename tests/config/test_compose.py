@@ -7,9 +7,9 @@ import pytest
 
 from lavis_lite.config.compose import compose, to_yaml
 from lavis_lite.config.named import dataset_names
-from lavis_lite.config.preflight import check
 from lavis_lite.errors import ConfigError, Faults
 from lavis_lite.models.blip2.config import Blip2QformerConfig
+from lavis_lite.preflight import check
 from lavis_lite.runners.mixing import published_mixing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +108,8 @@ def test_layers_win_in_order_and_are_named(tmp_path, monkeypatch):
     assert composition.config.run.seed == 2
     assert composition.where("run.seed") == "--options"
     assert composition.where("model.embed_dim") == str(path)
-    assert composition.where("model.num_query_token") == "models/blip2/mini.yaml"
+    assert composition.where("model.pretrained") == "models/blip2/mini.yaml"
+    assert composition.where("model.num_query_token") == "models/parts/mini.yaml"
     assert composition.where("run.beta1") == "default"
     shown = to_yaml(composition, with_layers=True)
     assert "run.seed: 2" in shown

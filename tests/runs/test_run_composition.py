@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from lavis_lite.config.compose import compose, to_yaml
-from lavis_lite.config.preflight import check
 from lavis_lite.engine import open_run_folder
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.evaluation import fingerprint as identity
 from lavis_lite.evaluation.journal import Journal
+from lavis_lite.preflight import check
 from lavis_lite.runs import RunCheckpoint, compose_evaluation, model_sections, resume_evaluation
 
 PROJECTS = Path(__file__).resolve().parents[2] / "projects"

@@ -43,7 +43,7 @@ def opt(tmp_path: Path, **changes: Any) -> Blip2OPTConfig:
 
 
 @pytest.mark.parametrize(("wishes", "words"), [
-    ({}, "blip2_opt/pretrain_opt2.7b needs files that are not here: 4 faults"),
+    ({}, "blip2_opt/pretrain_opt2.7b needs files that are not here: 4 errors"),
     ({"checkpoint": "runs/mine.pth"}, r"model.pretrained: 'runs/mine.pth' is not here \(looked for it in the working"),
 ])
 def test_all_that_is_missing_is_said_before_work(wishes: dict[str, Any], words: str, nothing_is_built: None) -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from lavis_lite.config.schema import ModelConfig, RunConfig
-from lavis_lite.models.language.families import Precision
+from lavis_lite.errors import ConfigError
+from lavis_lite.models.language.families import Precision, family_of
 from lavis_lite.models.language.load_options import Lora, Quantization, Setup
+from lavis_lite.models.vision.presets import encoder_error
+
+COUNTS = ("image_size", "num_query_token", "cross_attention_freq", "max_txt_len", "qformer_hidden_size",
+          "qformer_layers", "qformer_heads", "qformer_intermediate_size", "qformer_max_positions")
+"""keys that count something"""
 
 
 @dataclass
@@ -59,6 +66,34 @@ class Blip2Config(ModelConfig):
     """language-model loss averaged over all tokens of a step, or over each rank's micro-batches first (LAVIS);
     run.lm_reduction sets it"""
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the Q-Former has its text half."""
+        return True
+
+    def errors(self, run: RunConfig) -> list[tuple[str, str]]:
+        """Sizes that do not go together, an unknown vision encoder, half precision for weights that train."""
+        found = [(key, f"must be at least 1, not {getattr(self, key)}.") for key in COUNTS if getattr(self, key) < 1]
+        found += [(key, f"must be at least 0 and below 1, not {getattr(self, key)}.")
+                  for key in ("drop_path_rate", "qformer_dropout", "qformer_attention_dropout")
+                  if not 0.0 <= (getattr(self, key) or 0.0) < 1.0]
+        if not found and self.qformer_hidden_size % self.qformer_heads:
+            found.append(("qformer_hidden_size", f"{self.qformer_hidden_size} is not a multiple of qformer_heads: "
+                          f"{self.qformer_heads}."))
+        if self.reads_text and self.max_txt_len > self.qformer_max_positions:
+            found.append(("max_txt_len", f"{self.max_txt_len} tokens are more than the {self.qformer_max_positions} "
+                          "positions of model.qformer_max_positions."))
+        if not self.freeze_vit and self.vit_precision != "fp32":
+            found.append(("vit_precision", f"{self.vit_precision} weights cannot be trained (model.freeze_vit is "
+                          "false); use fp32. run.amp=true gives half-precision arithmetic."))
+        if self.use_grad_checkpoint == "fairscale" and find_spec("fairscale") is None:
+            found.append(("use_grad_checkpoint", "'fairscale' needs the package fairscale: pip install fairscale, or "
+                          "set it to true for torch's own checkpointing."))
+        if not any(key == "image_size" for key, _ in found):
+            wrong = encoder_error(self.vit_model, self.image_size, self.vit_args, self.vit_weights == "timm")
+            found += [wrong] if wrong else []
+        return found
+
 
 @dataclass
 class Blip2QformerConfig(Blip2Config):
@@ -70,6 +105,15 @@ class Blip2QformerConfig(Blip2Config):
     """gradient of ITC to both sides of each similarity; LAVIS: one"""
     itg_weight: float = 1.0
     """factor of image-grounded text generation in the sum of losses; 0: without it (BLIP-2, Table 6)"""
+
+    def errors(self, run: RunConfig) -> list[tuple[str, str]]:
+        """As `Blip2Config`, and stage 1's own numbers."""
+        found = super().errors(run)
+        if self.embed_dim < 1:
+            found.append(("embed_dim", f"must be at least 1, not {self.embed_dim}."))
+        if self.itg_weight < 0:
+            found.append(("itg_weight", f"must not be negative, but is {self.itg_weight}."))
+        return found
 
 
 @dataclass
@@ -114,9 +158,27 @@ class Blip2LLMConfig(Blip2Config):
         """How the language model is held."""
         return Setup(self.llm_quantization, self.llm_device_map, self.llm_grad_checkpoint, self.lora)
 
-    def faults(self, run: RunConfig) -> list[tuple[str, str]]:
-        """See `ModelConfig`."""
-        found = list(self.setup().faults(has_weights=self.llm_args is None))
+    @property
+    def reads_text(self) -> bool:
+        """Whether the Q-Former has its text half."""
+        return self.qformer_text_input
+
+    def errors(self, run: RunConfig) -> list[tuple[str, str]]:
+        """As `Blip2Config`, and what the language model cannot be or cannot do in this run."""
+        found = [*super().errors(run), *self.setup().faults(has_weights=self.llm_args is None)]
+        if self.max_output_txt_len is not None and self.max_output_txt_len < 1:
+            found.append(("max_output_txt_len", f"must be at least 1, not {self.max_output_txt_len}."))
+        if not 0 <= self.few_shot_prob <= 1:
+            found.append(("few_shot_prob", f"must be between 0 and 1, not {self.few_shot_prob}."))
+        elif self.num_few_shot_examples < (least := int(self.few_shot_prob > 0)):
+            found.append(("num_few_shot_examples", f"must be at least {least} if model.few_shot_prob is "
+                          f"{self.few_shot_prob}, not {self.num_few_shot_examples}."))
+        try:
+            family_of("", self.llm_family)
+        except ConfigError as error:
+            found.append(("llm_family", str(error).removeprefix("model.llm_family: ")))
+        if self.llm_precision == "fp16" and not _has_gpu(run):
+            found.append(("llm_precision", "fp16 arithmetic on a CPU is slow and incomplete; use auto, fp32 or bf16."))
         if self.llm_device_map is not None and not run.evaluate:
             found.append(("llm_device_map", "is for answering; to train a language model larger than one GPU set "
                           "run.fsdp=llm, or model.llm_quantization."))
@@ -127,6 +189,21 @@ class Blip2LLMConfig(Blip2Config):
     def language_model_name(self) -> str:
         """Folder or hub name of the language model."""
         return self.llm_model
+
+
+@dataclass
+class Blip2AnyLLMConfig(Blip2LLMConfig):
+    """Any language model, named by llm_model."""
+
+    def errors(self, run: RunConfig) -> list[tuple[str, str]]:
+        """No language model is named, too."""
+        found = super().errors(run)
+        if not self.llm_model and self.llm_args is None:
+            found.append(("llm_model", "names no language model: give a folder or a hub name in transformers' format, "
+                          "such as mini/opt, google/flan-t5-xl or Qwen/Qwen2-0.5B."))
+        elif not self.llm_model and self.llm_tokenizer is None:
+            found.append(("llm_tokenizer", "llm_args gives sizes only: name a tokenizer here."))
+        return found
 
 
 @dataclass
@@ -176,3 +253,11 @@ class Blip2VicunaInstructConfig(Blip2VicunaConfig):
 
     max_txt_len: int = 128
     qformer_text_input: bool = True
+
+
+def _has_gpu(run: RunConfig) -> bool:
+    if run.device != "auto":
+        return run.device != "cpu"
+    import torch
+
+    return torch.cuda.is_available()

@@ -9,6 +9,7 @@ Axes: B samples, T frames of a video (or several images), P patches, Q queries, 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from lavis_lite.models.base import loss_weight
 from lavis_lite.models.blip2 import few_shot
 from lavis_lite.models.blip2.arch_defaults import OPT, T5, T5_INSTRUCT, VICUNA, VICUNA_INSTRUCT, Style
 from lavis_lite.models.blip2.config import (
+    Blip2AnyLLMConfig,
     Blip2LLMConfig,
     Blip2OPTConfig,
     Blip2T5Config,
@@ -31,6 +33,7 @@ from lavis_lite.models.blip2.parts import build_parts
 from lavis_lite.models.blip2.prompts import as_list, split_caption, strip_prompt
 from lavis_lite.models.blip2.writing import Blip2Writer
 from lavis_lite.models.language import LanguageModel, Limits, build_language_model
+from lavis_lite.models.language.encoder_decoder import EncoderDecoder
 from lavis_lite.models.language.placement import blocks
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.models.plain_text import CutTexts
@@ -66,7 +69,7 @@ class Blip2LLM(Blip2Writer):
 
     config_class: ClassVar[type[Blip2LLMConfig]] = Blip2LLMConfig
     takes_image_rows: ClassVar[bool] = True
-    style: ClassVar[Style] = Style()
+    style: Style = Style()
 
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
                  language_model: LanguageModel, *, prompt: str = "", freeze_vit: bool = True,
@@ -218,6 +221,22 @@ class Blip2LLM(Blip2Writer):
         if pictures.rows is None or self.qformer.cfg.with_text:
             return found, {}
         return found, {"owners": pictures.rows}
+
+
+@registry.register_model("blip2_llm")
+class Blip2AnyLLM(Blip2LLM):
+    """Stage 2 or InstructBLIP over any language model of transformers, decoder-only or encoder-decoder.
+
+    Which it is, its configuration says; what is peculiar about it, its row in `models.language.families`. Captions
+    without a text_output are split if it has an encoder, as with FlanT5.
+    """
+
+    config_class = Blip2AnyLLMConfig
+
+    def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
+                 language_model: LanguageModel, **settings: Any) -> None:
+        super().__init__(vision_encoder, qformer, tokenizer, language_model, **settings)
+        self.style = replace(self.style, prefix_lm=isinstance(language_model, EncoderDecoder))
 
 
 @registry.register_model("blip2_opt")

@@ -6,15 +6,17 @@ head are never built.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 TIMM_MODULES = ["vision_transformer", "deit", "eva"]
 """timm's modules whose models are plain ViTs: patches, prefix tokens, a list of equal blocks."""
@@ -61,6 +63,8 @@ MINI = "mini"
 """The embedded default: 64-pixel images, weights in the package."""
 MINI_PATCH_SIZE = 8
 """pixels per side"""
+SIZES = ("depth", "width", "heads", "mlp_ratio", "patch_size")
+"""dimensions of an encoder that a caller may override"""
 
 
 def override(shape: ViTShape, changes: dict[str, Any]) -> ViTShape:
@@ -80,6 +84,7 @@ def build_eva(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Mod
     """EVA-CLIP's ViT: absolute positions, fused qkv with separate q and v biases and none for k, eps 1e-6, no end."""
     ensure_torchvision()
     from timm.models.eva import Eva
+    from torch import nn
 
     vit = Eva(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="", embed_dim=shape.width,
               depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio, qkv_bias=True, qkv_fused=True,
@@ -93,6 +98,7 @@ def build_clip(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Mo
     """CLIP's image ViT: a norm before the blocks, no patch bias, QuickGELU, eps 1e-5, no end."""
     ensure_torchvision()
     from timm.models.vision_transformer import VisionTransformer
+    from torch import nn
 
     vit = VisionTransformer(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="",
                             embed_dim=shape.width, depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio,
@@ -140,6 +146,44 @@ def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[
     return vit
 
 
+def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weights: bool) -> tuple[str, str] | None:
+    """(key of the model section, sentence) of what is wrong with a vision encoder; None if it can be built.
+
+    A preset is compared with its table. A timm model is built on the meta device: without memory or a download.
+
+    Args:
+        name: as in `VisionEncoder`.
+        image_size: pixels per side.
+        sizes: of model.vit_args.
+        own_weights: whether timm's download of the weights is asked for.
+    """
+    for key in sizes:
+        if key not in SIZES:
+            return f"vit_args.{key}", f"a vision encoder has no such size; {did_you_mean(key, SIZES)}"
+    try:
+        if name == MINI:
+            if any(value is not None for value in sizes.values()):
+                return "vit_args", "the dimensions of 'mini' are fixed; only image_size can change."
+            check_image_size(name, image_size, MINI_PATCH_SIZE)
+        elif name in PRESETS:
+            check_image_size(name, image_size, override(PRESETS[name].shape, dict(sizes)).patch_size)
+        else:
+            check_timm_name(name)
+            import torch
+
+            with torch.device("meta"):
+                vit: Any = build_timm(name, image_size, 0.0, dict(sizes), pretrained=False)
+            check_image_size(name, image_size, int(vit.patch_embed.patch_size[0]))
+    except ConfigError as error:
+        key, _, sentence = str(error).partition(": ")
+        return key.removeprefix("model.") if key.startswith("model.") else "vit_args", sentence
+    except (ValueError, AssertionError, TypeError, ZeroDivisionError, RuntimeError) as error:  # timm's own
+        return "vit_args", f"timm cannot build {name!r} like this: {(str(error) or repr(error)).splitlines()[0]}"
+    if own_weights and (name == MINI or name in PRESETS):
+        return "vit_weights", f"timm has no weights of {name!r}; name a file, or leave the key out."
+    return None
+
+
 def check_timm_name(name: str) -> None:
     """Raise ConfigError unless `name` is a plain ViT of timm; nothing is built."""
     ensure_torchvision()
@@ -171,10 +215,12 @@ def resize_pos_embed(table: torch.Tensor, grid: int, prefix: int, align_corners:
     Returns:
         float[1, prefix + grid*grid, D] in the dtype of `table`.
     """
+    import torch
+
     first, patches = table[:, :prefix], table[:, prefix:]
     side = round(patches.shape[1] ** 0.5)
     if side == grid:
         return table
     image = patches.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    image = nn.functional.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=align_corners)
+    image = torch.nn.functional.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=align_corners)
     return torch.cat([first, image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)

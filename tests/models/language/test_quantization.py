@@ -133,7 +133,7 @@ def section(**changes: Any) -> Blip2OPTConfig:
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     wanted = "needs bitsandbytes and accelerate: pip install 'lavis_lite[quant]'."
-    assert section().faults(RunConfig()) == [("llm_quantization", wanted)]
+    assert section().errors(RunConfig()) == [("llm_quantization", wanted)]
     with pytest.raises(MissingExtraError, match="model.llm_quantization: needs bitsandbytes"):
         build_language_model("/nowhere", setup=Setup(quantization="8bit"))
 
@@ -162,7 +162,7 @@ def test_what_does_not_go_together(monkeypatch: pytest.MonkeyPatch, changes: dic
                                    key: str, words: str) -> None:
     monkeypatch.setattr("lavis_lite.models.language.load_options._lacking", lambda keys: iter(list(keys)[:0]))
     monkeypatch.setattr("lavis_lite.models.language.load_options.device_fault", lambda: None)
-    faults = section(**changes).faults(RunConfig(**run))
+    faults = section(**changes).errors(RunConfig(**run))
     assert [name for name, _ in faults] == [key] and words in faults[0][1]
 
 
