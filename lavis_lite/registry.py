@@ -143,20 +143,33 @@ BUILDERS = {
 }
 """builders of the package, by their place in the room datasets.builders"""
 
-MODEL_SECTIONS = {
-    "blip2": "Blip2Qformer", "blip2_feature_extractor": "Blip2Qformer", "blip2_image_text_matching": "Blip2Qformer",
-    "blip2_llm": "Blip2AnyLLM", "blip2_opt": "Blip2OPT", "blip2_t5": "Blip2T5",
-    "blip2_t5_instruct": "Blip2T5Instruct", "blip2_vicuna": "Blip2Vicuna",
-    "blip2_vicuna_instruct": "Blip2VicunaInstruct",
+MODELS = {
+    "blip2": ("stage1:Blip2Qformer", "Blip2Qformer"),
+    "blip2_feature_extractor": ("stage1:Blip2Qformer", "Blip2Qformer"),
+    "blip2_image_text_matching": ("stage1:Blip2ImageTextMatching", "Blip2Qformer"),
+    "blip2_llm": ("llm:Blip2AnyLLM", "Blip2AnyLLM"),
+    "blip2_opt": ("llm:Blip2OPT", "Blip2OPT"),
+    "blip2_t5": ("llm:Blip2T5", "Blip2T5"),
+    "blip2_t5_instruct": ("llm:Blip2T5Instruct", "Blip2T5Instruct"),
+    "blip2_vicuna": ("llm:Blip2Vicuna", "Blip2Vicuna"),
+    "blip2_vicuna_instruct": ("llm:Blip2VicunaInstruct", "Blip2VicunaInstruct"),
 }
-"""model -> its section in lavis_lite.models.blip2.config, without Config"""
-TASK_SECTIONS = {
-    "image_text_pretrain": "Pretrain", "retrieval": "Retrieval", "captioning": "Captioning", "vqa": "VQA",
-    "gqa": "GQA", "aok_vqa": "AOKVQA", "vqa_reading_comprehension": "Reading", "video_qa": "VideoQA",
-    "ranking": "Ranking", "multimodal_classification": "Ranking", "dialogue": "Dialogue",
-    "instruction_tuning": "InstructionTuning",
+"""model -> (class in the package models.blip2, its section in models.blip2.config, without Config)"""
+TASKS = {
+    "image_text_pretrain": ("pretrain:ImageTextPretrainTask", "Pretrain"),
+    "retrieval": ("retrieval:RetrievalTask", "Retrieval"),
+    "captioning": ("captioning:CaptioningTask", "Captioning"),
+    "vqa": ("vqa:VQATask", "VQA"),
+    "gqa": ("answering:GQATask", "GQA"),
+    "aok_vqa": ("answering:AOKVQATask", "AOKVQA"),
+    "vqa_reading_comprehension": ("answering:ReadingTask", "Reading"),
+    "video_qa": ("answering:VideoQATask", "VideoQA"),
+    "ranking": ("ranking:RankingTask", "Ranking"),
+    "multimodal_classification": ("ranking:RankingTask", "Ranking"),
+    "dialogue": ("ranking:DialogueTask", "Dialogue"),
+    "instruction_tuning": ("by_dataset:InstructionTuningTask", "InstructionTuning"),
 }
-"""task -> its section in lavis_lite.tasks.config, without RunConfig"""
+"""task -> (class in the package tasks, its section in tasks.config, without RunConfig)"""
 
 
 class Registries:
@@ -164,18 +177,10 @@ class Registries:
 
     def __init__(self) -> None:
         # model: from_config(cfg) -> module; forward(samples) -> output with `loss`; knows nothing of tasks or files.
-        blip2, llm = "lavis_lite.models.blip2.stage1:", "lavis_lite.models.blip2.llm:"
-        self.model: Registry[Any] = Registry("model", "lavis_lite.models.base:BaseModel", {
-            "blip2": blip2 + "Blip2Qformer",
-            "blip2_feature_extractor": blip2 + "Blip2Qformer",
-            "blip2_image_text_matching": blip2 + "Blip2ImageTextMatching",
-            "blip2_llm": llm + "Blip2AnyLLM",
-            "blip2_opt": llm + "Blip2OPT",
-            "blip2_t5": llm + "Blip2T5",
-            "blip2_t5_instruct": llm + "Blip2T5Instruct",
-            "blip2_vicuna": llm + "Blip2Vicuna",
-            "blip2_vicuna_instruct": llm + "Blip2VicunaInstruct",
-        }, {name: f"lavis_lite.models.blip2.config:{section}Config" for name, section in MODEL_SECTIONS.items()})
+        home = "lavis_lite.models.blip2."
+        self.model: Registry[Any] = Registry(
+            "model", "lavis_lite.models.base:BaseModel", {name: home + cls for name, (cls, _) in MODELS.items()},
+            {name: f"{home}config:{section}Config" for name, (_, section) in MODELS.items()})
         # processor: __call__(item, rng=None) -> tensor or text; all randomness comes from rng.
         image, text, video = (f"lavis_lite.processors.{name}:" for name in ("image", "text", "video"))
         self.processor: Registry[Any] = Registry("processor", "lavis_lite.processors.base:BaseProcessor", {
@@ -195,20 +200,10 @@ class Registries:
         self.builder: Registry[Any] = Registry("builder", "lavis_lite.datasets.builders.base:BaseDatasetBuilder", {
             name: "lavis_lite.datasets.builders." + home for name, home in BUILDERS.items()})
         # task: train_step, predict, score; no loops, no files.
-        self.task: Registry[Any] = Registry("task", "lavis_lite.tasks.base:BaseTask", {
-            "image_text_pretrain": "lavis_lite.tasks.pretrain:ImageTextPretrainTask",
-            "retrieval": "lavis_lite.tasks.retrieval:RetrievalTask",
-            "captioning": "lavis_lite.tasks.captioning:CaptioningTask",
-            "vqa": "lavis_lite.tasks.vqa:VQATask",
-            "gqa": "lavis_lite.tasks.answering:GQATask",
-            "aok_vqa": "lavis_lite.tasks.answering:AOKVQATask",
-            "vqa_reading_comprehension": "lavis_lite.tasks.answering:ReadingTask",
-            "video_qa": "lavis_lite.tasks.answering:VideoQATask",
-            "ranking": "lavis_lite.tasks.ranking:RankingTask",
-            "multimodal_classification": "lavis_lite.tasks.ranking:RankingTask",
-            "dialogue": "lavis_lite.tasks.ranking:DialogueTask",
-            "instruction_tuning": "lavis_lite.tasks.by_dataset:InstructionTuningTask",
-        }, {name: f"lavis_lite.tasks.config:{section}RunConfig" for name, section in TASK_SECTIONS.items()})
+        home = "lavis_lite.tasks."
+        self.task: Registry[Any] = Registry(
+            "task", "lavis_lite.tasks.base:BaseTask", {name: home + cls for name, (cls, _) in TASKS.items()},
+            {name: f"{home}config:{section}RunConfig" for name, (_, section) in TASKS.items()})
         # runner: the one step loop, bounded by epochs or by iterations.
         runner = "lavis_lite.runners.runner:"
         self.runner: Registry[Any] = Registry("runner", "lavis_lite.runners.runner:Runner", {

@@ -77,6 +77,8 @@ def _check_processors(builder: Any, section: DatasetConfig, training: bool, conf
             key = f"datasets.{builder.name}.{kind}.{mode}"
             report(key, str(error).removeprefix(f"{key}: "))
             continue
+        if "model.model_type" not in config.provenance:
+            continue  # a part of a recipe: the pictures are for the model of the recipe
         size, wanted = getattr(made, "size", None), config.model.get("image_size")
         if kind == "vis_processor" and isinstance(wanted, int) and isinstance(size, tuple) and size != (wanted, wanted):
             report(f"datasets.{builder.name}.{kind}.{mode}.image_size", f"gives pictures of {size[0]} x {size[1]} "
