@@ -22,7 +22,6 @@ from lavis_lite.models.blip2.prompts import candidate_prompts, clean_answers, ge
 from lavis_lite.models.language import GenerationConfig, LanguageModel
 from lavis_lite.models.language.contract import Candidates, Normalise, candidate_lists
 from lavis_lite.models.options import known_options
-from lavis_lite.processors.lemmatizer import shared_lemmatizer
 
 GENERATE_OPTIONS = ("max_length", "min_length", "use_nucleus_sampling")
 ANSWER_OPTIONS = ("max_len", "min_len", "inference_method", "num_ans_candidates", "answer_list", "prompt")
@@ -152,7 +151,11 @@ class Blip2Writer(Blip2Base):
             **given, "num_beams": num_beams, "length_penalty": penalty}, ANSWER_OPTIONS)
         texts = self._write(pictures, prompts, shown, options)
         lemmatise = self.apply_lemmatizer or samples.get("apply_lemmatizer", False)
-        return clean_answers(texts, shared_lemmatizer() if lemmatise else None)
+        if not lemmatise:
+            return clean_answers(texts, None)
+        from lavis_lite.processors.lemmatizer import shared_lemmatizer
+
+        return clean_answers(texts, shared_lemmatizer())
 
     @known_options
     @torch.no_grad()

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lavis_lite import distributed
 from lavis_lite.checkpoints.load import check_finite
 from lavis_lite.checkpoints.report import LoadReport
 from lavis_lite.errors import ConfigError, MissingExtraError
@@ -25,7 +24,6 @@ from lavis_lite.models.language.placement import recompute_blocks, spread
 from lavis_lite.models.language.tokens import LanguageTokenizer, Limits
 from lavis_lite.models.language.transplant import check_no_meta, transplant
 from lavis_lite.models.provenance import WeightSource, mark_loaded
-from lavis_lite.process.launch import launch_from_environment
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -175,6 +173,7 @@ def _read(kind: Any, folder: str, dtype: torch.dtype, setup: Setup) -> Any:
         with _silent_about_ties(), _bar_for_people():
             return kind.from_pretrained(folder, dtype=dtype)
     from lavis_lite.models.language.quantization import from_pretrained
+    from lavis_lite.process.launch import launch_from_environment
 
     local = launch_from_environment().local_rank
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -200,6 +199,8 @@ def _silent_about_ties() -> Iterator[None]:
 def _bar_for_people() -> Iterator[None]:
     """transformers shows a bar while it reads weights: on a terminal, once, and not in logs."""
     from transformers.utils import logging as bars
+
+    from lavis_lite import distributed
 
     shown = bars.is_progress_bar_enabled()
     if not (distributed.is_main() and sys.stderr.isatty()):
