@@ -80,7 +80,8 @@ def model_layers(arch: str, model_type: str) -> tuple[list[Layer], list[str]]:
         return [], [f"model.model_type: {arch} has no type {model_type!r}; {did_you_mean(model_type, types)}"
                     f"{_archs_with(model_type)}"]
     layers = [Layer(_layer_name(Path(layer.name)), layer.content) for layer in base_chain(types[model_type].resolve())]
-    return layers, section_errors(layers, ("model", "preprocess"))
+    errors = section_errors(layers, ("model", "preprocess"))
+    return ([] if errors else layers), errors
 
 
 def type_content(arch: str, model_type: str) -> dict[str, Any]:

@@ -30,15 +30,16 @@ def without_keys_of_others(layers: Sequence[Layer]) -> tuple[list[Layer], list[s
 
 def _without(layers: list[Layer], section: str, key: str, kind: Registry[Any],
              base: type) -> tuple[list[Layer], list[str]]:
-    named = [(index, layer.content[section][key]) for index, layer in enumerate(layers)
-             if isinstance(layer.content.get(section), dict) and layer.content[section].get(key) is not None]
+    default = getattr(base, key)
+    named = [(index, default if layer.content[section][key] is None else layer.content[section][key])
+             for index, layer in enumerate(layers) if key in (layer.content.get(section) or {})]
     if not named:
         return layers, []
     chosen = named[-1][1]
     others = [(index, name) for index, name in named if name != chosen]
     last = others[-1][0] if others else -1
     choice = next(index for index, name in named if index > last)
-    former = [name for _, name in others] or [getattr(base, key)]
+    former = [name for _, name in others] or [default]
     theirs = set[str]().union(*(_fields(kind, name, base) for name in former)) - _fields(kind, chosen, base)
     notes = []
     for index, layer in enumerate(layers[:choice]):

@@ -100,8 +100,9 @@ def shipped():
             "for name in sys.argv[1:]:\n    errors = check(compose(name))\n"
             f"    heavy = [package for package in {HEAVY!r} if package in sys.modules]\n"
             "    print(json.dumps([name, {'errors': errors, 'heavy': heavy}]))")
-    result = subprocess.run([sys.executable, "-c", code, *SHIPPED], cwd=ROOT, capture_output=True, text=True, check=True)
-    return dict(map(json.loads, result.stdout.splitlines()))
+    command = [sys.executable, "-c", code, *SHIPPED]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return dict(map(json.loads, lines))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
