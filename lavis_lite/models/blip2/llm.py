@@ -69,7 +69,7 @@ class Blip2LLM(Blip2Writer):
 
     config_class: ClassVar[type[Blip2LLMConfig]] = Blip2LLMConfig
     takes_image_rows: ClassVar[bool] = True
-    style: Style = Style()
+    style: ClassVar[Style] = Style()
 
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
                  language_model: LanguageModel, *, prompt: str = "", freeze_vit: bool = True,
@@ -236,7 +236,8 @@ class Blip2AnyLLM(Blip2LLM):
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
                  language_model: LanguageModel, **settings: Any) -> None:
         super().__init__(vision_encoder, qformer, tokenizer, language_model, **settings)
-        self.style = replace(self.style, prefix_lm=isinstance(language_model, EncoderDecoder))
+        own = replace(self.style, prefix_lm=isinstance(language_model, EncoderDecoder))
+        self.style = own  # type: ignore[misc]  # of this model: its class does not know the language model
 
 
 @registry.register_model("blip2_opt")
