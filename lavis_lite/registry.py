@@ -26,7 +26,7 @@ def _load(target: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _place(cls: type) -> str:
+def _location(cls: type) -> str:
     """`file:line` of a class, for messages."""
     try:
         return f"{inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]}"
@@ -54,13 +54,13 @@ class Registry(Generic[T]):
         """Decorator: makes a class known under `names`.
 
         Raises:
-            RegistryError: the class lacks the kind's base class, or a name is taken (both places are named).
+            RegistryError: the class lacks the kind's base class, or a name is taken (both locations are named).
         """
 
         def decorate(cls: type[T]) -> type[T]:
             base = _load(self.base)
             if not (inspect.isclass(cls) and issubclass(cls, base)):
-                raise RegistryError(f"{_place(cls)}: a {self.kind} must derive from {self.base.replace(':', '.')}.")
+                raise RegistryError(f"{_location(cls)}: a {self.kind} must derive from {self.base.replace(':', '.')}.")
             for name in names:
                 self._check_free(name, cls)
                 self._classes[name] = cls
@@ -73,8 +73,8 @@ class Registry(Generic[T]):
         held = self._classes.get(name)
         taken = f"{held.__module__}:{held.__qualname__}" if held is not None else self.builtins.get(name)
         if taken is not None and taken != here:  # the same class again is a reload, not a clash
-            first = _place(held) if held is not None else taken
-            raise RegistryError(f"{self.kind} name {name!r} is registered twice: at {first} and at {_place(cls)}.")
+            first = _location(held) if held is not None else taken
+            raise RegistryError(f"{self.kind} name {name!r} is registered twice: at {first} and at {_location(cls)}.")
 
     def get(self, name: str) -> type[T]:
         """The class of that name.
@@ -141,7 +141,7 @@ BUILDERS = {
     "video_caption": "video:VideoCaptionBuilder",
     "video_qa": "video:VideoQABuilder",
 }
-"""builders of the package, by their place in the room datasets.builders"""
+"""builders of the package, by their module in the package datasets.builders"""
 
 MODELS = {
     "blip2": ("stage1:Blip2Qformer", "Blip2Qformer"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite.cli.console import program
-from lavis_lite.cli.train import stop_if_faulty
+from lavis_lite.cli.train import stop_if_wrong
 from lavis_lite.config.compose import compose
 from lavis_lite.config.schema import Config
 from lavis_lite.errors import ConfigError, DataError
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     if chosen.images_per_file < 1:
         raise ConfigError("--images-per-file must be at least 1.")
     composition = compose(chosen.cfg_path, chosen.options)
-    stop_if_faulty(chosen.cfg_path, check(composition), missing(composition.config))
+    stop_if_wrong(chosen.cfg_path, check(composition), missing(composition.config))
     write_all(composition.config, chosen.out, chosen.dtype, chosen.images_per_file)
     return 0
 

@@ -60,21 +60,21 @@ def carry_out(composition: Composition, arguments: argparse.Namespace, cfg_path:
     Raises:
         LavisLiteError: any mistake in the input, before work starts.
     """
-    faults = check(composition)
+    errors = check(composition)
     if arguments.print_config:
         print(to_yaml(composition, with_layers=True), end="")
     needs = [] if arguments.print_config else missing(composition.config)
-    stop_if_faulty(cfg_path, faults, [] if arguments.dry_run else needs)
+    stop_if_wrong(cfg_path, errors, [] if arguments.dry_run else needs)
     if arguments.print_config:
         return 0
     return _run(composition, arguments, needs, cfg_path)
 
 
-def stop_if_faulty(cfg_path: str, faults: list[str], needs: list[str]) -> None:
-    """Raise one error that lists every fault and everything that is missing."""
-    if faults or needs:
+def stop_if_wrong(cfg_path: str, errors: list[str], needs: list[str]) -> None:
+    """Raise one error that lists every error and everything that is missing."""
+    if errors or needs:
         ending = [f"missing: {need}" for need in needs]
-        error = Faults(f"{cfg_path} cannot run:", faults + ending)
+        error = Faults(f"{cfg_path} cannot run:", errors + ending)
         if needs:
             error.args = (f"{error.args[0]}\nfetch what can be fetched with: {fetch_hint(cfg_path)}",)
         error.same_on_all_ranks = True  # type: ignore[attr-defined]

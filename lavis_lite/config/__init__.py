@@ -1,1 +1,1 @@
-"""YAML and overrides in, typed sections out: schema, compose (layers with provenance), preflight (every fault)."""
+"""YAML and overrides in, typed sections out: which layer set each value, and every error of keys and types."""

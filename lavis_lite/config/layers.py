@@ -41,9 +41,9 @@ def read_yaml(path: Path, wanted_by: str = "") -> dict[str, Any]:
     try:
         _require_file(path, wanted_by)
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as fault:  # ValueError: no UTF-8 text, or a null character in the name
-        reason = getattr(fault, "strerror", None) or fault
-        raise ConfigError(f"{shown(str(path), 1000)}: cannot be read{wanted_by} ({reason}).") from fault
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8 text, or a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{shown(str(path), 1000)}: cannot be read{wanted_by} ({reason}).") from error
     content = _parsed(text, str(path))
     if not isinstance(content, dict):
         kind = type(content).__name__
@@ -67,9 +67,9 @@ def _parsed(text: str, where: str) -> Any:
     """The plain containers of a YAML text, interpolations kept as text."""
     try:
         content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except YAML_ERRORS as fault:
-        reason = "it is nested too deeply" if isinstance(fault, RecursionError) else " ".join(str(fault).split())
-        raise ConfigError(f"{where}: cannot be read as YAML: {reason[:400]}") from fault
+    except YAML_ERRORS as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ConfigError(f"{where}: cannot be read as YAML: {reason[:400]}") from error
     return plain(content, where)
 
 
@@ -152,12 +152,12 @@ def parse_options(options: Sequence[str]) -> Layer:
         if parts[0] not in SECTIONS or (len(parts) < 2 and parts[0] not in LISTS):
             raise ConfigError(f"{OPTIONS} {key}={text}: a key is section.name, and for {parts[0]!r} "
                               f"{did_you_mean(parts[0], SECTIONS[:4])}")
-        place = content
+        inner = content
         for part in parts[:-1]:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
                 raise ConfigError(f"{OPTIONS} {key}: {part} was set to a plain value by another option.")
-        place[parts[-1]] = plain(parse_value(text), OPTIONS, key)
+        inner[parts[-1]] = plain(parse_value(text), OPTIONS, key)
     if "configs" in content:
         content["configs"] = _beside(Path.cwd() / OPTIONS, content["configs"])
     return Layer(OPTIONS, content)

@@ -58,7 +58,7 @@ class ZooRow:
     Attributes:
         arch, model_type: as `load_model` takes them.
         what: the first comment of its file.
-        size: parameters in all, and those that train; "" where nobody counted.
+        size: parameters in all, and those that train; "" if not counted.
         weights: where its checkpoint comes from (URL, path, packaged name); "": it starts without one.
         language_model: hub name or packaged name; "": it has none.
         paper: scores in the papers, reached with the released weights; "" where they have none.
