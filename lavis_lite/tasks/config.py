@@ -10,10 +10,8 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.controls import Control
 from lavis_lite.errors import did_you_mean
 from lavis_lite.metrics.answer_rules import AnswerRule
-from lavis_lite.metrics.caption_report import SCORES
 from lavis_lite.tasks.submission import Server
 
-CAPTION_METRICS = (*SCORES, "scene")
 ANSWER_METRICS = ("accuracy", "anls")
 
 
@@ -99,7 +97,11 @@ class CaptioningRunConfig(WritingRunConfig):
 
     def task_errors(self) -> list[tuple[str, str]]:
         """Unknown metrics too."""
-        return super().task_errors() + _unknown("caption_metrics", self.caption_metrics, CAPTION_METRICS)
+        if not self.caption_metrics:
+            return super().task_errors()
+        from lavis_lite.metrics.caption_report import SCORES  # its tokenizer takes a while to import
+
+        return super().task_errors() + _unknown("caption_metrics", self.caption_metrics, (*SCORES, "scene"))
 
 
 @dataclass
