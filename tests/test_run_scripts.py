@@ -59,7 +59,7 @@ esac
     runs = [line for line in result.stdout.splitlines() if line.startswith("RUN")]
     assert [run.split(":")[0] for run in runs] == [
         f"RUN {kernels} {count} {count}" for kernels in ("default", "avx2", "unset") for count in (1, 4)]
-    assert all("tests/models tests/parity tests/runners tests/tasks -k x" in run for run in runs)
+    assert all("tests/models tests/checkpoints tests/parity tests/runners tests/tasks -k x" in run for run in runs)
     assert result.returncode == 1, "one combination failed"
     table = [line.split() for line in result.stdout.splitlines()[-7:]]
     assert table[0] == ["kernels", "threads", "capability", "seconds", "result"]
@@ -118,7 +118,7 @@ def test_slurm_starts_one_process_per_task_and_resumes(echo_venv: Path, tmp_path
 ])
 def test_slurm_puts_a_job_that_met_its_time_limit_back_into_the_queue(code: int, state: str, requeued: bool,
                                                                       echo_venv: Path, tmp_path: Path) -> None:
-    """With programs in place of srun and scontrol; the codes are those of docs/reliability.md."""
+    """With programs in place of srun and scontrol; the codes are those of docs/reference/reliability.md."""
     calls = tmp_path / "calls"
     answer = f'echo "$*" >> {calls}; echo "   JobState={state} Reason=None"'
     for name, does in {"srun": f"exit {code}", "scontrol": answer}.items():

@@ -1,4 +1,4 @@
-"""Weights from files into models: this project's checkpoints, LAVIS' and Hugging Face's, and backbones' own files."""
+"""Checkpoints: weights from files into models and back, in the formats of this project, LAVIS and Hugging Face."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""YAML and overrides in, typed sections out: which layer set each value, and every error of keys and types."""
+"""Configuration: YAML files and overrides in, typed sections out, every error found before anything is built."""
