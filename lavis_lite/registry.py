@@ -96,7 +96,7 @@ class Registry(Generic[T]):
     def section_of(self, name: str) -> type | None:
         """The `config_class` of a name: what its section of a YAML may have. None if the class names none.
 
-        A builtin whose section has an entry of its own in the index is not imported for it.
+        A builtin is not imported for it if its section has an entry of its own in the index.
 
         Raises:
             RegistryError: unknown name.

@@ -149,7 +149,7 @@ def find_java(metric: str) -> str:
     return found
 
 
-def lacks_java(metric: str) -> str:
+def why_no_java(metric: str) -> str:
     """Why METEOR or SPICE cannot be computed here, as a sentence; "" if they can."""
     try:
         find_java(metric)

@@ -22,7 +22,7 @@ Report = Callable[[str, str], None]
 def check(composition: Composition) -> list[str]:
     """What is wrong with a composed run, one finished sentence each; empty if it may start.
 
-    What passes but will be missed, such as a metric whose program is not installed, is added to the run's notes.
+    What passes but will be missed is added to the run's notes: for example a metric that needs Java, which is not installed.
     """
     config = composition.config
     errors = list(composition.errors)
@@ -54,9 +54,9 @@ def _notes(config: Config) -> list[str]:
     """What the run will do without."""
     notes = []
     if java := {"meteor", "spice"}.intersection(getattr(config.run, "caption_metrics", None) or ()):
-        from lavis_lite.metrics.java_scores import lacks_java
+        from lavis_lite.metrics.java_scores import why_no_java
 
-        if reason := lacks_java(" and ".join(sorted(java)).upper()):
+        if reason := why_no_java(" and ".join(sorted(java)).upper()):
             notes.append(f"run.caption_metrics: {reason} The other metrics are computed.")
     if config.model.get("apply_lemmatizer"):
         from lavis_lite.processors.lemmatizer import SPACY_MODEL, has_spacy

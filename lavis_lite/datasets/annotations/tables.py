@@ -52,7 +52,7 @@ class RowTable:
                    np.frombuffer(places, np.int32).reshape(-1, 2))
 
     def _hold(self, data: NDArray[np.uint8], ends: NDArray[np.int64], places: NDArray[np.int32]) -> None:
-        import torch  # builders are asked for their splits without it
+        import torch  # builders list their splits without it
 
         # as tensors, because those travel to spawned workers through shared memory
         self._data, self._ends, self._places = (torch.from_numpy(part) for part in (data, ends, places))

@@ -66,7 +66,7 @@ class VideoCaptionBuilder(ImageCaptionBuilder):
         return video_folder(root, self.cfg, self.follows_links(root))
 
     def missing_packages(self) -> list[str]:
-        """A reader of videos, if there is none."""
+        """A reader of videos, if there is not one."""
         return missing_readers(self.cfg)
 
 
@@ -88,7 +88,7 @@ class VideoQABuilder(ImageQABuilder):
         return video_folder(root, self.cfg, self.follows_links(root))
 
     def missing_packages(self) -> list[str]:
-        """A reader of videos, if there is none."""
+        """A reader of videos, if there is not one."""
         return missing_readers(self.cfg)
 
     def columns(self) -> dict[str, str | list[str]]:

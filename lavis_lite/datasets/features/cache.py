@@ -67,7 +67,7 @@ class FeatureFolder(ImageFolder):
         content = self._features(file)[row].copy()
         if zlib.crc32(content) != int(self._crc[at]):
             raise BadSample(f"{self.root}/{file_of(file)}:{name}", "its features are not those that were written")
-        import torch  # builders are asked for their splits without it
+        import torch  # builders list their splits without it
 
         tensor = torch.from_numpy(content)
         return tensor.view(torch.bfloat16) if self.manifest["dtype"] == "bf16" else tensor

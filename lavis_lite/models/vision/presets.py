@@ -155,7 +155,7 @@ def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weig
         name: as in `VisionEncoder`.
         image_size: pixels per side.
         sizes: of model.vit_args.
-        own_weights: whether timm's download of the weights is asked for.
+        own_weights: whether timm's own weights are requested.
     """
     for key in sizes:
         if key not in SIZES:
