@@ -22,7 +22,7 @@ Report = Callable[[str, str], None]
 def check(composition: Composition) -> list[str]:
     """What is wrong with a composed run, one finished sentence each; empty if it may start.
 
-    What passes but will be missed is added to the run's notes: for example a metric that needs Java, which is not installed.
+    What passes but will be missed is added to the run's notes, such as a metric that needs Java if it is not installed.
     """
     config = composition.config
     errors = list(composition.errors)
