@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from lavis_lite.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lavis_lite.checkpoints.formats.hf_key_map import from_hf, to_hf
-    from lavis_lite.checkpoints.formats.lavis_key_map import from_lavis, to_lavis
+    from lavis_lite.checkpoints.formats.key_maps import from_hf, from_lavis, to_hf, to_lavis
     from lavis_lite.checkpoints.formats.vision import load_vision_weights, vision_state
     from lavis_lite.checkpoints.load import load_checkpoint, load_state
     from lavis_lite.checkpoints.report import LoadReport
@@ -18,8 +17,7 @@ __all__ = ["LoadReport", "from_hf", "from_lavis", "load_checkpoint", "load_state
 
 _HERE = "lavis_lite.checkpoints."
 __getattr__, __dir__ = lazy_names(__name__, {
-    **dict.fromkeys(("from_hf", "to_hf"), _HERE + "formats.hf_key_map"),
-    **dict.fromkeys(("from_lavis", "to_lavis"), _HERE + "formats.lavis_key_map"),
+    **dict.fromkeys(("from_hf", "from_lavis", "to_hf", "to_lavis"), _HERE + "formats.key_maps"),
     **dict.fromkeys(("load_vision_weights", "vision_state"), _HERE + "formats.vision"),
     **dict.fromkeys(("load_checkpoint", "load_state"), _HERE + "load"),
     "LoadReport": _HERE + "report"})

@@ -26,7 +26,7 @@ def missing(config: Config) -> list[str]:
 
 def missing_weights(section: ModelConfig) -> list[str]:
     """Weights and tokenizers that a model section names and that are neither on disk nor packaged."""
-    return [need.sentence() for need in required_weights(section) if not need.found()]
+    return [need.describe_missing() for need in required_weights(section) if not need.is_local()]
 
 
 def fetch_hint(cfg_path: str) -> str:

@@ -55,7 +55,7 @@ class CaptioningTask(WritingTask):
         bare = getattr(dataset, "bare", ())
         if bare and len(bare) < len(dataset) and self.metrics and self.cfg.report_metric:
             raise DataError(f"split {split!r}: {len(bare)} of {len(dataset)} images have no caption to score by, the "
-                            f"first is {dataset.place(bare[0])}. Add them, or set run.report_metric=false.")
+                            f"first is {dataset.location(bare[0])}. Add them, or set run.report_metric=false.")
         self._split, self._found = split, CaptionReport({}, [], {})
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:

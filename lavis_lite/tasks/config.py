@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.schema import SCORING_ONLY, RunConfig
 from lavis_lite.datasets.controls import Control
 from lavis_lite.errors import did_you_mean
 from lavis_lite.metrics.answer_rules import AnswerRule
@@ -59,9 +59,9 @@ class WritingRunConfig(RunConfig):
     """repetition_penalty also counts the prompt's tokens (transformers, decoder-only models), not only written ones"""
     prompt: str | None = None
     """what the model reads; absent: the sample's own prompt, else the model's"""
-    report_metric: bool = True
+    report_metric: bool = field(default=True, metadata=SCORING_ONLY)
     """false: predictions are written and not scored"""
-    submission: Server | None = None
+    submission: Server | None = field(default=None, metadata=SCORING_ONLY)
     """whose format predictions have where a split has no labels; absent: the task's own server (VQA, GQA, A-OKVQA,
     Visual Dialog, COCO captions), plain rows for rankings"""
     control: Control = "none"
@@ -91,7 +91,7 @@ class CaptioningRunConfig(WritingRunConfig):
     """sample from the smallest set of tokens that holds top_p of the mass, in place of beam search"""
     top_p: float = 0.9
     temperature: float = 1.0
-    caption_metrics: list[str] | None = None
+    caption_metrics: list[str] | None = field(default=None, metadata=SCORING_ONLY)
     """coco (BLEU, ROUGE-L and CIDEr; the default), bleu, rouge_l, cider; meteor and spice, which need Java; scene:
     attributes of the mini world's objects. []: captions are written and not scored"""
 
@@ -116,7 +116,7 @@ class VQARunConfig(WritingRunConfig):
     """rank: the likeliest of the data set's answer_list"""
     num_ans_candidates: int | None = 128
     """rank: only so many of the list are tried; null: all"""
-    vqa_rule: AnswerRule = "auto"
+    vqa_rule: AnswerRule = field(default="auto", metadata=SCORING_ONLY)
     """official: texts are cleaned where the annotators differ, as in the official script; normalised: always; textvqa:
     always, as TextVQA's own evaluator does; vizwiz: the official script on VizWiz' records, which have a confidence and
     no id; scienceqa: the option that a written answer names ("The answer is B."); exact: equal to any answer after
@@ -125,7 +125,7 @@ class VQARunConfig(WritingRunConfig):
     vqa_metrics: list[str] | None = None
     """accuracy (by vqa_rule) and anls (similarity to the nearest answer, ST-VQA's and DocVQA's); the first is
     agg_metrics. Absent: accuracy; both for vqa_reading_comprehension"""
-    baselines: bool = True
+    baselines: bool = field(default=True, metadata=SCORING_ONLY)
     """report what the commonest training answer would score, overall and by question"""
 
     def task_errors(self) -> list[tuple[str, str]]:
@@ -150,7 +150,7 @@ class RankingRunConfig(WritingRunConfig):
     """a candidate's log-likelihood, or that divided by its tokens"""
     segments: int = 1
     """a batch's candidates are scored in so many parts, to save memory; no result depends on it"""
-    positive: str | None = None
+    positive: str | None = field(default=None, metadata=SCORING_ONLY)
     """two classes: the candidate that counts as positive; adds auc, which becomes agg_metrics"""
 
     def task_errors(self) -> list[tuple[str, str]]:

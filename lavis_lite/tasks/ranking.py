@@ -118,13 +118,13 @@ class RankingTask(WritingTask):
         if self._shared is None:
             label = question.get("label")
             if label is None or not 0 <= label < len(row["scores"]):
-                raise DataError(f"{dataset.place(row['index'])}: its right answer (label {label}) is not among its "
+                raise DataError(f"{dataset.location(row['index'])}: its right answer (label {label}) is not among its "
                                 f"{len(row['scores'])} candidates.")
             return {label}
         answers = set(question["answers"])
         found = {place for place, text in enumerate(self._shared) if text in answers}
         if not found and self.cfg.candidates is not None:
-            raise DataError(f"{dataset.place(row['index'])}: its answer {sorted(answers)[0]!r} is none of "
+            raise DataError(f"{dataset.location(row['index'])}: its answer {sorted(answers)[0]!r} is none of "
                             f"run.candidates {self._shared}; {did_you_mean(sorted(answers)[0], self._shared)}")
         return found
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.controls import Controlled
+from lavis_lite.datasets.controls import AblatedImages
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.tasks.base import BaseTask, Row
@@ -34,7 +34,7 @@ class WritingTask(BaseTask):
         if cfg.submission is not None and cfg.submission not in self.servers:
             raise ConfigError(f"run.submission={cfg.submission}: {cfg.task} writes no such file; "
                               f"{did_you_mean(cfg.submission, self.servers)}")
-        self._split = self._told = ""
+        self._split = self._format_hint = ""
         self._why = "the run asks for no metric, or the split has nothing to compare with"
 
     @property
@@ -45,12 +45,12 @@ class WritingTask(BaseTask):
     def submitted(self, content: Any, name: str = "") -> Submission:
         """Predictions on a split without labels; the summary will say whose format they have."""
         found = Submission(self.server, content, name)
-        self._told = found.told()
+        self._format_hint = found.format_hint()
         return found
 
     def evaluated(self, dataset: Any) -> Any:
         """The data set as `run.control` shows it."""
-        return dataset if self.cfg.control == "none" else Controlled(dataset, self.cfg.control)
+        return dataset if self.cfg.control == "none" else AblatedImages(dataset, self.cfg.control)
 
     def options(self) -> dict[str, Any]:
         """Settings of generation that the run or its task names; the model decides the others."""
@@ -66,7 +66,7 @@ class WritingTask(BaseTask):
             labelled: whether it could have been.
         """
         self._why = "the run asks for no metric" if labelled else "the split has no labels"
-        self._told = "" if labelled else self._told
+        self._format_hint = "" if labelled else self._format_hint
         return {"predictions": float(len(rows))}
 
     def summary(self, scores: dict[str, float]) -> str:
@@ -75,7 +75,7 @@ class WritingTask(BaseTask):
             return by_dataset(scores) + CONTROLS[self.cfg.control]
         if "predictions" in scores:
             return (f"{scores['predictions']:.0f} predictions written, not scored ({self._why})"
-                    f"{CONTROLS[self.cfg.control]}{self._told}")
+                    f"{CONTROLS[self.cfg.control]}{self._format_hint}")
         return self.line(scores)
 
     def line(self, scores: dict[str, float]) -> str:

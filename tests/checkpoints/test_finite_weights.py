@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lavis_lite.checkpoints import load_vision_weights
 from lavis_lite.checkpoints.convert import convert
-from lavis_lite.checkpoints.finite_weights import is_finite, non_finite, non_finite_fused
 from lavis_lite.checkpoints.weights import assets, build_model
 from lavis_lite.errors import CheckpointError, ConfigError
+from lavis_lite.finite import is_finite, non_finite, non_finite_fused
 from lavis_lite.models.language import build_language_model
-from lavis_lite.models.language.build import load_pretrained
+from lavis_lite.models.language.pretrained import load_pretrained
 from lavis_lite.models.vision.encoder import VisionEncoder
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.checkpointing import CheckpointStore
@@ -118,7 +118,7 @@ def test_a_run_that_diverged_stops_at_its_next_save(tmp_path: Path) -> None:
     with torch.no_grad():
         runner.model.scale.fill_(float("inf"))
         runner.model.tokens.fill_(float("nan"))
-    with pytest.raises(CheckpointError, match="step 1 was not saved: .*tokens.*Begin again with a lower run.init_lr"):
+    with pytest.raises(CheckpointError, match="step 1 was not saved: .*tokens.*Start again with a lower run.init_lr"):
         runner.step = 1
         runner._save()
     assert not list(tmp_path.glob("checkpoints/step_*"))

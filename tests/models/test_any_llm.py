@@ -47,7 +47,7 @@ def test_a_language_model_is_named_or_sized_and_trains(name: str, kind: type, sp
                                   llm_tokenizer="mini/opt")
     torch.manual_seed(0)
     model = build_model(section)
-    assert isinstance(model.language_model, kind) and model.style.prefix_lm is splits
+    assert isinstance(model.language_model, kind) and model.defaults.prefix_lm is splits
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-3)
     batch = {**samples(), "uniform": torch.full((2,), 0.3, dtype=torch.float64)}

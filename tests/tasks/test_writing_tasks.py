@@ -11,7 +11,8 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, DataError
-from lavis_lite.evaluation.evaluator import gathered, where_unscored, write_predictions
+from lavis_lite.evaluation.evaluator import gathered
+from lavis_lite.evaluation.results import where_unscored, write_predictions
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
 from lavis_lite.tasks.submission import Submission
@@ -263,7 +264,7 @@ def test_captions_for_some_images_only_are_refused_before_anything_is_predicted(
     class Partly(Images):
         bare, has_text = [1], False
         __len__ = lambda self: 2  # noqa: E731
-        place = lambda self, index: f"file.json:{index + 1}"  # noqa: E731
+        location = lambda self, index: f"file.json:{index + 1}"  # noqa: E731
 
     with pytest.raises(DataError, match="1 of 2 images have no caption to score by, the first is file.json:2"):
         captioning().before_evaluation(Partly(), "val")

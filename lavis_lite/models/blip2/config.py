@@ -9,8 +9,8 @@ from typing import Any, Literal
 from lavis_lite.config.schema import ModelConfig, RunConfig
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.language.families import Precision, family_of
-from lavis_lite.models.language.load_options import Lora, Quantization, Setup
-from lavis_lite.models.vision.presets import encoder_error
+from lavis_lite.models.language.load_options import LMLoadOptions, Lora, Quantization
+from lavis_lite.models.vision.check import encoder_error
 
 COUNTS = ("image_size", "num_query_token", "cross_attention_freq", "max_txt_len", "qformer_hidden_size",
           "qformer_layers", "qformer_heads", "qformer_intermediate_size", "qformer_max_positions")
@@ -154,9 +154,9 @@ class Blip2LLMConfig(Blip2Config):
     lora: Lora | None = None
     """adapters on the language model that train (extra lora); {} takes the defaults"""
 
-    def setup(self) -> Setup:
+    def setup(self) -> LMLoadOptions:
         """How the language model is held."""
-        return Setup(self.llm_quantization, self.llm_device_map, self.llm_grad_checkpoint, self.lora)
+        return LMLoadOptions(self.llm_quantization, self.llm_device_map, self.llm_grad_checkpoint, self.lora)
 
     @property
     def reads_text(self) -> bool:

@@ -6,85 +6,26 @@ head are never built.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lavis_lite.errors import ConfigError, did_you_mean
+import torch
+from torch import nn
+
+from lavis_lite.errors import ConfigError
+from lavis_lite.models.vision.shapes import MINI_PATCH_SIZE, ViTShape, check_timm_name
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-TIMM_MODULES = ["vision_transformer", "deit", "eva"]
-"""timm's modules whose models are plain ViTs: patches, prefix tokens, a list of equal blocks."""
+    from timm.models.vision_transformer import VisionTransformer
 
 
-@dataclass(frozen=True)
-class ViTShape:
-    """Dimensions of a ViT; `depth` counts the blocks that are run."""
-
-    width: int
-    depth: int
-    heads: int
-    mlp_ratio: float
-    patch_size: int
-    """pixels per side"""
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ConfigError(f"vision encoder: width {self.width} is not a multiple of {self.heads} heads.")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One row of the table below.
-
-    Attributes:
-        kind: the family, which decides the builder: "eva" or "clip".
-        shape: dimensions, each of which a caller may override.
-        align_corners: how position embeddings are interpolated to another resolution (as LAVIS does per family).
-    """
-
-    kind: str
-    shape: ViTShape
-    align_corners: bool
-
-
-PRESETS = {
-    # EVA-CLIP's ViT-g/14 has 40 blocks, CLIP's ViT-L/14 has 24; the last one is not run
-    "eva_clip_g": Preset("eva", ViTShape(1408, 39, 16, 4.3637, 14), align_corners=False),
-    "clip_L": Preset("clip", ViTShape(1024, 23, 16, 4.0, 14), align_corners=True),
-}
-
-MINI = "mini"
-"""The embedded default: 64-pixel images, weights in the package."""
-MINI_PATCH_SIZE = 8
-"""pixels per side"""
-SIZES = ("depth", "width", "heads", "mlp_ratio", "patch_size")
-"""dimensions of an encoder that a caller may override"""
-
-
-def override(shape: ViTShape, changes: dict[str, Any]) -> ViTShape:
-    """The shape with every change that is not None."""
-    return replace(shape, **{name: value for name, value in changes.items() if value is not None})
-
-
-def check_image_size(name: str, image_size: int, patch_size: int) -> None:
-    """Raise ConfigError unless the image divides into whole patches."""
-    if image_size < patch_size or image_size % patch_size:
-        near = max(round(image_size / patch_size), 1) * patch_size
-        raise ConfigError(f"model.image_size: {image_size} pixels are not a whole number of {name}'s "
-                          f"{patch_size}-pixel patches; the nearest is {near}.")
+MINI_WIDTH, MINI_DEPTH, MINI_HEADS = 128, 4, 4
 
 
 def build_eva(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Module:
     """EVA-CLIP's ViT: absolute positions, fused qkv with separate q and v biases and none for k, eps 1e-6, no end."""
-    ensure_torchvision()
     from timm.models.eva import Eva
-    from torch import nn
 
     vit = Eva(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="", embed_dim=shape.width,
               depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio, qkv_bias=True, qkv_fused=True,
@@ -96,9 +37,7 @@ def build_eva(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Mod
 
 def build_clip(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Module:
     """CLIP's image ViT: a norm before the blocks, no patch bias, QuickGELU, eps 1e-5, no end."""
-    ensure_torchvision()
     from timm.models.vision_transformer import VisionTransformer
-    from torch import nn
 
     vit = VisionTransformer(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="",
                             embed_dim=shape.width, depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio,
@@ -108,18 +47,46 @@ def build_clip(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Mo
     return vit
 
 
-def build_preset(preset: Preset, image_size: int, drop_path_rate: float) -> nn.Module:
-    """The ViT of a row of `PRESETS` (possibly with an overridden shape), random weights."""
-    build = {"eva": build_eva, "clip": build_clip}[preset.kind]
-    return build(preset.shape, image_size, drop_path_rate)
+class ConvStem(nn.Module):
+    """Patch embedding by three stride-2 convolutions and a projection: float[B, 3, H, W] -> float[B, P, D].
+
+    A plain patch embedding learns shapes far slower at the mini encoder's size. Takes the arguments of timm's
+    `embed_layer`; timm reads `num_patches` and `grid_size`.
+    """
+
+    def __init__(self, img_size: int = 64, patch_size: int = MINI_PATCH_SIZE, in_chans: int = 3,
+                 embed_dim: int = MINI_WIDTH, bias: bool = True, dynamic_img_pad: bool = False,
+                 device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        if patch_size != MINI_PATCH_SIZE or dynamic_img_pad or img_size % patch_size:
+            raise ValueError(f"ConvStem takes {MINI_PATCH_SIZE}-pixel patches, and sides that are a multiple of that")
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        layers: list[nn.Module] = []
+        for channels_in, channels_out in ((in_chans, 32), (32, 64), (64, 96)):
+            layers += [nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1, device=device, dtype=dtype),
+                       nn.GroupNorm(8, channels_out, device=device, dtype=dtype), nn.GELU()]
+        self.stem = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(96, embed_dim, 1, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Patches in reading order: float[B, 3, H, W] -> float[B, P, D]."""
+        return self.proj(self.stem(image)).flatten(2).transpose(1, 2)
 
 
-def build_mini(image_size: int) -> nn.Module:
-    """The embedded default's ViT with random weights; all of its layers are used, as its weights were trained."""
+def mini_vit(image_size: int = 64) -> VisionTransformer:
+    """The embedded default's encoder: a ViT of 0.9M parameters for 64-pixel images, with random weights.
+
+    `model.forward_features(image float[B, 3, S, S])` gives float[B, 1 + (S / 8)^2, 128] after all four blocks and the
+    final norm: the class token, then the patches in reading order. Images are normalised with CLIP's mean and
+    deviation. The packaged weights (assets/mini/vit.safetensors, fp16) are for 64 pixels.
+    """
     ensure_torchvision()
-    from lavis_lite.models.vision.mini_vit import mini_vit
+    from timm.models.vision_transformer import VisionTransformer
 
-    return mini_vit(image_size)
+    return VisionTransformer(img_size=image_size, patch_size=MINI_PATCH_SIZE, num_classes=0, embed_dim=MINI_WIDTH,
+                             depth=MINI_DEPTH, num_heads=MINI_HEADS, embed_layer=ConvStem)
 
 
 def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[str, Any],
@@ -146,63 +113,6 @@ def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[
     return vit
 
 
-def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weights: bool) -> tuple[str, str] | None:
-    """(key of the model section, sentence) of what is wrong with a vision encoder; None if it can be built.
-
-    A preset is compared with its table. A timm model is built on the meta device: without memory or a download.
-
-    Args:
-        name: as in `VisionEncoder`.
-        image_size: pixels per side.
-        sizes: of model.vit_args.
-        own_weights: whether timm's own weights are requested.
-    """
-    for key in sizes:
-        if key not in SIZES:
-            return f"vit_args.{key}", f"a vision encoder has no such size; {did_you_mean(key, SIZES)}"
-    try:
-        if name == MINI:
-            if any(value is not None for value in sizes.values()):
-                return "vit_args", "the dimensions of 'mini' are fixed; only image_size can change."
-            check_image_size(name, image_size, MINI_PATCH_SIZE)
-        elif name in PRESETS:
-            check_image_size(name, image_size, override(PRESETS[name].shape, dict(sizes)).patch_size)
-        else:
-            check_timm_name(name)
-            import torch
-
-            with torch.device("meta"):
-                vit: Any = build_timm(name, image_size, 0.0, dict(sizes), pretrained=False)
-            check_image_size(name, image_size, int(vit.patch_embed.patch_size[0]))
-    except ConfigError as error:
-        key, _, sentence = str(error).partition(": ")
-        return key.removeprefix("model.") if key.startswith("model.") else "vit_args", sentence
-    except (ValueError, AssertionError, TypeError, ZeroDivisionError, RuntimeError) as error:  # timm's own
-        return "vit_args", f"timm cannot build {name!r} like this: {(str(error) or repr(error)).splitlines()[0]}"
-    if own_weights and (name == MINI or name in PRESETS):
-        return "vit_weights", f"timm has no weights of {name!r}; name a file, or leave the key out."
-    return None
-
-
-def check_timm_name(name: str) -> None:
-    """Raise ConfigError unless `name` is a plain ViT of timm; nothing is built."""
-    ensure_torchvision()
-    import timm
-
-    architecture = name.split(".")[0]
-    if not timm.is_model(architecture):
-        names = [*PRESETS, MINI, *timm.list_models(module="vision_transformer"), *timm.list_models(module="eva")]
-        raise ConfigError(f"model.vit_model: unknown vision encoder {name!r}: {did_you_mean(name, names)}")
-    if not timm.models.is_model_in_modules(architecture, TIMM_MODULES):
-        raise ConfigError(f"model.vit_model: timm's {name!r} is not a plain ViT (patch tokens through equal blocks). "
-                          f"Take one of {', '.join(PRESETS)} or a name from timm.list_models('vit_*').")
-
-
-def prefix_tokens(vit: nn.Module) -> int:
-    """Tokens before the patches (class and register tokens) in the ViT's output."""
-    return int(getattr(vit, "num_prefix_tokens", 0))
-
-
 def resize_pos_embed(table: torch.Tensor, grid: int, prefix: int, align_corners: bool) -> torch.Tensor:
     """Interpolate position embeddings to another square grid, bicubic; entries of prefix tokens stay as they are.
 
@@ -215,12 +125,10 @@ def resize_pos_embed(table: torch.Tensor, grid: int, prefix: int, align_corners:
     Returns:
         float[1, prefix + grid*grid, D] in the dtype of `table`.
     """
-    import torch
-
     first, patches = table[:, :prefix], table[:, prefix:]
     side = round(patches.shape[1] ** 0.5)
     if side == grid:
         return table
     image = patches.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    image = torch.nn.functional.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=align_corners)
+    image = nn.functional.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=align_corners)
     return torch.cat([first, image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
