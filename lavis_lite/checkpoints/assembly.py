@@ -62,6 +62,8 @@ class Assembly:
         section, model = self.section, self.model
         if self.names.keys() & {"llm_model", "llm_tokenizer"}:
             model.language_model.check_tokenizer()  # type: ignore[operator, union-attr]
+        if section.brings_backbones:
+            return
         if "vit_weights" in self.names:
             encoder: Any = model.vision_encoder
             load_vision_weights(encoder, section.vit_weights, allow_non_finite=self.allow_non_finite)
@@ -88,6 +90,8 @@ class Assembly:
     def load_checkpoints(self) -> None:
         """Each checkpoint that the section names, after what its own run kept frozen."""
         for key, path in self.starts:
+            if path in self.model.loaded_checkpoints:
+                continue
             refuse_other_settings(self.model, path)
             content, extra = read_content(path), read_extra(path)
             self._follow(content, path)

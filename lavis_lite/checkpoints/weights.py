@@ -151,6 +151,9 @@ def _has_weights(folder: Path) -> bool:
 
 def required_weights(model: Any) -> list[Need]:
     """The needs of a model section, in the order of its fields; fields that the section lacks are no need."""
+    checkpoints = [Need(key, value) for key, value in checkpoints_of(model)]
+    if model.brings_backbones:
+        return checkpoints
     needs = []
     for key in ("vit_weights", "tokenizer", "qformer_weights"):
         value = model.get(key)
@@ -161,9 +164,7 @@ def required_weights(model: Any) -> list[Need]:
             continue  # the checkpoint brings what trained
         if value is not None and value not in NO_FILE:
             needs.append(Need(key, str(value)))
-    needs.extend(_language_needs(model))
-    needs.extend(Need(key, value) for key, value in checkpoints_of(model))
-    return needs
+    return [*needs, *_language_needs(model), *checkpoints]
 
 
 def _brings_encoder(model: Any) -> bool:

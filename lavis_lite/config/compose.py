@@ -255,7 +255,7 @@ def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[Layer | None, 
     """(the default layer of a data set, or what is wrong with its name or type)."""
     if name not in dataset_names():
         if section.get("builder") or name in registry.builder:
-            return None, None
+            return _builder_layer(name, section)
         return None, (f"datasets.{name}: neither a data set of the package nor a registered builder; "
                       f"{did_you_mean(name, [*dataset_names(), *registry.builder.names()])} "
                       "For files of your own add `builder: custom`.")
@@ -263,6 +263,20 @@ def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[Layer | None, 
     if wanted not in rows:
         return None, f"datasets.{name}.type: no type {wanted!r}; {did_you_mean(wanted, rows)}"
     return Layer(f"datasets/{name}.yaml", {"datasets": {name: rows[wanted]}}), None
+
+
+def _builder_layer(name: str, section: Mapping[str, Any]) -> tuple[Layer | None, str | None]:
+    """The defaults of a registered builder that lists YAML files by type in DATASET_CONFIG_DICT, as LAVIS' do."""
+    builder = str(section.get("builder") or name)
+    types = getattr(registry.builder.get(builder), "DATASET_CONFIG_DICT", {}) if builder in registry.builder else {}
+    wanted = str(section.get("type", "default"))
+    if not types:
+        return None, None
+    if wanted not in types:
+        return None, f"datasets.{name}.type: no type {wanted!r}; {did_you_mean(wanted, types)}"
+    rows = read_yaml(Path(types[wanted])).get("datasets") or {}
+    row = rows.get(name) or next(iter(rows.values()), None) or {}
+    return Layer(types[wanted], {"datasets": {name: row}}), None
 
 
 def _type_sections(composition: Composition) -> None:
@@ -316,7 +330,8 @@ def _interpolations(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tup
 
 def _config_class(kind: Any, name: str, base: type) -> type:
     try:
-        return getattr(kind.get(name), "config_class", base)
+        cls = kind.get(name)
+        return getattr(cls, "section_class", None) or getattr(cls, "config_class", base)
     except RegistryError:
         return type("Unchecked", (base,), {"open_ended": True})  # the unknown name is reported where it stands
 

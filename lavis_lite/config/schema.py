@@ -7,7 +7,7 @@ attribute `config_class` (a dataclass derived from one of these). LAVIS' names a
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 
 class Section:
@@ -44,6 +44,10 @@ class ModelConfig(Section):
     Q-Former, or the Q-Former's text half, which a stage-2 checkpoint does not have"""
     allow_non_finite: bool = False
     """load weights that hold NaN or infinity too, to look into them"""
+
+    brings_backbones: ClassVar[bool] = False
+    """whether the model's `from_config` loads encoder, tokenizer and language model itself: no file of theirs is looked
+    for then"""
 
     def faults(self, run: RunConfig) -> list[tuple[str, str]]:
         """What is wrong beyond keys and types: (key of this section, sentence) each; asked before anything is built."""

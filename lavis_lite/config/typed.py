@@ -42,6 +42,10 @@ class Checker:
         if not isinstance(content, Mapping):
             self.fault(path, f"must be a section of keys, not {shown(content)}.")
             content = {}
+        if hasattr(cls, "opened"):  # it makes itself a field for each key
+            cls = cls.opened(content)
+            self.notes += [f"{self.where(f'{path}.{key}')}: {path}.{key}: nothing in the source of "
+                           f"{cls.reader.__name__} reads it." for key in sorted(cls.unread)]
         hints = typing.get_type_hints(cls)
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         values: dict[str, Any] = {}
@@ -56,7 +60,8 @@ class Checker:
             elif extra is not None and key in extra:
                 self.notes.append(f"{self.where(dotted)}: {dotted} belongs to another task and has no effect here.")
             else:
-                self.faults.append(f"{self.where(dotted)}: unknown key {dotted}; {did_you_mean(str(key), known)}")
+                choices = getattr(cls, "suggested", known)
+                self.faults.append(f"{self.where(dotted)}: unknown key {dotted}; {did_you_mean(str(key), choices)}")
         return cls(**values)
 
     def convert(self, value: Any, hint: Any, path: str) -> tuple[bool, Any]:

@@ -124,6 +124,7 @@ class Evaluator:
         journal = Journal(self.run_dir, f"{split}_{name}_step{step}", distributed.broadcast_object(parts),
                           self.run.evaluate, distributed.rank())
         desk = Desk(journal, self.run.resume_evaluation, self.tracker, f"{split} {name}", self.wish)
+        desk.run_dir, desk.step = self.run_dir, step
         if desk.journal is not None:  # else the files are another process's
             self._journals.append(desk.journal)
         return desk

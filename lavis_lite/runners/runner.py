@@ -116,6 +116,7 @@ class Runner:
             self.tracker.open(self.step, parts.bounds.total)
             try:
                 self._introduce()
+                self.task.before_training(self.model, self.datasets)
                 self._validate_if_due(after_resume=True)
                 with closing(parts.batches(self.step, parts.bounds.total)) as batches:
                     self._loop(parts, batches)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor
 
-from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.outputs import split_losses
@@ -35,6 +36,11 @@ class LongWork:
 
     def put(self, key: str, value: Any) -> None:
         """Keep a finished part; plain values only."""
+
+    run_dir: Path | None = None
+    """folder of the run that is evaluated; None: not known"""
+    step: int = 0
+    """optimizer steps of the weights that are evaluated"""
 
     def wish(self) -> int:
         """Exit code of a signal that asks this rank to stop; 0: none.
@@ -67,6 +73,19 @@ class BaseTask:
 
     def __init__(self, cfg: RunConfig) -> None:
         self.cfg = cfg
+
+    @classmethod
+    def from_config(cls, config: Config) -> BaseTask:
+        """The task of a run; by default made of its `run:` section alone."""
+        return cls(config.run)
+
+    def before_training(self, model: BaseModel, datasets: Mapping[str, Mapping[str, Any]]) -> None:
+        """Called once before the first step, or the first after a resume; nothing to do by default.
+
+        Args:
+            model: on its device, with its weights.
+            datasets: data set name -> split -> data set.
+        """
 
     def training_samples(self, samples: dict[str, Any]) -> dict[str, Any]:
         """What the model is given of a training batch: the batch itself, or its texts in the task's prompt."""
