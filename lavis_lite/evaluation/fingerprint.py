@@ -123,7 +123,7 @@ def _sampled(tensor: Tensor) -> bytes:
 def of_files(section: DatasetConfig) -> Parts:
     """Size and a hash of evenly spaced blocks of every annotation file that is here, wherever it lies."""
     parts = {}
-    for split, file in section.build_info.annotations.items():
+    for split, file in section.build_info.get("annotations", {}).items():
         named = file.get("storage")
         for number, name in enumerate(named if isinstance(named, list) else [named]):
             path = None if name is None or files.is_url(str(name)) else files.resolve(name)

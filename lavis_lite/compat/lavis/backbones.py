@@ -10,6 +10,7 @@ from torch import nn
 
 from lavis_lite.checkpoints.stored import weight_files
 from lavis_lite.checkpoints.weights import Need
+from lavis_lite.compat.lavis.sections import given_name
 from lavis_lite.models.provenance import WeightSource, mark_loaded, sources_of
 from lavis_lite.torchvision_shim import ensure_torchvision
 
@@ -32,7 +33,8 @@ def mark_backbones(model: nn.Module) -> None:
         path = Need("llm_model", name).local()
         if path is not None and holds(path, module):
             trains = any(parameter.requires_grad for parameter in module.parameters())
-            mark_loaded(module, WeightSource("", "bert" if trains else "language model", name, str(path)),
+            mark_loaded(module, WeightSource("", "bert" if trains else "language model", given_name(name),
+                                              str(path)),
                         _in_files(path, module))
 
 

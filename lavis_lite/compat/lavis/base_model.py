@@ -22,7 +22,7 @@ from lavis_lite.checkpoints.stored import source_of
 from lavis_lite.checkpoints.weights import Need
 from lavis_lite.compat.lavis.backbones import mark_backbones
 from lavis_lite.compat.lavis.paths import config_path
-from lavis_lite.compat.lavis.sections import as_node, section_class
+from lavis_lite.compat.lavis.sections import as_node, given_name, section_class
 from lavis_lite.compat.lavis.sizes import sizes, sizes_in
 from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import ConfigError, did_you_mean
@@ -40,7 +40,6 @@ class BaseModel(CoreModel):
     """
 
     PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {}
-    loads_backbones: ClassVar[bool] = True
     section_class: ClassVar[type[ModelConfig]]
 
     def __init__(self) -> None:
@@ -79,7 +78,7 @@ class BaseModel(CoreModel):
         """
         path = str(local_path(url_or_filename))
         report = load_checkpoint(self, path, may_miss=[".*"], may_ignore=[".*"])
-        mark_loaded(self, source_of("checkpoint", str(url_or_filename), path), report.loaded)
+        mark_loaded(self, source_of("checkpoint", given_name(str(url_or_filename)), path), report.loaded)
         self.loaded_checkpoints = self.loaded_checkpoints | {path}
         if distributed.is_main():
             print(report, flush=True)

@@ -19,6 +19,7 @@ from lavis_lite.checkpoints.stored import source_of
 from lavis_lite.checkpoints.weights import Need
 from lavis_lite.compat.lavis.base_model import BaseModel
 from lavis_lite.compat.lavis.blip2 import Blip2Base
+from lavis_lite.compat.lavis.sections import given_name
 from lavis_lite.compat.lavis.vision import disabled_train
 from lavis_lite.models.base import freeze
 from lavis_lite.models.blip2 import llm as core
@@ -69,7 +70,7 @@ class LavisBlip2LLM(Blip2Base, core.Blip2LLM):
         limits = Limits(max_txt_len, max_output_txt_len or max_txt_len, joint, self.style.prompt_side)
         path = str(Need("llm_model", name).fetch())
         language_model = build_language_model(path, family=self.style.family, limits=limits)
-        load_pretrained(language_model, path, source_of("language model", name, path))
+        load_pretrained(language_model, path, source_of("language model", given_name(name), path))
         self.__dict__["wrapped_language_model"] = language_model  # its module is a child under LAVIS' name
         setattr(self, f"{self.part}_model", freeze(language_model.model))
         setattr(self, f"{self.part}_tokenizer", language_model.tokenizer.loaded)

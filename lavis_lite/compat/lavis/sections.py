@@ -18,13 +18,14 @@ from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from lavis_lite.checkpoints.weights import PACKAGED_PREFIX, packaged
+from lavis_lite.checkpoints.weights import PACKAGED_PREFIX, packaged, packaged_names
+from lavis_lite.compat.lavis.sizes import KEYS as SIZE_KEYS
 from lavis_lite.config.schema import Section
 
 SIMILAR = 0.8
 """likeness above which a key that nothing reads is taken for a misspelt one that something reads"""
-LAVIS_UNREAD = frozenset({"dataset_card", "default", "arch", "name"})
-"""keys of LAVIS' files that say something to people only"""
+READ_ELSEWHERE = ("dataset_card", "arch", "name")
+"""keys of LAVIS' files that no class reads, but people or the package do"""
 FOREIGN = ("torch.", "transformers.", "builtins", "typing", "abc", "collections.")
 
 
@@ -42,6 +43,7 @@ class OpenSection(Section):
     """A section that takes every key; `opened` gives it the fields."""
 
     reader: ClassVar[type]
+    brings_backbones: ClassVar[bool] = True
     given: ClassVar[frozenset[str]] = frozenset()
     """keys that the YAML files and --options set"""
     suggested: ClassVar[frozenset[str]] = frozenset()
@@ -53,7 +55,7 @@ class OpenSection(Section):
         fixed = {entry.name for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
         more = [str(key) for key in content if key not in fixed and _is_field_name(str(key))]
         read, mentioned = keys_read(cls.reader), names_in_source(cls.reader)
-        suspects = {key for key in more if mentioned and key not in mentioned | LAVIS_UNREAD}
+        suspects = {key for key in more if mentioned and key not in {*mentioned, *READ_ELSEWHERE, *SIZE_KEYS}}
         missing = read - set(content)
         misspelt = {key for key in suspects if difflib.get_close_matches(key, missing, 1, SIMILAR)}
         fields = [(key, Any, dataclasses.field(default=None)) for key in more if key not in misspelt]
@@ -97,6 +99,11 @@ def _with_packaged(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(PACKAGED_PREFIX):
         return str(packaged(value) or value)
     return value
+
+
+def given_name(path: str) -> str:
+    """What a YAML calls a file: `mini/opt` for what ships with this package, else its path."""
+    return next((name for name in packaged_names() if str(packaged(name)) == path), path)
 
 
 # what a class reads -------------------------------------------------------------------------------------------------
