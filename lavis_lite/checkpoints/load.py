@@ -206,7 +206,8 @@ def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> tuple[s
 def _for_lavis_names(tensors: Mapping[str, Tensor], own: Iterable[str]) -> Translated:
     """Tensors for a model whose own names are LAVIS': of LAVIS' layout as they are, of ours under LAVIS' names."""
     if any(name.startswith(LAVIS_STARTS) for name in tensors):
-        return Translated({name: tensor for name, tensor in tensors.items() if not derived(name)})
+        known = set(own)
+        return Translated({name: tensor for name, tensor in tensors.items() if name in known or not derived(name)})
     translated = to_lavis(tensors, language_prefix(own) or "opt")
     return Translated({**translated.tensors, **{name: tensors[name] for name in translated.unknown}})
 

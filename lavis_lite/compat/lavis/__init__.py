@@ -16,5 +16,5 @@ from lavis_lite.torchvision_shim import ensure_torchvision
 
 __all__ = ["sizes"]
 
-ensure_torchvision()  # such projects import torchvision, timm and transformers themselves
 finder.install()
+ensure_torchvision()  # such projects import torchvision, timm and transformers themselves

@@ -36,3 +36,22 @@ class RandomAugment:
         found = rand_augment(pixels, random.Random(random.getrandbits(32)), self.N, self.M)
         array = found.permute(1, 2, 0).contiguous().numpy()
         return Image.fromarray(array) if self.isPIL else array
+
+
+class VideoRandomAugment(RandomAugment):
+    """The same operations on all frames of a clip."""
+
+    def __init__(self, N: int = 2, M: int = 10, p: float = 0.0, tensor_in_tensor_out: bool = True,
+                 augs: Sequence[str] = ()) -> None:
+        super().__init__(N, M, augs=augs)
+        self.as_tensor = tensor_in_tensor_out
+
+    def __call__(self, img: Any) -> Any:
+        """uint8[T,H,W,3] -> float[T,H,W,3] (or an array)."""
+        state = random.getstate()
+        found = []
+        for frame in np.asarray(img, dtype=np.uint8):
+            random.setstate(state)  # one draw serves all frames
+            found.append(super().__call__(frame))
+        clip = np.stack(found)
+        return torch.from_numpy(clip).float() if self.as_tensor else clip

@@ -33,7 +33,7 @@ _DIST = ("get_rank", "get_world_size", "get_dist_info", "is_main_process", "is_d
          "init_distributed_mode", "download_cached_file")
 _DATA_UTILS = {
     **_all(".datasets", "apply_to_sample", "move_to_cuda", "prepare_sample", "concat_datasets", "reorg_datasets_by_split"),
-    "load_video": ".video:load_video", "MAX_INT": ".video:MAX_INT",
+    **_all(".media", "load_video", "extract_archive", "MAX_INT"),
 }
 _REGISTRY = {"registry": ".registry:registry"}
 _SCHEDULES = {
@@ -98,7 +98,7 @@ MODULES: dict[str, dict[str, str]] = {
     "lavis.processors.alpro_processors": _all(".processors", *_VIDEO_PROCESSORS),
     "lavis.processors.instruction_text_processors": {
         "BlipInstructionProcessor": "lavis_lite.processors.instruction:Instruction"},
-    "lavis.processors.randaugment": {"RandomAugment": ".augment:RandomAugment"},
+    "lavis.processors.randaugment": _all(".augment", "RandomAugment", "VideoRandomAugment"),
     "lavis.datasets": {},
     "lavis.datasets.builders": {
         **_all("lavis_lite.datasets.load", "load_dataset", "dataset_zoo"), **_REGISTRY,

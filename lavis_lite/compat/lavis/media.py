@@ -1,4 +1,4 @@
-"""LAVIS' `load_video`: frames of a file as one tensor."""
+"""LAVIS' tools for media files: frames of a video as one tensor, archives unpacked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lavis_lite.datasets.files.archives import unpack
 from lavis_lite.datasets.media.video import open_video
 from lavis_lite.processors.frames import SAMPLINGS
 
@@ -33,3 +34,10 @@ def load_video(video_path: str | Path, n_frms: int = MAX_INT, height: int = -1, 
     if height > 0 and width > 0:
         clip = F.interpolate(clip, size=(height, width), mode="bilinear", align_corners=False).clamp(0, 255)
     return clip.transpose(0, 1)
+
+
+def extract_archive(from_path: str, to_path: str | None = None, overwrite: bool = False) -> list[str]:
+    """Unpack a zip or tar archive; no member may leave its folder. The paths of the files in the folder."""
+    folder = Path(to_path or Path(from_path).parent)
+    unpack(Path(from_path), folder)
+    return [str(path) for path in sorted(folder.rglob("*")) if path.is_file()]
