@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from lavis_lite.process import limits
+
 MIB = 2**20
 _SLACK = MIB
 """bytes that files take besides what they hold"""
@@ -43,6 +45,8 @@ def cannot_write(path: Path, error: BaseException, needed: int = 0, what: str = 
         return f"{subject}: {_reason(error)}. Check the permissions of {place}, or choose another folder."
     if number == errno.ENOENT and not path.exists():
         return f"{subject}: {path} is gone; it was removed while it was in use."
+    if limit_met := next(filter(None, map(limits.explain, _chain(error))), None):
+        return f"{subject}: {limit_met}"
     return f"{subject}: {_reason(error)}."
 
 

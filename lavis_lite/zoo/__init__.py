@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from lavis_lite.zoo.catalogue import (
+    NOT_RUN,
+    RUNS_OFFLINE,
     ModelZoo,
     ZooRow,
     describe,
@@ -13,5 +15,5 @@ from lavis_lite.zoo.catalogue import (
     model_zoo,
 )
 
-__all__ = ["ModelZoo", "ZooRow", "describe", "list_models", "load_model", "load_model_and_preprocess",
-           "load_preprocess", "model_zoo"]
+__all__ = ["NOT_RUN", "RUNS_OFFLINE", "ModelZoo", "ZooRow", "describe", "list_models", "load_model",
+           "load_model_and_preprocess", "load_preprocess", "model_zoo"]

@@ -299,11 +299,19 @@ def _left(folder: Path, jobs: Sequence[Job]) -> Iterator[str]:
         yield from (f"process {pid}" for pid in processes_of(job.pid))
     hidden = [path for pattern in (".tmp-*", ".*.partial", ".lock-holder*") for path in folder.rglob(pattern)]
     for path in [*hidden, *(folder / "tmp").iterdir()]:
-        if not path.name.startswith(ALLOWED):
+        if not path.name.startswith(ALLOWED) and not _by_torchs_check(path):
             yield f"file {path}"
     for path in Path("/dev/shm").iterdir() if Path("/dev/shm").is_dir() else []:
         if (owner := re.match(r"torch_(\d+)_", path.name)) and int(owner[1]) in {job.pid for job in jobs}:
             yield f"shared memory {path}"
+
+
+def _by_torchs_check(path: Path) -> bool:
+    """Whether it is an empty file of torch's DataLoader: it opens ten to see whether there are enough descriptors.
+
+    Its own handler of SIGCHLD may raise between the making of such a file and the object that would remove it.
+    """
+    return bool(re.fullmatch(r"tmp\w{8}", path.name)) and path.is_file() and path.stat().st_size == 0
 
 
 def damaged(folder: Path) -> list[str]:

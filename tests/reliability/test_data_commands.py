@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Sequence
@@ -34,27 +35,50 @@ def world(zygote: Zygote, folder: Path) -> Job:
 
 def shards(zygote: Zygote, folder: Path) -> Job:
     """Pictures packed into tars by two processes."""
-    picture = folder / "0.png"
-    if not picture.exists():
-        Image.effect_noise((1000, 1000), 90).save(picture)
-        rows = "".join(f"{number}.png,a caption\n" for number in range(60))
-        for number in range(1, 60):
-            (folder / f"{number}.png").hardlink_to(picture)
-        (folder / "rows.csv").write_text(f"image,caption\n{rows}")
-        (folder / "data.yaml").write_text(RECIPE.format(folder=folder))
+    _write_pictures(folder)
     argv = ["shard", "--dataset", "mine", "--cfg-path", str(folder / "data.yaml"), "--out", str(folder / "shards"),
             "--samples-per-shard", "5", "--workers", "2"]
     return start(zygote, folder, "data", argv, environment(folder))
 
 
+def features(zygote: Zygote, folder: Path) -> Job:
+    """The frozen vision encoder over pictures."""
+    _write_pictures(folder)
+    argv = ["cache-features", "--cfg-path", str(folder / "data.yaml"), "--out", str(folder / "features"),
+            "--images-per-file", "5", "--options", "model.arch=blip2", "run.max_iters=1"]
+    return start(zygote, folder, "data", argv, environment(folder))
+
+
+def capfilt(zygote: Zygote, folder: Path) -> Job:
+    """Captions of pictures, written by one model and ranked by another."""
+    _write_pictures(folder)
+    argv = ["capfilt", "--dataset", "mine", "--cfg-path", str(folder / "data.yaml"), "--out", str(folder / "capfilt"),
+            "--captioner", "blip2_opt", "--type", "mini", "--ranker", "blip2:mini", "--k", "2", "--batch-size", "5",
+            "--images-per-part", "5"]
+    return start(zygote, folder, "data", argv, environment(folder))
+
+
+def _write_pictures(folder: Path) -> None:
+    """Sixty pictures that take a while to read, with captions, and a recipe of them."""
+    picture = folder / "0.png"
+    if not picture.exists():
+        Image.frombytes("L", (1000, 1000), random.Random(1).randbytes(10**6)).save(picture)
+        rows = "".join(f"{number}.png,a caption\n" for number in range(60))
+        for number in range(1, 60):
+            (folder / f"{number}.png").hardlink_to(picture)
+        (folder / "rows.csv").write_text(f"image,caption\n{rows}")
+        (folder / "data.yaml").write_text(RECIPE.format(folder=folder))
+
+
 RECIPE = """
 imports: [tests.reliability.faulty]
 model: {{arch: faulty}}
+run: {{train_splits: [train], batch_size_train: 4}}
 datasets:
   mine:
     builder: custom
     build_info: {{annotations: {{train: {{storage: {folder}/rows.csv}}}}}}
-    vis_processor: {{train: {{name: blip_image_eval}}}}
+    vis_processor: {{train: {{name: blip_image_eval, image_size: 64}}}}
 """
 COMMANDS = {"world": world, "shards": shards}
 
@@ -110,3 +134,50 @@ def test_a_worker_that_is_killed_is_told_of(name: str, zygote: Zygote, tmp_path:
     assert "was killed, most likely because memory ran out" in texts([job])
     assert "Traceback" not in texts([job])
     assert left_behind(tmp_path, [job]) == []
+
+
+# --- features and CapFilt: made in parts, of which each is whole or not there -----------------------------------------
+PARTS = {"features": (features, "features/**/*.safetensors"), "capfilt": (capfilt, "capfilt/**/parts/*.jsonl")}
+
+
+def with_a_part(name: str, zygote: Zygote, folder: Path) -> Job:
+    """A command that has written its first part, with more to come."""
+    run, pattern = PARTS[name]
+    job = run(zygote, folder)
+    deadline = time.monotonic() + 60
+    while not any(folder.glob(pattern)):
+        assert job.poll() is None and time.monotonic() < deadline, job.out.read_text() + texts([job])
+        time.sleep(0.005)
+    return job
+
+
+def contents(name: str, folder: Path) -> dict[str, bytes]:
+    """The parts by name."""
+    return {path.name: path.read_bytes() for path in folder.glob(PARTS[name][1])}
+
+
+@pytest.mark.parametrize("name", ["features", pytest.param("capfilt", marks=pytest.mark.long)])
+def test_a_job_in_parts_that_is_killed_goes_on_and_ends_alike(name: str, zygote: Zygote, tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for folder in (killed, whole):
+        (folder / "tmp").mkdir(parents=True)
+    job = with_a_part(name, zygote, killed)
+    workers = [pid for pid in processes_of(job.pid) if pid != job.pid]
+    job.signal(signal.SIGKILL)
+    assert gone(workers, within(LIMIT)) and finish([job]) == [-signal.SIGKILL]
+    assert finish([PARTS[name][0](zygote, folder) for folder in (killed, whole)], 120) == [0, 0]
+    assert len(contents(name, whole)) >= 12
+    assert contents(name, killed) == contents(name, whole)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("name", ["capfilt", pytest.param("features", marks=pytest.mark.long)])
+def test_a_signal_ends_a_job_in_parts(name: str, number: int, zygote: Zygote, tmp_path: Path) -> None:
+    job = with_a_part(name, zygote, tmp_path)
+    job.signal_group(number)
+    asked = time.time()
+    assert finish([job]) == [code_of(number)]
+    assert job.ended - asked < within(LIMIT)
+    assert "stopped" in texts([job]) and "Traceback" not in texts([job])
+    assert left_behind(tmp_path, [job]) == []
+

@@ -61,6 +61,6 @@ def test_torchrun_max_restarts_goes_on_bit_for_bit(restart: tuple[str, str, int]
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "fault").exists()
     assert done.stdout.count("resuming from") == 1
-    assert done.stderr.count("error: ") == 1
+    assert done.stderr.count("error: ") == 1, done.stderr
     assert outcome(tmp_path, STEPS) == uninterrupted
     assert left_behind(tmp_path, []) == []
