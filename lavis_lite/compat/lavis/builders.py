@@ -167,7 +167,11 @@ class BuilderAdapter(CoreBuilder):
         """The data set of a split, as the builder made it; None where it made none."""
         if self._datasets is None:
             builder: Any = self.written
-            made = builder(as_node(self.cfg)).build_datasets()
+            try:
+                made = builder(as_node(self.cfg)).build_datasets()
+            except OSError as error:
+                raise DataError(f"datasets.{self.name}: {builder.__name__}.build_datasets needs a file that cannot be "
+                                f"read: {error}") from error
             if not isinstance(made, Mapping):
                 raise ContractError(f"{builder.__name__}.build_datasets must return {{split: data set}}, not "
                                     f"{type(made).__name__}.")

@@ -56,11 +56,10 @@ class OpenSection(Section):
         more = [str(key) for key in content if key not in fixed and _is_field_name(str(key))]
         read, mentioned = keys_read(cls.reader), names_in_source(cls.reader)
         suspects = {key for key in more if mentioned and key not in {*mentioned, *READ_ELSEWHERE, *SIZE_KEYS}}
-        missing = read - set(content)
-        misspelt = {key for key in suspects if difflib.get_close_matches(key, missing, 1, SIMILAR)}
+        misspelt = {key for key in suspects if difflib.get_close_matches(key, read, 1, SIMILAR)}
         fields = [(key, Any, dataclasses.field(default=None)) for key in more if key not in misspelt]
         return dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), namespace={
-            "given": frozenset(map(str, content)), "suggested": frozenset(missing | fixed),
+            "given": frozenset(map(str, content)), "suggested": frozenset(read | fixed),
             "unread": frozenset(suspects - misspelt), "__module__": cls.__module__})
 
 

@@ -16,7 +16,7 @@ from lavis_lite.compat.lavis import paths
 from lavis_lite.compat.lavis.config import Config
 from lavis_lite.compat.lavis.sections import section_class
 from lavis_lite.config.schema import Config as CoreConfig
-from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.schema import ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.errors import ContractError
 from lavis_lite.io import atomic
@@ -107,11 +107,10 @@ class TaskAdapter(CoreTask):
     written: ClassVar[type[BaseTask]]
     section_class: ClassVar[type[RunConfig]]
 
-    def __init__(self, cfg: RunConfig, config: Any = None) -> None:
+    def __init__(self, cfg: RunConfig, config: Config | None = None) -> None:
         super().__init__(cfg)
-        whole = config if config is not None else Config(CoreConfig(model=None, preprocess=None, datasets={},  # type: ignore[arg-type]
-                                                                    run=cfg))
-        self.task: Any = self.written.setup_task(cfg=whole)
+        config = config or Config(CoreConfig(ModelConfig(), PreprocessConfig(), {}, cfg))
+        self.task: Any = self.written.setup_task(cfg=config)
         self._evaluated: Any = None
 
     @classmethod
