@@ -171,6 +171,12 @@ def test_arrows_point_one_way(room: str) -> None:
     assert wrong == []
 
 
+def test_nothing_imports_the_adapters_for_other_packages() -> None:
+    wrong = [f"{place(path, node)} imports {target}" for module, path in MODULES.items() if room_of(module) != "compat"
+             for target, node in imports_of(path) if target.startswith("lavis_lite.compat")]
+    assert wrong == []
+
+
 def test_the_package_knows_no_project() -> None:
     outside = {"projects", "tests", "benchmarks", "examples", "train", "evaluate"}
     wrong = [f"{place(path, node)} imports {target}" for path in MODULES.values() for target, node in imports_of(path)

@@ -330,8 +330,8 @@ def _interpolations(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tup
 
 def _config_class(kind: Any, name: str, base: type) -> type:
     try:
-        cls = kind.get(name)
-        return getattr(cls, "section_class", None) or getattr(cls, "config_class", base)
+        cls: Any = kind.get(name)
+        return cls.section_class if hasattr(cls, "section_class") else getattr(cls, "config_class", base)
     except RegistryError:
         return type("Unchecked", (base,), {"open_ended": True})  # the unknown name is reported where it stands
 

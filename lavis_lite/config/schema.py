@@ -6,6 +6,7 @@ attribute `config_class` (a dataclass derived from one of these). LAVIS' names a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +24,22 @@ class Section:
 
     def __contains__(self, key: str) -> bool:
         return any(field_.name == key for field_ in fields(self))  # type: ignore[arg-type]
+
+
+class OpenSection(Section):
+    """A section without fixed keys: what reads it decides, by `opened`, which of those that are given it takes."""
+
+    reader: ClassVar[type]
+    """the class that reads the section"""
+    suggested: ClassVar[frozenset[str]] = frozenset()
+    """what a key that is not taken may have been meant for"""
+    unread: ClassVar[frozenset[str]] = frozenset()
+    """keys that are taken, although nothing reads them"""
+
+    @classmethod
+    def opened(cls, content: Mapping[str, Any]) -> type[OpenSection]:
+        """The section's class for these keys, with a field for each that is taken."""
+        raise NotImplementedError(f"{cls.__name__} must define opened")
 
 
 @dataclass

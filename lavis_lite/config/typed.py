@@ -7,8 +7,9 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union, cast
 
+from lavis_lite.config.schema import OpenSection
 from lavis_lite.errors import did_you_mean, nearest, shown
 from lavis_lite.redaction import mask
 
@@ -42,10 +43,11 @@ class Checker:
         if not isinstance(content, Mapping):
             self.fault(path, f"must be a section of keys, not {shown(content)}.")
             content = {}
-        if hasattr(cls, "opened"):  # it makes itself a field for each key
-            cls = cls.opened(content)
+        if issubclass(cls, OpenSection):
+            opened = cls.opened(content)
+            cls = cast("type[D]", opened)
             self.notes += [f"{self.where(f'{path}.{key}')}: {path}.{key}: nothing in the source of "
-                           f"{cls.reader.__name__} reads it." for key in sorted(cls.unread)]
+                           f"{opened.reader.__name__} reads it." for key in sorted(opened.unread)]
         hints = typing.get_type_hints(cls)
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         values: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """What LAVIS' own files import from `lavis`, as facts: file or folder -> "module: names".
 
-Families of models outside of this package (ALBEF, ALPRO, BLIP, CLIP, GPT, PNP-VQA, BLIP-Diffusion, X-InstructBLIP) are left
-out, names that their files share with BLIP-2 are not.
+Families of models outside of this package (ALBEF, ALPRO, BLIP, CLIP, GPT, PNP-VQA, BLIP-Diffusion, X-InstructBLIP) are
+left out, names that their files share with BLIP-2 are not.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ IMPORTS = {
         lavis.processors: transforms_video functional_video
         lavis.processors.base_processor: BaseProcessor
         lavis.processors.alpro_processors: AlproVideoTrainProcessor AlproVideoEvalProcessor
-        lavis.processors.blip_processors: BlipImageTrainProcessor Blip2ImageTrainProcessor BlipImageEvalProcessor BlipCaptionProcessor BlipImageBaseProcessor
+        lavis.processors.blip_processors: BlipImageTrainProcessor Blip2ImageTrainProcessor BlipImageEvalProcessor
+        lavis.processors.blip_processors: BlipCaptionProcessor BlipImageBaseProcessor
         lavis.processors.clip_processors: ClipImageTrainProcessor ClipImageEvalProcessor
         lavis.processors.instruction_text_processors: BlipInstructionProcessor
         lavis.processors.randaugment: RandomAugment VideoRandomAugment

@@ -56,7 +56,7 @@ class Numbers(BaseDataset):
         return None if index == 3 else {"x": self.vis_processor(index) if self.vis_processor else index}
 
 
-# processors -------------------------------------------------------------------------------------------------------------
+# processors -----------------------------------------------------------------------------------------------------------
 def test_what_a_processor_draws_is_a_function_of_the_sample() -> None:
     processor = adapted_processor(Noise)(scale=2.0)
     torch.manual_seed(5)
@@ -79,7 +79,7 @@ def test_the_package_s_processors_have_lavis_calls() -> None:
     assert VideoRandomAugment(2, 5)(frames).shape == (2, 8, 8, 3) and RandomAugment(2, 5)(frames[0]).shape == (8, 8, 3)
 
 
-# data sets --------------------------------------------------------------------------------------------------------------
+# data sets ------------------------------------------------------------------------------------------------------------
 def test_a_data_set_is_read_with_the_sample_s_own_randomness() -> None:
     dataset = DatasetAdapter(Numbers(processor=Noise()), "numbers")
     assert dataset.sample(1, random.Random(7)) == dataset.sample(1, random.Random(7))
@@ -128,7 +128,7 @@ def test_annotations_that_are_not_there_are_named(tmp_path: Path) -> None:
         BaseDataset(ann_paths=[str(tmp_path / "nowhere.json")])
 
 
-# tasks ------------------------------------------------------------------------------------------------------------------
+# tasks ----------------------------------------------------------------------------------------------------------------
 class Halving(torch.nn.Module):
     device = torch.device("cpu")
 
@@ -197,7 +197,7 @@ def test_a_loop_over_steps_is_refused() -> None:
         type("Mine", (RunnerBase,), {"train_loader": property(lambda self: None)})
 
 
-# the registry -----------------------------------------------------------------------------------------------------------
+# the registry ---------------------------------------------------------------------------------------------------------
 def test_registered_classes_are_found_in_both_registries() -> None:
     registry.register_processor("compat_noise")(Noise)
     assert registry.get_processor_class("compat_noise") is Noise
@@ -229,7 +229,7 @@ def test_paths_and_state(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (registry.get("a.b"), registry.unregister("a.b"), registry.get("a.b", 0)) == (3, 3, 0)
 
 
-# schedules, logs, scores ------------------------------------------------------------------------------------------------
+# schedules, logs, scores ----------------------------------------------------------------------------------------------
 def test_a_schedule_that_sets_rates_becomes_a_function_of_the_step() -> None:
     class Stairs:
         def __init__(self, optimizer: Any, max_epoch: int, init_lr: float, min_lr: float, **kwargs: Any) -> None:

@@ -1,6 +1,6 @@
 """Projects in LAVIS' shape, their classes as written for LAVIS: trained, resumed and evaluated from YAML.
 
-The dialogue tutorial of LAVIS' documentation; a MiniGPT-4-like with a builder and keys of its own; a video Q-Former with a
+The dialogue tutorial of LAVIS' documentation; a MiniGPT-4-like with its own builder and keys; a video Q-Former with a
 memory bank, a subclass of Blip2VicunaInstruct. All in tests/compat/projects, in tiny sizes.
 """
 
@@ -57,8 +57,8 @@ def checks(recipe: str, split: str, steps: int) -> tuple[Path, dict[str, Any]]:
     found = load_file(last / "model.safetensors")
     assert found.keys() == wanted.keys() and all(found[name].equal(wanted[name]) for name in found)
 
-    assert main(["evaluate", "--run", str(run), "--checkpoint", "last", "--options", *QUIET, f"run.valid_splits=[{split}]",
-                 "run.test_splits=[]"]) == 0
+    assert main(["evaluate", "--run", str(run), "--checkpoint", "last", "--options", *QUIET,
+                 f"run.valid_splits=[{split}]", "run.test_splits=[]"]) == 0
     (results,) = run.glob(f"evaluations/*/results/{split}_step{steps}.json")
     scores = json.loads(results.read_text())["metrics"]
     assert {name: trained[name] for name in scores} == pytest.approx(scores)

@@ -1,4 +1,4 @@
-"""The Q-Former under LAVIS' names: the same numbers as the package's, LAVIS' parameter names, and what people do to it."""
+"""The Q-Former under LAVIS' names: the package's numbers, LAVIS' parameter names, and what people do to it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from lavis_lite.config.schema import ModelConfig
 from lavis_lite.config.typed import Checker
 from tests.compat.reader import Reader
 
-
 GIVEN = {"arch": "reader", "len_video_ft": 3, "lora_rank": 4, "low_resource": True, "nested": {"rank": 4},
          "dataset_card": "card.md", "qformer_layers": 2}
 

@@ -3,9 +3,9 @@
     imports: [lavis_lite.compat.lavis, my_project]      in a YAML file, before the project that imports lavis
     import lavis_lite.compat.lavis                      in Python
 
-`from lavis.common.registry import registry`, `lavis.models.blip2_models.blip2.Blip2Base` and so on then give the classes
-of this package: what subclasses them registers, trains, resumes and is evaluated like any other part. `names` has the
-table of what there is; docs/porting_a_lavis_project.md shows two projects.
+`lavis.common.registry`, `lavis.models.blip2_models.blip2` and so on then hold classes of this package: what subclasses
+them registers, trains, resumes and is evaluated like any other part. `names` has the table of what there is;
+docs/porting_a_lavis_project.md shows two projects.
 """
 
 from __future__ import annotations

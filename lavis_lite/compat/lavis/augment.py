@@ -13,8 +13,8 @@ from PIL import Image
 from lavis_lite.errors import ConfigError
 from lavis_lite.processors.augment import rand_augment
 
-BLIP = {"Identity", "AutoContrast", "Brightness", "Sharpness", "Equalize", "ShearX", "ShearY", "TranslateX", "TranslateY",
-        "Rotate"}
+BLIP = {"Identity", "AutoContrast", "Brightness", "Sharpness", "Equalize", "ShearX", "ShearY", "TranslateX",
+        "TranslateY", "Rotate"}
 
 
 class RandomAugment:

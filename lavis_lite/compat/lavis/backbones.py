@@ -1,4 +1,4 @@
-"""Which tensors of a model came from `from_pretrained`: these have a named source, and checkpoints need not keep them."""
+"""Which tensors of a model came from `from_pretrained`: checkpoints need not keep these."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _equal(stored: Any, own: Any) -> bool:
 
 
 def _in_files(path: Path, module: nn.Module) -> list[str]:
-    """Names of the module's state; of new parts, such as adapters, that the files lack only if the files are torch's."""
+    """Names of the module's state that the files hold; all of them if the files are of torch's own format."""
     files = weight_files(path)
     state = list(module.state_dict())
     if any(file.suffix != ".safetensors" for file in files):

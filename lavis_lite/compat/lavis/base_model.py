@@ -123,7 +123,7 @@ class BaseModel(CoreModel):
         """Called before a split is evaluated; nothing to do by default."""
 
     def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1) -> list[dict[str, Any]]:
-        """The trainable parameters in groups {"params", "weight_decay", "lr_scale"}: all decay but biases and vectors."""
+        """Trainable parameters in groups {"params", "weight_decay", "lr_scale"}; biases and vectors do not decay."""
         groups: list[dict[str, Any]] = [{"params": [], "weight_decay": weight_decay, "lr_scale": lr_scale},
                                         {"params": [], "weight_decay": 0, "lr_scale": lr_scale}]
         for name, parameter in self.named_parameters():

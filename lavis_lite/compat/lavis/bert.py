@@ -1,4 +1,4 @@
-"""A Q-Former under LAVIS' names that starts as BERT: its text half and shared parts; the queries' half is the caller's."""
+"""A Q-Former under LAVIS' names that starts as BERT, but for the queries' half, which its maker copies."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def initialise_from_bert(qformer: nn.Module, source: str) -> None:
         weights = BertForMaskedLM.from_pretrained(source).state_dict()
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"model.qformer_weights: cannot load BERT from {source!r} ({str(error).splitlines()[0]}). Give a folder that "
-            "holds it, or set model.qformer_weights: null to start the Q-Former from random weights.") from error
+            f"model.qformer_weights: cannot load BERT from {source!r} ({str(error).splitlines()[0]}). Give a folder "
+            "that holds it, or set model.qformer_weights: null to start the Q-Former from random weights.") from error
     copied = []
     for name, tensor in qformer.state_dict().items():
         value = weights.get(name)
         if value is None or name.endswith("position_ids"):
             continue
         if value.shape[1:] != tensor.shape[1:] or len(value) > len(tensor):
-            raise CheckpointError(f"model.qformer_weights: {name} has shape {tuple(tensor.shape)}, {source!r} gives "
-                                  f"{tuple(value.shape)}; choose Q-Former sizes of that BERT, or qformer_weights: null.")
+            raise CheckpointError(f"model.qformer_weights: {name} has shape {tuple(tensor.shape)}, {source!r} "
+                                  f"gives {tuple(value.shape)}; choose sizes of that BERT, or qformer_weights: null.")
         with torch.no_grad():
             tensor[:len(value)].copy_(value)
         copied.append(name)

@@ -13,6 +13,7 @@ from lavis_lite.compat.lavis.qformer import BertLMHeadModel
 from lavis_lite.compat.lavis.qformer_layers import BertConfig
 from lavis_lite.compat.lavis.sizes import current
 from lavis_lite.compat.lavis.vision import LayerNorm, create_vision_encoder
+from lavis_lite.models.plain_text import Side
 from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.processors.lemmatizer import shared_lemmatizer
 
@@ -25,13 +26,13 @@ class Blip2Base(BaseModel):
     vit_name: str
 
     @classmethod
-    def init_tokenizer(cls, truncation_side: str = "right") -> Any:
+    def init_tokenizer(cls, truncation_side: Side = "right") -> Any:
         """BERT's tokenizer with [DEC] as its bos token; `sizes.tokenizer` chooses another one.
 
         Raises:
             ConfigError: it is not here and cannot be had.
         """
-        return TextTokenizer(current().tokenizer, truncation_side=truncation_side).loaded  # type: ignore[arg-type]
+        return TextTokenizer(current().tokenizer, truncation_side=truncation_side).loaded
 
     @classmethod
     def init_Qformer(cls, num_query_token: int, vision_width: int,
@@ -54,7 +55,7 @@ class Blip2Base(BaseModel):
         """(the ViT, a norm over its features); see `create_vision_encoder`."""
         encoder = create_vision_encoder(model_name, img_size, drop_path_rate, use_grad_checkpoint, precision)
         self.vit_name = model_name
-        return encoder, LayerNorm(encoder.num_features)  # type: ignore[arg-type]
+        return encoder, LayerNorm(encoder.num_features)
 
     def maybe_autocast(self, dtype: torch.dtype = torch.float16) -> contextlib.AbstractContextManager[Any]:
         """Autocast to `dtype` on a GPU; on a CPU nothing changes."""

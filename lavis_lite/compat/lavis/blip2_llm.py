@@ -1,9 +1,9 @@
 """LAVIS' models over a language model, for subclasses that call their constructors and use their parts.
 
 `Blip2OPT`, `Blip2T5`, `Blip2T5Instruct` and `Blip2VicunaInstruct` here are this package's models of these names with
-LAVIS' constructors and LAVIS' parts: `visual_encoder`, `ln_vision`, `Qformer`, `query_tokens`, and `opt_`, `t5_` or `llm_`
-before `model`, `proj` and `tokenizer`. Texts, losses and answers are computed by the package's own classes; the Q-Former
-that they go through is the one in `Qformer`, whatever a subclass has made of it.
+LAVIS' constructors and LAVIS' parts: `visual_encoder`, `ln_vision`, `Qformer`, `query_tokens`, and `model`, `proj` and
+`tokenizer` behind `opt_`, `t5_` or `llm_`. Texts, losses and answers are computed by the package's own classes, through
+the Q-Former in `Qformer`, whatever a subclass has made of it.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class LavisBlip2LLM(Blip2Base, core.Blip2LLM):
         words = self.language_model.tokenizer
         return {"prompts were cut (max_txt_len)": words.cut_prompts, "targets were cut": words.cut_targets}
 
-    # what subclasses call -----------------------------------------------------------------------------------------------
+    # what subclasses call ---------------------------------------------------------------------------------------------
     @torch.no_grad()
     def predict_answers(self, samples: dict[str, Any], *args: Any, **kwargs: Any) -> list[str]:
         """Short answers; through the subclass's `generate`, if it has its own."""

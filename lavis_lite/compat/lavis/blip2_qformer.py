@@ -25,7 +25,7 @@ OWN = ("lavis_lite.compat.lavis.", "torch.nn.")
 
 
 class Blip2Qformer(Blip2Base):
-    """Stage 1: `visual_encoder`, `ln_vision`, `Qformer`, `query_tokens`, `vision_proj`, `text_proj`, `itm_head`, `temp`."""
+    """Stage 1: visual_encoder, ln_vision, Qformer, query_tokens, vision_proj, text_proj, itm_head and temp."""
 
     in_batch_negatives = True
 
@@ -132,7 +132,8 @@ def share_parameters(model: Blip2Qformer, core: nn.Module) -> None:
     Raises:
         ContractError: `core` has one that the model has not, or the Q-Former has other modules than it was made of.
     """
-    foreign = [type(module).__name__ for module in model.Qformer.modules() if not type(module).__module__.startswith(OWN)]
+    kinds = [type(module) for module in model.Qformer.modules()]
+    foreign = [kind.__name__ for kind in kinds if not kind.__module__.startswith(OWN)]
     wanted = {name for name, _ in core.named_parameters() if not name.startswith("vision_encoder.")}
     given = {}
     for name, parameter in model.named_parameters():

@@ -92,8 +92,8 @@ def install() -> None:
     found = sys.modules.get(ROOT)
     spec = PathFinder.find_spec(ROOT)
     if found is not None or spec is not None:
-        places = list(spec.submodule_search_locations or [spec.origin]) if spec is not None else [str(found)]
-        raise NotCarriedError(f"a package {ROOT!r} is here already ({', '.join(map(str, places))}), and "
+        places = [spec.origin or next(iter(spec.submodule_search_locations or [""]))] if spec is not None else [found]
+        raise NotCarriedError(f"a package {ROOT!r} is here already ({places[0]}), and "
                               "lavis_lite.compat.lavis stands in for it only where there is none. Uninstall it (pip "
                               "uninstall salesforce-lavis), or start from a folder that has no `lavis` in it.")
     sys.meta_path.insert(0, LavisFinder())

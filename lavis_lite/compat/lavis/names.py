@@ -29,10 +29,11 @@ _IMAGE_PROCESSORS = ("BlipImageBaseProcessor", "BlipImageTrainProcessor", "Blip2
                      "BlipImageEvalProcessor", "BlipCaptionProcessor", "BlipQuestionProcessor")
 _CLIP_PROCESSORS = ("ClipImageTrainProcessor", "ClipImageEvalProcessor")
 _VIDEO_PROCESSORS = ("AlproVideoTrainProcessor", "AlproVideoEvalProcessor")
-_DIST = ("get_rank", "get_world_size", "get_dist_info", "is_main_process", "is_dist_avail_and_initialized", "main_process",
-         "init_distributed_mode", "download_cached_file")
+_DIST = ("get_rank", "get_world_size", "get_dist_info", "is_main_process", "is_dist_avail_and_initialized",
+         "main_process", "init_distributed_mode", "download_cached_file")
 _DATA_UTILS = {
-    **_all(".datasets", "apply_to_sample", "move_to_cuda", "prepare_sample", "concat_datasets", "reorg_datasets_by_split"),
+    **_all(".datasets", "apply_to_sample", "move_to_cuda", "prepare_sample", "concat_datasets",
+           "reorg_datasets_by_split"),
     **_all(".media", "load_video", "extract_archive", "MAX_INT"),
 }
 _REGISTRY = {"registry": ".registry:registry"}
@@ -127,7 +128,7 @@ MODULES: dict[str, dict[str, str]] = {
 """every module that can be imported"""
 
 ABSENT = {
-    **{f"lavis.models.{family}": "its family of models is outside of this package (BLIP-2, InstructBLIP)." for family in (
+    **{f"lavis.models.{family}": "this package has BLIP-2 and InstructBLIP, not this family of models." for family in (
         "albef_models", "alpro_models", "blip_models", "blip_diffusion_models", "clip_models", "gpt_models",
         "img2prompt_models", "pnp_vqa_models", "ulip_models", "beats", "vit", "med", "timesformer")},
     "lavis.datasets.builders": "data sets are rows of YAML here: `python -m lavis_lite data list` names them.",

@@ -36,7 +36,7 @@ def config_path(cls: type, name: str) -> str:
     candidates = [first, Path(name).absolute(), *(folder / name for folder in (home, *home.parents))]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
-        raise ConfigError(f"{cls.__name__}: there is no {name} (looked at {first}, in the working folder, and from {home} "
-                          "upwards). Register the folder it is relative to: registry.register_path('library_root', "
-                          "FOLDER).")
+        raise ConfigError(f"{cls.__name__}: there is no {name} (looked at {first}, in the working folder, and from "
+                          f"{home} upwards). Register the folder that it is relative to: "
+                          "registry.register_path('library_root', FOLDER).")
     return str(found)

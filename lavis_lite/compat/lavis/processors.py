@@ -1,4 +1,4 @@
-"""LAVIS' processors: the base class for those of a project, an adapter for each, and the package's own in LAVIS' dress."""
+"""LAVIS' processors: the base class for a project's, an adapter for each, and the package's own behind LAVIS' calls."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from lavis_lite.models.outputs import Output
 
 @dataclass(eq=False)
 class BertOutputs(Output):
-    """What `Qformer.bert` returns: last_hidden_state float[B,S,D], pooler_output None, past_key_values when asked for."""
+    """What `Qformer.bert` returns: last_hidden_state float[B,S,D]; past_key_values if they were asked for."""
 
     last_hidden_state: Tensor
     past_key_values: tuple[Past, ...] | None = None
@@ -37,7 +37,7 @@ class BertOutputs(Output):
 
 @dataclass(eq=False)
 class LMOutputs(Output):
-    """What `Qformer` returns: loss float[] (float[B] with reduction "none") if labels were given, logits float[B,L,V]."""
+    """What `Qformer` returns: logits float[B,L,V]; loss float[], or float[B], if labels were given."""
 
     logits: Tensor
     loss: Tensor | None = None
@@ -70,7 +70,7 @@ class BertModel(nn.Module):
 
         Args:
             input_ids: int64[B,L] or None.
-            attention_mask: int[B,Q+L] (with past tokens, if these have a mask), or additive-ready int[B,S,T]; None: all.
+            attention_mask: int[B,Q+L] (past tokens in front), or int[B,S,T]; None: all are visible.
             position_ids: int64[B,L]; None: one after another.
             query_embeds: float[B,Q,D] or None.
             encoder_hidden_states: image features float[B,P,Dv].

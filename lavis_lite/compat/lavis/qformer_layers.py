@@ -187,7 +187,7 @@ class BertLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, image: Tensor | None,
                 image_mask: Tensor | None, past: Past | None, query_length: int) -> tuple[Tensor, Past]:
-        """float[B,S,D] -> float[B,S,D] and the keys and values of the self-attention; the first rows are the queries."""
+        """float[B,S,D], queries first -> float[B,S,D], and the keys and values of the self-attention."""
         hidden_states, present = self.attention(hidden_states, attention_mask, past_key_value=past)[:2]
         query, text = hidden_states.split([query_length, hidden_states.shape[1] - query_length], 1)
         parts = []

@@ -1,11 +1,12 @@
 """LAVIS' `registry`: what is registered there becomes a registered part of this package.
 
 Models derive from this package's base class and are registered as they are. Tasks, builders, processors and schedules
-keep LAVIS' own methods, some of which have this package's names with other arguments; an adapter is registered for each.
+keep LAVIS' own methods, some of which have this package's names with other arguments; each gets an adapter.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,12 @@ Decorator = Callable[[type], type]
 STATE = {"MAX_INT": sys.maxsize, "SPLIT_NAMES": ["train", "val", "test"]}
 
 
+def _adapter_of(target: str) -> Any:
+    """`module:function` of this room: imported by name, since these modules use the registry themselves."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(f"lavis_lite.compat.lavis.{module}"), name)
+
+
 class LavisRegistry:
     """LAVIS' calls; `registry` below is the one instance."""
 
@@ -30,20 +37,17 @@ class LavisRegistry:
     # registering ------------------------------------------------------------------------------------------------------
     def register_model(self, name: str) -> Decorator:
         """Decorator: register a model."""
-        from lavis_lite.compat.lavis.base_model import adopt
 
         def decorate(cls: type) -> type:
             core.register_model(name)(cls)
-            adopt(cls)
+            _adapter_of("base_model:adopt")(cls)
             return cls
 
         return decorate
 
     def register_processor(self, name: str) -> Decorator:
         """Decorator: register a processor."""
-        from lavis_lite.compat.lavis.processors import adapted
-
-        return self._through(core.processor, name, adapted)
+        return self._through(core.processor, name, "processors:adapted")
 
     def register_builder(self, name: str) -> Decorator:
         """Decorator: register a data set builder.
@@ -51,32 +55,26 @@ class LavisRegistry:
         Raises:
             RegistryError: the package has a data set of that name.
         """
-        from lavis_lite.compat.lavis.builders import adapted
-
         if name in dataset_names():
             raise RegistryError(f"builder name {name!r} is registered twice: the package has a data set of that name. "
                                 "Choose another name.")
-        return self._through(core.builder, name, adapted)
+        return self._through(core.builder, name, "builders:adapted")
 
     def register_task(self, name: str) -> Decorator:
         """Decorator: register a task."""
-        from lavis_lite.compat.lavis.tasks import adapted
-
-        return self._through(core.task, name, adapted)
+        return self._through(core.task, name, "tasks:adapted")
 
     def register_lr_scheduler(self, name: str) -> Decorator:
         """Decorator: register a learning-rate schedule."""
-        from lavis_lite.compat.lavis.runners import adapted_schedule
-
-        return self._through(core.lr_scheduler, name, adapted_schedule)
+        return self._through(core.lr_scheduler, name, "runners:adapted_schedule")
 
     def register_runner(self, name: str) -> Decorator:
         """Decorator: register a runner, a subclass of this package's."""
         return core.register_runner(name)
 
-    def _through(self, kind: Registry[Any], name: str, adapted: Callable[[type], type]) -> Decorator:
+    def _through(self, kind: Registry[Any], name: str, adapter: str) -> Decorator:
         def decorate(cls: type) -> type:
-            kind.register(name)(adapted(cls))
+            kind.register(name)(_adapter_of(adapter)(cls))
             self._written.setdefault(kind.kind, {})[name] = cls
             return cls
 
@@ -92,10 +90,8 @@ class LavisRegistry:
 
     def get_processor_class(self, name: str) -> Any:
         """The processor class of that name, with LAVIS' `from_config`."""
-        from lavis_lite.compat.lavis.processors import of_core
-
         found = self._find(core.processor, name)
-        return found if hasattr(found, "from_config") else of_core(name)
+        return found if hasattr(found, "from_config") else _adapter_of("processors:of_core")(name)
 
     def get_builder_class(self, name: str) -> Any:
         """The builder class of that name."""

@@ -50,8 +50,8 @@ class _LavisRunner:
         own = [name for name in REPLACED if name in cls.__dict__]
         if own:
             raise ContractError(f"{cls.__name__}.{own[0]}: the loop over steps, its loaders, optimizer and checkpoints "
-                                "are this package's. What a runner of LAVIS does every so many steps is a hook here, an "
-                                "optimizer or schedule is registered by name (docs/extending_training.md).")
+                                "are this package's. What a runner of LAVIS does every so many steps is a hook here, "
+                                "an optimizer or schedule is registered by name (docs/extending_training.md).")
 
 
 class RunnerBase(_LavisRunner, EpochRunner):

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lavis_lite.checkpoints.weights import PACKAGED_PREFIX, packaged, packaged_names
 from lavis_lite.compat.lavis.sizes import KEYS as SIZE_KEYS
-from lavis_lite.config.schema import Section
+from lavis_lite.config.schema import OpenSection, Section
 
 SIMILAR = 0.8
 """likeness above which a key that nothing reads is taken for a misspelt one that something reads"""
@@ -36,22 +36,19 @@ def section_class(base: type[Section], reader: type) -> type[Section]:
         base: what the package needs of such sections.
         reader: the class that reads the section.
     """
-    return type(f"{reader.__name__}Section", (OpenSection, base), {"reader": reader, "__module__": base.__module__})
+    return type(f"{reader.__name__}Section", (LavisSection, base), {"reader": reader, "__module__": base.__module__})
 
 
-class OpenSection(Section):
-    """A section that takes every key; `opened` gives it the fields."""
+class LavisSection(OpenSection):
+    """A section that takes every key, but for those that look misspelt."""
 
-    reader: ClassVar[type]
     brings_backbones: ClassVar[bool] = True
     given: ClassVar[frozenset[str]] = frozenset()
     """keys that the YAML files and --options set"""
-    suggested: ClassVar[frozenset[str]] = frozenset()
-    unread: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
-    def opened(cls, content: Mapping[str, Any]) -> type[OpenSection]:
-        """The class for a section with these keys; those that look misspelt get no field."""
+    def opened(cls, content: Mapping[str, Any]) -> type[LavisSection]:
+        """The class for a section with these keys."""
         fixed = {entry.name for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
         more = [str(key) for key in content if key not in fixed and _is_field_name(str(key))]
         read, mentioned = keys_read(cls.reader), names_in_source(cls.reader)
@@ -75,7 +72,7 @@ def as_node(section: Any) -> DictConfig:
     if isinstance(section, DictConfig):
         return section
     content = dict(section) if isinstance(section, Mapping) else dataclasses.asdict(section)
-    if isinstance(section, OpenSection):
+    if isinstance(section, LavisSection):
         defaults = {entry.name: entry.default for entry in dataclasses.fields(section)}  # type: ignore[arg-type]
         content = {key: value for key, value in content.items()
                    if key in section.given or value != defaults.get(key, dataclasses.MISSING)}
@@ -85,7 +82,7 @@ def as_node(section: Any) -> DictConfig:
 
 def whole_node(section: Section) -> DictConfig:
     """As `as_node`, with the defaults of keys that were not given."""
-    given = getattr(section, "given", frozenset())
+    given: frozenset[str] = getattr(section, "given", frozenset())
     content = {key: value for key, value in dataclasses.asdict(section).items()  # type: ignore[call-overload]
                if value is not None or key in given}
     node: DictConfig = OmegaConf.create(_with_packaged(content))

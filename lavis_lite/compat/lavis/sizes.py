@@ -46,7 +46,7 @@ def current() -> Sizes:
 
 @contextlib.contextmanager
 def sizes(**given: Any) -> Iterator[None]:
-    """Within it, LAVIS' helpers build parts of other sizes: `with sizes(tokenizer="mini", qformer_layers=2): ...`.
+    """Within it, LAVIS' helpers build parts of other sizes, such as tokenizer="mini", qformer_layers=2.
 
     Raises:
         ConfigError: a size that there is not.

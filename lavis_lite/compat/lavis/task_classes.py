@@ -43,7 +43,7 @@ class _WritingTask(BaseTask):
     def _more(cls, run: Any) -> dict[str, Any]:
         return {}
 
-    def after_evaluation(self, val_result: Any, split_name: str, epoch: Any = 0, **kwargs: Any) -> Any:
+    def after_evaluation(self, val_result: Any, split_name: str = "", epoch: Any = 0, **kwargs: Any) -> Any:
         """Write the results; what `_report_metrics` measures on the file."""
         path = self.save_result(val_result, str(registry.get_path("result_dir")), f"{split_name}_epoch{epoch}",
                                 self.id_key)
@@ -125,7 +125,8 @@ class DialogueTask(_WritingTask):
         """The loss of a batch."""
         return [float(model(samples)["loss"])]
 
-    def after_evaluation(self, val_result: Any, **kwargs: Any) -> dict[str, float]:
+    def after_evaluation(self, val_result: Any, split_name: str = "", epoch: Any = 0,
+                         **kwargs: Any) -> dict[str, float]:
         """Mean of the batches' losses."""
         mean = sum(val_result) / max(len(val_result), 1)
         return {"loss": mean, "agg_metrics": -mean}

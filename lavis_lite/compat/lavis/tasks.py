@@ -1,4 +1,4 @@
-"""LAVIS' tasks: the base class for those of a project, and the adapter by which the runner and the evaluator use them."""
+"""LAVIS' tasks: the base class for a project's, and the adapter by which the runner and the evaluator use them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class BaseTask:
         self.inst_id_key = "instance_id"
 
     @classmethod
-    def setup_task(cls, **kwargs: Any) -> Any:
+    def setup_task(cls, *args: Any, **kwargs: Any) -> Any:
         """The task of a run; `cfg` is among the arguments."""
         return cls()
 
@@ -70,7 +70,7 @@ class BaseTask:
         if hasattr(model, "before_evaluation"):
             model.before_evaluation(dataset=dataset, task_type=type(self))
 
-    def after_evaluation(self, **kwargs: Any) -> Any:
+    def after_evaluation(self, *args: Any, **kwargs: Any) -> Any:
         """All results of a split (`val_result`) -> metrics, `agg_metrics` among them; None: nothing to measure."""
 
     def evaluation(self, model: Any, data_loader: Iterable[Any], cuda_enabled: bool = True) -> list[Any]:

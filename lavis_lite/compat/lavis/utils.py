@@ -22,7 +22,7 @@ from lavis_lite.io import files
 __all__ = ["download_cached_file", "get_abs_path"]
 
 
-# lavis.common.dist_utils ------------------------------------------------------------------------------------------------
+# lavis.common.dist_utils ----------------------------------------------------------------------------------------------
 def get_rank() -> int:
     """This process among all."""
     return distributed.rank()
@@ -67,7 +67,7 @@ def init_distributed_mode(args: Any) -> None:
     args.distributed = launch.world_size > 1
 
 
-# lavis.common.utils -----------------------------------------------------------------------------------------------------
+# lavis.common.utils ---------------------------------------------------------------------------------------------------
 def now() -> str:
     """The time, as the name of a job."""
     return time.strftime("%Y%m%d%H%M%S")
@@ -114,7 +114,7 @@ def download_url(url: str, root: str, filename: str | None = None, md5: str | No
     files.fetch(url, md5=md5, to=Path(root) / (filename or url.rsplit("/", 1)[-1]))
 
 
-# lavis.common.logger ----------------------------------------------------------------------------------------------------
+# lavis.common.logger --------------------------------------------------------------------------------------------------
 def setup_logger() -> None:
     """Show Python's log from INFO on, on rank 0; warnings elsewhere."""
     logging.basicConfig(level=logging.INFO if distributed.is_main() else logging.WARNING,

@@ -100,8 +100,8 @@ class Blip2VicunaInstructBank(Blip2VicunaInstruct):
         outputs = self.llm_model.generate(
             inputs_embeds=torch.cat([inputs_llm, embeds], dim=1),
             attention_mask=torch.cat([atts_llm, asked.attention_mask], dim=1), do_sample=use_nucleus_sampling,
-            num_beams=num_beams, max_new_tokens=max_length, min_length=min_length, repetition_penalty=repetition_penalty,
-            length_penalty=length_penalty, num_return_sequences=num_captions)
+            num_beams=num_beams, max_new_tokens=max_length, min_length=min_length,
+            repetition_penalty=repetition_penalty, length_penalty=length_penalty, num_return_sequences=num_captions)
         return [text.strip() for text in self.llm_tokenizer.batch_decode(outputs, skip_special_tokens=True)]
 
     @classmethod

@@ -11,7 +11,7 @@ class BankVideoTask(VQATask):
         answers = model.predict_answers(samples=samples, num_beams=self.num_beams, max_len=self.max_len,
                                         min_len=self.min_len, prompt=self.prompt)
         return [{"question_id": int(number), "pred": answer, "gt": truth} for number, answer, truth in
-                zip(samples["question_id"], answers, samples["text_output"])]
+                zip(samples["question_id"], answers, samples["text_output"], strict=True)]
 
     @main_process
     def _report_metrics(self, eval_result_file, split_name):

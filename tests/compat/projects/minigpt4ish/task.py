@@ -13,7 +13,7 @@ class AlignTask(BaseTask):
                   for i in range(len(samples["image"]))]
         answers = model.answer(samples["image"])
         return [{"image_id": int(number), "caption": answer, "loss": loss}
-                for number, answer, loss in zip(samples["image_id"], answers, losses)]
+                for number, answer, loss in zip(samples["image_id"], answers, losses, strict=True)]
 
     def after_evaluation(self, val_result, split_name, epoch, **kwargs):
         file = self.save_result(result=val_result, result_dir=registry.get_path("result_dir"),
