@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,54 @@ def test_the_dialogue_tutorial(workplace: Path) -> None:
     run, scores = checks("avsd_tutorial", "val", 6)
     assert scores["agg_metrics"] == pytest.approx(-scores["avg_loss"])
     assert len((run / "evaluate.txt").read_text().splitlines()) == 2  # one line a validation, by the task's own hand
+
+
+SCRIPT = """
+import argparse
+
+import lavis_lite.compat.lavis
+import lavis.tasks as tasks
+import minigpt4ish
+from lavis.common.config import Config
+from lavis.common.dist_utils import get_rank, init_distributed_mode
+from lavis.common.logger import setup_logger
+from lavis.common.registry import registry
+from lavis.common.utils import now
+from lavis.datasets.builders import *
+from lavis.models import *
+from lavis.processors import *
+from lavis.runners import *
+from lavis.tasks import *
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--cfg-path")
+parser.add_argument("--options", nargs="+")
+args = parser.parse_args()
+cfg = Config(args)
+init_distributed_mode(cfg.run_cfg)
+setup_logger()
+cfg.pretty_print()
+task = tasks.setup_task(cfg)
+datasets = task.build_datasets(cfg)
+model = task.build_model(cfg)
+runner_cls = registry.get_runner_class(cfg.run_cfg.get("runner", "runner_base"))
+runner = runner_cls(cfg=cfg, job_id=now(), task=task, model=model, datasets=datasets)
+runner.train()
+"""
+
+
+@pytest.mark.slow
+def test_a_training_script_written_for_lavis(workplace: Path) -> None:
+    made_data.make_align(workplace / "data" / "align")
+    (workplace / "train_lavis.py").write_text(SCRIPT)
+    words = ["train_lavis.py", "--cfg-path", str(PROJECTS / "minigpt4ish" / "train.yaml"), "--options", *QUIET,
+             "run.output_dir=out", "run.max_iters=2", "run.iters_per_inner_epoch=2"]
+    paths = os.pathsep.join([str(PROJECTS), environment(workplace)["PYTHONPATH"]])
+    done = subprocess.run([sys.executable, *words], env=environment(workplace, PYTHONPATH=paths), text=True,
+                          capture_output=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = read_log(Path("out"))
+    assert [row["step"] for row in rows if row.get("split") == "val"] == [2]
 
 
 @pytest.mark.parametrize(("options", "words"), [

@@ -106,8 +106,8 @@ class LavisRegistry:
         return self._find(core.lr_scheduler, name)
 
     def get_runner_class(self, name: str) -> Any:
-        """The runner class of that name."""
-        return core.get_runner_class(name)
+        """The runner class of that name, with LAVIS' constructor if it is one of the package's."""
+        return _adapter_of("runners:with_lavis_constructor")(core.get_runner_class(name))
 
     def list_models(self) -> list[str]:
         """Names of all models."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from lavis_lite.compat.lavis.config import Config
 from lavis_lite.compat.lavis.datasets import DatasetAdapter
-from lavis_lite.compat.lavis.tasks import BaseTask, adapted
+from lavis_lite.compat.lavis.tasks import BaseTask, PackagedTask, adapted
 from lavis_lite.compat.lavis.utils import now
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.base import BaseDataset
@@ -36,7 +36,9 @@ class _LavisRunner:
             super().__init__(cfg, task, model, datasets, *args, **kwargs)  # type: ignore[call-arg]
             return
         core = cfg.core
-        if isinstance(task, BaseTask):
+        if isinstance(task, PackagedTask):
+            task = task.core
+        elif isinstance(task, BaseTask):
             adapter: Any = adapted(type(task))(core.run, cfg)
             adapter.task, task = task, adapter
         sets = {name: {split: dataset if isinstance(dataset, BaseDataset) else DatasetAdapter(dataset, name)
@@ -60,6 +62,12 @@ class RunnerBase(_LavisRunner, EpochRunner):
 
 class RunnerIter(_LavisRunner, IterationRunner):
     """Counts steps in inner epochs: this package's `runner_iter`."""
+
+
+def with_lavis_constructor(runner: type) -> type:
+    """The class with LAVIS' constructor of a runner of the package; any other one as it is."""
+    known: dict[type, type] = {EpochRunner: RunnerBase, IterationRunner: RunnerIter}
+    return known.get(runner, runner)
 
 
 class ScheduleAdapter(LRSchedule):

@@ -97,6 +97,14 @@ class BaseTask:
         return str(path)
 
 
+class PackagedTask(BaseTask):
+    """A task of this package for LAVIS' scripts, which build model and data sets through it."""
+
+    def __init__(self, core: CoreTask) -> None:
+        super().__init__()
+        self.core = core
+
+
 class TaskAdapter(CoreTask):
     """A task of LAVIS as one of this package.
 
@@ -201,4 +209,5 @@ def setup_task(cfg: Config) -> Any:
     """The task of a run."""
     from lavis_lite.compat.lavis.registry import registry
 
-    return registry.get_task_class(cfg.run_cfg.task).setup_task(cfg=cfg)
+    found = registry.get_task_class(cfg.run_cfg.task)
+    return found.setup_task(cfg=cfg) if hasattr(found, "setup_task") else PackagedTask(found.from_config(cfg.core))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import logging
@@ -18,6 +19,8 @@ from lavis_lite import distributed
 from lavis_lite.compat.lavis.base_model import download_cached_file
 from lavis_lite.compat.lavis.paths import get_abs_path, root
 from lavis_lite.io import files
+from lavis_lite.process.launch import launch_from_environment
+from lavis_lite.runners.precision import pick_device
 
 __all__ = ["download_cached_file", "get_abs_path"]
 
@@ -59,10 +62,11 @@ def main_process(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def init_distributed_mode(args: Any) -> None:
-    """Set `rank`, `world_size`, `gpu` and `distributed` of `args`; the group is made by whoever runs the training."""
-    from lavis_lite.process.launch import launch_from_environment
-
+    """Join the other processes of a launcher, if any; sets rank, world_size, gpu and distributed of `args`."""
     launch = launch_from_environment()
+    if launch.world_size > 1 and not is_dist_avail_and_initialized():
+        distributed.init(pick_device(str(args.get("device", "auto")), launch.local_rank))
+        atexit.register(distributed.shutdown)
     args.rank, args.world_size, args.gpu = launch.rank, launch.world_size, launch.local_rank
     args.distributed = launch.world_size > 1
 
