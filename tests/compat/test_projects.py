@@ -98,6 +98,24 @@ def test_the_dialogue_tutorial(workplace: Path) -> None:
     assert len((run / "evaluate.txt").read_text().splitlines()) == 2  # one line a validation, by the task's own hand
 
 
+@pytest.mark.slow
+def test_two_ranks_see_what_one_sees(workplace: Path) -> None:
+    made_data.make_align(workplace / "data" / "align")
+    alone = train("minigpt4ish", "run.max_iters=1", "run.valid_splits=[]")
+    words = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "lavis_lite", "train", "--cfg-path",
+             str(PROJECTS / "minigpt4ish" / "train.yaml"), "--options", *QUIET, "run.output_dir=two",
+             "run.batch_size_train=2", "run.max_iters=1"]
+    paths = os.pathsep.join([str(PROJECTS), environment(workplace)["PYTHONPATH"]])
+    done = subprocess.run([sys.executable, *words], env=environment(workplace, PYTHONPATH=paths), text=True,
+                          capture_output=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((next(Path(folder).iterdir()) / "log.jsonl").read_text().splitlines()[0])["loss"]
+                for folder in (alone.parent, "two"))
+    assert two == pytest.approx(one, rel=0.1)  # each rank draws its own prompt
+    (results,) = Path("two").glob("*/result/val_epoch1.json")
+    assert [row["image_id"] for row in json.loads(results.read_text())] == [12, 13, 14, 15]  # in the data set's order
+
+
 SCRIPT = """
 import argparse
 

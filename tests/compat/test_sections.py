@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 from typing import Any
 
 import pytest
@@ -42,6 +44,13 @@ def test_a_key_that_nothing_reads_is_named() -> None:
     section, checker = checked({**GIVEN, "wandb_entity": "me"})
     assert checker.faults == [] and section.wandb_entity == "me"
     assert [note for note in checker.notes if "wandb_entity: nothing in the source of Reader reads it" in note]
+
+
+def test_a_section_travels_between_processes() -> None:
+    section, _ = checked(GIVEN)
+    twin = pickle.loads(pickle.dumps(section))
+    assert dataclasses.asdict(twin) == dataclasses.asdict(section) and twin.given == section.given
+    assert dataclasses.asdict(dataclasses.replace(twin, pretrained="x"))["pretrained"] == "x"
 
 
 def test_packaged_names_become_paths() -> None:

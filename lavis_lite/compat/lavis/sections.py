@@ -36,12 +36,14 @@ def section_class(base: type[Section], reader: type) -> type[Section]:
         base: what the package needs of such sections.
         reader: the class that reads the section.
     """
-    return type(f"{reader.__name__}Section", (LavisSection, base), {"reader": reader, "__module__": base.__module__})
+    return type(f"{reader.__name__}Section", (LavisSection, base), {
+        "reader": reader, "base": base, "__module__": base.__module__})
 
 
 class LavisSection(OpenSection):
     """A section that takes every key, but for those that look misspelt."""
 
+    base: ClassVar[type[Section]]
     brings_backbones: ClassVar[bool] = True
     given: ClassVar[frozenset[str]] = frozenset()
     """keys that the YAML files and --options set"""
@@ -58,6 +60,17 @@ class LavisSection(OpenSection):
         return dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), namespace={
             "given": frozenset(map(str, content)), "suggested": frozenset(read | fixed),
             "unread": frozenset(suspects - misspelt), "__module__": cls.__module__})
+
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the class is made at run time; ranks send sections to each other
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return _restored, (self.base, self.reader, self.given, values)
+
+
+def _restored(base: type[Section], reader: type, given: frozenset[str], values: dict[str, Any]) -> LavisSection:
+    cls: Any = section_class(base, reader)
+    section: LavisSection = cls.opened(dict.fromkeys(given))(**values)
+    return section
 
 
 def _is_field_name(key: str) -> bool:
