@@ -9,7 +9,7 @@
   after soft prompts of 32 vectors and a prompt of 4 tokens. transformers multiplies the beams first and then reads the
   prompts (an encoder-decoder: after its encoder).
 * `answers`: 5 questions of 8 to 16 tokens about each of `--batch` images, 5 beams, at most 10 tokens: soft prompts read
-  once for all questions about an image (`ours`, with owners), once for each question (`apart`), and transformers.
+  once for all questions about an image (`ours`, with image_index), once for each question (`apart`), and transformers.
 * `mini`: captions of generated pictures by the packaged BLIP-2 over OPT.
 
 The other language models have random weights at the sizes of `LLMS`. Left alone they would not end their texts: the end
@@ -101,9 +101,9 @@ def soft_prompts(model: LanguageModel, batch: int) -> Tensor:
 
 @torch.no_grad()
 def ours(model: LanguageModel, soft: Tensor, prompts: list[list[int]], options: GenerationConfig,
-         owners: list[int] | None = None) -> list[list[int]]:
+         image_index: list[int] | None = None) -> list[list[int]]:
     """`LanguageModel.generate` from ids to ids."""
-    return model.generate_ids(soft, prompts, options, owners)
+    return model.generate_ids(soft, prompts, options, image_index)
 
 
 @torch.no_grad()
@@ -130,12 +130,12 @@ def answers(llm: str, batch: int, end_logit: float) -> dict[str, Run]:
     """The three sides of the second table."""
     model = build(llm, end_logit)
     soft = soft_prompts(model, batch)
-    owners = [image for image in range(batch) for _ in range(QUESTIONS)]
-    lengths = torch.randint(8, 17, (len(owners),), generator=torch.Generator().manual_seed(3)).tolist()
+    image_index = [image for image in range(batch) for _ in range(QUESTIONS)]
+    lengths = torch.randint(8, 17, (len(image_index),), generator=torch.Generator().manual_seed(3)).tolist()
     prompts = prompts_of(lengths)
-    return {"ours": partial(ours, model, soft, prompts, ANSWERS, owners),
-            "apart": partial(ours, model, soft[owners], prompts, ANSWERS),
-            "transformers": partial(theirs, model, soft[owners], prompts, ANSWERS)}
+    return {"ours": partial(ours, model, soft, prompts, ANSWERS, image_index),
+            "apart": partial(ours, model, soft[image_index], prompts, ANSWERS),
+            "transformers": partial(theirs, model, soft[image_index], prompts, ANSWERS)}
 
 
 def mini(batch: int) -> dict[str, Run]:
@@ -149,7 +149,7 @@ def mini(batch: int) -> dict[str, Run]:
     model, processors, _ = load_model_and_preprocess("blip2_opt", "mini", is_eval=True, device="cpu")
     pictures = [Image.fromarray(render(make_scene(0, "val", index))) for index in range(batch)]
     with torch.no_grad():
-        soft = model.soft_prompt(torch.stack([processors["eval"](picture) for picture in pictures]))
+        soft = model.embed_image(torch.stack([processors["eval"](picture) for picture in pictures]))
     language_model = model.language_model
     prompts = language_model.tokenizer.prompts([model.prompt] * batch)
     given = (language_model, soft, prompts, replace(CAPTIONS, min_new_tokens=0))

@@ -46,13 +46,13 @@ class PlainStage2(nn.Module):
             before: B rows of ids that are read.
             after: B rows of ids that are learned.
         """
-        soft_prompt = self.soft_prompt(image)
+        soft_prompt = self.embed_image(image)
         logits, labels = (self.encoder_decoder if self.model.language_model.model.config.is_encoder_decoder
                           else self.decoder_only)(soft_prompt, before, after)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
 
-    def soft_prompt(self, image: Tensor) -> Tensor:
+    def embed_image(self, image: Tensor) -> Tensor:
         """float[B,3,H,W] -> float[B,Q,D], every layer by itself."""
         model = self.model
         features = model.ln_vision(model.encode_image(image))

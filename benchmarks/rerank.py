@@ -72,10 +72,10 @@ class Setting:
         self.features = torch.randn(min(images, args.kept), args.patches, args.vision_width, dtype=dtype)
         looks = functional.normalize(torch.randn(images, 4, 32), dim=-1)
         words = functional.normalize(looks[:, 0].repeat_interleave(CAPTIONS, 0) + torch.randn(count, 32) * 0.25, dim=-1)
-        owners = torch.arange(images).repeat_interleave(CAPTIONS)
+        image_index = torch.arange(images).repeat_interleave(CAPTIONS)
         self.gallery = Gallery(list(range(images)), [""] * count,
                                [[5 * image + one for one in range(CAPTIONS)] for image in range(images)],
-                               owners.tolist())
+                               image_index.tolist())
         self.texts = Texts(ids, mask, words, TextTokens)
         places = torch.arange(images)
         self.own = OwnImages(places, looks, [self.features[image % len(self.features)] for image in range(images)])

@@ -1,7 +1,7 @@
 """How much the headline scores of the mini recipes differ from seed to seed.
 
     python -m benchmarks.seed_spread run [--recipes stage1 stage2_opt stage2_t5] [--seeds 1 2 3 4 5] [--workers 1]
-    python -m benchmarks.seed_spread table          # the Markdown table of docs/results.md, from what was run
+    python -m benchmarks.seed_spread table          # the Markdown table of docs/evidence/results.md, from what was run
 
 `run` trains each recipe once per seed, from start to scores, in a process of its own, and appends a line to
 benchmarks/results/seed_spread.jsonl; pairs that have a line are not run again. The seed is `run.seed`: the start of

@@ -84,7 +84,7 @@ class OurStep(nn.Module):
 
     def forward(self, image: Tensor, before: list[list[int]], after: list[list[int]]) -> Tensor:
         """Mean loss of the learned tokens."""
-        return self.model.language_model.row_losses(self.model.soft_prompt(image), before, after).mean()
+        return self.model.language_model.row_losses(self.model.embed_image(image), before, after).mean()
 
 
 def build_ours(llm: str) -> Blip2LLM:

@@ -1,4 +1,4 @@
-"""`python -m lavis_lite`."""
+"""`python -m lavis_lite`: the command line of the package."""
 
 from lavis_lite.cli.main import entry
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lavis_lite import distributed, engine
-from lavis_lite.checkpoints.weights import Need
+from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, ModelConfig
 from lavis_lite.models.language.released import RELEASED
@@ -122,7 +122,7 @@ def meta_model(section: ModelConfig) -> Any:
     """
     with torch.device("meta"):
         model = registry.get_model_class(section.arch).from_config(_with_sizes(section))
-    if not Need("tokenizer", str(section.get("tokenizer"))).found():
+    if not WeightFile("tokenizer", str(section.get("tokenizer"))).is_local():
         model.tokenizer = OneIdPerWord(model.tokenizer)
     return model
 
@@ -132,7 +132,7 @@ def _with_sizes(section: Any) -> Any:
     if not hasattr(section, "language_model_name") or section.llm_args is not None:
         return section
     name = section.language_model_name()
-    here = Need("llm_model", name).local()
+    here = WeightFile("llm_model", name).local()
     if here is not None:
         return dataclasses.replace(section, llm_model=str(here))
     return dataclasses.replace(section, llm_args=RELEASED[name], llm_precision="bf16") if name in RELEASED else section
@@ -163,5 +163,5 @@ def _meta_loss(model: Any, samples: dict[str, Any]) -> tuple[torch.Tensor, str]:
     transformers' masks look at values, which tensors on the meta device do not have.
     """
     if hasattr(model, "language_model"):
-        return model.soft_prompt(samples["image"], samples["text_input"]).sum(), " up to the language model"
+        return model.embed_image(samples["image"], samples["text_input"]).sum(), " up to the language model"
     return model(samples).loss, ""

@@ -19,7 +19,6 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.checkpoints import weights
-from lavis_lite.checkpoints.untrained import refuse_untrained
 from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.features.cache import FeatureFolder
@@ -28,6 +27,7 @@ from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
 from lavis_lite.evaluation import journal
 from lavis_lite.evaluation.reporting import closing_lines
 from lavis_lite.io import atomic
+from lavis_lite.models.provenance import refuse_untrained
 from lavis_lite.process import exits
 from lavis_lite.process.launch import Launch, launch_from_environment
 from lavis_lite.registry import registry
@@ -216,7 +216,7 @@ def build_model(config: Config) -> Any:
     section: Any = config.model
     if hasattr(section, "lm_reduction"):
         section = dataclasses.replace(section, lm_reduction=config.run.lm_reduction)
-    return weights.build_model(section, say=print_on_main)
+    return weights.build_model(section, log=print_on_main)
 
 
 def find_checkpoint(run: RunConfig, resume: str | None, start_over: bool = False) -> Path | None:

@@ -21,7 +21,7 @@ from PIL import Image
 from lavis_lite.cli.main import main, run_command
 from tests.end_to_end.conftest import ROOT, SMALL, environment
 
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INSTALLERS = ("bash run_scripts/quickstart.sh", "bash run_scripts/test.sh", "bash run_scripts/test_matrix.sh",
               "source .venv/bin/activate")

@@ -118,7 +118,7 @@ def test_slurm_starts_one_process_per_task_and_resumes(echo_venv: Path, tmp_path
 ])
 def test_slurm_puts_a_job_that_met_its_time_limit_back_into_the_queue(code: int, state: str, requeued: bool,
                                                                       echo_venv: Path, tmp_path: Path) -> None:
-    """With programs in place of srun and scontrol; the codes are those of docs/reliability.md."""
+    """With programs in place of srun and scontrol; the codes are those of docs/reference/reliability.md."""
     calls = tmp_path / "calls"
     answer = f'echo "$*" >> {calls}; echo "   JobState={state} Reason=None"'
     for name, does in {"srun": f"exit {code}", "scontrol": answer}.items():

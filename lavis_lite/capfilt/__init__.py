@@ -1,1 +1,1 @@
-"""Captions for web images, written and filtered by models (BLIP-2 paper, section 3.4): `data capfilt`."""
+"""CapFilt: captions for web images, written and filtered by models (BLIP-2 paper, section 3.4)."""

@@ -1,9 +1,8 @@
-"""Weights from files into models: this project's checkpoints, LAVIS' and Hugging Face's, and backbones' own files."""
+"""Checkpoints: weights from files into models and back, in the formats of this project, LAVIS and Hugging Face."""
 
 from __future__ import annotations
 
-from lavis_lite.checkpoints.formats.hf_key_map import from_hf, to_hf
-from lavis_lite.checkpoints.formats.lavis_key_map import from_lavis, to_lavis
+from lavis_lite.checkpoints.formats.key_maps import from_hf, from_lavis, to_hf, to_lavis
 from lavis_lite.checkpoints.formats.vision import load_vision_weights, vision_state
 from lavis_lite.checkpoints.load import load_checkpoint, load_state
 from lavis_lite.checkpoints.report import LoadReport

@@ -16,14 +16,14 @@ from lavis_lite.checkpoints.formats.bert import initialise_from_bert
 from lavis_lite.checkpoints.formats.hf_fields import refuse_other_settings
 from lavis_lite.checkpoints.formats.vision import load_vision_weights
 from lavis_lite.checkpoints.load import fit_state, frozen_tensors
+from lavis_lite.checkpoints.manifest import source_of
 from lavis_lite.checkpoints.reading import read_content, read_extra
 from lavis_lite.checkpoints.report import LoadReport
-from lavis_lite.checkpoints.stored import source_of
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.provenance import WeightSource, mark_loaded, record_of, sources_of
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 SHOWN = 5
 
 
@@ -43,15 +43,15 @@ class Assembly:
     Args:
         model: as its `from_config` made it.
         section: with local paths in place of names.
-        names: key of the section -> the name that a user gave for what that key stands for.
+        names: key of the section -> the name that the user gave there.
         starts: (key, path) of the checkpoints, in the order of loading.
         locate: where the file of a source is now.
-        say: takes lines for people.
+        log: takes lines for people.
     """
 
     def __init__(self, model: BaseModel, section: Any, names: dict[str, str], starts: list[tuple[str, str]],
-                 locate: Locate, say: Say) -> None:
-        self.model, self.section, self.names, self.say = model, section, names, say
+                 locate: Locate, log: Log) -> None:
+        self.model, self.section, self.names, self.log = model, section, names, log
         self.starts, self.locate = starts, locate
         self.allow_non_finite = bool(section.get("allow_non_finite"))
         self._loaded: list[_Loaded] = []
@@ -72,7 +72,7 @@ class Assembly:
             mark_loaded(model.vision_encoder,  # type: ignore[arg-type]
                         WeightSource("", "encoder", f"timm/{section.vit_model}"))
         if "llm_model" in self.names:
-            from lavis_lite.models.language.build import load_pretrained
+            from lavis_lite.models.language.pretrained import load_pretrained
 
             language_model: Any = model.language_model
             load_pretrained(language_model, section.language_model_name(), self._source("language model", "llm_model"),
@@ -89,6 +89,7 @@ class Assembly:
     # --- checkpoints ------------------------------------------------------------------------------------------------
     def load_checkpoints(self) -> None:
         """Each checkpoint that the section names, after what its own run kept frozen."""
+        gets_parts_later = type(self.model).on_weights_loaded is not BaseModel.on_weights_loaded
         for key, path in self.starts:
             if path in self.model.loaded_checkpoints:
                 continue
@@ -98,37 +99,35 @@ class Assembly:
             had = self._supplied()
             is_last = key == self.starts[-1][0]  # what the last one lacks must have come from those before
             fitted, report = fit_state(
-                self.model, content, path, may_miss=map(re.escape, had) if is_last else [".*"], extra=extra,
-                may_ignore=[".*"] if self._gets_parts_later() else [], allow_non_finite=self.allow_non_finite)
+                self.model, content, path, allowed_missing=map(re.escape, had) if is_last else [".*"], extra=extra,
+                allowed_unexpected=[".*"] if gets_parts_later else [], allow_non_finite=self.allow_non_finite)
             report.had = [name for name in report.allowed_missing if name in had]
             self.model.load_state_dict(fitted, strict=False)
             source = source_of("checkpoint", self.names[key], path)
             mark_loaded(self.model, source, report.loaded)
             self._loaded.append(_Loaded(content, source, report, extra))
-            self.say(str(report))
+            self.log(str(report))
 
     def _supplied(self) -> set[str]:
         """Names of the tensors that something loaded."""
         return {name for name, source in sources_of(self.model).items() if source.kind != "random"}
 
-    def _gets_parts_later(self) -> bool:
-        return type(self.model).on_weights_loaded is not BaseModel.on_weights_loaded
-
     def _follow(self, content: Content, path: str) -> None:
-        """What the checkpoint's own run had from elsewhere and did not train, so that the checkpoint lacks it."""
+        """Load what the checkpoint's run kept frozen: it came from other files and is not in the checkpoint."""
         record = following.record_behind(Path(path))
         if record is None:
             return
-        everything = fit_state(self.model, content, path, may_miss=[".*"], may_ignore=[".*"], allow_non_finite=True)
-        lacking = self.model.state_dict().keys() - everything[0].keys()
-        following.follow(self.model, record, lacking - self._supplied(), path, self.locate, self.say,
+        everything = fit_state(self.model, content, path, allowed_missing=[".*"], allowed_unexpected=[".*"],
+                               allow_non_finite=True)
+        absent = self.model.state_dict().keys() - everything[0].keys()
+        following.follow(self.model, record, absent - self._supplied(), path, self.locate, self.log,
                          self.allow_non_finite)
-        for clause in following.differing_sources(self.model, record, lacking):
-            self.say(f"note: {path} {clause}")
+        for clause in following.differing_sources(self.model, record, absent):
+            self.log(f"note: {path} {clause}")
 
     # --- the end ----------------------------------------------------------------------------------------------------
     def finish(self) -> BaseModel:
-        """The model, told that its weights are there; every tensor is accounted for.
+        """Call the model's `on_weights_loaded` and account for every tensor.
 
         Raises:
             CheckpointError: names of a checkpoint that the model does not have, or frozen tensors without a source.
@@ -138,8 +137,8 @@ class Assembly:
         model.on_weights_loaded()
         for loaded in self._loaded:
             self._load_late(loaded)
-        spare = [name for loaded in self._loaded for name in loaded.report.not_in_layout]
-        model.weight_record = record_of(model, without_use=spare)
+        not_stored = [name for loaded in self._loaded for name in loaded.report.not_in_layout]
+        model.weight_record = record_of(model, without_use=not_stored)
         self._account_for_frozen()
         return model
 
@@ -148,8 +147,8 @@ class Assembly:
         late = set(loaded.report.ignored)
         if not late:
             return
-        fitted, _ = fit_state(self.model, loaded.content, loaded.report.source, may_miss=[".*"], extra=loaded.extra,
-                              allow_non_finite=self.allow_non_finite)
+        fitted, _ = fit_state(self.model, loaded.content, loaded.report.source, allowed_missing=[".*"],
+                              extra=loaded.extra, allow_non_finite=self.allow_non_finite)
         new = {name: tensor for name, tensor in fitted.items() if name in late}
         if new:
             self.model.load_state_dict(new, strict=False)
@@ -164,7 +163,7 @@ class Assembly:
             if unnamed:
                 raise CheckpointError(_unsupplied(unnamed, [loaded.report.source for loaded in self._loaded]))
         if lost:
-            self.say(f"note: frozen and random, as no file is named for them: {count_by_part(lost)}. Checkpoints of a "
+            self.log(f"note: frozen and random, as no file is named for them: {count_by_part(lost)}. Checkpoints of a "
                      "training keep them.")
 
     def _random_on_purpose(self) -> tuple[str, ...]:

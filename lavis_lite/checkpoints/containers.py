@@ -6,7 +6,6 @@ file (the model and its moving average), and names with pieces that DDP, FSDP, t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +28,7 @@ OPTIMIZERS = ("optim", "optimizer", "optimizers", "optimizer_states", "optimizer
 """keys of what is not the model although it may hold tensors"""
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
             "_ddp_module", "_wrapped_module")
-"""pieces of names that stand for a wrapper, not for a part of the model: torch.compile, DDP and DeepSpeed, FSDP,
+"""pieces of names that belong to a wrapper, not to a part of the model: torch.compile, DDP and DeepSpeed, FSDP,
 activation checkpointing, Fabric"""
 DEEPEST = 8
 """dictionaries within each other that are looked through"""
@@ -44,7 +43,7 @@ class Content:
         tensors: by name.
         notes: clauses for the load line, such as "under 'state_dict'".
         foreign: classes of the objects in the file that were not read.
-        parts: keys of several dictionaries of tensors, of which nothing tells whether one is the model.
+        parts: keys of several dictionaries of tensors, any of which may be the model.
     """
 
     tensors: dict[str, Tensor]
@@ -57,7 +56,7 @@ def find_state_dict(content: Any, where: str, depth: int = 0) -> Content:
     """The model's state dict within what a file holds.
 
     Raises:
-        CheckpointError: there is none, or there are several and nothing tells which is the model's.
+        CheckpointError: there is none, or there are several and it is unclear which is the model's.
     """
     if not isinstance(content, Mapping) or depth > DEEPEST:
         raise CheckpointError(f"{where} holds no state dict: it is an object of {type(content).__name__}, not a "
@@ -166,37 +165,3 @@ def common_pieces(names: list[str]) -> int:
     split = [name.split(".")[:-1] for name in names]
     shortest = min(map(len, split), default=0)
     return next((count for count in range(shortest) if len({tuple(one[:count + 1]) for one in split}) > 1), shortest)
-
-
-def rename_command(source: str, names: Iterable[str]) -> str:
-    """The command that takes off what most names begin with and leaves other tensors out; "" if most share nothing."""
-    names = list(names)
-    if not describe_beginnings(names):
-        return ""
-    start = Counter(name.split(".")[0] for name in names if "." in name).most_common(1)[0][0] + "."
-    kept = f"{{k[{len(start)}:]: v for k, v in s.items() if k.startswith('{start}')}}"
-    if source.endswith(".safetensors"):
-        return (f"python -c \"from safetensors.torch import load_file, save_file; s = load_file('{source}'); "
-                f"save_file({kept}, 'renamed.safetensors')\"")
-    return (f"python -c \"import torch; c = torch.load('{source}', map_location='cpu'); s = c.get('state_dict', "
-            f"c.get('model', c)); torch.save({kept}, 'renamed.pth')\"")
-
-
-def choose_command(source: str, parts: Iterable[str]) -> str:
-    """A sentence on a file of several dictionaries of tensors, and the command that saves one of them alone."""
-    parts = list(parts)
-    return (f"It holds {len(parts)} dictionaries of tensors ({', '.join(map(repr, parts[:SHOWN]))}). If one of them is "
-            f"the model, save it alone: python -c \"import torch; c = torch.load('{source}', map_location='cpu'); "
-            f"torch.save(c['{parts[-1]}'], 'model.pth')\"")
-
-
-def describe_beginnings(names: Iterable[str]) -> str:
-    """A clause on what most names begin with, for files that no layout explains: "all names begin with `model.`"."""
-    names = list(names)
-    counts = Counter(name.split(".")[0] for name in names if "." in name)
-    if not counts:
-        return ""
-    first, count = counts.most_common(1)[0]
-    if count == len(names):
-        return f"all names begin with `{first}.`"
-    return f"{count} of {len(names)} names begin with `{first}.`" if 2 * count > len(names) else ""

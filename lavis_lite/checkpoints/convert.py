@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lavis_lite.checkpoints import weights
 from lavis_lite.checkpoints.export import (
+    CheckpointMetadata,
     ExportReport,
-    Origin,
     check_class,
     export_hf,
     export_lavis,
@@ -27,7 +27,7 @@ from lavis_lite.checkpoints.export import (
 )
 from lavis_lite.checkpoints.following import record_behind
 from lavis_lite.checkpoints.load import fit_state
-from lavis_lite.checkpoints.origin import find, origin_of, typed_section
+from lavis_lite.checkpoints.metadata import find, metadata_of, typed_section
 from lavis_lite.checkpoints.reading import read_content, read_extra
 from lavis_lite.checkpoints.report import LoadReport
 from lavis_lite.errors import CheckpointError, ConfigError, did_you_mean
@@ -36,8 +36,10 @@ from lavis_lite.models.language.adapters import merged_state
 from lavis_lite.models.provenance import sources_of
 from lavis_lite.registry import registry
 
-__all__ = ["Converted", "convert", "find", "origin_of", "skeleton_of", "typed_section"]
+__all__ = ["Converted", "convert", "find", "metadata_of", "skeleton_of", "typed_section"]
 
+origin_of = metadata_of
+"""its name until version 0.2"""
 FORMATS = ("hf", "lavis", "lite")
 BACKBONES = ("vision_encoder.", "language_model.")
 """what names of the parts begin with that LAVIS loads from files of their own"""
@@ -78,7 +80,7 @@ def convert(source: str | Path, to: str, out: str | Path, *, model: str | None =
             URL, or a repository of the Hugging Face hub.
         to: hf | lavis | lite.
         out: must not exist: a folder; for lavis a .pth; for lite a folder or a .safetensors file.
-        model, model_type: what it is a checkpoint of, where the source does not tell.
+        model, model_type: what it is a checkpoint of, if the source does not say.
         dtype: fp32 | fp16 | bf16, of everything; None: as it is.
         whole: for lavis and lite: the frozen parts too (transformers' format always has them).
         merge_lora: for lite: add adapters to the language model's weights too, instead of keeping them apart.
@@ -89,13 +91,14 @@ def convert(source: str | Path, to: str, out: str | Path, *, model: str | None =
     """
     _check(to, dtype, out)
     path = find(source)
-    origin = origin_of(path, model, model_type)
+    origin = metadata_of(path, model, model_type)
     section = dataclasses.replace(typed_section(origin.model), allow_non_finite=allow_non_finite)
     merges = getattr(section, "lora", None) is not None and (to != "lite" or merge_lora)
     parts = _merge(section, path, str(source)) if merges else _take(section, path, str(source))
     check_class(parts.skeleton, to)
     if merges:
-        origin = Origin({key: value for key, value in origin.model.items() if key != "lora"}, origin.preprocess)
+        kept = {key: value for key, value in origin.model.items() if key != "lora"}
+        origin = CheckpointMetadata(kept, origin.preprocess)
     filled = _fill_frozen(parts, _unplaced(section), path, to, whole)
     chosen = DTYPES[dtype] if dtype else None
     if to == "hf":
@@ -165,8 +168,7 @@ def _merge(section: Any, path: Path, source: str) -> _Parts:
                               "apart; to merge them all the same, set llm_quantization: null in its config.yaml.")
     precision = {"llm_precision": "fp32"} if hasattr(section, "llm_precision") else {}
     full = dataclasses.replace(_started(_unplaced(section), path), **precision)
-    said: list[str] = []
-    model = weights.build_model(full, said.append)
+    model = weights.build_model(full)
     merged, changed = merged_state(model)
     skeleton = skeleton_of(dataclasses.replace(_unplaced(section), lora=None))
     brought = {name for name, origin in sources_of(model).items() if origin.path == str(path)}
@@ -188,12 +190,12 @@ def _check(to: str, dtype: str | None, out: str | Path) -> None:
         raise ConfigError(f"--to: unknown format {to!r}; {did_you_mean(to, FORMATS)}")
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype: {dtype!r}; {did_you_mean(dtype, DTYPES)}")
-    place = Path(out).expanduser()
-    if place.exists():
-        raise CheckpointError(f"--out: {place} is there already and is not overwritten; remove it or choose another "
+    path = Path(out).expanduser()
+    if path.exists():
+        raise CheckpointError(f"--out: {path} is there already and is not overwritten; remove it or choose another "
                               "name.")
-    if to == "lavis" and place.suffix != ".pth":
-        raise ConfigError(f"--out: {place} must end in .pth for LAVIS; try {place.with_suffix('.pth')}.")
+    if to == "lavis" and path.suffix != ".pth":
+        raise ConfigError(f"--out: {path} must end in .pth for LAVIS; try {path.with_suffix('.pth')}.")
 
 
 def _unplaced(section: Any) -> Any:
@@ -215,7 +217,7 @@ def skeleton_of(section: Any) -> Any:
 
 
 def _new_values(skeleton: Any, names: list[str]) -> dict[str, Tensor]:
-    """What a new model has where the source's format had no place: stage 1's temperature and captioning head."""
+    """Initial values of what the source's format cannot hold: stage 1's temperature and captioning head."""
     if not names:
         return {}
     generator = torch.Generator().manual_seed(0)

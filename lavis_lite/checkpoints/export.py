@@ -22,13 +22,12 @@ from torch import Tensor
 
 from lavis_lite import __version__
 from lavis_lite.checkpoints.formats.hf_config import INSTRUCT, RETRIEVAL, generation_config, hf_class, hf_config
-from lavis_lite.checkpoints.formats.hf_key_map import WITHOUT_PLACE, to_hf
 from lavis_lite.checkpoints.formats.hf_processor import language_tokenizer, pads_both_texts_left, save_processor
+from lavis_lite.checkpoints.formats.key_maps import WITHOUT_PLACE, to_hf, to_lavis
 from lavis_lite.checkpoints.formats.language_fit import language_kind, vocabulary_names, with_words
-from lavis_lite.checkpoints.formats.lavis_key_map import to_lavis
 from lavis_lite.checkpoints.formats.model_card import CARD, model_card
-from lavis_lite.checkpoints.reading import EXTRA, WEIGHTS
-from lavis_lite.checkpoints.stored import RECORD
+from lavis_lite.checkpoints.manifest import RECORD, WEIGHTS
+from lavis_lite.checkpoints.reading import EXTRA
 from lavis_lite.errors import CheckpointError
 from lavis_lite.io import atomic
 from lavis_lite.models.blip2.base import Blip2Base
@@ -70,7 +69,7 @@ class ExportReport:
 
 
 @dataclass
-class Origin:
+class CheckpointMetadata:
     """What a model was built from; kept beside its weights so that it can be built again.
 
     Attributes:
@@ -86,8 +85,12 @@ class Origin:
         return dict((self.preprocess.get("vis_processor") or {}).get("eval") or {})
 
 
+Origin = CheckpointMetadata
+"""its name until version 0.2"""
+
+
 def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | None = None,
-              dtype: torch.dtype | None = None, origin: Origin | None = None,
+              dtype: torch.dtype | None = None, origin: CheckpointMetadata | None = None,
               shard_size: int | str = SHARD_SIZE, source: str | None = None) -> ExportReport:
     """Write a folder that `from_pretrained` of transformers' BLIP-2 or InstructBLIP classes and processors loads.
 
@@ -119,11 +122,11 @@ def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | N
     config["dtype"] = _name_of_dtype(stored)
     aside = {name: tensors[name] for name in translated.unknown}
     _check_aside(aside, model)
-    place, origin, notes = _free(folder), origin or Origin(), _notes(model, config)
+    path, origin, notes = _new_path(folder), origin or CheckpointMetadata(), _notes(model, config)
     limits = _limits(kind, tokenizer)
     card = model_card(model, config, section=origin.model, source=source, notes=[*notes, *limits],
                       parameters=sum(tensor.numel() for tensor in stored.values()))
-    with _placed(place) as temporary:
+    with _written(path) as temporary:
         temporary.mkdir()
         _write_json(temporary / "config.json", config)
         (temporary / CARD).write_text(card, encoding="utf-8")
@@ -131,12 +134,12 @@ def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | N
             _write_json(temporary / "generation_config.json", generation_config(config["text_config"]))
         save_processor(model, temporary, tokenizer, origin.image())
         _write_shards(stored, temporary, shard_size)
-        _write(cast(aside, dtype), temporary / EXTRA, _told(origin))
-    return ExportReport(place, "Hugging Face", len(stored), _size(stored), sorted(aside), notes, limits)
+        _write(cast(aside, dtype), temporary / EXTRA, _file_metadata(origin))
+    return ExportReport(path, "Hugging Face", len(stored), _size(stored), sorted(aside), notes, limits)
 
 
 def export_lavis(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | None = None, whole: bool = False,
-                 dtype: torch.dtype | None = None, origin: Origin | None = None,
+                 dtype: torch.dtype | None = None, origin: CheckpointMetadata | None = None,
                  besides: Container[str] = ()) -> ExportReport:
     """Write a .pth as LAVIS' runner does: {"model": tensors under LAVIS' names}, readable with weights_only.
 
@@ -155,22 +158,22 @@ def export_lavis(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | 
     translated = to_lavis(tensors, language_kind(model) or "opt", model.qformer.cfg.max_positions)
     if translated.unknown:
         raise CheckpointError(f"LAVIS has no name for {', '.join(translated.unknown[:5])}.")
-    stored, place, origin = cast(translated.tensors, dtype), _free(path), origin or Origin()
+    stored, path, origin = cast(translated.tensors, dtype), _new_path(path), origin or CheckpointMetadata()
     content = {"model": stored, "config": {"model": origin.model, "preprocess": origin.preprocess},
                "lavis_lite": __version__}
-    with _placed(place) as temporary:
+    with _written(path) as temporary:
         torch.save(content, temporary)
-    return ExportReport(place, "LAVIS", len(stored), _size(stored))
+    return ExportReport(path, "LAVIS", len(stored), _size(stored))
 
 
-def export_lite(model: Any, place: str | Path, *, state: Mapping[str, Tensor] | None = None, whole: bool = False,
-                dtype: torch.dtype | None = None, origin: Origin | None = None, besides: Container[str] = (),
-                record: WeightRecord | None = None) -> ExportReport:
+def export_lite(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | None = None, whole: bool = False,
+                dtype: torch.dtype | None = None, origin: CheckpointMetadata | None = None,
+                besides: Container[str] = (), record: WeightRecord | None = None) -> ExportReport:
     """Write this project's own layout: a folder as a run's checkpoints are, or one .safetensors file.
 
     Args:
         model, state, dtype, origin: as `export_hf`.
-        place: must not exist; ends in .safetensors for a single file.
+        path: must not exist; ends in .safetensors for a single file.
         whole: frozen parts too.
         besides: names to write although they are frozen.
         record: where the weights had come from before they were trained; None: the model's own record, if it has one.
@@ -179,17 +182,17 @@ def export_lite(model: Any, place: str | Path, *, state: Mapping[str, Tensor] | 
         CheckpointError: it exists, or tensors are missing.
     """
     stored = cast(_selected(model, state, whole, besides), dtype)
-    place, origin = _free(place), origin or Origin()
-    metadata = _told(origin, record or model.weight_record)
-    with _placed(place) as temporary:
-        if place.suffix == ".safetensors":
+    path, origin = _new_path(path), origin or CheckpointMetadata()
+    metadata = _file_metadata(origin, record or model.weight_record)
+    with _written(path) as temporary:
+        if path.suffix == ".safetensors":
             _write(stored, temporary, metadata)
         else:
             temporary.mkdir()
             _write(stored, temporary / WEIGHTS, metadata)
             text = yaml.safe_dump({"model": origin.model, "preprocess": origin.preprocess}, sort_keys=False)
             (temporary / CONFIG).write_text(text, encoding="utf-8")
-    return ExportReport(place, "lavis_lite", len(stored), _size(stored))
+    return ExportReport(path, "lavis_lite", len(stored), _size(stored))
 
 
 # tensors ------------------------------------------------------------------------------------------------------------
@@ -237,12 +240,12 @@ def check_class(model: Any, to: str) -> None:
                               "models can be written in its format. `--to lite` takes every model.")
 
 
-def _check_plain(model: Any, whose: str) -> None:
+def _check_plain(model: Any, owner: str) -> None:
     """A language model with adapters has names of its own, and quantised weights are no numbers to others."""
-    setup = getattr(getattr(model, "language_model", None), "setup", None)
+    options = getattr(getattr(model, "language_model", None), "load_options", None)
     for key, attribute in (("lora", "lora"), ("llm_quantization", "quantization")):
-        if getattr(setup, attribute, None) is not None:
-            raise CheckpointError(f"model.{key}: {whose} BLIP-2 cannot hold this language model as it is; "
+        if getattr(options, attribute, None) is not None:
+            raise CheckpointError(f"model.{key}: {owner} BLIP-2 cannot hold this language model as it is; "
                                   "`convert` adds adapters to its weights, and `--to lite` keeps what trained.")
 
 
@@ -267,7 +270,7 @@ def _limits(kind: str, tokenizer: Any) -> list[str]:
     if kind != INSTRUCT or not pads_both_texts_left(tokenizer):
         return []
     return [f"InstructBlipProcessor pads the Q-Former's text on the left, as it pads the language model's: it follows "
-            f"{type(tokenizer).__name__}, whose class pads on the right and has to be told. In a batch of prompts of "
+            f"{type(tokenizer).__name__}, which pads on the right by default. In a batch of prompts of "
             "unequal length the Q-Former then reads shifted positions; give it prompts of one length, or one at a time"]
 
 
@@ -281,22 +284,22 @@ def _notes(model: Any, config: Mapping[str, Any]) -> list[str]:
 
 
 # files --------------------------------------------------------------------------------------------------------------
-def _free(place: str | Path) -> Path:
-    """The place as a path, if nothing is there."""
-    path = Path(place).expanduser()
+def _new_path(path: str | Path) -> Path:
+    """A path at which nothing is yet."""
+    path = Path(path).expanduser()
     if path.exists():
         raise CheckpointError(f"{path} is there already and is not overwritten; remove it or choose another name.")
     return path
 
 
 @contextlib.contextmanager
-def _placed(place: Path) -> Iterator[Path]:
-    """`atomic.fresh`, with what goes wrong told in one sentence."""
+def _written(path: Path) -> Iterator[Path]:
+    """`atomic.fresh`; a failure becomes one CheckpointError."""
     try:
-        with atomic.fresh(place) as temporary:
+        with atomic.fresh(path) as temporary:
             yield temporary
-    except (OSError, SafetensorError) as fault:
-        raise CheckpointError(f"cannot write {place}: {fault}. Nothing was left there.") from fault
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}. Nothing was left there.") from error
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -320,10 +323,10 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _told(origin: Origin, record: WeightRecord | None = None) -> dict[str, str]:
-    """What the metadata of a file tells of the model, and of where its weights had come from."""
-    told = {"lavis_lite": json.dumps({"model": origin.model, "preprocess": origin.preprocess})}
-    return told | ({RECORD: json.dumps(record.to_dict())} if record is not None and record.sources else {})
+def _file_metadata(origin: CheckpointMetadata, record: WeightRecord | None = None) -> dict[str, str]:
+    """Metadata of a file: the model's sections, and where its weights had come from."""
+    content = {"lavis_lite": json.dumps({"model": origin.model, "preprocess": origin.preprocess})}
+    return content | ({RECORD: json.dumps(record.to_dict())} if record is not None and record.sources else {})
 
 
 def _size(tensors: Mapping[str, Tensor]) -> int:

@@ -1,4 +1,4 @@
-"""What a run's checkpoint lacks because its run kept it frozen: found through the checkpoint's record of sources."""
+"""Frozen tensors that a run's checkpoint leaves out, found through the checkpoint's record of their sources."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from lavis_lite.checkpoints.load import load_checkpoint
+from lavis_lite.checkpoints.manifest import hash_of, stored_record
 from lavis_lite.checkpoints.run_files import CHECKPOINTS
-from lavis_lite.checkpoints.stored import hash_of, stored_record
 from lavis_lite.config.layers import read_yaml
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel
@@ -24,7 +24,7 @@ ANY = ""
 
 
 def record_behind(path: Path) -> WeightRecord | None:
-    """Where the weights of a checkpoint's model had come from; None: nothing tells.
+    """Where the weights of a checkpoint's model had come from; None: not recorded.
 
     Checkpoints of versions that kept no record have their run's configuration, which names what it began with.
     """
@@ -45,23 +45,23 @@ def _starts(model: dict[str, Any]) -> Iterator[WeightSource]:
             yield WeightSource(ANY, "checkpoint", model[key])
 
 
-def follow(model: BaseModel, record: WeightRecord, lacking: Set[str], checkpoint: str, locate: Locate,
-           say: Callable[[str], None], allow_non_finite: bool = False) -> None:
-    """Load what a checkpoint lacks from the earlier checkpoints that its run had it from.
+def follow(model: BaseModel, record: WeightRecord, absent: Set[str], checkpoint: str, locate: Locate,
+           log: Callable[[str], None], allow_non_finite: bool = False) -> None:
+    """Load what a checkpoint leaves out from the earlier checkpoints that its run started from.
 
     Args:
         model: filled as far as it goes without the checkpoint.
         record: of the checkpoint.
-        lacking: names of the model that neither the checkpoint nor anything loaded before has.
+        absent: names of the model that neither the checkpoint nor anything loaded before has.
         checkpoint: what messages call it.
         locate: where the file of a source is now.
-        say: takes a line on each source that was followed.
+        log: takes a line on each source that was followed.
         allow_non_finite: load tensors that hold NaN or infinity too.
 
     Raises:
         CheckpointError: a source is not there any more, or is not what it was.
     """
-    left = set(lacking)
+    left = set(absent)
     for source, parts in _by_source(record):
         wanted = {name for name in left if ANY in parts or name.split(".")[0] in parts}
         if not wanted:
@@ -70,7 +70,7 @@ def follow(model: BaseModel, record: WeightRecord, lacking: Set[str], checkpoint
         report = load_checkpoint(model, path, only=wanted, allow_non_finite=allow_non_finite)
         mark_loaded(model, replace(source, part="", tensors=0, path=str(path)), report.loaded)
         left -= set(report.loaded)
-        say(f"{source.describe()}: {len(report.loaded)} tensors that {checkpoint} lacks, as its run had them frozen")
+        log(f"{source.describe()}: {len(report.loaded)} tensors that {checkpoint} lacks, as its run had them frozen")
 
 
 def _by_source(record: WeightRecord) -> Iterator[tuple[WeightSource, set[str]]]:
@@ -98,17 +98,17 @@ def _require(source: WeightSource, path: Path | None, parts: set[str], count: in
     return path
 
 
-def differing_sources(model: nn.Module, record: WeightRecord, lacking: Iterable[str]) -> Iterator[str]:
+def differing_sources(model: nn.Module, record: WeightRecord, absent: Iterable[str]) -> Iterator[str]:
     """A clause on each source of what a checkpoint lacks that is not the one that it was trained with.
 
     Args:
         model: with its weights.
         record: of the checkpoint.
-        lacking: names of the model that the checkpoint does not have.
+        absent: names of the model that the checkpoint does not have.
     """
     now: dict[str, dict[str, WeightSource]] = {}
     sources = sources_of(model)
-    for name in lacking:
+    for name in absent:
         now.setdefault(name.split(".")[0], {})[sources[name].sha256] = sources[name]
     for then in record.sources:
         found = now.get(then.part, {})

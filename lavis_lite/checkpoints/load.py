@@ -10,23 +10,31 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lavis_lite.checkpoints.containers import Content, choose_command, rename_command, take_off_wrappers
-from lavis_lite.checkpoints.finite_weights import SWITCH, describe_non_finite, non_finite
+from lavis_lite.checkpoints.containers import Content, take_off_wrappers
 from lavis_lite.checkpoints.formats.hf_fields import refuse_other_settings
-from lavis_lite.checkpoints.formats.hf_key_map import WITHOUT_PLACE, from_hf
-from lavis_lite.checkpoints.formats.key_map import Translated, derived
+from lavis_lite.checkpoints.formats.key_maps import (
+    WITHOUT_PLACE,
+    Translated,
+    derived,
+    from_hf,
+    from_lavis,
+    language_prefix,
+    to_lavis,
+)
 from lavis_lite.checkpoints.formats.language_fit import PREFIX, fit_language_model, language_kind
-from lavis_lite.checkpoints.formats.lavis_key_map import from_lavis, language_prefix, to_lavis
 from lavis_lite.checkpoints.reading import read_content, read_extra
 from lavis_lite.checkpoints.report import (
     LoadReport,
+    choose_command,
     describe_kinds,
     describe_missing,
     describe_shapes,
     describe_unknown,
+    rename_command,
     seems_to_be,
 )
 from lavis_lite.errors import CheckpointError
+from lavis_lite.finite import check_weights
 from lavis_lite.models.base import frozen_roots
 
 LAVIS_STARTS = ("Qformer.", "visual_encoder.")
@@ -52,7 +60,7 @@ class Loadable(Protocol):
     def frozen_names(self) -> set[str]:
         """Names of parameters that are not part of a checkpoint."""
 
-    def excuses(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
+    def allowed_differences(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
         """Regular expressions of what a file with these names may lack, and of what the model may leave unused."""
 
 
@@ -68,16 +76,16 @@ class Encoder(Protocol):
         """Position embeddings brought to the encoder's resolution."""
 
 
-def load_checkpoint(model: Loadable, source: str | Path, *, may_miss: Iterable[str] = (),
-                    may_ignore: Iterable[str] = (), only: Container[str] | None = None,
+def load_checkpoint(model: Loadable, source: str | Path, *, allowed_missing: Iterable[str] = (),
+                    allowed_unexpected: Iterable[str] = (), only: Container[str] | None = None,
                     allow_non_finite: bool = False) -> LoadReport:
     """Load a checkpoint of this project, of LAVIS or of Hugging Face; the layout is recognised by its names.
 
     Args:
         model: built, on any device; frozen parts may be missing in the file.
         source: a run's checkpoint folder, a .safetensors file, a LAVIS .pth, or a folder from the Hugging Face hub.
-        may_miss: regular expressions of the model's names that the file need not have (parts that start afresh).
-        may_ignore: regular expressions of our names that the file may have and the model not (parts it dropped).
+        allowed_missing: names (regular expressions) of the model that the file may lack: parts that start afresh.
+        allowed_unexpected: names (regular expressions, ours) that the model may lack: parts that it dropped.
         only: load these names of the model alone; the file may lack the others. None: all.
         allow_non_finite: load tensors that hold NaN or infinity too.
 
@@ -86,22 +94,24 @@ def load_checkpoint(model: Loadable, source: str | Path, *, may_miss: Iterable[s
     """
     refuse_other_settings(model, source)
     content = read_content(source)
-    return load_state(model, content, str(source), may_miss=may_miss, may_ignore=may_ignore, only=only,
-                      extra=read_extra(source), allow_non_finite=allow_non_finite)
+    return load_state(model, content, str(source), allowed_missing=allowed_missing,
+                      allowed_unexpected=allowed_unexpected, only=only, extra=read_extra(source),
+                      allow_non_finite=allow_non_finite)
 
 
-def load_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: str, *, may_miss: Iterable[str] = (),
-               may_ignore: Iterable[str] = (), extra: Mapping[str, Tensor] | None = None,
-               only: Container[str] | None = None, allow_non_finite: bool = False) -> LoadReport:
+def load_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: str, *,
+               allowed_missing: Iterable[str] = (), allowed_unexpected: Iterable[str] = (),
+               extra: Mapping[str, Tensor] | None = None, only: Container[str] | None = None,
+               allow_non_finite: bool = False) -> LoadReport:
     """As `load_checkpoint`, from tensors in memory; `source` is what messages call them.
 
     Args:
         extra: under our names, what a side file holds that has no place in the layout of `tensors`.
     """
     if only is not None:
-        may_miss, may_ignore = [".*"], [".*"]
-    fitted, report = fit_state(model, tensors, source, may_miss=may_miss, may_ignore=may_ignore, extra=extra,
-                               allow_non_finite=allow_non_finite)
+        allowed_missing, allowed_unexpected = [".*"], [".*"]
+    fitted, report = fit_state(model, tensors, source, allowed_missing=allowed_missing,
+                               allowed_unexpected=allowed_unexpected, extra=extra, allow_non_finite=allow_non_finite)
     if only is not None:
         fitted = {name: tensor for name, tensor in fitted.items() if name in only}
         report.loaded = sorted(fitted)
@@ -109,8 +119,9 @@ def load_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source:
     return report
 
 
-def fit_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: str, *, may_miss: Iterable[str] = (),
-              may_ignore: Iterable[str] = (), extra: Mapping[str, Tensor] | None = None,
+def fit_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: str, *,
+              allowed_missing: Iterable[str] = (), allowed_unexpected: Iterable[str] = (),
+              extra: Mapping[str, Tensor] | None = None,
               allow_non_finite: bool = False) -> tuple[dict[str, Tensor], LoadReport]:
     """The tensors under the model's names, fit to be loaded, and the report; the model is not touched.
 
@@ -127,14 +138,14 @@ def fit_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: 
     _check_language_model(model, layout, named, source)
     translated.tensors.update(extra or {})
     report = LoadReport(source, layout, unused=dict(translated.dropped), notes=_notes(content, taken))
-    lacks, spare = model.excuses(translated.tensors.keys())
-    _ignore(report, translated, own, [*may_ignore, *spare])
+    missing_allowed, unexpected_allowed = model.allowed_differences(translated.tensors.keys())
+    _ignore(report, translated, own, [*allowed_unexpected, *unexpected_allowed])
     fitted = fit_resolution(model, translated.tensors, report)
     if layout == "Hugging Face":
         fitted = fit_language_model(model, fitted, report)
-    missing = _sort_missing(model, own, fitted, report, [*may_miss, *lacks])
+    missing = _sort_missing(model, own, fitted, report, [*allowed_missing, *missing_allowed])
     check_fit(report, fitted, own, translated.unknown, missing, named)
-    check_finite(report, in_model_dtype(fitted, own), allow_non_finite)
+    report.notes += check_weights(in_model_dtype(fitted, own), source, allow_non_finite)
     report.loaded = sorted(fitted)
     return fitted, report
 
@@ -171,22 +182,6 @@ def _notes(content: Content, taken: list[str]) -> list[str]:
     return [*content.notes, *notes]
 
 
-def check_finite(report: LoadReport, tensors: Mapping[str, Tensor], allow: bool) -> None:
-    """Refuse tensors that hold NaN or infinity; with `allow` they are noted.
-
-    Raises:
-        CheckpointError: naming them, and the switch.
-    """
-    names = non_finite(tensors)
-    if not names:
-        return
-    told = describe_non_finite(names, tensors)
-    if not allow:
-        raise CheckpointError(f"{report.source}: {told}. Nothing was loaded: the run that wrote it diverged, or the "
-                              f"file is damaged. Take an earlier checkpoint; {SWITCH} loads it all the same.")
-    report.notes.append(told)
-
-
 def is_known_layout(names: Iterable[str]) -> bool:
     """Whether names are LAVIS' or Hugging Face's."""
     return any(name.startswith(LAVIS_STARTS + HF_STARTS) for name in names)
@@ -213,7 +208,7 @@ def _for_lavis_names(tensors: Mapping[str, Tensor], own: Iterable[str]) -> Trans
 
 
 def _check_language_model(model: Loadable, layout: str, names: Iterable[str], source: str) -> None:
-    """A projection to one kind of language model is none to another, whatever its shape."""
+    """Refuse a projection to another kind of language model, even if its shape fits."""
     names = list(names)
     found, own = language_prefix(names) if layout == "LAVIS" else None, language_kind(model)
     if found is not None and own is not None and found != own:
@@ -244,21 +239,21 @@ def fit_resolution(model: Loadable, tensors: Mapping[str, Tensor], report: LoadR
 
 
 def _sort_missing(model: Loadable, own: Mapping[str, Tensor], fitted: Mapping[str, Tensor], report: LoadReport,
-                  may_miss: Iterable[str]) -> list[str]:
-    """Account for names of the model that the file lacks; returns those that nothing excuses."""
+                  allowed_missing: Iterable[str]) -> list[str]:
+    """Sort the names of the model that are not in the file into the report; return those that are not allowed."""
     frozen = frozen_tensors(model, own)
     given = _tied_to(model, fitted)
-    excuses = WITHOUT_PLACE if report.layout == "Hugging Face" else ()
-    may_miss, missing = list(may_miss), []
+    without_place = WITHOUT_PLACE if report.layout == "Hugging Face" else ()
+    allowed_missing, missing = list(allowed_missing), []
     whole = report.layout == "Hugging Face" and any(name.startswith(PREFIX) for name in fitted)
     for name in own:
         if name in fitted or name in given:
             continue
         if name in frozen and not (whole and name.startswith(PREFIX)):  # half a language model is a damaged one
             report.frozen_missing.append(name)
-        elif _matches(name, excuses):
+        elif _matches(name, without_place):
             report.not_in_layout.append(name)
-        elif _matches(name, may_miss):
+        elif _matches(name, allowed_missing):
             report.allowed_missing.append(name)
         else:
             missing.append(name)
@@ -267,22 +262,22 @@ def _sort_missing(model: Loadable, own: Mapping[str, Tensor], fitted: Mapping[st
 
 def check_fit(report: LoadReport, fitted: Mapping[str, Tensor], own: Mapping[str, Tensor], unknown: list[str],
               missing: list[str], names: Iterable[str] = ()) -> None:
-    """Raise CheckpointError with every misfit at once: names on both sides, and shapes.
+    """Raise CheckpointError with all differences at once: names on both sides, shapes, dtypes.
 
-    `names` are those in the file, where they were translated: they tell best what it is.
+    `names` are the original ones of the file, from which its kind is guessed.
     """
-    strangers = unknown + [name for name in fitted if name not in own]
+    unexpected = unknown + [name for name in fitted if name not in own]
     shapes = [(name, tuple(tensor.shape), tuple(own[name].shape)) for name, tensor in fitted.items()
               if name in own and tensor.shape != own[name].shape]
-    faults = [describe_unknown(strangers, own)] if strangers else []
-    faults += [describe_missing(missing)] if missing else []
-    faults += [describe_shapes(shapes)] if shapes else []
+    errors = [describe_unknown(unexpected, own)] if unexpected else []
+    errors += [describe_missing(missing)] if missing else []
+    errors += [describe_shapes(shapes)] if shapes else []
     kinds = [(name, _kind(tensor)) for name, tensor in fitted.items() if name in own
              and own[name].is_floating_point() and not (is_plain_float(tensor) and tensor.is_meta <= own[name].is_meta)]
-    faults += [describe_kinds(kinds)] if kinds else []
-    if faults:
+    errors += [describe_kinds(kinds)] if kinds else []
+    if errors:
         raise CheckpointError(f"{report.source} does not fit the model, nothing was loaded. It seems to be "
-                              f"{seems_to_be(list(names) or [*unknown, *fitted])}.\n  " + "\n  ".join(faults))
+                              f"{seems_to_be(list(names) or [*unknown, *fitted])}.\n  " + "\n  ".join(errors))
 
 
 def _kind(tensor: Tensor) -> str:
@@ -312,8 +307,8 @@ def _behind_adapters(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> d
     """The same tensors; a layer that has an adapter in the model keeps its own weights under `base_layer`."""
     renamed = {}
     for name, tensor in tensors.items():
-        place, _, leaf = name.rpartition(".")
-        inner = f"{place}.base_layer.{leaf}"
+        layer, _, leaf = name.rpartition(".")
+        inner = f"{layer}.base_layer.{leaf}"
         renamed[inner if name not in own and inner in own else name] = tensor
     return renamed
 

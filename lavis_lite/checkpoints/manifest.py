@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint folder, read through one checked dataclass.
+"""What a checkpoint on disk says of itself: its manifest, its hash, and where its model's weights had come from.
 
     {"format", "step", "saved_at", "files": {name: {"size", "sha256"}}, "frozen", "tied", ..., "seal"}
 
@@ -7,21 +7,32 @@ A manifest that was altered, comes from elsewhere, or has other types than these
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from lavis_lite.errors import CheckpointError
 from lavis_lite.io import sealed
+from lavis_lite.models.provenance import Kind, WeightRecord, WeightSource
 
 FORMAT = 1
 WEIGHTS, STATE, CONFIG, MANIFEST = "model.safetensors", "training_state.pt", "config.yaml", "manifest.json"
+INDEX, TORCH_WEIGHTS, TORCH_INDEX = f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
 _MOST = 2**63
+RECORD = "weights"
+"""key of the record in a manifest, and in the metadata of a .safetensors file"""
+MOST_HASHED = 4 * 2**30
+"""bytes; files that are larger together keep no hash, so that a start does not wait for one"""
 
 
 @dataclass(frozen=True)
@@ -108,9 +119,9 @@ def prove(path: Path) -> None:
     """
     if path.name != WEIGHTS or not is_of_a_run(path):
         return
-    fault = file_fault(path, read_manifest(path.parent).files[WEIGHTS])
-    if fault:
-        raise CheckpointError(f"{path}: {fault}. Take another checkpoint of the run.")
+    error = file_fault(path, read_manifest(path.parent).files[WEIGHTS])
+    if error:
+        raise CheckpointError(f"{path}: {error}. Take another checkpoint of the run.")
 
 
 def _checked(form: Any, facts: dict[str, Any]) -> Manifest:
@@ -156,3 +167,87 @@ def _is_time(value: Any) -> bool:
         return datetime.fromisoformat(value).tzinfo is not None
     except ValueError:
         return False
+
+
+# weights --------------------------------------------------------------------------------------------------------------
+def weight_files(path: Path) -> list[Path]:
+    """The files that hold the tensors of a checkpoint or of a model's folder; empty where there is none."""
+    if path.is_file():
+        return [path]
+    for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX):
+        if (path / name).is_file():
+            return sorted(_shards(path / name)) if name in (INDEX, TORCH_INDEX) else [path / name]
+    return []
+
+
+def _shards(index: Path) -> set[Path]:
+    content = json.loads(index.read_text(encoding="utf-8"))
+    return {index.parent / str(name) for name in content["weight_map"].values()}
+
+
+def hash_of(path: str | Path) -> str:
+    """sha256 of the weights at a path: of the file, or of its shards' hashes; "" for more than `MOST_HASHED` bytes."""
+    found = [file for file in weight_files(Path(path)) if file.is_file()]
+    facts = [file.stat() for file in found]
+    if not found or sum(fact.st_size for fact in facts) > MOST_HASHED:
+        return ""
+    hashes = [_hash_file(str(file), fact.st_size, fact.st_mtime_ns) for file, fact in zip(found, facts, strict=True)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _hash_file(path: str, size: int, changed: int) -> str:
+    """Of one file; kept while its size and the time of its last change stay the same."""
+    return sealed.file_sha256(Path(path))
+
+
+def stored_record(path: str | Path) -> WeightRecord | None:
+    """Where the weights of a checkpoint's model came from before its run; None: not recorded.
+
+    Raises:
+        CheckpointError: what is recorded is not a weight record.
+    """
+    content = _stored(Path(path)).get(RECORD)
+    return None if content is None else WeightRecord.from_dict(content, f"{path}: {RECORD}")
+
+
+def source_of(kind: Kind, name: str, path: str | Path) -> WeightSource:
+    """The source that a file or folder is, for `mark_loaded`.
+
+    Args:
+        kind: what it is read as.
+        name: as a YAML names it; a run's checkpoint is called by its path, as a run's folder stands for another one
+            later.
+        path: where it is.
+    """
+    if kind != "checkpoint":
+        return WeightSource("", kind, name, str(path), sha256=hash_of(path))
+    record, step = stored_record(path), _stored(Path(path)).get("step")
+    return WeightSource("", kind, name if step is None else str(path), str(path), step, hash_of(path),
+                        origin=record.describe(with_origin=False) if record is not None else "")
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """What stands beside a checkpoint's tensors: its manifest, or the metadata of its file."""
+    if is_of_a_run(path):
+        of_run = read_manifest(path if path.is_dir() else path.parent)
+        return {**of_run.extra, "step": of_run.step}
+    file = path / WEIGHTS if path.is_dir() else path
+    if file.suffix != ".safetensors" or not file.is_file():
+        return {}
+    try:
+        with safe_open(file, "pt") as content:
+            text = (content.metadata() or {}).get(RECORD)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read as safetensors ({error}); it is damaged.") from error
+    return {} if text is None else {RECORD: _as_json(file, text)}
+
+
+def _as_json(where: Path, text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: not JSON ({error}); it was altered or damaged.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{where}: not a JSON object; it was altered or damaged.")
+    return content

@@ -14,15 +14,12 @@ from torch import Tensor
 
 from lavis_lite.checkpoints import manifest
 from lavis_lite.checkpoints.containers import CONTAINERS, Content, find_state_dict
+from lavis_lite.checkpoints.manifest import INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
 from lavis_lite.checkpoints.unpickling import read_torch_file, resave_command
 from lavis_lite.errors import CheckpointError
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 EXTRA = "lavis_lite_extra.safetensors"
 """beside weights in another format: tensors under this project's names that have no place in that format"""
-TORCH_WEIGHTS = "pytorch_model.bin"
-TORCH_INDEX = "pytorch_model.bin.index.json"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 ADAPTERS = "adapter_model.safetensors"
 DEEPSPEED = "mp_rank_00_model_states.pt"
@@ -122,8 +119,8 @@ def tensor_names(source: str | Path) -> set[str]:
     try:
         with safe_open(found, "pt") as content:
             return set(content.keys())
-    except (SafetensorError, OSError) as fault:
-        raise CheckpointError(f"{found} cannot be read as safetensors ({fault}); it is damaged.") from fault
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{found} cannot be read as safetensors ({error}); it is damaged.") from error
 
 
 def read_extra(source: str | Path) -> dict[str, Tensor]:
@@ -153,16 +150,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     manifest.prove(path)
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as fault:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({fault}); it is damaged.") from fault
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({error}); it is damaged.") from error
 
 
 def _read_shards(index: Path) -> Content:
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({Path(name).name for name in places.values()})
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
-        raise CheckpointError(f"{index} is not an index of shards (weight_map: name -> file): {fault}") from fault
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({Path(name).name for name in files.values()})
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{index} is not an index of shards (weight_map: name -> file): {error}") from error
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise CheckpointError(f"{index.parent} lacks {len(missing)} of {len(names)} shards: {', '.join(missing[:5])}.")
@@ -173,7 +170,7 @@ def _read_shards(index: Path) -> Content:
             raise CheckpointError(f"{index}: {name} is no file of weights.")
         whole.tensors |= content.tensors
         whole.foreign += content.foreign
-    lost = [name for name in places if name not in whole.tensors]
+    lost = [name for name in files if name not in whole.tensors]
     if lost:
         raise CheckpointError(f"{index} names {len(lost)} tensors that its shards lack: {', '.join(lost[:5])}.")
     return whole
@@ -183,12 +180,12 @@ def _read_torch(path: Path) -> Content:
     raw, foreign = read_torch_file(path)
     try:
         content = find_state_dict(raw, str(path))
-    except CheckpointError as fault:
+    except CheckpointError as error:
         if not foreign:
             raise
         entry = _entry(raw)
-        raise CheckpointError(f"{fault} It has objects of {', '.join(foreign[:3])}, which are not loaded because they "
-                              f"can run code. If you trust its author: {resave_command(path, entry)}") from fault
+        raise CheckpointError(f"{error} It has objects of {', '.join(foreign[:3])}, which are not loaded because they "
+                              f"can run code. If you trust its author: {resave_command(path, entry)}") from error
     content.foreign = foreign
     return content
 

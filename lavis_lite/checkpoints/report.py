@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from lavis_lite.checkpoints.containers import describe_beginnings
 from lavis_lite.errors import nearest
 
 SHOWN = 5
-"""names shown of each kind of fault"""
+"""names shown of each kind of error"""
 
 SIGNATURES = [
     (r"base_model\.model\..*lora_[AB]\..*",
@@ -158,3 +158,37 @@ def describe_kinds(kinds: Sequence[tuple[str, str]]) -> str:
 
 def _list(shown: Sequence[str], total: int) -> str:
     return "; ".join(shown) + (f"; and {total - len(shown)} more" if total > len(shown) else "")
+
+
+def rename_command(source: str, names: Iterable[str]) -> str:
+    """The command that takes off what most names begin with and leaves other tensors out; "" if most share nothing."""
+    names = list(names)
+    if not describe_beginnings(names):
+        return ""
+    start = Counter(name.split(".")[0] for name in names if "." in name).most_common(1)[0][0] + "."
+    kept = f"{{k[{len(start)}:]: v for k, v in s.items() if k.startswith('{start}')}}"
+    if source.endswith(".safetensors"):
+        return (f"python -c \"from safetensors.torch import load_file, save_file; s = load_file('{source}'); "
+                f"save_file({kept}, 'renamed.safetensors')\"")
+    return (f"python -c \"import torch; c = torch.load('{source}', map_location='cpu'); s = c.get('state_dict', "
+            f"c.get('model', c)); torch.save({kept}, 'renamed.pth')\"")
+
+
+def choose_command(source: str, parts: Iterable[str]) -> str:
+    """A sentence on a file of several dictionaries of tensors, and the command that saves one of them alone."""
+    parts = list(parts)
+    return (f"It holds {len(parts)} dictionaries of tensors ({', '.join(map(repr, parts[:SHOWN]))}). If one of them is "
+            f"the model, save it alone: python -c \"import torch; c = torch.load('{source}', map_location='cpu'); "
+            f"torch.save(c['{parts[-1]}'], 'model.pth')\"")
+
+
+def describe_beginnings(names: Iterable[str]) -> str:
+    """A clause on what most names begin with, for files that no layout explains: "all names begin with `model.`"."""
+    names = list(names)
+    counts = Counter(name.split(".")[0] for name in names if "." in name)
+    if not counts:
+        return ""
+    first, count = counts.most_common(1)[0]
+    if count == len(names):
+        return f"all names begin with `{first}.`"
+    return f"{count} of {len(names)} names begin with `{first}.`" if 2 * count > len(names) else ""

@@ -1,4 +1,4 @@
-"""What can be told of runs' folders without loading anything: which run, and which checkpoint, a folder stands for."""
+"""Which run, and which checkpoint, a folder refers to; nothing is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHECKPOINTS = ("pretrained_stage1", "pretrained", "finetuned")
 """keys of a model section that name checkpoints, in the order of loading"""
 WEIGHT_FILES = (".safetensors", ".bin", ".pth", ".pt")
 DEPTH = 4
-"""levels of folders above a run that may stand for it"""
+"""levels of folders above a run that may refer to it"""
 
 
 def steps_of(run_dir: Path) -> list[Path]:
@@ -57,8 +57,8 @@ def best_or_last(run_dir: Path) -> tuple[Path, str]:
     last = max(folders, key=saved_at)
     try:
         best = _best(run_dir)
-    except CheckpointError as fault:
-        return last, f"the last; {fault}"
+    except CheckpointError as error:
+        return last, f"the last; {error}"
     if best is None:
         return last, "the last; no validation chose a best one"
     if best[0] not in folders:
@@ -79,17 +79,17 @@ def _best(run_dir: Path) -> tuple[Path, str] | None:
         best = json.loads(path.read_text(encoding="utf-8"))
         folder = run_dir / "checkpoints" / f"step_{int(best['step']):08d}"
         return folder, f"the best by {best['split']} agg_metrics {float(best['metric']):.4g}"
-    except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise CheckpointError(f"best.json cannot be read: {fault}") from fault
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"best.json cannot be read: {error}") from error
 
 
 def checkpoint_of_run(path: Path) -> Path:
-    """The checkpoint folder that a run folder, or a folder above runs (the one that saved last), stands for.
+    """The checkpoint folder that a run folder, or a folder above runs (the one that saved last), refers to.
 
     It is the best one if validation chose one, else the last. Any other path is itself.
 
     Raises:
-        CheckpointError: nothing tells which one is the best.
+        CheckpointError: best.json cannot be read.
     """
     if not path.is_dir() or any(file.suffix in WEIGHT_FILES for file in path.iterdir()):
         return path  # a checkpoint itself
@@ -99,6 +99,6 @@ def checkpoint_of_run(path: Path) -> Path:
     run = newest_run(runs)
     try:
         _best(run)
-    except CheckpointError as fault:
-        raise CheckpointError(f"{run / 'checkpoints'}: {fault}. Name a checkpoint folder in it.") from fault
+    except CheckpointError as error:
+        raise CheckpointError(f"{run / 'checkpoints'}: {error}. Name a checkpoint folder in it.") from error
     return best_or_last(run)[0]

@@ -76,15 +76,15 @@ def read_torch_file(path: Path) -> tuple[Any, list[str]]:
     """
     try:
         return _load(path), []
-    except pickle.UnpicklingError as fault:
+    except pickle.UnpicklingError as error:
         classes = foreign_classes(path)
         if not classes or any(map(NEVER_NEEDED.fullmatch, classes)):
-            raise _refusal(path, classes, fault) from fault
+            raise _refusal(path, classes, error) from error
     try:
         with _stand_ins(classes):
             return _load(path), classes
-    except (pickle.UnpicklingError, CheckpointError) as fault:
-        raise _refusal(path, classes, fault) from fault
+    except (pickle.UnpicklingError, CheckpointError) as error:
+        raise _refusal(path, classes, error) from error
 
 
 def _load(path: Path) -> Any:
@@ -92,14 +92,14 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise
-    except Exception as fault:  # a damaged pickle can raise anything
-        if "TorchScript" in str(fault):
+    except Exception as error:  # a damaged pickle can raise anything
+        if "TorchScript" in str(error):
             command = resave_command(path, "c.state_dict()").replace("torch.load", "torch.jit.load").replace(
                 ", weights_only=False", "")
             raise CheckpointError(f"{path} is a TorchScript program, which is not loaded because it can run code. If "
-                                  f"you trust its author, save its tensors: {command}") from fault
-        raise CheckpointError(f"{path} cannot be read as a torch checkpoint ({_first_line(fault)}): it is damaged, or "
-                              "was not written by torch.save. Copy or download it again.") from fault
+                                  f"you trust its author, save its tensors: {command}") from error
+        raise CheckpointError(f"{path} cannot be read as a torch checkpoint ({_first_line(error)}): it is damaged, or "
+                              "was not written by torch.save. Copy or download it again.") from error
 
 
 @contextlib.contextmanager
@@ -163,10 +163,10 @@ def resave_command(path: Path, entry: str = "c['model']") -> str:
             f"torch.save({{'model': {entry}}}, '{plain}')\"")
 
 
-def _refusal(path: Path, classes: list[str], fault: Exception) -> CheckpointError:
+def _refusal(path: Path, classes: list[str], error: Exception) -> CheckpointError:
     """The error for a file that holds more than tensors and what can be stood in for."""
     if not classes:
-        return CheckpointError(f"{path} is damaged, or was not written by torch.save ({_first_line(fault)}). Copy or "
+        return CheckpointError(f"{path} is damaged, or was not written by torch.save ({_first_line(error)}). Copy or "
                                "download it again; if it is a pickle of another kind and you trust it, save it again: "
                                f"{resave_command(path)}")
     harmful = [name for name in classes if NEVER_NEEDED.fullmatch(name)]
@@ -178,6 +178,6 @@ def _refusal(path: Path, classes: list[str], fault: Exception) -> CheckpointErro
                            f"{resave_command(path)}")
 
 
-def _first_line(fault: Exception) -> str:
-    lines = str(fault).strip().splitlines()
-    return lines[0] if lines else type(fault).__name__
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -55,8 +55,8 @@ HUB_FILES = {
 
 
 @dataclass(frozen=True)
-class Need:
-    """One name of a model section that stands for files."""
+class WeightFile:
+    """A name in a model section that refers to a file or folder."""
 
     key: str
     """field of the model section"""
@@ -73,12 +73,10 @@ class Need:
         path = files.resolve(self.value)
         if self.key in CHECKPOINTS:
             path = checkpoint_of_run(path)
-        here = path if path.exists() else self._in_hub_cache()
+        here = path if path.exists() else None
+        if here is None and (repository := self._repository()) is not None:
+            here = hub.cached(repository, HUB_FILES.get(self.key))
         return here if here is None or self.key != "llm_model" or _has_weights(here) else None
-
-    def _in_hub_cache(self) -> Path | None:
-        repository = self._repository()
-        return None if repository is None else hub.cached(repository, HUB_FILES.get(self.key))
 
     def _repository(self) -> hub.HubName | None:
         """The hub repository that is named: `name`, `owner/name` or `hf://...`; None: something else."""
@@ -90,11 +88,11 @@ class Need:
         """`name` or `owner/name`, with no file suffix."""
         return hub.is_repository(self.value) and not self.value.endswith(FILE_ENDINGS)
 
-    def found(self) -> bool:
+    def is_local(self) -> bool:
         """Whether it is on this machine."""
         return self.local() is not None
 
-    def sentence(self) -> str:
+    def describe_missing(self) -> str:
         """What is missing and how to get it."""
         if self.value.startswith(PACKAGED_PREFIX):
             hint = did_you_mean(self.value, packaged_names())
@@ -116,7 +114,7 @@ class Need:
                        f"`hf download {self.value}`")
         return f"model.{self.key}: {self.value!r} is not here ({looked})."
 
-    def remote(self) -> bool:
+    def is_remote(self) -> bool:
         """Whether its name is one that could be downloaded."""
         return not self.value.startswith(PACKAGED_PREFIX) and ("://" in self.value or self._looks_like_hub())
 
@@ -133,11 +131,11 @@ class Need:
         if repository is not None:
             try:
                 return hub.fetch(repository, files.offline(), HUB_FILES.get(self.key))
-            except DataError as fault:
-                raise DataError(f"{self.sentence()} {fault}") from fault
+            except DataError as error:
+                raise DataError(f"{self.describe_missing()} {error}") from error
         if "://" in self.value:
             return files.fetch(self.value)
-        raise DataError(self.sentence())
+        raise DataError(self.describe_missing())
 
 
 def _has_weights(folder: Path) -> bool:
@@ -149,9 +147,9 @@ def _has_weights(folder: Path) -> bool:
     return any(path.exists() for path in (folder / "model.safetensors", folder / "pytorch_model.bin"))
 
 
-def required_weights(model: Any) -> list[Need]:
-    """The needs of a model section, in the order of its fields; fields that the section lacks are no need."""
-    checkpoints = [Need(key, value) for key, value in checkpoints_of(model)]
+def required_weights(model: Any) -> list[WeightFile]:
+    """The files that a model section names, in the order of its fields."""
+    checkpoints = [WeightFile(key, value) for key, value in checkpoints_of(model)]
     if model.brings_backbones:
         return checkpoints
     needs = []
@@ -163,7 +161,7 @@ def required_weights(model: Any) -> list[Need]:
                 key == "vit_weights" and not model.get("freeze_vit", False) and _brings_encoder(model))):
             continue  # the checkpoint brings what trained
         if value is not None and value not in NO_FILE:
-            needs.append(Need(key, str(value)))
+            needs.append(WeightFile(key, str(value)))
     return [*needs, *_language_needs(model), *checkpoints]
 
 
@@ -174,7 +172,7 @@ def _brings_encoder(model: Any) -> bool:
     looked into.
     """
     key, value = checkpoints_of(model)[-1]
-    path = Need(key, value).local()
+    path = WeightFile(key, value).local()
     if key == "finetuned" or path is None:
         return key == "finetuned"
     from lavis_lite.checkpoints.reading import tensor_names
@@ -182,12 +180,12 @@ def _brings_encoder(model: Any) -> bool:
     return any(f".{encoder}" in f".{name}" for name in tensor_names(path) for encoder in ENCODERS)
 
 
-def _language_needs(model: Any) -> list[Need]:
-    """A frozen language model's folder, unless its sizes stand in the section itself, and its tokenizer's."""
+def _language_needs(model: Any) -> list[WeightFile]:
+    """A language model's folder, unless the section has its sizes, and its tokenizer's."""
     if not hasattr(model, "language_model_name"):
         return []
-    needs = [] if model.llm_args is not None else [Need("llm_model", str(model.language_model_name()))]
-    return needs + ([Need("llm_tokenizer", str(model.llm_tokenizer))] if model.llm_tokenizer is not None else [])
+    needs = [] if model.llm_args is not None else [WeightFile("llm_model", str(model.language_model_name()))]
+    return needs + ([WeightFile("llm_tokenizer", str(model.llm_tokenizer))] if model.llm_tokenizer is not None else [])
 
 
 def checkpoints_of(model: Any) -> list[tuple[str, str]]:
@@ -204,7 +202,7 @@ def checkpoints_of(model: Any) -> list[tuple[str, str]]:
     return [(key, str(model.get(key))) for key in keys if model.get(key)]
 
 
-def fetch_all(needs: Sequence[Need], what: str) -> dict[str, Path]:
+def fetch_all(needs: Sequence[WeightFile], what: str) -> dict[str, Path]:
     """Key -> local path of every need. Nothing is downloaded while something cannot be had at all.
 
     Args:
@@ -214,17 +212,17 @@ def fetch_all(needs: Sequence[Need], what: str) -> dict[str, Path]:
     Raises:
         DataError: everything that is missing, with where it was looked for and how to get it.
     """
-    lost = [need for need in needs if not need.found() and (files.offline() or not need.remote())]
+    lost = [need for need in needs if not need.is_local() and (files.offline() or not need.is_remote())]
     if lost:
-        told = Faults(f"{what} needs files that are not here:", [need.sentence() for need in lost])
+        missing = Faults(f"{what} needs files that are not here:", [need.describe_missing() for need in lost])
         why = "Downloads are switched off (LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE)."
-        raise DataError(f"{told}\n{why}" if any(need.remote() for need in lost) else str(told))
+        raise DataError(f"{missing}\n{why}" if any(need.is_remote() for need in lost) else str(missing))
     paths, faults = {}, []
     for need in needs:
         try:
             paths[need.key] = need.fetch()
-        except DataError as fault:
-            faults.append(str(fault))
+        except DataError as error:
+            faults.append(str(error))
     if faults:
         raise DataError(str(Faults(f"{what} needs files that cannot be fetched:", faults)))
     return paths
@@ -241,15 +239,15 @@ def localised(model: Any) -> Any:
 
 
 @one_at_a_time
-def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
+def build_model(section: Any, log: Callable[[str], None] | None = None) -> Any:
     """A model with all that its section names: frozen weights, initial weights, checkpoints over them.
 
-    A run's checkpoint that lacks what its run kept frozen brings it along: it knows where that came from. The model's
-    `weight_record` says where every tensor has its values from. One thread builds at a time, others wait.
+    A run's checkpoint leaves out what its run kept frozen, and records where that came from: it is loaded from there.
+    The model's `weight_record` has the source of every tensor. One thread builds at a time, others wait.
 
     Args:
         section: of the model's `config_class`.
-        say: takes a line on each checkpoint that was loaded, and notes.
+        log: takes a line on each checkpoint that was loaded, and notes.
 
     Raises:
         RegistryError, DataError: an unknown arch; something is not here.
@@ -258,22 +256,16 @@ def build_model(section: Any, say: Callable[[str], None] | None = None) -> Any:
     from lavis_lite.checkpoints.assembly import Assembly  # imports torch; names are looked up without it
 
     if hasattr(section, "setup"):
-        from lavis_lite.models.language.build import refuse_faults
-
-        refuse_faults(section.setup(), section.llm_args is None)  # before anything is downloaded
+        section.setup().check(section.llm_args is None)  # before anything is downloaded
     needs = required_weights(section)
     paths = fetch_all(needs, f"{section.arch}/{section.model_type}")
     local = dataclasses.replace(section, **{key: str(path) for key, path in paths.items()})
     model = registry.get_model_class(section.arch).from_config(local)
     names = {need.key: need.value for need in needs}
-    assembly = Assembly(model, local, names, checkpoints_of(local), locate_source, say or _silent)
+    assembly = Assembly(model, local, names, checkpoints_of(local), locate_source, log or (lambda line: None))
     assembly.load_backbones()
     assembly.load_checkpoints()
     return assembly.finish()
-
-
-def _silent(_: str) -> None:
-    """Takes the place of `say`."""
 
 
 def locate_source(source: WeightSource) -> Path | None:
@@ -281,18 +273,18 @@ def locate_source(source: WeightSource) -> Path | None:
 
     Its name goes before the path of then, which may be another machine's.
     """
-    need, path = Need("pretrained", reveal(source.name)), reveal(source.path or "")
+    need, path = WeightFile("pretrained", reveal(source.name)), reveal(source.path or "")
     try:
-        here = need.fetch() if need.remote() or source.is_packaged else need.local()
+        here = need.fetch() if need.is_remote() or source.is_packaged else need.local()
     except DataError:
         here = None
     return here or (Path(path) if path and Path(path).exists() else None)
 
 
 def encoder_identity(model: Any) -> dict[str, Any]:
-    """What tells the outputs of a model's vision encoder from another's: name, pixels, precision, hash of its weights.
+    """What the outputs of a model's vision encoder depend on: its name, pixels, precision, and a hash of its weights.
 
-    To be asked for before the model has run: on a CPU half-precision weights change their type then.
+    Call it before the model runs: on a CPU half-precision weights change their type then.
 
     Raises:
         ConfigError: the encoder trains.

@@ -1,1 +1,1 @@
-"""The command line: train, evaluate, fetch, generate, models, zoo. Each module has one `main(argv) -> exit status`."""
+"""The command line. Each module is one command with `main(argv) -> exit status`."""

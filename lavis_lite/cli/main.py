@@ -48,7 +48,7 @@ def entry() -> NoReturn:
 
 
 def run_command(name: str, argv: Sequence[str] | None = None) -> int:
-    """Run a command; whatever happens ends in one message on stderr and an exit code of docs/reliability.md."""
+    """Run a command; whatever happens ends in one message on stderr and a documented exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     with_traceback = TRACEBACK in words
     exits.report_to(None)

@@ -1,1 +1,1 @@
-"""YAML and overrides in, typed sections out: schema, compose (layers with provenance), preflight (every fault)."""
+"""Configuration: YAML files and overrides in, typed sections out, every error found before anything is built."""

@@ -68,7 +68,7 @@ def missing_weights(config: Config) -> list[str]:
     """Weights and tokenizers named in the model section that are neither on disk nor packaged."""
     from lavis_lite.checkpoints.weights import required_weights
 
-    return [need.sentence() for need in required_weights(config.model) if not need.found()]
+    return [need.describe_missing() for need in required_weights(config.model) if not need.is_local()]
 
 
 def _check_numbers(run: RunConfig, fault: Any) -> None:

@@ -1,4 +1,4 @@
-"""See the modules of this room."""
+"""Data sets: from a section of YAML to batches. The classes of samples, and below them files, images and order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many processes: how they meet, and the few collectives the package needs."""
+"""Several processes: how they meet, and the collectives that the package needs. Free of cost in one process."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Evaluation of a split: the evaluator, its progress, what a stopped one resumes from, and the result files."""
+"""Evaluation: scores a split, shows progress, resumes after a stop, and writes the result files."""

@@ -1,1 +1,1 @@
-"""See the modules of this room."""
+"""Scores: pure functions over predictions and references. They read no model and no run."""

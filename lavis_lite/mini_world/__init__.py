@@ -1,1 +1,1 @@
-"""Data preparation: turns a source (here, a generator of scenes) into images and annotation files on disk."""
+"""The mini world: generated scenes with captions and questions, written to disk in the layouts of real data sets."""

@@ -1,4 +1,7 @@
-"""The models. LAVIS' names for loading them are found here too, resolved on first use (see `lavis_lite.zoo`)."""
+"""Models: vision encoders, the Q-Former, language models and the families built from them.
+
+LAVIS' names for loading models are found here too, resolved on first use (see `lavis_lite.zoo`).
+"""
 
 from __future__ import annotations
 

@@ -1,17 +1,23 @@
-"""What every model is to the rest of the house, and how parts are frozen."""
+"""The contract of all models, and how parts are frozen."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, ClassVar
+import inspect
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lavis_lite.config.schema import ModelConfig
+from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.provenance import FOLLOWED, WeightRecord, sources_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -22,6 +28,11 @@ def freeze(module: nn.Module) -> nn.Module:
     # a partial, not a lambda: copies and pickles of the module then refer to the copy
     module.train = functools.partial(_stay_in_eval, module)  # type: ignore[method-assign]
     return module
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Autocast switched off on a device; the meta device has none."""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
@@ -49,6 +60,23 @@ def loss_weight(samples: Mapping[str, Any], name: str, like: Tensor) -> Tensor |
     return 1.0 if weight is None else weight.to(like.dtype)
 
 
+def known_options(method: Callable[P, R]) -> Callable[P, R]:
+    """A method that raises ConfigError for a keyword argument it does not have, and names the nearest."""
+    takes = {name: parameter for name, parameter in inspect.signature(method).parameters.items() if name != "self"}
+    names = [name for name, parameter in takes.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    open_ended = len(names) < len(takes)
+
+    @functools.wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not open_ended:
+            for name in kwargs:
+                if name not in takes:
+                    raise ConfigError(f"{method.__name__} has no option {name!r}; {did_you_mean(name, names)}")
+        return method(*args, **kwargs)
+
+    return checked
+
+
 class BaseModel(nn.Module):
     """A registered model: built from its typed section, fed with samples, giving an output with a `loss`.
 
@@ -57,18 +85,18 @@ class BaseModel(nn.Module):
     runners or files; checkpoints are loaded from outside.
 
     A step may consist of several micro-batches. A loss that is a mean over tokens then weighs each of them by its
-    number of tokens: `loss_terms` counts them before the first forward pass, and `forward` multiplies the loss by its
-    entry of `samples["loss_weights"]`, see `loss_weight`. Without `loss_terms` all micro-batches weigh alike.
+    number of tokens. `loss_terms` counts them before the first forward pass, and `forward` multiplies the loss by its
+    `loss_weight`. Without `loss_terms` all micro-batches weigh alike.
     """
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
     takes_image_rows: ClassVar[bool] = False
-    """whether samples to evaluate may share pictures: image float[U,3,H,W], and image_rows int64[B], the place of each
-    sample's picture"""
+    """whether samples to evaluate may share pictures: image float[U,3,H,W], and image_rows int64[B], the image
+    of each sample"""
 
     in_batch_negatives: ClassVar[bool] = False
-    """whether the loss compares the samples of a micro-batch (of all ranks) with each other, so that a step of several
-    small micro-batches has another objective than one of a large one"""
+    """whether the loss compares the samples of a micro-batch (of all ranks) with each other. Several small
+    micro-batches are then another objective than a large one."""
     weight_record: WeightRecord = WeightRecord()
     """where the weights came from; `lavis_lite.checkpoints.weights.build_model` sets it"""
     loaded_checkpoints: frozenset[str] = frozenset()
@@ -98,10 +126,13 @@ class BaseModel(nn.Module):
         """Names of parameters that do not train; they are not part of a checkpoint."""
         return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
-    def excuses(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
-        """Regular expressions of what a checkpoint with the names `given` may lack, and of what it may have to spare.
+    def allowed_differences(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """Names (regular expressions) that may be missing in a checkpoint, and names in it that the model may ignore.
 
-        By default neither: every name must have its place.
+        By default none: a checkpoint must have exactly the model's names.
+
+        Args:
+            given: names in the checkpoint.
         """
         return (), ()
 
@@ -127,7 +158,7 @@ class BaseModel(nn.Module):
                 if name in kept or sources[name].kind not in FOLLOWED}
 
     def blocks_to_shard(self) -> list[nn.Module]:
-        """Blocks whose frozen weights several ranks may share out among them (`run.fsdp`), in the order they run."""
+        """Blocks, in the order they run, of which ranks may share the frozen weights (`run.fsdp`)."""
         return []
 
     def frozen_parts(self) -> list[str]:
@@ -163,6 +194,14 @@ class BaseModel(nn.Module):
 
         Args:
             samples: as `forward` gets them, on the CPU.
+        """
+        return {}
+
+    def auxiliary_losses(self, encoded: Any, samples: dict[str, Any]) -> dict[str, Tensor]:
+        """Further losses of a training step, name -> float[]; they are added to the loss and logged as loss_<name>.
+
+        By default there are none. Stage 1 calls it with its `Encoded`, a model with a language model with the soft
+        prompt float[B,Q,D].
         """
         return {}
 

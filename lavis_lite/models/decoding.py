@@ -1,17 +1,17 @@
-"""Writing text token by token: greedy, nucleus and beam search over a cache.
+"""Text token by token: greedy, nucleus and beam search over a cache.
 
 A decoder is anything with `step(tokens int64[M], rows int64[M] | None) -> logits float[M,V]`: it first keeps the
 batch rows `rows` of its cache (in that order, with repetition), then appends one token per row. Beams and repeated
 samples are multiplied after the first step, so the common beginning is computed once.
 
-A batch gives what its members give one by one: a sample whose beam search is over takes nothing more in, and sampling
-has a random stream per sample. Samples that are over leave the batch, not one by one but when an eighth of it is.
+A batch gives the same texts as its members one by one. A finished beam search ignores later tokens, and sampling has a
+random stream per sample. Finished samples leave the batch when they are an eighth of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -25,7 +25,10 @@ from lavis_lite.models.qformer.model import Cache, QFormer
 from lavis_lite.models.text_tokens import SpecialIds
 
 LEAVING_SHARE = 0.125
-"""of the samples in the batch are over before they leave it: making it smaller copies what stays"""
+"""of the samples in the batch must be finished before they leave it: each time the rest is copied"""
+
+LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
+"""as in transformers: (new tokens so far int64[M,T], scores float[M,V]) -> scores float[M,V]"""
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,12 @@ class Decoding:
 
     num_captions: texts per sample: the best of the beams, or as many draws.
     seeds: one number per sample for its random stream when sampling; None: drawn from torch's generator.
-    lavis_lengths: count the start token in the length of texts that reach max_new_tokens and in the decision to stop,
-        as the beam search under LAVIS does (transformers 4.33), and among the tokens already written that
-        repetition_penalty looks at: reproduces its texts where they differ from today's.
+    lavis_lengths: reproduce the texts of LAVIS' beam search (transformers 4.33). It counts the start token in the
+        length of texts that reach max_new_tokens, in the decision to stop, and for repetition_penalty.
     penalise_prompt: repetition_penalty also looks at the tokens of the prompt, as transformers does for decoder-only
         models; LAVIS looks at written tokens only.
+    logits_processors: applied in order to the log-probabilities of every step, after the penalty and the lengths; those
+        of transformers fit.
     """
 
     max_new_tokens: int = 30
@@ -53,25 +57,26 @@ class Decoding:
     seeds: tuple[int, ...] | None = None
     lavis_lengths: bool = False
     penalise_prompt: bool = False
+    logits_processors: Sequence[LogitsProcessor] = ()
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be.
+        """Check the values.
 
         Raises:
-            ConfigError: the first of them, with what it may be.
+            ConfigError: the first value out of range, with the range.
         """
         for name in ("max_new_tokens", "min_new_tokens", "num_beams", "num_captions"):
             value: float = getattr(self, name)
             least = 0 if name == "min_new_tokens" else 1
-            _demand(isinstance(value, int) and value >= least, name, value, f"a whole number, at least {least}")
-        _demand(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", self.min_new_tokens,
+            _require(isinstance(value, int) and value >= least, name, value, f"a whole number, at least {least}")
+        _require(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", self.min_new_tokens,
                 f"at most max_new_tokens, which is {self.max_new_tokens} (LAVIS: min_length and max_length)")
-        _demand(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (all tokens)")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (all tokens)")
         for name in ("temperature", "repetition_penalty"):
             value = getattr(self, name)
-            _demand(0 < value < math.inf, name, value, "above 0; 1 changes nothing")
-        _demand(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "a finite number")
-        _demand(self.sample or self.num_captions <= self.num_beams, "num_captions", self.num_captions,
+            _require(0 < value < math.inf, name, value, "above 0; 1 changes nothing")
+        _require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "a finite number")
+        _require(self.sample or self.num_captions <= self.num_beams, "num_captions", self.num_captions,
                 f"at most num_beams, which is {self.num_beams}; sampling (use_nucleus_sampling) has no such limit")
 
     @classmethod
@@ -93,25 +98,21 @@ class Decoding:
         return cls(**given)
 
     def check_batch(self, batch: int) -> None:
-        """Refuse a number of samples that these settings are not for.
-
-        Raises:
-            ConfigError: not one seed per sample.
-        """
+        """Raise ConfigError unless there is one seed per sample, if there are any."""
         if self.seeds is not None and len(self.seeds) != batch:
             raise ConfigError(f"generate: {len(self.seeds)} seeds for {batch} samples; give one for each.")
 
 
-def _demand(holds: bool, name: str, value: object, wanted: str) -> None:
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
         raise ConfigError(f"generate: {name} is {value!r}, but must be {wanted}.")
 
 
 class Decoder(Protocol):
-    """See the module's docstring."""
+    """A model with a cache that continues M texts by one token at a time."""
 
     def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
-        """Keep `rows` of the cache, append `tokens`, give the next tokens' logits."""
+        """Keep the `rows` of the cache, append tokens int64[M], return the logits of the next ones, float[M,V]."""
         ...
 
 
@@ -151,44 +152,44 @@ def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
     """
     if options.num_beams > 1 and not options.sample:
         return _beam_search(decoder, batch, special, options, device, _padded(context, batch, device))
-    told = _padded(context, batch, device)
+    prompt_ids = _padded(context, batch, device)
     uniform = _random_streams(batch, options).to(device) if options.sample else None
     texts: list[list[int]] = [[]] * (batch * options.num_captions)
-    place = torch.arange(batch, device=device)  # among the texts, of each row
+    index = torch.arange(batch, device=device)  # of each row among the texts
     rows: Tensor | None = None
     tokens = torch.full((batch, 1), special.begin, device=device)
     for length in range(options.max_new_tokens):
-        logits, told = decoder.step(tokens[:, -1], rows), _rows_of(told, rows)
-        scores = _scores(logits, tokens, length, special, options, told)
+        logits, prompt_ids = decoder.step(tokens[:, -1], rows), _rows_of(prompt_ids, rows)
+        scores = _scores(logits, tokens, length, special, options, prompt_ids)
         rows = None
         if length == 0 and options.num_captions > 1:
-            rows = place.repeat_interleave(options.num_captions)
-            scores, tokens, place = scores[rows], tokens[rows], torch.arange(len(texts), device=device)
-        chosen = scores.argmax(1) if uniform is None else _sample(scores, options, uniform[place, length])
+            rows = index.repeat_interleave(options.num_captions)
+            scores, tokens, index = scores[rows], tokens[rows], torch.arange(len(texts), device=device)
+        chosen = scores.argmax(1) if uniform is None else _sample(scores, options, uniform[index, length])
         tokens = torch.cat([tokens, chosen[:, None]], 1)
         ended = (tokens[:, 1:] == special.end).any(1)
         kept = _kept(ended.tolist())
         if kept is not None:
-            _put(texts, place, tokens, special.end)
-            index = torch.tensor(kept, dtype=torch.long, device=device)
-            rows = index if rows is None else rows[index]
-            place, tokens = place[index], tokens[index]
-        if not len(place):
+            _put(texts, index, tokens, special.end)
+            left = torch.tensor(kept, dtype=torch.long, device=device)
+            rows = left if rows is None else rows[left]
+            index, tokens = index[left], tokens[left]
+        if not len(index):
             break
-    _put(texts, place, tokens, special.end)
+    _put(texts, index, tokens, special.end)
     return texts
 
 
 def _kept(ended: list[bool]) -> list[int] | None:
-    """Places in the batch that stay, where enough of them are over to make it smaller; None: all stay."""
+    """Indices of the unfinished samples, if enough are finished to make the batch smaller; None: all stay."""
     if sum(ended) < max(LEAVING_SHARE * len(ended), 1):
         return None
-    return [place for place, over in enumerate(ended) if not over]
+    return [index for index, over in enumerate(ended) if not over]
 
 
-def _put(texts: list[list[int]], place: Tensor, tokens: Tensor, end: int) -> None:
-    """Write rows int64[M,1+T] to their places int64[M] among the texts, each up to its end."""
-    for at, row in zip(place.tolist(), tokens[:, 1:].tolist(), strict=True):
+def _put(texts: list[list[int]], index: Tensor, tokens: Tensor, end: int) -> None:
+    """Write rows int64[M,1+T] to the texts index int64[M], each up to its end."""
+    for at, row in zip(index.tolist(), tokens[:, 1:].tolist(), strict=True):
         texts[at] = row[:row.index(end)] if end in row else row
 
 
@@ -235,15 +236,20 @@ def _scores(logits: Tensor, tokens: Tensor, length: int, special: SpecialIds, op
     scores = logits.log_softmax(1) if beams else logits  # where transformers applies the penalty
     written = tokens if special.begin >= 0 else tokens[:, 1:]
     if options.repetition_penalty != 1.0 and context.shape[1]:
-        spare = scores.shape[1]  # a column for what fills shorter prompts
-        ids = torch.cat([context.masked_fill(context < 0, spare), written], 1)
-        scores = _weakened(F.pad(scores, (0, 1)), ids, options.repetition_penalty)[:, :spare]
+        extra = scores.shape[1]  # a column for what fills shorter prompts
+        ids = torch.cat([context.masked_fill(context < 0, extra), written], 1)
+        scores = _weakened(F.pad(scores, (0, 1)), ids, options.repetition_penalty)[:, :extra]
     elif options.repetition_penalty != 1.0 and written.shape[1]:
         scores = _weakened(scores, written, options.repetition_penalty)
     if not beams:
         scores = scores.log_softmax(1)
     if length < options.min_new_tokens:
         scores[:, special.end] = -torch.inf
+    for process in options.logits_processors:
+        scores, shape = process(written, scores), scores.shape
+        if scores.shape != shape:
+            raise ConfigError(f"generate: a logits processor returned scores of shape {tuple(scores.shape)}; they must "
+                              f"keep their shape {tuple(shape)}.")
     return scores
 
 
@@ -252,11 +258,11 @@ def _sample(scores: Tensor, options: Decoding, uniform: Tensor) -> Tensor:
     probabilities, order = (scores.double() / options.temperature).softmax(1).sort(1, descending=True)
     before = probabilities.cumsum(1) - probabilities
     cumulative = probabilities.masked_fill(before >= options.top_p, 0.0).cumsum(1)
-    place = torch.searchsorted(cumulative, cumulative[:, -1:] * uniform[:, None], right=True)
-    return order.gather(1, place.clamp(max=scores.shape[1] - 1))[:, 0]
+    index = torch.searchsorted(cumulative, cumulative[:, -1:] * uniform[:, None], right=True)
+    return order.gather(1, index.clamp(max=scores.shape[1] - 1))[:, 0]
 
 
-class _Finished:
+class _FinishedTexts:
     """The best finished texts of one sample, at most `width`."""
 
     def __init__(self, width: int, length_penalty: float) -> None:
@@ -280,7 +286,7 @@ def _beam_search(decoder: Decoder, batch: int, special: SpecialIds, options: Dec
                  context: Tensor) -> list[list[int]]:
     """Keep the num_beams best running texts per sample; a text that ends leaves the beam."""
     width, start = options.num_beams, int(options.lavis_lengths)
-    finished = [_Finished(width, options.length_penalty) for _ in range(batch)]
+    finished = [_FinishedTexts(width, options.length_penalty) for _ in range(batch)]
     running = finished
     tokens = torch.full((batch, 1), special.begin, device=device)
     totals = torch.zeros(batch, 1, device=device)
@@ -311,7 +317,7 @@ def _keep(samples: Tensor, totals: Tensor, tokens: Tensor, rows: Tensor) -> tupl
     return totals[samples], tokens[chosen], rows[chosen]
 
 
-def _extend(totals: Tensor, scores: Tensor, tokens: Tensor, finished: list[_Finished], end: int, width: int,
+def _extend(totals: Tensor, scores: Tensor, tokens: Tensor, finished: list[_FinishedTexts], end: int, width: int,
             length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One step of beam search.
 
@@ -325,9 +331,8 @@ def _extend(totals: Tensor, scores: Tensor, tokens: Tensor, finished: list[_Fini
         length: new tokens after this step.
 
     Returns:
-        The best continuation's log-probability float[B], ended or not; new totals float[B,K'], tokens
-        int64[B*K',T+1], and rows int64[B*K'] of the cache they continue; K' is `width`, or all there are in the first
-        steps of a wide beam.
+        The best continuation's log-probability float[B], ended or not. New totals float[B,K'], tokens int64[B*K',T+1],
+        and rows int64[B*K'] of the cache that they continue. K' is `width`, or fewer in the first steps of a wide beam.
     """
     batch, beams = totals.shape
     vocabulary = scores.shape[1]
@@ -337,9 +342,9 @@ def _extend(totals: Tensor, scores: Tensor, tokens: Tensor, finished: list[_Fini
     token = flat % vocabulary
     texts = torch.cat([tokens[source.flatten()], token.flatten()[:, None]], 1).unflatten(0, best.shape)
     ends = token == end
-    for sample, place in ends[:, :width].nonzero().tolist():
-        if best[sample, place] > -torch.inf:
-            finished[sample].add(float(best[sample, place]), texts[sample, place, 1:-1].tolist(), length)
+    for sample, index in ends[:, :width].nonzero().tolist():
+        if best[sample, index] > -torch.inf:
+            finished[sample].add(float(best[sample, index]), texts[sample, index, 1:-1].tolist(), length)
     kept = best.masked_fill(ends, -torch.inf).topk(min(width, best.shape[1]), dim=1)
     chosen = texts.gather(1, kept.indices[:, :, None].expand(-1, -1, texts.shape[2]))
     return best[:, 0], kept.values, chosen.flatten(0, 1), source.gather(1, kept.indices).flatten()

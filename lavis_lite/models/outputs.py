@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
 from lavis_lite.errors import ContractError
+
+Out = TypeVar("Out", bound="ModelOutput")
 
 
 class Output(Mapping[str, Tensor]):
@@ -35,6 +37,18 @@ class ModelOutput(Output):
     """Base of all training outputs: `loss` is what backward starts from, `loss_*` are its logged parts."""
 
     loss: Tensor
+    _added: ClassVar[tuple[str, ...]] = ()
+
+    def plus(self: Out, losses: Mapping[str, Tensor]) -> Out:
+        """The same output with further losses, name -> float[]: added to `loss`, and logged as `loss_<name>`."""
+        for name, value in losses.items():
+            self.loss = self.loss + value
+            setattr(self, f"loss_{name}", value)
+        self._added = tuple(f"loss_{name}" for name in losses)  # type: ignore[misc]
+        return self
+
+    def _names(self) -> list[str]:
+        return [*super()._names(), *self._added]
 
     def losses(self) -> dict[str, Tensor]:
         """All scalar losses by name, detached."""

@@ -8,6 +8,7 @@ and checkpoints keep of it.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -16,6 +17,8 @@ from lavis_lite.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from lavis_lite.models.base import BaseModel
 
 Kind = Literal["random", "encoder", "language model", "bert", "checkpoint"]
 FOLLOWED: tuple[Kind, ...] = ("encoder", "language model", "checkpoint")
@@ -92,7 +95,7 @@ class WeightRecord:
         starts = self._starts(with_origin)
         text = " + ".join(starts) if starts else "random start"
         if starts and self.untrained:
-            text += f" ({', '.join(self.untrained_parts())} from a random start)"
+            text += f" ({', '.join(sorted({part_of(name) for name in self.untrained}))} from a random start)"
         if not steps_here:
             return text
         return f"{text}, {'then ' if starts else ''}{steps_here} step{'s' if steps_here != 1 else ''} here"
@@ -102,10 +105,6 @@ class WeightRecord:
         """Optimizer steps of the run's checkpoint that was loaded last; 0: the last one is no run's."""
         steps = [source.step for source in self.sources if source.kind == "checkpoint"]
         return (steps[-1] if steps else None) or 0
-
-    def untrained_parts(self) -> list[str]:
-        """The parts that the names in `untrained` belong to, sorted: "language_projection", "qformer"."""
-        return sorted({part_of(name) for name in self.untrained})
 
     def _starts(self, with_origin: bool) -> list[str]:
         """The checkpoints (or the BERT) that began the trained parts, each once."""
@@ -197,14 +196,33 @@ def record_of(model: nn.Module, without_use: Iterable[str] = ()) -> WeightRecord
     for name, source in sources.items():
         key = name.split(".")[0], source
         counts[key] = counts.get(key, 0) + 1
-    order = {source: place for place, source in enumerate(dict.fromkeys(_in_order(model)))}
+    order = {source: index for index, source in enumerate(dict.fromkeys(_in_order(model)))}
     rows = sorted(counts, key=lambda key: order.get(key[1], -1))
-    spare = set(without_use)
+    unneeded = set(without_use)
     return WeightRecord([replace(source, part=part, tensors=counts[part, source]) for part, source in rows],
-                        [name for name, source in sources.items() if source.kind == "random" and name not in spare])
+                        [name for name, source in sources.items() if source.kind == "random" and name not in unneeded])
 
 
 def _in_order(model: nn.Module) -> list[WeightSource]:
     """The sources of all marks, in the order of loading."""
     marks = [(count, source) for module in model.modules() for count, source, _ in getattr(module, _MARKS, ())]
     return [source for _, source in sorted(marks, key=lambda mark: mark[0])]
+
+
+def refuse_untrained(model: BaseModel, remedies: str) -> None:
+    """Refuse a model that has trainable parameters which nothing loaded.
+
+    Args:
+        model: with its `weight_record`, as `lavis_lite.checkpoints.weights.build_model` sets it.
+        remedies: what a user can do instead, as finished sentences.
+
+    Raises:
+        CheckpointError: names the parts, with the number of tensors of each.
+    """
+    trains = {name for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
+    names = [name for name in model.weight_record.untrained if name in trains]
+    if names:
+        parts = Counter(part_of(name) for name in names)
+        listed = ", ".join(f"{part} ({count})" for part, count in parts.items())
+        raise CheckpointError(f"no checkpoint has {len(names)} of the trainable tensors of {type(model).__name__}: "
+                              f"{listed}. Their values are random, so results would mean nothing. {remedies}")

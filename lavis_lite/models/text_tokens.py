@@ -176,11 +176,11 @@ def _load(name: str, side: Side) -> Any:
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name,
                                                       truncation_side=side)
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.tokenizer: {name!r} is neither a folder with a tokenizer nor in the local cache, and it could not "
-            f"be fetched ({str(fault).splitlines()[0]}). Give a folder that holds vocab.txt, or {MINI!r} for the "
-            "packaged one.") from fault
+            f"be fetched ({str(error).splitlines()[0]}). Give a folder that holds vocab.txt, or {MINI!r} for the "
+            "packaged one.") from error
     lost = [kind for kind in ("cls", "sep", "pad") if getattr(tokenizer, f"{kind}_token_id") is None]
     if lost:
         raise ConfigError(f"model.tokenizer: {name!r} has no {', '.join(lost)} token; the Q-Former's texts are "

@@ -1,1 +1,1 @@
-"""See the modules of this room."""
+"""Processors: one raw image, video or text -> what a model takes. All randomness comes from the caller's generator."""

@@ -110,8 +110,8 @@ def lemmatise(text: str) -> str:
     """Every word of a text in its base form, by rules; all else stays as it is."""
     words = list(_WORD.finditer(text))
     out, end = [], 0
-    for place, match in enumerate(words):
-        word, following = (words[at].group().lower() if at < len(words) else "" for at in (place, place + 1))
+    for index, match in enumerate(words):
+        word, following = (words[at].group().lower() if at < len(words) else "" for at in (index, index + 1))
         base = word if word.endswith("ing") and following in MODIFIERS else lemma(word)
         out += [text[end:match.start()], base.capitalize() if match.group()[0].isupper() else base]
         end = match.end()

@@ -7,7 +7,7 @@ at its own size. One draw of crop, mirror and augmentation serves all frames of 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,9 +17,43 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError, InputTypeError, did_you_mean
 from lavis_lite.processors.augment import rand_augment
-from lavis_lite.processors.frames import SAMPLINGS
 from lavis_lite.processors.image import ImageProcessor, cut, random_crop_box, resize, to_pixels
 from lavis_lite.registry import registry
+
+# which frames: numbers 0 .. length-1 in order, always as many as asked for. A shorter video gives some frames several
+# times, so that clips of one batch have equal shapes.
+Sampling = Callable[[int, int, random.Random], list[int]]
+"""(frames in the video, frames asked for, generator) -> numbers, not decreasing"""
+
+
+def uniform(length: int, count: int, rng: random.Random | None = None) -> list[int]:
+    """The first frame of each of `count` equal parts: LAVIS' choice for evaluation."""
+    return [index * length // count for index in range(count)]
+
+
+def within_segments(length: int, count: int, rng: random.Random) -> list[int]:
+    """One random frame of each of `count` equal parts."""
+    starts = [*uniform(length, count), length]
+    return [rng.randrange(start, max(start + 1, end)) for start, end in zip(starts, starts[1:], strict=False)]
+
+
+def head_and_tail(length: int, count: int, rng: random.Random) -> list[int]:
+    """Different random frames, half of them from each half of the video: LAVIS' choice for training.
+
+    The second half has one more where the count is odd.
+    """
+    middle = length // 2
+    return [*_some(0, middle or length, count // 2, rng), *_some(middle, length, count - count // 2, rng)]
+
+
+def _some(first: int, end: int, count: int, rng: random.Random) -> list[int]:
+    if end - first < count:
+        return [first + index for index in uniform(end - first, count)]
+    return sorted(rng.sample(range(first, end), count))
+
+
+SAMPLINGS: dict[str, Sampling] = {"uniform": uniform, "random": within_segments, "headtail": head_and_tail}
+"""what `sampling` of a video processor may be"""
 
 
 @runtime_checkable

@@ -1,1 +1,1 @@
-"""Pages a person can look through, and two runs side by side; files from one run folder, no network."""
+"""Reports: the page of an evaluation, and two runs side by side. Read from one run folder, without network."""

@@ -1,1 +1,1 @@
-"""See the modules of this room."""
+"""Training: the one step loop, with optimizer, schedule, precision, checkpoints and signals."""

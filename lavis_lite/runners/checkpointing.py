@@ -30,7 +30,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lavis_lite import __version__, distributed, redaction
-from lavis_lite.checkpoints.finite_weights import describe_non_finite, non_finite, non_finite_fused
 from lavis_lite.checkpoints.following import refuse_other_sources
 from lavis_lite.checkpoints.manifest import (
     CONFIG,
@@ -44,6 +43,7 @@ from lavis_lite.checkpoints.manifest import (
 )
 from lavis_lite.checkpoints.run_files import saved_at, step_of, steps_of
 from lavis_lite.errors import CheckpointError, did_you_mean
+from lavis_lite.finite import describe_non_finite, non_finite, non_finite_fused
 from lavis_lite.io import atomic, disk, sealed
 
 if TYPE_CHECKING:

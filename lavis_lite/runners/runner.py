@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from lavis_lite import distributed
-from lavis_lite.checkpoints.stored import stored_record
+from lavis_lite.checkpoints.manifest import stored_record
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.errors import ConfigError, DataError, did_you_mean

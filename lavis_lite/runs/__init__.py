@@ -1,4 +1,4 @@
-"""Trainings as things to use: from a run folder to one of its checkpoints, its configuration and its evaluations."""
+"""Run folders: from a folder to one of its checkpoints, its configuration and its evaluations."""
 
 from lavis_lite.checkpoints.run_files import runs_below
 from lavis_lite.runs.compose import compose_evaluation, model_sections, resume_evaluation

@@ -1,4 +1,4 @@
-"""The zoo: models and their weights by name, ready for use."""
+"""The zoo: models by name or run folder, with their weights and processors."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def load_preprocess(config: Any) -> tuple[Processors, Processors]:
     Raises:
         RegistryError, ConfigError: a processor that is not known, or parameters that it does not have.
     """
-    from lavis_lite.processors.build import build_processor
+    from lavis_lite.processors.base import build_processor
 
     def pair(kind: str) -> Processors:
         given: Mapping[str, Any] = config.get(kind) or {}

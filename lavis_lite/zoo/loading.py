@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from lavis_lite.checkpoints.untrained import refuse_untrained
 from lavis_lite.checkpoints.weights import build_model
 from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.models.provenance import refuse_untrained
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SPELLINGS = {"float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}

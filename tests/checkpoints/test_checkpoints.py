@@ -13,9 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lavis_lite.checkpoints import from_hf, from_lavis, load_checkpoint, load_state, to_hf, to_lavis
-from lavis_lite.checkpoints.formats.hf_key_map import BLIP2_MAP, INSTRUCT_MAP
-from lavis_lite.checkpoints.formats.key_map import KeyMap, Row
-from lavis_lite.checkpoints.formats.lavis_key_map import CLIP_MAP, EVA_MAP
+from lavis_lite.checkpoints.formats.key_maps import BLIP2_MAP, CLIP_MAP, EVA_MAP, INSTRUCT_MAP, KeyMap, Row
 from lavis_lite.checkpoints.report import likely_arch
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.blip2.config import Blip2QformerConfig
@@ -194,14 +192,15 @@ def test_missing_trained_names_are_refused_unless_allowed() -> None:
     state = plain(tiny_model())
     del state["itm_head.bias"]
     refuse(tiny_model(seed=1), state, "1 of the model's not in the file: itm_head.bias")
-    report = load_state(tiny_model(seed=1), state, "FILE", may_miss=[r"itm_head\..*"])
+    report = load_state(tiny_model(seed=1), state, "FILE", allowed_missing=[r"itm_head\..*"])
     assert report.allowed_missing == ["itm_head.bias"]
 
 
 def test_names_that_the_model_dropped_are_refused_unless_allowed() -> None:
     state = plain(tiny_model()) | {"dropped.weight": torch.zeros(2)}
     refuse(tiny_model(), state, "dropped.weight")
-    assert load_state(tiny_model(), state, "FILE", may_ignore=[r"dropped\..*"]).unused.keys() == {"dropped.weight"}
+    report = load_state(tiny_model(), state, "FILE", allowed_unexpected=[r"dropped\..*"])
+    assert report.unused.keys() == {"dropped.weight"}
 
 
 def test_every_fault_is_listed_with_both_shapes() -> None:

@@ -11,8 +11,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from lavis_lite.checkpoints import load_checkpoint, to_lavis
-from lavis_lite.checkpoints.convert import convert, origin_of, typed_section
-from lavis_lite.checkpoints.export import Origin, export_hf, export_lite
+from lavis_lite.checkpoints.convert import convert, metadata_of, typed_section
+from lavis_lite.checkpoints.export import CheckpointMetadata, export_hf, export_lite
 from lavis_lite.checkpoints.weights import build_model
 from lavis_lite.cli.main import main
 from lavis_lite.errors import CheckpointError
@@ -62,7 +62,7 @@ def test_to_transformers_and_back(arch: str, capsys: pytest.CaptureFixture[str])
     """Frozen parts that a checkpoint lacks come from what its section names."""
     section = section_of_arch(arch, Path())
     model = build(section)
-    export_lite(model, "trained", origin=Origin(section))
+    export_lite(model, "trained", origin=CheckpointMetadata(section))
     assert run("--to", "hf", "--checkpoint", "trained", "--out", "hf") == 0
     assert "tensors from the files that the model's section names" in capsys.readouterr().out
     converted = convert("hf", "lite", "back", whole=True)
@@ -70,7 +70,7 @@ def test_to_transformers_and_back(arch: str, capsys: pytest.CaptureFixture[str])
     found = load_file("back/model.safetensors")
     trained = model.trainable_state()
     assert same({name: found[name] for name in trained}, trained) and any("vit" in name for name in found)
-    assert origin_of(Path("back")).model == {**section, **origin_of(Path("back")).model}
+    assert metadata_of(Path("back")).model == {**section, **metadata_of(Path("back")).model}
 
 
 def test_a_folder_of_transformers_alone_is_enough() -> None:
@@ -79,7 +79,7 @@ def test_a_folder_of_transformers_alone_is_enough() -> None:
     export_hf(model, "hf")
     Path("hf/lavis_lite_extra.safetensors").unlink()
     convert("hf", "lite", "lite", whole=True)
-    section = typed_section(origin_of(Path("lite")).model)
+    section = typed_section(metadata_of(Path("lite")).model)
     assert type(section) is registry.get_model_class("blip2_opt").config_class and section.ln_vision_eps == 1e-6
     again = build_model(section)
     load_checkpoint(again, "lite")
@@ -102,9 +102,9 @@ def test_what_transformers_has_no_place_for_begins_anew() -> None:
 def test_a_model_type_and_a_dtype() -> None:
     model = build(section_of_arch("blip2_opt", Path()))
     save_file(model.trainable_state(), "bare.safetensors")
-    section = origin_of(Path("bare.safetensors"), "blip2_opt", "pretrain_opt2.7b").model
+    section = metadata_of(Path("bare.safetensors"), "blip2_opt", "pretrain_opt2.7b").model
     assert section["opt_model"] == "facebook/opt-2.7b" and section["pretrained"] is None
-    export_lite(model, "lite", origin=Origin(section_of_arch("blip2_opt", Path())))
+    export_lite(model, "lite", origin=CheckpointMetadata(section_of_arch("blip2_opt", Path())))
     convert("lite", "lavis", "half.pth", dtype="fp16")
     tensors = torch.load("half.pth", weights_only=True)["model"]
     assert {value.dtype for value in tensors.values() if value.is_floating_point()} == {torch.float16}
@@ -114,7 +114,7 @@ def test_refusals(capsys: pytest.CaptureFixture[str]) -> None:
     section = section_of_arch("blip2_t5_instruct", Path())
     model = build(section)
     save_file(model.trainable_state(), "bare.safetensors")
-    export_lite(model, "lite", origin=Origin(section))
+    export_lite(model, "lite", origin=CheckpointMetadata(section))
     source = ("--checkpoint", "lite", "--out")
     assert "unknown format 'lavi'; did you mean 'lavis'" in refused(capsys, "--to", "lavi", *source, "x.pth")
     assert "--dtype: 'fp8'; did you mean 'fp" in refused(capsys, "--to", "lite", *source, "x", "--dtype", "fp8")

@@ -54,7 +54,7 @@ def logits(model: Any) -> Tensor:
     inner = model.language_model.model
     ids = torch.tensor([[9, 40, 41, 42]])
     with torch.no_grad():
-        soft = model.soft_prompt(image, ["what?"])
+        soft = model.embed_image(image, ["what?"])
         embedded = torch.cat([soft, inner.get_input_embeddings()(ids)], 1)
         decoder = {"decoder_input_ids": ids} if inner.config.is_encoder_decoder else {}
         found: Tensor = inner(inputs_embeds=embedded, **decoder).logits

@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lavis_lite.checkpoints import export, load_checkpoint
-from lavis_lite.checkpoints.export import Origin, export_hf, export_lavis, export_lite, first_names
+from lavis_lite.checkpoints.export import CheckpointMetadata, export_hf, export_lavis, export_lite, first_names
 from lavis_lite.errors import CheckpointError
-from lavis_lite.models.language.load_options import Lora, Setup
+from lavis_lite.models.language.load_options import LMLoadOptions, Lora
 from lavis_lite.torchvision_shim import ensure_torchvision
 from tests.checkpoints.export_helpers import ARCHS, build, same, section_of_arch
 
@@ -44,7 +44,7 @@ def test_transformers_and_back(arch: str, tmp_path: Path) -> None:
 def test_lavis_and_lite_and_back(arch: str, whole: bool, tmp_path: Path) -> None:
     section = section_of_arch(arch, tmp_path)
     model = build(section)
-    export_lavis(model, tmp_path / "out.pth", whole=whole, origin=Origin({"arch": arch}))
+    export_lavis(model, tmp_path / "out.pth", whole=whole, origin=CheckpointMetadata({"arch": arch}))
     content = torch.load(tmp_path / "out.pth", weights_only=True)
     assert content["config"]["model"] == {"arch": arch}
     assert any(name.startswith("visual_encoder.") for name in content["model"]) == whole
@@ -184,7 +184,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_of_a_failure(tmp_path: Path,
 
 def test_adapters_are_not_written_for_transformers(tmp_path: Path) -> None:
     model = build(section_of_arch("blip2_opt", tmp_path))
-    model.language_model.setup = Setup(lora=Lora())
+    model.language_model.load_options = LMLoadOptions(lora=Lora())
     with pytest.raises(CheckpointError, match="model.lora: transformers' BLIP-2 cannot hold"):
         export_hf(model, tmp_path / "out")
 

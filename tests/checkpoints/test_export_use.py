@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from lavis_lite.checkpoints.convert import convert
-from lavis_lite.checkpoints.export import Origin, export_hf, export_lite
+from lavis_lite.checkpoints.export import CheckpointMetadata, export_hf, export_lite
 from lavis_lite.torchvision_shim import ensure_torchvision
 from tests.checkpoints.export_helpers import build, section_of_arch
 
@@ -131,7 +131,8 @@ def test_padding_sides_of_released_tokenizers_survive(name: str, arch: str, shar
 def test_the_card_says_what_it_is_and_its_code_runs(arch: str, tmp_path: Path,
                                                     capsys: pytest.CaptureFixture[str]) -> None:
     section = section_of_arch(arch, tmp_path)
-    export_lite(build(section), tmp_path / "lite", whole=True, origin=Origin({**section, "model_type": "tiny"}))
+    origin = CheckpointMetadata({**section, "model_type": "tiny"})
+    export_lite(build(section), tmp_path / "lite", whole=True, origin=origin)
     convert(tmp_path / "lite", "hf", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     numbers = sum(value.numel() for value in folder_tensors(tmp_path / "out").values())

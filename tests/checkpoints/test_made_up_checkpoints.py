@@ -299,7 +299,7 @@ def test_pieces_that_the_model_has_itself_stay_in_its_names() -> None:
         def frozen_names(self) -> set[str]:
             return set()
 
-        def excuses(self, given: Any) -> Any:
+        def allowed_differences(self, given: Any) -> Any:
             return (), ()
 
     model = Own()

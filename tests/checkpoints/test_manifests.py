@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.checkpoints import from_hf, from_lavis, load_state, to_hf, to_lavis
-from lavis_lite.checkpoints.convert import origin_of, skeleton_of, typed_section
+from lavis_lite.checkpoints.convert import metadata_of, skeleton_of, typed_section
 from lavis_lite.checkpoints.export import first_names
 from lavis_lite.checkpoints.formats.hf_config import section_of
 from lavis_lite.checkpoints.formats.language_fit import language_kind
@@ -54,7 +54,7 @@ def encoder_of(vit_model: str, image_size: int) -> VisionEncoder:
 @functools.cache
 def model_of(arch: str, model_type: str) -> Any:
     """The model of a model type at full size, on the meta device."""
-    section = origin_of(Path(), arch, model_type).model
+    section = metadata_of(Path(), arch, model_type).model
     sizes = next((sizes for name, sizes in LLM.items() if name in arch), None)
     model = skeleton_of(typed_section({**section, "vit_args": {"depth": 1}, **({"llm_args": sizes} if sizes else {})}))
     model.vision_encoder = encoder_of(section["vit_model"], section["image_size"])
@@ -177,7 +177,7 @@ TRAINED = {
 @pytest.mark.parametrize("model_type", TRAINED, ids="/".join)
 def test_trained_parameters_are_the_papers(model_type: tuple[str, str]) -> None:
     """Frozen parts do not count: one layer of each stands for all."""
-    section = {**origin_of(Path(), *model_type).model, "vit_args": {"depth": 1}}
+    section = {**metadata_of(Path(), *model_type).model, "vit_args": {"depth": 1}}
     width = next((WIDTHS[name] for name in WIDTHS if name in model_type[1].split("_")), None)
     if width and "t5" in model_type[0]:
         section["llm_args"] = {"model_type": "t5", "d_model": width, "num_layers": 1, "vocab_size": 64}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lavis_lite.checkpoints import weights
-from lavis_lite.checkpoints.weights import Need, build_model, localised, required_weights
+from lavis_lite.checkpoints.weights import WeightFile, build_model, localised, required_weights
 from lavis_lite.config.compose import compose
 from lavis_lite.errors import CheckpointError, DataError
 from lavis_lite.models.blip2.config import Blip2Config, Blip2QformerConfig
@@ -36,7 +36,7 @@ def mini() -> Blip2QformerConfig:
 def test_mini_needs_only_what_is_packaged() -> None:
     needs = required_weights(mini())
     assert {need.key: need.value for need in needs} == {"vit_weights": "mini", "tokenizer": "mini"}
-    assert all(need.found() for need in needs)
+    assert all(need.is_local() for need in needs)
     assert Path(localised(mini()).vit_weights).name == "vit.safetensors"
 
 
@@ -55,8 +55,8 @@ def test_paper_scale_needs_encoder_tokenizer_and_bert() -> None:
     needs = {need.key: need for need in required_weights(Blip2QformerConfig())}
     assert needs["vit_weights"].value.endswith("eva_vit_g.pth")
     assert set(needs) == {"vit_weights", "tokenizer", "qformer_weights"}
-    assert "hf download bert-base-uncased" in needs["tokenizer"].sentence()
-    assert not any(need.found() for need in needs.values())
+    assert "hf download bert-base-uncased" in needs["tokenizer"].describe_missing()
+    assert not any(need.is_local() for need in needs.values())
     with pytest.raises(DataError, match="eva_vit_g.pth"):
         needs["vit_weights"].fetch()
 
@@ -89,16 +89,16 @@ def test_a_fetched_url_is_found_where_it_was_put(tmp_path: Path) -> None:
     from lavis_lite.io import files
 
     url = "https://example.org/vit.pth"
-    assert not Need("vit_weights", url).found()
+    assert not WeightFile("vit_weights", url).is_local()
     files.target_of(url).parent.mkdir(parents=True)
     files.target_of(url).write_bytes(b"x")
-    assert Need("vit_weights", url).local() == files.target_of(url)
+    assert WeightFile("vit_weights", url).local() == files.target_of(url)
 
 
 def test_a_path_that_is_not_there_says_where_it_looked(tmp_path: Path) -> None:
-    need = Need("pretrained", "runs/best.pth")
-    assert not need.found()
-    assert str(tmp_path / "runs" / "best.pth") in need.sentence()
+    need = WeightFile("pretrained", "runs/best.pth")
+    assert not need.is_local()
+    assert str(tmp_path / "runs" / "best.pth") in need.describe_missing()
     with pytest.raises(DataError, match=r"runs/best\.pth"):
         need.fetch()
 
@@ -171,10 +171,10 @@ def test_a_packaged_name_that_is_not_there_names_the_nearest(monkeypatch: pytest
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "stage1.safetensors").write_bytes(b"")
     monkeypatch.setattr(weights, "assets", lambda: tmp_path)
-    assert Need("llm_model", "mini/opt").local() == tmp_path / "opt"
-    assert Need("pretrained", "mini/stage1").local() == tmp_path / "checkpoints" / "stage1.safetensors"
-    need = Need("pretrained", "mini/stage3")
-    assert not need.found() and "mini/stage1" in need.sentence()
+    assert WeightFile("llm_model", "mini/opt").local() == tmp_path / "opt"
+    assert WeightFile("pretrained", "mini/stage1").local() == tmp_path / "checkpoints" / "stage1.safetensors"
+    need = WeightFile("pretrained", "mini/stage3")
+    assert not need.is_local() and "mini/stage1" in need.describe_missing()
     with pytest.raises(DataError, match="mini/stage1"):
         need.fetch()
 
@@ -184,14 +184,14 @@ def test_what_cannot_be_fetched_is_told_at_once(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delenv(name)
     tried: list[str] = []
 
-    def fails(need: Need) -> Path:
+    def fails(need: WeightFile) -> Path:
         tried.append(need.value)
         raise DataError(f"{need.value} gave nothing")
 
-    monkeypatch.setattr(Need, "fetch", fails)
-    lost = [Need("pretrained", "https://x.org/a.pth"), Need("vit_weights", "https://x.org/b.pth")]
+    monkeypatch.setattr(WeightFile, "fetch", fails)
+    lost = [WeightFile("pretrained", "https://x.org/a.pth"), WeightFile("vit_weights", "https://x.org/b.pth")]
     with pytest.raises(DataError, match=r"fetched: 2 faults:\n  1. https://x.org/a.pth gave nothing\n  2. "):
         weights.fetch_all(lost, "blip2/x")
     with pytest.raises(DataError, match="files that are not here: 1 fault:\n  1. model.llm_model: './here/' is not"):
-        weights.fetch_all([*lost, Need("llm_model", "./here/")], "blip2/x")
+        weights.fetch_all([*lost, WeightFile("llm_model", "./here/")], "blip2/x")
     assert len(tried) == 2, "nothing is downloaded while something cannot be had at all"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from lavis_lite.checkpoints.formats.lavis_key_map import to_lavis
+from lavis_lite.checkpoints.formats.key_maps import to_lavis
 
 MINI = {"tokenizer": "mini", "qformer_hidden_size": 128, "qformer_layers": 4, "qformer_heads": 4,
         "qformer_intermediate_size": 256, "qformer_max_positions": 64, "qformer_weights": None, "qformer_dropout": 0.0,

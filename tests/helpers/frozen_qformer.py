@@ -12,7 +12,7 @@ from torch import nn
 
 from lavis_lite.config.compose import model_sections
 from lavis_lite.models.base import freeze
-from lavis_lite.models.blip2.llm import NOT_FOR_WRITING, Blip2OPT
+from lavis_lite.models.blip2.llm import NOT_FOR_GENERATION, Blip2OPT
 from lavis_lite.models.blip2.llm_config import Blip2OPTConfig
 from lavis_lite.registry import registry
 from lavis_lite.runners.checkpointing import CheckpointStore
@@ -41,9 +41,9 @@ class FrozenQFormer(Blip2OPT):
         model.query_tokens.requires_grad_(False)
         return model  # type: ignore[return-value]
 
-    def excuses(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
+    def allowed_differences(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
         lacks = (r"language_projection\..*",) if not given & TRAINED else ()
-        return lacks, NOT_FOR_WRITING
+        return lacks, NOT_FOR_GENERATION
 
 
 if ARCH not in registry.list_models():

@@ -13,7 +13,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from lavis_lite.checkpoints.weights import HUB_FILES, Need
+from lavis_lite.checkpoints.weights import HUB_FILES, WeightFile
 from lavis_lite.errors import DataError
 from lavis_lite.io import files, hub
 
@@ -141,22 +141,22 @@ def test_what_is_not_there(server: Hub) -> None:
 
 @pytest.mark.parametrize("value", ["owner/name", "hf://owner/name"])
 def test_a_language_model_of_which_only_the_configuration_is_here_is_not_here(server: Hub, value: str) -> None:
-    need = Need("llm_model", value)
-    assert not need.found() and "hf download owner/name" in need.sentence()
+    need = WeightFile("llm_model", value)
+    assert not need.is_local() and "hf download owner/name" in need.describe_missing()
     files.fetch("hf://owner/name/config.json")
-    assert not need.found(), "transformers reads configurations alone"
+    assert not need.is_local(), "transformers reads configurations alone"
     folder = need.fetch()
     assert {path.name for path in folder.iterdir()} >= {"config.json", "model.safetensors"}
     server.requests.clear()
-    assert need.found() and need.fetch() == folder and server.requests == []
+    assert need.is_local() and need.fetch() == folder and server.requests == []
 
 
 def test_a_download_that_broke_off_is_not_taken_for_whole(server: Hub) -> None:
-    need = Need("llm_model", "owner/name")
+    need = WeightFile("llm_model", "owner/name")
     server.broken = True
     with pytest.raises(DataError, match="could not fetch"):
         need.fetch()
-    assert not need.found()
+    assert not need.is_local()
     server.broken = False
     assert (need.fetch() / "model.safetensors").read_bytes() == CONTENT["model.safetensors"]
     assert HUB_FILES["llm_model"]
@@ -165,5 +165,5 @@ def test_a_download_that_broke_off_is_not_taken_for_whole(server: Hub) -> None:
 def test_offline_names_of_repositories_say_so(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAVIS_LITE_OFFLINE", "1")
     with pytest.raises(DataError, match="LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE forbids"):
-        Need("llm_model", "owner/name").fetch()
+        WeightFile("llm_model", "owner/name").fetch()
     assert server.requests == []

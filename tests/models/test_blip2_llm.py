@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import NoRepeatNGramLogitsProcessor
 
 from lavis_lite.checkpoints import from_lavis, load_state, to_lavis
 from lavis_lite.checkpoints.weights import build_model, required_weights
@@ -29,7 +30,7 @@ class WordTokenizer(NumberTokenizer):
 
 def model_of(name: str = "opt", style: Any = OPT, instruct: bool = False, prompt: str = "") -> Blip2LLM:
     torch.manual_seed(0)
-    kind = type("Kind", (Blip2LLM,), {"style": style})
+    kind = type("Kind", (Blip2LLM,), {"defaults": style})
     qformer = QFormer(replace(TINY, with_text=instruct, with_lm_head=False))
     model: Blip2LLM = kind(PatchEncoder(), qformer, WordTokenizer(), tiny(name), prompt=prompt)
     with torch.no_grad():
@@ -105,9 +106,9 @@ def test_the_instruction_reaches_the_qformer_only_where_it_reads() -> None:
 def test_frames_are_encoded_alone_and_laid_side_by_side(instruct: bool) -> None:
     model, video = model_of(instruct=instruct), images(2, frames=3)
     texts = ["a red dog", "two"]
-    found = model.soft_prompt(video, texts)
+    found = model.embed_image(video, texts)
     for frame in range(3):
-        part = model.soft_prompt(video[:, :, frame], texts)
+        part = model.embed_image(video[:, :, frame], texts)
         torch.testing.assert_close(found[:, 5 * frame:5 * frame + 5], part)
     under_video = model.generate({"video": video, "prompt": texts}, num_beams=1, max_new_tokens=5)
     assert under_video == model.generate({"image": video, "prompt": texts}, num_beams=1, max_new_tokens=5)
@@ -138,7 +139,7 @@ def test_lavis_lengths_are_new_tokens_or_count_the_start() -> None:
     seen: list[Any] = []
     for style in (OPT, T5):
         model = model_of("opt", style)
-        model.language_model.generate = lambda soft, prompts, options: seen.append(options) or [""]  # type: ignore
+        model.language_model.generate = lambda soft, prompts, options, index: seen.append(options) or [""]  # type: ignore
         model.generate({"image": images(1)}, max_length=12, min_length=8)
         model.predict_answers({"image": images(1), "text_input": "q"}, max_len=10)
         model.generate({"image": images(1)}, max_new_tokens=5, min_new_tokens=2, use_nucleus_sampling=True)
@@ -216,7 +217,7 @@ def test_the_start_token_that_lavis_writes_is_penalised_with_its_lengths_only() 
         model.language_model.model.lm_head.weight[BOS] *= 8
     written = {}
     for counts in (False, True):
-        rows = model.language_model.generate_ids(model.soft_prompt(images()), [[5]] * 3, GenerationConfig(
+        rows = model.language_model.generate_ids(model.embed_image(images()), [[5]] * 3, GenerationConfig(
             max_new_tokens=1, min_new_tokens=1, repetition_penalty=100.0, lavis_lengths=counts))
         written[counts] = sum(row == [BOS] for row in rows)
     assert written[False] > 0 == written[True]
@@ -248,4 +249,34 @@ def test_a_checkpoint_holds_no_language_model_and_loads_without_it() -> None:
 
 def test_registered_archs_differ_by_facts_only() -> None:
     assert Blip2OPT.generate is Blip2T5.generate is Blip2LLM.generate
-    assert (Blip2OPT.style, Blip2T5.style) == (OPT, T5)
+    assert (Blip2OPT.defaults, Blip2T5.defaults) == (OPT, T5)
+
+
+@pytest.mark.parametrize(("name", "defaults"), [("opt", OPT), ("t5", T5)])
+def test_transformers_generates_the_same_from_the_embedded_prompt(name: str, defaults: Any) -> None:
+    model = model_of(name, defaults).eval()
+    samples = {"image": images(), "prompt": ["a photo of", "two", "a long way"]}
+    no_repeats: Any = NoRepeatNGramLogitsProcessor(1)
+    ours = model.generate(samples, num_beams=1, max_new_tokens=6, logits_processors=[no_repeats])
+    embeds, mask = model.embed_prompt(samples)
+    inner, words = model.language_model.model, model.language_model.tokenizer
+    ids = inner.generate(inputs_embeds=embeds, attention_mask=mask.long(), do_sample=False, max_new_tokens=6,
+                         eos_token_id=words.end, pad_token_id=words.end, logits_processor=[no_repeats])
+    rows = [row[:row.index(words.end)] if words.end in row else row for row in ids[:, name == "t5":].tolist()]
+    assert ours == words.decode(rows) != model.generate(samples, num_beams=1, max_new_tokens=6)
+
+
+def test_a_logits_processor_must_keep_the_shape() -> None:
+    with pytest.raises(ConfigError, match="a logits processor returned scores of shape"):
+        model_of().generate({"image": images()}, logits_processors=[lambda ids, scores: scores[:, :1]])
+
+
+@pytest.mark.parametrize("name", ["opt", "t5"])
+def test_auxiliary_losses_are_added_and_logged(name: str) -> None:
+    model = model_of(name).eval()
+    samples = {"image": images(), "text_input": CAPTIONS, "text_output": CAPTIONS}
+    plain = model(samples).loss
+    model.auxiliary_losses = lambda encoded, given: {"norm": encoded.square().mean()}  # type: ignore[method-assign]
+    output = model(samples)
+    assert set(output) == {"loss", "loss_norm"} and output["loss_norm"] > 0
+    torch.testing.assert_close(output.loss, plain + output["loss_norm"])

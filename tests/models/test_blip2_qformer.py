@@ -381,3 +381,12 @@ def test_processes_equal_one(count: int) -> None:
             assert float(together[0]["losses"][name]) == pytest.approx(float(value), rel=1e-11), (case, name)
         grads = {name: torch.from_numpy(grad) for name, grad in together[0]["grads"].items()}
         assert relative(grads, alone["grads"]) <= 1e-9, case
+
+
+def test_an_auxiliary_loss_is_added_and_logged() -> None:
+    model, samples = tiny_model().eval(), tiny_batch()
+    plain = model(samples)
+    model.auxiliary_losses = lambda encoded, given: {"norm": encoded.hidden.query.square().mean()}  # type: ignore
+    output = model(samples)
+    assert set(output) == {*plain, "loss_norm"} == set(output.losses())
+    torch.testing.assert_close(output.loss, plain.loss + output["loss_norm"])

@@ -13,9 +13,8 @@ import torch
 import transformers
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.blip2.few_shot import with_examples
 from lavis_lite.models.blip2.llm import OPT, T5, T5_INSTRUCT, VICUNA, Blip2LLM
-from lavis_lite.models.blip2.prompts import question_prompts
+from lavis_lite.models.blip2.prompts import question_prompts, with_examples
 from lavis_lite.models.language.families import FAMILIES, GENERAL
 from lavis_lite.models.language.tokens import LanguageTokenizer
 from lavis_lite.models.plain_text import PlainEncoder, control_tokens

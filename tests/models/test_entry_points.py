@@ -214,7 +214,7 @@ def test_unknown_options_of_the_other_methods(models: dict[str, Any]) -> None:
 
 
 def test_blip2_takes_the_order_of_lavis(models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    import lavis_lite.models.blip2.stage1 as module
+    import lavis_lite.models.blip2.scoring as module
 
     seen: list[Any] = []
     monkeypatch.setattr(module, "decode", lambda *given: seen.append(given[3]) or [[]])

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.blip2.few_shot import check_settings, draw_count, with_examples
 from lavis_lite.models.blip2.llm import T5_INSTRUCT, Blip2LLM
+from lavis_lite.models.blip2.prompts import check_few_shot, draw_few_shot, with_examples
 from tests.models.test_blip2_llm import CAPTIONS, images, model_of
 
 ROW = {"text_input": ["who?", "why?"], "text_output": ["me", "so"]}
@@ -38,17 +38,17 @@ def test_examples_that_do_not_go(given: Any, words: str) -> None:
 
 
 def test_settings_that_cannot_be() -> None:
-    check_settings(0, 0.0)
+    check_few_shot(0, 0.0)
     for count, probability in ((0, 0.5), (2, 1.5), (-1, 0.0)):
         with pytest.raises(ConfigError, match="model.(few_shot_prob|num_few_shot_examples)"):
-            check_settings(count, probability)
+            check_few_shot(count, probability)
 
 
 def test_a_batch_draws_none_or_as_many_as_any_other_number() -> None:
     torch.manual_seed(0)
-    counts = Counter(draw_count({"few_shot_samples": ROW}, 2, 0.5) for _ in range(400))
+    counts = Counter(draw_few_shot({"few_shot_samples": ROW}, 2, 0.5) for _ in range(400))
     assert counts[0] == pytest.approx(200, abs=40) and counts[1] == pytest.approx(counts[2], abs=40)
-    assert draw_count({}, 2, 1.0) == draw_count({"few_shot_samples": ROW}, 2, 0.0) == 0
+    assert draw_few_shot({}, 2, 1.0) == draw_few_shot({"few_shot_samples": ROW}, 2, 0.0) == 0
 
 
 def read_by(model: Blip2LLM, name: str) -> list[list[str]]:

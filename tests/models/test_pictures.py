@@ -9,7 +9,7 @@ import torch
 
 from lavis_lite.errors import DataError
 from lavis_lite.models.blip2.arch_defaults import OPT, T5, T5_INSTRUCT, VICUNA_INSTRUCT
-from lavis_lite.models.blip2.image_batch import Pictures, frames_of, pictures_of
+from lavis_lite.models.blip2.base import ImageBatch, frame_index
 from lavis_lite.models.blip2.llm import Blip2LLM
 from tests.models.test_blip2_llm import CAPTIONS, images, model_of
 from tests.models.test_stage2_twins import exact_norms
@@ -72,14 +72,14 @@ def test_features_and_losses_may_be_shared_too(instruct: bool) -> None:
 
 
 def test_the_pictures_of_samples() -> None:
-    assert len(pictures_of({"image": images(2), "image_rows": ROWS})) == 5 == len(Pictures(images(5)))
-    assert frames_of(torch.tensor([1, 0, 1]), 2).tolist() == [2, 3, 0, 1, 2, 3]
+    assert len(ImageBatch.of({"image": images(2), "image_rows": ROWS})) == 5 == len(ImageBatch(images(5)))
+    assert frame_index(torch.tensor([1, 0, 1]), 2).tolist() == [2, 3, 0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("rows", "words"), [
-    (torch.tensor([0, 2]), "from 0 to 1, the places of the 2 pictures; they go from 0 to 2"),
+    (torch.tensor([0, 2]), "from 0 to 1, the indices of the 2 images; they go from 0 to 2"),
     (torch.tensor([-1, 0]), "go from -1 to 0"), (torch.tensor([0.0, 1.0]), "must be int64"),
     ([0, 1], "must be int64"), (torch.tensor([[0, 1]]), "must be int64")])
 def test_rows_that_are_no_places(rows: Any, words: str) -> None:
     with pytest.raises(DataError, match=f"image_rows .*{words}"):
-        pictures_of({"image": images(2), "image_rows": rows})
+        ImageBatch.of({"image": images(2), "image_rows": rows})

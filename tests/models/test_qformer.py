@@ -123,7 +123,7 @@ def test_output_rows_limit_the_last_layer_only(qformer: QFormer) -> None:
     mask = attention_mask("bidirectional", 5, torch.ones_like(ids))
     kv = (qformer.precompute_kv(image),)
     whole = qformer.run_layers(hidden, 5, mask, kv)
-    part = qformer.run_layers(hidden, 5, mask, kv, output_rows=(5, (slice(0, 6), slice(8, 10))))
+    part = qformer.run_layers(hidden, 5, mask, kv, return_positions=(5, (slice(0, 6), slice(8, 10))))
     torch.testing.assert_close(part, torch.cat([whole[:, :6], whole[:, 8:10]], 1), rtol=1e-10, atol=1e-12)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lavis_lite.models.blip2 import objectives
 from lavis_lite.models.blip2.objectives import negative_weights
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from tests.parity.blip2_cases import Recorded, build, inject, rounding_apart
@@ -101,14 +102,15 @@ def between(model: Blip2Qformer, samples: dict[str, Any]) -> dict[str, Tensor]:
     """Tensors of a training step under LAVIS' names."""
     encoded = model.encode(samples)
     contrast = model.contrast(encoded, samples.get("image_id"))
-    image_feats, text_feats = model._project(encoded.joint.query, encoded.joint.text_cls)
+    image_feats = objectives.common_space(encoded.hidden.query, model.vision_proj)
+    text_feats = objectives.common_space(encoded.hidden.text_cls, model.text_proj)
     logits = model.itm_logits(encoded, contrast, model.draw_negatives(contrast, None))
     match, text_negative, image_negative = logits.chunk(3)
-    return {"query_output": encoded.joint.query, "text_cls": encoded.joint.text_cls, "image_feats": image_feats,
+    return {"query_output": encoded.hidden.query, "text_cls": encoded.hidden.text_cls, "image_feats": image_feats,
             "text_feat": text_feats, "sim_i2t_over_temp": contrast.sim_i2t, "sim_t2i_over_temp": contrast.sim_t2i,
             "itm_logits": torch.cat([match, image_negative, text_negative]),
             "image_embeds": model.ln_vision(model.encode_image(samples["image"])),
-            "lm_logits": model.qformer.logits(encoded.joint.decoder), "text_mask": encoded.tokens.mask[:, 1:]}
+            "lm_logits": model.qformer.logits(encoded.hidden.decoder), "text_mask": encoded.tokens.mask[:, 1:]}
 
 
 @rounding_apart

@@ -243,7 +243,7 @@ def what_is_read_of_a_cut_question(recorded: Recorded, case: str, dtype: torch.d
 def cut_question(model: Blip2LLM, recorded: Recorded, case: str) -> tuple[Tensor, list[list[int]]]:
     """The soft prompt, and the prompt's ids as LAVIS cut them."""
     given = recorded.inputs[case]
-    soft_prompt = model.soft_prompt(recorded.samples(case)["image"], [given["samples"]["text_input"][0]])
+    soft_prompt = model.embed_image(recorded.samples(case)["image"], [given["samples"]["text_input"][0]])
     return soft_prompt, given["tokenizer_calls"][-1]["input_ids"]
 
 

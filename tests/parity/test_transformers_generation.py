@@ -127,7 +127,7 @@ def their_logits(twin: Any, kind: str, given: Given) -> Tensor:
 @torch.no_grad()
 def our_logits(model: Blip2LLM, kind: str, given: Given) -> Tensor:
     texts: Any = TextTokens(given.words, given.mask.bool())
-    soft_prompt, language_model = model.soft_prompt(given.image, texts), model.language_model
+    soft_prompt, language_model = model.embed_image(given.image, texts), model.language_model
     if kind.endswith("t5"):
         encoded = language_model.encode(soft_prompt, given.prompt.tolist())
         hidden = language_model.decode(given.target, encoded, use_cache=False).last_hidden_state
@@ -149,7 +149,7 @@ def their_ids(twin: Any, kind: str, given: Given) -> list[list[int]]:
 def our_ids(model: Blip2LLM, given: Given) -> list[list[int]]:
     texts: Any = TextTokens(given.words, given.mask.bool())
     options = GenerationConfig(max_new_tokens=NEW, min_new_tokens=0, num_beams=1)
-    return model.language_model.generate_ids(model.soft_prompt(given.image, texts), given.prompt.tolist(), options)
+    return model.language_model.generate_ids(model.embed_image(given.image, texts), given.prompt.tolist(), options)
 
 
 def check(twin: Any, model: Blip2LLM, kind: str, given: Given) -> None:

@@ -40,7 +40,7 @@ def ours(twin: Blip2ForImageTextRetrieval, width: int, heads: int, layers: int, 
         vit_args={"depth": 2, "width": 24, "heads": 2, "mlp_ratio": 2.0}, qformer_hidden_size=width,
         qformer_layers=layers, qformer_heads=heads, qformer_intermediate_size=intermediate,
         qformer_max_positions=40, qformer_weights=None, qformer_dropout=0.0))
-    load_state(model, twin.state_dict(), "transformers", may_miss=["temp", "qformer.lm_head.*"])
+    load_state(model, twin.state_dict(), "transformers", allowed_missing=["temp", "qformer.lm_head.*"])
     model.ln_vision.eps = 1e-6  # LAVIS has 1e-5 here
     return model.eval()
 

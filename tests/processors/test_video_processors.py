@@ -10,9 +10,15 @@ import torch
 from PIL import Image
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.processors.frames import SAMPLINGS, head_and_tail, uniform, within_segments
 from lavis_lite.processors.image import BlipImageEval
-from lavis_lite.processors.video import AlproVideoEval, AlproVideoTrain
+from lavis_lite.processors.video import (
+    SAMPLINGS,
+    AlproVideoEval,
+    AlproVideoTrain,
+    head_and_tail,
+    uniform,
+    within_segments,
+)
 
 
 def still(height: int = 30, width: int = 40) -> np.ndarray:

@@ -42,7 +42,7 @@ class Captioner(Blip2LLM):
     """A patch encoder, a Q-Former of four layers and an OPT of two."""
 
     config_class = CaptionerConfig
-    style = OPT
+    defaults = OPT
 
     @classmethod
     def from_config(cls, cfg: Any) -> Captioner:

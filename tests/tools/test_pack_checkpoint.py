@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lavis_lite.checkpoints.convert import find, origin_of
+from lavis_lite.checkpoints.convert import find, metadata_of
 from lavis_lite.errors import CheckpointError
 from tools.pack_checkpoint import main, pack
 
@@ -35,9 +35,9 @@ def test_what_fp16_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
     ("stage1", ("blip2", "mini")), ("stage2_opt", ("blip2_opt", "mini")), ("stage2_t5", ("blip2_t5", "mini")),
     ("instruct_opt", ("blip2_opt", "mini_instruct")), ("instruct_t5", ("blip2_t5_instruct", "mini"))])
 def test_packaged_checkpoints_say_which_model_they_are_of(name: str, model: tuple[str, str]) -> None:
-    origin = origin_of(find(f"mini/{name}"))
+    origin = metadata_of(find(f"mini/{name}"))
     assert (origin.model["arch"], origin.model["model_type"]) == model and origin.model["pretrained"] is None
-    assert origin == origin_of(Path(), *model)
+    assert origin == metadata_of(Path(), *model)
 
 
 def test_a_packed_file_names_the_type_of_its_run(tmp_path: Path) -> None:
@@ -45,4 +45,4 @@ def test_a_packed_file_names_the_type_of_its_run(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "step" / "model.safetensors")
     (tmp_path / "step" / "config.yaml").write_text("model: {arch: blip2_opt, model_type: mini, max_txt_len: 9}\n")
     pack(tmp_path / "step", tmp_path / "packed.safetensors")
-    assert origin_of(tmp_path / "packed.safetensors") == origin_of(Path(), "blip2_opt", "mini")
+    assert metadata_of(tmp_path / "packed.safetensors") == metadata_of(Path(), "blip2_opt", "mini")

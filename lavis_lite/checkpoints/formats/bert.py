@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lavis_lite.checkpoints.load import check_finite, in_model_dtype
-from lavis_lite.checkpoints.report import LoadReport
+from lavis_lite.checkpoints.load import in_model_dtype
 from lavis_lite.errors import CheckpointError
+from lavis_lite.finite import check_weights
 from lavis_lite.models.qformer.model import QFormer
 from lavis_lite.torchvision_shim import ensure_torchvision
 
@@ -67,7 +67,7 @@ def initialise_from_bert(qformer: QFormer, source: str, allow_non_finite: bool =
     """
     weights = _bert_state(source)
     own = {bert_name(name) or name: parameter for name, parameter in qformer.named_parameters()}
-    check_finite(LoadReport(source, "BERT"), in_model_dtype(weights, own), allow_non_finite)
+    check_weights(in_model_dtype(weights, own), source, allow_non_finite)
     untouched = []
     for name, parameter in qformer.named_parameters():
         wanted = bert_name(name)
@@ -98,7 +98,7 @@ def _bert_state(source: str) -> dict[str, Tensor]:
 
     try:
         return dict(BertForMaskedLM.from_pretrained(source).state_dict())
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"model.qformer_weights: cannot load BERT from {source!r} ({str(fault).splitlines()[0]}). Give a folder "
-            "that holds it, or set qformer_weights: null to start from random weights.") from fault
+            f"model.qformer_weights: cannot load BERT from {source!r} ({str(error).splitlines()[0]}). Give a folder "
+            "that holds it, or set qformer_weights: null to start from random weights.") from error

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from lavis_lite.checkpoints.formats.hf_fields import completed, completed_text, refuse_uncarried
-from lavis_lite.checkpoints.formats.hf_key_map import to_hf
+from lavis_lite.checkpoints.formats.key_maps import to_hf
 from lavis_lite.errors import CheckpointError
 from lavis_lite.torchvision_shim import ensure_torchvision
 

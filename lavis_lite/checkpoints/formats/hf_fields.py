@@ -84,17 +84,17 @@ def refuse_uncarried(config: Mapping[str, Any]) -> None:
         config: what `completed` gave.
     """
     classes = _classes(str(config["model_type"]))
-    faults = [fault for part in CARRIED for fault in _faults(part, config[part] if part else config, classes[part])]
-    if faults:
+    errors = [error for part in CARRIED for error in _errors(part, config[part] if part else config, classes[part])]
+    if errors:
         raise CheckpointError(
-            f"config.json: {'; '.join(faults)}. This package's models have the values in brackets, and their outputs "
+            f"config.json: {'; '.join(errors)}. This package's models have the values in brackets, and their outputs "
             "would differ. Nothing was loaded. Run this checkpoint with transformers, or train it with those values.")
 
 
 def refuse_other_settings(model: Any, folder: str | Path) -> None:
     """Raise a CheckpointError if a folder of transformers' BLIP-2 was made with other settings than the model's.
 
-    Only settings that no tensor's shape tells of are compared, and only parts that config.json has. Folders without
+    Only settings that no tensor's shape shows are compared, and only parts that config.json has. Folders without
     such a config.json pass.
     """
     path = Path(folder) / "config.json"
@@ -103,11 +103,11 @@ def refuse_other_settings(model: Any, folder: str | Path) -> None:
         return
     config = completed(content)
     refuse_uncarried(config)
-    faults = [f"{part}.{name} is {config[part][name]!r} (this model has {value!r})"
+    errors = [f"{part}.{name} is {config[part][name]!r} (this model has {value!r})"
               for part, fields in _settings(model).items() for name, value in fields.items()
               if part in content and config[part][name] != value]
-    if faults:
-        raise CheckpointError(f"{path}: {'; '.join(faults)}. The tensors would fit, and the outputs would be others. "
+    if errors:
+        raise CheckpointError(f"{path}: {'; '.join(errors)}. The tensors would fit, and the outputs would be others. "
                               "Give the section model these values, or convert the folder with `--to lite`, which "
                               "writes them down.")
 
@@ -115,8 +115,8 @@ def refuse_other_settings(model: Any, folder: str | Path) -> None:
 def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise CheckpointError(f"{path} cannot be read as JSON ({fault}); get the folder again.") from fault
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the folder again.") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -131,7 +131,7 @@ def _settings(model: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _faults(part: str, fields: Mapping[str, Any], kind: Any) -> Iterator[str]:
+def _errors(part: str, fields: Mapping[str, Any], kind: Any) -> Iterator[str]:
     defaults, inert = _defaults(kind), _inert()
     prefix = f"{part}." if part else ""
     for name, value in fields.items():

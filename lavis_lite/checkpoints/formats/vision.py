@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from lavis_lite.checkpoints.containers import take_off_wrappers
-from lavis_lite.checkpoints.formats.hf_key_map import from_hf
-from lavis_lite.checkpoints.formats.key_map import KeyMap, Row
-from lavis_lite.checkpoints.formats.lavis_key_map import from_lavis, to_lavis
-from lavis_lite.checkpoints.load import Encoder, check_finite, check_fit, in_model_dtype
+from lavis_lite.checkpoints.formats.key_maps import KeyMap, Row, from_hf, from_lavis, to_lavis
+from lavis_lite.checkpoints.load import Encoder, check_fit, in_model_dtype
 from lavis_lite.checkpoints.reading import read_content
 from lavis_lite.checkpoints.report import LoadReport, seems_to_be
 from lavis_lite.errors import CheckpointError
+from lavis_lite.finite import check_weights
 
 VIT = "vision_encoder.vit."
 """Where a ViT lies within a whole model; the key maps speak of whole models."""
@@ -74,7 +73,7 @@ def load_vision_state(encoder: Encoder, tensors: Mapping[str, Tensor], source: s
         report.resized = ["pos_embed"] if table is not found["pos_embed"] else []
         found["pos_embed"] = table
     check_fit(report, found, own, [], [name for name in own if name not in found])
-    check_finite(report, in_model_dtype(found, own), allow_non_finite)
+    report.notes += check_weights(in_model_dtype(found, own), source, allow_non_finite)
     encoder.vit.load_state_dict(found)
     report.loaded = sorted(found)
     return report

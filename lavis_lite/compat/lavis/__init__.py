@@ -5,7 +5,7 @@
 
 `lavis.common.registry`, `lavis.models.blip2_models.blip2` and so on then hold classes of this package: what subclasses
 them registers, trains, resumes and is evaluated like any other part. `names` has the table of what there is;
-docs/porting_a_lavis_project.md shows two projects.
+docs/guide/porting_a_lavis_project.md shows two projects.
 """
 
 from __future__ import annotations

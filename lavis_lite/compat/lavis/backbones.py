@@ -8,8 +8,8 @@ from typing import Any
 from safetensors import safe_open
 from torch import nn
 
-from lavis_lite.checkpoints.stored import weight_files
-from lavis_lite.checkpoints.weights import Need
+from lavis_lite.checkpoints.manifest import weight_files
+from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.compat.lavis.sections import given_name
 from lavis_lite.models.provenance import WeightSource, mark_loaded, sources_of
 from lavis_lite.torchvision_shim import ensure_torchvision
@@ -30,7 +30,7 @@ def mark_backbones(model: nn.Module) -> None:
         name = str(getattr(module, "name_or_path", "") or "") if isinstance(module, PreTrainedModel) else ""
         if not name or any(source.kind != "random" for source in sources_of(module).values()):
             continue
-        path = Need("llm_model", name).local()
+        path = WeightFile("llm_model", name).local()
         if path is not None and holds(path, module):
             trains = any(parameter.requires_grad for parameter in module.parameters())
             mark_loaded(module, WeightSource("", "bert" if trains else "language model", given_name(name),

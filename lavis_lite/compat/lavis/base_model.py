@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from lavis_lite import distributed
 from lavis_lite.checkpoints.load import load_checkpoint
-from lavis_lite.checkpoints.stored import source_of
-from lavis_lite.checkpoints.weights import Need
+from lavis_lite.checkpoints.manifest import source_of
+from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.compat.lavis.backbones import mark_backbones
 from lavis_lite.compat.lavis.paths import config_path
 from lavis_lite.compat.lavis.sections import as_node, given_name, section_class
@@ -77,7 +77,7 @@ class BaseModel(CoreModel):
             CheckpointError: it is damaged, shares no name with the model, or has tensors of other shapes.
         """
         path = str(local_path(url_or_filename))
-        report = load_checkpoint(self, path, may_miss=[".*"], may_ignore=[".*"])
+        report = load_checkpoint(self, path)
         mark_loaded(self, source_of("checkpoint", given_name(str(url_or_filename)), path), report.loaded)
         self.loaded_checkpoints = self.loaded_checkpoints | {path}
         if distributed.is_main():
@@ -111,7 +111,7 @@ class BaseModel(CoreModel):
         self.load_checkpoint(url_or_filename=path)
 
     # what the package asks for ----------------------------------------------------------------------------------------
-    def excuses(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
+    def allowed_differences(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
         """A checkpoint may lack names and have others, as with LAVIS' `strict=False`."""
         return (".*",), (".*",)
 
@@ -170,7 +170,7 @@ def local_path(url_or_filename: str) -> Path:
     Raises:
         DataError: it is not here and cannot be had.
     """
-    return Need("pretrained", str(url_or_filename)).fetch()
+    return WeightFile("pretrained", str(url_or_filename)).fetch()
 
 
 class BaseEncoder(nn.Module):

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lavis_lite.checkpoints.stored import source_of
-from lavis_lite.checkpoints.weights import Need
+from lavis_lite.checkpoints.manifest import source_of
+from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.compat.lavis.base_model import BaseModel
 from lavis_lite.compat.lavis.blip2 import Blip2Base
 from lavis_lite.compat.lavis.sections import given_name
@@ -24,7 +24,7 @@ from lavis_lite.compat.lavis.vision import disabled_train
 from lavis_lite.models.base import freeze
 from lavis_lite.models.blip2 import llm as core
 from lavis_lite.models.language import LanguageModel, Limits, build_language_model
-from lavis_lite.models.language.build import load_pretrained
+from lavis_lite.models.language.pretrained import load_pretrained
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.qformer.model import QFormer
 
@@ -66,10 +66,10 @@ class LavisBlip2LLM(Blip2Base, core.Blip2LLM):
         self.num_few_shot_examples, self.few_shot_prob, self.apply_lemmatizer = 0, 0.0, False
 
     def _add_language_model(self, name: str, max_txt_len: int, max_output_txt_len: int | None) -> None:
-        joint = max_txt_len if self.style.joint_limit else None
-        limits = Limits(max_txt_len, max_output_txt_len or max_txt_len, joint, self.style.prompt_side)
-        path = str(Need("llm_model", name).fetch())
-        language_model = build_language_model(path, family=self.style.family, limits=limits)
+        joint = max_txt_len if self.defaults.joint_limit else None
+        limits = Limits(max_txt_len, max_output_txt_len or max_txt_len, joint, self.defaults.prompt_side)
+        path = str(WeightFile("llm_model", name).fetch())
+        language_model = build_language_model(path, family=self.defaults.family, limits=limits)
         load_pretrained(language_model, path, source_of("language model", given_name(name), path))
         self.__dict__["wrapped_language_model"] = language_model  # its module is a child under LAVIS' name
         setattr(self, f"{self.part}_model", freeze(language_model.model))

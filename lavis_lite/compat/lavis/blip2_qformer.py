@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lavis_lite.checkpoints.formats.lavis_key_map import from_lavis
+from lavis_lite.checkpoints.formats.key_maps import from_lavis
 from lavis_lite.compat.lavis.base_model import BaseModel
 from lavis_lite.compat.lavis.blip2 import Blip2Base
 from lavis_lite.compat.lavis.blip2_llm import LavisBlip2LLM

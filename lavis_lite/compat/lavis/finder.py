@@ -14,7 +14,7 @@ from lavis_lite.compat.lavis.names import ABSENT, HOME, MODULES
 from lavis_lite.errors import LavisLiteError, did_you_mean
 
 ROOT = "lavis"
-DOCS = "docs/porting_a_lavis_project.md says what is carried."
+DOCS = "docs/guide/porting_a_lavis_project.md says what is carried."
 
 
 class NotCarriedError(LavisLiteError, ImportError):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lavis_lite.datasets.files.archives import unpack
 from lavis_lite.datasets.media.video import open_video
-from lavis_lite.processors.frames import SAMPLINGS
+from lavis_lite.processors.video import SAMPLINGS
 
 MAX_INT = sys.maxsize
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite.checkpoints.formats.vision import load_vision_weights
-from lavis_lite.checkpoints.stored import source_of
-from lavis_lite.checkpoints.weights import VISION_WEIGHTS, Need
+from lavis_lite.checkpoints.manifest import source_of
+from lavis_lite.checkpoints.weights import VISION_WEIGHTS, WeightFile
 from lavis_lite.compat.lavis.sizes import current
 from lavis_lite.models.provenance import mark_loaded
 from lavis_lite.models.vision.encoder import VisionEncoder
@@ -57,7 +57,7 @@ def create_vision_encoder(model_name: str, img_size: int = 224, drop_path_rate: 
     vit = keeper.vit
     name = size.vit_weights or VISION_WEIGHTS.get(model_name)
     if name is not None and name != "random":
-        path = str(Need("vit_weights", name).fetch())
+        path = str(WeightFile("vit_weights", name).fetch())
         load_vision_weights(keeper, path)
         mark_loaded(vit, source_of("encoder", name, path))
     vit.__class__ = type(type(vit).__name__, (LavisEncoder, type(vit)), {})

@@ -1,1 +1,1 @@
-"""Annotation files -> tables of checked rows."""
+"""Annotations: JSON, CSV and other files -> tables of checked rows."""

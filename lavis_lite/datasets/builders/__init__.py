@@ -1,1 +1,1 @@
-"""From a data set's section of the configuration to its data sets."""
+"""Builders: a data set's section of the configuration -> one data set per split."""

@@ -1,1 +1,1 @@
-"""Looks through a data set before it is trained on: `python -m lavis_lite data check`."""
+"""Validation of a data set before training: `python -m lavis_lite data check`."""

@@ -1,1 +1,1 @@
-"""What a frozen vision encoder makes of images, kept on disk."""
+"""Cached features: what a frozen vision encoder computed, kept on disk and read in place of images."""

@@ -1,1 +1,1 @@
-"""Where a data set's files are, and what their names may be."""
+"""Paths of a data set's files: where they are, what their names may be, memory-mapped tables."""

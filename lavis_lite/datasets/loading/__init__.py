@@ -1,1 +1,1 @@
-"""The order of samples, and samples -> batches."""
+"""Loading: the global order of samples, and samples -> batches."""

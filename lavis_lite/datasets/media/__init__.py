@@ -1,1 +1,1 @@
-"""Images and videos: bytes -> pixels."""
+"""Media: bytes of an image or a video -> pixels."""

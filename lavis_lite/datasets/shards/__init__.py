@@ -1,1 +1,1 @@
-"""Data sets packed in tars, read by offset."""
+"""Shards: data sets packed in tar files, read by offset through an index."""

@@ -8,7 +8,7 @@ from lavis_lite.models.plain_text import Side
 
 
 @dataclass(frozen=True)
-class Style:
+class ArchDefaults:
     """Facts in which LAVIS' archs differ.
 
     Attributes:
@@ -38,9 +38,9 @@ class Style:
         return {"max_new_tokens": longest - int(counts_start), "min_new_tokens": max(shortest - 1, 0)}
 
 
-OPT = Style(joint_limit=True, prompt_side="right", counts_start=(True, False))
-T5 = Style(prefix_lm=True, prompt_side="right", answer_length_penalty=-1.0)
+OPT = ArchDefaults(joint_limit=True, prompt_side="right", counts_start=(True, False))
+T5 = ArchDefaults(prefix_lm=True, prompt_side="right", answer_length_penalty=-1.0)
 T5_INSTRUCT = replace(T5, prompt_side="left", max_length=256, repetition_penalty=1.5, answer_repetition_penalty=1.5)
-VICUNA = Style(family="vicuna", joint_limit=True, counts_start=(True, True))
+VICUNA = ArchDefaults(family="vicuna", joint_limit=True, counts_start=(True, True))
 VICUNA_INSTRUCT = replace(VICUNA, joint_limit=False, max_length=256, repetition_penalty=1.5,
                           answer_repetition_penalty=1.5)

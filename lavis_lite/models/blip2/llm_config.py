@@ -8,7 +8,7 @@ from typing import Any
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.models.blip2.config import Blip2Config
 from lavis_lite.models.language.families import Precision
-from lavis_lite.models.language.load_options import Lora, Quantization, Setup
+from lavis_lite.models.language.load_options import LMLoadOptions, Lora, Quantization
 
 
 @dataclass
@@ -49,9 +49,9 @@ class Blip2LLMConfig(Blip2Config):
     lora: Lora | None = None
     """adapters on the language model that train (extra lora); {} takes the defaults"""
 
-    def setup(self) -> Setup:
+    def setup(self) -> LMLoadOptions:
         """How the language model is held."""
-        return Setup(self.llm_quantization, self.llm_device_map, self.llm_grad_checkpoint, self.lora)
+        return LMLoadOptions(self.llm_quantization, self.llm_device_map, self.llm_grad_checkpoint, self.lora)
 
     def faults(self, run: RunConfig) -> list[tuple[str, str]]:
         """See `ModelConfig`."""

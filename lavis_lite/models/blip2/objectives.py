@@ -6,26 +6,38 @@ V vocabulary. Everything is computed in float32 or better, also under autocast.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from lavis_lite.models.base import without_autocast
 
 LABEL_SMOOTHING = 0.1
 IGNORE = -100
 
 
-def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Autocast switched off for the tensor's device."""
-    if tensor.device.type not in ("cpu", "cuda"):
-        return contextlib.nullcontext()
-    return torch.autocast(tensor.device.type, enabled=False)
-
-
 def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def common_space(features: Tensor, projection: nn.Linear, dtype: torch.dtype | None = None) -> Tensor:
+    """Project and scale to unit length: float[...,D] -> float[...,E], at least float32.
+
+    In float64 outside autocast: similarities are divided by a temperature of about 0.07, which multiplies every
+    rounding by 14. It would show in the temperature's gradient and in close draws of negatives.
+
+    Args:
+        features: hidden states.
+        projection: vision_proj or text_proj.
+        dtype: of the result; None: as computed.
+    """
+    kind = features.device.type
+    if kind not in ("cpu", "cuda") or torch.is_autocast_enabled(kind):
+        return F.normalize(projection(features).float(), dim=-1)
+    weight, bias = projection.weight.double(), projection.bias.double()
+    return F.normalize(F.linear(features.double(), weight, bias), dim=-1).to(dtype)
 
 
 def similarity(queries: Tensor, texts: Tensor) -> Tensor:
@@ -38,7 +50,7 @@ def similarity(queries: Tensor, texts: Tensor) -> Tensor:
     Returns:
         float[I,J].
     """
-    with full_precision(queries):
+    with without_autocast(queries.device):
         queries, texts = _at_least_float32(queries), _at_least_float32(texts)
         return (queries.flatten(0, 1) @ texts.T).unflatten(0, queries.shape[:2]).amax(1)
 
@@ -105,19 +117,19 @@ def itm_terms(positive: Tensor, negatives: Tensor, valid: Tensor) -> tuple[Tenso
     Returns:
         float[] sum and float[] count; the loss is their ratio.
     """
-    with full_precision(positive):
+    with without_autocast(positive.device):
         positive, negatives = _at_least_float32(positive), _at_least_float32(negatives)
         match = F.log_softmax(positive, 1)[:, 1]
         no_match = torch.where(valid, F.log_softmax(negatives, 1)[:, 0], 0.0)
         return -match.sum() - no_match.sum(), valid.sum().to(match.dtype) + len(match)
 
 
-def itm_logits(queries: Tensor, head: torch.nn.Linear) -> Tensor:
+def itm_logits(queries: Tensor, head: nn.Linear) -> Tensor:
     """Two-class logits averaged over queries: float[N,Q,D] -> float[N,2].
 
     The head is linear, so that averaging first gives the same and is cheaper.
     """
-    with full_precision(queries):
+    with without_autocast(queries.device):
         mean = _at_least_float32(queries).mean(1)
         return F.linear(mean.to(head.weight.dtype), head.weight, head.bias)
 
@@ -150,7 +162,7 @@ def lm_sum(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, label_
     if hidden.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    with full_precision(hidden):
+    with without_autocast(hidden.device):
         return _LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, chunk)
 
 

@@ -1,6 +1,13 @@
-"""The passes through the Q-Former that stage 1 needs, each product computed once.
+"""The three passes of stage 1 through the Q-Former (BLIP-2, figure 2), each product computed once.
 
-Axes as in `qformer`: B samples, Q queries, L text tokens, P patches, D width; N samples of all ranks.
+| pass | who sees whom (`lavis_lite.models.qformer.masks`) | objective |
+|---|---|---|
+| unimodal | queries the image and each other; text itself | ITC: image-text contrast |
+| text generation | queries as before; text the queries and earlier text | ITG: captions, word by word |
+| matching | queries and text each other, queries the image | ITM: does the text fit the image? |
+
+Queries see the same in the first two, so one pass serves both (`unimodal_and_itg_pass`). ITM is `itm_pass`.
+Axes as in `qformer`: B samples, Q queries, L text tokens, P patches, D width; N samples of all ranks, M pairs.
 """
 
 from __future__ import annotations
@@ -21,11 +28,11 @@ from lavis_lite.models.text_tokens import TextTokens
 
 
 @dataclass
-class JointPass:
-    """Result of `joint_pass`.
+class UnimodalAndItg:
+    """Result of `unimodal_and_itg_pass`.
 
-    query float[B,Q,D]; text_cls float[B,D], the text's [CLS] without sight of the image; decoder float[B,L-1,D], the
-    hidden states that predict tokens 1 .. L-1 from the image and the tokens before.
+    query: float[B,Q,D]. text_cls: float[B,D], of the text's [CLS], which does not see the image. decoder:
+    float[B,L-1,D], the hidden states that predict tokens 1 to L-1 from the image and the tokens before.
     """
 
     query: Tensor
@@ -33,12 +40,12 @@ class JointPass:
     decoder: Tensor
 
 
-def joint_pass(qformer: QFormer, query_tokens: Tensor, image: ImageKV, tokens: TextTokens, begin: int) -> JointPass:
+def unimodal_and_itg_pass(qformer: QFormer, query_tokens: Tensor, image: ImageKV, tokens: TextTokens,
+                          begin: int) -> UnimodalAndItg:
     """Queries, text alone (ITC) and text after the queries (ITG) in one pass over [queries | text | text].
 
-    Queries see queries only in both objectives, so they are computed once; a block mask keeps the two texts apart;
-    the last token, which predicts nothing, is no input of ITG; the last layer computes only what is used: queries,
-    [CLS], and the positions that predict a token.
+    `stage1_mask` keeps the two texts apart. The last token predicts nothing and is not an input of ITG. The last layer
+    computes only what is used: queries, [CLS], and the positions that predict a token.
 
     Args:
         qformer: with both halves.
@@ -54,21 +61,22 @@ def joint_pass(qformer: QFormer, query_tokens: Tensor, image: ImageKV, tokens: T
     words = qformer.embeddings.words(torch.cat([tokens.ids, decoder_ids], 1), torch.cat([positions, positions[:-1]]))
     hidden = qformer.embeddings([query_tokens.expand(batch, -1, -1), words])
     rows = (slice(0, count + 1), slice(first, first + length - 1))
-    hidden = qformer.run_layers(hidden, count, stage1_mask(count, tokens.mask), (image,), output_rows=(count, rows))
+    mask = stage1_mask(count, tokens.mask)
+    hidden = qformer.run_layers(hidden, count, mask, (image,), return_positions=(count, rows))
     query, cls, decoder = hidden.split([count, 1, length - 1], 1)
-    return JointPass(query, cls[:, 0], decoder)
+    return UnimodalAndItg(query, cls[:, 0], decoder)
 
 
-def matching_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[ImageKV], tokens: TextTokens) -> Tensor:
+def itm_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[ImageKV], tokens: TextTokens) -> Tensor:
     """Queries that see image and text (ITM): float[M,Q,D] for M texts; `images` serve them in order."""
     count = query_tokens.shape[1]
     hidden = qformer.embed(query_tokens.expand(len(tokens.ids), -1, -1), tokens.ids)
     mask = attention_mask("bidirectional", count, tokens.mask)
-    return qformer.run_layers(hidden, count, mask, images, output_rows=(count, (slice(0, count),)))
+    return qformer.run_layers(hidden, count, mask, images, return_positions=(count, (slice(0, count),)))
 
 
 def check_pairs(images: int, texts: int) -> None:
-    """Refuse numbers of images and texts that make no pairs: as many of both, or one of either.
+    """Check that images and texts make pairs: as many of both, or one of either.
 
     Raises:
         ConfigError: other numbers.
@@ -90,11 +98,11 @@ def paired(image: ImageKV, tokens: TextTokens) -> tuple[ImageKV, TextTokens]:
     return image, tokens.repeated(images) if texts < images else tokens
 
 
-def matching_start(qformer: QFormer, query_tokens: Tensor, tokens: TextTokens) -> Tensor:
-    """What matching computes before anything of an image is looked at: float[M,Q+L,D].
+def itm_first_layer(qformer: QFormer, query_tokens: Tensor, tokens: TextTokens) -> Tensor:
+    """The part of `itm_pass` that does not depend on the image: float[M,Q+L,D].
 
-    The first layer's self-attention, and its feed-forward of the text. Whoever matches a text with many images needs it
-    once.
+    It is the first layer's self-attention and its feed-forward of the text. A text that is matched with many images
+    needs it once.
     """
     count, layer = query_tokens.shape[1], qformer.blocks[0]
     hidden = qformer.embed(query_tokens.expand(len(tokens.ids), -1, -1), tokens.ids)
@@ -103,18 +111,19 @@ def matching_start(qformer: QFormer, query_tokens: Tensor, tokens: TextTokens) -
     return torch.cat([hidden[:, :count], layer.text_ffn(hidden[:, count:])], 1)
 
 
-def matching_rest(qformer: QFormer, start: Tensor, images: Sequence[ImageKV], mask: Tensor) -> Tensor:
-    """What is left of `matching_pass` after `matching_start`: float[M,Q+L,D], text mask bool[M,L] -> float[M,Q,D]."""
+def itm_from_second_layer(qformer: QFormer, start: Tensor, images: Sequence[ImageKV], mask: Tensor) -> Tensor:
+    """The rest of `itm_pass` after `itm_first_layer`: float[M,Q+L,D], text mask bool[M,L] -> float[M,Q,D]."""
     count, layer = start.shape[1] - mask.shape[1], qformer.blocks[0]
     assert layer.cross_attention is not None
     query = layer.query_ffn(layer.cross_attention(start[:, :count], images, 0))
     hidden = torch.cat([query, start[:, count:]], 1)
     both = attention_mask("bidirectional", count, mask)
-    return qformer.run_layers(hidden, count, both, images, output_rows=(count, (slice(0, count),)), first=1)[:, :count]
+    rows = (count, (slice(0, count),))
+    return qformer.run_layers(hidden, count, both, images, return_positions=rows, start_layer=1)[:, :count]
 
 
 def image_keys(image_id: Any, batch: int, device: torch.device) -> Tensor:
-    """What tells images apart: int64[B,2], equal rows mean the same image, also across ranks.
+    """Keys of images, int64[B,2]: equal rows mean the same image, also across ranks.
 
     Args:
         image_id: int64[B], a list of ints or strings, or None: every sample is its own image.
@@ -165,7 +174,7 @@ def gather_texts(tokens: TextTokens, keys: Tensor, pad: int) -> tuple[TextTokens
     return TextTokens(ids, mask.bool()), keys
 
 
-def matching_tokens(tokens: TextTokens, everyone: TextTokens, negatives: Tensor, pad: int) -> TextTokens:
+def itm_tokens(tokens: TextTokens, everyone: TextTokens, negatives: Tensor, pad: int) -> TextTokens:
     """Texts of the three ITM groups in order matching, negative text, negative image: 3B texts."""
     own = tokens.padded(everyone.ids.shape[1], pad)
     ids = torch.cat([own.ids, everyone.ids[negatives], own.ids])

@@ -1,6 +1,6 @@
-"""What is asked of a model that writes: texts, answers, and the likeliest of several candidates.
+"""LAVIS' entry points of a model with a language model: texts, answers, and the likeliest of several candidates.
 
-Every method builds its prompts, refuses what the language model has no room for, and only then looks at the pictures.
+Every method builds its prompts, refuses prompts that are too long for the language model, and only then encodes images.
 Axes: B samples, C candidates.
 """
 
@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.blip2 import few_shot
-from lavis_lite.models.blip2.arch_defaults import Style
-from lavis_lite.models.blip2.base import Blip2Base
-from lavis_lite.models.blip2.image_batch import Pictures, pictures_of
-from lavis_lite.models.blip2.prompts import candidate_prompts, clean_answers, generation_prompts, question_prompts
+from lavis_lite.models.base import known_options
+from lavis_lite.models.blip2.arch_defaults import ArchDefaults
+from lavis_lite.models.blip2.base import Blip2Base, ImageBatch
+from lavis_lite.models.blip2.prompts import (
+    candidate_prompts,
+    clean_answers,
+    generation_prompts,
+    question_prompts,
+    with_examples,
+)
 from lavis_lite.models.language import GenerationConfig, LanguageModel
 from lavis_lite.models.language.contract import Candidates, Normalise, candidate_lists
-from lavis_lite.models.options import known_options
-from lavis_lite.processors.lemmatizer import shared_lemmatizer
 
 GENERATE_OPTIONS = ("max_length", "min_length", "use_nucleus_sampling")
 ANSWER_OPTIONS = ("max_len", "min_len", "inference_method", "num_ans_candidates", "answer_list", "prompt")
@@ -41,25 +44,36 @@ class Blip2Writer(Blip2Base):
     language_model: LanguageModel
     prompt: str
     apply_lemmatizer: bool
-    style: ClassVar[Style] = Style()
+    defaults: ClassVar[ArchDefaults] = ArchDefaults()
     _only_measures = False
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
-        """Within it texts are built and measured, pictures are not looked at, and nothing is written or scored."""
+        """Within it texts are built and measured, images are not looked at, and nothing is written or scored."""
         self._only_measures = True
         try:
             yield
         finally:
             self._only_measures = False
 
-    def soft_prompt_length(self, image: Tensor) -> int:
-        """Vectors of a soft prompt for such images or videos, known before any is made: queries x frames."""
-        return int(self.query_tokens.shape[1]) * (image.shape[2] if image.ndim == 5 else 1)
+    def soft_prompt_length(self, images: ImageBatch) -> int:
+        """Vectors of a soft prompt of such images, known before any is made: queries x frames."""
+        return int(self.query_tokens.shape[1]) * images.frames
 
-    def prefix(self, pictures: Pictures, texts: list[str]) -> tuple[Tensor, dict[str, Any]]:
-        """What stands before B texts: soft prompts, and options of the language model that say whose they are."""
-        raise NotImplementedError(f"{type(self).__name__} must define prefix")
+    def embed_image(self, image: Tensor, texts: list[str] | None = None, index: Tensor | None = None) -> Tensor:
+        """The soft prompt of each image, or of each text if the Q-Former reads texts: float[B,Q,D]."""
+        raise NotImplementedError(f"{type(self).__name__} must define embed_image")
+
+    def _soft_prompts(self, images: ImageBatch, texts: list[str]) -> tuple[Tensor, Tensor | None]:
+        """Soft prompts, and which one each text follows, int64[B]; None: each has its own."""
+        shared = None if self.qformer.cfg.with_text else images.index
+        return self.embed_image(images.image, texts, images.index), shared
+
+    def answer_prompts(self, samples: dict[str, Any]) -> tuple[ImageBatch, list[str], list[str]]:
+        """(images, what the Q-Former reads, what the language model reads) of B samples for `generate`."""
+        images = ImageBatch.of(samples)
+        instructions = generation_prompts(samples, self.prompt, len(images))
+        return images, instructions, with_examples(instructions, samples, self.language_model)
 
     @torch.no_grad()
     def generate(self, samples: dict[str, Any], use_nucleus_sampling: bool = False, num_beams: int = 5,
@@ -70,7 +84,7 @@ class Blip2Writer(Blip2Base):
 
         Args:
             samples: image or video; prompt (optional), one string or B; ocr_tokens (optional), B lists that go into
-                a prompt's `{}`; few_shot_samples (optional), see `lavis_lite.models.blip2.few_shot`.
+                a prompt's `{}`; few_shot_samples (optional), see `lavis_lite.models.blip2.prompts.with_examples`.
             use_nucleus_sampling: sample from the smallest set of tokens that holds `top_p` of the mass.
             num_beams: width of beam search; 1: greedy.
             max_length, min_length: LAVIS' lengths, which count a start token in some archs; None: the arch's default.
@@ -84,36 +98,34 @@ class Blip2Writer(Blip2Base):
         Returns:
             B * num_captions texts, images in order.
         """
-        pictures = pictures_of(samples)
-        prompts = generation_prompts(samples, self.prompt, len(pictures))
-        longest = self._default_length(pictures) if max_length is None else max_length
+        images, instructions, prompts = self.answer_prompts(samples)
+        longest = self._default_length(images) if max_length is None else max_length
         if repetition_penalty is None:
-            repetition_penalty = self.style.repetition_penalty
-        given = {**self.style.lengths(longest, min_length, self.style.counts_start[0]), **more}
+            repetition_penalty = self.defaults.repetition_penalty
+        given = {**self.defaults.lengths(longest, min_length, self.defaults.counts_start[0]), **more}
         options = GenerationConfig.of("generate", {
             **given, "num_beams": 1 if use_nucleus_sampling else num_beams, "sample": use_nucleus_sampling,
             "top_p": top_p, "temperature": temperature, "repetition_penalty": repetition_penalty,
             "length_penalty": length_penalty, "num_captions": num_captions}, GENERATE_OPTIONS)
-        options.check_batch(len(pictures))
-        shown = few_shot.with_examples(prompts, samples, self.language_model)
-        return self._write(pictures, prompts, shown, options)
+        options.check_batch(len(images))
+        return self._write(images, instructions, prompts, options)
 
-    def _default_length(self, pictures: Pictures) -> int:
+    def _default_length(self, images: ImageBatch) -> int:
         """The arch's own max_length, or less: a prompt of model.max_txt_len tokens keeps its room."""
-        language_model, start = self.language_model, int(self.style.counts_start[0])
-        room = language_model.room.after(self.soft_prompt_length(pictures.image), language_model.limits.prompt)
-        return self.style.max_length if room is None else min(self.style.max_length, max(room, 1) + start)
+        language_model, start = self.language_model, int(self.defaults.counts_start[0])
+        room = language_model.room.after(self.soft_prompt_length(images), language_model.limits.prompt)
+        return self.defaults.max_length if room is None else min(self.defaults.max_length, max(room, 1) + start)
 
-    def _write(self, pictures: Pictures, prompts: list[str], shown: list[str],
+    def _write(self, images: ImageBatch, instructions: list[str], prompts: list[str],
                options: GenerationConfig) -> list[str]:
-        """Texts after the prompts `shown`; the Q-Former reads `prompts`. What is too long is refused first."""
-        if not len(pictures):
+        """Texts after the prompts; the Q-Former reads the instructions. What is too long is refused first."""
+        if not len(images):
             return []
-        self.language_model.prompt_rows(shown, self.soft_prompt_length(pictures.image), options)
+        self.language_model.prompt_rows(prompts, self.soft_prompt_length(images), options)
         if self._only_measures:
-            return [""] * (len(pictures) * options.num_captions)
-        soft_prompt, owners = self.prefix(pictures, prompts)
-        return self.language_model.generate(soft_prompt, shown, options, **owners)
+            return [""] * (len(images) * options.num_captions)
+        soft_prompts, index = self._soft_prompts(images, instructions)
+        return self.language_model.generate(soft_prompts, prompts, options, index)
 
     @torch.no_grad()
     def predict_answers(self, samples: dict[str, Any], num_beams: int = 5, inference_method: str = "generate",
@@ -134,25 +146,28 @@ class Blip2Writer(Blip2Base):
             length_penalty: None: the arch's default.
             more: further fields of `GenerationConfig`.
         """
-        pictures = pictures_of(samples)
-        prompts = question_prompts(samples, prompt, len(pictures))
-        shown = few_shot.with_examples(prompts, samples, self.language_model, template=prompt)
+        images = ImageBatch.of(samples)
+        instructions = question_prompts(samples, prompt, len(images))
+        prompts = with_examples(instructions, samples, self.language_model, template=prompt)
         if inference_method == "rank":
             answers = list(answer_list or [])[:num_ans_candidates]
             if not answers:
                 raise ConfigError("predict_answers: inference_method rank chooses among answer_list, which is empty.")
-            best = self._score(pictures, prompts, shown, answers).argmax(1).tolist()
-            return [answers[place] for place in best]
+            best = self._score(images, instructions, prompts, answers).argmax(1).tolist()
+            return [answers[index] for index in best]
         if inference_method != "generate":
             raise ConfigError(f"predict_answers: inference_method {inference_method!r} is not generate or rank.")
-        penalty = self.style.answer_length_penalty if length_penalty is None else length_penalty
-        given = {**self.style.lengths(max_len, min_len, self.style.counts_start[1]),
-                 "repetition_penalty": self.style.answer_repetition_penalty, **more}
+        penalty = self.defaults.answer_length_penalty if length_penalty is None else length_penalty
+        given = {**self.defaults.lengths(max_len, min_len, self.defaults.counts_start[1]),
+                 "repetition_penalty": self.defaults.answer_repetition_penalty, **more}
         options = GenerationConfig.of("predict_answers", {
             **given, "num_beams": num_beams, "length_penalty": penalty}, ANSWER_OPTIONS)
-        texts = self._write(pictures, prompts, shown, options)
-        lemmatise = self.apply_lemmatizer or samples.get("apply_lemmatizer", False)
-        return clean_answers(texts, shared_lemmatizer() if lemmatise else None)
+        texts = self._write(images, instructions, prompts, options)
+        if not (self.apply_lemmatizer or samples.get("apply_lemmatizer", False)):
+            return clean_answers(texts)
+        from lavis_lite.processors.lemmatizer import shared_lemmatizer
+
+        return clean_answers(texts, shared_lemmatizer())
 
     @known_options
     @torch.no_grad()
@@ -168,7 +183,7 @@ class Blip2Writer(Blip2Base):
             normalise: rank by the sum of a candidate's log-likelihoods (LAVIS), or by their mean.
 
         Returns:
-            int64[B,C] of places in the list; with one list per sample, a list of int64[C_b].
+            int64[B,C] of indices into the list; with one list per sample, a list of int64[C_b].
         """
         scores = self.score_candidates(samples, candidates, n_segments, normalise)
         order = scores.argsort(dim=1, descending=True, stable=True)
@@ -187,21 +202,21 @@ class Blip2Writer(Blip2Base):
         """
         if n_segments < 1:
             raise ConfigError(f"predict_class: n_segments must be at least 1, not {n_segments}.")
-        pictures = pictures_of(samples)
-        batch = len(pictures)
-        prompts = candidate_prompts(samples, self.prompt, batch)
+        images = ImageBatch.of(samples)
+        batch = len(images)
+        instructions = candidate_prompts(samples, self.prompt, batch)
         most = max(map(len, candidate_lists(candidates, batch)), default=0)
         pairs = -(-most * batch // n_segments)
-        shown = few_shot.with_examples(prompts, samples, self.language_model)
-        return self._score(pictures, prompts, shown, candidates, normalise=normalise, pairs=max(pairs, 1))
+        prompts = with_examples(instructions, samples, self.language_model)
+        return self._score(images, instructions, prompts, candidates, normalise=normalise, pairs=max(pairs, 1))
 
-    def _score(self, pictures: Pictures, prompts: list[str], shown: list[str], candidates: Candidates,
+    def _score(self, images: ImageBatch, instructions: list[str], prompts: list[str], candidates: Candidates,
                **how: Any) -> Tensor:
-        """Likelihoods float[B,C] of candidates after the prompts `shown`. What is too long is refused first."""
-        if not len(pictures):
+        """Likelihoods float[B,C] of candidates after the prompts. What is too long is refused first."""
+        if not len(images):
             return torch.zeros(0, len(candidates), device=self.device)
-        _, rows = self.language_model.scoring_rows(shown, candidates, self.soft_prompt_length(pictures.image))
+        _, rows = self.language_model.scoring_rows(prompts, candidates, self.soft_prompt_length(images))
         if self._only_measures:
             return torch.zeros(len(rows), max(map(len, rows)))
-        soft_prompt, owners = self.prefix(pictures, prompts)
-        return self.language_model.score(soft_prompt, shown, candidates, **how, **owners)
+        soft_prompts, index = self._soft_prompts(images, instructions)
+        return self.language_model.score(soft_prompts, prompts, candidates, **how, image_index=index)

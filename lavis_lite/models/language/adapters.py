@@ -1,6 +1,6 @@
 """LoRA adapters on a frozen language model, by peft: they train, everything else stays as it is.
 
-Adapters have float32 weights whatever the model's precision, follow `train()` with their dropout, and are the only
+Adapters have float32 weights whatever the model's precision, and their dropout follows `train()`. They are the only
 part of a language model that a checkpoint keeps.
 """
 
@@ -40,11 +40,11 @@ def add_adapters(language_model: LanguageModel, lora: Lora) -> None:
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none")
     try:
         inject_adapter_in_model(config, language_model.model, adapter_name=ADAPTER)
-    except ValueError as fault:
+    except ValueError as error:
         layers = sorted({name.split(".")[-1] for name, module in language_model.model.named_modules()
                          if isinstance(module, nn.Linear)})
         raise ConfigError(f"model.lora.target_modules: {targets} names no layer of this language model; its linear "
-                          f"layers are called {', '.join(layers)}.") from fault
+                          f"layers are called {', '.join(layers)}.") from error
     for parameter in language_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -66,7 +66,7 @@ def finish_adapters(language_model: LanguageModel) -> None:
     Adapters that were made on the meta device start as new ones do. Quantised layers are new modules, so that theirs
     are made anew.
     """
-    setup = language_model.setup
+    setup = language_model.load_options
     if setup.lora is not None and setup.quantization is not None:
         add_adapters(language_model, setup.lora)
     for layer in adapted_layers(language_model.model).values():

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, shown
 from lavis_lite.finite import check_finite
-from lavis_lite.models.base import freeze
+from lavis_lite.models.base import freeze, without_autocast
 from lavis_lite.models.decoding import Decoder, Decoding, decode
 from lavis_lite.models.language import head
-from lavis_lite.models.language.families import Family
-from lavis_lite.models.language.load_options import Setup
+from lavis_lite.models.language.families import LMFamily
+from lavis_lite.models.language.load_options import LMLoadOptions
 from lavis_lite.models.language.placement import home
 from lavis_lite.models.language.text_limits import Room, positions_of
 from lavis_lite.models.language.tokens import LanguageTokenizer, Limits
@@ -32,8 +32,8 @@ from lavis_lite.models.text_tokens import SpecialIds
 GenerationConfig = Decoding
 Candidates = Sequence[str] | Sequence[Sequence[str]]
 Normalise = Literal["sum", "mean"]
-Owners = Sequence[int] | Tensor
-"""places, as a list or int64[B]"""
+ImageIndex = Sequence[int] | Tensor
+"""indices, as a list or int64[B]"""
 PAIRS_AT_ONCE = 64
 """pairs of a sample and a candidate that are scored together"""
 
@@ -51,15 +51,15 @@ class LanguageModel(nn.Module, ABC):
     Attributes:
         hidden_size: D.
         setup: how the weights are held; adapters, if any, are what trains.
-        settled: the weights lie where they belong and have their type: `.to()` leaves them alone.
+        is_dispatched: the weights lie where they belong and have their type: `.to()` leaves them alone.
     """
 
-    def __init__(self, model: Any, tokenizer: LanguageTokenizer, family: Family, limits: Limits | None = None,
+    def __init__(self, model: Any, tokenizer: LanguageTokenizer, family: LMFamily, limits: Limits | None = None,
                  lm_reduction: Literal["global", "per_rank"] = "global") -> None:
         super().__init__()
         self.model, self.tokenizer, self.family = model, tokenizer, family
         self.limits, self.lm_reduction = limits or Limits(), lm_reduction
-        self.setup, self.settled = Setup(), False
+        self.load_options, self.is_dispatched = LMLoadOptions(), False
         freeze(self)
 
     @property
@@ -73,13 +73,13 @@ class LanguageModel(nn.Module, ABC):
         return self.model.get_input_embeddings().weight.dtype
 
     def _apply(self, fn: Any, recurse: bool = True) -> LanguageModel:
-        """What `.to()` and its like do: move weights, but never change their type; nothing where they are settled."""
+        """Move weights without a change of their type, in `.to()` and its like; dispatched ones stay where they are."""
 
         def move(tensor: Tensor) -> Tensor:
             moved: Tensor = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return self if self.settled else super()._apply(move, recurse)
+        return self if self.is_dispatched else super()._apply(move, recurse)
 
     @property
     def room(self) -> Room:
@@ -119,26 +119,26 @@ class LanguageModel(nn.Module, ABC):
 
     @torch.no_grad()
     def generate(self, soft_prompt: Tensor, prompts: Sequence[str], options: GenerationConfig,
-                 owners: Owners | None = None) -> list[str]:
+                 image_index: ImageIndex | None = None) -> list[str]:
         """Answers to soft prompts with prompts; a batch answers as its members would one by one.
 
         Args:
-            soft_prompt: float[B,Q,D], or float[U,Q,D] with owners.
+            soft_prompt: float[B,Q,D], or float[U,Q,D] with image_index.
             prompts: B strings, not cut.
             options: how to write; max_new_tokens has its room behind every prompt.
-            owners: B places in soft_prompt: which one each prompt follows. A decoder-only model then reads a soft
+            image_index: which soft prompt each of the B prompts follows. A decoder-only model then reads a soft
                 prompt once for all its prompts. None: each its own.
 
         Returns:
             B * options.num_captions texts, prompts in order.
 
         Raises:
-            ConfigError: not one prompt per soft prompt or owner, or an owner that is no place in soft_prompt.
+            ConfigError: not one prompt per soft prompt or index, or an index out of range.
             TextTooLongError: prompts longer than the model's positions allow.
         """
-        soft_prompt = self._check(soft_prompt, prompts, owners=owners)
+        soft_prompt = self._check(soft_prompt, prompts, image_index=image_index)
         rows = self.prompt_rows(prompts, soft_prompt.shape[1], options)
-        return self.tokenizer.decode(self.generate_ids(soft_prompt, rows, options, owners))
+        return self.tokenizer.decode(self.generate_ids(soft_prompt, rows, options, image_index))
 
     def prompt_rows(self, prompts: Sequence[str], vectors: int, options: GenerationConfig) -> list[list[int]]:
         """Ids of prompts, if the model has room for them behind so many vectors and before the longest answer.
@@ -154,34 +154,35 @@ class LanguageModel(nn.Module, ABC):
 
     @torch.no_grad()
     def score(self, soft_prompt: Tensor, prompts: Sequence[str], candidates: Candidates, *,
-              normalise: Normalise = "sum", pairs: int = PAIRS_AT_ONCE, owners: Owners | None = None) -> Tensor:
+              normalise: Normalise = "sum", pairs: int = PAIRS_AT_ONCE,
+              image_index: ImageIndex | None = None) -> Tensor:
         """Log-likelihood of every candidate answer; what comes before it is computed once per sample.
 
         Args:
-            soft_prompt: float[B,Q,D], or float[U,Q,D] with owners.
+            soft_prompt: float[B,Q,D], or float[U,Q,D] with image_index.
             prompts: B strings.
             candidates: C strings for all samples, or one list per sample.
             normalise: sum over a candidate's tokens (LAVIS), or their mean.
             pairs: how many pairs of a sample and a candidate are scored at once; no result depends on it.
-            owners: as in `generate`.
+            image_index: as in `generate`.
 
         Returns:
             float[B,C], the higher the likelier; -inf where a sample has fewer than C candidates.
 
         Raises:
-            ConfigError: an empty list of candidates, lists that are not one per sample, or owners as in `generate`.
+            ConfigError: an empty list of candidates, lists that are not one per sample, or an index out of range.
             TextTooLongError: a prompt with its longest candidate has no room in the model's positions.
             CheckpointError: a likelihood is NaN or infinite.
         """
-        soft_prompt = self._check(soft_prompt, prompts, owners=owners)
+        soft_prompt = self._check(soft_prompt, prompts, image_index=image_index)
         before, rows = self.scoring_rows(prompts, candidates, soft_prompt.shape[1])
-        places = [(sample, index) for sample, texts in enumerate(rows) for index in range(len(texts))]
+        pairs_of = [(sample, index) for sample, texts in enumerate(rows) for index in range(len(texts))]
         scores = torch.full((len(rows), max(map(len, rows), default=0)), -torch.inf, device=soft_prompt.device)
         if not rows:
             return scores
-        prefix = self.read(soft_prompt, before, _places(owners, soft_prompt.device))
-        for start in range(0, len(places), pairs):
-            some = places[start:start + pairs]
+        prefix = self.read(soft_prompt, before, _as_tensor(image_index, soft_prompt.device))
+        for start in range(0, len(pairs_of), pairs):
+            some = pairs_of[start:start + pairs]
             found = self.candidate_scores(prefix, [sample for sample, _ in some],
                                           [rows[sample][index] for sample, index in some], normalise)
             check_finite(found, partial(_not_finite, some))
@@ -223,6 +224,10 @@ class LanguageModel(nn.Module, ABC):
         """
 
     @abstractmethod
+    def prefix_embeds(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Soft prompts float[B,Q,D] and B prompts' ids as one sequence to answer: float[B,S,D], mask bool[B,S]."""
+
+    @abstractmethod
     def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
                    after: Sequence[Sequence[int]]) -> Tensor:
         """Negative log-likelihood of every learned token of the batch, float[T], rows in order.
@@ -235,17 +240,17 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
-                owners: Tensor | None = None) -> tuple[Decoder, int]:
+                image_index: Tensor | None = None) -> tuple[Decoder, int]:
         """What `decode` steps, at most `room` times, and the id it starts from (-1: none)."""
 
     @abstractmethod
-    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], owners: Tensor | None = None) -> Any:
+    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], image_index: Tensor | None = None) -> Any:
         """State after soft prompts and prompts, to answer from.
 
         Args:
-            soft_prompt: float[B,Q,D]; with owners float[U,Q,D].
+            soft_prompt: float[B,Q,D]; with image_index float[U,Q,D].
             prompts: ids.
-            owners: int64[B], the soft prompt of each prompt.
+            image_index: int64[B], the soft prompt of each prompt.
         """
 
     @abstractmethod
@@ -253,18 +258,18 @@ class LanguageModel(nn.Module, ABC):
         """Score of candidate ids `rows` after the given samples of `prefix`: float[M]."""
 
     def candidate_texts(self, prompt: str, texts: Sequence[str]) -> list[str]:
-        """Candidates as they stand after their prompt."""
+        """Candidates as they appear after their prompt."""
         return list(texts)
 
     # shared parts -----------------------------------------------------------------------------------------------------
     def generate_ids(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]],
-                     options: GenerationConfig, owners: Owners | None = None) -> list[list[int]]:
+                     options: GenerationConfig, image_index: ImageIndex | None = None) -> list[list[int]]:
         """As `generate`, from prompts' ids to answers' ids without their end."""
         if not prompts:
             return []
         with self.own_precision():
-            places = _places(owners, soft_prompt.device)
-            decoder, begin = self.decoder(soft_prompt, prompts, options.max_new_tokens, places)
+            index = _as_tensor(image_index, soft_prompt.device)
+            decoder, begin = self.decoder(soft_prompt, prompts, options.max_new_tokens, index)
             if begin < 0 and options.lavis_lengths:  # a start token that nothing reads, but that is penalised
                 start = self.model.config.bos_token_id
                 begin = -1 if start is None else int(start)
@@ -292,47 +297,46 @@ class LanguageModel(nn.Module, ABC):
 
     def own_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast switched off: the frozen weights have their type already."""
-        kind = home(self.model).type
-        return torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else contextlib.nullcontext()
+        return without_autocast(home(self.model))
 
-    def _check(self, soft_prompt: Tensor, *texts: Sequence[str], owners: Owners | None = None) -> Tensor:
+    def _check(self, soft_prompt: Tensor, *texts: Sequence[str], image_index: ImageIndex | None = None) -> Tensor:
         """The soft prompt, where the word embeddings are."""
         if soft_prompt.ndim != 3 or soft_prompt.shape[2] != self.hidden_size:
             raise ConfigError(f"a soft prompt has shape (B, Q, {self.hidden_size}) here, not "
                               f"{tuple(soft_prompt.shape)}.")
-        samples = len(soft_prompt) if owners is None else check_owners(owners, len(soft_prompt))
+        samples = len(soft_prompt) if image_index is None else check_image_index(image_index, len(soft_prompt))
         for rows in texts:
             if isinstance(rows, str) or len(rows) != samples:
                 count = "one string" if isinstance(rows, str) else f"{len(rows)} texts"
                 raise ConfigError(f"{samples} samples came with {count}; give a list with one for each.")
-        return soft_prompt.to(home(self.model)) if self.settled else soft_prompt
+        return soft_prompt.to(home(self.model)) if self.is_dispatched else soft_prompt
 
 
-def check_owners(owners: Owners, count: int) -> int:
-    """How many owners there are.
+def check_image_index(image_index: ImageIndex, count: int) -> int:
+    """The number of indices, checked.
 
     Args:
-        owners: B places.
-        count: U, of the soft prompts that they are places of.
+        image_index: B indices.
+        count: U, the number of soft prompts.
 
     Raises:
-        ConfigError: they are no list of whole numbers from 0 to U - 1.
+        ConfigError: not a list of whole numbers from 0 to U - 1.
     """
-    places = owners.tolist() if hasattr(owners, "tolist") else owners
-    wrong = [place for place in places if isinstance(place, bool) or not isinstance(place, int)
-             or not 0 <= place < count] if isinstance(places, Sequence) else [places]
+    values = image_index.tolist() if isinstance(image_index, Tensor) else image_index
+    wrong = [value for value in values if isinstance(value, bool) or not isinstance(value, int)
+             or not 0 <= value < count] if isinstance(values, Sequence) else [values]
     if wrong:
-        raise ConfigError(f"owners: {wrong[0]!r} is none of the {count} soft prompts; give each prompt its soft "
-                          f"prompt's place, a whole number from 0 to {count - 1}.")
-    return len(places)
+        raise ConfigError(f"image_index: {wrong[0]!r} is none of the {count} soft prompts; give each prompt its soft "
+                          f"prompt's index, a whole number from 0 to {count - 1}.")
+    return len(values)
 
 
 def _not_finite(pairs: Sequence[tuple[int, int]], row: int) -> str:
     return f"score: the likelihoods of sample {pairs[row][0]} are NaN or infinite."
 
 
-def _places(owners: Owners | None, device: torch.device) -> Tensor | None:
-    return None if owners is None else torch.as_tensor(owners, dtype=torch.long, device=device)
+def _as_tensor(image_index: ImageIndex | None, device: torch.device) -> Tensor | None:
+    return None if image_index is None else torch.as_tensor(image_index, dtype=torch.long, device=device)
 
 
 def candidate_lists(candidates: Candidates, batch: int) -> list[list[str]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.models.decoding import Decoder
-from lavis_lite.models.language.cache import RowCache, select_rows
+from lavis_lite.models.language.cache import RowCache, is_plain, select_rows
 from lavis_lite.models.language.contract import LanguageModel, Normalise
 from lavis_lite.models.language.head import full, output_layer
 from lavis_lite.models.language.tokens import pad_rows
@@ -39,7 +39,7 @@ class CausalDecoder:
         self.rows = RowCache(prefix.cache, torch.arange(len(prefix.mask), device=prefix.mask.device), room)
 
     def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
-        """int64[M] -> float[M,V]; the first call tells what follows the prefix and leaves its tokens aside."""
+        """int64[M] -> float[M,V]; the first call continues the prefix and ignores its tokens."""
         if self.last is not None:
             hidden, self.last = self.last, None
         else:
@@ -52,30 +52,30 @@ class CausalDecoder:
 
 
 class DecoderOnly(LanguageModel):
-    """A causal language model; see `LanguageModel`."""
+    """A causal language model behind the contract."""
 
     def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
                    after: Sequence[Sequence[int]]) -> Tensor:
-        """See `LanguageModel`."""
+        """Negative log-likelihood of every learned token, float[T], rows in order."""
         rows = [[*first, *second] for first, second in zip(before, after, strict=True)]
         device, count = soft_prompt.device, soft_prompt.shape[1]
         ids, _ = pad_rows(rows, self.pad, self.family.training_side, device)
         length = count + ids.shape[1]
-        places: list[int] = []
+        positions: list[int] = []
         learned: list[int] = []
         for number, (first, second) in enumerate(zip(before, after, strict=True)):
             start = number * length + count + len(first) - 1
-            places.extend(range(start, start + len(second)))
+            positions.extend(range(start, start + len(second)))
             learned.extend(second)
         with self.own_precision():
             embeds = torch.cat([soft_prompt.to(self.dtype), self.embed(ids)], 1)
             hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state.to(device)
-            chosen = hidden.flatten(0, 1).index_select(0, _integers(places, device))
+            chosen = hidden.flatten(0, 1).index_select(0, _integers(positions, device))
             return self.likelihoods(chosen, _integers(learned, device))
 
     def training_rows(self, prompts: Sequence[str], targets: Sequence[str],
                       vectors: int = 0) -> tuple[list[list[int]], list[list[int]]]:
-        """See `LanguageModel`."""
+        """Ids that are read and ids that are learned, B rows each, within the limits."""
         limits = self.limits
         prompt_limit, shared = self.room.fit_training(vectors, limits.prompt, limits.target)
         before = self.tokenizer.prompts(prompts, prompt_limit, limits.prompt_side)
@@ -99,21 +99,21 @@ class DecoderOnly(LanguageModel):
         return embeds.gather(1, order[:, :, None].expand_as(embeds)), mask.gather(1, order)
 
     def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
-                owners: Tensor | None = None) -> tuple[Decoder, int]:
-        """See `LanguageModel`."""
-        return CausalDecoder(self, self.read(soft_prompt, prompts, owners), room), -1
+                image_index: Tensor | None = None) -> tuple[Decoder, int]:
+        """The decoder of `decode`, and the id it starts from."""
+        return CausalDecoder(self, self.read(soft_prompt, prompts, image_index), room), -1
 
     def candidate_texts(self, prompt: str, texts: Sequence[str]) -> list[str]:
-        """See `LanguageModel`."""
+        """Candidates as they appear after their prompt."""
         return [self.tokenizer.continuation(prompt, text) for text in texts]
 
-    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], owners: Tensor | None = None) -> Prefix:
-        """See `LanguageModel`; soft prompts that several prompts follow are read once."""
+    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], image_index: Tensor | None = None) -> Prefix:
+        """State after soft prompts and prompts; a soft prompt that several prompts follow is read once."""
         with self.own_precision():
-            if owners is not None and self.can_share(soft_prompt, prompts):
-                return self._read_shared(soft_prompt, prompts, owners)
-            if owners is not None:
-                soft_prompt = soft_prompt.index_select(0, owners)
+            if image_index is not None and self.can_share(soft_prompt, prompts):
+                return self._read_shared(soft_prompt, prompts, image_index)
+            if image_index is not None:
+                soft_prompt = soft_prompt.index_select(0, image_index)
             embeds, mask = self.prefix_embeds(soft_prompt, prompts)
             hidden, cache = self.hidden(embeds, mask, None)
         return Prefix(cache, mask, hidden[:, -1])
@@ -122,25 +122,23 @@ class DecoderOnly(LanguageModel):
         """Whether soft prompts float[U,Q,D] can be read before B prompts: fewer of them, and nothing goes by slots.
 
         The prompts are padded between soft prompt and prompt. A mask leaves that out of full attention, but not out
-        of a sliding window, nor out of distances in a model that is not told positions.
+        of a sliding window, nor out of the distances of a model that takes no positions.
         """
         lengths = {len(row) for row in prompts}
         if len(soft_prompt) >= len(prompts) or 0 in lengths:
             return False
-        from lavis_lite.models.language.preallocated_layer import is_plain
-
         return is_plain(self.model.config) and (len(lengths) == 1 or self._takes_positions())
 
-    def _read_shared(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], owners: Tensor) -> Prefix:
+    def _read_shared(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], image_index: Tensor) -> Prefix:
         """[soft prompt | padding | prompt], the soft prompts' cache spread over their prompts."""
         ids, mask = pad_rows(prompts, self.pad, "left", soft_prompt.device)
         _, cache = self.hidden(soft_prompt.to(self.dtype), mask.new_ones(soft_prompt.shape[:2]), None)
         mask = torch.cat([mask.new_ones(len(mask), soft_prompt.shape[1]), mask], 1)
-        hidden, cache = self.hidden(self.embed(ids), mask, select_rows(cache, owners))
+        hidden, cache = self.hidden(self.embed(ids), mask, select_rows(cache, image_index))
         return Prefix(cache, mask, hidden[:, -1])
 
     def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
-        """See `LanguageModel`."""
+        """Score of candidates after samples of the prefix: float[M]."""
         device = prefix.mask.device
         chosen, (ids, real) = _integers(samples, device), pad_rows(rows, self.pad, "right", device)
         with self.own_precision():
@@ -176,7 +174,7 @@ class DecoderOnly(LanguageModel):
 
 
 def sum_rows(values: Tensor, real: Tensor, normalise: Normalise) -> Tensor:
-    """Sum or mean over each row's real places: float[T], bool[M,L] -> float[M]."""
+    """Sum or mean over each row's real positions: float[T], bool[M,L] -> float[M]."""
     filled = values.new_zeros(real.shape).masked_scatter(real, values)
     total = filled.sum(1)
     return total if normalise == "sum" else total / real.sum(1)

@@ -53,31 +53,31 @@ class Seq2SeqDecoder:
 
 
 class EncoderDecoder(LanguageModel):
-    """A sequence-to-sequence language model; see `LanguageModel`."""
+    """A sequence-to-sequence language model behind the contract."""
 
     def training_rows(self, prompts: Sequence[str], targets: Sequence[str],
                       vectors: int = 0) -> tuple[list[list[int]], list[list[int]]]:
-        """See `LanguageModel`."""
+        """Ids that are read and ids that are learned, B rows each, within the limits."""
         prompt, target = self.room.fit_training(vectors, self.limits.prompt, self.limits.target)
         return (self.tokenizer.prompts(prompts, prompt, self.limits.prompt_side),
                 self.tokenizer.targets(targets, [target] * len(targets)))
 
     def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
                    after: Sequence[Sequence[int]]) -> Tensor:
-        """See `LanguageModel`."""
+        """Negative log-likelihood of every learned token, float[T], rows in order."""
         return self._target_losses(self.encode(soft_prompt, before), after)[0]
 
     def _target_losses(self, encoded: Encoded, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Losses float[T] of the rows' tokens, and bool[B,L] where they stand."""
+        """Losses float[T] of the rows' tokens, and their positions bool[B,L]."""
         ids, real = pad_rows(rows, self.pad, self.family.training_side, encoded.states.device)
         inputs = torch.cat([torch.full_like(ids[:, :1], self.begin), ids[:, :-1]], 1)
         width = ids.shape[1]
-        places = torch.tensor([row * width + at for row, target in enumerate(rows) for at in range(len(target))])
-        places = places.to(ids.device, non_blocking=True)
+        positions = torch.tensor([row * width + at for row, target in enumerate(rows) for at in range(len(target))])
+        positions = positions.to(ids.device, non_blocking=True)
         with self.own_precision():
             hidden = self.decode(inputs, encoded, use_cache=False).last_hidden_state.to(ids.device)
-            chosen = hidden.flatten(0, 1).index_select(0, places)
-            return self.likelihoods(chosen, ids.flatten().index_select(0, places)), real
+            chosen = hidden.flatten(0, 1).index_select(0, positions)
+            return self.likelihoods(chosen, ids.flatten().index_select(0, positions)), real
 
     def prefix_embeds(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """[soft prompt | prompt | padding]: float[B,S,D], bool[B,S]."""
@@ -98,16 +98,16 @@ class EncoderDecoder(LanguageModel):
                                         encoder_attention_mask=encoded.mask.long(), **given)
 
     def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
-                owners: Tensor | None = None) -> tuple[Decoder, int]:
-        """See `LanguageModel`."""
-        return Seq2SeqDecoder(self, self.read(soft_prompt, prompts, owners), room), self.begin
+                image_index: Tensor | None = None) -> tuple[Decoder, int]:
+        """The decoder of `decode`, and the id it starts from."""
+        return Seq2SeqDecoder(self, self.read(soft_prompt, prompts, image_index), room), self.begin
 
-    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], owners: Tensor | None = None) -> Encoded:
-        """See `LanguageModel`; the encoder sees soft prompt and prompt together, so nothing of it is shared."""
-        return self.encode(soft_prompt if owners is None else soft_prompt.index_select(0, owners), prompts)
+    def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], image_index: Tensor | None = None) -> Encoded:
+        """The encoder's output. It sees soft prompt and prompt together, so that prompts share nothing."""
+        return self.encode(soft_prompt if image_index is None else soft_prompt.index_select(0, image_index), prompts)
 
     def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
-        """See `LanguageModel`."""
+        """Score of candidates after samples of the prefix: float[M]."""
         chosen = torch.tensor(samples).to(prefix.states.device, non_blocking=True)
         losses, real = self._target_losses(prefix.select(chosen), rows)
         return -sum_rows(losses, real, normalise)

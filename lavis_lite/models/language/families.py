@@ -16,7 +16,7 @@ Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
-class Family:
+class LMFamily:
     """Facts about a family of language models.
 
     Attributes:
@@ -50,23 +50,23 @@ class Family:
     lora_targets: tuple[str, ...] | str = "all-linear"
 
 
-GENERAL = Family("general")
+GENERAL = LMFamily("general")
 _VICUNA_TOKENS = (("pad_token", "[PAD]"), ("bos_token", "</s>"), ("eos_token", "</s>"), ("unk_token", "</s>"))
 _QUERY_VALUE = ("q_proj", "v_proj")
 FAMILIES = {
-    "opt": Family("opt", end="newline", precision="fp16", learns_bos=True, lora_targets=_QUERY_VALUE),
-    "t5": Family("t5", answering_side="right", exact_gelu=True, lora_targets=("q", "v")),
-    "mt5": Family("mt5", answering_side="right", lora_targets=("q", "v")),
-    "bart": Family("bart", answering_side="right", precision="fp16", lora_targets=_QUERY_VALUE),
-    "llama": Family("llama", precision="fp16", lora_targets=_QUERY_VALUE),
+    "opt": LMFamily("opt", end="newline", precision="fp16", learns_bos=True, lora_targets=_QUERY_VALUE),
+    "t5": LMFamily("t5", answering_side="right", exact_gelu=True, lora_targets=("q", "v")),
+    "mt5": LMFamily("mt5", answering_side="right", lora_targets=("q", "v")),
+    "bart": LMFamily("bart", answering_side="right", precision="fp16", lora_targets=_QUERY_VALUE),
+    "llama": LMFamily("llama", precision="fp16", lora_targets=_QUERY_VALUE),
     # the released InstructBLIP-Vicuna weights: prompts start with </s>, <unk> is silent, candidates carry no end
-    "vicuna": Family("vicuna", precision="fp16", candidate_end=False, special_tokens=_VICUNA_TOKENS,
+    "vicuna": LMFamily("vicuna", precision="fp16", candidate_end=False, special_tokens=_VICUNA_TOKENS,
                      extra_tokens=1, prompt_start="</s>", silent=(0,), lora_targets=_QUERY_VALUE),
-    "gpt2": Family("gpt2", precision="fp16"),
+    "gpt2": LMFamily("gpt2", precision="fp16"),
 }
 
 
-def family_of(model_type: str, name: str | None = None) -> Family:
+def family_of(model_type: str, name: str | None = None) -> LMFamily:
     """The row of a model.
 
     Args:

@@ -51,7 +51,7 @@ def token_losses(hidden: Tensor, project: Project, targets: Tensor, chunk: int) 
     """Negative log-likelihood of each target; the logits exist for `chunk` tokens at a time only.
 
     The output layer is constant (a frozen language model), so a token's gradient is a multiple of one vector, which
-    is computed with its loss: nothing of the size of the vocabulary is kept for the backward pass.
+    is computed with its loss. Nothing of the size of the vocabulary is kept for the backward pass.
 
     Args:
         hidden: float[T,D], at the positions that predict.

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lavis_lite.errors import ConfigError, MissingExtraError
+
 Quantization = Literal["8bit", "4bit"]
 NEEDED: dict[str, tuple[str, tuple[str, ...]]] = {
     "llm_quantization": ("quant", ("bitsandbytes", "accelerate")),
@@ -59,17 +61,25 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Setup:
+class LMLoadOptions:
     """The switches; the defaults hold a model plainly.
 
-    quantization: of its linear layers. device_map: None, "auto" or {module: device}. grad_checkpoint: keep only what
-    enters a block and compute the block again in the backward pass. lora: adapters that train.
+    Attributes:
+        quantization: of its linear layers.
+        device_map: None, "auto" or {module: device}.
+        grad_checkpoint: keep only what enters a block and compute the block again in the backward pass.
+        lora: adapters that train.
     """
 
     quantization: Quantization | None = None
     device_map: Any = None
     grad_checkpoint: bool = False
     lora: Lora | None = None
+
+    def check(self, has_weights: bool = True) -> None:
+        """Raise the first of `faults`: MissingExtraError for a package that is not installed, else ConfigError."""
+        for key, sentence in self.faults(has_weights):
+            raise (MissingExtraError if "pip install" in sentence else ConfigError)(f"model.{key}: {sentence}")
 
     def faults(self, has_weights: bool = True) -> Iterator[tuple[str, str]]:
         """(key of the section, sentence) of everything wrong with them, missing packages included.
@@ -92,6 +102,10 @@ class Setup:
             sentence = device_fault()
             if sentence is not None:
                 yield "llm_quantization", sentence
+
+
+Setup = LMLoadOptions
+"""its name until version 0.2"""
 
 
 def device_fault() -> str | None:

@@ -57,8 +57,8 @@ def spread(model: Any, device_map: Any) -> Any:
                           "take a smaller model, or model.llm_quantization.")
     try:
         return dispatch_model(model, device_map=dict(device_map), force_hooks=True)
-    except (RuntimeError, ValueError) as fault:
-        raise ConfigError(f"model.llm_device_map: {str(fault).splitlines()[0]}") from fault
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"model.llm_device_map: {str(error).splitlines()[0]}") from error
 
 
 def home(model: Any) -> torch.device:

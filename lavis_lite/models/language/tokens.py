@@ -1,7 +1,7 @@
 """Text to ids and back for a language model: one wrapper around a transformers tokenizer.
 
-Prompts and targets are tokenised apart and joined as ids, so that where one ends and the other begins is never in
-doubt, and the end token is never cut off.
+Prompts and targets are tokenised apart and joined as ids. The border between them is exact, and the end token is never
+cut off.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.language.families import Family
+from lavis_lite.models.language.families import LMFamily
 from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, frame, framed
 
 
@@ -23,8 +23,11 @@ from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, frame, fr
 class Limits:
     """Most tokens in training; answering does not cut prompts.
 
-    prompt: of a prompt. target: of a target, its end included. together: of both, taken from the target; None: no such
-    limit. prompt_side: where a long prompt loses tokens.
+    Attributes:
+        prompt: of a prompt.
+        target: of a target, its end included.
+        together: of both, taken from the target; None: no such limit.
+        prompt_side: where a long prompt loses tokens.
     """
 
     prompt: int = 128
@@ -53,7 +56,7 @@ class LanguageTokenizer:
         cut_prompts, cut_targets: how many training texts were longer than their limits.
     """
 
-    def __init__(self, source: Any, family: Family, encoder: bool = False) -> None:
+    def __init__(self, source: Any, family: LMFamily, encoder: bool = False) -> None:
         self.source, self.family, self.encoder = source, family, encoder
         self._loaded: Any = None
         self.cut_prompts, self.cut_targets = CutTexts(), CutTexts()
@@ -165,11 +168,11 @@ def _load(source: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.llm_model: the tokenizer {source!r} is neither a folder with a tokenizer nor in the local cache, "
-            f"and could not be fetched ({str(fault).splitlines()[0]}). Get it with `hf download {source}`, or give a "
-            "folder.") from fault
+            f"and could not be fetched ({str(error).splitlines()[0]}). Get it with `hf download {source}`, or give a "
+            "folder.") from error
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: Side, device: torch.device) -> tuple[Tensor, Tensor]:

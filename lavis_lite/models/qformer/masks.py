@@ -1,8 +1,17 @@
 """Who may attend to whom in the Q-Former: the three patterns of BLIP-2 (section 3.2, figure 2), in one place.
 
-A mask is bool[B, 1, S, S], True where the row (the token that looks) may see the column (the token looked at); the
-sequence is [queries | text]. Columns of padding are never seen. None means "everything is visible", which lets SDPA
-take its fastest path.
+A mask is bool[B, 1, S, S], True if the row (the token that looks) may see the column (the token looked at). The
+sequence is [queries | text]. Two queries q and three text tokens t, x: visible:
+
+    uni_modal (ITC)      multi_modal_causal (ITG)    bidirectional (ITM)
+        q q t t t            q q t t t                   q q t t t
+      q x x . . .          q x x . . .                 q x x x x x
+      q x x . . .          q x x . . .                 q x x x x x
+      t . . x x x          t x x x . .                 t x x x x x
+      t . . x x x          t x x x x .                 t x x x x x
+      t . . x x x          t x x x x x                 t x x x x x
+
+Columns of padding are never seen. None means "everything is visible", which lets SDPA take its fastest path.
 """
 
 from __future__ import annotations
@@ -13,8 +22,8 @@ import torch
 from torch import Tensor
 
 Pattern = Literal["uni_modal", "multi_modal_causal", "bidirectional"]
-"""uni_modal: queries and text do not see each other (ITC). multi_modal_causal: queries see queries, text sees all
-queries and the text before it (ITG). bidirectional: all see all (ITM; also instructions of InstructBLIP)."""
+"""uni_modal: queries and text do not see each other. multi_modal_causal: queries see queries, text sees all queries and
+the text before it. bidirectional: all see all; also for the instructions of InstructBLIP."""
 
 
 def attention_mask(pattern: Pattern, num_query: int, text_mask: Tensor | None) -> Tensor | None:
@@ -50,8 +59,17 @@ def attention_mask(pattern: Pattern, num_query: int, text_mask: Tensor | None) -
 def stage1_mask(num_query: int, text_mask: Tensor) -> Tensor:
     """Mask of the joint pass [queries | text for ITC | text for ITG]: uni-modal and causal pattern side by side.
 
-    The queries see only themselves in both patterns, which is why one pass can serve both. The text for ITG lacks its
-    last token: nothing is predicted from it.
+    The queries see only themselves in both patterns, which is why one pass can serve both. The text for ITG (u) lacks
+    its last token, from which nothing is predicted:
+
+          q q t t t u u
+        q x x . . . . .
+        q x x . . . . .
+        t . . x x x . .
+        t . . x x x . .
+        t . . x x x . .
+        u x x . . . x .
+        u x x . . . x x
 
     Args:
         num_query: Q.

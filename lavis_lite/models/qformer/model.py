@@ -85,7 +85,7 @@ class LanguageHead(nn.Module):
 
 
 class QFormer(nn.Module):
-    """See the module's docstring. Parameter names are a contract: key maps of checkpoints rely on them."""
+    """A Q-Former with or without its text half. Key maps of checkpoints rely on the parameter names."""
 
     def __init__(self, cfg: QFormerConfig) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class QFormer(nn.Module):
 
     def run_layers(self, hidden: Tensor, num_query: int, mask: Tensor | None, images: Sequence[ImageKV] = (),
                    past: Cache | None = None, keep: Cache | None = None,
-                   output_rows: tuple[int, Sequence[slice]] | None = None, first: int = 0) -> Tensor:
+                   return_positions: tuple[int, Sequence[slice]] | None = None, start_layer: int = 0) -> Tensor:
         """All layers over an embedded sequence whose first `num_query` tokens are queries.
 
         Args:
@@ -156,18 +156,18 @@ class QFormer(nn.Module):
             images: keys and values for the N rows in order.
             past: cache to attend to.
             keep: cache to fill.
-            output_rows: (how many of the output rows are queries, stretches of S whose output is wanted): the last
-                layer computes only these. None: all.
-            first: the layer to begin with.
+            return_positions: (how many of the returned positions are queries, slices of S to return): the last layer
+                computes only these. None: all.
+            start_layer: the layer to begin with.
 
         Returns:
-            float[N,R,D], R the number of wanted rows (S by default).
+            float[N,R,D], R the number of returned positions (S by default).
         """
         last = len(self.layers) - 1
-        for index, layer in list(enumerate(self.blocks))[first:]:
+        for index, layer in list(enumerate(self.blocks))[start_layer:]:
             rows = None
-            if index == last and output_rows is not None:
-                num_query, rows = output_rows
+            if index == last and return_positions is not None:
+                num_query, rows = return_positions
             earlier = None if past is None else past.layers[index]
             given = (hidden, num_query, mask, images, index // self.cfg.cross_attention_freq, earlier, rows)
             if self.grad_checkpoint and torch.is_grad_enabled() and keep is None:
@@ -196,7 +196,8 @@ class QFormer(nn.Module):
         weight = torch.cat([linear.weight for linear in linears])
         bias = torch.cat([linear.bias for linear in linears])
         if norm is not None:
-            bias = bias + _full_precision_mv(weight, norm.bias)
+            # not a matrix product, which autocast would round: this enters every key and value
+            bias = bias + (weight * norm.bias).sum(1)
             weight = weight * norm.weight
         projected = F.linear(image, weight, bias)
         heads = projected.unflatten(-1, (len(linears), self.cfg.num_heads, -1))
@@ -246,8 +247,3 @@ def _decoding_mask(text_ids: Tensor, cache: Cache) -> Tensor | None:
     text_mask = torch.ones(batch, length, dtype=torch.bool, device=text_ids.device)
     mask = attention_mask("multi_modal_causal", held, text_mask)
     return None if mask is None else mask[:, :, held:]
-
-
-def _full_precision_mv(matrix: Tensor, vector: Tensor) -> Tensor:
-    """matrix @ vector outside autocast: a small product whose rounding would enter every key and value."""
-    return (matrix * vector).sum(1)

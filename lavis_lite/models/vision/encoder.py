@@ -5,7 +5,6 @@ Shapes: B images, H = W pixels, P tokens (prefix tokens, then patches in reading
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -14,8 +13,10 @@ from torch import Tensor, nn
 
 from lavis_lite.errors import ConfigError, MissingExtraError
 from lavis_lite.models.base import freeze as keep_frozen
+from lavis_lite.models.base import without_autocast
 from lavis_lite.models.vision import presets as vision_presets
 from lavis_lite.models.vision.presets import MINI, PRESETS
+from lavis_lite.torchvision_shim import ensure_torchvision
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -65,18 +66,19 @@ class VisionEncoder(nn.Module):
         self.num_layers = len(self.vit.blocks)
         self.patch_size = int(self.vit.patch_embed.patch_size[0])
         self.num_patches = int(self.vit.patch_embed.num_patches)
-        self.num_tokens = self.num_patches + vision_presets.prefix_tokens(self.vit)
+        self.num_tokens = self.num_patches + int(getattr(self.vit, "num_prefix_tokens", 0))
         self._set_checkpointing(grad_checkpoint)
         if frozen:
             self.freeze()
 
     # construction ---------------------------------------------------------------------------------------------------
     def _build(self, drop_path_rate: float, changes: dict[str, Any], pretrained: bool) -> Any:
+        ensure_torchvision()  # timm imports it
         if self.name == MINI:
             if any(value is not None for value in changes.values()):
                 raise ConfigError("model.vit_model: the dimensions of 'mini' are fixed; only image_size can change.")
             vision_presets.check_image_size(self.name, self.image_size, vision_presets.MINI_PATCH_SIZE)
-            return vision_presets.build_mini(self.image_size)
+            return vision_presets.mini_vit(self.image_size)
         if self.name not in PRESETS:
             return vision_presets.build_timm(self.name, self.image_size, drop_path_rate, changes, pretrained)
         if pretrained:
@@ -86,7 +88,8 @@ class VisionEncoder(nn.Module):
         preset = replace(preset, shape=vision_presets.override(preset.shape, changes))
         self.align_corners = preset.align_corners
         vision_presets.check_image_size(self.name, self.image_size, preset.shape.patch_size)
-        return vision_presets.build_preset(preset, self.image_size, drop_path_rate)
+        build = {"eva": vision_presets.build_eva, "clip": vision_presets.build_clip}[preset.kind]
+        return build(preset.shape, self.image_size, drop_path_rate)
 
     def _set_checkpointing(self, how: bool | str) -> None:
         if how is True:
@@ -110,8 +113,8 @@ class VisionEncoder(nn.Module):
         """Features of every token: float[B, 3, H, W] -> float[B, P, Dv].
 
         A frozen encoder runs without autograd and outside of autocast, in its own dtype (fp16 weights are computed in
-        fp32 on a CPU), and returns float32, so its features do not depend on how the rest of the model trains. A
-        trained one follows the surrounding autocast.
+        fp32 on a CPU), and returns float32. Its features do not depend on how the rest of the model trains. A trained
+        encoder follows the surrounding autocast.
 
         Raises:
             ConfigError: images of another size or type than the encoder takes, or half-precision weights that train.
@@ -121,7 +124,7 @@ class VisionEncoder(nn.Module):
             self._check_trainable()
             return self.vit.forward_features(image.to(next(self.vit.parameters()).dtype))
         dtype = self._settle_dtype(image.device)
-        with torch.no_grad(), _without_autocast(image.device):
+        with torch.no_grad(), without_autocast(image.device):
             return self.vit.forward_features(image.to(dtype)).float()
 
     def _check_image(self, image: Tensor) -> None:
@@ -194,9 +197,3 @@ def _fairscale_wrapper() -> Any:
         raise MissingExtraError("model.use_grad_checkpoint: 'fairscale' needs the package fairscale: pip install "
                                 "fairscale, or set it to true for torch's own checkpointing.") from error
     return checkpoint_wrapper
-
-
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    if device.type == "meta":  # has no autocast to switch off
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)

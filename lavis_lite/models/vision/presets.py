@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 TIMM_MODULES = ["vision_transformer", "deit", "eva"]
 """timm's modules whose models are plain ViTs: patches, prefix tokens, a list of equal blocks."""
@@ -61,6 +64,7 @@ MINI = "mini"
 """The embedded default: 64-pixel images, weights in the package."""
 MINI_PATCH_SIZE = 8
 """pixels per side"""
+MINI_WIDTH, MINI_DEPTH, MINI_HEADS = 128, 4, 4
 
 
 def override(shape: ViTShape, changes: dict[str, Any]) -> ViTShape:
@@ -78,7 +82,6 @@ def check_image_size(name: str, image_size: int, patch_size: int) -> None:
 
 def build_eva(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Module:
     """EVA-CLIP's ViT: absolute positions, fused qkv with separate q and v biases and none for k, eps 1e-6, no end."""
-    ensure_torchvision()
     from timm.models.eva import Eva
 
     vit = Eva(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="", embed_dim=shape.width,
@@ -91,7 +94,6 @@ def build_eva(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Mod
 
 def build_clip(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Module:
     """CLIP's image ViT: a norm before the blocks, no patch bias, QuickGELU, eps 1e-5, no end."""
-    ensure_torchvision()
     from timm.models.vision_transformer import VisionTransformer
 
     vit = VisionTransformer(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="",
@@ -102,18 +104,46 @@ def build_clip(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Mo
     return vit
 
 
-def build_preset(preset: Preset, image_size: int, drop_path_rate: float) -> nn.Module:
-    """The ViT of a row of `PRESETS` (possibly with an overridden shape), random weights."""
-    build = {"eva": build_eva, "clip": build_clip}[preset.kind]
-    return build(preset.shape, image_size, drop_path_rate)
+class ConvStem(nn.Module):
+    """Patch embedding by three stride-2 convolutions and a projection: float[B, 3, H, W] -> float[B, P, D].
+
+    A plain patch embedding learns shapes far slower at the mini encoder's size. Takes the arguments of timm's
+    `embed_layer`; timm reads `num_patches` and `grid_size`.
+    """
+
+    def __init__(self, img_size: int = 64, patch_size: int = MINI_PATCH_SIZE, in_chans: int = 3,
+                 embed_dim: int = MINI_WIDTH, bias: bool = True, dynamic_img_pad: bool = False,
+                 device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        if patch_size != MINI_PATCH_SIZE or dynamic_img_pad or img_size % patch_size:
+            raise ValueError(f"ConvStem takes {MINI_PATCH_SIZE}-pixel patches, and sides that are a multiple of that")
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        layers: list[nn.Module] = []
+        for channels_in, channels_out in ((in_chans, 32), (32, 64), (64, 96)):
+            layers += [nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1, device=device, dtype=dtype),
+                       nn.GroupNorm(8, channels_out, device=device, dtype=dtype), nn.GELU()]
+        self.stem = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(96, embed_dim, 1, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Patches in reading order: float[B, 3, H, W] -> float[B, P, D]."""
+        return self.proj(self.stem(image)).flatten(2).transpose(1, 2)
 
 
-def build_mini(image_size: int) -> nn.Module:
-    """The embedded default's ViT with random weights; all of its layers are used, as its weights were trained."""
+def mini_vit(image_size: int = 64) -> VisionTransformer:
+    """The embedded default's encoder: a ViT of 0.9M parameters for 64-pixel images, with random weights.
+
+    `model.forward_features(image float[B, 3, S, S])` gives float[B, 1 + (S / 8)^2, 128] after all four blocks and the
+    final norm: the class token, then the patches in reading order. Images are normalised with CLIP's mean and
+    deviation. The packaged weights (assets/mini/vit.safetensors, fp16) are for 64 pixels.
+    """
     ensure_torchvision()
-    from lavis_lite.models.vision.mini_vit import mini_vit
+    from timm.models.vision_transformer import VisionTransformer
 
-    return mini_vit(image_size)
+    return VisionTransformer(img_size=image_size, patch_size=MINI_PATCH_SIZE, num_classes=0, embed_dim=MINI_WIDTH,
+                             depth=MINI_DEPTH, num_heads=MINI_HEADS, embed_layer=ConvStem)
 
 
 def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[str, Any],
@@ -152,11 +182,6 @@ def check_timm_name(name: str) -> None:
     if not timm.models.is_model_in_modules(architecture, TIMM_MODULES):
         raise ConfigError(f"model.vit_model: timm's {name!r} is not a plain ViT (patch tokens through equal blocks). "
                           f"Take one of {', '.join(PRESETS)} or a name from timm.list_models('vit_*').")
-
-
-def prefix_tokens(vit: nn.Module) -> int:
-    """Tokens before the patches (class and register tokens) in the ViT's output."""
-    return int(getattr(vit, "num_prefix_tokens", 0))
 
 
 def resize_pos_embed(table: torch.Tensor, grid: int, prefix: int, align_corners: bool) -> torch.Tensor:

@@ -16,9 +16,9 @@ from lavis_lite.errors import CheckpointError, ConfigError, MissingExtraError
 from lavis_lite.models.blip2.llm import OPT, T5, Blip2LLM
 from lavis_lite.models.language import LanguageModel, build_language_model
 from lavis_lite.models.language.adapters import adapter_state, add_adapters, save_adapters
-from lavis_lite.models.language.build import load_pretrained
 from lavis_lite.models.language.families import FAMILIES, GENERAL
-from lavis_lite.models.language.load_options import Lora, Setup
+from lavis_lite.models.language.load_options import LMLoadOptions, Lora
+from lavis_lite.models.language.pretrained import load_pretrained
 from tests.models.language.tiny import SIZES, soft_prompts, tiny
 from tests.models.test_blip2_llm import CAPTIONS, images, model_of
 
@@ -134,7 +134,7 @@ def test_adapters_come_back_onto_weights_of_a_folder(tmp_path: Path) -> None:
     saved = tiny("opt")
     saved.model.save_pretrained(tmp_path)
     saved.tokenizer.loaded.save_pretrained(tmp_path)
-    model = build_language_model(str(tmp_path), limits=saved.limits, setup=Setup(lora=LORA))
+    model = build_language_model(str(tmp_path), limits=saved.limits, setup=LMLoadOptions(lora=LORA))
     assert {value.device.type for value in model.parameters()} == {"meta"}
     before = set(dict(model.named_parameters()))
     load_pretrained(model, str(tmp_path))
@@ -168,10 +168,10 @@ def test_without_adapters_there_is_nothing_to_save(tmp_path: Path) -> None:
     ({"r": 0}, "lora.r"), ({"alpha": 0}, "lora.alpha"), ({"dropout": 1.0}, "lora.dropout"),
     ({"target_modules": [3]}, "lora.target_modules"), ({"target_modules": []}, "lora.target_modules")])
 def test_values_out_of_range(change: dict[str, Any], words: str) -> None:
-    faults = list(Setup(lora=replace(LORA, **change)).faults())
+    faults = list(LMLoadOptions(lora=replace(LORA, **change)).faults())
     assert [key for key, _ in faults] == [words]
     with pytest.raises(ConfigError, match=f"model.{words}"):
-        build_language_model("", sizes=SIZES["opt"], setup=Setup(lora=replace(LORA, **change)))
+        build_language_model("", sizes=SIZES["opt"], setup=LMLoadOptions(lora=replace(LORA, **change)))
 
 
 def test_layers_that_are_not_there() -> None:
@@ -182,4 +182,4 @@ def test_layers_that_are_not_there() -> None:
 def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"model.lora: needs peft: pip install 'lavis_lite\[lora\]'"):
-        build_language_model("", sizes=SIZES["opt"], setup=Setup(lora=LORA))
+        build_language_model("", sizes=SIZES["opt"], setup=LMLoadOptions(lora=LORA))

@@ -34,8 +34,8 @@ def test_ids_and_scores_equal_those_without_cache(name: str, options: Generation
     model = exact_tiny(name)
     soft, prompts = given(model)
     expected, plain = written(model, PlainDecoder(model, soft[OWNERS], prompts), options, len(prompts))
-    for read, owners in ((soft[OWNERS], None), (soft, torch.tensor(OWNERS))):
-        decoder, _ = model.decoder(read, prompts, options.max_new_tokens, owners)
+    for read, image_index in ((soft[OWNERS], None), (soft, torch.tensor(OWNERS))):
+        decoder, _ = model.decoder(read, prompts, options.max_new_tokens, image_index)
         found, logits = written(model, decoder, options, len(prompts))
         assert found == expected
         for ours, theirs in zip(logits, plain, strict=True):
@@ -74,18 +74,18 @@ def test_soft_prompts_are_read_once_where_prompts_share_them() -> None:
     soft, prompts = given(tiny("opt"))
     longest = max(map(len, prompts))
     given_ids: dict[str, Any] = {"soft_prompt": soft, "prompts": prompts}
-    assert lengths_read(tiny("opt"), **given_ids, owners=OWNERS) == [(2, 4), (4, longest)]
+    assert lengths_read(tiny("opt"), **given_ids, image_index=OWNERS) == [(2, 4), (4, longest)]
     given_ids["prompts"] = prompts[:2]
-    assert lengths_read(tiny("opt"), **given_ids, owners=[1, 0]) == [(2, 4 + longest)]
+    assert lengths_read(tiny("opt"), **given_ids, image_index=[1, 0]) == [(2, 4 + longest)]
     given_ids["prompts"] = [*prompts[:2], []]  # what follows no prompt follows the soft prompt
-    assert lengths_read(tiny("opt"), **given_ids, owners=[1, 0, 0]) == [(3, 4 + longest)]
+    assert lengths_read(tiny("opt"), **given_ids, image_index=[1, 0, 0]) == [(3, 4 + longest)]
 
 
 @pytest.mark.parametrize("name", ["opt", "gpt2", "gemma2", "t5"])
 def test_scores_with_owners_equal_those_with_copies(name: str) -> None:
     model, answers = exact_tiny(name), ["yes", "no", "a long one"]
     soft, _ = given(model)
-    torch.testing.assert_close(model.score(soft, PROMPTS, answers, owners=OWNERS),
+    torch.testing.assert_close(model.score(soft, PROMPTS, answers, image_index=OWNERS),
                                model.score(soft[OWNERS], PROMPTS, answers), rtol=rounding(model, 1e-6, 1e-4), atol=0)
     assert not torch.allclose(model.score(soft[[0, 0, 0, 0]], PROMPTS, answers), model.score(soft[OWNERS], PROMPTS,
                                                                                            answers), rtol=1e-3)
@@ -96,20 +96,22 @@ def test_texts_with_owners_in_any_form() -> None:
     soft, _ = given(model)
     expected = model.generate(soft[OWNERS], PROMPTS, GREEDY)
     assert model.generate(soft, PROMPTS, GREEDY, OWNERS) == expected
-    assert model.generate(soft, PROMPTS, GREEDY, owners=torch.tensor(OWNERS)) == expected
+    assert model.generate(soft, PROMPTS, GREEDY, image_index=torch.tensor(OWNERS)) == expected
 
 
-@pytest.mark.parametrize(("owners", "words"), [
-    ([0, 1], "2 samples came with 4 texts"), ([0, 1, 2, 0], "owners: 2 is none of the 2 soft prompts"),
-    ([0, -1, 0, 0], "owners: -1"), ([0, 1.0, 0, 0], "owners: 1.0"), (torch.tensor([True, False, True, True]), "owners"),
-    (1, "owners: 1 is"), (torch.zeros(4, 1, dtype=torch.long), r"owners: \[0\]"), ("0000", "owners: '0'")])
-def test_impossible_owners(owners: Any, words: str) -> None:
+@pytest.mark.parametrize(("image_index", "words"), [
+    ([0, 1], "2 samples came with 4 texts"), ([0, 1, 2, 0], "image_index: 2 is none of the 2 soft prompts"),
+    ([0, -1, 0, 0], "image_index: -1"), ([0, 1.0, 0, 0], "image_index: 1.0"), 
+    (torch.tensor([True, False, True, True]), "image_index"),
+    (1, "image_index: 1 is"), (torch.zeros(4, 1, dtype=torch.long), r"image_index: \[0\]"),
+    ("0000", "image_index: '0'")])
+def test_impossible_image_index(image_index: Any, words: str) -> None:
     model = tiny("opt")
     soft, _ = given(model)
     with pytest.raises(ConfigError, match=words):
-        model.generate(soft, PROMPTS, GREEDY, owners)
+        model.generate(soft, PROMPTS, GREEDY, image_index)
     with pytest.raises(ConfigError, match=words):
-        model.score(soft, PROMPTS, ["yes"], owners=owners)
+        model.score(soft, PROMPTS, ["yes"], image_index=image_index)
 
 
 @pytest.mark.parametrize("name", ["opt", "bart"])

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.language import GenerationConfig, LanguageModel, build_language_model
-from lavis_lite.models.language.build import load_pretrained
-from lavis_lite.models.language.load_options import Setup
+from lavis_lite.models.language.load_options import LMLoadOptions
 from lavis_lite.models.language.placement import blocks, recompute_blocks, spread
+from lavis_lite.models.language.pretrained import load_pretrained
 from lavis_lite.models.qformer.model import QFormer
 from tests.models.language.tiny import SEQ2SEQ, SIZES, soft_prompts, tiny
 from tests.models.stage1_helpers import TINY
@@ -50,8 +50,8 @@ def test_blocks_are_found_and_recomputing_them_changes_no_bit(name: str) -> None
 
 def test_a_switch_of_the_section_turns_it_on(tmp_path: Path) -> None:
     tiny("opt").model.save_pretrained(tmp_path)
-    sized = build_language_model("", sizes=SIZES["opt"], setup=Setup(grad_checkpoint=True))
-    read = build_language_model(str(tmp_path), setup=Setup(grad_checkpoint=True))
+    sized = build_language_model("", sizes=SIZES["opt"], setup=LMLoadOptions(grad_checkpoint=True))
+    read = build_language_model(str(tmp_path), setup=LMLoadOptions(grad_checkpoint=True))
     load_pretrained(read, str(tmp_path))
     for model in (sized, read):
         assert all("forward" in vars(block) for block in blocks(model.model))
@@ -95,7 +95,7 @@ def test_a_model_that_is_spread_answers_as_before(name: str, device_map: Any, tm
     saved = tiny(name)
     saved.model.save_pretrained(tmp_path)
     model = build_language_model(str(tmp_path), tokenizer=saved.tokenizer.loaded, limits=saved.limits,
-                                 setup=Setup(device_map=device_map))
+                                 setup=LMLoadOptions(device_map=device_map))
     load_pretrained(model, str(tmp_path))
     assert any(hasattr(module, "_hf_hook") for module in model.model.modules())
     soft, options = soft_prompts(saved).detach(), GenerationConfig(max_new_tokens=5, num_beams=2)

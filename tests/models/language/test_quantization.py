@@ -19,9 +19,8 @@ from lavis_lite.models.blip2.llm import Blip2LLM
 from lavis_lite.models.blip2.llm_config import Blip2OPTConfig
 from lavis_lite.models.language import LanguageModel, build_language_model
 from lavis_lite.models.language.adapters import add_adapters
-from lavis_lite.models.language.build import load_pretrained
-from lavis_lite.models.language.load_options import Lora, Quantization, Setup, device_fault
-from lavis_lite.models.language.quantization import from_pretrained, quantization_config
+from lavis_lite.models.language.load_options import LMLoadOptions, Lora, Quantization, device_fault
+from lavis_lite.models.language.pretrained import load_pretrained, quantization_config, read_quantised
 from tests.models.language.tiny import IDS, SIZES, byte_tokenizer, soft_prompts, tiny
 from tests.models.test_blip2_llm import CAPTIONS, images, model_of
 
@@ -53,7 +52,7 @@ def rounded(language_model: LanguageModel) -> LanguageModel:
             if isinstance(child, nn.Linear):
                 setattr(module, name, Rounded(child))
     freeze(language_model.model)
-    language_model.settled = True
+    language_model.is_dispatched = True
     return language_model
 
 
@@ -74,7 +73,7 @@ def test_what_transformers_is_asked_for() -> None:
         def from_pretrained(folder: str, **given: Any) -> tuple[str, dict[str, Any]]:
             return folder, given
 
-    folder, given = from_pretrained(Kind, "folder", "4bit", torch.float16, torch.device("cuda", 3))
+    folder, given = read_quantised(Kind, "folder", "4bit", torch.float16, torch.device("cuda", 3))
     assert folder == "folder" and given["device_map"] == {"": "cuda:3"} and given["dtype"] == torch.float16
     assert given["quantization_config"].load_in_4bit
 
@@ -86,7 +85,7 @@ def test_a_library_that_does_not_work_here_is_one_clear_error() -> None:
             raise RuntimeError("None of the available devices are supported\nmore")
 
     with pytest.raises(ConfigError, match="model.llm_quantization: 8bit does not work here: None of the available"):
-        from_pretrained(Kind, "folder", "8bit", torch.float16, CPU)
+        read_quantised(Kind, "folder", "8bit", torch.float16, CPU)
 
 
 def test_gradients_pass_through_quantised_layers_to_what_trains() -> None:
@@ -135,7 +134,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = "needs bitsandbytes and accelerate: pip install 'lavis_lite[quant]'."
     assert section().faults(RunConfig()) == [("llm_quantization", wanted)]
     with pytest.raises(MissingExtraError, match="model.llm_quantization: needs bitsandbytes"):
-        build_language_model("/nowhere", setup=Setup(quantization="8bit"))
+        build_language_model("/nowhere", setup=LMLoadOptions(quantization="8bit"))
 
 
 def test_without_a_gpu_where_the_package_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +176,7 @@ def test_bitsandbytes_loads_computes_and_trains_adapters(bits: Quantization, nam
     saved = build_language_model("", sizes={**IDS, **SIZES[name], **wide}, tokenizer=tokenizer)
     saved.model.save_pretrained(tmp_path)
     lora = Lora(r=2, dropout=0.0) if installed("peft") else None
-    model = build_language_model(str(tmp_path), tokenizer=tokenizer, setup=Setup(quantization=bits, lora=lora))
+    model = build_language_model(str(tmp_path), tokenizer=tokenizer, setup=LMLoadOptions(quantization=bits, lora=lora))
     load_pretrained(model, str(tmp_path))
     kinds = {type(module).__name__ for module in model.modules()}
     assert kinds & {"Linear8bitLt", "Linear4bit"}
@@ -194,4 +193,4 @@ def test_bitsandbytes_loads_computes_and_trains_adapters(bits: Quantization, nam
 
 
 def test_tiny_is_plain() -> None:
-    assert tiny("opt").setup == Setup() and not tiny("opt").settled
+    assert tiny("opt").load_options == LMLoadOptions() and not tiny("opt").is_dispatched

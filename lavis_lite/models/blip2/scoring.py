@@ -1,0 +1,168 @@
+"""What a stage-1 model is used for: features, image-text matching, captions (LAVIS' entry points).
+
+Axes: B images, M pairs, P patches, Q queries, L text tokens, D Q-Former width, E embedding width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.models.base import known_options
+from lavis_lite.models.blip2 import objectives
+from lavis_lite.models.blip2.base import Blip2Base, ImageBatch
+from lavis_lite.models.blip2.passes import check_pairs, itm_first_layer, itm_from_second_layer, itm_pass, paired
+from lavis_lite.models.decoding import Decoding, QFormerDecoder, decode
+from lavis_lite.models.outputs import Blip2Features
+from lavis_lite.models.qformer.model import ImageKV
+from lavis_lite.models.text_tokens import TextTokens
+
+MATCH_HEADS = ("itm", "itc")
+FEATURE_MODES = ("multimodal", "image", "text")
+
+
+class Blip2Scorer(Blip2Base):
+    """A stage-1 model in use; `Blip2Qformer` adds its training.
+
+    Attributes:
+        vision_proj, text_proj: D -> E, to the space in which image and text are compared.
+        itm_head: D -> 2.
+    """
+
+    vision_proj: nn.Linear
+    text_proj: nn.Linear
+    itm_head: nn.Linear
+
+    def forward_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Image alone: float[B,3,H,W] -> query hidden states float[B,Q,D], features float[B,P,Dv] after ln_vision."""
+        features = self.ln_vision(self.encode_image(image))
+        output = self.qformer(self._queries(len(features)), image=features)
+        return output.query, features
+
+    def forward_text(self, text: Any) -> Tensor:
+        """Text alone: tokens (or strings) -> hidden state of [CLS], float[B,D]."""
+        tokens = self.tokenize(text)
+        output = self.qformer(text_ids=tokens.ids, text_mask=tokens.mask, pattern="uni_modal")
+        return output.text[:, 0]
+
+    def compute_itm(self, image_inputs: Tensor, text_ids: Tensor, text_atts: Tensor) -> Tensor:
+        """Matching score of pairs: float[B,P,Dv] (after ln_vision), int64[B,L], int or bool[B,L] -> float[B].
+
+        One image serves all texts, and one text all images.
+        """
+        image = self.qformer.precompute_kv(image_inputs)
+        return self.match_logits(image, self.tokenize(TextTokens(text_ids, text_atts.bool())))[:, 1]
+
+    def match_logits(self, image: ImageKV, tokens: TextTokens) -> Tensor:
+        """Two-class logits of texts with images whose keys and values are at hand: float[M,2]; see `paired`."""
+        image, tokens = paired(image, tokens)
+        queries = itm_pass(self.qformer, self.query_tokens, [image], tokens)
+        return objectives.itm_logits(queries, self.itm_head)
+
+    def match_start(self, tokens: TextTokens) -> Tensor:
+        """What matching computes of texts before it looks at an image, once for all images: float[M,Q+L,D]."""
+        return itm_first_layer(self.qformer, self.query_tokens, tokens)
+
+    def match_started(self, image: ImageKV, start: Tensor, mask: Tensor) -> Tensor:
+        """As `match_logits`, of texts begun by `match_start`; mask: bool[M,L]."""
+        return objectives.itm_logits(itm_from_second_layer(self.qformer, start, [image], mask), self.itm_head)
+
+    def image_kv(self, features: Tensor) -> ImageKV:
+        """Keys and values of vision features after ln_vision, float[B,P,Dv], to be reused for many texts."""
+        return self.qformer.precompute_kv(features)
+
+    @known_options
+    @torch.no_grad()
+    def extract_features(self, samples: dict[str, Any], mode: str = "multimodal") -> Blip2Features:
+        """Features of images, texts or pairs.
+
+        Args:
+            samples: image and/or text_input, as `forward` takes them; texts are cut at the Q-Former's positions.
+            mode: multimodal | image | text.
+        """
+        if mode not in FEATURE_MODES:
+            raise ConfigError(f"extract_features: unknown mode {mode!r}: {did_you_mean(str(mode), FEATURE_MODES)}")
+        if mode == "image":
+            query, _ = self.forward_image(ImageBatch.of(samples).image)
+            projected = objectives.common_space(query, self.vision_proj, query.dtype)
+            return Blip2Features(image_embeds=query, image_embeds_proj=projected)
+        most = self.qformer.cfg.max_positions
+        if mode == "text":
+            tokens = self.text_of(samples, max_length=most)
+            text = self.qformer(text_ids=tokens.ids, text_mask=tokens.mask, pattern="uni_modal").text
+            projected = objectives.common_space(text, self.text_proj, text.dtype)
+            return Blip2Features(text_embeds=text, text_embeds_proj=projected)
+        images = ImageBatch.of(samples).image
+        tokens = self.text_of(samples, len(images), most)
+        features = self.ln_vision(self.encode_image(images))
+        output = self.qformer(self._queries(len(features)), tokens.ids, tokens.mask, features, "bidirectional")
+        return Blip2Features(multimodal_embeds=output.query)
+
+    @known_options
+    def match(self, samples: dict[str, Any], match_head: str = "itm") -> Tensor:
+        """How well images and texts fit: one of each per pair, or one image for all texts, or one text for all images.
+
+        Args:
+            samples: image float[B,3,H,W] and text_input, B strings or tokens (one string, or one image, serves all).
+            match_head: itm: two-class logits float[B,2] (class 1 fits); itc: cosine similarity float[B,1].
+        """
+        if match_head not in MATCH_HEADS:
+            raise ConfigError(f"unknown match_head {match_head!r}: {did_you_mean(str(match_head), MATCH_HEADS)}")
+        images, tokens = ImageBatch.of(samples).image, self.text_of(samples)
+        if match_head == "itm":
+            return self.match_logits(self.image_kv(self.ln_vision(self.encode_image(images))), tokens)
+        query, _ = self.forward_image(images)
+        check_pairs(len(query), len(tokens.ids))
+        image_feats = objectives.common_space(query, self.vision_proj)
+        text_feats = objectives.common_space(self.forward_text(tokens), self.text_proj)
+        return (image_feats @ text_feats[:, :, None])[..., 0].amax(1, keepdim=True).to(query.dtype)
+
+    @known_options
+    @torch.no_grad()
+    def generate(self, samples: dict[str, Any], use_nucleus_sampling: bool = False, num_beams: int = 3,
+                 max_length: int = 30, min_length: int | None = None, top_p: float = 0.9,
+                 repetition_penalty: float = 1.0, length_penalty: float = 1.0, temperature: float = 1.0, *,
+                 max_new_tokens: int | None = None, min_new_tokens: int | None = None) -> list[str]:
+        """Captions from the ITG head, one per image; the first seven arguments are in LAVIS' order.
+
+        Args:
+            samples: image float[B,3,H,W].
+            use_nucleus_sampling: sample from the smallest set of tokens that holds `top_p` of the mass.
+            num_beams: width of beam search; 1: greedy.
+            max_length: most tokens, [DEC] included (LAVIS).
+            min_length: fewest tokens, [DEC] included (LAVIS); None: 10, or fewer if fewer are written.
+            top_p: see use_nucleus_sampling.
+            repetition_penalty: above 1 makes tokens already written less likely.
+            length_penalty: a finished text's score is its log-probability / length ** length_penalty.
+            temperature: divides the scores when sampling.
+            max_new_tokens: max_length without [DEC]: most tokens written, the end included; goes before max_length.
+            min_new_tokens: likewise.
+        """
+        longest = max_length - 1 if max_new_tokens is None else max_new_tokens
+        if min_new_tokens is None:
+            min_new_tokens = min(9, max(longest, 0)) if min_length is None else max(min_length - 1, 0)
+        most = self.qformer.cfg.max_positions
+        options = Decoding(
+            max_new_tokens=min(longest, most), min_new_tokens=min(min_new_tokens, most),
+            num_beams=1 if use_nucleus_sampling else num_beams, sample=use_nucleus_sampling, top_p=top_p,
+            temperature=temperature, repetition_penalty=repetition_penalty, length_penalty=length_penalty)
+        images = ImageBatch.of(samples).image
+        if not len(images):
+            return []
+        features = self.ln_vision(self.encode_image(images))
+        output = self.qformer(self._queries(len(features)), image=features, use_cache=True)
+        special = self.tokenizer.special_ids
+        rows = decode(QFormerDecoder(self.qformer, output.cache), len(features), special, options, features.device)
+        return self.tokenizer.decode(rows)
+
+    def example_samples(self, batch: int, device: torch.device) -> dict[str, Any]:
+        """Samples of the right shapes without content, for a dry run: forward takes them, also on the meta device."""
+        size = int(self.vision_encoder.image_size)  # type: ignore[arg-type]
+        shape = (batch, self.tokenizer.max_length)
+        tokens = TextTokens(torch.ones(shape, dtype=torch.long, device=device),
+                            torch.ones(shape, dtype=torch.bool, device=device))
+        return {"image": torch.zeros(batch, 3, size, size, device=device), "text_input": tokens,
+                "uniform": torch.full((batch, 2), 0.5, dtype=torch.float64, device=device)}
