@@ -57,7 +57,6 @@ EXTRAS = {
     "lora": ["peft>=0.18"],
     "quant": ["bitsandbytes>=0.46.1", "accelerate>=1.1"],
     "devices": ["accelerate>=1.1"],
-    "demo": ["gradio>=5.9"],
     "video": ["av>=14"],
     "eval": ["pycocoevalcap>=1.2"],  # among the requirements too; METEOR's and SPICE's messages name this one
 }

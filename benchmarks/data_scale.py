@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from lavis_lite.datasets.annotations.rows import Field, file_name, identifier, read_table, texts
 from lavis_lite.datasets.annotations.tables import MappedTable, RowTable
 from lavis_lite.datasets.files.mapped import write_arrays
-from lavis_lite.datasets.loading.sampler import SampleOrder
+from lavis_lite.datasets.loading.sampler import GlobalSampler
 from lavis_lite.datasets.shards.index import PARTS, Part, Shard, ShardIndex, write_index
 
 FIELDS = [Field("image", file_name), Field("caption", texts), Field("image_id", identifier, required=False)]
@@ -146,10 +146,10 @@ def shard_index(folder: Path, shards: int) -> None:
 def seeking(size: int, shards: int) -> None:
     """From a checkpoint to the samples of its step."""
     step = size // GLOBAL_BATCH - 1
-    _, free = timed(lambda: SampleOrder([size], 0, GLOBAL_BATCH)(step))
+    _, free = timed(lambda: GlobalSampler([size], 0, GLOBAL_BATCH)(step))
     blocks = [[size // shards] * shards]
-    _, window = timed(lambda: SampleOrder([size], 0, GLOBAL_BATCH, None, blocks, 100_000)(step))
-    _, ratio = timed(lambda: SampleOrder([size, 500_000], 0, 1, [3, 1])(10**7))
+    _, window = timed(lambda: GlobalSampler([size], 0, GLOBAL_BATCH, None, blocks, 100_000)(step))
+    _, ratio = timed(lambda: GlobalSampler([size, 500_000], 0, 1, [3, 1])(10**7))
     say(f"seeking to sample {(step + 1) * GLOBAL_BATCH:,} of {size:,} in {shards:,} shards",
         f"{free:.2f} s; with a window of 100,000: {window * 1000:.1f} ms; ratio mixing to step 10^7: {ratio:.2f} s")
 
@@ -158,7 +158,7 @@ def shares(draws: int) -> None:
     """Observed shares of mixed data sets against their probabilities."""
     sizes = {"coco": 566_747, "vqa": 443_757, "ocr": 1_000_000, "okvqa": 9_009, "llava": 58_000}
     weights = [math.sqrt(size) for size in sizes.values()]
-    order = SampleOrder(list(sizes.values()), 42, 8, weights)
+    order = GlobalSampler(list(sizes.values()), 42, 8, weights)
     counts = Counter(order(step)[0].dataset for step in range(draws))
     for place, (name, weight) in enumerate(zip(sizes, weights, strict=True)):
         p = weight / sum(weights)

@@ -40,7 +40,7 @@ from lavis_lite.datasets.annotations.rows import Field, file_name, read_table, t
 from lavis_lite.datasets.caption import CaptionDataset
 from lavis_lite.datasets.loading.loader import train_loader
 from lavis_lite.datasets.loading.randomness import sample_rng
-from lavis_lite.datasets.loading.sampler import SampleOrder
+from lavis_lite.datasets.loading.sampler import GlobalSampler
 from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.processors.image import STD, Blip2ImageTrain
 from lavis_lite.processors.text import BlipCaption
@@ -132,7 +132,7 @@ def differences(paths: Sequence[Path]) -> list[str]:
 def loader_cost(paths: Sequence[Path], repeats: int) -> list[str]:
     """Question 3: all batches of an epoch by the loader, against their views alone, taking turns."""
     dataset = captions(paths)
-    order, steps = SampleOrder([len(dataset)], 0, BATCH), len(paths) // BATCH
+    order, steps = GlobalSampler([len(dataset)], 0, BATCH), len(paths) // BATCH
     lines = []
     for workers, epochs, where in ((0, 1, "in the process"), (1, 12, "with one worker")):
         run = RunConfig(batch_size_train=BATCH, num_workers=workers, device="cpu", seed=0)

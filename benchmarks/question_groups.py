@@ -38,7 +38,7 @@ class AsTheyStand:
     """A data set's rows in their own order, each with its own picture."""
 
     def __init__(self, dataset: Any) -> None:
-        self.dataset, self.sample, self.place = dataset, dataset.sample, dataset.place
+        self.dataset, self.sample, self.location = dataset, dataset.sample, dataset.location
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -24,8 +24,8 @@ from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.features.cache import FeatureFolder
 from lavis_lite.datasets.texts import look_through
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
-from lavis_lite.evaluation import journal
-from lavis_lite.evaluation.reporting import closing_lines
+from lavis_lite.evaluation.results import closing_lines
+from lavis_lite.evaluation.resume import find_unfinished
 from lavis_lite.io import atomic
 from lavis_lite.models.provenance import refuse_untrained
 from lavis_lite.process import exits
@@ -36,7 +36,6 @@ from lavis_lite.runners.precision import pick_device
 from lavis_lite.runners.runner import Runner
 from lavis_lite.runs import EVALUATIONS, resume_evaluation
 from lavis_lite.runs import folder as run_folder
-from lavis_lite.runs.lock import RunLock
 from lavis_lite.tasks.base import BaseTask
 from lavis_lite.tasks.long_texts import long_texts
 
@@ -247,11 +246,11 @@ def lock_run_folder(run_dir: Path, checkpoint: Path | None, held: contextlib.Exi
         RunBusyError: another process trains there.
         CheckpointError: it did until now, and has removed the checkpoint.
     """
-    held.callback(RunLock(run_dir).acquire().release)
+    held.callback(run_folder.RunLock(run_dir).acquire().release)
     if checkpoint is not None and not checkpoint.exists():
         raise CheckpointError(f"{checkpoint} was removed by the run that wrote it, which was still going on; start "
                               "again with `--resume auto` to go on from its newest one.")
-    run_folder.remove_strays(run_dir.parent)
+    run_folder.remove_leftovers(run_dir.parent)
 
 
 def with_the_global_batch_of(checkpoint: Path | None, config: Config, ranks: int) -> Config:
@@ -269,9 +268,9 @@ def open_run_folder(composition: Composition, checkpoint: Path | None) -> Path:
     config = composition.config
     parent = Path(config.run.output_dir)
     if config.run.evaluate and config.run.resume_evaluation:
-        stopped, told = journal.unfinished(parent, config)
-        if told:
-            print(told, flush=True)
+        stopped, message = find_unfinished(parent, config)
+        if message:
+            print(message, flush=True)
         if stopped is not None:  # how answers are scored may be another way now
             atomic.write_text(stopped / "config.yaml", to_yaml(composition))
             return stopped

@@ -118,7 +118,7 @@ BUILDERS = {
     "image_caption": "images:ImageCaptionBuilder",
     "image_retrieval": "images:ImageRetrievalBuilder",
     "custom": "custom:CustomBuilder",
-    "image_shards": "shards:ImageShardBuilder",
+    "image_shards": "images:ImageShardBuilder",
     "image_qa": "questions:ImageQABuilder",
     "image_dialogue": "dialogue:ImageDialogueBuilder",
     "video_caption": "video:VideoCaptionBuilder",

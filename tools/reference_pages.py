@@ -75,6 +75,8 @@ def field_docs(section: type) -> dict[str, tuple[str, str, str]]:
 
 def default_of(value: ast.expr | None) -> str:
     """A field's default as YAML users write it: `required`, `null`, `[]`, `{}` or a literal."""
+    if isinstance(value, ast.Call):  # field(default=..., metadata=...)
+        value = next((keyword.value for keyword in value.keywords if keyword.arg == "default"), value)
     text = "required" if value is None else ast.unparse(value)
     if text.startswith("field("):
         factory = text.partition("default_factory=")[2].rstrip(")")

@@ -95,7 +95,7 @@ def evaluate(learner: Learner, seed: int, count: int) -> dict[str, float]:
         count: documents for each number.
 
     Returns:
-        copy/N and blended/N: share of the captions of N objects written without a fault from a plain and from a
+        copy/N and blended/N: share of the captions of N objects written without an error from a plain and from a
         blended context; questions/plain, questions/blended: share of the right answers; perplexity: of captions
         without any context.
     """
@@ -161,7 +161,7 @@ CARD = """\
 
 {table}
 
-Copies and blended: the plain caption written without a fault from another caption of the scene, or from the blended
+Copies and blended: the plain caption written without an error from another caption of the scene, or from the blended
 vectors, by number of objects. Questions: right answers from the same two kinds of context. Perplexity: of captions
 without any context.
 

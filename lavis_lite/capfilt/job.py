@@ -1,4 +1,4 @@
-"""The work in parts: which process does which, what is finished, and the shards that come out.
+"""Captions are written and filtered in parts, by several processes, and packed into shards.
 
     out/plan.json             what the parts are made of
     out/parts/00000.jsonl     {"image", "caption": the kept ones, best first, "scores", "written": which are new}
@@ -33,19 +33,19 @@ from lavis_lite.io import atomic
 PARTS, SHARDS, PLAN = "parts", "shards", "plan.json"
 KINDS = {"image": "file_name", "caption": "texts"}
 """what the rows of the shards are checked to be"""
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done.
+    """The captions to be written.
 
     Attributes:
-        table: rows with image and caption (one text or several). folder: the images. space: what keeps their ids apart
-            from other data sets'.
+        table: rows with image and caption (one text or several). folder: the images. space: keeps their ids apart from
+            other data sets'.
         captioner, ranker: the models. keep: captions that are kept of each image. seed: of the sampling.
         out: the folder. per_part: images of a part. batch: images at once. per_shard: images of a tar.
-        skip_bad: leave images out that cannot be read, where otherwise the work stops, up to the share max_bad.
+        skip_bad: leave out images that cannot be read, up to the share max_bad; otherwise the work stops.
     """
 
     table: RowTable
@@ -90,13 +90,13 @@ class _Picture:
         return list(by_words.values())
 
 
-def run_job(job: Job, rank: int = 0, world_size: int = 1, say: Say = print) -> ShardIndex | None:
+def run_job(job: Job, rank: int = 0, world_size: int = 1, log: Log = print) -> ShardIndex | None:
     """Do this process' share of the parts, and pack the shards once all parts are there.
 
     Args:
-        job: what is to be done.
+        job: the captions to be written.
         rank, world_size: this process takes every `world_size`-th part.
-        say: is told of the progress.
+        log: receives lines of progress.
 
     Returns:
         The shards' index; None while other processes are at work.
@@ -110,10 +110,10 @@ def run_job(job: Job, rank: int = 0, world_size: int = 1, say: Say = print) -> S
     for number in range(rank, parts, world_size):
         if not job.part(number).exists():
             _write_part(job, plan, number)
-            say(f"part {number + 1} of {parts} written: {job.part(number)}")
+            log(f"part {number + 1} of {parts} written: {job.part(number)}")
     if not all(job.part(number).exists() for number in range(parts)):
         return None
-    return _pack(job, parts, say)
+    return _pack(job, parts, log)
 
 
 def _check_folder(job: Job, plan: Plan) -> None:
@@ -149,10 +149,10 @@ def _batches(job: Job, plan: Plan, number: int, bad: list[dict[str, str]]) -> It
         name = rows[0]["image"]
         try:
             waiting.append(_Picture(name, job.folder.load(name), list(_captions(rows))))
-        except BadSample as fault:
+        except BadSample as error:
             if not job.skip_bad:
                 raise
-            bad.append({"image": name, "file": fault.path, "reason": fault.reason})
+            bad.append({"image": name, "file": error.path, "reason": error.reason})
         if len(waiting) == job.batch:
             yield waiting
             waiting = []
@@ -187,7 +187,7 @@ def best(name: str, candidates: Sequence[str], scores: Sequence[float], original
             "written": [candidates[place].casefold() not in own for place in order]}
 
 
-def _pack(job: Job, parts: int, say: Say) -> ShardIndex:
+def _pack(job: Job, parts: int, log: Log) -> ShardIndex:
     """All parts into shards.
 
     Raises:
@@ -200,10 +200,10 @@ def _pack(job: Job, parts: int, say: Say) -> ShardIndex:
         raise DataError(f"{bad} of {bad + len(table)} images could not be used, more than --max-bad-fraction="
                         f"{job.max_bad:g} allows; {job.out / PARTS}/*.bad.jsonl list them with the reasons.")
     if bad:
-        say(f"{bad} images could not be read and were left out: {job.out / PARTS}/*.bad.jsonl")
+        log(f"{bad} images could not be read and were left out: {job.out / PARTS}/*.bad.jsonl")
     out = job.out / SHARDS
     out.mkdir(exist_ok=True)
-    return write_shards(make_plan(table, job.folder, out, job.per_shard), job.space, say=say)
+    return write_shards(make_plan(table, job.folder, out, job.per_shard), job.space, log=log)
 
 
 def _count(path: Path) -> int:

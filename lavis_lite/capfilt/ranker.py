@@ -89,10 +89,10 @@ def load_clip(name: str, device: torch.device) -> ClipRanker:
     try:
         model = CLIPModel.from_pretrained(name)
         processor = CLIPProcessor.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as fault:
-        raise ConfigError(f"--clip {name}: cannot be loaded ({str(fault).splitlines()[0]}). Give the folder or hub "
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"--clip {name}: cannot be loaded ({str(error).splitlines()[0]}). Give the folder or hub "
                           f"name of a CLIP model of transformers, such as {PAPER_CLIP}; the packaged models rank with "
-                          "--ranker blip2:mini.") from fault
+                          "--ranker blip2:mini.") from error
     return ClipRanker(name, model.eval().to(device), processor)
 
 

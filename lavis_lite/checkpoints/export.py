@@ -294,9 +294,9 @@ def _new_path(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[Path]:
-    """`atomic.fresh`; a failure becomes one CheckpointError."""
+    """`atomic.atomic_path`; a failure becomes one CheckpointError."""
     try:
-        with atomic.fresh(path) as temporary:
+        with atomic.atomic_path(path) as temporary:
             yield temporary
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {path}: {error}. Nothing was left there.") from error

@@ -199,7 +199,7 @@ def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> tuple[s
 
 
 def _for_lavis_names(tensors: Mapping[str, Tensor], own: Iterable[str]) -> Translated:
-    """Tensors for a model whose own names are LAVIS': of LAVIS' layout as they are, of ours under LAVIS' names."""
+    """Tensors for a model with LAVIS' names: those of LAVIS' layout unchanged, ours under LAVIS' names."""
     if any(name.startswith(LAVIS_STARTS) for name in tensors):
         known = set(own)
         return Translated({name: tensor for name, tensor in tensors.items() if name in known or not derived(name)})

@@ -1,14 +1,16 @@
-"""What commands are called, and lines that only one of several processes prints."""
+"""What all commands share: their names, help pages and tables, and lines that only the first process prints."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
 SCRIPT = "lavis-lite"
-"""the command that installing the package brings"""
+"""the command that an installed package brings"""
 
 
 def program(command: str) -> str:
@@ -19,7 +21,45 @@ def program(command: str) -> str:
     return f"{SCRIPT if called == SCRIPT else 'python -m lavis_lite'} {command}"
 
 
+def command_parser(command: str, description: str, examples: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """A parser; its help is a page: usage, what the command does, options, examples.
+
+    Args:
+        command: its name, such as "data shard".
+        description: what it does, one sentence or two.
+        examples: arguments to show.
+    """
+    name = program(command)
+    shown = "".join(f"\n  {name} {example}" for example in examples)
+    return argparse.ArgumentParser(name, description=description, epilog=f"examples:{shown}" if shown else None,
+                                   formatter_class=_HelpPage if shown else argparse.HelpFormatter)
+
+
+class _HelpPage(argparse.HelpFormatter):
+    """Wraps all texts but the examples, which have a line each."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+
+def add_config(arguments: argparse.ArgumentParser, required: bool = False, help_: str = "") -> None:
+    """Add `--cfg-path` and `--options`."""
+    usual = "a run's configuration" if required else "a run's configuration that has the data set's section"
+    arguments.add_argument("--cfg-path", required=required, metavar="YAML", help=help_ or usual)
+    arguments.add_argument("--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                           help="override settings, for example run.max_iters=200 model.qformer_dropout=0")
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines: the head, a rule, the rows, all in aligned columns."""
+    cells = [head, *rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    first, *others = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                      for row in cells]
+    return [first, "-" * len(first), *others]
+
+
 def print_once(text: str, file: TextIO | None = None) -> None:
-    """Print a line, in the first of all processes only; standard output by default."""
+    """Print a line in the first of all processes; to standard output by default."""
     if (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0":
         print(text, file=file or sys.stdout, flush=True)

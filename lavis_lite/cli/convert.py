@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from lavis_lite.cli.console import program
+from lavis_lite.cli.console import command_parser
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments."""
-    arguments = argparse.ArgumentParser(program("convert"), description="Convert a checkpoint to another format.")
+def main(argv: Sequence[str]) -> int:
+    """Convert, and print what was read and written.
+
+    Raises:
+        LavisLiteError: any mistake in the input; then nothing is written.
+    """
+    arguments = command_parser("convert", "Convert a checkpoint to another format.", [
+        "--to hf --checkpoint RUN/checkpoints/step_00000200 --out model_hf",
+        "--to lite --checkpoint blip2.pth --model blip2_opt --type pretrain_opt2.7b --out model.safetensors"])
     arguments.add_argument("--to", required=True, metavar="hf|lavis|lite",
                            help="transformers' folder, LAVIS' .pth, or this project's folder (or .safetensors)")
     arguments.add_argument("--checkpoint", required=True, metavar="SRC",
                            help="a run's checkpoint folder, .pth, .safetensors, a folder or hub name in transformers' "
                                 "format")
     arguments.add_argument("--out", required=True, metavar="DST", help="must not exist")
-    arguments.add_argument("--model", metavar="ARCH", help="what SRC is a checkpoint of, where it does not tell")
+    arguments.add_argument("--model", metavar="ARCH", help="of SRC, if SRC does not name it")
     arguments.add_argument("--type", metavar="TYPE", help="a model type of ARCH")
-    arguments.add_argument("--dtype", metavar="fp32|fp16|bf16", help="of the tensors; by default each as it is")
+    arguments.add_argument("--dtype", metavar="fp32|fp16|bf16", help="of the tensors; by default unchanged")
     arguments.add_argument("--whole", action="store_true",
                            help="for lavis and lite: the frozen parts too (hf always has them)")
     arguments.add_argument("--merge-lora", action="store_true",
                            help="for lite: add LoRA adapters to the language model's weights (hf and lavis always do)")
     arguments.add_argument("--allow-non-finite", action="store_true", help="convert tensors that hold NaN or infinity")
-    return arguments
-
-
-def main(argv: Sequence[str]) -> int:
-    """Convert, and say what was read and written.
-
-    Raises:
-        LavisLiteError: any mistake in the input; then nothing is written.
-    """
-    given = parser().parse_args(list(argv))
+    given = arguments.parse_args(list(argv))
     from lavis_lite.checkpoints.convert import convert  # imports torch
 
     print(convert(given.checkpoint, given.to, given.out, model=given.model, model_type=given.type, dtype=given.dtype,

@@ -1,4 +1,4 @@
-"""`python -m lavis_lite data COMMAND ...`: what is done to data sets outside of a run."""
+"""`python -m lavis_lite data COMMAND ...`: work on data sets outside of a run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from lavis_lite.errors import ConfigError, did_you_mean
 
 COMMANDS = {
-    "list": "the data sets of the package, and what of them is on this machine",
-    "prepare": "bring a data set here, or say what has to be put where",
-    "check": "look through a data set or a file of annotations: rows, files, texts, sizes",
+    "list": "list the data sets of the package, and which of their files are on this machine",
+    "prepare": "download a data set; list what must be downloaded by hand",
+    "check": "check a data set or a file of annotations: rows, files, texts, sizes",
     "shard": "pack a data set into tars with an index",
-    "index": "write the index of tars that somebody else packed",
-    "capfilt": "write captions of images and keep the best, by models",
-    "cache-features": "keep the frozen vision encoder's outputs, so that training need not compute them",
+    "index": "write the index of tars that another program packed",
+    "capfilt": "write captions of images with a model and keep the best",
+    "cache-features": "save the frozen vision encoder's outputs, so that training need not compute them",
 }
 """command -> what it does; each is lavis_lite/cli/data_<command>.py"""
 

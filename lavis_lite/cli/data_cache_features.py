@@ -1,15 +1,14 @@
-"""`python -m lavis_lite data cache-features`: keep what the frozen vision encoder makes of the training images."""
+"""`python -m lavis_lite data cache-features`: save the frozen vision encoder's outputs for the training images."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.cli.console import program
-from lavis_lite.cli.train import stop_if_faulty
+from lavis_lite.cli.console import add_config, command_parser
+from lavis_lite.cli.train import raise_errors
 from lavis_lite.config.compose import compose
 from lavis_lite.config.preflight import check, missing
 from lavis_lite.config.schema import Config
@@ -20,16 +19,16 @@ from lavis_lite.registry import registry
 def main(argv: Sequence[str]) -> int:
     """Write the features of every data set of a run that has training splits.
 
-    Under torchrun or srun the processes share the files; run again, it goes on where it was stopped.
+    Under torchrun or srun the processes share the files.
 
     Raises:
-        LavisLiteError: a faulty run, a processor that changes images at random, an encoder that trains, or images that
-            cannot be used.
+        LavisLiteError: errors in the configuration, a processor that changes images at random, an encoder that trains,
+            or images that cannot be used.
     """
-    arguments = argparse.ArgumentParser(program("data cache-features"), description="Run the frozen vision encoder "
-                                        "once over the training images of a run and keep its outputs.")
-    arguments.add_argument("--cfg-path", required=True, metavar="YAML", help="the run's configuration")
-    arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE")
+    arguments = command_parser("data cache-features", "Run the frozen vision encoder once over the training images of "
+                               "a run and save its outputs. If it was stopped, the same command continues.",
+                               ["--cfg-path projects/blip2/stage1.yaml"])
+    add_config(arguments, required=True)
     arguments.add_argument("--out", type=Path, metavar="DIR", help="by default `features` beside the images or in the "
                                                                    "folder of the shards")
     arguments.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16")
@@ -38,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     if chosen.images_per_file < 1:
         raise ConfigError("--images-per-file must be at least 1.")
     composition = compose(chosen.cfg_path, chosen.options)
-    stop_if_faulty(chosen.cfg_path, check(composition), missing(composition.config))
+    raise_errors(chosen.cfg_path, check(composition), missing(composition.config))
     write_all(composition.config, chosen.out, chosen.dtype, chosen.images_per_file)
     return 0
 
@@ -64,7 +63,7 @@ def write_all(config: Config, out: Path | None, dtype: str, per_file: int) -> No
         job = FeatureJob(
             images=image_names([dataset.table for dataset in datasets]), folder=datasets[0].folder, vis=vis,
             encode=lambda image: model.vision_encoder(image.to(device)),
-            facts={"encoder": encoder, "processor": processor}, out=_place(out, name, datasets[0].folder), dtype=dtype,
+            facts={"encoder": encoder, "processor": processor}, out=_folder(out, name, datasets[0].folder), dtype=dtype,
             per_file=per_file, batch_size=run.batch_size_train, workers=run.num_workers,
             skip_bad=run.on_bad_sample == "skip")
         if write_features(job, launch.rank, launch.world_size):
@@ -96,8 +95,8 @@ def _processor(config: Config, name: str) -> tuple[Any, dict[str, Any]]:
     return vis, processor
 
 
-def _place(out: Path | None, name: str, folder: Any) -> Path:
-    """Beside the images, or in the folder of the shards' index."""
+def _folder(out: Path | None, name: str, folder: Any) -> Path:
+    """The output folder: beside the images, or in the folder of the shards' index."""
     from lavis_lite.datasets.shards.dataset import ShardImages
 
     if out is not None:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_lite.cli.console import program
-from lavis_lite.cli.data_check import with_processors
-from lavis_lite.cli.data_shard import build_split, chosen_dataset
+from lavis_lite.cli.console import add_config, command_parser
+from lavis_lite.cli.sections import dataset_section, table_split, with_processors
 from lavis_lite.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,21 +18,21 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    arguments = argparse.ArgumentParser(program("data capfilt"), description="Write captions of every image by "
-                                        "nucleus sampling, rank them with its own by similarity, keep the best "
-                                        "(BLIP-2 paper, section 3.4). Run again, it goes on where it was stopped; "
-                                        "under torchrun or srun the processes share the images.")
+    arguments = command_parser("data capfilt", "Write captions of every image by nucleus sampling, rank them and the "
+                               "image's own by similarity, keep the best (BLIP-2 paper, section 3.4). If it was "
+                               "stopped, the same command continues. Under torchrun or srun the processes share the "
+                               "images.", ["--dataset coco_caption --out captions --ranker blip2:mini"])
     arguments.add_argument("--dataset", metavar="NAME", help="a data set of the package, or one of those in --cfg-path")
-    arguments.add_argument("--cfg-path", metavar="YAML", help="a run's configuration that has the data set's section")
-    arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE")
+    add_config(arguments)
     arguments.add_argument("--split", default="train")
     arguments.add_argument("--out", required=True, type=Path, metavar="DIR")
     _add_models(arguments)
     arguments.add_argument("--seed", type=int, default=42)
-    arguments.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at once")
-    arguments.add_argument("--images-per-part", type=int, default=1000, metavar="N", help="what is redone after a kill")
-    arguments.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="images of a tar")
-    arguments.add_argument("--skip-bad", action="store_true", help="leave unreadable images out, and list them")
+    arguments.add_argument("--batch-size", type=int, default=16, metavar="N", help="images per forward pass")
+    arguments.add_argument("--images-per-part", type=int, default=1000, metavar="N",
+                           help="images that are repeated after a kill")
+    arguments.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="images per tar")
+    arguments.add_argument("--skip-bad", action="store_true", help="skip unreadable images, and list them")
     arguments.add_argument("--max-bad-fraction", type=float, default=0.001, metavar="SHARE")
     arguments.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1")
     arguments.add_argument("--dtype", help="of the captioner: fp32 | bf16 | fp16")
@@ -43,39 +42,39 @@ def parser() -> argparse.ArgumentParser:
 def _add_models(arguments: argparse.ArgumentParser) -> None:
     arguments.add_argument("--captioner", default="blip2_opt", metavar="ARCH")
     arguments.add_argument("--type", default="mini", metavar="MODEL_TYPE", help="see `python -m lavis_lite zoo`")
-    arguments.add_argument("--checkpoint", metavar="PATH", help="the captioner's weights in place of the type's own")
-    arguments.add_argument("--prompt", help="what captions go on from, in place of the model's own")
-    arguments.add_argument("--k", type=int, default=10, help="captions written of each image")
-    arguments.add_argument("--keep", type=int, default=2, help="captions kept of each image")
+    arguments.add_argument("--checkpoint", metavar="PATH", help="the captioner's weights, instead of the type's own")
+    arguments.add_argument("--prompt", help="beginning of the captions, instead of the model's own")
+    arguments.add_argument("--k", type=int, default=10, help="captions written for each image")
+    arguments.add_argument("--keep", type=int, default=2, help="captions kept for each image")
     arguments.add_argument("--top-p", type=float, default=0.9, help="share of the probability that is drawn from")
     arguments.add_argument("--temperature", type=float, default=1.0)
     arguments.add_argument("--max-new-tokens", type=int, default=30)
     ranker = arguments.add_mutually_exclusive_group(required=True)
     ranker.add_argument("--clip", metavar="NAME", help="a CLIP model of transformers, by folder or hub name; the paper "
-                                                       "takes openai/clip-vit-large-patch14")
-    ranker.add_argument("--ranker", metavar="blip2:TYPE", help="a stage-1 model in CLIP's place, such as blip2:mini")
+                                                       "uses openai/clip-vit-large-patch14")
+    ranker.add_argument("--ranker", metavar="blip2:TYPE", help="a stage-1 model instead of CLIP, such as blip2:mini")
     arguments.add_argument("--ranker-checkpoint", metavar="PATH", help="weights of --ranker")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do this process' share.
+    """Do this process' share of the work.
 
     Raises:
-        LavisLiteError: no such data set, split or model, settings that cannot be, or images that cannot be used.
+        LavisLiteError: no such data set, split or model, impossible settings, or images that cannot be used.
     """
     chosen = parser().parse_args(list(argv))
     for name in ("k", "keep", "batch_size", "images_per_part", "samples_per_shard"):
         if getattr(chosen, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1.")
-    name, section = chosen_dataset(chosen.dataset, chosen.cfg_path, chosen.options)
-    dataset = build_split(name, with_processors(section), chosen.split)
+    name, section, _ = dataset_section(chosen.dataset, chosen.cfg_path, chosen.options)
+    dataset = table_split(name, with_processors(section), chosen.split)
     from lavis_lite.capfilt.job import SHARDS, Job, run_job
     from lavis_lite.process.launch import launch_from_environment
     from lavis_lite.zoo.loading import pick_device
 
     launch = launch_from_environment()
     device = pick_device(chosen.device)
-    if str(device) == "cuda":  # of several processes on a machine each takes its own
+    if str(device) == "cuda":  # each process of a machine takes its own
         device = pick_device(f"cuda:{launch.local_rank}")
     job = Job(dataset.table, dataset.folder, getattr(dataset, "space", "") or name, load_captioner(chosen, device),
               load_ranker(chosen, device), chosen.out.absolute(), chosen.keep, chosen.seed, chosen.images_per_part,
@@ -101,7 +100,7 @@ def load_captioner(chosen: argparse.Namespace, device: Any) -> ZooCaptioner:
     """The model that writes.
 
     Raises:
-        LavisLiteError: see `load_model_and_preprocess`; or it cannot write several captions of an image.
+        LavisLiteError: the model cannot be loaded, or cannot write several captions of an image.
     """
     from lavis_lite.capfilt.captioner import ZooCaptioner
     from lavis_lite.zoo import load_model_and_preprocess

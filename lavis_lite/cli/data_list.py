@@ -1,8 +1,7 @@
-"""`python -m lavis_lite data list`: the data sets of the package, and what of them is on this machine."""
+"""`python -m lavis_lite data list`: the data sets of the package, and which of their files are on this machine."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.cli.console import program
+from lavis_lite.cli.console import columns, command_parser
 from lavis_lite.config.compose import CONFIGS, compose_dataset, dataset_names, dataset_rows
 from lavis_lite.datasets.inventory import State, state
 from lavis_lite.errors import DataError, Faults, did_you_mean
@@ -21,20 +20,20 @@ HEAD = ("data set", "builder", "splits", "training rows", "on this machine")
 
 @dataclass(frozen=True)
 class Entry:
-    """One type of a data set: what its file says of it, and what of it is here."""
+    """One type of a data set: the facts of its YAML file, and which of its files are on this machine."""
 
     name: str
     type: str
     builder: str
     splits: list[str]
     train_size: int | None
-    """training samples as published, where somebody counted"""
+    """training samples as published; None: unknown"""
     what: str
     state: State
 
     @property
     def label(self) -> str:
-        """Its name, with the type where that is not the default one."""
+        """Its name, with the type if that is not the default one."""
         return self.name if self.type == "default" else f"{self.name} ({self.type})"
 
 
@@ -44,9 +43,10 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         DataError: no name matches the pattern.
     """
-    arguments = argparse.ArgumentParser(program("data list"))
-    arguments.add_argument("pattern", nargs="?", default="*", help="for example 'coco*'")
-    arguments.add_argument("--json", action="store_true", help="one JSON list of all that is known")
+    arguments = command_parser("data list", "List the data sets of the package, and which of their files are on this "
+                               "machine.", ["", "'coco*'", "--json"])
+    arguments.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="of names (default: all)")
+    arguments.add_argument("--json", action="store_true", help="print everything known as one JSON list")
     chosen = arguments.parse_args(list(argv))
     entries = [entry for name in dataset_names() if fnmatchcase(name, chosen.pattern) for entry in entries_of(name)]
     if not entries:
@@ -63,7 +63,7 @@ def entries_of(name: str) -> list[Entry]:
     """All types of a data set.
 
     Raises:
-        Faults: its file is faulty.
+        Faults: its file has errors.
     """
     found = []
     for kind in dataset_rows(name):
@@ -88,17 +88,10 @@ def description(name: str) -> str:
     return " ".join(comment).partition(". ")[0].rstrip(".") + "."
 
 
-def _cells(entry: Entry) -> tuple[str, ...]:
-    rows = f"{entry.train_size:,}" if entry.train_size else "-"
-    return entry.label, entry.builder, " ".join(entry.splits), rows, str(entry.state)
-
-
 def table(entries: Sequence[Entry]) -> str:
-    """One line of columns per type; under it what it is."""
-    cells = [HEAD, *map(_cells, entries)]
-    widths = [max(len(cell[column]) for cell in cells) for column in range(len(HEAD))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True)).rstrip() for cell in cells]
-    out = [lines[0], "-" * len(lines[0])]
-    for entry, line in zip(entries, lines[1:], strict=True):
-        out += [line, f"    {entry.what}"]
-    return "\n".join(out)
+    """One line of columns per type; below it what it is."""
+    lines = columns(HEAD, [(entry.label, entry.builder, " ".join(entry.splits),
+                            f"{entry.train_size:,}" if entry.train_size else "-", str(entry.state))
+                           for entry in entries])
+    return "\n".join([*lines[:2], *(f"{line}\n    {entry.what}"
+                                    for entry, line in zip(entries, lines[2:], strict=True))])

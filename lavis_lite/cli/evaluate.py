@@ -7,45 +7,40 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from lavis_lite.cli.console import print_once, program
+from lavis_lite.cli.console import add_config, command_parser, print_once
 from lavis_lite.cli.train import add_common, carry_out
 from lavis_lite.config.compose import Composition, compose
 from lavis_lite.errors import ConfigError
 
-EPILOG = """\
-examples:
-  {program} --run output/blip2/stage1                        the best checkpoint of the newest run there
-  {program} --run RUN --checkpoint last --options run.test_splits=[ood]
-  {program} --run RUN --cfg-path RECIPE.yaml                 the recipe's data and task, the run's model
-  {program} --cfg-path RECIPE.yaml                           the weights that the recipe names
-  {program} --cfg-path RECIPE.yaml --resume auto             the newest checkpoint under its run.output_dir
-"""
+EXAMPLES = (
+    "--run output/blip2/stage1                        the best checkpoint of the newest run there",
+    "--run RUN --checkpoint last --options run.test_splits=[ood]",
+    "--run RUN --cfg-path RECIPE.yaml                 the recipe's data and task, the run's model",
+    "--cfg-path RECIPE.yaml                           the weights that the recipe names",
+    "--cfg-path RECIPE.yaml --resume auto             the newest checkpoint under its run.output_dir",
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of evaluate.py."""
-    name = program("evaluate")
-    arguments = argparse.ArgumentParser(
-        name, description="Score a run's checkpoint, or the weights that a YAML names.",
-        epilog=EPILOG.format(program=name), formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = command_parser("evaluate", "Score a run's checkpoint, or the weights that a YAML names.", EXAMPLES)
     arguments.add_argument("--run", "--run-dir", metavar="RUN",
-                           help="a run folder, or a folder above runs: the one that saved last. Under torchrun write "
-                                "--run-dir, because torchrun takes --run for an option of its own")
+                           help="a run folder, or a folder above runs: the run that saved last. Under torchrun write "
+                                "--run-dir, because torchrun has an option that begins with --run")
     arguments.add_argument("--checkpoint", metavar="best|last|step_N",
                            help="which checkpoint of --run (default: best, or last if no validation chose one)")
-    arguments.add_argument("--cfg-path", metavar="YAML",
-                           help="what to evaluate; with --run its `datasets` and `run` take the place of the run's")
+    add_config(arguments, help_="what to evaluate; with --run its `datasets` and `run` replace the run's")
     add_common(arguments)
     arguments.add_argument("--dry-run", action="store_true",
                            help="build everything, predict one batch and stop; on the meta device if files are missing")
     arguments.add_argument("--resume", metavar="auto|PATH",
-                           help="with --cfg-path: take the weights of a checkpoint folder; auto: of the newest good "
+                           help="with --cfg-path: use the weights of a checkpoint folder; auto: of the newest good "
                                 "one under run.output_dir")
     return arguments
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compose, check, and evaluate; a user's own --options come later and win.
+    """Compose, check, and evaluate. The user's --options override everything else.
 
     Raises:
         LavisLiteError: any mistake in the input, before work starts.
@@ -60,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _composed(arguments: argparse.Namespace) -> tuple[Composition, str]:
-    """(the evaluation, the file that describes it)."""
+    """(the composed evaluation, the name of its configuration in messages)."""
     from lavis_lite.runs import compose_evaluation, find_checkpoint, hint_at_run, resume_evaluation
 
     log = partial(print_once, file=sys.stderr if arguments.print_config else sys.stdout)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from lavis_lite.checkpoints.weights import required_weights
-from lavis_lite.cli.console import program
+from lavis_lite.cli.console import add_config, command_parser
 from lavis_lite.config.compose import compose
 from lavis_lite.config.preflight import missing
 from lavis_lite.config.schema import Config
@@ -15,14 +14,14 @@ from lavis_lite.registry import registry
 
 
 def main(argv: Sequence[str]) -> int:
-    """Fetch annotations, weights and tokenizers; image collections that need a manual step are named.
+    """Fetch annotations, weights and tokenizers; name image collections that need a manual step.
 
     Raises:
-        Faults: something could not be fetched, or has to be put in place by hand.
+        Faults: something could not be fetched, or needs a manual step.
     """
-    arguments = argparse.ArgumentParser(program("fetch"))
-    arguments.add_argument("--cfg-path", required=True, metavar="YAML")
-    arguments.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE")
+    arguments = command_parser("fetch", "Download the annotations, weights and tokenizers that a configuration names. "
+                               "What must be downloaded by hand is listed.", ["--cfg-path projects/blip2/stage1.yaml"])
+    add_config(arguments, required=True)
     chosen = arguments.parse_args(list(argv))
     composition = compose(chosen.cfg_path, chosen.options)
     if composition.faults:
@@ -36,17 +35,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def fetch_all(config: Config) -> list[str]:
-    """Try everything; what failed, as sentences."""
+    """Try to fetch everything; return one sentence for each failure."""
     problems = []
     for need in required_weights(config.model):
         try:
             print(f"model.{need.key}: {need.fetch()}")
-        except DataError as fault:
-            problems.append(str(fault))
+        except DataError as error:
+            problems.append(str(error))
     for name, section in config.datasets.items():
         try:
             registry.get_builder_class(section.builder or name)(name, section).fetch()
             print(f"datasets.{name}: annotations are here")
-        except (DataError, RegistryError) as fault:
-            problems.append(str(fault))
+        except (DataError, RegistryError) as error:
+            problems.append(str(error))
     return problems

@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.cli.console import program
+from lavis_lite.cli.console import command_parser
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.registry import registry
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
-"""endings of files that are taken from a folder; a file that is named itself is tried whatever its name"""
+"""suffixes of the files that are read from a folder; a file that is named itself is read whatever its suffix"""
 SOME_FAILED = 1
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-"""transformers' progress bars and notes would stand between the answers; a user's own setting wins"""
+"""no progress bars and notes of transformers between the answers; the user's own settings win"""
 OPTIONS = {
     "num_beams": (int, "width of beam search; 1: greedy"),
-    "max_new_tokens": (int, "most tokens written"),
-    "min_new_tokens": (int, "fewest tokens written"),
+    "max_new_tokens": (int, "most tokens of a text"),
+    "min_new_tokens": (int, "fewest tokens of a text"),
     "num_captions": (int, "texts per picture"),
-    "top_p": (float, "with --nucleus: share of the probability that is drawn from"),
+    "top_p": (float, "with --nucleus: share of the probability to draw from"),
     "temperature": (float, "with --nucleus: above 1 more varied, below 1 less"),
     "repetition_penalty": (float, "above 1: tokens already written become less likely"),
     "length_penalty": (float, "of beam search: above 0 favours long texts, below 0 short ones"),
@@ -35,25 +35,27 @@ OPTIONS = {
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    arguments = argparse.ArgumentParser(program("generate"), description="Write captions of pictures, or answers about "
-                                        "them, with a model of the zoo (--model) or of a training (--run).")
+    arguments = command_parser("generate", "Write captions of pictures, or answers about them, with a model of the zoo "
+                               "(--model) or of a training (--run).", [
+                                   "--run output/blip2 --image photos",
+                                   "--model blip2_opt --image a.jpg --prompt 'Question: what is it? Answer:'"])
     which = arguments.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", metavar="ARCH", help="for example blip2_opt")
-    which.add_argument("--run", metavar="RUN", help="a run folder, or a folder above runs: the one that saved last")
+    which.add_argument("--run", metavar="RUN", help="a run folder, or a folder above runs: the run that saved last")
     arguments.add_argument("--type", metavar="MODEL_TYPE", help="of --model; see `python -m lavis_lite zoo` (default: "
                                                                 "mini)")
     arguments.add_argument("--image", required=True, nargs="+", metavar="PATH", help="pictures, or folders of them")
     arguments.add_argument("--prompt", help='the text is continued, or the question answered: "Question: {} Answer:"')
     arguments.add_argument("--checkpoint", metavar="PATH|best|last|step_N",
-                           help="with --model: weights in place of the type's own; with --run: best, last or step_N "
+                           help="with --model: weights instead of the type's own; with --run: best, last or step_N "
                                 "(default: best, or last if no validation chose one)")
     arguments.add_argument("--allow-untrained", action="store_true",
-                           help="go on although trainable weights are random, because no checkpoint has them")
+                           help="continue although no checkpoint has some trainable weights, which stay random")
     for name, (kind, help_) in OPTIONS.items():
         arguments.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{help_} (default: the arch's own)")
     arguments.add_argument("--penalise-prompt", action="store_true", help="--repetition-penalty also counts the prompt")
-    arguments.add_argument("--nucleus", action="store_true", help="sample instead of searching")
-    arguments.add_argument("--seed", type=int, default=42, help="with --nucleus: a picture's draws depend on this only")
+    arguments.add_argument("--nucleus", action="store_true", help="sample, instead of beam search")
+    arguments.add_argument("--seed", type=int, default=42, help="of --nucleus; nothing else changes the draws")
     arguments.add_argument("--batch-size", type=int, default=8)
     arguments.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1")
     arguments.add_argument("--dtype", help="fp32 | bf16 | fp16")
@@ -63,26 +65,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write texts for every picture; 1 where some picture could not be read.
+    """Write texts for every picture; returns 1 if a picture could not be read.
 
     Raises:
-        LavisLiteError: settings or names that cannot be, before the model is built.
+        LavisLiteError: impossible settings or names, before the model is built.
     """
     chosen = parser().parse_args(list(argv))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     source = model_source(chosen)
     settings = generation_settings(chosen, source.arch)
-    paths, faults = pictures(chosen.image)
+    paths, errors = pictures(chosen.image)
     if not paths:
-        raise DataError("there is no picture to read: " + "; ".join(faults))
-    for fault in faults:
-        _show_fault(fault, None, chosen.json)
-    failed = len(faults)
+        raise DataError("there is no picture to read: " + "; ".join(errors))
+    for error in errors:
+        _print_error(error, None, chosen.json)
+    failed = len(errors)
     for path, texts, reason in answers(chosen, source, settings, paths):
         failed += reason is not None
         if reason is not None:
-            _show_fault(reason, path, chosen.json)
+            _print_error(reason, path, chosen.json)
         elif chosen.json:
             print(json.dumps({"image": str(path), "texts": texts}, ensure_ascii=False), flush=True)
         else:
@@ -92,21 +94,21 @@ def main(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The model that is to be loaded: its arch, and the arguments of `load_model_and_preprocess` that say which."""
+    """The model to load: its arch, and the arguments of `load_model_and_preprocess` that select it."""
 
     arch: str
-    wishes: dict[str, Any]
+    arguments: dict[str, Any]
 
 
 def model_source(chosen: argparse.Namespace) -> ModelSource:
-    """What --model, --type, --run and --checkpoint name. Nothing is built.
+    """The model that --model, --type, --run and --checkpoint select. Nothing is built.
 
     Raises:
-        CheckpointError, ConfigError: there is no such run or checkpoint, or the arguments do not go together.
+        CheckpointError, ConfigError: there is no such run or checkpoint, or the arguments exclude each other.
     """
     if chosen.run is None:
-        wishes = {"name": chosen.model, "model_type": chosen.type or "mini", "checkpoint": chosen.checkpoint}
-        return ModelSource(chosen.model, wishes)
+        return ModelSource(chosen.model, {"name": chosen.model, "model_type": chosen.type or "mini",
+                                          "checkpoint": chosen.checkpoint})
     if chosen.type is not None:
         raise ConfigError(f"--type {chosen.type}: the run brings its own model; leave --type out.")
     from lavis_lite.runs import find_checkpoint, model_sections
@@ -117,10 +119,10 @@ def model_source(chosen: argparse.Namespace) -> ModelSource:
 
 
 def generation_settings(chosen: argparse.Namespace, arch: str) -> dict[str, Any]:
-    """Keyword arguments of the model's `generate` that were asked for, checked.
+    """Keyword arguments of the model's `generate` that the command line sets, checked.
 
     Raises:
-        RegistryError, ConfigError: an unknown arch; one that writes nothing, or lacks a setting; impossible values.
+        RegistryError, ConfigError: an unknown arch, a model that writes no text, an unknown setting, impossible values.
     """
     settings = {name: getattr(chosen, name) for name in OPTIONS if getattr(chosen, name) is not None}
     if chosen.nucleus:
@@ -154,32 +156,32 @@ def _check_decoding(settings: dict[str, Any], takes: Any) -> None:
 
 
 def pictures(names: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """(files to read, what is wrong with the other names); folders give their pictures in the order of names."""
-    paths, faults = [], []
+    """(files to read, errors of the other names); the pictures of a folder are sorted by name."""
+    paths, errors = [], []
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
             inside = sorted(item for item in path.iterdir() if item.suffix.lower() in PICTURES)
             paths += inside
             if not inside:
-                faults.append(f"{name}: the folder has no pictures ({', '.join(PICTURES)})")
+                errors.append(f"{name}: the folder has no pictures ({', '.join(PICTURES)})")
         elif path.exists():
             paths.append(path)
         else:
-            faults.append(f"{name}: there is no such file")
-    return paths, faults
+            errors.append(f"{name}: there is no such file")
+    return paths, errors
 
 
 def answers(chosen: argparse.Namespace, source: ModelSource, settings: dict[str, Any],
             paths: Sequence[Path]) -> Iterator[tuple[Path, list[str], str | None]]:
-    """(path, texts, None) of every picture in order, or (path, [], reason) of one that cannot be read."""
+    """(path, texts, None) for every picture in order; (path, [], reason) for one that cannot be read."""
     import torch
 
     from lavis_lite.datasets.media.images import BadSample, load_rgb
     from lavis_lite.zoo import load_model_and_preprocess
 
     model, images, _ = load_model_and_preprocess(
-        **source.wishes, is_eval=True, device=chosen.device, dtype=chosen.dtype, quantization=chosen.quantization,
+        **source.arguments, is_eval=True, device=chosen.device, dtype=chosen.dtype, quantization=chosen.quantization,
         allow_untrained=chosen.allow_untrained)
     torch.manual_seed(chosen.seed)
     for start in range(0, len(paths), chosen.batch_size):
@@ -187,15 +189,15 @@ def answers(chosen: argparse.Namespace, source: ModelSource, settings: dict[str,
         for number, path in enumerate(paths[start:start + chosen.batch_size], start):
             try:
                 tensors[number] = images["eval"](load_rgb(path))
-            except BadSample as fault:
-                reasons[number] = fault.reason
+            except BadSample as error:
+                reasons[number] = error.reason
         texts = dict(zip(tensors, _write(model, list(tensors.values()), chosen, settings), strict=True))
         for number in sorted([*tensors, *reasons]):
             yield paths[number], texts.get(number, []), reasons.get(number)
 
 
 def _write(model: Any, images: list[Any], chosen: argparse.Namespace, settings: dict[str, Any]) -> list[list[str]]:
-    """The texts of every image, a list for each."""
+    """A list of texts for each image."""
     import torch
 
     if not images:
@@ -210,7 +212,7 @@ def _write(model: Any, images: list[Any], chosen: argparse.Namespace, settings: 
     return [texts[start:start + count] for start in range(0, len(texts), count)]
 
 
-def _show_fault(reason: str, path: Path | None, as_json: bool) -> None:
+def _print_error(reason: str, path: Path | None, as_json: bool) -> None:
     if as_json and path is not None:
         print(json.dumps({"image": str(path), "error": reason}, ensure_ascii=False), flush=True)
     print(f"error: {path}: {reason}" if path is not None else f"error: {reason}", file=sys.stderr, flush=True)

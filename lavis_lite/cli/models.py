@@ -1,17 +1,16 @@
-"""`python -m lavis_lite models [PATTERN]`: what can be built."""
+"""`python -m lavis_lite models [PATTERN]`: the models that can be built."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from lavis_lite.cli.console import program
+from lavis_lite.cli.console import command_parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Print one line per arch with its model types."""
-    arguments = argparse.ArgumentParser(program("models"))
-    arguments.add_argument("pattern", nargs="?", default="*", help="for example 'blip2*'")
+    arguments = command_parser("models", "List models and their types, one arch a line.", ["", "'blip2*'"])
+    arguments.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="of arch names (default: all)")
     chosen = arguments.parse_args(list(argv))
     from lavis_lite.config.compose import model_types
     from lavis_lite.zoo import list_models

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from lavis_lite.cli.console import print_once, program
+from lavis_lite.cli.console import add_config, command_parser, print_once
 from lavis_lite.config.compose import Composition, compose, to_yaml
 from lavis_lite.config.preflight import check, fetch_hint, missing
 from lavis_lite.errors import Faults
@@ -13,22 +13,24 @@ from lavis_lite.errors import Faults
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of train.py."""
-    arguments = argparse.ArgumentParser(program("train"), description="Train what a YAML file describes.")
-    arguments.add_argument("--cfg-path", required=True, metavar="YAML", help="the run's configuration")
+    arguments = command_parser("train", "Train what a YAML file describes.", [
+        "--cfg-path projects/blip2/stage1.yaml",
+        "--cfg-path projects/blip2/stage1.yaml --options run.max_iters=200",
+        "--cfg-path projects/blip2/stage1.yaml --resume auto"])
+    add_config(arguments, required=True)
     add_common(arguments)
     arguments.add_argument("--dry-run", action="store_true",
                            help="build everything, run one step and stop; on the meta device if files are missing")
     arguments.add_argument("--resume", metavar="auto|PATH",
-                           help="go on from a checkpoint folder; auto: from the newest good one under run.output_dir")
+                           help="continue from a checkpoint folder; auto: from the newest good one under "
+                                "run.output_dir")
     arguments.add_argument("--start-over", action="store_true",
                            help="with --resume auto: begin at step 0 if every checkpoint is damaged")
     return arguments
 
 
 def add_common(arguments: argparse.ArgumentParser) -> None:
-    """The arguments that training and evaluation share word for word."""
-    arguments.add_argument("--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                           help="override settings, for example run.max_iters=200 model.qformer_dropout=0")
+    """Add `--print-config` and `--traceback`, which training and evaluation share."""
     arguments.add_argument("--print-config", action="store_true",
                            help="show every setting and the layer that set it, and stop")
     arguments.add_argument("--traceback", action="store_true", help="show where an error comes from")
@@ -50,31 +52,30 @@ def main(argv: Sequence[str]) -> int:
 
 
 def carry_out(composition: Composition, arguments: argparse.Namespace, cfg_path: str) -> int:
-    """Check a composed run, and do what the arguments ask for: print it, try it, or run it.
+    """Check a composed run; then, by the arguments, print its configuration, try it, or run it.
 
     Args:
         composition: the run.
         arguments: with `print_config`, `dry_run`, `resume` and `start_over`.
-        cfg_path: what messages call the configuration.
+        cfg_path: name of the configuration in messages.
 
     Raises:
         LavisLiteError: any mistake in the input, before work starts.
     """
-    faults = check(composition)
+    errors = check(composition)
     if arguments.print_config:
         print(to_yaml(composition, with_layers=True), end="")
     needs = [] if arguments.print_config else missing(composition.config)
-    stop_if_faulty(cfg_path, faults, [] if arguments.dry_run else needs)
+    raise_errors(cfg_path, errors, [] if arguments.dry_run else needs)
     if arguments.print_config:
         return 0
     return _run(composition, arguments, needs, cfg_path)
 
 
-def stop_if_faulty(cfg_path: str, faults: list[str], needs: list[str]) -> None:
-    """Raise one error that lists every fault and everything that is missing."""
-    if faults or needs:
-        ending = [f"missing: {need}" for need in needs]
-        error = Faults(f"{cfg_path} cannot run:", faults + ending)
+def raise_errors(cfg_path: str, errors: list[str], needs: list[str]) -> None:
+    """Raise one error that lists every mistake and everything that is missing; nothing if both lists are empty."""
+    if errors or needs:
+        error = Faults(f"{cfg_path} cannot run:", [*errors, *(f"missing: {need}" for need in needs)])
         if needs:
             error.args = (f"{error.args[0]}\nfetch what can be fetched with: {fetch_hint(cfg_path)}",)
         error.same_on_all_ranks = True  # type: ignore[attr-defined]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from lavis_lite.cli.console import program
+from lavis_lite.cli.console import columns, command_parser
 from lavis_lite.errors import RegistryError, did_you_mean
 from lavis_lite.zoo import ZooRow, describe, list_models
 
@@ -21,9 +20,10 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         RegistryError: no arch matches the pattern.
     """
-    arguments = argparse.ArgumentParser(program("zoo"))
-    arguments.add_argument("pattern", nargs="?", default="*", help="for example 'blip2_t5*'")
-    arguments.add_argument("--json", action="store_true", help="one JSON list of all that is known")
+    arguments = command_parser("zoo", "Describe every model type: size, weights, and whether it runs offline.",
+                               ["", "'blip2_t5*'", "--json"])
+    arguments.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="of arch names (default: all)")
+    arguments.add_argument("--json", action="store_true", help="print everything known as one JSON list")
     chosen = arguments.parse_args(list(argv))
     rows = describe(chosen.pattern)
     if not rows:
@@ -36,14 +36,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def table(rows: Sequence[ZooRow]) -> str:
-    """One line of columns per model type; under it what it is, and the papers' scores."""
-    cells = [HEAD, *((row.arch, row.model_type, row.size or "-", row.status, weights(row)) for row in rows)]
-    widths = [max(len(cell[column]) for cell in cells) for column in range(len(HEAD))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True)).rstrip() for cell in cells]
-    out = [lines[0], "-" * len(lines[0])]
-    for row, line in zip(rows, lines[1:], strict=True):
-        out += [line, f"    {row.what}" + (f" Paper: {row.paper}." if row.paper else "")]
-    return "\n".join(out)
+    """One line of columns per model type; below it what it is, and the papers' scores."""
+    lines = columns(HEAD, [(row.arch, row.model_type, row.size or "-", row.status, weights(row)) for row in rows])
+    notes = [f"\n    {row.what}" + (f" Paper: {row.paper}." if row.paper else "") for row in rows]
+    return "\n".join([*lines[:2], *(line + note for line, note in zip(lines[2:], notes, strict=True))])
 
 
 def weights(row: ZooRow) -> str:

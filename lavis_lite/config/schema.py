@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
+AFFECTS_ROWS = {"affects_rows": True}
+SCORING_ONLY = {"affects_rows": False}
+"""metadata of `run` keys, see `RunConfig.affects_rows`"""
+
 
 class Section:
     """A dataclass that may also be read like LAVIS' config sections: `cfg.get("key", default)`, `cfg["key"]`."""
@@ -142,7 +146,7 @@ class DatasetConfig(Section):
 class RunConfig(Section):
     """How a run goes. "Step" is always an optimizer step."""
 
-    task: str = "image_text_pretrain"
+    task: str = field(default="image_text_pretrain", metadata=AFFECTS_ROWS)
     runner: str = "runner_base"
     # length -------------------------------------------------------------------------------------------------------
     max_epoch: int | None = None
@@ -190,7 +194,7 @@ class RunConfig(Section):
     # data ---------------------------------------------------------------------------------------------------------
     batch_size_train: int = 16
     """samples per rank and micro-batch"""
-    batch_size_eval: int = 64
+    batch_size_eval: int = field(default=64, metadata=AFFECTS_ROWS)
     num_workers: int = 4
     """loader processes per rank"""
     worker_start_method: Literal["fork", "spawn", "forkserver"] | None = None
@@ -202,7 +206,7 @@ class RunConfig(Section):
     max_bad_fraction: float = 0.01
     """skip stops the run when more than this share of the samples read was bad"""
     # bookkeeping --------------------------------------------------------------------------------------------------
-    seed: int = 42
+    seed: int = field(default=42, metadata=AFFECTS_ROWS)
     output_dir: str = "output"
     """parent folder; a run is <output_dir>/<time>/"""
     device: str = "auto"
@@ -242,6 +246,17 @@ class RunConfig(Section):
     dist_url: str | None = None
     distributed: bool | None = None
     use_dist_eval_sampler: bool | None = None
+
+    @classmethod
+    def affects_rows(cls, key: str) -> bool:
+        """Whether the rows that an evaluation predicts depend on a key; if not, a resumed evaluation may change it.
+
+        Of the keys of every task, those marked AFFECTS_ROWS do. Of a task's own keys, all do but those marked
+        SCORING_ONLY, by which finished rows are scored and written. Subclasses that change a default keep the mark.
+        """
+        own = [base.__dict__.get("__dataclass_fields__", {}).get(key) for base in cls.__mro__]
+        marks = [found.metadata["affects_rows"] for found in own if found and "affects_rows" in found.metadata]
+        return marks[0] if marks else key not in RunConfig.__dataclass_fields__
 
 
 RUN_KEYS_WITHOUT_EFFECT = {

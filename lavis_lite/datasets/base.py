@@ -17,11 +17,11 @@ Sample = dict[str, Any]
 class BaseDataset(Dataset[Sample]):
     """A map-style data set whose samples are functions of (index, rng).
 
-    `sample_keys` names the keys that every sample has; where sets are mixed into one batch, the keys common to all
-    sets are kept, so that all processes see the same keys in every batch.
+    `sample_keys` names the keys that every sample has. If sets are mixed into one batch, the keys common to all sets
+    are kept, so that all processes see the same keys in every batch.
 
-    `shares_pictures` says that rows of one `image_name(index)` have the same picture, and that `sample` takes it as a
-    third argument where `picture(index, rng)` gave it before. Evaluation then reads it once for all of them in a batch.
+    `shares_pictures` says that rows of one `image_name(index)` have the same picture, and that `sample` accepts what
+    `picture(index, rng)` gave as a third argument. Evaluation then reads it once for all of them in a batch.
     """
 
     sample_keys: tuple[str, ...] = ()
@@ -46,12 +46,16 @@ class BaseDataset(Dataset[Sample]):
         """All rows in the order in which batches are best made of them: the same in every process."""
         return range(len(self))
 
+    def location(self, index: int) -> str:
+        """`file:row` that a sample comes from, for messages."""
+        return f"row {index}" if type(self).place is BaseDataset.place else self.place(index)
+
     def place(self, index: int) -> str:
-        """`file:row` the sample comes from, for messages."""
-        return f"row {index}"
+        """The name of `location` in version 0.2; data sets that define it keep working."""
+        return self.location(index)
 
     def content_hash(self) -> str | None:
-        """Hash of what the samples are made from, without the media files; None: not known.
+        """Hash of the samples' annotations, without the media files; None: not known.
 
         A run is resumed on equal content only.
         """
@@ -66,18 +70,23 @@ class TableDataset(BaseDataset):
 
     table: RowTable
     needs_words = True
-    """whether a sample whose text has no words left after its processor is a bad sample"""
+    """whether a sample without words after its text processor is a bad sample"""
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """`file:row` of the annotation."""
-        return self.table.place(index)
+        return self.table.location(index)
 
     def content_hash(self) -> str | None:
         """Hash of all rows, in order."""
         return self.table.content_hash()
+
+
+def location_of(dataset: Any, index: int) -> str:
+    """`file:row` of a sample of any map-style data set, for messages."""
+    return dataset.location(index) if hasattr(dataset, "location") else f"row {index}"
 
 
 def image_number(space: str, image: str) -> int:

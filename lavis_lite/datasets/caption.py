@@ -1,7 +1,4 @@
-"""Caption data sets of images or videos: one sample per caption for training, one per image for evaluation.
-
-Samples of videos have `video` float32[3, T, H, W] where those of images have `image` float32[3, H, W].
-"""
+"""Caption data sets of images or videos: one sample per caption for training, one per image for evaluation."""
 
 from __future__ import annotations
 
@@ -9,9 +6,10 @@ import random
 import re
 from collections.abc import Callable
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
-from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable
+from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable
 from lavis_lite.datasets.base import Sample, TableDataset, image_number
 from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.datasets.texts import processed
@@ -23,8 +21,8 @@ Processor = Callable[..., Any]
 class CaptionDataset(TableDataset):
     """Training: one sample per row; of a row with several captions one is drawn at random each time.
 
-    Samples: image float32[3, H, W], text_input str, image_id int (equal for captions of the same image), instance_id
-    str; with an instruction also text_output str.
+    Samples: image float32[3, H, W] (or video float32[3, T, H, W]), text_input str, image_id int (equal for captions of
+    the same image), instance_id str; with an instruction also text_output str.
 
     Args:
         table: rows with image and caption (one text, or a list to draw from).
@@ -48,27 +46,24 @@ class CaptionDataset(TableDataset):
         """One caption with its image."""
         row = self.table[index]
         view = self.folder.view(row["image"], self.vis_processor, rng)
-        caption = processed(self.text_processor, _drawn(row["caption"], rng), rng, "caption")
+        caption = row["caption"] if isinstance(row["caption"], str) else (rng or random).choice(row["caption"])
+        caption = processed(self.text_processor, caption, rng, "caption")
         texts = {"text_input": caption} if self.instruction is None else {
             "text_input": self.instruction("", rng), "text_output": caption}
         return {self.folder.key: view, **texts, "image_id": image_number(self.space, row["image"]),
                 "instance_id": str(index)}
 
 
-def _drawn(caption: str | list[str], rng: random.Random | None) -> str:
-    return caption if isinstance(caption, str) else (rng or random).choice(caption)
-
-
 class CaptionEvalDataset(TableDataset):
     """Evaluation: one sample per image, with all its captions known to the data set.
 
-    Samples: image float32[3, H, W], image_id int (the annotations' own where they have one, see `own_ids`), index int
-    (the image's place), instance_id str, text_input str (the first caption) when every image has a caption, and
-    prompt str where there is an instruction.
+    Samples: image float32[3, H, W] (or video float32[3, T, H, W]), image_id int (the annotations' own if they have one,
+    see `own_ids`), index int (of the image), instance_id str, text_input str (the first caption) if every image has a
+    caption, and prompt str if there is an instruction.
 
-    For retrieval: `image` list of file names, `text` list of all captions, `txt2img` caption place -> image place and
-    `img2txt` image place -> caption places. `bare` lists the places of images without a caption; `has_text`:
-    there is none.
+    For retrieval: `image` list of file names, `text` list of all captions, `txt2img` caption index -> image index and
+    `img2txt` image index -> caption indices. `bare` lists the indices of images without a caption; `has_text`: there
+    is none.
 
     Args:
         table: rows with image and, if there are any, caption (list); rows of the same image are joined.
@@ -80,8 +75,7 @@ class CaptionEvalDataset(TableDataset):
 
     def __init__(self, table: RowTable, folder: ImageFolder, vis_processor: Processor, text_processor: Processor,
                  instruction: Processor | None = None) -> None:
-        self.table, places = _by_image(table)
-        self._places = places
+        self.table, self._locations = _by_image(table)
         self.folder, self.vis_processor, self.text_processor = folder, vis_processor, text_processor
         self.instruction = instruction
         self.sample_keys = (folder.key, *self.sample_keys[1:])
@@ -95,12 +89,12 @@ class CaptionEvalDataset(TableDataset):
         if instruction is not None:
             self.sample_keys = (*self.sample_keys, "prompt")
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """`file:row` of the image's first annotation."""
-        return self._places[index]
+        return self._locations[index]
 
     def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
-        """One image; `picture` stands in its place."""
+        """One image, or `picture` instead of it."""
         row = self.table[index]
         shown = self.picture(index, rng) if picture is None else picture
         sample = {self.folder.key: shown, "image_id": self.image_ids[index], "index": index,
@@ -120,11 +114,11 @@ class CaptionEvalDataset(TableDataset):
         return self.image[index]
 
     def references(self, index: int) -> list[str]:
-        """Captions of an image as the annotations have them: what official scores compare with."""
+        """Captions of an image as the annotations have them, for official scores."""
         return list(self.table[index]["caption"])
 
     def domain(self, index: int) -> str:
-        """NoCaps' in-domain, near-domain or out-domain where the annotations say it, else ""."""
+        """NoCaps' in-domain, near-domain or out-domain if the annotations have it, else ""."""
         return str(self.table[index].get("domain", ""))
 
     @cached_property
@@ -140,17 +134,13 @@ class CaptionEvalDataset(TableDataset):
 
     @cached_property
     def img2txt(self) -> dict[int, list[int]]:
-        """Image place -> places of its captions in `text`."""
-        places: dict[int, list[int]] = {}
-        first = 0
-        for image, captions in enumerate(self.captions):
-            places[image] = list(range(first, first + len(captions)))
-            first += len(captions)
-        return places
+        """Image index -> indices of its captions in `text`."""
+        ends = [0, *accumulate(map(len, self.captions))]
+        return {image: list(range(*bounds)) for image, bounds in enumerate(pairwise(ends))}
 
     @cached_property
     def txt2img(self) -> dict[int, int]:
-        """Place in `text` -> image place."""
+        """Index in `text` -> image index."""
         return {text: image for image, texts in self.img2txt.items() for text in texts}
 
 
@@ -158,44 +148,43 @@ class DuplicateIds:
     """Rows that give different files the same image_id."""
 
     def __init__(self) -> None:
-        self.faults = RowFaults()
+        self.errors = RowErrors()
         self._first: dict[int | str, tuple[str, int]] = {}
 
     def add(self, row: Row, index: int, table: Any) -> None:
-        """Look at one more row of a table, or of a data set: what has `place`."""
+        """Look at one more row of a table, or of a data set."""
         if row.get("image_id") is None:
             return
         name, first = self._first.setdefault(row["image_id"], (row["image"], index))
         if name != row["image"]:
-            self.faults.add(table.place(index), f"field 'image_id' is {row['image_id']!r} for {row['image']}, but at "
-                            f"{table.place(first)} for {name}")
+            self.errors.add(table.location(index), f"field 'image_id' is {row['image_id']!r} for {row['image']}, but "
+                            f"at {table.location(first)} for {name}")
 
 
 def _by_image(table: RowTable) -> tuple[RowTable, list[str]]:
-    """Rows of the same image joined, in order of first appearance, and the place of each one's first row.
+    """Rows of the same image joined, in order of first appearance, and the location of each one's first row.
 
     Raises:
         DataError: an image_id belongs to several images; result files could not tell them apart.
     """
     joined: dict[str, dict[str, Any]] = {}
-    places, twice = [], DuplicateIds()
+    locations, twice = [], DuplicateIds()
     for index in range(len(table)):
         row = table[index]
         twice.add(row, index, table)
         if row["image"] not in joined:
             joined[row["image"]] = {**row, "caption": []}
-            places.append(table.place(index))
+            locations.append(table.location(index))
         joined[row["image"]]["caption"] += row.get("caption", [])
-    twice.faults.stop_if_any()
-    return RowTable(((0, 0, row) for row in joined.values()), []), places
+    twice.errors.stop_if_any()
+    return RowTable(((0, 0, row) for row in joined.values()), []), locations
 
 
 def own_ids(images: list[str], ids: list[int | str | None]) -> list[int]:
     """One different integer per image: what result files refer to.
 
-    The first of these that is there for all and different for all: the annotations' number; the digits at the end of
-    the annotations' id ("coco_391895"); the digits at the end of the file's name (COCO_val2014_000000391895.jpg); the
-    place.
+    The first of these that every image has and no two share: the annotations' number; the digits at the end of the
+    annotations' id ("coco_391895"); those of the file's name (COCO_val2014_000000391895.jpg); the index.
     """
     stems = [image.rsplit("/", 1)[-1].rsplit(".", 1)[0] for image in images]
     for names in (ids, stems):
@@ -211,3 +200,22 @@ def _last_number(name: int | str | None) -> int | None:
         return name
     digits = re.search(r"(?<!\d)\d{1,18}$", name)
     return int(digits.group()) if digits else None
+
+
+class RetrievalDataset(CaptionDataset):
+    """Training pairs; image_id tells which texts belong to the same image, so that none serves as its negative."""
+
+
+class RetrievalEvalDataset(CaptionEvalDataset):
+    """Evaluation gallery: samples carry only image float32[3, H, W], index int, image_id int and instance_id str.
+
+    Texts are not part of the samples: the task encodes `text` (all captions) itself.
+    """
+
+    sample_keys: tuple[str, ...] = ("image", "image_id", "index", "instance_id")
+
+    def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
+        """One image, or `picture` instead of it."""
+        sample = super().sample(index, rng, picture)
+        sample.pop("text_input", None)
+        return sample

@@ -1,4 +1,4 @@
-"""Evaluation data sets whose pictures say nothing about their questions: a score that survives them was not seen."""
+"""Evaluation data sets without the pictures that their questions are about: such scores need no picture."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, Literal
 import torch
 
 from lavis_lite.datasets.base import BaseDataset, Sample
-from lavis_lite.datasets.loading.randomness import permutation, word
+from lavis_lite.datasets.loading.randomness import hash64, permutation
 from lavis_lite.errors import DataError
 
 Control = Literal["none", "wrong_image", "blind"]
 _SEED = 5
 
 
-class Controlled(BaseDataset):
+class AblatedImages(BaseDataset):
     """An evaluation data set with other pictures.
 
     wrong_image: every picture is replaced by another one of the split, always the same; each picture is used for
     exactly one other. blind: every picture is zeros, the mean colour after normalisation.
 
     Args:
-        dataset: a `BaseDataset` that has `picture(index, rng)` and `image_name(index)`, and whose `sample` takes a
-            picture as third argument.
+        dataset: a `BaseDataset` with `picture(index, rng)` and `image_name(index)`; its `sample` accepts a picture as
+            third argument.
         control: wrong_image | blind.
 
     Raises:
@@ -42,10 +42,9 @@ class Controlled(BaseDataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def place(self, index: int) -> str:
-        """Where the row stands."""
-        place: str = self.dataset.place(index)
-        return place
+    def location(self, index: int) -> str:
+        """`file:row` of the annotation."""
+        return str(self.dataset.location(index))
 
     @property
     def shares_pictures(self) -> bool:
@@ -59,11 +58,10 @@ class Controlled(BaseDataset):
 
     def image_name(self, index: int) -> str:
         """File name of the image that the row is about."""
-        name: str = self.dataset.image_name(index)
-        return name
+        return str(self.dataset.image_name(index))
 
     def picture(self, index: int, rng: random.Random | None = None) -> Any:
-        """What is shown in the place of the row's own picture."""
+        """The picture that replaces the row's own."""
         if self.control == "blind":
             return torch.zeros_like(torch.as_tensor(self.dataset.picture(index, rng)))
         return self.dataset.picture(self.others[self.image_name(index)], rng)
@@ -83,5 +81,5 @@ def _others(dataset: Any) -> dict[str, int]:
     if len(first) < 2:
         raise DataError("run.control=wrong_image needs at least two different images in the split.")
     names = list(first)
-    ring = [names[place] for place in permutation(word(_SEED), len(names)).tolist()]
+    ring = [names[index] for index in permutation(hash64(_SEED), len(names)).tolist()]
     return {name: first[other] for name, other in zip(ring, [*ring[1:], ring[0]], strict=True)}

@@ -1,10 +1,9 @@
-"""What of a data set is on this machine, what a program can bring, and what somebody has to put in place."""
+"""Which files of a data set are on this machine, which ones can be fetched, and which are to be put there by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lavis_lite.config.schema import DatasetConfig, FileConfig, StorageConfig
@@ -15,18 +14,18 @@ from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.io import files
 
 MEDIA = ("images", "videos")
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class State:
-    """What is here of a data set.
+    """Which files of a data set are here.
 
     Attributes:
         splits: split -> whether its annotations are here.
-        fetchable: splits whose annotations are not here but have a URL.
-        media: whether its files are here; None where it names no folder of them.
-        archives: whether the files come from archives that a program may fetch.
+        fetchable: splits whose annotations are missing but have a URL.
+        media: whether its images or videos are here; None if it names no folder of them.
+        archives: whether they come from archives that can be fetched.
         generated: whether a generator of the package makes all of it on first use.
         bytes: of the annotation files that are here.
     """
@@ -42,34 +41,31 @@ class State:
         if self.generated:
             return "generated on first use"
         missing = [split for split, here in self.splits.items() if not here]
-        words = []
+        parts = []
         if missing:
             can = "data prepare brings them" if set(missing) <= set(self.fetchable) else "partly by hand"
-            words.append(f"no annotations of {', '.join(missing)} ({can})")
+            parts.append(f"no annotations of {', '.join(missing)} ({can})")
         if self.media is False:
-            words.append(f"no files ({'data prepare brings them' if self.archives else 'by hand'})")
-        return "; ".join(words) or "here"
+            parts.append(f"no files ({'data prepare brings them' if self.archives else 'by hand'})")
+        return "; ".join(parts) or "here"
 
 
 def state(name: str, cfg: DatasetConfig) -> State:
-    """What is here of a data set; nothing is opened or brought.
+    """Which files of a data set are here; nothing is opened or fetched.
 
     Raises:
         ConfigError: an entry of the section names neither storage nor url.
     """
-    found = {split: list(_sources(name, split, entry)) for split, entry in cfg.build_info.annotations.items()}
-    here = {split: all(source.here() for source in sources_) or _shards_here(cfg.build_info.annotations[split])
-            for split, sources_ in found.items()}
+    entries = cfg.build_info.annotations
+    found = {split: _sources(name, split, entry) for split, entry in entries.items()}
+    here = {split: all(source.here() for source in found[split]) or
+            (names_in(entry) is not None and not missing_shards(entry, "", None)) for split, entry in entries.items()}
     fetchable = [split for split, sources_ in found.items() if not here[split]
                  and all(source.here() or source.fetchable() for source in sources_)]
-    places = {source.target() for sources_ in found.values() for source in sources_}
+    paths = {source.target() for sources_ in found.values() for source in sources_}
     media, archives = media_state(cfg)
     return State(here, fetchable, media, archives, cfg.prepare is not None,
-                 sum(path.stat().st_size for path in places if path.is_file()))
-
-
-def _shards_here(entry: FileConfig) -> bool:
-    return names_in(entry) is not None and not missing_shards(entry, "", None)
+                 sum(path.stat().st_size for path in paths if path.is_file()))
 
 
 def _sources(name: str, split: str, entry: FileConfig) -> list[Source]:
@@ -84,12 +80,8 @@ def media_state(cfg: DatasetConfig) -> tuple[bool | None, bool]:
     archives = [archive for _, archive in archives_of("", cfg)]
     folders = [files.resolve(str(entry.storage)) for entry in named]
     whole = all(archive.here() for archive in archives) if archives else True
-    by_hand = all(_has_files(folder) for folder in folders) and not any(was_unpacked_into(f) for f in folders)
+    by_hand = all(folder.is_dir() and any(folder.iterdir()) and not was_unpacked_into(folder) for folder in folders)
     return by_hand or (whole and all(folder.is_dir() for folder in folders)), bool(archives)
-
-
-def _has_files(folder: Path) -> bool:
-    return folder.is_dir() and any(True for _ in folder.iterdir())
 
 
 def _media(cfg: DatasetConfig) -> Iterator[tuple[str, StorageConfig]]:
@@ -115,37 +107,37 @@ def archives_of(name: str, cfg: DatasetConfig) -> list[tuple[str, Archive]]:
     return found
 
 
-def bring(name: str, cfg: DatasetConfig, keep: bool = False, say: Say = print) -> list[str]:
-    """Generate or fetch whatever a program may: annotation files, answer lists, archives of media files.
+def bring(name: str, cfg: DatasetConfig, keep: bool = False, log: Log = print) -> list[str]:
+    """Generate or fetch what can be: annotation files, answer lists, archives of media files.
 
     Args:
         name: of the section.
         cfg: the section.
         keep: keep archives that were unpacked.
-        say: is told of the progress.
+        log: receives lines of progress.
 
     Returns:
-        What could not be brought, a finished sentence each.
+        What could not be fetched, a sentence each.
 
     Raises:
-        ConfigError: the section is faulty.
+        ConfigError: the section is wrong.
     """
     root = prepare(name, cfg.prepare, getattr(cfg, "prepare_args", {}))
     if root is not None:
-        say(f"generated: {root}")
+        log(f"generated: {root}")
         return []
     problems = []
     for source in dict.fromkeys(_all_sources(name, cfg)):
         try:
-            say(f"{source.key}: {source.fetch()}")
-        except DataError as fault:
-            problems.append(str(fault))
+            log(f"{source.key}: {source.fetch()}")
+        except DataError as error:
+            problems.append(str(error))
     by_hand, _ = media_state(cfg)
     for key, archive in [] if by_hand else archives_of(name, cfg):
         try:
-            archive.bring(keep, say)
-        except DataError as fault:
-            problems.append(f"{key}: {fault}")
+            archive.bring(keep, log)
+        except DataError as error:
+            problems.append(f"{key}: {error}")
     return problems
 
 

@@ -23,14 +23,14 @@ def load_dataset(name: str, cfg_path: str | Path | None = None, vis_path: str | 
 
     Args:
         name: of `dataset_zoo`.
-        cfg_path: a YAML file with the section that counts, over the package's row: LAVIS' {datasets: {name: section}},
-            or {default: section}.
-        vis_path: folder of the images (or videos), in place of the row's.
-        data_type: which key of build_info `vis_path` is for: images, videos or features. None: the row's own.
+        cfg_path: a YAML file with a section that overrides the package's row: LAVIS' {datasets: {name: section}}, or
+            {default: section}.
+        vis_path: folder of the images (or videos), instead of the row's.
+        data_type: key of build_info that `vis_path` is for: images, videos or features. None: the row's own.
 
     Raises:
         ConfigError: unknown name or data type. Faults: a section that does not fit.
-        DataError: annotation files are neither here nor to be had, or faulty.
+        DataError: annotation files are missing and cannot be fetched, or faulty.
     """
     if cfg_path is None and name not in dataset_names():
         raise ConfigError(f"load_dataset: there is no data set {name!r}; {did_you_mean(name, dataset_names())}")
@@ -64,7 +64,7 @@ def _section_of(path: Path, name: str) -> dict[str, Any]:
 
 
 def _own_processors_only(cfg: Any, section: Any) -> None:
-    """Take out the processors that the section has from a model and not from itself."""
+    """Remove the processors that come from a model, not from the section itself."""
     for kind in ("vis_processor", "text_processor"):
         for mode in ("train", "eval"):
             own = (section.get(kind) or {}).get(mode) or {}

@@ -1,6 +1,6 @@
 """Question-answering data sets over images or videos: one sample per question.
 
-Samples of videos have `video` float32[3, T, H, W] where those of images have `image` float32[3, H, W].
+Samples of videos have `video` float32[3, T, H, W], those of images `image` float32[3, H, W].
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def draw(answers: list[str], weights: list[float], rng: random.Random | None) ->
     if rng is None:
         return max(pairs, key=lambda pair: pair[1])[0]
     sums = list(accumulate(weight for _, weight in pairs))
-    place = rng.random() * sums[-1]
-    return next((answer for (answer, _), total in zip(pairs, sums, strict=True) if place < total), pairs[-1][0])
+    drawn = rng.random() * sums[-1]
+    return next((answer for (answer, _), total in zip(pairs, sums, strict=True) if drawn < total), pairs[-1][0])
 
 
 def instructed(instruction: Processor | None, text: str, rng: random.Random | None, extras: Row) -> tuple[str, Row]:
@@ -44,7 +44,7 @@ def instructed(instruction: Processor | None, text: str, rng: random.Random | No
 
 
 def extras_of(row: Row, extras: Sequence[str]) -> Row:
-    """A row's extras; those it lacks are empty."""
+    """A row's extras; missing ones are empty."""
     return {key: row.get(key, NOTHING[key]) for key in extras}
 
 
@@ -59,8 +59,8 @@ class QADataset(TableDataset):
     Samples: image float32[3, H, W]; text_input str, what the model reads (the processed question in its instruction);
     text_output str, what it learns (one answer, drawn by weight); answers list[str] and weights list[float], all
     distinct answers and the share of annotators who gave each; question_id int or str; image_id int; instance_id str.
-    Where the data set has them, and they are not in text_input already: choices and ocr_tokens list[str], context,
-    caption and history str.
+    If the data set has them, and they are not in text_input already: choices and ocr_tokens list[str], context, caption
+    and history str.
 
     Args:
         table: rows as `annotations.questions.read_questions` gives them, with answers.
@@ -69,7 +69,7 @@ class QADataset(TableDataset):
         instruction: puts a text into a prompt; None: it stays as it is.
         space: the image folder as the configuration names it.
         learn: question: the drawn answer is read in its instruction and the question is learned.
-        extras: which of choices, context, caption, history, ocr_tokens the rows have.
+        extras: those of choices, context, caption, history, ocr_tokens that the rows have.
     """
 
     sample_keys: tuple[str, ...] = ("image", "text_input", "text_output", "answers", "weights", "question_id",
@@ -103,13 +103,13 @@ class QAEvalDataset(TableDataset):
 
     Samples: image float32[3, H, W], text_input str (the question in its instruction), question_id int or str,
     image_id int or str (the annotations' own, else a number made of the image's name), index int, instance_id str;
-    extras as in training. Multiple choice: candidates list[str], and label int, the place of the right one, where the
+    extras as in training. Multiple choice: candidates list[str], and label int, the index of the right one, if the
     split has answers.
 
     Args:
         table, folder, vis_processor, text_processor, instruction, space, learn, extras: as in training; the table may
-            lack answers. With learn=question, what is read is the commonest answer and the question is the reference.
-        training: gives the training rows, for what was answered most; None where there are none.
+            lack answers. With learn=question the model reads the commonest answer, and the question is the reference.
+        training: returns the training rows, for the commonest answers; None if there are none.
         candidates: answers to choose among, the likeliest first; None: those of the training rows.
         multiple_choice: each row has its own answers to choose among.
     """
@@ -131,7 +131,7 @@ class QAEvalDataset(TableDataset):
 
     @property
     def shares_pictures(self) -> bool:
-        """Where nothing random happens to pictures, questions about one image have the same."""
+        """Whether questions about one image have the same picture: nothing random happens to it."""
         return not getattr(self.vis_processor, "is_random", True)
 
     def evaluation_order(self) -> Sequence[int]:
@@ -160,7 +160,7 @@ class QAEvalDataset(TableDataset):
         return len(read) + sum(len("".join(value)) for value in extras.values())  # texts and lists of texts
 
     def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
-        """One question; `picture`: what `picture` gave for it before, or something in its place."""
+        """One question; `picture`: the result of `picture` for it, or another one instead."""
         row = self._row(index)
         read = self._commonest(row) if self.learn == "question" else processed(
             self.text_processor, row["question"], rng, "question")
@@ -192,7 +192,7 @@ class QAEvalDataset(TableDataset):
         return name
 
     def _row(self, index: int) -> Row:
-        """The row asked for last is kept: its picture and its texts are asked for one after the other."""
+        """The last row is kept: its picture and its texts are read one after the other."""
         if self._last[0] != index:
             self._last = index, self.table[index]
         return self._last[1]
@@ -211,10 +211,9 @@ class QAEvalDataset(TableDataset):
         return {**row, "answers": [answer for answer, count in pairs for _ in range(count)]}
 
     def majority_pairs(self) -> Iterator[tuple[str, str]]:
-        """(question, its commonest answer) of the training rows; nothing where there are none."""
+        """(question, its commonest answer) of the training rows, if there are any."""
         table = self._training()
-        for index in range(len(table) if table is not None else 0):
-            row = table[index]  # type: ignore[index]
+        for row in table.skim() if table is not None else ():
             yield row["question"], draw(row["answers"], row["counts"], None)
 
     @cached_property

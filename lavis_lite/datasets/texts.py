@@ -1,4 +1,4 @@
-"""Texts as the model gets them: what a text processor leaves of them, row by row and over a whole data set."""
+"""Texts as a text processor leaves them for the model, row by row and over a whole data set."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from lavis_lite.datasets.media.images import BadSample
 
 MOST_ROWS = 1_000_000
-"""rows of a data set up to which all texts are looked at before a run: some seconds"""
+"""rows of a data set up to which all texts are checked before a run: some seconds"""
 SOME_ROWS = 200_000
-"""evenly spaced rows that are looked at of a larger data set"""
+"""evenly spaced rows that are checked of a larger data set"""
 MOST_SHOWN = 20
 _SHOWN_CHARACTERS = 80
 
@@ -23,22 +23,16 @@ def as_it_is(item: Any, rng: Any = None) -> Any:
 
 
 def has_content(text: str) -> bool:
-    """Whether a text says anything: a letter, a digit, or a symbol that is no ASCII mark, such as an emoji."""
+    """Whether a text has a letter, a digit, or a symbol that is no ASCII mark, such as an emoji."""
     return any(map(str.isalnum, text)) or any(
         not character.isascii() and unicodedata.category(character)[0] not in "PZC" for character in text)
 
 
 def processed(processor: Callable[..., Any], text: str, rng: Any, kind: str) -> str:
-    """What a text processor makes of a text.
-
-    Args:
-        processor: takes (text, rng).
-        text: as the annotations have it.
-        rng: of the sample.
-        kind: caption or question, for messages.
+    """The result of a text processor; `kind` (caption or question) is for messages.
 
     Raises:
-        BadSample: nothing is left of it but punctuation and white space.
+        BadSample: nothing is left of the text but punctuation and white space.
     """
     made: str = processor(text, rng)
     if not is_left(processor, made):
@@ -47,7 +41,7 @@ def processed(processor: Callable[..., Any], text: str, rng: Any, kind: str) -> 
 
 
 def is_left(processor: Callable[..., Any], made: str) -> bool:
-    """Whether a processed text says anything besides the prompt that the processor puts before each."""
+    """Whether a processed text has content besides the prompt that the processor puts before each."""
     return has_content(made.removeprefix(getattr(processor, "prompt", "")))
 
 
@@ -58,7 +52,7 @@ def is_cut(processor: Callable[..., Any], text: str) -> bool:
 
 
 def main_texts(row: Any) -> Iterator[tuple[str, str]]:
-    """(caption | question, text) of a row: what a text processor is applied to."""
+    """(caption | question, text) of a row: the texts that a text processor is applied to."""
     caption = row.get("caption") if "question" not in row else None
     for text in [caption] if isinstance(caption, str) else caption or []:
         if text:
@@ -69,13 +63,13 @@ def main_texts(row: Any) -> Iterator[tuple[str, str]]:
 
 @dataclass
 class TextReport:
-    """What text processing does to a data set.
+    """The effect of text processing on a data set.
 
     Attributes:
         rows: of the data set. looked_at: how many of them were read. texts: in these.
         empty: texts with nothing left. shown: the first of these, `file:row: text`. cut: texts that lose their end.
-        processor: its name. reason: why a text is among the empty ones.
-        left_out: rows of the files that the data set has not, because they lack what the section requires.
+        processor: its name. reason: why a text counts as empty.
+        left_out: rows of the files that are not used because they lack what the section requires.
     """
 
     rows: int = 0
@@ -92,10 +86,10 @@ class TextReport:
         parts = [f"{self.empty:,} with {self.reason}" if self.empty else "",
                  f"{self.cut:,} cut by {self.processor}" if self.cut else ""]
         some = f" (of {self.looked_at:,} of {self.rows:,} rows)" if self.looked_at < self.rows else ""
-        told = [f"{self.texts:,} texts{some}, {', '.join(filter(None, parts))}"] if any(parts) else []
+        lines = [f"{self.texts:,} texts{some}, {', '.join(filter(None, parts))}"] if any(parts) else []
         if self.left_out:
-            told.append(f"rows left out, which lack what `required` names: {self.left_out:,}")
-        return "; ".join(told)
+            lines.append(f"rows left out, which lack what `required` names: {self.left_out:,}")
+        return "; ".join(lines)
 
 
 def look_through(dataset: Any, most: int = MOST_ROWS, some: int = SOME_ROWS) -> TextReport:
@@ -120,7 +114,7 @@ def look_through(dataset: Any, most: int = MOST_ROWS, some: int = SOME_ROWS) -> 
             if (cut or not plain or not has_content(text)) and not is_left(processor, processor(text, None)):
                 report.empty += 1
                 if len(report.shown) < MOST_SHOWN:
-                    report.shown.append(f"{dataset.place(index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")
+                    report.shown.append(f"{dataset.location(index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")
     return report
 
 
@@ -134,10 +128,10 @@ def _rows(table: Any, count: int) -> Iterator[tuple[int, Any]]:
 
 
 def no_words(processor: Any) -> str:
-    """What is wrong with a text that a processor leaves nothing of, for messages."""
+    """Why a text that a processor leaves nothing of is bad, for messages."""
     return "no words" if processor is as_it_is else f"no words left after {name_of(processor)}"
 
 
 def name_of(processor: Any) -> str:
-    """What a processor is called in messages."""
+    """A processor's name in messages."""
     return str(getattr(processor, "__name__", type(processor).__name__))

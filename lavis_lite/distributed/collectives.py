@@ -1,7 +1,7 @@
-"""One process, torchrun or SLURM: who am I, and the few collectives the package needs.
+"""The process group, and the few collectives that the package needs.
 
-Everything here is free at world size 1: no process group is needed, no tensor is copied. Collectives are entered by
-all ranks or by none; `local()` makes a stretch of code behave as world size 1 (evaluation of whole batches per rank).
+At world size 1 nothing here costs anything: no process group is needed, no tensor is copied. All ranks enter a
+collective, or none does. Inside `local()` code behaves as at world size 1 (each rank evaluates its own batches).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ T = TypeVar("T")
 class _State:
     local_depth = 0
     store: Any = None
-    """of this attempt, shared by all ranks"""
+    """key-value store that all ranks of this attempt share"""
 
 
 def init(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minutes: float = 5.0) -> Launch:
-    """Join the process group the launcher describes (gloo on CPU, NCCL on GPU); nothing to do for one process.
+    """Join the process group that the launcher describes (gloo on CPU, NCCL on GPU); one process needs none.
 
     Args:
         device: decides the backend.
@@ -41,27 +41,26 @@ def init(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minutes
         rendezvous_minutes: how long to wait here for the other ranks.
 
     Raises:
-        DistributedError: the launcher's variables make no sense, or the others did not come.
+        DistributedError: the launcher's variables make no sense, or another rank did not come.
     """
     launch = launch_from_environment()
     if launch.note:
         print(f"note: {launch.note}", flush=True)
     if launch.world_size > 1 and not dist.is_initialized():
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            follow_parent(signal.SIGTERM)  # a rank whose torchrun was killed saves and leaves
-        from lavis_lite.distributed.rendezvous import (
-            Rendezvous,  # builds of torch without torch.distributed lack its stores
-        )
+            follow_parent(signal.SIGTERM)  # if torchrun is killed, its ranks save and leave
+        # not at the top: builds of torch without torch.distributed have no stores
+        from lavis_lite.distributed.rendezvous import Rendezvous
 
         store = Rendezvous(launch.rank, launch.world_size, rendezvous_minutes).meet()
         backend = "nccl" if device.type == "cuda" else "gloo"
         try:
             dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size,
                                     timeout=timedelta(minutes=timeout_minutes))
-        except (dist.DistNetworkError, dist.DistStoreError, RuntimeError, ValueError) as fault:
-            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            raise DistributedError(f"rank {launch.rank} of {launch.world_size} met the others at {where}, but no group "
-                                   f"could be made: {fault}") from fault
+        except (dist.DistNetworkError, dist.DistStoreError, RuntimeError, ValueError) as error:
+            address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise DistributedError(f"rank {launch.rank} of {launch.world_size} met the others at {address}, but no "
+                                   f"group could be made: {error}") from error
         native_threads_started()
         _State.store = store
     return launch
@@ -76,27 +75,27 @@ def shutdown() -> None:
 
 @contextlib.contextmanager
 def group(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minutes: float = 5.0) -> Iterator[Launch]:
-    """The process group as a context: see `init` for the arguments and errors.
+    """Context manager: the process group of `init`, which takes the same arguments and raises the same errors.
 
-    Of the errors that end a run, the first is the cause and the others follow from it. An error that passes through
-    here after another rank's is marked with `told_elsewhere = True`, so that the cause is told once.
+    If a run fails on several ranks, the first error is the cause and the others follow from it. Later errors that pass
+    through here are marked with `reported_elsewhere = True`, so that only the cause is reported.
     """
     launch = init(device, timeout_minutes, rendezvous_minutes)
     store, hosts = _State.store, launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         yield launch
-    except BaseException as fault:
-        gone = isinstance(fault, RuntimeError) and peer_is_gone(fault)
-        ending = rank_is_gone(fault) if gone else fault
-        if store is not None and not getattr(fault, "same_on_all_ranks", False):
-            if not _is_first(store):
-                ending.told_elsewhere = True  # type: ignore[attr-defined]
+    except BaseException as error:
+        lost_rank = isinstance(error, RuntimeError) and peer_is_gone(error)
+        final = rank_is_gone(error) if lost_rank else error
+        if store is not None and not getattr(error, "same_on_all_ranks", False):
+            if not _is_first_failure(store):
+                final.reported_elsewhere = True  # type: ignore[attr-defined]
             shutdown()
             remove_stale_folders()  # of ranks on this host that were killed
-            if hosts:  # the rank that is gone asks nothing any more
-                _outstay(store, launch.world_size - gone)
-        if gone:
-            raise ending from fault
+            if hosts:  # the lost rank will not report a failure
+                _wait_for_failures(store, launch.world_size - lost_rank)
+        if lost_rank:
+            raise final from error
         raise
     finally:
         shutdown()
@@ -104,11 +103,11 @@ def group(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minute
 
 _FAILED = "failed"
 _PATIENCE = 2.0
-"""seconds that a failing rank spends on telling the others"""
+"""seconds that a failing rank spends on the store"""
 
 
-def _is_first(store: Any) -> bool:
-    """Whether no other rank has failed before this one; also where nobody can be asked."""
+def _is_first_failure(store: Any) -> bool:
+    """Whether no other rank has failed before this one; true if the store does not answer."""
     try:
         store.set_timeout(timedelta(seconds=_PATIENCE))
         return bool(store.add(_FAILED, 1) == 1)
@@ -116,10 +115,10 @@ def _is_first(store: Any) -> bool:
         return True
 
 
-def _outstay(store: Any, ranks: int) -> None:
-    """The host of the store waits a little for the others' failures, which they could not report otherwise.
+def _wait_for_failures(store: Any, ranks: int) -> None:
+    """Keep the store open a little, so that the other ranks can report their failures to it.
 
-    What still refers to gloo's group keeps its connections open, so ranks in the middle of a training notice later.
+    References to gloo's group keep its connections open, so ranks in the middle of a training notice later.
     """
     deadline = time.monotonic() + _PATIENCE / 4
     with contextlib.suppress(RuntimeError, OSError):
@@ -128,23 +127,23 @@ def _outstay(store: Any, ranks: int) -> None:
 
 
 def world_size() -> int:
-    """Number of processes that take part in collectives right now (1 inside `local()`)."""
+    """Number of processes in collectives (1 inside `local()`)."""
     return 1 if _State.local_depth or not dist.is_initialized() else dist.get_world_size()
 
 
 def rank() -> int:
-    """This process among them (0 inside `local()`)."""
+    """Number of this process among them (0 inside `local()`)."""
     return 0 if _State.local_depth or not dist.is_initialized() else dist.get_rank()
 
 
 def is_main() -> bool:
-    """Whether this process writes files and talks to the user."""
+    """Whether this process writes files and messages to the user."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
 @contextlib.contextmanager
 def local() -> Iterator[None]:
-    """Within it this process is alone: collectives return their input."""
+    """Context manager: inside it this process is alone, and collectives return their input."""
     _State.local_depth += 1
     try:
         yield
@@ -152,16 +151,16 @@ def local() -> Iterator[None]:
         _State.local_depth -= 1
 
 
-def peer_is_gone(fault: RuntimeError) -> bool:
-    """Whether a collective failed because another rank left or did not answer in time (gloo and NCCL word it so)."""
+def peer_is_gone(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank left or did not answer in time, by gloo's and NCCL's texts."""
     signs = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "imed out", "NCCL")
-    return dist.is_initialized() and dist.get_world_size() > 1 and any(sign in str(fault) for sign in signs)
+    return dist.is_initialized() and dist.get_world_size() > 1 and any(sign in str(error) for sign in signs)
 
 
-def rank_is_gone(fault: BaseException, when: str = "") -> DistributedError:
-    """What to raise in place of a collective's error when another rank has left."""
+def rank_is_gone(error: BaseException, when: str = "") -> DistributedError:
+    """The error that replaces a collective's own if another rank has left."""
     return DistributedError(f"another process of the run has gone or does not answer{when}; its own output has the "
-                            f"reason. Start again with `--resume auto`. Here: {fault}")
+                            f"reason. Start again with `--resume auto`. Here: {error}")
 
 
 def barrier() -> None:
@@ -180,7 +179,7 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 
 class _AllGatherGrad(torch.autograd.Function):
-    """all_gather whose backward sums every rank's gradient of this rank's rows."""
+    """all_gather with a backward that sums every rank's gradient of this rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -196,7 +195,7 @@ class _AllGatherGrad(torch.autograd.Function):
 
 
 def all_gather_with_grad(tensor: Tensor) -> Tensor:
-    """As `all_gather`, but gradients flow back to the rank that owns the row."""
+    """Rows of all ranks, [B, ...] -> [W*B, ...]; gradients flow back to the rank that owns the row."""
     return tensor if world_size() == 1 else _AllGatherGrad.apply(tensor)
 
 
@@ -210,7 +209,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def all_gather_object(item: T) -> list[T]:
-    """One picklable item of every rank, rank 0 first. For small things."""
+    """One small picklable item of every rank, rank 0 first."""
     if world_size() == 1:
         return [item]
     parts: list[Any] = [None] * world_size()
@@ -228,7 +227,7 @@ def broadcast_object(item: T) -> T:
 
 
 class _Exchange(torch.autograd.Function):
-    """all_to_all of rows with uneven splits; backward sends the gradients home the same way."""
+    """all_to_all of rows with uneven splits; backward sends the gradients back to their ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
@@ -246,23 +245,25 @@ def _all_to_all(rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
     return out
 
 
-def fetch_rows(rows: Tensor, wanted: Tensor) -> Tensor:
+def fetch_rows(rows: Tensor, indices: Tensor) -> Tensor:
     """Rows of the global batch by their global index; only these rows cross ranks.
 
     Args:
         rows: float[B, ...], this rank's part of the global batch (equal B on all ranks); gradients flow back.
-        wanted: int64[M], global indices in [0, W*B): owner = index // B.
+        indices: int64[M], global indices in [0, W*B): owner = index // B.
 
     Returns:
-        float[M, ...] in the order of `wanted`.
+        float[M, ...] in the order of `indices`.
     """
     if world_size() == 1:
-        return rows.index_select(0, wanted)
-    size, me, batch = world_size(), rank(), rows.shape[0]
-    counts = all_gather_object(wanted.tolist())  # a few hundred integers; the one host sync of a step
-    mine = [[index - me * batch for index in asked if index // batch == me] for asked in counts]
-    by_owner = [[place for place, index in enumerate(counts[me]) if index // batch == owner] for owner in range(size)]
-    to_send = torch.tensor([row for asked in mine for row in asked], dtype=torch.long, device=rows.device)
-    received = _Exchange.apply(rows.index_select(0, to_send), [len(a) for a in mine], [len(a) for a in by_owner])
-    order = torch.tensor([place for places in by_owner for place in places], dtype=torch.long, device=rows.device)
+        return rows.index_select(0, indices)
+    me, batch = rank(), rows.shape[0]
+    requests = all_gather_object(indices.tolist())  # a few hundred integers; the only host sync of a step
+    outgoing = [[index - me * batch for index in request if index // batch == me] for request in requests]
+    incoming = [[position for position, index in enumerate(requests[me]) if index // batch == owner]
+                for owner in range(world_size())]
+    to_send, order = (torch.tensor(sum(parts, []), dtype=torch.long, device=rows.device)
+                      for parts in (outgoing, incoming))
+    received = _Exchange.apply(rows.index_select(0, to_send), [len(part) for part in outgoing],
+                               [len(part) for part in incoming])
     return received.index_select(0, torch.argsort(order))

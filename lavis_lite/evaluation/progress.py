@@ -1,22 +1,22 @@
-"""What lies on the desk while one data set is evaluated: its journal, its bar, and the wish to stop."""
+"""The progress of one data set's evaluation: what is finished, the bar, and whether a signal asks to stop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from lavis_lite import distributed
-from lavis_lite.evaluation.journal import Finished, Journal, is_plain
-from lavis_lite.tasks.base import LongWork, Row
+from lavis_lite.evaluation.resume import CompletedBatches, EvalCheckpoint, is_plain
+from lavis_lite.tasks.base import ProgressHandle, Row
 from lavis_lite.tracking.tracker import Tracker
 
 
 class EvaluationStopped(Exception):
-    """A signal came while a split was being evaluated; all ranks have left the evaluation together.
+    """A signal stopped the evaluation of a split; all ranks have left it together.
 
     Attributes:
-        exit_code: to leave with.
-        kept: what is kept of it and where; "": nothing.
+        exit_code: of the process.
+        kept: which finished work is on the disk, as a clause; "": none.
     """
 
     def __init__(self, exit_code: int, kept: str = "") -> None:
@@ -24,104 +24,103 @@ class EvaluationStopped(Exception):
         super().__init__(f"evaluation stopped by a signal (exit code {exit_code})")
 
 
-class Desk(LongWork):
-    """Takes note of what is finished, shows it, and knows what was finished before.
+class EvalProgress(ProgressHandle):
+    """Saves what is finished, shows it, and knows what an earlier try finished. Made by all ranks together.
 
     Args:
-        journal: of this evaluation and rank; None: nothing is kept.
-        resume: whether to go on from what journals hold.
+        checkpoint: the file of this evaluation and rank.
+        resume: whether to load what an earlier try finished; else it is removed.
         tracker: shows the bars.
         title: of the bars, `<split> <data set>`.
-        wish: exit code of a pending signal, 0 while there is none.
+        stop_code: returns the exit code of a pending signal; 0: no signal.
 
     Attributes:
-        finished: what was done before; the rows are on rank 0 only, where the files were read.
+        completed: finished batches by number; their rows are on rank 0 only, which reads the files.
         done: numbers of the finished batches, on all ranks.
+        writable: false if another process runs the same evaluation, or its files cannot be read; nothing is saved then.
     """
 
-    def __init__(self, journal: Journal | None, resume: bool, tracker: Tracker, title: str,
-                 wish: Callable[[], int]) -> None:
-        self.journal, self.tracker, self.title, self.wish_of_runner = journal, tracker, title, wish
-        self.finished = self._take_up(resume)
-        self.done = frozenset(distributed.broadcast_object(list(self.finished.batches)))
-        self.parts: dict[str, Any] = distributed.broadcast_object(self.finished.parts)
-        if not distributed.broadcast_object(self.finished.ours):
-            self.journal = None
-        self._total = self._before = self._own = 0
-        self._showing = False
+    def __init__(self, checkpoint: EvalCheckpoint, resume: bool, tracker: Tracker, title: str,
+                 stop_code: Callable[[], int]) -> None:
+        self.checkpoint, self.tracker, self.title, self._stop_code = checkpoint, tracker, title, stop_code
+        self.writable = True
+        earlier = self._load(resume) if distributed.is_main() else CompletedBatches()
+        self.completed = earlier.batches
+        done, self._parts, self.writable = distributed.broadcast_object(
+            (list(earlier.batches), earlier.parts, self.writable))
+        self.done = frozenset(done)
+        self._bar: tuple[int, int] | None = None
+        self._own = 0
 
-    def _take_up(self, resume: bool) -> Finished:
-        if self.journal is None or not distributed.is_main():
-            return Finished()
+    def _load(self, resume: bool) -> CompletedBatches:
         if not resume:
-            self.journal.remove()
-            return Finished()
-        finished, told = self.journal.take_up()
-        for line in told:
-            self.tracker.say(line)
-        return finished
+            self.checkpoint.remove()
+            return CompletedBatches()
+        try:
+            completed, messages = self.checkpoint.load()
+        except OSError as error:
+            self.writable = False
+            completed, messages = CompletedBatches(), [
+                f"{error.filename or self.checkpoint.folder}: {error.strerror}; this evaluation begins from the start "
+                "and saves no finished batches"]
+        for message in messages:
+            self.tracker.say(message)
+        return completed
 
-    # --- rows -----------------------------------------------------------------------------------------------------
-    def keep_batch(self, number: int, rows: list[Row], bad: list[Any], samples: int) -> None:
-        """A batch is finished. Rows that JSON does not give back as they were are not kept."""
-        if self.journal is not None and is_plain(rows):
+    # --- finished work --------------------------------------------------------------------------------------------
+    def save_batch(self, number: int, rows: list[Row], bad: list[Any], samples: int) -> None:
+        """Save a finished batch, unless JSON would change its rows."""
+        if is_plain(rows):
             self._append({"batch": number, "rows": rows, "samples": samples, "bad": bad})
 
-    def told_before(self, samples: int, total: int) -> None:
-        """Say what was there already."""
-        if samples:
-            self.tracker.say(f"{self.title}: {samples:,} of {total:,} samples were finished before")
+    def load(self, key: str) -> Any:
+        """A part of the scoring that an earlier try finished; None: it is not there."""
+        return self._parts.get(key)
 
-    def _append(self, entry: dict[str, Any]) -> None:
-        if self.journal is not None and (trouble := self.journal.append(entry)):
-            self.tracker.say(trouble)
-
-    # --- what tasks see -------------------------------------------------------------------------------------------
-    def begin(self, title: str, total: int, unit: str) -> None:
-        """A bar for all ranks' units, which are taken to be as many as this rank's each."""
-        self.show(f"{self.title} {title}", total * distributed.world_size(), 0, unit)
-
-    def show(self, title: str, total: int, before: int, unit: str) -> None:
-        """A bar of `total` units of all ranks, `before` of them done already."""
-        self.hide()
-        self._total, self._before, self._own, self._showing = total, before, 0, True
-        self.tracker.begin(title, total, before, unit)
-
-    def advance(self, count: int = 1) -> None:
-        """Move the bar, by as much as all ranks do while this one does `count`."""
-        self._own += count
-        self.tracker.proceed(min(self._before + self._own * distributed.world_size(), self._total))
-
-    def hide(self) -> None:
-        """End the bar, if there is one."""
-        if self._showing:
-            self.tracker.end()
-            self._showing = False
-
-    def get(self, key: str) -> Any:
-        """A part of the scoring that was finished before."""
-        return self.parts.get(key)
-
-    def put(self, key: str, value: Any) -> None:
-        """Keep a part of the scoring."""
+    def save(self, key: str, value: Any) -> None:
+        """Save a finished part of the scoring."""
         self._append({"key": key, "value": value})
 
-    def wish(self) -> int:
-        """Exit code of a pending signal."""
-        return self.wish_of_runner()
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self.writable and (problem := self.checkpoint.append(entry)):
+            self.tracker.say(problem)
 
-    def agreed(self) -> int:
-        """The wish of any rank. Collective."""
-        return max(distributed.all_gather_object(self.wish()))
+    # --- the bar --------------------------------------------------------------------------------------------------
+    def begin(self, title: str, total: int, unit: str, done: int = 0) -> None:
+        """Show a bar of `total` units of all ranks, `done` of them finished earlier."""
+        self.end()
+        self._bar, self._own = (total, done), 0
+        self.tracker.begin(f"{self.title} {title}".rstrip(), total, done, unit)
 
-    def stop(self, code: int) -> NoReturn:
-        """Leave; what is finished is kept."""
-        written = [] if self.journal is None else self.journal.paths()
-        kept = f"what is finished is kept in {written[0].parent}" if written else ""
-        raise EvaluationStopped(code, kept)
+    def advance(self, count: int = 1) -> None:
+        """Move the bar as far as all ranks get while this one finishes `count` units."""
+        if self._bar is not None:
+            total, done = self._bar
+            self._own += count
+            self.tracker.proceed(min(done + self._own * distributed.world_size(), total))
 
-    def leave(self) -> None:
-        """Nothing more will be written; the files stay."""
-        self.hide()
-        if self.journal is not None:
-            self.journal.close()
+    def end(self) -> None:
+        """Remove the bar, if there is one."""
+        if self._bar is not None:
+            self.tracker.end()
+            self._bar = None
+
+    # --- leaving --------------------------------------------------------------------------------------------------
+    def stop_requested(self) -> int:
+        """Exit code of a pending signal on this rank; 0: none."""
+        return self._stop_code()
+
+    def stop_if_requested(self) -> None:
+        """Leave the evaluation if a signal asked any rank to stop. Collective.
+
+        Raises:
+            EvaluationStopped: on all ranks.
+        """
+        if code := max(distributed.all_gather_object(self.stop_requested())):
+            written = self.checkpoint.paths() if self.writable else []
+            raise EvaluationStopped(code, f"what is finished is kept in {written[0].parent}" if written else "")
+
+    def close(self) -> None:
+        """Remove the bar and close the file, which stays on the disk."""
+        self.end()
+        self.checkpoint.close()

@@ -16,8 +16,8 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError as fault:
-        if fault.errno not in (22, 95):  # EINVAL, EOPNOTSUPP: no fsync of folders here
+    except OSError as error:
+        if error.errno not in (22, 95):  # EINVAL, EOPNOTSUPP: no fsync of folders here
             raise
     finally:
         os.close(descriptor)
@@ -29,26 +29,40 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace the file's content in one go. Secrets in the text are masked.
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside a path, which `remove_strays` finds if the process is killed."""
+    return path.with_name(f".tmp-{path.name}-{os.getpid()}")
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary name for a new file, which replaces `path` in one go if the block ends without an error.
 
     Raises:
         OSError: it could not be written; the old file is untouched.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary = temporary_name(path)
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(redaction.mask(text))
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync_file(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace the file's content in one go. Secrets in the text are masked.
+
+    Raises:
+        OSError: it could not be written; the old file is untouched.
+    """
+    with replaced(path) as temporary:
+        temporary.write_text(redaction.mask(text), encoding="utf-8")
+
+
 def remove_strays(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder. Call it where nobody else writes."""
+    """Remove what killed processes left half-written in a folder. No other process may be writing there."""
     for stray in Path(folder).glob(".tmp-*"):
         if stray.is_dir():
             shutil.rmtree(stray, ignore_errors=True)
@@ -57,8 +71,8 @@ def remove_strays(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def fresh(path: Path) -> Iterator[Path]:
-    """A name beside `path` for a new file or folder, which gets the name `path` when the block ends without an error.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name for a new file or folder, which is renamed to `path` if the block ends without an error.
 
     Raises:
         FileExistsError: there is something already.
@@ -67,7 +81,7 @@ def fresh(path: Path) -> Iterator[Path]:
     if path.exists():
         raise FileExistsError(f"{path} is there already")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary = temporary_name(path)
     try:
         yield temporary
         for file in [temporary] if temporary.is_file() else sorted(temporary.rglob("*")):

@@ -1,4 +1,4 @@
-"""Why something could not be written, in words: a full disk, a limit on files, a folder that is gone or read-only."""
+"""Explains why something could not be written: a full disk, a limit on files, a missing or read-only folder."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""One path layer: where files are looked up, and how those that are elsewhere get here.
+"""The path layer: local names are resolved, files elsewhere are fetched.
 
-Local names resolve against the working folder, then the cache folder. URLs are fetched once, whole or not at all,
-checked against their hash; `hf://owner/name/path` is a file of a Hugging Face repository. Other schemes (`s3://` ...)
-work once a handler for iopath's PathManager is registered; without one they are an error, where iopath alone would take
-them for local names.
+Local names resolve against the working folder, then the cache folder. URLs are fetched once, whole or not at all, and
+checked against their hash. `hf://owner/name/path` is a file of a Hugging Face repository. Other schemes (`s3://` ...)
+work once a handler for iopath's PathManager is registered; without one they are an error, because iopath alone would
+take them for local names.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def fetch(url: str, sha256: str | None = None, md5: str | None = None, to: Path 
         url: https://, http:// (only with a hash, or from this machine), hf:// (see `hub`), file://, a local name, or a
             registered scheme.
         sha256, md5: expected hash in hex.
-        to: where to put it; by default under the cache folder. What comes from hf:// stays in the hub's cache.
+        to: target path; by default under the cache folder. Files from hf:// stay in the hub's cache.
 
     Raises:
         DataError: unknown scheme, not there, network refused or failing, wrong hash; with the command to do it by hand.
@@ -151,15 +151,15 @@ def _fetch_web(url: str, target: Path, hashes: Hashes) -> Path:
         with FileLock(str(target) + ".lock"):
             if not target.exists() or hashes.problem(target):
                 download(url, target, hashes)
-    except (OSError, http.client.HTTPException) as fault:  # OSError covers URLError, timeouts and a full disk
-        raise DataError(f"could not fetch {url} to {target}: {_reason(fault, target)}. {help_}") from fault
+    except (OSError, http.client.HTTPException) as error:  # OSError covers URLError, timeouts and a full disk
+        raise DataError(f"could not fetch {url} to {target}: {_reason(error, target)}. {help_}") from error
     return target
 
 
-def _reason(fault: Exception, target: Path) -> str:
-    if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
-        return disk.cannot_write(target, fault).rstrip(".")
-    return str(getattr(fault, "reason", None) or fault or type(fault).__name__)
+def _reason(error: Exception, target: Path) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        return disk.cannot_write(target, error).rstrip(".")
+    return str(getattr(error, "reason", None) or error or type(error).__name__)
 
 
 def _local(url: str, hashes: Hashes) -> Path:
@@ -171,9 +171,9 @@ def _local(url: str, hashes: Hashes) -> Path:
 
 def _checked(name: str, path: Path, hashes: Hashes) -> Path:
     """The path, once its hash is what is stated."""
-    fault = hashes.problem(path)
-    if fault:
-        raise DataError(f"{name}: {fault}.")
+    error = hashes.problem(path)
+    if error:
+        raise DataError(f"{name}: {error}.")
     return path
 
 

@@ -88,12 +88,12 @@ def fetch(name: HubName, offline: bool, patterns: Sequence[str] | None = None) -
     """
     try:
         return _load(name, patterns, local_only=offline)
-    except (OSError, ValueError) as fault:  # every error of the hub's client derives from one of these
+    except (OSError, ValueError) as error:  # every error of the hub's client derives from one of these
         if offline:
             reason = "it is not in the hub cache, and LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE forbids to fetch it"
         else:
-            reason = f"could not fetch it: {(str(fault).strip() or type(fault).__name__).splitlines()[0]}"
-        raise DataError(f"{name}: {reason}. To fetch it by hand: {name.command()}") from fault
+            reason = f"could not fetch it: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        raise DataError(f"{name}: {reason}. To fetch it by hand: {name.command()}") from error
 
 
 def _load(name: HubName, patterns: Sequence[str] | None, local_only: bool) -> Path:

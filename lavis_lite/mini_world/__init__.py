@@ -1,1 +1,27 @@
-"""The mini world: generated scenes with captions and questions, written to disk in the layouts of real data sets."""
+"""The mini world: a generated data set of small pictures with captions, questions, dialogues, signs and clips."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+GENERATORS = {"mini_world": "lavis_lite.mini_world.world:prepare_mini_world",
+              "mini_tasks": "lavis_lite.mini_world.tasks:prepare_mini_tasks"}
+"""what `prepare:` of a data set may name -> function(root, **prepare_args) -> folder"""
+
+
+def generate(generator: str, root: Path, **arguments: Any) -> Path:
+    """Make sure that `root` holds what a generator writes; safe to call again and from several processes.
+
+    Args:
+        generator: key of GENERATORS.
+        root: the folder to write.
+        arguments: `prepare_args` of the data set.
+
+    Raises:
+        TypeError: an argument that the generator does not have.
+        DataError: the folder holds something else or cannot be written.
+    """
+    module, _, function = GENERATORS[generator].partition(":")
+    return Path(getattr(importlib.import_module(module), function)(root, **arguments))

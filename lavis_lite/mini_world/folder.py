@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 
 
 def read_manifest(root: Path) -> dict[str, Any] | None:
-    """What the folder says it holds, `name` and whatever decides its content; None without a readable manifest."""
+    """The folder's manifest, `name` and whatever decides its content; None if it is missing or unreadable."""
     try:
         manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -26,14 +26,13 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
     return manifest if isinstance(manifest, dict) else None
 
 
-def ensure(root: Path, wanted: dict[str, Any], write: Callable[[], None]) -> None:
-    """Call `write`, which fills `root` by `swap_in`, unless the folder holds what is wanted already.
-
-    Of several processes that ask at once, one writes and the others wait.
+def ensure(root: Path, wanted: dict[str, Any], fill: Callable[[Path], None]) -> None:
+    """Make sure that a folder holds what is wanted. Of several processes at once, one writes and the others wait.
 
     Args:
         root: absolute; it must not exist, be empty, or be an earlier folder of the same name in its manifest.
         wanted: the manifest; `name` says what is written.
+        fill: writes the content into a folder.
 
     Raises:
         DataError: the folder holds something else or cannot be written.
@@ -44,10 +43,10 @@ def ensure(root: Path, wanted: dict[str, Any], write: Callable[[], None]) -> Non
     with _writing(root, what), FileLock(str(root.parent / f".{root.name}.lock")):
         if read_manifest(root) != wanted:  # another process may have written it while this one waited
             _refuse_foreign(root, str(wanted["name"]), what)
-            write()
+            _swap_in(root, wanted, fill)
 
 
-def swap_in(root: Path, wanted: dict[str, Any], fill: Callable[[Path], None]) -> None:
+def _swap_in(root: Path, wanted: dict[str, Any], fill: Callable[[Path], None]) -> None:
     """Fill a temporary sibling, then swap it in; what killed runs left behind goes first (the lock is held)."""
     for leftover in root.parent.glob(f".{root.name}.*.partial"):
         shutil.rmtree(leftover)

@@ -1,4 +1,4 @@
-"""Writes what other tasks than captions and questions ask of the mini world, in the layouts of published data sets.
+"""Writes data of the mini world for tasks besides captions and questions, in the layouts of published data sets.
 
     python -m lavis_lite data prepare mini_world_dialogue
 
@@ -8,7 +8,7 @@
            images/scenes/000000.jpg         64 x 64 pixels: the scenes of the mini world's split test, of the same seed
            images/signs/000000.jpg          nothing but words: the lines of a sign
            videos/000000.avi                8 frames of 64 x 64 pixels; objects come in one after the other
-           annotations/options_test.json    A-OKVQA's layout: four options, the right one's place, ten answers
+           annotations/options_test.json    A-OKVQA's layout: four options, the right one's index, ten answers
                        yes_no_test.jsonl    Hateful Memes' layout: a text and the label 0 or 1
                        dialogues_test.json, relevance_test.json   VisDial v1.0's layout: ten candidates a round
                        signs_test.json      questions about a sign's words, with the words as an OCR system has them
@@ -32,7 +32,7 @@ from lavis_lite.errors import DataError
 from lavis_lite.mini_world.avi import motion_jpeg
 from lavis_lite.mini_world.captions import canonical_caption
 from lavis_lite.mini_world.dice import Dice
-from lavis_lite.mini_world.folder import ensure, swap_in, write_json
+from lavis_lite.mini_world.folder import ensure, write_json
 from lavis_lite.mini_world.questions import TYPES, Question, make_questions
 from lavis_lite.mini_world.records import ANSWERS_PER_QUESTION
 from lavis_lite.mini_world.render import encode_jpeg, render
@@ -67,7 +67,7 @@ def prepare_mini_tasks(root: Path | str, pictures: int = 150, clips: int = 60, s
     if not (0 < pictures < 100_000 and 0 < clips < 100_000):
         raise DataError(f"mini tasks: pictures={pictures}, clips={clips}: must be 1 to 99999")
     wanted = {"name": "mini_tasks", "version": VERSION, "seed": seed, "sizes": {"pictures": pictures, "clips": clips}}
-    ensure(root, wanted, lambda: swap_in(root, wanted, lambda folder: _write(folder, pictures, clips, seed)))
+    ensure(root, wanted, lambda folder: _write(folder, pictures, clips, seed))
     return root
 
 
@@ -108,15 +108,11 @@ def _asked(scene: Scene, *types: str) -> Iterator[tuple[int, Question]]:
     return ((10 * scene.image_id + place, one) for place, one in enumerate(make_questions(scene)) if one.type in types)
 
 
-def _with_others(scene: Scene, place: int, answer: str, others: tuple[str, ...], count: int) -> list[str]:
+def _with_others(scene: Scene, number: int, answer: str, others: tuple[str, ...], count: int) -> list[str]:
     """An answer among `count` different ones, in any order."""
-    rng = Dice(*_key(scene), place)
+    rng = Dice(scene.seed, scene.image_id, number)
     drawn = [other for other in rng.shuffled(others) if other != answer][:count - 1]
     return rng.shuffled([answer, *drawn])
-
-
-def _key(scene: Scene) -> tuple[int, int]:
-    return scene.seed, scene.image_id
 
 
 def options(scene: Scene) -> list[Row]:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite.errors import DataError
-from lavis_lite.mini_world.folder import ensure, swap_in, write_json
+from lavis_lite.mini_world.folder import ensure, write_json
 from lavis_lite.mini_world.records import (
     SceneRecord,
     answer_file,
@@ -84,18 +84,12 @@ def prepare_mini_world(
     if bad:
         raise DataError(f"mini world: {', '.join(bad)}: the pictures of a split must be 0 to 999999")
     wanted = {"name": "mini_world", "version": WORLD_VERSION, "seed": seed, "sizes": sizes}
-    ensure(root, wanted, lambda: _write_world(root, wanted, workers or _default_workers(), progress))
+    if not workers:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(cores, 8)
+    report = _progress_line(sum(sizes.values())) if progress else lambda done: None
+    ensure(root, wanted, lambda folder: _write_splits(folder, wanted, workers, report))
     return root
-
-
-def _default_workers() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
-
-
-def _write_world(root: Path, wanted: dict[str, Any], workers: int, progress: bool) -> None:
-    report = _progress_line(sum(wanted["sizes"].values())) if progress else _silent
-    swap_in(root, wanted, lambda folder: _write_splits(folder, wanted, workers, report))
 
 
 def _write_splits(root: Path, wanted: dict[str, Any], workers: int, report: Callable[[int], None]) -> None:
@@ -112,7 +106,11 @@ def _write_splits(root: Path, wanted: dict[str, Any], workers: int, report: Call
                 records += chunk
                 report(done + len(records))
             done += len(records)
-            _write_annotations(root / "annotations", records, info, split)
+            for name, content in (("captions", caption_file(records, info)),
+                                  ("questions", question_file(records, info, split)),
+                                  ("vqa_annotations", answer_file(records, info, split)),
+                                  ("scenes", scene_file(records, info))):
+                write_json(root / "annotations" / f"{name}_{split}.json", content)
 
 
 def _write_chunk(job: Job) -> list[SceneRecord]:
@@ -134,17 +132,6 @@ def _mapper(workers: int) -> Iterator[Callable[..., Any]]:
         return
     with worker_pool(workers, "drawing the mini world", "fork") as pool:
         yield pool.map
-
-
-def _write_annotations(folder: Path, records: list[SceneRecord], info: dict[str, Any], split: str) -> None:
-    write_json(folder / f"captions_{split}.json", caption_file(records, info))
-    write_json(folder / f"questions_{split}.json", question_file(records, info, split))
-    write_json(folder / f"vqa_annotations_{split}.json", answer_file(records, info, split))
-    write_json(folder / f"scenes_{split}.json", scene_file(records, info))
-
-
-def _silent(done: int) -> None:
-    """No progress shown."""
 
 
 def _progress_line(total: int) -> Callable[[int], None]:

@@ -2,11 +2,10 @@
 
 Three rules hold for every process started here (loader workers, shard writers, world generators):
 
-- A signal that is sent to the whole process group (Ctrl-C, SIGTERM of torchrun or a scheduler) does not reach it: the
-  parent decides, and may need the worker to finish its step.
-- When the parent leaves, for whatever reason, it kills the child instead of asking it to go. Asking would wait for
-  ever, because the child ignores the question.
-- When the parent is killed itself, the child dies with it.
+- A signal to the whole process group (Ctrl-C, SIGTERM of torchrun or a scheduler) does not reach the child. The parent
+  decides, and may need the worker to finish its step.
+- When the parent ends, it kills the child. It does not terminate it, because the child ignores SIGTERM.
+- When the parent itself is killed, the child dies with it.
 """
 
 from __future__ import annotations
@@ -32,19 +31,19 @@ from lavis_lite.errors import WorkerError
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 """the signals that ask a run to stop; Windows has only the first two"""
 _FOLDERS = "ll-"
-"""how temporary folders are named, short because paths of sockets must be: ll-<process id>-<random>"""
+"""prefix of temporary folders, ll-<process id>-<random>; short, because paths of sockets must be"""
 _LONGEST_ROOT = 60
-"""bytes of the path that their folder may have: a socket's path has at most 104 bytes on macOS, 108 on Linux"""
+"""bytes of their parent's path; a socket's whole path has at most 104 bytes on macOS, 108 on Linux"""
 _SET_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux' prctl"""
 
 
 def follow_parent(sign: int = getattr(signal, "SIGKILL", signal.SIGTERM)) -> None:
-    """Have this process die with the one that started it; Linux sends it `sign`, elsewhere a thread ends it."""
+    """Let this process end with its parent: Linux sends it `sign`, on other systems a thread ends it."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, int(sign), 0, 0, 0)
         parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():  # it died before the line above
+        if parent is not None and not parent.is_alive():  # it died before the call above
             os._exit(1)
     elif (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
@@ -57,7 +56,7 @@ def _end_after(sentinel: Any) -> None:
 
 @contextlib.contextmanager
 def stop_signals_blocked() -> Iterator[None]:
-    """Within it no stop signal reaches this process, nor, for good, any process that it starts."""
+    """Context manager: inside it no stop signal reaches this process. Processes started inside never get one."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -69,7 +68,7 @@ def stop_signals_blocked() -> Iterator[None]:
 
 
 class _Worker:
-    """What the process classes of all start methods share."""
+    """Base of the process classes of all start methods."""
 
     def run(self) -> None:
         """Follow the parent, then do the work."""
@@ -97,7 +96,7 @@ class _SpawnContext(context.SpawnContext):
 
 
 CONTEXTS: dict[str, context.BaseContext] = {"spawn": _SpawnContext()}
-"""start method -> context whose processes keep the rules above"""
+"""start method -> context; its processes follow the rules above"""
 
 if sys.platform != "win32":
 
@@ -122,10 +121,10 @@ def worker_context(method: str | None = None) -> context.BaseContext:
 
 
 def temporary_folder() -> str:
-    """The folder for the sockets of this process' workers; it is made at the first call.
+    """The folder for the sockets of this process' workers, made at the first call.
 
-    Python lets each worker make one of its own, which is left behind if the worker is killed. This one is removed when
-    the process ends; those of processes that were killed are removed here.
+    By default each worker makes one of its own, which stays behind if the worker is killed. This one is removed when
+    the process ends. Folders of killed processes are removed here.
     """
     settings = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     if settings.get("tempdir") is None:
@@ -136,9 +135,9 @@ def temporary_folder() -> str:
 
 
 def _socket_root() -> str:
-    """The folder of temporary files, or a shorter one if sockets below it would have longer paths than a system takes.
+    """The folder of temporary files, or one with a shorter path if paths of sockets below it would be too long.
 
-    Workers could not hand over their batches then, and whoever waits for these would wait for ever.
+    With too long a path workers cannot hand over their batches, and the parent waits for ever.
     """
     usual = tempfile.gettempdir()
     shorter = [folder for folder in ("/tmp", "/var/tmp") if os.access(folder, os.W_OK | os.X_OK)]
@@ -146,7 +145,7 @@ def _socket_root() -> str:
 
 
 def remove_stale_folders() -> None:
-    """Remove the temporary folders of processes that are gone."""
+    """Remove the temporary folders of processes that have ended."""
     for folder in Path(_socket_root()).glob(f"{_FOLDERS}*-*"):
         pid = folder.name.removeprefix(_FOLDERS).partition("-")[0]
         if pid.isdigit() and not _lives(int(pid)):
@@ -154,8 +153,8 @@ def remove_stale_folders() -> None:
 
 
 def _lives(pid: int) -> bool:
-    """Whether a process runs. One that was killed, but that its parent has not collected yet, does not."""
-    if os.name != "posix":  # where signal 0 is one that ends processes
+    """Whether a process runs. A killed one that its parent has not collected yet (a zombie) does not."""
+    if os.name != "posix":  # on Windows signal 0 ends processes
         return True
     try:
         os.kill(pid, 0)
@@ -163,25 +162,20 @@ def _lives(pid: int) -> bool:
         return False
     except OSError:
         return True
-    return _state(pid) not in ("Z", "X")
-
-
-def _state(pid: int) -> str:
-    """Linux' letter for what a process does ("Z": it has ended, "R": it runs); "" elsewhere or if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    try:  # Linux
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in ("Z", "X")
     except (OSError, IndexError):
-        return ""
+        return True
 
 
 @contextlib.contextmanager
 def worker_pool(workers: int, what: str, method: str | None = None, initializer: Callable[..., None] | None = None,
                 initargs: tuple[Any, ...] = ()) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes that is gone when the block is left, at once if it is left by an exception.
+    """Context manager: a pool of processes, which end with the block; at once if an exception ends it.
 
     Args:
         workers: number of processes.
-        what: what they do, for messages ("writing shards").
+        what: the work, for messages ("writing shards").
         method: start method; None: the platform's default.
         initializer, initargs: called in every process first.
 
@@ -191,9 +185,9 @@ def worker_pool(workers: int, what: str, method: str | None = None, initializer:
     pool = ProcessPoolExecutor(workers, worker_context(method), initializer, initargs)
     try:
         yield pool
-    except BrokenProcessPool as fault:
+    except BrokenProcessPool as error:
         raise WorkerError(f"a process that was {what} was killed, most likely because memory ran out. "
-                          "Use fewer workers, or give the job more memory.") from fault
+                          "Use fewer workers, or give the job more memory.") from error
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.kill()

@@ -1,4 +1,4 @@
-"""How a command ends: its exit codes, signals as exceptions, and the traceback of an error that nobody foresaw."""
+"""How a command ends: exit codes, signals as exceptions, and the traceback of an unexpected error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def code_of(number: int) -> int:
 
 
 class Terminated(BaseException):
-    """A signal other than Ctrl-C asks the process to stop; it passes through every `finally` on its way out.
+    """A signal other than Ctrl-C stops the process; as an exception it runs every `finally`.
 
     Attributes:
         exit_code: see `code_of`.
@@ -47,9 +47,9 @@ class Terminated(BaseException):
 
 @contextlib.contextmanager
 def stop_signals_raise() -> Iterator[None]:
-    """Within it a stop signal raises `Terminated`; Ctrl-C raises KeyboardInterrupt, as always in Python.
+    """Context manager: inside it a stop signal raises `Terminated`; Ctrl-C raises KeyboardInterrupt, as always.
 
-    A signal that the caller ignores (`nohup`) stays ignored. Outside the main thread nothing is changed.
+    A signal that the caller ignores (`nohup`) stays ignored. Outside the main thread it does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -73,7 +73,7 @@ def stop_signals_raise() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_signals_ignored() -> Iterator[None]:
-    """Within it, while the last words are said, only Ctrl-C is heard."""
+    """Context manager: inside it, while the final message is printed, only Ctrl-C stops the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -94,7 +94,7 @@ def _restore(before: dict[signal.Signals, Any]) -> None:
 def leave(code: int) -> NoReturn:
     """End the process with an exit code that no late signal changes.
 
-    After an error, what libraries do at the end may take `GRACE` seconds; a thread that never ends is not waited for.
+    After an error, libraries get `GRACE` seconds to finish, so a thread that never ends does not block the exit.
     """
     if code != SUCCESS:
         last = threading.Timer(GRACE, os._exit, (code,))
@@ -114,61 +114,61 @@ class _Native:
 
 
 def native_threads_started() -> None:
-    """Say that a library's own threads may still hold Python objects when the process ends (gloo's and NCCL's do).
+    """Note that a library's threads may hold Python objects when the process ends (gloo's and NCCL's do).
 
-    Python stops such a thread in the middle of C++ code when it asks for the interpreter's lock during teardown;
-    C++ then aborts the process: "terminate called without an active exception", signal 6, after a run that succeeded.
+    If such a thread asks for the interpreter's lock during teardown, Python stops it in the middle of C++ code. C++
+    then aborts the process with signal 6 ("terminate called without an active exception"), although the run succeeded.
     """
     _Native.threads = True
 
 
 def _end_without_teardown(code: int) -> NoReturn:
-    """What Python does at the end up to its teardown: wait for threads, call `atexit` functions, flush."""
+    """Do what Python does before its teardown: wait for threads, call `atexit` functions, flush; then exit."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # the terminal is gone, or closed
+        with contextlib.suppress(OSError, ValueError):  # no terminal any more
             stream.flush()
     os._exit(code)
 
 
-# --- an error that nobody foresaw -----------------------------------------------------------------------------------
+# --- unexpected errors ------------------------------------------------------------------------------------------------
 class _Report:
     folder: Path | None = None
 
 
 def report_to(folder: Path | None) -> None:
-    """The folder that the traceback of an unexpected error is written to; None: that of temporary files."""
+    """Set the folder for the traceback of an unexpected error; None: the folder of temporary files."""
     _Report.folder = folder
 
 
-def cause_of(fault: BaseException) -> BaseException:
-    """The error behind a signal: what was already on its way out when `Terminated` or Ctrl-C cut in, if anything."""
-    inner = fault.__context__
-    while isinstance(fault, (Terminated, KeyboardInterrupt)) and inner is not None:
+def cause_of(error: BaseException) -> BaseException:
+    """The error that was already raised when `Terminated` or Ctrl-C interrupted its handling; else `error` itself."""
+    inner = error.__context__
+    while isinstance(error, (Terminated, KeyboardInterrupt)) and inner is not None:
         if isinstance(inner, Exception) and not isinstance(inner, StopIteration):
             return inner
         inner = inner.__context__
-    return fault
+    return error
 
 
-def describe_unexpected(fault: BaseException, rank: int) -> str:
-    """One message about an error that is no `LavisLiteError`; its traceback is written to a file that is named."""
-    text = mask("".join(traceback.format_exception(fault)))
-    summary = _summary(fault)
-    place = _location(text)
-    whose = ("This is an error in lavis_lite; please report it with" if place.startswith(str(PACKAGE))
-             else "The traceback is in")
+def describe_unexpected(error: BaseException, rank: int) -> str:
+    """A message about an error that is no `LavisLiteError`; writes its traceback to a file, which the message names."""
+    text = mask("".join(traceback.format_exception(error)))
+    location = _location(text)
+    what = f"unexpected {_summary(error)} at {location}"
+    advice = ("This is an error in lavis_lite; please report it with" if location.startswith(str(PACKAGE))
+              else "The traceback is in")
     try:
         file = _write(text, rank)
     except OSError as problem:
-        return f"unexpected {summary} at {place}. The traceback could not be written ({problem}):\n{text}"
-    return f"unexpected {summary} at {place}. {whose} {file} (or add --traceback)."
+        return f"{what}. The traceback could not be written ({problem}):\n{text}"
+    return f"{what}. {advice} {file} (or add --traceback)."
 
 
-def _summary(fault: BaseException) -> str:
-    """`KeyError: 7`, also of an error that a loader worker met, whose text is a whole traceback."""
-    name, text = type(fault).__name__, str(fault).strip()
+def _summary(error: BaseException) -> str:
+    """`KeyError: 7`, also if a loader worker raised it and the text is a whole traceback."""
+    name, text = type(error).__name__, str(error).strip()
     if re.match(r"Caught \w+ in (DataLoader worker|pin memory)", text):
         return text.splitlines()[-1].strip()
     first = text.splitlines()[0] if text else ""
@@ -176,7 +176,7 @@ def _summary(fault: BaseException) -> str:
 
 
 def _location(text: str) -> str:
-    """`file:line` of the innermost frame that is not of Python's or an installed library."""
+    """`file:line` of the innermost frame outside of Python's and installed libraries."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', text)
     libraries = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
     own = [(file, line) for file, line in frames

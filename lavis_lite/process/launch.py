@@ -1,4 +1,4 @@
-"""What the launcher (torchrun, srun or nobody) says of this process, read from the environment."""
+"""This process among all, from the environment that the launcher (torchrun, srun or none) set."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SPECIAL_STEPS = 0xFFFFFFF0
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher said: this process among all.
+    """This process among all.
 
     Attributes:
-        note: what to tell the user about it, once; "" where all is plain.
+        note: a message for the user; "": none.
     """
 
     rank: int = 0
@@ -31,8 +31,8 @@ class Launch:
 def launch_from_environment(env: dict[str, str] | None = None) -> Launch:
     """Read torchrun's or SLURM's variables.
 
-    SLURM sets SLURM_NTASKS for the whole allocation. A process is one of so many only if srun started it; the batch
-    script itself and an interactive shell are one process.
+    SLURM sets SLURM_NTASKS for the whole allocation, but only srun starts that many processes. The batch script itself
+    and an interactive shell are one process.
 
     Raises:
         DistributedError: WORLD_SIZE > 1 is set but rank or master address are not; or a value is not a number.
@@ -54,7 +54,7 @@ def _number(env: dict[str, str], name: str, default: int) -> int:
     try:
         return int(text)
     except ValueError:
-        raise DistributedError(f"the environment has {name}={text}, which is no whole number; start with torchrun or "
+        raise DistributedError(f"the environment has {name}={text}, which is not a number; start with torchrun or "
                                f"srun, or unset {name}.") from None
 
 

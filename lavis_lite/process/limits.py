@@ -1,4 +1,4 @@
-"""What a system limits (memory, shared memory, open files, processes), and what to do when a run meets the limit."""
+"""Limits of the system (memory, shared memory, open files, processes), and advice for a run that meets one."""
 
 from __future__ import annotations
 
@@ -22,53 +22,53 @@ _FEWER_WORKERS = "Lower run.num_workers (0 needs none of it)"
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turn an exception that means "a limit was met" into an error that says which one and what to do.
+    """Context manager: replace an exception caused by a limit with an error that names the limit and a remedy.
 
     Raises:
-        WorkerError: in place of such an exception; everything else passes as it is.
+        WorkerError: in place of such an exception; all others pass unchanged.
     """
     try:
         yield
     except LavisLiteError:
         raise
-    except (RuntimeError, OSError, MemoryError) as fault:
-        if sentence := explain(fault):
-            raise WorkerError(sentence) from fault
+    except (RuntimeError, OSError, MemoryError) as error:
+        if sentence := explain(error):
+            raise WorkerError(sentence) from error
         raise
 
 
-def explain(fault: BaseException) -> str | None:
-    """One sentence about the limit that an exception speaks of, and one about the way on; None: it is another matter.
+def explain(error: BaseException) -> str | None:
+    """The limit that caused an exception, and a remedy; None: it has another cause.
 
-    torch words these things in many ways and wraps those of loader workers, so the text is what is looked at.
+    The text is searched, because torch has many wordings and wraps the exceptions of loader workers.
     """
-    text = str(fault)
+    text = str(error)
     if dead := re.search(r"worker \(pid (\d+)\) (?:is killed by signal: ([A-Z][a-z ]*)|exited unexpectedly)", text):
         return describe_death(int(dead[1]), -_SIGNALS.get((dead[2] or "").strip(), -1))
-    if re.search(r"shared memory|\bshm\b|/torch_\d", text) and not _too_many_files(fault):
+    if re.search(r"shared memory|\bshm\b|/torch_\d", text) and not _too_many_files(error):
         return _shared_memory()
-    if _too_many_files(fault):
+    if _too_many_files(error):
         return _open_files()
-    if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return _memory(text)
-    return _system(fault, text)
+    return _system(error, text)
 
 
-def _system(fault: BaseException, text: str) -> str | None:
-    """What only the number of a system error tells."""
-    number = getattr(fault, "errno", None)
-    if number == errno.ENOSPC and getattr(fault, "filename", None) is None and _shm_free() < _MIB:
+def _system(error: BaseException, text: str) -> str | None:
+    """The limit that only the number of a system error shows."""
+    number = getattr(error, "errno", None)
+    if number == errno.ENOSPC and getattr(error, "filename", None) is None and _shm_free() < _MIB:
         return _shared_memory()
     if number == errno.ENOMEM:
         return _memory(text)
-    if isinstance(fault, BlockingIOError) and number == errno.EAGAIN:
+    if isinstance(error, BlockingIOError) and number == errno.EAGAIN:
         return (f"the system allows no further process. {_FEWER_WORKERS}, or raise the limit of processes "
                 "(`ulimit -u`).")
     return None
 
 
 def describe_death(pid: int, exit_code: int) -> str:
-    """Why a loader worker is no more.
+    """Why a loader worker ended.
 
     Args:
         pid: its process id.
@@ -85,9 +85,9 @@ def describe_death(pid: int, exit_code: int) -> str:
             "likely cause: run.num_workers=0 with `python -X faulthandler` shows the line.")
 
 
-def _too_many_files(fault: BaseException) -> bool:
+def _too_many_files(error: BaseException) -> bool:
     words = ("Too many open files", "items of ancdata", "too many fds")
-    return getattr(fault, "errno", None) in (errno.EMFILE, errno.ENFILE) or any(word in str(fault) for word in words)
+    return getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or any(word in str(error) for word in words)
 
 
 def _open_files() -> str:
@@ -120,5 +120,5 @@ def _shm_free() -> int:
 def _memory(text: str) -> str:
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", text)
     device = "the GPU's memory" if "CUDA" in text or "HIP" in text else "memory"
-    return (f"{device} ran out{f' when {asked[1]} were asked for' if asked else ''}. Lower run.batch_size_train (and "
-            "raise run.accum_grad_iters by as much), run.batch_size_eval or run.num_workers, or set run.amp=true.")
+    return (f"{device} ran out{f' when {asked[1]} were requested' if asked else ''}. Lower run.batch_size_train (and "
+            "raise run.accum_grad_iters by as much), run.batch_size_eval or run.num_workers. Or set run.amp=true.")

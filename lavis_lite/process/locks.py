@@ -1,4 +1,4 @@
-"""What several threads of a server may not do at once."""
+"""A lock for work that threads of one process must not do at the same time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _BUILDING = threading.RLock()
 
 
 def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: of all functions that have it, one thread runs one at a time.
+    """Decorator: only one thread at a time runs any of the functions that have it.
 
-    For whatever loads models. Meanwhile transformers changes torch's classes and defaults for the whole process, so
-    threads that load at once get models without weights, and leave these changes behind.
+    For functions that load models. While transformers loads one, it changes torch's classes and defaults for the whole
+    process. Threads that load at the same time get models without weights, and the changes stay.
     """
 
     @functools.wraps(function)

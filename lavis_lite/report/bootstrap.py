@@ -1,4 +1,4 @@
-"""Confidence intervals by resampling samples, for two runs on the same samples."""
+"""Bootstrap confidence intervals for two runs on the same samples."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 SEED = 0
 _NUMBERS = 4_000_000
-"""random numbers held at once"""
+"""random numbers in memory at once"""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over samples and where 95 % of its resampled values lie."""
+    """A mean over samples, and the interval of 95 % of its resampled values."""
 
     mean: float
     low: float
@@ -43,7 +43,7 @@ class Paired:
 
     @property
     def differ(self) -> bool:
-        """Whether the difference's interval leaves out 0."""
+        """Whether the interval of the difference does not contain 0."""
         return self.difference.low > 0 or self.difference.high < 0
 
 
@@ -52,11 +52,11 @@ def paired(a: Sequence[float], b: Sequence[float], resamples: int = RESAMPLES, s
 
     Args:
         a, b: scores of the same samples in the same order.
-        resamples: how many.
+        resamples: their number.
         seed: of the draws; equal arguments give equal numbers.
 
     Raises:
-        ValueError: no sample, or different numbers of them.
+        ValueError: no samples, or different numbers of them.
     """
     if len(a) != len(b) or not a:
         raise ValueError(f"{len(a)} and {len(b)} scores cannot be paired")
@@ -72,8 +72,8 @@ def paired(a: Sequence[float], b: Sequence[float], resamples: int = RESAMPLES, s
 def _resampled(pairs: NDArray[np.float64], resamples: int, generator: np.random.Generator) -> NDArray[np.float64]:
     """Means of every resample, float64[R, 2].
 
-    Only how often each different pair is drawn matters: where there are few of them (right or wrong), their numbers
-    are drawn at once from the multinomial distribution, which is the same thing for any N.
+    If there are few different pairs (right or wrong), the counts of each are drawn from the multinomial distribution.
+    This is equivalent, at a cost that does not depend on N.
     """
     different, counts = np.unique(pairs, axis=0, return_counts=True)
     if len(different) <= 200:

@@ -12,12 +12,12 @@ from lavis_lite.report.bootstrap import Paired, paired
 from lavis_lite.report.results import RESULTS, Results, config_of, find_run, results_of
 
 UNINTERESTING = ("run.output_dir", "run.resume_ckpt_path")
-"""keys that differ in all runs"""
+"""keys that differ between any two runs"""
 
 
 @dataclass(frozen=True)
 class Flip:
-    """A sample that one run gets right and the other does not; of another score where nothing is right or wrong."""
+    """A sample that only one run gets right or, if samples are not right or wrong, with different scores."""
 
     dataset: str
     a: dict[str, Any]
@@ -34,12 +34,12 @@ class SplitComparison:
     """One split in both runs.
 
     Attributes:
-        steps, weights: of the model that was evaluated, a's and b's; "" where a run did not note its weights.
-        metrics: name -> (a's, b's); None where a run does not have it.
-        intervals: name -> of those that are means over samples.
-        gained, lost: samples that b gets right and a does not, and the other way round; largest change first.
-        note: why there are no intervals, where there are none.
-        samples: of all data sets together.
+        steps, weights: of the evaluated models, a's and b's; weights "": unknown.
+        metrics: name -> (a's, b's); None: a run does not have it.
+        intervals: name -> interval, for metrics that are means over samples.
+        gained, lost: samples that only b gets right, and samples that only a gets right; largest change first.
+        note: why there are no intervals; "": there are some.
+        samples: number of samples, over all data sets.
     """
 
     split: str
@@ -55,11 +55,11 @@ class SplitComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that differs between two runs.
+    """The differences between two runs.
 
     Attributes:
-        config: dotted key -> (a's, b's); None where a run has no such key, or no config.yaml.
-        splits: those that both have.
+        config: dotted key -> (a's, b's); None: a run has no such key.
+        splits: those that both runs have.
         notes: what could not be compared.
     """
 
@@ -74,8 +74,8 @@ def compare(a: Path, b: Path, split: str | None = None) -> Comparison:
     """Compare two runs.
 
     Args:
-        a, b: each a run folder, which stands for its own results and those of its evaluations; a folder above runs,
-            which stands for the one with the newest results; or one results folder.
+        a, b: run folders or results folders. A run folder has its own results and those of its evaluations. Of a folder
+            above runs, the run with the newest results is taken.
         split: only this one.
 
     Raises:
@@ -105,7 +105,7 @@ def _only_in_one(paths: Sequence[Path], found: Sequence[Mapping[str, Results]]) 
 
 
 def _from_evaluations(paths: Sequence[Path], pairs: Sequence[tuple[Results, Results]]) -> list[str]:
-    """Which splits were scored by an evaluation after the training, and where."""
+    """Notes on splits that were scored by an evaluation after the training."""
     notes = []
     for letter, path, own in zip("AB", paths, zip(*pairs, strict=True), strict=True):
         for folder in dict.fromkeys(one.folder for one in own):
@@ -152,12 +152,13 @@ def _paired_rows(a: Results, b: Results) -> Rows:
     for dataset, own in a.samples.items():
         others = {row["id"]: row for row in b.samples[dataset]}
         known = {row["id"] for row in own}
-        lacking = [[row["id"] for row in own if row["id"] not in others], [key for key in others if key not in known]]
-        if any(lacking):
-            told = "; ".join(f"{len(ids)} only in {one.folder}, the first {ids[0]!r}"
-                             for ids, one in zip(lacking, (a, b), strict=True) if ids)
-            raise DataError(f"{dataset} {a.split!r} does not have the same samples in both runs: {told}. Evaluate both "
-                            "on the same annotation files.")
+        missing = [[row["id"] for row in own if row["id"] not in others],
+                   [key for key in others if key not in known]]
+        if any(missing):
+            extra = "; ".join(f"{len(ids)} only in {one.folder}, the first {ids[0]!r}"
+                              for ids, one in zip(missing, (a, b), strict=True) if ids)
+            raise DataError(f"{dataset} {a.split!r} does not have the same samples in both runs: {extra}. Evaluate "
+                            "both on the same annotation files.")
         rows[dataset] = [(row, others[row["id"]]) for row in own]
     return rows
 
@@ -173,7 +174,7 @@ def _gained(flip: Flip) -> bool:
 
 
 def _intervals(rows: Rows) -> dict[str, Paired]:
-    """By score, in the order of first appearance; with several data sets as `<data set>/<score>`."""
+    """Intervals by score, in the order of first appearance; for several data sets by `<data set>/<score>`."""
     values: dict[str, tuple[list[float], list[float]]] = {}
     for dataset, pairs in rows.items():
         for a, b in pairs:

@@ -12,17 +12,17 @@ from lavis_lite.report.curves import escaped
 from lavis_lite.report.page import filled, in_order, part, policy
 
 SHOWN, SHOWN_ON_PAGE = 5, 200
-"""flipped samples each way"""
+"""flipped samples in each direction"""
 WIDTH = 120
-"""characters of a sample's line at most, else it takes several"""
+"""most characters of a sample on one line; a longer one takes several lines"""
 SAME = "Every sample has the same score in both."
 Cells = Sequence[str]
-STAR = "* the interval leaves out 0; of scores that do not differ one in twenty does, by chance"
+STAR = "* the interval does not contain 0; by chance, this happens to one in twenty scores that do not differ"
 HEAD = ("score", "A", "B", "B - A", "95 % interval", "B above A")
 
 
 def text(found: Comparison) -> str:
-    """What `compare` prints."""
+    """The comparison as text, as `compare` prints it."""
     lines = [f"A  {found.a}", f"B  {found.b}", ""]
     lines += ["What changed:" if found.config else "The configurations are the same."]
     lines += _aligned([(f"  {key}", _value(a), "->", _value(b)) for key, (a, b) in found.config.items()])
@@ -41,7 +41,7 @@ def text(found: Comparison) -> str:
 
 
 def weight_lines(split: SplitComparison) -> list[str]:
-    """Where the weights of both came from, as far as their results note it."""
+    """The sources of both runs' weights, as far as known."""
     return [f"{letter} weights: {weights}" for letter, weights in zip("AB", split.weights, strict=True) if weights]
 
 
@@ -50,15 +50,15 @@ def _same(split: SplitComparison) -> bool:
 
 
 def heading_of(split: SplitComparison) -> str:
-    """Split, steps and how many samples the intervals rest on."""
+    """Split, steps, and the number of samples behind the intervals."""
     a, b = split.steps
     steps = f"step {a}" if a == b else f"step {a} in A, {b} in B"
     return f"{split.split}, {steps}" + (f", {split.samples:,} samples" if split.samples else "")
 
 
 def _legend(flips: Sequence[Flip]) -> str:
-    said = any("prediction" in flip.a for flip in flips)
-    return " (what A said -> what B said, references)" if said else " (A -> B, references)" if flips else ""
+    texts = any("prediction" in flip.a for flip in flips)
+    return " (A's text -> B's text, references)" if texts else " (A -> B, references)" if flips else ""
 
 
 def _most_shown(flips: Sequence[Flip]) -> str:
@@ -66,14 +66,14 @@ def _most_shown(flips: Sequence[Flip]) -> str:
 
 
 def flip_lists(split: SplitComparison) -> list[tuple[str, Sequence[Flip]]]:
-    """(heading, samples) of both ways, where samples were compared and differ."""
+    """(heading, samples) in both directions, if samples differ."""
     judged = any("right" in flip.a for flip in (*split.gained, *split.lost))
     names = ("B right, A wrong", "A right, B wrong") if judged else ("B's score is higher", "A's score is higher")
     return [(names[0], split.gained), (names[1], split.lost)] if split.gained or split.lost else []
 
 
 def score_rows(split: SplitComparison) -> list[Cells]:
-    """One row per score: those with an interval first, then those of the whole split only."""
+    """One row per score: first those with an interval, then those of the whole split alone."""
     rows: list[Cells] = []
     for name in in_order(split.intervals, []):
         one = split.intervals[name]
@@ -101,22 +101,23 @@ def _value(value: Any) -> str:
 
 
 def _lines(flip: Flip) -> list[str]:
-    """One sample on one line, whatever line breaks its texts have; long texts below each other."""
-    asked, said = _one_line(flip.a.get("prompt", "")), [_said(row) for row in (flip.a, flip.b)]
-    wanted = [_one_line(text) for text in flip.a.get("references", [])[:2]]
-    parts = str(flip.a["id"]), asked, " -> ".join(map(repr, said)), f"({', '.join(wanted)})" if wanted else ""
+    """One sample on one line, or its long texts on lines of their own."""
+    prompt, answers = _one_line(flip.a.get("prompt", "")), [_answer(row) for row in (flip.a, flip.b)]
+    references = [_one_line(text) for text in flip.a.get("references", [])[:2]]
+    shown = f"({', '.join(references)})" if references else ""
+    parts = str(flip.a["id"]), prompt, " -> ".join(map(repr, answers)), shown
     line = "  ".join(part for part in parts if part)
     if len(line) <= WIDTH:
         return [line]
-    told = [("A", said[0]), ("B", said[1]), *(("reference", text) for text in wanted)]
-    return ["  ".join(part for part in parts[:2] if part), *(f"  {name:9}  {text}" for name, text in told)]
+    texts = [("A", answers[0]), ("B", answers[1]), *(("reference", text) for text in references)]
+    return ["  ".join(part for part in parts[:2] if part), *(f"  {name:9}  {text}" for name, text in texts)]
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _said(row: dict[str, Any]) -> str:
+def _answer(row: dict[str, Any]) -> str:
     if "prediction" in row:
         return _one_line(row["prediction"])
     if "rank" in row:
@@ -126,7 +127,7 @@ def _said(row: dict[str, Any]) -> str:
 
 
 def as_json(found: Comparison) -> str:
-    """All numbers, and the ids of flipped samples."""
+    """All numbers, and the ids of flipped samples, as JSON."""
     splits = [{"split": split.split, "steps": split.steps, "weights": split.weights, "samples": split.samples,
                "metrics": split.metrics, "note": split.note or None,
                "intervals": {name: dataclasses.asdict(one) for name, one in split.intervals.items()},
@@ -137,7 +138,7 @@ def as_json(found: Comparison) -> str:
 
 
 def page(found: Comparison) -> str:
-    """One self-contained page without any script."""
+    """The comparison as one self-contained page without scripts."""
     style = part("page.css")
     body = [_section("What changed", _table(
         ("key", "A", "B"), [(key, _value(a), _value(b)) for key, (a, b) in found.config.items()]))]
@@ -175,6 +176,6 @@ def _table(head: Cells, rows: Iterable[Cells]) -> str:
 
 
 def _flips(flips: Sequence[Flip]) -> str:
-    rows = [(str(flip.a["id"]), flip.a.get("prompt", ""), _said(flip.a), _said(flip.b),
+    rows = [(str(flip.a["id"]), flip.a.get("prompt", ""), _answer(flip.a), _answer(flip.b),
              "\n".join(flip.a.get("references", []))) for flip in flips]
     return _table(("id", "prompt", "A", "B", "references"), rows)

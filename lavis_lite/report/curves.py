@@ -1,4 +1,4 @@
-"""Curves as SVG text: no script, no style attribute, colours by class so that the page's light and dark apply."""
+"""Curves as SVG text. Colours are classes of the style sheet, so that the page's light and dark modes apply."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ COLOURS = 6
 
 
 def escaped(text: str) -> str:
-    """Text as HTML shows it; what UTF-8 does not have (half of a surrogate pair) becomes a question mark."""
+    """Text escaped for HTML; half of a surrogate pair, which UTF-8 does not have, becomes a question mark."""
     return html.escape(text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def figures(panels: Panels) -> str:
-    """One `<figure>` per panel that has points, or nothing."""
+    """One `<figure>` per panel that has points."""
     return "".join(_figure(title, clean) for title, curves in panels.items() if (clean := _finite(curves)))
 
 
@@ -38,10 +38,10 @@ def _finite(curves: Mapping[str, Series]) -> dict[str, Series]:
 
 
 def _thinned(steps: Sequence[float], values: Sequence[float]) -> Series:
-    """At most MOST_POINTS points, the last one among them."""
+    """At most MOST_POINTS points, with the last one."""
     stride = -(-len(steps) // MOST_POINTS)
-    places = sorted({*range(0, len(steps), stride), len(steps) - 1})
-    return [steps[place] for place in places], [values[place] for place in places]
+    kept = sorted({*range(0, len(steps), stride), len(steps) - 1})
+    return [steps[index] for index in kept], [values[index] for index in kept]
 
 
 def _figure(title: str, curves: Mapping[str, Series]) -> str:
@@ -52,14 +52,14 @@ def _figure(title: str, curves: Mapping[str, Series]) -> str:
         x_range, x_ticks = (xs[0] - 1, xs[0] + 1), [xs[0]]
     y_range = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
 
-    def place(step: float, value: float) -> tuple[float, float]:
+    def point(step: float, value: float) -> tuple[float, float]:
         x = LEFT + (step - x_range[0]) / (x_range[1] - x_range[0]) * (WIDTH - LEFT - RIGHT)
         y = TOP + (y_range[1] - value) / (y_range[1] - y_range[0]) * (HEIGHT - TOP - BOTTOM)
         return round(x, 1), round(y, 1)
 
-    parts = [_row(place(x_range[0], tick)[1], tick) for tick in y_ticks]
-    parts += [_column(place(tick, y_range[0])[0], tick) for tick in x_ticks if x_range[0] <= tick <= x_range[1]]
-    parts += [_line(number, [place(*pair) for pair in zip(*series, strict=True)])
+    parts = [_row(point(x_range[0], tick)[1], tick) for tick in y_ticks]
+    parts += [_column(point(tick, y_range[0])[0], tick) for tick in x_ticks if x_range[0] <= tick <= x_range[1]]
+    parts += [_line(number, [point(*pair) for pair in zip(*series, strict=True)])
               for number, series in enumerate(curves.values())]
     names = "".join(f'<li class="c{number % COLOURS}">{escaped(name)}</li>' for number, name in enumerate(curves))
     label = escaped(f"{title} over optimizer steps")
@@ -84,7 +84,7 @@ def _line(number: int, points: Sequence[tuple[float, float]]) -> str:
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """About so many round numbers that span [low, high]; at least two."""
+    """Round numbers that span [low, high], about `about` of them and at least two."""
     if high <= low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     raw = (high - low) / about

@@ -1,7 +1,7 @@
-"""What runs have scored, from the files of their folders: which results a run stands for, and with which configuration.
+"""The results of runs, read from their folders, and the configuration of each.
 
     <run>/results/                       the training's own evaluations
-    <run>/evaluations/<time>/results/    evaluations of its checkpoints afterwards, each with a config.yaml of its own
+    <run>/evaluations/<time>/results/    later evaluations of its checkpoints, each with a config.yaml of its own
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Any
 
 import yaml
 
+from lavis_lite.config.layers import flatten
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
-from lavis_lite.report.files import read_samples
 
 RESULTS, EVALUATIONS, CONFIG = "results", "evaluations", "config.yaml"
 STARTS = ("model.load_pretrained", "model.pretrained", "model.load_finetuned", "model.finetuned",
           "model.pretrained_stage1", "run.evaluate", "run.fsdp")
-"""keys that an evaluation of a run sets so that the run's checkpoint is loaded; the run's own are compared"""
+"""keys that an evaluation sets to load the run's checkpoint; for them, the run's own values are compared"""
 DEPTH = 4
-"""levels of folders above a run that may stand for it"""
+"""levels of folders above a run that may be given instead of it"""
 _METRICS = re.compile(r"(?P<split>.+)_step(?P<step>\d+)\.json")
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a folder knows of one split, at its latest step.
+    """The results of one split, at its latest step.
 
     Attributes:
         metrics: of the split.
-        samples: data set -> rows of the samples file, in its order; empty where there is none.
-        weights: where the weights came from, in one line; "" where the file does not say.
+        samples: data set -> rows of the samples file, in its order; empty without such a file.
+        weights: the source of the weights, in one line; "": unknown.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class Results:
 
 
 def find_run(path: Path) -> tuple[Path, str]:
-    """(the run folder or results folder that a path names, a note where it was chosen among several).
+    """(the run folder or results folder for a path, a note if it was chosen among several or "").
 
     Raises:
         ConfigError: it is missing, or neither it nor any folder below has results.
@@ -68,7 +68,7 @@ def find_run(path: Path) -> tuple[Path, str]:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The run folders below a folder that have results; an evaluation of a run counts as that run."""
+    """The run folders with results below a folder; an evaluation of a run counts as that run."""
     found = {path.parent: None for depth in range(1, DEPTH + 1) for path in sorted(folder.glob("*/" * depth + RESULTS))
              if path.parent.parent.name != EVALUATIONS and _results_files(path)}
     evaluated = {path.parents[2]: None for depth in range(1, DEPTH + 1)
@@ -77,7 +77,7 @@ def runs_below(folder: Path) -> list[Path]:
 
 
 def _folders(path: Path) -> list[Path]:
-    """The results folders that a path stands for, those of the training first, then evaluations by time."""
+    """The results folders of a path: those of the training first, then evaluations by time."""
     return [path / RESULTS, path, *sorted(path.glob(f"{EVALUATIONS}/*/{RESULTS}"))]
 
 
@@ -90,7 +90,7 @@ def _written_at(run: Path) -> float:
 
 
 def results_of(path: Path) -> dict[str, Results]:
-    """Split -> results at its latest step; of several evaluations of that step, the last one's.
+    """Split -> results at its latest step; if that step was evaluated several times, those of the last time.
 
     Raises:
         DataError: a file is damaged.
@@ -115,27 +115,28 @@ def _read(folder: Path, split: str, step: int, path: Path) -> Results:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         metrics, weights = content["metrics"], str(content.get("weights", ""))
-        files = [read_samples(file) for file in sorted(folder.glob(f"{stem}_*samples.json"))]
+        files = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(f"{stem}_*samples.json"))]
         samples = {file["dataset"]: file["samples"] for file in files}
-    except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise DataError(f"the results of {split!r} in {folder} are damaged ({type(fault).__name__}: {fault}); evaluate "
-                        "the run again.") from fault
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"the results of {split!r} in {folder} are damaged ({type(error).__name__}: {error}); evaluate "
+                        "the run again.") from error
     return Results(folder, split, step, metrics, samples, weights)
 
 
 def config_of(results: Path) -> dict[str, Any] | None:
-    """Dotted key -> value of the configuration that a results folder belongs to; None where there is no config.yaml.
+    """Dotted key -> value of the configuration of a results folder; None if there is no config.yaml.
 
-    An evaluation of a run has the run's own keys of `STARTS`: which checkpoint was loaded is told by its weights.
+    For an evaluation of a run, the keys in `STARTS` have the values of the run itself. The `weights` of its results
+    name the checkpoint that was loaded.
     """
     home = results.absolute().parent
     path = next((folder / CONFIG for folder in (home, results) if (folder / CONFIG).is_file()), None)
     if path is None:
         return None
-    config = _flat(_yaml(path))
+    config = dict(flatten(_yaml(path)))
     trained = home.parent.parent / CONFIG
     if home.parent.name == EVALUATIONS and trained.is_file():
-        own = _flat(_yaml(trained))
+        own = dict(flatten(_yaml(trained)))
         config = {key: value for key, value in config.items() if key not in STARTS}
         config |= {key: own[key] for key in STARTS if key in own}
     return config
@@ -144,13 +145,5 @@ def config_of(results: Path) -> dict[str, Any] | None:
 def _yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as fault:
-        raise ConfigError(f"{path} is no YAML: {fault}") from fault
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings under dotted keys; lists stay whole."""
-    if not isinstance(node, Mapping) or not node:
-        return {prefix: node} if prefix else {}
-    return {key: value for name, child in node.items()
-            for key, value in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error

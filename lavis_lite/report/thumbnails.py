@@ -1,4 +1,4 @@
-"""Small JPEGs of pictures, as many bytes in all as a page can hold."""
+"""Small JPEGs of pictures, within the bytes that a page may have."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from lavis_lite.processors.rgb import to_rgb
 from lavis_lite.report.sample import Picture
 
 BUDGET = 36 * 2**20
-"""bytes of all thumbnails of a page as base64"""
+"""bytes of base64 for all thumbnails of a page"""
 MOST_BYTES = 24 * 1024
 SIDES = ((600, 320), (2000, 240))
-"""up to so many pictures -> pixels of the longer side; beyond: SMALL"""
+"""up to this number of pictures -> pixels of the longer side; for more pictures: SMALL"""
 SMALL = 160
 QUALITIES = (82, 68, 52, 36, 20)
 _AT_ONCE = 64
-"""pictures whose files are in memory together"""
+"""pictures in memory at once"""
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A JPEG as base64, or why there is none."""
+    """A JPEG as base64, or the reason why it is missing."""
 
     data: str = ""
-    fault: str = ""
+    error: str = ""
 
 
 def thumbnails(pictures: Sequence[Picture], budget: int = BUDGET) -> Iterator[Thumbnail]:
-    """One thumbnail per picture, in order: files are read one after the other, pictures made in several threads.
+    """One thumbnail per picture, in order. Files are read one after the other; several threads make the pictures.
 
     Args:
         pictures: all pictures of a page, each once.
@@ -51,26 +51,26 @@ def thumbnails(pictures: Sequence[Picture], budget: int = BUDGET) -> Iterator[Th
 
 
 def _load(picture: Picture) -> tuple[str, bytes | Image.Image | str]:
-    """(name, content), or (name, why there is none)."""
+    """(name, content), or (name, the reason why it is missing)."""
     try:
         return picture.name, picture.load()
-    except DataError as fault:
-        return picture.name, str(fault)
+    except DataError as error:
+        return picture.name, str(error)
 
 
 def _made(loaded: tuple[str, bytes | Image.Image | str], side: int, most: int) -> Thumbnail:
     name, content = loaded
     if isinstance(content, str):
-        return Thumbnail(fault=content)
+        return Thumbnail(error=content)
     try:
         image = _decoded(content, name, side) if isinstance(content, bytes) else content
-    except DataError as fault:
-        return Thumbnail(fault=str(fault))
+    except DataError as error:
+        return Thumbnail(error=str(error))
     return Thumbnail(base64.b64encode(jpeg(image, side, most)).decode("ascii"))
 
 
 def _decoded(content: bytes, name: str, side: int) -> Image.Image:
-    """An upright RGB image of at least `side` pixels where the file has them; large JPEGs are decoded at half size."""
+    """An upright RGB image of at least `side` pixels, if the file has them; large JPEGs are decoded at half size."""
     if content[:2] != b"\xff\xd8":
         return decode_rgb(content, name)
     try:
@@ -80,15 +80,12 @@ def _decoded(content: bytes, name: str, side: int) -> Image.Image:
             image.draft("RGB", (side, side))
             image.load()
             return to_rgb(image)
-    except OSError:  # what this reader does not take (JPEG in other clothes) is for the one that takes everything
+    except OSError:  # an unusual JPEG; the other reader is more tolerant
         return decode_rgb(content, name)
 
 
 def jpeg(image: Image.Image, side: int, most: int) -> bytes:
-    """A JPEG with a longer side of at most `side` pixels, and at most `most` bytes if any setting gives that.
-
-    First the quality is lowered, then the size.
-    """
+    """A JPEG of at most `side` pixels and, if possible, `most` bytes. First the quality is lowered, then the size."""
     small = image.convert("RGB")
     while True:
         small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)

@@ -57,7 +57,7 @@ class BadSamples:
         Raises:
             DataError: such samples are not to be left out.
         """
-        where = {row: dataset.place(row) if hasattr(dataset, "place") else f"row {row}" for row in tokens}
+        where = {row: dataset.location(row) if hasattr(dataset, "location") else f"row {row}" for row in tokens}
         if not self.active:
             raise DataError(f"{next(iter(where.values()))}: {fault} Or set run.on_bad_sample=skip to leave such "
                             "samples out (they are counted and listed).") from fault

@@ -1,16 +1,16 @@
-"""Checkpoints: folders that appear whole or not at all, know their own hashes, and can be told good from damaged.
+"""Checkpoints: folders that appear complete or not at all, and carry hashes that show damage.
 
     checkpoints/step_00000200/
         model.safetensors     trainable weights and buffers, and frozen ones that no named file has, by parameter name
         training_state.pt     optimizer, scaler, counters, best metric, sampler position; plain containers and tensors
         config.yaml           the run's configuration
         manifest.json         size and sha256 of every file above, step, format, names of the frozen parameters,
-                              "weights": where all weights had come from before the run's first step
+                              "weights": the sources of all weights before the run's first step
     checkpoints/last.json     {"checkpoint", "step"}
     checkpoints/best.json     {"checkpoint", "step", "metric", "split"}
 
-A folder is written under a hidden name beside its place, flushed to the disk, then renamed. No random-number state is
-kept: the runner derives all randomness from (seed, step, micro-batch, rank).
+A folder is written under a hidden name, flushed to the disk, then renamed. No random-number state is kept: the runner
+derives all randomness from (seed, step, micro-batch, rank).
 """
 
 from __future__ import annotations
@@ -50,16 +50,15 @@ if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
 _TEMPORARY = (".tmp-", ".old-")
-Say = Callable[[str], None]
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
 class CheckpointStore:
-    """The `checkpoints/` folder of one run. All ranks hold one and call `save` together; rank 0 alone writes.
+    """The `checkpoints/` folder of one run. All ranks have one and call `save` together; only rank 0 writes.
 
     Args:
         run_dir: the run's folder.
-        keep: newest checkpoints that stay; the best one stays besides.
+        keep: number of newest checkpoints to keep; the best one is kept besides.
     """
 
     def __init__(self, run_dir: Path, keep: int = 2) -> None:
@@ -70,23 +69,23 @@ class CheckpointStore:
         return self.folder / f"step_{step:08d}"
 
     def prepare(self) -> None:
-        """Make the folder and remove what a killed process left half-written.
+        """Make the folder and remove incomplete files of a killed process.
 
         Raises:
             CheckpointError: the folder cannot be made or written to; raised on all ranks.
         """
-        self._together(self._prepare)
+        self._on_rank_0(self._prepare)
 
     def _prepare(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for stray in self.folder.iterdir():
-            if stray.name.startswith(_TEMPORARY):
-                shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
-        atomic.write_text(self.folder / ".tmp-probe", "")  # a read-only folder is found now, not after an hour
+        for path in self.folder.iterdir():
+            if path.name.startswith(_TEMPORARY):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        atomic.write_text(self.folder / ".tmp-probe", "")  # finds a read-only folder now, not after an hour
         (self.folder / ".tmp-probe").unlink()
 
     def save(self, step: int, model: BaseModel, state: Mapping[str, Any], config: str) -> Path:
-        """Write the checkpoint of `step`; called by all ranks, with equal arguments.
+        """Write the checkpoint of `step`; called by all ranks with equal arguments.
 
         Args:
             step: optimizer steps done.
@@ -95,41 +94,32 @@ class CheckpointStore:
             config: YAML text of the run.
 
         Raises:
-            CheckpointError: it could not be written (disk full, no permission), or a weight is not finite; then nothing
+            CheckpointError: it could not be written (disk full, no permission), or a weight is not finite. Then nothing
                 is written, and earlier checkpoints are intact.
         """
         tensors = {name: whole_tensor(value) for name, value in model.checkpoint_state().items()}
-        self._together(lambda: self._write_finite(step, model, tensors, state, config))
+        self._on_rank_0(lambda: self._write(step, model, tensors, state, config))
         return self.path(step)
 
-    def _together(self, work: Callable[[], None]) -> None:
-        """Rank 0 works; then all ranks learn how it went, so that none waits for another that has left."""
+    def _on_rank_0(self, work: Callable[[], None]) -> None:
+        """Rank 0 works, then reports to all ranks, so that no rank waits for one that has failed."""
         problem: str | None = None
         if distributed.rank() == 0:
             try:
                 work()
-            except CheckpointError as fault:
-                problem = str(fault)
-            except (OSError, RuntimeError, SafetensorError) as fault:
-                problem = disk.cannot_write(self.folder, fault)
+            except CheckpointError as error:
+                problem = str(error)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                problem = disk.cannot_write(self.folder, error)
         problem = distributed.broadcast_object(problem)
         if problem is not None:
-            error = CheckpointError(problem)
-            error.same_on_all_ranks = True  # type: ignore[attr-defined]
-            raise error
-
-    def _write_finite(self, step: int, model: BaseModel, given: Mapping[str, Tensor], state: Mapping[str, Any],
-                      config: str) -> None:
-        broken = non_finite_fused(given)
-        if broken:
-            good = next((str(folder) for folder in steps_of(self.folder.parent) if not verify(folder)), None)
-            way_on = f"The last good checkpoint is {good}: go on from it" if good else "Begin again"
-            raise CheckpointError(f"step {step} was not saved: {describe_non_finite(broken, given)}. {way_on} with a "
-                                  "lower run.init_lr or run.max_grad_norm, or in fp32 (run.amp=false).")
-        self._write(step, model, given, state, config)
+            shared = CheckpointError(problem)
+            shared.same_on_all_ranks = True  # type: ignore[attr-defined]
+            raise shared
 
     def _write(self, step: int, model: BaseModel, given: Mapping[str, Tensor], state: Mapping[str, Any],
                config: str) -> None:
+        self._require_finite(step, given)
         tensors, tied = _storable(given)
         temporary = self.folder / f".tmp-{self.path(step).name}-{os.getpid()}"
         try:
@@ -137,77 +127,78 @@ class CheckpointStore:
             save_file(tensors, temporary / WEIGHTS)
             torch.save(dict(state), temporary / STATE)
             (temporary / CONFIG).write_text(redaction.mask(config), encoding="utf-8")
-            shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors writes for the owner's eyes only
+            shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors lets only the owner read
             _write_manifest(temporary, {"format": FORMAT, "step": step, "lavis_lite": __version__,
                                         "torch": torch.__version__, "frozen": sorted(model.frozen_names()),
                                         "tied": tied, "weights": model.weight_record.to_dict(),
                                         "saved_at": datetime.now(timezone.utc).isoformat()})
-            self._put_in_place(temporary, self.path(step))
-        except (OSError, RuntimeError, SafetensorError) as fault:
+            self._rename(temporary, self.path(step))
+        except (OSError, RuntimeError, SafetensorError) as error:
             needed = sum(tensor.nbytes for tensor in tensors.values()) + _bytes_of(state)
-            problem = disk.cannot_write(self.folder, fault, needed, f"the checkpoint of step {step}")
-            raise CheckpointError(f"{problem}{self._left()}") from fault
+            problem = disk.cannot_write(self.folder, error, needed, f"the checkpoint of step {step}")
+            newest = next(iter(steps_of(self.folder.parent)), None)
+            resume = f" {newest} is intact; resume from it with --resume auto." if newest is not None else ""
+            raise CheckpointError(f"{problem}{resume}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._tell(step, state.get("best"))
-        self._retain(step, state.get("best"))
+        self._write_pointers(step, state.get("best"))
+        self._remove_old(step, state.get("best"))
 
-    def _left(self) -> str:
-        """A sentence about the checkpoint to go on from, if there is one."""
-        newest = next(iter(steps_of(self.folder.parent)), None)
-        return f" {newest} is as it was; go on from it with --resume auto." if newest is not None else ""
+    def _require_finite(self, step: int, given: Mapping[str, Tensor]) -> None:
+        if broken := non_finite_fused(given):
+            good = next((str(folder) for folder in steps_of(self.folder.parent) if not verify(folder)), None)
+            start = f"The last good checkpoint is {good}: resume from it" if good else "Start again"
+            raise CheckpointError(f"step {step} was not saved: {describe_non_finite(broken, given)}. {start} with a "
+                                  "lower run.init_lr or run.max_grad_norm, or in fp32 (run.amp=false).")
 
-    def _put_in_place(self, temporary: Path, place: Path) -> None:
-        old = place.with_name(f".old-{place.name}")
-        if place.exists():  # the same step again: after a resume over a damaged one
+    def _rename(self, temporary: Path, final: Path) -> None:
+        old = final.with_name(f".old-{final.name}")
+        if final.exists():  # the same step again: after a resume over a damaged one
             shutil.rmtree(old, ignore_errors=True)
-            os.rename(place, old)
-        os.rename(temporary, place)
+            os.rename(final, old)
+        os.rename(temporary, final)
         atomic.sync_folder(self.folder)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _tell(self, step: int, best: Mapping[str, Any] | None) -> None:
-        last = {"checkpoint": self.path(step).name, "step": step}
-        atomic.write_text(self.folder / "last.json", json.dumps(last) + "\n")
+    def _write_pointers(self, step: int, best: Mapping[str, Any] | None) -> None:
+        pointers: dict[str, dict[str, Any]] = {"last.json": {"checkpoint": self.path(step).name, "step": step}}
         if best:
-            told = {"checkpoint": self.path(best["step"]).name, **best}
-            atomic.write_text(self.folder / "best.json", json.dumps(told) + "\n")
+            pointers["best.json"] = {"checkpoint": self.path(best["step"]).name, **best}
+        for name, content in pointers.items():
+            atomic.write_text(self.folder / name, json.dumps(content) + "\n")
 
-    def _retain(self, step: int, best: Mapping[str, Any] | None) -> None:
-        """Remove the older ones. Folders of later steps belong to a future that a resume left; they are not counted."""
+    def _remove_old(self, step: int, best: Mapping[str, Any] | None) -> None:
+        """Remove older checkpoints. Those of later steps were left behind by a resume; they do not count."""
         ours = [folder for folder in steps_of(self.folder.parent) if step_of(folder) <= step]
         keep = set(ours[:self.keep]) | ({self.path(best["step"])} if best else set())
         for folder in ours:
             if folder not in keep:
-                gone = folder.with_name(f".old-{folder.name}")
-                os.rename(folder, gone)  # first out of sight, so that no half-deleted one is ever met
-                shutil.rmtree(gone)
+                hidden = folder.with_name(f".old-{folder.name}")
+                os.rename(folder, hidden)  # hidden first, so that nobody reads a half-deleted one
+                shutil.rmtree(hidden)
 
 
 def _storable(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Contiguous CPU tensors, each stored once, and second names of tied tensors -> the name they are stored under."""
+    """(contiguous CPU tensors, each once; other names of tied tensors -> the name they are stored under)."""
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
     for name, tensor in state.items():
-        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        if tensor.numel() and place in seen:
-            tied[name] = seen[place]
+        storage = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and storage in seen:
+            tied[name] = seen[storage]
             continue
-        seen[place] = name
+        seen[storage] = name
         tensors[name] = tensor.detach().to("cpu").contiguous()
-    return {name: _alone(tensor) for name, tensor in tensors.items()}, tied
+    # safetensors cannot store a view into a larger tensor
+    return {name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+            for name, tensor in tensors.items()}, tied
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of one that ranks share out among them; all ranks call this."""
+    """The tensor itself; of a tensor that is sharded over the ranks, all of it. Collective."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """A tensor that owns its whole storage (views into a larger one cannot be stored by safetensors)."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -228,65 +219,59 @@ def _bytes_of(state: Any) -> int:
     return sum(map(_bytes_of, inner))
 
 
-# --- finding and judging -------------------------------------------------------------------------------------------
+# --- finding and verifying -----------------------------------------------------------------------------------------
 def verify(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint folder, one sentence each; empty when every byte is as it was written."""
+    """What is damaged in a checkpoint folder, one sentence each; empty if every byte is as it was written."""
     try:
         manifest = read_manifest(folder)
-    except CheckpointError as fault:
-        return [str(fault)]
+    except CheckpointError as error:
+        return [str(error)]
     found = {Path(folder) / name: file_fault(Path(folder) / name, facts) for name, facts in manifest.files.items()}
     return [f"{path}: {clause}." for path, clause in found.items() if clause]
 
 
-def newest_good(output_dir: Path, say: Say = print) -> Path | None:
-    """The newest undamaged checkpoint of all runs under `output_dir` (or of one run folder); None if there is none.
+def newest_good(output_dir: Path, log: Callable[[str], None] = print) -> Path | None:
+    """The undamaged checkpoint that was saved last under `output_dir` (or in one run folder); None: no checkpoint.
 
-    Newest is by the time of saving. Damaged ones are passed over, and `say` is told why.
+    Damaged checkpoints are skipped, and `log` receives the reason.
     """
     root = Path(output_dir)
     runs = [root, *(sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else [])]
     found = [folder for run in runs for folder in steps_of(run)]
     for folder in sorted(found, key=saved_at, reverse=True):
-        faults = verify(folder)
-        if not faults:
+        errors = verify(folder)
+        if not errors:
             return folder
-        if folder.exists():  # else the run that wrote it goes on, and has just removed it
-            say(f"skipping the damaged checkpoint {folder}: {' '.join(faults)}")
+        if folder.exists():  # else its run is still training, and has just removed it
+            log(f"skipping the damaged checkpoint {folder}: {' '.join(errors)}")
     return None
-
-
-def run_dir_of(folder: Path) -> Path:
-    """The run folder that a checkpoint folder belongs to."""
-    return Path(folder).parent.parent
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 def require_good(folder: Path) -> Manifest:
-    """The manifest of a checkpoint that has been verified to the last byte.
+    """Verify a checkpoint to the last byte and return its manifest.
 
     Raises:
-        CheckpointError: with every fault found.
+        CheckpointError: with every error found.
     """
-    faults = verify(folder)
-    if faults:
-        raise CheckpointError(f"{folder} cannot be used: {' '.join(faults)} `--resume auto` takes the newest good one.")
+    if errors := verify(folder):
+        raise CheckpointError(f"{folder} cannot be used: {' '.join(errors)} `--resume auto` takes the newest good one.")
     return read_manifest(folder)
 
 
 def load_weights(folder: Path, model: BaseModel) -> None:
-    """Put a checkpoint's weights into the model, all or none.
+    """Load a checkpoint's weights into the model, all or none.
 
     Only parameters that are frozen in the model may be absent from the file.
 
     Raises:
-        CheckpointError: damaged, or keys or shapes that do not fit (all of them listed).
+        CheckpointError: it is damaged, or keys or shapes do not fit (all are listed).
     """
     _fill(Path(folder), require_good(folder), model)
 
 
 def load(folder: Path, model: BaseModel) -> dict[str, Any]:
-    """As `load_weights`, and returns the training state, which is read as tensors and plain values only.
+    """Load a checkpoint's weights into the model and return its training state (tensors and plain values).
 
     Raises:
         CheckpointError: as `load_weights`.
@@ -296,8 +281,8 @@ def load(folder: Path, model: BaseModel) -> dict[str, Any]:
     path = Path(folder) / STATE
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as fault:
-        raise CheckpointError(f"{path}: not a training state of this package: {fault}") from fault
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a training state of this package: {error}") from error
     if not isinstance(state, dict) or state.get("step") != manifest.step:
         raise CheckpointError(f"{path}: not the training state of step {manifest.step}.")
     return state
@@ -307,27 +292,26 @@ def _fill(folder: Path, manifest: Manifest, model: BaseModel) -> None:
     try:
         tensors = load_file(folder / WEIGHTS)
         tensors.update({alias: tensors[name] for alias, name in manifest.tied.items()})
-    except (SafetensorError, KeyError) as fault:
-        raise CheckpointError(f"{folder / WEIGHTS}: not the weights of a checkpoint ({fault}).") from fault
+    except (SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: not the weights of a checkpoint ({error}).") from error
     broken = [] if model.allow_non_finite else non_finite(tensors)
     if broken:
         raise CheckpointError(f"{folder}: {describe_non_finite(broken, tensors)}, so it was written after the run "
                               "diverged. Resume from an earlier checkpoint: --resume FOLDER.")
-    faults = _misfits(tensors, model)
-    if faults:
-        raise CheckpointError(f"{folder} does not fit the model:\n  " + "\n  ".join(faults)
+    if errors := _mismatches(tensors, model):
+        raise CheckpointError(f"{folder} does not fit the model:\n  " + "\n  ".join(errors)
                               + "\nIs `model:` the same as in its config.yaml?")
     refuse_other_sources(model, manifest.extra.get("weights"), tensors, folder)
     model.load_state_dict(tensors, strict=False)
 
 
-def _misfits(tensors: Mapping[str, Tensor], model: BaseModel) -> list[str]:
-    wanted = model.state_dict()
-    faults = [f"{name} {list(wanted[name].shape)}: missing in the checkpoint"
+def _mismatches(tensors: Mapping[str, Tensor], model: BaseModel) -> list[str]:
+    expected = model.state_dict()
+    errors = [f"{name} {list(expected[name].shape)}: missing in the checkpoint"
               for name in model.trainable_state() if name not in tensors]
     for name, tensor in tensors.items():
-        if name not in wanted:
-            faults.append(f"{name} {list(tensor.shape)}: not in the model; {did_you_mean(name, wanted, most=3)}")
-        elif wanted[name].shape != tensor.shape:
-            faults.append(f"{name}: {list(tensor.shape)} in the checkpoint, {list(wanted[name].shape)} in the model")
-    return faults[:40] + ([f"... {len(faults) - 40} more"] if len(faults) > 40 else [])
+        if name not in expected:
+            errors.append(f"{name} {list(tensor.shape)}: not in the model; {did_you_mean(name, expected, most=3)}")
+        elif expected[name].shape != tensor.shape:
+            errors.append(f"{name}: {list(tensor.shape)} in the checkpoint, {list(expected[name].shape)} in the model")
+    return errors[:40] + ([f"... {len(errors) - 40} more"] if len(errors) > 40 else [])

@@ -12,8 +12,8 @@ import torch
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.loading.loader import train_loader
-from lavis_lite.datasets.loading.randomness import word
-from lavis_lite.datasets.loading.sampler import SampleOrder
+from lavis_lite.datasets.loading.randomness import hash64
+from lavis_lite.datasets.loading.sampler import GlobalSampler
 from lavis_lite.datasets.shards.dataset import shard_sizes
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
@@ -51,12 +51,12 @@ class TrainingParts:
         global_batch = self.micro_batch * run.accum_grad_iters
         ratios = mixing_ratios(cfg, names, sizes)
         blocks = None if run.shuffle_window is None else [shard_sizes(dataset) for dataset in self.datasets]
-        self.order = SampleOrder(sizes, run.seed, global_batch, ratios, blocks, run.shuffle_window or 0)
+        self.order = GlobalSampler(sizes, run.seed, global_batch, ratios, blocks, run.shuffle_window or 0)
         self.fingerprint: dict[str, Any] = {"sizes": sizes, "seed": run.seed, "global batch": global_batch,
                                             "ratios": ratios, "annotations": annotation_hashes(names, self.datasets)}
         if blocks is not None:
             sizes_of_blocks = [size for own in blocks for size in own or [0]]
-            self.fingerprint["shuffle window"] = [run.shuffle_window, word(*sizes_of_blocks)]
+            self.fingerprint["shuffle window"] = [run.shuffle_window, hash64(*sizes_of_blocks)]
         self.mixing = mixing_lines(names, sizes, ratios)
         self.bounds = bounds_of(self.order.steps_per_epoch)
         schedule = registry.get_lr_scheduler_class(run.lr_sched).from_run(run, self.bounds.total, self.bounds.unit)

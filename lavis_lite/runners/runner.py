@@ -23,10 +23,8 @@ from lavis_lite.checkpoints.manifest import stored_record
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
-from lavis_lite.evaluation.evaluator import AGGREGATE, Evaluator, where_unscored, write_predictions, write_result
+from lavis_lite.evaluation.evaluator import AGGREGATE, Evaluator
 from lavis_lite.evaluation.progress import EvaluationStopped
-from lavis_lite.evaluation.reporting import write_reports
-from lavis_lite.io import disk
 from lavis_lite.process.launch import Launch
 from lavis_lite.registry import registry
 from lavis_lite.runners import bounds, checkpointing, resume
@@ -273,7 +271,7 @@ class Runner:
         """Metrics by split. Finished batches are kept until all splits are through."""
         with self.watch.answering(EVALUATION_ANSWER):
             metrics = {split: self._evaluate_split(split, self.step, checkpoint_step) for split in splits}
-        self.evaluator.forget()
+        self.evaluator.discard_checkpoints()
         return metrics
 
     def _evaluate_split(self, split: str, step: int, checkpoint_step: int | None = None) -> dict[str, float]:
@@ -282,26 +280,12 @@ class Runner:
         epoch = self._parts.bounds.epoch(step) if self._parts else 0
         extra = {} if measured == step else {"checkpoint_step": measured}
         self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
-        problem = self._write_results(split, measured, scores) if distributed.is_main() else ""
+        problem = self.evaluator.write(split, measured, scores, self.weights(measured)) if distributed.is_main() else ""
         if self.run.evaluate and (problem := distributed.broadcast_object(problem)):
             raise DataError(problem)
-        return scores
-
-    def _write_results(self, split: str, step: int, scores: dict[str, float]) -> str:
-        """Write and say what an evaluation found; why files cannot be written, or ""."""
-        where, problem, weights = "", "", self.weights(step)
-        try:
-            write_result(self.run_dir, split, step, scores, weights)
-            paths = write_predictions(self.run_dir, split, step, self.evaluator.predictions)
-            where = where_unscored(scores, self.evaluator.predictions, paths)
-        except OSError as error:
-            problem = disk.cannot_write(self.run_dir / "results", error, what=f"the results of {split}")
-        self.tracker.say(f"step {step}  {split}: {self.task.summary(scores)}{where}")
-        if problem and not self.run.evaluate:  # a training goes on; what it can still write is worth more
+        if problem:  # a training goes on; what it can still write is worth more
             self.tracker.say(problem)
-        elif not problem:
-            write_reports(self.cfg, self.run_dir, split, step, self.evaluator.reports, weights, self.tracker.say)
-        return problem
+        return scores
 
     def _test(self) -> dict[str, dict[str, float]]:
         if not self.run.test_splits:

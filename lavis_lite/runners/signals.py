@@ -1,4 +1,4 @@
-"""Leaving cleanly when asked to: a signal becomes a wish, the step loop grants it between two steps."""
+"""A clean stop by a signal: the signal sets a code, and the step loop stops between two steps."""
 
 from __future__ import annotations
 
@@ -21,27 +21,31 @@ EVALUATION_ANSWER = "finishing this batch, then leaving"
 
 
 class Interrupted(LavisLiteError):
-    """The run stopped because a signal asked for it, after its state was saved.
+    """A signal stopped the run after its state was saved.
 
     Attributes:
-        exit_code: see `lavis_lite.process.exits.code_of`; the command line exits with it.
-        checkpoint: the folder to resume from; None: there is none, and `kept` says what there is.
+        exit_code: of the process, see `lavis_lite.process.exits.code_of`.
+        checkpoint: the folder to resume from; None: no checkpoint, and the message says what else is kept.
     """
 
     same_on_all_ranks = True
 
     def __init__(self, exit_code: int, checkpoint: Path | None, step: int, kept: str = "") -> None:
         self.exit_code, self.checkpoint, self.step = exit_code, checkpoint, step
-        nothing = kept or "nothing was to be saved"
-        where = f"saved in {checkpoint}; go on with `--resume auto`" if checkpoint else nothing
-        super().__init__(f"stopped by a signal after step {step}; {where}.")
+        if checkpoint:
+            kept = f"saved in {checkpoint}; continue with `--resume auto`"
+        super().__init__(f"stopped by a signal after step {step}; {kept or 'nothing had to be saved'}.")
 
 
 class SignalWatch:
     """Context manager: inside it the stop signals set `code` instead of ending the process.
 
     A second Ctrl-C raises KeyboardInterrupt at once. A signal that the caller ignores (`nohup`) stays ignored. Outside
-    the main thread, where Python allows no handlers, it does nothing. `answer` is what the user is told.
+    the main thread, in which alone Python allows handlers, it does nothing.
+
+    Attributes:
+        code: exit code of the signal that came; 0: none.
+        answer: what the message to the user says will happen now.
     """
 
     def __init__(self) -> None:
@@ -52,18 +56,18 @@ class SignalWatch:
 
     def __enter__(self) -> SignalWatch:
         if threading.current_thread() is threading.main_thread():
-            heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._ask) for number in heard}
+            handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._ask) for number in handled}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None,
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     @contextlib.contextmanager
     def answering(self, text: str) -> Iterator[None]:
-        """Within it the user is told something else."""
+        """Context manager: inside it the message to the user is another one."""
         before, self.answer = self.answer, text
         try:
             yield
@@ -71,7 +75,7 @@ class SignalWatch:
             self.answer = before
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # inherited by a process forked inside; not its run to stop
+        if os.getpid() != self._process:  # a process that was forked inside
             return
         if number == signal.SIGINT and self.code:
             raise KeyboardInterrupt

@@ -69,4 +69,4 @@ def suspects(step: int, losses: list[list[float]], parts: TrainingParts) -> list
 
 
 def _row(dataset: Any, index: int) -> str:
-    return dataset.place(index) if hasattr(dataset, "place") else f"row {index}"
+    return dataset.location(index) if hasattr(dataset, "location") else f"row {index}"

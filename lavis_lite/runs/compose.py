@@ -1,4 +1,4 @@
-"""The configurations that use a run: an evaluation of one of its checkpoints, and the sections that build its model."""
+"""Configurations made from a run: the evaluation of one of its checkpoints, and the sections of its model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def compose_evaluation(chosen: RunCheckpoint, options: Sequence[str] = (), recip
 
     Args:
         chosen: which checkpoint of which run.
-        options: of the command line. Keys that belong to the run's task are left out where they choose another task.
-        recipe: a YAML whose `datasets` and `run` take the place of the run's; the model and its processors stay.
+        options: of the command line. If they choose another task, keys of the run's own task are left out.
+        recipe: a YAML; its `datasets` and `run` replace the run's. The model and its processors stay.
 
     Raises:
         ConfigError: an option names other weights than the run's; a file cannot be read.
@@ -45,13 +45,13 @@ def compose_evaluation(chosen: RunCheckpoint, options: Sequence[str] = (), recip
 
 
 def resume_evaluation(composition: Composition, resume: str | None, log: Log = print) -> Composition:
-    """A composed run; one that evaluates and is to resume starts from that checkpoint's weights and nothing else of it.
+    """A composed run; if it evaluates and resumes, it starts from the weights of that checkpoint.
 
     Args:
         composition: of any run.
-        resume: "auto" (newest good checkpoint under run.output_dir) or a checkpoint folder; None: what
-            `run.resume_ckpt_path` says.
-        log: takes the line that names the checkpoint.
+        resume: "auto" (newest good checkpoint under run.output_dir) or a checkpoint folder; None: the value of
+            `run.resume_ckpt_path`.
+        log: receives the line that names the checkpoint.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
@@ -79,7 +79,7 @@ def start_from(chosen: RunCheckpoint, composition: Composition, output_dir: Path
     Args:
         chosen: the checkpoint.
         composition: what to evaluate it on.
-        output_dir: where the evaluation's folder goes; by default where the composition says.
+        output_dir: parent of the evaluation's folder; by default that of the composition.
     """
     run: dict[str, Any] = {"evaluate": True, "resume_ckpt_path": None, "fsdp": "none"}
     if output_dir is not None:
@@ -90,7 +90,7 @@ def start_from(chosen: RunCheckpoint, composition: Composition, output_dir: Path
 def model_sections(chosen: RunCheckpoint) -> tuple[ModelConfig, PreprocessConfig]:
     """The sections that build a run's model with the weights of a checkpoint, and its processors.
 
-    The processors are those of the run's data sets where they agree, else those of its `preprocess` section.
+    The processors are those of the run's data sets if these agree, else those of its `preprocess` section.
 
     Raises:
         Faults: the run's configuration does not fit this version of the package.
@@ -110,7 +110,7 @@ def model_sections(chosen: RunCheckpoint) -> tuple[ModelConfig, PreprocessConfig
 
 
 def _with_recipe(own: Layer, recipe: Sequence[Layer]) -> list[Layer]:
-    """The model of a run under the data sets and the `run` section of a recipe; the plugins of both."""
+    """The model of a run, the data sets and the `run` section of a recipe, and the plugins of both."""
     plugins = [name for layer in (own, *recipe) for name in layer.content.get("imports") or []]
     return [_only(own, "model", "preprocess"), *(_only(layer, "datasets", "run") for layer in recipe),
             Layer("imports of both", {"imports": list(dict.fromkeys(plugins))})]
@@ -121,7 +121,7 @@ def _only(layer: Layer, *sections: str) -> Layer:
 
 
 def _for_task(layer: Layer, task: str | None) -> Layer:
-    """The run's own layer without the keys that its task has and another task does not."""
+    """The run's own layer without the keys that its task has and `task` does not."""
     run = layer.content.get("run") or {}
     trained = str(run.get("task", RunConfig.task))
     if task is None or task == trained:

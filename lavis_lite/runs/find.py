@@ -1,6 +1,6 @@
 """From what a user calls a run to one of its checkpoints.
 
-A run is named by its folder, by one of its checkpoint folders, or by a folder above runs, which stands for the run that
+A run is named by its folder, by one of its checkpoint folders, or by a folder above runs. The latter names the run that
 saved last.
 """
 
@@ -29,7 +29,7 @@ class RunCheckpoint:
     """A checkpoint of a run, verified to the last byte.
 
     Attributes:
-        run_dir: folder of the run; the checkpoint's own where it lies alone.
+        run_dir: folder of the run; the checkpoint's own folder if it is in no run.
         folder: folder of the checkpoint.
         reason: why it is this one, as a clause.
     """
@@ -39,7 +39,7 @@ class RunCheckpoint:
     reason: str
 
     def describe(self) -> str:
-        """The folder and why it was taken."""
+        """The folder and why it was chosen."""
         return f"{self.folder} ({self.reason})"
 
     def config_layer(self) -> Layer:
@@ -51,13 +51,13 @@ class RunCheckpoint:
         paths = [folder / CONFIG for folder in (self.run_dir, self.folder)]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
-            raise ConfigError(f"{self.run_dir} has no {CONFIG}, so the model of its checkpoints is not "
-                              "known. Use the recipe it was trained by: evaluate.py --cfg-path RECIPE.yaml "
+            raise ConfigError(f"{self.run_dir} has no {CONFIG}, so the model of its checkpoints is unknown. Use the "
+                              "recipe that trained it: evaluate.py --cfg-path RECIPE.yaml "
                               f"--resume {self.folder}")
         return Layer(str(path), read_yaml(path))
 
     def start_keys(self, section: Any) -> dict[str, Any]:
-        """Keys and values of a model section that make the model start from this checkpoint and from no other."""
+        """Keys of a model section, with values that start the model from this checkpoint alone."""
         values = {"load_pretrained": True, "pretrained": str(self.folder.absolute()), "load_finetuned": False}
         return {**values, "pretrained_stage1": None} if "pretrained_stage1" in section else values
 
@@ -71,7 +71,7 @@ def find_checkpoint(run: str | Path, checkpoint: str | None = None) -> RunCheckp
 
     Args:
         run: a run folder, a checkpoint folder, or a folder above runs: then the run that saved last.
-        checkpoint: "best" (chosen by validation; the last one where no validation chose), "last" or "step_N"; by
+        checkpoint: "best" (chosen by validation; the last one if no validation chose), "last" or "step_N"; by
             default "best".
 
     Raises:
@@ -94,18 +94,17 @@ def find_checkpoint(run: str | Path, checkpoint: str | None = None) -> RunCheckp
 
 
 def _with_a_name(path: Path) -> Path:
-    """The same folder; one inside a run by a path that tells its parent, which "." and ".." do not."""
+    """The same folder; "." and ".." as an absolute path, because the run is found from the names of parents."""
     return path if path.name not in ("", "..") or steps_of(path) else Path(os.path.abspath(path))
 
 
 def run_of(checkpoint: Path) -> Path:
-    """The run folder that a checkpoint folder belongs to; the folder itself if it lies alone."""
-    inside = checkpoint.absolute().parent.name == "checkpoints"
-    return checkpointing.run_dir_of(checkpoint) if inside else checkpoint
+    """The run folder of a checkpoint folder; the folder itself if it is in no run."""
+    return checkpoint.parent.parent if checkpoint.absolute().parent.name == "checkpoints" else checkpoint
 
 
 def _locate(path: Path) -> tuple[Path, str]:
-    """(run folder, why it is this one of several, as a clause)."""
+    """(run folder, why this one of several was chosen, as a clause)."""
     if steps_of(path):
         return path, ""
     if path.absolute().name == "checkpoints" and steps_of(path.parent):
@@ -130,7 +129,7 @@ def _why_no_run(path: Path) -> str:
 
 
 def _choose(run_dir: Path, checkpoint: str | None) -> tuple[Path, str]:
-    """(checkpoint folder, why it is this one) of a run that has some."""
+    """(checkpoint folder, why it was chosen) of a run that has checkpoints."""
     folders = steps_of(run_dir)
     if checkpoint in (None, "best"):
         return best_or_last(run_dir)
@@ -145,14 +144,13 @@ def _choose(run_dir: Path, checkpoint: str | None) -> tuple[Path, str]:
 
 
 def _verified(chosen: RunCheckpoint, named: Path) -> RunCheckpoint:
-    """The checkpoint, if every byte is as it was written; the error names what else there is below `named`."""
-    faults = checkpointing.verify(chosen.folder)
-    if faults:
+    """The checkpoint, if it is undamaged. The error names the other checkpoints and the other runs below `named`."""
+    if errors := checkpointing.verify(chosen.folder):
         others = [folder for folder in steps_of(chosen.run_dir) if folder != chosen.folder]
-        way_on = f" The run's other checkpoints: {_names(others)}; choose one by --checkpoint." if others else ""
+        advice = f" The run's other checkpoints: {_names(others)}; choose one by --checkpoint." if others else ""
         runs = [str(run) for run in runs_below(named) if run != chosen.run_dir]
-        way_on += f" Other runs, to be named with --run: {', '.join(runs[-SHOWN:])}." if runs else ""
-        raise CheckpointError(f"{chosen.folder} ({chosen.reason}) is damaged: {' '.join(faults)}{way_on}")
+        advice += f" Other runs, to be named with --run: {', '.join(runs[-SHOWN:])}." if runs else ""
+        raise CheckpointError(f"{chosen.folder} ({chosen.reason}) is damaged: {' '.join(errors)}{advice}")
     return chosen
 
 
@@ -168,7 +166,7 @@ def _neighbours(path: Path) -> str:
 
 
 def hint_at_run(cfg_path: str) -> str:
-    """A line for those who evaluate the config.yaml of a run, which names the weights that it started from."""
+    """A hint if the configuration is that of a run, which names the weights that the run started from; else ""."""
     run_dir = Path(cfg_path).parent
     if Path(cfg_path).name != CONFIG or not steps_of(run_dir):
         return ""

@@ -1,13 +1,18 @@
-"""The folders of runs: which checkpoint to go on from, and what killed runs left behind."""
+"""Run folders: their lock, which checkpoint to resume from, and what killed runs left behind."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from lavis_lite import distributed
@@ -15,13 +20,13 @@ from lavis_lite.checkpoints.manifest import CONFIG, STATE
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError, LavisLiteError
 from lavis_lite.runners import checkpointing
-from lavis_lite.runs.lock import HOLDER, RunBusyError, RunLock, is_busy
 
-_STRAYS = (".tmp-step_*", ".old-step_*", ".tmp-probe*", ".tmp-last.json-*", ".tmp-best.json-*")
+LOCK, HOLDER = ".lock", ".lock-holder.json"
+_LEFTOVERS = (".tmp-step_*", ".old-step_*", ".tmp-probe*", ".tmp-last.json-*", ".tmp-best.json-*")
 
 
 def newest_to_resume(output_dir: Path, start_over: bool) -> Path | None:
-    """The newest good checkpoint under `output_dir`; None if there is none at all.
+    """The newest good checkpoint under `output_dir`; None if there are no checkpoints.
 
     Args:
         output_dir: the parent of run folders.
@@ -32,54 +37,48 @@ def newest_to_resume(output_dir: Path, start_over: bool) -> Path | None:
     """
     damaged: list[str] = []
 
-    def note(line: str) -> None:
+    def log(line: str) -> None:
         damaged.append(line)
         print(line, flush=True)
 
-    found = checkpointing.newest_good(Path(output_dir), note)
+    found = checkpointing.newest_good(Path(output_dir), log)
     if found is not None or not damaged:
         return found
     if start_over:
         print(f"every checkpoint under {output_dir} is damaged: starting over", flush=True)
         return None
     raise CheckpointError(
-        f"--resume auto: every checkpoint under {output_dir} is damaged ({len(damaged)}, listed above), so going on "
+        f"--resume auto: every checkpoint under {output_dir} is damaged ({len(damaged)}, listed above), so the run "
         "would begin at step 0 again. Restore one of them from a copy; or, to begin again, add --start-over.")
 
 
 def accumulation_to_go_on(checkpoint: Path, run: RunConfig, ranks: int) -> int:
-    """Micro-batches per step with which a run on another number of ranks sees the global batches that it began with.
+    """Micro-batches per step that keep the run's global batch on another number of ranks (a restart on fewer hosts).
 
-    What a restart on fewer hosts needs, which nobody watches. `run.accum_grad_iters` as it is if no number fits; the
-    runner then says what differs.
+    If no number fits, `run.accum_grad_iters` stays, and the runner reports what differs.
 
     Args:
-        checkpoint: a good one.
-        run: the section of the run that goes on.
-        ranks: their number now.
+        checkpoint: an undamaged one.
+        run: the section of the resumed run.
+        ranks: the number of ranks now.
     """
     state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)
-    wanted, micro = state["order"]["global batch"], run.batch_size_train * ranks
-    if wanted == micro * run.accum_grad_iters or wanted % micro or not _had_batch(checkpoint, run.batch_size_train):
+    before, micro = state["order"]["global batch"], run.batch_size_train * ranks
+    saved = OmegaConf.create((checkpoint / CONFIG).read_text(encoding="utf-8"))
+    if (before == micro * run.accum_grad_iters or before % micro
+            or OmegaConf.select(saved, "run.batch_size_train") != run.batch_size_train):  # the user wants another batch
         return run.accum_grad_iters
-    print(f"the run began with {wanted} samples per step: {ranks} process{'es' if ranks > 1 else ''} with "
-          f"run.batch_size_train={run.batch_size_train} now accumulate{'' if ranks > 1 else 's'} {wanted // micro} "
+    print(f"the run began with {before} samples per step: {ranks} process{'es' if ranks > 1 else ''} with "
+          f"run.batch_size_train={run.batch_size_train} now accumulate{'' if ranks > 1 else 's'} {before // micro} "
           f"micro-batches per step, in place of run.accum_grad_iters={run.accum_grad_iters}", flush=True)
-    return int(wanted // micro)
-
-
-def _had_batch(checkpoint: Path, batch_size: int) -> bool:
-    """Whether the checkpoint's run had this `run.batch_size_train`; another one is a wish, and none to guess about."""
-    text = (checkpoint / CONFIG).read_text(encoding="utf-8")
-    saved = OmegaConf.create(text)
-    return bool(OmegaConf.select(saved, "run.batch_size_train") == batch_size)
+    return int(before // micro)
 
 
 @contextlib.contextmanager
 def removed_if_unused(run_dir: Path) -> Iterator[None]:
-    """Remove the folder of a run that an error ended before anything but its configuration was written.
+    """Context manager: if a `LavisLiteError` ends the run, remove its folder if only its configuration was written.
 
-    Such an error is one that its message explains; of any other the folder gets the traceback.
+    Other errors keep the folder, because their traceback is written there.
     """
     try:
         yield
@@ -89,26 +88,84 @@ def removed_if_unused(run_dir: Path) -> Iterator[None]:
         raise
 
 
-def remove_strays(output_dir: Path) -> None:
-    """Remove half-written checkpoints and locks of killed runs under `output_dir`; running ones are left alone."""
-    for run_dir in _runs_with_strays(Path(output_dir)):
+def remove_leftovers(output_dir: Path) -> None:
+    """Remove incomplete checkpoints and locks of killed runs under `output_dir`; running ones are not touched."""
+    for run_dir in sorted(Path(output_dir).iterdir()) if Path(output_dir).is_dir() else []:
+        left = [path for pattern in _LEFTOVERS for path in (run_dir / "checkpoints").glob(pattern)]
+        if not (left or (run_dir / HOLDER).exists()) or not (run_dir / CONFIG).is_file() or is_busy(run_dir):
+            continue
         lock = RunLock(run_dir)
-        with contextlib.suppress(RunBusyError, OSError):  # in use, or somebody else's
+        with contextlib.suppress(RunBusyError, OSError):  # in use, or another user's
             lock.acquire()
             try:
-                for stray in _strays(run_dir):
-                    shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+                for path in left:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             finally:
-                lock.release()  # which removes its files
+                lock.release()  # removes its files
 
 
-def _runs_with_strays(output_dir: Path) -> Iterator[Path]:
-    for run_dir in sorted(output_dir.iterdir()) if output_dir.is_dir() else []:
-        left = (run_dir / HOLDER).exists() or _strays(run_dir)
-        if left and (run_dir / "config.yaml").is_file() and not is_busy(run_dir):
-            yield run_dir
+# --- the lock ---------------------------------------------------------------------------------------------------------
+class RunBusyError(LavisLiteError):
+    """Another process trains in the run folder."""
 
 
-def _strays(run_dir: Path) -> list[Path]:
-    folder = run_dir / "checkpoints"
-    return [path for pattern in _STRAYS for path in folder.glob(pattern)]
+class RunLock:
+    """The lock of one run folder, held until `release` or until this object or this process ends.
+
+    On file systems without locks it does nothing.
+
+    Args:
+        run_dir: the run folder; it exists.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = Path(run_dir)
+        self._lock = FileLock(str(self.run_dir / LOCK))
+
+    def acquire(self) -> RunLock:
+        """Take the lock.
+
+        Raises:
+            RunBusyError: another process holds it; the message says which.
+        """
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunBusyError(
+                f"another process is training in {self.run_dir}{_holder(self.run_dir)}. Stop it first, or wait until "
+                "it ends. Without --resume a run begins in a folder of its own.") from None
+        except (OSError, NotImplementedError):  # a file system without locks
+            return self
+        facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with contextlib.suppress(OSError):  # a full disk; the lock itself needs no space
+            (self.run_dir / HOLDER).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        return self
+
+    def release(self) -> None:
+        """Release the lock and remove its files."""
+        if self._lock.is_locked:
+            for name in (HOLDER, LOCK):  # before the release: afterwards they may be another process's
+                (self.run_dir / name).unlink(missing_ok=True)
+            self._lock.release()
+
+
+def _holder(run_dir: Path) -> str:
+    try:
+        facts = json.loads((run_dir / HOLDER).read_text(encoding="utf-8"))
+        return f" (process {facts['pid']} on {facts['host']}, since {facts['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def is_busy(run_dir: Path) -> bool:
+    """Whether a process trains in a run folder."""
+    if not (Path(run_dir) / LOCK).exists():
+        return False
+    lock = FileLock(str(Path(run_dir) / LOCK))
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -18,40 +18,36 @@ from lavis_lite.tasks.submission import Submission
 Row = dict[str, Any]
 
 
-class LongWork:
-    """What a task may use while `score` works for long: a bar, a store of finished parts, and the wish to stop.
+class ProgressHandle:
+    """What a task may use during a long `score`: a bar, a store of finished parts, and whether to stop early.
 
-    As it stands it tells nobody, keeps nothing and is never in a hurry; the runner puts one that does in its place.
+    This one shows nothing, keeps nothing and never stops; during an evaluation the evaluator replaces it.
     """
-
-    def begin(self, title: str, total: int, unit: str) -> None:
-        """A stretch of `total` units begins on this rank (other ranks have about as many)."""
-
-    def advance(self, count: int = 1) -> None:
-        """So many more units are done on this rank."""
-
-    def get(self, key: str) -> Any:
-        """What `put` kept in an evaluation that was stopped, on whatever rank; None: nothing."""
-        return None
-
-    def put(self, key: str, value: Any) -> None:
-        """Keep a finished part; plain values only."""
 
     run_dir: Path | None = None
     """folder of the run that is evaluated; None: not known"""
     step: int = 0
     """optimizer steps of the weights that are evaluated"""
 
-    def wish(self) -> int:
-        """Exit code of a signal that asks this rank to stop; 0: none.
+    def begin(self, title: str, total: int, unit: str, done: int = 0) -> None:
+        """A stretch of work of `total` units begins, counted over all ranks."""
 
-        A rank that sees one leaves its loop, tells the others in their next exchange, and all `stop` together.
-        """
+    def advance(self, count: int = 1) -> None:
+        """This rank has finished `count` more units."""
+
+    def load(self, key: str) -> Any:
+        """What `save` kept on any rank before the evaluation was stopped; None: nothing."""
+        return None
+
+    def save(self, key: str, value: Any) -> None:
+        """Keep a finished part, so that a resumed evaluation need not compute it again; plain values only."""
+
+    def stop_requested(self) -> int:
+        """Exit code of a pending signal on this rank; 0: none. Leave the loop then, and call `stop_if_requested`."""
         return 0
 
-    def stop(self, code: int) -> NoReturn:
-        """Leave the evaluation; called by all ranks with the same code."""
-        raise SystemExit(code)
+    def stop_if_requested(self) -> None:
+        """Leave the evaluation on all ranks if any rank was asked to stop. Collective."""
 
 
 class BaseTask:
@@ -68,7 +64,7 @@ class BaseTask:
     those of plain values until the results are written, so that a killed evaluation does not predict them again"""
     model_methods: ClassVar[tuple[str, ...]] = ()
     """methods that a model must have to be evaluated"""
-    work: LongWork = LongWork()
+    progress: ProgressHandle = ProgressHandle()
     """for `score`"""
 
     def __init__(self, cfg: RunConfig) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lavis_lite import distributed
-from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.schema import SCORING_ONLY, RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.caption_report import EMPTY, SCORES, CaptionReport, caption_report
 from lavis_lite.metrics.scenes import image_scores, scene_scores
@@ -39,7 +39,7 @@ class CaptioningRunConfig(WritingRunConfig):
     """sample from the smallest set of tokens that holds top_p of the mass, in place of beam search"""
     top_p: float = 0.9
     temperature: float = 1.0
-    caption_metrics: list[str] | None = None
+    caption_metrics: list[str] | None = field(default=None, metadata=SCORING_ONLY)
     """coco (BLEU, ROUGE-L and CIDEr; the default), bleu, rouge_l, cider; meteor and spice, which need Java; scene:
     attributes of the mini world's objects. []: captions are written and not scored"""
 
@@ -77,7 +77,7 @@ class CaptioningTask(WritingTask):
         bare = getattr(dataset, "bare", ())
         if bare and len(bare) < len(dataset) and self.metrics and self.cfg.report_metric:
             raise DataError(f"split {split!r}: {len(bare)} of {len(dataset)} images have no caption to score by, the "
-                            f"first is {dataset.place(bare[0])}. Add them, or set run.report_metric=false.")
+                            f"first is {dataset.location(bare[0])}. Add them, or set run.report_metric=false.")
         self._split, self._found = split, CaptionReport({}, [], {})
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:

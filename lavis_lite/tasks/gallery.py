@@ -24,7 +24,7 @@ def check_dataset(dataset: Any, split: str) -> None:
     found = as_lists(captions)
     bare = [image for image, texts in enumerate(found) if not texts]
     if bare:
-        place = dataset.place(bare[0]) if hasattr(dataset, "place") else f"image {bare[0]}"
+        place = dataset.location(bare[0]) if hasattr(dataset, "location") else f"image {bare[0]}"
         raise DataError(f"split {split!r} cannot be scored: {len(bare)} of its {len(found)} images have no caption, "
                         f"the first at {place}. Remove them from the annotation file, or the split from "
                         "run.valid_splits and run.test_splits.")

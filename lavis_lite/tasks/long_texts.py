@@ -69,7 +69,7 @@ def long_texts(task: BaseTask, model: Any, dataset: Any, split: str) -> LongText
                 reason = reason or str(fault)
             else:
                 break
-    return LongTexts(split, rows, dataset.place(rows[0]), reason, len(dataset)) if rows else None
+    return LongTexts(split, rows, dataset.location(rows[0]), reason, len(dataset)) if rows else None
 
 
 def _sample(dataset: Any, row: int, picture: torch.Tensor) -> dict[str, Any] | None:

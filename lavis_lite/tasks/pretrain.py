@@ -83,7 +83,7 @@ class ImageTextPretrainTask(BaseTask):
         if not self._retrieves(model):
             return scores | {"agg_metrics": -scores["loss"]}
         gallery = gallery_of(rows, dataset, self.cfg.captions_per_image)
-        itc, itm = retrieve(model, rows, gallery, self.k_test(split), sizes_of(self.cfg), self.work)
+        itc, itm = retrieve(model, rows, gallery, self.k_test(split), sizes_of(self.cfg), self.progress)
         scores |= prefixed("itc_", itc, gallery)
         r_mean = scores["itc_r_mean"]
         self._found = (gallery, itc, "itc_") if itm is None else (gallery, itm, "itm_")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.schema import SCORING_ONLY, RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.ranking import KS, auc, ndcg, order, rank_scores, ranks, shares
 from lavis_lite.metrics.vqa import Truth, accuracies
@@ -37,7 +37,7 @@ class RankingRunConfig(WritingRunConfig):
     """a candidate's log-likelihood, or that divided by its tokens"""
     segments: int = 1
     """a batch's candidates are scored in so many parts, to save memory; no result depends on it"""
-    positive: str | None = None
+    positive: str | None = field(default=None, metadata=SCORING_ONLY)
     """two classes: the candidate that counts as positive; adds auc, which becomes agg_metrics"""
 
 
@@ -144,13 +144,13 @@ class RankingTask(WritingTask):
         if self._shared is None:
             label = question.get("label")
             if label is None or not 0 <= label < len(row["scores"]):
-                raise DataError(f"{dataset.place(row['index'])}: its right answer (label {label}) is not among its "
+                raise DataError(f"{dataset.location(row['index'])}: its right answer (label {label}) is not among its "
                                 f"{len(row['scores'])} candidates.")
             return {label}
         answers = set(question["answers"])
         found = {place for place, text in enumerate(self._shared) if text in answers}
         if not found and self.cfg.candidates is not None:
-            raise DataError(f"{dataset.place(row['index'])}: its answer {sorted(answers)[0]!r} is none of "
+            raise DataError(f"{dataset.location(row['index'])}: its answer {sorted(answers)[0]!r} is none of "
                             f"run.candidates {self._shared}; {did_you_mean(sorted(answers)[0], self._shared)}")
         return found
 

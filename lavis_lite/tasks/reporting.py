@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lavis_lite.datasets.controls import Controlled
-from lavis_lite.datasets.media.preview import has_previews, preview
+from lavis_lite.datasets.controls import AblatedImages
 from lavis_lite.metrics.retrieval import KS, MISSED, ranks_from_candidates
 from lavis_lite.report import sample as report
 from lavis_lite.report.sample import Candidate, Picture, ReportSample
@@ -28,18 +27,18 @@ def pictures_of(dataset: Any) -> Callable[[int], Picture | None]:
         dataset: has `folder` and `image_name(index)`; or one of these behind a control.
     """
     others: dict[str, int] = {}
-    if isinstance(dataset, Controlled):
+    if isinstance(dataset, AblatedImages):
         if dataset.control == "blind":
             return lambda index: None
         others, dataset = dataset.others, dataset.dataset
     folder: Any = getattr(dataset, "folder", None)
-    if not has_previews(folder):
+    if not getattr(folder, "has_previews", False):
         return lambda index: None
 
     def picture(index: int) -> Picture:
         name = dataset.image_name(index)
         shown = dataset.image_name(others[name]) if others else name
-        return Picture(shown, partial(preview, folder, shown))
+        return Picture(shown, partial(folder.preview, shown))
 
     return picture
 

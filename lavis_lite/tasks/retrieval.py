@@ -62,7 +62,7 @@ class RetrievalTask(BaseTask):
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
         """Recall of the whole split, equal on all ranks."""
         gallery = gallery_of(rows, dataset, self.cfg.captions_per_image)
-        itc, itm = retrieve(model, rows, gallery, self.cfg.k_test, sizes_of(self.cfg), self.work)
+        itc, itm = retrieve(model, rows, gallery, self.cfg.k_test, sizes_of(self.cfg), self.progress)
         scores = prefixed("itc_", itc, gallery)
         final = itm if itm is not None else itc
         self._found = gallery, final

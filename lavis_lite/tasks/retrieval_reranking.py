@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lavis_lite import distributed
 from lavis_lite.finite import check_finite
-from lavis_lite.tasks.base import LongWork
+from lavis_lite.tasks.base import ProgressHandle
 from lavis_lite.tasks.retrieval_parts import (
     BothWays,
     Candidates,
@@ -39,7 +39,7 @@ START_BYTES = 6 << 30
 
 @torch.no_grad()
 def rerank(model: Any, own: OwnImages, texts: Texts, itc: BothWays, k_test: int, sizes: Sizes,
-           work: LongWork | None = None) -> BothWays:
+           progress: ProgressHandle | None = None) -> BothWays:
     """Re-order the first `k_test` candidates of each query by ITM logit + ITC cosine, as LAVIS does. Collective.
 
     Candidates beyond `k_test` were not scored: they keep their ITC order and stay below. A pair that both directions
@@ -53,16 +53,16 @@ def rerank(model: Any, own: OwnImages, texts: Texts, itc: BothWays, k_test: int,
         itc: candidates by ITC, equal on all ranks.
         k_test: candidates per query to score; clipped to what there is. 0: no change.
         sizes: pairs per pass.
-        work: keeps finished images, and is asked after each whether to stop; all ranks then stop together.
+        progress: keeps finished images, and is asked after each whether to stop; all ranks then stop together.
     """
     if k_test <= 0:
         return itc
-    work = work or LongWork()
+    progress = progress or ProgressHandle()
     wanted = _pairs(itc, k_test, len(texts.ids))
     mine = wanted[torch.isin(wanted // len(texts.ids), own.places)]
-    logits = _score_pairs(model, own, texts, mine, sizes, work)
-    if code := max(distributed.all_gather_object(work.wish())):
-        work.stop(code)
+    progress.begin("re-ranking", len(itc.texts_of_image.index), "images")
+    logits = _score_pairs(model, own, texts, mine, sizes, progress)
+    progress.stop_if_requested()
     parts = distributed.all_gather_object((mine, logits))
     keys, values = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     order = keys.argsort()
@@ -86,25 +86,25 @@ def _pairs(itc: BothWays, k_test: int, texts: int) -> Tensor:
     return torch.cat([by_image.flatten(), by_text.flatten()]).unique()
 
 
-def _score_pairs(model: Any, own: OwnImages, texts: Texts, pairs: Tensor, sizes: Sizes, work: LongWork) -> Tensor:
+def _score_pairs(model: Any, own: OwnImages, texts: Texts, pairs: Tensor, sizes: Sizes,
+                 progress: ProgressHandle) -> Tensor:
     """Match logits of ascending pairs of own images: at least float32[pairs], on the CPU.
 
     Image by image, its texts stacked by length: so a pass reads one image's features, pads little, and is the same
-    whatever other images the rank owns. A wish to stop ends it early.
+    whatever other images the rank owns. A request to stop ends it early.
     """
     if own.embeds is None:
         raise ValueError("re-ranking needs the image features; they were not kept for this split")
     parts, start, match = [torch.empty(0)], 0, _Matcher(model, texts, sizes)
-    work.begin("re-ranking", len(own.embeds), "images")
     for embeds, place in zip(own.embeds, own.places.tolist(), strict=True):
         end = int(torch.searchsorted(pairs, (place + 1) * len(texts.ids)))
         rows = pairs[start:end] - place * len(texts.ids)
-        if work.wish():
+        if progress.stop_requested():
             break
         if len(rows):
-            logits = _known_or(partial(match, embeds, rows), place, rows, work)
+            logits = _known_or(partial(match, embeds, rows), place, rows, progress)
             parts.append(check_finite(logits, partial(_pair, place, rows)))
-        work.advance()
+        progress.advance()
         start = end
     return torch.cat(parts)
 
@@ -114,15 +114,15 @@ def _pair(image: int, texts: Tensor, row: int) -> str:
             "infinite.")
 
 
-def _known_or(score: Callable[[], Tensor], place: int, rows: Tensor, work: LongWork) -> Tensor:
+def _known_or(score: Callable[[], Tensor], place: int, rows: Tensor, progress: ProgressHandle) -> Tensor:
     """An image's logits as they were kept, where they are of the same texts; else scored now, and kept."""
     key, asked = f"match {place}", hashlib.blake2b(rows.numpy().tobytes(), digest_size=8).hexdigest()
-    kept = work.get(key)
+    kept = progress.load(key)
     if kept is not None and kept["texts"] == asked:
         return torch.frombuffer(bytearray(base64.b64decode(kept["logits"])), dtype=getattr(torch, kept["dtype"]))
     logits = score()
-    work.put(key, {"texts": asked, "dtype": str(logits.dtype).removeprefix("torch."),
-                   "logits": base64.b64encode(logits.numpy().tobytes()).decode()})
+    progress.save(key, {"texts": asked, "dtype": str(logits.dtype).removeprefix("torch."),
+                        "logits": base64.b64encode(logits.numpy().tobytes()).decode()})
     return logits
 
 

@@ -24,7 +24,7 @@ from lavis_lite import distributed
 from lavis_lite.errors import shown
 from lavis_lite.finite import check_finite
 from lavis_lite.metrics.retrieval import KS, ranks_from_candidates, recalls
-from lavis_lite.tasks.base import LongWork
+from lavis_lite.tasks.base import ProgressHandle
 from lavis_lite.tasks.gallery import Gallery
 from lavis_lite.tasks.retrieval_parts import BothWays, Candidates, OwnImages, Sizes, Texts, best, by_index, trimmed
 from lavis_lite.tasks.retrieval_reranking import rerank
@@ -160,13 +160,13 @@ def _in_autocasts_type(embeds: Tensor) -> Tensor:
 
 
 def retrieve(model: Any, rows: Sequence[dict[str, Any]], gallery: Gallery, k_test: int, sizes: Sizes,
-             work: LongWork | None = None) -> tuple[BothWays, BothWays | None]:
+             progress: ProgressHandle | None = None) -> tuple[BothWays, BothWays | None]:
     """This rank's rows -> the gallery's candidates by ITC, and by ITC + ITM when `k_test` > 0. Collective."""
     texts = encode_texts(model, gallery.texts, sizes)
     embeds = [row["image_embeds"] for row in rows] if k_test > 0 else None
     own = OwnImages.of([row["id"] for row in rows], [row["image_feats"] for row in rows], embeds, gallery)
     itc = itc_candidates(own, texts, gallery, max(k_test, max(KS)), sizes, model.device)
-    return itc, rerank(model, own, texts, itc, k_test, sizes, work) if k_test > 0 else None
+    return itc, rerank(model, own, texts, itc, k_test, sizes, progress) if k_test > 0 else None
 
 
 def recalls_of(found: BothWays, gallery: Gallery) -> dict[str, float]:

@@ -25,7 +25,7 @@ class Submission:
     """What goes to a server.
 
     Attributes:
-        server: whose format it is; plain: nobody's, our own rows.
+        server: whose format it is; plain: rows of our own, for no server.
         content: rows, one per id; or an object of them by id (A-OKVQA).
         name: the file's name where the server prescribes one; "": as other predictions are called.
     """
@@ -39,8 +39,8 @@ class Submission:
         """Ending of the file's name."""
         return ".csv" if self.server in _COLUMNS else ".json"
 
-    def told(self) -> str:
-        """Whose format it is, as the end of a sentence."""
+    def format_hint(self) -> str:
+        """Which server's format the file has, as the end of a sentence."""
         if self.server == "plain":
             return "; each row of the file has question_id, answer, choice and scores: there is no server for it"
         return f"; the file has the format of the {NAMES[self.server]} server"

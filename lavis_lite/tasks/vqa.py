@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.schema import SCORING_ONLY, RunConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.anls import anls, anls_score
 from lavis_lite.metrics.answer_rules import LEAVES_ONE_OUT, AnswerRule, Rule, Truth, chosen_rule, lacking, truth_score
@@ -35,7 +35,7 @@ class VQARunConfig(WritingRunConfig):
     """rank: the likeliest of the data set's answer_list"""
     num_ans_candidates: int | None = 128
     """rank: only so many of the list are tried; null: all"""
-    vqa_rule: AnswerRule = "auto"
+    vqa_rule: AnswerRule = field(default="auto", metadata=SCORING_ONLY)
     """official: texts are cleaned where the annotators differ, as in the official script; normalised: always; textvqa:
     always, as TextVQA's own evaluator does; vizwiz: the official script on VizWiz' records, which have a confidence and
     no id; scienceqa: the option that a written answer names ("The answer is B."); exact: equal to any answer after
@@ -44,7 +44,7 @@ class VQARunConfig(WritingRunConfig):
     vqa_metrics: list[str] | None = None
     """accuracy (by vqa_rule) and anls (similarity to the nearest answer, ST-VQA's and DocVQA's); the first is
     agg_metrics. Absent: accuracy; both for vqa_reading_comprehension"""
-    baselines: bool = True
+    baselines: bool = field(default=True, metadata=SCORING_ONLY)
     """report what the commonest training answer would score, overall and by question"""
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.controls import Control, Controlled
+from lavis_lite.config.schema import SCORING_ONLY, RunConfig
+from lavis_lite.datasets.controls import AblatedImages, Control
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.tasks.base import BaseTask, Row
@@ -37,9 +37,9 @@ class WritingRunConfig(RunConfig):
     """repetition_penalty also counts the prompt's tokens (transformers, decoder-only models), not only written ones"""
     prompt: str | None = None
     """what the model reads; absent: the sample's own prompt, else the model's"""
-    report_metric: bool = True
+    report_metric: bool = field(default=True, metadata=SCORING_ONLY)
     """false: predictions are written and not scored"""
-    submission: Server | None = None
+    submission: Server | None = field(default=None, metadata=SCORING_ONLY)
     """whose format predictions have where a split has no labels; absent: the task's own server (VQA, GQA, A-OKVQA,
     Visual Dialog, COCO captions), plain rows for rankings"""
     control: Control = "none"
@@ -67,7 +67,7 @@ class WritingTask(BaseTask):
         if cfg.submission is not None and cfg.submission not in self.servers:
             raise ConfigError(f"run.submission={cfg.submission}: {cfg.task} writes no such file; "
                               f"{did_you_mean(cfg.submission, self.servers)}")
-        self._split = self._told = ""
+        self._split = self._format_hint = ""
         self._why = "the run asks for no metric, or the split has nothing to compare with"
 
     @property
@@ -78,12 +78,12 @@ class WritingTask(BaseTask):
     def submitted(self, content: Any, name: str = "") -> Submission:
         """Predictions on a split without labels; the summary will say whose format they have."""
         found = Submission(self.server, content, name)
-        self._told = found.told()
+        self._format_hint = found.format_hint()
         return found
 
     def evaluated(self, dataset: Any) -> Any:
         """The data set as `run.control` shows it."""
-        return dataset if self.cfg.control == "none" else Controlled(dataset, self.cfg.control)
+        return dataset if self.cfg.control == "none" else AblatedImages(dataset, self.cfg.control)
 
     def options(self) -> dict[str, Any]:
         """Settings of generation that the run or its task names; the model decides the others."""
@@ -99,7 +99,7 @@ class WritingTask(BaseTask):
             labelled: whether it could have been.
         """
         self._why = "the run asks for no metric" if labelled else "the split has no labels"
-        self._told = "" if labelled else self._told
+        self._format_hint = "" if labelled else self._format_hint
         return {"predictions": float(len(rows))}
 
     def summary(self, scores: dict[str, float]) -> str:
@@ -108,7 +108,7 @@ class WritingTask(BaseTask):
             return by_dataset(scores) + CONTROLS[self.cfg.control]
         if "predictions" in scores:
             return (f"{scores['predictions']:.0f} predictions written, not scored ({self._why})"
-                    f"{CONTROLS[self.cfg.control]}{self._told}")
+                    f"{CONTROLS[self.cfg.control]}{self._format_hint}")
         return self.line(scores)
 
     def line(self, scores: dict[str, float]) -> str:

@@ -171,7 +171,11 @@ def load_model(name: str | None = None, model_type: str | None = None, is_eval: 
                checkpoint: str | Path | None = None, *, run: str | Path | None = None, dtype: Any = None,
                device_map: Any = None, quantization: str | None = None, allow_untrained: bool = False,
                allow_non_finite: bool = False) -> BaseModel:
-    """A model alone; arguments and errors as `load_model_and_preprocess`."""
+    """A model without its processors; arguments and errors are those of `load_model_and_preprocess`.
+
+    With `is_eval=False` (the default, as in LAVIS) the model is for training, so trainable parts may still be random.
+    With `is_eval=True` random trainable parts are refused unless `allow_untrained` is true.
+    """
     return load_model_and_preprocess(name, model_type, is_eval, device, run=run, checkpoint=checkpoint, dtype=dtype,
                                      device_map=device_map, quantization=quantization,
                                      allow_untrained=allow_untrained, allow_non_finite=allow_non_finite)[0]

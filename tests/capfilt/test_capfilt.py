@@ -19,8 +19,7 @@ from lavis_lite.capfilt.ranker import QFormerRanker, grouped, load_clip
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import BuildInfo, FileConfig
 from lavis_lite.datasets.annotations.tables import RowTable
-from lavis_lite.datasets.builders.images import ImageDatasetConfig
-from lavis_lite.datasets.builders.shards import ImageShardBuilder
+from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageShardBuilder
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.shards.index import ShardIndex
 from lavis_lite.errors import ConfigError, DataError
@@ -76,7 +75,7 @@ def test_the_best_are_kept_the_original_among_them():
 
 
 def test_a_job_keeps_the_top_two_in_shards(tmp_path):
-    index = run_job(job(tmp_path), say=quiet)
+    index = run_job(job(tmp_path), log=quiet)
     assert index is not None and index.samples == 10 and len(list((tmp_path / "out" / "parts").glob("*.jsonl"))) == 4
     stub = Stub()
     rows = [json.loads(line) for line in (tmp_path / "out" / "parts" / "00000.jsonl").read_text().splitlines()]
@@ -86,15 +85,15 @@ def test_a_job_keeps_the_top_two_in_shards(tmp_path):
 
 
 def test_processes_and_batches_change_nothing(tmp_path):
-    run_job(job(tmp_path, "one"), say=quiet)
+    run_job(job(tmp_path, "one"), log=quiet)
     two = job(tmp_path, "two", batch=3)
-    assert run_job(two, 1, 2, say=quiet) is None
-    assert run_job(two, 0, 2, say=quiet) is not None
+    assert run_job(two, 1, 2, log=quiet) is None
+    assert run_job(two, 0, 2, log=quiet) is not None
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_a_killed_job_goes_on_without_doing_parts_again(tmp_path):
-    run_job(job(tmp_path, "whole"), say=quiet)
+    run_job(job(tmp_path, "whole"), log=quiet)
 
     class Killed(Stub):
         def write(self, pictures: Sequence[Image.Image], seeds: Sequence[int]) -> list[list[str]]:
@@ -103,37 +102,37 @@ def test_a_killed_job_goes_on_without_doing_parts_again(tmp_path):
             return super().write(pictures, seeds)
 
     with pytest.raises(KeyboardInterrupt):
-        run_job(job(tmp_path, captioner=Killed()), say=quiet)
+        run_job(job(tmp_path, captioner=Killed()), log=quiet)
     assert sorted(path.name for path in (tmp_path / "out" / "parts").iterdir()) == ["00000.jsonl"]
     again = Stub()
-    assert run_job(job(tmp_path, captioner=again), say=quiet) is not None
+    assert run_job(job(tmp_path, captioner=again), log=quiet) is not None
     assert len(again.written) == 7 and contents(tmp_path / "out") == contents(tmp_path / "whole")
     third = Stub()
-    assert isinstance(run_job(job(tmp_path, captioner=third), say=quiet), ShardIndex) and not third.written
+    assert isinstance(run_job(job(tmp_path, captioner=third), log=quiet), ShardIndex) and not third.written
 
 
 def test_other_settings_need_another_folder(tmp_path):
-    run_job(job(tmp_path), say=quiet)
+    run_job(job(tmp_path), log=quiet)
     for change in ({"keep": 1}, {"seed": 1}, {"per_part": 4}):
         with pytest.raises(DataError, match="other images, models or settings"):
-            run_job(job(tmp_path, **change), say=quiet)
+            run_job(job(tmp_path, **change), log=quiet)
 
 
 def test_bad_images_stop_or_are_left_out_and_listed(tmp_path):
     whole = job(tmp_path, "bad")
     (tmp_path / "images" / "4.png").write_bytes(b"no")
     with pytest.raises(BadSample, match="4.png"):
-        run_job(whole, say=quiet)
+        run_job(whole, log=quiet)
     with pytest.raises(DataError, match="1 of 10 images could not be used, more than --max-bad-fraction=0.001"):
-        run_job(job(tmp_path, "bad", skip_bad=True), say=quiet)
-    index = run_job(job(tmp_path, "bad", skip_bad=True, max_bad=0.2), say=quiet)
+        run_job(job(tmp_path, "bad", skip_bad=True), log=quiet)
+    index = run_job(job(tmp_path, "bad", skip_bad=True, max_bad=0.2), log=quiet)
     assert index is not None and index.samples == 9
     record = json.loads((tmp_path / "bad" / "parts" / "00001.bad.jsonl").read_text())
     assert record["image"] == "4.png" and "not an image" in record["reason"]
 
 
 def test_training_draws_one_of_the_kept_captions_by_the_samplers_stream(tmp_path):
-    run_job(job(tmp_path), say=quiet)
+    run_job(job(tmp_path), log=quiet)
     info = BuildInfo(annotations={"train": FileConfig(storage=str(tmp_path / "out" / "shards"))})
     cfg = ImageDatasetConfig(build_info=info, captions="random")
     cfg.vis_processor.train = {"name": "blip_image_eval", "image_size": 8}
@@ -227,7 +226,7 @@ def test_wrong_captions_of_the_annotation_lose_against_written_ones(tmp_path, mi
     rows = [(0, number, {"image": f"{number}.png", "caption": text}) for number, text in enumerate(wrong)]
     table = RowTable(rows, ["a.json"])
     folder = ImageFolder(tmp_path / "images")
-    run_job(Job(table, folder, "web", mini_captioner, mini_ranker, tmp_path / "out", batch=12), say=quiet)
+    run_job(Job(table, folder, "web", mini_captioner, mini_ranker, tmp_path / "out", batch=12), log=quiet)
     kept = [json.loads(line) for line in (tmp_path / "out" / "parts" / "00000.jsonl").read_text().splitlines()]
     assert sum(row["written"][0] for row in kept) >= 11  # the best caption is a written one
     assert sum(all(row["written"]) for row in kept) >= 9  # nor is the wrong one second, unless too few were written

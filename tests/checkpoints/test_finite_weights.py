@@ -118,7 +118,7 @@ def test_a_run_that_diverged_stops_at_its_next_save(tmp_path: Path) -> None:
     with torch.no_grad():
         runner.model.scale.fill_(float("inf"))
         runner.model.tokens.fill_(float("nan"))
-    with pytest.raises(CheckpointError, match="step 1 was not saved: .*tokens.*Begin again with a lower run.init_lr"):
+    with pytest.raises(CheckpointError, match="step 1 was not saved: .*tokens.*Start again with a lower run.init_lr"):
         runner.step = 1
         runner._save()
     assert not list(tmp_path.glob("checkpoints/step_*"))

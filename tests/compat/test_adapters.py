@@ -84,7 +84,7 @@ def test_a_data_set_is_read_with_the_sample_s_own_randomness() -> None:
     dataset = DatasetAdapter(Numbers(processor=Noise()), "numbers")
     assert dataset.sample(1, random.Random(7)) == dataset.sample(1, random.Random(7))
     assert dataset.annotation == [0, 1, 2, 3] and len(dataset) == 4 and dataset.content_hash() is not None
-    with pytest.raises(BadSample, match="sample 3 of numbers: is None"):
+    with pytest.raises(BadSample, match="sample 3 of numbers: could not be made"):
         dataset.sample(3)
     assert not hasattr(dataset, "collater")  # the package's own is the default
     with pytest.raises(DataError, match="gives dictionaries"):

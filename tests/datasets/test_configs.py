@@ -14,7 +14,7 @@ from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.loading.loader import eval_loader, train_loader
 from lavis_lite.datasets.loading.policy import TrainingSamples
-from lavis_lite.datasets.loading.sampler import SampleKey, SampleOrder
+from lavis_lite.datasets.loading.sampler import GlobalSampler, SampleKey
 from lavis_lite.registry import registry
 
 
@@ -137,6 +137,6 @@ def test_photographs_by_the_custom_builder(shared_dir, section):
     assert len(train) + 5 * len(val) == 5 * 239 and len(val.text) == 5 * len(val)
     assert val.image_ids[0] == int(val.image[0].split("_")[-1].split(".")[0])
     run = RunConfig(batch_size_train=8, num_workers=0, device="cpu", batch_size_eval=16)
-    batch = next(iter(train_loader([train], SampleOrder([len(train)], 0, 8), run, 0, 1, 0, 1)))
+    batch = next(iter(train_loader([train], GlobalSampler([len(train)], 0, 8), run, 0, 1, 0, 1)))
     assert batch["image"].shape == (8, 3, 16, 16) and len(set(batch["text_input"])) == 8
     assert sum(len(part["index"]) for part in eval_loader(val, run)) == len(val)

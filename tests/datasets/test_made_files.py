@@ -43,7 +43,7 @@ def tar_outcome(made: MadeTar, folder: Path) -> str:
     folder.mkdir()
     (folder / "0.tar").write_bytes(made.content)
     try:
-        index_folder(folder, say=lambda text: None)
+        index_folder(folder, log=lambda text: None)
     except DataError as fault:
         return f"must be read: {fault}" if made.must else "refused"
     opened = open_shards(FileConfig(storage=str(folder)), "shards", FIELDS)

@@ -15,7 +15,7 @@ import torch
 from lavis_lite.config.schema import FileConfig, ProcessorPair
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
-from lavis_lite.datasets.controls import Controlled
+from lavis_lite.datasets.controls import AblatedImages
 from lavis_lite.datasets.loading.collate import collate
 from lavis_lite.datasets.qa import draw
 from lavis_lite.errors import ConfigError, DataError
@@ -48,7 +48,7 @@ def test_training_samples(qa_section: Any) -> None:
     assert sample["text_input"] == "what is 1?" and sample["text_output"] in ("red", "blue")
     assert sample["answers"] == ["red", "blue"] and sample["weights"] == pytest.approx([2 / 3, 1 / 3])
     assert sample["question_id"] == 51 and dataset[0]["image_id"] == dataset[1]["image_id"] != dataset[2]["image_id"]
-    assert dataset.place(1).endswith("qa.json:2")
+    assert dataset.location(1).endswith("qa.json:2")
     batch = collate([dataset[0], dataset[1]])
     assert batch["text_output"] == ["yes", "red"] and batch["question_id"].tolist() == [50, 51]
     assert [len(row) for row in batch["weights"]] == [1, 2] and batch["image"].shape == (2, 3, 16, 16)
@@ -147,8 +147,8 @@ def test_training_answers_are_not_fetched_for_a_baseline(qa_section: Any) -> Non
 # controls -------------------------------------------------------------------------------------------------------------
 def test_wrong_images_are_a_ring_without_fixed_points(qa_section: Any) -> None:
     dataset = ImageQABuilder("q", qa_section()).build("val", training=False)
-    control = Controlled(dataset, "wrong_image")
-    again = Controlled(dataset, "wrong_image")
+    control = AblatedImages(dataset, "wrong_image")
+    again = AblatedImages(dataset, "wrong_image")
     shown = []
     for index in range(len(control)):
         true, wrong = dataset[index], control[index]
@@ -157,18 +157,18 @@ def test_wrong_images_are_a_ring_without_fixed_points(qa_section: Any) -> None:
         assert others and index not in others
         assert all(true[key] == wrong[key] for key in true if key != "image")
         shown.append(others[0])
-    assert sorted(shown) == [0, 0, 2, 2, 4, 4, 6, 6] and control.place(2) == dataset.place(2)
+    assert sorted(shown) == [0, 0, 2, 2, 4, 4, 6, 6] and control.location(2) == dataset.location(2)
 
 
 def test_blank_images(coco_section: Any) -> None:
     dataset = ImageCaptionBuilder("c", coco_section).build("val", training=False)
-    assert float(Controlled(dataset, "blind")[0]["image"].abs().sum()) == 0 < float(dataset[0]["image"].abs().sum())
-    assert not torch.equal(Controlled(dataset, "wrong_image")[0]["image"], dataset[0]["image"])
+    assert float(AblatedImages(dataset, "blind")[0]["image"].abs().sum()) == 0 < float(dataset[0]["image"].abs().sum())
+    assert not torch.equal(AblatedImages(dataset, "wrong_image")[0]["image"], dataset[0]["image"])
 
 
 def test_what_cannot_be_controlled(qa_section: Any, coco_folder: Path) -> None:
     (coco_folder / "qa.json").write_text(json.dumps(ROWS[:2]))
     with pytest.raises(DataError, match="at least two different images"):
-        Controlled(ImageQABuilder("q", qa_section()).build("val", training=False), "wrong_image")
+        AblatedImages(ImageQABuilder("q", qa_section()).build("val", training=False), "wrong_image")
     with pytest.raises(DataError, match="does not. Set run.control=none"):
-        Controlled([1, 2], "blind")
+        AblatedImages([1, 2], "blind")

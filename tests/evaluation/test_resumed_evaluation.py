@@ -15,8 +15,8 @@ from lavis_lite.config.compose import compose
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.engine import open_run_folder
 from lavis_lite.errors import DataError
-from lavis_lite.evaluation import fingerprint as identity
-from lavis_lite.evaluation.journal import FOLDER, Journal, sealed
+from lavis_lite.evaluation import fingerprint
+from lavis_lite.evaluation.resume import FOLDER, EvalCheckpoint, encode_line
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.signals import Interrupted
@@ -130,14 +130,14 @@ def test_killed_within_a_line_and_again_and_again(whole, tmp_path, monkeypatch):
         def half(self, entry):
             if entry["batch"] != batch:
                 return append(self, entry)
-            line = sealed(entry)
+            line = encode_line(entry)
             file = self._opened()
             file.write(line[:len(line) // 2])
             file.flush()
             return os.kill(os.getpid(), signal.SIGKILL)
 
-        append = Journal.append
-        monkeypatch.setattr(Journal, "append", half)
+        append = EvalCheckpoint.append
+        monkeypatch.setattr(EvalCheckpoint, "append", half)
         evaluate(folder)
 
     for batch in (0, 3, 6):
@@ -204,7 +204,7 @@ def test_another_evaluation_begins_from_the_start(tmp_path, change, reason):
         evaluate(tmp_path, Stops)
     said = []
     assert evaluate(tmp_path, said=said, **change).task.ids[0] == 0
-    assert reason is None or reason in said[0] and "not gone on with" in said[0]
+    assert reason is None or reason in said[0] and "not resumed" in said[0]
 
 
 def test_a_journal_that_cannot_be_written_stops_nothing(whole, tmp_path):
@@ -246,7 +246,7 @@ def test_a_validation_within_training_goes_on(tmp_path):
 
     assert in_a_child(lambda: build(tmp_path / "killed", Dies, **run).train()) == -signal.SIGKILL
     runner = build(tmp_path / "killed", **run)
-    runner.resume(checkpointing.newest_good(tmp_path / "killed", say=lambda text: None))
+    runner.resume(checkpointing.newest_good(tmp_path / "killed", log=lambda text: None))
     assert runner.step == 3
     runner.train()
     assert runner.task.ids == [*range(6, 11), 0, 2, 3, *range(6, 13)]
@@ -311,8 +311,8 @@ def test_the_engine_takes_up_the_folder_of_an_evaluation_that_was_stopped(tmp_pa
 
     composed, first = folder()
     name = next(iter(composed.config.datasets))
-    parts = {**identity.of_config(composed.config, name), "data set": name, "step": 0, "split": "test"}
-    journal = Journal(first, f"test_{name}_step0", parts, True, 0)
+    parts = {**fingerprint.config_fingerprint(composed.config, name), "data set": name, "step": 0, "split": "test"}
+    journal = EvalCheckpoint(first, f"test_{name}_step0", parts, True, 0)
     journal.append({"key": "k", "value": 1})
     journal.close()
     assert folder("run.num_workers=1")[1] == first and f"stopped in {first}" in capsys.readouterr().out

@@ -12,8 +12,8 @@ from lavis_lite import distributed
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.evaluation.evaluator import Evaluator
-from lavis_lite.evaluation.journal import FOLDER
 from lavis_lite.evaluation.progress import EvaluationStopped
+from lavis_lite.evaluation.resume import FOLDER
 from lavis_lite.runners.bad_samples import BadSamples
 from lavis_lite.runners.precision import Precision
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, RetrievalTask
@@ -92,12 +92,12 @@ def test_other_candidates_are_scored_again(tmp_path):
 
 def altered(entry, number):
     """The line again; every second one is of other texts."""
-    from lavis_lite.evaluation.journal import sealed
+    from lavis_lite.evaluation.resume import encode_line
 
     entry.pop("crc")
     if "value" in entry and number % 2:
         entry["value"]["texts"] = "others"
-    return sealed(entry)
+    return encode_line(entry)
 
 
 def two_ranks(folder):

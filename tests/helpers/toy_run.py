@@ -30,7 +30,7 @@ class SlowTask(ToyTask):
 def go_on(run_dir: Path, workers: int = 0, task: type[ToyTask] = ToyTask) -> Runner:
     """Resume the newest good checkpoint, if there is one, and train to the end."""
     runner = Toy(run_dir, {**RUN, "num_workers": workers}, task_class=task).build()
-    found = checkpointing.newest_good(run_dir, say=lambda text: None)
+    found = checkpointing.newest_good(run_dir, log=lambda text: None)
     if found is not None:
         runner.resume(found)
     runner.train()

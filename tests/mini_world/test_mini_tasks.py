@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lavis_lite.datasets.media.video_readers import READERS
+from lavis_lite.datasets.media.video import READERS
 from lavis_lite.errors import DataError
 from lavis_lite.mini_world.tasks import prepare_mini_tasks
 from lavis_lite.registry import registry

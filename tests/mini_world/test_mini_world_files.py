@@ -100,7 +100,7 @@ def test_a_failure_half_way_leaves_nothing_and_keeps_the_old(tmp_path: Path, mon
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(mini_world, "_write_annotations", fail)
+    monkeypatch.setattr(mini_world, "scene_file", fail)
     with pytest.raises(DataError, match="No space left on device"):
         prepare_mini_world(root, **SMALL, seed=9, workers=1, progress=False)
     with pytest.raises(DataError, match="cannot write"):
@@ -127,13 +127,13 @@ def test_a_foreign_folder_is_never_replaced(tmp_path: Path) -> None:
 
 def _prepare_and_report(root: Path, queue: multiprocessing.Queue) -> None:
     written: list[int] = []
-    original = mini_world._write_world
+    original = mini_world._write_splits
 
     def counting(*arguments: object) -> None:
         written.append(os.getpid())
         original(*arguments)  # type: ignore[arg-type]
 
-    mini_world._write_world = counting  # type: ignore[assignment]
+    mini_world._write_splits = counting  # type: ignore[assignment]
     prepare_mini_world(root, **SMALL, workers=1, progress=False)
     queue.put(len(written))
 

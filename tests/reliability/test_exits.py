@@ -30,7 +30,7 @@ EXPECTED = {
     "exception": UNEXPECTED,
     "own": (2, "injected: this row is wrong"),
     "memory": (2, "error: memory ran out"),
-    "cuda": (2, "the GPU's memory ran out when 2.00 GiB were asked for"),
+    "cuda": (2, "the GPU's memory ran out when 2.00 GiB were requested"),
     "shm": (2, "docker run --shm-size"),
     "files": (2, "ulimit -n"),
     "kill": (2, "was killed, most likely because memory ran out"),
@@ -127,7 +127,7 @@ def test_a_signal_to_the_whole_group_saves_and_leaves(number: int, code: int, zy
     asked = time.time()
     assert finish(jobs) == [code]
     assert jobs[0].ended - asked < within(LIMIT)
-    assert "go on with `--resume auto`" in texts(jobs)
+    assert "continue with `--resume auto`" in texts(jobs)
     assert left_behind(tmp_path, jobs) == [] and damaged(tmp_path) == []
 
 

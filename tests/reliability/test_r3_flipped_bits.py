@@ -28,7 +28,7 @@ from lavis_lite.datasets.shards.dataset import ShardImages
 from lavis_lite.datasets.shards.index import ARRAYS, INDEX, ShardIndex
 from lavis_lite.datasets.shards.writer import make_plan, write_shards
 from lavis_lite.errors import LavisLiteError
-from lavis_lite.evaluation.journal import Journal
+from lavis_lite.evaluation.resume import EvalCheckpoint
 from lavis_lite.runners import checkpointing
 from tests.helpers.toy import ToyModel
 
@@ -88,7 +88,7 @@ def annotation_cache(tmp_path: Path) -> Subject:
             warnings.simplefilter("always")
             table = annotations.read_table([tmp_path / "captions.json"], FIELDS)
         subject.notes = [str(warning.message) for warning in caught]
-        return [table[index] for index in range(len(table))], [table.place(index) for index in range(len(table))]
+        return [table[index] for index in range(len(table))], [table.location(index) for index in range(len(table))]
 
     subject.read = read
     read()
@@ -100,7 +100,7 @@ def shards_of(tmp_path: Path) -> Path:
     table = annotations.read_table([tmp_path / "captions.json"], FIELDS)
     out = tmp_path / "shards"
     out.mkdir()
-    write_shards(make_plan(table, ImageFolder(tmp_path / "images"), out, 4), "toy", say=lambda text: None)
+    write_shards(make_plan(table, ImageFolder(tmp_path / "images"), out, 4), "toy", log=lambda text: None)
     return out
 
 
@@ -139,7 +139,7 @@ def features(tmp_path: Path) -> Subject:
     folder = ImageFolder(tmp_path / "images")
     job = FeatureJob([f"{number}.png" for number in range(6)], folder, to_tensor, encode,
                      {"encoder": {"name": "toy"}, "processor": {"name": "toy"}}, tmp_path / "kept", "fp32", 4, 2)
-    write_features(job, say=lambda text: None)
+    write_features(job, log=lambda text: None)
     subject = Subject(sorted((tmp_path / "kept").iterdir()), list, covered=False)  # hashes in features-*: the writer's
 
     def read() -> Any:
@@ -165,7 +165,7 @@ def encode(image: torch.Tensor) -> torch.Tensor:
 
 def journal(tmp_path: Path) -> Subject:
     parts = {"data set": "toy", "split": "val", "step": 0, "weights": "w"}
-    book = Journal(tmp_path / "run", "val_toy_step0", parts, True, 0)
+    book = EvalCheckpoint(tmp_path / "run", "val_toy_step0", parts, True, 0)
     rows = [[{"id": 2 * batch, "answer": "yes"}, {"id": 2 * batch + 1, "answer": "no"}] for batch in range(4)]
     for batch in range(4):
         book.append({"batch": batch, "rows": rows[batch], "samples": 2, "bad": []})
@@ -175,7 +175,7 @@ def journal(tmp_path: Path) -> Subject:
 
     def read() -> Any:
         """What is not found again is done again: only what is found must be right."""
-        finished, told = Journal(tmp_path / "run", "val_toy_step0", parts, True, 0).take_up()
+        finished, told = EvalCheckpoint(tmp_path / "run", "val_toy_step0", parts, True, 0).load()
         for aside in book.folder.glob("*.other"):
             aside.unlink()
         lost = [str(batch) for batch in range(4) if batch not in finished.batches]

@@ -103,7 +103,7 @@ def test_r4_enospc_in_a_save_is_told_with_path_and_bytes(small_disk: Path) -> No
         store.save(2, ToyModel(), {**state, "step": 2}, "")
     message = str(caught.value)
     assert "the disk is full" in message and str(store.folder) in message and "bytes" in message
-    assert "inline_container" not in message and "step_00000001 is as it was" in message
+    assert "inline_container" not in message and "step_00000001 is intact" in message
     assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
     filler.unlink()
     store.save(2, ToyModel(), {**state, "step": 2}, "")

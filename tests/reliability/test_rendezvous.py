@@ -70,7 +70,7 @@ def test_a_task_of_srun_is_one_of_them(name: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("env", [{"WORLD_SIZE": "two"}, {"SLURM_NTASKS": "4(x2)", "SLURM_PROCID": "0"},
                                  {"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}])
 def test_variables_that_are_no_numbers(env: dict[str, str]) -> None:
-    with pytest.raises(DistributedError, match="is no whole number"):
+    with pytest.raises(DistributedError, match="is not a number"):
         launch_from_environment(env)
 
 
@@ -124,7 +124,7 @@ def test_attempts_at_one_store_do_not_read_each_other(address: int, monkeypatch:
 
 def test_a_rank_that_never_comes_is_named(address: int, capsys: pytest.CaptureFixture[str],
                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendezvous, "WAITING_IS_SAID_AFTER", 0.2)
+    monkeypatch.setattr(rendezvous, "MESSAGE_AFTER", 0.2)
     leader, follower = together([Rendezvous(0, 3, 0.01).meet, Rendezvous(1, 3, 0.01).meet])
     assert "rank 0 of 3 waited 0.01 minutes for rank 2 at 127.0.0.1" in str(leader)
     assert "rank 1 of 3 waited" in str(follower)

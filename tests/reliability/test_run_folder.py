@@ -17,13 +17,12 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError
 from lavis_lite.io.sealed import seal
 from lavis_lite.runs import folder as run_folder
-from lavis_lite.runs import lock as run_lock
-from lavis_lite.runs.lock import RunBusyError, RunLock
+from lavis_lite.runs.folder import RunBusyError, RunLock
 from tests.helpers.toy import Toy
 from tests.reliability.faulty import write_config
 from tests.reliability.harness import REPOSITORY, Zygote, environment, finish, start, texts
 
-HOLD = "import sys, time; from lavis_lite.runs.lock import RunLock; lock = RunLock(sys.argv[1]).acquire(); " \
+HOLD = "import sys, time; from lavis_lite.runs.folder import RunLock; lock = RunLock(sys.argv[1]).acquire(); " \
        "print('held', flush=True); time.sleep(600)"
 
 
@@ -113,9 +112,9 @@ def test_the_lock_of_a_dead_process_does_not_block(out: Path) -> None:
     other = holder(out / "two")
     other.send_signal(signal.SIGKILL)
     other.wait()
-    assert (out / "two" / run_lock.LOCK).exists()
+    assert (out / "two" / run_folder.LOCK).exists()
     lock = RunLock(out / "two").acquire()
-    assert json.loads((out / "two" / run_lock.HOLDER).read_text())["pid"] == os.getpid()
+    assert json.loads((out / "two" / run_folder.HOLDER).read_text())["pid"] == os.getpid()
     lock.release()
     assert not list((out / "two").glob(".lock*"))
 
@@ -142,7 +141,7 @@ def test_a_checkpoint_that_its_run_has_removed_meanwhile(out: Path) -> None:
     shutil.rmtree(gone)
     with contextlib.ExitStack() as held, pytest.raises(CheckpointError, match="was removed by the run that wrote it"):
         engine.lock_run_folder(out / "two", gone, held)
-    assert not run_lock.is_busy(out / "two")
+    assert not run_folder.is_busy(out / "two")
 
 
 # --- what killed runs leave -----------------------------------------------------------------------------------------
@@ -156,23 +155,23 @@ def test_strays_of_killed_runs_are_removed_and_nothing_else(out: Path) -> None:
     other_file.write_text("not ours")
     other = holder(out / "two")
     try:
-        run_folder.remove_strays(out)
+        run_folder.remove_leftovers(out)
         assert not stray.exists() and busy.exists() and foreign.exists() and other_file.exists()
     finally:
         other.kill()
         other.wait()
-    run_folder.remove_strays(out)
+    run_folder.remove_leftovers(out)
     assert not busy.exists() and find(out) == out / "two/checkpoints/step_00000004"
 
 
 def test_the_lock_of_a_killed_run_is_removed_by_the_next_start(out: Path) -> None:
     """Also of one that was killed before its first save, whose folder nobody goes on with."""
     other = holder(out / "one")
-    run_folder.remove_strays(out)
-    assert (out / "one" / run_lock.HOLDER).exists()  # it runs
+    run_folder.remove_leftovers(out)
+    assert (out / "one" / run_folder.HOLDER).exists()  # it runs
     other.kill()
     other.wait()
-    run_folder.remove_strays(out)
+    run_folder.remove_leftovers(out)
     assert not list(out.glob("*/.lock*")) and (out / "one/checkpoints/step_00000004").exists()
 
 

@@ -11,10 +11,11 @@ import pytest
 
 from lavis_lite.cli.main import run_command
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.evaluation.results import Evaluation, write_samples
 from lavis_lite.report.bootstrap import paired
 from lavis_lite.report.compare import Flip, compare
 from lavis_lite.report.compare_text import _lines, as_json, page, text
-from lavis_lite.report.files import Evaluation, make_newest, write_samples
+from lavis_lite.report.page import make_newest
 from lavis_lite.report.sample import ReportSample
 
 

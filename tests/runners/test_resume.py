@@ -94,7 +94,7 @@ def test_a_finished_run_resumes_to_nothing_but_its_test(whole, tmp_path):
 
 @pytest.mark.parametrize("change", [{"batch_size_train": 2}, {"seed": 1}, {"accum_grad_iters": 1}])
 def test_another_order_of_samples_is_refused(whole, tmp_path, change):
-    with pytest.raises(ConfigError, match="would not go on as it began"):
+    with pytest.raises(ConfigError, match="would not continue as it began"):
         Toy(tmp_path, {**RUN, **change}).build().resume(whole[0] / "checkpoints/step_00000004")
 
 
@@ -166,7 +166,7 @@ def test_a_resume_on_other_annotations_is_refused_with_the_way_on(tmp_path):
     with_rows(toy, "hash 1").train()
     folder = tmp_path / "checkpoints/step_00000002"
     with_rows(toy, "hash 1").resume(folder)
-    with pytest.raises(ConfigError, match="annotations of toy are not those .* with other content.*model.pretrained="):
+    with pytest.raises(ConfigError, match="annotations of toy .* their content is not.*model.pretrained="):
         with_rows(toy, "hash 2").resume(folder)
     toy.build().resume(folder)  # of a data set that cannot tell, nothing is known
 

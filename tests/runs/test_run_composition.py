@@ -11,8 +11,8 @@ from lavis_lite.config.compose import compose, to_yaml
 from lavis_lite.config.preflight import check
 from lavis_lite.engine import open_run_folder
 from lavis_lite.errors import CheckpointError, ConfigError
-from lavis_lite.evaluation import fingerprint as identity
-from lavis_lite.evaluation.journal import Journal
+from lavis_lite.evaluation import fingerprint
+from lavis_lite.evaluation.resume import EvalCheckpoint
 from lavis_lite.runs import RunCheckpoint, compose_evaluation, model_sections, resume_evaluation
 
 PROJECTS = Path(__file__).resolve().parents[2] / "projects"
@@ -101,8 +101,8 @@ def test_an_evaluation_that_was_stopped_goes_on_in_its_folder(tmp_path: Path, ca
     first = open_run_folder(composition, None)
     assert first.parent == chosen.run_dir / "evaluations"
     name = next(iter(composition.config.datasets))
-    parts = {**identity.of_config(composition.config, name), "data set": name, "step": 2, "split": "test"}
-    journal = Journal(first, f"test_{name}_step2", parts, True, 0)
+    parts = {**fingerprint.config_fingerprint(composition.config, name), "data set": name, "step": 2, "split": "test"}
+    journal = EvalCheckpoint(first, f"test_{name}_step2", parts, True, 0)
     journal.append({"key": "k", "value": 1})
     journal.close()
     assert open_run_folder(compose_evaluation(chosen), None) == first

@@ -87,7 +87,7 @@ def test_s1_nothing_in_a_shard_is_unpickled(tmp_path: Path, protocol: int) -> No
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     with pytest.raises(LavisLiteError):
-        index_folder(folder, say=lambda text: None)
+        index_folder(folder, log=lambda text: None)
     assert not marker.exists()
 
 

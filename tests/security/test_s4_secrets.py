@@ -17,10 +17,9 @@ from lavis_lite.config.compose import compose, to_yaml
 from lavis_lite.config.preflight import check
 from lavis_lite.datasets.loading.policy import BadSampleLog
 from lavis_lite.errors import DataError
-from lavis_lite.evaluation.evaluator import write_predictions
-from lavis_lite.evaluation.journal import Journal
+from lavis_lite.evaluation.results import Evaluation, write_predictions, write_samples
+from lavis_lite.evaluation.resume import EvalCheckpoint
 from lavis_lite.io import atomic, sealed
-from lavis_lite.report.files import Evaluation, write_samples
 from lavis_lite.report.page import write_report
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.runners.runner import config_yaml
@@ -75,7 +74,7 @@ def test_s4_every_file_of_a_run_has_what_was_written_in_the_yaml(planted: dict[s
         tracker.say(f"a line about {value}")
     tracker.close()
     BadSampleLog(tmp_path / "bad.jsonl", 1.0).add([{"file": value, "reason": value} for value in secrets], 99)
-    book = Journal(tmp_path, "val_toy_step0", {"prompt": secrets}, True, 0)
+    book = EvalCheckpoint(tmp_path, "val_toy_step0", {"prompt": secrets}, True, 0)
     book.append({"batch": 0, "rows": [{"id": 1, "answer": secrets[2]}], "samples": 1, "bad": []})
     book.close()
     atomic.write_text(tmp_path / "sealed.json", sealed.seal({"names": secrets}))

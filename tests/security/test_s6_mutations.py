@@ -24,7 +24,7 @@ from lavis_lite.datasets.features.writer import FeatureJob, write_features
 from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.datasets.shards.index import INDEX, ShardIndex
 from lavis_lite.errors import LavisLiteError
-from lavis_lite.evaluation import journal
+from lavis_lite.evaluation import resume
 from lavis_lite.io import sealed
 from lavis_lite.runners import checkpointing
 from tests.helpers.toy import ToyModel
@@ -110,7 +110,7 @@ def checkpoint(tmp_path: Path) -> tuple[Path, Callable[[], Any]]:
     store.save(1, ToyModel(), {"step": 1, "best": None, "optimizer": {"w": torch.ones(2)}}, "run: {}\n")
 
     def read() -> None:
-        checkpointing.newest_good(tmp_path / "out", say=lambda text: None)  # never stopped by one that is foreign
+        checkpointing.newest_good(tmp_path / "out", log=lambda text: None)  # never stopped by one that is foreign
         checkpointing.load(store.path(1), ToyModel())
 
     return store.path(1) / "manifest.json", read
@@ -136,7 +136,7 @@ def shard_index(tmp_path: Path) -> tuple[Path, Callable[[], Any]]:
 def feature_manifest(tmp_path: Path) -> tuple[Path, Callable[[], Any]]:
     job = FeatureJob([f"{number}.png" for number in range(3)], ImageFolder(tmp_path / "images"), to_tensor, encode,
                      {"encoder": {"name": "toy"}, "processor": {"name": "toy"}}, tmp_path / "kept", "fp32", 4, 2)
-    write_features(job, say=lambda text: None)
+    write_features(job, log=lambda text: None)
 
     def read() -> None:
         kept = FeatureFolder(tmp_path / "kept")
@@ -169,14 +169,14 @@ def test_s6_manifests(tmp_path: Path, count: int) -> None:
 def test_s6_journals_of_another_shape_are_no_journals(tmp_path: Path) -> None:
     rng = random.Random("journals")
     parts = {"data set": "toy", "split": "val", "step": 0}
-    book = journal.Journal(tmp_path, "val_toy_step0", parts, True, 0)
+    book = resume.EvalCheckpoint(tmp_path, "val_toy_step0", parts, True, 0)
     entry = {"batch": 1, "rows": [{"id": 1}], "samples": 1, "bad": []}
     for _ in range(60):
-        head = mutated_tree(book.head, rng) if rng.random() < 0.5 else book.head
+        head = mutated_tree(book.header, rng) if rng.random() < 0.5 else book.header
         lines = json_values([head, mutated_tree(entry, rng)])
         book.folder.mkdir(parents=True, exist_ok=True)
-        book.path.write_bytes(b"".join(journal.sealed(line) for line in lines if isinstance(line, dict)))
-        finished, _ = book.take_up()
+        book.path.write_bytes(b"".join(resume.encode_line(line) for line in lines if isinstance(line, dict)))
+        finished, _ = book.load()
         assert all(isinstance(number, int) for number in finished.batches)
         assert all(isinstance(one["rows"], list) for one in finished.batches.values())
 

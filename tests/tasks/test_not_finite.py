@@ -90,7 +90,7 @@ def test_features_that_are_kept(tmp_path: Path) -> None:
 
     job = FeatureJob(["0", "1", "2", "3"], Folder(), lambda image: image, encode, {}, tmp_path / "out", batch_size=2)
     with pytest.raises(CheckpointError, match=f"the vision encoder's features of '2' are {ADVICE}"):
-        write_features(job, say=lambda text: None)
+        write_features(job, log=lambda text: None)
     assert not list((tmp_path / "out").glob("*.json"))
 
 

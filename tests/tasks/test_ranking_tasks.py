@@ -57,7 +57,7 @@ class Split:
                "difficult": index in self.difficult}
         return {**row, "label": self.labels[index]} if self.multiple_choice and self.has_answers else row
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return f"file.json:{index + 1}"
 
     def image_name(self, index: int) -> str:

@@ -110,7 +110,7 @@ def rank_results(k_test, sizes):
 
 
 def _shapes(item):
-    if isinstance(item, int):  # a wish to stop
+    if isinstance(item, int):  # whether to stop
         return []
     return [tuple(value.shape) for value in (item.values() if isinstance(item, dict) else item)]
 

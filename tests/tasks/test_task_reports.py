@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lavis_lite.datasets.controls import Controlled
+from lavis_lite.datasets.controls import AblatedImages
 from lavis_lite.datasets.media.images import ImageFolder
-from lavis_lite.evaluation.journal import is_plain
+from lavis_lite.evaluation.resume import is_plain
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
 from lavis_lite.tasks.likelihood import KEPT, likeliest
 from lavis_lite.tasks.pretrain import ImageTextPretrainTask, PretrainRunConfig
@@ -144,8 +144,8 @@ def test_pictures_are_those_that_the_model_saw(tmp_path: Path) -> None:
     split = Pictures(tmp_path)
     plain = pictures_of(split)(1)
     assert plain is not None and plain.name == "1.png" and plain.load() == (tmp_path / "1.png").read_bytes()
-    other = Controlled(split, "wrong_image")
+    other = AblatedImages(split, "wrong_image")
     shown = [pictures_of(other)(index) for index in range(3)]
     assert [one and one.name for one in shown] == [f"{other.others[f'{index}.png']}.png" for index in range(3)]
-    assert pictures_of(Controlled(split, "blind"))(0) is None and pictures_of(SimpleNamespace())(0) is None
+    assert pictures_of(AblatedImages(split, "blind"))(0) is None and pictures_of(SimpleNamespace())(0) is None
     assert counted(["no", "yes", "yes"]) == ["yes ×2", "no"]

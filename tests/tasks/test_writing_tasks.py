@@ -11,7 +11,8 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, DataError
-from lavis_lite.evaluation.evaluator import gathered, where_unscored, write_predictions
+from lavis_lite.evaluation.evaluator import gathered
+from lavis_lite.evaluation.results import where_unscored, write_predictions
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
 from lavis_lite.tasks.submission import Submission

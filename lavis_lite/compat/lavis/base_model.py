@@ -92,8 +92,7 @@ class BaseModel(CoreModel):
     def load_checkpoint_from_config(self, cfg: Any, **kwargs: Any) -> None:
         """Load `finetuned`, if `load_finetuned` (true unless the section says otherwise), else `pretrained`.
 
-        A checkpoint of a run of this package is left to whoever builds the model: it brings along what the run kept
-        frozen.
+        A checkpoint of a run of this package is loaded later, with what the run kept frozen.
 
         Raises:
             ConfigError: neither is named, and the section does not switch loading off.

@@ -1,9 +1,12 @@
 """LAVIS' models over a language model, for subclasses that call their constructors and use their parts.
 
-`Blip2OPT`, `Blip2T5`, `Blip2T5Instruct` and `Blip2VicunaInstruct` here are this package's models of these names with
-LAVIS' constructors and LAVIS' parts: `visual_encoder`, `ln_vision`, `Qformer`, `query_tokens`, and `model`, `proj` and
-`tokenizer` behind `opt_`, `t5_` or `llm_`. Texts, losses and answers are computed by the package's own classes, through
-the Q-Former in `Qformer`, whatever a subclass has made of it.
+They are this package's models of these names, with LAVIS' constructors and LAVIS' parts.
+
+    visual_encoder, ln_vision, Qformer, query_tokens, tokenizer
+    opt_model, opt_proj, opt_tokenizer      t5_ and llm_ likewise
+
+The package's own classes compute texts, losses and answers. They use the module `Qformer`, however a subclass has changed
+it.
 """
 
 from __future__ import annotations

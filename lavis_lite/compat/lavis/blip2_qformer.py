@@ -58,7 +58,7 @@ class Blip2Qformer(Blip2Base):
         """This package's stage-1 model over the parameters of this one.
 
         Raises:
-            ContractError: the Q-Former was taken apart, so that it is none any more.
+            ContractError: the Q-Former was taken apart.
         """
         model: stage1.Blip2Qformer | None = self.__dict__.get("core_model")
         if model is None:
@@ -127,7 +127,7 @@ def start_queries_as_text(qformer: nn.Module) -> None:
 
 
 def share_parameters(model: Blip2Qformer, core: nn.Module) -> None:
-    """Make a model's parameters those of `core`, whose names are this package's.
+    """Give `core`, a model with this package's names, the parameters of `model`.
 
     Raises:
         ContractError: `core` has one that the model has not, or the Q-Former has other modules than it was made of.

@@ -20,7 +20,7 @@ class Config:
         args: with cfg_path, and options (a list, or None), as LAVIS' scripts parse them; or a composed run.
 
     Raises:
-        Faults: the files and options do not make a run.
+        LavisLiteError: the files and options do not make a run; all errors at once.
     """
 
     def __init__(self, args: Any) -> None:

@@ -115,13 +115,13 @@ class DatasetAdapter(CoreDataset):
         with seeded(rng):
             found = self.written[index]
         if found is None:
-            raise BadSample(f"sample {index} of {self.name}", "is None: its data set could not make it")
+            raise BadSample(f"sample {index} of {self.name}", "could not be made: its data set gave None")
         if not isinstance(found, dict):
             raise DataError(f"{self.name}: sample {index} is of type {type(found).__name__}; a data set gives "
                             "dictionaries.")
         return found
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """The row, for messages."""
         return f"{self.name}, row {index}"
 
@@ -215,7 +215,7 @@ class MultiIterLoader:
 
 
 class PrefetchLoader:
-    """A loader whose batches come on the GPU, where there is one."""
+    """A loader that gives its batches on the GPU, if there is one."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader

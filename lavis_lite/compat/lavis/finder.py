@@ -1,4 +1,4 @@
-"""Makes `lavis` and its modules importable: each is a module whose names come from a table, on first use."""
+"""Makes `lavis` and its modules importable: each is a module with the names of a table, resolved on first use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NoModuleError(NotCarriedError, ModuleNotFoundError):
 
 
 class CompatModule(ModuleType):
-    """A module of `lavis`, whose names are those of a row of the table."""
+    """A module of `lavis` with the names of a row of the table."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, f"`{name}` by lavis_lite.compat.lavis.")
@@ -50,7 +50,7 @@ class CompatModule(ModuleType):
 
 
 class _TableLoader(Loader):
-    """Makes the empty module; its names follow when they are asked for."""
+    """Makes the empty module; its names are resolved when they are used."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """A module of the table."""
@@ -92,8 +92,8 @@ def install() -> None:
     found = sys.modules.get(ROOT)
     spec = PathFinder.find_spec(ROOT)
     if found is not None or spec is not None:
-        places = [spec.origin or next(iter(spec.submodule_search_locations or [""]))] if spec is not None else [found]
-        raise NotCarriedError(f"a package {ROOT!r} is here already ({places[0]}), and "
-                              "lavis_lite.compat.lavis stands in for it only where there is none. Uninstall it (pip "
-                              "uninstall salesforce-lavis), or start from a folder that has no `lavis` in it.")
+        where = found if spec is None else spec.origin or next(iter(spec.submodule_search_locations or [""]))
+        raise NotCarriedError(f"a package {ROOT!r} is here already ({where}), and lavis_lite.compat.lavis does not "
+                              "replace it. Uninstall it (pip uninstall salesforce-lavis), or start from a folder "
+                              "without a `lavis` in it.")
     sys.meta_path.insert(0, LavisFinder())

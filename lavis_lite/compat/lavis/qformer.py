@@ -1,10 +1,10 @@
 """The Q-Former under LAVIS' names: `Qformer.bert(...)`, BERT's module tree, BERT's parameter names.
 
-For code that takes it apart: layers whose `output` or `intermediate` is None, embeddings without words, other
-attentions put in, weights copied from BERT's halves to those of the queries. The mathematics is that of
+It may be taken apart: `output` and `intermediate` of a layer may be None, and so may the word embeddings and `cls`.
+Attentions may be replaced, and weights copied from BERT's half to that of the queries. The mathematics is that of
 `lavis_lite.models.qformer` (a test compares them); that one is faster.
 
-Axes: B batch, Q queries, L text tokens, S = Q + L, P image patches, D width, Dv image feature width, H heads, T tokens
+Axes: B batch, Q queries, L text tokens, S = Q + L, P image patches. D width, Dv image feature width, H heads, T tokens
 looked at, V vocabulary.
 """
 
@@ -26,7 +26,7 @@ from lavis_lite.models.outputs import Output
 
 @dataclass(eq=False)
 class BertOutputs(Output):
-    """What `Qformer.bert` returns: last_hidden_state float[B,S,D]; past_key_values if they were asked for."""
+    """What `Qformer.bert` returns: last_hidden_state float[B,S,D]; past_key_values with use_cache."""
 
     last_hidden_state: Tensor
     past_key_values: tuple[Past, ...] | None = None
@@ -192,7 +192,7 @@ class BertLMHeadModel(nn.Module):
             input_ids, attention_mask, query_embeds, past_key_values, use_cache, is_decoder, inputs: of `BertModel`.
         """
         if self.cls is None:
-            raise DataError("this Q-Former has no language-model head (its `cls` is None).")
+            raise DataError("this Q-Former has no language-model head: its `cls` was set to None.")
         found = self.bert(input_ids, attention_mask, query_embeds=query_embeds, past_key_values=past_key_values,
                           use_cache=use_cache and labels is None, is_decoder=is_decoder, **inputs)
         hidden = found.last_hidden_state

@@ -1,6 +1,6 @@
 """The layers of a Q-Former under BERT's names; see `lavis_lite.compat.lavis.qformer`.
 
-Axes: B batch, Q queries, L text tokens, S = Q + L, P image patches, D width, Dv image feature width, H heads, T tokens
+Axes: B batch, Q queries, L text tokens, S = Q + L, P image patches. D width, Dv image feature width, H heads, T tokens
 looked at, V vocabulary.
 """
 
@@ -68,8 +68,7 @@ class BertEmbeddings(nn.Module):
         parts = [] if query_embeds is None else [query_embeds]
         if input_ids is not None:
             if self.word_embeddings is None or self.position_embeddings is None:
-                raise DataError("this Q-Former has no text half (its word_embeddings are None), so it cannot read "
-                                "input_ids.")
+                raise DataError("this Q-Former has no text half (no word_embeddings), so it cannot read input_ids.")
             if position_ids is None:
                 start, table = past_key_values_length, self.position_ids
                 assert isinstance(table, Tensor)
@@ -197,7 +196,7 @@ class BertLayer(nn.Module):
             parts.append(self.output_query(self.intermediate_query(query), query))
         if text.shape[1]:
             if self.intermediate is None or self.output is None:
-                raise DataError("this Q-Former's layers have no text half (intermediate and output are None), so it "
+                raise DataError("this Q-Former's layers have no text half (no intermediate and output), so it "
                                 "cannot read input_ids.")
             parts.append(self.output(self.intermediate(text), text))
         return torch.cat(parts, 1), present

@@ -85,7 +85,7 @@ class LavisRegistry:
         return self._written.get(kind.kind, {}).get(name) or kind.get(name)
 
     def get_model_class(self, name: str) -> Any:
-        """The model class of that name; RegistryError (a KeyError) with the nearest names if there is none."""
+        """The model class of that name; an unknown name is a RegistryError (a KeyError) with the nearest names."""
         return core.get_model_class(name)
 
     def get_processor_class(self, name: str) -> Any:
@@ -154,7 +154,7 @@ class LavisRegistry:
         paths.ROOTS[name] = path
 
     def get_path(self, name: str) -> str | None:
-        """A folder by its name; None if there is none."""
+        """A folder by its name; None for an unknown name."""
         return paths.root(name) or None
 
     def register(self, name: str, obj: Any) -> None:

@@ -24,7 +24,7 @@ from lavis_lite.runners.schedules import LRSchedule
 REPLACED = ("train_epoch", "train_iters", "eval_epoch", "train_loader", "valid_step", "create_loaders", "dataloaders",
             "optimizer", "scaler", "lr_scheduler", "setup_output_dir", "_save_checkpoint", "_load_checkpoint",
             "_reload_best_model", "log_stats", "log_config", "wrap_dataset", "unwrap_dist_model")
-"""methods of LAVIS' runners whose work is done otherwise here"""
+"""methods of LAVIS' runners; this package does their work in another way"""
 
 
 class _LavisRunner:
@@ -52,8 +52,8 @@ class _LavisRunner:
         own = [name for name in REPLACED if name in cls.__dict__]
         if own:
             raise ContractError(f"{cls.__name__}.{own[0]}: the loop over steps, its loaders, optimizer and checkpoints "
-                                "are this package's. What a runner of LAVIS does every so many steps is a hook here, "
-                                "an optimizer or schedule is registered by name (docs/extending_training.md).")
+                                "are this package's. Write a hook for what happens every so many steps, and "
+                                "register optimizers and schedules by name (docs/guide/training.md).")
 
 
 class RunnerBase(_LavisRunner, EpochRunner):

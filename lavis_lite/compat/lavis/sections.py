@@ -124,7 +124,7 @@ def keys_read(cls: type) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=256)
 def names_in_source(cls: type) -> frozenset[str]:
-    """All names and strings in the source of a class's modules: a key that is none of them is read by nothing there.
+    """All names and strings in the source of a class's modules. Nothing there reads a key that is not among them.
 
     Empty if there is no source to look into.
     """

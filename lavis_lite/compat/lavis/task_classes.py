@@ -17,7 +17,7 @@ class _WritingTask(BaseTask):
     Args:
         num_beams, max_len, min_len: of the texts.
         evaluate: whether the run only evaluates.
-        report_metric: whether `_report_metrics` is asked for.
+        report_metric: whether `_report_metrics` is called.
         more: further keys of the run section, kept as attributes.
     """
 
@@ -50,7 +50,7 @@ class _WritingTask(BaseTask):
         return self._report_metrics(path, split_name) if self.report_metric else {"agg_metrics": 0.0}
 
     def _report_metrics(self, eval_result_file: str, split_name: str) -> dict[str, float]:
-        """Metrics of a file of results; by default there are none, as references are the project's."""
+        """Metrics of a file of results. By default nothing is measured: the project has the references."""
         logger.warning("%s measures nothing: define _report_metrics(eval_result_file, split_name). Results: %s",
                        type(self).__name__, eval_result_file)
         return {"agg_metrics": 0.0}

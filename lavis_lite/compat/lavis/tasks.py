@@ -164,10 +164,10 @@ class TaskAdapter(CoreTask):
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
         """Metrics by LAVIS' `after_evaluation`, those of rank 0."""
         self._prepare(model)
-        folder = Path(self.work.run_dir) if self.work.run_dir else Path(self.cfg.output_dir)
+        folder = Path(self.progress.run_dir) if self.progress.run_dir else Path(self.cfg.output_dir)
         paths.ROOTS.update(output_dir=str(folder), result_dir=str(folder / "result"))
         results = self._own_evaluation(model, dataset) if self._loops_itself else merged(rows)
-        found = self.task.after_evaluation(val_result=results, split_name=split, epoch=self.work.step)
+        found = self.task.after_evaluation(val_result=results, split_name=split, epoch=self.progress.step)
         scores = distributed.broadcast_object(found if distributed.is_main() else None)
         if scores is not None and not isinstance(scores, Mapping):
             raise ContractError(f"{type(self.task).__name__}.after_evaluation must return a dict of numbers, not "
@@ -200,7 +200,7 @@ def adapted(written: type) -> type:
     if own:
         raise ContractError(f"{written.__name__}.{own[0]}: the loop over steps is this package's runner. Move what it "
                             "does for a batch to train_step, and what it does every so many steps to a hook "
-                            "(docs/extending_training.md).")
+                            "(docs/guide/training.md).")
     return type(written.__name__, (TaskAdapter,), {
         "written": written, "section_class": section_class(RunConfig, written), "__module__": written.__module__})
 

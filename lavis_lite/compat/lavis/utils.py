@@ -126,7 +126,7 @@ def setup_logger() -> None:
 
 
 class AttrDict(dict[str, Any]):
-    """A dictionary whose keys are attributes."""
+    """A dictionary with its keys as attributes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

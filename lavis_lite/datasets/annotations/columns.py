@@ -1,15 +1,16 @@
-"""Which column of a user's file holds what, guessed by its name. Training and `data check` guess alike."""
+"""Columns of a user's file: guessed by their names, or named by a section and then required to be there."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, NumberedRow, read_rows
-from lavis_lite.datasets.annotations.text_files import AUTO
-from lavis_lite.errors import DataError
+from lavis_lite.datasets.annotations.readers import read_rows
+from lavis_lite.datasets.annotations.text_files import AUTO, BadRow, FileFormat
+from lavis_lite.errors import DataError, did_you_mean
 
 KNOWN = {
     "image": ("image", "file_name", "filename", "image_path", "image_file", "img", "img_path", "path", "file",
@@ -23,12 +24,12 @@ KNOWN = {
     "split": ("split", "phase", "subset", "partition"),
     "conversations": ("conversations",),
 }
-"""what a column holds -> names it goes by, the likeliest first; letter case does not matter"""
+"""what a column holds -> its usual names, the likeliest first; letter case does not matter"""
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"),
                "test": ("test", "testing")}
-"""split -> what the values of a split column call it"""
+"""split -> its usual names in a split column"""
 _ROWS = 100
-"""rows whose columns are looked at"""
+"""rows in which columns are looked for"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Columns:
     others: dict[str, list[str]]
 
     def describe(self, keys: tuple[str, ...] | None = None) -> str:
-        """What was taken for what, and what else would fit, as one line."""
+        """Which column was chosen for what, and which others would fit, as one line."""
         shown = {key: name for key, name in self.found.items() if keys is None or key in keys}
         taken = ", ".join(f"{key} = {name!r}" for key, name in shown.items())
         unsure = [f"{key} could also be {' or '.join(map(repr, self.others[key]))}"
@@ -54,19 +55,20 @@ class Columns:
 
 
 def guess_columns(path: Path, named: Mapping[str, str] | None = None, form: FileFormat = AUTO) -> Columns:
-    """The columns of a file's first rows.
+    """The columns of a file's first rows. Training and `data check` guess alike.
 
     Args:
         path: a JSON, JSONL, CSV or TSV file.
         named: columns that are known: key of KNOWN -> name in the file. These are not guessed.
-        form: how the file is written, as far as that is known.
+        form: how the file is written, if that is known.
 
     Raises:
         DataError: the file cannot be read.
     """
     numbered = list(itertools.islice(read_rows(path, form), _ROWS))
     rows = [row for _, row in numbered]
-    _refuse_no_rows(path, numbered)
+    if rows and all(isinstance(row, BadRow) for row in rows):  # the first one's reason says more than missing columns
+        raise DataError(f"{path}:{numbered[0][0]}: {rows[0].reason}.")
     present = list(dict.fromkeys(str(column) for row in rows if isinstance(row, dict) for column in row))
     by_lower = {column.lower(): column for column in reversed(present)}
     found, others = dict(named or {}), {}
@@ -79,16 +81,48 @@ def guess_columns(path: Path, named: Mapping[str, str] | None = None, form: File
     return Columns(present, {key: found[key] for key in KNOWN if key in found}, others)
 
 
-def _refuse_no_rows(path: Path, rows: Sequence[NumberedRow]) -> None:
-    """Check that some row could be read; else the first one's own reason says more than a lack of columns."""
-    number, first = rows[0] if rows else (0, {})
-    if isinstance(first, BadRow) and all(isinstance(row, BadRow) for _, row in rows):
-        raise DataError(f"{path}:{number}: {first.reason}.")
-
-
 def split_values(path: Path, column: str, form: FileFormat = AUTO) -> dict[str, str]:
     """Split (train, val, test) -> its value in a column of a file; {} if the values are not names of splits."""
     values = {str(row.get(column)) for _, row in read_rows(path, form) if isinstance(row, dict)}
     by_lower = {value.lower(): value for value in values}
     found = {split: by_lower[name] for split, names in SPLIT_NAMES.items() for name in names if name in by_lower}
     return found if "train" in found and len(found) == len(values) else {}
+
+
+class NamedColumns:
+    """Tracks which named columns the rows of a split's files have, so that a wrong name never goes unnoticed.
+
+    Args:
+        names: what a column holds -> its name in the section; several names if the values are in several columns.
+    """
+
+    def __init__(self, names: Mapping[str, str | Sequence[str]]) -> None:
+        listed = {key: [value] if isinstance(value, str) else value for key, value in names.items()}
+        self._unseen = {column: key for key, columns in listed.items() for column in columns}
+        self._present: dict[str, None] = {}
+
+    def note(self, row: Mapping[str, Any]) -> None:
+        """One more row of the files; cheap once all columns were seen."""
+        if self._unseen:
+            self._present.update(dict.fromkeys(map(str, row)))
+            for column in self._unseen.keys() & row.keys():
+                del self._unseen[column]
+
+    def has(self, columns: Iterable[str]) -> bool:
+        """Whether a row had one of these columns; known as long as a named column was not seen."""
+        return any(column in self._present for column in columns)
+
+    def refuse_unseen(self, files: Iterable[Path | str], except_for: Collection[str] = ()) -> None:
+        """Check that every named column was seen.
+
+        Args:
+            files: for the message.
+            except_for: what may be missing: what the columns hold, as in `names`.
+
+        Raises:
+            DataError: names the column, its purpose, and the nearest column that the rows have.
+        """
+        for column, key in self._unseen.items():
+            if key not in except_for:
+                raise DataError(f"{', '.join(map(str, files))}: no row has the column {column!r}, which the data set's "
+                                f"section names for {key}; {did_you_mean(column, self._present)}")

@@ -1,39 +1,49 @@
-"""Files of dialogues about images -> questions, each with what was said before it.
+"""Files of dialogues about images -> questions, each with the dialogue before it.
 
-Two published layouts: VisDial v1.0's object, whose rounds refer to lists of questions and answers, and lists of
-conversations as LLaVA-Instruct has them. A dialogue is held once, however many questions it has.
+Two published layouts: VisDial v1.0's object, whose rounds refer to lists of questions and answers, and LLaVA-Instruct's
+lists {image, id, conversations: [{from: human, value}, ...]}. A dialogue is held once, however many questions it has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lavis_lite.datasets.annotations.conversations import conversations, image_of
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.readers import read_members, read_rows
-from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable, describe, text
+from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable, describe, file_name, no_row, text
 from lavis_lite.errors import DataError
+
+SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
+"""speaker -> the parity of the turn"""
+MARK = "<image>"
+_MARK = re.compile(rf"\s*{MARK}\s*")
+OTHER_LAYOUTS = ("messages", "query", "turns", "dialog", "dialogue")
+"""columns in which other layouts have their turns"""
+WRITE = ('write them as "conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}, ...]')
+Texts = tuple[RowTable, RowTable]
+"""(questions, answers) of a VisDial file"""
 
 
 class TurnTable(RowTable):
     """Questions of dialogues as rows, put together while they are looked at.
 
-    Rows: image, question, question_id, image_id, history (what was said before, "" at first), caption where the
-    dialogue has one; answers (one) and counts where it is answered; candidates and label (the right one's place) where
-    it is to be ranked; relevance, one number per candidate, for rounds that `relevance` has.
+    Rows: image, question, question_id, image_id, history (the turns before, "" at first), caption if the dialogue has
+    one; answers (one) and counts if it is answered; candidates and label (the right one's index) if it is to be ranked;
+    relevance, one number per candidate, for rounds that `relevance` has.
 
     Args:
         dialogues: rows {image, image_id, name, caption, turns: [[question, answer, label, candidates], ...], asked:
             numbers of the turns that are samples}; texts, or their numbers in `texts`.
-        texts: (questions, answers) of VisDial; None: the turns have texts.
+        texts: those of VisDial; None: the turns have texts.
         turn: a question and its answer in the history, with two `{}`.
     """
 
-    def __init__(self, dialogues: RowTable, texts: tuple[RowTable, RowTable] | None, turn: str) -> None:
+    def __init__(self, dialogues: RowTable, texts: Texts | None, turn: str) -> None:
         self.dialogues, self.texts, self.turn = dialogues, texts, turn
         self.files, self.kinds = dialogues.files, {}
         self.relevance: Mapping[str, list[float]] = {}
@@ -44,51 +54,51 @@ class TurnTable(RowTable):
         return int(self._turns[-1]) if len(self._turns) else 0
 
     def _find(self, index: int) -> tuple[int, int]:
+        """(dialogue, which of its asked turns) of a row."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         dialogue = int(torch.searchsorted(self._turns, index, right=True))
         return dialogue, index - (int(self._turns[dialogue - 1]) if dialogue else 0)
 
-    def place(self, index: int) -> str:
-        """`file:row` of the dialogue."""
-        return self.dialogues.place(self._find(index)[0])
+    def _origin(self, index: int) -> tuple[int, int]:
+        return self.dialogues._origin(self._find(index)[0])
 
     def content_hash(self) -> str:
-        """Hash of the dialogues, their texts, and how what was said before is written."""
+        """Hash of the dialogues, their texts, and the form of the history."""
         return " ".join([*(table.content_hash() for table in (self.dialogues, *(self.texts or ()))), self.turn])
 
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes in memory."""
         return sum(table.nbytes() for table in (self.dialogues, *(self.texts or ()))) + self._turns.nbytes
 
     def __getitem__(self, index: int) -> Row:
         dialogue, number = self._find(index)
         row = self.dialogues[dialogue]
-        at = row["asked"][number]
-        question, answer, label, candidates = row["turns"][at]
-        said = "\n".join(self._said(*turn[:2]) for turn in row["turns"][:at])
-        found = self._question(row, at, question, answer, said)
+        turn = row["asked"][number]
+        question, answer, label, candidates = row["turns"][turn]
+        history = "\n".join(self._in_history(*earlier[:2]) for earlier in row["turns"][:turn])
+        found = self._question(row, turn, question, answer, history)
         if candidates is not None:
             found["candidates"] = [self._text(candidate, 1) for candidate in candidates]
             if found["question_id"] in self.relevance:
                 found["relevance"] = self.relevance[found["question_id"]]
         return found if label is None else {**found, "label": label}
 
-    def _question(self, row: Row, at: int, question: str | int, answer: str | int | None, said: str) -> Row:
-        """One turn of a dialogue as a row, after what was said."""
+    def _question(self, row: Row, turn: int, question: str | int, answer: str | int | None, history: str) -> Row:
+        """One turn of a dialogue as a row."""
         found = {"image": row["image"], "image_id": row["image_id"], "question": self._text(question, 0),
-                 "question_id": f"{row['name']}-{at + 1}", "history": said, "caption": row.get("caption", "")}
+                 "question_id": f"{row['name']}-{turn + 1}", "history": history, "caption": row.get("caption", "")}
         return found if answer is None else {**found, "answers": [self._text(answer, 1)], "counts": [1]}
 
     def skim(self) -> Iterator[Row]:
         """All rows in order, without candidates and relevance; a dialogue and its texts are decoded once."""
         for row in self.dialogues.skim():
-            said: list[str] = []
+            history: list[str] = []
             asked = set(row["asked"])
-            for at, (question, answer, *_) in enumerate(row["turns"]):
-                if at in asked:
-                    yield self._question(row, at, question, answer, "\n".join(said))
-                said.append(self._said(question, answer))
+            for turn, (question, answer, *_) in enumerate(row["turns"]):
+                if turn in asked:
+                    yield self._question(row, turn, question, answer, "\n".join(history))
+                history.append(self._in_history(question, answer))
 
     def _text(self, value: str | int, which: int) -> str:
         if isinstance(value, str) or self.texts is None:
@@ -96,10 +106,10 @@ class TurnTable(RowTable):
         found: str = self.texts[which][value]["text"]
         return found if which or found.endswith("?") else found + "?"  # VisDial's questions come without
 
-    def _said(self, question: str | int, answer: str | int | None) -> str:
-        asked, _, answered = self.turn.partition("{}")[2].partition("{}")
-        before = self.turn.partition("{}")[0]
-        return f"{before}{self._text(question, 0)}{asked}{'' if answer is None else self._text(answer, 1)}{answered}"
+    def _in_history(self, question: str | int, answer: str | int | None) -> str:
+        before, _, rest = self.turn.partition("{}")
+        between, _, after = rest.partition("{}")
+        return f"{before}{self._text(question, 0)}{between}{'' if answer is None else self._text(answer, 1)}{after}"
 
 
 def read_dialogues(paths: Sequence[Path], layout: Layout, training: bool, turn: str) -> TurnTable:
@@ -107,23 +117,46 @@ def read_dialogues(paths: Sequence[Path], layout: Layout, training: bool, turn: 
 
     Args:
         paths: one VisDial file, or lists of conversations.
-        layout: the image's column or pattern, and which rows count; the rest is the files' own.
+        layout: the image's column or pattern, and which rows count; the files fix the rest.
         training: questions with an answer are samples, candidates are left out; else those with candidates, or with
-            an answer where the split has no candidates.
+            an answer if the split has no candidates.
         turn: see `TurnTable`.
 
     Raises:
         DataError: as `read_questions`.
     """
-    faults = RowFaults()
+    errors = RowErrors()
+    found: tuple[RowTable, Texts] | None = None
     if len(paths) == 1 and paths[0].suffix.lower() == ".json":
-        reader = _VisDial(paths[0], layout, training, faults)
-        if reader.found:
-            return _finished(reader.dialogues, (reader.questions, reader.answers), paths, turn, faults)
-    rows = ((file, place, row) for file, path in enumerate(paths) for place, row in read_rows(path, layout.form))
-    return _finished(RowTable(conversations(rows, paths, layout, faults), paths), None, paths, turn, faults)
+        found = _read_visdial(paths[0], layout, training, errors)
+    if found is None:
+        rows = ((file, number, row) for file, path in enumerate(paths) for number, row in read_rows(path, layout.form))
+        dialogues, texts = RowTable(conversations(rows, paths, layout, errors), paths), None
+    else:
+        dialogues, texts = found
+    errors.stop_if_any()
+    table = TurnTable(dialogues, texts, turn)
+    table.left_out = errors.left_out
+    if not len(table):
+        lacking = f"; rows that lack what `required` names: {errors.left_out}" if errors.left_out else ""
+        raise DataError(f"{', '.join(map(str, paths))}: no dialogues{lacking}.")
+    return table
 
 
+def _image_of(row: Row, layout: Layout) -> str:
+    """The image of a dialogue, by the pattern or the row's own column; a ValueError with a clause if it has none."""
+    if layout.pattern is not None:
+        return layout.pattern.fill({"split": layout.split, **row})
+    column = layout.name("image")
+    if row.get(column) in (None, "", []):
+        raise ValueError(f"field {column!r} is missing or empty; `required: [{column}]` leaves such rows out")
+    try:
+        return file_name(row[column])
+    except ValueError as error:
+        raise ValueError(f"field {column!r} {error}") from error
+
+
+# --- VisDial v1.0 ----------------------------------------------------------------------------------------------------
 def read_relevance(path: Path) -> dict[str, list[float]]:
     """Dense annotations [{image_id, round_id, gt_relevance: [...]}] -> relevances by question_id "<image>-<round>".
 
@@ -131,92 +164,151 @@ def read_relevance(path: Path) -> dict[str, list[float]]:
         DataError: a row is of another kind; the first is named.
     """
     found = {}
-    for place, row in read_rows(path):
+    for number, row in read_rows(path):
         values = row.get("gt_relevance") if isinstance(row, dict) else None
         if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
-            raise DataError(f"{path}:{place}: must have image_id, round_id and gt_relevance, a list of numbers.")
+            raise DataError(f"{path}:{number}: must have image_id, round_id and gt_relevance, a list of numbers.")
         found[f"{row.get('image_id')}-{row.get('round_id')}"] = [float(value) for value in values]
     return found
 
 
-def _finished(dialogues: RowTable, texts: tuple[RowTable, RowTable] | None, paths: Sequence[Path], turn: str,
-              faults: RowFaults) -> TurnTable:
-    faults.stop_if_any()
-    table = TurnTable(dialogues, texts, turn)
-    table.left_out = faults.left_out
-    if not len(table):
-        lacking = f"; rows that lack what `required` names: {faults.left_out}" if faults.left_out else ""
-        raise DataError(f"{', '.join(map(str, paths))}: no dialogues{lacking}.")
-    return table
+def _read_visdial(path: Path, layout: Layout, training: bool, errors: RowErrors) -> tuple[RowTable, Texts] | None:
+    """(dialogues, their texts) of a VisDial file; None if it is no such object."""
+    tables = {name: RowTable([], [path]) for name in ("questions", "answers", "dialogs")}
+    is_visdial = False
+    for member, value in read_members(path, "data", layout.form):
+        if member in tables and not isinstance(value, dict):
+            is_visdial = True
+            rows = (_visdial_dialogues(path, value, layout, training, errors) if member == "dialogs" else
+                    _visdial_texts(path, value, member, errors))
+            tables[member] = RowTable(rows, [path])
+    dialogues, texts = tables["dialogs"], (tables["questions"], tables["answers"])
+    for index in range(len(dialogues)):
+        for question, answer, _, candidates in dialogues[index]["turns"]:
+            most = max([answer if answer is not None else 0, *(candidates or [])])
+            if question >= len(texts[0]) or most >= len(texts[1]):
+                errors.add(dialogues.location(index), f"refers to a text that the file has not (it has "
+                           f"{len(texts[0])} questions, {len(texts[1])} answers)")
+                break
+    return (dialogues, texts) if is_visdial else None
 
 
-class _VisDial:
-    """`data` of a VisDial v1.0 file; `found` is false where the file is no such object."""
+def _visdial_texts(path: Path, rows: Any, member: str, errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
+    for number, value in rows:
+        if not isinstance(value, str):
+            errors.add(f"{path}: {member}[{number}]", f"must be text, not {describe(value)}")
+        yield 0, number, {"text": value}
 
-    def __init__(self, path: Path, layout: Layout, training: bool, faults: RowFaults) -> None:
-        self.path, self.layout, self.training, self.faults = path, layout, training, faults
-        self.questions = self.answers = self.dialogues = RowTable([], [path])
-        members = {"questions": self._texts, "answers": self._texts, "dialogs": self._dialogues}
-        self.found = False
-        for member, value in read_members(path, "data", layout.form):
-            if member in members and not isinstance(value, dict):
-                self.found = True
-                table = RowTable(members[member](value, member), [path])
-                setattr(self, "dialogues" if member == "dialogs" else member, table)
-        if self.found and len(self.dialogues):
-            self._check_numbers()
 
-    def _texts(self, rows: Any, member: str) -> Iterator[tuple[int, int, Row]]:
-        for place, value in rows:
-            if not isinstance(value, str):
-                self.faults.add(f"{self.path}: {member}[{place}]", f"must be text, not {describe(value)}")
-            yield 0, place, {"text": value}
+def _visdial_dialogues(path: Path, rows: Any, layout: Layout, training: bool,
+                       errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
+    for number, row in rows:
+        try:
+            if not isinstance(row, dict) or layout.takes(row, errors):
+                yield 0, number, _visdial_dialogue(row, layout, training)
+        except ValueError as error:
+            errors.add(f"{path}:{number}", str(error))
 
-    def _dialogues(self, rows: Any, member: str) -> Iterator[tuple[int, int, Row]]:
-        for place, row in rows:
-            where = f"{self.path}:{place}"
-            try:
-                if not isinstance(row, dict) or self.layout.takes(row, self.faults):
-                    yield 0, place, self._dialogue(row)
-            except ValueError as fault:
-                self.faults.add(where, str(fault))
 
-    def _dialogue(self, row: Any) -> Row:
-        if not isinstance(row, dict) or not isinstance(row.get("dialog"), list):
-            raise ValueError("must be an object with 'dialog', a list of rounds")
-        turns = [_round(number, turn) for number, turn in enumerate(row["dialog"], 1)]
-        ranked = not self.training and any(turn[3] is not None for turn in turns)
-        asked = [at for at, turn in enumerate(turns) if turn[3 if ranked else 1] is not None]
-        if self.training:
-            turns = [[question, answer, None, None] for question, answer, _, _ in turns]
-        found = {"image": image_of(row, self.layout), "image_id": row.get("image_id"), "name": row.get("image_id"),
-                 "turns": turns, "asked": asked}
-        return {**found, "caption": text(row["caption"])} if row.get("caption") else found
-
-    def _check_numbers(self) -> None:
-        """Rounds refer to texts that are there."""
-        sizes = len(self.questions), len(self.answers)
-        for index in range(len(self.dialogues)):
-            for question, answer, _, candidates in self.dialogues[index]["turns"]:
-                most = max([answer if answer is not None else 0, *(candidates or [])])
-                if question >= sizes[0] or most >= sizes[1]:
-                    self.faults.add(self.dialogues.place(index), f"refers to a text that the file has not (it has "
-                                    f"{sizes[0]} questions, {sizes[1]} answers)")
-                    break
+def _visdial_dialogue(row: Any, layout: Layout, training: bool) -> Row:
+    if not isinstance(row, dict) or not isinstance(row.get("dialog"), list):
+        raise ValueError("must be an object with 'dialog', a list of rounds")
+    turns = [_round(number, turn) for number, turn in enumerate(row["dialog"], 1)]
+    ranked = not training and any(turn[3] is not None for turn in turns)
+    asked = [index for index, turn in enumerate(turns) if turn[3 if ranked else 1] is not None]
+    if training:
+        turns = [[question, answer, None, None] for question, answer, _, _ in turns]
+    found = {"image": _image_of(row, layout), "image_id": row.get("image_id"), "name": row.get("image_id"),
+             "turns": turns, "asked": asked}
+    return {**found, "caption": text(row["caption"])} if row.get("caption") else found
 
 
 def _round(number: int, turn: Any) -> list[Any]:
-    """[question, answer or None, place of the right candidate or None, candidates or None] of one VisDial round."""
+    """[question, answer or None, index of the right candidate or None, candidates or None] of one round."""
     given = turn if isinstance(turn, dict) else {}
     question, answer, options, label = (given.get(key) for key in ("question", "answer", "answer_options", "gt_index"))
-    if not _number(question) or not (answer is None or _number(answer)):
+    if not _is_index(question) or not (answer is None or _is_index(answer)):
         raise ValueError(f"round {number}: question and answer must be numbers of texts")
-    if options is not None and not (isinstance(options, list) and all(map(_number, options))):
+    if options is not None and not (isinstance(options, list) and all(map(_is_index, options))):
         raise ValueError(f"round {number}: answer_options must be numbers of answers")
-    if label is not None and not (_number(label) and options is not None and label < len(options)):
+    if label is not None and not (_is_index(label) and options is not None and label < len(options)):
         raise ValueError(f"round {number}: gt_index is {label!r}, not a place among the answer_options")
     return [question, answer, label, options]
 
 
-def _number(value: Any) -> bool:
+def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+# --- LLaVA-Instruct --------------------------------------------------------------------------------------------------
+def conversations(rows: Iterable[tuple[int, int, Any]], paths: Sequence[Path], layout: Layout,
+                  errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
+    """Rows of dialogues as `TurnTable` has them.
+
+    Args:
+        rows: (file number, row number, raw row).
+        paths: the files, for messages.
+        layout: what an image is called, and which rows count.
+        errors: receives rows that cannot be read, and counts those left out.
+    """
+    for file, number, row in rows:
+        try:
+            if not isinstance(row, dict):
+                raise ValueError(no_row(row))
+            if layout.takes(row, errors):
+                turns = _pairs(row)
+                yield file, number, {"image": _image_of(row, layout), "image_id": row.get("id", number), "turns": turns,
+                                     "name": f"{file}-{number}" if file else str(number),
+                                     "asked": list(range(len(turns)))}
+        except ValueError as error:
+            errors.add(f"{paths[file]}:{number}", str(error))
+
+
+def _pairs(row: Row) -> list[list[Any]]:
+    """[question, answer, None, None] of every two turns; a ValueError with a clause if they are not that."""
+    turns = row.get("conversations")
+    if not isinstance(turns, list):
+        other = next((name for name in OTHER_LAYOUTS if name in row), None)
+        raise ValueError(f"has its turns in {other!r}; {WRITE}" if other is not None else
+                         "must be an object with 'conversations', a list of turns")
+    if not turns:
+        raise ValueError("conversations: has no turns")
+    found = [_turn_text(number, turn) for number, turn in enumerate(turns)]
+    if len(found) % 2:
+        raise ValueError(f"conversations[{len(found)}]: is a question without an answer; take the last turn out")
+    return [[question, answer, None, None] for question, answer in zip(found[::2], found[1::2], strict=True)]
+
+
+def _turn_text(number: int, turn: Any) -> str:
+    where = f"conversations[{number + 1}]"
+    if not isinstance(turn, dict) or "from" not in turn:
+        other = ", not as {role, content}" if isinstance(turn, dict) and "role" in turn else ""
+        raise ValueError(f"{where}: must be {{from, value}}{other}")
+    _check_speaker(number, turn["from"], where)
+    value = turn.get("value")
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: value must be text, not {describe(value)}")
+    if value.count(MARK) > 1:
+        raise ValueError(f"{where}: value has {value.count(MARK)} marks {MARK}; a row has one image")
+    try:
+        return text(without_mark(value))
+    except ValueError as error:
+        raise ValueError(f"{where}: value {error}") from error
+
+
+def _check_speaker(number: int, speaker: Any, where: str) -> None:
+    if speaker == "system":
+        raise ValueError(f"{where}: is a system turn, which is not read; take it out, and put its text into the "
+                         "section's `instruction`")
+    if speaker not in SPEAKERS:
+        raise ValueError(f"{where}: must be from one of {', '.join(SPEAKERS)}, not {speaker!r}")
+    if SPEAKERS[speaker] == number % 2:
+        return
+    if number == 0:
+        raise ValueError(f"{where}: is from {speaker!r}, but a dialogue begins with a question; take the turn out")
+    raise ValueError(f"{where}: is from {speaker!r} again; questions and answers take turns: join the two turns")
+
+
+def without_mark(value: str) -> str:
+    """A text without LLaVA's mark of the image, which comes before every text, and without the gap that it leaves."""
+    return _MARK.sub(lambda found: "\n" if "\n" in found[0] else " ", value).strip()

@@ -13,14 +13,14 @@ from lavis_lite.datasets.annotations.rows import (
     MOST_CHARACTERS,
     Field,
     Row,
-    RowFaults,
+    RowErrors,
     describe,
     file_name,
     identifier,
     text,
 )
 from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
-from lavis_lite.datasets.files.patterns import ImagePattern
+from lavis_lite.datasets.files.image_paths import ImagePattern
 from lavis_lite.errors import ConfigError, did_you_mean
 
 COLUMNS = {"question": "question", "answers": "answers", "answer": "answer", "question_id": "question_id",
@@ -33,19 +33,16 @@ def words(value: Any) -> list[str]:
     """A list of texts or numbers, empty ones left out -> list of texts."""
     if not isinstance(value, list):
         raise ValueError(f"must be a list of texts, not {describe(value)}")
-    for place, item in enumerate(value):
+    for index, item in enumerate(value):
         if isinstance(item, bool) or not isinstance(item, str | int | float):
-            raise ValueError(f"[{place}] must be text, not {describe(item)}")
+            raise ValueError(f"[{index}] must be text, not {describe(item)}")
     return [text(str(item)) for item in value if str(item).strip()]
-
-
-_FLAGS = {"true": True, "false": False}
 
 
 def flag(value: Any) -> bool:
     """True or false, or the word for it, as tables have it."""
-    if isinstance(value, str) and value.strip().lower() in _FLAGS:
-        return _FLAGS[value.strip().lower()]
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
     if not isinstance(value, bool):
         raise ValueError(f"must be true or false, not {describe(value)}")
     return value
@@ -61,11 +58,11 @@ def choice_list(value: Any) -> list[str]:
 
 EXTRAS: dict[str, Callable[[Any], Any]] = {"choices": choice_list, "context": text, "caption": text,
                                            "ocr_tokens": words}
-"""what a row has besides, where `columns` names a column for it -> its kind"""
+"""what a row has besides, if `columns` names a column for it -> its kind"""
 LABELS = ("answers", "answer", "answer_index", "question_type", "answer_type", "difficult")
 """what the rows of a split without answers may lack"""
 NOTHING: dict[str, Any] = {"choices": [], "context": "", "caption": "", "history": "", "ocr_tokens": []}
-"""what a sample has where its row has no such thing"""
+"""what a sample has if its row has no such thing"""
 
 
 @dataclass(frozen=True)
@@ -74,19 +71,19 @@ class Layout:
 
     Args:
         columns: key of COLUMNS, of EXTRAS, or answer_index -> name in the file; answers may be several columns.
-            answer_index is the place of the right one among the choices, which makes it multiple choice.
+            answer_index is the index of the right one among the choices, which makes it multiple choice.
         image_pattern: the image's path out of a row's columns and the file's own facts, see `ImagePattern`.
         key_column: files that are an object of rows by name: that name becomes this column.
         split: fills {split} of the pattern.
-        keep: looks at a raw row; rows it refuses are left out, unchecked.
+        keep: whether a raw row counts; the others are left out, unchecked.
         nested: column that is a list of objects, each a question; the columns around it count for all of them.
         parallel: columns that are lists of equal length: their n-th elements are the n-th question.
         required: columns without which (missing, null or empty) a row is left out.
         join_column: files whose rows have no question are about images; this column says which rows they belong to.
         answer_words: value of the answer column -> the word for it; these words are the choices.
-        row_files: where the split's storage is a folder: its files, one row each.
+        row_files: if the split's storage is a folder: its files, one row each.
         exists: see `ImagePattern`.
-        form: how the files are written, where that is known.
+        form: how the files are written, if that is known.
         guessed: keys of `columns` that nobody named; files may lack these columns.
     """
 
@@ -113,8 +110,8 @@ class Layout:
             if not self.columns[key] or (key != "answers" and not isinstance(self.columns[key], str)):
                 raise ConfigError(f"columns.{key} must be one name; only answers may be in several columns.")
         if "answer_index" in self.columns and "choices" not in self.columns:
-            raise ConfigError("columns.answer_index needs columns.choices: it is the place of one of them.")
-        _ = self.pattern  # a wrong one is told now
+            raise ConfigError("columns.answer_index needs columns.choices: it is the index of one of them.")
+        _ = self.pattern  # a wrong one is an error now
 
     @cached_property
     def pattern(self) -> ImagePattern | None:
@@ -156,11 +153,6 @@ class Layout:
         return [self.name(key) for key in (["answer_index"] if "answer_index" in self.columns
                                            else ["answers", "answer"])]
 
-    def answer_field(self) -> str:
-        """Those columns, for messages."""
-        first, *others = map(repr, self.answer_names())
-        return first + "".join(f" (or {other})" for other in others)
-
     def answers_of(self, row: Row) -> tuple[str, Any] | None:
         """(column, value) of a row's answers, None where it has none; of several columns the filled ones as a list."""
         several = self.columns.get("answers")
@@ -170,7 +162,7 @@ class Layout:
         return next(((column, row[column]) for column in self.answer_names() if column in row), None)
 
     def answer(self, value: Any, row: Row) -> Row:
-        """{"answers", "counts"} of a row's raw answers; of multiple choice also "label", the place among the choices.
+        """{"answers", "counts"} of a row's raw answers; of multiple choice also "label", the index among the choices.
 
         Args:
             value: what `answers_of` found.
@@ -180,33 +172,30 @@ class Layout:
             ValueError: no answer; the message is a clause.
         """
         if self.answer_words:
-            return self._by_word(value)
+            if str(value) not in self.answer_words:
+                raise ValueError(f"is {value!r}, not one of {', '.join(map(repr, self.answer_words))}")
+            word, choices = self.answer_words[str(value)], list(dict.fromkeys(self.answer_words.values()))
+            return {"answers": [word], "counts": [1], "label": choices.index(word)}
         if "answer_index" not in self.columns:
             return answer_texts(value)
         choices = row.get("choices", [])
-        place = int(value) if isinstance(value, str) and value.isdigit() else value
-        if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(choices):
+        index = int(value) if isinstance(value, str) and value.isdigit() else value
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(choices):
             raise ValueError(f"is {value!r}, not a place among the {len(choices)} choices")
-        return {"answers": [choices[place]], "counts": [1], "label": place}
-
-    def _by_word(self, value: Any) -> Row:
-        if str(value) not in self.answer_words:
-            raise ValueError(f"is {value!r}, not one of {', '.join(map(repr, self.answer_words))}")
-        word, choices = self.answer_words[str(value)], list(dict.fromkeys(self.answer_words.values()))
-        return {"answers": [word], "counts": [1], "label": choices.index(word)}
+        return {"answers": [choices[index]], "counts": [1], "label": index}
 
     def _is_about_an_image(self, raw: Row) -> bool:
         """Whether a row is no question, but joined to questions."""
         return self.join_column is not None and self.name("question") not in raw and not self.parallel
 
-    def takes(self, raw: Row, faults: RowFaults) -> bool:
+    def takes(self, raw: Row, errors: RowErrors) -> bool:
         """Whether a row counts: it is of the split, and has what `required` names; else it is counted as left out."""
         if self._is_about_an_image(raw):
             return True
         if self.keep is not None and not self.keep(raw):
             return False
         lacking = any(raw.get(key) in (None, "", []) for key in self.required)
-        faults.left_out += lacking
+        errors.left_out += lacking
         return not lacking
 
     def expand(self, raw: Row) -> Iterator[Row]:
@@ -215,29 +204,21 @@ class Layout:
         Raises:
             ValueError: `nested` is no list of objects, or `parallel` lists are of unequal length.
         """
-        if self._is_about_an_image(raw):
+        if self._is_about_an_image(raw) or not (self.nested is not None or self.parallel):
             yield raw
         elif self.nested is not None:
-            yield from self._within(raw)
-        elif self.parallel:
-            yield from self._side_by_side(raw)
+            inner = raw.get(self.nested)
+            if not isinstance(inner, list) or not all(isinstance(row, dict) for row in inner):
+                raise ValueError(f"field {self.nested!r} must be a list of objects")
+            outer = {key: value for key, value in raw.items() if key != self.nested}
+            yield from ({**outer, **row} for row in inner)
         else:
-            yield raw
-
-    def _within(self, raw: Row) -> Iterator[Row]:
-        inner = raw.get(str(self.nested))
-        if not isinstance(inner, list) or not all(isinstance(row, dict) for row in inner):
-            raise ValueError(f"field {self.nested!r} must be a list of objects")
-        outer = {key: value for key, value in raw.items() if key != self.nested}
-        yield from ({**outer, **row} for row in inner)
-
-    def _side_by_side(self, raw: Row) -> Iterator[Row]:
-        lists = [raw.get(column) for column in self.parallel]
-        sizes = {len(part) if isinstance(part, list) else -1 for part in lists}
-        if len(sizes) > 1 or -1 in sizes:
-            raise ValueError(f"fields {' and '.join(map(repr, self.parallel))} must be lists of equal length")
-        for values in zip(*lists, strict=True):
-            yield {**raw, **dict(zip(self.parallel, values, strict=True))}
+            lists = [raw.get(column) for column in self.parallel]
+            sizes = {len(part) if isinstance(part, list) else -1 for part in lists}
+            if len(sizes) > 1 or -1 in sizes:
+                raise ValueError(f"fields {' and '.join(map(repr, self.parallel))} must be lists of equal length")
+            for values in zip(*lists, strict=True):
+                yield {**raw, **dict(zip(self.parallel, values, strict=True))}
 
 
 def answer_texts(value: Any) -> dict[str, Any]:
@@ -249,8 +230,8 @@ def answer_texts(value: Any) -> dict[str, Any]:
     """
     items = value if isinstance(value, list) else [value]
     given = [item.get("answer") if isinstance(item, dict) else item for item in items]
-    for place, answer in enumerate(given):
-        where = f"[{place}] " if isinstance(value, list) else ""
+    for index, answer in enumerate(given):
+        where = f"[{index}] " if isinstance(value, list) else ""
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise ValueError(f"{where}must be text, not {describe(answer)}")
         if isinstance(answer, float) and not math.isfinite(answer):

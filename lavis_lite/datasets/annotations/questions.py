@@ -1,8 +1,8 @@
 """Files of questions and answers, in whatever published layout -> one table of checked rows.
 
 The files of a split are read together: official VQA questions and annotations are joined by question_id, COCO files
-bring the names of images, tables of OCR tokens are joined by image, flat lists (LAVIS' own) are complete in themselves.
-Whole files are never held as objects.
+name the images, tables of OCR tokens are joined by image, flat lists (LAVIS' own) are complete in themselves. Whole
+files are never held as objects.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lavis_lite.datasets.annotations.columns import NamedColumns
 from lavis_lite.datasets.annotations.layout import EXTRAS, LABELS, Layout, answer_texts
-from lavis_lite.datasets.annotations.named import NamedColumns
-from lavis_lite.datasets.annotations.readers import read_folder, read_members
-from lavis_lite.datasets.annotations.rows import Row, RowFaults, RowTable, checked_row, file_name, no_row
-from lavis_lite.datasets.annotations.wrapped import COMPANIONS
+from lavis_lite.datasets.annotations.readers import COMPANIONS, read_folder, read_members
+from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable, checked_row, file_name, no_row
 from lavis_lite.errors import DataError
 
 __all__ = ["Layout", "answer_texts", "read_questions"]
@@ -26,9 +25,52 @@ ROWS = ("", "questions", "data")
 """members of a JSON object that hold questions; "" is a file of rows"""
 
 
+def read_questions(paths: Sequence[Path], layout: Layout, answers_required: bool) -> RowTable:
+    """The questions of a split.
+
+    Rows: image, question, question_id (the row's index if the file has none); image_id, question_type, answer_type if
+    they are known; answers (distinct) and counts if the split has answers.
+
+    Args:
+        paths: the split's files, read together.
+        layout: how they are written.
+        answers_required: a split without any answers is an error (training).
+
+    Raises:
+        DataError: a file is missing or unreadable; up to 20 faulty rows in one message: duplicate question_id, a
+            question without its annotation, without answers, without an image; a column that is named and in no row.
+    """
+    errors, named = RowErrors(), NamedColumns(layout.named)
+    files = [_read_file(number, path, layout, errors, named) for number, path in enumerate(paths)]
+    names = ", ".join(map(str, paths))
+    if not any(file.rows for file in files):
+        raise DataError(f"{names}: no questions. Give a list of rows, or an official questions file (with 'questions') "
+                        "and its annotations file (with 'annotations').")
+    join = _Join(files, layout, errors)
+    with_answers = answers_required or join.has_answers()
+    table = RowTable(join.rows(with_answers), paths)
+    errors.stop_if_any()
+    labelled = with_answers or named.has(("answer", "answers"))
+    lacking = [] if layout.join_column is None or join.joined is not None else [
+        key for key in EXTRAS if key in layout.columns]
+    if lacking:  # the files about images were not given (TextVQA's OCR tokens)
+        warnings.warn(f"{names}: no file has rows about images, so that samples have no {' and no '.join(lacking)}.",
+                      stacklevel=2)
+    named.refuse_unseen(paths, [*(() if labelled else LABELS), *lacking])
+    table.left_out = errors.left_out
+    if not len(table):
+        why = (f"all {table.left_out} rows are left out, because a column that `required` names is missing or empty in "
+               f"them: {', '.join(map(repr, layout.required))}." if table.left_out else
+               "no rows" + (" of this split." if layout.keep else "."))
+        raise DataError(f"{names}: {why}")
+    join.warn_of_unused()
+    return table
+
+
+# --- one file --------------------------------------------------------------------------------------------------------
 @dataclass
 class _File:
-    """What one file holds: rows, annotations, images and facts by image as tables, and its own facts."""
+    """The content of one file: rows, annotations, images and facts by image as tables, and its own facts."""
 
     path: Path
     number: int
@@ -41,10 +83,10 @@ class _File:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def _read_file(number: int, path: Path, layout: Layout, faults: RowFaults, named: NamedColumns) -> _File:
+def _read_file(number: int, path: Path, layout: Layout, errors: RowErrors, named: NamedColumns) -> _File:
     found = _File(path, number, named)
     if layout.key_column is not None:
-        found.rows = [RowTable(_keyed(found, layout, faults), [path] * (number + 1))]
+        found.rows = [RowTable(_keyed(found, layout, errors), [path] * (number + 1))]
         if found.keyed:
             return found
         found.rows = []  # a list, whose rows are complete in themselves
@@ -52,23 +94,17 @@ def _read_file(number: int, path: Path, layout: Layout, faults: RowFaults, named
         if isinstance(value, str | int | float):
             found.facts[member] = value
         elif member in ROWS and not isinstance(value, dict):
-            _put_rows(found, _table(found, value, faults, layout), layout)
+            _put_rows(found, _table(found, value, errors, layout), layout)
         elif member == "annotations":
-            found.annotations = _table(found, value, faults)
+            found.annotations = _table(found, value, errors)
         elif member == "images":
-            found.images = _table(found, value, faults)
+            found.images = _table(found, value, errors)
         elif member not in COMPANIONS and _has_rows(value):
-            faults.add(f"{path}: {member}", "is a list of rows that would not be read; rows stand in 'questions' or "
+            errors.add(f"{path}: {member}", "is a list of rows that would not be read; rows belong in 'questions' or "
                                             "'data'. Write this list to a file of its own")
     if found.images is not None:
         found.annotations = None  # those of a COCO file are captions or boxes
     return found
-
-
-def _has_rows(value: Any) -> bool:
-    """Whether a member is a list whose first element is an object; the element is taken."""
-    first = next(value, None) if isinstance(value, Iterator) else None
-    return first is not None and isinstance(first[1], dict)
 
 
 def _put_rows(found: _File, table: RowTable, layout: Layout) -> None:
@@ -78,131 +114,85 @@ def _put_rows(found: _File, table: RowTable, layout: Layout) -> None:
         found.rows.append(table)
 
 
-def _keyed(found: _File, layout: Layout, faults: RowFaults) -> Iterator[tuple[int, int, Row]]:
+def _has_rows(value: Any) -> bool:
+    """Whether a member is a list whose first element is an object; the element is taken."""
+    first = next(value, None) if isinstance(value, Iterator) else None
+    return first is not None and isinstance(first[1], dict)
+
+
+def _keyed(found: _File, layout: Layout, errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
     """Rows of an object of rows by name, or of a folder of files by the name of their folder."""
     path, key = found.path, str(layout.key_column)
     members = read_folder(path, layout.row_files) if path.is_dir() and layout.row_files else (
         read_members(path, form=layout.form))
     objects = ((name, value) for name, value in members if isinstance(value, dict))
-    for place, (name, value) in enumerate(objects, 1):
+    for number, (name, value) in enumerate(objects, 1):
         found.keyed = True
-        yield from _objects(found, [(place, {**value, key: name})], faults, layout)
+        yield from _objects(found, [(number, {**value, key: name})], errors, layout)
 
 
-def _table(found: _File, rows: Any, faults: RowFaults, layout: Layout | None = None) -> RowTable:
-    return RowTable(_objects(found, rows, faults, layout), [found.path] * (found.number + 1))
+def _table(found: _File, rows: Any, errors: RowErrors, layout: Layout | None = None) -> RowTable:
+    return RowTable(_objects(found, rows, errors, layout), [found.path] * (found.number + 1))
 
 
-def _objects(found: _File, rows: Any, faults: RowFaults, layout: Layout | None) -> Iterator[tuple[int, int, Row]]:
-    for place, row in rows:
+def _objects(found: _File, rows: Any, errors: RowErrors, layout: Layout | None) -> Iterator[tuple[int, int, Row]]:
+    for number, row in rows:
         if not isinstance(row, dict):
-            faults.add(f"{found.path}:{place}", no_row(row))
+            errors.add(f"{found.path}:{number}", no_row(row))
             continue
         found.named.note(row)
         try:
-            if layout is None or layout.takes(row, faults):
+            if layout is None or layout.takes(row, errors):
                 for part in layout.expand(row) if layout else (row,):
                     found.named.note(part)
-                    yield found.number, place, part
-        except ValueError as fault:
-            faults.add(f"{found.path}:{place}", str(fault))
+                    yield found.number, number, part
+        except ValueError as error:
+            errors.add(f"{found.path}:{number}", str(error))
 
 
+# --- files together --------------------------------------------------------------------------------------------------
 class _ById:
-    """Rows of several tables by the value of one column.
+    """Rows of several tables by the value of one column; rows without it and duplicates are added to `errors`."""
 
-    Raises through `faults`: rows without it, and two rows with the same.
-    """
-
-    def __init__(self, tables: Sequence[RowTable], column: str, faults: RowFaults) -> None:
-        self._places: dict[Any, tuple[RowTable, int]] = {}
+    def __init__(self, tables: Sequence[RowTable], column: str, errors: RowErrors) -> None:
+        self._found: dict[Any, tuple[RowTable, int]] = {}
         for table in tables:
             for index in range(len(table)):
                 name = table[index].get(column)
                 if not isinstance(name, int | str) or isinstance(name, bool):
-                    faults.add(table.place(index), f"field {column!r} is missing, or neither a number nor text")
-                elif name in self._places:
-                    other, first = self._places[name]
-                    faults.add(table.place(index), f"{column} {name!r} was there before, at {other.place(first)}")
+                    errors.add(table.location(index), f"field {column!r} is missing, or neither a number nor text")
+                elif name in self._found:
+                    other, first = self._found[name]
+                    errors.add(table.location(index), f"{column} {name!r} was there before, at {other.location(first)}")
                 else:
-                    self._places[name] = table, index
+                    self._found[name] = table, index
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._places)
+        return iter(self._found)
 
     def get(self, name: Any) -> tuple[Row, str] | None:
-        """(row, its place), or None where there is none."""
-        if name not in self._places:
+        """(row, its location), or None."""
+        if name not in self._found:
             return None
-        table, index = self._places[name]
-        return table[index], table.place(index)
-
-
-def read_questions(paths: Sequence[Path], layout: Layout, answers_required: bool) -> RowTable:
-    """The questions of a split.
-
-    Rows: image, question, question_id (the row's place where the file has none); image_id, question_type, answer_type
-    where they are known; answers (distinct) and counts where the split has answers.
-
-    Args:
-        paths: the split's files, read together.
-        layout: how they are written.
-        answers_required: a split without any answers is a fault (training).
-
-    Raises:
-        DataError: a file is missing or unreadable; up to 20 faulty rows in one message: duplicate question_id, a
-            question without its annotation, without answers, without an image; a column that is named and in no row.
-    """
-    faults, named = RowFaults(), NamedColumns(layout.named)
-    found = [_read_file(number, path, layout, faults, named) for number, path in enumerate(paths)]
-    if not any(file.rows for file in found):
-        raise DataError(f"{', '.join(map(str, paths))}: no questions. Give a list of rows, or an official questions "
-                        "file (with 'questions') and its annotations file (with 'annotations').")
-    join = _Join(found, layout, faults)
-    with_answers = answers_required or join.has_answers()
-    table = RowTable(join.rows(with_answers), paths)
-    faults.stop_if_any()
-    labelled = with_answers or named.has(("answer", "answers"))
-    named.refuse_unseen(paths, [*(() if labelled else LABELS), *_not_joined(layout, join, paths)])
-    table.left_out = faults.left_out
-    if not len(table):
-        raise DataError(f"{', '.join(map(str, paths))}: {_why_no_rows(layout, table.left_out)}")
-    join.warn_of_unused()
-    return table
-
-
-def _why_no_rows(layout: Layout, left_out: int) -> str:
-    """A clause for a split of which nothing is left."""
-    if left_out:
-        return (f"all {left_out} rows are left out, because a column that `required` names is missing or empty in "
-                f"them: {', '.join(map(repr, layout.required))}.")
-    return "no rows" + (" of this split." if layout.keep else ".")
-
-
-def _not_joined(layout: Layout, join: _Join, paths: Sequence[Path]) -> list[str]:
-    """What samples lack because the files about images were not given (TextVQA's OCR tokens); warned of."""
-    joined = layout.join_column is None or join.joined is not None
-    lacking = [] if joined else [key for key in EXTRAS if key in layout.columns]
-    if lacking:
-        warnings.warn(f"{', '.join(map(str, paths))}: no file has rows about images, so that samples have no "
-                      f"{' and no '.join(lacking)}.", stacklevel=2)
-    return lacking
+        table, index = self._found[name]
+        return table[index], table.location(index)
 
 
 class _Join:
     """Puts questions, annotations, image names and facts about images together."""
 
-    def __init__(self, files: Sequence[_File], layout: Layout, faults: RowFaults) -> None:
-        self.files, self.layout, self.faults = files, layout, faults
+    def __init__(self, files: Sequence[_File], layout: Layout, errors: RowErrors) -> None:
+        self.files, self.layout, self.errors = files, layout, errors
         self.annotations = self._by_id("annotations", layout.name("question_id"))
         self.images = self._by_id("images", "id")
         self.joined = self._by_id("joined", layout.join_column or "")
         self.seen: dict[Any, str] = {}
+        """question_id -> where it is"""
         self.fields = layout.fields
 
     def _by_id(self, kind: str, column: str) -> _ById | None:
         tables = [table for file in self.files if (table := getattr(file, kind)) is not None]
-        return _ById(tables, column, self.faults) if tables else None
+        return _ById(tables, column, self.errors) if tables else None
 
     def has_answers(self) -> bool:
         """Whether the split has answers: an annotations file, or an answer in any of its rows."""
@@ -213,41 +203,41 @@ class _Join:
                    for index in range(len(table)))
 
     def rows(self, with_answers: bool) -> Iterator[tuple[int, int, Row]]:
-        """Checked rows of all files; once there is a fault, only more faults are looked for."""
+        """Checked rows of all files; after the first error, only more errors are looked for."""
         count = 0
         for file in self.files:
             for table in file.rows:
                 for index in range(len(table)):
-                    place = table.place(index)
-                    row = self._row(table[index], place, count, file, with_answers)
+                    where = table.location(index)
+                    row = self._row(table[index], where, count, file, with_answers)
                     count += 1
-                    if not self.faults.count:
-                        yield file.number, int(place.rpartition(":")[2]), row
+                    if not self.errors.count:
+                        yield file.number, int(where.rpartition(":")[2]), row
 
-    def _row(self, raw: Row, place: str, count: int, file: _File, with_answers: bool) -> Row:
+    def _row(self, raw: Row, where: str, count: int, file: _File, with_answers: bool) -> Row:
         if self.joined is not None:
             found = self.joined.get(raw.get(str(self.layout.join_column)))
             raw = {**(found[0] if found else {}), **raw}
-        row = checked_row(place, raw, self.fields, self.faults)
+        row = checked_row(where, raw, self.fields, self.errors)
         if self.layout.answer_words:
             row["choices"] = list(dict.fromkeys(self.layout.answer_words.values()))
         row.setdefault("question_id", count)
         name = row["question_id"]
         if name in self.seen:
-            self.faults.add(place, f"question_id {name!r} was there before, at {self.seen[name]}")
-        self.seen[name] = place
+            self.errors.add(where, f"question_id {name!r} was there before, at {self.seen[name]}")
+        self.seen[name] = where
         facts = {**file.facts, "split": self.layout.split, **raw}
         if with_answers:
-            facts = self._answer(row, raw, place) | facts
-        if "image" in row or raw.get(self.layout.name("image")) in (None, ""):  # else it was found at fault already
-            self._image(row, facts, place)
+            facts = self._answer(row, raw, where) | facts
+        if "image" in row or raw.get(self.layout.name("image")) in (None, ""):  # else it was reported already
+            self._image(row, facts, where)
         return row
 
-    def _answer(self, row: Row, raw: Row, place: str) -> Row:
-        """Put the answers into the row; gives what the annotation says besides."""
-        source, where, note = raw, place, {}
+    def _answer(self, row: Row, raw: Row, where: str) -> Row:
+        """Put the answers into the row; returns the annotation's other facts."""
+        source, note = raw, {}
         if self.annotations is not None:
-            found = self._annotation(self.annotations, row, place)
+            found = self._annotation(self.annotations, row, where)
             if found is None:
                 return {}
             source, where = found
@@ -257,55 +247,56 @@ class _Join:
                     row[key] = source[self.layout.name(key)]
         answers = self.layout.answers_of(source)
         if answers is None:
-            self.faults.add(where, f"field {self.layout.answer_field()} is missing, for question_id "
-                            f"{row['question_id']!r}")
+            first, *others = map(repr, self.layout.answer_names())
+            self.errors.add(where, f"field {first}{''.join(f' (or {other})' for other in others)} is missing, for "
+                            f"question_id {row['question_id']!r}")
             return note
         column, value = answers
         try:
             row.update(self.layout.answer(value, row))
-        except ValueError as fault:
-            self.faults.add(where, f"field {column!r} {fault}, for question_id {row['question_id']!r}")
+        except ValueError as error:
+            self.errors.add(where, f"field {column!r} {error}, for question_id {row['question_id']!r}")
         return note
 
     def warn_of_unused(self) -> None:
-        """Tell of annotations without a question, unless the section itself leaves questions out."""
+        """Warn of annotations without a question, unless the section itself leaves questions out."""
         if self.annotations is None or self.layout.keep is not None or self.layout.required:
             return
         unused = [name for name in self.annotations if name not in self.seen]
         if unused:
-            _, place = self.annotations.get(unused[0]) or ({}, "")
+            _, where = self.annotations.get(unused[0]) or ({}, "")
             warnings.warn(f"annotations without a question, which are not used: {len(unused)}, the first is "
-                          f"question_id {unused[0]!r} at {place}.", stacklevel=3)
+                          f"question_id {unused[0]!r} at {where}.", stacklevel=3)
 
-    def _annotation(self, annotations: _ById, row: Row, place: str) -> tuple[Row, str] | None:
-        """The annotation of a question, and where it is; None and a fault if there is none, or one of another image."""
+    def _annotation(self, annotations: _ById, row: Row, where: str) -> tuple[Row, str] | None:
+        """The annotation of a question, and where it is; None and an error if it is missing or of another image."""
         name, image = row["question_id"], row.get("image_id")
         found = annotations.get(name)
         if found is None:
             alike = annotations.get(str(name)) or (annotations.get(int(name)) if str(name).isdecimal() else None)
-            self.faults.add(place, f"question_id {name!r} has no annotation; " + (
+            self.errors.add(where, f"question_id {name!r} has no annotation; " + (
                 "the annotations file belongs to another split, or lacks it" if alike is None else
                 f"{alike[1]} has it as {'text' if isinstance(name, int) else 'a number'}: ids must be numbers in both "
                 "files, or text in both"))
             return None
         other = found[0].get(self.layout.name("image_id"))
         if image is not None and other is not None and str(other).removesuffix(".0") != str(image):
-            self.faults.add(place, f"question_id {name!r} is about image_id {image!r}, but its annotation at "
+            self.errors.add(where, f"question_id {name!r} is about image_id {image!r}, but its annotation at "
                             f"{found[1]} is about {other!r}; the files belong to different splits")
             return None
         return found
 
-    def _image(self, row: Row, facts: Row, place: str) -> None:
+    def _image(self, row: Row, facts: Row, where: str) -> None:
         """Put the image's name into the row: by the pattern, the row's own column, or the list of images."""
         if self.layout.pattern is not None:
             try:
                 row["image"] = self.layout.pattern.fill(facts)
-            except ValueError as fault:
-                self.faults.add(place, str(fault))
+            except ValueError as error:
+                self.errors.add(where, str(error))
         elif "image" not in row:
             found = self.images.get(row.get("image_id")) if self.images is not None else None
             if found is None or "file_name" not in found[0]:
-                self.faults.add(place, f"no image: the row has no {self.layout.name('image')!r} and its image_id "
+                self.errors.add(where, f"no image: the row has no {self.layout.name('image')!r} and its image_id "
                                 f"{row.get('image_id')!r} is in no list of images; set image_pattern, or add a COCO "
                                 "file with 'images' to the split's files")
             else:

@@ -1,4 +1,7 @@
-"""Annotation files -> checked rows in a table; a large table is kept in the cache, mapped from the second time on."""
+"""Annotation files -> checked rows in a table; a large table is kept in the cache and mapped from the second time on.
+
+`read_table` opens a file: `readers` gives raw rows, `checked` checks them field by field, `tables.RowTable` holds them.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,27 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite import __version__
-from lavis_lite.datasets.annotations.named import NamedColumns
+from lavis_lite.datasets.annotations.columns import NamedColumns
 from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
 from lavis_lite.datasets.annotations.tables import MappedTable, Row, RowTable
 from lavis_lite.datasets.annotations.text_files import AUTO
 from lavis_lite.errors import DataError
 from lavis_lite.io.files import cache_root
 
-__all__ = ["RowFaults", "Field", "Row", "RowTable", "checked", "checked_row", "file_name", "identifier", "read_table",
-           "text", "texts"]
+__all__ = ["RowErrors", "Field", "Row", "RowTable", "checked", "checked_row", "file_name", "identifier", "read_table",
+           "text", "texts", "with_references"]
 
-MOST_FAULTS = 20
+MOST_ERRORS = 20
 MOST_CHARACTERS = 20_000
-"""longest text taken for a caption, a question or a file name"""
+"""of a caption, a question or a file name"""
 CACHED_FROM = 8_000_000
 """bytes of annotation files from which on the checked table is kept in the cache folder"""
 _READING = 2
-"""raised where files come to be read in another way, so that tables kept before are not used"""
+"""raise it if files are read in another way, so that tables kept before are not used"""
+_MOST_SHOWN = 5
 
 
+# --- fields ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Field:
     """One value that every row must (or may) have.
@@ -39,7 +44,7 @@ class Field:
         key: its key in the table.
         kind: raw value -> value of the table; raises ValueError with a clause that says what is wrong.
         column: its name in the file; by default `key`.
-        required: whether a row without it is a fault.
+        required: whether every row must have it.
         named: whether the section names the column: then at least one row must have it.
     """
 
@@ -59,7 +64,7 @@ class Field:
         return self.name in raw
 
     def value(self, raw: Row) -> Any:
-        """Its raw value, where it is given."""
+        """Its raw value, if it is given."""
         return raw[self.name]
 
 
@@ -84,14 +89,12 @@ def texts(value: Any) -> list[str]:
         return [text(value)]
     if not value:
         raise ValueError("is an empty list")
-    return [_element(place, item) for place, item in enumerate(value)]
-
-
-def _element(place: int, item: Any) -> str:
-    try:
-        return text(item)
-    except ValueError as fault:
-        raise ValueError(f"[{place}] {fault}") from fault
+    for index, item in enumerate(value):
+        try:
+            text(item)
+        except ValueError as error:
+            raise ValueError(f"[{index}] {error}") from error
+    return value
 
 
 def file_name(value: Any) -> str:
@@ -104,10 +107,18 @@ def file_name(value: Any) -> str:
     return value
 
 
+_WHOLE = re.compile(r"\d+\.0")
+_SHORTENED = re.compile(r"\d[.,]\d+[eE]\+\d+")
+
+
 def identifier(value: Any) -> int | str:
     """A number or a name; 391895.0, as pandas writes whole numbers in a column with gaps, is 391895, as text too."""
     if isinstance(value, float):
-        value = _whole(value)
+        if not value.is_integer():
+            raise ValueError(f"is {value}, which is no whole number")
+        if abs(value) >= 2**53:  # from here on a float may stand for several whole numbers
+            raise ValueError(f"is {value!r}, whose last digits may be lost; write it without a point and exponent")
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"must be a number or text, not {describe(value)}")
     if isinstance(value, int):
@@ -119,31 +130,18 @@ def identifier(value: Any) -> int | str:
     return value.partition(".")[0] if _WHOLE.fullmatch(value) else value
 
 
-_WHOLE = re.compile(r"\d+\.0")
-_SHORTENED = re.compile(r"\d[.,]\d+[eE]\+\d+")
-_EXACT = 2**53
-"""from here on a float may stand for several whole numbers"""
-
-
-def _whole(value: float) -> int:
-    if not value.is_integer():
-        raise ValueError(f"is {value}, which is no whole number")
-    if abs(value) >= _EXACT:
-        raise ValueError(f"is {value!r}, whose last digits may be lost; write it without a point and exponent")
-    return int(value)
-
-
 def describe(value: Any) -> str:
-    """What kind of thing a value is, for messages."""
+    """The kind of a value, for messages."""
     names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def no_row(value: Any) -> str:
-    """What is wrong with a row that is not an object."""
+    """Why a value is not a row, as a clause."""
     return value.reason if isinstance(value, BadRow) else f"must be an object of named fields, not {describe(value)}"
 
 
+# --- files -> table --------------------------------------------------------------------------------------------------
 def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | None = None,
                keep: Callable[[Row], bool] | None = None, kept: str | None = None,
                form: FileFormat = AUTO) -> RowTable:
@@ -154,31 +152,31 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
     Args:
         files: JSON list, official COCO captions JSON, JSON lines, CSV or TSV (see `readers.read_rows`).
         fields: what a row must have; other columns are dropped.
-        explode: key of a list field: one table row per element of the list, with that element in its place.
-        keep: looks at a raw row; rows it refuses are left out, unchecked.
-        kept: tells `keep` from others; without it a table with `keep` is not cached.
-        form: how the files are written, where that is known.
+        explode: key of a list field: one table row per element of the list.
+        keep: whether a raw row counts; the others are left out, unchecked.
+        kept: identifies `keep`; without it a table with `keep` is not cached.
+        form: how the files are written, if that is known.
 
     Raises:
         DataError: a file is missing, unreadable or without rows; or up to 20 faulty rows, all in one message.
     """
-    place, wanted = _cached_place(files, fields, explode, kept if keep else "", form)
-    held = _cached(place, wanted)
+    path, made_of = _cache_entry(files, fields, explode, kept if keep else "", form)
+    held = _cached(path, made_of)
     if held is not None:
         return held
-    faults = RowFaults()
+    errors = RowErrors()
     kinds = {field.key: field.kind.__name__ for field in fields} | ({explode: text.__name__} if explode else {})
-    raw = ((file, number, row) for file, path in enumerate(files) for number, row in read_rows(path, form))
-    table = RowTable(checked(raw, files, fields, faults, explode, keep), files, kinds)
-    faults.stop_if_any()
+    raw = ((file, number, row) for file, one in enumerate(files) for number, row in read_rows(one, form))
+    table = RowTable(checked(raw, files, fields, errors, explode, keep), files, kinds)
+    errors.stop_if_any()
     if not len(table):
         raise DataError(f"{', '.join(map(str, files))}: no rows" + (" of this split" if keep else "") + ".")
-    return _put_in_cache(table, place, wanted)
+    return _put_in_cache(table, path, made_of)
 
 
-def _cached_place(files: Sequence[Path], fields: Sequence[Field], explode: str | None,
-                  kept: str | None, form: FileFormat) -> tuple[Path | None, str]:
-    """(the file of a table in the cache, what must be written on it); None where the table is not to be cached."""
+def _cache_entry(files: Sequence[Path], fields: Sequence[Field], explode: str | None,
+                 kept: str | None, form: FileFormat) -> tuple[Path | None, str]:
+    """(path of a table in the cache, what it must be made of); None if the table is not to be cached."""
     names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required, field.named)
              for field in fields]
     stats = [path.stat() for path in files if path.is_file()]
@@ -187,74 +185,71 @@ def _cached_place(files: Sequence[Path], fields: Sequence[Field], explode: str |
         return None, ""
     question = repr(([str(path.absolute()) for path in files], names, explode, kept, form))
     digest = hashlib.sha256(question.encode()).hexdigest()[:16]
-    wanted = repr((__version__, _READING, [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
-    return cache_root() / "tables" / f"{files[0].stem}-{digest}.safetensors", wanted
+    made_of = repr((__version__, _READING, [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
+    return cache_root() / "tables" / f"{files[0].stem}-{digest}.safetensors", made_of
 
 
-def _cached(place: Path | None, wanted: str) -> RowTable | None:
-    if place is None or not place.exists():
+def _cached(path: Path | None, made_of: str) -> RowTable | None:
+    if path is None or not path.exists():
         return None
     try:
-        held = MappedTable(place)
-        if held.facts.get("made_of") != wanted:
+        held = MappedTable(path)
+        if held.facts.get("made_of") != made_of:
             return None
-        held.prove()  # all of it now: it can be made again here, and no more once a run has begun
-    except (DataError, KeyError, ValueError) as fault:
-        warnings.warn(f"{place} cannot be used and is written anew: {fault}", stacklevel=3)
+        held.check_all()  # now: it can be made again here, and not once a run has begun
+    except (DataError, KeyError, ValueError) as error:
+        warnings.warn(f"{path} cannot be used and is written anew: {error}", stacklevel=3)
         return None
     return held
 
 
-def _put_in_cache(table: RowTable, place: Path | None, wanted: str) -> RowTable:
-    """The same table, mapped where it could be written."""
-    if place is None:
+def _put_in_cache(table: RowTable, path: Path | None, made_of: str) -> RowTable:
+    """The same table, mapped if it could be written."""
+    if path is None:
         return table
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        table.save(place, made_of=wanted)
-    except OSError as fault:
-        warnings.warn(f"{place}: the annotations cannot be kept for the next time ({fault}).", stacklevel=3)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.save(path, made_of=made_of)
+    except OSError as error:
+        warnings.warn(f"{path}: the annotations cannot be kept for the next time ({error}).", stacklevel=3)
         return table
-    return MappedTable(place)
+    return MappedTable(path)
 
 
-class RowFaults:
-    """Faulty rows: the first ones in words, the others counted.
-
-    Args:
-        most: how many are kept in words.
+class RowErrors:
+    """Faulty rows: the first `most` as messages, the others counted.
 
     Attributes:
-        left_out: rows that are not used because the section says so, and are no fault.
+        left_out: rows that are not used because the section says so, which is no error.
     """
 
-    def __init__(self, most: int = MOST_FAULTS) -> None:
+    def __init__(self, most: int = MOST_ERRORS) -> None:
         self.shown: list[str] = []
         self.most = most
         self.count = self.left_out = 0
 
-    def add(self, place: str, fault: str) -> None:
-        """Note one fault of a row."""
+    def add(self, location: str, error: str) -> None:
+        """Note one error of a row; `location` is file:row."""
         self.count += 1
         if len(self.shown) < self.most:
-            self.shown.append(f"  {place}: {fault}")
+            self.shown.append(f"  {location}: {error}")
 
     def stop_if_any(self) -> None:
-        """Raise a DataError that lists what was noted."""
+        """Raise a DataError that lists the errors, if there are any."""
         if not self.count:
             return
-        shown = self.shown[:MOST_FAULTS]
+        shown = self.shown[:MOST_ERRORS]
         more = self.count - len(shown)
         lines = shown + ([f"  and {more} more"] if more else [])
         raise DataError(f"{self.count} faulty annotation row{'s' if self.count > 1 else ''}:\n" + "\n".join(lines))
 
 
 def checked(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], fields: Sequence[Field],
-            faults: RowFaults, explode: str | None = None,
+            errors: RowErrors, explode: str | None = None,
             keep: Callable[[Row], bool] | None = None) -> Iterator[tuple[int, int, Row]]:
-    """Raw rows (file number, row number, value) -> the rows of a table; what is wrong is added to `faults`.
+    """Raw rows (file number, row number, value) -> the rows of a table; what is wrong is added to `errors`.
 
-    After the first fault nothing is yielded any more: the rest is read only to find more faults.
+    After the first error nothing is yielded any more: the rest is read only to find more errors.
 
     Raises:
         DataError: a column that the section names is in no row.
@@ -262,35 +257,66 @@ def checked(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], f
     named = NamedColumns({field.key: field.name for field in fields if field.named})
     for file, number, raw in rows:
         if not isinstance(raw, dict):
-            faults.add(f"{files[file]}:{number}", no_row(raw))
+            errors.add(f"{files[file]}:{number}", no_row(raw))
             continue
         named.note(raw)
         if keep is not None and not keep(raw):
             continue
-        row = checked_row(f"{files[file]}:{number}", raw, fields, faults)
-        if faults.count:
+        row = checked_row(f"{files[file]}:{number}", raw, fields, errors)
+        if errors.count:
             continue
         if explode is None:
             yield file, number, row
         else:
             yield from ((file, number, {**row, explode: element}) for element in row[explode])
-    if not faults.count:
+    if not errors.count:
         named.refuse_unseen(files)
 
 
-def checked_row(place: str, raw: Row, fields: Sequence[Field], faults: RowFaults) -> Row:
-    """The row's fields, checked; those at fault are left out and noted."""
+def checked_row(location: str, raw: Row, fields: Sequence[Field], errors: RowErrors) -> Row:
+    """The row's fields, checked; those that are wrong are left out and reported with their `location`, file:row."""
     row: Row = {}
     for field in fields:
         if not field.given(raw):
             if field.required:
                 near = ", ".join(sorted(map(str, raw))[:8])
-                faults.add(place, f"field {field.name!r} is missing (it has: {near or 'nothing'})")
+                errors.add(location, f"field {field.name!r} is missing (it has: {near or 'nothing'})")
             continue
         try:
             row[field.key] = field.kind(field.value(raw))
-        except ValueError as fault:
+        except ValueError as error:
             if field.required or field.value(raw) not in (None, ""):
-                clause = str(fault)
-                faults.add(place, f"field {field.name!r}{'' if clause.startswith('[') else ' '}{clause}")
+                clause = str(error)
+                errors.add(location, f"field {field.name!r}{'' if clause.startswith('[') else ' '}{clause}")
     return row
+
+
+def with_references(table: RowTable, path: Path, split: str) -> RowTable:
+    """The rows of a split with the captions that a COCO captions file has for their image_id; its `domain` comes along.
+
+    Args:
+        table: rows with image and image_id; captions of their own are replaced.
+        path: COCO captions file, or a list of {image_id, caption}.
+        split: for messages.
+
+    Raises:
+        DataError: the file is faulty, a row has no image_id, or the file has no caption for one.
+    """
+    fields = [Field("image_id", identifier), Field("caption", texts), Field("domain", text, required=False)]
+    found: dict[int | str, Row] = {}
+    for row in read_table([path], fields).skim():
+        known = found.setdefault(row["image_id"], {"caption": []})
+        known["caption"] += row["caption"]
+        if row.get("domain"):
+            known["domain"] = row["domain"]
+    rows = list(table.items())
+    bare = [table.location(index) for index, (_, _, row) in enumerate(rows) if row.get("image_id") is None]
+    if bare:
+        raise DataError(f"{len(bare)} of {len(rows)} images of split {split!r} have no image_id, so their captions "
+                        f"cannot be looked up in {path}; the first is {bare[0]}. Name the column in columns.image_id.")
+    lost = [row["image_id"] for _, _, row in rows if row["image_id"] not in found]
+    if lost:
+        shown = ", ".join(map(repr, lost[:_MOST_SHOWN])) + (", ..." if len(lost) > _MOST_SHOWN else "")
+        raise DataError(f"{path}: has no caption for {len(lost)} of the {len(rows)} images of split {split!r}; image "
+                        f"ids: {shown}. It belongs to another split.")
+    return RowTable(((file, number, {**row, **found[row["image_id"]]}) for file, number, row in rows), table.files)

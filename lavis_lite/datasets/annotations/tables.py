@@ -1,7 +1,7 @@
-"""Rows that stay the same size however many workers read them.
+"""Rows whose size in memory does not grow with the number of workers that read them.
 
-They live as JSON text in one flat buffer, in memory or in a mapped file: forked workers share its pages because no
-Python object in it is ever touched. A row becomes a dict only while it is looked at.
+They are JSON text in one flat buffer, in memory or in a mapped file. Forked workers share its pages because no Python
+object in it is ever touched. A row becomes a dict only while it is looked at.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lavis_lite.datasets.files.blocks import LazyArray
-from lavis_lite.datasets.files.mapped import Mapped, write_arrays
+from lavis_lite.datasets.files.mapped import LazyArray, Mapped, write_arrays
 
 Row = dict[str, Any]
 ELEMENT = "text"
@@ -44,24 +43,24 @@ class RowTable:
     def __init__(self, rows: Iterable[tuple[int, int, Row]], files: Sequence[Path | str],
                  kinds: Mapping[str, str] | None = None) -> None:
         self.files, self.kinds = [str(path) for path in files], dict(kinds or {})
-        data, ends, places = bytearray(), array("q", [0]), array("i")
+        data, ends, origins = bytearray(), array("q", [0]), array("i")
         for file, number, row in rows:
             data += json.dumps(row, separators=(",", ":")).encode("ascii")
             ends.append(len(data))
-            places.extend((file, number))
+            origins.extend((file, number))
         self._hold(np.frombuffer(data, np.uint8), np.frombuffer(ends, np.int64),
-                   np.frombuffer(places, np.int32).reshape(-1, 2))
+                   np.frombuffer(origins, np.int32).reshape(-1, 2))
 
-    def _hold(self, data: NDArray[np.uint8], ends: NDArray[np.int64], places: NDArray[np.int32]) -> None:
+    def _hold(self, data: NDArray[np.uint8], ends: NDArray[np.int64], origins: NDArray[np.int32]) -> None:
         # as tensors, because those travel to spawned workers through shared memory
-        self._data, self._ends, self._places = (torch.from_numpy(part) for part in (data, ends, places))
+        self._data, self._ends, self._origins = (torch.from_numpy(part) for part in (data, ends, origins))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What a file of this table holds: data uint8[bytes], ends int64[N+1], places int32[N,2]."""
-        return {"data": self._data.numpy(), "ends": self._ends.numpy(), "places": self._places.numpy()}
+        """The arrays of a table's file: data uint8[bytes], ends int64[N+1], places int32[N,2] (file, row number)."""
+        return {"data": self._data.numpy(), "ends": self._ends.numpy(), "places": self._origins.numpy()}
 
     def save(self, path: Path, **facts: str) -> None:
-        """Write a file that `MappedTable` opens; `facts` are kept with it.
+        """Write a file that `MappedTable` opens, with some `facts`.
 
         Raises:
             OSError: it could not be written.
@@ -82,7 +81,7 @@ class RowTable:
         data, ends = self._data.numpy().data, self._ends.tolist()
         return (json.loads(bytes(data[first:end])) for first, end in pairwise(ends))
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """`file:row` of a row, for messages. Rows of JSON lists count from 1; of line files it is the line number."""
         file, number = self._origin(index)
         return f"{self.files[file]}:{number}"
@@ -90,12 +89,11 @@ class RowTable:
     def items(self) -> Iterator[tuple[int, int, Row]]:
         """(file number, row number, row) of every row, as the constructor takes them."""
         for index in range(len(self)):
-            file, number = self._origin(index)
-            yield file, number, self[index]
+            yield *self._origin(index), self[index]
 
     def _origin(self, index: int) -> tuple[int, int]:
         """(file number, row number) of a row."""
-        file, number = self._places[index].tolist()
+        file, number = self._origins[index].tolist()
         return file, number
 
     def first_of_each(self, key: str, most: int) -> RowTable:
@@ -110,7 +108,7 @@ class RowTable:
 
     def file_sizes(self) -> list[int]:
         """Rows that come from each file, in order; files without rows are left out."""
-        bounds = np.flatnonzero(np.diff(self._places[:, 0].numpy())) + 1
+        bounds = np.flatnonzero(np.diff(self._origins[:, 0].numpy())) + 1
         return np.diff(bounds, prepend=0, append=len(self)).tolist()
 
     def content_hash(self) -> str:
@@ -121,12 +119,12 @@ class RowTable:
         return digest.hexdigest()
 
     def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(tensor.nbytes for tensor in (self._data, self._ends, self._places))
+        """Bytes in memory."""
+        return sum(tensor.nbytes for tensor in (self._data, self._ends, self._origins))
 
 
 class MappedTable(RowTable):
-    """Rows in a mapped file: opened without being read, shared by all processes, looked up again by spawned ones.
+    """Rows in a mapped file: opened without being read, shared by all processes, opened again by spawned ones.
 
     What is read is checked against the file's checksums, block by block, the first time.
 
@@ -134,41 +132,42 @@ class MappedTable(RowTable):
         path: a file with the arrays of `RowTable.arrays` and the facts `files` and `kinds` (JSON).
         files: the annotation files, for messages, in place of those of the facts.
         first, end: the rows that belong to this table; by default all.
-        sha256: of the file, if its owner knows it; the rows are then not read to hash them.
+        sha256: of the file, if it is known; the rows are then not read to hash them.
         remedy: see `Mapped`.
     """
 
     def __init__(self, path: Path, files: Sequence[Path | str] | None = None, first: int = 0, end: int | None = None,
                  sha256: str | None = None, remedy: str = "Remove it: the next start writes it anew.") -> None:
         self._made_of = (path, files, first, end, sha256, remedy)
-        held = Mapped(path, remedy)
-        self.facts = held.facts
-        self.files = json.loads(held.facts["files"]) if files is None else [str(file) for file in files]
-        self.kinds = json.loads(held.facts["kinds"])
-        end = len(held.lazy("ends")) - 1 if end is None else end
-        self._lazy = held.lazy("data"), held.lazy("ends").part(first, end + 1), held.lazy("places").part(first, end)
+        mapped = Mapped(path, remedy)
+        self.facts = mapped.facts
+        self.files = json.loads(mapped.facts["files"]) if files is None else [str(file) for file in files]
+        self.kinds = json.loads(mapped.facts["kinds"])
+        end = len(mapped.lazy("ends")) - 1 if end is None else end
+        self._lazy = (mapped.lazy("data"), mapped.lazy("ends").part(first, end + 1),
+                      mapped.lazy("places").part(first, end))
         self._hold(*(part.unchecked() for part in self._lazy))
 
     def content_hash(self) -> str:
-        """As for any table; of a file whose hash is known, that hash and which rows of it are meant."""
+        """As for any table; of a file whose hash is known, that hash and which of its rows are meant."""
         _, _, first, _, sha256, _ = self._made_of
         if sha256 is None:
-            self.prove()
+            self.check_all()
         return super().content_hash() if sha256 is None else f"{sha256} {first}+{len(self)}"
 
     def __reduce__(self) -> Any:
         return type(self), self._made_of
 
-    def prove(self) -> None:
+    def check_all(self) -> None:
         """Check all of it now.
 
         Raises:
             DataError: it is damaged.
         """
-        data, ends, places = self._lazy
+        data, ends, origins = self._lazy
         bounds = ends.whole()
         data.rows(int(bounds[0]), int(bounds[-1]))
-        places.whole()
+        origins.whole()
 
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < len(self):
@@ -179,13 +178,12 @@ class MappedTable(RowTable):
 
     def skim(self) -> Iterator[Row]:
         """All rows in order."""
-        self.prove()
+        self.check_all()
         return super().skim()
 
-    def place(self, index: int) -> str:
-        """`file:row`, see `RowTable.place`."""
+    def _origin(self, index: int) -> tuple[int, int]:
         self._lazy[2].rows(index, index + 1)
-        return super().place(index)
+        return super()._origin(index)
 
     def file_sizes(self) -> list[int]:
         """Rows that come from each file, in order."""
@@ -193,8 +191,8 @@ class MappedTable(RowTable):
         return super().file_sizes()
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """See `RowTable.arrays`."""
-        self.prove()
+        """The checked arrays, see `RowTable.arrays`."""
+        self.check_all()
         return super().arrays()
 
 
@@ -202,7 +200,7 @@ class ExplodedTable(RowTable):
     """A view of a table with one row per element of a list field, without reading any row.
 
     Args:
-        table: what it is a view of.
+        table: the table.
         key: the list field.
         starts: int64[N+1], elements in the rows before each row.
     """
@@ -216,12 +214,12 @@ class ExplodedTable(RowTable):
         return int(self.starts[len(self.starts) - 1] - self.starts[0])
 
     def _row(self, index: int) -> tuple[int, int]:
-        """Row of the table, and place in its list."""
+        """(row of the table, index in its list)."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        place = index + int(self.starts[0])
-        row = self.starts.search(place + 1) - 1
-        return row, place - int(self.starts[row])
+        element = index + int(self.starts[0])
+        row = self.starts.search(element + 1) - 1
+        return row, element - int(self.starts[row])
 
     def __getitem__(self, index: int) -> Row:
         row, element = self._row(index)
@@ -232,10 +230,6 @@ class ExplodedTable(RowTable):
         """All rows in order."""
         return (self[index] for index in range(len(self)))
 
-    def place(self, index: int) -> str:
-        """`file:row`, see `RowTable.place`."""
-        return self.table.place(self._row(index)[0])
-
     def _origin(self, index: int) -> tuple[int, int]:
         return self.table._origin(self._row(index)[0])
 
@@ -245,9 +239,9 @@ class ExplodedTable(RowTable):
         return np.diff(self.starts.whole()[ends]).tolist()
 
     def content_hash(self) -> str:
-        """That of the table, which decides what is in the lists."""
+        """The table's hash, which covers the lists, and the field's name."""
         return f"{self.table.content_hash()} {self.key}"
 
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes in memory."""
         return self.table.nbytes() + self.starts.unchecked().nbytes

@@ -1,17 +1,20 @@
-"""Annotation files -> text: byte-order marks, encodings, and what an editor would show as garbage."""
+"""Annotation files -> text and strict JSON: byte-order marks, encodings, and what an editor would show as garbage."""
 
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 
 Quoting = Literal["auto", "minimal", "none"]
+NumberedRow = tuple[int, Any]
+"""(row number, row)"""
 _BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
                      (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 """UTF-32 before UTF-16, whose mark is the beginning of UTF-32's"""
@@ -21,11 +24,11 @@ _USUAL = ("utf-8", "utf-16", "utf-16-le", "utf-16-be", "cp1252", "latin-1", "gb1
 
 @dataclass(frozen=True)
 class FileFormat:
-    """How annotation files are written. The defaults find it out and refuse what they cannot tell.
+    """How annotation files are written. The defaults detect it and refuse ambiguous files.
 
     Args:
-        delimiter: what separates the cells of a CSV or TSV file; None: a comma, or a tab in .tsv, unless the header
-            has none of these and one of , ; | or a tab instead.
+        delimiter: between the cells of a CSV or TSV file; None: a comma, or a tab in .tsv, unless the header has
+            another one of , ; | and tab instead.
         quoting: minimal: cells may be quoted, with line breaks in them; none: a quotation mark is part of the text;
             auto: as described in `delimited`.
         encoding: Python's name of it; None: UTF-8, or what a byte-order mark says.
@@ -39,19 +42,20 @@ class FileFormat:
 AUTO = FileFormat()
 
 
+# --- text ------------------------------------------------------------------------------------------------------------
 def read_text(path: Path, encoding: str | None = None) -> str:
     """The text of a file, without its byte-order mark.
 
     Raises:
         DataError: missing, unreadable, empty, in another encoding, or with null characters; names the line.
-        ConfigError: there is no such encoding.
+        ConfigError: the encoding is unknown.
     """
     try:
         content = path.read_bytes()
-    except FileNotFoundError as fault:
-        raise DataError(f"{path}: there is no such annotation file.") from fault
-    except OSError as fault:
-        raise DataError(f"{path}: cannot be read ({fault.strerror or fault}).") from fault
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such annotation file.") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
     text = _decode(path, content, encoding)
     if not text.strip():
         raise DataError(f"{path}: the file is empty.")
@@ -62,12 +66,12 @@ def read_text(path: Path, encoding: str | None = None) -> str:
 
 def lines_of(content: str, keep_ends: bool = False) -> Iterator[str]:
     """The lines of a text, one at a time; they end as on Unix, Windows or old Macs, and nowhere else."""
-    place = 0
+    start = 0
     for found in _LINE_END.finditer(content):
-        yield content[place:found.end() if keep_ends else found.start()]
-        place = found.end()
-    if place < len(content):
-        yield content[place:]
+        yield content[start:found.end() if keep_ends else found.start()]
+        start = found.end()
+    if start < len(content):
+        yield content[start:]
 
 
 def codec_of(content: bytes, encoding: str | None = None) -> str:
@@ -80,20 +84,18 @@ def _decode(path: Path, content: bytes, encoding: str | None) -> str:
     codec = codec_of(content, encoding)
     try:
         return content.decode(codec)
-    except UnicodeDecodeError as fault:
-        line = _line_of(content[:fault.start].decode(codec, "ignore"))
-        raise DataError(f"{path}:{line}: {_other_encoding(path, codec, fault.start)}") from fault
-    except LookupError as fault:
+    except UnicodeDecodeError as error:
+        advice = "Set `encoding` in the data set's section to the file's own."
+        if codec in ("utf-8", "utf-8-sig"):
+            advice = ("If it is Windows-1252, convert it with `iconv -f WINDOWS-1252 -t UTF-8 "
+                      f"{path.name} > {path.stem}.utf8{path.suffix}`, or set `encoding: cp1252` in the data set's "
+                      "section.")
+        line = _line_of(content[:error.start].decode(codec, "ignore"))
+        name = "UTF-8" if codec in ("utf-8", "utf-8-sig") else codec
+        raise DataError(f"{path}:{line}: is not {name} text (byte {error.start}). {advice}") from error
+    except LookupError as error:
         hint = did_you_mean(codec, _USUAL)
-        raise ConfigError(f"encoding {codec!r}: there is no such text encoding; {hint}") from fault
-
-
-def _other_encoding(path: Path, codec: str, byte: int) -> str:
-    if codec not in ("utf-8", "utf-8-sig"):
-        return f"is not {codec} text (byte {byte}). Set `encoding` in the data set's section to the file's own."
-    converted = f"{path.stem}.utf8{path.suffix}"
-    return (f"is not UTF-8 text (byte {byte}). If it is Windows-1252, convert it with `iconv -f WINDOWS-1252 -t UTF-8 "
-            f"{path.name} > {converted}`, or set `encoding: cp1252` in the data set's section.")
+        raise ConfigError(f"encoding {codec!r}: there is no such text encoding; {hint}") from error
 
 
 def _null_character(path: Path, content: bytes, text: str) -> str:
@@ -108,5 +110,36 @@ def _null_character(path: Path, content: bytes, text: str) -> str:
 
 
 def _line_of(before: str) -> int:
-    """Number of the line in which a text of this beginning goes on."""
+    """The line number at the end of `before`."""
     return len(_LINE_END.findall(before)) + 1
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+class DuplicateKeyError(ValueError):
+    """An object has one key twice; Python would keep the last value."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise DuplicateKeyError(f"key {next(name for name in names if names.count(name) > 1)!r} appears twice in one "
+                                "object")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def json_error(error: Exception) -> str:
+    """Why `DECODER` refused a text, as a clause."""
+    if isinstance(error, DuplicateKeyError):
+        return str(error)
+    return f"not JSON ({'nested too deeply' if isinstance(error, RecursionError) else error})"
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """Stands for a row that cannot be read, so that all such rows can be reported at once; `reason` is a clause."""
+
+    reason: str

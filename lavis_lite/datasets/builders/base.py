@@ -76,8 +76,8 @@ class BaseDatasetBuilder:
         cls = registry.get_processor_class(given.pop("name"))
         try:
             return cls(**given)
-        except (TypeError, ValueError, OverflowError, ConfigError) as fault:
-            raise ConfigError(f"{key}: {str(fault).rstrip('.')}.") from fault
+        except (TypeError, ValueError, OverflowError, ConfigError) as error:
+            raise ConfigError(f"{key}: {str(error).rstrip('.')}.") from error
 
     def instruction(self, training: bool) -> Callable[..., Any] | None:
         """The `instruction` processor; None where the section has none."""

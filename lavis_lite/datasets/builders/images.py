@@ -1,29 +1,37 @@
-"""Builders of captioned images: what the builders of files and folders share, captions and retrieval."""
+"""Builders of captioned images, in files and folders or in shards: captions and retrieval."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, StorageConfig
-from lavis_lite.datasets.annotations.references import with_references
-from lavis_lite.datasets.annotations.rows import Field, Row, RowTable, file_name, identifier, read_table, text, texts
+from lavis_lite.datasets.annotations.rows import (
+    Field,
+    Row,
+    RowTable,
+    file_name,
+    identifier,
+    read_table,
+    text,
+    texts,
+    with_references,
+)
 from lavis_lite.datasets.annotations.text_files import FileFormat, Quoting
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
-from lavis_lite.datasets.builders.keys import IMAGES, refuse_unknown_splits
-from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset
+from lavis_lite.datasets.builders.keys import IMAGES, SHARDS, refuse_unknown_splits
+from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset, RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.features.cache import FeatureFolder, open_features
 from lavis_lite.datasets.files.archives import was_unpacked_into
+from lavis_lite.datasets.files.image_paths import with_pattern, within
 from lavis_lite.datasets.files.locate import Source, prepare, sources
-from lavis_lite.datasets.files.paths import within
-from lavis_lite.datasets.files.patterns import with_pattern
-from lavis_lite.datasets.loading.randomness import word
+from lavis_lite.datasets.loading.randomness import hash64
 from lavis_lite.datasets.media.images import MAX_PIXELS, ImageFolder
-from lavis_lite.datasets.retrieval import RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.shards.dataset import missing_shards, names_in, open_shards
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.io import files
@@ -205,7 +213,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def _is_val(self, row: Row) -> bool:
         named = next((row[column] for column in self.image_columns() if row.get(column) is not None), None)
-        return word(*str(named).encode("utf-8", "surrogatepass")) < self.cfg.val_fraction * 2**64
+        return hash64(*str(named).encode("utf-8", "surrogatepass")) < self.cfg.val_fraction * 2**64
 
     def _sources(self, split: str, root: Path | None) -> list[Source]:
         own = self._own(split)
@@ -217,8 +225,8 @@ class ImageTextBuilder(BaseDatasetBuilder):
         for source in sources(key, entry, None) if entry is not None else []:
             try:
                 path = source.fetch()
-            except DataError as fault:
-                warnings.warn(f"split {split!r} of {self.name} will be predicted and not scored: {fault}", stacklevel=3)
+            except DataError as error:
+                warnings.warn(f"split {split!r} of {self.name} will be predicted and not scored: {error}", stacklevel=3)
             else:
                 table = with_references(table, path, split)
         return table
@@ -285,7 +293,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         for split in loose:
             for source in self._sources(split, None):
                 if not source.here():
-                    (fetchable if source.fetchable() else missing).append(source.sentence())
+                    (fetchable if source.fetchable() else missing).append(source.how_to_get())
         missing += self._missing_media() if loose or not wanted else []
         return list(dict.fromkeys(fetchable + missing)) if missing or files.offline() else []
 
@@ -324,3 +332,28 @@ class ImageRetrievalBuilder(ImageTextBuilder):
     train_dataset = RetrievalDataset
     eval_dataset = RetrievalEvalDataset
 
+
+@registry.register_builder("image_shards")
+class ImageShardBuilder(ImageCaptionBuilder):
+    """Shards of captioned images; samples as `image_caption`.
+
+    `build_info.annotations.<split>.storage` (or `url`) is a folder, DIR/*.tar or DIR/{000000..000123}.tar;
+    `build_info.storage`, where LAVIS has it, is that of the split `train`.
+    """
+
+    ignored_keys: ClassVar[Mapping[str, str]] = SHARDS
+
+    def __init__(self, name: str, cfg: ImageDatasetConfig) -> None:
+        info = cfg.build_info
+        if info.storage and info.annotations:
+            raise ConfigError(f"datasets.{name}.build_info.storage has no effect beside build_info.annotations. "
+                              "Take it out.")
+        if info.storage:
+            train = {"train": FileConfig(storage=info.storage)}
+            cfg = copy.copy(cfg)
+            cfg.build_info = replace(info, annotations=train)
+        super().__init__(name, cfg)
+
+    def shards(self, split: str) -> FileConfig | None:
+        """The entry of a split."""
+        return self.cfg.build_info.annotations.get(self._own(split))

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig, FileConfig
-from lavis_lite.datasets.annotations.json_files import json_object
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.questions import read_questions
+from lavis_lite.datasets.annotations.readers import json_object
 from lavis_lite.datasets.annotations.rows import RowTable, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageTextBuilder
 from lavis_lite.datasets.builders.keys import IMAGES, QUESTIONS
+from lavis_lite.datasets.files.image_paths import refuse_outside
 from lavis_lite.datasets.files.locate import prepare, sources
-from lavis_lite.datasets.files.paths import refuse_outside
 from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.datasets.qa import Learn, QADataset, QAEvalDataset
 from lavis_lite.datasets.shards.dataset import open_shards
@@ -96,8 +96,8 @@ class ImageQABuilder(ImageTextBuilder):
                           nested=cfg.nested, parallel=cfg.parallel, required=cfg.required,
                           join_column=cfg.join_column, answer_words=cfg.answer_words, row_files=cfg.row_files,
                           exists=exists, form=self.file_format(), guessed=self.guessed_columns)
-        except ConfigError as fault:
-            raise ConfigError(f"datasets.{self.name}.{fault}") from fault
+        except ConfigError as error:
+            raise ConfigError(f"datasets.{self.name}.{error}") from error
 
     def columns(self) -> dict[str, str | list[str]]:
         """What columns are called in the files, where not by their usual names."""
@@ -191,5 +191,5 @@ class ImageQABuilder(ImageTextBuilder):
             given = json_object(path)
             # LAVIS' {answer: its number}, the commonest first
             return texts(sorted(given, key=lambda answer: given[answer]) if isinstance(given, dict) else given)
-        except (ValueError, TypeError) as fault:
-            raise DataError(f"{path}: must be a JSON list of answers, or {{answer: number}} ({fault}).") from fault
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}: must be a JSON list of answers, or {{answer: number}} ({error}).") from error

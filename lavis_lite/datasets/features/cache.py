@@ -1,10 +1,10 @@
-"""What a frozen vision encoder makes of a data set's images, computed once and read in place of the images.
+"""Features of a data set's images by a frozen vision encoder, computed once and read instead of the images.
 
     DIR/manifest.json                 which encoder, weights and processor; without it nothing is used
     DIR/features-000000.safetensors   features dtype[K, P, Dv] of K images, and the hashes of their names
     DIR/names.safetensors             name -> file and row, mapped
 
-Exact where the processor has nothing random: then an image always gives the same features.
+Exact if the processor has nothing random: then an image always gives the same features.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COMMAND = "python -m lavis_lite data cache-features"
 
 
 class FeatureFolder(ImageFolder):
-    """Features by the name of their image: stands where an `ImageFolder` does for the images.
+    """Features by the name of their image, used like an `ImageFolder`.
 
     Args:
         root: folder that `writer` filled.
@@ -38,6 +38,8 @@ class FeatureFolder(ImageFolder):
     Raises:
         DataError: it is not complete, or damaged.
     """
+
+    has_previews = False
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -50,7 +52,7 @@ class FeatureFolder(ImageFolder):
         return type(self), (self.root,)
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
-        """As `load`: the processor's work is done."""
+        """As `load`: the images are processed already."""
         return self.load(name)
 
     def load(self, name: str) -> Any:
@@ -58,15 +60,15 @@ class FeatureFolder(ImageFolder):
 
         Raises:
             BadSample: there is none for this image, or its bytes are damaged.
-            DataError: what tells which features are this image's is damaged.
+            DataError: the file of names is damaged.
         """
         wanted = np.uint64(name_hash(name))
-        at = self._hash.search(wanted)
-        if at == len(self._hash) or self._hash[at] != wanted:
+        index = self._hash.search(wanted)
+        if index == len(self._hash) or self._hash[index] != wanted:
             raise BadSample(name, f"has no features in {self.root}; run {COMMAND} again to add what is new")
-        file, row = int(self._file[at]), int(self._row[at])
+        file, row = int(self._file[index]), int(self._row[index])
         content = self._features(file)[row].copy()
-        if zlib.crc32(content) != int(self._crc[at]):
+        if zlib.crc32(content) != int(self._crc[index]):
             raise BadSample(f"{self.root}/{file_of(file)}:{name}", "its features are not those that were written")
         tensor = torch.from_numpy(content)
         return tensor.view(torch.bfloat16) if self.manifest["dtype"] == "bf16" else tensor
@@ -77,7 +79,7 @@ class FeatureFolder(ImageFolder):
         return self._maps[file]
 
     def _mapped(self, name: str) -> Mapped:
-        """One of the folder's files, proved to be the one that the manifest was written with."""
+        """One of the folder's files, checked to be the one that the manifest was written with."""
         remedy = f"Remove it and run again: {COMMAND}"
         mapped = Mapped(self.root / name, remedy)
         if mapped.digest != self.manifest["files"].get(name, {}).get("digest"):
@@ -111,12 +113,12 @@ def _manifest(root: Path) -> dict[str, Any]:
     try:
         content = _checked(sealed.read(path))
         short = [name for name, file in content["files"].items() if (root / name).stat().st_size != file["bytes"]]
-    except FileNotFoundError as fault:
-        raise DataError(f"{fault.filename}: there is no such file, so the features are not complete. Write what is "
-                        f"missing with: {COMMAND}") from fault
-    except (OSError, ValueError) as fault:
-        raise DataError(f"{path}: cannot be used as a manifest of features ({fault}). Write it anew with: "
-                        f"{COMMAND}") from fault
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename}: there is no such file, so the features are not complete. Write what is "
+                        f"missing with: {COMMAND}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be used as a manifest of features ({error}). Write it anew with: "
+                        f"{COMMAND}") from error
     if short:
         raise DataError(f"{root / short[0]}: its size is not what {MANIFEST} says; remove it and run {COMMAND} again.")
     return content
@@ -142,7 +144,7 @@ def open_features(folder: str, key: str, processor: Mapping[str, Any] | None, vi
 
     Args:
         folder: the section's `features`.
-        key: the section's place in the configuration.
+        key: the section's key in the configuration.
         processor: its vis_processor.train. vis: that processor.
 
     Raises:

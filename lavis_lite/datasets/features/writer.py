@@ -1,4 +1,4 @@
-"""Runs a frozen vision encoder over all images of a data set and keeps what comes out; see `cache`."""
+"""Runs a frozen vision encoder over all images of a data set and writes its features; see `cache`."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from lavis_lite.finite import check_finite
 from lavis_lite.io import atomic, sealed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class FeatureJob:
-    """What is to be kept.
+    """The features to be written.
 
     Attributes:
         images: names of the images, each once. folder: where they are read. vis: the processor, not random.
         encode: image float[B,3,H,W] on the CPU -> features float[B,P,Dv].
         facts: what the manifest says of encoder and processor.
-        out: the folder. dtype: of what is kept: bf16 | fp16 | fp32.
+        out: the folder. dtype: of the features: bf16 | fp16 | fp32.
         per_file: images of a file. batch_size: images encoded at once. workers: processes that read images.
-        skip_bad: leave images out that cannot be used, where otherwise the job stops.
+        skip_bad: leave out images that cannot be used; otherwise the job stops.
     """
 
     images: Sequence[str]
@@ -70,15 +70,15 @@ def image_names(tables: Sequence[RowTable]) -> list[str]:
     return list(dict.fromkeys(table[index]["image"] for table in tables for index in range(len(table))))
 
 
-def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, say: Say = print) -> bool:
+def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, log: Log = print) -> bool:
     """Write this process' share of the files, and the manifest once all are there.
 
     Files that are there already are kept, so that a job that was stopped goes on.
 
     Args:
-        job: what is to be kept.
+        job: the features to be written.
         rank, world_size: this process takes every `world_size`-th file.
-        say: is told of the progress.
+        log: receives lines of progress.
 
     Returns:
         Whether the features are complete.
@@ -91,7 +91,7 @@ def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, say: Say
     for file in range(rank, job.files, world_size):
         if not _is_there(job, file):
             _write_file(job, file)
-            say(f"{file_of(file)} written ({file + 1} of {job.files})")
+            log(f"{file_of(file)} written ({file + 1} of {job.files})")
     if not all(_is_there(job, file) for file in range(job.files)):
         return False
     _finish(job)
@@ -114,7 +114,7 @@ def _is_there(job: FeatureJob, file: int) -> bool:
 
 
 class _Pictures(Dataset[tuple[int, Any]]):
-    """(place, processed image), or (place, what is wrong with it)."""
+    """(index, processed image), or (index, why it cannot be used)."""
 
     def __init__(self, job: FeatureJob, names: Sequence[str]) -> None:
         self.folder, self.vis, self.names = job.folder, job.vis, names
@@ -125,8 +125,8 @@ class _Pictures(Dataset[tuple[int, Any]]):
     def __getitem__(self, index: int) -> tuple[int, Any]:
         try:
             return index, self.folder.view(self.names[index], self.vis)
-        except BadSample as fault:
-            return index, str(fault)
+        except BadSample as error:
+            return index, str(error)
 
 
 def _as_list(items: list[Any]) -> list[Any]:
@@ -137,9 +137,9 @@ def _write_file(job: FeatureJob, file: int) -> None:
     names, kept, hashes = job.names(file), [], []
     for items in Loader(_Pictures(job, names), job.workers, batch_size=job.batch_size, collate_fn=_as_list):
         good = [(index, image) for index, image in items if isinstance(image, Tensor)]
-        bad = [fault for _, fault in items if isinstance(fault, str)]
+        bad = [error for _, error in items if isinstance(error, str)]
         if bad and not job.skip_bad:
-            raise DataError(f"{bad[0]}. Mend it, or set run.on_bad_sample=skip to leave such images out.")
+            raise DataError(f"{bad[0]}. Fix it, or set run.on_bad_sample=skip to leave such images out.")
         if not good:
             continue
         features = check_finite(_encoded(job, [image for _, image in good]), partial(_features_of, names, good))

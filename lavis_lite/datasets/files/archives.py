@@ -1,7 +1,7 @@
-"""Archives of media files: brought here once, unpacked so that nothing leaves its folder, taken up again if stopped.
+"""Archives of media files: fetched once, and unpacked so that nothing leaves its folder, resumably.
 
-Each file of an archive appears whole or not at all; those that are there with the right size are not written again.
-When all are, a marker in the folder says so, and the archive is not asked for any more.
+Each file of an archive appears whole or not at all; files that exist with the right size are not written again. When
+all exist, a marker in the folder says so, and the archive is not needed any more.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _MOST_NAME = 1 << 20
 """bytes of a tar's header for a long name; tarfile reads it into memory as it comes"""
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MARKERS = ".unpacked"
-"""folder of what says that archives were unpacked"""
+"""folder of the markers of unpacked archives"""
 _CHUNK = 1 << 20
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, RuntimeError,
            ValueError, OverflowError, struct.error)
 """what the readers raise for files that are cut short, damaged, encrypted or packed in an unknown way"""
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Archive:
 
     @property
     def marker(self) -> Path:
-        """The file that says that all of it is in the folder."""
+        """The file that marks the archive as unpacked."""
         name = f"{posixpath.basename(self.url)}-{hashlib.sha256(self.url.encode()).hexdigest()[:8]}.json"
         return self.folder / MARKERS / name
 
@@ -65,7 +65,7 @@ class Archive:
         """Whether it has been unpacked."""
         return self.marker.exists()
 
-    def bring(self, keep: bool = False, say: Say = print) -> None:
+    def bring(self, keep: bool = False, log: Log = print) -> None:
         """Download and unpack what is not here yet; the downloaded archive is then removed, unless it is to be kept.
 
         Raises:
@@ -79,14 +79,14 @@ class Archive:
         with FileLock(str(self.marker) + ".lock"):
             if not self.here():
                 count = unpack(path, self.folder)
-                say(f"{count} files of {self.url} unpacked to {self.folder}")
+                log(f"{count} files of {self.url} unpacked to {self.folder}")
                 atomic.write_text(self.marker, json.dumps({"url": self.url, "files": count}))
         if not keep and files.is_url(self.url) and path == files.target_of(self.url):
             path.unlink(missing_ok=True)
 
 
 def was_unpacked_into(folder: Path) -> bool:
-    """Whether a folder holds what an archive brought."""
+    """Whether an archive was unpacked into a folder."""
     return (folder / MARKERS).is_dir()
 
 
@@ -111,35 +111,30 @@ def unpack(archive: Path, folder: Path) -> int:
     count, real = 0, Path(os.path.realpath(folder))
     try:
         limits = _Limits(archive, shutil.disk_usage(real).free)
-        for member in _members(archive, limits):
+        is_zip = zipfile.is_zipfile(archive)
+        if not is_zip and not tarfile.is_tarfile(archive):
+            raise DataError(f"{archive}: is neither a zip nor a tar archive; known are {', '.join(SUFFIXES)}.")
+        for member in _zip_members(archive, limits) if is_zip else _tar_members(archive):
             limits.add(member.size)
             _write(member, _target(archive, member.name, real))
             count += 1
-    except _DAMAGE as fault:
-        raise DataError(f"{archive}: cannot be unpacked ({type(fault).__name__}: {fault}); remove it and run again to "
-                        "fetch it anew.") from fault
-    except OSError as fault:
-        raise DataError(f"{archive}: cannot be unpacked to {folder} ({fault.strerror or fault}).") from fault
+    except _DAMAGE as error:
+        raise DataError(f"{archive}: cannot be unpacked ({type(error).__name__}: {error}); remove it and run again to "
+                        "fetch it anew.") from error
+    except OSError as error:
+        raise DataError(f"{archive}: cannot be unpacked to {folder} ({error.strerror or error}).") from error
     return count
 
 
 class _Limits:
-    """What an archive may unpack to.
-
-    Args:
-        archive: the file. free: bytes of the disk that it may take.
-    """
+    """Limits on what an archive unpacks to; `free` are the bytes of the disk that it may take."""
 
     def __init__(self, archive: Path, free: int) -> None:
         self.archive, self.packed, self.free = archive, archive.stat().st_size, free
         self.members = self.bytes = 0
 
     def add(self, size: int, members: int = 1) -> None:
-        """Count members before they are written.
-
-        Raises:
-            DataError: there are more than any archive of media has.
-        """
+        """Count members before they are written; a DataError if they are too many or too large."""
         self.members += members
         self.bytes += size
         if self.members > MOST_MEMBERS:
@@ -163,15 +158,6 @@ class _SmallHeaders(tarfile.TarInfo):
         return super()._proc_member(tar)  # type: ignore[misc]
 
 
-def _members(archive: Path, limits: _Limits) -> Iterator[_Member]:
-    if zipfile.is_zipfile(archive):
-        yield from _zip_members(archive, limits)
-    elif tarfile.is_tarfile(archive):
-        yield from _tar_members(archive)
-    else:
-        raise DataError(f"{archive}: is neither a zip nor a tar archive; known are {', '.join(SUFFIXES)}.")
-
-
 def _zip_members(archive: Path, limits: _Limits) -> Iterator[_Member]:
     _check_directory(archive)
     with zipfile.ZipFile(archive) as opened:
@@ -187,19 +173,15 @@ def _zip_members(archive: Path, limits: _Limits) -> Iterator[_Member]:
 
 
 def _check_directory(archive: Path) -> None:
-    """Refuse a zip whose list of members is larger than memory should hold; zipfile reads all of it at once.
-
-    Raises:
-        DataError: it is.
-    """
+    """Refuse a zip whose list of members is larger than memory should hold; zipfile reads all of it at once."""
     with archive.open("rb") as file:
         file.seek(max(0, archive.stat().st_size - _END_OF_ZIP))
         end = file.read()
-    place = end.rfind(b"PK\x05\x06")
-    count, size = struct.unpack("<HI", end[place + 10:place + 16]) if 0 <= place <= len(end) - 22 else (0, 0)
+    at = end.rfind(b"PK\x05\x06")
+    count, size = struct.unpack("<HI", end[at + 10:at + 16]) if 0 <= at <= len(end) - 22 else (0, 0)
     if count == 0xFFFF or size == 0xFFFFFFFF:  # the true numbers are in the record of large archives before it
-        place = end.rfind(b"PK\x06\x06")
-        count, size = struct.unpack("<QQ", end[place + 32:place + 48]) if 0 <= place <= len(end) - 56 else (count, size)
+        at = end.rfind(b"PK\x06\x06")
+        count, size = struct.unpack("<QQ", end[at + 32:at + 48]) if 0 <= at <= len(end) - 56 else (count, size)
     if count > MOST_MEMBERS or size > _MOST_DIRECTORY:
         raise DataError(f"{archive}: its list of {count:,} members takes {size:,} bytes; such archives are not "
                         "unpacked.")
@@ -221,11 +203,7 @@ def _refused(archive: Path, name: str, why: str) -> DataError:
 
 
 def _target(archive: Path, name: str, folder: Path) -> Path:
-    """Where a member goes.
-
-    Raises:
-        DataError: outside of the folder, by its name or through a symbolic link that is there already.
-    """
+    """The path of a member; a DataError if it leads out of the folder, by its name or through an existing link."""
     clean = name.replace("\\", "/")
     if "\0" in clean or posixpath.isabs(clean) or ".." in clean.split("/") or clean[1:2] == ":":
         raise _refused(archive, name, f"leads out of {folder}")

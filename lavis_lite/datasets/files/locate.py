@@ -1,8 +1,7 @@
-"""Where a data set's files are: on disk, behind a URL, or made by a generator of the package."""
+"""Finding a data set's files: on disk, behind a URL, or made by a generator of the package."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +10,15 @@ from typing import Any
 from lavis_lite.config.schema import FileConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.io import files
-
-GENERATORS = {"mini_world": "lavis_lite.mini_world.world:prepare_mini_world",
-              "mini_tasks": "lavis_lite.mini_world.tasks:prepare_mini_tasks"}
-"""what `prepare:` may name -> function(root, **prepare_args) -> folder; each is atomic and may be called again"""
+from lavis_lite.mini_world import GENERATORS, generate
 
 
 @dataclass(frozen=True)
 class Source:
-    """One annotation file.
+    """One annotation file: `url`, `storage`, `sha256` and `md5` as in FileConfig.
 
     Args:
-        key: its place in the configuration.
-        url, storage, sha256, md5: as in FileConfig.
+        key: its key in the configuration, for messages.
         root: folder of generated files, looked at first.
     """
 
@@ -35,12 +30,11 @@ class Source:
     root: Path | None = None
 
     def target(self) -> Path:
-        """Where the file is, or belongs."""
+        """The file's path, whether it is there or not."""
         if self.storage is None:
             return files.target_of(self.url) if self.url and files.is_url(self.url) else files.resolve(self.url or "")
-        place = files.resolve(self.storage)
         generated = self.root / self.storage if self.root else None
-        return generated if generated is not None and generated.exists() else place
+        return generated if generated is not None and generated.exists() else files.resolve(self.storage)
 
     def here(self) -> bool:
         """Whether the file is on this machine."""
@@ -51,7 +45,7 @@ class Source:
         return self.url is not None and files.is_url(self.url)
 
     def _local_url(self) -> Path | None:
-        """LAVIS copies a `url` that is a local file; here it is read where it is."""
+        """A `url` that is a local file is read where it is; LAVIS copies it."""
         if self.url is None or files.is_url(self.url):
             return None
         path = files.resolve(self.url.removeprefix("file://"))
@@ -60,8 +54,7 @@ class Source:
     def fetch(self) -> Path:
         """The local file, downloaded if need be.
 
-        One that is already here is taken as it is: the hash is the published file's, and you may have put your own in
-        its place.
+        A file that is already here is taken as it is: the hash is the published file's, and you may use your own.
 
         Raises:
             DataError: not here and cannot be fetched.
@@ -70,11 +63,11 @@ class Source:
         if target.exists():
             return target
         if self.url is None:
-            raise DataError(self.sentence())
+            raise DataError(self.how_to_get())
         return self._local_url() or files.fetch(self.url, self.sha256, self.md5, to=target)
 
-    def sentence(self) -> str:
-        """What is missing and how to get it."""
+    def how_to_get(self) -> str:
+        """A sentence: what is missing and how to get it."""
         if self.fetchable():
             command = files.fetch_command(str(self.url), self.target())
             return f"{self.key}: {self.target()} is not here. Get it with: {command}"
@@ -87,26 +80,22 @@ def sources(key: str, cfg: FileConfig, root: Path | None) -> list[Source]:
     Raises:
         ConfigError: neither storage nor url, or lists of unequal length.
     """
-    columns = {name: _as_list(getattr(cfg, name)) for name in ("url", "storage", "sha256", "md5")}
-    length = max(len(values) for values in columns.values())
+    columns: dict[str, list[str | None]] = {}
+    for name in ("url", "storage", "sha256", "md5"):
+        value = getattr(cfg, name)
+        columns[name] = [] if value is None else [value] if isinstance(value, str) else list(value)
+    length = max(map(len, columns.values()))
     if not (columns["url"] or columns["storage"]):
         raise ConfigError(f"{key}: give `storage` (where the file is), `url` (where it comes from), or both.")
     for name, values in columns.items():
         if len(values) not in (0, length):
-            raise ConfigError(f"{key}.{name} has {len(values)} entries where the others have {length}.")
-    filled = {name: values or [None] * length for name, values in columns.items()}
-    rows = zip(filled["url"], filled["storage"], filled["sha256"], filled["md5"], strict=True)
+            raise ConfigError(f"{key}.{name} has {len(values)} entries, but the others have {length}.")
+    rows = zip(*(values or [None] * length for values in columns.values()), strict=True)
     return [Source(key, url, storage, sha256, md5, root) for url, storage, sha256, md5 in rows]
 
 
-def _as_list(value: Any) -> list[str | None]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, str) else list(value)
-
-
 def prepare(name: str, generator: str | None, arguments: Mapping[str, Any]) -> Path | None:
-    """Run the generator that a section names; the folder of its files, None without one.
+    """Run the generator that a section names; the folder of its files, or None.
 
     Without a `root` argument the folder is <cache>/<generator>/<its arguments>, so that worlds of other sizes or
     seeds do not overwrite each other.
@@ -119,11 +108,10 @@ def prepare(name: str, generator: str | None, arguments: Mapping[str, Any]) -> P
     if generator not in GENERATORS:
         hint = did_you_mean(generator, GENERATORS)
         raise ConfigError(f"datasets.{name}.prepare: unknown generator {generator!r}: {hint}")
-    module, _, function = GENERATORS[generator].partition(":")
     settings = dict(arguments)
     label = ",".join(f"{key}={value}" for key, value in sorted(settings.items()) if key != "workers") or "default"
     root = files.resolve(settings.pop("root", None) or files.cache_root() / generator / label)
     try:
-        return Path(getattr(importlib.import_module(module), function)(root, **settings))
-    except TypeError as fault:
-        raise ConfigError(f"datasets.{name}.prepare_args: {fault}.") from fault
+        return generate(generator, root, **settings)
+    except TypeError as error:
+        raise ConfigError(f"datasets.{name}.prepare_args: {error}.") from error

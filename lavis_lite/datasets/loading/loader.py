@@ -7,23 +7,84 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.loading.collate import collate
+from lavis_lite.datasets.loading.pending import PendingBatches
 from lavis_lite.datasets.loading.policy import EvaluationSamples, Failure, TrainingSamples
-from lavis_lite.datasets.loading.remaining import Remaining
-from lavis_lite.datasets.loading.sampler import EvalBatches, RankBatches, SampleOrder
-from lavis_lite.datasets.loading.workers import WorkerIterator
-from lavis_lite.errors import DataError
+from lavis_lite.datasets.loading.sampler import EvalBatches, GlobalSampler, RankBatches
+from lavis_lite.errors import DataError, LavisLiteError, WorkerError
 from lavis_lite.process import limits
 from lavis_lite.process.children import worker_context
 
+CHECK_SECONDS = 1.0
+"""between looks at whether all workers are still there; mostly the system tells at once"""
+
+
+class WorkerIterator(_MultiProcessingDataLoaderIter):
+    """torch's iterator over loader workers, whose end waits for nobody.
+
+    Attributes of torch's class that have an underscore are used here and nowhere else.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        try:
+            super().__init__(loader)
+        except BaseException:  # the third of four workers could not be started
+            self.kill()
+            raise
+
+    def _try_get_data(self, timeout: float = CHECK_SECONDS) -> Any:
+        return super()._try_get_data(timeout)
+
+    def explain(self, error: BaseException) -> LavisLiteError | None:
+        """A clearer error than the one that torch raised for a worker; None if it is clear enough.
+
+        torch puts a worker's traceback into the message, and does not say how a worker died.
+        """
+        if isinstance(error, LavisLiteError) and str(error).startswith("Caught "):
+            name = f"{type(error).__module__}.{type(error).__qualname__}: "
+            return type(error)(str(error).rpartition(name)[2].strip())
+        if isinstance(error, (RuntimeError, OSError, EOFError)):  # the latter two: it died while it handed over
+            for worker in self._workers:
+                worker.join(0.0 if isinstance(error, RuntimeError) else 0.2)
+                if worker.exitcode:
+                    return WorkerError(limits.describe_death(worker.pid or 0, worker.exitcode))
+        return None
+
+    def kill(self) -> None:
+        """End the workers now, and leave torch nothing to wait for.
+
+        torch itself waits five seconds for each worker that does not answer, and for ever on a lock that a killed
+        worker held. So nothing that is shared with the workers is touched.
+        """
+        if getattr(self, "_worker_pids_set", False):  # else torch takes the kill for a failure
+            signal_handling._remove_worker_pids(id(self))  # type: ignore[attr-defined]
+            self._worker_pids_set = False
+        self._shutdown = True
+        if hasattr(self, "_pin_memory_thread_done_event"):
+            self._pin_memory_thread_done_event.set()
+        for name in ("_index_queues", "_worker_result_queue"):
+            queues = getattr(self, name, [])
+            for queue in queues if isinstance(queues, list) else [queues]:
+                queue.cancel_join_thread()
+        for worker in getattr(self, "_workers", []):
+            worker.kill()
+        for worker in getattr(self, "_workers", []):
+            worker.join()
+
+    def __del__(self) -> None:
+        if not self._shutdown:
+            super().__del__()
+
 
 class Loader(DataLoader[Any]):
-    """A DataLoader whose workers end with whoever reads the batches, and whose errors are this package's.
+    """A DataLoader whose workers end with the reader of the batches, and whose errors are this package's.
 
-    Workers follow the rules of `lavis_lite.process.children`. They are killed, not asked to go, if the iterator is
-    closed or an exception passes through it: a worker that hangs would be waited for otherwise.
+    Workers follow the rules of `lavis_lite.process.children`. They are killed if the iterator is closed or an exception
+    passes through it: torch would wait for a worker that hangs.
 
     Args:
         dataset: map-style.
@@ -54,12 +115,12 @@ class Loader(DataLoader[Any]):
                     if isinstance(batch, Failure):
                         raise DataError(batch.message)
                     yield batch
-        except BaseException as fault:
-            clearer = iterator.explain(fault) if isinstance(iterator, WorkerIterator) else None
+        except BaseException as error:
+            clearer = iterator.explain(error) if isinstance(iterator, WorkerIterator) else None
             if isinstance(iterator, WorkerIterator):
                 iterator.kill()
             if clearer is not None:
-                raise clearer from fault
+                raise clearer from error
             raise
 
     def _get_iterator(self) -> Any:
@@ -68,13 +129,13 @@ class Loader(DataLoader[Any]):
         return WorkerIterator(self)
 
 
-def train_loader(datasets: Sequence[Any], order: SampleOrder, run_cfg: RunConfig, rank: int, world_size: int,
+def train_loader(datasets: Sequence[Any], order: GlobalSampler, run_cfg: RunConfig, rank: int, world_size: int,
                  start_step: int, end_step: int) -> Loader:
     """Micro-batches of this rank for optimizer steps [start_step, end_step), `run.accum_grad_iters` per step.
 
     Args:
         datasets: one per entry of `order.sizes`.
-        order: who decides what a step sees.
+        order: decides which samples a step has.
         run_cfg: batch_size_train, accum_grad_iters, num_workers, seed, on_bad_sample and device are used.
         rank, world_size: this process among all.
         start_step: first step, from 0; resuming is starting at another one.
@@ -90,7 +151,7 @@ def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int
                 share_pictures: bool = False, done: Container[int] = ()) -> Loader:
     """This rank's batches of an evaluation data set: each row on exactly one rank, in the data set's own order.
 
-    Its `batch_sampler` is a `Remaining`, which knows the batches' numbers.
+    Its `batch_sampler` is a `PendingBatches`, which knows the batches' numbers.
 
     Args:
         dataset: a `BaseDataset`, or any map-style data set, whose rows are taken as they stand.
@@ -101,7 +162,7 @@ def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int
     """
     samples = EvaluationSamples(dataset, run_cfg.seed, run_cfg.on_bad_sample, share_pictures)
     order = dataset.evaluation_order() if hasattr(dataset, "evaluation_order") else None
-    batches = Remaining(EvalBatches(len(samples), run_cfg.batch_size_eval, order=order), done, rank, world_size)
+    batches = PendingBatches(EvalBatches(len(samples), run_cfg.batch_size_eval, order=order), done, rank, world_size)
     return Loader(samples, batch_sampler=batches, **_settings(run_cfg))
 
 

@@ -1,7 +1,7 @@
-"""What happens to samples that cannot be used: named, counted, never silent.
+"""Samples that cannot be used: named, counted, never ignored silently.
 
 `raise` stops the run with the file and the row. `skip` replaces the sample by another of the same set in training,
-leaves it out in evaluation, and in both puts a record into the batch, which the runner writes to a file and counts.
+leaves it out in evaluation, and puts a record into the batch, which the runner writes to a file and counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 
 from torch.utils.data import Dataset
 
-from lavis_lite.datasets.base import Sample
+from lavis_lite.datasets.base import Sample, location_of
 from lavis_lite.datasets.loading.randomness import negative_uniforms, replacement, sample_rng
 from lavis_lite.datasets.loading.sampler import SampleKey
 from lavis_lite.datasets.media.images import BadSample
@@ -28,7 +28,7 @@ from lavis_lite.redaction import mask_all
 
 _MOST_ATTEMPTS = 20
 IMAGE_ROWS = "image_rows"
-"""key of a sample's picture among the different pictures of its batch"""
+"""sample key: index of its picture among the different pictures of its batch"""
 
 
 class BadRecord(TypedDict):
@@ -42,10 +42,7 @@ class BadRecord(TypedDict):
 
 @dataclass(frozen=True)
 class Failure:
-    """A data error on its way from a loader worker to the main process.
-
-    It travels as a value because an exception would arrive there wrapped in the worker's traceback.
-    """
+    """A data error that a loader worker sends to the main process; an exception would arrive wrapped in a traceback."""
 
     message: str
 
@@ -55,26 +52,25 @@ def read_sample(dataset: Any, index: int, rng: Any) -> Sample:
     return dict(dataset.sample(index, rng) if hasattr(dataset, "sample") else dataset[index])
 
 
-def _record(dataset: Any, index: int, fault: BadSample) -> BadRecord:
-    place = dataset.place(index) if hasattr(dataset, "place") else f"row {index}"
-    return {"file": fault.path, "row": place, "reason": fault.reason}
+def _record(dataset: Any, index: int, error: BadSample) -> BadRecord:
+    return {"file": error.path, "row": location_of(dataset, index), "reason": error.reason}
 
 
 def _failure(record: BadRecord) -> Failure:
-    return Failure(f"{record['row']}: {record['file']} {record['reason']}. Mend or remove it, or set "
+    return Failure(f"{record['row']}: {record['file']} {record['reason']}. Fix or remove it, or set "
                    "run.on_bad_sample=skip to leave such samples out (they are counted and listed).")
 
 
 class TrainingSamples(Dataset[Sample | Failure]):
-    """What the training loader reads: SampleKey -> sample with its augmentation and its negatives' random numbers.
+    """The training loader's data set: SampleKey -> sample with its augmentation and its negatives' random numbers.
 
-    Adds `uniform` float64[2] (see `negative_uniforms`) and, where a sample was replaced, `bad_samples`.
+    Adds `uniform` float64[2] (see `negative_uniforms`) and, if a sample was replaced, `bad_samples`.
 
     Args:
-        datasets: in the order that SampleKey.dataset counts.
+        datasets: `SampleKey.dataset` is an index into them.
         seed: `run.seed`.
         on_bad_sample: raise | skip.
-        mixed: whether a batch may hold samples of several sets; then only the keys that all sets have are kept.
+        mixed: whether a batch may have samples of several sets; then only the keys that all sets have are kept.
     """
 
     def __init__(self, datasets: Sequence[Any], seed: int, on_bad_sample: str = "raise", mixed: bool = True) -> None:
@@ -99,8 +95,8 @@ class TrainingSamples(Dataset[Sample | Failure]):
         for attempt in range(_MOST_ATTEMPTS):
             try:
                 sample = read_sample(dataset, index, sample_rng(self.seed, key.epoch, key.dataset, index))
-            except BadSample as fault:
-                bad.append(_record(dataset, index, fault))
+            except BadSample as error:
+                bad.append(_record(dataset, index, error))
                 if self.on_bad_sample == "raise":
                     return _failure(bad[0])
                 index = replacement(self.seed, key.epoch, key.dataset, key.index, attempt, len(dataset))
@@ -112,7 +108,7 @@ class TrainingSamples(Dataset[Sample | Failure]):
 
 
 class EvaluationSamples(Dataset[Sample | Failure]):
-    """What an evaluation loader reads: row -> sample; an unusable one is only its record (`bad_samples`).
+    """An evaluation loader's data set: row -> sample; an unusable one is only its record (`bad_samples`).
 
     `uniform` is a function of the row, so that validation losses of different epochs compare.
 
@@ -120,8 +116,8 @@ class EvaluationSamples(Dataset[Sample | Failure]):
         dataset: what is evaluated.
         seed: `run.seed`.
         on_bad_sample: raise | skip.
-        share_pictures: where the data set's rows share pictures (`BaseDataset.shares_pictures`) a batch reads each of
-            them once; if any is there twice, its samples have `image_rows` int, the number of their picture in it.
+        share_pictures: if the data set's rows share pictures (`BaseDataset.shares_pictures`), a batch reads each of
+            them once; if any is there twice, its samples have `image_rows` int, the index of their picture in it.
     """
 
     def __init__(self, dataset: Any, seed: int, on_bad_sample: str = "raise", share_pictures: bool = False) -> None:
@@ -135,7 +131,7 @@ class EvaluationSamples(Dataset[Sample | Failure]):
         return self._sample(index, partial(read_sample, self.dataset))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | Failure]:
-        """The samples of a batch; loaders call this in place of one row after another."""
+        """The samples of a batch; loaders call this instead of reading rows one by one."""
         if not self.shares:
             return [self[index] for index in indices]
         album = _Album(self.dataset)
@@ -149,8 +145,8 @@ class EvaluationSamples(Dataset[Sample | Failure]):
     def _sample(self, index: int, read: Callable[[int, random.Random], Sample]) -> Sample | Failure:
         try:
             sample = read(index, sample_rng(self.seed, 0, 0, index))
-        except BadSample as fault:
-            record = _record(self.dataset, index, fault)
+        except BadSample as error:
+            record = _record(self.dataset, index, error)
             return _failure(record) if self.on_bad_sample == "raise" else {"bad_samples": [record]}
         return {**sample, "uniform": negative_uniforms(self.seed, index)}
 
@@ -161,7 +157,7 @@ class _Album:
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
         self.numbers: dict[str, int] = {}
-        """of the usable pictures by name, as they came"""
+        """name of a usable picture -> its index, in order of appearance"""
         self._read: dict[str, Any] = {}
 
     def sample(self, index: int, rng: random.Random) -> Sample:
@@ -178,8 +174,8 @@ class _Album:
     def _picture(self, index: int, rng: random.Random) -> Any:
         try:
             return self.dataset.picture(index, rng)
-        except BadSample as fault:
-            return fault
+        except BadSample as error:
+            return error
 
 
 class BadSampleLog:
@@ -195,11 +191,11 @@ class BadSampleLog:
         self.bad = self.read = 0
 
     def add(self, records: Sequence[BadRecord], samples: int, **extra: Any) -> None:
-        """Count `samples` samples that were read (the bad ones among them) and write the records down.
+        """Count samples that were read, the bad ones among them, and write the records to the file.
 
         Args:
             records: `batch.pop("bad_samples", [])`.
-            samples: samples asked for: the batch size in training, rows plus records in evaluation.
+            samples: the batch size in training, rows plus records in evaluation.
             extra: more fields for each line, such as step=12.
         """
         self.read += samples
@@ -209,7 +205,7 @@ class BadSampleLog:
         try:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(mask_all({**record, **extra})) + "\n" for record in records)
-        except OSError as error:  # the counts are what decides; warnings of one text are shown once
+        except OSError as error:  # only the counts decide; warnings of one text are shown once
             warnings.warn(f"{disk.cannot_write(self.path, error)} Bad samples are counted, not listed.", stacklevel=2)
 
     def check(self, final: bool = False) -> None:

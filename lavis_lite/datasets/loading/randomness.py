@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of counters: no generator with a state, so nothing to save and nothing to replay.
+"""Random numbers as pure functions of counters, without a state to save or to replay.
 
 The mixing function is SplitMix64's finaliser (Steele, Lea, Flood 2014), written out here because NumPy does not promise
 that its generators give the same numbers in its next release, and a resumed run must.
@@ -16,12 +16,12 @@ _CHUNK = 1 << 16
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
-# one tag per use, so that no two uses share a stream
+# one tag per use: each has its own stream
 ORDER, MIX, AUGMENT, NEGATIVES, REPLACEMENT = range(1, 6)
 
 
-def word(*parts: int) -> int:
-    """64 well mixed bits of any integers (their order counts)."""
+def hash64(*parts: int) -> int:
+    """64 well mixed bits of any integers, in their order."""
     state = 0
     for part in parts:
         state = (state * 3 + (part & _MASK) + _GOLDEN) & _MASK
@@ -31,8 +31,8 @@ def word(*parts: int) -> int:
     return state
 
 
-def words(base: int, counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """64 bits per counter from the stream named by `base` (a `word`): uint64[N] -> uint64[N]."""
+def hash_stream(base: int, counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """64 bits per counter from the stream named by `base` (a `hash64`): uint64[N] -> uint64[N]."""
     state = counters.astype(np.uint64) * np.uint64(_GOLDEN) + np.full(1, base, np.uint64)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(_FIRST)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(_SECOND)
@@ -41,21 +41,21 @@ def words(base: int, counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def uniforms(base: int, counters: NDArray[np.uint64]) -> NDArray[np.float64]:
     """One number in [0, 1) per counter: uint64[N] -> float64[N]."""
-    return (words(base, counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (hash_stream(base, counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(base: int, size: int) -> NDArray[np.int64]:
     """A shuffle of 0 .. size-1: int64[size].
 
-    Sorts random bits that carry the index in their low end: sorting values is much faster than sorting positions by
-    key, and no two values are equal, so that every machine sorts them alike. 10^7 indices take half a second.
+    Sorts random bits with the index in their low end: sorting values is much faster than sorting indices by key, and no
+    two values are equal, so that every machine sorts them alike. 10^7 indices take half a second.
     """
     index_bits = np.uint64(max(size - 1, 1).bit_length())
     low = (np.uint64(1) << index_bits) - np.uint64(1)
     keys = np.arange(size, dtype=np.uint64)
     for start in range(0, size, _CHUNK):  # what stays in the processor's cache is computed five times faster
         part = keys[start:start + _CHUNK]
-        part[:] = (words(base, part) & ~low) | part
+        part[:] = (hash_stream(base, part) & ~low) | part
     keys.sort()
     keys &= low
     return keys.view(np.int64)
@@ -63,14 +63,14 @@ def permutation(base: int, size: int) -> NDArray[np.int64]:
 
 def sample_rng(seed: int, epoch: int, dataset: int, index: int) -> random.Random:
     """The generator of one sample's augmentation: the same whichever process or worker reads the sample."""
-    return random.Random(word(AUGMENT, seed, epoch, dataset, index))
+    return random.Random(hash64(AUGMENT, seed, epoch, dataset, index))
 
 
 def negative_uniforms(seed: int, position: int) -> NDArray[np.float64]:
     """float64[2] in [0, 1): which negatives (image, text) the sample at this global position draws for ITM."""
-    return uniforms(word(NEGATIVES, seed, position), np.arange(2, dtype=np.uint64))
+    return uniforms(hash64(NEGATIVES, seed, position), np.arange(2, dtype=np.uint64))
 
 
 def replacement(seed: int, epoch: int, dataset: int, index: int, attempt: int, size: int) -> int:
     """Index of the sample that stands in for an unreadable one."""
-    return word(REPLACEMENT, seed, epoch, dataset, index, attempt) % size
+    return hash64(REPLACEMENT, seed, epoch, dataset, index, attempt) % size

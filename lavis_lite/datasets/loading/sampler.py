@@ -17,15 +17,15 @@ from torch.utils.data import Sampler
 from lavis_lite.datasets.loading.randomness import (
     MIX,
     ORDER,
+    hash64,
     negative_uniforms,
     permutation,
     sample_rng,
     uniforms,
-    word,
 )
 from lavis_lite.errors import ConfigError, DataError
 
-__all__ = ["EvalBatches", "RankBatches", "SampleKey", "SampleOrder", "negative_uniforms", "sample_rng"]
+__all__ = ["EvalBatches", "RankBatches", "SampleKey", "GlobalSampler", "negative_uniforms", "sample_rng"]
 
 _BLOCK = 1 << 16
 """steps whose data set is chosen at once in ratio mixing"""
@@ -35,7 +35,7 @@ class SampleKey(NamedTuple):
     """One sample of one step, as it travels to a loader worker."""
 
     dataset: int
-    """place of its data set in the list"""
+    """index of its data set"""
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     """row in that set"""
     epoch: int
@@ -44,7 +44,7 @@ class SampleKey(NamedTuple):
     """global count of samples before it in the run: step * global batch + place in the global batch"""
 
 
-class SampleOrder:
+class GlobalSampler:
     """Step -> its global batch.
 
     Args:
@@ -52,8 +52,8 @@ class SampleOrder:
         seed: `run.seed`.
         global_batch: samples per optimizer step over all ranks and micro-batches.
         ratios: one probability weight per data set (any scale) for ratio mixing; None: concat.
-        blocks: per data set the sizes of its shards, or None where it is in none; absent: samples are shuffled freely.
-        window: samples; with `blocks`, the order is a `BlockShuffle`.
+        blocks: per data set the sizes of its shards, or None if it has none; absent: samples are shuffled freely.
+        window: samples; with `blocks`, the order is a `ShardShuffle`.
 
     Raises:
         DataError: a data set (concat: all together) has fewer samples than one global batch.
@@ -67,7 +67,7 @@ class SampleOrder:
         self._weights = None if ratios is None else _checked_ratios(ratios, len(self.sizes))
         self._check_sizes()
         self._starts = np.cumsum([0, *self.sizes])
-        self._mix = _MixCounts(word(MIX, seed), self._weights) if self._weights is not None else None
+        self._mix = _MixCounts(hash64(MIX, seed), self._weights) if self._weights is not None else None
         self._blocks = None if blocks is None else [_blocks(own, size) for own, size in zip(blocks, sizes, strict=True)]
         self._window = window
         self._shuffled: dict[int, tuple[int, Shuffle]] = {}
@@ -75,8 +75,8 @@ class SampleOrder:
     def _check_sizes(self) -> None:
         pools = {"the training data": sum(self.sizes)}
         if self._weights is not None:
-            used = [place for place, weight in enumerate(self._weights) if weight > 0]
-            pools = {f"training data set number {place + 1}": self.sizes[place] for place in used}
+            used = [dataset for dataset, weight in enumerate(self._weights) if weight > 0]
+            pools = {f"training data set number {dataset + 1}": self.sizes[dataset] for dataset in used}
         for name, size in pools.items():
             if size < self.global_batch:
                 raise DataError(
@@ -91,7 +91,7 @@ class SampleOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which as many samples are drawn as the data sets hold, the incomplete batch dropped."""
+        """Steps that draw as many samples as the data sets have, the incomplete batch dropped."""
         return sum(self.sizes) // self.global_batch
 
     def __call__(self, step: int) -> list[SampleKey]:
@@ -105,27 +105,27 @@ class SampleOrder:
             epoch, rows = self._draw(dataset, self.sizes[dataset], draw)
             sets = np.full(len(rows), dataset)
         first = step * self.global_batch
-        return [SampleKey(dataset, index, epoch, first + place)
-                for place, (dataset, index) in enumerate(zip(sets.tolist(), rows.tolist(), strict=True))]
+        return [SampleKey(dataset, index, epoch, first + number)
+                for number, (dataset, index) in enumerate(zip(sets.tolist(), rows.tolist(), strict=True))]
 
     def _draw(self, pool: int, size: int, draw: int) -> tuple[int, NDArray[np.int64]]:
         """The `draw`-th global batch (from 0) of a pool of samples: its epoch and rows int64[global_batch]."""
-        epoch, place = divmod(draw, size // self.global_batch)
+        epoch, batch = divmod(draw, size // self.global_batch)
         held = self._shuffled.get(pool)
         if held is None or held[0] != epoch:
-            held = self._shuffled[pool] = (epoch, self._shuffle(pool, size, word(ORDER, self.seed, pool, epoch)))
-        return epoch, held[1](place * self.global_batch, (place + 1) * self.global_batch)
+            held = self._shuffled[pool] = (epoch, self._shuffle(pool, size, hash64(ORDER, self.seed, pool, epoch)))
+        return epoch, held[1](batch * self.global_batch, (batch + 1) * self.global_batch)
 
     def _shuffle(self, pool: int, size: int, base: int) -> Shuffle:
         if self._blocks is None:
             shuffled = permutation(base, size)
             return lambda first, end: shuffled[first:end]
         sizes = self._blocks[pool] if pool >= 0 else [block for own in self._blocks for block in own]
-        return BlockShuffle(base, sizes, self._window)
+        return ShardShuffle(base, sizes, self._window)
 
 
 Shuffle = Callable[[int, int], NDArray[np.int64]]
-"""(first place, end) -> the rows that are shuffled there"""
+"""(first, end) -> the rows at these positions of the epoch"""
 _LOOSE_BLOCK = 1024
 """rows of a data set without shards that move together"""
 
@@ -136,32 +136,32 @@ def _blocks(own: Sequence[int] | None, size: int) -> list[int]:
     return [min(_LOOSE_BLOCK, size - start) for start in range(0, size, _LOOSE_BLOCK)]
 
 
-class BlockShuffle:
+class ShardShuffle:
     """One epoch's order in which neighbours come from few shards.
 
-    The shards are shuffled and laid end to end; this line is cut into windows, and each window is shuffled. So a
-    window's samples come from as many shards as it has room for, any part costs the same, and nothing is remembered.
+    The shards are shuffled and laid end to end; this line is cut into windows, and each window is shuffled. So the
+    samples of a window come from few shards, any part costs the same, and no position is saved.
 
     Args:
-        base: names the epoch's stream, a `word`.
+        base: names the epoch's stream, a `hash64`.
         sizes: samples of each shard, in the order of the rows.
         window: samples that are shuffled among each other.
     """
 
     def __init__(self, base: int, sizes: Sequence[int], window: int) -> None:
         self.base, self.window = base, window
-        shards = permutation(word(base, 0), len(sizes))
+        shards = permutation(hash64(base, 0), len(sizes))
         lengths = np.asarray(sizes, np.int64)
         self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])[shards]
-        """first row of each shard, as they are laid"""
+        """first row of each shard, in the shuffled order"""
         self.ends = np.cumsum(lengths[shards])
-        """where each ends on the line"""
+        """end of each on the line"""
         self.shift = self.starts - (self.ends - lengths[shards])
         self.size = int(self.ends[-1])
         self._held: tuple[int, NDArray[np.int64]] | None = None
 
     def __call__(self, first: int, end: int) -> NDArray[np.int64]:
-        """Rows at places [first, end): int64[end - first]."""
+        """Rows at positions [first, end): int64[end - first]."""
         parts = []
         while first < end:
             number = first // self.window
@@ -169,13 +169,13 @@ class BlockShuffle:
             stop = min(end, start + self.window)
             parts.append(start + self._window(number)[first - start:stop - start])
             first = stop
-        places = np.concatenate(parts)
-        return places + self.shift[np.searchsorted(self.ends, places, side="right")]
+        positions = np.concatenate(parts)
+        return positions + self.shift[np.searchsorted(self.ends, positions, side="right")]
 
     def _window(self, number: int) -> NDArray[np.int64]:
         if self._held is None or self._held[0] != number:
             size = min(self.window, self.size - number * self.window)
-            self._held = number, permutation(word(self.base, 1, number), size)
+            self._held = number, permutation(hash64(self.base, 1, number), size)
         return self._held[1]
 
 
@@ -189,14 +189,14 @@ def _checked_ratios(ratios: Sequence[float], sets: int) -> list[float]:
 class _MixCounts:
     """Ratio mixing: step -> (data set, how many earlier steps drew from that set).
 
-    The choice of a step is a function of its number; the counts before each block of steps are kept, and the choices of
-    the newest block, so that reaching step 10^7 afresh costs a second.
+    The choice of a step is a function of its number. The counts before each block of steps and the choices of the
+    newest block are kept, so that starting at step 10^7 costs a second.
     """
 
     def __init__(self, base: int, weights: Sequence[float]) -> None:
         self.base, self.bounds = base, np.cumsum(weights)
         self.bounds[-1] = 1.0
-        self.last_used = max(place for place, weight in enumerate(weights) if weight > 0)
+        self.last_used = max(dataset for dataset, weight in enumerate(weights) if weight > 0)
         self.before = [np.zeros(len(weights), np.int64)]
         self.block = -1
         self.choices: list[int] = []
@@ -208,10 +208,10 @@ class _MixCounts:
         return np.minimum(choices, self.last_used)  # rounding of the bounds must not reach a set of weight 0
 
     def __call__(self, step: int) -> tuple[int, int]:
-        block, place = divmod(step, _BLOCK)
+        block, index = divmod(step, _BLOCK)
         if block != self.block:
             self._enter(block)
-        return self.choices[place], self.earlier[place]
+        return self.choices[index], self.earlier[index]
 
     def _enter(self, block: int) -> None:
         while len(self.before) <= block:
@@ -235,7 +235,7 @@ class RankBatches(Sampler[list[SampleKey]]):
         ConfigError: batch_size * world_size * accum is not the order's global batch.
     """
 
-    def __init__(self, order: SampleOrder, rank: int, world_size: int, batch_size: int, accum: int,
+    def __init__(self, order: GlobalSampler, rank: int, world_size: int, batch_size: int, accum: int,
                  start_step: int, end_step: int) -> None:
         if batch_size * world_size * accum != order.global_batch:
             raise ConfigError(
@@ -264,7 +264,7 @@ class EvalBatches(Sampler[list[int]]):
         size: rows.
         batch_size: rows of a batch; the last one may have fewer.
         rank, world_size: this process among all.
-        order: all rows in the order wanted; None: as they stand.
+        order: all rows in the order of evaluation; None: the data set's.
     """
 
     def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1,

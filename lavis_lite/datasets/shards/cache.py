@@ -1,7 +1,7 @@
-"""Where the tars of a set of shards are: a folder, or a web server from which they are brought one by one.
+"""The tars of a set of shards: in a folder, or on a web server from which they are fetched one by one.
 
-What is brought stays in the cache folder until the least recently used ones have to go: all data sets together hold at
-most LAVIS_LITE_SHARD_CACHE_GB (50 by default), or what is in use if that is more.
+Fetched tars stay in the cache folder until the least recently used ones have to go: all data sets together keep at most
+LAVIS_LITE_SHARD_CACHE_GB (50 by default), or what is in use if that is more.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -29,12 +28,12 @@ _STALE_SECONDS = 3600
 
 
 def cache_folder() -> Path:
-    """Folder of all shards that were brought."""
+    """Folder of all fetched shards."""
     return files.cache_root() / "shards"
 
 
 def cache_limit() -> int:
-    """Bytes that brought shards may take.
+    """Bytes that fetched shards may take.
 
     Raises:
         ConfigError: the environment variable is no number above 0.
@@ -53,31 +52,26 @@ class LocalShards:
     """Tars in a folder."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
-        self.place, self.shards = str(folder), list(shards)
+        self.location, self.shards = str(folder), list(shards)
 
     def path(self, number: int) -> Path:
         """The tar of that number."""
-        return Path(self.place) / self.shards[number].name
+        return Path(self.location) / self.shards[number].name
 
 
 class RemoteShards:
-    """Tars under a URL, brought whole, resumably and checked against their sha256.
-
-    Args:
-        url: what stands before a shard's name.
-        shards: of the index.
-    """
+    """Tars under a URL (what comes before a shard's name), fetched whole, resumably and checked by their sha256."""
 
     def __init__(self, url: str, shards: Sequence[Shard]) -> None:
-        self.place, self.shards = url.rstrip("/"), list(shards)
+        self.location, self.shards = url.rstrip("/"), list(shards)
         self.folder = remote_folder(url)
         self._failed: dict[int, str] = {}
 
     def path(self, number: int) -> Path:
-        """The tar of that number, brought here if need be.
+        """The tar of that number, fetched if it is not here.
 
         Raises:
-            BadSample: it cannot be brought, or what came is damaged; not tried twice by one process.
+            BadSample: it cannot be fetched, or it is damaged; one process does not try twice.
         """
         target = self.folder / self.shards[number].name
         if target.exists():
@@ -85,17 +79,14 @@ class RemoteShards:
                 os.utime(target)
             return target
         if number in self._failed:
-            raise BadSample(f"{self.place}/{self.shards[number].name}", self._failed[number])
-        return self._bring(number, target)
-
-    def _bring(self, number: int, target: Path) -> Path:
+            raise BadSample(f"{self.location}/{self.shards[number].name}", self._failed[number])
         shard = self.shards[number]
         make_room(shard.bytes, target)
         try:
-            return files.fetch(f"{self.place}/{shard.name}", shard.sha256, to=target)
-        except DataError as fault:
-            self._failed[number] = f"this shard cannot be had: {fault}"
-            raise BadSample(f"{self.place}/{shard.name}", self._failed[number]) from fault
+            return files.fetch(f"{self.location}/{shard.name}", shard.sha256, to=target)
+        except DataError as error:
+            self._failed[number] = f"this shard cannot be had: {error}"
+            raise BadSample(f"{self.location}/{shard.name}", self._failed[number]) from error
         finally:
             _reserve(_part(target), None)
 
@@ -126,7 +117,7 @@ def make_room(needed: int, target: Path) -> None:
 
 
 def _part(target: Path) -> Path:
-    """Where `files.fetch` collects what comes."""
+    """The file in which `files.fetch` collects a download."""
     return target.with_name(target.name + ".part")
 
 
@@ -144,19 +135,19 @@ def _reservation(path: Path) -> int:
 
 
 def remote_folder(url: str) -> Path:
-    """Where what comes from under a URL is kept."""
+    """Folder of the shards that are fetched from under a URL."""
     return cache_folder() / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:12]
 
 
 def fetch_index(url: str, sha256: str | None = None) -> Path:
-    """Folder with the index of remote shards, brought here if need be.
+    """Folder with the index of remote shards, fetched if it is not here.
 
     Args:
-        url: what stands before a shard's name.
+        url: what comes before a shard's name.
         sha256: of index.json.
 
     Raises:
-        DataError: it cannot be had.
+        DataError: it cannot be fetched, or is not an index.
     """
     folder, base = remote_folder(url), url.rstrip("/")
     index = folder / INDEX
@@ -164,16 +155,13 @@ def fetch_index(url: str, sha256: str | None = None) -> Path:
         files.fetch(f"{base}/{INDEX}", sha256, to=index)
     try:
         content = sealed.read(index)
-    except ValueError:  # what was kept is damaged: once more
+    except ValueError:  # the kept one is damaged: once more
         index.unlink()
         files.fetch(f"{base}/{INDEX}", sha256, to=index)
         content = read_index(folder)
-    files.fetch(f"{base}/{ARRAYS}", _arrays_sha256(content, index), to=folder / ARRAYS)
-    return folder
-
-
-def _arrays_sha256(content: Mapping[str, Any], index: Path) -> str:
     try:
-        return str(content["arrays"]["sha256"])
+        arrays = str(content["arrays"]["sha256"])
     except (KeyError, TypeError) as error:
         raise DataError(f"{index}: not an index of shards ({error!r}).") from error
+    files.fetch(f"{base}/{ARRAYS}", arrays, to=folder / ARRAYS)
+    return folder

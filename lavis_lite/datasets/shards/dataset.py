@@ -1,7 +1,7 @@
 """Data sets packed in tars (webdataset's layout), read by offset, so that any sample can be had at any time.
 
-Order, mixing, resume and ranks are the sampler's, as for data sets of loose files. Nothing is unpickled, nothing is
-extracted, no command is run: a shard is read as bytes at offsets that its index names, each checked before use.
+Order, mixing, resume and ranks are the sampler's, as for data sets of loose files. Nothing is unpickled or extracted,
+and no command is run: the index names offsets in a shard, and the bytes there are checked before use.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from lavis_lite.config.schema import FileConfig
-from lavis_lite.datasets.annotations.rows import Field, RowFaults, checked
+from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked
 from lavis_lite.datasets.annotations.tables import Row, RowTable
 from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder, decode_pixels, decode_rgb
 from lavis_lite.datasets.shards.cache import LocalShards, RemoteShards, fetch_index, remote_folder
-from lavis_lite.datasets.shards.index import EXPLODED, INDEX, Place, ShardIndex
+from lavis_lite.datasets.shards.index import EXPLODED, INDEX, Location, ShardIndex
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.io import files
 
@@ -36,32 +36,32 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 # --- names ---------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class ShardNames:
-    """What a configuration says of where shards are.
+    """The shards that a configuration names.
 
     Attributes:
-        place: a folder or what stands before the names in a URL.
+        location: a folder, or what comes before the names in a URL.
         names: of the shards; None: all that the index lists.
     """
 
-    place: str
+    location: str
     names: tuple[str, ...] | None
 
     @property
     def remote(self) -> bool:
         """Whether they are behind a URL."""
-        return files.is_url(self.place)
+        return files.is_url(self.location)
 
 
 def shard_names(text: str) -> ShardNames | None:
     """Parse "DIR/{000000..000123}.tar", "DIR/*.tar", "DIR/000000.tar", a folder, or the same as a URL.
 
-    None where this is none of them: an annotation file.
+    None if it is none of these: an annotation file.
     """
     if not text.endswith(".tar"):
         folder = text.endswith("/") if files.is_url(text) else files.resolve(text).is_dir()
         return ShardNames(text, None) if folder else None
-    place, _, pattern = text.rpartition("/")
-    return ShardNames(place or ".", None if pattern == "*.tar" else tuple(_expand(pattern, text)))
+    location, _, pattern = text.rpartition("/")
+    return ShardNames(location or ".", None if pattern == "*.tar" else tuple(_expand(pattern, text)))
 
 
 def _expand(pattern: str, text: str) -> list[str]:
@@ -76,23 +76,23 @@ def _expand(pattern: str, text: str) -> list[str]:
 
 
 def names_in(cfg: FileConfig) -> ShardNames | None:
-    """The shards that an annotation entry names: `storage` where something is there, else `url`; None: plain files."""
+    """The shards that an annotation entry names: `storage` if something is there, else `url`; None: plain files."""
     storage, url = (value[0] if isinstance(value, list) and len(value) == 1 else value
                     for value in (cfg.storage, cfg.url))
     local = shard_names(storage) if isinstance(storage, str) else None
     remote = shard_names(url) if isinstance(url, str) else None
-    if local is not None and (remote is None or (files.resolve(local.place) / INDEX).exists()):
+    if local is not None and (remote is None or (files.resolve(local.location) / INDEX).exists()):
         return local
     return remote
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 class ShardImages(ImageFolder):
-    """The images of a set of shards, by name: what `ImageFolder` is for loose files.
+    """The images of a set of shards, by name, as `ImageFolder` for loose files.
 
     Args:
-        index: where each image is.
-        shards: where the tars are.
+        index: says where each image is.
+        shards: the tars.
         max_pixels: see `images.load_rgb`.
     """
 
@@ -111,20 +111,20 @@ class ShardImages(ImageFolder):
         """The tar that holds an image.
 
         Raises:
-            BadSample: none does, or it cannot be had.
+            BadSample: none does, or it cannot be fetched.
         """
         return self.shards.path(self._find(name).shard)
 
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `images.load_rgb`."""
-        place = self._find(name)
-        return decode_rgb(self._content(place, name), self._label(place, name), self.max_pixels)
+        at = self._find(name)
+        return decode_rgb(self._content(at, name), self._label(at, name), self.max_pixels)
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
-        """What an image processor makes of an image, as `ImageFolder.view`."""
-        place = self._find(name)
+        """The result of an image processor for an image, as `ImageFolder.view`."""
+        at = self._find(name)
         decode: Callable[..., Any] = decode_pixels if getattr(processor, "takes", "image") == "pixels" else decode_rgb
-        return processor(decode(self._content(place, name), self._label(place, name), self.max_pixels), rng)
+        return processor(decode(self._content(at, name), self._label(at, name), self.max_pixels), rng)
 
     def read(self, name: str) -> bytes:
         """The image's bytes as they were packed.
@@ -134,44 +134,44 @@ class ShardImages(ImageFolder):
         """
         return self._content(self._find(name), name)
 
-    def _find(self, name: str) -> Place:
-        place = self.index.find(name)
-        if place is None:
-            raise BadSample(name, f"is in none of the shards of {self.shards.place}")
-        return place
+    def _find(self, name: str) -> Location:
+        found = self.index.find(name)
+        if found is None:
+            raise BadSample(name, f"is in none of the shards of {self.shards.location}")
+        return found
 
-    def _label(self, place: Place, name: str) -> str:
-        return f"{self.shards.place}/{self.shards.shards[place.shard].name}:{name}"
+    def _label(self, at: Location, name: str) -> str:
+        return f"{self.shards.location}/{self.shards.shards[at.shard].name}:{name}"
 
-    def _content(self, place: Place, name: str) -> bytes:
-        block = self._read(place, name)
-        label = self._label(place, name)
-        if len(block) < _BLOCK + place.size:
-            raise BadSample(label, f"the shard is cut short: it ends at byte {place.offset - _BLOCK + len(block)}, "
-                                   f"this image at byte {place.offset + place.size}")
+    def _content(self, at: Location, name: str) -> bytes:
+        block = self._read(at, name)
+        label = self._label(at, name)
+        if len(block) < _BLOCK + at.size:
+            raise BadSample(label, f"the shard is cut short: it ends at byte {at.offset - _BLOCK + len(block)}, "
+                                   f"this image at byte {at.offset + at.size}")
         content = block[_BLOCK:]
         try:
-            right = tarfile.TarInfo.frombuf(block[:_BLOCK], "utf-8", "surrogateescape").size == place.size
+            right = tarfile.TarInfo.frombuf(block[:_BLOCK], "utf-8", "surrogateescape").size == at.size
         except tarfile.HeaderError:
             right = False
-        if not right or zlib.crc32(content) != place.crc:
-            what = "its bytes are not those that were packed" if right else "no image stands where the index says"
+        if not right or zlib.crc32(content) != at.crc:
+            what = "its bytes are not those that were packed" if right else "there is no image at the index's offset"
             raise BadSample(label, f"the shard is damaged or was changed: {what}")
         return content
 
-    def _read(self, place: Place, name: str) -> bytes:
-        """The member's header and content, or less where the file ends."""
+    def _read(self, at: Location, name: str) -> bytes:
+        """The member's header and content, or less if the file ends before."""
         for _attempt in range(3):
             try:
-                return _read_at(self._file(place.shard), place.offset - _BLOCK, _BLOCK + place.size)
-            except FileNotFoundError as fault:  # the cache may remove a shard between finding and opening it
-                missing = fault
-            except OSError as fault:
-                raise BadSample(self._label(place, name), f"cannot be read ({fault.strerror or fault})") from fault
-        raise BadSample(self._label(place, name), "there is no such shard") from missing
+                return _read_at(self._file(at.shard), at.offset - _BLOCK, _BLOCK + at.size)
+            except FileNotFoundError as error:  # the cache may remove a shard between finding and opening it
+                missing = error
+            except OSError as error:
+                raise BadSample(self._label(at, name), f"cannot be read ({error.strerror or error})") from error
+        raise BadSample(self._label(at, name), "there is no such shard") from missing
 
     def _file(self, number: int) -> BinaryIO:
-        """The open tar; the least recently used one is closed where many are."""
+        """The open tar; if many are open, the least recently used one is closed."""
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
@@ -200,7 +200,7 @@ def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
 # --- opening -------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class OpenedShards:
-    """Rows and images of one split, and what keeps the images' ids apart from other data sets'."""
+    """Rows and images of one split; `space` keeps the images' ids apart from other data sets'."""
 
     table: RowTable
     images: ShardImages
@@ -211,11 +211,11 @@ def open_shards(cfg: FileConfig, key: str, fields: Sequence[Field], explode: str
                 keep: Callable[[Row], bool] | None = None, max_pixels: int = MAX_PIXELS) -> OpenedShards:
     """The shards that an annotation entry names.
 
-    Opening reads no row, unless the rows were not checked for these fields, or only some of them are wanted.
+    Opening reads no row, unless the rows were not checked for these fields, or only some of them count.
 
     Args:
         cfg: the entry; see `shard_names`.
-        key: its place in the configuration.
+        key: its key in the configuration, for messages.
         fields, explode, keep: as in `read_table`.
         max_pixels: see `images.load_rgb`.
 
@@ -226,22 +226,24 @@ def open_shards(cfg: FileConfig, key: str, fields: Sequence[Field], explode: str
     if names is None:
         raise ConfigError(f"{key}.storage: {cfg.storage or cfg.url} names no shards: neither a folder nor *.tar.")
     sha256 = cfg.sha256 if isinstance(cfg.sha256, str) else None
-    index = ShardIndex(fetch_index(names.place, sha256) if names.remote else files.resolve(names.place))
-    shards = (RemoteShards(names.place, index.shards) if names.remote else
-              LocalShards(files.resolve(names.place), index.shards))
+    index = ShardIndex(fetch_index(names.location, sha256) if names.remote else files.resolve(names.location))
+    shards = (RemoteShards(names.location, index.shards) if names.remote else
+              LocalShards(files.resolve(names.location), index.shards))
     first, count = _chosen(names, index, key)
-    table = index.table([f"{shards.place}/{shard.name}" for shard in index.shards], first, count)
+    table = index.table([f"{shards.location}/{shard.name}" for shard in index.shards], first, count)
     if keep is None and _is_checked(index, fields) and explode in (None, EXPLODED):
         table = index.exploded(table, first, count) if explode else table
     else:
-        table = _check(table, fields, explode, keep)
+        errors = RowErrors()
+        table = RowTable(checked(table.items(), table.files, fields, errors, explode, keep), table.files)
+        errors.stop_if_any()
     if not len(table):
-        raise DataError(f"{key}: the shards of {shards.place} hold no rows of this split.")
+        raise DataError(f"{key}: the shards of {shards.location} hold no rows of this split.")
     return OpenedShards(table, ShardImages(index, shards, max_pixels), index.space)
 
 
 def _chosen(names: ShardNames, index: ShardIndex, key: str) -> tuple[int, int]:
-    """First and number of the wanted shards among those of the index."""
+    """First and number of the named shards among those of the index."""
     held = [shard.name for shard in index.shards]
     if names.names is None:
         return 0, len(held)
@@ -261,32 +263,24 @@ def _is_checked(index: ShardIndex, fields: Sequence[Field]) -> bool:
                and (field.key in index.kinds or not field.required) for field in fields)
 
 
-def _check(table: RowTable, fields: Sequence[Field], explode: str | None,
-           keep: Callable[[Row], bool] | None) -> RowTable:
-    faults = RowFaults()
-    checked_table = RowTable(checked(table.items(), table.files, fields, faults, explode, keep), table.files)
-    faults.stop_if_any()
-    return checked_table
-
-
 def shard_sizes(dataset: Any) -> list[int] | None:
-    """Samples of each shard of a data set, in its order; None where it is not in shards."""
+    """Samples of each shard of a data set, in its order; None if it is not in shards."""
     table, folder = getattr(dataset, "table", None), getattr(dataset, "folder", None)
     return table.file_sizes() if isinstance(folder, ShardImages) and isinstance(table, RowTable) else None
 
 
 def missing_shards(cfg: FileConfig, key: str, how_to_get: str | None) -> list[str]:
-    """What is not here of the shards an entry names, as finished sentences; nothing is opened or brought."""
+    """Sentences about the missing shards of an entry; nothing is opened or fetched."""
     names = names_in(cfg)
     if names is None:
         text = cfg.storage or cfg.url
         return [f"{key}.storage: {text} is not here. {how_to_get or 'Set this key to the folder of the shards.'}"]
     if names.remote:
-        here = (remote_folder(names.place) / INDEX).exists()
+        here = (remote_folder(names.location) / INDEX).exists()
         return [] if here or not files.offline() else [
-            f"{key}: the index of {names.place} is not in the cache, and LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE "
+            f"{key}: the index of {names.location} is not in the cache, and LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE "
             "forbids the network."]
-    folder = files.resolve(names.place)
+    folder = files.resolve(names.location)
     if not folder.is_dir() or not any(folder.glob("*.tar")):
         return [f"{key}.storage: there are no shards in {folder}. "
                 f"{how_to_get or 'Set this key to the folder that holds the shards.'}"]

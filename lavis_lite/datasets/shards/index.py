@@ -1,8 +1,8 @@
-"""The index of a folder of shards: which image is where, and the rows of all samples, mapped instead of read.
+"""The index of a folder of shards: the location of each image, and the rows of all samples, mapped instead of read.
 
     shards/000000.tar ... 000123.tar     webdataset's layout: <key>.jpg, <key>.json per sample
-    shards/index.json                    shards with bytes, samples and sha256; what was checked of the rows
-    shards/index.safetensors             where each image is, and the rows
+    shards/index.json                    shards with bytes, samples and sha256; kinds of the rows' fields
+    shards/index.safetensors             location of each image, and the rows
 
 Images are found by a hash of their name, so that opening costs the same for ten samples and for ten million.
 """
@@ -27,7 +27,7 @@ from lavis_lite.io import atomic, sealed
 FORMAT = 2
 INDEX, ARRAYS = "index.json", "index.safetensors"
 PARTS = ".parts"
-"""folder of what is known of the shards that are finished, until all are"""
+"""folder of the parts of the index, one per finished shard, until all shards are finished"""
 EXPLODED = "caption"
 """the field that may hold several texts per row"""
 
@@ -47,12 +47,12 @@ class Shard:
     sha256: str
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where an image's bytes are."""
 
     shard: int
     offset: int
-    """of its first byte in the tar; its header stands in the 512 bytes before"""
+    """of its first byte in the tar; its header is in the 512 bytes before"""
     size: int
     crc: int
     """CRC-32 of its bytes"""
@@ -62,11 +62,11 @@ class ShardIndex:
     """An opened index.
 
     Args:
-        folder: where index.json and its arrays are; the shards may be elsewhere.
+        folder: of index.json and its arrays; the shards may be elsewhere.
 
     Attributes:
-        shards: in order. space: what keeps their images' ids apart from other data sets'. kinds: field -> name of the
-        kind that its values are.
+        shards: in order. space: keeps their images' ids apart from other data sets'. kinds: field -> name of the kind
+        of its values.
 
     Raises:
         DataError: there is no index, or it is damaged or of a later format.
@@ -85,32 +85,32 @@ class ShardIndex:
                 raise TypeError("its space, kinds or sha256 are not text")
             if self.samples != sum(shard.samples for shard in self.shards):
                 raise TypeError(f"{self.samples!r} samples are not those of its shards together")
-        except (KeyError, TypeError) as fault:
-            raise DataError(f"{folder / INDEX}: not an index of shards ({fault!r}). {remedy}") from fault
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{folder / INDEX}: not an index of shards ({error!r}). {remedy}") from error
         arrays = Mapped(folder / ARRAYS, remedy)
         self._hashes, self._starts, self._rows_of = arrays.lazy("hash"), arrays.lazy("starts"), arrays["rows_of"]
         if (arrays.path.stat().st_size != size or arrays.digest != digest
                 or len(self._rows_of) != len(self.shards) + 1):
             raise DataError(f"{arrays.path}: not the file that {INDEX} was written with. {remedy}")
-        self._places = [arrays.lazy(name) for name in Place._fields]
+        self._locations = [arrays.lazy(name) for name in Location._fields]
 
-    def find(self, name: str) -> Place | None:
-        """Where the image of that name is, or None.
+    def find(self, name: str) -> Location | None:
+        """The location of the image of that name, or None.
 
         Raises:
             DataError: the index is damaged there.
         """
         wanted = np.uint64(name_hash(name))
-        at = self._hashes.search(wanted)
-        if at == len(self._hashes) or self._hashes[at] != wanted:
+        index = self._hashes.search(wanted)
+        if index == len(self._hashes) or self._hashes[index] != wanted:
             return None
-        return Place(*(int(places[at]) for places in self._places))
+        return Location(*(int(array[index]) for array in self._locations))
 
     def table(self, names: Sequence[str], first: int = 0, count: int | None = None) -> RowTable:
         """The rows of `count` shards from the `first` on, one per row of the samples' JSON.
 
         Args:
-            names: what the shards are called in messages.
+            names: of the shards in messages.
             first, count: which shards; by default all.
         """
         start, end = self._row_range(first, count)
@@ -127,16 +127,12 @@ class ShardIndex:
 
 
 def _shards(content: Any) -> list[Shard]:
-    """The shards of an index's content.
-
-    Raises:
-        TypeError: they are not what an index has.
-    """
+    """The shards of an index's content; a TypeError if they are something else."""
     if not isinstance(content, list):
         raise TypeError("its shards are not a list")
     shards = [Shard(**shard) for shard in content]
     for shard in shards:
-        if not _is_plain(shard.name):  # it would be read, or downloaded, to where the name leads
+        if not _is_plain(shard.name):  # else a name could lead to any file
             raise TypeError(f"{shown(shard.name)} is not the name of a file in this folder")
         if not (_is_count(shard.bytes) and _is_count(shard.samples) and isinstance(shard.sha256, str)):
             raise TypeError(f"bytes, samples or sha256 of {shard.name} are of another type")
@@ -156,7 +152,7 @@ def _is_plain(name: object) -> bool:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The content of a folder's index.json, proved by its seal.
+    """The content of a folder's index.json, checked by its seal.
 
     Raises:
         DataError: missing, altered, or written by another version.
@@ -166,22 +162,22 @@ def read_index(folder: Path) -> dict[str, Any]:
         content = sealed.read(path)
         if content.get("format") != FORMAT:
             raise ValueError(f"its format is {content.get('format')!r}, and this version reads {FORMAT}")
-    except FileNotFoundError as fault:
-        raise DataError(f"{path}: there is no index of the shards. Write one with: {command}") from fault
-    except (OSError, ValueError) as fault:
-        raise DataError(f"{path}: cannot be used as an index of shards ({fault}). Write it anew with: {command} "
-                        "--again") from fault
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no index of the shards. Write one with: {command}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be used as an index of shards ({error}). Write it anew with: {command} "
+                        "--again") from error
     return content
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
 class Part:
-    """What is known of one finished shard, on its way to the index.
+    """The part of the index for one finished shard.
 
     Args:
         shard: the tar.
         images: (name, offset, size, crc) of each image.
-        rows: its samples' rows, `number` the sample's place in the shard, from 1.
+        rows: (number of the sample in the shard, from 1; row).
     """
 
     def __init__(self, shard: Shard, images: Sequence[tuple[str, int, int, int]],
@@ -200,18 +196,18 @@ class Part:
             "copies": np.array([len(one) if isinstance(one, list) else 1 for one in captions], np.int64)}
 
     def save(self, folder: Path, **more: str) -> None:
-        """Write it under the index's folder of parts; `more` facts are kept with it."""
+        """Write it into the index's folder of parts, with `more` facts."""
         facts = {"shard": json.dumps(asdict(self.shard)), "kinds": json.dumps(self.kinds), **more}
         write_arrays(part_path(folder, self.shard.name), self.arrays, facts)
 
 
 def part_path(folder: Path, shard: str) -> Path:
-    """File of a shard's part."""
+    """The file of a shard's part."""
     return folder / PARTS / f"{shard}.safetensors"
 
 
 def part_facts(folder: Path, shard: str) -> dict[str, str] | None:
-    """What is known of a finished shard; None where nothing is, or its file is damaged and so counts for nothing."""
+    """The facts of a finished shard's part; None if there is none, or its file is damaged."""
     path = part_path(folder, shard)
     if not path.exists():
         return None
@@ -222,7 +218,7 @@ def part_facts(folder: Path, shard: str) -> dict[str, str] | None:
 
 
 def write_index(folder: Path, names: Sequence[str], space: str) -> ShardIndex:
-    """Join the parts of all shards, in order, into the index; nothing is left of an index half written.
+    """Join the parts of all shards, in order, into the index, which appears whole or not at all.
 
     Raises:
         DataError: two images of the same name.
@@ -260,7 +256,7 @@ def _joined(parts: Sequence[Mapped]) -> dict[str, Any]:
 
 
 def _sums(counts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """int64[N+1]: how much comes before each, and in all."""
+    """int64[N+1]: the sum before each, and of all."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))]).astype(np.int64)
 
 

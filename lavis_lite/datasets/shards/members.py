@@ -1,8 +1,7 @@
-"""The members of a tar that somebody else packed -> samples: one picture and one text under one key.
+"""The members of a tar from another program -> samples: one picture and one text under one key.
 
-A key ends at the first dot of a member's name, as in webdataset, or, where names have more dots, at the last one if a
-picture and a text then have one key. What belongs to no sample is counted by its ending, and nothing is left out
-without a word.
+A key ends at the first dot of a member's name, as in webdataset. If names have more dots, it ends at the last one if
+only so a picture and a text share a key. Members that belong to no sample are counted by their ending and reported.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from lavis_lite.datasets.annotations.rows import RowFaults
+from lavis_lite.datasets.annotations.rows import RowErrors
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif"}
 TEXTS = {"json", "txt"}
@@ -31,7 +30,7 @@ class Member:
     """A plain file of a tar.
 
     Attributes:
-        name: without "./". first, last: (key, ending) where the key ends at the first and at the last dot.
+        name: without "./". first, last: (key, ending), split at the first and at the last dot.
         offset, size: of its content. crc: of a picture. text: content of a text.
     """
 
@@ -44,11 +43,6 @@ class Member:
     text: bytes = b""
 
     @property
-    def is_picture(self) -> bool:
-        """Whether its last ending is that of a picture."""
-        return self.last[1] in PICTURES
-
-    @property
     def is_plain(self) -> bool:
         """Whether its name has one dot."""
         return self.first == self.last
@@ -56,14 +50,14 @@ class Member:
 
 @dataclass
 class Sample:
-    """What a tar holds under one key."""
+    """The members of a tar with one key."""
 
     key: str
     pictures: list[Member] = field(default_factory=list)
     texts: dict[str, list[Member]] = field(default_factory=dict)
 
     def add(self, member: Member, ending: str) -> None:
-        """Put a member into it."""
+        """Add a member."""
         if ending in PICTURES:
             self.pictures.append(member)
         else:
@@ -83,8 +77,8 @@ class Sample:
         """Content of its `.json` or `.txt`."""
         return self.texts[ending][0].text if ending in self.texts else None
 
-    def fault(self) -> str | None:
-        """Why it is no sample, as a clause."""
+    def error(self) -> str | None:
+        """Why it is no sample, as a clause; None if it is one."""
         twice = next((found for found in (self.pictures, *self.texts.values()) if len(found) > 1), None)
         if not self.pictures:
             return "has no image"
@@ -101,7 +95,7 @@ class Sample:
 
 @dataclass
 class Contents:
-    """What a tar holds.
+    """The content of a tar.
 
     Attributes:
         samples: in the order of their first members.
@@ -118,53 +112,53 @@ class Contents:
         self.examples.setdefault(kind, name)
 
 
-def read_contents(path: Path, faults: RowFaults, dots: Dots = "auto") -> Contents:
+def read_contents(path: Path, errors: RowErrors, dots: Dots = "auto") -> Contents:
     """Walk through a tar once.
 
     Args:
         path: the tar.
-        faults: is told of damage, of links, and of samples that are none.
-        dots: where keys end; auto: at the first dot, or at the last if that makes samples.
+        errors: receives damage, links, and incomplete samples.
+        dots: at which dot keys end; auto: at the first, or at the last if that makes samples.
     """
     contents, members = Contents(), []
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as file:
             for info in tar:
-                member = _member(path, info, file, contents, faults)
+                member = _member(path, info, file, contents, errors)
                 if member is not None:
                     members.append(member)
-            _check_end(path, tar, file, members, faults)
-    except (tarfile.TarError, OSError, ValueError) as fault:
+            _check_end(path, tar, file, members, errors)
+    except (tarfile.TarError, OSError, ValueError) as error:
         after = members[-1].name if members else "none"
-        faults.add(f"{path}:{len(members)}", f"cut short or damaged after member {after} ({_why(path, fault)})")
-    contents.samples = [sample for sample in _samples(path, members, dots, contents, faults)
-                        if _usable(path, sample, faults)]
-    if not members and not faults.count:
-        faults.add(str(path), "holds no image and no text")
+        errors.add(f"{path}:{len(members)}", f"cut short or damaged after member {after} ({_why(path, error)})")
+    contents.samples = [sample for sample in _samples(path, members, dots, contents, errors)
+                        if _usable(path, sample, errors)]
+    if not members and not errors.count:
+        errors.add(str(path), "holds no image and no text")
     return contents
 
 
-def _why(path: Path, fault: Exception) -> str:
+def _why(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    return "it is compressed; unpack it with gunzip first" if packed else str(fault)
+    return "it is compressed; unpack it with gunzip first" if packed else str(error)
 
 
-def _check_end(path: Path, tar: tarfile.TarFile, file: BinaryIO, members: list[Member], faults: RowFaults) -> None:
-    """A tar ends in zeros, and with them: what stands behind would not be read."""
+def _check_end(path: Path, tar: tarfile.TarFile, file: BinaryIO, members: list[Member], errors: RowErrors) -> None:
+    """A tar ends in zeros; anything behind them would not be read."""
     file.seek(tar.offset)
     after = members[-1].name if members else "none"
     if file.read(tarfile.BLOCKSIZE).strip(b"\0") or tar.offset >= path.stat().st_size:
-        faults.add(f"{path}:{len(members)}", f"cut short or damaged at byte {tar.offset}, after member {after}")
+        errors.add(f"{path}:{len(members)}", f"cut short or damaged at byte {tar.offset}, after member {after}")
         return
     while chunk := file.read(_CHUNK):
         if chunk.strip(b"\0"):
-            faults.add(f"{path}:{len(members)}", f"goes on behind its end, after member {after}, as if two tars were "
+            errors.add(f"{path}:{len(members)}", f"goes on behind its end, after member {after}, as if two tars were "
                                                  "joined; join them with `tar --concatenate`")
             return
 
 
-def _member(path: Path, info: tarfile.TarInfo, file: BinaryIO, contents: Contents, faults: RowFaults) -> Member | None:
+def _member(path: Path, info: tarfile.TarInfo, file: BinaryIO, contents: Contents, errors: RowErrors) -> Member | None:
     """A picture or a text; others are counted."""
     name = "/".join(part for part in info.name.split("/") if part not in ("", "."))
     folder, _, base = name.rpartition("/")
@@ -178,7 +172,7 @@ def _member(path: Path, info: tarfile.TarInfo, file: BinaryIO, contents: Content
         contents.leave(f".{ending}" if ending else "files without an ending", name)
         return None
     if not info.isreg() or info.issparse():
-        faults.add(f"{path}:{name}", "is a link, a sparse file or no plain file; such members are not read")
+        errors.add(f"{path}:{name}", "is a link, a sparse file or no plain file; such members are not read")
         return None
     prefix = f"{folder}/" if folder else ""
     first, last = base.partition("."), base.rpartition(".")
@@ -200,7 +194,7 @@ def _crc(file: BinaryIO, info: tarfile.TarInfo) -> int:
 
 
 # --- members to samples ----------------------------------------------------------------------------------------------
-def _samples(path: Path, members: list[Member], dots: Dots, contents: Contents, faults: RowFaults) -> Iterator[Sample]:
+def _samples(path: Path, members: list[Member], dots: Dots, contents: Contents, errors: RowErrors) -> Iterator[Sample]:
     """Members by their keys, in the order of first appearance."""
     by_last = _grouped(members, "last")
     plain = _grouped([member for member in members if member.is_plain], "first")
@@ -213,8 +207,8 @@ def _samples(path: Path, members: list[Member], dots: Dots, contents: Contents, 
             if dots == "first" or (part and not by_last[key].whole):
                 key, ending = member.first
             elif part and member.first[0] != key:
-                faults.add(f"{path}:{member.name}", f"may be of a sample of its own or a part of {member.first[0]!r}; "
-                                                    "say --dots last or --dots first")
+                errors.add(f"{path}:{member.name}", f"may be of a sample of its own or a part of {member.first[0]!r}; "
+                                                    "set --dots last or --dots first")
         if ending in PICTURES | TEXTS:
             found.setdefault(key, Sample(key)).add(member, ending)
         else:
@@ -230,12 +224,12 @@ def _grouped(members: list[Member], where: str) -> dict[str, Sample]:
     return groups
 
 
-def _usable(path: Path, sample: Sample, faults: RowFaults) -> bool:
-    fault = sample.fault()
-    if fault is None:
+def _usable(path: Path, sample: Sample, errors: RowErrors) -> bool:
+    error = sample.error()
+    if error is None:
         return True
     members: list[Any] = [*sample.pictures, *(one for found in sample.texts.values() for one in found)]
     dotted = next((member.name for member in members if not member.is_plain), None)
-    hint = f" under the name up to the last dot of {dotted!r}" if dotted and "has no" in fault else ""
-    faults.add(f"{path}:{sample.key}", fault + hint)
+    hint = f" under the name up to the last dot of {dotted!r}" if dotted and "has no" in error else ""
+    errors.add(f"{path}:{sample.key}", error + hint)
     return False

@@ -1,4 +1,4 @@
-"""The index of shards that somebody else wrote: found out by walking through their headers once.
+"""The index of shards from another program, made by reading their headers once.
 
 Layouts: <key>.<picture> with <key>.json, <key>.txt or both, as img2dataset and webdataset write them; or this
 package's own, whose index is then the same again. Every tar is read, none is unpacked.
@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.datasets.annotations.json_text import DECODER, json_fault
-from lavis_lite.datasets.annotations.rows import Field, RowFaults, checked_row, describe, file_name, texts
+from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked_row, describe, file_name, texts
 from lavis_lite.datasets.annotations.tables import Row
-from lavis_lite.datasets.annotations.text_files import codec_of
+from lavis_lite.datasets.annotations.text_files import DECODER, codec_of, json_error
 from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.shards.index import (
     EXPLODED,
@@ -30,31 +29,31 @@ from lavis_lite.datasets.shards.index import (
     write_index,
 )
 from lavis_lite.datasets.shards.members import Contents, Dots, Sample, read_contents
-from lavis_lite.datasets.shards.writer import SKIPPED, Say, joined
+from lavis_lite.datasets.shards.writer import SKIPPED, Log, joined
 from lavis_lite.errors import DataError
 from lavis_lite.io import atomic, sealed
 from lavis_lite.process.children import worker_pool
 
 _MOST_LISTED = 100_000
-"""faults of one tar that are listed in skipped.jsonl; the others are counted"""
+"""errors of one tar that are listed in skipped.jsonl; the others are counted"""
 _OTHER_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False, workers: int = 1,
-                 say: Say = print, dots: Dots = "auto") -> ShardIndex:
-    """Write the index of all tars in a folder; what was found out of a tar is kept if this is broken off.
+                 log: Log = print, dots: Dots = "auto") -> ShardIndex:
+    """Write the index of all tars in a folder; finished tars are not read again if this is interrupted.
 
     Args:
         folder: of the tars.
-        keep: further fields of the samples' JSON that rows shall have, besides the caption.
-        skip_bad: leave samples out that have no image or no text, and what comes behind a damaged place.
+        keep: further fields of the samples' JSON for the rows, besides the caption.
+        skip_bad: leave out samples without an image or a text, and everything behind damage.
         workers: processes that read.
-        say: is told of the progress, and of members that are not read.
-        dots: where a sample's key ends in the names of members, see `members.read_contents`.
+        log: receives lines of progress, and on members that are not read.
+        dots: at which dot of a member's name the sample's key ends, see `members.read_contents`.
 
     Raises:
         DataError: no tars, no samples, two images of one name, or a field of `keep` that no sample has; or, without
-            `skip_bad`, up to 20 faults, all in one message.
+            `skip_bad`, up to 20 errors, all in one message.
     """
     names = sorted(path.name for path in folder.glob("*.tar"))
     if not names:
@@ -63,12 +62,12 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
     settings = json.dumps([list(keep), dots])
     missing = [name for name in names if not _scanned(folder, name, settings)]
     try:
-        _scan_all(missing, partial(scan_shard, folder, keep=tuple(keep), dots=dots, settings=settings), workers, say)
+        _scan_all(missing, partial(scan_shard, folder, keep=tuple(keep), dots=dots, settings=settings), workers, log)
     finally:
         atomic.remove_strays(folder / PARTS)  # of processes that were killed
     facts = [Mapped(part_path(folder, name)).facts for name in names]
-    _report_unused(folder, facts, say)
-    _judge(folder, facts, skip_bad, say)
+    _report_unused(folder, facts, log)
+    _judge(folder, facts, skip_bad, log)
     _check_found(folder, facts, keep)
     index = write_index(folder, names, folder.name)
     for name in names:
@@ -76,15 +75,15 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
     return index
 
 
-def _scan_all(names: Sequence[str], scan: Callable[[str], None], workers: int, say: Say) -> None:
+def _scan_all(names: Sequence[str], scan: Callable[[str], None], workers: int, log: Log) -> None:
     if workers <= 1:
         for done, name in enumerate(names, 1):
             scan(name)
-            say(f"{name} read ({done} of {len(names)})")
+            log(f"{name} read ({done} of {len(names)})")
     else:
         with worker_pool(workers, "reading shards") as pool:
             for done, _ in enumerate(pool.map(scan, names), 1):
-                say(f"{names[done - 1]} read ({done} of {len(names)})")
+                log(f"{names[done - 1]} read ({done} of {len(names)})")
 
 
 def _scanned(folder: Path, name: str, settings: str) -> bool:
@@ -98,12 +97,12 @@ def _stamp(path: Path) -> str:
 
 
 def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "auto", settings: str = "") -> None:
-    """Find out what one tar holds and write it down beside the index."""
-    path, faults = folder / name, RowFaults(_MOST_LISTED)
-    contents = read_contents(path, faults, dots)
+    """Read one tar and write its part of the index."""
+    path, errors = folder / name, RowErrors(_MOST_LISTED)
+    contents = read_contents(path, errors, dots)
     images, rows = [], []
     for sample in contents.samples:
-        found = _rows(path, sample, keep, faults, contents)
+        found = _rows(path, sample, keep, errors, contents)
         if found:
             image = sample.image
             images.append((found[0]["image"], image.offset, image.size, image.crc))
@@ -114,20 +113,20 @@ def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "aut
     shard = Shard(name, path.stat().st_size, len(images), sealed.file_sha256(path))
     kept = {key: sum(key in row for _, row in rows) for key in keep}
     Part(shard, images, rows, kinds).save(
-        folder, settings=settings, stamp=_stamp(path), faults=json.dumps(faults.shown), count=str(faults.count),
+        folder, settings=settings, stamp=_stamp(path), faults=json.dumps(errors.shown), count=str(errors.count),
         unused=json.dumps([contents.unused, contents.examples]), kept=json.dumps(kept))
 
 
-def _rows(path: Path, sample: Sample, keep: tuple[str, ...], faults: RowFaults, contents: Contents) -> list[Row]:
-    """The rows of a sample; none if its JSON or text is at fault. A second text is counted in `contents`."""
-    place, before = f"{path}:{sample.key}", faults.count
+def _rows(path: Path, sample: Sample, keep: tuple[str, ...], errors: RowErrors, contents: Contents) -> list[Row]:
+    """The rows of a sample; none if its JSON or text is wrong. A second text is counted in `contents`."""
+    where, before = f"{path}:{sample.key}", errors.count
     try:
         content, text = _content(sample.text("json")), _text(sample.text("txt"))
-    except (ValueError, RecursionError) as fault:
-        faults.add(place, f"its text cannot be read ({fault})")
+    except (ValueError, RecursionError) as error:
+        errors.add(where, f"its text cannot be read ({error})")
         return []
     if isinstance(content.get("image"), str) and text is None:  # written by `data shard`: the row as it was
-        kept = list(_own_rows(place, content, faults))
+        kept = list(_own_rows(where, content, errors))
     else:
         caption = content.get(EXPLODED)
         if text and isinstance(caption, str) and caption.strip() not in ("", text):
@@ -135,9 +134,9 @@ def _rows(path: Path, sample: Sample, keep: tuple[str, ...], faults: RowFaults, 
         row = {"image": f"{path.stem}/{sample.image.name}", EXPLODED: text if caption in (None, "", []) else caption}
         if row[EXPLODED] is None and EXPLODED not in content:
             row = {"image": row["image"], **{key: value for key, value in content.items() if key != "image"}}
-        kept = [checked_row(place, row, [Field("image", file_name), Field(EXPLODED, texts)], faults)
+        kept = [checked_row(where, row, [Field("image", file_name), Field(EXPLODED, texts)], errors)
                 | {key: content[key] for key in keep if key in content}]
-    return joined(kept) if faults.count == before else []
+    return joined(kept) if errors.count == before else []
 
 
 def _content(encoded: bytes | None) -> dict[str, Any]:
@@ -148,8 +147,8 @@ def _content(encoded: bytes | None) -> dict[str, Any]:
         content = DECODER.decode(encoded.decode(codec_of(encoded)).strip())
     except UnicodeDecodeError:
         raise
-    except (ValueError, RecursionError) as fault:
-        raise ValueError(json_fault(fault)) from fault
+    except (ValueError, RecursionError) as error:
+        raise ValueError(json_error(error)) from error
     if not isinstance(content, dict):
         raise ValueError("its JSON is no object")
     return content
@@ -159,17 +158,17 @@ def _text(encoded: bytes | None) -> str | None:
     return None if encoded is None else encoded.decode(codec_of(encoded)).strip()
 
 
-def _own_rows(place: str, content: dict[str, Any], faults: RowFaults) -> Iterator[Row]:
+def _own_rows(where: str, content: dict[str, Any], errors: RowErrors) -> Iterator[Row]:
     inner = content.get("rows")
     fields = [Field("image", file_name), Field(EXPLODED, texts, required=False)]
     for row in inner if isinstance(inner, list) and inner else [content]:
         if isinstance(row, dict):
-            yield row | checked_row(place, row, fields, faults)
+            yield row | checked_row(where, row, fields, errors)
         else:
-            faults.add(place, f"its 'rows' must be objects, not {describe(row)}")
+            errors.add(where, f"its 'rows' must be objects, not {describe(row)}")
 
 
-def _report_unused(folder: Path, facts: Sequence[dict[str, str]], say: Say) -> None:
+def _report_unused(folder: Path, facts: Sequence[dict[str, str]], log: Log) -> None:
     """One line for each kind of member, and of file, that no sample is made of."""
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
@@ -178,27 +177,27 @@ def _report_unused(folder: Path, facts: Sequence[dict[str, str]], say: Say) -> N
         counts.update(unused)
         examples = first | examples
     for kind, count in sorted(counts.items()):
-        say(f"not read: {kind[:60]} ({count}, such as {examples[kind][:80]})")
+        log(f"not read: {kind[:60]} ({count}, such as {examples[kind][:80]})")
     packed = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_OTHER_TARS))
     if packed:
-        say(f"not read: compressed archives ({len(packed)}, such as {packed[0]}); unpack them to .tar files")
+        log(f"not read: compressed archives ({len(packed)}, such as {packed[0]}); unpack them to .tar files")
     deeper = sorted(folder.glob("*/*.tar"))
     if deeper:
         first = deeper[0].relative_to(folder)
-        say(f"not read: tars in folders below ({len(deeper)}, such as {first}); index each folder for itself")
+        log(f"not read: tars in folders below ({len(deeper)}, such as {first}); index each folder for itself")
 
 
-def _judge(folder: Path, facts: Sequence[dict[str, str]], skip_bad: bool, say: Say) -> None:
-    """Stop if something is wrong, or write down what is left out."""
-    shown = [fault for one in facts for fault in json.loads(one["faults"])]
+def _judge(folder: Path, facts: Sequence[dict[str, str]], skip_bad: bool, log: Log) -> None:
+    """Stop if something is wrong, or list what is left out."""
+    shown = [error for one in facts for error in json.loads(one["faults"])]
     count = sum(int(one["count"]) for one in facts)
     if not count:
         return
     if not skip_bad:
-        raise DataError(f"{count} fault{'s' if count > 1 else ''} in the shards of {folder}:\n" + "\n".join(shown[:20])
+        raise DataError(f"{count} error{'s' if count > 1 else ''} in the shards of {folder}:\n" + "\n".join(shown[:20])
                         + "\nFix them, or add --skip-bad to leave these samples out.")
-    atomic.write_text(folder / SKIPPED, "".join(json.dumps({"fault": fault.strip()}) + "\n" for fault in shown))
-    say(f"{count} error{'s' if count > 1 else ''}; what they concern is left out: {folder / SKIPPED}")
+    atomic.write_text(folder / SKIPPED, "".join(json.dumps({"fault": error.strip()}) + "\n" for error in shown))
+    log(f"{count} error{'s' if count > 1 else ''}; what they concern is left out: {folder / SKIPPED}")
 
 
 def _check_found(folder: Path, facts: Sequence[dict[str, str]], keep: Sequence[str]) -> None:

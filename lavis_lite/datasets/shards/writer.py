@@ -1,8 +1,8 @@
-"""A data set of loose files -> shards: tars of some thousand samples, and their index.
+"""A data set of loose files -> shards: tars of some thousand samples, written by webdataset, and their index.
 
-The images' bytes go in as they are; a sample's JSON is its row (rows of the same image make one sample). Each tar is
-written under a hidden name, flushed and renamed; what is finished is kept when the writer is killed, and the next one
-goes on behind it. The same data set gives the same bytes.
+The images' bytes go in as they are; a sample's JSON is its row (rows of the same image make one sample). Each tar
+appears whole or not at all. Finished tars are kept if the writer is killed, and the next writer goes on behind them.
+The same data set gives the same bytes.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
@@ -46,19 +45,19 @@ from lavis_lite.process.children import worker_pool
 
 SKIPPED = "skipped.jsonl"
 _SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What goes into which shard.
+    """Which sample goes into which shard.
 
     Attributes:
         table: the rows. folder: the images.
-        rows: int64[N], the rows in the order of their samples; ends: int64[M+1], where each sample's rows end.
-        per_shard: samples of a shard. out: where they go.
-        skip_bad: leave images out that cannot be read, where otherwise writing stops.
-        fingerprint: what the shards are made of.
+        rows: int64[N], the rows in the order of their samples; ends: int64[M+1], the end of each sample's rows.
+        per_shard: samples of a shard. out: folder of the shards.
+        skip_bad: leave out images that cannot be read; otherwise writing stops.
+        fingerprint: hash of the rows and of per_shard.
     """
 
     table: RowTable
@@ -94,14 +93,14 @@ def make_plan(table: RowTable, folder: ImageFolder, out: Path, per_shard: int, s
     return Plan(table, folder, rows, np.append(starts, len(table)), per_shard, out, skip_bad, digest.hexdigest())
 
 
-def write_shards(plan: Plan, space: str, workers: int = 1, say: Say = print) -> ShardIndex:
-    """Write what is not there yet of a plan's shards, then their index.
+def write_shards(plan: Plan, space: str, workers: int = 1, log: Log = print) -> ShardIndex:
+    """Write the missing shards of a plan, then their index.
 
     Args:
         plan: see `make_plan`.
-        space: what keeps the images' ids apart from other data sets'.
+        space: keeps the images' ids apart from other data sets'.
         workers: processes that write; the result does not depend on it.
-        say: is told of the progress.
+        log: receives lines of progress.
 
     Raises:
         DataError: the folder holds other shards.
@@ -111,14 +110,18 @@ def write_shards(plan: Plan, space: str, workers: int = 1, say: Say = print) -> 
     with FileLock(str(plan.out / ".lock")):
         _check_folder(plan)
         if (plan.out / INDEX).exists():
-            say(f"all {len(plan.names)} shards are there already")
+            log(f"all {len(plan.names)} shards are there already")
             return ShardIndex(plan.out)
         missing = [number for number, name in enumerate(plan.names) if not _finished(plan.out, name)]
         if len(missing) < len(plan.names):
-            say(f"{len(plan.names) - len(missing)} of {len(plan.names)} shards are there already")
+            log(f"{len(plan.names) - len(missing)} of {len(plan.names)} shards are there already")
         for done, number in enumerate(_each(plan, missing, workers), 1):
-            say(f"{plan.names[number]} written ({done} of {len(missing)})")
-        _list_skipped(plan, say)
+            log(f"{plan.names[number]} written ({done} of {len(missing)})")
+        skipped = [record for name in plan.names
+                   for record in json.loads(Mapped(part_path(plan.out, name)).facts["skipped"])]
+        if skipped:
+            atomic.write_text(plan.out / SKIPPED, "".join(json.dumps(record) + "\n" for record in skipped))
+            log(f"{len(skipped)} images could not be read and were left out: {plan.out / SKIPPED}")
         index = write_index(plan.out, plan.names, space)
         for name in plan.names:
             part_path(plan.out, name).unlink()
@@ -138,13 +141,13 @@ def _check_folder(plan: Plan) -> None:
 
 
 def _remove_strays(out: Path) -> None:
-    """Remove half-written shards and notes on them; the folder is locked, so nobody is writing them."""
+    """Remove half-written shards and notes on them; the folder is locked, so no other process writes them."""
     for folder in (out, out / PARTS):
         atomic.remove_strays(folder)
 
 
 def _finished(out: Path, name: str) -> bool:
-    """Whether a shard and what is known of it are there."""
+    """Whether a shard and its part of the index are there."""
     facts = part_facts(out, name)
     if facts is None or not (out / name).exists():
         return False
@@ -152,19 +155,18 @@ def _finished(out: Path, name: str) -> bool:
 
 
 class _Worker:
-    """The plan, as a process that writes shards keeps it."""
+    """A process that writes shards; it receives the plan once."""
 
-    plan: Plan | None = None
+    plan: Plan
 
+    @classmethod
+    def start(cls, plan: Plan) -> None:
+        cls.plan = plan
 
-def _start_worker(plan: Plan) -> None:
-    _Worker.plan = plan
-
-
-def _work(number: int) -> int:
-    assert _Worker.plan is not None
-    write_shard(_Worker.plan, number)
-    return number
+    @classmethod
+    def write(cls, number: int) -> int:
+        write_shard(cls.plan, number)
+        return number
 
 
 def _each(plan: Plan, numbers: Sequence[int], workers: int) -> Iterator[int]:
@@ -176,14 +178,14 @@ def _each(plan: Plan, numbers: Sequence[int], workers: int) -> Iterator[int]:
         return
     how = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     try:
-        with worker_pool(min(workers, len(numbers)), "writing shards", how, _start_worker, (plan,)) as pool:
-            yield from pool.map(_work, numbers)
+        with worker_pool(min(workers, len(numbers)), "writing shards", how, _Worker.start, (plan,)) as pool:
+            yield from pool.map(_Worker.write, numbers)
     finally:
         _remove_strays(plan.out)  # of processes that were killed
 
 
 class _Hashing:
-    """A file being written, and the sha256 of what went in."""
+    """A file being written, its size, and the sha256 of its content."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
@@ -193,31 +195,22 @@ class _Hashing:
         self.size += len(content)
         return self.file.write(content)
 
-    def tell(self) -> int:
-        return self.size
-
 
 def write_shard(plan: Plan, number: int) -> None:
-    """Write one shard and what is known of it.
+    """Write one shard and its part of the index.
 
     Raises:
         BadSample: an image cannot be read, unless the plan skips those.
     """
-    name = plan.names[number]
-    temporary = plan.out / f".tmp-{name}-{os.getpid()}"
-    members = _Members()
-    try:
-        with temporary.open("wb") as file:
-            hashing = _Hashing(file)
-            with tarfile.open(fileobj=hashing, mode="w", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
-                for sample, rows in plan.samples(number):
-                    members.add(tar, sample, rows, plan)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, plan.out / name)
-    finally:
-        temporary.unlink(missing_ok=True)
-    atomic.sync_folder(plan.out)
+    from webdataset import TarWriter  # imported here: only writing needs it
+
+    name, members = plan.names[number], _Members()
+    with atomic.replaced(plan.out / name) as temporary, temporary.open("wb") as file:
+        hashing = _Hashing(file)
+        # no owner and no time, so that the bytes are the same whoever writes them
+        with TarWriter(hashing, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
+            for sample, rows in plan.samples(number):
+                members.add(tar, sample, rows, plan)
     shard = Shard(name, hashing.size, len(members.images), hashing.digest.hexdigest())
     kinds = {field: "texts" if field == EXPLODED and kind == ELEMENT else kind
              for field, kind in plan.table.kinds.items()}
@@ -225,40 +218,34 @@ def write_shard(plan: Plan, number: int) -> None:
 
 
 class _Members:
-    """What was put into a tar."""
+    """What has been written into a tar."""
 
     def __init__(self) -> None:
         self.images: list[tuple[str, int, int, int]] = []
         self.rows: list[tuple[int, Row]] = []
         self.skipped: list[dict[str, str]] = []
 
-    def add(self, tar: tarfile.TarFile, sample: int, rows: list[Row], plan: Plan) -> None:
+    def add(self, tar: Any, sample: int, rows: list[Row], plan: Plan) -> None:
         """One sample: its image, then its JSON."""
         name = rows[0]["image"]
         try:
             content = plan.folder.read(name)
-        except BadSample as fault:
+        except BadSample as error:
             if not plan.skip_bad:
                 raise
-            self.skipped.append({"image": name, "file": fault.path, "reason": fault.reason})
+            self.skipped.append({"image": name, "file": error.path, "reason": error.reason})
             return
         key, rows = f"{sample:09d}", joined(rows)
-        offset = _add(tar, f"{key}.{suffix_of(name, content)}", content)
-        _add(tar, f"{key}.json", json.dumps(rows[0] if len(rows) == 1 else {"image": name, "rows": rows}).encode())
+        tar.write({"__key__": key, suffix_of(name, content): content})
+        offset = tar.tarstream.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        row = rows[0] if len(rows) == 1 else {"image": name, "rows": rows}
+        tar.write({"__key__": key, "json": json.dumps(row).encode()})
         self.images.append((name, offset, len(content), zlib.crc32(content)))
         self.rows += [(len(self.images), row) for row in rows]
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
-    """A member that is the same whoever writes it; the offset of its first byte."""
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = len(content), 0o644
-    tar.addfile(member, io.BytesIO(content))
-    return tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-
-
 def joined(rows: list[Row]) -> list[Row]:
-    """Rows of one image; where they differ in their caption only, one row with the list of captions."""
+    """Rows of one image; if they differ in their caption only, one row with the list of captions."""
     lists = [{**row, EXPLODED: [row[EXPLODED]]} if isinstance(row.get(EXPLODED), str) else row for row in rows]
     rest = [{key: value for key, value in row.items() if key != EXPLODED} for row in lists]
     if len(lists) > 1 and all(EXPLODED in row for row in lists) and all(other == rest[0] for other in rest):
@@ -267,20 +254,11 @@ def joined(rows: list[Row]) -> list[Row]:
 
 
 def suffix_of(name: str, content: bytes) -> str:
-    """What readers of webdataset tell a picture by: its name's suffix, or else the name of its format."""
+    """The suffix by which readers of webdataset know a picture: its name's, or else its format's."""
     suffix = name.rsplit("/", 1)[-1].rpartition(".")[2].lower()
     if suffix in _SUFFIXES:
         return suffix
     with contextlib.suppress(UnidentifiedImageError, OSError), Image.open(io.BytesIO(content)) as image:
         return {"JPEG": "jpg", "TIFF": "tif"}.get(str(image.format), str(image.format).lower())
     return "bin"
-
-
-def _list_skipped(plan: Plan, say: Say) -> None:
-    """Write down what was left out."""
-    parts = [Mapped(part_path(plan.out, name)) for name in plan.names]
-    skipped = [record for part in parts for record in json.loads(part.facts["skipped"])]
-    if skipped:
-        atomic.write_text(plan.out / SKIPPED, "".join(json.dumps(record) + "\n" for record in skipped))
-        say(f"{len(skipped)} images could not be read and were left out: {plan.out / SKIPPED}")
 

@@ -74,7 +74,7 @@ def test_official_coco_captions_are_joined_with_their_images(tmp_path, capsys):
     assert rows(table) == [{"image": "x/5.jpg", "caption": "a", "image_id": 5},
                            {"image": "x/5.jpg", "caption": "b", "image_id": 5},
                            {"image": "x/3.jpg", "caption": "c", "image_id": 3}]
-    assert [table.place(index).rsplit(":", 1)[1] for index in range(3)] == ["2", "3", "1"]
+    assert [table.location(index).rsplit(":", 1)[1] for index in range(3)] == ["2", "3", "1"]
     assert capsys.readouterr().out == ""
 
 
@@ -82,19 +82,19 @@ def test_csv_places_are_line_numbers_and_quoted_texts_may_have_line_ends(tmp_pat
     content = 'image,caption\r\na.jpg,"one, two\r\nthree"\r\nb.jpg,four\r\n'
     table = read_table([write(tmp_path, "t.csv", content)], FIELDS)
     assert rows(table)[0]["caption"] == ["one, two\r\nthree"]
-    assert table.place(1).endswith("t.csv:4")
+    assert table.location(1).endswith("t.csv:4")
 
 
 def test_explode_gives_a_row_per_caption(tmp_path):
     table = read_table([write(tmp_path, "a.json", ROWS)], FIELDS, explode="caption")
     assert [row["caption"] for row in rows(table)] == ["one", "two", "три 🙂 \u2028 x"]
-    assert [table.place(index)[-2:] for index in range(3)] == [":1", ":1", ":2"]
+    assert [table.location(index)[-2:] for index in range(3)] == [":1", ":1", ":2"]
 
 
 def test_several_files_keep_their_places(tmp_path):
     paths = [write(tmp_path, "a.json", ROWS), write(tmp_path, "b.jsonl", json.dumps(ROWS[0]))]
     table = read_table(paths, FIELDS)
-    assert table.place(2) == f"{paths[1]}:1" and table[2] == ROWS[0]
+    assert table.location(2) == f"{paths[1]}:1" and table[2] == ROWS[0]
 
 
 BAD_ROWS = [
@@ -208,7 +208,7 @@ def test_table_survives_pickling_and_holds_little(tmp_path):
     many = [{"image": f"{n:08d}.jpg", "caption": ["a short caption of some words"]} for n in range(2000)]
     table = RowTable(((0, n, row) for n, row in enumerate(many, 1)), [tmp_path / "a.json"])
     again = pickle.loads(pickle.dumps(table))
-    assert again[1999] == many[1999] and again.place(7) == table.place(7)
+    assert again[1999] == many[1999] and again.location(7) == table.location(7)
     assert table.nbytes() < 2000 * 100
     with pytest.raises(IndexError):
         table[2000]
@@ -230,7 +230,7 @@ def test_large_tables_are_mapped_from_the_second_time_on(tmp_path, monkeypatch):
     first, again = opened(), opened()
     assert len(calls) == 1 and isinstance(again, MappedTable) and rows(first) == rows(again) == ROWS
     assert list(first.skim()) == list(again.skim()) == ROWS
-    assert again.place(1) == f"{path}:2" and again.kinds == {"image": "file_name", "caption": "texts",
+    assert again.location(1) == f"{path}:2" and again.kinds == {"image": "file_name", "caption": "texts",
                                                            "image_id": "identifier"}
     assert rows(pickle.loads(pickle.dumps(again))) == ROWS
     assert len(opened(explode="caption")) == 3 and len(calls) == 2  # another question, another file
@@ -267,7 +267,7 @@ def test_exploded_views_read_no_row_ahead():
                       for number in range(1, 4)), [Path("f")])
     view = ExplodedTable(table, "caption", np.array([0, 1, 3, 6]))
     assert [view[index]["caption"] for index in range(6)] == ["1a", "2a", "2b", "3a", "3b", "3c"]
-    assert view.place(4) == "f:3" and view.file_sizes() == [6]
+    assert view.location(4) == "f:3" and view.file_sizes() == [6]
     assert [row["caption"] for row in view.skim()] == ["1a", "2a", "2b", "3a", "3b", "3c"]
     with pytest.raises(IndexError):
         view[6]

@@ -54,7 +54,7 @@ BAD = {
     "Windows-1252": ("a.jsonl", lines(GOOD, {**GOOD, "caption": "x"}).replace("x", "\u00e9").encode("cp1252"),
                      ":2: is not UTF-8 text (byte "),
     "key twice": ("a.jsonl", lines(GOOD) + '{"image": "0.png", "caption": "a", "caption": "b"}\n',
-                  ":2: key 'caption' stands twice in one object"),
+                  ":2: key 'caption' appears twice in one object"),
     "two images": ("a.jsonl", caption(image=["0.png", "1.png"]), ":2: field 'image' names 2 files; a row has one"),
     "a list named JSONL": ("a.jsonl", f"[{json.dumps(GOOD)}]", "Name it .json if it is one list of objects"),
     "null character": ("a.jsonl", caption(caption="a\0b"), ":2: field 'caption' has a null character"),

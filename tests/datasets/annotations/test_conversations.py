@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from lavis_lite.datasets.annotations.conversations import without_mark
-from lavis_lite.datasets.annotations.dialogues import TurnTable, read_dialogues
+from lavis_lite.datasets.annotations.dialogues import TurnTable, read_dialogues, without_mark
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.errors import DataError
 

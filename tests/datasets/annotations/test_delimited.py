@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lavis_lite.datasets.annotations.cells import cell_value
 from lavis_lite.datasets.annotations.columns import guess_columns
+from lavis_lite.datasets.annotations.delimited import cell_value
 from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
 from lavis_lite.errors import ConfigError, DataError
 
@@ -127,7 +127,7 @@ def test_a_delimiter_can_be_named(tmp_path):
 
 @pytest.mark.parametrize(("content", "told"), [
     ("p1.jpg,a dog\np2.jpg,a cat\n", "a.csv:1: 'p1.jpg' looks like a file of a row"),
-    ("image,caption,caption\np1.jpg,a,b\n", "a.csv:1: column 'caption' stands twice in the header"),
+    ("image,caption,caption\np1.jpg,a,b\n", "a.csv:1: column 'caption' appears twice in the header"),
 ])
 def test_headers_that_are_none(tmp_path, content, told):
     with pytest.raises(DataError, match=told):
@@ -170,7 +170,7 @@ def test_cells_that_are_lists(cell, value):
     ("['a dog' 'a cat']", "is a list without commas, as NumPy prints it"),
     ("['a' 'b' ... 'c']", "looks like a list, but is"),
     ("{'a', 'b'}", "is a Python set, which has no order"), ('["a", "b]', "looks like a list, but"),
-    ('{"a": 1, "a": 2}', "key 'a' stands twice"),
+    ('{"a": 1, "a": 2}', "key 'a' appears twice"),
 ])
 def test_cells_that_only_look_like_lists(cell, told):
     with pytest.raises(ValueError, match=told):

@@ -61,7 +61,7 @@ def test_a_row_reads_the_published_files(cache: Path, case: str) -> None:
         assert (len(dataset), {key: first[key] for key in wanted}) == (count, wanted), split
         assert set(first) == set(dataset.sample_keys) and first["image"].shape[0] == 3
         assert collate([dataset[0], dataset[len(dataset) - 1]])["image"].shape[0] == 2
-        assert dataset.place(0).rpartition(":")[0]
+        assert dataset.location(0).rpartition(":")[0]
 
 
 @pytest.mark.parametrize("case", TWINS)

@@ -13,6 +13,7 @@ from lavis_lite.datasets.base import image_number
 from lavis_lite.datasets.builders.custom import CustomBuilder
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageRetrievalBuilder
 from lavis_lite.errors import ConfigError, DataError, RegistryError
+from lavis_lite.mini_world import GENERATORS
 from lavis_lite.registry import registry
 
 
@@ -25,14 +26,14 @@ def test_caption_training_has_one_sample_per_caption(coco_section):
     assert (first["text_input"], second["text_input"]) == ("picture 0, caption 0", "picture 0, caption 1")
     assert first["image_id"] == second["image_id"] != other["image_id"]
     assert isinstance(first["image_id"], int) and 0 <= first["image_id"] < 2**63
-    assert dataset.place(1).endswith("captions_train.json:9")  # its place among the annotations
+    assert dataset.location(1).endswith("captions_train.json:9")  # its place among the annotations
 
 
 def test_captions_per_image_keeps_the_first_of_each_in_training_only(coco_section):
     coco_section.captions_per_image = 1
     dataset = ImageCaptionBuilder("tiny", coco_section).build("train", training=True)
     assert [dataset[index]["text_input"] for index in (0, 1)] == ["picture 0, caption 0", "picture 1, caption 0"]
-    assert len(dataset) == 8 and dataset.place(1).endswith("captions_train.json:2")
+    assert len(dataset) == 8 and dataset.location(1).endswith("captions_train.json:2")
     assert len(ImageCaptionBuilder("tiny", coco_section).build("val", training=False).text) == 8
     coco_section.captions_per_image = 0
     with pytest.raises(ConfigError, match="datasets.tiny.captions_per_image must be at least 1"):
@@ -100,7 +101,7 @@ def test_several_files_make_one_split(coco_section, coco_folder):
     coco_section.build_info.annotations["train"] = FileConfig(
         storage=[str(coco_folder / "captions_train.json"), str(coco_folder / "captions_val.json")])
     dataset = ImageCaptionBuilder("tiny", coco_section).build("train", training=True)
-    assert len(dataset) == 24 and dataset.place(23).endswith("captions_val.json:8")
+    assert len(dataset) == 24 and dataset.location(23).endswith("captions_val.json:8")
 
 
 def test_a_url_that_is_a_local_file_is_read_where_it_is(coco_section, coco_folder):
@@ -220,7 +221,7 @@ def test_a_file_that_build_can_fetch_is_missing_only_offline(coco_section, tmp_p
 
 def test_file_lists_of_unequal_length_are_refused(coco_section):
     coco_section.build_info.annotations["train"] = FileConfig(url=["https://a/1", "https://a/2"], storage=["x"])
-    with pytest.raises(ConfigError, match=r"annotations.train.storage has 1 entries where the others have 2"):
+    with pytest.raises(ConfigError, match=r"annotations.train.storage has 1 entries, but the others have 2"):
         ImageCaptionBuilder("tiny", coco_section).missing_files()
 
 
@@ -244,7 +245,7 @@ def test_prepared_files_are_found_first(coco_section, coco_folder, monkeypatch):
         return coco_folder
 
     monkeypatch.setenv("LAVIS_LITE_CACHE", str(coco_folder / "cache"))
-    monkeypatch.setattr("lavis_lite.datasets.files.locate.GENERATORS", {"g": "generator_of_this_test:generate"})
+    monkeypatch.setitem(GENERATORS, "g", "generator_of_this_test:generate")
     monkeypatch.setitem(__import__("sys").modules, "generator_of_this_test", type("M", (), {"generate": generate}))
     coco_section.prepare, coco_section.prepare_args = "g", {"train": 8}
     coco_section.build_info.annotations["train"] = FileConfig(storage="captions_train.json")

@@ -110,7 +110,7 @@ def pack(out: Path, given: list[dict[str, Any]]) -> None:
                 member = tarfile.TarInfo(f"{row['number']}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    index_folder(out, ["says", "part", "image_id"], say=lambda text: None)
+    index_folder(out, ["says", "part", "image_id"], log=lambda text: None)
 
 
 # --- what a builder gives, as text ------------------------------------------------------------------------------------

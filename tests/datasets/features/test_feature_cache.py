@@ -54,7 +54,7 @@ def job(coco_section, tmp_path) -> Any:
                                              ("bf16", torch.bfloat16)])
 def test_features_are_what_the_encoder_gives(job, dtype, kind):
     done = job(dtype=dtype)
-    assert write_features(done, say=quiet)
+    assert write_features(done, log=quiet)
     kept = pickle.loads(pickle.dumps(FeatureFolder(done.out)))
     for name in done.images:
         (wanted,) = encode(done.vis(done.folder.load(name))[None]).to(kind)
@@ -65,7 +65,7 @@ def test_features_are_what_the_encoder_gives(job, dtype, kind):
 
 def test_training_reads_them_in_place_of_images(job, coco_section):
     done = job()
-    write_features(done, say=quiet)
+    write_features(done, log=quiet)
     plain = ImageCaptionBuilder("tiny", coco_section).build("train", training=True)
     coco_section.features = str(done.out)
     kept = ImageCaptionBuilder("tiny", coco_section).build("train", training=True)
@@ -85,26 +85,26 @@ def test_a_stopped_job_goes_on(job, monkeypatch):
         return encode(image)
 
     with pytest.raises(KeyboardInterrupt):
-        write_features(job(encode=stop), say=quiet)
+        write_features(job(encode=stop), log=quiet)
     with pytest.raises(DataError, match="not complete"):
         FeatureFolder(done.out)
     stamp = (done.out / file_of(0)).stat().st_mtime_ns
-    assert write_features(done, say=quiet)
+    assert write_features(done, log=quiet)
     assert (done.out / file_of(0)).stat().st_mtime_ns == stamp and len(list(done.out.glob("features-*"))) == 3
     assert not list(done.out.glob(".tmp-*"))
 
 
 def test_processes_share_the_files(job):
     done = job()
-    assert not write_features(done, rank=1, world_size=2, say=quiet)
+    assert not write_features(done, rank=1, world_size=2, log=quiet)
     assert [path.name for path in done.out.iterdir()] == [file_of(1)]
-    assert write_features(done, rank=0, world_size=2, say=quiet)
+    assert write_features(done, rank=0, world_size=2, log=quiet)
     assert FeatureFolder(done.out).manifest["images"] == 8
 
 
 def test_another_encoder_or_processor_is_refused(job, coco_section):
     done = job()
-    write_features(done, say=quiet)
+    write_features(done, log=quiet)
     kept = FeatureFolder(done.out)
     kept.check_encoder(ENCODER)
     with pytest.raises(ConfigError, match="another vision encoder: sha256 '000"):
@@ -123,8 +123,8 @@ def test_another_encoder_or_processor_is_refused(job, coco_section):
 def test_bad_images_stop_the_job_or_are_left_out(job, coco_folder):
     (coco_folder / "images" / "5.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"5.png: is not an image.*on_bad_sample=skip"):
-        write_features(job(), say=quiet)
-    write_features(job(skip_bad=True), say=quiet)
+        write_features(job(), log=quiet)
+    write_features(job(skip_bad=True), log=quiet)
     kept = FeatureFolder(job().out)
     assert kept.load("4.png").shape == (8, 6)
     with pytest.raises(BadSample, match=r"5.png: has no features in"):
@@ -133,7 +133,7 @@ def test_bad_images_stop_the_job_or_are_left_out(job, coco_folder):
 
 def test_damage_is_found(job):
     done = job()
-    write_features(done, say=quiet)
+    write_features(done, log=quiet)
     path = done.out / file_of(1)
     content = bytearray(path.read_bytes())
     content[-300] ^= 1  # inside the features, between hashes and checksums
@@ -157,8 +157,8 @@ def test_damage_is_found(job):
 def test_every_image_is_encoded_once(job, monkeypatch):
     seen: list[int] = []
     done = job(encode=lambda image: (seen.append(len(image)), encode(image))[1])
-    write_features(done, say=quiet)
-    write_features(done, say=quiet)
+    write_features(done, log=quiet)
+    write_features(done, log=quiet)
     assert len(seen) == 5 and len(done.images) == 8  # of sixteen captions; twice a file has three images
     assert feature_writer.DTYPES.keys() == {"bf16", "fp16", "fp32"}
 
@@ -171,7 +171,7 @@ def test_an_encoder_that_trains_has_no_features():
 def test_the_last_batch_is_as_large_as_the_others(job):
     # a matrix product of another shape may round otherwise: features would not be those of training to the last bit
     sizes: list[int] = []
-    write_features(job(encode=lambda image: (sizes.append(len(image)), encode(image))[1], batch_size=5), say=quiet)
+    write_features(job(encode=lambda image: (sizes.append(len(image)), encode(image))[1], batch_size=5), log=quiet)
     assert sizes == [5, 5, 5]
 
 

@@ -12,7 +12,7 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.loading.loader import eval_loader, train_loader
-from lavis_lite.datasets.loading.sampler import SampleOrder, negative_uniforms
+from lavis_lite.datasets.loading.sampler import GlobalSampler, negative_uniforms
 from lavis_lite.errors import DataError
 
 
@@ -40,7 +40,7 @@ def train_set(coco_section) -> BaseDataset:
 def batches(dataset: Any, first: int, end: int, rank: int = 0, world_size: int = 1, accum: int = 1,
             **more: Any) -> list:
     cfg = config(accum_grad_iters=accum, **more)
-    order = SampleOrder([len(dataset)], cfg.seed, cfg.batch_size_train * world_size * accum)
+    order = GlobalSampler([len(dataset)], cfg.seed, cfg.batch_size_train * world_size * accum)
     return list(train_loader([dataset], order, cfg, rank, world_size, first, end))
 
 
@@ -112,20 +112,20 @@ class Keyed(Plain):
 def test_concat_keeps_the_keys_that_all_sets_have_in_every_batch():
     # a batch that happens to hold one set only must have the same keys as the other ranks' batches
     sets = [Keyed(4, a=1, both=2), Keyed(40, b=1, both=2)]
-    order = SampleOrder([4, 40], 0, 2)
+    order = GlobalSampler([4, 40], 0, 2)
     loader = train_loader(sets, order, config(), 0, 1, 0, order.steps_per_epoch)
     assert {frozenset(batch) for batch in loader} == {frozenset({"index", "both", "uniform"})}
 
 
 def test_ratio_keeps_all_keys_of_the_chosen_set():
     sets = [Keyed(20, a=1), Keyed(40, b=1)]
-    loader = train_loader(sets, SampleOrder([20, 40], 0, 2, [1, 1]), config(), 0, 1, 0, 30)
+    loader = train_loader(sets, GlobalSampler([20, 40], 0, 2, [1, 1]), config(), 0, 1, 0, 30)
     assert {frozenset(batch) for batch in loader} == {frozenset({"index", "a", "uniform"}),
                                                      frozenset({"index", "b", "uniform"})}
 
 
 def test_foreign_data_sets_are_indexed(train_set):
-    order = SampleOrder([6], 0, 2)
+    order = GlobalSampler([6], 0, 2)
     rows = [row for batch in train_loader([Plain(6)], order, config(), 0, 1, 0, 3) for row in batch["index"].tolist()]
     assert sorted(rows) == list(range(6))
 

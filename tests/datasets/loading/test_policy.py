@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lavis_lite.datasets.base import BaseDataset, location_of
 from lavis_lite.datasets.loading.policy import BadSampleLog, EvaluationSamples, Failure, TrainingSamples
 from lavis_lite.datasets.loading.sampler import SampleKey
 from lavis_lite.datasets.media.images import BadSample
@@ -25,7 +26,7 @@ class Rows:
     def __len__(self) -> int:
         return self.size
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return f"rows.json:{index + 1}"
 
     def sample(self, index: int, rng: random.Random) -> dict[str, Any]:
@@ -110,3 +111,18 @@ def test_log_goes_on_from_a_checkpoint(tmp_path):
     resumed.load_state_dict(state)
     assert (resumed.bad, resumed.read) == (1, 10)
     assert len(resumed.path.read_text().splitlines()) == 1
+
+
+def test_a_data_set_that_defines_place_still_names_its_rows() -> None:
+    """`place` was the name of `location`."""
+
+    class Old(BaseDataset):
+        def place(self, index: int) -> str:
+            return f"old.json:{index}"
+
+    class New(BaseDataset):
+        def location(self, index: int) -> str:
+            return f"new.json:{index}"
+
+    assert Old().location(3) == "old.json:3" and New().place(4) == "new.json:4" and BaseDataset().place(5) == "row 5"
+    assert location_of(Old(), 6) == "old.json:6" and location_of([], 7) == "row 7"

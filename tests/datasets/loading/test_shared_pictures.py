@@ -14,7 +14,7 @@ from lavis_lite.config.schema import ProcessorPair, RunConfig
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
-from lavis_lite.datasets.controls import Controlled
+from lavis_lite.datasets.controls import AblatedImages
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.datasets.qa import QAEvalDataset
@@ -64,7 +64,7 @@ def repeated(batch: dict[str, Any]) -> torch.Tensor:
 
 def test_questions_about_an_image_stand_together_the_longest_first(questions: QAEvalDataset) -> None:
     assert list(questions.evaluation_order()) == [1, 4, 7, 6, 2, 9, 0, 3, 5, 8]
-    assert list(Controlled(questions, "blind").evaluation_order()) == list(questions.evaluation_order())
+    assert list(AblatedImages(questions, "blind").evaluation_order()) == list(questions.evaluation_order())
 
 
 def test_other_samples_stay_as_they_stand(coco_section: Any, decoded: list[str]) -> None:
@@ -131,7 +131,7 @@ def test_a_bad_image_is_bad_for_all_its_questions(questions: QAEvalDataset, coco
 
 @pytest.mark.parametrize("control", ["wrong_image", "blind"])
 def test_controls_share_what_they_show(questions: QAEvalDataset, control: Any, decoded: list[str]) -> None:
-    shown = Controlled(questions, control)
+    shown = AblatedImages(questions, control)
     shared = batches(shown)
     assert len(decoded) == 5
     assert [batch["image_rows"].tolist() for batch in shared] == [[0, 0, 0, 1], [0, 0, 1, 1], [0, 0]]

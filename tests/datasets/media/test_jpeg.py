@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from benchmarks.plain_images import PlainTrainView, RowsFirstView
-from lavis_lite.datasets.media import images, jpeg
+from lavis_lite.datasets.media import images
 from lavis_lite.datasets.media.images import BadSample, ImageFolder, decode_pixels, load_pixels, load_rgb
 from lavis_lite.processors.image import (
     STD,
@@ -24,7 +24,7 @@ from lavis_lite.processors.image import (
     ClipImageTrain,
 )
 
-needs_simplejpeg = pytest.mark.skipif(jpeg.simplejpeg is None, reason="simplejpeg is not installed")
+needs_simplejpeg = pytest.mark.skipif(images.simplejpeg is None, reason="simplejpeg is not installed")
 
 
 def picture(width: int = 61, height: int = 45) -> Image.Image:
@@ -40,15 +40,15 @@ def encoded(image: Image.Image, **more: object) -> bytes:
 
 def by_pillow(data: bytes, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     with monkeypatch.context() as patch:
-        patch.setattr(jpeg, "simplejpeg", None)
+        patch.setattr(images, "simplejpeg", None)
         return decode_pixels(data, "a.jpg")
 
 
 @pytest.fixture
 def decoded_directly(monkeypatch):
     """How often simplejpeg decoded."""
-    calls, real = [], jpeg.simplejpeg.decode_jpeg
-    monkeypatch.setattr(jpeg.simplejpeg, "decode_jpeg", lambda *arguments: calls.append(1) or real(*arguments))
+    calls, real = [], images.simplejpeg.decode_jpeg
+    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", lambda *arguments: calls.append(1) or real(*arguments))
     return calls
 
 
@@ -76,7 +76,7 @@ def test_all_orientations(orientation, monkeypatch, decoded_directly):
 @needs_simplejpeg
 def test_the_header_is_opened_by_pillow_only_where_it_has_notes(monkeypatch):
     opened, real = [], Image.open
-    monkeypatch.setattr(jpeg.Image, "open", lambda *arguments, **more: opened.append(1) or real(*arguments, **more))
+    monkeypatch.setattr(images.Image, "open", lambda *arguments, **more: opened.append(1) or real(*arguments, **more))
     plain = encoded(picture())
     padded = plain[:2] + b"\xff\xff\xff" + plain[2:]
     for data in (plain, padded):

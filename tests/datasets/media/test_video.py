@@ -14,14 +14,13 @@ import torch
 
 from lavis_lite.config.schema import BuildInfo, FileConfig, RunConfig, StorageConfig
 from lavis_lite.datasets.builders.video import VideoCaptionBuilder, VideoDatasetConfig, VideoQABuilder, VideoQAConfig
-from lavis_lite.datasets.controls import Controlled
+from lavis_lite.datasets.controls import AblatedImages
 from lavis_lite.datasets.loading.loader import eval_loader, train_loader
 from lavis_lite.datasets.loading.policy import EvaluationSamples
-from lavis_lite.datasets.loading.sampler import SampleOrder
-from lavis_lite.datasets.media import video, video_readers
+from lavis_lite.datasets.loading.sampler import GlobalSampler
+from lavis_lite.datasets.media import video
 from lavis_lite.datasets.media.images import BadSample
-from lavis_lite.datasets.media.video import VideoFolder, open_video
-from lavis_lite.datasets.media.video_readers import READERS, AvReader, DecordReader
+from lavis_lite.datasets.media.video import READERS, AvReader, DecordReader, VideoFolder, open_video
 from lavis_lite.errors import ConfigError
 from lavis_lite.processors.video import AlproVideoEval, AlproVideoTrain
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
@@ -125,7 +124,7 @@ class Turned:
 @pytest.mark.parametrize(("rotation", "shape", "first"), [(0, (1, 2), 0), (-90, (2, 1), 0), (90, (2, 1), 3),
                                                          (180, (1, 2), 3)])
 def test_pyav_frames_are_turned_upright(rotation, shape, first):
-    frame = video_readers._upright(Turned(rotation))
+    frame = video._upright(Turned(rotation))
     assert frame.shape == (*shape, 3) and frame[0, 0, 0] == first and frame.flags["C_CONTIGUOUS"]
 
 
@@ -263,7 +262,7 @@ def test_a_batch_of_videos_and_the_policy_for_a_broken_one(section, workers):
     train = VideoCaptionBuilder("clips", section).build("train", training=True)
     assert train.sample_keys == VideoCaptionBuilder.sample_keys == ("video", "text_input", "image_id", "instance_id")
     run = RunConfig(batch_size_train=12, num_workers=workers, device="cpu", on_bad_sample="skip")
-    [batch] = train_loader([train], SampleOrder([12], 0, 12), run, 0, 1, 0, 1)
+    [batch] = train_loader([train], GlobalSampler([12], 0, 12), run, 0, 1, 0, 1)
     assert batch["video"].shape == (12, 3, 4, 16, 16) and "image" not in batch
     assert all(record["file"].endswith("videos/3.mp4") and "cannot be opened" in record["reason"]
                and "train.json:" in record["row"] for record in batch["bad_samples"])
@@ -326,7 +325,7 @@ def test_questions_about_videos(section, tmp_path):
     assert set(sample) == set(train.sample_keys) and sample["video"].shape == (3, 4, 16, 16)
     assert (sample["text_input"], sample["text_output"], sample["question_id"]) == ("clip 1?", "grey", 1)
     assert val.answer_list == ["grey", "dark"] and val[2]["video"].shape == (3, 4, 16, 16)
-    blind, wrong = Controlled(val, "blind")[1], Controlled(val, "wrong_image")[1]
+    blind, wrong = AblatedImages(val, "blind")[1], AblatedImages(val, "wrong_image")[1]
     assert not blind["video"].any() and not torch.equal(wrong["video"], val[1]["video"])
 
 

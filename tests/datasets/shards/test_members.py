@@ -38,7 +38,7 @@ def says(text: str) -> str:
 def rows(folder: Path, **how: Any) -> tuple[dict[str, list[str]], list[str]]:
     """({name of an image: captions}, what was said)."""
     told: list[str] = []
-    index_folder(folder, say=told.append, **how)
+    index_folder(folder, log=told.append, **how)
     opened = open_shards(FileConfig(storage=str(folder)), "x", [Field("image", file_name), Field("caption", texts)])
     found = [opened.table[index] for index in range(len(opened.table))]
     assert all(opened.images.read(row["image"]).decode() == row["image"].rpartition("/")[2] for row in found)
@@ -71,7 +71,7 @@ def test_parts_of_a_sample_are_not_samples(tmp_path):
 def test_what_may_be_a_sample_or_a_part_is_asked_about(tmp_path, capsys):
     folder = tar(tmp_path / "s", *PLAIN, picture("0001.seg.png"), ("0001.seg.txt", "mask"))
     assert run_command("data", ["index", str(folder)]) == 2
-    assert ("0.tar:0001.seg.png: may be of a sample of its own or a part of '0001'; say --dots last or --dots first"
+    assert ("0.tar:0001.seg.png: may be of a sample of its own or a part of '0001'; set --dots last or --dots first"
             in capsys.readouterr().err)
     assert run_command("data", ["index", str(folder), "--dots", "first"]) == 0
     assert "1 sample in 1 shard:" in capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_what_may_be_a_sample_or_a_part_is_asked_about(tmp_path, capsys):
 def test_what_is_no_sample_stops_the_index_and_is_listed(tmp_path, members, told):
     folder = tar(tmp_path / "s", *PLAIN, *members)
     with pytest.raises(DataError) as caught:
-        index_folder(folder, say=lambda text: None)
+        index_folder(folder, log=lambda text: None)
     assert told in str(caught.value) and not (folder / INDEX).exists()
 
 
@@ -126,18 +126,18 @@ def test_tars_that_are_not_read_are_named(tmp_path):
                            (whole + whole, "goes on behind its end, after member 0001.json, as if two tars were")):
         (folder / "0.tar").write_bytes(content)
         with pytest.raises(DataError, match=words):
-            index_folder(folder, say=lambda text: None)
+            index_folder(folder, log=lambda text: None)
 
 
 def test_fields_that_no_sample_has_are_refused(tmp_path):
     with pytest.raises(DataError, match="no sample's JSON has the field 'urll' that --keep names"):
-        index_folder(tar(tmp_path / "s", *PLAIN), ["urll"], say=lambda text: None)
+        index_folder(tar(tmp_path / "s", *PLAIN), ["urll"], log=lambda text: None)
 
 
 @pytest.mark.parametrize("name", ["../0.tar", "/etc/0.tar", "a\\b.tar", ".."])
 def test_an_index_names_files_of_its_folder_only(tmp_path, name):
     folder = tar(tmp_path / "s", *PLAIN)
-    index_folder(folder, say=lambda text: None)
+    index_folder(folder, log=lambda text: None)
     content = sealed.read(folder / INDEX)
     content["shards"][0]["name"] = name
     (folder / INDEX).write_text(sealed.seal(content))

@@ -1,4 +1,4 @@
-"""The evaluation batches that are not done yet, dealt to the ranks."""
+"""The evaluation batches that are not done yet, divided among the ranks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Container, Iterable, Iterator
 from torch.utils.data import Sampler
 
 
-class Remaining(Sampler[list[int]]):
-    """This rank's part of the batches that are left: the i-th of them goes to rank i % world_size.
+class PendingBatches(Sampler[list[int]]):
+    """This rank's part of the batches that are not done: the i-th of them goes to rank i % world_size.
 
-    With nothing done that is batch j to rank j % world_size. A batch keeps its number whoever computes it and whatever
-    was done before.
+    A batch keeps its number, whichever rank computes it and whatever was done before.
 
     Args:
         batches: all batches of the split, rows each, in their order.
@@ -20,18 +19,18 @@ class Remaining(Sampler[list[int]]):
 
     Attributes:
         numbers: this rank's batches, as numbers among all.
-        samples: rows of the split.
-        done_samples: rows of the finished batches.
+        samples: number of rows of the split.
+        done_samples: number of rows of the finished batches.
     """
 
     def __init__(self, batches: Iterable[list[int]], done: Container[int] = (), rank: int = 0,
                  world_size: int = 1) -> None:
-        every = list(enumerate(batches))
-        left = [(number, rows) for number, rows in every if number not in done]
-        mine = left[rank::world_size]
+        batches_by_number = list(enumerate(batches))
+        pending = [(number, rows) for number, rows in batches_by_number if number not in done]
+        mine = pending[rank::world_size]
         self.numbers = [number for number, _ in mine]
-        self.samples = sum(len(rows) for _, rows in every)
-        self.done_samples = self.samples - sum(len(rows) for _, rows in left)
+        self.samples = sum(len(rows) for _, rows in batches_by_number)
+        self.done_samples = self.samples - sum(len(rows) for _, rows in pending)
         self._batches = [rows for _, rows in mine]
 
     def __len__(self) -> int:

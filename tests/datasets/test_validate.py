@@ -10,12 +10,10 @@ import pytest
 from PIL import Image
 
 from lavis_lite.cli.main import run_command
-from lavis_lite.datasets.doctor.examine import Thoroughness, examine
-from lavis_lite.datasets.doctor.guess import guess
-from lavis_lite.datasets.doctor.media import absent
-from lavis_lite.datasets.doctor.report import Problem, Summary
-from lavis_lite.datasets.doctor.rows import Names
 from lavis_lite.datasets.media.images import ImageFolder
+from lavis_lite.datasets.validate.checks import CheckOptions, Names, absent, examine
+from lavis_lite.datasets.validate.recipe import guess
+from lavis_lite.datasets.validate.report import Problem, Summary
 from lavis_lite.errors import ConfigError, DataError
 from tests.datasets.annotations.test_rows import builder_of, put
 from tests.datasets.row_files import CASES
@@ -165,7 +163,7 @@ def test_names_are_spread_evenly():
 def test_absent_lists_each_folder_once(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").touch()
-    import lavis_lite.datasets.doctor.media as media
+    import lavis_lite.datasets.validate.checks as media
 
     asked, scan = [], media.os.scandir
     monkeypatch.setattr(media.os, "scandir", lambda folder: asked.append(folder) or scan(folder))
@@ -184,7 +182,7 @@ def test_published_layouts_of_the_rows_are_healthy(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     kind, files, images, splits = CASES[case]
     put(tmp_path, files, images)
-    how = Thoroughness(lambda texts: [len(text.split()) for text in texts], "words")
+    how = CheckOptions(lambda texts: [len(text.split()) for text in texts], "words")
     report = examine(case, builder_of(case.split(" ")[0], kind), how, list(splits))
     assert report.healthy, str(report)
     assert [split.rows > 0 and split.opened == split.images for split in report.splits] == [True] * len(splits)

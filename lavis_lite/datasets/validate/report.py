@@ -1,4 +1,4 @@
-"""What the doctor found, in words and as plain values for JSON."""
+"""The report of `data check`: as text, and as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from lavis_lite.datasets.annotations.rows import RowFaults
+from lavis_lite.datasets.annotations.rows import RowErrors
 from lavis_lite.errors import DataError
 
 MOST_LINES = 20
-"""rows that a problem shows; the others are counted"""
+"""rows of a problem that are listed; the others are counted"""
 
 
 def counted(count: int, what: str) -> str:
@@ -33,7 +33,7 @@ class Summary:
 
     @classmethod
     def of(cls, values: Sequence[float] | Any) -> Summary | None:
-        """None where there are no values."""
+        """None if there are no values."""
         numbers = np.asarray(values, np.float64)
         if not len(numbers):
             return None
@@ -71,13 +71,13 @@ class SplitReport:
     """One split.
 
     Attributes:
-        rows: of the annotations as training or evaluation takes them (training: one per caption).
-        images: different images (videos) that they name. opened: how many of these were decoded.
-        texts: kind of text -> how many there are. tokens: kind -> tokens of a text, the two special ones included.
+        rows: of the annotations as training or evaluation reads them (training: one per caption).
+        images: different images (videos) in them. opened: how many of these were decoded.
+        texts: kind of text -> their number. tokens: kind -> tokens of a text, the two special ones included.
+        over: kind of text -> texts with more tokens than the Q-Former reads.
         sizes: width, height, aspect (width / height), and frames for videos, of those that were opened.
-        repeated: rows whose image and text stood in an earlier row; told, but not wrong.
-        cut: texts whose end the text processor leaves out. left_out: rows that lack what the section requires.
-        problems: what is wrong.
+        repeated: rows with the image and text of an earlier row, which is no error.
+        cut: texts that the text processor shortens. left_out: rows that lack what the section requires.
     """
 
     split: str
@@ -87,7 +87,6 @@ class SplitReport:
     texts: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, Summary] = field(default_factory=dict)
     over: dict[str, int] = field(default_factory=dict)
-    """kind of text -> how many have more tokens than the Q-Former reads"""
     sizes: dict[str, Summary] = field(default_factory=dict)
     repeated: int = 0
     cut: int = 0
@@ -95,18 +94,18 @@ class SplitReport:
     problems: list[Problem] = field(default_factory=list)
 
     def problem(self, what: str) -> Problem:
-        """The problem of that name, for rows to be added to; `tidy` drops it where none was."""
+        """A new problem, to which rows are added."""
         self.problems.append(Problem(what))
         return self.problems[-1]
 
-    def faulty_rows(self, faults: RowFaults) -> None:
-        """A problem in the words of an error that would be raised."""
+    def add_row_errors(self, errors: RowErrors) -> None:
+        """A problem with the message of the error that a run would raise."""
         try:
-            faults.stop_if_any()
-        except DataError as fault:
-            self.problems.append(Problem(str(fault), faults.count))
+            errors.stop_if_any()
+        except DataError as error:
+            self.problems.append(Problem(str(error), errors.count))
 
-    def tidy(self) -> None:
+    def drop_empty_problems(self) -> None:
         """Drop problems that no row has."""
         self.problems = [problem for problem in self.problems if problem.count]
 
@@ -116,8 +115,8 @@ class Report:
     """A data set.
 
     Attributes:
-        name: as it was asked for. media: images or videos. max_tokens: what the Q-Former reads of a text.
-        notes: what was assumed, such as guessed columns.
+        name: of the data set. media: images or videos. max_tokens: what the Q-Former reads of a text.
+        notes: assumptions, such as guessed columns.
     """
 
     name: str

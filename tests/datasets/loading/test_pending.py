@@ -1,10 +1,10 @@
-"""Evaluation batches that are left, dealt to ranks."""
+"""Evaluation batches that are not done, divided among ranks."""
 
 from __future__ import annotations
 
 import pytest
 
-from lavis_lite.datasets.loading.remaining import Remaining
+from lavis_lite.datasets.loading.pending import PendingBatches
 from lavis_lite.datasets.loading.sampler import EvalBatches
 
 
@@ -12,7 +12,7 @@ from lavis_lite.datasets.loading.sampler import EvalBatches
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_every_batch_that_is_left_is_on_one_rank_and_keeps_its_number(done, ranks):
     every = list(EvalBatches(13, 2))
-    parts = [Remaining(EvalBatches(13, 2), done, rank, ranks) for rank in range(ranks)]
+    parts = [PendingBatches(EvalBatches(13, 2), done, rank, ranks) for rank in range(ranks)]
     found = {number: rows for part in parts for number, rows in zip(part.numbers, part, strict=True)}
     assert found == {number: rows for number, rows in enumerate(every) if number not in done}
     assert sum(map(len, parts)) == len(found) and max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -20,4 +20,5 @@ def test_every_batch_that_is_left_is_on_one_rank_and_keeps_its_number(done, rank
 
 
 def test_with_nothing_done_batch_j_is_on_rank_j_modulo_ranks():
-    assert [Remaining(EvalBatches(13, 2), (), rank, 3).numbers for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
+    parts = [PendingBatches(EvalBatches(13, 2), (), rank, 3) for rank in range(3)]
+    assert [part.numbers for part in parts] == [[0, 3, 6], [1, 4], [2, 5]]

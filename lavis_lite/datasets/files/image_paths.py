@@ -1,0 +1,160 @@
+"""Paths of images: built from the columns of a row, and confined to the folder of the images."""
+
+from __future__ import annotations
+
+import copy
+import os
+import string
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lavis_lite.datasets.annotations.rows import Field, Row, RowErrors, file_name
+from lavis_lite.datasets.annotations.tables import RowTable
+from lavis_lite.datasets.files.names import Confinement
+from lavis_lite.errors import ConfigError
+
+
+# --- confined to a folder --------------------------------------------------------------------------------------------
+class FileNameIn:
+    """`annotations.file_name` for files of one folder: refuses absolute names of files elsewhere, too.
+
+    Symbolic links are checked when a file is opened (`ImageFolder.path`).
+
+    Args:
+        root: the folder.
+    """
+
+    __name__ = file_name.__name__
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = str(root)
+        self.__qualname__ = f"{file_name.__name__} in {root}"  # tables in the cache are told apart by it
+        self._confinement = Confinement(root)
+
+    def __call__(self, value: Any) -> str:
+        """The name; a ValueError with a clause if it is not in the folder."""
+        name = file_name(value)
+        if os.path.isabs(name) and not self._confinement.holds_name(name):
+            raise ValueError(f"leads out of its folder {self.root}: {name[:200]!r}")
+        return name
+
+
+def within(fields: Sequence[Field], root: Path | str) -> list[Field]:
+    """The fields, with file names confined to a folder."""
+    confined = [copy.copy(field) for field in fields]  # whatever class of fields they are
+    for field in confined:
+        if field.kind is file_name:
+            object.__setattr__(field, "kind", FileNameIn(root))
+    return confined
+
+
+def refuse_outside(table: RowTable, root: Path | str) -> None:
+    """As `within`, for rows that are in a table already.
+
+    Raises:
+        DataError: up to 20 rows whose file is not in the folder, in one message.
+    """
+    errors, check = RowErrors(), FileNameIn(root)
+    for index in range(len(table)):
+        try:
+            check(table[index].get("image", "."))
+        except ValueError as error:
+            errors.add(table.location(index), f"field 'image' {error}")
+    errors.stop_if_any()
+
+
+# --- built from columns ----------------------------------------------------------------------------------------------
+class _Formatter(string.Formatter):
+    """`str.format`, with one more format: `{column:suffix}` is the ending of a file name or URL, its dot included."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if format_spec == "suffix":
+            return os.path.splitext(str(value))[1]
+        return str(super().format_field(value, format_spec))
+
+
+class ImagePattern:
+    """Columns of a row -> the path of its image.
+
+    Args:
+        patterns: such as "{data_subtype}/COCO_{data_subtype}_{image_id:012d}.jpg". Several are tried in order, and
+            the first whose file exists is taken, or the first of all.
+        exists: whether there is a file of that name; only called if there are several patterns.
+
+    Raises:
+        ConfigError: braces that do not match, or no column name in them.
+    """
+
+    def __init__(self, patterns: str | Sequence[str], exists: Callable[[str], bool] | None = None) -> None:
+        self.patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        self._exists = exists
+        self.columns: list[str] = []
+        for pattern in self.patterns:
+            self.columns += _columns(pattern)
+
+    def __str__(self) -> str:
+        return " | ".join(self.patterns)
+
+    def fill(self, facts: Mapping[str, Any]) -> str:
+        """The path.
+
+        Raises:
+            ValueError: a column is missing or does not fit its format; the message is a clause.
+        """
+        names = []
+        for pattern in self.patterns:
+            try:
+                names.append(file_name(_Formatter().vformat(pattern, (), facts)))
+            except KeyError as error:
+                raise ValueError(f"image_pattern takes {error.args[0]!r}, which the row has not") from error
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"image_pattern {pattern!r} does not fit: {error}") from error
+        if len(names) > 1 and self._exists is not None:
+            return next((name for name in names if self._exists(name)), names[0])
+        return names[0]
+
+
+def _columns(pattern: str) -> list[str]:
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"image_pattern {pattern!r}: {error}.") from error
+    for name in names:
+        if not name.isidentifier():
+            raise ConfigError(f"image_pattern {pattern!r}: {{{name}}} must be the name of a column.")
+    return names
+
+
+class PatternField(Field):
+    """The image of a row that has no column with its path."""
+
+    def __init__(self, pattern: ImagePattern, split: str) -> None:
+        super().__init__("image", file_name, str(pattern))
+        object.__setattr__(self, "pattern", pattern)
+        object.__setattr__(self, "split", split)
+
+    def given(self, raw: Row) -> bool:
+        """Always; `value` reports a missing column."""
+        return True
+
+    def value(self, raw: Row) -> str:
+        """The path."""
+        pattern: ImagePattern = self.pattern  # type: ignore[attr-defined]
+        return pattern.fill({"split": self.split, **raw})  # type: ignore[attr-defined]
+
+
+def with_pattern(section: str, fields: list[Field], patterns: str | Sequence[str] | None, split: str,
+                 exists: Callable[[str], bool]) -> list[Field]:
+    """The fields of a row, the image by its pattern if there is one.
+
+    Raises:
+        ConfigError: an invalid pattern; it names the section.
+    """
+    if patterns is None:
+        return fields
+    try:
+        image = PatternField(ImagePattern(patterns, exists), split)
+    except ConfigError as error:
+        raise ConfigError(f"{section}.{error}") from error
+    return [image, *(field for field in fields if field.key != "image")]

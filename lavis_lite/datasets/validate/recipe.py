@@ -1,0 +1,209 @@
+"""A lone file of annotations or a folder of shards -> the section that reads it, and a recipe that trains on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lavis_lite.config.schema import BuildInfo, DatasetConfig, FileConfig, StorageConfig
+from lavis_lite.datasets.annotations.columns import KNOWN, Columns, guess_columns, split_values
+from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
+from lavis_lite.datasets.builders.base import BaseDatasetBuilder
+from lavis_lite.datasets.builders.custom import CustomConfig
+from lavis_lite.datasets.builders.dialogue import ImageDialogueConfig
+from lavis_lite.datasets.builders.images import ImageDatasetConfig
+from lavis_lite.datasets.builders.questions import ImageQAConfig
+from lavis_lite.datasets.shards.scan import needs_index
+from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.io import atomic
+
+
+def guess(path: Path, image_root: Path | None = None,
+          named: Mapping[str, str] | None = None, form: FileFormat = AUTO) -> tuple[DatasetConfig, list[str]]:
+    """(a section that reads a file or a folder of shards, notes on what was guessed).
+
+    A file with a `conversations` column is read by `image_dialogue`, a file with questions by `image_qa`, a folder by
+    `image_shards`, and any other file by `custom`.
+
+    Args:
+        path: JSON, JSONL, CSV or TSV, or a folder with tars and their index.
+        image_root: folder of the images; by default the file's.
+        named: columns that the caller knows: key of KNOWN -> name in the file.
+        form: how the file is written, as far as that is known.
+
+    Raises:
+        DataError: the file is unreadable, empty, or has no column that could be what is needed.
+        ConfigError: `named` has a key that KNOWN lacks.
+    """
+    for key in named or {}:
+        if key not in KNOWN:
+            raise ConfigError(f"--columns {key}=...: no such column; {did_you_mean(key, KNOWN)}")
+    if path.is_dir():
+        return _shards(path)
+    columns = guess_columns(path, named, form)
+    root = (image_root or path.parent).absolute()
+    info = BuildInfo(annotations={"train": FileConfig(storage=str(path.absolute()))},
+                     images=StorageConfig(storage=str(root)))
+    text = next((key for key in ("conversations", "question") if key in columns.found), "caption")
+    _refuse_lacking(path, columns, text)
+    section, notes = _section(columns, text, info), [f"columns: {columns.describe()}", f"images in {root}"]
+    section.delimiter, section.quoting, section.encoding = form.delimiter, form.quoting, form.encoding
+    notes += _choose_splits(path, columns, section)
+    used = {section.split_column, *_named_in(section)}
+    unread = [repr(column) for column in columns.present if column not in used]
+    return section, notes + ([f"columns that are not read: {', '.join(unread)}"] if unread else [])
+
+
+def _choose_splits(path: Path, columns: Columns, section: ImageDatasetConfig) -> list[str]:
+    """Let the section use a column with names of splits; a note if there is a column of that name with other values."""
+    column = columns.found.get("split")
+    if column is None:
+        return []
+    form = FileFormat(section.delimiter, section.quoting, section.encoding)
+    values = split_values(path, column, form)
+    if values:
+        section.split_column, section.split_values = column, values
+        return []
+    return [f"column {column!r} holds other values than train, val and test, so that rows of all of them are used; to "
+            "choose among them set split_column and split_values"]
+
+
+def _named_in(section: ImageDatasetConfig) -> list[str]:
+    """Columns that a section reads."""
+    if isinstance(section, CustomConfig):
+        return [name for name in (section.image_column, section.caption_column, section.id_column) if name]
+    names = [name for name in section.columns.values() if isinstance(name, str)]
+    return [*names, "conversations"] if isinstance(section, ImageDialogueConfig) else names
+
+
+def _section(columns: Columns, text: str, info: BuildInfo) -> ImageDatasetConfig:
+    """The section that reads a file with these columns."""
+    found = columns.found
+    if text == "conversations":
+        return ImageDialogueConfig(builder="image_dialogue", build_info=info, columns={"image": found["image"]})
+    if text == "question":
+        kept = ("image", "question", "answer", "image_id", "question_id")
+        names: dict[str, str | list[str]] = {key: found[key] for key in kept if key in found}
+        return ImageQAConfig(builder="image_qa", build_info=info, columns=names)
+    return CustomConfig(builder="custom", build_info=info, image_column=found["image"],
+                        caption_column=found["caption"], id_column=found.get("image_id"))
+
+
+def _refuse_lacking(path: Path, columns: Columns, text: str) -> None:
+    lacking = [key for key in ("image", text) if key not in columns.found]
+    if lacking:
+        raise DataError(f"{path}: no column looks like {' or '.join(lacking)}; it has: "
+                        f"{', '.join(columns.present) or 'none'}. "
+                        f"Say which: --columns {' '.join(f'{key}=NAME' for key in lacking)}")
+
+
+def _shards(folder: Path) -> tuple[DatasetConfig, list[str]]:
+    """The section that reads a folder of tars; a DataError if they have no index."""
+    if needs_index(folder, again=False):
+        raise DataError(f"{folder}: its tars have no index yet. Make it with: python -m lavis_lite data index {folder}")
+    info = BuildInfo(annotations={"train": FileConfig(storage=str(folder.absolute()))})
+    return ImageDatasetConfig(builder="image_shards", build_info=info), [f"shards in {folder.absolute()}"]
+
+
+Goal = Literal["captioning", "pretrain", "vqa"]
+MakeBuilder = Callable[[DatasetConfig], BaseDatasetBuilder]
+FRACTIONS = (0.1, 0.2, 0.3, 0.5)
+"""shares of the images that are held out, the first that leaves some for both splits"""
+HELD_OUT = ("val", "test")
+MODELS: dict[Goal, dict[str, Any]] = {
+    "captioning": {"arch": "blip2_opt", "model_type": "mini"},
+    "pretrain": {"arch": "blip2", "model_type": "mini"},
+    "vqa": {"arch": "blip2_opt", "model_type": "mini_instruct"},
+}
+RUNS: dict[Goal, dict[str, Any]] = {
+    "captioning": {"task": "captioning", "num_beams": 1, "max_len": 40,
+                   "caption_metrics": ["bleu", "rouge_l", "cider"]},
+    "pretrain": {"task": "image_text_pretrain"},
+    "vqa": {"task": "vqa", "prompt": "question: {} short answer:", "num_beams": 1},
+}
+LOOP = {"runner": "runner_iter", "max_iters": 200, "batch_size_train": 16, "batch_size_eval": 32, "num_workers": 1,
+        "init_lr": 1e-4, "min_lr": 1e-5, "warmup_lr": 1e-6, "warmup_steps": 20, "lr_sched": "linear_warmup_cosine_lr",
+        "log_freq": 10, "save_every": 100, "train_splits": ["train"]}
+HEADING = """\
+# Written by `data check {source}`: {what}.
+# The packaged mini model knows the words and shapes of a generated world. For real pictures choose another
+# model.model_type, for example {released}; `python -m lavis_lite zoo` lists them all.
+#   python train.py --cfg-path {recipe}
+"""
+RELEASED: dict[Goal, str] = {"captioning": "caption_coco_opt2.7b", "pretrain": "pretrain", "vqa": "vqa_opt2.7b"}
+
+
+def write_recipe(recipe: Path, source: str, name: str, section: DatasetConfig, make: MakeBuilder,
+                 goal: Goal | None = None) -> str:
+    """Write the recipe that trains on what `data check` has read; returns a line that describes it.
+
+    Args:
+        recipe: the file to write; it must not exist.
+        source: what was checked, as the user named it.
+        name: the data set's name in the recipe.
+        section: reads it, with the split `train`.
+        make: a section -> its builder.
+        goal: what to learn; None: captioning for captions, vqa for questions and dialogues.
+
+    Raises:
+        ConfigError: the recipe exists, or the goal does not fit the data.
+        DataError: the rows cannot be read.
+    """
+    if recipe.exists():
+        raise ConfigError(f"--write-yaml {recipe}: there is such a file already; choose another name.")
+    asks = section.builder in ("image_qa", "image_dialogue")
+    goal = goal or ("vqa" if asks else "captioning")
+    if asks != (goal == "vqa"):
+        raise ConfigError(f"--goal {goal}: {source} has {'questions' if asks else 'captions'}; choose "
+                          f"{'vqa' if asks else 'captioning or pretrain'}.")
+    held_out = _hold_out(section, make)
+    run = {**RUNS[goal], **LOOP, "test_splits": held_out, "output_dir": f"output/{name}"}
+    model = dict(MODELS[goal])
+    if section.builder == "image_dialogue":
+        run |= {"prompt": None, "max_len": 40}
+        model["max_txt_len"] = 64  # the history is part of the prompt
+    tree = {"model": model, "datasets": {name: _as_yaml(section)}, "run": run}
+    what = f"{goal} on its {'questions' if asks else 'captions'}, " + (
+        f"scored on {', '.join(held_out)}" if held_out else "without a held-out split: the images are too few")
+    heading = HEADING.format(source=source, what=what, released=RELEASED[goal], recipe=recipe)
+    text = heading + "\n" + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(recipe, text)
+    return f"{recipe}: {what}. Train with: python train.py --cfg-path {recipe}"
+
+
+def _hold_out(section: DatasetConfig, make: MakeBuilder) -> list[str]:
+    """Give the section splits to score on; returns their names.
+
+    A column that says which split a row belongs to is used; else a share of the images is held out.
+    """
+    if getattr(section, "split_column", None):
+        return [split for split in HELD_OUT if split in make(section).splits()]
+    for fraction in FRACTIONS if hasattr(section, "val_fraction") else ():
+        section.val_fraction = fraction  # type: ignore[attr-defined]
+        try:
+            builder = make(section)
+            if builder.build("val", training=False) and builder.build("train", training=True):
+                return ["val"]
+        except DataError:  # no rows in one of the two: too few images for this share
+            section.val_fraction = 0.0  # type: ignore[attr-defined]
+    return []
+
+
+def _as_yaml(section: DatasetConfig) -> dict[str, Any]:
+    """The section's keys with other values than the defaults; processors are left to the model."""
+    usual = dataclasses.asdict(type(section)())
+    return {key: _pruned(value) for key, value in dataclasses.asdict(section).items()
+            if value != usual[key] and key not in ("vis_processor", "text_processor")}
+
+
+def _pruned(value: Any) -> Any:
+    """A mapping without its empty members, in depth."""
+    if not isinstance(value, dict):
+        return value
+    inner = {key: _pruned(member) for key, member in value.items()}
+    return {key: member for key, member in inner.items() if member not in (None, {}, [], "")}

@@ -1,0 +1,258 @@
+"""What a stopped evaluation resumes from: each finished batch is a line in a file until the results are written.
+
+One file per rank, `<run folder>/results/.unfinished/<split>_<data set>_step<N>.rank<r>.jsonl`. The first line is the
+fingerprint of the evaluation. Every other line is one batch, or one finished part of the scoring, with a checksum.
+Rank 0 reads the files of all ranks, so the number of ranks may change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from lavis_lite.config.schema import Config
+from lavis_lite.evaluation.fingerprint import Fingerprint, config_fingerprint, differences
+from lavis_lite.redaction import mask_all
+
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+"""Windows has none: a second process is not noticed there"""
+FOLDER = Path("results") / ".unfinished"
+FORMAT = 1
+SYNC_SECONDS = 1.0
+Entry = dict[str, Any]
+
+
+@dataclass
+class CompletedBatches:
+    """What an earlier try of an evaluation completed.
+
+    batches: batch number -> {"batch", "rows", "samples", "bad"}.
+    parts: key -> value that a task saved while it scored, see `ProgressHandle.save`.
+    """
+
+    batches: dict[int, Entry] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
+
+
+class EvalCheckpoint:
+    """This rank's file of one evaluation. It is opened when the first line is written.
+
+    Loader workers are forked before that, so they do not inherit the lock and cannot keep it after this process is
+    killed.
+
+    Args:
+        run_dir: the run folder.
+        name: `<split>_<data set>_step<N>`.
+        fingerprint: what the rows depend on, see `eval_fingerprint`.
+        standalone: whether the evaluation is a run of its own and not part of a training.
+        rank: of this process.
+    """
+
+    def __init__(self, run_dir: Path, name: str, fingerprint: Fingerprint, standalone: bool, rank: int) -> None:
+        self.folder, self.name, self.rank = Path(run_dir) / FOLDER, name, rank
+        self.path = self.folder / f"{name}.rank{rank}.jsonl"
+        self.header: Entry = {"format": FORMAT, "alone": standalone, "evaluation": fingerprint}
+        self.problem = ""
+        """why nothing is written any more"""
+        self._file: IO[bytes] | None = None
+        self._synced = 0.0
+
+    def paths(self) -> list[Path]:
+        """The files of all ranks."""
+        return sorted(self.folder.glob(f"{self.name}.rank*.jsonl"))
+
+    def load(self) -> tuple[CompletedBatches, list[str]]:
+        """(what the files of all ranks hold, messages about them). For rank 0, before any rank writes.
+
+        A file of another evaluation under the same name is renamed, not read.
+
+        Raises:
+            OSError: another process is writing a file, or this user may not read it.
+        """
+        completed, messages = CompletedBatches(), []
+        for path in self.paths():
+            if _is_busy(path):
+                raise OSError(errno.EAGAIN, "another process is writing it", str(path))
+            header, entries = read(path)
+            changed = ["it is damaged"] if header is None else differences(
+                header["evaluation"], self.header["evaluation"])
+            if changed:
+                renamed = path.with_name(f"{path.name}.other")
+                os.replace(path, renamed)
+                messages.append(f"{renamed}: this unfinished evaluation is not resumed: {'; '.join(changed[:3])}")
+                continue
+            for entry in entries:
+                if "batch" in entry:
+                    completed.batches.setdefault(entry["batch"], entry)
+                else:
+                    completed.parts.setdefault(entry["key"], entry["value"])
+        return completed, messages
+
+    def append(self, entry: Entry) -> str:
+        """Write a line and flush it, so that it survives a kill; sync to the disk at most once a second.
+
+        After a failure (a full disk) nothing more is written, because the evaluation itself does not need the file.
+
+        Returns:
+            What went wrong, once; else "".
+        """
+        if self.problem:
+            return ""
+        try:
+            file = self._opened()
+            file.write(encode_line(entry))
+            file.flush()
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(file.fileno())
+                self._synced = time.monotonic()
+        except OSError as error:
+            self.problem = f"{self.path} cannot be written ({error}); if this run is killed, what follows is lost"
+        return self.problem
+
+    def _opened(self) -> IO[bytes]:
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "ab")
+            if not _lock(self._file):
+                raise OSError("another process writes it")
+            # a kill may have torn the last line: the next one must not continue it
+            self._file.write(b"\n" if self._file.tell() else encode_line(self.header))
+        return self._file
+
+    def close(self) -> None:
+        """Close the file; it stays on the disk."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # `append` has reported a full disk already
+                self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Remove the files and, once it is empty, their folder.
+
+        Rank 0 removes those of all ranks. Other ranks remove their own, which rank 0 does not see if disks are not
+        shared.
+        """
+        for path in [self.path] if self.rank else self.paths():
+            path.unlink(missing_ok=True)
+        if not self.rank:
+            with contextlib.suppress(OSError):  # not empty, or never made
+                self.folder.rmdir()
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+def is_plain(value: Any) -> bool:
+    """Whether JSON returns a value unchanged: None, bool, int, float (bit for bit), str, lists and dicts of these."""
+    try:
+        return repr(json.loads(json.dumps(value))) == repr(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def encode_line(entry: Entry) -> bytes:
+    """An entry, with secrets masked, as a line that ends with its checksum."""
+    body = json.dumps(mask_all(entry))[:-1].encode()  # ASCII: no kind of line break is left in it
+    return body + b', "crc": "%08x"}\n' % zlib.crc32(body)
+
+
+def decode_line(line: bytes) -> Entry | None:
+    """The entry of a line; None if the line was cut short or altered, or is not an entry."""
+    body, mark, checksum = line.rpartition(b', "crc": "')
+    if not mark or checksum != b'%08x"}' % zlib.crc32(body):
+        return None
+    try:
+        entry = json.loads(body + b"}")
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def decode_header(line: bytes) -> Entry | None:
+    """The first line of a file; None if it is damaged or of another format."""
+    header = decode_line(line) or {}
+    valid = (header.get("format") == FORMAT and isinstance(header.get("alone"), bool)
+             and isinstance(header.get("evaluation"), dict))
+    return header if valid else None
+
+
+def read(path: Path) -> tuple[Entry | None, Iterator[Entry]]:
+    """(header, the other valid lines) of a file; without a valid header none of its lines counts."""
+    first, *others = path.read_bytes().split(b"\n")
+    header = decode_header(first)
+    return header, (entry for entry in map(decode_line, others if header else []) if entry and _is_valid(entry))
+
+
+def _is_valid(entry: Entry) -> bool:
+    """Whether an entry is a finished batch or a part of the scoring."""
+    if "batch" not in entry:
+        return isinstance(entry.get("key"), str) and "value" in entry
+    return (isinstance(entry["batch"], int) and isinstance(entry.get("samples"), int)
+            and all(isinstance(entry.get(key), list) for key in ("rows", "bad")))
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock an open file until it is closed or this process ends; False if another process has the lock."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return True
+    return True
+
+
+def _is_busy(path: Path) -> bool:
+    """Whether another process writes a file. Raises OSError if this user may not open it."""
+    with open(path, "ab") as file:
+        return not _lock(file)
+
+
+# --- finding the folder of a stopped evaluation ----------------------------------------------------------------------
+def find_unfinished(output_dir: Path, cfg: Config) -> tuple[Path | None, str]:
+    """(the newest run folder in which an evaluation with this configuration was stopped, a message or "").
+
+    Only evaluations that are runs of their own are searched. Weights and data are compared later, once they are loaded.
+    """
+    message = ""
+    for run_dir, header in _unfinished(Path(output_dir)):
+        saved = header["evaluation"]
+        if saved.get("split", "") not in {*cfg.run.valid_splits, *cfg.run.test_splits}:
+            continue
+        configured = {key: value for key, value in saved.items()
+                      if key.startswith(("model.", "preprocess.", "datasets.", "run."))}
+        changed = differences(configured, config_fingerprint(cfg, str(saved.get("data set"))))
+        if not changed:
+            return run_dir, f"resuming the evaluation that was stopped in {run_dir}"
+        message = message or (f"the evaluation that was stopped in {run_dir} has other settings "
+                              f"({'; '.join(changed[:3])}); starting a new one")
+    return None, message
+
+
+def _unfinished(output_dir: Path) -> Iterator[tuple[Path, Entry]]:
+    """(run folder, header) of files of stopped standalone evaluations, newest first.
+
+    Files that this user may not read, or that vanish meanwhile, are skipped.
+    """
+    found: list[tuple[float, Path, Entry]] = []
+    busy = set()
+    for path in output_dir.glob(f"*/{FOLDER}/*.rank*.jsonl"):
+        run_dir = path.parents[len(FOLDER.parts)]
+        with contextlib.suppress(OSError):
+            if _is_busy(path):
+                busy.add(run_dir)
+            with open(path, "rb") as file:
+                header = decode_header(file.readline().rstrip(b"\n"))
+            if header is not None and header["alone"]:
+                found.append((path.stat().st_mtime, run_dir, header))
+    for _, run_dir, header in sorted(found, key=lambda one: one[0], reverse=True):
+        if run_dir not in busy:
+            yield run_dir, header
