@@ -66,9 +66,7 @@ class ModelConfig(Section):
     allow_non_finite: bool = False
     """load weights that hold NaN or infinity too, to look into them"""
 
-    brings_backbones: ClassVar[bool] = False
-    """whether the model's `from_config` loads encoder, tokenizer and language model itself: no file of theirs is looked
-    for then"""
+    brings_backbones = False  # no key: whether `from_config` loads encoder, tokenizer and language model by itself
 
     def faults(self, run: RunConfig) -> list[tuple[str, str]]:
         """What is wrong beyond keys and types: (key of this section, sentence) each; asked before anything is built."""

@@ -44,7 +44,7 @@ class LavisSection(OpenSection):
     """A section that takes every key, but for those that look misspelt."""
 
     base: ClassVar[type[Section]]
-    brings_backbones: ClassVar[bool] = True
+    brings_backbones = True
     given: ClassVar[frozenset[str]] = frozenset()
     """keys that the YAML files and --options set"""
 
