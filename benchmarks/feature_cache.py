@@ -41,7 +41,7 @@ def steps(folder: Path, batch: int, features: Path | None, count: int) -> Iterat
     config = compose(RECIPE, options(folder, batch, features)).config
     engine.seed_everything(config.run.seed)
     runner = engine.assemble(config, torch.device("cpu"), folder / "run", launch_from_environment())
-    stepper, batches = runner.parts.stepper, runner.parts.batches(0, count)
+    stepper, batches = runner.train_state.train_step, runner.train_state.batches(0, count)
     for step in range(count):
         start = time.perf_counter()
         result = stepper.run(step, [next(batches)])

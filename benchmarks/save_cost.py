@@ -48,7 +48,7 @@ def measure(folder: Path, batch: int, steps: int, every: int) -> tuple[list[floa
     runner = engine.assemble(config, torch.device("cpu"), folder / "run", launch_from_environment())
     step_seconds: list[float] = []
     save_seconds: list[float] = []
-    runner.parts.stepper.run = timed(runner.parts.stepper.run, step_seconds)  # type: ignore[method-assign]
+    runner.train_state.train_step.run = timed(runner.train_state.train_step.run, step_seconds)  # type: ignore[method-assign]
     runner.store.save = timed(runner.store.save, save_seconds)  # type: ignore[method-assign]
     runner.train()
     size = sum(file.stat().st_size for file in runner.store.path(steps).iterdir())

@@ -56,7 +56,7 @@ def _one_real_step(config: Config) -> None:
         did = _first_batches(runner) if run.evaluate else _first_step(runner)
     print(f"weights: {runner.weights(0)}")
     print_parts(runner.model)
-    print_mixing([] if run.evaluate else runner.parts.mixing)
+    print_mixing([] if run.evaluate else runner.train_state.mixing)
     seconds = time.perf_counter() - start
     print(f"dry run: built everything and {did} in {seconds:.1f} s; nothing was kept.")
 

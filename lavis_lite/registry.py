@@ -85,16 +85,41 @@ class Registry(Generic[T]):
             _load(self.builtins[name])
         if name not in self._classes:
             load_plugins()
-        if name not in self._classes:
+        cls = self._classes.get(name) or self._elsewhere(name)
+        if cls is None:
             raise RegistryError(f"unknown {self.kind} {shown(name)}: {did_you_mean(name, self.names())}")
-        return self._classes[name]
+        return cls
+
+    def _elsewhere(self, name: str) -> type[T] | None:
+        """The class of a name that is not registered; None: no such class."""
+        return None
 
     def names(self) -> list[str]:
         """All names, built-in and registered, sorted. Imports nothing."""
         return sorted(self.builtins.keys() | self._classes.keys())
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (name in self._classes or name in self.builtins)
+        return isinstance(name, str) and name in self.names()
+
+
+TORCH_OPTIMIZERS = ("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "asgd", "nadam", "radam", "rmsprop",
+                    "rprop", "sgd")
+"""classes of torch.optim that every supported torch has, in small letters, known without importing torch"""
+
+
+class OptimizerRegistry(Registry[Any]):
+    """Optimizers: those that are registered, and every class of torch.optim by its name in any case."""
+
+    def names(self) -> list[str]:
+        """All names, torch's in small letters, sorted. Imports nothing."""
+        return sorted({*super().names(), *TORCH_OPTIMIZERS})
+
+    def _elsewhere(self, name: str) -> Any:
+        import torch
+
+        classes = {key.lower(): value for key, value in vars(torch.optim).items()
+                   if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)}
+        return None if name.lower() == "optimizer" else classes.get(name.lower())
 
 
 class _Plugins:
@@ -176,6 +201,9 @@ class Registries:
             "dialogue": "lavis_lite.tasks.ranking:DialogueTask",
             "instruction_tuning": "lavis_lite.tasks.by_dataset:InstructionTuningTask",
         })
+        self._add_kinds_of_training()
+
+    def _add_kinds_of_training(self) -> None:
         # runner: the one step loop, bounded by epochs or by iterations.
         runner = "lavis_lite.runners.runner:"
         self.runner: Registry[Any] = Registry("runner", "lavis_lite.runners.runner:Runner", {
@@ -188,6 +216,21 @@ class Registries:
             "linear_warmup_cosine_lr": schedule + "LinearWarmupCosine",
             "linear_warmup_step_lr": schedule + "LinearWarmupStep",
             "constant_lr": schedule + "Constant",
+        })
+        # optimizer: (params, lr, **optimizer_args), a torch optimizer over the model's `optimizer_groups`.
+        optimizer = "lavis_lite.runners.optimizers."
+        self.optimizer: Registry[Any] = OptimizerRegistry("optimizer", "torch.optim:Optimizer", {
+            "adamw8bit": optimizer + "adamw8bit:AdamW8bit",
+            "muon": optimizer + "muon:MuonWithAdamW",
+        })
+        # hook: called at a few named points of a training; its state is part of the checkpoints.
+        hook = "lavis_lite.runners.hooks."
+        self.hook: Registry[Any] = Registry("hook", "lavis_lite.runners.hooks.base:Hook", {
+            "early_stop": hook + "early_stop:EarlyStop",
+            "ema": hook + "ema:EMA",
+            "profiler": hook + "profiler:Profiler",
+            "sample_predictions": hook + "sample_predictions:SamplePredictions",
+            "throughput": hook + "throughput:Throughput",
         })
 
     # LAVIS' spelling of the same calls -----------------------------------------------------------------------------
@@ -215,6 +258,14 @@ class Registries:
         """Decorator: register an `LRSchedule`."""
         return self.lr_scheduler.register(*names)
 
+    def register_optimizer(self, *names: str) -> Callable[[type], type]:
+        """Decorator: register a `torch.optim.Optimizer`."""
+        return self.optimizer.register(*names)
+
+    def register_hook(self, *names: str) -> Callable[[type], type]:
+        """Decorator: register a `Hook`."""
+        return self.hook.register(*names)
+
     def get_model_class(self, name: str) -> Any:
         """The model class of that name; raises RegistryError with suggestions."""
         return self.model.get(name)
@@ -239,6 +290,14 @@ class Registries:
         """The learning-rate schedule class of that name."""
         return self.lr_scheduler.get(name)
 
+    def get_optimizer_class(self, name: str) -> Any:
+        """The optimizer class of that name, registered or of torch.optim."""
+        return self.optimizer.get(name)
+
+    def get_hook_class(self, name: str) -> Any:
+        """The hook class of that name."""
+        return self.hook.get(name)
+
     def list_models(self) -> list[str]:
         """Names of all models."""
         return self.model.names()
@@ -262,6 +321,14 @@ class Registries:
     def list_lr_schedulers(self) -> list[str]:
         """Names of all learning-rate schedules."""
         return self.lr_scheduler.names()
+
+    def list_optimizers(self) -> list[str]:
+        """Names of all optimizers."""
+        return self.optimizer.names()
+
+    def list_hooks(self) -> list[str]:
+        """Names of all hooks."""
+        return self.hook.names()
 
 
 registry = Registries()

@@ -104,11 +104,17 @@ def file_fault(path: Path, facts: FileFacts) -> str:
 
 def is_of_a_run(path: Path) -> bool:
     """Whether a folder, or the weights in it, is a run's checkpoint, which has a manifest to prove it by."""
-    if not (path.is_dir() or path.name == WEIGHTS):
+    if not (path.is_dir() or path.name == WEIGHTS or _is_of_a_hook(path)):
         return False
     folder = path if path.is_dir() else path.parent
     file = folder / MANIFEST  # that of another program has no seal
     return (folder / STATE).is_file() or (file.is_file() and f'"{sealed.SEAL}"'.encode() in file.read_bytes())
+
+
+def _is_of_a_hook(path: Path) -> bool:
+    """Whether a file is a second set of weights in a run's checkpoint, such as ema.safetensors."""
+    file = path.parent / MANIFEST
+    return path.suffix == ".safetensors" and file.is_file() and f'"{path.name}"'.encode() in file.read_bytes()
 
 
 def prove(path: Path) -> None:
@@ -117,9 +123,9 @@ def prove(path: Path) -> None:
     Raises:
         CheckpointError: the file or the manifest is damaged.
     """
-    if path.name != WEIGHTS or not is_of_a_run(path):
+    if path.is_dir() or not is_of_a_run(path):
         return
-    error = file_fault(path, read_manifest(path.parent).files[WEIGHTS])
+    error = file_fault(path, read_manifest(path.parent).files[path.name])
     if error:
         raise CheckpointError(f"{path}: {error}. Take another checkpoint of the run.")
 

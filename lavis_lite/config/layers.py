@@ -155,13 +155,34 @@ def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
     merged: dict[str, Any] = {}
     provenance: dict[str, str] = {}
     for layer in layers:
-        _overlay(merged, layer.content)
-        for key, _ in flatten(layer.content):
+        content = {key: named_hooks(section) if key == "run" else section for key, section in layer.content.items()}
+        _overlay(merged, content)
+        for key, _ in flatten(content):
             provenance[key] = layer.name
     datasets = merged.get("datasets")
     if isinstance(datasets, dict):
         merged["datasets"] = {name: section for name, section in datasets.items() if section is not None}
     return OmegaConf.create(merged), provenance
+
+
+def named_hooks(run: Any) -> Any:
+    """A `run:` section of a YAML with its `hooks` as a mapping: a list of names, or of one-key sections, becomes one.
+
+    Raises:
+        ConfigError: an entry of the list is neither.
+    """
+    if not isinstance(run, Mapping) or not isinstance(run.get("hooks"), list):
+        return run
+    hooks: dict[str, Any] = {}
+    for entry in run["hooks"]:
+        if isinstance(entry, str):
+            hooks[entry] = {}
+        elif isinstance(entry, Mapping) and len(entry) == 1:
+            name, given = next(iter(entry.items()))
+            hooks[str(name)] = {} if given is None else given
+        else:
+            raise ConfigError(f"run.hooks: an entry is a name or {{name: arguments}}, not {entry!r}.")
+    return {**run, "hooks": hooks}
 
 
 def _overlay(target: dict[str, Any], source: Mapping[str, Any]) -> None:

@@ -6,14 +6,13 @@ with the command that gets it. The launcher's environment, ranges, names and pro
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from lavis_lite.config.arguments import check_arguments, check_hooks, check_optimizer
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, DatasetConfig, RunConfig
-from lavis_lite.config.typed import parameter_problem
 from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean, shown
 from lavis_lite.io import files
 from lavis_lite.process.launch import launch_from_environment
@@ -38,6 +37,8 @@ def check(composition: Composition) -> list[str]:
     _check_numbers(config.run, fault)
     _check_length(config.run, fault)
     _check_device(config.run, fault)
+    check_optimizer(config.run, fault)
+    check_hooks(config, fault)
     for key, message in config.model.faults(config.run):
         fault(f"model.{key}", message)
     sharding = sharding_fault(config.run)
@@ -188,12 +189,7 @@ def _check_processor(spec: dict[str, Any] | None, path: str, fault: Any) -> None
     except RegistryError as problem:
         fault(f"{path}.name", str(problem))
         return
-    known = [name for name in inspect.signature(cls).parameters]
-    for key in spec:
-        if key != "name" and key not in known:
-            fault(f"{path}.{key}", f"{spec['name']} has no such parameter; {did_you_mean(key, known)}")
-        elif key != "name" and (wrong := parameter_problem(cls.__init__, key, spec[key])):
-            fault(f"{path}.{key}", wrong)
+    check_arguments(cls, {key: value for key, value in spec.items() if key != "name"}, path, fault)
 
 
 def _check_output(run: RunConfig, fault: Any) -> None:

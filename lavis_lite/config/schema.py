@@ -163,6 +163,10 @@ class RunConfig(Section):
     """samples; given: shards (blocks of 1,024 rows of other sets) are shuffled, then the samples within windows of this
     many, so that reads stay in few shards; absent: all samples are shuffled"""
     # optimizer ----------------------------------------------------------------------------------------------------
+    optimizer: str = "adamw"
+    """registered name, or a class of torch.optim in any case (sgd, NAdam, adafactor ...)"""
+    optimizer_args: dict[str, Any] = field(default_factory=dict)
+    """more arguments of the optimizer, such as {momentum: 0.9}"""
     lr_sched: str = "linear_warmup_cosine_lr"
     init_lr: float = 1e-4
     min_lr: float = 0.0
@@ -174,6 +178,7 @@ class RunConfig(Section):
     weight_decay: float = 0.05
     beta1: float = 0.9
     beta2: float = 0.999
+    """beta1 and beta2: of optimizers that have `betas` (the Adam family)"""
     lr_layer_decay: float = 1.0
     """factor per layer of a trained vision encoder, from the output down"""
     max_grad_norm: float | None = None
@@ -203,6 +208,12 @@ class RunConfig(Section):
     on_bad_sample: Literal["raise", "skip"] = "raise"
     max_bad_fraction: float = 0.01
     """skip stops the run when more than this share of the samples read was bad"""
+    # hooks --------------------------------------------------------------------------------------------------------
+    hooks: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    """what else happens during training: registered hook -> its arguments ({}: defaults; null: the hook is off). A
+    list of names, or of one-key sections, means the same"""
+    weights: str | None = None
+    """evaluation of a run (--run): evaluate the weights that this hook keeps (ema) in place of the trained ones"""
     # bookkeeping --------------------------------------------------------------------------------------------------
     seed: int = field(default=42, metadata=AFFECTS_ROWS)
     output_dir: str = "output"

@@ -106,9 +106,9 @@ class Evaluator:
             unscored = where_unscored(scores, self.predictions, paths)
         except OSError as error:
             problem = disk.cannot_write(self.run_dir / "results", error, what=f"the results of {split}")
-        self.tracker.say(f"step {step}  {split}: {self.task.summary(dict(scores))}{unscored}")
+        self.tracker.log(f"step {step}  {split}: {self.task.summary(dict(scores))}{unscored}")
         if not problem:
-            write_reports(self.cfg, self.run_dir, split, step, self.reports, weights, self.tracker.say)
+            write_reports(self.cfg, self.run_dir, split, step, self.reports, weights, self.tracker.log)
         return problem
 
     def discard_checkpoints(self) -> None:
@@ -162,7 +162,7 @@ class Evaluator:
             self.bad_samples.add(entry["bad"], entry["samples"])
             rows += entry["rows"]
         if plan.done_samples:
-            self.tracker.say(f"{progress.title}: {plan.done_samples:,} of {plan.samples:,} samples were finished "
+            self.tracker.log(f"{progress.title}: {plan.done_samples:,} of {plan.samples:,} samples were finished "
                              "before")
         progress.begin("", plan.samples, "samples", plan.done_samples)
         with closing(iter(loader)) as batches:

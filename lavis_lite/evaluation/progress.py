@@ -64,7 +64,7 @@ class EvalProgress(ProgressHandle):
                 f"{error.filename or self.checkpoint.folder}: {error.strerror}; this evaluation begins from the start "
                 "and saves no finished batches"]
         for message in messages:
-            self.tracker.say(message)
+            self.tracker.log(message)
         return completed
 
     # --- finished work --------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ class EvalProgress(ProgressHandle):
 
     def _append(self, entry: dict[str, Any]) -> None:
         if self.writable and (problem := self.checkpoint.append(entry)):
-            self.tracker.say(problem)
+            self.tracker.log(problem)
 
     # --- the bar --------------------------------------------------------------------------------------------------
     def begin(self, title: str, total: int, unit: str, done: int = 0) -> None:

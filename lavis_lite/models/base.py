@@ -11,8 +11,9 @@ from typing import Any, ClassVar, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lavis_lite.config.schema import ModelConfig
+from lavis_lite.config.schema import ModelConfig, RunConfig
 from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.models.optimizer_groups import ParameterGroup, group_parameters
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.provenance import FOLLOWED, WeightRecord, sources_of
 
@@ -200,10 +201,23 @@ class BaseModel(nn.Module):
     def auxiliary_losses(self, encoded: Any, samples: dict[str, Any]) -> dict[str, Tensor]:
         """Further losses of a training step, name -> float[]; they are added to the loss and logged as loss_<name>.
 
-        By default there are none. Stage 1 calls it with its `Encoded`, a model with a language model with the soft
+        The default adds no loss. Stage 1 calls it with its `Encoded`, a model with a language model with the soft
         prompt float[B,Q,D].
         """
         return {}
+
+    def optimizer_groups(self, run: RunConfig) -> list[ParameterGroup]:
+        """The parameters to optimize, in groups; every trainable parameter belongs to exactly one.
+
+        By default those that decay and those that do not, split further by `layer_scale` if `run.lr_layer_decay` is
+        not 1.
+
+        Args:
+            run: the `run:` section; `weight_decay` and `lr_layer_decay` are used.
+        """
+        decay = run.lr_layer_decay
+        scale = (lambda name: 1.0) if decay == 1.0 else (lambda name: self.layer_scale(name, decay))
+        return group_parameters(self, run.weight_decay, scale)
 
     def layer_scale(self, name: str, decay: float) -> float:
         """Learning-rate factor of a parameter under layer-wise decay; 1 outside a trained vision encoder."""

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.loading.policy import BadRecord, BadSampleLog
 from lavis_lite.errors import DataError, TextTooLongError
+from lavis_lite.runners.hooks.base import Hook, RunContext
+
+if TYPE_CHECKING:
+    from lavis_lite.runners.step import StepResult
 
 
-class BadSamples:
-    """Takes the records out of batches as they come, and shares them between ranks now and then.
+class BadSamples(Hook):
+    """The hook that takes the records out of batches as they come, and shares them between ranks now and then.
 
     Args:
         cfg: `on_bad_sample` and `max_bad_fraction` are used; under `raise` there is nothing to share.
         run_dir: `bad_samples.jsonl` is written there.
     """
+
+    name = "bad_samples"
 
     def __init__(self, cfg: RunConfig, run_dir: Path) -> None:
         self.active = cfg.on_bad_sample == "skip"
@@ -29,11 +35,11 @@ class BadSamples:
         self._samples = 0
 
     def take(self, batch: dict[str, Any], samples: int | None = None) -> bool:
-        """Remove the records from a batch; False where nothing usable is left of it.
+        """Remove the records from a batch; False if nothing usable is left of it.
 
         Args:
             batch: as the loader gave it; changed in place.
-            samples: how many were asked for; by default the rows that remain and the records.
+            samples: samples that were read; by default the rows that remain and the records.
         """
         records = batch.pop("bad_samples", [])
         rows = max((len(value) for value in batch.values() if hasattr(value, "__len__")), default=0)
@@ -46,24 +52,24 @@ class BadSamples:
         self._records += records
         self._samples += samples
 
-    def too_long(self, dataset: Any, tokens: Mapping[int, int], fault: TextTooLongError) -> None:
-        """Count samples of the batch taken last whose texts the model has no room for.
+    def too_long(self, dataset: Any, tokens: Mapping[int, int], error: TextTooLongError) -> None:
+        """Count samples of the batch taken last that have texts too long for the model.
 
         Args:
             dataset: knows where its rows come from.
             tokens: row of the data set -> tokens of its text.
-            fault: what the model says of them.
+            error: the model's, about them.
 
         Raises:
             DataError: such samples are not to be left out.
         """
         where = {row: dataset.location(row) if hasattr(dataset, "location") else f"row {row}" for row in tokens}
         if not self.active:
-            raise DataError(f"{next(iter(where.values()))}: {fault} Or set run.on_bad_sample=skip to leave such "
-                            "samples out (they are counted and listed).") from fault
-        records: list[BadRecord] = [{"file": place.rpartition(":")[0], "row": place,
+            raise DataError(f"{next(iter(where.values()))}: {error} Or set run.on_bad_sample=skip to leave such "
+                            "samples out (they are counted and listed).") from error
+        records: list[BadRecord] = [{"file": path.rpartition(":")[0], "row": path,
                                      "reason": f"has a text of {tokens[row]} tokens, too long for the language model"}
-                                    for row, place in where.items()]
+                                    for row, path in where.items()]
         self._records += records
         self.newest = [*self.newest[0], *records], self.newest[1]
 
@@ -93,13 +99,22 @@ class BadSamples:
             self.log.bad += len(records)
         self.log.check()
 
+    def after_step(self, run: RunContext, result: StepResult) -> None:
+        """Share on the steps that are logged."""
+        if run.train.schedule.logs(run.step, run.config.run):
+            self.share(step=run.step)
+
+    def on_save(self, run: RunContext) -> None:
+        """The counts of a checkpoint are those of all ranks."""
+        self.share(step=run.step)
+
     def state(self) -> dict[str, int]:
         """Counts, for a checkpoint."""
         return self.log.state_dict()
 
-    def load_state(self, state: dict[str, int]) -> None:
-        """Go on from saved counts; rank 0 drops the lines written after them."""
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Continue from saved counts; rank 0 drops the lines written after them."""
         if distributed.is_main():
-            self.log.load_state_dict(state)
+            self.log.load_state_dict(dict(state))
         else:
             self.log.bad, self.log.read = state["bad"], state["read"]

@@ -4,6 +4,7 @@
         model.safetensors     trainable weights and buffers, and frozen ones that no named file has, by parameter name
         training_state.pt     optimizer, scaler, counters, best metric, sampler position; plain containers and tensors
         config.yaml           the run's configuration
+        <hook>.safetensors    weights that a hook keeps, such as ema, under the same names
         manifest.json         size and sha256 of every file above, step, format, names of the frozen parameters,
                               "weights": the sources of all weights before the run's first step
     checkpoints/last.json     {"checkpoint", "step"}
@@ -19,7 +20,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,8 @@ class CheckpointStore:
         atomic.write_text(self.folder / ".tmp-probe", "")  # finds a read-only folder now, not after an hour
         (self.folder / ".tmp-probe").unlink()
 
-    def save(self, step: int, model: BaseModel, state: Mapping[str, Any], config: str) -> Path:
+    def save(self, step: int, model: BaseModel, state: Mapping[str, Any], config: str,
+             hooks: Mapping[str, Mapping[str, Tensor]] | None = None) -> Path:
         """Write the checkpoint of `step`; called by all ranks with equal arguments.
 
         Args:
@@ -92,13 +94,14 @@ class CheckpointStore:
             model: the bare model (not its DDP wrapper).
             state: plain containers and tensors; `state["best"]` is None or {"step", "metric", "split"}.
             config: YAML text of the run.
+            hooks: sets of weights that hooks keep, by hook: each goes into `<hook>.safetensors`, complete.
 
         Raises:
             CheckpointError: it could not be written (disk full, no permission), or a weight is not finite. Then nothing
                 is written, and earlier checkpoints are intact.
         """
         tensors = {name: whole_tensor(value) for name, value in model.checkpoint_state().items()}
-        self._on_rank_0(lambda: self._write(step, model, tensors, state, config))
+        self._on_rank_0(lambda: self._write(step, model, tensors, state, config, hooks or {}))
         return self.path(step)
 
     def _on_rank_0(self, work: Callable[[], None]) -> None:
@@ -118,23 +121,28 @@ class CheckpointStore:
             raise shared
 
     def _write(self, step: int, model: BaseModel, given: Mapping[str, Tensor], state: Mapping[str, Any],
-               config: str) -> None:
+               config: str, hooks: Mapping[str, Mapping[str, Tensor]]) -> None:
         self._require_finite(step, given)
         tensors, tied = _storable(given)
+        contents = {WEIGHTS: tensors}
+        for hook, own in hooks.items():
+            contents[f"{hook}.safetensors"] = _storable({name: own.get(name, tensors[name]) for name in tensors})[0]
         temporary = self.folder / f".tmp-{self.path(step).name}-{os.getpid()}"
         try:
             temporary.mkdir()
-            save_file(tensors, temporary / WEIGHTS)
+            for name, content in contents.items():
+                save_file(content, temporary / name)
             torch.save(dict(state), temporary / STATE)
             (temporary / CONFIG).write_text(redaction.mask(config), encoding="utf-8")
-            shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors lets only the owner read
-            _write_manifest(temporary, {"format": FORMAT, "step": step, "lavis_lite": __version__,
-                                        "torch": torch.__version__, "frozen": sorted(model.frozen_names()),
-                                        "tied": tied, "weights": model.weight_record.to_dict(),
-                                        "saved_at": datetime.now(timezone.utc).isoformat()})
+            for name in contents:
+                shutil.copymode(temporary / CONFIG, temporary / name)  # safetensors lets only the owner read
+            _write_manifest(temporary, list(contents), {
+                "format": FORMAT, "step": step, "lavis_lite": __version__, "torch": torch.__version__,
+                "frozen": sorted(model.frozen_names()), "tied": tied, "weights": model.weight_record.to_dict(),
+                "saved_at": datetime.now(timezone.utc).isoformat()})
             self._rename(temporary, self.path(step))
         except (OSError, RuntimeError, SafetensorError) as error:
-            needed = sum(tensor.nbytes for tensor in tensors.values()) + _bytes_of(state)
+            needed = _bytes_of(contents) + _bytes_of(state)
             problem = disk.cannot_write(self.folder, error, needed, f"the checkpoint of step {step}")
             newest = next(iter(steps_of(self.folder.parent)), None)
             resume = f" {newest} is intact; resume from it with --resume auto." if newest is not None else ""
@@ -201,9 +209,9 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     return tensor if gather is None else gather()
 
 
-def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+def _write_manifest(folder: Path, weights: Sequence[str], facts: Mapping[str, Any]) -> None:
     files = {}
-    for name in (WEIGHTS, STATE, CONFIG):
+    for name in (*weights, STATE, CONFIG):
         atomic.sync_file(folder / name)
         files[name] = {"size": (folder / name).stat().st_size, "sha256": sealed.file_sha256(folder / name)}
     (folder / MANIFEST).write_text(sealed.seal({**facts, "files": files}), encoding="utf-8")
@@ -286,6 +294,22 @@ def load(folder: Path, model: BaseModel) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("step") != manifest.step:
         raise CheckpointError(f"{path}: not the training state of step {manifest.step}.")
     return state
+
+
+def load_hook_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """The sets of weights that hooks keep in a verified checkpoint, by hook.
+
+    Raises:
+        CheckpointError: a file is not what its name says.
+    """
+    found = {}
+    for name in read_manifest(folder).files:
+        if name.endswith(".safetensors") and name != WEIGHTS:
+            try:
+                found[name.removesuffix(".safetensors")] = load_file(Path(folder) / name)
+            except SafetensorError as error:
+                raise CheckpointError(f"{Path(folder) / name}: not the weights of a checkpoint ({error}).") from error
+    return found
 
 
 def _fill(folder: Path, manifest: Manifest, model: BaseModel) -> None:

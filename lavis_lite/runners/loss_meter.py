@@ -14,8 +14,8 @@ from lavis_lite import distributed
 class LossMeter:
     """Means over steps and ranks; steps that were skipped are left out and counted.
 
-    Sums are kept in float64: sums of float32 losses are then exact, whatever the order, and a run that is resumed
-    between two log lines logs the numbers of the uninterrupted one.
+    Sums are kept in float64: sums of float32 losses are then exact in any order. A run that is resumed between two log
+    lines logs the numbers of the uninterrupted one.
 
     Args:
         device: where the losses are.
@@ -70,7 +70,7 @@ class LossMeter:
         return {"sums": pairs, "skipped": round(found[0] / distributed.world_size())}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave, on any number of ranks: rank 0 holds the sums of all."""
+        """Continue from what `state` gave, on any number of ranks: rank 0 has the sums of all."""
         own = float(distributed.rank() == 0)
         self._sums = {(name,): torch.tensor(pair, dtype=self._dtype, device=self.device) * own
                       for name, pair in state["sums"].items()}

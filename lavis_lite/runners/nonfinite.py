@@ -1,9 +1,9 @@
-"""Steps whose loss or gradient is not finite: ranks agree on them, they are counted, and too many stop the run."""
+"""Steps with a loss or gradient that is not finite: ranks agree on them, count them, and stop after too many."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,8 +29,20 @@ class DivergedError(LavisLiteError):
     same_on_all_ranks = True
 
 
+class Vote(NamedTuple):
+    """What all ranks know of a 0-based step."""
+
+    step: int
+    bad: bool
+    """loss or gradient was not finite on some rank"""
+    exit_code: int
+    """of a signal that asks to leave; 0: none"""
+    stop: bool
+    """a hook of some rank asks for the end of the run"""
+
+
 class Votes:
-    """Per step, the maximum over ranks of (step was not finite, exit code of a signal that wants us to leave).
+    """Per step, the maximum over ranks of (step was not finite, exit code of a signal, a hook asks to stop).
 
     On a GPU a vote is read one step late, when it is there already, so that the host never waits for the device. All
     ranks read the same votes in the same step, so they act in unison.
@@ -40,9 +52,10 @@ class Votes:
         self.lag = 1 if device.type == "cuda" else 0
         self._pending: list[tuple[int, Tensor, Any]] = []
 
-    def cast(self, step: int, bad: Tensor, wish: int) -> Tensor:
-        """Vote; the result, float[2], is on the device already when the update needs it."""
-        vote = torch.stack([bad.float(), torch.full_like(bad, wish, dtype=torch.float32)])
+    def cast(self, step: int, bad: Tensor, exit_code: int, stop: bool = False) -> Tensor:
+        """Vote; the result, float[3], is on the device already when the update needs it."""
+        vote = torch.stack([bad.float(), *(torch.full_like(bad, value, dtype=torch.float32)
+                                           for value in (exit_code, stop))])
         if distributed.world_size() > 1:
             dist.all_reduce(vote, dist.ReduceOp.MAX)
         event = None
@@ -55,15 +68,15 @@ class Votes:
         self._pending.append((step, host, event))
         return vote
 
-    def read(self, flush: bool) -> list[tuple[int, bool, int]]:
-        """(step, bad, wish) of the votes that are due; `flush` waits for all."""
+    def read(self, flush: bool) -> list[Vote]:
+        """The votes that are due; `flush` waits for all."""
         due = []
         while len(self._pending) > (0 if flush else self.lag):
             step, host, event = self._pending.pop(0)
             if event is not None:
                 event.synchronize()
-            bad, wish = host.tolist()
-            due.append((step, bad > 0, int(wish)))
+            bad, exit_code, stop = host.tolist()
+            due.append(Vote(step, bad > 0, int(exit_code), stop > 0))
         return due
 
 
@@ -85,7 +98,7 @@ class SkipCounter:
         self.recent: list[int] = []
 
     def count(self, step: int, bad: bool) -> None:
-        """Take note of the 0-based step `step`."""
+        """Count the 0-based step `step`."""
         self.in_a_row = self.in_a_row + 1 if bad else 0
         if bad:
             self.skipped += 1

@@ -1,59 +1,72 @@
-"""AdamW over parameter groups: which parameters decay, and whose learning rate is scaled.
+"""The optimizer of a run: built by name over the model's parameter groups, and its state by parameter name.
 
-LAVIS' rule: everything decays except one-dimensional parameters and biases. So the query tokens (3-D) and the ITC
-temperature (0-D) do decay. Layer-wise rates reach the optimizer through each group's `lr_scale`, which `set_lr`
-multiplies at every step.
+Layer-wise rates reach the optimizer through each group's `lr_scale`, which `set_lr` multiplies at every step.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.errors import CheckpointError, ConfigError
+from lavis_lite.errors import CheckpointError, ConfigError, ContractError
+from lavis_lite.models.optimizer_groups import ParameterGroup
+from lavis_lite.registry import registry
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
-Group = dict[str, Any]
+
+def build_optimizer(model: BaseModel, cfg: RunConfig) -> torch.optim.Optimizer:
+    """The optimizer that the `run:` section names, over the model's groups. Adam and AdamW are fused.
+
+    Raises:
+        ConfigError: nothing is trainable, or the optimizer refuses its arguments.
+        ContractError: the model's groups are not its trainable parameters.
+        MissingExtraError: the optimizer's package is not installed.
+    """
+    cls = registry.get_optimizer_class(cfg.optimizer)
+    arguments = optimizer_arguments(cls, cfg)
+    groups = complete_groups(model, model.optimizer_groups(cfg), cfg.weight_decay)
+    try:
+        optimizer: torch.optim.Optimizer = cls(groups, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"run.optimizer_args: {cfg.optimizer} refuses its arguments: {error}") from error
+    return optimizer
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to 1-D parameters (norms, scales) and not to anything called `bias`."""
-    return not (parameter.ndim == 1 or name.endswith(".bias"))
+def optimizer_arguments(cls: type, cfg: RunConfig) -> dict[str, Any]:
+    """Learning rate, betas and fused kernels as far as the class has them, and `run.optimizer_args` over these."""
+    known = inspect.signature(cls).parameters
+    usual: dict[str, Any] = {"lr": cfg.init_lr, "betas": (cfg.beta1, cfg.beta2)}
+    if cls in (torch.optim.Adam, torch.optim.AdamW):
+        usual["fused"] = not {"foreach", "capturable", "differentiable"} & cfg.optimizer_args.keys()
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.optimizer_args.items()}
+    return {**{key: value for key, value in usual.items() if key in known}, **given}
 
 
-def parameter_groups(model: BaseModel, weight_decay: float, layer_decay: float = 1.0) -> list[Group]:
-    """Trainable parameters grouped by (weight decay, learning-rate scale), in order of first appearance.
-
-    Returns:
-        Groups {"params", "names", "weight_decay", "lr_scale"}; decaying ones first.
+def complete_groups(model: nn.Module, groups: Sequence[ParameterGroup], weight_decay: float) -> list[dict[str, Any]]:
+    """The groups with `weight_decay` and `lr_scale` filled in.
 
     Raises:
         ConfigError: nothing is trainable.
+        ContractError: a trainable parameter is in no group or in several, or a frozen one is in one.
     """
-    groups: dict[tuple[float, float], Group] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decay = weight_decay if decays(name, parameter) else 0.0
-        scale = 1.0 if layer_decay == 1.0 else model.layer_scale(name, layer_decay)
-        group = groups.setdefault((decay, scale), {"params": [], "names": [], "weight_decay": decay,
-                                                   "lr_scale": scale})
-        group["params"].append(parameter)
-        group["names"].append(name)
-    if not groups:
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
         raise ConfigError("the model has no trainable parameter: check model.freeze_vit and the other freeze switches.")
-    return sorted(groups.values(), key=lambda group: group["weight_decay"] == 0.0)
-
-
-def build_optimizer(model: BaseModel, cfg: RunConfig) -> torch.optim.AdamW:
-    """AdamW as the `run:` section asks; fused, since all parameters are floating point."""
-    groups = parameter_groups(model, cfg.weight_decay, cfg.lr_layer_decay)
-    return torch.optim.AdamW(groups, lr=cfg.init_lr, betas=(cfg.beta1, cfg.beta2), fused=True)
+    counts = Counter(name for group in groups for name in group["names"])
+    wrong = sorted({name for name in counts if name not in trainable or counts[name] > 1} | trainable - counts.keys())
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ContractError(f"{type(model).__name__}.optimizer_groups must have every trainable parameter exactly "
+                            f"once, and no other. Check {', '.join(wrong[:5])}{more}.")
+    return [{"weight_decay": weight_decay, "lr_scale": 1.0, **group} for group in groups]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -73,7 +86,7 @@ def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """All parameters the optimizer holds, in group order."""
+    """All parameters of the optimizer, in group order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
@@ -83,10 +96,10 @@ def trained_names(optimizer: torch.optim.Optimizer) -> list[str]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """The optimizer's memory by parameter name: {"exp_avg", "exp_avg_sq", "step"} each, for AdamW.
+    """The optimizer's memory by parameter name, such as {"exp_avg", "exp_avg_sq", "step"} each for AdamW.
 
-    By name and without the groups' settings, so that a changed weight decay or freezing is what the YAML says, and
-    no state ever lands on another parameter.
+    It is kept by name, so that no state ever reaches another parameter. It has none of the groups' settings: after a
+    resume too, the YAML decides about weight decay and freezing.
     """
     return {name: dict(optimizer.state[parameter])
             for name, parameter in zip(trained_names(optimizer), trained_parameters(optimizer), strict=True)
@@ -99,20 +112,21 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, dict
     Raises:
         CheckpointError: the state belongs to other parameters than those that train now.
     """
-    names, parameters = trained_names(optimizer), trained_parameters(optimizer)
+    names = trained_names(optimizer)
     if state and set(state) != set(names):
         lost, new = sorted(set(state) - set(names)), sorted(set(names) - set(state))
         raise CheckpointError(
             f"the optimizer state is of other parameters: {len(lost)} of it do not train now {lost[:5]}, {len(new)} "
             f"that train now are not in it {new[:5]}. Was a part frozen or unfrozen since? Start a new run with "
             "model.pretrained set to this checkpoint instead of resuming it.")
-    # torch keeps the number of steps on the host, unless an optimizer's kernels want it on the device
-    on_host = not any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-    for name, parameter in zip(names, parameters, strict=True):
-        if name in state:
-            optimizer.state[parameter] = {
-                key: _copy(value, torch.device("cpu") if key == "step" and on_host else parameter.device)
-                for key, value in state[name].items()}
+    for group in optimizer.param_groups:
+        # torch keeps the number of steps on the host, unless an optimizer's kernels want it on the device
+        on_host = not (group.get("fused") or group.get("capturable"))
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            if name in state:
+                optimizer.state[parameter] = {
+                    key: _copy(value, torch.device("cpu") if key == "step" and on_host else parameter.device)
+                    for key, value in state[name].items()}
 
 
 def _copy(value: Any, device: torch.device) -> Any:

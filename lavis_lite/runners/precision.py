@@ -18,14 +18,14 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """`run.device` -> the device of this process: "auto" takes the GPU of its local rank where there is one.
 
     Raises:
-        ConfigError: an unknown device, or CUDA asked for where there is none.
+        ConfigError: an unknown device, or CUDA without a CUDA device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as fault:
-        raise ConfigError(f"run.device: {name!r} is no device; use auto, cpu or cuda.") from fault
+    except RuntimeError as error:
+        raise ConfigError(f"run.device: {name!r} is not a device; use auto, cpu or cuda.") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError("run.device is cuda, but this torch sees no CUDA device; set run.device=auto.")

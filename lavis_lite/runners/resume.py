@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 
 from lavis_lite.checkpoints.manifest import CONFIG
 from lavis_lite.config.layers import flatten
+from lavis_lite.config.schema import Config
 from lavis_lite.errors import ConfigError
 
 UNANNOUNCED = frozenset({"run.resume_ckpt_path"})
@@ -23,7 +26,7 @@ def check_order(saved: Mapping[str, Any], present: Mapping[str, Any], folder: Pa
     """Refuse a resume that would see other samples than the run it continues.
 
     Args:
-        saved: `TrainingParts.fingerprint` of the checkpoint.
+        saved: `TrainState.fingerprint` of the checkpoint.
         present: that of this run.
         folder: the checkpoint.
 
@@ -61,6 +64,17 @@ def changed_settings(folder: Path, config: str) -> list[str]:
     before, now = map(_settings, ((Path(folder) / CONFIG).read_text(encoding="utf-8"), config))
     keys = [key for key in {**before, **now} if key not in UNANNOUNCED and before.get(key) != now.get(key)]
     return [f"{key}: {_short(before.get(key, '(absent)'))} -> {_short(now.get(key, '(absent)'))}" for key in keys]
+
+
+def config_yaml(cfg: Config) -> str:
+    """The configuration as YAML text that runs again, without notes and provenance; interpolations stay as written."""
+    sections = asdict(cfg)
+    for path, text in cfg.as_written.items():
+        section = reduce(lambda tree, key: tree.get(key) or {}, path[:-1], sections)
+        if path[-1] in section:
+            section[path[-1]] = text
+    kept = {key: sections[key] for key in ("model", "preprocess", "datasets", "run", "imports") if sections.get(key)}
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=10_000)
 
 
 def _settings(config: str) -> dict[str, str]:

@@ -1,51 +1,50 @@
-"""The runner: the one step loop, and when to log, validate, save, resume and leave.
+"""The runner: the one step loop, and when to validate, save, resume and leave.
 
-`runner_base` counts epochs and `runner_iter` inner epochs of a given number of steps; they differ in their bounds only.
-"Step" is an optimizer step everywhere. A step logs, then validates, then saves, in this order, so that a checkpoint
-knows the best metric of its own step.
+`runner_base` counts epochs and `runner_iter` inner epochs of a given number of steps; they differ in their schedule
+only. "Step" is an optimizer step everywhere. After a step come its hooks (the log is one), then the validation, then
+the checkpoint. In this order a checkpoint knows the best metric of its own step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
-from functools import partial, reduce
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-import yaml
 
 from lavis_lite import distributed
 from lavis_lite.checkpoints.manifest import stored_record
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.loader import eval_loader
-from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.errors import ConfigError
 from lavis_lite.evaluation.evaluator import AGGREGATE, Evaluator
 from lavis_lite.evaluation.progress import EvaluationStopped
 from lavis_lite.process.launch import Launch
 from lavis_lite.registry import registry
-from lavis_lite.runners import bounds, checkpointing, resume
+from lavis_lite.runners import checkpointing, resume, train_schedule
 from lavis_lite.runners.bad_samples import BadSamples
-from lavis_lite.runners.bounds import Bounds
-from lavis_lite.runners.cut_texts import CutTextReport
-from lavis_lite.runners.parts import Datasets, Speed, TrainingParts
+from lavis_lite.runners.evaluations import Evaluations, Scores
+from lavis_lite.runners.hooks.base import RunContext
+from lavis_lite.runners.hooks.hooks import Hooks, build_hooks
 from lavis_lite.runners.precision import Precision, pick_device
-from lavis_lite.runners.sharding import share_out
-from lavis_lite.runners.signals import EVALUATION_ANSWER, Interrupted, SignalWatch
-from lavis_lite.runners.step import StepResult
-from lavis_lite.runners.step_records import skipped_record, training_record
+from lavis_lite.runners.sharding import shard_frozen
+from lavis_lite.runners.signals import Interrupted, SignalWatch
+from lavis_lite.runners.train_schedule import TrainSchedule
+from lavis_lite.runners.train_state import Datasets, TrainState
+from lavis_lite.runners.training_log import TrainingLog, skipped_record
 from lavis_lite.tasks.base import BaseTask
-from lavis_lite.tracking.tracker import Tracker, parameter_table
+from lavis_lite.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
 
 class Runner:
-    """Trains and evaluates one model on one task. Use a subclass, which says how a run is bounded.
+    """Trains and evaluates one model on one task. Use a subclass, which defines how long a run is.
 
     Args:
         cfg: the whole checked configuration.
@@ -55,49 +54,70 @@ class Runner:
         run_dir: folder of this run, equal on all ranks; it is made if need be.
         launch: which process this is.
         tracker: where records go; by default what the `run:` section asks for, on rank 0.
-        device: by default what `run.device` says.
+        device: by default `run.device`.
 
     Raises:
-        ConfigError: a split that no data set has; an impossible device or precision.
+        ConfigError: a split that no data set has; an impossible device, precision or hook.
     """
 
     def __init__(self, cfg: Config, task: BaseTask, model: BaseModel, datasets: Datasets, run_dir: Path,
                  launch: Launch | None = None, tracker: Tracker | None = None,
                  device: torch.device | None = None) -> None:
-        self.cfg, self.run, self.task, self.datasets = cfg, cfg.run, task, datasets
+        self.cfg, self.run, self.task = cfg, cfg.run, task
         self.run_dir, self.launch = Path(run_dir), launch or Launch()
         self.device = device or pick_device(self.run.device, self.launch.local_rank)
         self.precision = Precision.from_run(self.run, self.device)
-        share_out(model, self.run, self.device)
+        shard_frozen(model, self.run, self.device)
         self.model = model.to(self.device)
         self.tracker = tracker or Tracker.from_run(self.run, self.run_dir, distributed.is_main())
         self.store = checkpointing.CheckpointStore(self.run_dir, self.run.keep_checkpoints)
         self.watch = SignalWatch()
         self.bad_samples = BadSamples(self.run, self.run_dir)
-        self.cut_texts = CutTextReport(self.model, self.tracker.say)
+        self.context = RunContext(cfg, task, self.model, datasets, self.run_dir, self.device, self.precision,
+                                    self.tracker, distributed.rank(),
+                                  step=self.model.weight_record.step if self.run.evaluate else 0)
+        self.hooks = Hooks([TrainingLog(), self.bad_samples, *([] if self.run.evaluate else build_hooks(self.run))],
+                           self.context)
         loader = partial(eval_loader, share_pictures=self.model.takes_image_rows)
         self.evaluator = Evaluator(task, self.model, cfg, self.device, self.precision, loader, self.bad_samples,
                                    self.run_dir, self.tracker, lambda: self.watch.code)
+        self.evaluations = Evaluations(self.context, self.evaluator, self.watch, self.weights)
+        self.evaluations.check(self.run.valid_splits, "valid_splits")
+        self.evaluations.check(self.run.test_splits, "test_splits")
         self.validated_step = self.saved_step = 0
-        self.step = self.model.weight_record.step if self.run.evaluate else 0
         self.best: dict[str, Any] | None = None
-        self.resumed_from: Path | None = None
         self._testing = False
-        self._parts: TrainingParts | None = None
-        self._check_splits(self.run.valid_splits, "valid_splits")
-        self._check_splits(self.run.test_splits, "test_splits")
+        self._train_state: TrainState | None = None
 
-    def bounds(self, steps_per_epoch: int) -> Bounds:
-        """Length of the run and of its units, in optimizer steps."""
-        raise NotImplementedError(f"{type(self).__name__} must define bounds")
+    def train_schedule(self, steps_per_epoch: int) -> TrainSchedule:
+        """Length of the run and of its intervals, in optimizer steps."""
+        raise NotImplementedError(f"{type(self).__name__} must define train_schedule")
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.context.step
+
+    @step.setter
+    def step(self, done: int) -> None:
+        self.context.step = done
+
+    @property
+    def datasets(self) -> Datasets:
+        """Data set name -> split -> data set."""
+        return self.context.datasets
+
+    @datasets.setter
+    def datasets(self, datasets: Datasets) -> None:
+        self.context.datasets = datasets
 
     # --- what the engine calls ------------------------------------------------------------------------------------
-    def execute(self) -> dict[str, dict[str, float]]:
+    def execute(self) -> dict[str, Scores]:
         """What the `run:` section asks for: `evaluate` alone, or `train`."""
         return self.evaluate() if self.run.evaluate else self.train()
 
-    def train(self) -> dict[str, dict[str, float]]:
-        """Train to the end (from where `resume` stands), validating and saving on the way, then test.
+    def train(self) -> dict[str, Scores]:
+        """Train to the end (from a resumed step if there is one), validating and saving on the way, then test.
 
         Returns:
             Metrics by test split, measured on the best checkpoint where validation chose one, else on the last.
@@ -108,28 +128,28 @@ class Runner:
             CheckpointError: a checkpoint cannot be written.
             DistributedError: another rank has died or hangs.
         """
-        parts = self.parts
+        train = self.train_state
         self.store.prepare()
         with self.watch:
-            self.tracker.open(self.step, parts.bounds.total)
+            self.tracker.open(self.step, train.schedule.total)
             try:
-                self._introduce()
                 self.task.before_training(self.model, self.datasets)
+                self.hooks.on_start()
                 self._validate_if_due(after_resume=True)
-                with closing(parts.batches(self.step, parts.bounds.total)) as batches:
-                    self._loop(parts, batches)
-                self.cut_texts.now()
+                with closing(train.batches(self.step, train.schedule.total)) as batches:
+                    self._loop(train, batches)
+                self.hooks.on_end()
                 return self._test()
             except EvaluationStopped as stop:
                 self._leave(stop.exit_code)
-            except RuntimeError as fault:
-                if not distributed.peer_is_gone(fault):
+            except RuntimeError as error:
+                if not distributed.peer_is_gone(error):
                     raise
-                raise distributed.rank_is_gone(fault, f" (noticed after step {self.step})") from fault
+                raise distributed.rank_is_gone(error, f" (noticed after step {self.step})") from error
             finally:
                 self.tracker.close()
 
-    def evaluate(self, splits: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    def evaluate(self, splits: Sequence[str] | None = None) -> dict[str, Scores]:
         """Metrics by split with the present weights; by default of all validation and test splits.
 
         Raises:
@@ -139,10 +159,10 @@ class Runner:
         wanted = list(self.run.valid_splits + self.run.test_splits if splits is None else splits)
         if not wanted:
             raise ConfigError("nothing to evaluate: set run.test_splits (or run.valid_splits).")
-        self._check_splits(wanted, "splits")
+        self.evaluations.check(wanted, "splits")
         with self.watch:
             try:
-                return self._evaluate_splits(dict.fromkeys(wanted))
+                return self.evaluations.splits(dict.fromkeys(wanted), self.step)
             except EvaluationStopped as stop:
                 kept = f"{stop.kept}; the same command goes on" if stop.kept else ""
                 raise Interrupted(stop.exit_code, None, self.step, kept) from stop
@@ -150,75 +170,79 @@ class Runner:
                 self.tracker.close()
 
     def resume(self, folder: Path) -> None:
-        """Stand where a checkpoint stands. Call before `train`, on all ranks.
+        """Take over everything of a checkpoint. Call before `train`, on all ranks.
 
         Raises:
             CheckpointError: damaged, or it does not fit the model.
             ConfigError: the order of samples or the annotations are not the checkpoint's, so the run would not be the
                 same.
         """
-        parts = self.parts
+        train = self.train_state
         state = checkpointing.load(folder, self.model)
-        resume.check_order(state["order"], parts.fingerprint, folder)
-        for note in resume.resume_notes(folder, config_yaml(self.cfg), state, parts.micro_batch,
-                                        self.model.in_batch_negatives):
-            self.tracker.say(note)
-        parts.stepper.load_state(state)
+        resume.check_order(state["order"], train.fingerprint, folder)
+        kept = checkpointing.load_hook_weights(folder)
+        hook_states = {"bad_samples": state["bad_samples"], **state.get("hooks", {})}  # none in earlier versions
+        for note in [*resume.resume_notes(folder, resume.config_yaml(self.cfg), state, train.micro_batch,
+                                          self.model.in_batch_negatives),
+                     *self.hooks.load_state(hook_states, list(kept))]:
+            self.tracker.log(note)
+        self.hooks.load_weights(kept)
+        train.train_step.load_state(state)
         self.step = self.saved_step = state["step"]
         self.validated_step, self.best = state["validated_step"], state["best"]
-        self.bad_samples.load_state(state["bad_samples"])
         self.model.weight_record = stored_record(folder) or self.model.weight_record
-        self.resumed_from = Path(folder)
+        self.context.resumed = True
 
     def weights(self, step: int) -> str:
         """What the weights are after `step` steps of this run, in one line; an evaluation's are as they were loaded.
 
-        "" for a model whose builder kept no record.
+        "" for a model without a record.
         """
         record = self.model.weight_record
         return record.describe(0 if self.run.evaluate else step) if record.sources else ""
 
     def one_step(self) -> dict[str, float]:
         """Run the first step and return its losses; no file is written. For `--dry-run`."""
-        parts = self.parts
+        train = self.train_state
         self.model.train()
-        with closing(parts.batches(0, 1)) as batches:
-            return parts.stepper.run(0, self._next_step(batches)).mean_over_ranks()
+        with closing(train.batches(0, 1)) as batches:
+            return train.train_step.run(0, self._next_step(batches)).mean_over_ranks()
 
     # --- the loop -------------------------------------------------------------------------------------------------
     @property
-    def parts(self) -> TrainingParts:
-        """Order, optimizer, schedule and stepper, made when first needed (an evaluation needs none)."""
-        if self._parts is None:
-            self._parts = TrainingParts(self.cfg, self.task, self.model, self.datasets, self.bounds, self.device,
-                                        self.precision)
-            self._parts.stepper.on_skip = self._log_skipped
-        return self._parts
+    def train_state(self) -> TrainState:
+        """Order, optimizer and schedules, made when first needed (an evaluation needs none)."""
+        if self._train_state is None:
+            train = TrainState(self.cfg, self.task, self.model, self.datasets, self.train_schedule, self.device,
+                               self.precision)
+            train.train_step.on_skip = lambda step, losses: self.tracker.record(skipped_record(step, losses, train))
+            self._train_state = self.context.train = train
+            self.context.last_step = train.schedule.total
+        return self._train_state
 
-    def _loop(self, parts: TrainingParts, batches: Iterator[dict[str, Any]]) -> None:
+    def _loop(self, train: TrainState, batches: Iterator[dict[str, Any]]) -> None:
         self.model.train()
         micro = self._next_step(batches)
         if micro:
-            parts.stepper.rehearse(micro[0])
-        speed = Speed(parts.order.global_batch)
-        while self.step < parts.bounds.total:
-            result = parts.stepper.run(self.step, micro, lambda: self.watch.code)
+            train.train_step.warm_up_ddp(micro[0])
+        train.speed.lap()
+        while self.step < self.context.last_step:
+            self.hooks.before_step()
+            result = train.train_step.run(self.step, micro, lambda: self.watch.code, bool(self.context.stop_reason))
             self.step += 1
-            speed.steps += 1
-            self.tracker.advance(self.step)
-            if parts.bounds.logs(self.step, self.run):
-                self._log(result, speed)
-                self.cut_texts.at_start()
-                self.bad_samples.share(step=self.step)
-            due = parts.bounds.saves(self.step, self.run), parts.bounds.validates(self.step, self.run)
-            _, leave = parts.stepper.agree(flush=any(due) or self.step == parts.bounds.total)
-            if leave:
-                self._leave(leave)
-            with speed.paused():
+            train.speed.steps += 1
+            self.hooks.after_step(result)
+            due = self._saves() or self._validates()
+            verdict = train.train_step.agree(flush=due or self.step == self.context.last_step)
+            if verdict.exit_code:
+                self._leave(verdict.exit_code)
+            if verdict.stop:
+                self._end_here()
+            with train.speed.paused():
                 self._validate_if_due()
-                if due[0] and self.saved_step != self.step:
+                if self._saves() and self.saved_step != self.step:
                     self._save()
-            with speed.waiting():
+            with train.speed.waiting():
                 micro = self._next_step(batches)
 
     def _next_step(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -227,37 +251,45 @@ class Runner:
             self.bad_samples.take(batch, self.run.batch_size_train)
         return micro
 
-    def _log(self, result: StepResult, speed: Speed) -> None:
-        self.tracker.record(training_record(self.step, result.lr, self.parts.stepper.losses, self.parts, speed,
-                                            self.device))
+    def _saves(self) -> bool:
+        return self.train_state.schedule.saves(self.step, self.run, self.context.last_step)
 
-    def _log_skipped(self, step: int, losses: list[float]) -> None:
-        self.tracker.record(skipped_record(step, losses, self.parts, self.parts.stepper.skipped))
+    def _validates(self) -> bool:
+        return self.train_state.schedule.validates(self.step, self.run, self.context.last_step)
+
+    def _end_here(self) -> None:
+        """Make the present step the last one, as a hook requested; called by all ranks together."""
+        if self.step < self.context.last_step:
+            self.context.last_step = self.step
+            reasons = distributed.all_gather_object(self.context.stop_reason)
+            self.tracker.log(f"step {self.step}  {next(filter(None, reasons), 'a hook')}; the run ends here")
 
     def _leave(self, code: int) -> NoReturn:
         """Save, unless the weights in the model are those of the test already, and go."""
         if self.saved_step != self.step and not self._testing:
-            self.parts.stepper.agree(flush=True)
+            self.train_state.train_step.agree(flush=True)
             self._save()
         raise Interrupted(code, self.store.path(self.saved_step) if self.saved_step else None, self.step)
 
-    # --- saving ---------------------------------------------------------------------------------------------------
     def _save(self) -> None:
-        self.bad_samples.share(step=self.step)
+        self.hooks.on_save()
+        hooks = self.hooks.state()
         state = {"step": self.step, "validated_step": self.validated_step, "best": self.best,
-                 "order": self.parts.fingerprint, "micro_batch": self.parts.micro_batch,
-                 "bad_samples": self.bad_samples.state(),
-                 **self.parts.stepper.state()}
-        self.store.save(self.step, self.model, state, config_yaml(self.cfg))
+                 "order": self.train_state.fingerprint, "micro_batch": self.train_state.micro_batch,
+                 "bad_samples": hooks.pop("bad_samples"), **({"hooks": hooks} if hooks else {}),
+                 **self.train_state.train_step.state()}
+        self.store.save(self.step, self.model, state, resume.config_yaml(self.cfg), self.hooks.weights())
         self.saved_step = self.step
 
     # --- evaluating -----------------------------------------------------------------------------------------------
     def _validate_if_due(self, after_resume: bool = False) -> None:
         """Validate the present step, unless that is done; the first split's `agg_metrics` chooses the best."""
-        if not self.parts.bounds.validates(self.step, self.run) or self.validated_step == self.step:
+        if not self._validates() or self.validated_step == self.step:
             return
-        metrics = self._evaluate_splits(self.run.valid_splits)
+        metrics = self._evaluate(self.run.valid_splits)
         self.validated_step = self.step
+        if self.hooks.agree_to_stop():
+            self._end_here()
         first = self.run.valid_splits[0]
         value = metrics[first].get(AGGREGATE)
         if value is not None and value == value and (self.best is None or value > self.best["metric"]):
@@ -266,85 +298,38 @@ class Runner:
         elif after_resume:
             self._save()
 
-    def _evaluate_splits(self, splits: Iterable[str],
-                         checkpoint_step: int | None = None) -> dict[str, dict[str, float]]:
-        """Metrics by split. Finished batches are kept until all splits are through."""
-        with self.watch.answering(EVALUATION_ANSWER):
-            metrics = {split: self._evaluate_split(split, self.step, checkpoint_step) for split in splits}
-        self.evaluator.discard_checkpoints()
-        return metrics
+    def _evaluate(self, splits: Sequence[str], weights_of: int | None = None) -> dict[str, Scores]:
+        with self.hooks.during_evaluation():
+            return self.evaluations.splits(splits, self.step, self.train_state.schedule.epoch(self.step), weights_of,
+                                           self.hooks.after_evaluation)
 
-    def _evaluate_split(self, split: str, step: int, checkpoint_step: int | None = None) -> dict[str, float]:
-        measured = step if checkpoint_step is None else checkpoint_step
-        scores = self.evaluator.split(self._having(split), split, measured)  # draws depend on the weights' step alone
-        epoch = self._parts.bounds.epoch(step) if self._parts else 0
-        extra = {} if measured == step else {"checkpoint_step": measured}
-        self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
-        problem = self.evaluator.write(split, measured, scores, self.weights(measured)) if distributed.is_main() else ""
-        if self.run.evaluate and (problem := distributed.broadcast_object(problem)):
-            raise DataError(problem)
-        if problem:  # a training goes on; what it can still write is worth more
-            self.tracker.say(problem)
-        return scores
-
-    def _test(self) -> dict[str, dict[str, float]]:
+    def _test(self) -> dict[str, Scores]:
         if not self.run.test_splits:
             return {}
         self._testing, measured = True, self.step
         if self.best is not None and self.best["step"] != self.step:
             measured = self.best["step"]
-            checkpointing.load_weights(self.store.path(measured), self.model)
-            self.tracker.say(f"testing the best checkpoint, {self.store.path(measured)} "
+            folder = self.store.path(measured)
+            checkpointing.load_weights(folder, self.model)
+            self.hooks.load_weights(checkpointing.load_hook_weights(folder))
+            self.tracker.log(f"testing the best checkpoint, {folder} "
                              f"({self.best['split']} {AGGREGATE} {self.best['metric']:.4g})")
-        return self._evaluate_splits(self.run.test_splits, measured)
-
-    def _having(self, split: str) -> dict[str, Any]:
-        return {name: splits[split] for name, splits in self.datasets.items() if split in splits}
-
-    def _check_splits(self, wanted: Sequence[str], key: str) -> None:
-        present = {split for splits in self.datasets.values() for split in splits}
-        for split in wanted:
-            if split not in present:
-                raise ConfigError(f"run.{key}: no data set has a split {split!r}; {did_you_mean(split, present)}")
-
-    def _introduce(self) -> None:
-        parts = self.parts
-        self.tracker.say(parameter_table(self.model.count_parameters()))
-        begin = f"resuming after step {self.step} of" if self.resumed_from else "training"
-        precision = str(self.precision.dtype).removeprefix("torch.")
-        self.tracker.say(
-            f"{begin} {parts.bounds.total} steps of {parts.order.global_batch} images ({distributed.world_size()} "
-            f"processes x {self.run.batch_size_train} x {self.run.accum_grad_iters}) on {self.device.type} in "
-            f"{precision}; log: {self.run_dir / 'log.jsonl'}")
-        for note in resume.accumulation_notes(parts.micro_batch, self.run.accum_grad_iters,
-                                              self.model.in_batch_negatives):
-            self.tracker.say(note)
-
-
-def config_yaml(cfg: Config) -> str:
-    """The configuration as YAML text that runs again, without notes and provenance; interpolations stay as written."""
-    sections = asdict(cfg)
-    for path, text in cfg.as_written.items():
-        section = reduce(lambda tree, key: tree.get(key) or {}, path[:-1], sections)
-        if path[-1] in section:
-            section[path[-1]] = text
-    kept = {key: sections[key] for key in ("model", "preprocess", "datasets", "run", "imports") if sections.get(key)}
-    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=10_000)
+        return self._evaluate(self.run.test_splits, measured)
 
 
 @registry.register_runner("runner_base")
 class EpochRunner(Runner):
     """`max_epoch` passes over the training data; saves and validates every so many epochs."""
 
-    def bounds(self, steps_per_epoch: int) -> Bounds:
-        """See `bounds.by_epochs`."""
-        return bounds.by_epochs(self.run, steps_per_epoch)
+    def train_schedule(self, steps_per_epoch: int) -> TrainSchedule:
+        """By epochs, see `train_schedule.by_epochs`."""
+        return train_schedule.by_epochs(self.run, steps_per_epoch)
 
 
 @registry.register_runner("runner_iter")
 class IterationRunner(Runner):
     """`max_iters` optimizer steps; saves and validates every so many inner epochs of `iters_per_inner_epoch` steps."""
 
-    def bounds(self, steps_per_epoch: int) -> Bounds:
-        """See `bounds.by_iterations`."""
-        return bounds.by_iterations(self.run, steps_per_epoch)
+    def train_schedule(self, steps_per_epoch: int) -> TrainSchedule:
+        """By inner epochs, see `train_schedule.by_iterations`."""
+        return train_schedule.by_iterations(self.run, steps_per_epoch)

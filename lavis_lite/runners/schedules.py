@@ -1,7 +1,7 @@
 """Learning rates as pure functions of the optimizer step.
 
 LAVIS moves the cosine once per epoch, warms up only inside epoch 0 and overwrites layer-wise factors. Here a schedule
-knows nothing of optimizers: `lr_at(step)` is the base rate of the 0-based optimizer step, and the runner multiplies
+knows no optimizer: `lr_at(step)` is the base rate of the 0-based optimizer step, and the runner multiplies
 it by each group's `lr_scale`.
 """
 
@@ -15,7 +15,7 @@ from lavis_lite.registry import registry
 
 
 class LRSchedule:
-    """Base of all schedules: a linear warm-up, then whatever `after_warmup` says.
+    """Base of all schedules: a linear warm-up, then `after_warmup`.
 
     Args:
         init_lr: rate at the end of the warm-up.
@@ -54,7 +54,7 @@ class LRSchedule:
         return self.after_warmup(step)
 
     def after_warmup(self, step: int) -> float:
-        """The rate of a step that lies behind the warm-up; at `warmup_steps` it must be `init_lr`."""
+        """The rate of a step after the warm-up; at `warmup_steps` it must be `init_lr`."""
         raise NotImplementedError(f"{type(self).__name__} must define after_warmup")
 
 

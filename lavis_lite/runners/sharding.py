@@ -1,4 +1,4 @@
-"""A frozen language model shared out among ranks: each holds a part of every block and borrows the rest (FSDP2).
+"""A frozen language model that ranks share: each keeps a part of every block and gathers the rest to run it (FSDP2).
 
 Only what is frozen is sharded: it takes the memory, and has neither gradients nor optimizer state. What trains (the
 Q-Former, the projection, adapters) stays whole on every rank under DDP, so checkpoints are those of any other run.
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
 
-def share_out(model: BaseModel, run: RunConfig, device: torch.device) -> None:
+def shard_frozen(model: BaseModel, run: RunConfig, device: torch.device) -> None:
     """Do what `run.fsdp` asks, before the model is moved to `device`: block by block, so that it need never fit whole.
 
-    With one process there is nobody to share with, and nothing is done.
+    With one process nothing is done.
 
     Raises:
         ConfigError: the model has no frozen language model, or the run would also answer.
     """
     if run.fsdp == "none":
         return
-    fault = sharding_fault(run)
-    if fault is not None:
-        raise ConfigError(f"run.fsdp: {fault}")
+    problem = sharding_fault(run)
+    if problem is not None:
+        raise ConfigError(f"run.fsdp: {problem}")
     blocks = model.blocks_to_shard()
     if not blocks:
         raise ConfigError(f"run.fsdp: {type(model).__name__} has no frozen language model; set run.fsdp=none.")
@@ -49,7 +49,7 @@ def _shard(blocks: Sequence[nn.Module], device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard  # slow to import, and few runs need it
 
-    # blocks of transformers end in a view; what follows them works out of place, as the tests show for every family
+    # blocks of transformers end in a view; what follows them does not write into it, as the tests show for every family
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     for block in blocks:
@@ -63,13 +63,13 @@ def _shard(blocks: Sequence[nn.Module], device: torch.device) -> None:
 
 
 def sharded_names(model: nn.Module) -> list[str]:
-    """Parameters of which this rank holds a part only."""
+    """Parameters of which this rank has only a part."""
     from torch.distributed.tensor import DTensor
 
     return [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
 
 
-def leave_shards_alone(model: nn.Module) -> None:
+def ignore_in_ddp(model: nn.Module) -> None:
     """Tell DDP, which copies rank 0's weights to all ranks at its start, to pass over parts of weights."""
     names = sharded_names(model)
     if names:

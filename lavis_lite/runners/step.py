@@ -1,8 +1,8 @@
 """One optimizer step: micro-batches, gradients, agreement between ranks, update.
 
 "Step" always means an optimizer step: `accum_grad_iters` micro-batches on every rank. All randomness inside a
-micro-batch (dropout, sampling in a model) is a pure function of (seed, step, micro-batch, rank), so a resumed run
-needs no saved generator state and repeats the uninterrupted one bit for bit.
+micro-batch (dropout, sampling in a model) is a pure function of (seed, step, micro-batch, rank). So a resumed run
+needs no saved generator state, and repeats the uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,14 +22,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.errors import CheckpointError
 from lavis_lite.runners import optim
 from lavis_lite.runners.loss_meter import LossMeter
 from lavis_lite.runners.nonfinite import PATIENCE, DivergedError, SkipCounter, Votes
 from lavis_lite.runners.precision import Precision
 from lavis_lite.runners.schedules import LRSchedule
-from lavis_lite.runners.sharding import leave_shards_alone
+from lavis_lite.runners.sharding import ignore_in_ddp
 
-__all__ = ["PATIENCE", "DivergedError", "StepResult", "Stepper", "seed_position", "to_device", "wrap_for_ranks"]
+__all__ = ["PATIENCE", "DivergedError", "StepResult", "TrainStep", "seed_position", "to_device", "wrap_for_ranks"]
 
 def seed_position(*position: int | str) -> None:
     """Seed torch, numpy and Python from a position such as (seed, step, micro-batch, rank)."""
@@ -54,15 +55,15 @@ def to_device(item: Any, device: torch.device) -> Any:
 def wrap_for_ranks(model: nn.Module, device: torch.device, find_unused_parameters: bool) -> nn.Module:
     """DistributedDataParallel where there are several ranks, the model itself where there is one.
 
-    Gradients live in DDP's buckets, which saves one copy of them. static_graph stays off: when the first backward of
-    a process runs under no_sync, as it does with accumulation, that mode leaves ranks with different gradients.
+    Gradients live in DDP's buckets, which saves one copy of them. static_graph stays off: ranks would have different
+    gradients if the first backward of a process runs under no_sync, as it does with accumulation.
     """
     if distributed.world_size() == 1:
         return model
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # new name
     settings: dict[str, Any] = {buffers: False}
-    leave_shards_alone(model)
+    ignore_in_ddp(model)
     return DistributedDataParallel(
         model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
         find_unused_parameters=find_unused_parameters, **settings)
@@ -87,21 +88,32 @@ class StepResult:
         return dict(zip(names, mean.tolist(), strict=True))
 
 
-class Stepper:
-    """Runs optimizer steps and keeps count of those that were skipped.
+class Verdict(NamedTuple):
+    """What all ranks decided together."""
+
+    skipped: list[int]
+    """0-based steps that changed nothing"""
+    exit_code: int
+    """to leave with; 0: none"""
+    stop: bool
+    """the run ends here, as a hook requested"""
+
+
+class TrainStep:
+    """Runs optimizer steps and counts those that were skipped.
 
     Args:
         task: gives loss and loss parts per micro-batch.
         model: as `wrap_for_ranks` made it.
-        optimizer: with the groups of `optim.parameter_groups`.
+        optimizer: as `optim.build_optimizer` made it.
         schedule: base learning rate by step.
         cfg: the `run:` section.
         device, precision: where and in which dtype.
 
     Attributes:
         losses: means since the last log line.
-        on_skip: told of every skipped step: its 0-based number, and the losses of this rank's micro-batches. Called on
-            all ranks together, before too many of them stop the run.
+        on_skip: called for every skipped step with its 0-based number and the losses of this rank's micro-batches. All
+            ranks call it together, before too many such steps stop the run.
     """
 
     def __init__(self, task: Any, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRSchedule,
@@ -121,10 +133,10 @@ class Stepper:
         """Steps that were skipped since the run began."""
         return self._skips.skipped
 
-    def rehearse(self, batch: dict[str, Any]) -> None:
+    def warm_up_ddp(self, batch: dict[str, Any]) -> None:
         """A forward and backward that leave no trace, before a process's first step, where more than two ranks train.
 
-        After its first backward DDP sorts gradients into other buckets, and the place in a bucket decides in which
+        After its first backward DDP sorts gradients into other buckets, and the position in a bucket decides in which
         order ranks are summed. Without this a resumed run's first step would differ from the uninterrupted run's same
         step in the last bit. (The sum over two ranks has only one order.)
         """
@@ -140,8 +152,8 @@ class Stepper:
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
 
-    def run(self, step: int, micro_batches: Sequence[dict[str, Any]],
-            wish: Callable[[], int] = lambda: 0) -> StepResult:
+    def run(self, step: int, micro_batches: Sequence[dict[str, Any]], exit_code: Callable[[], int] = lambda: 0,
+            stop: bool = False) -> StepResult:
         """Do the 0-based step `step`.
 
         Where loss or gradients are not finite on any rank, every rank leaves weights and moments as they are.
@@ -149,7 +161,8 @@ class Stepper:
         Args:
             step: its number.
             micro_batches: `accum_grad_iters` batches of this rank.
-            wish: exit code of a pending signal on this rank, 0 if there is none; asked as late as ranks can agree.
+            exit_code: of a pending signal on this rank; 0: no signal. Called as late as ranks can agree.
+            stop: whether a hook on this rank asks for the end of the run.
         """
         lr = self.schedule.lr_at(step)
         optim.set_lr(self.optimizer, lr)
@@ -157,7 +170,7 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         norm = self._clip()
         bad = ~(torch.isfinite(losses["loss"]) & torch.isfinite(norm))
-        vote = self._votes.cast(step, bad, wish())
+        vote = self._votes.cast(step, bad, exit_code(), stop)
         self._update(vote[0])
         self.losses.add({**losses, "grad_norm": norm}, vote[0])
         return StepResult(step, lr, losses, norm)
@@ -231,30 +244,38 @@ class Stepper:
             self.optimizer.step()
         self.scaler.update()
 
-    def agree(self, flush: bool = False) -> tuple[list[int], int]:
-        """What all ranks decided: 0-based steps that were skipped, and the exit code to leave with (0: go on).
+    def agree(self, flush: bool = False) -> Verdict:
+        """What all ranks decided since the last call; `flush` waits for the newest step.
 
         Raises:
             DivergedError: too many non-finite steps; on all ranks at once.
         """
-        skipped, leave = [], 0
-        for step, bad, wish in self._votes.read(flush):
-            leave = max(leave, wish)
-            losses = self._unread.pop(step)
-            self._skips.count(step, bad)
-            if bad:
-                skipped.append(step)
-                self.on_skip(step, [float(loss) for loss in losses])
-                self._skips.check(step)
-        return skipped, leave
+        votes = self._votes.read(flush)
+        for vote in votes:
+            losses = self._unread.pop(vote.step)
+            self._skips.count(vote.step, vote.bad)
+            if vote.bad:
+                self.on_skip(vote.step, [float(loss) for loss in losses])
+                self._skips.check(vote.step)
+        return Verdict([vote.step for vote in votes if vote.bad], max((vote.exit_code for vote in votes), default=0),
+                       any(vote.stop for vote in votes))
 
     def state(self) -> dict[str, Any]:
         """Plain containers and tensors for a checkpoint; called by all ranks together."""
-        return {"optimizer": optim.optimizer_state(self.optimizer), "scaler": self.scaler.state_dict(),
-                "losses": self.losses.state(), **self._skips.state()}
+        return {"optimizer": optim.optimizer_state(self.optimizer), "optimizer_name": self.cfg.optimizer.lower(),
+                "scaler": self.scaler.state_dict(), "losses": self.losses.state(), **self._skips.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state` gave."""
+        """Put back what `state` gave.
+
+        Raises:
+            CheckpointError: the state is of another optimizer, or of other parameters than those that train now.
+        """
+        before, now = state.get("optimizer_name", "adamw"), self.cfg.optimizer.lower()
+        if before != now:
+            raise CheckpointError(f"the checkpoint has the state of run.optimizer={before}, and this run has {now}. "
+                                  f"Resume with run.optimizer={before}, or start a new run with model.pretrained set "
+                                  "to the checkpoint.")
         optim.load_optimizer_state(self.optimizer, state["optimizer"])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

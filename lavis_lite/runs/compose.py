@@ -81,6 +81,7 @@ def start_from(chosen: RunCheckpoint, composition: Composition, output_dir: Path
         composition: what to evaluate it on.
         output_dir: parent of the evaluation's folder; by default that of the composition.
     """
+    chosen = dataclasses.replace(chosen, weights=composition.config.run.weights or "")
     run: dict[str, Any] = {"evaluate": True, "resume_ckpt_path": None, "fsdp": "none"}
     if output_dir is not None:
         run["output_dir"] = str(output_dir)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.checkpoints.manifest import CONFIG, MANIFEST
+from lavis_lite.checkpoints.manifest import CONFIG, MANIFEST, WEIGHTS
 from lavis_lite.checkpoints.run_files import best_or_last, newest_run, runs_below, saved_at, steps_of
 from lavis_lite.config.layers import Layer, read_yaml
 from lavis_lite.errors import CheckpointError, ConfigError, did_you_mean
@@ -32,11 +32,13 @@ class RunCheckpoint:
         run_dir: folder of the run; the checkpoint's own folder if it is in no run.
         folder: folder of the checkpoint.
         reason: why it is this one, as a clause.
+        weights: hook that keeps the weights to take, such as "ema"; "": those that were trained.
     """
 
     run_dir: Path
     folder: Path
     reason: str
+    weights: str = ""
 
     def describe(self) -> str:
         """The folder and why it was chosen."""
@@ -57,8 +59,17 @@ class RunCheckpoint:
         return Layer(str(path), read_yaml(path))
 
     def start_keys(self, section: Any) -> dict[str, Any]:
-        """Keys of a model section, with values that start the model from this checkpoint alone."""
-        values = {"load_pretrained": True, "pretrained": str(self.folder.absolute()), "load_finetuned": False}
+        """Keys and values of a model section that make the model start from this checkpoint and from no other.
+
+        Raises:
+            CheckpointError: the checkpoint has no weights of the hook.
+        """
+        path = self.folder.absolute()
+        if self.weights and not (path := path / f"{self.weights}.safetensors").is_file():
+            kept = [file.stem for file in self.folder.glob("*.safetensors") if file.name != WEIGHTS]
+            hint = did_you_mean(self.weights, kept) if kept else "a run keeps some if run.hooks has ema."
+            raise CheckpointError(f"{self.folder} has no weights {self.weights!r} besides the trained ones; {hint}")
+        values = {"load_pretrained": True, "pretrained": str(path), "load_finetuned": False}
         return {**values, "pretrained_stage1": None} if "pretrained_stage1" in section else values
 
     def evaluations(self) -> Path | None:

@@ -12,7 +12,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lavis_lite.tracking.sink import Record, Sink
 
 PLAIN_SECONDS = 30.0
-"""between two lines about an evaluation where there is no terminal"""
+"""between two lines about an evaluation without a terminal"""
 SIDE_FORMAT = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left |{bar}|"
 
 
@@ -46,7 +46,7 @@ class Console(Sink):
         """A bar below the steps' own, or a line now and then."""
         self.end()
         if not self.is_terminal:
-            self._side = _Lines(title, total, done, unit, self.say)
+            self._side = _Lines(title, total, done, unit, self.log)
             return
         self._side = tqdm(total=total, initial=done, desc=title, unit=f" {unit}", file=self.stream, dynamic_ncols=True,
                           leave=False, position=0 if self._bar is None else 1, bar_format=SIDE_FORMAT)
@@ -63,22 +63,22 @@ class Console(Sink):
             self._side = None
 
     def record(self, record: Record) -> None:
-        """Losses go beside the bar, or onto a line of their own; the runner says metrics, in the task's words."""
+        """Losses go beside the bar, or onto a line of their own; the runner logs metrics, in the task's words."""
         if "split" in record:
             return
         text = record_line(record)
-        if "event" in record:
-            self.say(f"step {record['step']}  {text}")
+        if "event" in record or "hook" in record:
+            self.log(f"step {record['step']}  {text}")
         elif self._bar is not None:
             self._bar.set_postfix_str(text)
         else:
-            self.say(f"step {record['step']}/{self._total}  {text}  eta {self._eta(record['step'])}")
+            self.log(f"step {record['step']}/{self._total}  {text}  eta {self._eta(record['step'])}")
 
     def _eta(self, step: int) -> str:
         done = max(step - self._start, 1)
         return tqdm.format_interval((time.monotonic() - self._began) / done * max(self._total - step, 0))
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print without tearing the bar."""
         if self.is_terminal and (self._bar or self._side) is not None:
             tqdm.write(text, file=self.stream)
@@ -96,21 +96,21 @@ class Console(Sink):
 class _Lines:
     """What a bar would show, as a plain line every half minute."""
 
-    def __init__(self, title: str, total: int, done: int, unit: str, say: Callable[[str], None]) -> None:
-        self.title, self.total, self.n, self.unit, self.say = title, total, done, unit, say
+    def __init__(self, title: str, total: int, done: int, unit: str, log: Callable[[str], None]) -> None:
+        self.title, self.total, self.n, self.unit, self.log = title, total, done, unit, log
         self._before, self._began = done, time.monotonic()
-        self._told = self._began
+        self._reported = self._began
 
     def update(self, count: int) -> None:
         """So many more units are done."""
         self.n += count
         now = time.monotonic()
-        if now - self._told < PLAIN_SECONDS:
+        if now - self._reported < PLAIN_SECONDS:
             return
-        self._told = now
+        self._reported = now
         rate = (self.n - self._before) / (now - self._began)
         left = tqdm.format_interval((self.total - self.n) / rate) if rate > 0 else "?"
-        self.say(f"{self.title}: {self.n:,}/{self.total:,} {self.unit}, {rate:.1f} {self.unit}/s, {left} left")
+        self.log(f"{self.title}: {self.n:,}/{self.total:,} {self.unit}, {rate:.1f} {self.unit}/s, {left} left")
 
     def close(self) -> None:
         """Nothing is left on the screen."""
@@ -122,6 +122,9 @@ SHOWN = 3
 
 def record_line(record: Record) -> str:
     """A record in one line: `loss 5.21 (itc 2.07  itm 0.66  lm 2.48)  lr 1.0e-04  830 images/s  data wait 2%`."""
+    if "hook" in record:
+        values = (f"{key} {value:.4g}" for key, value in record.items() if key not in ("step", "hook"))
+        return f"{record['hook']}: {'  '.join(values)}"
     if "event" in record:
         return "  ".join(_short(value) for key, value in record.items() if key not in ("step", "losses"))
     parts = [f"{key.removeprefix('loss_')} {value:.4f}" for key, value in record.items() if key.startswith("loss_")]

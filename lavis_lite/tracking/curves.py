@@ -17,26 +17,26 @@ Panels = dict[str, dict[str, tuple[list[int], list[float]]]]
 
 
 class Curves(Sink):
-    """Draws `curves.png` at the end; without matplotlib it says so instead."""
+    """Draws `curves.png` at the end, or reports that matplotlib is missing."""
 
-    def __init__(self, log: Path, picture: Path, say: Callable[[str], None] = print) -> None:
-        self.log, self.picture, self.tell = Path(log), Path(picture), say
+    def __init__(self, log: Path, picture: Path, log_line: Callable[[str], None] = print) -> None:
+        self.log_file, self.picture, self.log_line = Path(log), Path(picture), log_line
 
     def close(self) -> None:
-        """Draw what the log holds, unless an error or a signal ends the run: matplotlib would take seconds then."""
-        if sys.exc_info()[0] is not None or not self.log.exists():
+        """Draw the log's records, unless an error or a signal ends the run: matplotlib would take seconds then."""
+        if sys.exc_info()[0] is not None or not self.log_file.exists():
             return
         if importlib.util.find_spec("matplotlib") is None:
-            self.tell("matplotlib is not installed, so curves.png is not drawn: `pip install matplotlib`.")
+            self.log_line("matplotlib is not installed, so curves.png is not drawn: `pip install matplotlib`.")
         else:
-            draw(read(self.log), self.picture)
+            draw(read(self.log_file), self.picture)
 
 
 def series(rows: Rows) -> dict[str, tuple[list[int], list[float]]]:
     """(steps, values) of every training loss, in order of first appearance."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for row in rows:
-        if "split" in row or "loss" not in row:
+        if "split" in row or "hook" in row or "loss" not in row:
             continue
         for name, value in row.items():
             if name.startswith("loss") and isinstance(value, int | float):
@@ -48,7 +48,7 @@ def series(rows: Rows) -> dict[str, tuple[list[int], list[float]]]:
 
 def panels(rows: Rows) -> Panels:
     """Every curve of a log by the panel it belongs to: losses, learning rate, agg_metrics by split."""
-    train = [row for row in rows if "split" not in row and isinstance(row.get("lr"), int | float)]
+    train = [row for row in rows if not {"split", "hook"} & row.keys() and isinstance(row.get("lr"), int | float)]
     found: dict[str, dict[str, tuple[list[int], list[float]]]] = {"loss (nats)": series(rows)}
     found["learning rate"] = {"lr": ([row["step"] for row in train], [row["lr"] for row in train])} if train else {}
     scores = found["agg_metrics"] = {}
@@ -74,14 +74,14 @@ def draw(rows: Rows, picture: Path) -> bool:
 
     metrics = [row for row in rows if "split" in row and isinstance(row.get("agg_metrics"), int | float)]
     figure = Figure(figsize=(8, 7 if not metrics else 9), layout="constrained")
-    FigureCanvasAgg(figure)  # no display, and no global pyplot state in somebody's notebook
+    FigureCanvasAgg(figure)  # no display, and no global pyplot state in a notebook
     panels = figure.subplots(2 + bool(metrics), 1, sharex=True, height_ratios=[3, 1] + [1.5] * bool(metrics))
     for name, (steps, values) in losses.items():
         panels[0].plot(steps, values, label=name, linewidth=2.0 if name == "loss" else 1.2,
                        marker="o" if len(steps) < 3 else None)
     panels[0].set(ylabel="loss (nats)", title=picture.parent.name)
     panels[0].legend(frameon=False)
-    train = [row for row in rows if "lr" in row]
+    train = [row for row in rows if "lr" in row and "hook" not in row]
     panels[1].plot([row["step"] for row in train], [row["lr"] for row in train], color="tab:gray")
     panels[1].set_ylabel("learning rate")
     _draw_metrics(panels, metrics)

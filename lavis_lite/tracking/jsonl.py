@@ -22,16 +22,16 @@ MOST_WAITING = 10_000
 class JsonlLog(Sink):
     """Appends every record to a file. On `open`, lines beyond the start step are dropped in one atomic rewrite.
 
-    A file that cannot be written is told of once and stops nobody: the lines wait, and are written as soon as they can
-    be. A file that somebody removes is begun again.
+    A file that cannot be written is reported once, and the run continues: the lines wait and are written as soon as
+    possible. A file that was removed is begun again.
 
     Args:
         path: the file.
-        say: takes what there is to tell.
+        log: takes lines for people.
     """
 
-    def __init__(self, path: Path, say: Callable[[str], None] = print) -> None:
-        self.path, self.tell = Path(path), say
+    def __init__(self, path: Path, log: Callable[[str], None] = print) -> None:
+        self.path, self.log_line = Path(path), log
         self._file: BinaryIO | None = None
         self._start: int | None = None
         """the step to begin behind, until that is done"""
@@ -39,7 +39,7 @@ class JsonlLog(Sink):
         self._trouble = False
 
     def open(self, start_step: int, total_steps: int) -> None:
-        """Keep what belongs to the first `start_step` steps, go on behind it."""
+        """Keep the lines of the first `start_step` steps, continue after them."""
         self._start = start_step
         self._attempt()
 
@@ -48,6 +48,10 @@ class JsonlLog(Sink):
         self._waiting.append((redaction.mask(json.dumps(_plain(record))) + "\n").encode())
         self._attempt()
 
+    def text(self, step: int, tag: str, text: str) -> None:
+        """A line {"step", "text", "content"}."""
+        self.record({"step": step, "text": tag, "content": text})
+
     def close(self) -> None:
         """Close the file."""
         if self._waiting:
@@ -55,17 +59,17 @@ class JsonlLog(Sink):
         self._forget_file()
 
     def _attempt(self) -> None:
-        """Write what waits; if that fails, say so once."""
+        """Write what waits; if that fails, report it once."""
         try:
             self._write()
         except OSError as error:
             self._forget_file()
             if not self._trouble:
-                self.tell(f"{disk.cannot_write(self.path, error)} The run goes on; log lines wait in memory.")
+                self.log_line(f"{disk.cannot_write(self.path, error)} The run continues; log lines wait in memory.")
             self._trouble = True
             return
         if self._trouble:
-            self.tell(f"{self.path} is written again.")
+            self.log_line(f"{self.path} is written again.")
             self._trouble = False
 
     def _write(self) -> None:
@@ -82,7 +86,7 @@ class JsonlLog(Sink):
 
     def _opened(self) -> BinaryIO:
         if self._file is not None and not self._is_there(self._file):
-            self.tell(f"{self.path} was removed or replaced; a new one is begun.")
+            self.log_line(f"{self.path} was removed or replaced; a new one is begun.")
             self._forget_file()
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The contract of sinks: the places that a run's records go to.
+"""The contract of sinks: where a run's records go.
 
 Records are plain dicts.
 
@@ -6,6 +6,7 @@ Records are plain dicts.
   loss, loss_* and grad_norm (means without skipped steps), skipped_steps, images_per_second, data_wait (share of time,
   0 to 1).
 - Evaluation: step, epoch, split, and the metrics.
+- A hook: step, hook (its name), and its numbers.
 - A skipped step: step, event, skipped (steps in all), losses (by rank and micro-batch), samples.
 - Anything else has an event.
 """
@@ -13,16 +14,19 @@ Records are plain dicts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Record = dict[str, Any]
 
 
 class Sink:
-    """One place records go to. Every method may stay as it is."""
+    """One destination of records. Every method may stay as it is."""
 
     def open(self, start_step: int, total_steps: int) -> None:
-        """The run begins, or goes on, after `start_step` optimizer steps; later records of an earlier try are void."""
+        """The run begins or continues after `start_step` optimizer steps; later records of an earlier try are void."""
 
     def advance(self, step: int) -> None:
         """`step` optimizer steps are done; called after every one."""
@@ -39,7 +43,13 @@ class Sink:
     def record(self, record: Record) -> None:
         """A training, evaluation or event record."""
 
-    def say(self, text: str) -> None:
+    def text(self, step: int, tag: str, text: str) -> None:
+        """A text that belongs to a step, such as sampled captions."""
+
+    def image(self, step: int, tag: str, image: Tensor) -> None:
+        """A picture that belongs to a step: float[3,H,W] from 0 to 1, on the CPU."""
+
+    def log(self, text: str) -> None:
         """A line or a table for people."""
 
     def close(self) -> None:
@@ -48,6 +58,6 @@ class Sink:
 
 def flat_scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a record under the tags that TensorBoard and W&B show: train/loss, val/r_mean ..."""
-    group = record.get("split", "train")
+    group = record.get("split", record.get("hook", "train"))
     return {f"{group}/{key}": float(value) for key, value in record.items()
             if isinstance(value, int | float) and not isinstance(value, bool) and key != "step"}

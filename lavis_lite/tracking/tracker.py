@@ -1,9 +1,10 @@
-"""What a run tells the world, on rank 0 only: a tracker passes every record to its sinks."""
+"""What a run reports, on rank 0 only: a tracker passes every record to its sinks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lavis_lite import redaction
 from lavis_lite.config.schema import RunConfig
@@ -13,12 +14,14 @@ from lavis_lite.tracking.jsonl import JsonlLog
 from lavis_lite.tracking.services import TensorBoard, WeightsAndBiases
 from lavis_lite.tracking.sink import Record, Sink
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class Tracker:
     """Several sinks behind one face; with none (ranks other than 0) every call does nothing.
 
-    Secrets are masked. A sink that cannot write any more (a full disk) is told of once and left out from then on: what
-    it shows is worth less than the run.
+    Secrets are masked. A sink that cannot write any more (a full disk) is reported once and left out from then on.
     """
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
@@ -29,18 +32,18 @@ class Tracker:
         """The sinks that a `run:` section asks for: console and log.jsonl always, TensorBoard, W&B, the curves.
 
         Raises:
-            MissingExtraError: W&B is asked for and not installed.
+            MissingExtraError: W&B is requested and not installed.
         """
         if not main:
             return cls()
         console = Console()
-        log = JsonlLog(Path(run_dir) / "log.jsonl", console.say)
+        log = JsonlLog(Path(run_dir) / "log.jsonl", console.log)
         sinks: list[Sink] = [console, log]
         if cfg.tensorboard:
-            sinks.append(TensorBoard(Path(run_dir) / "tensorboard", console.say))
+            sinks.append(TensorBoard(Path(run_dir) / "tensorboard", console.log))
         if cfg.wandb:
             sinks.append(WeightsAndBiases(Path(run_dir), cfg.wandb_project))
-        sinks.append(Curves(log.path, Path(run_dir) / "curves.png", console.say))
+        sinks.append(Curves(log.path, Path(run_dir) / "curves.png", console.log))
         return cls(sinks)
 
     def _each(self, call: Callable[[Sink], None]) -> None:
@@ -52,8 +55,8 @@ class Tracker:
                 raise
             except OSError as error:
                 self.sinks.remove(sink)
-                self.say(f"{type(sink).__name__} cannot write any more ({error.strerror or error}"
-                         f"{f': {error.filename}' if error.filename else ''}); it is left out, and the run goes on.")
+                self.log(f"{type(sink).__name__} cannot write any more ({error.strerror or error}"
+                         f"{f': {error.filename}' if error.filename else ''}); it is left out, and the run continues.")
 
     def open(self, start_step: int, total_steps: int) -> None:
         """See `Sink.open`."""
@@ -80,10 +83,19 @@ class Tracker:
         masked = redaction.mask_all(record)
         self._each(lambda sink: sink.record(masked))
 
-    def say(self, text: str) -> None:
-        """See `Sink.say`."""
+    def text(self, step: int, tag: str, text: str) -> None:
+        """See `Sink.text`."""
         masked = redaction.mask(text)
-        self._each(lambda sink: sink.say(masked))
+        self._each(lambda sink: sink.text(step, tag, masked))
+
+    def image(self, step: int, tag: str, image: Tensor) -> None:
+        """See `Sink.image`."""
+        self._each(lambda sink: sink.image(step, tag, image))
+
+    def log(self, text: str) -> None:
+        """See `Sink.log`."""
+        masked = redaction.mask(text)
+        self._each(lambda sink: sink.log(masked))
 
     def close(self) -> None:
         """See `Sink.close`."""

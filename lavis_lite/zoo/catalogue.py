@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
@@ -108,8 +108,8 @@ def _first_comment(path: Path) -> str:
 
 def load_model_and_preprocess(name: str | None = None, model_type: str | None = None, is_eval: bool = False,
                               device: Any = "cpu", *, run: str | Path | None = None,
-                              checkpoint: str | Path | None = None, dtype: Any = None, device_map: Any = None,
-                              quantization: str | None = None, allow_untrained: bool = False,
+                              checkpoint: str | Path | None = None, weights: str | None = None, dtype: Any = None,
+                              device_map: Any = None, quantization: str | None = None, allow_untrained: bool = False,
                               allow_non_finite: bool = False) -> tuple[BaseModel, Processors, Processors]:
     """A model with its weights, and the processors that go with it: of the zoo by name and type, or of a run.
 
@@ -121,6 +121,7 @@ def load_model_and_preprocess(name: str | None = None, model_type: str | None = 
         run: in place of name and type, a run folder, or a folder above runs (the one that saved last).
         checkpoint: path, URL or hub name of weights to load in place of the type's own. With `run`: "best" (the
             default), "last" or "step_N".
+        weights: with `run`, load the weights that this hook keeps, such as "ema"; None: the trained ones.
         dtype: "fp32", "bf16", "fp16" or a torch.dtype: of the frozen parts, and with is_eval of the whole model. None:
             what the type says, and fp32 on a CPU.
         device_map: spreads the language model over several GPUs, see `llm_device_map` of the model's section.
@@ -140,21 +141,23 @@ def load_model_and_preprocess(name: str | None = None, model_type: str | None = 
     """
     from lavis_lite.zoo.loading import load_section
 
-    section, preprocess, weights = _sections(name, model_type, run, checkpoint)
+    section, preprocess, source = _sections(name, model_type, run, checkpoint, weights)
     processors = load_preprocess(preprocess)
-    model = load_section(section, is_eval=is_eval, device=device, checkpoint=weights, dtype=dtype,
+    model = load_section(section, is_eval=is_eval, device=device, checkpoint=source, dtype=dtype,
                          device_map=device_map, quantization=quantization, say=_log.info,
                          allow_untrained=allow_untrained, allow_non_finite=allow_non_finite)
     return model, *processors
 
 
 def _sections(name: str | None, model_type: str | None, run: str | Path | None,
-              checkpoint: str | Path | None) -> tuple[Any, Any, str | Path | None]:
+              checkpoint: str | Path | None, weights: str | None) -> tuple[Any, Any, str | Path | None]:
     """(model section, preprocess section, checkpoint that takes the place of the section's own)."""
     if run is None:
         if name is None or model_type is None:
             raise ConfigError("name a model and its type, such as load_model(\"blip2_opt\", \"mini\"), or a run: "
                               "load_model(run=\"output/blip2/stage2_opt\").")
+        if weights is not None:
+            raise ConfigError(f"weights={weights!r} chooses weights of a run: name it, as run=RUN.")
         from lavis_lite.config.compose import model_sections
 
         return (*model_sections(name, model_type), checkpoint)
@@ -163,21 +166,22 @@ def _sections(name: str | None, model_type: str | None, run: str | Path | None,
     from lavis_lite import runs
 
     chosen = runs.find_checkpoint(run, None if checkpoint is None else str(checkpoint))
+    chosen = replace(chosen, weights=weights or "")
     _log.info("loading %s", chosen.describe())
     return (*runs.model_sections(chosen), None)
 
 
 def load_model(name: str | None = None, model_type: str | None = None, is_eval: bool = False, device: Any = "cpu",
-               checkpoint: str | Path | None = None, *, run: str | Path | None = None, dtype: Any = None,
-               device_map: Any = None, quantization: str | None = None, allow_untrained: bool = False,
-               allow_non_finite: bool = False) -> BaseModel:
+               checkpoint: str | Path | None = None, *, run: str | Path | None = None, weights: str | None = None,
+               dtype: Any = None, device_map: Any = None, quantization: str | None = None,
+               allow_untrained: bool = False, allow_non_finite: bool = False) -> BaseModel:
     """A model without its processors; arguments and errors are those of `load_model_and_preprocess`.
 
     With `is_eval=False` (the default, as in LAVIS) the model is for training, so trainable parts may still be random.
     With `is_eval=True` random trainable parts are refused unless `allow_untrained` is true.
     """
-    return load_model_and_preprocess(name, model_type, is_eval, device, run=run, checkpoint=checkpoint, dtype=dtype,
-                                     device_map=device_map, quantization=quantization,
+    return load_model_and_preprocess(name, model_type, is_eval, device, run=run, checkpoint=checkpoint, weights=weights,
+                                     dtype=dtype, device_map=device_map, quantization=quantization,
                                      allow_untrained=allow_untrained, allow_non_finite=allow_non_finite)[0]
 
 

@@ -24,8 +24,8 @@ def make_gpt2(folder: Path) -> None:
         [*letters, "<|endoftext|>"])}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     GPT2Tokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
-    config = GPT2Config(vocab_size=len(letters) + 1, bos_token_id=0, eos_token_id=0, n_positions=256, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.0,
-                        embd_pdrop=0.0, attn_pdrop=0.0)
+    config = GPT2Config(vocab_size=len(letters) + 1, bos_token_id=0, eos_token_id=0, n_positions=256, n_embd=32,
+                        n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     GPT2LMHeadModel(config).save_pretrained(folder)
 
 

@@ -21,6 +21,7 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import ConfigError, ContractError, DataError, RegistryError
 from lavis_lite.registry import registry as core
+from lavis_lite.runners.optim import build_optimizer
 
 from lavis.common.logger import MetricLogger  # isort: skip
 from lavis.common.registry import registry  # isort: skip
@@ -227,6 +228,24 @@ def test_paths_and_state(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.register_path("library_root", "/another")
     registry.register("a.b", 3)
     assert (registry.get("a.b"), registry.unregister("a.b"), registry.get("a.b", 0)) == (3, 3, 0)
+
+
+def test_a_model_s_own_groups_reach_the_optimizer() -> None:
+    from lavis.models.base_model import BaseModel
+
+    class Two(BaseModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slow, self.fast = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+
+        def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1) -> Any:
+            return [{"params": self.slow.parameters(), "weight_decay": weight_decay, "lr_scale": lr_scale},
+                    {"params": self.fast.parameters(), "weight_decay": 0, "lr_scale": 10}]
+
+    run = RunConfig(weight_decay=0.3, lr_layer_decay=0.5, init_lr=1e-2)
+    optimizer = build_optimizer(Two(), run)
+    assert [(group["names"], group["weight_decay"], group["lr_scale"]) for group in optimizer.param_groups] == [
+        (["slow.weight", "slow.bias"], 0.3, 0.5), (["fast.weight", "fast.bias"], 0.0, 10.0)]
 
 
 # schedules, logs, scores ----------------------------------------------------------------------------------------------

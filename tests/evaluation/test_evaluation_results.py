@@ -43,6 +43,6 @@ def test_a_page_that_cannot_be_written_is_told_of(tmp_path: Path, capsys: Any) -
     (tmp_path / "results" / "val_report.html").mkdir(parents=True)
     said: list[str] = []
     runner = Toy(tmp_path, task_class=TellingTask).build()
-    runner.tracker.say = said.append  # type: ignore[method-assign]
+    runner.tracker.log = said.append  # type: ignore[method-assign]
     assert runner.evaluate(["val"])["val"]["rows"] == 11
     assert any("the report of val cannot be written" in line for line in said)

@@ -76,7 +76,7 @@ def test_all_ranks_files_are_read_and_those_of_another_evaluation_set_aside(tmp_
 def refused(checkpoint):
     """Messages of an evaluation that may not resume from a checkpoint, and writes nothing."""
     tracker, messages = Tracker(), []
-    tracker.say = messages.append
+    tracker.log = messages.append
     progress = EvalProgress(checkpoint, True, tracker, "val toy", lambda: 0)
     assert not progress.writable and not progress.done and not progress.completed
     progress.save("k", 2)

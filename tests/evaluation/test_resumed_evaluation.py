@@ -74,7 +74,7 @@ def build(folder, task=Counting, said=None, **run):
     runner = Toy(Path(folder), {**RUN, **run}, task_class=task).build(Tracker())
     runner.datasets = {"toy": {"train": ToyData(40), "val": ToyData(11), "test": Holes(13)}}
     if said is not None:
-        runner.tracker.say = said.append
+        runner.tracker.log = said.append
     return runner
 
 

@@ -169,7 +169,7 @@ def test_a_state_that_would_run_code_is_not_read(saved):
 
     folder = saved.path(2)
     torch.save({"step": Payload()}, folder / "training_state.pt")
-    checkpointing._write_manifest(folder, sealed.read(folder / "manifest.json"))
+    checkpointing._write_manifest(folder, ["model.safetensors"], sealed.read(folder / "manifest.json"))
     assert checkpointing.verify(folder) == []
     with pytest.raises(CheckpointError, match="not a training state"):
         checkpointing.load(folder, ToyModel())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +15,35 @@ from lavis_lite.tracking.jsonl import read
 from tests.helpers.processes import run_processes
 from tests.helpers.toy import Toy, ToyModel, same, weights
 
-Make = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-LR = 0.05
-OPTIMIZERS: dict[str, Make] = {
-    "AdamW fused": lambda groups: torch.optim.AdamW(groups, lr=LR, fused=True),
-    "AdamW": lambda groups: torch.optim.AdamW(groups, lr=LR, fused=False),
-    "Adam fused amsgrad": lambda groups: torch.optim.Adam(groups, lr=LR, fused=True, amsgrad=True),
-    "SGD": lambda groups: torch.optim.SGD(groups, lr=LR),
-    "SGD momentum": lambda groups: torch.optim.SGD(groups, lr=LR, momentum=0.9),
-    "SGD fused momentum": lambda groups: torch.optim.SGD(groups, lr=LR, momentum=0.9, fused=True),
-    "Adafactor": lambda groups: torch.optim.Adafactor(groups, lr=LR),
-    "NAdam": lambda groups: torch.optim.NAdam(groups, lr=LR),
-    "RAdam": lambda groups: torch.optim.RAdam(groups, lr=LR),
-    "RMSprop": lambda groups: torch.optim.RMSprop(groups, lr=LR, momentum=0.9),
-    "Adagrad": lambda groups: torch.optim.Adagrad(groups, lr=LR),
-    "Adagrad fused": lambda groups: torch.optim.Adagrad(groups, lr=LR, fused=True),
-    "Adadelta": lambda groups: torch.optim.Adadelta(groups, lr=LR),
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "AdamW fused": {},
+    "AdamW": {"optimizer_args": {"fused": False}},
+    "Adam fused amsgrad": {"optimizer": "Adam", "optimizer_args": {"amsgrad": True}},
+    "SGD": {"optimizer": "sgd"},
+    "SGD momentum": {"optimizer": "sgd", "optimizer_args": {"momentum": 0.9}},
+    "SGD fused momentum": {"optimizer": "SGD", "optimizer_args": {"momentum": 0.9, "fused": True}},
+    "Adafactor": {"optimizer": "adafactor"},
+    "NAdam": {"optimizer": "NAdam"},
+    "RAdam": {"optimizer": "radam"},
+    "RMSprop": {"optimizer": "rmsprop", "optimizer_args": {"momentum": 0.9}},
+    "Adagrad": {"optimizer": "adagrad"},
+    "Adagrad fused": {"optimizer": "adagrad", "optimizer_args": {"fused": True}},
+    "Adadelta": {"optimizer": "adadelta"},
+    "Muon": {"optimizer": "muon"},
+    "AdamW 8 bit": {"optimizer": "adamw8bit", "optimizer_args": {"min_8bit_size": 16}},
 }
 
 
-def with_optimizer(monkeypatch: pytest.MonkeyPatch, make: Make) -> None:
-    monkeypatch.setattr(optim, "build_optimizer", lambda model, cfg: make(optim.parameter_groups(model, 0.05)))
+def needs(name: str) -> None:
+    if name == "AdamW 8 bit":
+        pytest.importorskip("bitsandbytes")
+    if name == "Muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
 
 
 def moments(runner: Any) -> dict[str, Any]:
     """The optimizer's memory, flat; what is zero counts as absent, as before an optimizer's first step."""
-    found = optim.optimizer_state(runner.parts.stepper.optimizer)
+    found = optim.optimizer_state(runner.train_state.train_step.optimizer)
     flat = {f"{name} {key}": torch.as_tensor(value).clone() for name, state in found.items()
             for key, value in state.items() if value is not None}
     return {key: value for key, value in flat.items() if bool(value.ne(0).any())}
@@ -64,32 +66,30 @@ class Poisoned(ToyModel):
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_weights_and_moments_stay_whatever_the_optimizer(name: str, poison: str, tmp_path: Path,
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    with_optimizer(monkeypatch, OPTIMIZERS[name])
-    runner = Toy(tmp_path, {"max_grad_norm": 1.0}, model_class=Poisoned).build()
-    batches = [list(runner.parts.batches(step, step + 1)) for step in range(4)]
+def test_weights_and_moments_stay_whatever_the_optimizer(name: str, poison: str, tmp_path: Path) -> None:
+    needs(name)
+    runner = Toy(tmp_path, {"max_grad_norm": 1.0, "init_lr": 0.05, **OPTIMIZERS[name]}, model_class=Poisoned).build()
+    batches = [list(runner.train_state.batches(step, step + 1)) for step in range(4)]
     for step, bad in enumerate([True, False, True, False]):  # the very first, too: nothing is there yet
         runner.model.poison = poison if bad else None
         before = {key: value for key, value in weights(runner).items() if key != "seen"}, moments(runner)
-        runner.parts.stepper.run(step, batches[step])
+        runner.train_state.train_step.run(step, batches[step])
         after = {key: value for key, value in weights(runner).items() if key != "seen"}, moments(runner)
-        assert runner.parts.stepper.agree() == ([step] if bad else [], 0)
+        assert runner.train_state.train_step.agree().skipped == ([step] if bad else [])
         assert same(before[0], after[0]) is bad, "weights"
         assert same(before[1], after[1]) is (bad or name == "SGD"), "moments"
         assert all(torch.isfinite(value).all() for part in after for value in part.values())
 
 
-@pytest.mark.parametrize("name", ["AdamW fused", "SGD momentum", "Adafactor", "NAdam"])
-def test_a_run_with_a_bad_row_is_resumed_bit_for_bit(name: str, tmp_path: Path,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    with_optimizer(monkeypatch, OPTIMIZERS[name])
-    toy = Toy(tmp_path, {"max_iters": 10, "save_every": 5}, nan_rows=frozenset({5}))
+@pytest.mark.parametrize("name", ["AdamW fused", "SGD momentum", "Adafactor", "NAdam", "Muon", "AdamW 8 bit"])
+def test_a_run_with_a_bad_row_is_resumed_bit_for_bit(name: str, tmp_path: Path) -> None:
+    needs(name)
+    toy = Toy(tmp_path, {"max_iters": 10, "save_every": 5, **OPTIMIZERS[name]}, nan_rows=frozenset({5}))
     whole, resumed = toy.build(), toy.build()
     whole.train()
     resumed.resume(tmp_path / "checkpoints/step_00000005")
     resumed.train()
-    assert same(weights(whole), weights(resumed)) and whole.parts.stepper.skipped == 1
+    assert same(weights(whole), weights(resumed)) and whole.train_state.train_step.skipped == 1
     assert all(torch.isfinite(value).all() for value in weights(whole).values())
 
 
@@ -105,7 +105,7 @@ def test_a_skipped_step_is_logged_with_its_samples_and_losses(tmp_path: Path) ->
     (event,) = events(tmp_path)
     (losses,) = event["losses"]
     assert len(losses) == 2 and losses.count("nan") == 1
-    keys = runner.parts.order(event["step"] - 1)
+    keys = runner.train_state.order(event["step"] - 1)
     place = 2 * losses.index("nan")
     assert event["samples"] == [f"toy row {key.index}" for key in keys[place:place + 2]]
     assert "toy row 5" in event["samples"] and event["skipped"] == 1
@@ -140,7 +140,7 @@ def test_too_large_a_share_stops_the_run(tmp_path: Path) -> None:
         Toy(tmp_path, {"max_iters": 30}, model_class=EverySecond).build().train()
     runner = Toy(tmp_path / "allowed", {"max_iters": 12, "max_skipped_share": 1.0}, model_class=EverySecond).build()
     runner.train()
-    assert runner.parts.stepper.skipped == 6
+    assert runner.train_state.train_step.skipped == 6
 
 
 @pytest.mark.parametrize(("share", "every", "stops"), [(0.2, 4, True), (0.2, 6, False), (0.0, 50, True)])
@@ -189,7 +189,7 @@ def two_ranks(folder: str) -> tuple[list[dict[str, Any]], list[str], dict[str, T
     run = {"max_iters": 2, "accum_grad_iters": 2, "batch_size_train": 2}
     runner = Toy(Path(folder), run, model_class=BadOnRankOne).build()
     runner.train()
-    keys = runner.parts.order(0)
+    keys = runner.train_state.order(0)
     return events(Path(folder)), [f"toy row {key.index}" for key in keys[6:8]], weights(runner)
 
 

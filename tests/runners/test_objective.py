@@ -145,8 +145,8 @@ def test_terms_are_the_tokens_that_are_learned(name: str, frames: int | None, mo
 
 def test_a_model_that_tells_no_terms_averages_over_micro_batches(tmp_path: Path) -> None:
     runner = Toy(tmp_path, {"batch_size_train": 2, "accum_grad_iters": 2}).build()
-    batches = list(runner.parts.batches(0, 1))
-    assert runner.parts.stepper._weighted(0, batches) is batches
+    batches = list(runner.train_state.batches(0, 1))
+    assert runner.train_state.train_step._weighted(0, batches) is batches
 
 
 def test_weights_are_shares_of_the_terms(tmp_path: Path) -> None:
@@ -155,9 +155,10 @@ def test_weights_are_shares_of_the_terms(tmp_path: Path) -> None:
             return {"loss_fit": int(samples["index"][0]) + 1}
 
     runner = Toy(tmp_path, {"batch_size_train": 1, "accum_grad_iters": 4}, model_class=Counted).build()
-    batches = list(runner.parts.batches(0, 1))
+    batches = list(runner.train_state.batches(0, 1))
     terms = [int(batch["index"][0]) + 1 for batch in batches]
-    weights = [float(batch["loss_weights"]["loss_fit"]) for batch in runner.parts.stepper._weighted(0, batches)]
+    weighted = runner.train_state.train_step._weighted(0, batches)
+    weights = [float(batch["loss_weights"]["loss_fit"]) for batch in weighted]
     assert weights == pytest.approx([4 * one / sum(terms) for one in terms])
 
 
@@ -169,7 +170,7 @@ class Contrastive(ToyModel):
 def told(runner: Any) -> list[str]:
     """What the run says to people."""
     lines: list[str] = []
-    runner.tracker.say = lines.append
+    runner.tracker.log = lines.append
     return lines
 
 

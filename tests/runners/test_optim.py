@@ -11,12 +11,13 @@ from torch import nn
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.models.base import freeze
+from lavis_lite.models.optimizer_groups import decays
 from lavis_lite.runners import optim
 from tests.helpers.toy import ToyModel
 
 
 def test_groups_leave_out_frozen_and_do_not_decay_biases_and_vectors():
-    decaying, free = optim.parameter_groups(ToyModel(), 0.05)
+    decaying, free = ToyModel().optimizer_groups(RunConfig(weight_decay=0.05))
     assert decaying["names"] == ["scale", "tokens", "hidden.0.weight", "out.weight"]  # 0-dim and 3-dim ones too
     assert free["names"] == ["hidden.0.bias", "out.bias"]
     assert (decaying["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
@@ -28,7 +29,7 @@ def test_rule_gives_the_groups_that_lavis_was_seen_to_make(shared_dir, recorded)
     shapes = _shapes(shared_dir / "parity/blip2_qformer")
     for group in groups:
         for name in group["params"]:
-            assert optim.decays(name, nn.Parameter(torch.empty(shapes[name]))) == (group["weight_decay"] > 0), name
+            assert decays(name, nn.Parameter(torch.empty(shapes[name]))) == (group["weight_decay"] > 0), name
 
 
 def _shapes(folder):
@@ -64,7 +65,7 @@ def test_nothing_to_train_is_an_error():
     model = ToyModel()
     freeze(model)
     with pytest.raises(ConfigError, match="no trainable parameter"):
-        optim.parameter_groups(model, 0.05)
+        optim.build_optimizer(model, RunConfig())
 
 
 def test_optimizer_state_travels_by_name_and_refuses_other_parameters():

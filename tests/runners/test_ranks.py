@@ -36,7 +36,7 @@ def train(folder, run, resume=None, nan_rows=frozenset(), dropout=0.0):
     if resume:
         runner.resume(Path(resume))
     runner.train()
-    return weights(runner), runner.task.syncs, runner.parts.stepper.skipped
+    return weights(runner), runner.task.syncs, runner.train_state.train_step.skipped
 
 
 def scenarios(folder):

@@ -131,7 +131,7 @@ def test_a_validation_that_was_interrupted_is_done_after_the_resume(whole, tmp_p
 def lines_of_resume(runner, folder):
     """What a resume says to people."""
     said = []
-    runner.tracker.say = said.append
+    runner.tracker.log = said.append
     runner.resume(folder)
     return said
 
@@ -180,5 +180,5 @@ def test_checkpoints_of_earlier_versions_are_resumed(tmp_path):
     for key in ("losses", "recently_skipped", "micro_batch"):
         del state[key]
     del state["order"]["annotations"]
-    resume.check_order(state["order"], runner.parts.fingerprint, folder)
-    runner.parts.stepper.load_state(state)
+    resume.check_order(state["order"], runner.train_state.fingerprint, folder)
+    runner.train_state.train_step.load_state(state)

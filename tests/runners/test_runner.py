@@ -13,9 +13,9 @@ from lavis_lite import dry_run, engine
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import ConfigError, DataError
-from lavis_lite.runners import bounds
+from lavis_lite.runners import train_schedule
+from lavis_lite.runners.nonfinite import PATIENCE, DivergedError
 from lavis_lite.runners.precision import Precision, pick_device
-from lavis_lite.runners.step import PATIENCE, DivergedError
 from lavis_lite.tracking.jsonl import read
 from tests.helpers.toy import ExactModel, Toy, ToyData, ToyModel, ToyTask, records, same, weights
 
@@ -67,8 +67,8 @@ def test_dropout_is_a_function_of_the_position_alone(tmp_path):
 
 def test_clipping_bounds_the_step_and_the_logged_norm_is_the_one_before(tmp_path):
     runner = Toy(tmp_path, {"max_grad_norm": 0.5}).build()
-    stepper = runner.parts.stepper
-    result = stepper.run(0, list(runner.parts.batches(0, 1)))
+    stepper = runner.train_state.train_step
+    result = stepper.run(0, list(runner.train_state.batches(0, 1)))
     clipped = math.sqrt(sum(float(parameter.grad.square().sum()) for parameter in stepper.parameters))
     assert clipped == pytest.approx(0.5, rel=1e-4)
     assert float(result.grad_norm) > 1.0
@@ -77,11 +77,11 @@ def test_clipping_bounds_the_step_and_the_logged_norm_is_the_one_before(tmp_path
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path):
     runner = Toy(tmp_path, {"max_iters": 10, "valid_splits": ["val"]}, nan_rows=frozenset({5})).build()
     before = weights(runner)
-    order = runner.parts.order
+    order = runner.train_state.order
     bad = next(step for step in range(10) if any(key.index == 5 for key in order(step)))
-    stepper = runner.parts.stepper
-    stepper.run(bad, list(runner.parts.batches(bad, bad + 1)))
-    assert stepper.agree() == ([bad], 0)
+    stepper = runner.train_state.train_step
+    stepper.run(bad, list(runner.train_state.batches(bad, bad + 1)))
+    assert stepper.agree() == ([bad], 0, False)
     after = weights(runner)
     assert all(torch.equal(before[name], after[name]) for name in before if name != "seen")
     runner = train(Toy(tmp_path, {"max_iters": 10}, nan_rows=frozenset({5})))
@@ -89,7 +89,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path):
     assert [row["step"] for row in rows if "event" in row] == [bad + 1]
     assert next(row for row in rows if row["step"] == bad + 1)["loss"] == "nan"
     assert all(torch.isfinite(value).all() for value in weights(runner).values())
-    assert runner.parts.stepper.skipped == 1
+    assert runner.train_state.train_step.skipped == 1
 
 
 def test_many_in_a_row_stop_the_run_with_finite_weights(tmp_path):
@@ -103,19 +103,19 @@ def test_votes_that_are_read_one_step_late_decide_the_same(tmp_path):
     """As on a GPU, where the host does not wait for the device."""
     toys = [Toy(tmp_path / name, {"valid_splits": ["val"]}, nan_rows=frozenset({5})) for name in ("now", "late")]
     now, late = (toy.build() for toy in toys)
-    late.parts.stepper._votes.lag = 1
+    late.train_state.train_step._votes.lag = 1
     now.train()
     late.train()
     assert same(weights(now), weights(late))
-    assert now.parts.stepper.skipped == late.parts.stepper.skipped == 1
+    assert now.train_state.train_step.skipped == late.train_state.train_step.skipped == 1
     found = [records(toy.run_dir) for toy in toys]
     assert sorted(found[0], key=str) == sorted(found[1], key=str)
 
 
 def test_layer_decay_and_schedule_reach_the_optimizer(tmp_path):
     runner = Toy(tmp_path, {"lr_layer_decay": 0.5, "warmup_lr": 0.0, "warmup_steps": 4, "log_freq": 1}).build()
-    stepper = runner.parts.stepper
-    result = stepper.run(2, list(runner.parts.batches(2, 3)))
+    stepper = runner.train_state.train_step
+    result = stepper.run(2, list(runner.train_state.batches(2, 3)))
     assert result.lr == pytest.approx(0.005)
     rates = {name: group["lr"] for group in stepper.optimizer.param_groups for name in group["names"]}
     assert rates["hidden.0.weight"] == pytest.approx(0.00125) and rates["out.weight"] == pytest.approx(0.005)
@@ -137,25 +137,25 @@ def test_amp_asks_the_device(monkeypatch):
     assert Precision.from_run(RunConfig(amp=False), cpu).dtype == torch.float32
     gpu = torch.device("cuda", 0)
     assert Precision.from_run(RunConfig(amp=True), gpu).dtype == torch.float16
-    with pytest.raises(ConfigError, match="'gpu' is no device"):
+    with pytest.raises(ConfigError, match="'gpu' is not a device"):
         pick_device("gpu")
 
 
 def test_epochs_and_inner_epochs_differ_in_their_units_only():
     cfg = RunConfig(max_epoch=3, valid_splits=["val"], save_freq=2, val_freq=1)
-    by_epochs = bounds.by_epochs(cfg, steps_per_epoch=10)
-    assert (by_epochs.total, by_epochs.unit, by_epochs.epoch(10), by_epochs.epoch(11)) == (30, 10, 0, 1)
-    assert [step for step in range(1, 31) if by_epochs.saves(step, cfg)] == [20, 30]
-    assert [step for step in range(1, 31) if by_epochs.validates(step, cfg)] == [10, 20, 30]
+    by_epochs = train_schedule.by_epochs(cfg, steps_per_epoch=10)
+    assert (by_epochs.total, by_epochs.interval, by_epochs.epoch(10), by_epochs.epoch(11)) == (30, 10, 0, 1)
+    assert [step for step in range(1, 31) if by_epochs.saves(step, cfg, 30)] == [20, 30]
+    assert [step for step in range(1, 31) if by_epochs.validates(step, cfg, by_epochs.total)] == [10, 20, 30]
     cfg = RunConfig(max_epoch=3, max_iters=25, save_every=7, save_freq=0, valid_splits=["val"], val_freq=2,
                     iters_per_inner_epoch=4, save_last=False, log_freq=10)
-    assert bounds.by_epochs(cfg, 10) == bounds.Bounds(25, 10)
-    inner = bounds.by_iterations(cfg, 10)
-    assert inner == bounds.Bounds(25, 4)
-    assert [step for step in range(1, 26) if inner.saves(step, cfg)] == [7, 14, 21]
-    assert [step for step in range(1, 26) if inner.validates(step, cfg)] == [8, 16, 24, 25]
+    assert train_schedule.by_epochs(cfg, 10) == train_schedule.TrainSchedule(25, 10)
+    inner = train_schedule.by_iterations(cfg, 10)
+    assert inner == train_schedule.TrainSchedule(25, 4)
+    assert [step for step in range(1, 26) if inner.saves(step, cfg, 30)] == [7, 14, 21]
+    assert [step for step in range(1, 26) if inner.validates(step, cfg, inner.total)] == [8, 16, 24, 25]
     assert [step for step in range(1, 26) if inner.logs(step, cfg)] == [1, 10, 20, 25]
-    for bound in (bounds.by_epochs, bounds.by_iterations):
+    for bound in (train_schedule.by_epochs, train_schedule.by_iterations):
         with pytest.raises(ConfigError, match="the run has no end"):
             bound(RunConfig(), 10)
         with pytest.raises(ConfigError, match="at least 1"):
@@ -245,7 +245,7 @@ def test_what_cannot_be_evaluated_is_refused_before_the_model_is_built():
 
 def test_ratios_by_name(tmp_path):
     runner = Toy(tmp_path, {"train_dataset_ratios": {"toy": 3.0}}).build()
-    assert runner.parts.fingerprint["ratios"] == [3.0]
+    assert runner.train_state.fingerprint["ratios"] == [3.0]
     with pytest.raises(ConfigError, match="train_dataset_ratios.tory.*did you mean 'toy'"):
         Toy(tmp_path, {"train_dataset_ratios": {"tory": 1.0}}).build().train()
 

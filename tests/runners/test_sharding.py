@@ -20,7 +20,7 @@ from lavis_lite.models.base import BaseModel
 from lavis_lite.models.language.load_options import Lora
 from lavis_lite.models.language.placement import blocks, recompute_blocks
 from lavis_lite.models.outputs import ModelOutput
-from lavis_lite.runners.sharding import sharded_names, share_out
+from lavis_lite.runners.sharding import shard_frozen, sharded_names
 from lavis_lite.tracking.jsonl import read
 from tests.helpers.processes import run_processes
 from tests.helpers.toy import WIDTH, Toy, weights
@@ -87,7 +87,7 @@ def train(folder: str, resume: str | None = None, fsdp: str = "llm", **traits: A
 def keep_first_gradients(runner: Any) -> dict[str, Any]:
     """Filled with the gradients of the first step that the runner takes; later ones follow the optimizer's rounding."""
     found: dict[str, Any] = {}
-    stepper, take = runner.parts.stepper, runner.parts.stepper.run
+    stepper, take = runner.train_state.train_step, runner.train_state.train_step.run
 
     def run(*args: Any) -> Any:
         result = take(*args)
@@ -175,13 +175,13 @@ def test_a_shared_model_does_not_answer(change: dict[str, Any], tmp_path: Path) 
     assert sharding_fault(RunConfig(**change)) is None
     assert "train but not answer" in str(sharding_fault(RunConfig(fsdp="llm", **change)))
     with pytest.raises(ConfigError, match=r"run.fsdp: .*llm_device_map=auto"):
-        share_out(Captioner(), RunConfig(fsdp="llm", **change), torch.device("cpu"))
+        shard_frozen(Captioner(), RunConfig(fsdp="llm", **change), torch.device("cpu"))
 
 
 def test_one_process_shares_with_nobody_and_a_model_needs_a_language_model(tmp_path: Path) -> None:
     model, run = Captioner(), RunConfig(fsdp="llm")
     assert distributed.world_size() == 1
-    share_out(model, run, torch.device("cpu"))
+    shard_frozen(model, run, torch.device("cpu"))
     assert sharded_names(model) == []
     with pytest.raises(ConfigError, match="ToyModel has no frozen language model"):
         Toy(tmp_path, {"fsdp": "llm"}).build()

@@ -22,7 +22,7 @@ from lavis_lite.evaluation.resume import EvalCheckpoint
 from lavis_lite.io import atomic, sealed
 from lavis_lite.report.page import write_report
 from lavis_lite.report.sample import ReportSample
-from lavis_lite.runners.runner import config_yaml
+from lavis_lite.runners.resume import config_yaml
 from lavis_lite.tracking.console import Console
 from lavis_lite.tracking.jsonl import JsonlLog
 from lavis_lite.tracking.tracker import Tracker
@@ -71,7 +71,7 @@ def test_s4_every_file_of_a_run_has_what_was_written_in_the_yaml(planted: dict[s
     tracker = Tracker([log, Console((tmp_path / "console.txt").open("w"))])
     for value in secrets:
         tracker.record({"step": 1, "event": value})
-        tracker.say(f"a line about {value}")
+        tracker.log(f"a line about {value}")
     tracker.close()
     BadSampleLog(tmp_path / "bad.jsonl", 1.0).add([{"file": value, "reason": value} for value in secrets], 99)
     book = EvalCheckpoint(tmp_path, "val_toy_step0", {"prompt": secrets}, True, 0)

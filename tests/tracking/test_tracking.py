@@ -10,6 +10,7 @@ import sys
 import types
 
 import pytest
+import torch
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import MissingExtraError
@@ -69,7 +70,7 @@ def test_plain_lines_where_there_is_no_terminal():
     console.record(row(1))
     console.record(VAL)
     console.record({"step": 2, "event": "skipped: loss or gradient was not finite", "skipped": 1})
-    console.say("step 2  val: R@1 50.0")
+    console.log("step 2  val: R@1 50.0")
     console.close()
     first, second, third = stream.getvalue().splitlines()
     assert first.startswith("step 1/10  loss 5.0000 (itc 2.5000  itm 0.7000  lm 1.8000)  lr 1.00e-04  123.4 images/s")
@@ -88,7 +89,7 @@ def test_a_bar_on_a_terminal():
     console.open(4, 10)
     console.advance(5)
     console.record(row(5))
-    console.say("a line")
+    console.log("a line")
     console.close()
     text = stream.getvalue()
     assert "5/10" in text and "loss 5.0000 (itc 2.5000" in text and "\na line\n" in text.replace("\r", "\n")
@@ -158,6 +159,38 @@ class FakeWandb(types.ModuleType):
     def finish(self):
         self.finished += 1
 
+    def Html(self, text):  # noqa: N802
+        return "html", text
+
+    def Image(self, image):  # noqa: N802
+        return "image", tuple(image.shape)
+
+
+def test_texts_and_pictures_reach_the_services_and_the_log(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    stream = io.StringIO()
+    board = TensorBoard(tmp_path / "tensorboard", print)
+    tracker = Tracker([Console(stream), jsonl.JsonlLog(tmp_path / "log.jsonl"), board, WeightsAndBiases(tmp_path, "p"),
+                       curves.Curves(tmp_path / "log.jsonl", tmp_path / "curves.png", lambda text: None)])
+    tracker.open(0, 10)
+    tracker.text(3, "captions", "a <red> dog\na cat")
+    tracker.image(3, "captions/0", torch.rand(3, 8, 8))
+    tracker.record({"step": 4, "hook": "speed", "lr": 2.0, "loss": 1.0})
+    tracker.close()
+    assert fake.logged == [(3, {"captions": ("html", "<pre>a &lt;red&gt; dog\na cat</pre>")}),
+                           (3, {"captions/0": ("image", (3, 8, 8))}), (4, {"speed/lr": 2.0, "speed/loss": 1.0})]
+    rows = jsonl.read(tmp_path / "log.jsonl")
+    assert rows[0] == {"step": 3, "text": "captions", "content": "a <red> dog\na cat"} and len(rows) == 2
+    assert stream.getvalue() == "step 4  speed: lr 2  loss 1\n"
+    assert not (tmp_path / "curves.png").exists(), "a hook's numbers are not the run's losses"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["images"] == ["captions/0"] and events.Tags()["scalars"] == ["speed/lr", "speed/loss"]
+
 
 def test_wandb_stays_offline_and_goes_on_with_its_run(tmp_path, monkeypatch):
     fake = FakeWandb()
@@ -226,7 +259,7 @@ def test_a_run_gets_all_its_sinks(tmp_path, capsys):
         tracker.advance(step)
         tracker.record(row(step))
     tracker.record(VAL)
-    tracker.say("done")
+    tracker.log("done")
     tracker.close()
     assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", "tensorboard", "curves.png"}
     assert capsys.readouterr().out.splitlines()[-1] == "done"
@@ -251,7 +284,7 @@ def test_an_evaluation_has_a_bar_of_its_own_that_goes_away():
     console.open(4, 10)
     console.begin("val toy", 20, 5)
     console.proceed(20)
-    console.say("a line")
+    console.log("a line")
     console.end()
     console.advance(5)
     console.close()

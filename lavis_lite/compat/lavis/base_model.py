@@ -24,10 +24,11 @@ from lavis_lite.compat.lavis.backbones import mark_backbones
 from lavis_lite.compat.lavis.paths import config_path
 from lavis_lite.compat.lavis.sections import as_node, given_name, section_class
 from lavis_lite.compat.lavis.sizes import sizes, sizes_in
-from lavis_lite.config.schema import ModelConfig
+from lavis_lite.config.schema import ModelConfig, RunConfig
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.io import files
 from lavis_lite.models.base import BaseModel as CoreModel
+from lavis_lite.models.optimizer_groups import ParameterGroup
 from lavis_lite.models.provenance import mark_loaded
 
 logger = logging.getLogger("lavis")
@@ -113,6 +114,18 @@ class BaseModel(CoreModel):
     def allowed_differences(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
         """A checkpoint may lack names and have others, as with LAVIS' `strict=False`."""
         return (".*",), (".*",)
+
+    def optimizer_groups(self, run: RunConfig) -> list[ParameterGroup]:
+        """The groups of `get_optimizer_params`, with the names of their parameters."""
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        groups: list[ParameterGroup] = []
+        for group in self.get_optimizer_params(weight_decay=run.weight_decay, lr_scale=run.lr_layer_decay):
+            params = list(group["params"])
+            if params:
+                groups.append({"params": params, "names": [names[id(one)] for one in params],
+                               "weight_decay": float(group.get("weight_decay", run.weight_decay)),
+                               "lr_scale": float(group.get("lr_scale", 1.0))})
+        return groups
 
     # LAVIS' hooks and tools -------------------------------------------------------------------------------------------
     def before_training(self, **kwargs: Any) -> None:

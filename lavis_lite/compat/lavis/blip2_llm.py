@@ -5,8 +5,8 @@ They are this package's models of these names, with LAVIS' constructors and LAVI
     visual_encoder, ln_vision, Qformer, query_tokens, tokenizer
     opt_model, opt_proj, opt_tokenizer      t5_ and llm_ likewise
 
-The package's own classes compute texts, losses and answers. They use the module `Qformer`, however a subclass has changed
-it.
+The package's own classes compute texts, losses and answers. They use the module `Qformer`, however a subclass has
+changed it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Number
 from typing import Any
 
@@ -12,9 +13,12 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from lavis_lite.datasets.loading.policy import IMAGE_ROWS, Failure
-from lavis_lite.errors import DataError
+from lavis_lite.errors import ContractError, DataError
 
 Batch = dict[str, Any]
+Collate = Callable[[Sequence[Any]], "Batch | Failure"]
+OWN_KEYS = ("uniform", "bad_samples")
+"""keys that the loader adds to samples"""
 PICTURES = ("image", "video")
 
 
@@ -42,6 +46,29 @@ def collate(samples: Sequence[Any]) -> Batch | Failure:
     if records:
         batch["bad_samples"] = records
     return batch
+
+
+def collate_of(dataset: Any) -> Collate:
+    """The function that makes batches of a data set's samples: its own `collater`, if it has one, else `collate`.
+
+    `collater(samples) -> batch` is LAVIS' name. It gets the samples as the data set made them, unusable ones left out.
+    """
+    own = getattr(dataset, "collater", None)
+    return collate if own is None else partial(_collate_by, own)
+
+
+def _collate_by(collater: Callable[[list[Any]], Batch], samples: Sequence[Any]) -> Batch | Failure:
+    """As `collate`, but for what a data set does itself."""
+    for sample in samples:
+        if isinstance(sample, Failure):
+            return sample
+    added = collate([{key: sample[key] for key in OWN_KEYS if key in sample} for sample in samples])
+    usable = [plain for sample in samples
+              if (plain := {key: value for key, value in sample.items() if key not in OWN_KEYS})]
+    batch = collater(usable) if usable else {}
+    if not isinstance(batch, dict):
+        raise ContractError(f"{collater.__qualname__} must return a dict, the batch, not {type(batch).__name__}.")
+    return {**added, **batch} if isinstance(added, dict) else added
 
 
 def _holders(key: str, samples: list[Any]) -> list[Any]:

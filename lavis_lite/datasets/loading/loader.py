@@ -11,11 +11,11 @@ from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.loading.collate import collate
+from lavis_lite.datasets.loading.collate import Batch, collate_of
 from lavis_lite.datasets.loading.pending import PendingBatches
-from lavis_lite.datasets.loading.policy import EvaluationSamples, Failure, TrainingSamples
+from lavis_lite.datasets.loading.policy import DrawnSamples, EvaluationSamples, Failure, TrainingSamples
 from lavis_lite.datasets.loading.sampler import EvalBatches, GlobalSampler, RankBatches
-from lavis_lite.errors import DataError, LavisLiteError, WorkerError
+from lavis_lite.errors import ConfigError, DataError, LavisLiteError, WorkerError
 from lavis_lite.process import limits
 from lavis_lite.process.children import worker_context
 
@@ -129,6 +129,31 @@ class Loader(DataLoader[Any]):
         return WorkerIterator(self)
 
 
+class CollateDrawn:
+    """Makes each training batch by the data set that its samples come from, see `collate_of`.
+
+    Args:
+        datasets: of the run.
+        mixed: whether a batch may hold samples of several of them; they must then make batches alike.
+
+    Raises:
+        ConfigError: data sets that are mixed have different `collater`s.
+    """
+
+    def __init__(self, datasets: Sequence[Any], mixed: bool) -> None:
+        self.datasets = datasets
+        collaters = [getattr(dataset, "collater", None) for dataset in datasets]
+        own = {getattr(collater, "__func__", collater) for collater in collaters}
+        if mixed and len(own) > 1:
+            names = ", ".join(dict.fromkeys(type(dataset).__name__ for dataset in datasets))
+            raise ConfigError(f"run.sampling: a batch would mix data sets that have different collaters ({names}). "
+                              "Set run.sampling=size: each step then draws from one data set.")
+
+    def __call__(self, samples: DrawnSamples) -> Batch | Failure:
+        """The batch of one micro-batch's samples."""
+        return collate_of(self.datasets[samples.dataset])(samples)
+
+
 def train_loader(datasets: Sequence[Any], order: GlobalSampler, run_cfg: RunConfig, rank: int, world_size: int,
                  start_step: int, end_step: int) -> Loader:
     """Micro-batches of this rank for optimizer steps [start_step, end_step), `run.accum_grad_iters` per step.
@@ -144,7 +169,8 @@ def train_loader(datasets: Sequence[Any], order: GlobalSampler, run_cfg: RunConf
     samples = TrainingSamples(datasets, run_cfg.seed, run_cfg.on_bad_sample, mixed=not order.by_ratio)
     batches = RankBatches(order, rank, world_size, run_cfg.batch_size_train, run_cfg.accum_grad_iters, start_step,
                           end_step)
-    return Loader(samples, batch_sampler=batches, persistent_workers=run_cfg.num_workers > 0, **_settings(run_cfg))
+    return Loader(samples, batch_sampler=batches, persistent_workers=run_cfg.num_workers > 0,
+                  collate_fn=CollateDrawn(datasets, mixed=not order.by_ratio), **_settings(run_cfg))
 
 
 def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int = 1,
@@ -163,12 +189,12 @@ def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int
     samples = EvaluationSamples(dataset, run_cfg.seed, run_cfg.on_bad_sample, share_pictures)
     order = dataset.evaluation_order() if hasattr(dataset, "evaluation_order") else None
     batches = PendingBatches(EvalBatches(len(samples), run_cfg.batch_size_eval, order=order), done, rank, world_size)
-    return Loader(samples, batch_sampler=batches, **_settings(run_cfg))
+    return Loader(samples, batch_sampler=batches, collate_fn=collate_of(dataset), **_settings(run_cfg))
 
 
 def _settings(run_cfg: RunConfig) -> dict[str, Any]:
     """What both loaders share."""
-    return {"workers": run_cfg.num_workers, "start_method": run_cfg.worker_start_method, "collate_fn": collate,
+    return {"workers": run_cfg.num_workers, "start_method": run_cfg.worker_start_method,
             "pin_memory": _on_gpu(run_cfg.device)}
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,6 +61,14 @@ def _failure(record: BadRecord) -> Failure:
                    "run.on_bad_sample=skip to leave such samples out (they are counted and listed).")
 
 
+class DrawnSamples(list[Any]):
+    """The samples of a micro-batch; `dataset` is the number of the first one's data set."""
+
+    def __init__(self, samples: Iterable[Any], dataset: int) -> None:
+        super().__init__(samples)
+        self.dataset = dataset
+
+
 class TrainingSamples(Dataset[Sample | Failure]):
     """The training loader's data set: SampleKey -> sample with its augmentation and its negatives' random numbers.
 
@@ -80,6 +88,10 @@ class TrainingSamples(Dataset[Sample | Failure]):
 
     def __len__(self) -> int:
         return sum(len(dataset) for dataset in self.datasets)
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> DrawnSamples:
+        """The samples of a micro-batch; loaders call this in place of one key after another."""
+        return DrawnSamples((self[key] for key in keys), keys[0].dataset)
 
     def __getitem__(self, key: SampleKey) -> Sample | Failure:
         sample = self._read(key)
@@ -122,7 +134,8 @@ class EvaluationSamples(Dataset[Sample | Failure]):
 
     def __init__(self, dataset: Any, seed: int, on_bad_sample: str = "raise", share_pictures: bool = False) -> None:
         self.dataset, self.seed, self.on_bad_sample = dataset, seed, on_bad_sample
-        self.shares = share_pictures and bool(getattr(dataset, "shares_pictures", False))
+        own_batches = getattr(dataset, "collater", None) is not None  # its batches know nothing of shared pictures
+        self.shares = share_pictures and not own_batches and bool(getattr(dataset, "shares_pictures", False))
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -1,4 +1,4 @@
-"""What a training run is made of, put together from its configuration."""
+"""What a training run is made of, built from its configuration."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lavis_lite.datasets.shards.dataset import shard_sizes
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
 from lavis_lite.runners import optim
-from lavis_lite.runners.bounds import Bounds
 from lavis_lite.runners.mixing import mixing_lines, mixing_ratios
 from lavis_lite.runners.precision import Precision
-from lavis_lite.runners.step import Stepper, wrap_for_ranks
+from lavis_lite.runners.step import TrainStep, wrap_for_ranks
+from lavis_lite.runners.train_schedule import TrainSchedule
 from lavis_lite.tasks.base import BaseTask
 
 if TYPE_CHECKING:
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 Datasets = Mapping[str, Mapping[str, Any]]
 
 
-class TrainingParts:
-    """What training needs and evaluation does not: order of samples, bounds, optimizer, schedule, stepper.
+class TrainState:
+    """What training needs and evaluation does not: order of samples, schedules, optimizer and step.
 
     Args:
         cfg: the whole configuration.
         task: gives the losses.
         model: on its device already; it is wrapped for several ranks.
         datasets: data set name -> split -> data set.
-        bounds_of: steps per epoch -> length of the run.
+        schedule_of: steps per epoch -> length of the run.
         device, precision: where and in which dtype.
     """
 
     def __init__(self, cfg: Config, task: BaseTask, model: BaseModel, datasets: Datasets,
-                 bounds_of: Callable[[int], Bounds], device: torch.device, precision: Precision) -> None:
+                 schedule_of: Callable[[int], TrainSchedule], device: torch.device, precision: Precision) -> None:
         self.run = run = cfg.run
         self.names, self.datasets = names, _ = training_sets(run, datasets)
         sizes = [len(dataset) for dataset in self.datasets]
@@ -58,11 +58,13 @@ class TrainingParts:
             sizes_of_blocks = [size for own in blocks for size in own or [0]]
             self.fingerprint["shuffle window"] = [run.shuffle_window, hash64(*sizes_of_blocks)]
         self.mixing = mixing_lines(names, sizes, ratios)
-        self.bounds = bounds_of(self.order.steps_per_epoch)
-        schedule = registry.get_lr_scheduler_class(run.lr_sched).from_run(run, self.bounds.total, self.bounds.unit)
-        optimizer = optim.build_optimizer(model, run)
+        self.schedule = schedule_of(self.order.steps_per_epoch)
+        self.lr_schedule = registry.get_lr_scheduler_class(run.lr_sched).from_run(run, self.schedule.total,
+                                                                                  self.schedule.interval)
+        self.optimizer = optim.build_optimizer(model, run)
         wrapped = wrap_for_ranks(model, device, run.find_unused_parameters)
-        self.stepper = Stepper(task, wrapped, optimizer, schedule, run, device, precision)
+        self.train_step = TrainStep(task, wrapped, self.optimizer, self.lr_schedule, run, device, precision)
+        self.speed = Speed(global_batch)
 
     def batches(self, start: int, end: int) -> Generator[dict[str, Any], None, None]:
         """This rank's micro-batches of steps [start, end); close it to end the loader's workers."""
@@ -81,7 +83,7 @@ def training_sets(run: RunConfig, datasets: Datasets) -> tuple[list[str], list[A
 
 
 def annotation_hashes(names: list[str], datasets: list[Any]) -> list[list[Any]]:
-    """[name, hash of the rows] of each training set; None as hash where a data set cannot tell."""
+    """[name, hash of the rows] of each training set; no `content_hash`: no hash."""
     return [[name, dataset.content_hash() if hasattr(dataset, "content_hash") else None]
             for name, dataset in zip(names, datasets, strict=True)]
 

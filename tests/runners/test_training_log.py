@@ -12,7 +12,7 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.runners.loss_meter import LossMeter
-from lavis_lite.runners.parts import Speed
+from lavis_lite.runners.train_state import Speed
 from lavis_lite.tracking.jsonl import read
 from tests.helpers.processes import run_processes
 from tests.helpers.toy import Toy, ToyData, records
@@ -92,7 +92,7 @@ def test_a_slow_data_set_shows(tmp_path: Path) -> None:
 
 def test_pauses_are_neither_work_nor_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("lavis_lite.runners.parts.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("lavis_lite.runners.train_state.time.monotonic", lambda: now[0])
     speed = Speed(8)
     speed.steps = 3
     with speed.waiting():

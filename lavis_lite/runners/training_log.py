@@ -1,0 +1,125 @@
+"""What a training leaves in its log: a line now and then, one for every skipped step, and notes on cut texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lavis_lite import distributed
+from lavis_lite.models.base import BaseModel
+from lavis_lite.models.plain_text import CutTexts
+from lavis_lite.runners.hooks.base import Hook, RunContext
+from lavis_lite.runners.resume import accumulation_notes
+from lavis_lite.runners.step import StepResult
+from lavis_lite.tracking.sink import Record
+from lavis_lite.tracking.tracker import parameter_table
+
+if TYPE_CHECKING:
+    from lavis_lite.runners.train_state import TrainState
+
+GIB = 2**30
+
+
+class TrainingLog(Hook):
+    """The hook that logs the steps; every training has it."""
+
+    name = "training_log"
+
+    def __init__(self) -> None:
+        self._cut: Mapping[str, CutTexts] | None = None
+        """texts of all ranks that were cut, as logged last"""
+
+    def on_start(self, run: RunContext) -> None:
+        """What trains, on how many samples, and in which precision."""
+        train, cfg = run.train, run.config.run
+        run.log(parameter_table(run.model.count_parameters()))
+        begin = f"resuming after step {run.step} of" if run.resumed else "training"
+        precision = str(run.precision.dtype).removeprefix("torch.")
+        run.log(f"{begin} {run.last_step} steps of {train.order.global_batch} images ({distributed.world_size()} "
+                f"processes x {cfg.batch_size_train} x {cfg.accum_grad_iters}) on {run.device.type} in "
+                f"{precision}; log: {run.run_dir / 'log.jsonl'}")
+        for note in accumulation_notes(train.micro_batch, cfg.accum_grad_iters, run.model.in_batch_negatives):
+            run.log(note)
+
+    def after_step(self, run: RunContext, result: StepResult) -> None:
+        """Move the bar; a record on every `run.log_freq`-th step. The first one also names texts that were cut."""
+        run.tracker.advance(run.step)
+        if run.train.schedule.logs(run.step, run.config.run):
+            run.tracker.record(training_record(run, result.lr))
+            if self._cut is None:
+                self._log_cut_texts(run)
+
+    def on_end(self, run: RunContext) -> None:
+        """Name the texts that were cut, if there are more by now."""
+        self._log_cut_texts(run)
+
+    def _log_cut_texts(self, run: RunContext) -> None:
+        counts = all_cut_texts(run.model)
+        for what, count in counts.items():
+            if count.cut and (self._cut or {}).get(what, CutTexts()).cut != count.cut:
+                run.log(f"{count.cut:,} of {count.read:,} {what}; the longest has {count.longest} tokens")
+        self._cut = counts
+
+
+def all_cut_texts(model: BaseModel) -> dict[str, CutTexts]:
+    """Texts of all ranks that were longer than a setting allows. Collective."""
+    summed: dict[str, CutTexts] = {}
+    for part in distributed.all_gather_object(model.cut_texts()):
+        for what, count in part.items():
+            summed[what] = summed.get(what, CutTexts()).plus(count)
+    return summed
+
+
+def training_record(run: RunContext, lr: float) -> Record:
+    """A log line: means since the last one, which begin anew. Collective.
+
+    Args:
+        run: the training.
+        lr: base learning rate of the newest step.
+    """
+    train, step = run.train, run.step
+    means, skipped = train.train_step.losses.take()
+    norm = means.pop("grad_norm")
+    memory = {"peak_memory_gib": round(torch.cuda.max_memory_allocated(run.device) / GIB, 3)} if (
+        run.device.type == "cuda") else {}
+    return {"step": step, "epoch": train.schedule.epoch(step), "loss": means.pop("loss"), **means, "lr": lr,
+            "grad_norm": norm, "skipped_steps": skipped, "samples_seen": step * train.order.global_batch,
+            **train.speed.lap(), **memory}
+
+
+def skipped_record(step: int, losses: list[float], train: TrainState) -> Record:
+    """What is known of a step that was skipped. Collective.
+
+    Args:
+        step: its 0-based number.
+        losses: of this rank's micro-batches.
+        train: of the run.
+
+    Returns:
+        A record with `losses`, one list of micro-batches per rank, and `samples`: those of micro-batches
+        with a non-finite loss, or all samples if only the gradient is not finite.
+    """
+    every = distributed.all_gather_object(losses)
+    return {"step": step + 1, "event": "skipped: loss or gradient was not finite",
+            "skipped": train.train_step.skipped, "losses": every, "samples": suspects(step, every, train)}
+
+
+def suspects(step: int, losses: list[list[float]], train: TrainState) -> list[str]:
+    """`data set file:row` of the samples that a non-finite loss may come from.
+
+    A step's samples are laid out as [micro-batch][rank][sample], see `RankBatches`. With run.on_bad_sample=skip some
+    may have been replaced by others: bad_samples.jsonl lists them.
+    """
+    keys, size = train.order(step), train.run.batch_size_train
+    blocks = {(rank, micro): (micro * len(losses) + rank) * size
+              for rank, row in enumerate(losses) for micro in range(len(row))}
+    bad = {block: start for block, start in blocks.items() if not math.isfinite(losses[block[0]][block[1]])}
+    chosen = [key for start in sorted((bad or blocks).values()) for key in keys[start:start + size]]
+    return [f"{train.names[key.dataset]} {_row(train.datasets[key.dataset], key.index)}" for key in chosen]
+
+
+def _row(dataset: Any, index: int) -> str:
+    return dataset.location(index) if hasattr(dataset, "location") else f"row {index}"
