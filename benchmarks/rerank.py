@@ -32,8 +32,7 @@ from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from lavis_lite.models.qformer.model import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.tasks import retrieval_reranking
-from lavis_lite.tasks.gallery import Gallery
-from lavis_lite.tasks.retrieval_parts import BothWays, OwnImages, Sizes, Texts
+from lavis_lite.tasks.retrieval_parts import BothWays, Gallery, OwnImages, Sizes, Texts
 from lavis_lite.tasks.retrieval_scoring import _similarity, itc_candidates
 
 CAPTIONS = 5

@@ -1,21 +1,39 @@
 """lavis_lite: vision-language experiments (BLIP-2, InstructBLIP) assembled from YAML and trained by one loop.
 
-Importing this package loads neither torch nor transformers nor timm; public names resolve on first use (PEP 562).
+Importing this package loads neither torch nor transformers nor timm; public names resolve on first use (PEP 562). The
+registry is `lavis_lite.registry.registry`.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lavis_lite import moved
+
+if TYPE_CHECKING:  # what __getattr__ resolves, for type checkers and editors
+    from lavis_lite.datasets.base import BaseDataset
+    from lavis_lite.datasets.builders.base import BaseDatasetBuilder
+    from lavis_lite.datasets.load import dataset_zoo, load_dataset
+    from lavis_lite.errors import LavisLiteError
+    from lavis_lite.models.base import BaseModel
+    from lavis_lite.models.outputs import ModelOutput
+    from lavis_lite.models.samples import Samples
+    from lavis_lite.tasks.base import BaseTask
+    from lavis_lite.zoo import list_models, load_model, load_model_and_preprocess, load_preprocess, model_zoo
 
 __version__ = "0.1.0"
 
 moved.install()
 
 _LAZY = {
+    "BaseDataset": "lavis_lite.datasets.base",
+    "BaseDatasetBuilder": "lavis_lite.datasets.builders.base",
+    "BaseModel": "lavis_lite.models.base",
+    "BaseTask": "lavis_lite.tasks.base",
     "LavisLiteError": "lavis_lite.errors",
+    "ModelOutput": "lavis_lite.models.outputs",
+    "Samples": "lavis_lite.models.samples",
     "dataset_zoo": "lavis_lite.datasets.load",
     "list_models": "lavis_lite.zoo",
     "load_dataset": "lavis_lite.datasets.load",
@@ -25,8 +43,9 @@ _LAZY = {
     "model_zoo": "lavis_lite.zoo",
 }
 
-__all__ = ["LavisLiteError", "__version__", "dataset_zoo", "list_models", "load_dataset", "load_model",
-           "load_model_and_preprocess", "load_preprocess", "model_zoo"]
+__all__ = ["BaseDataset", "BaseDatasetBuilder", "BaseModel", "BaseTask", "LavisLiteError", "ModelOutput", "Samples",
+           "__version__", "dataset_zoo", "list_models", "load_dataset", "load_model", "load_model_and_preprocess",
+           "load_preprocess", "model_zoo"]
 
 
 def __getattr__(name: str) -> Any:

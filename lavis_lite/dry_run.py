@@ -15,8 +15,15 @@ import torch
 from lavis_lite import distributed, engine
 from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.config.compose import Composition
+from lavis_lite.config.protocols import NamesLanguageModel
 from lavis_lite.config.schema import Config, ModelConfig
+from lavis_lite.contracts import need
+from lavis_lite.errors import ConfigError
+from lavis_lite.models.base import BaseModel
+from lavis_lite.models.blip2.base import Blip2Base
+from lavis_lite.models.blip2.llm import Blip2LLM
 from lavis_lite.models.language.released import RELEASED
+from lavis_lite.models.protocols import ExampleSamples
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.process.launch import Launch, launch_from_environment
 from lavis_lite.registry import registry
@@ -84,7 +91,7 @@ def _first_batches(runner: Runner) -> str:
     return f"predicted one batch ({', '.join(told)})"
 
 
-def print_parts(model: Any) -> None:
+def print_parts(model: BaseModel) -> None:
     """Trainable and frozen parameters of every part."""
     for part, (trains, stays) in model.count_parameters().items():
         print(f"  {part:16} {trains:>14,} trainable {stays:>14,} frozen")
@@ -100,7 +107,7 @@ def print_mixing(lines: list[str]) -> None:
 def _one_meta_step(config: Config) -> None:
     model = meta_model(config.model)
     batch = config.run.batch_size_train
-    samples = model.example_samples(batch, torch.device("meta"))
+    samples = need(model, ExampleSamples, "a dry run without the files").example_samples(batch, torch.device("meta"))
     loss, how_far = _meta_loss(model, samples)
     loss.backward()
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -109,33 +116,39 @@ def _one_meta_step(config: Config) -> None:
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in samples.items() if torch.is_tensor(value))
     print(f"dry run on the meta device: forward and backward of {batch} samples per rank fit together{how_far} "
           f"({shapes}).")
-    need = trainable * 16 / GIB + frozen * 2 / GIB
+    memory = trainable * 16 / GIB + frozen * 2 / GIB
     print(f"{trainable:,} parameters train, {frozen:,} are frozen; weights, gradients and AdamW state take about "
-          f"{need:.1f} GiB per rank, activations besides.")
+          f"{memory:.1f} GiB per rank, activations besides.")
 
 
-def meta_model(section: ModelConfig) -> Any:
+def meta_model(section: ModelConfig) -> BaseModel:
     """The model of a section on the meta device: real shapes, no memory, no files.
 
     A language model that is not here has the sizes of its published configuration. Where the Q-Former's tokenizer is
     not here, every word is one token.
     """
-    with torch.device("meta"):
-        model = registry.get_model_class(section.arch).from_config(_with_sizes(section))
-    if not WeightFile("tokenizer", str(section.get("tokenizer"))).is_local():
-        model.tokenizer = OneIdPerWord(model.tokenizer)
+    cls = registry.get_model_class(section.arch)
+    try:
+        with torch.device("meta"):
+            model = cls.from_config(_with_sizes(section))
+    except RuntimeError as error:
+        raise ConfigError(f"model.arch={section.arch}: {cls.__name__} cannot be built on the meta device, as a dry run "
+                          f"without the files does ({str(error).splitlines()[0]}). Get the missing files first, or let "
+                          "its from_config read no weights.") from error
+    if isinstance(model, Blip2Base) and not WeightFile("tokenizer", str(section.get("tokenizer"))).is_local():
+        model.tokenizer = OneIdPerWord(model.tokenizer)  # type: ignore[assignment]
     return model
 
 
-def _with_sizes(section: Any) -> Any:
-    """A section whose language model can be built here: its folder where there is one, else its sizes."""
-    if not hasattr(section, "language_model_name") or section.llm_args is not None:
+def _with_sizes(section: ModelConfig) -> ModelConfig:
+    """The section with a language model that can be built here: its folder if there is one, else its sizes."""
+    if not isinstance(section, NamesLanguageModel) or section.llm_args is not None:
         return section
     name = section.language_model_name()
     here = WeightFile("llm_model", name).local()
     if here is not None:
-        return dataclasses.replace(section, llm_model=str(here))
-    return dataclasses.replace(section, llm_args=RELEASED[name], llm_precision="bf16") if name in RELEASED else section
+        return section.replaced(llm_model=str(here))
+    return section.replaced(llm_args=RELEASED[name], llm_precision="bf16") if name in RELEASED else section
 
 
 class OneIdPerWord:
@@ -157,11 +170,11 @@ class OneIdPerWord:
         return TextTokens.from_lists([[1] * min(len(text.split()) + 2, most) for text in texts], 0)
 
 
-def _meta_loss(model: Any, samples: dict[str, Any]) -> tuple[torch.Tensor, str]:
+def _meta_loss(model: BaseModel, samples: dict[str, Any]) -> tuple[torch.Tensor, str]:
     """Something to go backward from, and how far forward it is: the loss, or the soft prompt of a language model.
 
     transformers' masks look at values, which tensors on the meta device do not have.
     """
-    if hasattr(model, "language_model"):
+    if isinstance(model, Blip2LLM):
         return model.embed_image(samples["image"], samples["text_input"]).sum(), " up to the language model"
     return model(samples).loss, ""

@@ -27,6 +27,7 @@ from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
 from lavis_lite.evaluation.results import closing_lines
 from lavis_lite.evaluation.resume import find_unfinished
 from lavis_lite.io import atomic
+from lavis_lite.models.base import BaseModel
 from lavis_lite.models.provenance import refuse_untrained
 from lavis_lite.process import exits
 from lavis_lite.process.launch import Launch, launch_from_environment
@@ -79,12 +80,10 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     task = registry.get_task_class(config.run.task).from_config(config)
     datasets = build_datasets(config)
     on_main(lambda: check_words(datasets, config.run))
-    check_evaluated(task, datasets, config.run)
+    check_evaluated(task, datasets, config)
     model = build_model(config)
     if config.run.evaluate and not config.run.allow_untrained:
         refuse_untrained(model, remedies(config.run))
-    if config.run.valid_splits or config.run.test_splits:
-        task.check_model(model)
     check_features(datasets, model)
     check_lengths(task, datasets, model, config.run)
     runner: Runner = registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir, launch=launch,
@@ -168,19 +167,21 @@ def check_words(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
                                 "these samples out (they are counted and listed).")
 
 
-def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
-    """Refuse splits that the task cannot evaluate while the model is not loaded yet.
+def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], config: Config) -> None:
+    """Refuse splits that the task cannot evaluate, or not with the run's model, while the model is not loaded yet.
 
     Raises:
-        DataError, ConfigError: see the task's `before_evaluation`.
+        DataError, ConfigError, ContractError: see the task's `before_evaluation` and `check_model`.
     """
-    for split in dict.fromkeys([*run.valid_splits, *run.test_splits]):
+    model = registry.get_model_class(config.model.arch)
+    for split in dict.fromkeys([*config.run.valid_splits, *config.run.test_splits]):
         found = [splits[split] for splits in datasets.values() if split in splits]
         for dataset in [one for one in found if task.takes(one)] or found:
             task.before_evaluation(dataset, split)
+            task.check_model(model)
 
 
-def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: Any, run: RunConfig) -> None:
+def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: BaseModel, run: RunConfig) -> None:
     """Look for texts to evaluate that the language model has no room for, before the first step.
 
     Raises:
@@ -196,7 +197,7 @@ def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: An
                 print(f"note: {long} They will be left out and listed in bad_samples.jsonl.", flush=True)
 
 
-def check_features(datasets: dict[str, dict[str, Any]], model: Any) -> None:
+def check_features(datasets: dict[str, dict[str, Any]], model: BaseModel) -> None:
     """Refuse kept features that another vision encoder than the model's has made.
 
     Raises:
@@ -210,11 +211,11 @@ def check_features(datasets: dict[str, dict[str, Any]], model: Any) -> None:
             folder.check_encoder(encoder)
 
 
-def build_model(config: Config) -> Any:
+def build_model(config: Config) -> BaseModel:
     """The model of the run with the weights its section names."""
-    section: Any = config.model
-    if hasattr(section, "lm_reduction"):
-        section = dataclasses.replace(section, lm_reduction=config.run.lm_reduction)
+    section = config.model
+    if "lm_reduction" in section:
+        section = section.replaced(lm_reduction=config.run.lm_reduction)
     return weights.build_model(section, log=print_on_main)
 
 

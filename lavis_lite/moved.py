@@ -101,6 +101,8 @@ MOVED = {
     "runners.run_lock": "runs.folder",
     "runners.step_records": "runners.training_log",
     "sealed": "io.sealed",
+    "tasks.gallery": "tasks.retrieval_parts",
+    "tasks.likelihood": "tasks.vqa",
     "threads": "process.locks",
     "untrained": "models.provenance",
     "weights": "checkpoints.weights",

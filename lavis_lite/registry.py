@@ -12,11 +12,20 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping
 from importlib import metadata
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from lavis_lite.errors import RegistryError, did_you_mean, shown
 
+if TYPE_CHECKING:
+    from lavis_lite.datasets.builders.base import BaseDatasetBuilder
+    from lavis_lite.models.base import BaseModel
+    from lavis_lite.processors.base import BaseProcessor
+    from lavis_lite.runners.runner import Runner
+    from lavis_lite.runners.schedules import LRSchedule
+    from lavis_lite.tasks.base import BaseTask
+
 T = TypeVar("T")
+C = TypeVar("C", bound=type)
 PLUGIN_GROUP = "lavis_lite.plugins"
 
 
@@ -46,25 +55,25 @@ class Registry(Generic[T]):
         self.kind, self.base, self.builtins = kind, base, dict(builtins)
         self._classes: dict[str, type[T]] = {}
 
-    def register(self, *names: str) -> Callable[[type[T]], type[T]]:
+    def register(self, *names: str) -> Callable[[C], C]:
         """Decorator: makes a class known under `names`.
 
         Raises:
             RegistryError: the class lacks the kind's base class, or a name is taken (both places are named).
         """
 
-        def decorate(cls: type[T]) -> type[T]:
+        def decorate(cls: C) -> C:
             base = _load(self.base)
             if not (inspect.isclass(cls) and issubclass(cls, base)):
                 raise RegistryError(f"{_place(cls)}: a {self.kind} must derive from {self.base.replace(':', '.')}.")
             for name in names:
                 self._check_free(name, cls)
-                self._classes[name] = cls
+                self._classes[name] = cast("type[T]", cls)
             return cls
 
         return decorate
 
-    def _check_free(self, name: str, cls: type[T]) -> None:
+    def _check_free(self, name: str, cls: type) -> None:
         here = f"{cls.__module__}:{cls.__qualname__}"
         held = self._classes.get(name)
         taken = f"{held.__module__}:{held.__qualname__}" if held is not None else self.builtins.get(name)
@@ -139,6 +148,7 @@ def load_plugins() -> None:
             entry.load()
 
 
+BUILT_IN = "lavis_lite.datasets.builders."
 BUILDERS = {
     "image_caption": "images:ImageCaptionBuilder",
     "image_retrieval": "images:ImageRetrievalBuilder",
@@ -149,7 +159,7 @@ BUILDERS = {
     "video_caption": "video:VideoCaptionBuilder",
     "video_qa": "video:VideoQABuilder",
 }
-"""builders of the package, by their place in the room datasets.builders"""
+"""builders of the package: name -> module and class, in the room datasets.builders"""
 
 
 class Registries:
@@ -158,7 +168,7 @@ class Registries:
     def __init__(self) -> None:
         # model: from_config(cfg) -> module; forward(samples) -> output with `loss`; knows nothing of tasks or files.
         blip2, llm = "lavis_lite.models.blip2.stage1:", "lavis_lite.models.blip2.llm:"
-        self.model: Registry[Any] = Registry("model", "lavis_lite.models.base:BaseModel", {
+        self.model: Registry[BaseModel] = Registry("model", "lavis_lite.models.base:BaseModel", {
             "blip2": blip2 + "Blip2Qformer",
             "blip2_feature_extractor": blip2 + "Blip2Qformer",
             "blip2_image_text_matching": blip2 + "Blip2ImageTextMatching",
@@ -170,7 +180,7 @@ class Registries:
         })
         # processor: __call__(item, rng=None) -> tensor or text; all randomness comes from rng.
         image, text, video = (f"lavis_lite.processors.{name}:" for name in ("image", "text", "video"))
-        self.processor: Registry[Any] = Registry("processor", "lavis_lite.processors.base:BaseProcessor", {
+        self.processor: Registry[BaseProcessor] = Registry("processor", "lavis_lite.processors.base:BaseProcessor", {
             "blip_image_train": image + "BlipImageTrain",
             "blip_image_eval": image + "BlipImageEval",
             "blip2_image_train": image + "Blip2ImageTrain",
@@ -184,10 +194,10 @@ class Registries:
             "instruction": "lavis_lite.processors.instruction:Instruction",
         })
         # builder: from_config(name, cfg) -> build(split) -> map-style dataset; documents the sample keys it yields.
-        self.builder: Registry[Any] = Registry("builder", "lavis_lite.datasets.builders.base:BaseDatasetBuilder", {
-            name: "lavis_lite.datasets.builders." + home for name, home in BUILDERS.items()})
+        self.builder: Registry[BaseDatasetBuilder] = Registry(
+            "builder", BUILT_IN + "base:BaseDatasetBuilder", {name: BUILT_IN + at for name, at in BUILDERS.items()})
         # task: train_step, predict, score; no loops, no files.
-        self.task: Registry[Any] = Registry("task", "lavis_lite.tasks.base:BaseTask", {
+        self.task: Registry[BaseTask[Any, Any]] = Registry("task", "lavis_lite.tasks.base:BaseTask", {
             "image_text_pretrain": "lavis_lite.tasks.pretrain:ImageTextPretrainTask",
             "retrieval": "lavis_lite.tasks.retrieval:RetrievalTask",
             "captioning": "lavis_lite.tasks.captioning:CaptioningTask",
@@ -206,13 +216,13 @@ class Registries:
     def _add_kinds_of_training(self) -> None:
         # runner: the one step loop, bounded by epochs or by iterations.
         runner = "lavis_lite.runners.runner:"
-        self.runner: Registry[Any] = Registry("runner", "lavis_lite.runners.runner:Runner", {
+        self.runner: Registry[Runner] = Registry("runner", "lavis_lite.runners.runner:Runner", {
             "runner_base": runner + "EpochRunner",
             "runner_iter": runner + "IterationRunner",
         })
         # lr_scheduler: a pure function of the optimizer step: lr_at(step) -> float.
         schedule = "lavis_lite.runners.schedules:"
-        self.lr_scheduler: Registry[Any] = Registry("lr_scheduler", "lavis_lite.runners.schedules:LRSchedule", {
+        self.lr_scheduler: Registry[LRSchedule] = Registry("lr_scheduler", "lavis_lite.runners.schedules:LRSchedule", {
             "linear_warmup_cosine_lr": schedule + "LinearWarmupCosine",
             "linear_warmup_step_lr": schedule + "LinearWarmupStep",
             "constant_lr": schedule + "Constant",
@@ -234,27 +244,27 @@ class Registries:
         })
 
     # LAVIS' spelling of the same calls -----------------------------------------------------------------------------
-    def register_model(self, *names: str) -> Callable[[type], type]:
+    def register_model(self, *names: str) -> Callable[[C], C]:
         """Decorator: register a `BaseModel` under one or more names."""
         return self.model.register(*names)
 
-    def register_processor(self, *names: str) -> Callable[[type], type]:
+    def register_processor(self, *names: str) -> Callable[[C], C]:
         """Decorator: register a `BaseProcessor`."""
         return self.processor.register(*names)
 
-    def register_builder(self, *names: str) -> Callable[[type], type]:
+    def register_builder(self, *names: str) -> Callable[[C], C]:
         """Decorator: register a `BaseDatasetBuilder`."""
         return self.builder.register(*names)
 
-    def register_task(self, *names: str) -> Callable[[type], type]:
+    def register_task(self, *names: str) -> Callable[[C], C]:
         """Decorator: register a `BaseTask`."""
         return self.task.register(*names)
 
-    def register_runner(self, *names: str) -> Callable[[type], type]:
+    def register_runner(self, *names: str) -> Callable[[C], C]:
         """Decorator: register a `Runner`."""
         return self.runner.register(*names)
 
-    def register_lr_scheduler(self, *names: str) -> Callable[[type], type]:
+    def register_lr_scheduler(self, *names: str) -> Callable[[C], C]:
         """Decorator: register an `LRSchedule`."""
         return self.lr_scheduler.register(*names)
 
@@ -266,27 +276,27 @@ class Registries:
         """Decorator: register a `Hook`."""
         return self.hook.register(*names)
 
-    def get_model_class(self, name: str) -> Any:
+    def get_model_class(self, name: str) -> type[BaseModel]:
         """The model class of that name; raises RegistryError with suggestions."""
         return self.model.get(name)
 
-    def get_processor_class(self, name: str) -> Any:
+    def get_processor_class(self, name: str) -> type[BaseProcessor]:
         """The processor class of that name."""
         return self.processor.get(name)
 
-    def get_builder_class(self, name: str) -> Any:
+    def get_builder_class(self, name: str) -> type[BaseDatasetBuilder]:
         """The dataset builder class of that name."""
         return self.builder.get(name)
 
-    def get_task_class(self, name: str) -> Any:
+    def get_task_class(self, name: str) -> type[BaseTask[Any, Any]]:
         """The task class of that name."""
         return self.task.get(name)
 
-    def get_runner_class(self, name: str) -> Any:
+    def get_runner_class(self, name: str) -> type[Runner]:
         """The runner class of that name."""
         return self.runner.get(name)
 
-    def get_lr_scheduler_class(self, name: str) -> Any:
+    def get_lr_scheduler_class(self, name: str) -> type[LRSchedule]:
         """The learning-rate schedule class of that name."""
         return self.lr_scheduler.get(name)
 

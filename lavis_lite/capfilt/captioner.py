@@ -11,6 +11,9 @@ import torch
 from PIL import Image
 
 from lavis_lite.errors import ConfigError
+from lavis_lite.models import protocols
+from lavis_lite.models.base import BaseModel
+from lavis_lite.models.language.contract import language_model_of
 
 
 class Captioner(Protocol):
@@ -55,14 +58,16 @@ class ZooCaptioner:
         ConfigError: the model writes no captions, or only one per image; or the sampling cannot be.
     """
 
-    def __init__(self, name: str, model: Any, processor: Callable[[Any], torch.Tensor], sampling: Sampling) -> None:
+    def __init__(self, name: str, model: BaseModel, processor: Callable[[Any], torch.Tensor],
+                 sampling: Sampling) -> None:
         from lavis_lite.models.decoding import Decoding
 
-        if not hasattr(model, "language_model"):
+        if language_model_of(model) is None or not isinstance(model, protocols.Captioner):
             raise ConfigError(f"--captioner {name}: needs a model that samples several captions of an image, such as "
                               "blip2_opt, blip2_t5 or blip2_vicuna_instruct.")
         self.name = f"{name} {sampling}"
         self.model, self.processor, self.sampling = model, processor, sampling
+        self._generate: Callable[..., list[str]] = model.generate
         Decoding(**self._settings(), num_beams=1, sample=True)
 
     def _settings(self) -> dict[str, Any]:
@@ -77,7 +82,7 @@ class ZooCaptioner:
         samples: dict[str, Any] = {"image": images}
         if self.sampling.prompt is not None:
             samples["prompt"] = self.sampling.prompt
-        texts = self.model.generate(samples, use_nucleus_sampling=True, seeds=tuple(seeds), **self._settings())
+        texts = self._generate(samples, use_nucleus_sampling=True, seeds=tuple(seeds), **self._settings())
         each = self.sampling.captions
         return [[text.strip() for text in texts[start:start + each]] for start in range(0, len(texts), each)]
 

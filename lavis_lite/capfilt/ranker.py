@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,14 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.finite import check_finite
+from lavis_lite.models.base import BaseModel
+from lavis_lite.models.protocols import FeatureExtractor
 from lavis_lite.process.locks import one_at_a_time
 from lavis_lite.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPProcessor
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 PAPER_CLIP = "openai/clip-vit-large-patch14"
 
@@ -52,9 +58,9 @@ class ClipRanker:
         model: CLIPModel in eval mode. processor: its CLIPProcessor.
     """
 
-    def __init__(self, name: str, model: Any, processor: Any) -> None:
+    def __init__(self, name: str, model: CLIPModel, processor: CLIPProcessor) -> None:
         self.name, self.model, self.processor = f"clip {name}", model, processor
-        self.most_tokens = int(model.config.text_config.max_position_embeddings)
+        self.most_tokens = int(model.config.text_config.max_position_embeddings)  # type: ignore[union-attr]
 
     @torch.inference_mode()
     def scores(self, pictures: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -71,9 +77,12 @@ class ClipRanker:
         return grouped(image[:, None], text, [len(each) for each in texts])
 
 
-def _embeds(features: Any) -> Tensor:
+def _embeds(features: Tensor | BaseModelOutputWithPooling) -> Tensor:
     """transformers 5 returns an output object where version 4 returned the tensor."""
-    return features if isinstance(features, Tensor) else features.pooler_output
+    if isinstance(features, Tensor):
+        return features
+    assert features.pooler_output is not None, "CLIP pools"
+    return features.pooler_output
 
 
 @one_at_a_time
@@ -105,9 +114,9 @@ class QFormerRanker:
         image_processor, text_processor: those of evaluation.
     """
 
-    def __init__(self, name: str, model: Any, image_processor: Callable[[Any], Tensor],
+    def __init__(self, name: str, model: BaseModel, image_processor: Callable[[Any], Tensor],
                  text_processor: Callable[[str], str]) -> None:
-        if not hasattr(model, "extract_features"):
+        if not isinstance(model, FeatureExtractor):
             raise ConfigError(f"--ranker {name}: this model has no similarity of images and texts; use blip2:TYPE.")
         self.name, self.model = f"ranker {name}", model
         self.image_processor, self.text_processor = image_processor, text_processor
@@ -118,5 +127,6 @@ class QFormerRanker:
         images = torch.stack([self.image_processor(picture) for picture in pictures]).to(self.model.device)
         flat = [self.text_processor(text) for each in texts for text in each]
         image = self.model.extract_features({"image": images}, mode="image").image_embeds_proj
-        text = self.model.extract_features({"text_input": flat}, mode="text").text_embeds_proj[:, 0]
-        return grouped(image, text, [len(each) for each in texts])
+        text = self.model.extract_features({"text_input": flat}, mode="text").text_embeds_proj
+        assert image is not None and text is not None, "the mode gives both"
+        return grouped(image, text[:, 0], [len(each) for each in texts])

@@ -19,9 +19,11 @@ from lavis_lite.checkpoints.load import fit_state, frozen_tensors
 from lavis_lite.checkpoints.manifest import source_of
 from lavis_lite.checkpoints.reading import read_content, read_extra
 from lavis_lite.checkpoints.report import LoadReport
+from lavis_lite.config.protocols import NamesLanguageModel
+from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel
-from lavis_lite.models.provenance import WeightSource, mark_loaded, record_of, sources_of
+from lavis_lite.models.provenance import Kind, WeightSource, mark_loaded, record_of, sources_of
 
 Log = Callable[[str], None]
 SHOWN = 5
@@ -49,7 +51,7 @@ class Assembly:
         log: takes lines for people.
     """
 
-    def __init__(self, model: BaseModel, section: Any, names: dict[str, str], starts: list[tuple[str, str]],
+    def __init__(self, model: BaseModel, section: ModelConfig, names: dict[str, str], starts: list[tuple[str, str]],
                  locate: Locate, log: Log) -> None:
         self.model, self.section, self.names, self.log = model, section, names, log
         self.starts, self.locate = starts, locate
@@ -66,24 +68,28 @@ class Assembly:
             return
         if "vit_weights" in self.names:
             encoder: Any = model.vision_encoder
-            load_vision_weights(encoder, section.vit_weights, allow_non_finite=self.allow_non_finite)
+            load_vision_weights(encoder, section["vit_weights"], allow_non_finite=self.allow_non_finite)
             mark_loaded(encoder, self._source("encoder", "vit_weights"))
         elif section.get("vit_weights") == "timm":
             mark_loaded(model.vision_encoder,  # type: ignore[arg-type]
-                        WeightSource("", "encoder", f"timm/{section.vit_model}"))
+                        WeightSource("", "encoder", f"timm/{section['vit_model']}"))
         if "llm_model" in self.names:
             from lavis_lite.models.language.pretrained import load_pretrained
 
             language_model: Any = model.language_model
-            load_pretrained(language_model, section.language_model_name(), self._source("language model", "llm_model"),
+            load_pretrained(language_model, self._named_model(), self._source("language model", "llm_model"),
                             allow_non_finite=self.allow_non_finite)
         if "qformer_weights" in self.names:
             qformer: Any = model.qformer
-            untouched = initialise_from_bert(qformer, section.qformer_weights, self.allow_non_finite)
+            untouched = initialise_from_bert(qformer, section["qformer_weights"], self.allow_non_finite)
             mark_loaded(qformer, self._source("bert", "qformer_weights"), qformer.state_dict().keys() - set(untouched))
 
-    def _source(self, kind: Any, key: str) -> WeightSource:
-        path = self.section.language_model_name() if key == "llm_model" else self.section.get(key)
+    def _named_model(self) -> str:
+        assert isinstance(self.section, NamesLanguageModel), type(self.section)  # it named an `llm_model`
+        return self.section.language_model_name()
+
+    def _source(self, kind: Kind, key: str) -> WeightSource:
+        path = self._named_model() if key == "llm_model" else self.section.get(key)
         return source_of(kind, self.names[key], path)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------

@@ -6,11 +6,9 @@ parts. Only what a format needs and the source lacks (the frozen parts, in trans
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +17,7 @@ from lavis_lite.checkpoints import weights
 from lavis_lite.checkpoints.export import (
     CheckpointMetadata,
     ExportReport,
-    check_class,
+    as_blip2,
     export_hf,
     export_lavis,
     export_lite,
@@ -30,7 +28,10 @@ from lavis_lite.checkpoints.load import fit_state
 from lavis_lite.checkpoints.metadata import find, metadata_of, typed_section
 from lavis_lite.checkpoints.reading import read_content, read_extra
 from lavis_lite.checkpoints.report import LoadReport
+from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import CheckpointError, ConfigError, did_you_mean
+from lavis_lite.models.base import BaseModel
+from lavis_lite.models.blip2.base import Blip2Base
 from lavis_lite.models.blip2.stage1 import INITIAL_TEMPERATURE
 from lavis_lite.models.language.adapters import merged_state
 from lavis_lite.models.provenance import sources_of
@@ -92,10 +93,11 @@ def convert(source: str | Path, to: str, out: str | Path, *, model: str | None =
     _check(to, dtype, out)
     path = find(source)
     origin = metadata_of(path, model, model_type)
-    section = dataclasses.replace(typed_section(origin.model), allow_non_finite=allow_non_finite)
+    section = typed_section(origin.model).replaced(allow_non_finite=allow_non_finite)
     merges = getattr(section, "lora", None) is not None and (to != "lite" or merge_lora)
     parts = _merge(section, path, str(source)) if merges else _take(section, path, str(source))
-    check_class(parts.skeleton, to)
+    if to != "lite":
+        as_blip2(parts.skeleton, to)
     if merges:
         kept = {key: value for key, value in origin.model.items() if key != "lora"}
         origin = CheckpointMetadata(kept, origin.preprocess)
@@ -124,13 +126,13 @@ class _Parts:
         besides: names that are written although they are frozen: nothing else has their values.
     """
 
-    skeleton: Any
+    skeleton: BaseModel
     state: dict[str, Tensor]
     read: LoadReport
     besides: set[str]
 
 
-def _take(section: Any, path: Path, source: str) -> _Parts:
+def _take(section: ModelConfig, path: Path, source: str) -> _Parts:
     """The tensors of a source as they are."""
     skeleton = skeleton_of(_unplaced(section))
     state, read = fit_state(skeleton, read_content(path), source, extra=read_extra(path),
@@ -142,7 +144,7 @@ def _take(section: Any, path: Path, source: str) -> _Parts:
     return _Parts(skeleton, state | _new_values(skeleton, read.not_in_layout), read, besides)
 
 
-def _without_another(skeleton: Any, section: Any, state: Mapping[str, Tensor], layout: str) -> set[str]:
+def _without_another(skeleton: BaseModel, section: ModelConfig, state: Mapping[str, Tensor], layout: str) -> set[str]:
     """Frozen tensors of a source that no other file has.
 
     These are those of parts that the section names no file for, and of parts that the source has some tensors of but
@@ -156,21 +158,21 @@ def _without_another(skeleton: Any, section: Any, state: Mapping[str, Tensor], l
         name.split(".")[0] in lost or (layout != "Hugging Face" and name.split(".")[0] not in named))}
 
 
-def _merge(section: Any, path: Path, source: str) -> _Parts:
+def _merge(section: ModelConfig, path: Path, source: str) -> _Parts:
     """The tensors of a source with its adapters added to the language model's weights, in float32.
 
     Raises:
         CheckpointError: the adapters were trained over quantised weights, so that the sum would compute something else.
     """
     if getattr(section, "llm_quantization", None) is not None:
-        raise CheckpointError(f"{source}: its adapters were trained over {section.llm_quantization} weights; added to "
-                              "the weights before quantisation they would not compute the same. `--to lite` keeps them "
-                              "apart; to merge them all the same, set llm_quantization: null in its config.yaml.")
-    precision = {"llm_precision": "fp32"} if hasattr(section, "llm_precision") else {}
-    full = dataclasses.replace(_started(_unplaced(section), path), **precision)
+        raise CheckpointError(f"{source}: its adapters were trained over {section['llm_quantization']} weights; added "
+                              "to the weights before quantisation they would not compute the same. `--to lite` keeps "
+                              "them apart; to merge them all the same, set llm_quantization: null in its config.yaml.")
+    precision = {"llm_precision": "fp32"} if "llm_precision" in section else {}
+    full = _started(_unplaced(section), path).replaced(**precision)
     model = weights.build_model(full)
     merged, changed = merged_state(model)
-    skeleton = skeleton_of(dataclasses.replace(_unplaced(section), lora=None))
+    skeleton = skeleton_of(_unplaced(section).replaced(lora=None))
     brought = {name for name, origin in sources_of(model).items() if origin.path == str(path)}
     kept = {name.replace(".base_layer.", ".") for name in brought} & merged.keys()
     read = LoadReport(source, "lavis_lite", loaded=sorted(kept), notes=[
@@ -178,10 +180,10 @@ def _merge(section: Any, path: Path, source: str) -> _Parts:
     return _Parts(skeleton, first_names(skeleton, merged), read, kept | set(changed))
 
 
-def _started(section: Any, path: Path) -> Any:
+def _started(section: ModelConfig, path: Path) -> ModelConfig:
     """A section whose model starts from a checkpoint and from nothing else."""
     changes = {"load_pretrained": True, "pretrained": str(path), "load_finetuned": False}
-    return dataclasses.replace(section, **changes)
+    return section.replaced(**changes)
 
 
 def _check(to: str, dtype: str | None, out: str | Path) -> None:
@@ -198,28 +200,35 @@ def _check(to: str, dtype: str | None, out: str | Path) -> None:
         raise ConfigError(f"--out: {path} must end in .pth for LAVIS; try {path.with_suffix('.pth')}.")
 
 
-def _unplaced(section: Any) -> Any:
+def _unplaced(section: ModelConfig) -> ModelConfig:
     """The same section without what only concerns a run: on which devices and in how few bits weights are held."""
-    changes = {key: None for key in ("llm_quantization", "llm_device_map") if hasattr(section, key)}
-    return dataclasses.replace(section, **changes)
+    changes = {key: None for key in ("llm_quantization", "llm_device_map") if key in section}
+    return section.replaced(**changes)
 
 
 # tensors -------------------------------------------------------------------------------------------------------------
-def skeleton_of(section: Any) -> Any:
+def skeleton_of(section: ModelConfig) -> BaseModel:
     """The model of a section on the meta device: names and shapes. Of files it needs configurations and tokenizers."""
     changes = {}
     for need in weights.required_weights(section):
         here = need.local() if need.key in ("tokenizer", "llm_model", "llm_tokenizer") else None
         if here is not None and need.value != "mini":
             changes[need.key] = str(here)
-    with torch.device("meta"):
-        return registry.get_model_class(section.arch).from_config(dataclasses.replace(section, **changes))
+    cls, local = registry.get_model_class(section.arch), section.replaced(**changes)
+    try:
+        with torch.device("meta"):
+            return cls.from_config(local)
+    except RuntimeError:
+        if issubclass(cls, Blip2Base):
+            raise
+        return cls.from_config(local)  # a class of another project that reads its weights while it is built
 
 
-def _new_values(skeleton: Any, names: list[str]) -> dict[str, Tensor]:
+def _new_values(skeleton: BaseModel, names: list[str]) -> dict[str, Tensor]:
     """Initial values of what the source's format cannot hold: stage 1's temperature and captioning head."""
     if not names:
         return {}
+    assert isinstance(skeleton, Blip2Base), type(skeleton)
     generator = torch.Generator().manual_seed(0)
     own, spread = skeleton.state_dict(), skeleton.qformer.cfg.initializer_range
     values = {}
@@ -234,7 +243,7 @@ def _new_values(skeleton: Any, names: list[str]) -> dict[str, Tensor]:
     return values
 
 
-def _fill_frozen(parts: _Parts, section: Any, path: Path, to: str, whole: bool) -> int:
+def _fill_frozen(parts: _Parts, section: ModelConfig, path: Path, to: str, whole: bool) -> int:
     """Add the frozen tensors that the format needs and the source lacks, from the files that are named for them.
 
     LAVIS has backbones of its own, and of the rest only what is in the file.

@@ -30,7 +30,9 @@ from lavis_lite.checkpoints.manifest import RECORD, WEIGHTS
 from lavis_lite.checkpoints.reading import EXTRA
 from lavis_lite.errors import CheckpointError
 from lavis_lite.io import atomic
+from lavis_lite.models.base import BaseModel
 from lavis_lite.models.blip2.base import Blip2Base
+from lavis_lite.models.blip2.llm import Blip2LLM
 from lavis_lite.models.provenance import WeightRecord
 
 SHARD_SIZE = "5GB"
@@ -89,7 +91,7 @@ Origin = CheckpointMetadata
 """its name until version 0.2"""
 
 
-def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | None = None,
+def export_hf(model: BaseModel, folder: str | Path, *, state: Mapping[str, Tensor] | None = None,
               dtype: torch.dtype | None = None, origin: CheckpointMetadata | None = None,
               shard_size: int | str = SHARD_SIZE, source: str | None = None) -> ExportReport:
     """Write a folder that `from_pretrained` of transformers' BLIP-2 or InstructBLIP classes and processors loads.
@@ -106,13 +108,13 @@ def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | N
     Raises:
         CheckpointError: the folder exists, tensors are missing, or transformers' classes cannot do what the model does.
     """
-    check_class(model, "hf")
+    model = as_blip2(model, "hf")
     _check_plain(model, "transformers'")
     tensors = first_names(model, model.state_dict() if state is None else state)
     _check_whole(model, tensors)
     kind = hf_class(model)
     tokenizer, image_token, words = None, None, None
-    if kind != RETRIEVAL:
+    if isinstance(model, Blip2LLM):
         tokenizer, image_token = language_tokenizer(model)
         tensors = with_words(model, tensors, image_token + 1)
         words = len(tensors[min(vocabulary_names(model)[0] & tensors.keys())])
@@ -138,7 +140,7 @@ def export_hf(model: Any, folder: str | Path, *, state: Mapping[str, Tensor] | N
     return ExportReport(path, "Hugging Face", len(stored), _size(stored), sorted(aside), notes, limits)
 
 
-def export_lavis(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | None = None, whole: bool = False,
+def export_lavis(model: BaseModel, path: str | Path, *, state: Mapping[str, Tensor] | None = None, whole: bool = False,
                  dtype: torch.dtype | None = None, origin: CheckpointMetadata | None = None,
                  besides: Container[str] = ()) -> ExportReport:
     """Write a .pth as LAVIS' runner does: {"model": tensors under LAVIS' names}, readable with weights_only.
@@ -152,7 +154,7 @@ def export_lavis(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | 
     Raises:
         CheckpointError: the file exists, tensors are missing, or LAVIS has no class for the model or no name for one.
     """
-    check_class(model, "lavis")
+    model = as_blip2(model, "lavis")
     _check_plain(model, "LAVIS'")
     tensors = _selected(model, state, whole, besides)
     translated = to_lavis(tensors, language_kind(model) or "opt", model.qformer.cfg.max_positions)
@@ -166,7 +168,7 @@ def export_lavis(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | 
     return ExportReport(path, "LAVIS", len(stored), _size(stored))
 
 
-def export_lite(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | None = None, whole: bool = False,
+def export_lite(model: BaseModel, path: str | Path, *, state: Mapping[str, Tensor] | None = None, whole: bool = False,
                 dtype: torch.dtype | None = None, origin: CheckpointMetadata | None = None,
                 besides: Container[str] = (), record: WeightRecord | None = None) -> ExportReport:
     """Write this project's own layout: a folder as a run's checkpoints are, or one .safetensors file.
@@ -196,7 +198,7 @@ def export_lite(model: Any, path: str | Path, *, state: Mapping[str, Tensor] | N
 
 
 # tensors ------------------------------------------------------------------------------------------------------------
-def first_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def first_names(model: BaseModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, each tied one under its first name in the model only."""
     first: dict[int, str] = {}
     names = {name: first.setdefault(id(value), name) for name, value in
@@ -217,7 +219,7 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, 
     return made
 
 
-def _selected(model: Any, state: Mapping[str, Tensor] | None, whole: bool,
+def _selected(model: BaseModel, state: Mapping[str, Tensor] | None, whole: bool,
               besides: Container[str]) -> dict[str, Tensor]:
     tensors = first_names(model, model.state_dict() if state is None else state)
     if whole:
@@ -228,19 +230,20 @@ def _selected(model: Any, state: Mapping[str, Tensor] | None, whole: bool,
     return {name: tensors[name] for name in tensors if name in names or name in besides}
 
 
-def check_class(model: Any, to: str) -> None:
+def as_blip2(model: BaseModel, to: str) -> Blip2Base:
     """Refuse a model whose class the readers of a format (hf, lavis) do not have.
 
     Raises:
         CheckpointError: it is none of BLIP-2.
     """
-    if to != "lite" and not isinstance(model, Blip2Base):
+    if not isinstance(model, Blip2Base):
         where = "LAVIS" if to == "lavis" else "transformers"
         raise CheckpointError(f"{where} has no such class as {type(model).__name__}: only BLIP-2 and InstructBLIP "
                               "models can be written in its format. `--to lite` takes every model.")
+    return model
 
 
-def _check_plain(model: Any, owner: str) -> None:
+def _check_plain(model: BaseModel, owner: str) -> None:
     """A language model with adapters has names of its own, and quantised weights are no numbers to others."""
     options = getattr(getattr(model, "language_model", None), "load_options", None)
     for key, attribute in (("lora", "lora"), ("llm_quantization", "quantization")):
@@ -249,7 +252,7 @@ def _check_plain(model: Any, owner: str) -> None:
                                   "`convert` adds adapters to its weights, and `--to lite` keeps what trained.")
 
 
-def _check_aside(names: Iterable[str], model: Any) -> None:
+def _check_aside(names: Iterable[str], model: BaseModel) -> None:
     """Refuse tensors that transformers' class would do without although the model's outputs need them."""
     strange = [name for name in names if not any(re.fullmatch(pattern, name) for pattern in WITHOUT_PLACE)]
     if strange:
@@ -257,7 +260,7 @@ def _check_aside(names: Iterable[str], model: Any) -> None:
                               f"{len(strange)} tensors ({', '.join(strange[:5])}). `--to lite` takes every model.")
 
 
-def _check_whole(model: Any, tensors: Mapping[str, Tensor], names: Mapping[str, Any] | None = None) -> None:
+def _check_whole(model: BaseModel, tensors: Mapping[str, Tensor], names: Mapping[str, Any] | None = None) -> None:
     wanted = first_names(model, model.state_dict()) if names is None else names
     lost = [name for name in wanted if name not in tensors or tensors[name].is_meta]
     if lost:
@@ -274,7 +277,7 @@ def _limits(kind: str, tokenizer: Any) -> list[str]:
             "unequal length the Q-Former then reads shifted positions; give it prompts of one length, or one at a time"]
 
 
-def _notes(model: Any, config: Mapping[str, Any]) -> list[str]:
+def _notes(model: Blip2Base, config: Mapping[str, Any]) -> list[str]:
     own, theirs = model.ln_vision.eps, config["vision_config"]["layer_norm_eps"]
     if own == theirs:
         return []

@@ -18,6 +18,8 @@ from lavis_lite.checkpoints.report import seems_to_be
 from lavis_lite.checkpoints.unpickling import read_torch_file
 from lavis_lite.config.compose import import_plugins, model_types
 from lavis_lite.config.layers import read_yaml
+from lavis_lite.config.protocols import NamesLanguageModel
+from lavis_lite.config.schema import ModelConfig
 from lavis_lite.config.typed import Checker
 from lavis_lite.errors import CheckpointError, ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
@@ -94,7 +96,7 @@ def _metadata(file: Path) -> dict[str, str]:
 def _with_own_language_model(origin: CheckpointMetadata, folder: Path) -> CheckpointMetadata:
     """The language model that lies in a folder of transformers' format, where its own source is not on this machine."""
     section = typed_section(origin.model)
-    if not hasattr(section, "language_model_name") or section.llm_args is not None or weights.WeightFile(
+    if not isinstance(section, NamesLanguageModel) or section.llm_args is not None or weights.WeightFile(
             "llm_model", section.language_model_name()).is_local():
         return origin
     keys = section_of(json.loads((folder / "config.json").read_text(encoding="utf-8")), folder)
@@ -134,7 +136,7 @@ def metadata_from_pth(path: Path) -> CheckpointMetadata | None:
     return _of_type(arch, kind) if arch in registry.list_models() and kind in model_types(arch) else None
 
 
-def typed_section(content: Mapping[str, Any]) -> Any:
+def typed_section(content: Mapping[str, Any]) -> ModelConfig:
     """A section `model` as its arch's config class.
 
     Raises:

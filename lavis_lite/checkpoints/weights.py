@@ -8,7 +8,6 @@ HF_HUB_OFFLINE) are obeyed.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -16,15 +15,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lavis_lite.checkpoints.run_files import CHECKPOINTS, checkpoint_of_run
+from lavis_lite.config.protocols import HoldsLanguageModel, NamesLanguageModel
+from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.io import files, hub
 from lavis_lite.models.provenance import WeightSource
 from lavis_lite.process.locks import one_at_a_time
 from lavis_lite.redaction import reveal
 from lavis_lite.registry import registry
+
+if TYPE_CHECKING:
+    from lavis_lite.models.base import BaseModel
 
 LAVIS_BUCKET = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
 VISION_WEIGHTS = {
@@ -147,7 +151,7 @@ def _has_weights(folder: Path) -> bool:
     return any(path.exists() for path in (folder / "model.safetensors", folder / "pytorch_model.bin"))
 
 
-def required_weights(model: Any) -> list[WeightFile]:
+def required_weights(model: ModelConfig) -> list[WeightFile]:
     """The files that a model section names, in the order of its fields."""
     checkpoints = [WeightFile(key, value) for key, value in checkpoints_of(model)]
     if model.brings_backbones:
@@ -165,7 +169,7 @@ def required_weights(model: Any) -> list[WeightFile]:
     return [*needs, *_language_needs(model), *checkpoints]
 
 
-def _brings_encoder(model: Any) -> bool:
+def _brings_encoder(model: ModelConfig) -> bool:
     """Whether the section's last checkpoint holds a vision encoder, as one does that was fine-tuned with it.
 
     A `pretrained` one mostly does not, such as those of LAVIS: the encoder was frozen then. Where it is here, it is
@@ -180,15 +184,15 @@ def _brings_encoder(model: Any) -> bool:
     return any(f".{encoder}" in f".{name}" for name in tensor_names(path) for encoder in ENCODERS)
 
 
-def _language_needs(model: Any) -> list[WeightFile]:
+def _language_needs(model: ModelConfig) -> list[WeightFile]:
     """A language model's folder, unless the section has its sizes, and its tokenizer's."""
-    if not hasattr(model, "language_model_name"):
+    if not isinstance(model, NamesLanguageModel):
         return []
     needs = [] if model.llm_args is not None else [WeightFile("llm_model", str(model.language_model_name()))]
     return needs + ([WeightFile("llm_tokenizer", str(model.llm_tokenizer))] if model.llm_tokenizer is not None else [])
 
 
-def checkpoints_of(model: Any) -> list[tuple[str, str]]:
+def checkpoints_of(model: ModelConfig) -> list[tuple[str, str]]:
     """(key, value) of the checkpoints a section starts from, in the order of loading; later ones win.
 
     `finetuned` where it is loaded, else `pretrained`; `pretrained_stage1` goes before either: a stage-2 checkpoint has
@@ -228,18 +232,18 @@ def fetch_all(needs: Sequence[WeightFile], what: str) -> dict[str, Path]:
     return paths
 
 
-def localised(model: Any) -> Any:
+def localised(model: ModelConfig) -> ModelConfig:
     """The same model section with every name replaced by a local path (downloading what is missing).
 
     Raises:
         DataError: see `fetch_all`.
     """
     found = fetch_all(required_weights(model), f"{model.arch}/{model.model_type}")
-    return dataclasses.replace(model, **{key: str(path) for key, path in found.items()})
+    return model.replaced(**{key: str(path) for key, path in found.items()})
 
 
 @one_at_a_time
-def build_model(section: Any, log: Callable[[str], None] | None = None) -> Any:
+def build_model(section: ModelConfig, log: Callable[[str], None] | None = None) -> BaseModel:
     """A model with all that its section names: frozen weights, initial weights, checkpoints over them.
 
     A run's checkpoint leaves out what its run kept frozen, and records where that came from: it is loaded from there.
@@ -255,11 +259,11 @@ def build_model(section: Any, log: Callable[[str], None] | None = None) -> Any:
     """
     from lavis_lite.checkpoints.assembly import Assembly  # imports torch; names are looked up without it
 
-    if hasattr(section, "setup"):
+    if isinstance(section, HoldsLanguageModel):
         section.setup().check(section.llm_args is None)  # before anything is downloaded
     needs = required_weights(section)
     paths = fetch_all(needs, f"{section.arch}/{section.model_type}")
-    local = dataclasses.replace(section, **{key: str(path) for key, path in paths.items()})
+    local = section.replaced(**{key: str(path) for key, path in paths.items()})
     model = registry.get_model_class(section.arch).from_config(local)
     names = {need.key: need.value for need in needs}
     assembly = Assembly(model, local, names, checkpoints_of(local), locate_source, log or (lambda line: None))
@@ -281,7 +285,7 @@ def locate_source(source: WeightSource) -> Path | None:
     return here or (Path(path) if path and Path(path).exists() else None)
 
 
-def encoder_identity(model: Any) -> dict[str, Any]:
+def encoder_identity(model: BaseModel) -> dict[str, Any]:
     """What the outputs of a model's vision encoder depend on: its name, pixels, precision, and a hash of its weights.
 
     Call it before the model runs: on a CPU half-precision weights change their type then.

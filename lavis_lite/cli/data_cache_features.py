@@ -12,6 +12,8 @@ from lavis_lite.cli.train import raise_errors
 from lavis_lite.config.compose import compose
 from lavis_lite.config.preflight import check, missing
 from lavis_lite.config.schema import Config
+from lavis_lite.datasets.media.images import ImageFolder
+from lavis_lite.datasets.protocols import ImageTable
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.registry import registry
 
@@ -55,6 +57,7 @@ def write_all(config: Config, out: Path | None, dtype: str, per_file: int) -> No
     sets = {name: _training_splits(config, name) for name in config.datasets}
     model = engine.build_model(config)
     encoder = weights.encoder_identity(model)
+    see: Any = model.vision_encoder
     model.to(device)
     for name, datasets in sets.items():
         if not datasets:
@@ -62,7 +65,7 @@ def write_all(config: Config, out: Path | None, dtype: str, per_file: int) -> No
         vis, processor = _processor(config, name)
         job = FeatureJob(
             images=image_names([dataset.table for dataset in datasets]), folder=datasets[0].folder, vis=vis,
-            encode=lambda image: model.vision_encoder(image.to(device)),
+            encode=lambda image: see(image.to(device)),
             facts={"encoder": encoder, "processor": processor}, out=_folder(out, name, datasets[0].folder), dtype=dtype,
             per_file=per_file, batch_size=run.batch_size_train, workers=run.num_workers,
             skip_bad=run.on_bad_sample == "skip")
@@ -75,12 +78,12 @@ def write_all(config: Config, out: Path | None, dtype: str, per_file: int) -> No
 
 def _training_splits(config: Config, name: str) -> list[Any]:
     section = dataclasses.replace(config.datasets[name])
-    if hasattr(section, "features"):
-        section.features = None
+    if "features" in section:
+        section = section.replaced(features=None)
     builder = registry.get_builder_class(section.builder or name)(name, section)
     built = [builder.build(split, training=True) for split in config.run.train_splits if split in builder.splits()]
     for dataset in built:
-        if not (hasattr(dataset, "table") and hasattr(dataset, "folder")):
+        if not isinstance(dataset, ImageTable):
             raise DataError(f"datasets.{name}: data sets of this builder have no table of rows and folder of images.")
     return built
 
@@ -95,7 +98,7 @@ def _processor(config: Config, name: str) -> tuple[Any, dict[str, Any]]:
     return vis, processor
 
 
-def _folder(out: Path | None, name: str, folder: Any) -> Path:
+def _folder(out: Path | None, name: str, folder: ImageFolder) -> Path:
     """The output folder: beside the images, or in the folder of the shards' index."""
     from lavis_lite.datasets.shards.dataset import ShardImages
 

@@ -10,11 +10,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lavis_lite.cli.console import command_parser
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.registry import registry
+
+if TYPE_CHECKING:
+    from lavis_lite.models.base import BaseModel
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 """suffixes of the files that are read from a folder; a file that is named itself is read whatever its suffix"""
@@ -130,15 +133,18 @@ def generation_settings(chosen: argparse.Namespace, arch: str) -> dict[str, Any]
     if chosen.penalise_prompt:
         settings["penalise_prompt"] = True
     cls = registry.get_model_class(arch)
-    if not hasattr(cls, "generate"):
+    from lavis_lite.contracts import lacking
+    from lavis_lite.models.protocols import Captioner
+
+    if lacking(cls, Captioner):
         raise ConfigError(f"{arch}: this model writes no text; try blip2_opt.")
-    takes = inspect.signature(cls.generate).parameters
+    takes = inspect.signature(getattr(cls, "generate")).parameters  # noqa: B009 (not every model has it)
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
         for name in settings:
             if name not in takes:
                 raise ConfigError(f"--{name.replace('_', '-')}: {arch} has no such setting; "
                                   f"{did_you_mean(name, [option for option in OPTIONS if option in takes])}")
-    if chosen.prompt is not None and not hasattr(cls.config_class, "prompt"):
+    if chosen.prompt is not None and "prompt" not in cls.config_class.__dataclass_fields__:
         raise ConfigError(f"--prompt: {arch} writes captions without a prompt; leave it out, or use blip2_opt.")
     if chosen.batch_size < 1:
         raise ConfigError(f"--batch-size: must be at least 1, not {chosen.batch_size}.")
@@ -196,18 +202,23 @@ def answers(chosen: argparse.Namespace, source: ModelSource, settings: dict[str,
             yield paths[number], texts.get(number, []), reasons.get(number)
 
 
-def _write(model: Any, images: list[Any], chosen: argparse.Namespace, settings: dict[str, Any]) -> list[list[str]]:
+def _write(model: BaseModel, images: list[Any], chosen: argparse.Namespace,
+           settings: dict[str, Any]) -> list[list[str]]:
     """A list of texts for each image."""
     import torch
+
+    from lavis_lite.contracts import need
+    from lavis_lite.models.protocols import Captioner
 
     if not images:
         return []
     samples: dict[str, Any] = {"image": torch.stack(images).to(model.device)}
     if chosen.prompt is not None:
         samples["prompt"] = chosen.prompt
-    if chosen.nucleus and "num_captions" in inspect.signature(model.generate).parameters:
+    generate = need(model, Captioner, "generate").generate
+    if chosen.nucleus and "num_captions" in inspect.signature(generate).parameters:
         settings = {**settings, "seeds": (chosen.seed,) * len(images)}
-    texts = model.generate(samples, **settings)
+    texts = generate(samples, **settings)
     count = len(texts) // len(images)
     return [texts[start:start + count] for start in range(0, len(texts), count)]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lavis_lite.config.compose import compose, compose_dataset
 from lavis_lite.config.schema import DatasetConfig
+from lavis_lite.datasets.protocols import ImageTable
 from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
 
@@ -56,7 +57,7 @@ def with_processors(section: DatasetConfig) -> DatasetConfig:
     return section
 
 
-def table_split(name: str, section: DatasetConfig, split: str) -> Any:
+def table_split(name: str, section: DatasetConfig, split: str) -> ImageTable:
     """A split with `table` and `folder`; a training split has one row per caption.
 
     Raises:
@@ -66,7 +67,7 @@ def table_split(name: str, section: DatasetConfig, split: str) -> Any:
     if split not in builder.splits():
         raise DataError(f"--split: {name} has no split {split!r}; {did_you_mean(split, builder.splits())}")
     dataset = builder.build(split, training=split.startswith("train"))
-    if not (hasattr(dataset, "table") and hasattr(dataset, "folder")):
+    if not isinstance(dataset, ImageTable):
         raise DataError(f"{name}: data sets of the builder {section.builder or name!r} have no table of rows and "
                         "folder of images, which this command needs.")
     return dataset

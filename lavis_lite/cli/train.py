@@ -65,6 +65,10 @@ def carry_out(composition: Composition, arguments: argparse.Namespace, cfg_path:
     errors = check(composition)
     if arguments.print_config:
         print(to_yaml(composition, with_layers=True), end="")
+    if not errors and not arguments.print_config:
+        from lavis_lite.tasks.needs import unmet_needs  # imports torch: not before everything else is right
+
+        errors = unmet_needs(composition.config)
     needs = [] if arguments.print_config else missing(composition.config)
     raise_errors(cfg_path, errors, [] if arguments.dry_run else needs)
     if arguments.print_config:

@@ -7,8 +7,10 @@ attribute `config_class` (a dataclass derived from one of these). LAVIS' names a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, TypeVar
+
+S = TypeVar("S", bound="Section")
 
 AFFECTS_ROWS = {"affects_rows": True}
 SCORING_ONLY = {"affects_rows": False}
@@ -22,6 +24,10 @@ class Section:
         """The value of `key`, or `default` where it is absent or None."""
         value = getattr(self, key, None)
         return default if value is None else value
+
+    def replaced(self: S, **changes: Any) -> S:
+        """A copy with other values of some keys, which it must have."""
+        return replace(self, **changes)  # type: ignore[type-var]
 
     def __getitem__(self, key: str) -> Any:
         return getattr(self, key)

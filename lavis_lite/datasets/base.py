@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from lavis_lite.datasets.annotations.tables import RowTable
+from lavis_lite.datasets.protocols import Located
 
 Sample = dict[str, Any]
 
@@ -84,9 +85,9 @@ class TableDataset(BaseDataset):
         return self.table.content_hash()
 
 
-def location_of(dataset: Any, index: int) -> str:
+def location_of(dataset: object, index: int) -> str:
     """`file:row` of a sample of any map-style data set, for messages."""
-    return dataset.location(index) if hasattr(dataset, "location") else f"row {index}"
+    return dataset.location(index) if isinstance(dataset, Located) else f"row {index}"
 
 
 def image_number(space: str, image: str) -> int:

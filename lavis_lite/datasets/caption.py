@@ -12,6 +12,7 @@ from typing import Any
 from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable
 from lavis_lite.datasets.base import Sample, TableDataset, image_number
 from lavis_lite.datasets.media.images import ImageFolder
+from lavis_lite.datasets.protocols import Located
 from lavis_lite.datasets.texts import processed
 
 Processor = Callable[..., Any]
@@ -151,7 +152,7 @@ class DuplicateIds:
         self.errors = RowErrors()
         self._first: dict[int | str, tuple[str, int]] = {}
 
-    def add(self, row: Row, index: int, table: Any) -> None:
+    def add(self, row: Row, index: int, table: Located) -> None:
         """Look at one more row of a table, or of a data set."""
         if row.get("image_id") is None:
             return

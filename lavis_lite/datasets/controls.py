@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from lavis_lite.datasets.base import BaseDataset, Sample
+from lavis_lite.contracts import lacking, need
+from lavis_lite.datasets.base import BaseDataset, Sample, location_of
 from lavis_lite.datasets.loading.randomness import hash64, permutation
+from lavis_lite.datasets.protocols import MapDataset, Ordered, SwappableImages
 from lavis_lite.errors import DataError
 
 Control = Literal["none", "wrong_image", "blind"]
@@ -31,34 +33,33 @@ class AblatedImages(BaseDataset):
         DataError: a split of one picture has no other.
     """
 
-    def __init__(self, dataset: Any, control: Control) -> None:
-        if not hasattr(dataset, "picture"):
+    def __init__(self, dataset: MapDataset, control: Control) -> None:
+        if lost := lacking(dataset, SwappableImages):
             raise DataError(f"run.control={control} needs a data set that gives its pictures apart; "
-                            f"{type(dataset).__name__} does not. Set run.control=none.")
-        self.dataset, self.control = dataset, control
-        self.sample_keys = dataset.sample_keys
-        self.others = _others(dataset) if control == "wrong_image" else {}
+                            f"{type(dataset).__name__} has no {', '.join(lost)}. Set run.control=none.")
+        self.dataset, self.control = need(dataset, SwappableImages, "run.control"), control
+        self.sample_keys = getattr(dataset, "sample_keys", ())
+        self.others = _others(self.dataset) if control == "wrong_image" else {}
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def location(self, index: int) -> str:
         """`file:row` of the annotation."""
-        return str(self.dataset.location(index))
+        return location_of(self.dataset, index)
 
     @property
     def shares_pictures(self) -> bool:
         """Rows of one image are all shown the same other one."""
-        return bool(self.dataset.shares_pictures)
+        return bool(getattr(self.dataset, "shares_pictures", False))
 
     def evaluation_order(self) -> Sequence[int]:
         """As without a control."""
-        order: Sequence[int] = self.dataset.evaluation_order()
-        return order
+        return self.dataset.evaluation_order() if isinstance(self.dataset, Ordered) else range(len(self))
 
     def image_name(self, index: int) -> str:
         """File name of the image that the row is about."""
-        return str(self.dataset.image_name(index))
+        return self.dataset.image_name(index)
 
     def picture(self, index: int, rng: random.Random | None = None) -> Any:
         """The picture that replaces the row's own."""
@@ -69,11 +70,10 @@ class AblatedImages(BaseDataset):
     def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
         """The row's sample with another picture in it."""
         shown = self.picture(index, rng) if picture is None else picture
-        sample: Sample = self.dataset.sample(index, rng, shown)
-        return sample
+        return self.dataset.sample(index, rng, shown)
 
 
-def _others(dataset: Any) -> dict[str, int]:
+def _others(dataset: SwappableImages) -> dict[str, int]:
     """Image name -> a row with another image: a shuffled ring of all images, each followed by its substitute."""
     first: dict[str, int] = {}
     for index in range(len(dataset)):

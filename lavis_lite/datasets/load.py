@@ -46,7 +46,8 @@ def load_dataset(name: str, cfg_path: str | Path | None = None, vis_path: str | 
     _own_processors_only(cfg, composition.tree.datasets[name])
     builder = registry.get_builder_class(cfg.builder or name)(name, cfg)
     builder.as_written = True
-    built = {split: builder.build(split, split.startswith("train")) for split in builder.splits()}
+    made = ((split, builder.build(split, split.startswith("train"))) for split in builder.splits())
+    built = {split: dataset for split, dataset in made if dataset is not None}
     if not built:
         raise DataError(f"{name}: has no splits; set build_info.annotations.")
     return built

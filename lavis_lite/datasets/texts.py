@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from lavis_lite.datasets.annotations.tables import RowTable
+from lavis_lite.datasets.base import location_of
 from lavis_lite.datasets.media.images import BadSample
 
 MOST_ROWS = 1_000_000
@@ -92,7 +94,7 @@ class TextReport:
         return "; ".join(lines)
 
 
-def look_through(dataset: Any, most: int = MOST_ROWS, some: int = SOME_ROWS) -> TextReport:
+def look_through(dataset: object, most: int = MOST_ROWS, some: int = SOME_ROWS) -> TextReport:
     """Process the texts of a data set's rows; an empty report if it has no table of rows or no text processor.
 
     Args:
@@ -114,11 +116,11 @@ def look_through(dataset: Any, most: int = MOST_ROWS, some: int = SOME_ROWS) -> 
             if (cut or not plain or not has_content(text)) and not is_left(processor, processor(text, None)):
                 report.empty += 1
                 if len(report.shown) < MOST_SHOWN:
-                    report.shown.append(f"{dataset.location(index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")
+                    report.shown.append(f"{location_of(dataset, index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")
     return report
 
 
-def _rows(table: Any, count: int) -> Iterator[tuple[int, Any]]:
+def _rows(table: RowTable, count: int) -> Iterator[tuple[int, Any]]:
     if count == len(table):
         yield from enumerate(table.skim())
     else:

@@ -12,7 +12,8 @@ import torch
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.pending import PendingBatches
-from lavis_lite.errors import DataError, TextTooLongError
+from lavis_lite.datasets.protocols import MapDataset
+from lavis_lite.errors import ContractError, DataError, TextTooLongError
 from lavis_lite.evaluation.fingerprint import eval_fingerprint
 from lavis_lite.evaluation.progress import EvalProgress, EvaluationStopped
 from lavis_lite.evaluation.results import Evaluation, where_unscored, write_predictions, write_reports, write_result
@@ -121,7 +122,7 @@ class Evaluator:
             checkpoint.remove()
         self._checkpoints = []
 
-    def _one(self, name: str, dataset: Any, split: str, step: int) -> dict[str, float]:
+    def _one(self, name: str, dataset: MapDataset, split: str, step: int) -> dict[str, float]:
         self.task.before_evaluation(dataset, split)
         evaluated = self.task.evaluated(dataset)
         progress = self.task.progress = self._progress(name, len(evaluated), split, step)
@@ -150,7 +151,7 @@ class Evaluator:
             self._checkpoints.append(checkpoint)
         return progress
 
-    def _predict(self, dataset: Any, split: str, step: int, progress: EvalProgress) -> list[Row]:
+    def _predict(self, dataset: MapDataset, split: str, step: int, progress: EvalProgress) -> list[Row]:
         """This rank's rows; on rank 0 also those that an earlier try finished.
 
         A pending signal on this rank ends the loop early; the caller then asks the other ranks.
@@ -184,7 +185,7 @@ class Evaluator:
         progress.end()
         return rows
 
-    def _predict_batch(self, dataset: Any, batch: dict[str, Any]) -> list[Row]:
+    def _predict_batch(self, dataset: MapDataset, batch: dict[str, Any]) -> list[Row]:
         """The task's rows of a batch. A sample with a text too long for the model counts as a bad sample."""
         try:
             return self.task.predict(self.model, batch)
@@ -194,7 +195,7 @@ class Evaluator:
             rest = without_rows(batch, error.rows)
             return self._predict_batch(dataset, rest) if rest else []
 
-    def _score(self, name: str, dataset: Any, split: str, rows: list[Row]) -> dict[str, float]:
+    def _score(self, name: str, dataset: MapDataset, split: str, rows: list[Row]) -> dict[str, float]:
         if self.task.gathers_rows:
             rows = gathered(rows)
             predictions = self.task.predictions(rows, dataset)
@@ -212,12 +213,13 @@ def check_ids(task: str, rows: list[Row]) -> None:
     """Check that each row names its sample.
 
     Raises:
-        DataError: a row without `id`.
+        ContractError: a row without `id`.
     """
     for row in rows:
         if "id" not in row:
-            raise DataError(f"run.task={task}: each row that the task's `predict` returns needs an `id`, the number or "
-                            f"name of its sample. One row has only: {', '.join(map(str, row)) or 'nothing'}.")
+            raise ContractError(f"run.task={task}: each row that the task's `predict` returns needs an `id`, the "
+                                "number or name of its sample. One row has only: "
+                                f"{', '.join(map(str, row)) or 'nothing'}.")
 
 
 def gathered(rows: list[Row]) -> list[Row]:

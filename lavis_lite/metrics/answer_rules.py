@@ -60,7 +60,7 @@ def answer_score(prediction: str, answers: Sequence[str | Mapping[str, Any]], ru
             texts as written (A-OKVQA); halves: min(1, equal annotators / 2), texts cleaned (iVQA).
         answer_ids: False gives what the official script does to annotations that lack answer_id: it leaves out all
             equal answers at once and not one annotator.
-        confidences: vizwiz: what each annotator's record says besides the answer; absent: what the records have.
+        confidences: vizwiz: what each annotator's record has besides the answer; absent: what the records have.
         choices: scienceqa: the options.
 
     An empty prediction scores 0; only the scripts behind official, textvqa and vizwiz let it agree with an answer of
@@ -100,7 +100,7 @@ def chosen_rule(rule: AnswerRule, annotators: Iterable[int]) -> Rule:
 
 
 def confidences_of(records: Sequence[Any]) -> list[str]:
-    """`answer_confidence` of each annotator's record; [] if no record has it, or answer_id tells the records apart."""
+    """`answer_confidence` of each annotator's record; [] if no record has it, or the records have an answer_id."""
     objects = [record for record in records if isinstance(record, Mapping)]
     has_ids = any("answer_id" in record for record in objects)
     if has_ids or not any("answer_confidence" in record for record in objects):
@@ -173,7 +173,7 @@ def _leaving_one_out(prediction: str, records: Sequence[tuple[Hashable, str]]) -
     """Mean of min(1, agreeing others / 3) over the annotators; the others are the records that differ.
 
     Args:
-        records: (what tells an annotator's record from another with the same answer, the answer).
+        records: (the identity of an annotator's record, the answer).
     """
     agreeing, equal = sum(answer == prediction for _, answer in records), Counter(records)
     left = (agreeing - equal[record] if record[1] == prediction else agreeing for record in records)

@@ -1,4 +1,4 @@
-"""The caption scores that a run names, of a split, by domain and by image; those that cannot be had are told."""
+"""The caption scores that a run names: of a split, by domain and by image. Those that cannot be computed are listed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCORES: dict[str, tuple[str, ...]] = {
     "meteor": ("METEOR",),
     "spice": ("SPICE",),
 }
-"""name in run.caption_metrics -> the scores it stands for"""
+"""name in run.caption_metrics -> its scores"""
 MAIN = {"coco": ("CIDEr", "Bleu_4"), "bleu": ("Bleu_4",)}
 """scores that are added up in agg_metrics where they are not those of SCORES; for coco as LAVIS"""
 EMPTY = "empty_captions"
@@ -36,7 +36,7 @@ class CaptionReport:
 
     Attributes:
         scores: Bleu_1 ..., as named; <score>_<domain>; empty_captions, how many predictions had no word (they score 0);
-            agg_metrics, the sum of the main scores: METEOR and SPICE only where nothing else is asked for, so that it
+            agg_metrics, the sum of the main scores: METEOR and SPICE only if nothing else is named, so that it
             does not hang on what is installed.
         ids: of the images.
         per_image: name -> float64[I], in the order of `ids`. BLEU of a split is not the mean of these.

@@ -69,10 +69,10 @@ def caption_scores(predictions: Mapping[Any, str], references: Mapping[Any, Sequ
     Args:
         predictions: id -> caption. Their order is the order of images in the official evaluation: a caption's tokens
             can hang on the caption after it (see ptb.py).
-        references: id -> at least one caption; ids without a prediction do not count, which a warning tells.
+        references: id -> at least one caption; ids without a prediction do not count; a warning names them.
 
     Raises:
-        DataError: nothing to score, predictions without references (all of them told at once), or no text.
+        DataError: nothing to score, predictions without references (all of them are listed), or no text.
     """
     return token_scores(tokenized(predictions, references))
 

@@ -1,7 +1,7 @@
 """METEOR and SPICE by the programs that pycocoevalcap brings: Java, in a process of their own, and watched.
 
 Captions come in as tokens (ptb.py), so no line break can shift the lines that Java reads and answers. No shell is
-involved, files stand in a temporary folder, and a program that says nothing for `patience` seconds is ended.
+involved, files are in a temporary folder, and a program without output for `patience` seconds is ended.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def meteor_scores(captions: TokenizedCaptions, patience: float = PATIENCE) -> Sc
 
     Raises:
         MissingExtraError: Java or pycocoevalcap is not there.
-        JavaScoreError: the program crashed, or said nothing for `patience` seconds.
+        JavaScoreError: the program crashed, or had no output for `patience` seconds.
     """
     return meteor_of_parts(captions, [], patience)[0]
 
@@ -93,7 +93,7 @@ def spice_scores(captions: TokenizedCaptions, patience: float = PATIENCE) -> Sco
 
     Raises:
         MissingExtraError: Java, pycocoevalcap or the models of its parser are not there.
-        JavaScoreError: the program crashed, or said nothing for `patience` seconds.
+        JavaScoreError: the program crashed, or had no output for `patience` seconds.
     """
     jar = _package_file("SPICE", "spice/spice-1.0.jar")
     if len(list((jar.parent / "lib").glob("stanford-corenlp-*.jar"))) < 2:
@@ -138,7 +138,7 @@ def find_java(metric: str) -> str:
     """Path of the Java program: that of JAVA_HOME, else the first on PATH.
 
     Raises:
-        MissingExtraError: there is none.
+        MissingExtraError: Java is not installed.
     """
     home = os.environ.get("JAVA_HOME")
     own = shutil.which("java", path=str(Path(home, "bin"))) if home else None
@@ -223,7 +223,7 @@ class Java:
         """Read until the program ends by itself.
 
         Raises:
-            JavaScoreError: it said nothing for too long, or ended with an error.
+            JavaScoreError: it had no output for too long, or ended with an error.
         """
         while self._next() is not None:
             pass
@@ -235,7 +235,7 @@ class Java:
 
 
 def _pipe(stream: IO[bytes] | None) -> Any:
-    if stream is None:  # only where Popen was not asked for it
+    if stream is None:  # only if Popen was called without it
         raise RuntimeError("the process has no pipe")
     return stream
 

@@ -19,13 +19,13 @@ ORDER = 4
 
 @dataclass(frozen=True)
 class Counts:
-    """How often each n-gram of one order stands in each sentence: entries, sorted by n-gram, then sentence.
+    """Counts of each n-gram of one order in each sentence: entries, sorted by n-gram, then sentence.
 
     Attributes:
         sentence, gram, count: int64[E].
         documents: int64[n-grams], number of images with the n-gram in a reference.
         own: entries of predictions.
-        shared: entries of references whose n-gram their image's prediction has.
+        shared: entries of references with an n-gram of their image's prediction.
         partner: for each of `shared`, that prediction's entry.
     """
 
@@ -44,7 +44,7 @@ class Corpus:
 
     Attributes:
         images: I.
-        image: int64[S], whose prediction or reference a sentence is.
+        image: int64[S], the image of each sentence.
         length: int64[S], words.
         counts: by order, n = 1 ... 4.
         entry: int64[words of all sentences], the entry of counts[0] that a word belongs to.
@@ -148,9 +148,9 @@ def _count(codes: Ints, sentence: Ints, image: Ints, images: int) -> tuple[Ints,
     first = np.ones(len(others), dtype=bool)
     first[1:] = wanted[1:] != wanted[:-1]
     documents = np.bincount(gram[others[first]], minlength=int(dense[-1]) + 1 if len(dense) else 0)
-    said = np.zeros(len(documents), dtype=bool)
-    said[gram[own]] = True
-    others = others[said[gram[others]]]
+    in_prediction = np.zeros(len(documents), dtype=bool)
+    in_prediction[gram[own]] = True
+    others = others[in_prediction[gram[others]]]
     wanted = keys[others]
     place = np.minimum(np.searchsorted(predicted, wanted), max(len(own) - 1, 0))
     hit = predicted[place] == wanted if len(own) else np.zeros(len(others), dtype=bool)

@@ -78,7 +78,7 @@ def read_truths(path: str | Path, split: str | None = None) -> dict[Id, Truth]:
 
     Args:
         path: the file.
-        split: only the questions whose `split` is this; None: all.
+        split: only questions with this value of `split`; None: all.
 
     Raises:
         DataError: the file is missing, or is no such file; a question is there twice.

@@ -2,7 +2,7 @@
 
 That tokenizer is a generated scanner: at every place the longest match of all its rules counts, and of equally long
 ones the first. The rules of ptb_rules.py are ours; they were fitted to its behaviour (the tests hold recorded outputs).
-Most words take a short way: what stands between two blanks is scanned once and remembered where its tokens do not hang
+Most words take a short way: text between two blanks is scanned once and remembered if its tokens do not depend
 on what follows.
 
 The official code joins all captions by line breaks before it tokenizes them, and what follows a line break
@@ -30,7 +30,7 @@ _LETTERS = frozenset(ascii_letters + SMALL + CAPITAL + MARK)
 _DIGITS = frozenset(digits + DIGIT)
 _BEFORE_BLANK = re.compile("([A-Za-z]+) ")
 _ALONE = re.compile(r"[A-Za-z,;?!'/-]+\.?")
-"""a chunk between blanks whose tokens hang on nothing but itself, if it does not end with an abbreviation"""
+"""a chunk between blanks with tokens that depend on nothing else, if it does not end with an abbreviation"""
 _MOST_CHUNKS = 1 << 16
 
 
@@ -39,7 +39,7 @@ def tokenize(text: str, following: str = "") -> list[str]:
 
     Args:
         text: a caption; line breaks of any kind are blanks.
-        following: the next caption of the stream, "" where there is none. It matters only where the caption ends with
+        following: the next caption of the stream, "" after the last. It matters only where the caption ends with
             an abbreviation, see above.
     """
     line = one_line(text)
@@ -89,11 +89,11 @@ def _whole(line: str, rest: str) -> list[str]:
 
 
 class _HangsOnMoreError(Exception):
-    """The tokens of a chunk may hang on what stands around it."""
+    """The tokens of a chunk may depend on the text around it."""
 
 
 class _Chunks(dict[str, tuple[str, ...]]):
-    """Tokens of what stands between two blanks, found when asked for; raises _HangsOnMoreError."""
+    """Tokens of the text between two blanks, computed on first use; raises _HangsOnMoreError."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ The rules read a text's shadow: of equal length, with one character standing for
 from __future__ import annotations
 
 SMALL, CAPITAL, DIGIT, MARK, SYMBOL, UNKNOWN = "\u00e0", "\u00c0", "\u0660", "\u0300", "\u00a7", "\x01"
-"""what stands in a shadow for any letter, capital letter, digit, accent, symbol; and for what no token can have"""
+"""codes in a shadow for any letter, capital letter, digit, accent, symbol; and for what no token can have"""
 NAMED = frozenset("\u0080\u0091\u0092\u0093\u0094\u0096\u0097\u00a0\u00a2\u00a3\u00a4\u00a5\u00ab\u00ad\u00b2\u00b3"
                   "\u00b9\u00bb\u00bc\u00bd\u00be\u058a\u066b\u066c\u2010\u2011\u2013\u2014\u2015\u2018\u2019\u201a\u201b\u201c"
                   "\u201d\u201e\u201f\u2026\u2039\u203a\u2044\u2070\u20a0\u20ac\u3000\u3001"
@@ -34,7 +34,7 @@ def characters(runs: str) -> frozenset[str]:
 
 
 class _Table(dict[int, str]):
-    """Code -> shadow, found when it is first asked for."""
+    """Code -> shadow, computed on first use."""
 
     sets: dict[str, frozenset[str]] | None = None
 

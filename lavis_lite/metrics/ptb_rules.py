@@ -1,6 +1,6 @@
 """The rules of the caption tokenizer: what can be a token, in the order in which ties between them are broken.
 
-`scan` in ptb.py takes, at each place, the rule whose match is longest, what it looks ahead at counted. Each was found
+`scan` in ptb.py takes, at each place, the rule with the longest match, its look-ahead counted. Each was found
 by asking the official tokenizer (see tests/metrics/ptb_cases.json); words without a class of letters match in any case.
 """
 
@@ -42,7 +42,7 @@ _CLASS = re.compile(r"\[\w+\]")
 
 
 def _abbreviations(words: str) -> list[str]:
-    """Patterns of abbreviations in any case, but for what stands in brackets."""
+    """Patterns of abbreviations in any case, except text in brackets."""
     return [_CLASS.sub(r"(?-i:\g<0>)", word) for word in words.split()]
 
 
@@ -61,7 +61,7 @@ vs alex wm jos cie cf treas ph""")
 _COUNTED = _abbreviations("ca figs? prop nos? art bldg pp op")
 """abbreviations only before a number"""
 COUNTED = re.compile("(?i:.*(?<![a-z])(?:[a-z]|p?t[ye]|" + "|".join(_COUNTED) + r")\.)")
-"""chunks whose end may be an abbreviation or not, depending on what follows"""
+"""chunks that end in an abbreviation or not, depending on what follows"""
 ABBREVIATED = re.compile("(?i:[a-z]|" + "|".join(_ENDING + _TITLES + _COUNTED).replace("(?-i:", "(?i:") + r")\.")
 """words with a full stop that may not be the end of a sentence"""
 SPLIT = frozenset(("cannot", "gonna", "gotta", "lemme", "gimme", "wanna"))
@@ -88,7 +88,7 @@ class Rule:
     """One kind of token.
 
     Attributes:
-        first: characters it can begin with; `a` stands for any letter, `0` for any digit.
+        first: characters it can begin with; `a` means any letter, `0` any digit.
         pattern: of the text's shadow; group 1, where there is one, is the token and the rest is looked ahead at.
         token: the token's text -> how it is printed, before it is brought to lower case.
         again: how many of the token's last characters the scanner reads once more.

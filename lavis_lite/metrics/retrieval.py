@@ -23,7 +23,7 @@ Positives = Sequence[int | Sequence[int]] | Mapping[int, int | Sequence[int]]
 
 KS = (1, 5, 10)
 MISSED = torch.iinfo(torch.int64).max
-"""Rank of a query none of whose right candidates is among those given."""
+"""Rank of a query without a right candidate among those given."""
 
 
 def as_lists(positives: Positives) -> list[list[int]]:
@@ -41,7 +41,7 @@ def without_nan(scores: Tensor) -> Tensor:
 
 
 def ranks_from_scores(scores: Tensor, positives: Positives) -> Tensor:
-    """How many candidates stand before the best right one.
+    """Number of candidates before the best right one.
 
     Args:
         scores: float[N, M], a row per query.
@@ -84,7 +84,7 @@ def ranks_from_candidates(candidates: Tensor, positives: Positives) -> Tensor:
 
 
 def recall_at(ranks: Tensor, k: int) -> float:
-    """Share of queries whose rank is below k, in [0, 1].
+    """Share of queries with a rank below k, in [0, 1].
 
     Raises:
         ValueError: there is no query.

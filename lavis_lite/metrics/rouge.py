@@ -1,6 +1,6 @@
 """ROUGE-L of captions (Lin 2004): F of the longest common subsequence, best precision and recall over the references.
 
-Bits of an integer stand for a prediction's words (Hyyrö 2004); all pairs of prediction and reference are gone through
+Bits of an integer represent a prediction's words (Hyyrö 2004); all pairs of prediction and reference are gone through
 at once, word by shared word. What does not fit into 63 bits, or has tokens of several words, is scored one by one.
 """
 
@@ -54,7 +54,7 @@ def _common(corpus: Corpus) -> Ints:
     bits = np.zeros(len(counts.count), dtype=np.uint64)
     np.bitwise_or.at(bits, corpus.entry[:written], np.uint64(1) << places.astype(np.uint64))
     seen = np.zeros_like(bits)
-    seen[counts.shared] = bits[counts.partner]  # where in the prediction a reference's word stands
+    seen[counts.shared] = bits[counts.partner]  # positions of a reference's word in the prediction
     masks = seen[corpus.entry[written:]]
     hits = np.flatnonzero(masks)
     return _walk(corpus, sentence[written:][hits] - corpus.images, masks[hits])

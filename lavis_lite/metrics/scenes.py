@@ -1,7 +1,7 @@
 """Captions of the mini world against what is in the picture: attributes and whole scenes, as pure functions.
 
 A caption is read as a list of objects, one per phrase: size, texture, colour, shape and place, whatever the wording.
-The truth is a reference caption read the same way (every reference of an image tells the whole scene).
+The truth is a reference caption read the same way (every reference of an image describes the whole scene).
 """
 
 from __future__ import annotations
@@ -83,22 +83,23 @@ def scene_scores(captions: Mapping[Any, str], references: Mapping[Any, Sequence[
 
     Returns:
         attribute_f1 (2 x agreeing attributes / attributes of caption and scene, over all images), attribute_precision,
-        attribute_recall; exact, the share of scenes told exactly, and exact_<n> by number of objects.
+        attribute_recall; exact, the share of scenes described exactly, and exact_<n> by number of objects.
 
     Raises:
-        DataError: no caption; a caption of an unknown image; a reference that tells no scene.
+        DataError: no caption; a caption of an unknown image; a reference that describes no scene.
     """
     if not captions:
         raise DataError("there is no caption to score.")
-    agreeing = said = true = 0
+    agreeing = claimed = true = 0
     exact: dict[int, list[bool]] = {}
     for name, caption in captions.items():
         found, truth = read_objects(caption), _truth(name, references)
         agreeing += matched(found, truth)
-        said, true = said + sum(map(len, found)), true + sum(map(len, truth))
+        claimed, true = claimed + sum(map(len, found)), true + sum(map(len, truth))
         exact.setdefault(len(truth), []).append(is_exact(found, truth))
     every = [one for group in exact.values() for one in group]
-    return {"attribute_f1": 2 * agreeing / (said + true), "attribute_precision": agreeing / said if said else 0.0,
+    return {"attribute_f1": 2 * agreeing / (claimed + true),
+            "attribute_precision": agreeing / claimed if claimed else 0.0,
             "attribute_recall": agreeing / true, "exact": sum(every) / len(every),
             **{f"exact_{count}": sum(group) / len(group) for count, group in sorted(exact.items())}}
 

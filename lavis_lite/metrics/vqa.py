@@ -98,7 +98,7 @@ def vqa_accuracy(predictions: Mapping[Id, str], truths: Mapping[Id, Truth], rule
 
 
 def gqa_accuracy(predictions: Mapping[Id, str], answers: Mapping[Id, str]) -> float:
-    """GQA: share of questions whose answer is the right one once both are cleaned as VQA answers (as LAVIS does).
+    """GQA: share of questions with the right answer after both are cleaned as VQA answers (as LAVIS does).
 
     Raises:
         DataError: as `question_scores`.

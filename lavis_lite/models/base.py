@@ -40,6 +40,13 @@ def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of a transformers model, in order; those of an encoder first."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    # by its bases' names too: FSDP2 puts a class of its own before a block's
+    return [module for module in model.modules() if names & {kind.__name__ for kind in type(module).__mro__}]
+
+
 def frozen_roots(model: nn.Module) -> tuple[str, ...]:
     """Name prefixes of the parts that `freeze` was called on; their buffers are in no checkpoint."""
     return tuple(f"{name}." for name, module in model.named_modules()
@@ -159,8 +166,17 @@ class BaseModel(nn.Module):
                 if name in kept or sources[name].kind not in FOLLOWED}
 
     def blocks_to_shard(self) -> list[nn.Module]:
-        """Blocks, in the order they run, of which ranks may share the frozen weights (`run.fsdp`)."""
-        return []
+        """Blocks with frozen weights that the ranks may share (`run.fsdp`), in the order in which they run.
+
+        By default the transformer blocks of the attribute `language_model` that have frozen weights, if that is a
+        model of transformers or holds one; else none. A model with frozen blocks elsewhere overrides this.
+        """
+        language_model = getattr(self, "language_model", None)
+        parts = [] if language_model is None else language_model.modules()
+        # transformers names the classes of its blocks in an attribute of the whole model
+        inner = next((part for part in parts if getattr(part, "_no_split_modules", None)), None)
+        return [] if inner is None else [block for block in blocks_of(inner) if any(
+            not parameter.requires_grad for parameter in block.parameters())]
 
     def frozen_parts(self) -> list[str]:
         """Top-level children all of whose parameters are frozen."""

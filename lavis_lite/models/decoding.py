@@ -11,15 +11,15 @@ random stream per sample. Finished samples leave the batch when they are an eigh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.errors import ConfigError
 from lavis_lite.finite import check_finite
 from lavis_lite.models.qformer.model import Cache, QFormer
 from lavis_lite.models.text_tokens import SpecialIds
@@ -78,24 +78,6 @@ class Decoding:
         _require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "a finite number")
         _require(self.sample or self.num_captions <= self.num_beams, "num_captions", self.num_captions,
                 f"at most num_beams, which is {self.num_beams}; sampling (use_nucleus_sampling) has no such limit")
-
-    @classmethod
-    def of(cls, caller: str, given: Mapping[str, Any], settings: Collection[str] = ()) -> Decoding:
-        """Settings by name.
-
-        Args:
-            caller: the method that was called, for messages.
-            given: fields of this class.
-            settings: further names that the caller takes, for suggestions.
-
-        Raises:
-            ConfigError: an unknown name, with the nearest known one, or a value that cannot be.
-        """
-        known = {field.name for field in fields(cls)}
-        for name in given:
-            if name not in known:
-                raise ConfigError(f"{caller} has no option {name!r}; {did_you_mean(name, known | set(settings))}")
-        return cls(**given)
 
     def check_batch(self, batch: int) -> None:
         """Raise ConfigError unless there is one seed per sample, if there are any."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.datasets.base import location_of
 from lavis_lite.datasets.loading.policy import BadRecord, BadSampleLog
 from lavis_lite.errors import DataError, TextTooLongError
 from lavis_lite.runners.hooks.base import Hook, RunContext
@@ -42,7 +43,7 @@ class BadSamples(Hook):
             samples: samples that were read; by default the rows that remain and the records.
         """
         records = batch.pop("bad_samples", [])
-        rows = max((len(value) for value in batch.values() if hasattr(value, "__len__")), default=0)
+        rows = max((len(value) for value in batch.values() if isinstance(value, Sized)), default=0)
         self.add(records, rows + len(records) if samples is None else samples)
         return bool(batch)
 
@@ -52,7 +53,7 @@ class BadSamples(Hook):
         self._records += records
         self._samples += samples
 
-    def too_long(self, dataset: Any, tokens: Mapping[int, int], error: TextTooLongError) -> None:
+    def too_long(self, dataset: object, tokens: Mapping[int, int], error: TextTooLongError) -> None:
         """Count samples of the batch taken last that have texts too long for the model.
 
         Args:
@@ -63,7 +64,7 @@ class BadSamples(Hook):
         Raises:
             DataError: such samples are not to be left out.
         """
-        where = {row: dataset.location(row) if hasattr(dataset, "location") else f"row {row}" for row in tokens}
+        where = {row: location_of(dataset, row) for row in tokens}
         if not self.active:
             raise DataError(f"{next(iter(where.values()))}: {error} Or set run.on_bad_sample=skip to leave such "
                             "samples out (they are counted and listed).") from error

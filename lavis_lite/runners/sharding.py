@@ -30,7 +30,7 @@ def shard_frozen(model: BaseModel, run: RunConfig, device: torch.device) -> None
     With one process nothing is done.
 
     Raises:
-        ConfigError: the model has no frozen language model, or the run would also answer.
+        ConfigError: the model has no blocks to share, or the run would also answer.
     """
     if run.fsdp == "none":
         return
@@ -39,7 +39,8 @@ def shard_frozen(model: BaseModel, run: RunConfig, device: torch.device) -> None
         raise ConfigError(f"run.fsdp: {problem}")
     blocks = model.blocks_to_shard()
     if not blocks:
-        raise ConfigError(f"run.fsdp: {type(model).__name__} has no frozen language model; set run.fsdp=none.")
+        raise ConfigError(f"run.fsdp: {type(model).__name__} has no frozen transformer blocks: neither in an attribute "
+                          "language_model, nor by a method blocks_to_shard of its own. Set run.fsdp=none.")
     if distributed.world_size() == 1:
         return
     _shard(blocks, device)

@@ -14,6 +14,7 @@ from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.loading.loader import train_loader
 from lavis_lite.datasets.loading.randomness import hash64
 from lavis_lite.datasets.loading.sampler import GlobalSampler
+from lavis_lite.datasets.protocols import Hashed
 from lavis_lite.datasets.shards.dataset import shard_sizes
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
@@ -84,7 +85,7 @@ def training_sets(run: RunConfig, datasets: Datasets) -> tuple[list[str], list[A
 
 def annotation_hashes(names: list[str], datasets: list[Any]) -> list[list[Any]]:
     """[name, hash of the rows] of each training set; no `content_hash`: no hash."""
-    return [[name, dataset.content_hash() if hasattr(dataset, "content_hash") else None]
+    return [[name, dataset.content_hash() if isinstance(dataset, Hashed) else None]
             for name, dataset in zip(names, datasets, strict=True)]
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from lavis_lite import distributed
+from lavis_lite.datasets.base import location_of
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.runners.hooks.base import Hook, RunContext
@@ -118,8 +119,4 @@ def suspects(step: int, losses: list[list[float]], train: TrainState) -> list[st
               for rank, row in enumerate(losses) for micro in range(len(row))}
     bad = {block: start for block, start in blocks.items() if not math.isfinite(losses[block[0]][block[1]])}
     chosen = [key for start in sorted((bad or blocks).values()) for key in keys[start:start + size]]
-    return [f"{train.names[key.dataset]} {_row(train.datasets[key.dataset], key.index)}" for key in chosen]
-
-
-def _row(dataset: Any, index: int) -> str:
-    return dataset.location(index) if hasattr(dataset, "location") else f"row {index}"
+    return [f"{train.names[key.dataset]} {location_of(train.datasets[key.dataset], key.index)}" for key in chosen]

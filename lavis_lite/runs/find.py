@@ -15,6 +15,7 @@ from typing import Any
 from lavis_lite.checkpoints.manifest import CONFIG, MANIFEST, WEIGHTS
 from lavis_lite.checkpoints.run_files import best_or_last, newest_run, runs_below, saved_at, steps_of
 from lavis_lite.config.layers import Layer, read_yaml
+from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import CheckpointError, ConfigError, did_you_mean
 from lavis_lite.runners import checkpointing
 
@@ -58,7 +59,7 @@ class RunCheckpoint:
                               f"--resume {self.folder}")
         return Layer(str(path), read_yaml(path))
 
-    def start_keys(self, section: Any) -> dict[str, Any]:
+    def start_keys(self, section: ModelConfig) -> dict[str, Any]:
         """Keys and values of a model section that make the model start from this checkpoint and from no other.
 
         Raises:

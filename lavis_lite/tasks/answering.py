@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.datasets.protocols import Questions
 from lavis_lite.errors import DataError
 from lavis_lite.metrics.answer_rules import AnswerRule
 from lavis_lite.registry import registry
 from lavis_lite.tasks.base import Row
-from lavis_lite.tasks.by_dataset import ByDataset, OptionsTask
+from lavis_lite.tasks.by_dataset import MultipleChoiceTask, TaskRouter
 from lavis_lite.tasks.ranking import RankingRunConfig
 from lavis_lite.tasks.submission import Server, Submission
 from lavis_lite.tasks.vqa import VQARunConfig, VQATask
@@ -43,7 +44,7 @@ class ReadingRunConfig(VQARunConfig):
 
 @registry.register_task("vqa_reading_comprehension")
 class ReadingTask(VQATask):
-    """Questions whose prompt has the picture's OCR tokens, by the data set's instruction or the first `{}` of `prompt`.
+    """Questions with the picture's OCR tokens in their prompt: by the data set's instruction, or `prompt`'s first `{}`.
 
     With neither, and tokens in the data set, the prompt is "OCR tokens: {}. Question: {} Short answer:". Scores are
     those of vqa and anls.
@@ -54,7 +55,7 @@ class ReadingTask(VQATask):
     default_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "anls")
     default_prompt: ClassVar[str] = "OCR tokens: {}. Question: {} Short answer:"
 
-    def before_evaluation(self, dataset: Any, split: str) -> None:
+    def before_evaluation(self, dataset: Questions, split: str) -> None:
         """Refuse a data set without OCR tokens."""
         super().before_evaluation(dataset, split)
         if "ocr_tokens" not in getattr(dataset, "extras", ()):
@@ -92,7 +93,7 @@ class AOKVQARunConfig(VQARunConfig, RankingRunConfig):
 
 
 @registry.register_task("aok_vqa")
-class AOKVQATask(ByDataset):
+class AOKVQATask(TaskRouter):
     """Multiple choice by likelihood where a data set has options (aok_vqa_mc), else written answers (aok_vqa).
 
     Scores of written answers: min(1, annotators who wrote exactly this / 3), the benchmark's own rule, over the
@@ -108,10 +109,10 @@ class AOKVQATask(ByDataset):
         super().__init__(cfg)
         self._submitted: dict[str, dict[str, Row]] = {}
 
-    def parts(self) -> list[WritingTask]:
+    def parts(self) -> list[WritingTask[Any, Any]]:
         """Ranking, and answers."""
         cfg = replace(self.cfg, submission="aokvqa")
-        return [OptionsTask(cfg), VQATask(cfg)]
+        return [MultipleChoiceTask(cfg), VQATask(cfg)]
 
     def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission | None:
         """The part's; of a split without labels also what the other part predicted on it before."""

@@ -1,4 +1,4 @@
-"""Tasks that are evaluated by another task for every data set, and instruction tuning, which is one."""
+"""Tasks that evaluate each data set by the task that fits it; instruction tuning is one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lavis_lite.errors import DataError
 from lavis_lite.metrics.answer_rules import AnswerRule
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
-from lavis_lite.tasks.base import Row
+from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
 from lavis_lite.tasks.ranking import DialogueTask, RankingRunConfig, RankingTask
 from lavis_lite.tasks.submission import Server, Submission
@@ -19,23 +19,24 @@ from lavis_lite.tasks.vqa import VQARunConfig, VQATask
 from lavis_lite.tasks.writing import WritingRunConfig, WritingTask, in_prompt
 
 
-class OptionsTask(RankingTask):
-    """Ranking of data sets whose questions have their own candidates."""
+class MultipleChoiceTask(RankingTask):
+    """Ranking of questions with candidates of their own."""
 
-    def takes(self, dataset: Any) -> bool:
-        """Whether the questions do."""
-        return super().takes(dataset) and bool(dataset.multiple_choice)
+    def takes(self, dataset: object) -> bool:
+        """Whether the questions do; of a class it is not known, and taken to be so."""
+        return super().takes(dataset) and bool(getattr(dataset, "multiple_choice", True))
 
 
-class RoundsTask(DialogueTask):
+class VisDialTask(DialogueTask):
     """Ranking of dialogues with candidates."""
 
-    def takes(self, dataset: Any) -> bool:
-        """Whether the questions are rounds of dialogues."""
-        return super().takes(dataset) and bool(dataset.multiple_choice) and "history" in dataset.extras
+    def takes(self, dataset: object) -> bool:
+        """Whether the questions are rounds of dialogues; of a class it is not known, and taken to be so."""
+        return (super().takes(dataset) and bool(getattr(dataset, "multiple_choice", True))
+                and "history" in getattr(dataset, "extras", ("history",)))
 
 
-class ByDataset(WritingTask):
+class TaskRouter(WritingTask[Any, Any]):
     """Hands the evaluation of a data set to the first of its parts that takes it."""
 
     def __init__(self, cfg: WritingRunConfig) -> None:
@@ -43,17 +44,25 @@ class ByDataset(WritingTask):
         self._parts = self.parts()
         self._now = self._parts[0]
 
-    def parts(self) -> list[WritingTask]:
+    def parts(self) -> list[WritingTask[Any, Any]]:
         """The tasks, the most particular first."""
         raise NotImplementedError(f"{type(self).__name__} must define parts")
+
+    def evaluators(self) -> Sequence[BaseTask[Any, Any]]:
+        """The parts."""
+        return self._parts
 
     def training_samples(self, samples: dict[str, Any]) -> dict[str, Any]:
         """Questions in the prompt of the evaluation; the answers are learned after it."""
         return in_prompt(samples, self.cfg.prompt) if "text_input" in samples else samples
 
-    def takes(self, dataset: Any) -> bool:
+    def takes(self, dataset: object) -> bool:
         """Whether any of the parts does."""
         return any(part.takes(dataset) for part in self._parts)
+
+    def model_needs(self, model: object) -> Sequence[type]:
+        """Those of the part that evaluates now: of the data set that `before_evaluation` saw last."""
+        return self._now.model_needs(model)
 
     def before_evaluation(self, dataset: Any, split: str) -> None:
         """Choose the part.
@@ -63,9 +72,7 @@ class ByDataset(WritingTask):
         """
         fitting = [part for part in self._parts if part.takes(dataset)]
         if not fitting:
-            raise DataError(f"split {split!r}: {self.cfg.task} can evaluate no {type(dataset).__name__}; take a data "
-                            "set of questions or captions, or remove the split from run.valid_splits and "
-                            "run.test_splits.")
+            raise DataError(f"split {split!r}: {self.refusal(dataset)}")
         self._now = fitting[0]
         self._now.before_evaluation(dataset, split)
 
@@ -78,11 +85,11 @@ class ByDataset(WritingTask):
         return self._now.score(model, rows, dataset, split)
 
     def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission | None:
-        """The part's."""
+        """Predictions of the part."""
         return self._now.predictions(rows, dataset)
 
     def report(self, rows: list[Row], dataset: Any, split: str) -> Sequence[ReportSample] | None:
-        """The part's."""
+        """Samples of the part."""
         return self._now.report(rows, dataset, split)
 
     def summary(self, scores: dict[str, float]) -> str:
@@ -115,7 +122,7 @@ class InstructionTuningRunConfig(CaptioningRunConfig, VQARunConfig, RankingRunCo
 
 
 @registry.register_task("instruction_tuning")
-class InstructionTuningTask(ByDataset):
+class InstructionTuningTask(TaskRouter):
     """Trains on any mixture of *_instruct data sets, samples {image or video, text_input, text_output}.
 
     Every data set of a split is evaluated as what it is: captions (captioning), dialogues with candidates (dialogue),
@@ -124,12 +131,12 @@ class InstructionTuningTask(ByDataset):
 
     config_class: ClassVar[type[RunConfig]] = InstructionTuningRunConfig
     servers: ClassVar[tuple[Server, ...]] = tuple(
-        server for part in (VQATask, CaptioningTask, RoundsTask, OptionsTask) for server in part.servers)
+        server for part in (VQATask, CaptioningTask, VisDialTask, MultipleChoiceTask) for server in part.servers)
     cfg: InstructionTuningRunConfig
 
-    def parts(self) -> list[WritingTask]:
+    def parts(self) -> list[WritingTask[Any, Any]]:
         """Captions, rounds of dialogues, options, other questions."""
         captions = replace(self.cfg, max_len=self.cfg.max_caption_len, **{
             name: getattr(CaptioningRunConfig(), name) for name in PENALTIES if getattr(self.cfg, name) is None})
         return [cls(cfg if cfg.submission in cls.servers else replace(cfg, submission=None)) for cls, cfg in (
-            (CaptioningTask, captions), (RoundsTask, self.cfg), (OptionsTask, self.cfg), (VQATask, self.cfg))]
+            (CaptioningTask, captions), (VisDialTask, self.cfg), (MultipleChoiceTask, self.cfg), (VQATask, self.cfg))]

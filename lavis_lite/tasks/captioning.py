@@ -7,9 +7,12 @@ from typing import Any, ClassVar
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import SCORING_ONLY, RunConfig
+from lavis_lite.datasets.base import location_of
+from lavis_lite.datasets.protocols import Captions, Domains
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.caption_report import EMPTY, SCORES, CaptionReport, caption_report
 from lavis_lite.metrics.scenes import image_scores, scene_scores
+from lavis_lite.models.protocols import Captioner
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import Row
@@ -32,9 +35,9 @@ class CaptioningRunConfig(WritingRunConfig):
 
     task: str = "captioning"
     length_penalty: float | None = 0.0
-    """LAVIS' task says 0 where the YAML is silent; null: the model's default, 1"""
+    """LAVIS' default of the task; null: the model's default, 1"""
     repetition_penalty: float | None = 1.15
-    """LAVIS' task says 1.15 where the YAML is silent; null: the model's default"""
+    """LAVIS' default of the task; null: the model's default"""
     use_nucleus_sampling: bool = False
     """sample from the smallest set of tokens that holds top_p of the mass, in place of beam search"""
     top_p: float = 0.9
@@ -45,7 +48,7 @@ class CaptioningRunConfig(WritingRunConfig):
 
 
 @registry.register_task("captioning")
-class CaptioningTask(WritingTask):
+class CaptioningTask(WritingTask[Captioner, Captions]):
     """Trains on captions (`CaptionDataset`); evaluates a data set with one sample per image (`CaptionEvalDataset`).
 
     The prompt is `run.prompt`, else the sample's own (the *_instruct data sets), else the model's. agg_metrics is the
@@ -53,7 +56,8 @@ class CaptioningTask(WritingTask):
     """
 
     config_class: ClassVar[type[RunConfig]] = CaptioningRunConfig
-    model_methods = ("generate",)
+    needs_model = Captioner
+    needs_data = Captions
     servers: ClassVar[tuple[Server, ...]] = ("coco", "nocaps")
     cfg: CaptioningRunConfig
 
@@ -65,24 +69,18 @@ class CaptioningTask(WritingTask):
             if name not in METRICS:
                 raise ConfigError(f"run.caption_metrics: no metric {name!r}; {did_you_mean(name, METRICS)}")
 
-    def takes(self, dataset: Any) -> bool:
-        """Whether it lists captions by image."""
-        return hasattr(dataset, "captions")
-
-    def before_evaluation(self, dataset: Any, split: str) -> None:
+    def before_evaluation(self, dataset: Captions, split: str) -> None:
         """Refuse a data set that is no list of images, and one that has captions for some of its images only."""
-        if not self.takes(dataset):
-            raise DataError(f"split {split!r} does not list captions by image ({type(dataset).__name__}); take a data "
-                            "set of the builder image_caption, such as mini_world_caption.")
+        super().before_evaluation(dataset, split)
         bare = getattr(dataset, "bare", ())
         if bare and len(bare) < len(dataset) and self.metrics and self.cfg.report_metric:
             raise DataError(f"split {split!r}: {len(bare)} of {len(dataset)} images have no caption to score by, the "
-                            f"first is {dataset.location(bare[0])}. Add them, or set run.report_metric=false.")
+                            f"first is {location_of(dataset, bare[0])}. Add them, or set run.report_metric=false.")
         self._split, self._found = split, CaptionReport({}, [], {})
 
-    def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
+    def predict(self, model: Captioner, samples: dict[str, Any]) -> list[Row]:
         """One row per image: {id, index, caption}."""
-        if "index" not in samples:  # every image of the batch was bad
+        if not self.has_samples(samples, "image_id", "index"):
             return []
         prompt = self.cfg.prompt if self.cfg.prompt is not None else samples.get("prompt")
         asked: dict[str, Any] = {key: samples[key] for key in PICTURES if key in samples}
@@ -96,7 +94,7 @@ class CaptioningTask(WritingTask):
         return [{"id": name, "index": place, "caption": caption.strip()}
                 for name, place, caption in zip(names, places, captions, strict=True)]
 
-    def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
+    def score(self, model: Captioner, rows: list[Row], dataset: Captions, split: str) -> dict[str, float]:
         """The metrics that the run names, of all ranks' rows, in the data set's order as the official code has it."""
         if not (self.metrics and rows and self.cfg.report_metric and dataset.has_text):
             return self.unscored(rows, dataset.has_text)
@@ -110,23 +108,24 @@ class CaptioningTask(WritingTask):
             scores |= {**found, "agg_metrics": scores.get("agg_metrics", 0.0) + found["attribute_f1"]}
         return scores
 
-    def _reported(self, names: list[str], captions: dict[Any, str], rows: list[Row], dataset: Any) -> dict[str, float]:
+    def _reported(self, names: list[str], captions: dict[Any, str], rows: list[Row],
+                  dataset: Captions) -> dict[str, float]:
         """Scores against the references, by rank 0 alone: one Java program, not one per rank."""
-        fault: Exception | None = None
+        failure: Exception | None = None
         if distributed.is_main():
             references = {row["id"]: dataset.references(row["index"]) for row in rows}
-            domains = {row["id"]: dataset.domain(row["index"]) for row in rows}
+            domains = {row["id"]: domain_of(dataset, row["index"]) for row in rows}
             try:
                 self._found = caption_report(captions, references, names, domains)
-            except (DataError, OSError) as told:  # of all ranks together: none may wait for the others
-                fault = told
-        found, fault = distributed.broadcast_object((self._found, fault))
-        if fault is not None:
-            raise fault
+            except (DataError, OSError) as error:  # raised by all ranks together: none may wait for the others
+                failure = error
+        found, failure = distributed.broadcast_object((self._found, failure))
+        if failure is not None:
+            raise failure
         self._found = found
         return dict(found.scores)
 
-    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission:
+    def predictions(self, rows: list[Row], dataset: Captions) -> list[Row] | Submission:
         """The official results format: image_id and caption; for COCO's server in a file of the name that it wants."""
         written = [{"image_id": row["id"], "caption": row["caption"]} for row in rows]
         if dataset.has_text:
@@ -134,7 +133,7 @@ class CaptioningTask(WritingTask):
         return self.submitted(written, f"captions_{self._split}_{ALGORITHM}_results.json" if self.server == "coco"
                               else "")
 
-    def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample]:
+    def report(self, rows: list[Row], dataset: Captions, split: str) -> list[ReportSample]:
         """Caption, references and the scores that single images have."""
         picture, prompt = pictures_of(self.evaluated(dataset)), self.cfg.prompt or ""
         scores = self._by_image(rows, dataset) if dataset.has_text and self.cfg.report_metric else {}
@@ -144,10 +143,10 @@ class CaptioningTask(WritingTask):
             references = dataset.references(place) if dataset.has_text else ()
             samples.append(ReportSample(row["id"], row["caption"], prompt, references, found,
                                         bool(found["exact"]) if "exact" in found else None, picture(place),
-                                        group=dataset.domain(place)))
+                                        group=domain_of(dataset, place)))
         return samples
 
-    def _by_image(self, rows: list[Row], dataset: Any) -> dict[Any, dict[str, float]]:
+    def _by_image(self, rows: list[Row], dataset: Captions) -> dict[Any, dict[str, float]]:
         """image id -> its scores: those that `score` found, and those of the mini world."""
         scores: dict[Any, dict[str, float]] = {row["id"]: {} for row in rows}
         for name in [name for name in BY_IMAGE if name in self._found.per_image]:
@@ -162,11 +161,16 @@ class CaptioningTask(WritingTask):
         """Attribute F1 and exact scenes where they were measured, else the scores and how many captions were empty."""
         if "attribute_f1" not in scores:
             empty = int(scores.get(EMPTY, 0))
-            told = {name: value for name, value in scores.items() if name != EMPTY}
+            shown = {name: value for name, value in scores.items() if name != EMPTY}
             lost = " and ".join(self._found.missing)
-            return (super().line(told) + (f"; {empty} captions were empty and score 0" if empty else "")
+            return (super().line(shown) + (f"; {empty} captions were empty and score 0" if empty else "")
                     + (f"; {lost} left out, the warning above says why" if lost else ""))
         exact = ", ".join(f"{key.removeprefix('exact_')} objects {value:.2f}" for key, value in sorted(scores.items())
                           if key.startswith("exact_"))
         return (f"attribute F1 {scores['attribute_f1']:.3f}, exact scenes {scores['exact']:.3f} ({exact})"
                 f"{CONTROLS[self.cfg.control]}")
+
+
+def domain_of(dataset: Captions, index: int) -> str:
+    """Group of an image that gets scores of its own; "": none."""
+    return dataset.domain(index) if isinstance(dataset, Domains) else ""

@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 
+from lavis_lite.contracts import lacking, need
 from lavis_lite.datasets.loading.collate import collate
 from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.datasets.protocols import LongestFirst
 from lavis_lite.errors import TextTooLongError
+from lavis_lite.models.protocols import TextMeasurer
 from lavis_lite.tasks.base import BaseTask
 
 AT_ONCE = 64
@@ -19,13 +22,13 @@ AT_ONCE = 64
 
 @dataclass(frozen=True)
 class LongTexts:
-    """Rows of a data set whose texts are too long.
+    """Rows of a data set with texts that are too long.
 
     Attributes:
         split: where they are.
-        rows: their places.
-        where: file and row of the first.
-        reason: what the model says of the first batch that has any.
+        rows: their indices.
+        where: file and row of the first one.
+        reason: the model's message for the first batch that has any.
         total: rows of the data set.
     """
 
@@ -40,20 +43,21 @@ class LongTexts:
                 f"language model, the first at {self.where}. {self.reason}")
 
 
-def long_texts(task: BaseTask, model: Any, dataset: Any, split: str) -> LongTexts | None:
+def long_texts(task: BaseTask[Any, Any], model: object, dataset: object, split: str) -> LongTexts | None:
     """Measure the longest texts of a data set without looking at pictures.
 
     Args:
         task: builds the prompts.
-        model: with `measuring`, as `Blip2Writer` has it; any other is not asked.
-        dataset: with `longest_first`, as `QAEvalDataset` has it; any other has no long texts.
+        model: a `TextMeasurer`; any other is not asked.
+        dataset: `LongestFirst`; any other has no long texts.
         split: its name.
 
     Returns:
         What is too long; None: nothing, as far as is known.
     """
-    if not (hasattr(model, "measuring") and hasattr(dataset, "longest_first")):
+    if not isinstance(model, TextMeasurer) or lacking(dataset, LongestFirst, attributes=False):
         return None
+    dataset = need(dataset, LongestFirst, f"split {split!r}")
     task.before_evaluation(dataset, split)
     order, rows, reason = dataset.longest_first(), list[int](), ""
     picture = _no_picture(dataset)
@@ -64,21 +68,20 @@ def long_texts(task: BaseTask, model: Any, dataset: Any, split: str) -> LongText
             some = list(samples)
             try:
                 task.predict(model, _batch(list(samples.values())))
-            except TextTooLongError as fault:
-                rows += [some[place] for place in fault.rows]
-                reason = reason or str(fault)
+            except TextTooLongError as error:
+                rows += [some[row] for row in error.rows]
+                reason = reason or str(error)
             else:
                 break
     return LongTexts(split, rows, dataset.location(rows[0]), reason, len(dataset)) if rows else None
 
 
-def _sample(dataset: Any, row: int, picture: torch.Tensor) -> dict[str, Any] | None:
+def _sample(dataset: LongestFirst, row: int, picture: torch.Tensor) -> dict[str, Any] | None:
     """A row's texts; None for a row that is unusable anyway, which the evaluation itself reports."""
     try:
-        sample: dict[str, Any] = dataset.sample(row, None, picture)
+        return dataset.sample(row, None, picture)
     except BadSample:
         return None
-    return sample
 
 
 def _batch(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -87,8 +90,8 @@ def _batch(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def _no_picture(dataset: Any) -> torch.Tensor:
-    """Something of a picture's shape; a video has as many frames as its processor takes."""
+def _no_picture(dataset: LongestFirst) -> torch.Tensor:
+    """A placeholder for a picture; a video has as many frames as its processor takes."""
     frames = getattr(dataset.vis_processor, "n_frms", None)
     return torch.zeros(3, 1, 1) if frames is None else torch.zeros(3, frames, 1, 1)
 

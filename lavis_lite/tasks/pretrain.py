@@ -10,17 +10,20 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.contracts import lacking
+from lavis_lite.datasets.protocols import CaptionedImages
 from lavis_lite.errors import DataError
 from lavis_lite.finite import check_finite
 from lavis_lite.metrics.retrieval import as_lists
+from lavis_lite.models.base import BaseModel
 from lavis_lite.models.outputs import split_losses
+from lavis_lite.models.protocols import Matcher, Retriever
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
-from lavis_lite.tasks.gallery import Gallery, check_dataset
 from lavis_lite.tasks.reporting import retrieval_samples
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, chance_r1, gallery_of, prefixed, recall_line, sizes_of
-from lavis_lite.tasks.retrieval_parts import BothWays
+from lavis_lite.tasks.retrieval_parts import BothWays, Gallery, check_captions
 from lavis_lite.tasks.retrieval_scoring import image_rows, indices, retrieve
 
 
@@ -36,7 +39,7 @@ class PretrainRunConfig(RetrievalRunConfig):
 
 
 @registry.register_task("image_text_pretrain")
-class ImageTextPretrainTask(BaseTask):
+class ImageTextPretrainTask(BaseTask[BaseModel, CaptionedImages]):
     """Trains on samples {image, text_input}; evaluates a split with one sample per image.
 
     An evaluation sample has `image` and `index` (its place in the data set); captions come from the data set's `text`
@@ -47,6 +50,7 @@ class ImageTextPretrainTask(BaseTask):
     """
 
     config_class: ClassVar[type[RunConfig]] = PretrainRunConfig
+    needs_data = CaptionedImages
     cfg: PretrainRunConfig
 
     def __init__(self, cfg: PretrainRunConfig) -> None:
@@ -55,32 +59,39 @@ class ImageTextPretrainTask(BaseTask):
         self._captions: list[str] = []
         self._found: tuple[Gallery, BothWays, str] | None = None
 
-    def before_evaluation(self, dataset: Any, split: str) -> None:
+    def before_evaluation(self, dataset: CaptionedImages, split: str) -> None:
         """Refuse a split without captions; remember what `predict` needs of it."""
-        check_dataset(dataset, split)
+        super().before_evaluation(dataset, split)
+        check_captions(dataset, split)
         self._split = split
         self._captions = [dataset.text[found[0]] for found in as_lists(dataset.img2txt)]
+
+    def model_needs(self, model: object) -> list[type]:
+        """A matcher (ITM) where the recall of a retriever is measured after re-ranking; else nothing."""
+        splits = [*self.cfg.valid_splits, *self.cfg.test_splits]
+        reranks = self.cfg.valid_recall and any(self.k_test(split) > 0 for split in splits)
+        return [Matcher] if reranks and not lacking(model, Retriever) else []
 
     def k_test(self, split: str) -> int:
         """Candidates that ITM re-ranks on a split."""
         return self.cfg.k_test if self.cfg.valid_itm or split in self.cfg.test_splits else 0
 
-    def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
+    def predict(self, model: BaseModel, samples: dict[str, Any]) -> list[Row]:
         """One row per image: the losses of its batch and what retrieval needs of it."""
-        if "image" not in samples:  # every image of the batch was bad
+        if not self.has_samples(samples, "image", "index"):
             return []
         captions = [self._captions[index] for index in indices(samples)]
         losses = validation_losses(model, samples, captions)
-        if self._retrieves(model):
+        if self.cfg.valid_recall and isinstance(model, Retriever):
             rows = image_rows(model, samples, keep_embeds=self.k_test(self._split) > 0)
         else:
             rows = [{"id": index} for index in indices(samples)]
         return [row | {"losses": losses} for row in rows]
 
-    def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
+    def score(self, model: BaseModel, rows: list[Row], dataset: CaptionedImages, split: str) -> dict[str, float]:
         """Mean losses and recall of the whole split, equal on all ranks."""
         scores = mean_losses(rows)
-        if not self._retrieves(model):
+        if not (self.cfg.valid_recall and isinstance(model, Retriever)):
             return scores | {"agg_metrics": -scores["loss"]}
         gallery = gallery_of(rows, dataset, self.cfg.captions_per_image)
         itc, itm = retrieve(model, rows, gallery, self.k_test(split), sizes_of(self.cfg), self.progress)
@@ -92,7 +103,7 @@ class ImageTextPretrainTask(BaseTask):
             r_mean = scores["itm_r_mean"]
         return scores | {"r_mean": r_mean, "chance_r1": chance_r1(gallery), "agg_metrics": r_mean}
 
-    def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample] | None:
+    def report(self, rows: list[Row], dataset: CaptionedImages, split: str) -> list[ReportSample] | None:
         """Every query with its best candidates, both ways, where recall was measured."""
         if self._found is None:
             return None
@@ -103,12 +114,9 @@ class ImageTextPretrainTask(BaseTask):
         """R@1 both ways beside chance, or the losses."""
         return recall_line(scores, {"itc_": "ITC", "itm_": "ITC + ITM"}) or super().summary(scores)
 
-    def _retrieves(self, model: Any) -> bool:
-        return self.cfg.valid_recall and hasattr(model, "text_proj")
-
 
 @torch.no_grad()
-def validation_losses(model: Any, samples: dict[str, Any], captions: list[str]) -> dict[str, float]:
+def validation_losses(model: BaseModel, samples: dict[str, Any], captions: list[str]) -> dict[str, float]:
     """Losses of one evaluation batch and a caption for each of its images, this process alone.
 
     The numbers that choose the hard negatives depend on the batch's images only, so that every validation of a run

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from lavis_lite.config.schema import SCORING_ONLY, RunConfig
+from lavis_lite.datasets.base import location_of
+from lavis_lite.datasets.protocols import Choices
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.ranking import KS, auc, ndcg, order, rank_scores, ranks, shares
 from lavis_lite.metrics.vqa import Truth, accuracies
 from lavis_lite.models.blip2.prompts import question_prompts
+from lavis_lite.models.protocols import Ranker
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import MISSED, Candidate, ReportSample
 from lavis_lite.tasks.base import Row
@@ -19,7 +22,7 @@ from lavis_lite.tasks.submission import Server, Submission
 from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, in_prompt, plain
 
 CONTEXT = ("context", "history", "caption")
-"""what stands in front of the question, where no instruction holds it"""
+"""keys put in front of the question, unless an instruction has them"""
 SHOWN = 10
 """candidates of each sample that a report shows"""
 
@@ -42,16 +45,17 @@ class RankingRunConfig(WritingRunConfig):
 
 
 @registry.register_task("ranking", "multimodal_classification")
-class RankingTask(WritingTask):
+class RankingTask(WritingTask[Ranker, Choices]):
     """Trains on samples {image, text_input, text_output}; evaluates a data set of questions (`QAEvalDataset`).
 
     Scores (fractions): accuracy of the likeliest candidate, overall and by the types that rows have (subjects, for
     example: accuracy_question_<type>); chance, the accuracy of drawing a candidate; answerable, the share of samples
-    whose answer is among the candidates, where they come from the data set's answer_list; auc with run.positive.
+    with their answer among the candidates, if these come from the data set's answer_list; auc with run.positive.
     """
 
     config_class: ClassVar[type[RunConfig]] = RankingRunConfig
-    model_methods = ("score_candidates",)
+    needs_model = Ranker
+    needs_data = Choices
     servers: ClassVar[tuple[Server, ...]] = ("plain", "hatefulmemes", "aokvqa")
     cfg: RankingRunConfig
 
@@ -64,7 +68,7 @@ class RankingTask(WritingTask):
             raise ConfigError(f"run.positive={cfg.positive!r} is none of run.candidates; "
                               f"{did_you_mean(cfg.positive, given)}")
         if cfg.submission == "hatefulmemes" and cfg.positive is None:
-            raise ConfigError("run.submission=hatefulmemes needs run.positive, the candidate that says hateful: its "
+            raise ConfigError("run.submission=hatefulmemes needs run.positive, the candidate for hateful: its "
                               "probability is what the server takes.")
         self._shared: list[str] | None = given
 
@@ -72,19 +76,13 @@ class RankingTask(WritingTask):
         """Questions in the prompt of the evaluation; the right answers are learned after it."""
         return in_prompt(samples, self.cfg.prompt)
 
-    def takes(self, dataset: Any) -> bool:
-        """Whether it lists questions."""
-        return hasattr(dataset, "question")
-
-    def before_evaluation(self, dataset: Any, split: str) -> None:
+    def before_evaluation(self, dataset: Choices, split: str) -> None:
         """Find the candidates.
 
         Raises:
             DataError: there are no questions, or no candidates.
         """
-        if not self.takes(dataset):
-            raise DataError(f"split {split!r} has no questions ({type(dataset).__name__}); take a data set of the "
-                            "builder image_qa or image_dialogue, such as scienceqa_instruct.")
+        super().before_evaluation(dataset, split)
         self._shared, self._split = self.cfg.candidates, split
         if self._shared is None and not dataset.multiple_choice:
             self._shared = list(dataset.answer_list[:self.cfg.num_ans_candidates])
@@ -92,13 +90,11 @@ class RankingTask(WritingTask):
                 raise DataError(f"split {split!r}: ranking needs candidates and its rows have none. Set run.candidates"
                                 ", or answer_list of the data set, or keep its training annotations here.")
 
-    def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
+    def predict(self, model: Ranker, samples: dict[str, Any]) -> list[Row]:
         """One row per question: {id, index, scores}, the log-likelihood of each candidate in their order."""
-        if "index" not in samples:  # every image of the batch was bad
+        own = () if self._shared is not None else ("candidates",)
+        if not self.has_samples(samples, "question_id", "index", "text_input", *own):
             return []
-        if not hasattr(model, "score_candidates"):
-            raise ConfigError(f"{type(model).__name__} does not score candidates; take an arch such as "
-                              "blip2_t5_instruct.")
         names, places = plain(samples["question_id"]), plain(samples["index"])
         candidates = self._shared if self._shared is not None else samples["candidates"]
         bare = [name for name, own in zip(names, candidates, strict=False) if not own]
@@ -113,7 +109,7 @@ class RankingTask(WritingTask):
         return [{"id": name, "index": place, "scores": scores[:count]}
                 for name, place, scores, count in zip(names, places, found, counts, strict=True)]
 
-    def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
+    def score(self, model: Ranker, rows: list[Row], dataset: Choices, split: str) -> dict[str, float]:
         """Accuracies of all ranks' rows."""
         if not (dataset.has_answers and self.cfg.report_metric):
             return self.unscored(rows, dataset.has_answers)
@@ -135,8 +131,8 @@ class RankingTask(WritingTask):
         own: list[str] = question.get("candidates") or question.get("choices", [])
         return own
 
-    def right(self, question: Row, dataset: Any, row: Row) -> set[int]:
-        """Places of the right candidates; none where the data set's answer_list lacks the answer.
+    def right(self, question: Row, dataset: Choices, row: Row) -> set[int]:
+        """Indices of the right candidates; none if the data set's answer_list lacks the answer.
 
         Raises:
             DataError: the right answer is not among candidates that should have it.
@@ -144,13 +140,13 @@ class RankingTask(WritingTask):
         if self._shared is None:
             label = question.get("label")
             if label is None or not 0 <= label < len(row["scores"]):
-                raise DataError(f"{dataset.location(row['index'])}: its right answer (label {label}) is not among its "
-                                f"{len(row['scores'])} candidates.")
+                raise DataError(f"{location_of(dataset, row['index'])}: its right answer (label {label}) is not among "
+                                f"its {len(row['scores'])} candidates.")
             return {label}
         answers = set(question["answers"])
         found = {place for place, text in enumerate(self._shared) if text in answers}
         if not found and self.cfg.candidates is not None:
-            raise DataError(f"{dataset.location(row['index'])}: its answer {sorted(answers)[0]!r} is none of "
+            raise DataError(f"{location_of(dataset, row['index'])}: its answer {sorted(answers)[0]!r} is none of "
                             f"run.candidates {self._shared}; {did_you_mean(sorted(answers)[0], self._shared)}")
         return found
 
@@ -160,14 +156,14 @@ class RankingTask(WritingTask):
                    [place in right[row["id"]] for row, place in zip(rows, places, strict=True)])
 
     def positive_place(self, question: Row) -> int:
-        """Where the positive class stands among a question's candidates."""
+        """Index of the positive class among a question's candidates."""
         texts, wanted = self.texts(question), str(self.cfg.positive)
         if wanted not in texts:
             raise DataError(f"run.positive={wanted!r} is not among the candidates of question_id "
                             f"{question.get('question_id')!r}: {did_you_mean(wanted, texts)}")
         return texts.index(wanted)
 
-    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission:
+    def predictions(self, rows: list[Row], dataset: Choices) -> list[Row] | Submission:
         """The likeliest candidate as answer and as choice (its place), all scores; proba with run.positive.
 
         Without labels in the format of `run.submission`.
@@ -183,7 +179,7 @@ class RankingTask(WritingTask):
                                     "label": int(row["answer"] == self.cfg.positive)} for row in written])
         return self.submitted(written)
 
-    def _choice(self, row: Row, dataset: Any) -> Row:
+    def _choice(self, row: Row, dataset: Choices) -> Row:
         question, best = dataset.question(row["index"]), int(order(row["scores"])[0])
         chosen = {"question_id": row["id"], "answer": self.texts(question)[best], "choice": best,
                   "scores": row["scores"]}
@@ -191,7 +187,7 @@ class RankingTask(WritingTask):
             return chosen
         return {**chosen, "proba": float(shares(row["scores"])[self.positive_place(question)])}
 
-    def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample]:
+    def report(self, rows: list[Row], dataset: Choices, split: str) -> list[ReportSample]:
         """Question, likeliest candidate, the candidates by likelihood, and the rank of the right one."""
         picture = pictures_of(self.evaluated(dataset))
         scored = dataset.has_answers and self.cfg.report_metric
@@ -222,7 +218,7 @@ class RankingTask(WritingTask):
 
 
 def _types(question: Row) -> Truth:
-    """The types by which accuracies are told apart."""
+    """The types that get accuracies of their own."""
     return Truth((), question.get("question_type", ""), question.get("answer_type", ""))
 
 
@@ -244,14 +240,14 @@ class DialogueTask(RankingTask):
     config_class: ClassVar[type[RunConfig]] = DialogueRunConfig
     servers: ClassVar[tuple[Server, ...]] = ("visdial",)
 
-    def before_evaluation(self, dataset: Any, split: str) -> None:
+    def before_evaluation(self, dataset: Choices, split: str) -> None:
         """Refuse questions that are no rounds of dialogues."""
         super().before_evaluation(dataset, split)
         if "history" not in dataset.extras:
             raise DataError(f"split {split!r} has questions without a dialogue before them; take a data set of the "
                             "builder image_dialogue, such as visdial, or set run.task=ranking.")
 
-    def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
+    def score(self, model: Ranker, rows: list[Row], dataset: Choices, split: str) -> dict[str, float]:
         """Ranks of the right answers of all ranks' rows."""
         if not (dataset.has_answers and self.cfg.report_metric):
             return self.unscored(rows, dataset.has_answers)
@@ -268,7 +264,7 @@ class DialogueTask(RankingTask):
             scores["ndcg"] = sum(dense) / len(dense)
         return scores | {"agg_metrics": scores["mrr"]}
 
-    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission:
+    def predictions(self, rows: list[Row], dataset: Choices) -> list[Row] | Submission:
         """The server's format, image_id, round_id and ranks; with labels also the answer and the scores."""
         ranked = [_round(row) | {"ranks": ranks(row["scores"]).tolist()} for row in rows]
         if not dataset.has_answers:

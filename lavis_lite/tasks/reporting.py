@@ -1,4 +1,4 @@
-"""What tasks share in telling a person about single samples: pictures, references, retrieval's strips."""
+"""What tasks show of single samples: pictures, references, the best candidates of retrieval."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from torch import Tensor
 
 from lavis_lite.datasets.controls import AblatedImages
+from lavis_lite.datasets.protocols import NamedImages
 from lavis_lite.metrics.retrieval import KS, MISSED, ranks_from_candidates
 from lavis_lite.report import sample as report
 from lavis_lite.report.sample import Candidate, Picture, ReportSample
-from lavis_lite.tasks.gallery import Gallery
-from lavis_lite.tasks.retrieval_parts import BothWays, Candidates
+from lavis_lite.tasks.retrieval_parts import BothWays, Candidates, Gallery
 
 STRIP = 5
 """candidates of each query that a report shows"""
 
 
-def pictures_of(dataset: Any) -> Callable[[int], Picture | None]:
-    """Row -> the picture that the model saw; None where there is none to show (features, blank images).
+def pictures_of(dataset: object) -> Callable[[int], Picture | None]:
+    """Row -> the picture that the model saw; None for features and blank images.
 
     Args:
         dataset: has `folder` and `image_name(index)`; or one of these behind a control.
@@ -32,12 +32,13 @@ def pictures_of(dataset: Any) -> Callable[[int], Picture | None]:
             return lambda index: None
         others, dataset = dataset.others, dataset.dataset
     folder: Any = getattr(dataset, "folder", None)
-    if not getattr(folder, "has_previews", False):
+    if not getattr(folder, "has_previews", False) or not isinstance(dataset, NamedImages):
         return lambda index: None
+    named: NamedImages = dataset
 
     def picture(index: int) -> Picture:
-        name = dataset.image_name(index)
-        shown = dataset.image_name(others[name]) if others else name
+        name = named.image_name(index)
+        shown = named.image_name(others[name]) if others else name
         return Picture(shown, partial(folder.preview, shown))
 
     return picture
@@ -50,12 +51,12 @@ def counted(answers: Sequence[str]) -> list[str]:
 
 def context_of(asked: Mapping[str, Any]) -> str:
     """What a model knows besides the question, one kind a line: a caption, a hint, the dialogue so far, OCR tokens."""
-    told = {"caption": asked.get("caption"), "context": asked.get("context"), "history": asked.get("history"),
+    known = {"caption": asked.get("caption"), "context": asked.get("context"), "history": asked.get("history"),
             "OCR tokens": ", ".join(asked.get("ocr_tokens") or [])}
-    return "\n".join(f"{name}: {text}" if name != "history" else str(text) for name, text in told.items() if text)
+    return "\n".join(f"{name}: {text}" if name != "history" else str(text) for name, text in known.items() if text)
 
 
-def retrieval_samples(gallery: Gallery, found: BothWays, dataset: Any, prefix: str = "") -> list[ReportSample]:
+def retrieval_samples(gallery: Gallery, found: BothWays, dataset: object, prefix: str = "") -> list[ReportSample]:
     """Every image as a query for texts, then every text as a query for images.
 
     Args:
@@ -83,7 +84,7 @@ def retrieval_samples(gallery: Gallery, found: BothWays, dataset: Any, prefix: s
     return by_image + by_text
 
 
-def _ranks(found: Candidates, positives: Any) -> list[int]:
+def _ranks(found: Candidates, positives: Sequence[int] | Sequence[Sequence[int]]) -> list[int]:
     """From 1, or report.MISSED."""
     ranks: Tensor = ranks_from_candidates(found.index, positives)
     return [report.MISSED if rank == MISSED else rank + 1 for rank in ranks.tolist()]

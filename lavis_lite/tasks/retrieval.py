@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.datasets.protocols import CaptionedImages
 from lavis_lite.metrics.retrieval import mean_chance
+from lavis_lite.models.protocols import Matcher, Retriever
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
-from lavis_lite.tasks.gallery import Gallery, check_dataset
 from lavis_lite.tasks.reporting import retrieval_samples
-from lavis_lite.tasks.retrieval_parts import BothWays, Sizes
+from lavis_lite.tasks.retrieval_parts import BothWays, Gallery, Sizes, check_captions
 from lavis_lite.tasks.retrieval_scoring import image_rows, recalls_of, retrieve
 
 
@@ -32,7 +33,7 @@ class RetrievalRunConfig(RunConfig):
 
 
 @registry.register_task("retrieval")
-class RetrievalTask(BaseTask):
+class RetrievalTask(BaseTask[Retriever, CaptionedImages]):
     """Trains on samples {image, text_input, image_id}; evaluates a split with one sample per image.
 
     An evaluation sample has `image` float[B,3,H,W] and `index` (its place in the data set); the data set has `text`,
@@ -42,24 +43,30 @@ class RetrievalTask(BaseTask):
     """
 
     config_class: ClassVar[type[RunConfig]] = RetrievalRunConfig
+    needs_model = Retriever
+    needs_data = CaptionedImages
     cfg: RetrievalRunConfig
-    model_methods = ("tokenize", "forward_image", "forward_text")
 
     def __init__(self, cfg: RetrievalRunConfig) -> None:
         super().__init__(cfg)
         self._found: tuple[Gallery, BothWays] | None = None
 
-    def before_evaluation(self, dataset: Any, split: str) -> None:
+    def before_evaluation(self, dataset: CaptionedImages, split: str) -> None:
         """Refuse a split that cannot be searched before anything is computed."""
-        check_dataset(dataset, split)
+        super().before_evaluation(dataset, split)
+        check_captions(dataset, split)
 
-    def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
+    def model_needs(self, model: object) -> list[type]:
+        """A retriever; one that matches too (ITM) where candidates are re-ranked."""
+        return [Retriever, *([Matcher] if self.cfg.k_test > 0 else [])]
+
+    def predict(self, model: Retriever, samples: dict[str, Any]) -> list[Row]:
         """One row per image with what retrieval needs of it."""
-        if "image" not in samples:  # every image of the batch was bad
+        if not self.has_samples(samples, "image", "index"):
             return []
         return image_rows(model, samples, keep_embeds=self.cfg.k_test > 0)
 
-    def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
+    def score(self, model: Retriever, rows: list[Row], dataset: CaptionedImages, split: str) -> dict[str, float]:
         """Recall of the whole split, equal on all ranks."""
         gallery = gallery_of(rows, dataset, self.cfg.captions_per_image)
         itc, itm = retrieve(model, rows, gallery, self.cfg.k_test, sizes_of(self.cfg), self.progress)
@@ -69,7 +76,7 @@ class RetrievalTask(BaseTask):
         scores |= prefixed("", final, gallery)
         return scores | {"chance_r1": chance_r1(gallery), "agg_metrics": scores["r_mean"]}
 
-    def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample] | None:
+    def report(self, rows: list[Row], dataset: CaptionedImages, split: str) -> list[ReportSample] | None:
         """Every query with its best candidates, both ways."""
         found, self._found = self._found, None
         return None if found is None else retrieval_samples(*found, dataset)
@@ -79,7 +86,7 @@ class RetrievalTask(BaseTask):
         return recall_line(scores, {"itc_": "ITC", "": "ITC + ITM" if self.cfg.k_test > 0 else ""})
 
 
-def gallery_of(rows: Sequence[Row], dataset: Any, captions_per_image: int | None) -> Gallery:
+def gallery_of(rows: Sequence[Row], dataset: CaptionedImages, captions_per_image: int | None) -> Gallery:
     """The gallery of all ranks' rows. Collective."""
     own: list[int] = [row["id"] for row in rows]
     parts = distributed.all_gather_object(own)

@@ -1,6 +1,6 @@
 """Re-ranking by ITM: the best k of each query, both ways, every pair scored once (BLIP-2 section 4.4).
 
-A rank scores the pairs whose image it owns, image by image: keys and values of the image are computed once, its texts
+A rank scores the pairs of its own images, image by image. Keys and values of the image are computed once, its texts
 are stacked by length. In memory are the image features that the rank owns (in the vision encoder's dtype, on the CPU),
 one image's keys and values, one pass of pairs, and one float per pair.
 
@@ -13,13 +13,15 @@ import base64
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lavis_lite import distributed
+from lavis_lite.contracts import need
 from lavis_lite.finite import check_finite
+from lavis_lite.models.protocols import ImageCachingMatcher, Matcher, Retriever, TextCachingMatcher
+from lavis_lite.models.qformer.model import ImageKV
 from lavis_lite.tasks.base import ProgressHandle
 from lavis_lite.tasks.retrieval_parts import (
     BothWays,
@@ -38,7 +40,7 @@ START_BYTES = 6 << 30
 
 
 @torch.no_grad()
-def rerank(model: Any, own: OwnImages, texts: Texts, itc: BothWays, k_test: int, sizes: Sizes,
+def rerank(model: Retriever, own: OwnImages, texts: Texts, itc: BothWays, k_test: int, sizes: Sizes,
            progress: ProgressHandle | None = None) -> BothWays:
     """Re-order the first `k_test` candidates of each query by ITM logit + ITC cosine, as LAVIS does. Collective.
 
@@ -46,8 +48,7 @@ def rerank(model: Any, own: OwnImages, texts: Texts, itc: BothWays, k_test: int,
     ask for is computed once.
 
     Args:
-        model: offers `compute_itm(image_inputs float[B,P,Dv], text_ids, text_atts) -> float[B]`, or what `_Matcher`
-            says.
+        model: is also a `Matcher`, or one that caches.
         own: this rank's images, with `embeds`.
         texts: all texts.
         itc: candidates by ITC, equal on all ranks.
@@ -86,7 +87,7 @@ def _pairs(itc: BothWays, k_test: int, texts: int) -> Tensor:
     return torch.cat([by_image.flatten(), by_text.flatten()]).unique()
 
 
-def _score_pairs(model: Any, own: OwnImages, texts: Texts, pairs: Tensor, sizes: Sizes,
+def _score_pairs(model: Retriever, own: OwnImages, texts: Texts, pairs: Tensor, sizes: Sizes,
                  progress: ProgressHandle) -> Tensor:
     """Match logits of ascending pairs of own images: at least float32[pairs], on the CPU.
 
@@ -115,7 +116,7 @@ def _pair(image: int, texts: Tensor, row: int) -> str:
 
 
 def _known_or(score: Callable[[], Tensor], place: int, rows: Tensor, progress: ProgressHandle) -> Tensor:
-    """An image's logits as they were kept, where they are of the same texts; else scored now, and kept."""
+    """The stored logits of an image if they belong to the same texts; else new ones, which are stored."""
     key, asked = f"match {place}", hashlib.blake2b(rows.numpy().tobytes(), digest_size=8).hexdigest()
     kept = progress.load(key)
     if kept is not None and kept["texts"] == asked:
@@ -130,14 +131,13 @@ class _Matcher:
     """Match logits of images with texts, by whatever the model offers that computes least.
 
     Args:
-        model: offers `compute_itm`; or `image_kv` and `match_logits`, by which an image's keys and values are computed
-            once for all its texts; and `match_start` and `match_started`, by which a text's part is computed once for
-            all its images.
+        model: is also a `Matcher`. An `ImageCachingMatcher` computes an image's keys and values once for all its
+            texts. A `TextCachingMatcher` also computes a text's part once for all its images.
         texts: of the gallery.
         sizes: pairs per pass.
     """
 
-    def __init__(self, model: Any, texts: Texts, sizes: Sizes) -> None:
+    def __init__(self, model: Retriever, texts: Texts, sizes: Sizes) -> None:
         self.model, self.texts, self.sizes = model, texts, sizes
         self.lengths = texts.mask.sum(1)
 
@@ -152,19 +152,21 @@ class _Matcher:
 
     def _of_image(self, image: Tensor) -> Callable[[Tensor], Tensor]:
         """Texts int64[T] -> logits float[T] with one image float[1,P,Dv]."""
-        if not hasattr(self.model, "image_kv"):
-            return lambda rows: self.model.compute_itm(image.expand(len(rows), -1, -1), *self._tokens(rows))
-        keys_values = self.model.image_kv(image)
-        if self._starts is not None:
-            return partial(self._started, keys_values, self._starts)
-        return lambda rows: self.model.match_logits(
+        model: object = self.model
+        if not isinstance(model, ImageCachingMatcher):
+            matcher = need(model, Matcher, "re-ranking")
+            return lambda rows: matcher.compute_itm(image.expand(len(rows), -1, -1), *self._tokens(rows))
+        keys_values = model.image_kv(image)
+        if isinstance(model, TextCachingMatcher) and self._starts is not None:
+            return partial(self._started, model, keys_values, self._starts)
+        return lambda rows: model.match_logits(
             keys_values.repeated(len(rows)), self.texts.tokens(*self._tokens(rows)))[:, 1]
 
-    def _started(self, keys_values: Any, starts: Tensor, rows: Tensor) -> Tensor:
+    def _started(self, model: TextCachingMatcher, keys_values: ImageKV, starts: Tensor, rows: Tensor) -> Tensor:
         _, mask = self._tokens(rows)
         queries = starts.shape[1] - int(self.lengths.max())
         own = starts[:, :queries + mask.shape[1]].index_select(0, rows.to(starts.device))
-        return self.model.match_started(keys_values.repeated(len(rows)), own, mask)[:, 1]
+        return model.match_started(keys_values.repeated(len(rows)), own, mask)[:, 1]
 
     def _tokens(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return trimmed(self.texts.ids[rows], self.texts.mask[rows], self.model.device)
@@ -175,7 +177,7 @@ class _Matcher:
 
         None: the model has no such thing, or it would be more than START_BYTES.
         """
-        if not hasattr(self.model, "match_start"):
+        if not isinstance(self.model, TextCachingMatcher):
             return None
         kept: Tensor | None = None
         for rows in torch.argsort(self.lengths, descending=True, stable=True).split(self.sizes.pair_batch):

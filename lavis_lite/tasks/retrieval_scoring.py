@@ -1,8 +1,8 @@
 """Image-text retrieval with a stage-1 model: ITC over everything, ITM over the best k (BLIP-2 section 4.4).
 
-Shared over ranks with bounded memory. A rank holds the image features of its own images only: it computes their rows
-of the ITC matrix, a block of texts at a time, and scores those (image, text) pairs whose image it owns. What crosses
-ranks is float[E] per text, the best k (index, cosine) of each query, and one float per re-ranked pair.
+The work is shared over ranks with bounded memory. A rank holds the image features of its own images only. It computes
+their rows of the ITC matrix, a block of texts at a time, and scores their pairs. Ranks exchange
+float[E] per text, the best k (index, cosine) of each query, and one float per re-ranked pair.
 
 The work is cut by the place of an image or text in the gallery and never by rank, so that 1, 2 and 3 ranks run the
 same matrix products and give the same bits.
@@ -18,28 +18,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lavis_lite import distributed
 from lavis_lite.errors import shown
 from lavis_lite.finite import check_finite
 from lavis_lite.metrics.retrieval import KS, ranks_from_candidates, recalls
+from lavis_lite.models.protocols import Retriever
 from lavis_lite.tasks.base import ProgressHandle
-from lavis_lite.tasks.gallery import Gallery
-from lavis_lite.tasks.retrieval_parts import BothWays, Candidates, OwnImages, Sizes, Texts, best, by_index, trimmed
+from lavis_lite.tasks.retrieval_parts import (
+    BothWays,
+    Candidates,
+    Gallery,
+    OwnImages,
+    Sizes,
+    Texts,
+    best,
+    by_index,
+    trimmed,
+)
 from lavis_lite.tasks.retrieval_reranking import rerank
 
 TEXT_BLOCK = 1024
 """texts per block of the ITC matrix, and per exchange of candidates"""
 
 
-def image_features(model: Any, query_hidden: Tensor) -> Tensor:
-    """ITC features of the query tokens: float[B,Q,D] -> float32[B,Q,E], unit length."""
-    return functional.normalize(model.vision_proj(query_hidden).float(), dim=-1)
-
-
 @torch.no_grad()
-def encode_texts(model: Any, texts: Sequence[str], sizes: Sizes) -> Texts:
+def encode_texts(model: Retriever, texts: Sequence[str], sizes: Sizes) -> Texts:
     """Tokenize all texts and compute their ITC features, batches dealt out to the ranks by turns. Collective.
 
     Raises:
@@ -52,7 +56,7 @@ def encode_texts(model: Any, texts: Sequence[str], sizes: Sizes) -> Texts:
     for number, rows in enumerate(order.split(sizes.text_batch)):
         if number % distributed.world_size() == distributed.rank():
             hidden = model.forward_text(kind(*trimmed(ids[rows], mask[rows], model.device)))
-            found = functional.normalize(model.text_proj(hidden).float(), dim=-1).cpu()
+            found = model.project_text(hidden).cpu()
             mine[number] = check_finite(found, partial(_text, texts, rows.tolist()))
     batches: dict[int, Tensor] = {}
     for part in distributed.all_gather_object(mine):
@@ -124,7 +128,7 @@ def indices(samples: dict[str, Any]) -> list[int]:
 
 
 @torch.no_grad()
-def image_rows(model: Any, samples: dict[str, Any], keep_embeds: bool) -> list[dict[str, Any]]:
+def image_rows(model: Retriever, samples: dict[str, Any], keep_embeds: bool) -> list[dict[str, Any]]:
     """What retrieval needs of a batch of images: one row per image, tensors on the CPU.
 
     Args:
@@ -133,7 +137,7 @@ def image_rows(model: Any, samples: dict[str, Any], keep_embeds: bool) -> list[d
         keep_embeds: whether re-ranking will follow and the rows must hold the vision encoder's output.
 
     Returns:
-        rows {id: int, image_feats: float32[Q,E]} and, if asked for, image_embeds: float[P,Dv], in autocast's type
+        rows {id: int, image_feats: float32[Q,E]} and, with keep_embeds, image_embeds: float[P,Dv], in autocast's type
         under autocast.
 
     Raises:
@@ -141,7 +145,7 @@ def image_rows(model: Any, samples: dict[str, Any], keep_embeds: bool) -> list[d
     """
     hidden, embeds = model.forward_image(samples["image"])
     places = indices(samples)
-    found = check_finite(image_features(model, hidden).cpu(),
+    found = check_finite(model.project_image(hidden).cpu(),
                          lambda row: f"retrieval: the features of the split's image {places[row]} are NaN or infinite.")
     rows: list[dict[str, Any]] = [
         {"id": index, "image_feats": features} for index, features in zip(places, found, strict=True)]
@@ -159,7 +163,7 @@ def _in_autocasts_type(embeds: Tensor) -> Tensor:
     return embeds
 
 
-def retrieve(model: Any, rows: Sequence[dict[str, Any]], gallery: Gallery, k_test: int, sizes: Sizes,
+def retrieve(model: Retriever, rows: Sequence[dict[str, Any]], gallery: Gallery, k_test: int, sizes: Sizes,
              progress: ProgressHandle | None = None) -> tuple[BothWays, BothWays | None]:
     """This rank's rows -> the gallery's candidates by ITC, and by ITC + ITM when `k_test` > 0. Collective."""
     texts = encode_texts(model, gallery.texts, sizes)

@@ -25,7 +25,7 @@ class Submission:
     """What goes to a server.
 
     Attributes:
-        server: whose format it is; plain: rows of our own, for no server.
+        server: the format is that of this server; plain: rows of this package.
         content: rows, one per id; or an object of them by id (A-OKVQA).
         name: the file's name where the server prescribes one; "": as other predictions are called.
     """
@@ -40,7 +40,7 @@ class Submission:
         return ".csv" if self.server in _COLUMNS else ".json"
 
     def format_hint(self) -> str:
-        """Which server's format the file has, as the end of a sentence."""
+        """Which format the file has, as the end of a sentence."""
         if self.server == "plain":
             return "; each row of the file has question_id, answer, choice and scores: there is no server for it"
         return f"; the file has the format of the {NAMES[self.server]} server"
@@ -48,6 +48,7 @@ class Submission:
     def text(self) -> str:
         """The file's content."""
         if self.server in _COLUMNS:
+            assert not isinstance(self.content, Mapping), self.server
             return _table(self.content, _COLUMNS[self.server])
         return lines(self.content)
 
@@ -59,7 +60,7 @@ def lines(content: Sequence[Row] | Mapping[str, Any]) -> str:
     return "[\n" + ",\n".join(json.dumps(row) for row in content) + "\n]\n"
 
 
-def _table(content: Any, columns: Sequence[str]) -> str:
+def _table(content: Sequence[Row], columns: Sequence[str]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()

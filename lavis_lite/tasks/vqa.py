@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from lavis_lite.config.schema import SCORING_ONLY, RunConfig
+from lavis_lite.contracts import need
+from lavis_lite.datasets.protocols import AnswerList, MajorityAnswers, NamedImages, Questions
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.metrics.anls import anls, anls_score
 from lavis_lite.metrics.answer_rules import LEAVES_ONE_OUT, AnswerRule, Rule, Truth, chosen_rule, lacking, truth_score
+from lavis_lite.metrics.ranking import order, shares
 from lavis_lite.metrics.vqa import Majority, accuracies, question_scores, vqa_accuracy
+from lavis_lite.models.blip2.prompts import question_prompts
+from lavis_lite.models.language.contract import PAIRS_AT_ONCE
+from lavis_lite.models.protocols import Answerer, Ranker
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import Candidate, ReportSample
 from lavis_lite.tasks.base import Row
-from lavis_lite.tasks.likelihood import likeliest_answers, tells_likelihoods
 from lavis_lite.tasks.reporting import context_of, counted, pictures_of
 from lavis_lite.tasks.submission import Server, Submission, answer_row
-from lavis_lite.tasks.writing import CONTROLS, WritingRunConfig, WritingTask, in_prompt, plain
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, in_prompt, plain
 
 METRICS = ("accuracy", "anls")
 LEFT_OUT = "left_out"
 EMPTY = "empty_answers"
+KEPT = 10
+"""candidates of each sample that rows and reports hold; the answer lists of real data sets have thousands"""
+Likeliest = list[list[Any]]
+"""[answer, log-likelihood in nats, its share of the probability of all candidates], likeliest first; lists, as JSON
+gives them back"""
 
 
 @dataclass
@@ -49,7 +60,7 @@ class VQARunConfig(WritingRunConfig):
 
 
 @registry.register_task("vqa")
-class VQATask(WritingTask):
+class VQATask(WritingTask[Answerer, Questions]):
     """Trains on samples {image, text_input, text_output}; evaluates a data set of questions (`QAEvalDataset`).
 
     The prompt that is read is text_input, put into `run.prompt` where that is set. Scores (fractions): accuracy,
@@ -60,7 +71,8 @@ class VQATask(WritingTask):
     """
 
     config_class: ClassVar[type[RunConfig]] = VQARunConfig
-    model_methods = ("predict_answers",)
+    needs_model = Answerer
+    needs_data = Questions
     servers: ClassVar[tuple[Server, ...]] = ("vqa", "textvqa", "gqa", "vizwiz", "aokvqa")
     default_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     cfg: VQARunConfig
@@ -86,7 +98,7 @@ class VQATask(WritingTask):
         """The template around the questions of a batch; "": they are read as they are."""
         return self.cfg.prompt or ""
 
-    def rule(self, dataset: Any) -> Rule:
+    def rule(self, dataset: Questions) -> Rule:
         """How answers of a data set are scored."""
         if self.cfg.vqa_rule != "auto":
             self._rule = dataset, self.cfg.vqa_rule
@@ -94,25 +106,19 @@ class VQATask(WritingTask):
             self._rule = dataset, rule_for(dataset)
         return self._rule[1]
 
-    def takes(self, dataset: Any) -> bool:
-        """Whether it lists questions."""
-        return hasattr(dataset, "question")
-
-    def before_evaluation(self, dataset: Any, split: str) -> None:
+    def before_evaluation(self, dataset: Questions, split: str) -> None:
         """Refuse a data set without questions, ranking without candidates, and a rule that needs more annotators."""
-        if not self.takes(dataset):
-            raise DataError(f"split {split!r} has no questions ({type(dataset).__name__}); take a data set of the "
-                            "builder image_qa, such as mini_world_vqa.")
+        super().before_evaluation(dataset, split)
         if dataset.has_answers and "accuracy" in self.metrics:
             self._check_rule(dataset, split)
         self._answers, self._split = [], split
         if self.cfg.inference_method == "rank":
-            self._answers = dataset.answer_list
+            self._answers = need(dataset, AnswerList, f"split {split!r}: run.inference_method=rank").answer_list
             if not self._answers:
                 raise DataError(f"split {split!r}: run.inference_method=rank needs candidates. Set answer_list of the "
                                 "data set, or keep its training annotations here.")
 
-    def _check_rule(self, dataset: Any, split: str) -> None:
+    def _check_rule(self, dataset: Questions, split: str) -> None:
         """Refuse a rule that needs more than any one question has."""
         rule = self.rule(dataset)
         for index in range(len(dataset)):
@@ -125,14 +131,13 @@ class VQATask(WritingTask):
             if reason := lacking(truth, rule):
                 raise DataError(f"{where}, run.vqa_rule={rule}: {reason}.")
 
-    def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
+    def predict(self, model: Answerer, samples: dict[str, Any]) -> list[Row]:
         """One row per question: {id, index, answer}; ranked ones also have their `likeliest` candidates."""
-        if "index" not in samples:  # every image of the batch was bad
+        if not self.has_samples(samples, "question_id", "index", "text_input"):
             return []
-        if not hasattr(model, "predict_answers"):
-            raise ConfigError(f"{type(model).__name__} does not answer questions; take an arch such as blip2_opt.")
         names, places = plain(samples["question_id"]), plain(samples["index"])
-        if self.cfg.inference_method == "rank" and tells_likelihoods(model, samples):
+        # examples in prompts are left to `predict_answers`
+        if self.cfg.inference_method == "rank" and isinstance(model, Ranker) and "few_shot_samples" not in samples:
             tried = self._answers[:self.cfg.num_ans_candidates]
             found = likeliest_answers(model, samples, tried, self.prompt_of(samples))
             return [{"id": name, "index": place, "answer": best[0][0].strip(), "likeliest": best}
@@ -144,7 +149,7 @@ class VQATask(WritingTask):
         return [{"id": name, "index": place, "answer": answer.strip()}
                 for name, place, answer in zip(names, places, answers, strict=True)]
 
-    def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
+    def score(self, model: Answerer, rows: list[Row], dataset: Questions, split: str) -> dict[str, float]:
         """Scores of all ranks' rows."""
         if not self.scores(dataset):
             return self.unscored(rows, dataset.has_answers)
@@ -159,17 +164,17 @@ class VQATask(WritingTask):
                 scores |= accuracies(question_scores(answers, truths, self.rule(dataset)), truths)
         if self.cfg.baselines and "accuracy" in scores:
             scores |= self._baselines(dataset, {name: asked[name]["question"] for name in answers}, truths)
-        told = {LEFT_OUT: len(rows) - len(answers), EMPTY: sum(not row["answer"] for row in rows)}
-        return (scores | {name: float(count) for name, count in told.items() if count}
+        counts = {LEFT_OUT: len(rows) - len(answers), EMPTY: sum(not row["answer"] for row in rows)}
+        return (scores | {name: float(count) for name, count in counts.items() if count}
                 | {"agg_metrics": scores[self.metrics[0]]})
 
-    def scores(self, dataset: Any) -> bool:
+    def scores(self, dataset: Questions) -> bool:
         """Whether a data set is to be scored and can be."""
         return bool(dataset.has_answers and self.cfg.report_metric and self.metrics)
 
-    def _baselines(self, dataset: Any, questions: dict[Any, str], truths: dict[Any, Truth]) -> dict[str, float]:
+    def _baselines(self, dataset: Questions, questions: dict[Any, str], truths: dict[Any, Truth]) -> dict[str, float]:
         if self._majority[0] is not dataset:  # the training answers of a large data set take seconds to count
-            pairs = list(dataset.majority_pairs())
+            pairs = list(dataset.majority_pairs()) if isinstance(dataset, MajorityAnswers) else []
             self._majority = dataset, Majority(pairs) if pairs else None
         majority = self._majority[1]
         if majority is None:
@@ -179,7 +184,7 @@ class VQATask(WritingTask):
         return {name: vqa_accuracy(answers, truths, self.rule(dataset))["accuracy"]
                 for name, answers in (("majority", overall), ("majority_by_question", by_question))}
 
-    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission:
+    def predictions(self, rows: list[Row], dataset: Questions) -> list[Row] | Submission:
         """The official results format, question_id and answer; without labels that of `run.submission`."""
         if dataset.has_answers:
             return [{"question_id": row["id"], "answer": row["answer"]} for row in rows]
@@ -188,9 +193,9 @@ class VQATask(WritingTask):
                                   f"predictions_{self._split}.json")
         named = self.server == "vizwiz"
         return self.submitted([answer_row(self.server, row["id"], row["answer"],
-                                          dataset.image_name(row["index"]) if named else "") for row in rows])
+                                          _image_name(dataset, row["index"]) if named else "") for row in rows])
 
-    def report(self, rows: list[Row], dataset: Any, split: str) -> list[ReportSample]:
+    def report(self, rows: list[Row], dataset: Questions, split: str) -> list[ReportSample]:
         """Question, answer, the annotators' answers and the scores; right: at least half the first score."""
         picture = pictures_of(self.evaluated(dataset))
         samples = []
@@ -226,20 +231,24 @@ class VQATask(WritingTask):
         """The scores beside the majority; answers that were empty, and questions that do not count."""
         plainly = self._rule[1] in ("exact", "thirds", "halves", "scienceqa")  # another score than VQA's own
         names = {"accuracy": "accuracy" if plainly else "VQA accuracy", "anls": "ANLS"}
-        said = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in METRICS if name in scores)
-        said += CONTROLS[self.cfg.control]
+        line = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in METRICS if name in scores)
+        line += CONTROLS[self.cfg.control]
         if "majority" in scores:
-            said += f" (majority {scores['majority']:.3f}, by question {scores['majority_by_question']:.3f})"
+            line += f" (majority {scores['majority']:.3f}, by question {scores['majority_by_question']:.3f})"
         if EMPTY in scores:
-            said += f"; {scores[EMPTY]:.0f} answers were empty"
+            line += f"; {scores[EMPTY]:.0f} answers were empty"
         if LEFT_OUT in scores:
-            said += f"; {scores[LEFT_OUT]:.0f} difficult questions were left out, as A-OKVQA's own evaluation does"
-        return said
+            line += f"; {scores[LEFT_OUT]:.0f} difficult questions were left out, as A-OKVQA's own evaluation does"
+        return line
 
 
-def rule_for(dataset: Any) -> Rule:
+def rule_for(dataset: Questions) -> Rule:
     """The rule of `auto`, see `chosen_rule`."""
     return chosen_rule("auto", (len(dataset.question(index)["answers"]) for index in range(len(dataset))))
+
+
+def _image_name(dataset: Questions, index: int) -> str:
+    return need(dataset, NamedImages, "run.submission=vizwiz").image_name(index)
 
 
 def truth_of(asked: Row) -> Truth:
@@ -247,3 +256,26 @@ def truth_of(asked: Row) -> Truth:
     choices = asked.get("candidates") or asked.get("choices", ())
     return Truth(asked["answers"], asked.get("question_type", ""), asked.get("answer_type", ""),
                  asked.get("confidences", ()), choices, asked.get("label"))
+
+
+def likeliest(answers: Sequence[str], scores: Sequence[float], most: int = KEPT) -> Likeliest:
+    """The first `most` answers by score; equal ones keep their order."""
+    share = shares(scores).tolist()
+    return [[answers[place], scores[place], share[place]] for place in order(scores)[:most].tolist()]
+
+
+def likeliest_answers(model: Ranker, samples: dict[str, Any], answers: Sequence[str], prompt: str) -> list[Likeliest]:
+    """One list per question of a batch; the first of it is what `predict_answers` calls the answer by rank.
+
+    Args:
+        model: scores candidates one by one.
+        samples: image or video, text_input, and what else the prompt takes.
+        answers: candidates, the same for all.
+        prompt: template around the question; "": none.
+    """
+    size = len(samples["text_input"])
+    asked: dict[str, Any] = {key: samples[key] for key in PICTURES if key in samples}
+    asked["prompt"] = question_prompts(samples, prompt, size)
+    segments = max(1, -(-size * len(answers) // PAIRS_AT_ONCE))
+    scores = model.score_candidates(asked, list(answers), n_segments=segments).float().tolist()
+    return [likeliest(answers, row) for row in scores]

@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lavis_lite.config.schema import SCORING_ONLY, RunConfig
+from lavis_lite.contracts import need
 from lavis_lite.datasets.controls import AblatedImages, Control
+from lavis_lite.datasets.protocols import MapDataset
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.blip2.prompts import question_prompts
-from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.base import BaseTask, D, M, Row
 from lavis_lite.tasks.submission import Server, Submission
 
 PICTURES = ("image", "video", "image_rows")
@@ -22,7 +24,7 @@ CONTROLS = {"none": "", "wrong_image": " with other samples' images", "blind": "
 
 @dataclass
 class WritingRunConfig(RunConfig):
-    """The run section of tasks whose predictions are texts."""
+    """The run section of tasks that predict texts."""
 
     num_beams: int = 5
     """width of beam search; 1: greedy"""
@@ -40,19 +42,19 @@ class WritingRunConfig(RunConfig):
     report_metric: bool = field(default=True, metadata=SCORING_ONLY)
     """false: predictions are written and not scored"""
     submission: Server | None = field(default=None, metadata=SCORING_ONLY)
-    """whose format predictions have where a split has no labels; absent: the task's own server (VQA, GQA, A-OKVQA,
+    """the format of predictions if a split has no labels. Absent: that of the task's own server (VQA, GQA, A-OKVQA,
     Visual Dialog, COCO captions), plain rows for rankings"""
     control: Control = "none"
     """evaluate with other samples' images, or with blank ones: what is left of the score does not come from seeing"""
 
 
-class WritingTask(BaseTask):
+class WritingTask(BaseTask[M, D]):
     """Predicts one text per sample; a row is {id, index, <text>}."""
 
     gathers_rows: ClassVar[bool] = True
     config_class: ClassVar[type[RunConfig]] = WritingRunConfig
     servers: ClassVar[tuple[Server, ...]] = ("plain",)
-    """whose formats predictions can have; the first is the default"""
+    """servers for which predictions can be written; the first is the default"""
     cfg: WritingRunConfig
 
     def __init__(self, cfg: WritingRunConfig) -> None:
@@ -72,18 +74,19 @@ class WritingTask(BaseTask):
 
     @property
     def server(self) -> Server:
-        """Whose format predictions on a split without labels have."""
+        """The server for which predictions on a split without labels are written."""
         return self.cfg.submission or self.servers[0]
 
-    def submitted(self, content: Any, name: str = "") -> Submission:
-        """Predictions on a split without labels; the summary will say whose format they have."""
+    def submitted(self, content: Sequence[Row] | Mapping[str, Any], name: str = "") -> Submission:
+        """Predictions on a split without labels; the summary names their format."""
         found = Submission(self.server, content, name)
         self._format_hint = found.format_hint()
         return found
 
-    def evaluated(self, dataset: Any) -> Any:
+    def evaluated(self, dataset: D) -> Any:
         """The data set as `run.control` shows it."""
-        return dataset if self.cfg.control == "none" else AblatedImages(dataset, self.cfg.control)
+        return dataset if self.cfg.control == "none" else AblatedImages(
+            need(dataset, MapDataset, "run.control"), self.cfg.control)
 
     def options(self) -> dict[str, Any]:
         """Settings of generation that the run or its task names; the model decides the others."""
@@ -103,7 +106,7 @@ class WritingTask(BaseTask):
         return {"predictions": float(len(rows))}
 
     def summary(self, scores: dict[str, float]) -> str:
-        """Scores, a line for each of several data sets; where nothing was scored it says so and in whose format."""
+        """Scores, a line for each of several data sets; if nothing was scored, why not, and the format of the file."""
         if any("/" in name for name in scores):  # of several data sets
             return by_dataset(scores) + CONTROLS[self.cfg.control]
         if "predictions" in scores:
@@ -125,10 +128,10 @@ def by_dataset(scores: Mapping[str, float]) -> str:
             lines.setdefault(dataset, []).append(
                 f"{name} {value:.4g}" if name != "predictions" else f"{value:.0f} predictions written, not scored")
     mean = f"mean {scores['agg_metrics']:.4g}" if "agg_metrics" in scores else f"{len(lines)} data sets"
-    return mean + "".join(f"\n  {dataset}: {', '.join(told)}" for dataset, told in lines.items())
+    return mean + "".join(f"\n  {dataset}: {', '.join(parts)}" for dataset, parts in lines.items())
 
 
-def plain(values: Any) -> list[Any]:
+def plain(values: Tensor | Sequence[Any]) -> list[Any]:
     """A column of a batch as Python values: a tensor in one copy from the device, a list as it is."""
     return list(values.tolist() if isinstance(values, Tensor) else values)
 

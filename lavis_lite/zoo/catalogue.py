@@ -11,14 +11,38 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
 
 if TYPE_CHECKING:
+    from typing import TypedDict
+
+    import torch
+    from typing_extensions import Unpack
+
     from lavis_lite.models.base import BaseModel
+    from lavis_lite.models.blip2.llm import Blip2LLM
+    from lavis_lite.models.blip2.stage1 import Blip2ImageTextMatching, Blip2Qformer
     from lavis_lite.processors.base import BaseProcessor
+
+    Device = str | torch.device
+    File = str | Path | None
+
+    class LoadOptions(TypedDict, total=False):
+        """Keyword arguments of `load_model_and_preprocess`, for its typed signatures."""
+
+        dtype: str | torch.dtype | None
+        device_map: str | Mapping[str, Any] | None
+        quantization: str | None
+        allow_untrained: bool
+        allow_non_finite: bool
+
+WritingArch = Literal["blip2_opt", "blip2_t5", "blip2_t5_instruct", "blip2_vicuna", "blip2_vicuna_instruct"]
+Stage1Arch = Literal["blip2", "blip2_feature_extractor"]
+MatchingArch = Literal["blip2_image_text_matching"]
+"""archs by the class that loading them gives, for type checkers"""
 
 Processors = dict[str, "BaseProcessor"]
 """the processors of training ("train") and of everything else ("eval")"""
@@ -106,6 +130,31 @@ def _first_comment(path: Path) -> str:
     return " ".join(line.lstrip("# ").rstrip() for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
+@overload
+def load_model_and_preprocess(
+        name: WritingArch, model_type: str, is_eval: bool = ..., device: Device = ..., *, checkpoint: File = ...,
+        **options: Unpack[LoadOptions]) -> tuple[Blip2LLM, Processors, Processors]: ...
+
+
+@overload
+def load_model_and_preprocess(
+        name: Stage1Arch, model_type: str, is_eval: bool = ..., device: Device = ..., *, checkpoint: File = ...,
+        **options: Unpack[LoadOptions]) -> tuple[Blip2Qformer, Processors, Processors]: ...
+
+
+@overload
+def load_model_and_preprocess(
+        name: MatchingArch, model_type: str, is_eval: bool = ..., device: Device = ..., *, checkpoint: File = ...,
+        **options: Unpack[LoadOptions]) -> tuple[Blip2ImageTextMatching, Processors, Processors]: ...
+
+
+@overload
+def load_model_and_preprocess(
+        name: str | None = ..., model_type: str | None = ..., is_eval: bool = ..., device: Device = ...,
+        *, checkpoint: File = ..., run: File = ..., weights: str | None = ...,
+        **options: Unpack[LoadOptions]) -> tuple[BaseModel, Processors, Processors]: ...
+
+
 def load_model_and_preprocess(name: str | None = None, model_type: str | None = None, is_eval: bool = False,
                               device: Any = "cpu", *, run: str | Path | None = None,
                               checkpoint: str | Path | None = None, weights: str | None = None, dtype: Any = None,
@@ -169,6 +218,31 @@ def _sections(name: str | None, model_type: str | None, run: str | Path | None,
     chosen = replace(chosen, weights=weights or "")
     _log.info("loading %s", chosen.describe())
     return (*runs.model_sections(chosen), None)
+
+
+@overload
+def load_model(
+        name: WritingArch, model_type: str, is_eval: bool = ..., device: Device = ..., checkpoint: File = ...,
+        **options: Unpack[LoadOptions]) -> Blip2LLM: ...
+
+
+@overload
+def load_model(
+        name: Stage1Arch, model_type: str, is_eval: bool = ..., device: Device = ..., checkpoint: File = ...,
+        **options: Unpack[LoadOptions]) -> Blip2Qformer: ...
+
+
+@overload
+def load_model(
+        name: MatchingArch, model_type: str, is_eval: bool = ..., device: Device = ..., checkpoint: File = ...,
+        **options: Unpack[LoadOptions]) -> Blip2ImageTextMatching: ...
+
+
+@overload
+def load_model(
+        name: str | None = ..., model_type: str | None = ..., is_eval: bool = ..., device: Device = ...,
+        checkpoint: File = ..., *, run: File = ..., weights: str | None = ...,
+        **options: Unpack[LoadOptions]) -> BaseModel: ...
 
 
 def load_model(name: str | None = None, model_type: str | None = None, is_eval: bool = False, device: Any = "cpu",

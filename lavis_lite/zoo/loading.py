@@ -5,7 +5,6 @@ Every wish is checked, and every file looked for, before anything is built.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from typing import Any
 import torch
 
 from lavis_lite.checkpoints.weights import build_model
+from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.models.base import BaseModel
 from lavis_lite.models.provenance import refuse_untrained
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -23,10 +24,10 @@ REMEDIES = ("Name weights with checkpoint=PATH, or a run with run=RUN (on the co
 """what to do if a model is loaded that nobody has trained"""
 
 
-def load_section(section: Any, *, is_eval: bool = False, device: Any = "cpu", checkpoint: str | Path | None = None,
-                 dtype: Any = None, device_map: Any = None, quantization: str | None = None,
-                 say: Callable[[str], None] | None = None, allow_untrained: bool = True,
-                 allow_non_finite: bool = False) -> Any:
+def load_section(section: ModelConfig, *, is_eval: bool = False, device: Any = "cpu",
+                 checkpoint: str | Path | None = None, dtype: Any = None, device_map: Any = None,
+                 quantization: str | None = None, say: Callable[[str], None] | None = None,
+                 allow_untrained: bool = True, allow_non_finite: bool = False) -> BaseModel:
     """Build the model of a section; arguments as `lavis_lite.zoo.load_model_and_preprocess`.
 
     Args:
@@ -44,7 +45,7 @@ def load_section(section: Any, *, is_eval: bool = False, device: Any = "cpu", ch
                **precisions(section, where, wanted, is_eval)}
     if allow_non_finite:
         changes["allow_non_finite"] = True
-    model = build_model(dataclasses.replace(section, **changes), say)
+    model = build_model(section.replaced(**changes), say)
     if is_eval and not allow_untrained:
         refuse_untrained(model, REMEDIES)
     model.train(not is_eval)
@@ -84,7 +85,7 @@ def dtype_name(dtype: Any) -> str:
     return name
 
 
-def precisions(section: Any, device: torch.device, dtype: str | None, is_eval: bool) -> dict[str, Any]:
+def precisions(section: ModelConfig, device: torch.device, dtype: str | None, is_eval: bool) -> dict[str, Any]:
     """The section's precision keys for a device and a wished dtype.
 
     Raises:
@@ -94,7 +95,7 @@ def precisions(section: Any, device: torch.device, dtype: str | None, is_eval: b
     if dtype == "fp16" and on_cpu:
         raise ConfigError("dtype: fp16 arithmetic on a CPU is slow and incomplete; use dtype='bf16' or leave it out "
                           "(fp32), or load the model on a GPU with device='cuda'.")
-    parts = {key: getattr(section, key) for key in ("vit_precision", "llm_precision") if hasattr(section, key)}
+    parts = {key: getattr(section, key) for key in ("vit_precision", "llm_precision") if key in section}
     if not getattr(section, "freeze_vit", True):
         parts.pop("vit_precision", None)  # its weights train: they are fp32
     if dtype is not None:
@@ -106,29 +107,29 @@ def precisions(section: Any, device: torch.device, dtype: str | None, is_eval: b
     return {key: "fp32" if on_cpu and value in ("auto", "fp16") else value for key, value in parts.items()}
 
 
-def _checkpoint(section: Any, checkpoint: str | Path | None) -> dict[str, Any]:
+def _checkpoint(section: ModelConfig, checkpoint: str | Path | None) -> dict[str, Any]:
     """The section's keys for one checkpoint in place of all that it names."""
     if checkpoint is None:
         return {}
     changes = {"load_pretrained": True, "pretrained": str(checkpoint), "load_finetuned": False}
-    return {**changes, "pretrained_stage1": None} if hasattr(section, "pretrained_stage1") else changes
+    return {**changes, "pretrained_stage1": None} if "pretrained_stage1" in section else changes
 
 
-def _language_wishes(section: Any, device_map: Any, quantization: str | None) -> dict[str, Any]:
+def _language_wishes(section: ModelConfig, device_map: Any, quantization: str | None) -> dict[str, Any]:
     """The section's keys for a quantised or spread language model, where they are asked for."""
     changes = {}
     for argument, key, value in (("device_map", "llm_device_map", device_map),
                                  ("quantization", "llm_quantization", quantization)):
         if value is None:
             continue
-        if not hasattr(section, key):
+        if key not in section:
             raise ConfigError(f"{argument}: {section.arch} has no {key} in its section, so there is no frozen language "
                               f"model that {argument}={value!r} could be about; leave it out.")
         changes[key] = value
     return changes
 
 
-def place(model: Any, device: torch.device, dtype: torch.dtype | None, language_model_stays: bool) -> Any:
+def place(model: BaseModel, device: torch.device, dtype: torch.dtype | None, language_model_stays: bool) -> BaseModel:
     """Move a model to its device (and dtype), but for a language model that has its place and dtype already."""
     if not language_model_stays:
         return model.to(device=device, dtype=dtype)
@@ -136,5 +137,5 @@ def place(model: Any, device: torch.device, dtype: torch.dtype | None, language_
     try:
         model.to(device=device, dtype=dtype)
     finally:
-        model.language_model = language_model
+        model.add_module("language_model", language_model)
     return model

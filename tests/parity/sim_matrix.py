@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite import distributed
-from lavis_lite.tasks.gallery import Gallery
-from lavis_lite.tasks.retrieval_parts import Sizes
+from lavis_lite.tasks.retrieval_parts import Gallery, Sizes
 from lavis_lite.tasks.retrieval_scoring import image_rows, retrieve
 from tests.helpers.processes import run_processes
 from tests.parity.blip2_cases import Recorded, build

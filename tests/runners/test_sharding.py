@@ -18,7 +18,7 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.language.load_options import Lora
-from lavis_lite.models.language.placement import blocks, recompute_blocks
+from lavis_lite.models.language.placement import recompute_blocks
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.runners.sharding import shard_frozen, sharded_names
 from lavis_lite.tracking.jsonl import read
@@ -62,9 +62,6 @@ class Captioner(BaseModel):
         soft = self.projection(samples["image"].double()).unflatten(1, (3, -1))
         texts = ["x" * (1 + int(index) % 3) for index in samples["index"]]
         return ModelOutput(self.language_model.loss(soft, ["what?"] * len(texts), texts))
-
-    def blocks_to_shard(self) -> list[nn.Module]:
-        return blocks(self.language_model.model)
 
 
 def train(folder: str, resume: str | None = None, fsdp: str = "llm", **traits: Any) -> dict[str, Any]:
@@ -183,5 +180,5 @@ def test_one_process_shares_with_nobody_and_a_model_needs_a_language_model(tmp_p
     assert distributed.world_size() == 1
     shard_frozen(model, run, torch.device("cpu"))
     assert sharded_names(model) == []
-    with pytest.raises(ConfigError, match="ToyModel has no frozen language model"):
+    with pytest.raises(ConfigError, match="ToyModel has no frozen transformer blocks"):
         Toy(tmp_path, {"fsdp": "llm"}).build()

@@ -51,6 +51,14 @@ class TinyModel(nn.Module):
         """float[B,D]."""
         return self._bag(tokens.ids, tokens.mask)
 
+    def project_image(self, hidden: Tensor) -> Tensor:
+        """float[B,Q,E], unit length."""
+        return nn.functional.normalize(self.vision_proj(hidden).float(), dim=-1)
+
+    def project_text(self, hidden: Tensor) -> Tensor:
+        """float[B,E], unit length."""
+        return nn.functional.normalize(self.text_proj(hidden).float(), dim=-1)
+
     def compute_itm(self, image_inputs: Tensor, text_ids: Tensor, text_atts: Tensor) -> Tensor:
         """float[B]."""
         self.itm_shapes.append((len(text_ids), text_ids.shape[1]))

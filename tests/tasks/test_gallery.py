@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lavis_lite.errors import DataError
-from lavis_lite.tasks.gallery import Gallery, check_dataset
+from lavis_lite.tasks.retrieval import RetrievalRunConfig, RetrievalTask
+from lavis_lite.tasks.retrieval_parts import Gallery, check_captions
 from tests.tasks.fakes import dataset
 
 
@@ -36,8 +37,10 @@ def test_no_image_is_a_data_error():
 
 
 def test_splits_that_cannot_be_searched_are_refused_with_their_place():
-    check_dataset(dataset(3), "val")
-    with pytest.raises(DataError, match=r"'val' .*2 of its 4 images have no caption, the first at image 1"):
-        check_dataset(dataset(4, captions=(1, 0)), "val")
-    with pytest.raises(DataError, match=r"'val' .*\(list\) does not list captions"):
-        check_dataset([], "val")
+    check_captions(dataset(3), "val")
+    with pytest.raises(DataError, match=r"'val' .*2 of its 4 images have no caption, the first at row 1"):
+        check_captions(dataset(4, captions=(1, 0)), "val")
+    task = RetrievalTask(RetrievalRunConfig())
+    with pytest.raises(DataError, match=r"'val': run.task=retrieval cannot evaluate list, .*no img2txt, text.*"
+                                        r"image_caption, image_retrieval"):
+        task.before_evaluation([], "val")

@@ -153,10 +153,10 @@ def test_faults_of_candidates() -> None:
     task.before_evaluation(Split(), "val")
     with pytest.raises(DataError, match="question_id 11 has no candidates"):
         task.predict(Scorer({}), {**Split().batch(), "candidates": [["a"], [], ["b"]]})
-    with pytest.raises(DataError, match="has no questions"):
+    with pytest.raises(DataError, match="cannot evaluate SimpleNamespace, which is no Choices .no answer_list"):
         make("ranking").before_evaluation(SimpleNamespace(), "val")
-    with pytest.raises(ConfigError, match="Linear does not score candidates"):
-        task.predict(torch.nn.Linear(1, 1), Split().batch())
+    with pytest.raises(ConfigError, match="cannot evaluate Linear, which has no score_candidates"):
+        task.check_model(torch.nn.Linear(1, 1))
     with pytest.raises(DataError, match="run.positive='maybe' is not among the candidates"):
         evaluate(make("ranking", positive="maybe"), Split(), Scorer({}))
 
@@ -304,13 +304,13 @@ def test_instruction_tuning_evaluates_every_set_as_what_it_is() -> None:
     assert evaluate(task, Rounds(), model)[0]["mrr"] == 1.0
     assert evaluate(task, single, model)[0]["accuracy"] == evaluate(task, many, model)[0]["accuracy"]
     assert model.asked[-1][2]["max_len"] == 10
-    images = SimpleNamespace(captions=[["small red star top"]], has_text=True)
+    images = SimpleNamespace(captions=[["small red star top"]], has_text=True, references=list)
     task.before_evaluation(images, "val")
     model.generate = lambda samples, **options: [f"red star {options['max_length']}"]
     batch = {"image": torch.zeros(1, 3, 2, 2), "index": torch.tensor([0]), "image_id": torch.tensor([5])}
     assert task.predict(model, batch) == [{"id": 5, "index": 0, "caption": "red star 44"}]
     assert task.takes(images) and not task.takes(SimpleNamespace())
-    with pytest.raises(DataError, match="instruction_tuning can evaluate no SimpleNamespace"):
+    with pytest.raises(DataError, match="instruction_tuning cannot evaluate SimpleNamespace"):
         task.before_evaluation(SimpleNamespace(), "val")
     assert task.summary({"a/accuracy": 1.0, "a/agg_metrics": 1.0, "b/predictions": 3.0, "agg_metrics": 1.0}) == (
         "mean 1\n  a: accuracy 1\n  b: 3 predictions written, not scored")

@@ -11,8 +11,7 @@ from benchmarks import rerank as benchmark
 from benchmarks.plain_rerank import PlainRerank
 from lavis_lite.models.text_tokens import TextTokens
 from lavis_lite.tasks import retrieval_reranking
-from lavis_lite.tasks.gallery import Gallery
-from lavis_lite.tasks.retrieval_parts import OwnImages, Sizes
+from lavis_lite.tasks.retrieval_parts import Gallery, OwnImages, Sizes
 from lavis_lite.tasks.retrieval_reranking import _runs, rerank
 from lavis_lite.tasks.retrieval_scoring import _similarity, encode_texts, image_rows, itc_candidates
 from tests.models.stage1_helpers import SPECIAL, tiny_model

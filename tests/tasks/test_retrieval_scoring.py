@@ -8,8 +8,7 @@ import torch
 from lavis_lite import distributed
 from lavis_lite.metrics.retrieval import ranks_from_scores, recalls
 from lavis_lite.tasks import retrieval_scoring
-from lavis_lite.tasks.gallery import Gallery
-from lavis_lite.tasks.retrieval_parts import Sizes, best
+from lavis_lite.tasks.retrieval_parts import Gallery, Sizes, best
 from lavis_lite.tasks.retrieval_scoring import image_rows, recalls_of, retrieve
 from tests.helpers.processes import run_processes
 from tests.tasks.fakes import WIDTH, TinyModel, batches, dataset

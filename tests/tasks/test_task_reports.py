@@ -14,11 +14,10 @@ from lavis_lite.datasets.controls import AblatedImages
 from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.evaluation.resume import is_plain
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
-from lavis_lite.tasks.likelihood import KEPT, likeliest
 from lavis_lite.tasks.pretrain import ImageTextPretrainTask, PretrainRunConfig
 from lavis_lite.tasks.reporting import counted, pictures_of
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, RetrievalTask
-from lavis_lite.tasks.vqa import VQARunConfig, VQATask
+from lavis_lite.tasks.vqa import KEPT, VQARunConfig, VQATask, likeliest
 from tests.tasks.fakes import TinyModel, batches, dataset
 from tests.tasks.test_writing_tasks import Questions, batch
 
@@ -135,6 +134,9 @@ class Pictures:
 
     def image_name(self, index: int) -> str:
         return f"{index}.png"
+
+    def sample(self, index: int, rng: Any = None, picture: Any = None) -> dict[str, Any]:
+        return {"image": picture}
 
     def picture(self, index: int, rng: Any = None) -> Any:
         return torch.zeros(3)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.errors import ConfigError, ContractError, DataError
 from lavis_lite.evaluation.evaluator import check_ids
 from lavis_lite.registry import registry
 from lavis_lite.tasks.vqa import VQARunConfig, VQATask
@@ -63,5 +63,5 @@ def test_a_model_that_a_task_cannot_evaluate_is_refused_by_name(task: str, metho
 
 def test_a_row_without_an_id_is_refused_by_the_name_of_its_task() -> None:
     check_ids("mine", [{"id": 1, "answer": "x"}])
-    with pytest.raises(DataError, match="run.task=mine: each row .* needs an `id`.* only: answer, index"):
+    with pytest.raises(ContractError, match="run.task=mine: each row .* needs an `id`.* only: answer, index"):
         check_ids("mine", [{"id": 1}, {"answer": "x", "index": 2}])

@@ -177,12 +177,12 @@ def test_similarity_to_the_nearest_answer_besides_accuracy() -> None:
 
 def test_data_sets_and_models_that_do_not_fit() -> None:
     assert (vqa().takes(Questions()), vqa().takes(IMAGES), captioning().takes(IMAGES)) == (True, False, True)
-    with pytest.raises(DataError, match="has no questions"):
+    with pytest.raises(DataError, match="SimpleNamespace, which is no Questions .no question.*image_qa"):
         vqa().before_evaluation(SimpleNamespace(), "val")
-    with pytest.raises(DataError, match="does not list captions"):
+    with pytest.raises(DataError, match="which is no Captions .no captions, references.*image_caption"):
         captioning().before_evaluation(SimpleNamespace(), "val")
-    with pytest.raises(ConfigError, match="Linear does not answer questions"):
-        vqa().predict(torch.nn.Linear(1, 1), batch(0))
+    with pytest.raises(ConfigError, match="cannot evaluate Linear, which has no predict_answers"):
+        vqa().check_model(torch.nn.Linear(1, 1))
     assert vqa().predict(Speaker([]), {}) == captioning().predict(Speaker([]), {}) == []
 
 
@@ -264,7 +264,7 @@ def test_captions_for_some_images_only_are_refused_before_anything_is_predicted(
     class Partly(Images):
         bare, has_text = [1], False
         __len__ = lambda self: 2  # noqa: E731
-        place = lambda self, index: f"file.json:{index + 1}"  # noqa: E731
+        location = lambda self, index: f"file.json:{index + 1}"  # noqa: E731
 
     with pytest.raises(DataError, match="1 of 2 images have no caption to score by, the first is file.json:2"):
         captioning().before_evaluation(Partly(), "val")

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from lavis_lite.checkpoints.formats.hf_fields import completed, completed_text, refuse_uncarried
 from lavis_lite.checkpoints.formats.key_maps import to_hf
 from lavis_lite.errors import CheckpointError
+from lavis_lite.models.blip2.base import Blip2Base
+from lavis_lite.models.language.contract import language_model_of
 from lavis_lite.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    from lavis_lite.models.blip2.llm import Blip2LLM
+    from lavis_lite.models.blip2.stage1 import Blip2Qformer
 
 RETRIEVAL = "Blip2ForImageTextRetrieval"
 GENERATION = "Blip2ForConditionalGeneration"
@@ -26,18 +32,18 @@ QFORMER_TOKENIZER = "qformer_tokenizer"
 
 
 # ours -> theirs -----------------------------------------------------------------------------------------------------
-def hf_class(model: Any) -> str:
+def hf_class(model: Blip2Base) -> str:
     """Name of the class of transformers that computes what this model does.
 
     Raises:
         CheckpointError: none does.
     """
-    if not hasattr(model, "language_model"):
+    if language_model_of(model) is None:
         return RETRIEVAL
     return INSTRUCT if model.qformer.cfg.with_text else GENERATION
 
 
-def hf_config(model: Any, image_token: int | None = None, words: int | None = None) -> dict[str, Any]:
+def hf_config(model: Blip2Base, image_token: int | None = None, words: int | None = None) -> dict[str, Any]:
     """Content of config.json, sub-configurations included.
 
     Args:
@@ -54,28 +60,28 @@ def hf_config(model: Any, image_token: int | None = None, words: int | None = No
     name = hf_class(model)
     parts: dict[str, Any] = {"vision_config": vision_config(model), "qformer_config": _qformer_config(model, name)}
     if name == RETRIEVAL:
-        parts["image_text_hidden_size"] = model.vision_proj.out_features
+        parts["image_text_hidden_size"] = cast("Blip2Qformer", model).vision_proj.out_features
     else:
-        parts["text_config"] = _text_config(model, words)
+        parts["text_config"] = _text_config(cast("Blip2LLM", model), words)
         parts["image_token_index"] = image_token
     kind: Any = InstructBlipConfig if name == INSTRUCT else Blip2Config
     content: dict[str, Any] = kind(num_query_tokens=model.query_tokens.shape[1], **parts).to_dict()
     content["architectures"] = [name]
     if name != RETRIEVAL:
-        content["text_config"]["tie_word_embeddings"] = _is_tied(model.language_model.model)
+        content["text_config"]["tie_word_embeddings"] = _is_tied(cast("Blip2LLM", model).language_model.model)
     for part in (content, *(value for value in content.values() if isinstance(value, dict))):
         part.pop("_name_or_path", None)
     return content
 
 
-def vision_config(model: Any) -> dict[str, Any]:
+def vision_config(model: Blip2Base) -> dict[str, Any]:
     """Of the vision encoder.
 
     Raises:
         CheckpointError: it is not EVA's ViT (or a plain one): CLIP's and the embedded default have parts that
             transformers' BLIP-2 lacks.
     """
-    encoder = model.vision_encoder
+    encoder: Any = model.vision_encoder
     vit = encoder.vit
     names = {f"vision_encoder.vit.{name}": value for name, value in vit.state_dict().items()}
     strange = to_hf(names).unknown
@@ -92,7 +98,7 @@ def vision_config(model: Any) -> dict[str, Any]:
             "layer_norm_eps": block.norm1.eps, "qkv_bias": True}
 
 
-def _qformer_config(model: Any, name: str) -> dict[str, Any]:
+def _qformer_config(model: Blip2Base, name: str) -> dict[str, Any]:
     cfg = model.qformer.cfg
     content = {"vocab_size": cfg.vocab_size if cfg.with_text else NO_TEXT_VOCABULARY, "hidden_size": cfg.hidden_size,
                "num_hidden_layers": cfg.num_layers, "num_attention_heads": cfg.num_heads,
@@ -104,7 +110,7 @@ def _qformer_config(model: Any, name: str) -> dict[str, Any]:
     return content if name == INSTRUCT else {**content, "use_qformer_text_input": name == RETRIEVAL}
 
 
-def _text_config(model: Any, words: int | None) -> dict[str, Any]:
+def _text_config(model: Blip2LLM, words: int | None) -> dict[str, Any]:
     """Of the language model as it computes here: what starts, ends and fills a text is our tokenizer's."""
     language_model = model.language_model
     inner, tokenizer = language_model.model, language_model.tokenizer

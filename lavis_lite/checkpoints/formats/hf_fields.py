@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite.errors import CheckpointError
+from lavis_lite.models.blip2.base import Blip2Base
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 MODEL_TYPES = ("blip-2", "instructblip")
@@ -91,15 +92,15 @@ def refuse_uncarried(config: Mapping[str, Any]) -> None:
             "would differ. Nothing was loaded. Run this checkpoint with transformers, or train it with those values.")
 
 
-def refuse_other_settings(model: Any, folder: str | Path) -> None:
+def refuse_other_settings(model: object, folder: str | Path) -> None:
     """Raise a CheckpointError if a folder of transformers' BLIP-2 was made with other settings than the model's.
 
     Only settings that no tensor's shape shows are compared, and only parts that config.json has. Folders without
     such a config.json pass.
     """
     path = Path(folder) / "config.json"
-    content = _content(path) if path.is_file() and hasattr(model, "qformer") else {}
-    if content.get("model_type") not in MODEL_TYPES:
+    content = _content(path) if path.is_file() and isinstance(model, Blip2Base) else {}
+    if content.get("model_type") not in MODEL_TYPES or not isinstance(model, Blip2Base):
         return
     config = completed(content)
     refuse_uncarried(config)
@@ -120,14 +121,15 @@ def _content(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _settings(model: Any) -> dict[str, dict[str, Any]]:
+def _settings(model: Blip2Base) -> dict[str, dict[str, Any]]:
     """What a model has, under transformers' names."""
     cfg = model.qformer.cfg
     found = {"qformer_config": {"num_attention_heads": cfg.num_heads, "layer_norm_eps": cfg.layer_norm_eps,
                                 "cross_attention_frequency": cfg.cross_attention_freq}}
     blocks = getattr(getattr(getattr(model, "vision_encoder", None), "vit", None), "blocks", None)
-    if blocks is not None and hasattr(blocks[0].attn, "num_heads"):
-        found["vision_config"] = {"num_attention_heads": blocks[0].attn.num_heads}
+    heads = None if blocks is None else getattr(blocks[0].attn, "num_heads", None)
+    if heads is not None:
+        found["vision_config"] = {"num_attention_heads": heads}
     return found
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lavis_lite.checkpoints.formats.hf_config import INSTRUCT, QFORMER_TOKENIZER, RETRIEVAL, hf_class
 from lavis_lite.errors import CheckpointError
+from lavis_lite.models.blip2.base import Blip2Base
 from lavis_lite.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    from lavis_lite.models.blip2.llm import Blip2LLM
 
 IMAGE_TOKEN = "<image>"
 """stands in a prompt where a vector of the soft prompt goes"""
 
 
-def language_tokenizer(model: Any) -> tuple[Any, int]:
+def language_tokenizer(model: Blip2LLM) -> tuple[Any, int]:
     """(a copy of the language model's tokenizer that has the image token, the id of that token).
 
     Raises:
@@ -68,7 +72,7 @@ def _start_with(tokenizer: Any, token: str) -> None:
             special_tokens=[(token, tokenizer.convert_tokens_to_ids(token))])
 
 
-def save_processor(model: Any, folder: Path, tokenizer: Any, preprocess: Mapping[str, Any] | None = None) -> None:
+def save_processor(model: Blip2Base, folder: Path, tokenizer: Any, preprocess: Mapping[str, Any] | None = None) -> None:
     """Write what `Blip2Processor` or `InstructBlipProcessor` load.
 
     Args:

@@ -7,12 +7,13 @@ they began with: rows were added for the image token.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lavis_lite.checkpoints.report import LoadReport
+from lavis_lite.models.language.contract import language_model_of
 
 PREFIX = "language_model.model."
 """Where transformers' model lies within ours."""
@@ -20,13 +21,21 @@ LOGITS_BIAS = PREFIX + "final_logits_bias"
 """BART's: one column per word"""
 
 
-def _inner(model: Any) -> Any:
+class HasTensors(Protocol):
+    """A model, as far as names and shapes are compared."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        ...
+
+
+def _inner(model: object) -> Any:
     """transformers' model behind a model's language model; None: it has none that is held as those of this package."""
-    found = getattr(getattr(model, "language_model", None), "model", None)
-    return found if hasattr(found, "get_input_embeddings") else None
+    language_model = language_model_of(model)
+    return None if language_model is None else language_model.model
 
 
-def language_kind(model: Any) -> str | None:
+def language_kind(model: object) -> str | None:
     """opt | t5 | llm: what LAVIS calls the model's language model; None: it has none."""
     config = getattr(_inner(model), "config", None)
     if config is None:
@@ -36,7 +45,7 @@ def language_kind(model: Any) -> str | None:
     return "opt" if config.model_type == "opt" else "llm"
 
 
-def vocabulary_names(model: Any) -> tuple[set[str], set[str]]:
+def vocabulary_names(model: object) -> tuple[set[str], set[str]]:
     """Names in the model of its language model's word embeddings, and of its output layer; a row is a word."""
     inner = _inner(model)
     if inner is None:
@@ -49,7 +58,7 @@ def vocabulary_names(model: Any) -> tuple[set[str], set[str]]:
     return found[0], found[1]
 
 
-def fit_language_model(model: Any, tensors: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
+def fit_language_model(model: HasTensors, tensors: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
     """The same tensors, with the words that the model does not have cut off, and an output layer that was tied.
 
     Args:
@@ -75,13 +84,13 @@ def fit_language_model(model: Any, tensors: Mapping[str, Tensor], report: LoadRe
     return fitted
 
 
-def word_axes(model: Any) -> set[str]:
+def word_axes(model: HasTensors) -> set[str]:
     """Names of all tensors of the model's language model that have a row (or a column) for every word."""
     words, output = vocabulary_names(model)
     return words | output | ({LOGITS_BIAS} & model.state_dict().keys())
 
 
-def with_words(model: Any, tensors: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+def with_words(model: HasTensors, tensors: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """The same tensors for a vocabulary of at least `count` words.
 
     A new word is the mean of all others, so that its logit is their mean too: it is never the likeliest.

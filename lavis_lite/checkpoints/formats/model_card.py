@@ -7,6 +7,8 @@ from typing import Any
 
 from lavis_lite import __version__
 from lavis_lite.checkpoints.formats.hf_config import GENERATION, INSTRUCT, RETRIEVAL
+from lavis_lite.models.blip2.base import Blip2Base
+from lavis_lite.models.language.contract import language_model_of
 
 CARD = "README.md"
 _WHAT = {
@@ -65,7 +67,7 @@ encoder, of the language model, and of the training data. Complete this section 
 """
 
 
-def model_card(model: Any, config: Mapping[str, Any], *, section: Mapping[str, Any], source: str | None,
+def model_card(model: Blip2Base, config: Mapping[str, Any], *, section: Mapping[str, Any], source: str | None,
                parameters: int, notes: Sequence[str]) -> str:
     """The text of the card.
 
@@ -87,7 +89,7 @@ def model_card(model: Any, config: Mapping[str, Any], *, section: Mapping[str, A
         limits="\n".join(f"- {line}" for line in [*_limits(kind), *notes]))
 
 
-def _facts(model: Any, config: Mapping[str, Any], section: Mapping[str, Any], source: str | None, parameters: int,
+def _facts(model: Blip2Base, config: Mapping[str, Any], section: Mapping[str, Any], source: str | None, parameters: int,
            name: str) -> dict[str, str]:
     vision, qformer = config["vision_config"], config["qformer_config"]
     facts = {"model in lavis_lite": name or "not recorded",
@@ -96,7 +98,7 @@ def _facts(model: Any, config: Mapping[str, Any], section: Mapping[str, Any], so
                                f"{vision['num_hidden_layers']} layers of width {vision['hidden_size']}",
              "Q-Former": f"{qformer['num_hidden_layers']} layers of width {qformer['hidden_size']}, "
                          f"{config['num_query_tokens']} queries"}
-    if hasattr(model, "language_model"):
+    if language_model_of(model) is not None:
         named = section.get("opt_model") or section.get("t5_model") or section.get("llm_model")
         facts["language model"] = f"{config['text_config']['model_type']}{f' ({named})' if named else ''}"
     return {**facts, "parameters": f"{parameters:,}", "dtype": str(config["dtype"])}

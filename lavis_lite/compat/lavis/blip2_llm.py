@@ -144,7 +144,8 @@ class LavisBlip2LLM(Blip2Base, core.Blip2LLM):
 
     # what subclasses call ---------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def predict_answers(self, samples: dict[str, Any], *args: Any, **kwargs: Any) -> list[str]:
+    def predict_answers(self, samples: dict[str, Any], *args: Any,  # type: ignore[override]
+                        **kwargs: Any) -> list[str]:
         """Short answers; through the subclass's `generate`, if it has its own."""
         if _is_core(type(self).generate):
             return super().predict_answers(samples, *args, **kwargs)

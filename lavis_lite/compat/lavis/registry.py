@@ -136,8 +136,9 @@ class LavisRegistry:
     @property
     def mapping(self) -> dict[str, dict[str, Any]]:
         """What is registered by kind, state and paths; a copy."""
-        kinds = {"builder": core.builder, "task": core.task, "processor": core.processor, "model": core.model,
-                 "lr_scheduler": core.lr_scheduler, "runner": core.runner}
+        kinds: dict[str, Registry[Any]] = {
+            "builder": core.builder, "task": core.task, "processor": core.processor, "model": core.model,
+            "lr_scheduler": core.lr_scheduler, "runner": core.runner}
         found = {f"{kind}_name_mapping": {name: self._written.get(kind, {}).get(name, where.builtins.get(name))
                                           for name in where.names()} for kind, where in kinds.items()}
         return {**found, "state": dict(self._state), "paths": dict(paths.ROOTS)}

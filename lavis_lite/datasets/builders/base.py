@@ -24,6 +24,9 @@ class BaseDatasetBuilder:
 
     config_class: ClassVar[type[DatasetConfig]] = DatasetConfig
     sample_keys: ClassVar[tuple[str, ...]] = ()
+    eval_dataset: ClassVar[type[Any] | None] = None
+    """class of the data sets that `build` makes for evaluation: what tasks are compared with before anything is read;
+    None: it depends on the files"""
     ignored_keys: ClassVar[Mapping[str, str]] = {}
     """keys of `config_class` that the builder does nothing with -> why; a section that sets one is refused"""
     as_written = False
@@ -32,6 +35,16 @@ class BaseDatasetBuilder:
     def __init__(self, name: str, cfg: DatasetConfig) -> None:
         refuse_ignored(name, cfg, self.ignored_keys)
         self.name, self.cfg = name, cfg
+
+    @classmethod
+    def evaluation_class(cls) -> type | None:
+        """`eval_dataset`, unless a subclass builds something else by a `build` of its own; None: not known."""
+        for base in cls.__mro__:
+            if "eval_dataset" in vars(base):
+                return base.eval_dataset  # type: ignore[attr-defined]
+            if "build" in vars(base):
+                break
+        return None
 
     def splits(self) -> list[str]:
         """Splits that `build` can give."""

@@ -93,7 +93,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
     sample_keys: ClassVar[tuple[str, ...]] = CaptionDataset.sample_keys
     ignored_keys: ClassVar[Mapping[str, str]] = IMAGES
     train_dataset: ClassVar[type[CaptionDataset]] = CaptionDataset
-    eval_dataset: ClassVar[type[CaptionEvalDataset]] = CaptionEvalDataset
+    eval_dataset: ClassVar[type[Any]] = CaptionEvalDataset
     media: ClassVar[str] = "images"
     """the key of build_info that names the folder of files; its singular is the column that names a file"""
     cfg: ImageDatasetConfig

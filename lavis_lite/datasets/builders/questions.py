@@ -69,6 +69,7 @@ class ImageQABuilder(ImageTextBuilder):
 
     config_class: ClassVar[type[DatasetConfig]] = ImageQAConfig
     sample_keys: ClassVar[tuple[str, ...]] = QADataset.sample_keys
+    eval_dataset: ClassVar[type[Any]] = QAEvalDataset
     ignored_keys: ClassVar[Mapping[str, str]] = {**IMAGES, **QUESTIONS}
     cfg: ImageQAConfig
 

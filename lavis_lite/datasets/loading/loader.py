@@ -6,7 +6,7 @@ from collections.abc import Container, Generator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -15,6 +15,7 @@ from lavis_lite.datasets.loading.collate import Batch, collate_of
 from lavis_lite.datasets.loading.pending import PendingBatches
 from lavis_lite.datasets.loading.policy import DrawnSamples, EvaluationSamples, Failure, TrainingSamples
 from lavis_lite.datasets.loading.sampler import EvalBatches, GlobalSampler, RankBatches
+from lavis_lite.datasets.protocols import MapDataset, Ordered
 from lavis_lite.errors import ConfigError, DataError, LavisLiteError, WorkerError
 from lavis_lite.process import limits
 from lavis_lite.process.children import worker_context
@@ -93,7 +94,8 @@ class Loader(DataLoader[Any]):
         settings: of `DataLoader`.
     """
 
-    def __init__(self, dataset: Any, workers: int = 0, start_method: str | None = None, **settings: Any) -> None:
+    def __init__(self, dataset: Dataset[Any], workers: int = 0, start_method: str | None = None,
+                 **settings: Any) -> None:
         with limits.explained():
             super().__init__(dataset, num_workers=workers, worker_init_fn=_one_thread,
                              multiprocessing_context=worker_context(start_method) if workers else None,
@@ -173,7 +175,7 @@ def train_loader(datasets: Sequence[Any], order: GlobalSampler, run_cfg: RunConf
                   collate_fn=CollateDrawn(datasets, mixed=not order.by_ratio), **_settings(run_cfg))
 
 
-def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int = 1,
+def eval_loader(dataset: MapDataset, run_cfg: RunConfig, rank: int = 0, world_size: int = 1,
                 share_pictures: bool = False, done: Container[int] = ()) -> Loader:
     """This rank's batches of an evaluation data set: each row on exactly one rank, in the data set's own order.
 
@@ -187,7 +189,7 @@ def eval_loader(dataset: Any, run_cfg: RunConfig, rank: int = 0, world_size: int
         done: numbers of batches that are left out.
     """
     samples = EvaluationSamples(dataset, run_cfg.seed, run_cfg.on_bad_sample, share_pictures)
-    order = dataset.evaluation_order() if hasattr(dataset, "evaluation_order") else None
+    order = dataset.evaluation_order() if isinstance(dataset, Ordered) else None
     batches = PendingBatches(EvalBatches(len(samples), run_cfg.batch_size_eval, order=order), done, rank, world_size)
     return Loader(samples, batch_sampler=batches, collate_fn=collate_of(dataset), **_settings(run_cfg))
 

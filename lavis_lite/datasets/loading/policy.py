@@ -18,10 +18,12 @@ from typing import Any, TypedDict
 
 from torch.utils.data import Dataset
 
+from lavis_lite.contracts import need
 from lavis_lite.datasets.base import Sample, location_of
 from lavis_lite.datasets.loading.randomness import negative_uniforms, replacement, sample_rng
 from lavis_lite.datasets.loading.sampler import SampleKey
 from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.datasets.protocols import MapDataset, SeededSamples, SwappableImages
 from lavis_lite.errors import DataError
 from lavis_lite.io import disk
 from lavis_lite.redaction import mask_all
@@ -47,12 +49,12 @@ class Failure:
     message: str
 
 
-def read_sample(dataset: Any, index: int, rng: Any) -> Sample:
+def read_sample(dataset: MapDataset, index: int, rng: random.Random) -> Sample:
     """`dataset.sample(index, rng)`; any other map-style data set is simply indexed."""
-    return dict(dataset.sample(index, rng) if hasattr(dataset, "sample") else dataset[index])
+    return dict(dataset.sample(index, rng) if isinstance(dataset, SeededSamples) else dataset[index])
 
 
-def _record(dataset: Any, index: int, error: BadSample) -> BadRecord:
+def _record(dataset: MapDataset, index: int, error: BadSample) -> BadRecord:
     return {"file": error.path, "row": location_of(dataset, index), "reason": error.reason}
 
 
@@ -132,7 +134,8 @@ class EvaluationSamples(Dataset[Sample | Failure]):
             them once; if any is there twice, its samples have `image_rows` int, the index of their picture in it.
     """
 
-    def __init__(self, dataset: Any, seed: int, on_bad_sample: str = "raise", share_pictures: bool = False) -> None:
+    def __init__(self, dataset: MapDataset, seed: int, on_bad_sample: str = "raise",
+                 share_pictures: bool = False) -> None:
         self.dataset, self.seed, self.on_bad_sample = dataset, seed, on_bad_sample
         own_batches = getattr(dataset, "collater", None) is not None  # its batches know nothing of shared pictures
         self.shares = share_pictures and not own_batches and bool(getattr(dataset, "shares_pictures", False))
@@ -167,8 +170,8 @@ class EvaluationSamples(Dataset[Sample | Failure]):
 class _Album:
     """The pictures of one batch, each read once; a bad one is bad for every row that has it."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: MapDataset) -> None:
+        self.dataset = need(dataset, SwappableImages, "sharing pictures")
         self.numbers: dict[str, int] = {}
         """name of a usable picture -> its index, in order of appearance"""
         self._read: dict[str, Any] = {}
@@ -181,7 +184,7 @@ class _Album:
         picture = self._read[name]
         if isinstance(picture, BadSample):
             raise BadSample(picture.path, picture.reason)
-        sample: Sample = self.dataset.sample(index, rng, picture)
+        sample = self.dataset.sample(index, rng, picture)
         return {**sample, IMAGE_ROWS: self.numbers.setdefault(name, len(self.numbers))}
 
     def _picture(self, index: int, rng: random.Random) -> Any:

@@ -263,7 +263,7 @@ def _is_checked(index: ShardIndex, fields: Sequence[Field]) -> bool:
                and (field.key in index.kinds or not field.required) for field in fields)
 
 
-def shard_sizes(dataset: Any) -> list[int] | None:
+def shard_sizes(dataset: object) -> list[int] | None:
     """Samples of each shard of a data set, in its order; None if it is not in shards."""
     table, folder = getattr(dataset, "table", None), getattr(dataset, "folder", None)
     return table.file_sizes() if isinstance(folder, ShardImages) and isinstance(table, RowTable) else None

@@ -19,7 +19,10 @@ from typing import Any
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.caption import DuplicateIds
 from lavis_lite.datasets.files.names import LINK, why_absent
-from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.datasets.media.images import BadSample, ImageFolder
+from lavis_lite.datasets.media.video import VideoFolder
+from lavis_lite.datasets.protocols import ImageTable
+from lavis_lite.datasets.shards.dataset import ShardImages
 from lavis_lite.datasets.texts import as_it_is, is_cut, is_left, main_texts, no_words
 from lavis_lite.datasets.validate.contact_sheet import Thumbnail, draw_sheet
 from lavis_lite.datasets.validate.report import Problem, Report, SplitReport, Summary
@@ -94,7 +97,7 @@ def _examine_split(builder: BaseDatasetBuilder, report: SplitReport, how: CheckO
     except DataError as error:
         report.problems.append(Problem(str(error), 1))
         return []
-    if not (hasattr(dataset, "table") and hasattr(dataset, "folder")):
+    if not isinstance(dataset, ImageTable):
         raise ConfigError(f"data sets of {type(builder).__name__} have no table of rows and folder of files, so that "
                           "they cannot be checked.")
     names = scan(dataset, report, how.count_tokens, how.max_tokens)
@@ -103,11 +106,11 @@ def _examine_split(builder: BaseDatasetBuilder, report: SplitReport, how: CheckO
                                          for name in names.spread(how.samples)]
 
 
-def _thumbnail(dataset: Any, number: int, split: str) -> Thumbnail:
+def _thumbnail(dataset: ImageTable, number: int, split: str) -> Thumbnail:
     row, folder = dataset.table[number], dataset.folder
     text = "; ".join(f"{'' if kind == 'caption' else kind[0].upper() + ': '}{words}" for kind, words in _texts_of(row))
     try:
-        picture = folder.preview(row["image"]) if folder.key == "video" else folder.load(row["image"])
+        picture = folder.preview(row["image"]) if isinstance(folder, VideoFolder) else folder.load(row["image"])
         return Thumbnail(f"{split} {number}", picture, text)
     except BadSample as error:
         return Thumbnail(f"{split} {number}", None, f"{error.path}: {error.reason}")
@@ -127,7 +130,7 @@ class Names:
         return [names[int(index * step)] for index in range(min(count, len(names)))]
 
 
-def scan(dataset: Any, report: SplitReport, count_tokens: TokenCounter, max_tokens: int) -> Names:
+def scan(dataset: ImageTable, report: SplitReport, count_tokens: TokenCounter, max_tokens: int) -> Names:
     """Read every row of a data set once; counts and problems go into the report.
 
     Args:
@@ -166,7 +169,7 @@ def _texts_of(row: Any) -> Iterator[tuple[str, str]]:
 class _Texts:
     """The texts of a data set as its text processor leaves them, and their tokens, counted many at a time."""
 
-    def __init__(self, dataset: Any, report: SplitReport, count_tokens: TokenCounter) -> None:
+    def __init__(self, dataset: ImageTable, report: SplitReport, count_tokens: TokenCounter) -> None:
         self._dataset, self._report, self._count_tokens = dataset, report, count_tokens
         self._processor = getattr(dataset, "text_processor", as_it_is)
         self._empty = report.problem(f"texts with {no_words(self._processor)}")
@@ -204,7 +207,7 @@ class _Texts:
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-def check_media(dataset: Any, names: Names, report: SplitReport, sample: int) -> None:
+def check_media(dataset: ImageTable, names: Names, report: SplitReport, sample: int) -> None:
     """Add missing and unreadable files, and the sizes of those that were opened, to the report.
 
     Args:
@@ -224,7 +227,7 @@ def check_media(dataset: Any, names: Names, report: SplitReport, sample: int) ->
         outside.add(f"{where(name)} {reason}")
     for name in absent(folder, [name for name in names.first_row if name not in bad]):
         bad.add(name)
-        why = "" if _in_shards(folder) else why_absent(Path(folder.root) / name)
+        why = "" if isinstance(folder, ShardImages) else why_absent(Path(folder.root) / name)
         why = (why.removeprefix("it ") if why.startswith(LINK) else
                f"is not in {folder.root}{'; ' if why else ''}{why}")
         missing.add(f"{where(name)} {_shortened(name)} {why}")
@@ -249,13 +252,9 @@ def _shortened(name: str) -> str:
     return name if len(name) <= 200 else f"{name[:200]}..."
 
 
-def _in_shards(folder: Any) -> bool:
-    return hasattr(getattr(folder, "index", None), "find")
-
-
-def _refused(folder: Any, names: Sequence[str] | Any) -> Iterator[tuple[str, str]]:
+def _refused(folder: ImageFolder, names: Sequence[str] | Any) -> Iterator[tuple[str, str]]:
     """(name, why) of names that lead out of the folder by their spelling; symbolic links show when files are opened."""
-    for name in () if _in_shards(folder) else names:
+    for name in () if isinstance(folder, ShardImages) else names:
         if posixpath.isabs(name) or ".." in name:
             try:
                 folder.path(name)
@@ -263,9 +262,9 @@ def _refused(folder: Any, names: Sequence[str] | Any) -> Iterator[tuple[str, str
                 yield name, f"{_shortened(name)} {error.reason}"
 
 
-def absent(folder: Any, names: Sequence[str]) -> Iterator[str]:
+def absent(folder: ImageFolder, names: Sequence[str]) -> Iterator[str]:
     """Names without a file."""
-    if _in_shards(folder):
+    if isinstance(folder, ShardImages):
         yield from (name for name in names if folder.index.find(name) is None)
         return
     by_folder: dict[str, list[str]] = defaultdict(list)
@@ -285,7 +284,7 @@ def _listing(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _size_of(folder: Any, name: str) -> tuple[int, int, int | None]:
+def _size_of(folder: ImageFolder, name: str) -> tuple[int, int, int | None]:
     """(width, height, frames of a video) of a file, which is decoded (of a video the first frame)."""
     if folder.key != "video":
         image = folder.load(name)

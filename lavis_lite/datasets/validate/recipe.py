@@ -183,7 +183,7 @@ def _hold_out(section: DatasetConfig, make: MakeBuilder) -> list[str]:
     """
     if getattr(section, "split_column", None):
         return [split for split in HELD_OUT if split in make(section).splits()]
-    for fraction in FRACTIONS if hasattr(section, "val_fraction") else ():
+    for fraction in FRACTIONS if "val_fraction" in section else ():
         section.val_fraction = fraction  # type: ignore[attr-defined]
         try:
             builder = make(section)

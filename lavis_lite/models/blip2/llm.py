@@ -10,7 +10,7 @@ vision encoder, D' of the Q-Former, D of the language model. A video's soft prom
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +38,10 @@ from lavis_lite.models.blip2.prompts import (
 )
 from lavis_lite.models.blip2.writing import Blip2Writer
 from lavis_lite.models.language import LanguageModel, Limits, build_language_model
-from lavis_lite.models.language.placement import blocks
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.qformer.model import QFormer
+from lavis_lite.models.samples import SamplesLike
 from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.registry import registry
 
@@ -85,7 +85,7 @@ class Blip2LLM(Blip2Writer):
         self.language_projection = nn.Linear(qformer.cfg.hidden_size, language_model.hidden_size)
 
     # the figure -----------------------------------------------------------------------------------------------------
-    def forward(self, samples: dict[str, Any]) -> ModelOutput:
+    def forward(self, samples: SamplesLike) -> ModelOutput:
         """The language-model loss of B samples.
 
         Args:
@@ -100,7 +100,7 @@ class Blip2LLM(Blip2Writer):
         soft_prompt = self.embed_image(images.repeated(), instructions)      # float[B,Q,D]
         loss = self.language_model.loss(soft_prompt, prompts, targets)       # float[]
         loss = loss * loss_weight(samples, "loss", loss)
-        return ModelOutput(loss).plus(self.auxiliary_losses(soft_prompt, samples))
+        return ModelOutput(loss).plus(self.auxiliary_losses(soft_prompt, cast("dict[str, Any]", samples)))
 
     def embed_image(self, image: Tensor, texts: list[str] | None = None, index: Tensor | None = None) -> Tensor:
         """The soft prompt, an image in the space of the language model's words: float[B,Q,D], or float[B,T*Q,D].
@@ -137,7 +137,7 @@ class Blip2LLM(Blip2Writer):
         output = self.qformer(self._queries(image_kv.rows), ids, mask, image_kv, "bidirectional").query
         return output.reshape(count, -1, output.shape[-1])
 
-    def embed_prompt(self, samples: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def embed_prompt(self, samples: SamplesLike) -> tuple[Tensor, Tensor]:
         """[soft prompt | prompt] as the language model reads it before it answers: float[B,S,D], bool[B,S].
 
         For decoding by other means, such as `inputs_embeds` and `attention_mask` of transformers' `generate`. Columns
@@ -151,7 +151,7 @@ class Blip2LLM(Blip2Writer):
         return self.language_model.prefix_embeds(soft_prompt, self.language_model.tokenizer.prompts(prompts))
 
     # texts ----------------------------------------------------------------------------------------------------------
-    def training_texts(self, samples: dict[str, Any], batch: int) -> tuple[list[str], list[str]]:
+    def training_texts(self, samples: SamplesLike, batch: int) -> tuple[list[str], list[str]]:
         """(what is read, what is learned) of every sample.
 
         Raises:
@@ -172,7 +172,7 @@ class Blip2LLM(Blip2Writer):
         prompt = self.prompt.strip()
         return [f"{prompt} {first}".strip() for first, _ in halves], [second for _, second in halves]
 
-    def _with_examples(self, prompts: list[str], samples: dict[str, Any]) -> list[str]:
+    def _with_examples(self, prompts: list[str], samples: SamplesLike) -> list[str]:
         """Training prompts with as many examples in front as are drawn for this batch."""
         count = draw_few_shot(samples, self.num_few_shot_examples, self.few_shot_prob)
         return with_examples(prompts, samples, self.language_model, most=count)
@@ -217,10 +217,6 @@ class Blip2LLM(Blip2Writer):
         is_stage1 = any(name.startswith("itm_head.") for name in given)
         adapters = () if any(".lora_" in name for name in given) else NEW_ADAPTERS
         return ((*NEW_AFTER_STAGE1, *adapters) if is_stage1 else adapters), NOT_FOR_GENERATION
-
-    def blocks_to_shard(self) -> list[nn.Module]:
-        """The language model's blocks."""
-        return blocks(self.language_model.model)
 
     def example_samples(self, batch: int, device: torch.device) -> dict[str, Any]:
         """Samples of the right shapes without content, for a dry run; texts are as long as the limits allow."""

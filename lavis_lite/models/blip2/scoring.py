@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_lite.errors import ConfigError, did_you_mean
@@ -18,6 +19,7 @@ from lavis_lite.models.blip2.passes import check_pairs, itm_first_layer, itm_fro
 from lavis_lite.models.decoding import Decoding, QFormerDecoder, decode
 from lavis_lite.models.outputs import Blip2Features
 from lavis_lite.models.qformer.model import ImageKV
+from lavis_lite.models.samples import SamplesLike
 from lavis_lite.models.text_tokens import TextTokens
 
 MATCH_HEADS = ("itm", "itc")
@@ -48,6 +50,14 @@ class Blip2Scorer(Blip2Base):
         output = self.qformer(text_ids=tokens.ids, text_mask=tokens.mask, pattern="uni_modal")
         return output.text[:, 0]
 
+    def project_image(self, hidden: Tensor) -> Tensor:
+        """Query hidden states to the space of ITC: float[B,Q,D] -> float32[B,Q,E], unit length."""
+        return F.normalize(self.vision_proj(hidden).float(), dim=-1)
+
+    def project_text(self, hidden: Tensor) -> Tensor:
+        """A text's hidden state to the space of ITC: float[B,D] -> float32[B,E], unit length."""
+        return F.normalize(self.text_proj(hidden).float(), dim=-1)
+
     def compute_itm(self, image_inputs: Tensor, text_ids: Tensor, text_atts: Tensor) -> Tensor:
         """Matching score of pairs: float[B,P,Dv] (after ln_vision), int64[B,L], int or bool[B,L] -> float[B].
 
@@ -76,7 +86,7 @@ class Blip2Scorer(Blip2Base):
 
     @known_options
     @torch.no_grad()
-    def extract_features(self, samples: dict[str, Any], mode: str = "multimodal") -> Blip2Features:
+    def extract_features(self, samples: SamplesLike, mode: str = "multimodal") -> Blip2Features:
         """Features of images, texts or pairs.
 
         Args:
@@ -102,7 +112,7 @@ class Blip2Scorer(Blip2Base):
         return Blip2Features(multimodal_embeds=output.query)
 
     @known_options
-    def match(self, samples: dict[str, Any], match_head: str = "itm") -> Tensor:
+    def match(self, samples: SamplesLike, match_head: str = "itm") -> Tensor:
         """How well images and texts fit: one of each per pair, or one image for all texts, or one text for all images.
 
         Args:
@@ -122,7 +132,7 @@ class Blip2Scorer(Blip2Base):
 
     @known_options
     @torch.no_grad()
-    def generate(self, samples: dict[str, Any], use_nucleus_sampling: bool = False, num_beams: int = 3,
+    def generate(self, samples: SamplesLike, use_nucleus_sampling: bool = False, num_beams: int = 3,
                  max_length: int = 30, min_length: int | None = None, top_p: float = 0.9,
                  repetition_penalty: float = 1.0, length_penalty: float = 1.0, temperature: float = 1.0, *,
                  max_new_tokens: int | None = None, min_new_tokens: int | None = None) -> list[str]:

@@ -8,7 +8,7 @@ text tokens, D Q-Former width, Dv vision width, E embedding width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from lavis_lite.models.blip2.scoring import Blip2Scorer
 from lavis_lite.models.outputs import Blip2Output
 from lavis_lite.models.plain_text import uncounted
 from lavis_lite.models.qformer.model import ImageKV, QFormer
+from lavis_lite.models.samples import SamplesLike
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
 from lavis_lite.registry import registry
 
@@ -112,7 +113,7 @@ class Blip2Qformer(Blip2Scorer):
                    ln_vision_eps=cfg.ln_vision_eps, itg_weight=cfg.itg_weight)
 
     # training -------------------------------------------------------------------------------------------------------
-    def forward(self, samples: dict[str, Any]) -> Blip2Output:
+    def forward(self, samples: SamplesLike) -> Blip2Output:
         """The three losses.
 
         Args:
@@ -133,7 +134,8 @@ class Blip2Qformer(Blip2Scorer):
         loss_lm = loss_lm * loss_weight(samples, "loss_lm", loss_lm)
         loss_itc = loss_itc.to(loss_itm.dtype)
         loss = loss_itc + loss_itm + self.itg_weight * loss_lm
-        return Blip2Output(loss, loss_itc, loss_itm, loss_lm).plus(self.auxiliary_losses(encoded, samples))
+        further = self.auxiliary_losses(encoded, cast("dict[str, Any]", samples))
+        return Blip2Output(loss, loss_itc, loss_itm, loss_lm).plus(further)
 
     def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
         """Tokens that ITG predicts; none if every rank and micro-batch counts alike (lm_reduction per_rank).
@@ -145,7 +147,7 @@ class Blip2Qformer(Blip2Scorer):
         with uncounted(self.tokenizer.cut):
             return {"loss_lm": int(as_tokens(samples["text_input"], self.tokenizer).mask[:, 1:].sum())}
 
-    def encode(self, samples: dict[str, Any]) -> Encoded:
+    def encode(self, samples: SamplesLike) -> Encoded:
         """Vision encoder, keys and values of the image, and the pass that ITC and ITG share."""
         images = ImageBatch.of(samples).image                                      # float[B,3,H,W]
         tokens = self.text_of(samples, len(images))                                # int64[B,L]
@@ -224,6 +226,6 @@ class Blip2Qformer(Blip2Scorer):
 class Blip2ImageTextMatching(Blip2Qformer):
     """Stage 1 whose forward scores pairs."""
 
-    def forward(self, samples: dict[str, Any], match_head: str = "itm") -> Tensor:  # type: ignore[override]
+    def forward(self, samples: SamplesLike, match_head: str = "itm") -> Tensor:  # type: ignore[override]
         """As `match`: float[B,2] for "itm", float[B,1] for "itc"."""
         return self.match(samples, match_head)

@@ -7,7 +7,7 @@ Axes: B samples, C candidates.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -24,12 +24,10 @@ from lavis_lite.models.blip2.prompts import (
     question_prompts,
     with_examples,
 )
+from lavis_lite.models.decoding import LogitsProcessor
 from lavis_lite.models.language import GenerationConfig, LanguageModel
 from lavis_lite.models.language.contract import Candidates, Normalise, candidate_lists
-
-GENERATE_OPTIONS = ("max_length", "min_length", "use_nucleus_sampling")
-ANSWER_OPTIONS = ("max_len", "min_len", "inference_method", "num_ans_candidates", "answer_list", "prompt")
-"""names of the methods' own parameters that are no fields of `GenerationConfig`"""
+from lavis_lite.models.samples import SamplesLike
 
 
 class Blip2Writer(Blip2Base):
@@ -69,17 +67,20 @@ class Blip2Writer(Blip2Base):
         shared = None if self.qformer.cfg.with_text else images.index
         return self.embed_image(images.image, texts, images.index), shared
 
-    def answer_prompts(self, samples: dict[str, Any]) -> tuple[ImageBatch, list[str], list[str]]:
+    def answer_prompts(self, samples: SamplesLike) -> tuple[ImageBatch, list[str], list[str]]:
         """(images, what the Q-Former reads, what the language model reads) of B samples for `generate`."""
         images = ImageBatch.of(samples)
         instructions = generation_prompts(samples, self.prompt, len(images))
         return images, instructions, with_examples(instructions, samples, self.language_model)
 
+    @known_options
     @torch.no_grad()
-    def generate(self, samples: dict[str, Any], use_nucleus_sampling: bool = False, num_beams: int = 5,
+    def generate(self, samples: SamplesLike, use_nucleus_sampling: bool = False, num_beams: int = 5,
                  max_length: int | None = None, min_length: int = 1, top_p: float = 0.9,
                  repetition_penalty: float | None = None, length_penalty: float = 1.0, num_captions: int = 1,
-                 temperature: float = 1.0, **more: Any) -> list[str]:
+                 temperature: float = 1.0, *, max_new_tokens: int | None = None, min_new_tokens: int | None = None,
+                 seeds: tuple[int, ...] | None = None, lavis_lengths: bool = False, penalise_prompt: bool = False,
+                 logits_processors: Sequence[LogitsProcessor] = ()) -> list[str]:
         """Texts for images.
 
         Args:
@@ -92,8 +93,8 @@ class Blip2Writer(Blip2Base):
             repetition_penalty: above 1 makes tokens already written less likely; None: the arch's default.
             length_penalty: a text's score is its log-probability / length ** length_penalty.
             num_captions: texts per image.
-            more: further fields of `GenerationConfig`: max_new_tokens and min_new_tokens (in place of the lengths,
-                new tokens with the end), seeds, lavis_lengths.
+            max_new_tokens, min_new_tokens: in place of the lengths, new tokens with the end.
+            seeds, lavis_lengths, penalise_prompt, logits_processors: see `GenerationConfig`.
 
         Returns:
             B * num_captions texts, images in order.
@@ -102,13 +103,20 @@ class Blip2Writer(Blip2Base):
         longest = self._default_length(images) if max_length is None else max_length
         if repetition_penalty is None:
             repetition_penalty = self.defaults.repetition_penalty
-        given = {**self.defaults.lengths(longest, min_length, self.defaults.counts_start[0]), **more}
-        options = GenerationConfig.of("generate", {
-            **given, "num_beams": 1 if use_nucleus_sampling else num_beams, "sample": use_nucleus_sampling,
-            "top_p": top_p, "temperature": temperature, "repetition_penalty": repetition_penalty,
-            "length_penalty": length_penalty, "num_captions": num_captions}, GENERATE_OPTIONS)
+        longest, shortest = self._lengths(longest, min_length, 0, max_new_tokens, min_new_tokens)
+        options = GenerationConfig(
+            longest, shortest, 1 if use_nucleus_sampling else num_beams, sample=use_nucleus_sampling, top_p=top_p,
+            temperature=temperature, repetition_penalty=repetition_penalty, length_penalty=length_penalty,
+            num_captions=num_captions, seeds=seeds, lavis_lengths=lavis_lengths, penalise_prompt=penalise_prompt,
+            logits_processors=logits_processors)
         options.check_batch(len(images))
         return self._write(images, instructions, prompts, options)
+
+    def _lengths(self, longest: int, shortest: int, method: int, most: int | None,
+                 least: int | None) -> tuple[int, int]:
+        """Most and fewest new tokens, given or from LAVIS' lengths; method 0: `generate`, 1: `predict_answers`."""
+        lavis = self.defaults.lengths(longest, shortest, self.defaults.counts_start[method])
+        return (lavis["max_new_tokens"] if most is None else most, lavis["min_new_tokens"] if least is None else least)
 
     def _default_length(self, images: ImageBatch) -> int:
         """The arch's own max_length, or less: a prompt of model.max_txt_len tokens keeps its room."""
@@ -127,11 +135,16 @@ class Blip2Writer(Blip2Base):
         soft_prompts, index = self._soft_prompts(images, instructions)
         return self.language_model.generate(soft_prompts, prompts, options, index)
 
+    @known_options
     @torch.no_grad()
-    def predict_answers(self, samples: dict[str, Any], num_beams: int = 5, inference_method: str = "generate",
-                        max_len: int = 10, min_len: int = 1, num_ans_candidates: int = 128,
+    def predict_answers(self, samples: SamplesLike, num_beams: int = 5, inference_method: str = "generate",
+                        max_len: int = 10, min_len: int = 1, num_ans_candidates: int | None = 128,
                         answer_list: list[str] | None = None, prompt: str = "", length_penalty: float | None = None,
-                        **more: Any) -> list[str]:
+                        *, repetition_penalty: float | None = None, sample: bool = False, top_p: float = 1.0,
+                        temperature: float = 1.0, max_new_tokens: int | None = None,
+                        min_new_tokens: int | None = None, seeds: tuple[int, ...] | None = None,
+                        lavis_lengths: bool = False, penalise_prompt: bool = False,
+                        logits_processors: Sequence[LogitsProcessor] = ()) -> list[str]:
         """Short answers to questions: first lines without blanks around, in base form where that is asked for.
 
         Args:
@@ -143,8 +156,10 @@ class Blip2Writer(Blip2Base):
             num_ans_candidates: rank: only so many of answer_list are tried.
             answer_list: rank: the answers.
             prompt: template with `{}` for the question; "": the question as it is.
-            length_penalty: None: the arch's default.
-            more: further fields of `GenerationConfig`.
+            length_penalty, repetition_penalty: None: the arch's default.
+            max_new_tokens, min_new_tokens: in place of the lengths, new tokens with the end.
+            sample, top_p, temperature, seeds, lavis_lengths, penalise_prompt, logits_processors: see
+                `GenerationConfig`.
         """
         images = ImageBatch.of(samples)
         instructions = question_prompts(samples, prompt, len(images))
@@ -158,10 +173,12 @@ class Blip2Writer(Blip2Base):
         if inference_method != "generate":
             raise ConfigError(f"predict_answers: inference_method {inference_method!r} is not generate or rank.")
         penalty = self.defaults.answer_length_penalty if length_penalty is None else length_penalty
-        given = {**self.defaults.lengths(max_len, min_len, self.defaults.counts_start[1]),
-                 "repetition_penalty": self.defaults.answer_repetition_penalty, **more}
-        options = GenerationConfig.of("predict_answers", {
-            **given, "num_beams": num_beams, "length_penalty": penalty}, ANSWER_OPTIONS)
+        if repetition_penalty is None:
+            repetition_penalty = self.defaults.answer_repetition_penalty
+        longest, shortest = self._lengths(max_len, min_len, 1, max_new_tokens, min_new_tokens)
+        options = GenerationConfig(
+            longest, shortest, num_beams, sample, top_p, temperature, repetition_penalty, penalty, seeds=seeds,
+            lavis_lengths=lavis_lengths, penalise_prompt=penalise_prompt, logits_processors=logits_processors)
         texts = self._write(images, instructions, prompts, options)
         if not (self.apply_lemmatizer or samples.get("apply_lemmatizer", False)):
             return clean_answers(texts)
@@ -171,7 +188,7 @@ class Blip2Writer(Blip2Base):
 
     @known_options
     @torch.no_grad()
-    def predict_class(self, samples: dict[str, Any], candidates: Candidates, n_segments: int = 1,
+    def predict_class(self, samples: SamplesLike, candidates: Candidates, n_segments: int = 1,
                       normalise: Normalise = "sum") -> Tensor | list[Tensor]:
         """Candidates from the likeliest to the least likely answer.
 
@@ -193,7 +210,7 @@ class Blip2Writer(Blip2Base):
 
     @known_options
     @torch.no_grad()
-    def score_candidates(self, samples: dict[str, Any], candidates: Candidates, n_segments: int = 1,
+    def score_candidates(self, samples: SamplesLike, candidates: Candidates, n_segments: int = 1,
                          normalise: Normalise = "sum") -> Tensor:
         """Log-likelihood of every candidate, float[B,C]; arguments as `predict_class`, -inf for absent ones.
 

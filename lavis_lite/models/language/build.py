@@ -93,7 +93,7 @@ def prepare(model: Any, family: LMFamily) -> None:
         config.tie_word_embeddings = False
     if family.exact_gelu and getattr(config, "dense_act_fn", None) == "gelu_new":
         for module in model.modules():
-            if hasattr(module, "wi_0") and hasattr(module, "act"):
+            if {"wi_0", "act"} <= dict(module.named_children()).keys():
                 module.act = nn.GELU()
 
 

@@ -312,6 +312,12 @@ class LanguageModel(nn.Module, ABC):
         return soft_prompt.to(home(self.model)) if self.is_dispatched else soft_prompt
 
 
+def language_model_of(model: object) -> LanguageModel | None:
+    """The package's language model in a model's attribute `language_model`; None: it has none, or another kind."""
+    found = getattr(model, "language_model", None)
+    return found if isinstance(found, LanguageModel) else None
+
+
 def check_image_index(image_index: ImageIndex, count: int) -> int:
     """The number of indices, checked.
 

@@ -10,22 +10,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lavis_lite.errors import ConfigError
+from lavis_lite.models.base import blocks_of
 
 
-def blocks(model: Any) -> list[nn.Module]:
-    """The transformer blocks of a transformers model, in order; those of an encoder first."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    # by its bases' names too: FSDP2 puts a class of its own before a block's
-    return [module for module in model.modules() if names & {kind.__name__ for kind in type(module).__mro__}]
-
-
-def recompute_blocks(model: Any) -> None:
+def recompute_blocks(model: nn.Module) -> None:
     """Keep what enters a block and compute the block again in the backward pass; gradients are the same.
 
     transformers' own switch works in training mode only, which a frozen model is never in. Without gradients, and while
     a cache is filled, blocks run as they are.
     """
-    for block in blocks(model):
+    for block in blocks_of(model):
         block.forward = functools.partial(_recomputed, block.forward)
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError
+from lavis_lite.models.base import blocks_of
 from lavis_lite.models.language import GenerationConfig, LanguageModel, build_language_model
 from lavis_lite.models.language.load_options import LMLoadOptions
-from lavis_lite.models.language.placement import blocks, recompute_blocks, spread
+from lavis_lite.models.language.placement import recompute_blocks, spread
 from lavis_lite.models.language.pretrained import load_pretrained
 from lavis_lite.models.qformer.model import QFormer
 from tests.models.language.tiny import SEQ2SEQ, SIZES, soft_prompts, tiny
@@ -38,7 +39,7 @@ def gradient(model: LanguageModel) -> tuple[Tensor, Tensor, int]:
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_blocks_are_found_and_recomputing_them_changes_no_bit(name: str) -> None:
     model = tiny(name)
-    assert len(blocks(model.model)) == (4 if name in SEQ2SEQ else 2)
+    assert len(blocks_of(model.model)) == (4 if name in SEQ2SEQ else 2)
     loss, grad, kept = gradient(model)
     answers = model.generate(soft_prompts(model).detach(), TEXTS[0], GenerationConfig(max_new_tokens=4))
     recompute_blocks(model.model)
@@ -54,7 +55,7 @@ def test_a_switch_of_the_section_turns_it_on(tmp_path: Path) -> None:
     read = build_language_model(str(tmp_path), setup=LMLoadOptions(grad_checkpoint=True))
     load_pretrained(read, str(tmp_path))
     for model in (sized, read):
-        assert all("forward" in vars(block) for block in blocks(model.model))
+        assert all("forward" in vars(block) for block in blocks_of(model.model))
 
 
 def test_the_qformer_recomputes_its_layers_with_the_same_gradients_and_dropout() -> None:
