@@ -17,10 +17,10 @@ PROJECTS = tuple(path.name for path in (Path(__file__).parent / "projects").iter
 def own_registrations() -> Iterator[None]:
     """Registries as before, and the projects' modules unloaded, so that the next import registers again."""
     kinds = [kind for kind in vars(registry).values() if isinstance(kind, Registry)]
-    before = [dict(kind._classes) for kind in kinds]
+    before = [set(kind._classes) for kind in kinds]
     yield
-    for kind, classes in zip(kinds, before, strict=True):
-        kind._classes.clear()
-        kind._classes.update(classes)
+    for kind, names in zip(kinds, before, strict=True):
+        for name in set(kind._classes) - names - kind.builtins.keys():
+            del kind._classes[name]
     for name in [name for name in sys.modules if name.partition(".")[0] in PROJECTS]:
         del sys.modules[name]

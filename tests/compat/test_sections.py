@@ -12,6 +12,7 @@ import lavis_lite.compat.lavis  # noqa: F401  (makes `lavis` importable)
 from lavis_lite.compat.lavis.sections import as_node, keys_read
 from lavis_lite.config.schema import ModelConfig
 from lavis_lite.config.typed import Checker
+from lavis_lite.errors import ConfigError
 from tests.compat.reader import Reader
 
 GIVEN = {"arch": "reader", "len_video_ft": 3, "lora_rank": 4, "low_resource": True, "nested": {"rank": 4},
@@ -44,6 +45,12 @@ def test_a_key_that_nothing_reads_is_named() -> None:
     section, checker = checked({**GIVEN, "wandb_entity": "me"})
     assert checker.faults == [] and section.wandb_entity == "me"
     assert [note for note in checker.notes if "wandb_entity: nothing in the source of Reader reads it" in note]
+
+
+def test_a_key_that_the_class_needs_is_named() -> None:
+    section, _ = checked({"arch": "reader"})
+    with pytest.raises(ConfigError, match="model.len_video_ft: Reader needs this key"):
+        Reader.from_config(section)
 
 
 def test_a_section_travels_between_processes() -> None:

@@ -22,7 +22,7 @@ from lavis_lite.checkpoints.manifest import source_of
 from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.compat.lavis.backbones import mark_backbones
 from lavis_lite.compat.lavis.paths import config_path
-from lavis_lite.compat.lavis.sections import as_node, given_name, section_class
+from lavis_lite.compat.lavis.sections import as_node, given_name, reading, section_class
 from lavis_lite.compat.lavis.sizes import sizes, sizes_in
 from lavis_lite.config.schema import ModelConfig, RunConfig
 from lavis_lite.errors import ConfigError, did_you_mean
@@ -166,7 +166,8 @@ def _wrapped(written: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(written)
     def from_config(cls: type, cfg: Any = None) -> Any:
         node = as_node(cfg if cfg is not None else {})
-        with sizes(**sizes_in(OmegaConf.to_container(node, resolve=True))):  # type: ignore[arg-type]
+        built = sizes(**sizes_in(OmegaConf.to_container(node, resolve=True)))  # type: ignore[arg-type]
+        with built, reading("model", cls):
             model = written(cls, node)
         if isinstance(model, nn.Module):
             mark_backbones(model)

@@ -14,7 +14,7 @@ from lavis_lite.compat.lavis.datasets import DatasetAdapter
 from lavis_lite.compat.lavis.paths import config_path
 from lavis_lite.compat.lavis.processors import BaseProcessor
 from lavis_lite.compat.lavis.registry import registry
-from lavis_lite.compat.lavis.sections import as_node, section_class
+from lavis_lite.compat.lavis.sections import as_node, reading, section_class
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder as CoreBuilder
 from lavis_lite.errors import ConfigError, ContractError, DataError
@@ -168,7 +168,8 @@ class BuilderAdapter(CoreBuilder):
         if self._datasets is None:
             builder: Any = self.written
             try:
-                made = builder(as_node(self.cfg)).build_datasets()
+                with reading(f"datasets.{self.name}", builder):
+                    made = builder(as_node(self.cfg)).build_datasets()
             except OSError as error:
                 raise DataError(f"datasets.{self.name}: {builder.__name__}.build_datasets needs a file that cannot be "
                                 f"read: {error}") from error

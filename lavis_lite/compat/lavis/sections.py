@@ -7,6 +7,7 @@ LAVIS hands a class its section as an OmegaConf node. What the class reads of it
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -17,10 +18,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from lavis_lite.checkpoints.weights import PACKAGED_PREFIX, packaged, packaged_names
 from lavis_lite.compat.lavis.sizes import KEYS as SIZE_KEYS
 from lavis_lite.config.schema import OpenSection, Section
+from lavis_lite.errors import ConfigError
 
 SIMILAR = 0.8
 """likeness above which a key that nothing reads is taken for a misspelt one that something reads"""
@@ -113,6 +116,20 @@ def _with_packaged(value: Any) -> Any:
 def given_name(path: str) -> str:
     """What a YAML calls a file: `mini/opt` for what ships with this package, else its path."""
     return next((name for name in packaged_names() if str(packaged(name)) == path), path)
+
+
+@contextlib.contextmanager
+def reading(section: str, reader: type) -> Iterator[None]:
+    """Names the section and the class if a key that is read within is not there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        yield
+    except (ConfigAttributeError, ConfigKeyError) as error:
+        raise ConfigError(f"{section}.{error.full_key}: {reader.__name__} needs this key, and the section does not "
+                          "have it.") from error
 
 
 # what a class reads -------------------------------------------------------------------------------------------------

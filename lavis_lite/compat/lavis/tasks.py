@@ -14,7 +14,7 @@ from torch import Tensor
 from lavis_lite import distributed
 from lavis_lite.compat.lavis import paths
 from lavis_lite.compat.lavis.config import Config
-from lavis_lite.compat.lavis.sections import section_class
+from lavis_lite.compat.lavis.sections import reading, section_class
 from lavis_lite.config.schema import Config as CoreConfig
 from lavis_lite.config.schema import ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.datasets.loading.loader import eval_loader
@@ -118,7 +118,8 @@ class TaskAdapter(CoreTask):
     def __init__(self, cfg: RunConfig, config: Config | None = None) -> None:
         super().__init__(cfg)
         config = config or Config(CoreConfig(ModelConfig(), PreprocessConfig(), {}, cfg))
-        self.task: Any = self.written.setup_task(cfg=config)
+        with reading("run", self.written):
+            self.task: Any = self.written.setup_task(cfg=config)
         self._evaluated: Any = None
 
     @classmethod
