@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what __getattr__ resolves, for type checkers and editors
     from lavis_lite.models.base import BaseModel
     from lavis_lite.models.outputs import ModelOutput
     from lavis_lite.models.samples import Samples
+    from lavis_lite.runners.hooks import Hook
     from lavis_lite.tasks.base import BaseTask
     from lavis_lite.zoo import list_models, load_model, load_model_and_preprocess, load_preprocess, model_zoo
 
@@ -31,6 +32,7 @@ _LAZY = {
     "BaseDatasetBuilder": "lavis_lite.datasets.builders.base",
     "BaseModel": "lavis_lite.models.base",
     "BaseTask": "lavis_lite.tasks.base",
+    "Hook": "lavis_lite.runners.hooks",
     "LavisLiteError": "lavis_lite.errors",
     "ModelOutput": "lavis_lite.models.outputs",
     "Samples": "lavis_lite.models.samples",
@@ -43,9 +45,9 @@ _LAZY = {
     "model_zoo": "lavis_lite.zoo",
 }
 
-__all__ = ["BaseDataset", "BaseDatasetBuilder", "BaseModel", "BaseTask", "LavisLiteError", "ModelOutput", "Samples",
-           "__version__", "dataset_zoo", "list_models", "load_dataset", "load_model", "load_model_and_preprocess",
-           "load_preprocess", "model_zoo"]
+__all__ = ["BaseDataset", "BaseDatasetBuilder", "BaseModel", "BaseTask", "Hook", "LavisLiteError", "ModelOutput",
+           "Samples", "__version__", "dataset_zoo", "list_models", "load_dataset", "load_model",
+           "load_model_and_preprocess", "load_preprocess", "model_zoo"]
 
 
 def __getattr__(name: str) -> Any:

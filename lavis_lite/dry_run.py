@@ -1,4 +1,4 @@
-"""`--dry-run`: build everything, run one step, say what it would cost; on the meta device where files are missing."""
+"""`--dry-run`: build everything, run one step, report its cost; on the meta device where files are missing."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _first_step(runner: Runner) -> str:
 @torch.no_grad()
 def _first_batches(runner: Runner) -> str:
     """Predict one batch of every evaluated split of every data set that the task takes."""
-    told, evaluator, task = [], runner.evaluator, runner.task
+    predicted, evaluator, task = [], runner.evaluator, runner.task
     runner.model.eval()
     for split in dict.fromkeys([*runner.run.valid_splits, *runner.run.test_splits]):
         for name, splits in runner.datasets.items():
@@ -87,8 +87,8 @@ def _first_batches(runner: Runner) -> str:
                 batch = next(batches)
             with distributed.local(), evaluator.precision.autocast():
                 rows = task.predict(runner.model, to_device(batch, runner.device))
-            told.append(f"{len(rows)} of {name} {split!r}")
-    return f"predicted one batch ({', '.join(told)})"
+            predicted.append(f"{len(rows)} of {name} {split!r}")
+    return f"predicted one batch ({', '.join(predicted)})"
 
 
 def print_parts(model: BaseModel) -> None:

@@ -47,7 +47,7 @@ def main(composition: Composition, resume: str | None = None, start_over: bool =
     """Train (or, with run.evaluate, score) what a composed run describes; returns its final scores by split.
 
     Args:
-        composition: a run without faults.
+        composition: a run without errors.
         resume: None, "auto" (newest good checkpoint under run.output_dir, if any) or a checkpoint folder. An
             evaluation takes its weights and step number, a training all of it.
         start_over: with "auto": begin at step 0 if every checkpoint is damaged, which is an error otherwise.
@@ -107,8 +107,8 @@ def on_main(work: Callable[[], T]) -> T:
     if distributed.is_main():
         try:
             outcome = (work(), None)
-        except LavisLiteError as fault:
-            outcome = (None, fault)
+        except LavisLiteError as error:
+            outcome = (None, error)
     result, failure = distributed.broadcast_object(outcome)
     if failure is not None:
         raise failure
@@ -234,9 +234,9 @@ def find_checkpoint(run: RunConfig, resume: str | None, start_over: bool = False
         print(f"resuming from {found}" if found else nothing, flush=True)
         return found
     folder = Path(resume)
-    faults = checkpointing.verify(folder)
-    if faults:
-        raise CheckpointError(f"{folder} cannot be resumed from: {'; '.join(faults)}")
+    errors = checkpointing.verify(folder)
+    if errors:
+        raise CheckpointError(f"{folder} cannot be resumed from: {'; '.join(errors)}")
     return folder
 
 

@@ -79,7 +79,7 @@ class MissingExtraError(LavisLiteError, ImportError):
 
 
 class Faults(LavisLiteError):
-    """Several faults found in one pass, shown as one numbered list.
+    """Several errors found in one pass, shown as one numbered list.
 
     Args:
         heading: one line that says what was being checked.
@@ -88,7 +88,7 @@ class Faults(LavisLiteError):
 
     def __init__(self, heading: str, faults: Sequence[str]) -> None:
         self.faults = list(faults)
-        lines = [f"{heading} {len(self.faults)} fault{'s' if len(self.faults) != 1 else ''}:"]
+        lines = [f"{heading} {len(self.faults)} error{'s' if len(self.faults) != 1 else ''}:"]
         lines += [f"  {number}. {fault}" for number, fault in enumerate(self.faults, 1)]
         super().__init__("\n".join(lines))
 

@@ -12,6 +12,7 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from lavis_lite.errors import RegistryError, did_you_mean, shown
@@ -34,7 +35,7 @@ def _load(target: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _place(cls: type) -> str:
+def _location(cls: type) -> str:
     """`file:line` of a class, for messages."""
     try:
         return f"{inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]}"
@@ -49,23 +50,26 @@ class Registry(Generic[T]):
         kind: the word used in messages ("model").
         base: "module:Class" that every registered class must derive from; imported only when something registers.
         builtins: name -> "module:Class" of what ships with the package; imported on first `get`.
+        sections: name -> "module:Config" of a builtin's `config_class`, where that is in a lighter module than the
+            class; see `section_of`.
     """
 
-    def __init__(self, kind: str, base: str, builtins: Mapping[str, str]) -> None:
-        self.kind, self.base, self.builtins = kind, base, dict(builtins)
+    def __init__(self, kind: str, base: str, builtins: Mapping[str, str],
+                 sections: Mapping[str, str] | None = None) -> None:
+        self.kind, self.base, self.builtins, self.sections = kind, base, dict(builtins), dict(sections or {})
         self._classes: dict[str, type[T]] = {}
 
     def register(self, *names: str) -> Callable[[C], C]:
         """Decorator: makes a class known under `names`.
 
         Raises:
-            RegistryError: the class lacks the kind's base class, or a name is taken (both places are named).
+            RegistryError: the class lacks the kind's base class, or a name is taken (both locations are named).
         """
 
         def decorate(cls: C) -> C:
             base = _load(self.base)
             if not (inspect.isclass(cls) and issubclass(cls, base)):
-                raise RegistryError(f"{_place(cls)}: a {self.kind} must derive from {self.base.replace(':', '.')}.")
+                raise RegistryError(f"{_location(cls)}: a {self.kind} must derive from {self.base.replace(':', '.')}.")
             for name in names:
                 self._check_free(name, cls)
                 self._classes[name] = cast("type[T]", cls)
@@ -78,8 +82,8 @@ class Registry(Generic[T]):
         held = self._classes.get(name)
         taken = f"{held.__module__}:{held.__qualname__}" if held is not None else self.builtins.get(name)
         if taken is not None and taken != here:  # the same class again is a reload, not a clash
-            first = _place(held) if held is not None else taken
-            raise RegistryError(f"{self.kind} name {name!r} is registered twice: at {first} and at {_place(cls)}.")
+            first = _location(held) if held is not None else taken
+            raise RegistryError(f"{self.kind} name {name!r} is registered twice: at {first} and at {_location(cls)}.")
 
     def get(self, name: str) -> type[T]:
         """The class of that name.
@@ -102,6 +106,20 @@ class Registry(Generic[T]):
     def _elsewhere(self, name: str) -> type[T] | None:
         """The class of a name that is not registered; None: no such class."""
         return None
+
+    def section_of(self, name: str) -> type | None:
+        """The `config_class` of a name: what its section of a YAML may have. None if the class names none.
+
+        A builtin is not imported for it if its section has an entry of its own in the index.
+
+        Raises:
+            RegistryError: unknown name.
+        """
+        if isinstance(name, str) and name in self.sections and name not in self._classes:
+            section: type = _load(self.sections[name])
+            return section
+        cls = self.get(name)  # `section_class` is for classes to which `config_class` means something else
+        return getattr(cls, "section_class", None) or getattr(cls, "config_class", None)
 
     def names(self) -> list[str]:
         """All names, built-in and registered, sorted. Imports nothing."""
@@ -159,7 +177,35 @@ BUILDERS = {
     "video_caption": "video:VideoCaptionBuilder",
     "video_qa": "video:VideoQABuilder",
 }
-"""builders of the package: name -> module and class, in the room datasets.builders"""
+"""builders of the package, by their module in the package datasets.builders"""
+
+MODELS = {
+    "blip2": ("stage1:Blip2Qformer", "Blip2Qformer"),
+    "blip2_feature_extractor": ("stage1:Blip2Qformer", "Blip2Qformer"),
+    "blip2_image_text_matching": ("stage1:Blip2ImageTextMatching", "Blip2Qformer"),
+    "blip2_llm": ("llm:Blip2AnyLLM", "Blip2AnyLLM"),
+    "blip2_opt": ("llm:Blip2OPT", "Blip2OPT"),
+    "blip2_t5": ("llm:Blip2T5", "Blip2T5"),
+    "blip2_t5_instruct": ("llm:Blip2T5Instruct", "Blip2T5Instruct"),
+    "blip2_vicuna": ("llm:Blip2Vicuna", "Blip2Vicuna"),
+    "blip2_vicuna_instruct": ("llm:Blip2VicunaInstruct", "Blip2VicunaInstruct"),
+}
+"""model -> (class in the package models.blip2, its section in models.blip2.config, without Config)"""
+TASKS = {
+    "image_text_pretrain": ("pretrain:ImageTextPretrainTask", "Pretrain"),
+    "retrieval": ("retrieval:RetrievalTask", "Retrieval"),
+    "captioning": ("captioning:CaptioningTask", "Captioning"),
+    "vqa": ("vqa:VQATask", "VQA"),
+    "gqa": ("answering:GQATask", "GQA"),
+    "aok_vqa": ("answering:AOKVQATask", "AOKVQA"),
+    "vqa_reading_comprehension": ("answering:ReadingTask", "Reading"),
+    "video_qa": ("answering:VideoQATask", "VideoQA"),
+    "ranking": ("ranking:RankingTask", "Ranking"),
+    "multimodal_classification": ("ranking:RankingTask", "Ranking"),
+    "dialogue": ("ranking:DialogueTask", "Dialogue"),
+    "instruction_tuning": ("by_dataset:InstructionTuningTask", "InstructionTuning"),
+}
+"""task -> (class in the package tasks, its section in tasks.config, without RunConfig)"""
 
 
 class Registries:
@@ -167,17 +213,10 @@ class Registries:
 
     def __init__(self) -> None:
         # model: from_config(cfg) -> module; forward(samples) -> output with `loss`; knows nothing of tasks or files.
-        blip2, llm = "lavis_lite.models.blip2.stage1:", "lavis_lite.models.blip2.llm:"
-        self.model: Registry[BaseModel] = Registry("model", "lavis_lite.models.base:BaseModel", {
-            "blip2": blip2 + "Blip2Qformer",
-            "blip2_feature_extractor": blip2 + "Blip2Qformer",
-            "blip2_image_text_matching": blip2 + "Blip2ImageTextMatching",
-            "blip2_opt": llm + "Blip2OPT",
-            "blip2_t5": llm + "Blip2T5",
-            "blip2_t5_instruct": llm + "Blip2T5Instruct",
-            "blip2_vicuna": llm + "Blip2Vicuna",
-            "blip2_vicuna_instruct": llm + "Blip2VicunaInstruct",
-        })
+        home = "lavis_lite.models.blip2."
+        self.model: Registry[BaseModel] = Registry(
+            "model", "lavis_lite.models.base:BaseModel", {name: home + cls for name, (cls, _) in MODELS.items()},
+            {name: f"{home}config:{section}Config" for name, (_, section) in MODELS.items()})
         # processor: __call__(item, rng=None) -> tensor or text; all randomness comes from rng.
         image, text, video = (f"lavis_lite.processors.{name}:" for name in ("image", "text", "video"))
         self.processor: Registry[BaseProcessor] = Registry("processor", "lavis_lite.processors.base:BaseProcessor", {
@@ -197,20 +236,10 @@ class Registries:
         self.builder: Registry[BaseDatasetBuilder] = Registry(
             "builder", BUILT_IN + "base:BaseDatasetBuilder", {name: BUILT_IN + at for name, at in BUILDERS.items()})
         # task: train_step, predict, score; no loops, no files.
-        self.task: Registry[BaseTask[Any, Any]] = Registry("task", "lavis_lite.tasks.base:BaseTask", {
-            "image_text_pretrain": "lavis_lite.tasks.pretrain:ImageTextPretrainTask",
-            "retrieval": "lavis_lite.tasks.retrieval:RetrievalTask",
-            "captioning": "lavis_lite.tasks.captioning:CaptioningTask",
-            "vqa": "lavis_lite.tasks.vqa:VQATask",
-            "gqa": "lavis_lite.tasks.answering:GQATask",
-            "aok_vqa": "lavis_lite.tasks.answering:AOKVQATask",
-            "vqa_reading_comprehension": "lavis_lite.tasks.answering:ReadingTask",
-            "video_qa": "lavis_lite.tasks.answering:VideoQATask",
-            "ranking": "lavis_lite.tasks.ranking:RankingTask",
-            "multimodal_classification": "lavis_lite.tasks.ranking:RankingTask",
-            "dialogue": "lavis_lite.tasks.ranking:DialogueTask",
-            "instruction_tuning": "lavis_lite.tasks.by_dataset:InstructionTuningTask",
-        })
+        home = "lavis_lite.tasks."
+        self.task: Registry[BaseTask[Any, Any]] = Registry(
+            "task", "lavis_lite.tasks.base:BaseTask", {name: home + cls for name, (cls, _) in TASKS.items()},
+            {name: f"{home}config:{section}RunConfig" for name, (_, section) in TASKS.items()})
         self._add_kinds_of_training()
 
     def _add_kinds_of_training(self) -> None:
@@ -242,6 +271,27 @@ class Registries:
             "sample_predictions": hook + "sample_predictions:SamplePredictions",
             "throughput": hook + "throughput:Throughput",
         })
+
+        self.config_folders: list[Path] = []
+        """folders of models/<arch>/<type>.yaml and datasets/<name>.yaml besides the package's own"""
+
+    def register_path(self, name: str, path: str | Path) -> None:
+        """Add a folder of configurations: models/<arch>/<type>.yaml and datasets/<name>.yaml.
+
+        Args:
+            name: "configs"; LAVIS' spelling of a path with a name.
+            path: the folder.
+
+        Raises:
+            RegistryError: another name, or no such folder.
+        """
+        folder = Path(path).expanduser().absolute()
+        if name != "configs":
+            raise RegistryError(f"register_path: unknown path {name!r}; the one that can be added to is 'configs'.")
+        if not folder.is_dir():
+            raise RegistryError(f"register_path: there is no folder {folder}.")
+        if folder not in self.config_folders:
+            self.config_folders.append(folder)
 
     # LAVIS' spelling of the same calls -----------------------------------------------------------------------------
     def register_model(self, *names: str) -> Callable[[C], C]:

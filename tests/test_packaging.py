@@ -139,7 +139,7 @@ def test_everything_declared_is_imported_or_explained(metadata: Message) -> None
 
 
 def test_it_works_from_another_folder(environment: Path, tmp_path: Path) -> None:
-    code = ("import lavis_lite; from lavis_lite.config.compose import model_types, dataset_names\n"
+    code = ("import lavis_lite; from lavis_lite.config.named import model_types, dataset_names\n"
             "print(lavis_lite.__file__, lavis_lite.__version__, sep='\\n')\n"
             "print(*model_types('blip2')); print(*dataset_names())")
     where, version, types, datasets = run(environment / "python", "-c", code, cwd=tmp_path).splitlines()

@@ -65,6 +65,14 @@ def test_every_builtin_resolves_to_its_class(kind: str) -> None:
         assert f"{cls.__module__}:{cls.__qualname__}" == target
 
 
+@pytest.mark.parametrize("kind", ["model", "task"])
+def test_sections_of_the_index_are_those_of_the_classes(kind: str) -> None:
+    page = getattr(Registries(), kind)
+    assert page.sections.keys() == page.builtins.keys()
+    for name in page.builtins:
+        assert page.section_of(name) is getattr(registry, kind).get(name).config_class
+
+
 # its checks -----------------------------------------------------------------------------------------------------------
 @pytest.fixture()
 def processors() -> Registry[BaseProcessor]:

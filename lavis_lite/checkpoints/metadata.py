@@ -16,8 +16,9 @@ from lavis_lite.checkpoints.manifest import WEIGHTS
 from lavis_lite.checkpoints.reading import EXTRA, read_tensors
 from lavis_lite.checkpoints.report import seems_to_be
 from lavis_lite.checkpoints.unpickling import read_torch_file
-from lavis_lite.config.compose import import_plugins, model_types
+from lavis_lite.config.compose import import_plugins
 from lavis_lite.config.layers import read_yaml
+from lavis_lite.config.named import model_types, type_content
 from lavis_lite.config.protocols import NamesLanguageModel
 from lavis_lite.config.schema import ModelConfig
 from lavis_lite.config.typed import Checker
@@ -62,7 +63,7 @@ def _of_type(arch: str, model_type: str | None) -> CheckpointMetadata:
         raise ConfigError(f"--type: {arch} has the types {', '.join(types)}; choose one.")
     if model_type not in types:
         raise ConfigError(f"--type: {arch} has no type {model_type!r}; {did_you_mean(model_type, types)}")
-    content = read_yaml(types[model_type])
+    content = type_content(arch, model_type)
     return _afresh({**content.get("model", {}), "arch": arch, "model_type": model_type}, content.get("preprocess"))
 
 

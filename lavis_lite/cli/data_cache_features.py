@@ -10,11 +10,11 @@ from typing import Any
 from lavis_lite.cli.console import add_config, command_parser
 from lavis_lite.cli.train import raise_errors
 from lavis_lite.config.compose import compose
-from lavis_lite.config.preflight import check, missing
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.datasets.protocols import ImageTable
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.preflight import check, missing
 from lavis_lite.registry import registry
 
 

@@ -13,7 +13,7 @@ from typing import get_args
 
 from lavis_lite.cli.console import add_config, command_parser
 from lavis_lite.cli.sections import dataset_section, with_processors
-from lavis_lite.config.compose import dataset_names
+from lavis_lite.config.named import dataset_names
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.annotations.readers import FileFormat, check_suffix
 from lavis_lite.datasets.annotations.text_files import Quoting

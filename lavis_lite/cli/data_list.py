@@ -1,4 +1,4 @@
-"""`python -m lavis_lite data list`: the data sets of the package, and which of their files are on this machine."""
+"""`python -m lavis_lite data list`: the named data sets, and which of their files are on this machine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from lavis_lite.cli.console import columns, command_parser
-from lavis_lite.config.compose import CONFIGS, compose_dataset, dataset_names, dataset_rows
+from lavis_lite.config.compose import compose_dataset
+from lavis_lite.config.named import dataset_files, dataset_names, dataset_rows
 from lavis_lite.datasets.inventory import State, state
 from lavis_lite.errors import DataError, Faults, did_you_mean
 from lavis_lite.registry import registry
@@ -79,7 +79,7 @@ def entries_of(name: str) -> list[Entry]:
 
 def description(name: str) -> str:
     """The first sentence of the comment at the head of a data set's file."""
-    lines = Path(str(CONFIGS / "datasets" / f"{name}.yaml")).read_text(encoding="utf-8").splitlines()
+    lines = dataset_files()[name].read_text(encoding="utf-8").splitlines()
     comment = []
     for line in lines:
         if not line.startswith("#"):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from lavis_lite.checkpoints.weights import required_weights
 from lavis_lite.cli.console import add_config, command_parser
 from lavis_lite.config.compose import compose
-from lavis_lite.config.preflight import missing
 from lavis_lite.config.schema import Config
 from lavis_lite.errors import DataError, Faults, RegistryError
+from lavis_lite.preflight import missing
 from lavis_lite.registry import registry
 
 

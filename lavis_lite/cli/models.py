@@ -12,7 +12,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = command_parser("models", "List models and their types, one arch a line.", ["", "'blip2*'"])
     arguments.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="of arch names (default: all)")
     chosen = arguments.parse_args(list(argv))
-    from lavis_lite.config.compose import model_types
+    from lavis_lite.config.named import model_types
     from lavis_lite.zoo import list_models
 
     for arch in list_models(chosen.pattern):

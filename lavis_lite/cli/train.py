@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from lavis_lite.cli.console import add_config, command_parser, print_once
 from lavis_lite.config.compose import Composition, compose, to_yaml
-from lavis_lite.config.preflight import check, fetch_hint, missing
 from lavis_lite.errors import Faults
+from lavis_lite.preflight import check, fetch_hint, missing
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from lavis_lite.errors import ConfigError, did_you_mean, shown
 YAML_ERRORS = (yaml.YAMLError, OmegaConfBaseException, ValueError, KeyError, TypeError, AttributeError, OverflowError,
                RecursionError, OSError)
 """what OmegaConf and PyYAML raise for a text that is no YAML, the last five for scalars that do not fit their tag"""
-SECTIONS = ("model", "preprocess", "datasets", "run", "imports", "base")
+SECTIONS = ("model", "preprocess", "datasets", "run", "imports", "configs", "base")
+LISTS = ("imports", "configs")
+"""sections that are lists, not keys"""
 OPTIONS = "--options"
 
 
@@ -39,9 +41,9 @@ def read_yaml(path: Path, wanted_by: str = "") -> dict[str, Any]:
     try:
         _require_file(path, wanted_by)
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as fault:  # ValueError: no UTF-8 text, or a null character in the name
-        reason = getattr(fault, "strerror", None) or fault
-        raise ConfigError(f"{shown(str(path), 1000)}: cannot be read{wanted_by} ({reason}).") from fault
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8 text, or a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{shown(str(path), 1000)}: cannot be read{wanted_by} ({reason}).") from error
     content = _parsed(text, str(path))
     if not isinstance(content, dict):
         kind = type(content).__name__
@@ -65,9 +67,9 @@ def _parsed(text: str, where: str) -> Any:
     """The plain containers of a YAML text, interpolations kept as text."""
     try:
         content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except YAML_ERRORS as fault:
-        reason = "it is nested too deeply" if isinstance(fault, RecursionError) else " ".join(str(fault).split())
-        raise ConfigError(f"{where}: cannot be read as YAML: {reason[:400]}") from fault
+    except YAML_ERRORS as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ConfigError(f"{where}: cannot be read as YAML: {reason[:400]}") from error
     return plain(content, where)
 
 
@@ -84,6 +86,8 @@ def base_chain(path: Path) -> list[Layer]:
         seen.append(resolved)
         content = read_yaml(path, wanted_by)
         base = content.pop("base", None)
+        if "configs" in content:
+            content["configs"] = _beside(path, content["configs"])
         layers.insert(0, Layer(str(path), content))
         if base is None:
             return layers
@@ -91,6 +95,48 @@ def base_chain(path: Path) -> list[Layer]:
             raise ConfigError(f"{path}: base must be one file name, not {base!r}.")
         wanted_by = f" (wanted by base: in {path})"
         path = path.parent / base
+
+
+def _beside(path: Path, folders: Any) -> Any:
+    """The folders of `configs:`, which are relative to the file that names them, by their whole paths."""
+    listed = [folders] if isinstance(folders, str) else folders
+    if not isinstance(listed, list) or not all(isinstance(folder, str) for folder in listed):
+        return folders  # reported with the other sections' shapes
+    return [str((path.parent / Path(folder).expanduser()).absolute()) for folder in listed]
+
+
+def section_errors(layers: Sequence[Layer], allowed: Sequence[str] = SECTIONS) -> list[str]:
+    """Top-level keys that are not sections, and sections of another shape than they must have."""
+    errors = []
+    for layer in layers:
+        for key, content in layer.content.items():
+            if key not in allowed:
+                errors.append(f"{layer.name}: unknown section {shown(key)}; {did_you_mean(key, allowed)}")
+            elif problem := _shape_problem(key, content):
+                errors.append(f"{layer.name}: {problem}")
+    return errors
+
+
+def _shape_problem(key: str, content: Any) -> str:
+    """What is wrong with the shape of a section; "" if nothing is."""
+    if content is None:
+        return ""
+    if key == "imports":
+        named = isinstance(content, list) and all(map(_is_module_name, content))
+        return "" if named else f"imports: must be a list of modules, such as [my_plugin], not {shown(content)}."
+    if key == "configs":
+        named = isinstance(content, list) and all(isinstance(folder, str) for folder in content)
+        return "" if named else f"configs: must be a folder or a list of folders, not {shown(content)}."
+    if not isinstance(content, Mapping):
+        return f"{key}: must be a section of keys, not {shown(content)}."
+    for name, section in content.items() if key == "datasets" else ():
+        if section is not None and not isinstance(section, Mapping):
+            return f"datasets.{name}: must be a section of keys, not {shown(section)}."
+    return ""
+
+
+def _is_module_name(name: Any) -> bool:
+    return isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
 
 
 def parse_options(options: Sequence[str]) -> Layer:
@@ -103,15 +149,17 @@ def parse_options(options: Sequence[str]) -> Layer:
     for key, text in _pairs(list(options)):
         plain(key, f"{OPTIONS} {shown(key)}")
         parts = key.split(".")
-        if parts[0] not in SECTIONS or (len(parts) < 2 and parts[0] != "imports"):
+        if parts[0] not in SECTIONS or (len(parts) < 2 and parts[0] not in LISTS):
             raise ConfigError(f"{OPTIONS} {key}={text}: a key is section.name, and for {parts[0]!r} "
                               f"{did_you_mean(parts[0], SECTIONS[:4])}")
-        place = content
+        inner = content
         for part in parts[:-1]:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
                 raise ConfigError(f"{OPTIONS} {key}: {part} was set to a plain value by another option.")
-        place[parts[-1]] = plain(parse_value(text), OPTIONS, key)
+        inner[parts[-1]] = plain(parse_value(text), OPTIONS, key)
+    if "configs" in content:
+        content["configs"] = _beside(Path.cwd() / OPTIONS, content["configs"])
     return Layer(OPTIONS, content)
 
 
@@ -183,6 +231,32 @@ def named_hooks(run: Any) -> Any:
         else:
             raise ConfigError(f"run.hooks: an entry is a name or {{name: arguments}}, not {entry!r}.")
     return {**run, "hooks": hooks}
+
+
+def unset_keys(layers: Sequence[Layer]) -> set[str]:
+    """Dotted keys whose last value is null where a lower layer had set something."""
+    given: set[str] = set()
+    unset: set[str] = set()
+    for layer in layers:
+        for key, value in flatten(layer.content):
+            if value is not None:
+                given.add(key)
+                unset.discard(key)
+            elif any(other == key or other.startswith(f"{key}.") for other in given):
+                unset.add(key)
+    return unset
+
+
+def without(content: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """A copy of nested sections without some dotted keys."""
+    copy = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
+    for dotted in keys:
+        first, _, rest = dotted.partition(".")
+        if rest and isinstance(copy.get(first), dict):
+            copy[first] = without(copy[first], [rest])
+        elif not rest:
+            copy.pop(first, None)
+    return copy
 
 
 def _overlay(target: dict[str, Any], source: Mapping[str, Any]) -> None:

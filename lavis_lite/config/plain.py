@@ -38,7 +38,7 @@ def plain(value: Any, where: str, key: str = "", depth: int = 0, resolved: bool 
         return {_key(name, where, key): plain(inner, where, f"{key}.{name}".lstrip("."), depth + 1, resolved)
                 for name, inner in value.items()}
     if isinstance(value, list):
-        return [plain(inner, where, f"{key}.{place}", depth + 1, resolved) for place, inner in enumerate(value)]
+        return [plain(inner, where, f"{key}.{position}", depth + 1, resolved) for position, inner in enumerate(value)]
     problem = _problem(value, resolved)
     if problem:
         raise _refused(where, key, problem)
@@ -86,5 +86,5 @@ def _interpolation_problem(text: str) -> str:
 
 
 def _refused(where: str, key: str, problem: str) -> ConfigError:
-    place = f"{where}: {key[:200]}" if key else where
-    return ConfigError(f"{place} {problem}.")
+    position = f"{where}: {key[:200]}" if key else where
+    return ConfigError(f"{position} {problem}.")

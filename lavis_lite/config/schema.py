@@ -74,7 +74,7 @@ class ModelConfig(Section):
 
     brings_backbones = False  # no key: whether `from_config` loads encoder, tokenizer and language model by itself
 
-    def faults(self, run: RunConfig) -> list[tuple[str, str]]:
+    def errors(self, run: RunConfig) -> list[tuple[str, str]]:
         """What is wrong beyond keys and types: (key of this section, sentence) each; asked before anything is built."""
         return []
 
@@ -261,6 +261,10 @@ class RunConfig(Section):
     dist_url: str | None = None
     distributed: bool | None = None
     use_dist_eval_sampler: bool | None = None
+
+    def task_errors(self) -> list[tuple[str, str]]:
+        """What is wrong with the task's own keys, beyond types: (key, sentence) each. Tasks' sections extend it."""
+        return []
 
     @classmethod
     def affects_rows(cls, key: str) -> bool:

@@ -7,16 +7,14 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from torch.utils.data import Dataset
-
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.protocols import Located
 
 Sample = dict[str, Any]
 
 
-class BaseDataset(Dataset[Sample]):
-    """A map-style data set whose samples are functions of (index, rng).
+class BaseDataset:
+    """A map-style data set, as torch's DataLoader takes it, whose samples are functions of (index, rng).
 
     `sample_keys` names the keys that every sample has. If sets are mixed into one batch, the keys common to all sets
     are kept, so that all processes see the same keys in every batch.

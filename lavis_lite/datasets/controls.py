@@ -6,8 +6,6 @@ import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-
 from lavis_lite.contracts import lacking, need
 from lavis_lite.datasets.base import BaseDataset, Sample, location_of
 from lavis_lite.datasets.loading.randomness import hash64, permutation
@@ -64,6 +62,8 @@ class AblatedImages(BaseDataset):
     def picture(self, index: int, rng: random.Random | None = None) -> Any:
         """The picture that replaces the row's own."""
         if self.control == "blind":
+            import torch  # here, so that sections which name a control load without it
+
             return torch.zeros_like(torch.as_tensor(self.dataset.picture(index, rng)))
         return self.dataset.picture(self.others[self.image_name(index)], rng)
 

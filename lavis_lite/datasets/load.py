@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.config.compose import compose_dataset, dataset_names, dataset_rows
+from lavis_lite.config.compose import compose_dataset
 from lavis_lite.config.layers import read_yaml
+from lavis_lite.config.named import dataset_names, dataset_rows
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.registry import registry

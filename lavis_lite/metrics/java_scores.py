@@ -149,6 +149,16 @@ def find_java(metric: str) -> str:
     return found
 
 
+def why_no_java(metric: str) -> str:
+    """Why METEOR or SPICE cannot be computed here, as a sentence; "" if they can."""
+    try:
+        find_java(metric)
+        _package_file(metric, "meteor/meteor-1.5.jar")
+    except MissingExtraError as error:
+        return str(error)
+    return ""
+
+
 class Java:
     """A Java program that is spoken to line by line; a context that ends it whatever happens.
 

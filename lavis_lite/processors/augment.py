@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageEnhance, ImageOps
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MAX_LEVEL = 10
 _FILL = (128, 128, 128)
@@ -27,6 +29,8 @@ def rand_augment(pixels: Tensor, rng: random.Random, count: int, level: int) -> 
     chosen = [operation for operation in rng.choices(OPERATIONS, k=count) if rng.random() < 0.5]
     if not chosen:
         return pixels
+    import torch
+
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     for operation in chosen:
         image = operation(image, level / _MAX_LEVEL, rng)

@@ -142,9 +142,14 @@ def shared_lemmatizer() -> Lemmatizer:
     return Lemmatizer()
 
 
+def has_spacy() -> bool:
+    """Whether spaCy and its English model are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("spacy", SPACY_MODEL))
+
+
 def _spacy_pipeline() -> Any:
     """spaCy's English model, or None where it is not installed. Nothing is downloaded."""
-    if importlib.util.find_spec("spacy") is None or importlib.util.find_spec(SPACY_MODEL) is None:
+    if not has_spacy():
         return None
     import spacy
 

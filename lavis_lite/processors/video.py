@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lavis_lite.errors import ConfigError, InputTypeError, did_you_mean
 from lavis_lite.processors.augment import rand_augment
 from lavis_lite.processors.image import ImageProcessor, cut, random_crop_box, resize, to_pixels
 from lavis_lite.registry import registry
 
+if TYPE_CHECKING:
+    from torch import Tensor
 # which frames: numbers 0 .. length-1 in order, always as many as asked for. A shorter video gives some frames several
 # times, so that clips of one batch have equal shapes.
 Sampling = Callable[[int, int, random.Random], list[int]]
@@ -106,6 +106,8 @@ class _VideoProcessor(ImageProcessor):
                 "a video processor takes an open video (lavis_lite.datasets.media.video.open_video) or frames as an "
                 f"array [T, H, W, 3], not {type(video).__name__}.")
         numbers = self.choose(len(source), self.n_frms, rng)
+        import torch
+
         return torch.stack(list(self.views(source.frames(numbers), rng)), dim=1)
 
     def views(self, frames: Iterator[NDArray[np.uint8]], rng: random.Random) -> Iterator[Tensor]:

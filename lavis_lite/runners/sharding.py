@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lavis_lite import distributed
-from lavis_lite.config.preflight import sharding_fault
+from lavis_lite.config.run_rules import sharding_error
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError
 
@@ -34,7 +34,7 @@ def shard_frozen(model: BaseModel, run: RunConfig, device: torch.device) -> None
     """
     if run.fsdp == "none":
         return
-    problem = sharding_fault(run)
+    problem = sharding_error(run)
     if problem is not None:
         raise ConfigError(f"run.fsdp: {problem}")
     blocks = model.blocks_to_shard()

@@ -9,9 +9,8 @@ from typing import Any
 
 from lavis_lite.config.compose import Composition, compose_layers, overlaid
 from lavis_lite.config.layers import OPTIONS, Layer, base_chain, parse_options
-from lavis_lite.config.schema import ModelConfig, PreprocessConfig, RunConfig
-from lavis_lite.errors import CheckpointError, ConfigError, Faults, RegistryError
-from lavis_lite.registry import registry
+from lavis_lite.config.schema import ModelConfig, PreprocessConfig
+from lavis_lite.errors import CheckpointError, ConfigError, Faults
 from lavis_lite.runners import checkpointing
 from lavis_lite.runs.find import RunCheckpoint, find_checkpoint, run_of
 
@@ -36,7 +35,7 @@ def compose_evaluation(chosen: RunCheckpoint, options: Sequence[str] = (), recip
         raise ConfigError(f"--options model.{clash[0]}: --run takes its weights from {chosen.folder}; leave one out.")
     own = chosen.config_layer()
     if recipe is None:
-        layers = [_for_task(own, (given.content.get("run") or {}).get("task"))]
+        layers = [own]
     else:
         layers = _with_recipe(own, base_chain(Path(recipe)))
     composition = compose_layers([*layers, given], Path(own.name))
@@ -119,18 +118,3 @@ def _with_recipe(own: Layer, recipe: Sequence[Layer]) -> list[Layer]:
 
 def _only(layer: Layer, *sections: str) -> Layer:
     return Layer(layer.name, {key: value for key, value in layer.content.items() if key in sections})
-
-
-def _for_task(layer: Layer, task: str | None) -> Layer:
-    """The run's own layer without the keys that its task has and `task` does not."""
-    run = layer.content.get("run") or {}
-    trained = str(run.get("task", RunConfig.task))
-    if task is None or task == trained:
-        return layer
-    try:
-        mine, other = (registry.get_task_class(name).config_class for name in (trained, task))
-    except RegistryError:
-        return layer  # composing reports the name
-    foreign = {field.name for field in dataclasses.fields(mine)} - {field.name for field in dataclasses.fields(other)}
-    kept = {key: value for key, value in run.items() if key not in foreign}
-    return Layer(layer.name, {**layer.content, "run": kept})

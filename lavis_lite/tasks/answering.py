@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.protocols import Questions
 from lavis_lite.errors import DataError
-from lavis_lite.metrics.answer_rules import AnswerRule
 from lavis_lite.registry import registry
 from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.by_dataset import MultipleChoiceTask, TaskRouter
-from lavis_lite.tasks.ranking import RankingRunConfig
+from lavis_lite.tasks.config import AOKVQARunConfig, GQARunConfig, ReadingRunConfig, VideoQARunConfig
 from lavis_lite.tasks.submission import Server, Submission
-from lavis_lite.tasks.vqa import VQARunConfig, VQATask
+from lavis_lite.tasks.vqa import VQATask
 from lavis_lite.tasks.writing import WritingTask
-
-
-@dataclass
-class GQARunConfig(VQARunConfig):
-    """The run section of GQA."""
-
-    task: str = "gqa"
-    vqa_rule: AnswerRule = "exact"
 
 
 @registry.register_task("gqa")
@@ -33,13 +24,6 @@ class GQATask(VQATask):
 
     config_class: ClassVar[type[RunConfig]] = GQARunConfig
     servers: ClassVar[tuple[Server, ...]] = ("gqa",)
-
-
-@dataclass
-class ReadingRunConfig(VQARunConfig):
-    """The run section of questions about text in pictures."""
-
-    task: str = "vqa_reading_comprehension"
 
 
 @registry.register_task("vqa_reading_comprehension")
@@ -67,29 +51,11 @@ class ReadingTask(VQATask):
         return self.cfg.prompt or (self.default_prompt if "ocr_tokens" in samples else "")
 
 
-@dataclass
-class VideoQARunConfig(VQARunConfig):
-    """The run section of questions about videos."""
-
-    task: str = "video_qa"
-    vqa_rule: AnswerRule = "exact"
-    num_ans_candidates: int | None = None
-
-
 @registry.register_task("video_qa")
 class VideoQATask(VQATask):
     """As vqa, over samples with `video`; every answer of the list is a candidate with run.inference_method=rank."""
 
     config_class: ClassVar[type[RunConfig]] = VideoQARunConfig
-
-
-@dataclass
-class AOKVQARunConfig(VQARunConfig, RankingRunConfig):
-    """The run section of A-OKVQA, direct answers and multiple choice."""
-
-    task: str = "aok_vqa"
-    vqa_rule: AnswerRule = "thirds"
-    num_ans_candidates: int | None = 128
 
 
 @registry.register_task("aok_vqa")

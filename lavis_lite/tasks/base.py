@@ -90,6 +90,8 @@ class BaseTask(Generic[M, D]):
     """for `score`"""
 
     def __init__(self, cfg: RunConfig) -> None:
+        for key, message in cfg.task_errors():
+            raise ConfigError(f"run.{key}: {message}")
         self.cfg = cfg
 
     @classmethod

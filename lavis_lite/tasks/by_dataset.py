@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import DataError
-from lavis_lite.metrics.answer_rules import AnswerRule
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
-from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
-from lavis_lite.tasks.ranking import DialogueTask, RankingRunConfig, RankingTask
+from lavis_lite.tasks.captioning import CaptioningTask
+from lavis_lite.tasks.config import CaptioningRunConfig, InstructionTuningRunConfig, WritingRunConfig
+from lavis_lite.tasks.ranking import DialogueTask, RankingTask
 from lavis_lite.tasks.submission import Server, Submission
-from lavis_lite.tasks.vqa import VQARunConfig, VQATask
-from lavis_lite.tasks.writing import WritingRunConfig, WritingTask, in_prompt
+from lavis_lite.tasks.vqa import VQATask
+from lavis_lite.tasks.writing import WritingTask, in_prompt
 
 
 class MultipleChoiceTask(RankingTask):
@@ -101,24 +101,6 @@ class TaskRouter(WritingTask[Any, Any]):
 
 PENALTIES = ("length_penalty", "repetition_penalty")
 """settings whose defaults differ between captions and answers"""
-
-
-@dataclass
-class InstructionTuningRunConfig(CaptioningRunConfig, VQARunConfig, RankingRunConfig):
-    """The run section of instruction tuning: that of captions, answers and rankings together."""
-
-    task: str = "instruction_tuning"
-    num_beams: int = 5
-    length_penalty: float | None = None
-    """null: captions have captioning's default, answers the model's"""
-    repetition_penalty: float | None = None
-    """null: captions have captioning's default, answers the model's"""
-    max_len: int = 10
-    """of an answer, tokens as LAVIS counts them"""
-    max_caption_len: int = 30
-    """of a caption"""
-    vqa_rule: AnswerRule = "auto"
-    num_ans_candidates: int | None = 128
 
 
 @registry.register_task("instruction_tuning")

@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lavis_lite import distributed
-from lavis_lite.config.schema import SCORING_ONLY, RunConfig
+from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.base import location_of
 from lavis_lite.datasets.protocols import Captions, Domains
-from lavis_lite.errors import ConfigError, DataError, did_you_mean
-from lavis_lite.metrics.caption_report import EMPTY, SCORES, CaptionReport, caption_report
+from lavis_lite.errors import DataError
+from lavis_lite.metrics.caption_report import EMPTY, CaptionReport, caption_report
 from lavis_lite.metrics.scenes import image_scores, scene_scores
 from lavis_lite.models.protocols import Captioner
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import Row
+from lavis_lite.tasks.config import CaptioningRunConfig
 from lavis_lite.tasks.reporting import pictures_of
 from lavis_lite.tasks.submission import Server, Submission
-from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, plain
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, plain
 
 SCENE = "scene"
-METRICS = (*SCORES, SCENE)
 BY_IMAGE = {"CIDEr": "CIDEr", "ROUGE_L": "ROUGE_L", "SPICE": "SPICE", "METEOR": "image_METEOR",
             "Bleu_4": "image_Bleu_4"}
 """scores of single images that a report shows -> their names there; a split's METEOR and BLEU are no means of these"""
 ALGORITHM = "lavis-lite"
 """who made a results file, as COCO's server has it in the file's name"""
-
-
-@dataclass
-class CaptioningRunConfig(WritingRunConfig):
-    """The run section of captioning."""
-
-    task: str = "captioning"
-    length_penalty: float | None = 0.0
-    """LAVIS' default of the task; null: the model's default, 1"""
-    repetition_penalty: float | None = 1.15
-    """LAVIS' default of the task; null: the model's default"""
-    use_nucleus_sampling: bool = False
-    """sample from the smallest set of tokens that holds top_p of the mass, in place of beam search"""
-    top_p: float = 0.9
-    temperature: float = 1.0
-    caption_metrics: list[str] | None = field(default=None, metadata=SCORING_ONLY)
-    """coco (BLEU, ROUGE-L and CIDEr; the default), bleu, rouge_l, cider; meteor and spice, which need Java; scene:
-    attributes of the mini world's objects. []: captions are written and not scored"""
 
 
 @registry.register_task("captioning")
@@ -65,9 +46,6 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         super().__init__(cfg)
         self.metrics = ["coco"] if cfg.caption_metrics is None else cfg.caption_metrics
         self._found = CaptionReport({}, [], {})
-        for name in self.metrics:
-            if name not in METRICS:
-                raise ConfigError(f"run.caption_metrics: no metric {name!r}; {did_you_mean(name, METRICS)}")
 
     def before_evaluation(self, dataset: Captions, split: str) -> None:
         """Refuse a data set that is no list of images, and one that has captions for some of its images only."""

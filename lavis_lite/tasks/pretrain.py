@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import fsum
 from typing import Any, ClassVar
 
@@ -21,21 +20,11 @@ from lavis_lite.models.protocols import Matcher, Retriever
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.config import PretrainRunConfig
 from lavis_lite.tasks.reporting import retrieval_samples
-from lavis_lite.tasks.retrieval import RetrievalRunConfig, chance_r1, gallery_of, prefixed, recall_line, sizes_of
+from lavis_lite.tasks.retrieval import chance_r1, gallery_of, prefixed, recall_line, sizes_of
 from lavis_lite.tasks.retrieval_parts import BothWays, Gallery, check_captions
 from lavis_lite.tasks.retrieval_scoring import image_rows, indices, retrieve
-
-
-@dataclass
-class PretrainRunConfig(RetrievalRunConfig):
-    """The run section of pre-training."""
-
-    task: str = "image_text_pretrain"
-    valid_itm: bool = False
-    """re-rank by ITM also on splits that are only validated on; test splits always are (unless k_test is 0)"""
-    valid_recall: bool = True
-    """compute retrieval recall besides the losses, where the model has an ITC space"""
 
 
 @registry.register_task("image_text_pretrain")

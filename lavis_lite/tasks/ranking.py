@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from lavis_lite.config.schema import SCORING_ONLY, RunConfig
+from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.base import location_of
 from lavis_lite.datasets.protocols import Choices
-from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.errors import DataError, did_you_mean
 from lavis_lite.metrics.ranking import KS, auc, ndcg, order, rank_scores, ranks, shares
 from lavis_lite.metrics.vqa import Truth, accuracies
 from lavis_lite.models.blip2.prompts import question_prompts
@@ -17,31 +16,15 @@ from lavis_lite.models.protocols import Ranker
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import MISSED, Candidate, ReportSample
 from lavis_lite.tasks.base import Row
+from lavis_lite.tasks.config import DialogueRunConfig, RankingRunConfig
 from lavis_lite.tasks.reporting import context_of, pictures_of
 from lavis_lite.tasks.submission import Server, Submission
-from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, in_prompt, plain
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, in_prompt, plain
 
 CONTEXT = ("context", "history", "caption")
 """keys put in front of the question, unless an instruction has them"""
 SHOWN = 10
 """candidates of each sample that a report shows"""
-
-
-@dataclass
-class RankingRunConfig(WritingRunConfig):
-    """The run section of ranking. A `prompt` has `{}` for the question, and a second one for the options."""
-
-    task: str = "ranking"
-    candidates: list[str] | None = None
-    """answers to choose among, the same for all samples; absent: each sample's own, else the data set's answer_list"""
-    num_ans_candidates: int | None = 128
-    """only so many of the data set's answer_list are tried; null: all"""
-    candidate_score: Literal["sum", "mean"] = "sum"
-    """a candidate's log-likelihood, or that divided by its tokens"""
-    segments: int = 1
-    """a batch's candidates are scored in so many parts, to save memory; no result depends on it"""
-    positive: str | None = field(default=None, metadata=SCORING_ONLY)
-    """two classes: the candidate that counts as positive; adds auc, which becomes agg_metrics"""
 
 
 @registry.register_task("ranking", "multimodal_classification")
@@ -61,16 +44,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
 
     def __init__(self, cfg: RankingRunConfig) -> None:
         super().__init__(cfg)
-        given = cfg.candidates
-        if given is not None and (len(given) < 2 or len(set(given)) < len(given) or not all(given)):
-            raise ConfigError(f"run.candidates must be at least two different texts, not {given}.")
-        if cfg.positive is not None and given is not None and cfg.positive not in given:
-            raise ConfigError(f"run.positive={cfg.positive!r} is none of run.candidates; "
-                              f"{did_you_mean(cfg.positive, given)}")
-        if cfg.submission == "hatefulmemes" and cfg.positive is None:
-            raise ConfigError("run.submission=hatefulmemes needs run.positive, the candidate for hateful: its "
-                              "probability is what the server takes.")
-        self._shared: list[str] | None = given
+        self._shared: list[str] | None = cfg.candidates
 
     def training_samples(self, samples: dict[str, Any]) -> dict[str, Any]:
         """Questions in the prompt of the evaluation; the right answers are learned after it."""
@@ -220,13 +194,6 @@ class RankingTask(WritingTask[Ranker, Choices]):
 def _types(question: Row) -> Truth:
     """The types that get accuracies of their own."""
     return Truth((), question.get("question_type", ""), question.get("answer_type", ""))
-
-
-@dataclass
-class DialogueRunConfig(RankingRunConfig):
-    """The run section of dialogues about images."""
-
-    task: str = "dialogue"
 
 
 @registry.register_task("dialogue")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lavis_lite import distributed
@@ -14,22 +13,10 @@ from lavis_lite.models.protocols import Matcher, Retriever
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.config import RetrievalRunConfig
 from lavis_lite.tasks.reporting import retrieval_samples
 from lavis_lite.tasks.retrieval_parts import BothWays, Gallery, Sizes, check_captions
 from lavis_lite.tasks.retrieval_scoring import image_rows, recalls_of, retrieve
-
-
-@dataclass
-class RetrievalRunConfig(RunConfig):
-    """The run section of tasks that search images by text and texts by image."""
-
-    task: str = "retrieval"
-    k_test: int = 128
-    """candidates per query that ITM re-ranks; clipped to the gallery's size; 0: ITC only"""
-    captions_per_image: int | None = None
-    """captions of each image that make up the gallery: the first n; absent: all"""
-    pair_batch_size: int = 256
-    """(image, caption) pairs per pass of the ITM head in evaluation"""
 
 
 @registry.register_task("retrieval")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from lavis_lite.config.schema import SCORING_ONLY, RunConfig
+from lavis_lite.config.schema import RunConfig
 from lavis_lite.contracts import need
 from lavis_lite.datasets.protocols import AnswerList, MajorityAnswers, NamedImages, Questions
-from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.errors import DataError
 from lavis_lite.metrics.anls import anls, anls_score
-from lavis_lite.metrics.answer_rules import LEAVES_ONE_OUT, AnswerRule, Rule, Truth, chosen_rule, lacking, truth_score
+from lavis_lite.metrics.answer_rules import LEAVES_ONE_OUT, Rule, Truth, chosen_rule, lacking, truth_score
 from lavis_lite.metrics.ranking import order, shares
 from lavis_lite.metrics.vqa import Majority, accuracies, question_scores, vqa_accuracy
 from lavis_lite.models.blip2.prompts import question_prompts
@@ -20,11 +19,11 @@ from lavis_lite.models.protocols import Answerer, Ranker
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import Candidate, ReportSample
 from lavis_lite.tasks.base import Row
+from lavis_lite.tasks.config import ANSWER_METRICS, VQARunConfig
 from lavis_lite.tasks.reporting import context_of, counted, pictures_of
 from lavis_lite.tasks.submission import Server, Submission, answer_row
-from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingRunConfig, WritingTask, in_prompt, plain
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, in_prompt, plain
 
-METRICS = ("accuracy", "anls")
 LEFT_OUT = "left_out"
 EMPTY = "empty_answers"
 KEPT = 10
@@ -32,31 +31,6 @@ KEPT = 10
 Likeliest = list[list[Any]]
 """[answer, log-likelihood in nats, its share of the probability of all candidates], likeliest first; lists, as JSON
 gives them back"""
-
-
-@dataclass
-class VQARunConfig(WritingRunConfig):
-    """The run section of question answering. A `prompt` has `{}` for the question, in training as in evaluation."""
-
-    task: str = "vqa"
-    num_beams: int = 3
-    """width of beam search; 1: greedy. LAVIS' default"""
-    max_len: int = 10
-    inference_method: Literal["generate", "rank"] = "generate"
-    """rank: the likeliest of the data set's answer_list"""
-    num_ans_candidates: int | None = 128
-    """rank: only so many of the list are tried; null: all"""
-    vqa_rule: AnswerRule = field(default="auto", metadata=SCORING_ONLY)
-    """official: texts are cleaned where the annotators differ, as in the official script; normalised: always; textvqa:
-    always, as TextVQA's own evaluator does; vizwiz: the official script on VizWiz' records, which have a confidence and
-    no id; scienceqa: the option that a written answer names ("The answer is B."); exact: equal to any answer after
-    cleaning; thirds: A-OKVQA's; halves: iVQA's; auto: official if the questions have at least four annotators each,
-    else exact"""
-    vqa_metrics: list[str] | None = None
-    """accuracy (by vqa_rule) and anls (similarity to the nearest answer, ST-VQA's and DocVQA's); the first is
-    agg_metrics. Absent: accuracy; both for vqa_reading_comprehension"""
-    baselines: bool = field(default=True, metadata=SCORING_ONLY)
-    """report what the commonest training answer would score, overall and by question"""
 
 
 @registry.register_task("vqa")
@@ -79,13 +53,7 @@ class VQATask(WritingTask[Answerer, Questions]):
 
     def __init__(self, cfg: VQARunConfig) -> None:
         super().__init__(cfg)
-        if cfg.prompt and cfg.prompt.count("{}") not in (1, 2):
-            raise ConfigError(f"run.prompt={cfg.prompt!r}: the question needs a place, for example "
-                              "'Question: {} Short answer:'.")
         self.metrics = self.default_metrics if cfg.vqa_metrics is None else tuple(cfg.vqa_metrics)
-        for name in self.metrics:
-            if name not in METRICS:
-                raise ConfigError(f"run.vqa_metrics: no metric {name!r}; {did_you_mean(name, METRICS)}")
         self._answers: list[str] = []
         self._majority: tuple[Any, Majority | None] = (None, None)
         self._rule: tuple[Any, Rule] = (None, "official")
@@ -231,7 +199,7 @@ class VQATask(WritingTask[Answerer, Questions]):
         """The scores beside the majority; answers that were empty, and questions that do not count."""
         plainly = self._rule[1] in ("exact", "thirds", "halves", "scienceqa")  # another score than VQA's own
         names = {"accuracy": "accuracy" if plainly else "VQA accuracy", "anls": "ANLS"}
-        line = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in METRICS if name in scores)
+        line = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in ANSWER_METRICS if name in scores)
         line += CONTROLS[self.cfg.control]
         if "majority" in scores:
             line += f" (majority {scores['majority']:.3f}, by question {scores['majority_by_question']:.3f})"

@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lavis_lite.config.schema import SCORING_ONLY, RunConfig
+from lavis_lite.config.schema import RunConfig
 from lavis_lite.contracts import need
-from lavis_lite.datasets.controls import AblatedImages, Control
+from lavis_lite.datasets.controls import AblatedImages
 from lavis_lite.datasets.protocols import MapDataset
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.tasks.base import BaseTask, D, M, Row
+from lavis_lite.tasks.config import WritingRunConfig
 from lavis_lite.tasks.submission import Server, Submission
 
 PICTURES = ("image", "video", "image_rows")
 """keys of a batch that are what a model sees"""
 CONTROLS = {"none": "", "wrong_image": " with other samples' images", "blind": " with blank images"}
-
-
-@dataclass
-class WritingRunConfig(RunConfig):
-    """The run section of tasks that predict texts."""
-
-    num_beams: int = 5
-    """width of beam search; 1: greedy"""
-    max_len: int = 30
-    """of a text, tokens as LAVIS counts them"""
-    min_len: int = 1
-    length_penalty: float | None = None
-    """a text's score is its log-probability / length ** length_penalty; null: the model's default"""
-    repetition_penalty: float | None = None
-    """above 1 makes tokens already written less likely; null: the model's default"""
-    penalise_prompt: bool = False
-    """repetition_penalty also counts the prompt's tokens (transformers, decoder-only models), not only written ones"""
-    prompt: str | None = None
-    """what the model reads; absent: the sample's own prompt, else the model's"""
-    report_metric: bool = field(default=True, metadata=SCORING_ONLY)
-    """false: predictions are written and not scored"""
-    submission: Server | None = field(default=None, metadata=SCORING_ONLY)
-    """the format of predictions if a split has no labels. Absent: that of the task's own server (VQA, GQA, A-OKVQA,
-    Visual Dialog, COCO captions), plain rows for rankings"""
-    control: Control = "none"
-    """evaluate with other samples' images, or with blank ones: what is left of the score does not come from seeing"""
 
 
 class WritingTask(BaseTask[M, D]):
@@ -59,13 +33,6 @@ class WritingTask(BaseTask[M, D]):
 
     def __init__(self, cfg: WritingRunConfig) -> None:
         super().__init__(cfg)
-        for key, least in (("num_beams", 1), ("max_len", 1), ("min_len", 0)):
-            if getattr(cfg, key) < least:
-                raise ConfigError(f"run.{key} must be at least {least}, not {getattr(cfg, key)}.")
-        if cfg.min_len > cfg.max_len:
-            raise ConfigError(f"run.min_len={cfg.min_len} is above run.max_len={cfg.max_len}.")
-        if cfg.repetition_penalty is not None and cfg.repetition_penalty <= 0:
-            raise ConfigError(f"run.repetition_penalty must be above 0, not {cfg.repetition_penalty}.")
         if cfg.submission is not None and cfg.submission not in self.servers:
             raise ConfigError(f"run.submission={cfg.submission}: {cfg.task} writes no such file; "
                               f"{did_you_mean(cfg.submission, self.servers)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.registry import registry
+from lavis_lite.registry import load_plugins, registry
 
 if TYPE_CHECKING:
     from typing import TypedDict
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
         allow_untrained: bool
         allow_non_finite: bool
 
-WritingArch = Literal["blip2_opt", "blip2_t5", "blip2_t5_instruct", "blip2_vicuna", "blip2_vicuna_instruct"]
+WritingArch = Literal["blip2_llm", "blip2_opt", "blip2_t5", "blip2_t5_instruct", "blip2_vicuna",
+                      "blip2_vicuna_instruct"]
 Stage1Arch = Literal["blip2", "blip2_feature_extractor"]
 MatchingArch = Literal["blip2_image_text_matching"]
 """archs by the class that loading them gives, for type checkers"""
@@ -50,7 +51,8 @@ _log = logging.getLogger(__name__)
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Registered model names (archs) that match a shell pattern such as "blip2*", sorted."""
+    """Registered model names (archs) that match a shell pattern such as "blip2*", sorted; those of plugins too."""
+    load_plugins()
     return [name for name in registry.list_models() if fnmatchcase(name, pattern)]
 
 
@@ -58,7 +60,7 @@ class ModelZoo:
     """All archs with their model types: iterate over (arch, [types]), print it as a table, take its length."""
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
-        from lavis_lite.config.compose import model_types  # YAML; a list of names needs none
+        from lavis_lite.config.named import model_types  # YAML; a list of names needs none
 
         for arch in list_models():
             yield arch, list(model_types(arch))
@@ -81,7 +83,7 @@ class ZooRow:
     Attributes:
         arch, model_type: as `load_model` takes them.
         what: the first comment of its file.
-        size: parameters in all, and those that train; "" where nobody counted.
+        size: parameters in all, and those that train; "" if not counted.
         weights: where its checkpoint comes from (URL, path, packaged name); "": it starts without one.
         language_model: hub name or packaged name; "": it has none.
         paper: scores in the papers, reached with the released weights; "" where they have none.
@@ -103,15 +105,16 @@ RUNS_OFFLINE, NOT_RUN = "runs offline", "not run on released files"
 
 def describe(pattern: str = "*") -> list[ZooRow]:
     """A row for every model type of the archs that match a shell pattern. Imports no model."""
-    from lavis_lite.config.compose import CONFIGS, MODEL_CONFIG_HOME, model_types
     from lavis_lite.config.layers import read_yaml
+    from lavis_lite.config.named import CONFIGS, MODEL_CONFIG_HOME, model_types, type_content
 
-    known = read_yaml(Path(str(CONFIGS / "zoo.yaml")))
+    known = read_yaml(CONFIGS / "zoo.yaml")
     rows = []
     for arch in list_models(pattern):
         facts = known.get(MODEL_CONFIG_HOME.get(arch, arch)) or {}
         for model_type, path in model_types(arch).items():
-            rows.append(_row(arch, model_type, path, read_yaml(path).get("model") or {}, facts.get(model_type) or {}))
+            model = type_content(arch, model_type).get("model") or {}
+            rows.append(_row(arch, model_type, path, model, facts.get(model_type) or {}))
     return rows
 
 

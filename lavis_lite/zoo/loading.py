@@ -63,9 +63,9 @@ def pick_device(device: Any) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except (RuntimeError, TypeError) as fault:
+    except (RuntimeError, TypeError) as error:
         hint = did_you_mean(str(device), ("auto", "cpu", "cuda", "cuda:1", "mps"))
-        raise ConfigError(f"device: {device!r} is none; {hint}") from fault
+        raise ConfigError(f"device: {device!r} is none; {hint}") from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: {device!r} is asked for, but torch {torch.__version__} sees "
                           f"{torch.cuda.device_count()} GPUs here; use 'auto' or 'cpu'.")

@@ -12,8 +12,7 @@ from lavis_lite.checkpoints import weights
 from lavis_lite.checkpoints.weights import WeightFile, build_model, localised, required_weights
 from lavis_lite.config.compose import compose
 from lavis_lite.errors import CheckpointError, DataError
-from lavis_lite.models.blip2.config import Blip2Config, Blip2QformerConfig
-from lavis_lite.models.blip2.llm_config import Blip2OPTConfig
+from lavis_lite.models.blip2.config import Blip2Config, Blip2OPTConfig, Blip2QformerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -190,8 +189,8 @@ def test_what_cannot_be_fetched_is_told_at_once(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(WeightFile, "fetch", fails)
     lost = [WeightFile("pretrained", "https://x.org/a.pth"), WeightFile("vit_weights", "https://x.org/b.pth")]
-    with pytest.raises(DataError, match=r"fetched: 2 faults:\n  1. https://x.org/a.pth gave nothing\n  2. "):
+    with pytest.raises(DataError, match=r"fetched: 2 errors:\n  1. https://x.org/a.pth gave nothing\n  2. "):
         weights.fetch_all(lost, "blip2/x")
-    with pytest.raises(DataError, match="files that are not here: 1 fault:\n  1. model.llm_model: './here/' is not"):
+    with pytest.raises(DataError, match="files that are not here: 1 error:\n  1. model.llm_model: './here/' is not"):
         weights.fetch_all([*lost, WeightFile("llm_model", "./here/")], "blip2/x")
     assert len(tried) == 2, "nothing is downloaded while something cannot be had at all"

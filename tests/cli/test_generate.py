@@ -13,8 +13,8 @@ from PIL import Image
 from lavis_lite import zoo
 from lavis_lite.cli.generate import QUIET
 from lavis_lite.cli.main import main
-from lavis_lite.config.compose import CONFIGS, MODEL_CONFIG_HOME, model_types
 from lavis_lite.config.layers import read_yaml
+from lavis_lite.config.named import CONFIGS, MODEL_CONFIG_HOME, model_types
 
 
 @pytest.fixture(autouse=True)

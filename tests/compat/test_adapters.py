@@ -161,7 +161,7 @@ def run_section(**more: Any) -> Any:
 
     checker = Checker(lambda key: "")
     section = checker.section(adapted_task(Listing).section_class, {"task": "t", "num_beams": 3, **more}, "run")
-    assert checker.faults == [] and isinstance(section, RunConfig)
+    assert checker.errors == [] and isinstance(section, RunConfig)
     return section
 
 

@@ -30,7 +30,7 @@ def test_what_a_class_reads_is_in_its_source() -> None:
 
 def test_all_keys_are_kept_and_handed_over_as_lavis_does() -> None:
     section, checker = checked(GIVEN)
-    assert checker.faults == [] and isinstance(section, ModelConfig)
+    assert checker.errors == [] and isinstance(section, ModelConfig)
     node, path, length, rank, _ = Reader.from_config(section)
     assert (path, length, rank, node.nested.rank) == ("", 3, 4, 4)
     assert set(node) == set(GIVEN)  # no default of the package's own
@@ -38,12 +38,12 @@ def test_all_keys_are_kept_and_handed_over_as_lavis_does() -> None:
 
 def test_a_misspelt_key_is_refused_with_the_right_one() -> None:
     _, checker = checked({**GIVEN, "promt_path": "x"})
-    assert len(checker.faults) == 1 and "model.promt_path; did you mean 'prompt_path'" in checker.faults[0]
+    assert len(checker.errors) == 1 and "model.promt_path; did you mean 'prompt_path'" in checker.errors[0]
 
 
 def test_a_key_that_nothing_reads_is_named() -> None:
     section, checker = checked({**GIVEN, "wandb_entity": "me"})
-    assert checker.faults == [] and section.wandb_entity == "me"
+    assert checker.errors == [] and section.wandb_entity == "me"
     assert [note for note in checker.notes if "wandb_entity: nothing in the source of Reader reads it" in note]
 
 
@@ -68,10 +68,10 @@ def test_packaged_names_become_paths() -> None:
 def test_other_sections_stay_strict() -> None:
     checker = Checker(lambda key: "my.yaml")
     checker.section(ModelConfig, {"wandb_entity": "me"}, "model")
-    assert len(checker.faults) == 1
+    assert len(checker.errors) == 1
 
 
 @pytest.mark.parametrize("value", [float("nan"), [float("inf")]])
 def test_values_are_finite_here_too(value: Any) -> None:
     _, checker = checked({**GIVEN, "prompt_path": value})
-    assert len(checker.faults) == 1
+    assert len(checker.errors) == 1

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from lavis_lite.config.compose import compose, dataset_names
-from lavis_lite.config.preflight import check, missing
+from lavis_lite.config.compose import compose
+from lavis_lite.config.named import dataset_names
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.loading.loader import eval_loader, train_loader
 from lavis_lite.datasets.loading.policy import TrainingSamples
 from lavis_lite.datasets.loading.sampler import GlobalSampler, SampleKey
+from lavis_lite.preflight import check, missing
 from lavis_lite.registry import registry
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from lavis_lite.config.compose import model_sections
 from lavis_lite.models.base import freeze
+from lavis_lite.models.blip2.config import Blip2OPTConfig
 from lavis_lite.models.blip2.llm import NOT_FOR_GENERATION, Blip2OPT
-from lavis_lite.models.blip2.llm_config import Blip2OPTConfig
 from lavis_lite.registry import registry
 from lavis_lite.runners.checkpointing import CheckpointStore
 

@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 from lavis_lite import load_model
 from lavis_lite.checkpoints import load_state
 from lavis_lite.config.compose import compose
-from lavis_lite.config.preflight import check
 from lavis_lite.errors import CheckpointError, ConfigError, DataError, LavisLiteError, RegistryError
+from lavis_lite.models.blip2.config import Blip2OPTConfig
 from lavis_lite.models.blip2.llm import OPT, Blip2LLM
-from lavis_lite.models.blip2.llm_config import Blip2OPTConfig
 from lavis_lite.models.decoding import Decoding
 from lavis_lite.models.language.families import FAMILIES, GENERAL
 from lavis_lite.models.language.tokens import LanguageTokenizer
 from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.models.vision.encoder import VisionEncoder
+from lavis_lite.preflight import check
 from lavis_lite.zoo.loading import load_section
 from tests.models.language.tiny import IDS, SIZES, byte_tokenizer
 from tests.models.stage1_helpers import tiny_model

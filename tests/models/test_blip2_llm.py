@@ -13,8 +13,8 @@ from transformers import NoRepeatNGramLogitsProcessor
 from lavis_lite.checkpoints import from_lavis, load_state, to_lavis
 from lavis_lite.checkpoints.weights import build_model, required_weights
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.models.blip2.config import Blip2OPTConfig, Blip2T5Config, Blip2T5InstructConfig
 from lavis_lite.models.blip2.llm import OPT, T5, T5_INSTRUCT, Blip2LLM, Blip2OPT, Blip2T5
-from lavis_lite.models.blip2.llm_config import Blip2OPTConfig, Blip2T5Config, Blip2T5InstructConfig
 from lavis_lite.models.language import GenerationConfig
 from lavis_lite.models.qformer.model import QFormer
 from tests.models.language.tiny import BOS, IDS, SIZES, tiny

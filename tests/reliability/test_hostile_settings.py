@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from lavis_lite.config.compose import compose
-from lavis_lite.config.preflight import check
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import LavisLiteError
+from lavis_lite.preflight import check
 from tests.helpers.toy import Toy
 from tests.reliability.faulty import write_config
 

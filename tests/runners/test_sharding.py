@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lavis_lite import distributed
-from lavis_lite.config.preflight import sharding_fault
+from lavis_lite.config.run_rules import sharding_error
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import BaseModel
@@ -169,8 +169,8 @@ def test_recomputed_blocks_borrow_again(two: Any) -> None:
 # refusals -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("change", [{"evaluate": True}, {"valid_splits": ["val"]}, {"test_splits": ["test"]}])
 def test_a_shared_model_does_not_answer(change: dict[str, Any], tmp_path: Path) -> None:
-    assert sharding_fault(RunConfig(**change)) is None
-    assert "train but not answer" in str(sharding_fault(RunConfig(fsdp="llm", **change)))
+    assert sharding_error(RunConfig(**change)) is None
+    assert "train but not answer" in str(sharding_error(RunConfig(fsdp="llm", **change)))
     with pytest.raises(ConfigError, match=r"run.fsdp: .*llm_device_map=auto"):
         shard_frozen(Captioner(), RunConfig(fsdp="llm", **change), torch.device("cpu"))
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from lavis_lite.config.compose import compose, to_yaml
-from lavis_lite.config.preflight import check
 from lavis_lite.engine import open_run_folder
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.evaluation import fingerprint
 from lavis_lite.evaluation.resume import EvalCheckpoint
+from lavis_lite.preflight import check
 from lavis_lite.runs import RunCheckpoint, compose_evaluation, model_sections, resume_evaluation
 
 PROJECTS = Path(__file__).resolve().parents[2] / "projects"
@@ -44,7 +44,8 @@ def test_an_evaluation_has_the_runs_configuration_and_its_weights(tmp_path: Path
 
 def test_options_may_choose_another_task_and_other_data(tmp_path: Path) -> None:
     chosen = run_of(tmp_path, CAPTIONS)
-    assert compose(chosen.run_dir / "config.yaml", ["run.task=vqa"]).faults  # caption_metrics is no key of it
+    other = compose(chosen.run_dir / "config.yaml", ["run.task=vqa"])
+    assert any("run.caption_metrics" in note and "sets run.task to vqa" in note for note in other.config.notes)
     composition = compose_evaluation(chosen, ["run.task=vqa", "datasets.mini_world_caption=null",
                                               "datasets.mini_world_vqa={}", "run.prompt=question: {} short answer:"])
     assert check(composition) == [] and list(composition.config.datasets) == ["mini_world_vqa"]

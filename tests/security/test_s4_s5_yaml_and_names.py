@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lavis_lite.config.compose import compose
-from lavis_lite.config.preflight import check
 from lavis_lite.errors import ConfigError, LavisLiteError, RegistryError
+from lavis_lite.preflight import check
 from lavis_lite.registry import registry
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -59,7 +59,7 @@ def test_s5_no_key_names_a_class_to_build(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../models/blip2/mini", "../../configs/zoo", "a/b", "x" * 900])
 def test_s5_names_of_data_sets_lead_to_no_other_file(tmp_path: Path, name: str) -> None:
     (tmp_path / "run.yaml").write_text(f"datasets: {{'{name}': {{}}}}\nrun: {{max_iters: 1}}\n")
-    assert any("neither a data set of the package" in fault for fault in check(compose(tmp_path / "run.yaml")))
+    assert any("neither a named data set" in fault for fault in check(compose(tmp_path / "run.yaml")))
 
 
 @pytest.mark.parametrize("name", [["blip2"], {"a": 1}, 3, None, "blip", "__class__", "x" * 5000])

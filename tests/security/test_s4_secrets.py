@@ -14,12 +14,12 @@ from PIL import Image
 from lavis_lite import redaction
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.compose import compose, to_yaml
-from lavis_lite.config.preflight import check
 from lavis_lite.datasets.loading.policy import BadSampleLog
 from lavis_lite.errors import DataError
 from lavis_lite.evaluation.results import Evaluation, write_predictions, write_samples
 from lavis_lite.evaluation.resume import EvalCheckpoint
 from lavis_lite.io import atomic, sealed
+from lavis_lite.preflight import check
 from lavis_lite.report.page import write_report
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.runners.resume import config_yaml

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 from lavis_lite.config.compose import compose, to_yaml
-from lavis_lite.config.preflight import check, missing
 from lavis_lite.datasets.annotations.rows import Field, file_name, identifier, read_table, texts
 from lavis_lite.datasets.features.cache import FeatureFolder
 from lavis_lite.datasets.features.writer import FeatureJob, write_features
@@ -26,6 +25,7 @@ from lavis_lite.datasets.shards.index import INDEX, ShardIndex
 from lavis_lite.errors import LavisLiteError
 from lavis_lite.evaluation import resume
 from lavis_lite.io import sealed
+from lavis_lite.preflight import check, missing
 from lavis_lite.runners import checkpointing
 from tests.helpers.toy import ToyModel
 from tests.reliability.test_r3_flipped_bits import encode, shards_of, to_tensor

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from lavis_lite.config.compose import compose
-from lavis_lite.config.preflight import check
 from lavis_lite.config.schema import DatasetConfig, ProcessorPair
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.errors import LavisLiteError
+from lavis_lite.preflight import check
 from lavis_lite.registry import registry
 from tests.security.mutations import VALUES
 

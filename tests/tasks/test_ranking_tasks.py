@@ -164,7 +164,7 @@ def test_faults_of_candidates() -> None:
 @pytest.mark.parametrize(("keys", "words"), [
     ({"candidates": ["yes"]}, "at least two different texts"),
     ({"candidates": ["yes", "no"], "positive": "yse"}, "did you mean 'yes'"),
-    ({"submission": "hatefulmemes"}, "submission=hatefulmemes needs run.positive"),
+    ({"submission": "hatefulmemes"}, "submission: hatefulmemes needs run.positive"),
     ({"submission": "hatefulmems"}, "did you mean 'hatefulmemes'"),
 ])
 def test_impossible_settings(keys: dict[str, Any], words: str) -> None:

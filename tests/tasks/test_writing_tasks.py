@@ -139,9 +139,9 @@ def test_without_training_answers_there_is_no_majority() -> None:
 
 
 @pytest.mark.parametrize(("keys", "words"), [
-    ({"prompt": "no place"}, "the question needs a place"), ({"num_beams": 0}, "run.num_beams must be at least 1"),
-    ({"min_len": 12}, "run.min_len=12 is above run.max_len=10"),
-    ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+    ({"prompt": "no place"}, "has no place for the question"), ({"num_beams": 0}, "run.num_beams: must be at least 1"),
+    ({"min_len": 12}, "run.min_len: 12 is above run.max_len=10"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty: must be above 0"),
 ])
 def test_impossible_settings(keys: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):

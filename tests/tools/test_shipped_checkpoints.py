@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 import lavis_lite
 from lavis_lite.checkpoints.weights import build_model
+from lavis_lite.config.named import type_content
 from lavis_lite.metrics.scenes import scene_scores
 from lavis_lite.mini_world.captions import canonical_caption
 from lavis_lite.mini_world.scenes import make_scene
@@ -23,9 +23,8 @@ SCENES = 24
 
 
 def shipped(arch: str, model_type: str) -> Any:
-    text = (PACKAGE / "configs" / "models" / arch / f"{model_type}.yaml").read_text()
     kind = registry.get_model_class(arch).config_class
-    given = {"model_type": model_type, **yaml.safe_load(text)["model"]}
+    given = {"model_type": model_type, **type_content(arch, model_type)["model"]}
     from lavis_lite.checkpoints.weights import localised
 
     assert set(given) <= {field.name for field in dataclasses.fields(kind)}

@@ -13,8 +13,7 @@ from torch import nn
 
 from lavis_lite import load_model
 from lavis_lite.errors import ConfigError, DataError
-from lavis_lite.models.blip2.config import Blip2QformerConfig
-from lavis_lite.models.blip2.llm_config import Blip2OPTConfig
+from lavis_lite.models.blip2.config import Blip2OPTConfig, Blip2QformerConfig
 from lavis_lite.zoo import loading
 from lavis_lite.zoo.loading import load_section, pick_device, place, precisions
 from tests.models.language.tiny import IDS, SIZES, byte_tokenizer
@@ -44,7 +43,7 @@ def opt(tmp_path: Path, **changes: Any) -> Blip2OPTConfig:
 
 
 @pytest.mark.parametrize(("wishes", "words"), [
-    ({}, "blip2_opt/pretrain_opt2.7b needs files that are not here: 4 faults"),
+    ({}, "blip2_opt/pretrain_opt2.7b needs files that are not here: 4 errors"),
     ({"checkpoint": "runs/mine.pth"}, r"model.pretrained: 'runs/mine.pth' is not here \(looked for it in the working"),
 ])
 def test_all_that_is_missing_is_said_before_work(wishes: dict[str, Any], words: str, nothing_is_built: None) -> None:

@@ -28,8 +28,8 @@ class Config:
             self.core = args
         else:
             composition: Composition = compose(args.cfg_path, list(getattr(args, "options", None) or []))
-            if composition.faults:
-                raise Faults(f"{args.cfg_path} cannot run:", composition.faults)
+            if composition.errors:
+                raise Faults(f"{args.cfg_path} cannot run:", composition.errors)
             self.core = composition.config
         sections = {"run": whole_node(self.core.run), "model": whole_node(self.core.model),
                     "datasets": {name: whole_node(section) for name, section in self.core.datasets.items()}}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lavis_lite.compat.lavis import paths
-from lavis_lite.config.compose import dataset_names
+from lavis_lite.config.named import dataset_names
 from lavis_lite.errors import RegistryError
 from lavis_lite.registry import Registry
 from lavis_lite.registry import registry as core

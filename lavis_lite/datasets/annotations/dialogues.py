@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.readers import read_members, read_rows
@@ -48,7 +48,7 @@ class TurnTable(RowTable):
         self.files, self.kinds = dialogues.files, {}
         self.relevance: Mapping[str, list[float]] = {}
         counts = [len(dialogues[index]["asked"]) for index in range(len(dialogues))]
-        self._turns = torch.tensor(counts, dtype=torch.int64).cumsum(0)
+        self._turns = np.cumsum(counts, dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self._turns[-1]) if len(self._turns) else 0
@@ -57,7 +57,7 @@ class TurnTable(RowTable):
         """(dialogue, which of its asked turns) of a row."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        dialogue = int(torch.searchsorted(self._turns, index, right=True))
+        dialogue = int(np.searchsorted(self._turns, index, side="right"))
         return dialogue, index - (int(self._turns[dialogue - 1]) if dialogue else 0)
 
     def _origin(self, index: int) -> tuple[int, int]:

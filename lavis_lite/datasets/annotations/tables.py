@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lavis_lite.datasets.files.mapped import LazyArray, Mapped, write_arrays
@@ -52,6 +51,8 @@ class RowTable:
                    np.frombuffer(origins, np.int32).reshape(-1, 2))
 
     def _hold(self, data: NDArray[np.uint8], ends: NDArray[np.int64], origins: NDArray[np.int32]) -> None:
+        import torch  # builders list their splits without it
+
         # as tensors, because those travel to spawned workers through shared memory
         self._data, self._ends, self._origins = (torch.from_numpy(part) for part in (data, ends, origins))
 

@@ -62,6 +62,10 @@ class BaseDatasetBuilder:
         """One finished sentence per file that is not here: which, its key, the command that gets it. Opens nothing."""
         raise NotImplementedError(f"{type(self).__name__} must define missing_files")
 
+    def missing_packages(self) -> list[str]:
+        """One sentence per optional package that the data set needs and that is not installed."""
+        return []
+
     def fetch(self) -> None:
         """Bring here what a program may bring: annotation files that have a URL, generated files.
 

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lavis_lite import distributed
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.annotations.columns import Columns, guess_columns
 from lavis_lite.datasets.annotations.rows import Field, file_name, identifier, texts
@@ -153,6 +152,8 @@ class CustomBuilder(BaseDatasetBuilder):
         guessed = guess_columns(path, form=self._files.file_format())
         found = self._chosen(path, guessed, named)
         log = {key: name for key, name in found.items() if key not in named}
+        from lavis_lite import distributed
+
         if log and distributed.is_main():
             print(f"datasets.{self.name}: columns of {path.name}: {guessed.describe(tuple(log))}", flush=True)
         return {**found, **named}

@@ -107,6 +107,9 @@ class ImageTextBuilder(BaseDatasetBuilder):
                               "images; see video_caption and video_qa.")
         if not 0 <= cfg.val_fraction < 1:
             raise ConfigError(f"datasets.{name}.val_fraction must be at least 0 and below 1; it is {cfg.val_fraction}.")
+        if cfg.captions_per_image is not None and (cfg.captions_per_image < 1 or cfg.captions != "each"):
+            raise ConfigError(f"datasets.{name}.captions_per_image must be at least 1 and goes with `captions: each`; "
+                              f"it is {cfg.captions_per_image}, with `captions: {cfg.captions}`.")
         refuse_unknown_splits(name, cfg, self.splits())
         self.refuse_unknown_columns()
 
@@ -138,7 +141,8 @@ class ImageTextBuilder(BaseDatasetBuilder):
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
         table, folder, space = self.open_rows(split, training)
         if training:
-            table = self._first_captions(table)
+            if self.cfg.captions_per_image is not None:
+                table = table.first_of_each("image", self.cfg.captions_per_image)
             return self.train_dataset(table, self.kept_features(vis) or folder, vis, text, space=space,
                                       instruction=self.instruction(True))
         table = self._with_references(table, split)
@@ -162,16 +166,6 @@ class ImageTextBuilder(BaseDatasetBuilder):
         table = read_table(paths, within(fields, folder.root), explode, self.row_filter(split),
                            kept=f"{split} {self.cfg}", form=self.file_format())
         return table, folder, self._storage() or self.name
-
-    def _first_captions(self, table: RowTable) -> RowTable:
-        """The table, or the first captions_per_image of every image's rows."""
-        most, key = self.cfg.captions_per_image, f"datasets.{self.name}.captions_per_image"
-        if most is None:
-            return table
-        if most < 1 or self.cfg.captions != "each":
-            raise ConfigError(f"{key} must be at least 1 and goes with `captions: each`; it is {most}, with "
-                              f"`captions: {self.cfg.captions}`.")
-        return table.first_of_each("image", most)
 
     def shards(self, split: str) -> FileConfig | None:
         """The entry of a split that is in shards; None: annotation files and loose files of media."""

@@ -12,6 +12,7 @@ from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageDatase
 from lavis_lite.datasets.builders.keys import FEATURES, QUESTIONS, VIDEOS
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.media.video import ReaderName, VideoFolder, installed_readers
+from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
 
 
@@ -38,6 +39,15 @@ def video_folder(root: Path, cfg: VideoDatasetConfig, follow_links: bool) -> Vid
     return VideoFolder(root, cfg.max_pixels, cfg.reader, follow_links)
 
 
+def missing_readers(cfg: VideoDatasetConfig) -> list[str]:
+    """A sentence if no package that reads videos is installed."""
+    try:
+        installed_readers(cfg.reader)
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
 @registry.register_builder("video_caption")
 class VideoCaptionBuilder(ImageCaptionBuilder):
     """Captioned videos: lists {video, caption, image_id}, the caption one text or several.
@@ -54,6 +64,10 @@ class VideoCaptionBuilder(ImageCaptionBuilder):
     def folder(self, root: Path) -> VideoFolder:
         """Reader of the videos below `root`."""
         return video_folder(root, self.cfg, self.follows_links(root))
+
+    def missing_packages(self) -> list[str]:
+        """A reader of videos, if there is not one."""
+        return missing_readers(self.cfg)
 
 
 @registry.register_builder("video_qa")
@@ -72,6 +86,10 @@ class VideoQABuilder(ImageQABuilder):
     def folder(self, root: Path) -> VideoFolder:
         """Reader of the videos below `root`."""
         return video_folder(root, self.cfg, self.follows_links(root))
+
+    def missing_packages(self) -> list[str]:
+        """A reader of videos, if there is not one."""
+        return missing_readers(self.cfg)
 
     def columns(self) -> dict[str, str | list[str]]:
         """As for images, but a row names its `video`."""

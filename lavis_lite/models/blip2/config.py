@@ -1,15 +1,20 @@
-"""The sections of a YAML file that describe a vision encoder with a Q-Former, and how those parts are built."""
+"""The `model` sections of the archs in this package: keys, defaults and what may not go together. Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
-from lavis_lite.config.schema import ModelConfig
+from lavis_lite.config.schema import ModelConfig, RunConfig
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.plain_text import Side
-from lavis_lite.models.qformer.model import QFormer, QFormerConfig
-from lavis_lite.models.text_tokens import TextTokenizer
+from lavis_lite.models.language.families import Precision, family_of
+from lavis_lite.models.language.load_options import LMLoadOptions, Lora, Quantization
+from lavis_lite.models.vision.check import encoder_error
+
+COUNTS = ("image_size", "num_query_token", "cross_attention_freq", "max_txt_len", "qformer_hidden_size",
+          "qformer_layers", "qformer_heads", "qformer_intermediate_size", "qformer_max_positions")
+"""keys that count something"""
 
 
 @dataclass
@@ -21,7 +26,7 @@ class Blip2Config(ModelConfig):
     image_size: int = 224
     """pixels per side"""
     drop_path_rate: float = 0.0
-    use_grad_checkpoint: Any = False
+    use_grad_checkpoint: bool | Literal["fairscale"] = False
     """of the vision encoder: false | true | fairscale"""
     qformer_grad_checkpoint: bool = False
     """the same for the Q-Former"""
@@ -61,6 +66,34 @@ class Blip2Config(ModelConfig):
     """language-model loss averaged over all tokens of a step, or over each rank's micro-batches first (LAVIS);
     run.lm_reduction sets it"""
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the Q-Former has its text half."""
+        return True
+
+    def errors(self, run: RunConfig) -> list[tuple[str, str]]:
+        """Sizes that do not go together, an unknown vision encoder, half precision for weights that train."""
+        found = [(key, f"must be at least 1, not {getattr(self, key)}.") for key in COUNTS if getattr(self, key) < 1]
+        found += [(key, f"must be at least 0 and below 1, not {getattr(self, key)}.")
+                  for key in ("drop_path_rate", "qformer_dropout", "qformer_attention_dropout")
+                  if not 0.0 <= (getattr(self, key) or 0.0) < 1.0]
+        if not found and self.qformer_hidden_size % self.qformer_heads:
+            found.append(("qformer_hidden_size", f"{self.qformer_hidden_size} is not a multiple of qformer_heads: "
+                          f"{self.qformer_heads}."))
+        if self.reads_text and self.max_txt_len > self.qformer_max_positions:
+            found.append(("max_txt_len", f"{self.max_txt_len} tokens are more than the {self.qformer_max_positions} "
+                          "positions of model.qformer_max_positions."))
+        if not self.freeze_vit and self.vit_precision != "fp32":
+            found.append(("vit_precision", f"{self.vit_precision} weights cannot be trained (model.freeze_vit is "
+                          "false); use fp32. run.amp=true gives half-precision arithmetic."))
+        if self.use_grad_checkpoint == "fairscale" and find_spec("fairscale") is None:
+            found.append(("use_grad_checkpoint", "'fairscale' needs the package fairscale: pip install fairscale, or "
+                          "set it to true for torch's own checkpointing."))
+        if not any(key == "image_size" for key, _ in found):
+            wrong = encoder_error(self.vit_model, self.image_size, self.vit_args, self.vit_weights == "timm")
+            found += [wrong] if wrong else []
+        return found
+
 
 @dataclass
 class Blip2QformerConfig(Blip2Config):
@@ -73,46 +106,158 @@ class Blip2QformerConfig(Blip2Config):
     itg_weight: float = 1.0
     """factor of image-grounded text generation in the sum of losses; 0: without it (BLIP-2, Table 6)"""
 
-
-def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with_text: bool = True,
-                   with_lm_head: bool = True) -> QFormerConfig:
-    """Sizes of the Q-Former that a section asks for."""
-    return QFormerConfig(
-        hidden_size=cfg.qformer_hidden_size, num_layers=cfg.qformer_layers, num_heads=cfg.qformer_heads,
-        intermediate_size=cfg.qformer_intermediate_size, vocab_size=vocab_size,
-        max_positions=cfg.qformer_max_positions, num_queries=cfg.num_query_token,
-        cross_attention_freq=cfg.cross_attention_freq, vision_width=vision_width, dropout=cfg.qformer_dropout,
-        attention_dropout=cfg.qformer_attention_dropout,
-        layer_norm_eps=cfg.qformer_layer_norm_eps, initializer_range=cfg.qformer_initializer_range,
-        with_text=with_text, with_lm_head=with_lm_head)
+    def errors(self, run: RunConfig) -> list[tuple[str, str]]:
+        """As `Blip2Config`, and stage 1's own numbers."""
+        found = super().errors(run)
+        if self.embed_dim < 1:
+            found.append(("embed_dim", f"must be at least 1, not {self.embed_dim}."))
+        if self.itg_weight < 0:
+            found.append(("itg_weight", f"must not be negative, but is {self.itg_weight}."))
+        return found
 
 
-def build_parts(cfg: Blip2Config, *, with_text: bool = True, with_lm_head: bool = True,
-                truncation_side: Side = "right") -> dict[str, Any]:
-    """vision_encoder, qformer and tokenizer of a section.
+@dataclass
+class Blip2LLMConfig(Blip2Config):
+    """Section `model`: LAVIS' keys, then this package's."""
 
-    All weights are random and no file but the tokenizer's is read: `lavis_lite.checkpoints.weights.build_model` fills
-    them. On the meta device (`with torch.device("meta")`) shapes are all there is.
+    prompt: str = ""
+    """read before every caption in training, and before every answer where a call brings no prompt"""
+    max_output_txt_len: int | None = 256
+    """tokens of a target, its end included, where samples have a text_output; max_txt_len is for what is read.
+    null: max_txt_len for both"""
+    qformer_text_input: bool = False
+    """whether the Q-Former reads the instruction (or question) along with the image"""
+    llm_model: str = ""
+    """folder or hub name of the language model, in transformers' format"""
+    apply_lemmatizer: bool = False
+    """bring answers of predict_answers to their base form ("two dogs" -> "two dog"), for scoring"""
+    num_few_shot_examples: int = 0
+    """most examples that a training batch shows in front of its prompts, where samples bring few_shot_samples"""
+    few_shot_prob: float = 0.0
+    """share of training batches that show any"""
+    # this package's -------------------------------------------------------------------------------------------------
+    llm_args: dict[str, Any] | None = None
+    """the language model's configuration in place of that of llm_model: model_type and sizes"""
+    llm_tokenizer: str | None = None
+    """folder or hub name of its tokenizer; None: llm_model"""
+    llm_family: str | None = None
+    """row of facts about it; None: by its type"""
+    llm_precision: Precision = "auto"
+    """of its weights; auto: the family's on a machine with a GPU, else fp32"""
 
-    Args:
-        cfg: the section.
-        with_text: whether the Q-Former has its text half.
-        with_lm_head: whether the text half ends in a language-model head (ITG).
-        truncation_side: where texts for the Q-Former lose tokens.
+    llm_quantization: Quantization | None = None
+    """8bit | 4bit: linear layers of the frozen language model by bitsandbytes (extra quant)"""
+    llm_device_map: Any = None
+    """auto | {module: device}: the language model over several devices, for answering only (extra devices)"""
+    llm_grad_checkpoint: bool = False
+    """compute the language model's blocks again in the backward pass instead of keeping what is inside them"""
+    lora: Lora | None = None
+    """adapters on the language model that train (extra lora); {} takes the defaults"""
 
-    Raises:
-        ConfigError: sizes that do not go together.
-    """
-    from lavis_lite.models.vision.encoder import VisionEncoder
+    def setup(self) -> LMLoadOptions:
+        """How the language model is held."""
+        return LMLoadOptions(self.llm_quantization, self.llm_device_map, self.llm_grad_checkpoint, self.lora)
 
-    if with_text and cfg.max_txt_len > cfg.qformer_max_positions:
-        raise ConfigError(f"model.max_txt_len: {cfg.max_txt_len} tokens are more than the {cfg.qformer_max_positions} "
-                          "positions of model.qformer_max_positions.")
-    encoder = VisionEncoder(cfg.vit_model, cfg.image_size, cfg.drop_path_rate, cfg.use_grad_checkpoint,
-                            cfg.vit_precision, frozen=cfg.freeze_vit, pretrained=cfg.vit_weights == "timm",
-                            **cfg.vit_args)
-    tokenizer = TextTokenizer(cfg.tokenizer, cfg.max_txt_len, truncation_side)
-    vocab_size = tokenizer.special_ids.vocab_size if with_text else 0
-    qformer = QFormer(qformer_config(cfg, vocab_size, encoder.width, with_text=with_text, with_lm_head=with_lm_head))
-    qformer.grad_checkpoint = cfg.qformer_grad_checkpoint
-    return {"vision_encoder": encoder, "qformer": qformer, "tokenizer": tokenizer}
+    @property
+    def reads_text(self) -> bool:
+        """Whether the Q-Former has its text half."""
+        return self.qformer_text_input
+
+    def errors(self, run: RunConfig) -> list[tuple[str, str]]:
+        """As `Blip2Config`, and what the language model cannot be or cannot do in this run."""
+        found = [*super().errors(run), *self.setup().faults(has_weights=self.llm_args is None)]
+        if self.max_output_txt_len is not None and self.max_output_txt_len < 1:
+            found.append(("max_output_txt_len", f"must be at least 1, not {self.max_output_txt_len}."))
+        if not 0 <= self.few_shot_prob <= 1:
+            found.append(("few_shot_prob", f"must be between 0 and 1, not {self.few_shot_prob}."))
+        elif self.num_few_shot_examples < (least := int(self.few_shot_prob > 0)):
+            found.append(("num_few_shot_examples", f"must be at least {least} if model.few_shot_prob is "
+                          f"{self.few_shot_prob}, not {self.num_few_shot_examples}."))
+        try:
+            family_of("", self.llm_family)
+        except ConfigError as error:
+            found.append(("llm_family", str(error).removeprefix("model.llm_family: ")))
+        if self.llm_precision == "fp16" and not _has_gpu(run):
+            found.append(("llm_precision", "fp16 arithmetic on a CPU is slow and incomplete; use auto, fp32 or bf16."))
+        if self.llm_device_map is not None and not run.evaluate:
+            found.append(("llm_device_map", "is for answering; to train a language model larger than one GPU set "
+                          "run.fsdp=llm, or model.llm_quantization."))
+        if self.llm_quantization is not None and run.fsdp != "none":
+            found.append(("llm_quantization", "quantised weights cannot be shared out among ranks; set run.fsdp=none."))
+        return found
+
+    def language_model_name(self) -> str:
+        """Folder or hub name of the language model."""
+        return self.llm_model
+
+
+@dataclass
+class Blip2AnyLLMConfig(Blip2LLMConfig):
+    """Any language model, named by llm_model."""
+
+    def errors(self, run: RunConfig) -> list[tuple[str, str]]:
+        """No language model is named, too."""
+        found = super().errors(run)
+        if not self.llm_model and self.llm_args is None:
+            found.append(("llm_model", "names no language model: give a folder or a hub name in transformers' format, "
+                          "such as mini/opt, google/flan-t5-xl or Qwen/Qwen2-0.5B."))
+        elif not self.llm_model and self.llm_tokenizer is None:
+            found.append(("llm_tokenizer", "llm_args gives sizes only: name a tokenizer here."))
+        return found
+
+
+@dataclass
+class Blip2OPTConfig(Blip2LLMConfig):
+    """As LAVIS names it: opt_model."""
+
+    opt_model: str = "facebook/opt-2.7b"
+    """folder or hub name; llm_model goes before it"""
+
+    def language_model_name(self) -> str:
+        """See `Blip2LLMConfig`."""
+        return self.llm_model or self.opt_model
+
+
+@dataclass
+class Blip2T5Config(Blip2LLMConfig):
+    """As LAVIS names it: t5_model."""
+
+    max_output_txt_len: int | None = None
+    t5_model: str = "google/flan-t5-xl"
+    """folder or hub name; llm_model goes before it"""
+
+    def language_model_name(self) -> str:
+        """See `Blip2LLMConfig`."""
+        return self.llm_model or self.t5_model
+
+
+@dataclass
+class Blip2T5InstructConfig(Blip2T5Config):
+    """InstructBLIP over FlanT5."""
+
+    max_txt_len: int = 128
+    max_output_txt_len: int | None = 256
+    qformer_text_input: bool = True
+
+
+@dataclass
+class Blip2VicunaConfig(Blip2LLMConfig):
+    """Stage 2 over Vicuna."""
+
+    llm_model: str = "lmsys/vicuna-7b-v1.1"
+
+
+@dataclass
+class Blip2VicunaInstructConfig(Blip2VicunaConfig):
+    """InstructBLIP over Vicuna."""
+
+    max_txt_len: int = 128
+    qformer_text_input: bool = True
+
+
+def _has_gpu(run: RunConfig) -> bool:
+    if run.device != "auto":
+        return run.device != "cpu"
+    import torch
+
+    return torch.cuda.is_available()

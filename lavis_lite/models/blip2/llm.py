@@ -10,6 +10,7 @@ vision encoder, D' of the Q-Former, D of the language model. A video's soft prom
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -19,8 +20,8 @@ from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.base import loss_weight
 from lavis_lite.models.blip2.arch_defaults import OPT, T5, T5_INSTRUCT, VICUNA, VICUNA_INSTRUCT, ArchDefaults
 from lavis_lite.models.blip2.base import ImageBatch, frame_index
-from lavis_lite.models.blip2.config import build_parts
-from lavis_lite.models.blip2.llm_config import (
+from lavis_lite.models.blip2.config import (
+    Blip2AnyLLMConfig,
     Blip2LLMConfig,
     Blip2OPTConfig,
     Blip2T5Config,
@@ -28,6 +29,7 @@ from lavis_lite.models.blip2.llm_config import (
     Blip2VicunaConfig,
     Blip2VicunaInstructConfig,
 )
+from lavis_lite.models.blip2.parts import build_parts
 from lavis_lite.models.blip2.prompts import (
     as_list,
     check_few_shot,
@@ -38,6 +40,7 @@ from lavis_lite.models.blip2.prompts import (
 )
 from lavis_lite.models.blip2.writing import Blip2Writer
 from lavis_lite.models.language import LanguageModel, Limits, build_language_model
+from lavis_lite.models.language.encoder_decoder import EncoderDecoder
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.qformer.model import QFormer
@@ -224,6 +227,23 @@ class Blip2LLM(Blip2Writer):
         text = " ".join(["text"] * self.language_model.limits.prompt)
         return {"image": torch.zeros(batch, 3, size, size, device=device), "text_input": [text] * batch,
                 "text_output": ["text"] * batch}
+
+
+@registry.register_model("blip2_llm")
+class Blip2AnyLLM(Blip2LLM):
+    """Stage 2 or InstructBLIP over any language model of transformers, decoder-only or encoder-decoder.
+
+    Which it is, its configuration says; what is peculiar about it, its row in `models.language.families`. Captions
+    without a text_output are split if it has an encoder, as with FlanT5.
+    """
+
+    config_class = Blip2AnyLLMConfig
+
+    def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
+                 language_model: LanguageModel, **settings: Any) -> None:
+        super().__init__(vision_encoder, qformer, tokenizer, language_model, **settings)
+        own = replace(self.defaults, prefix_lm=isinstance(language_model, EncoderDecoder))
+        self.defaults = own  # type: ignore[misc]  # of this model: its class does not know the language model
 
 
 @registry.register_model("blip2_opt")

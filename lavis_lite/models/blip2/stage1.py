@@ -17,7 +17,8 @@ from lavis_lite import distributed
 from lavis_lite.models.base import loss_weight
 from lavis_lite.models.blip2 import objectives
 from lavis_lite.models.blip2.base import ImageBatch
-from lavis_lite.models.blip2.config import Blip2QformerConfig, build_parts
+from lavis_lite.models.blip2.config import Blip2QformerConfig
+from lavis_lite.models.blip2.parts import build_parts
 from lavis_lite.models.blip2.passes import (
     UnimodalAndItg,
     gather_texts,

@@ -15,7 +15,7 @@ from lavis_lite.errors import ConfigError, MissingExtraError
 from lavis_lite.models.base import freeze as keep_frozen
 from lavis_lite.models.base import without_autocast
 from lavis_lite.models.vision import presets as vision_presets
-from lavis_lite.models.vision.presets import MINI, PRESETS
+from lavis_lite.models.vision.shapes import MINI, MINI_PATCH_SIZE, PRESETS, check_image_size, override
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -61,7 +61,7 @@ class VisionEncoder(nn.Module):
         changes = {"depth": depth, "width": width, "heads": heads, "mlp_ratio": mlp_ratio, "patch_size": patch_size}
         self.align_corners = False
         self.vit = self._build(drop_path_rate, changes, pretrained)
-        vision_presets.check_image_size(name, image_size, int(self.vit.patch_embed.patch_size[0]))
+        check_image_size(name, image_size, int(self.vit.patch_embed.patch_size[0]))
         self.width = int(self.vit.embed_dim)
         self.num_layers = len(self.vit.blocks)
         self.patch_size = int(self.vit.patch_embed.patch_size[0])
@@ -77,7 +77,7 @@ class VisionEncoder(nn.Module):
         if self.name == MINI:
             if any(value is not None for value in changes.values()):
                 raise ConfigError("model.vit_model: the dimensions of 'mini' are fixed; only image_size can change.")
-            vision_presets.check_image_size(self.name, self.image_size, vision_presets.MINI_PATCH_SIZE)
+            check_image_size(self.name, self.image_size, MINI_PATCH_SIZE)
             return vision_presets.mini_vit(self.image_size)
         if self.name not in PRESETS:
             return vision_presets.build_timm(self.name, self.image_size, drop_path_rate, changes, pretrained)
@@ -85,9 +85,9 @@ class VisionEncoder(nn.Module):
             raise ConfigError(f"model.vit_model: no weights of {self.name!r} come with the package; load them from a "
                               "file with lavis_lite.checkpoints.load_vision_weights(encoder, path).")
         preset = PRESETS[self.name]
-        preset = replace(preset, shape=vision_presets.override(preset.shape, changes))
+        preset = replace(preset, shape=override(preset.shape, changes))
         self.align_corners = preset.align_corners
-        vision_presets.check_image_size(self.name, self.image_size, preset.shape.patch_size)
+        check_image_size(self.name, self.image_size, preset.shape.patch_size)
         build = {"eva": vision_presets.build_eva, "clip": vision_presets.build_clip}[preset.kind]
         return build(preset.shape, self.image_size, drop_path_rate)
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from lavis_lite.config.compose import compose, dataset_names
+from lavis_lite.config.compose import compose
+from lavis_lite.config.named import dataset_names
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.loading.collate import collate
 from lavis_lite.errors import DataError

@@ -15,8 +15,8 @@ from lavis_lite.checkpoints import load_state
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, MissingExtraError
 from lavis_lite.models.base import freeze
+from lavis_lite.models.blip2.config import Blip2OPTConfig
 from lavis_lite.models.blip2.llm import Blip2LLM
-from lavis_lite.models.blip2.llm_config import Blip2OPTConfig
 from lavis_lite.models.language import LanguageModel, build_language_model
 from lavis_lite.models.language.adapters import add_adapters
 from lavis_lite.models.language.load_options import LMLoadOptions, Lora, Quantization, device_fault
@@ -132,7 +132,7 @@ def section(**changes: Any) -> Blip2OPTConfig:
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     wanted = "needs bitsandbytes and accelerate: pip install 'lavis_lite[quant]'."
-    assert section().faults(RunConfig()) == [("llm_quantization", wanted)]
+    assert section().errors(RunConfig()) == [("llm_quantization", wanted)]
     with pytest.raises(MissingExtraError, match="model.llm_quantization: needs bitsandbytes"):
         build_language_model("/nowhere", setup=LMLoadOptions(quantization="8bit"))
 
@@ -161,7 +161,7 @@ def test_what_does_not_go_together(monkeypatch: pytest.MonkeyPatch, changes: dic
                                    key: str, words: str) -> None:
     monkeypatch.setattr("lavis_lite.models.language.load_options._lacking", lambda keys: iter(list(keys)[:0]))
     monkeypatch.setattr("lavis_lite.models.language.load_options.device_fault", lambda: None)
-    faults = section(**changes).faults(RunConfig(**run))
+    faults = section(**changes).errors(RunConfig(**run))
     assert [name for name, _ in faults] == [key] and words in faults[0][1]
 
 

@@ -1,0 +1,176 @@
+"""Configurations by name: model types and data sets, of the package and of the folders that others add.
+
+A folder of configurations has `models/<arch>/<type>.yaml` and `datasets/<name>.yaml`. Besides the package's own there
+are those of `configs:` in a YAML, `registry.register_path("configs", folder)` and the variable LAVIS_LITE_CONFIGS.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from lavis_lite.config.layers import Layer, base_chain, merge, read_yaml, section_errors
+from lavis_lite.errors import ConfigError, RegistryError, did_you_mean
+from lavis_lite.registry import load_plugins, registry
+
+CONFIGS = Path(str(resources.files("lavis_lite") / "configs"))
+FOLDERS_VARIABLE = "LAVIS_LITE_CONFIGS"
+"""environment variable: more folders of configurations, separated as in PATH"""
+MODEL_CONFIG_HOME = {"blip2_feature_extractor": "blip2", "blip2_image_text_matching": "blip2"}
+"""archs that share another arch's files under configs/models"""
+
+
+def _yaml_files(kind: str) -> dict[str, Path]:
+    """name -> file below `kind` ("datasets", "models/blip2") of all folders of configurations.
+
+    Raises:
+        ConfigError: a name is in two folders, or the variable names a folder that does not exist.
+    """
+    more = [Path(text).expanduser() for text in os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep) if text]
+    if missing := [str(folder) for folder in more if not folder.is_dir()]:
+        raise ConfigError(f"environment: {FOLDERS_VARIABLE}: there is no folder {missing[0]}.")
+    found: dict[str, Path] = {}
+    for folder in dict.fromkeys(path.resolve() for path in (CONFIGS, *more, *registry.config_folders)):
+        for path in sorted((folder / kind).glob("*.yaml")):
+            if path.stem in found:
+                raise ConfigError(f"{path}: the name {path.stem!r} is taken by {found[path.stem]}; rename the file.")
+            found[path.stem] = path
+    return found
+
+
+def _layer_name(path: Path) -> str:
+    """What messages call a file: from the package's folder on, or its whole path."""
+    path, home = path.resolve(), CONFIGS.resolve()
+    return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
+
+
+# models ---------------------------------------------------------------------------------------------------------------
+def model_types(arch: str) -> dict[str, Path]:
+    """model_type -> its YAML: of all folders of configurations, and those in the class's PRETRAINED_MODEL_CONFIG_DICT.
+
+    Raises:
+        RegistryError: unknown arch.
+    """
+    types = _yaml_files(f"models/{MODEL_CONFIG_HOME.get(arch, arch)}")
+    if arch not in registry.model.builtins:
+        cls = registry.get_model_class(arch)
+        home = Path(sys.modules[cls.__module__].__file__ or ".").parent
+        types |= {name: home / path for name, path in getattr(cls, "PRETRAINED_MODEL_CONFIG_DICT", {}).items()}
+    return types
+
+
+def model_layers(arch: str, model_type: str) -> tuple[list[Layer], list[str]]:
+    """(the layers of a model type, its `base:` first; what is wrong). A class without any types has no layer."""
+    try:
+        types = model_types(arch)
+        if model_type not in types:
+            load_plugins()
+            types = model_types(arch)
+    except RegistryError as error:
+        return [], [f"model.arch: {error}"]
+    if not types:
+        return [], []
+    if model_type not in types:
+        return [], [f"model.model_type: {arch} has no type {model_type!r}; {did_you_mean(model_type, types)}"
+                    f"{_archs_with(model_type)}"]
+    layers = [Layer(_layer_name(Path(layer.name)), layer.content) for layer in base_chain(types[model_type].resolve())]
+    errors = section_errors(layers, ("model", "preprocess"))
+    return ([] if errors else layers), errors
+
+
+def type_content(arch: str, model_type: str) -> dict[str, Any]:
+    """Sections `model` and `preprocess` of a model type, with those of its `base:` below.
+
+    Raises:
+        ConfigError: there is no such type, or its files do not fit.
+    """
+    layers, errors = model_layers(arch, model_type)
+    if errors:
+        raise ConfigError(errors[0])
+    content: Any = OmegaConf.to_container(merge(layers)[0], resolve=False)
+    return dict(content)
+
+
+def _archs_with(model_type: str) -> str:
+    """A clause that names the package's archs which have a type of that name; empty when none has."""
+    archs = [arch for arch in sorted(registry.model.builtins)
+             if MODEL_CONFIG_HOME.get(arch, arch) == arch and model_type in model_types(arch)]
+    return f" {model_type!r} is a type of {' and '.join(archs)}." if archs else ""
+
+
+# data sets ------------------------------------------------------------------------------------------------------------
+def dataset_files() -> dict[str, Path]:
+    """name -> the file of its rows."""
+    return _yaml_files("datasets")
+
+
+def dataset_names() -> list[str]:
+    """Data sets that have a row in a folder of configurations; installed plugins are loaded for it."""
+    load_plugins()
+    return sorted(dataset_files())
+
+
+def dataset_rows(name: str) -> dict[str, Any]:
+    """type -> section of a named data set.
+
+    A file has sections by type. It may begin with `base: <other data set>`: the types of that one with `changes` over
+    each. LAVIS' layout, {datasets: {name: section}}, is one type `default`.
+
+    Raises:
+        ConfigError: the file cannot be read, or its `base` is unknown.
+    """
+    return _rows(name, dataset_files()[name])
+
+
+def _rows(name: str, path: Path) -> dict[str, Any]:
+    content = read_yaml(path)
+    if isinstance(content.get("datasets"), Mapping):
+        content = {"default": content["datasets"].get(name)}
+    base, changes = content.pop("base", None), content.pop("changes", None) or {}
+    rows = {}
+    if base is not None:
+        if base not in dataset_files():
+            hint = did_you_mean(str(base), dataset_names())
+            raise ConfigError(f"{path}: base: there is no data set {base!r}; {hint}")
+        rows = {kind: OmegaConf.to_container(OmegaConf.merge(row, changes)) for kind, row in dataset_rows(base).items()}
+    for kind, row in content.items():
+        if not isinstance(row, Mapping):
+            raise ConfigError(f"{path}: {kind}: must be a section, as every type of a data set is (or `base` with "
+                              "`changes`).")
+    return {**rows, **content}
+
+
+def _rows_of_builder(name: str) -> dict[str, Any] | None:
+    """type -> section by LAVIS' DATASET_CONFIG_DICT of a builder's class from outside; None if it has none."""
+    if name in registry.builder.builtins or name not in registry.builder:
+        return None
+    cls = registry.get_builder_class(name)
+    listed: Mapping[str, str] = getattr(cls, "DATASET_CONFIG_DICT", {})
+    home = Path(sys.modules[cls.__module__].__file__ or ".").parent
+    rows = {kind: _rows(name, home / path) for kind, path in listed.items()}
+    return {kind: own.get(kind, own.get("default")) for kind, own in rows.items()} or None
+
+
+def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[list[Layer], list[str]]:
+    """(the default layer of a data set if it has one, what is wrong with its name or type)."""
+    if name not in dataset_files():
+        load_plugins()
+    path = dataset_files().get(name)
+    rows = dataset_rows(name) if path is not None else _rows_of_builder(name)
+    if rows is None:
+        if section.get("builder") or name in registry.builder:
+            return [], []
+        return [], [f"datasets.{name}: neither a named data set nor a registered builder; "
+                    f"{did_you_mean(name, [*dataset_names(), *registry.builder.names()])} "
+                    "For files of your own add `builder: custom`."]
+    kind = str(section.get("type", "default"))
+    if kind not in rows:
+        return [], [f"datasets.{name}.type: no type {kind!r}; {did_you_mean(kind, rows)}"]
+    where = _layer_name(path) if path is not None else f"builder {name}"
+    return [Layer(where, {"datasets": {name: rows[kind]}})], []

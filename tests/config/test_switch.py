@@ -1,0 +1,101 @@
+"""Recipes of one task as the base of another's, and null as the way to take a key out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lavis_lite.config.compose import Composition, compose, to_yaml
+from lavis_lite.preflight import check
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGE2 = ROOT / "projects/blip2/stage2_opt.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def child(folder: Path, text: str, base: Path = STAGE2) -> Composition:
+    path = folder / "child.yaml"
+    path.write_text(f"base: {base}\n{text}")
+    return compose(path)
+
+
+def test_a_recipe_of_another_task_is_a_base_and_its_keys_are_left_out_with_one_note(tmp_path: Path) -> None:
+    composition = child(tmp_path, "run: {task: vqa}")
+    assert composition.errors == []
+    [note] = [note for note in composition.config.notes if "run.caption_metrics" in note]
+    assert note.startswith(str(STAGE2)) and "sets run.task to vqa" in note
+    assert "caption_metrics" not in to_yaml(composition)
+
+
+def test_the_result_composes_to_itself(tmp_path: Path) -> None:
+    first = child(tmp_path, "run: {task: vqa, max_epoch: null, init_lr: null}")
+    (tmp_path / "flat.yaml").write_text(to_yaml(first))
+    again = compose(tmp_path / "flat.yaml")
+    assert again.errors == [] and again.config.run == first.config.run
+
+
+def test_a_key_of_another_task_beside_the_choice_or_above_it_is_still_an_error(tmp_path: Path) -> None:
+    [beside] = child(tmp_path, "run: {task: vqa, caption_metrics: [coco]}").errors
+    assert "unknown key run.caption_metrics" in beside
+    path = tmp_path / "child.yaml"
+    path.write_text(f"base: {STAGE2}\nrun: {{task: vqa}}")
+    [above] = compose(path, ["run.caption_metrics=[coco]"]).errors
+    assert above.startswith("--options: unknown key run.caption_metrics")
+
+
+def test_an_unknown_key_of_the_base_is_an_error_whatever_the_task(tmp_path: Path) -> None:
+    middle = tmp_path / "middle.yaml"
+    middle.write_text(f"base: {STAGE2}\nrun: {{max_epohc: 3}}")
+    [error] = child(tmp_path, "run: {task: vqa}", middle).errors
+    assert f"{middle}: unknown key run.max_epohc" in error
+
+
+def test_another_arch_takes_a_recipe_as_its_base(tmp_path: Path) -> None:
+    composition = child(tmp_path, "model: {arch: blip2_t5, model_type: mini}")
+    assert composition.errors == [] and type(composition.config.model).__name__ == "Blip2T5Config"
+    stage1 = ROOT / "projects/blip2/retrieval_coco_vitg_itc_itm.yaml"
+    composition = child(tmp_path, "model: {arch: blip2_opt, model_type: mini}\nrun: {task: captioning}", stage1)
+    assert composition.errors == [] and any("model.itg_weight" in note for note in composition.config.notes)
+
+
+@pytest.mark.parametrize(("text", "key", "value"), [
+    ("run: {init_lr: null}", "run.init_lr", 1e-4),
+    ("run: {caption_metrics: null}", "run.caption_metrics", None),
+    ("run: {seed: null, task: null}", "run.seed", 42),
+    ("run: null", "run.init_lr", 1e-4),
+    ("model: {prompt: null}", "model.prompt", ""),
+    ("model: {pretrained: null}", "model.pretrained", None),
+])
+def test_null_takes_a_key_out(tmp_path: Path, text: str, key: str, value: object) -> None:
+    composition = child(tmp_path, text)
+    assert composition.errors == []
+    section, name = key.split(".")
+    assert getattr(getattr(composition.config, section), name, None) == value
+
+
+def test_null_takes_entries_out_of_open_sections(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(f"base: {STAGE2}\nmodel: {{llm_args: {{model_type: opt, a: 1}}}}\nrun: {{train_dataset_ratios: "
+                    "{mini_world_caption: 1, other: 2}}\n"
+                    "datasets: {mini_world_caption: {text_processor: {train: {prompt: 'a '}}}}")
+    composition = child(tmp_path, "model: {llm_args: {a: null}}\nrun: {train_dataset_ratios: {other: null}}\n"
+                                  "datasets: {mini_world_caption: {text_processor: {train: {prompt: null}}}}", base)
+    config = composition.config
+    assert composition.errors == []
+    assert config.run.train_dataset_ratios == {"mini_world_caption": 1.0}
+    assert config.model["llm_args"] == {"model_type": "opt"}
+    assert "prompt" not in (config.datasets["mini_world_caption"].text_processor.train or {})
+
+
+def test_null_for_a_key_that_nothing_set_is_still_a_typing_error(tmp_path: Path) -> None:
+    [error] = child(tmp_path, "run: {max_epohc: null}").errors
+    assert "unknown key run.max_epohc; did you mean 'max_epoch'" in error
+
+
+def test_null_hides_no_error(tmp_path: Path) -> None:
+    assert any("must be above 0" in error for error in check(child(tmp_path, "run: {max_epoch: 0, init_lr: null}")))
