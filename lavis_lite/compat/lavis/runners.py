@@ -53,7 +53,7 @@ class _LavisRunner:
         if own:
             raise ContractError(f"{cls.__name__}.{own[0]}: the loop over steps, its loaders, optimizer and checkpoints "
                                 "are this package's. Write a hook for what happens every so many steps, and "
-                                "register optimizers and schedules by name (docs/guide/training.md).")
+                                "register optimizers and schedules by name (docs/guide/extending_training.md).")
 
 
 class RunnerBase(_LavisRunner, EpochRunner):

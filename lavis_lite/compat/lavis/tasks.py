@@ -201,7 +201,7 @@ def adapted(written: type) -> type:
     if own:
         raise ContractError(f"{written.__name__}.{own[0]}: the loop over steps is this package's runner. Move what it "
                             "does for a batch to train_step, and what it does every so many steps to a hook "
-                            "(docs/guide/training.md).")
+                            "(docs/guide/extending_training.md).")
     return type(written.__name__, (TaskAdapter,), {
         "written": written, "section_class": section_class(RunConfig, written), "__module__": written.__module__})
 
