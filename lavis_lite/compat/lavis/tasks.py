@@ -199,8 +199,8 @@ def adapted(written: type) -> type:
     """
     own = [name for name in LOOPS if any(name in base.__dict__ for base in written.__mro__)]
     if own:
-        raise ContractError(f"{written.__name__}.{own[0]}: the loop over steps is this package's runner. Move what it "
-                            "does for a batch to train_step, and what it does every so many steps to a hook "
+        raise ContractError(f"{written.__name__}.{own[0]}: the loop over steps is this package's runner. Move the work "
+                            "on a batch to train_step, and what happens every so many steps to a hook "
                             "(docs/guide/extending_training.md).")
     return type(written.__name__, (TaskAdapter,), {
         "written": written, "section_class": section_class(RunConfig, written), "__module__": written.__module__})
