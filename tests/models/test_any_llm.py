@@ -83,5 +83,5 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_an_error() -> None:
     section, _ = model_sections("blip2_llm", "mini_opt")
     small = {**SIZES["qwen2"], "vocab_size": 600}
     section = dataclasses.replace(section, load_pretrained=False, llm_args=small)  # type: ignore[call-arg]
-    with pytest.raises(ConfigError, match="has 1068 tokens, and the language model has 600: name the model's own"):
+    with pytest.raises(ConfigError, match="has 1068 tokens, and the language model has 600. Name the model's own"):
         build_model(section)

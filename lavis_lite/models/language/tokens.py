@@ -108,7 +108,7 @@ class LanguageTokenizer:
                                   "model.llm_tokenizer.")
         if len(self.loaded) > words + len(self.loaded.get_added_vocab()):  # added tokens need not occur in texts
             raise ConfigError(f"the tokenizer of {self.source!r} has {len(self.loaded)} tokens, and the language model "
-                              f"has {words}: name the model's own tokenizer in model.llm_tokenizer, or raise "
+                              f"has {words}. Name the model's own tokenizer in model.llm_tokenizer, or raise "
                               "vocab_size in model.llm_args.")
 
     @cached_property
