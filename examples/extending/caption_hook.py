@@ -10,12 +10,12 @@ from lavis_lite.runners.hooks import Hook, RunContext
 
 @registry.register_hook("captions")
 class Captions(Hook):
-    """What the model writes about the first pictures of a split, every `every` steps."""
+    """What the model writes about the first pictures of the last split, every `every` steps."""
 
     every = 100
 
     def on_start(self, run: RunContext) -> None:
-        rows = next(iter(run.datasets.values()))["test"]
+        rows = [*next(iter(run.datasets.values())).values()][-1]  # the run's last split
         self.images = torch.stack([rows[index]["image"] for index in range(4)]).to(run.device)
 
     def after_step(self, run: RunContext, result: Any) -> None:

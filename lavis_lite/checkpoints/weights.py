@@ -188,8 +188,11 @@ def _language_needs(model: ModelConfig) -> list[WeightFile]:
     """A language model's folder, unless the section has its sizes, and its tokenizer's."""
     if not isinstance(model, NamesLanguageModel):
         return []
-    needs = [] if model.llm_args is not None else [WeightFile("llm_model", str(model.language_model_name()))]
-    return needs + ([WeightFile("llm_tokenizer", str(model.llm_tokenizer))] if model.llm_tokenizer is not None else [])
+    name, tokenizer = str(model.language_model_name()), model.llm_tokenizer
+    if model.llm_args is not None and tokenizer is None and name.startswith(PACKAGED_PREFIX):
+        tokenizer = name  # transformers does not know packaged names
+    needs = [] if model.llm_args is not None else [WeightFile("llm_model", name)]
+    return needs + ([] if tokenizer is None else [WeightFile("llm_tokenizer", str(tokenizer))])
 
 
 def checkpoints_of(model: ModelConfig) -> list[tuple[str, str]]:

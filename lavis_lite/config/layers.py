@@ -22,6 +22,8 @@ SECTIONS = ("model", "preprocess", "datasets", "run", "imports", "configs", "bas
 LISTS = ("imports", "configs")
 """sections that are lists, not keys"""
 OPTIONS = "--options"
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""folder of `lavis_lite/`, which has `projects/` in a checkout"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def base_chain(path: Path) -> list[Layer]:
-    """The run YAML preceded by what its `base:` names, farthest ancestor first; `base` is relative to its file."""
+    """The run YAML preceded by what its `base:` names, farthest ancestor first."""
     layers: list[Layer] = []
     seen: list[Path] = []
     wanted_by = ""
@@ -93,8 +95,13 @@ def base_chain(path: Path) -> list[Layer]:
             return layers
         if not isinstance(base, str):
             raise ConfigError(f"{path}: base must be one file name, not {base!r}.")
-        wanted_by = f" (wanted by base: in {path})"
-        path = path.parent / base
+        wanted_by = f" (named by base: in {path})"
+        path = _base_file(path.parent, base)
+
+
+def _base_file(folder: Path, base: str) -> Path:
+    """The file that `base:` names: beside its file, else in the checkout that has the package (`projects/...`)."""
+    return next((path for path in (folder / base, CHECKOUT / base) if path.is_file()), folder / base)
 
 
 def _beside(path: Path, folders: Any) -> Any:

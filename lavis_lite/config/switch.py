@@ -18,7 +18,8 @@ from lavis_lite.registry import Registry, registry
 def without_keys_of_others(layers: Sequence[Layer]) -> tuple[list[Layer], list[str]]:
     """Layers without the keys that only a former task or arch has, and one note for each layer that loses some.
 
-    A key stays, and is an error if the chosen task lacks it, in the layer that makes the choice and in those above.
+    A key stays, and is an error if the chosen task lacks it, in the layer that makes the choice and in those above;
+    there, null unsets it.
     """
     left, notes = list(layers), list[str]()
     for section, key, kind, base in (("run", "task", registry.task, RunConfig),
@@ -42,12 +43,15 @@ def _without(layers: list[Layer], section: str, key: str, kind: Registry[Any],
     former = [name for _, name in others] or [default]
     theirs = set[str]().union(*(_fields(kind, name, base) for name in former)) - _fields(kind, chosen, base)
     notes = []
-    for index, layer in enumerate(layers[:choice]):
+    for index, layer in enumerate(layers):
         content = layer.content.get(section)
-        dropped = [name for name in content if name in theirs] if isinstance(content, dict) else []
-        if isinstance(content, dict) and dropped:
-            kept = {name: value for name, value in content.items() if name not in dropped}
-            layers[index] = Layer(layer.name, {**layer.content, section: kept})
+        if not isinstance(content, dict):
+            continue
+        former_keys = [name for name in content if name in theirs]
+        dropped = [name for name in former_keys if index < choice or content[name] is None]  # null unsets
+        kept = {name: value for name, value in content.items() if name not in dropped}
+        layers[index] = Layer(layer.name, {**layer.content, section: kept})
+        if dropped and index < choice:
             notes.append(f"{layer.name}: {', '.join(f'{section}.{name}' for name in dropped)}: without effect, as "
                          f"{layers[choice].name} sets {section}.{key} to {chosen}.")
     return layers, notes

@@ -14,13 +14,15 @@ from lavis_lite.metrics.scenes import image_scores, scene_scores
 from lavis_lite.models.protocols import Captioner
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
-from lavis_lite.tasks.base import Row
+from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.config import CaptioningRunConfig
 from lavis_lite.tasks.reporting import pictures_of
 from lavis_lite.tasks.submission import Server, Submission
 from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, plain
 
 SCENE = "scene"
+SCENE_SCORES = ("attribute_f1", "attribute_precision", "attribute_recall", "exact", "agg_metrics", EMPTY)
+"""what the summary shows in its own way or not at all, if captions are scored by the mini world's scenes"""
 BY_IMAGE = {"CIDEr": "CIDEr", "ROUGE_L": "ROUGE_L", "SPICE": "SPICE", "METEOR": "image_METEOR",
             "Bleu_4": "image_Bleu_4"}
 """scores of single images that a report shows -> their names there; a split's METEOR and BLEU are no means of these"""
@@ -145,8 +147,10 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
                     + (f"; {lost} left out, the warning above says why" if lost else ""))
         exact = ", ".join(f"{key.removeprefix('exact_')} objects {value:.2f}" for key, value in sorted(scores.items())
                           if key.startswith("exact_"))
+        others = {name: value for name, value in scores.items()
+                  if name not in SCENE_SCORES and not name.startswith("exact_")}
         return (f"attribute F1 {scores['attribute_f1']:.3f}, exact scenes {scores['exact']:.3f} ({exact})"
-                f"{CONTROLS[self.cfg.control]}")
+                + (f", {BaseTask.summary(self, others)}" if others else "") + CONTROLS[self.cfg.control])
 
 
 def domain_of(dataset: Captions, index: int) -> str:

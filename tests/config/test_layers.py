@@ -28,8 +28,16 @@ def test_base_chain_puts_the_farthest_ancestor_first(tmp_path):
 def test_missing_base_names_who_wanted_it_and_the_nearest_file(tmp_path):
     write(tmp_path / "stage1.yaml", "run: {}")
     write(tmp_path / "x.yaml", "base: stage_1.yaml")
-    with pytest.raises(ConfigError, match=r"stage_1.yaml: no such file \(wanted by base: in .*x.yaml\).*'stage1.yaml'"):
+    with pytest.raises(ConfigError, match=r"stage_1.yaml: no such file \(named by base: in .*x.yaml\).*'stage1.yaml'"):
         base_chain(tmp_path / "x.yaml")
+
+
+def test_a_recipe_outside_the_checkout_may_build_on_one_of_the_checkout(tmp_path):
+    write(tmp_path / "x.yaml", "base: projects/blip2/stage1.yaml")
+    assert base_chain(tmp_path / "x.yaml")[0].content["model"]["arch"] == "blip2"
+    (tmp_path / "projects/blip2").mkdir(parents=True)
+    write(tmp_path / "projects/blip2/stage1.yaml", "model: {arch: own}")
+    assert base_chain(tmp_path / "x.yaml")[0].content["model"]["arch"] == "own"
 
 
 def test_a_circle_of_bases_is_an_error(tmp_path):

@@ -115,7 +115,7 @@ def test_a_name_that_is_taken_names_both_files(folder: Path) -> None:
 @pytest.mark.parametrize(("file", "text", "words"), [
     ("models/blip2/small.yaml", "preproces: {}\nmodel: {arch: blip2}", "unknown section 'preproces'; did you mean"),
     ("models/blip2/small.yaml", "model: {arch: blip2, qformer_layres: 2}", "unknown key model.qformer_layres; did you"),
-    ("models/blip2/small.yaml", "base: absent.yaml", "absent.yaml: no such file (wanted by base: in"),
+    ("models/blip2/small.yaml", "base: absent.yaml", "absent.yaml: no such file (named by base: in"),
     ("datasets/birds.yaml", "base: coco_captoin", "base: there is no data set 'coco_captoin'; did you mean 'coco_cap"),
     ("datasets/birds.yaml", "defualt: 3", "birds.yaml: defualt: must be a section"),
     ("datasets/birds.yaml", "default: {builder: custom, build_inof: {}}", "unknown key datasets.birds.build_inof"),

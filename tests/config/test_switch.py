@@ -48,6 +48,13 @@ def test_a_key_of_another_task_beside_the_choice_or_above_it_is_still_an_error(t
     assert above.startswith("--options: unknown key run.caption_metrics")
 
 
+def test_null_takes_out_a_key_of_the_former_task(tmp_path: Path) -> None:
+    composition = child(tmp_path, "run: {task: vqa, caption_metrics: null}")
+    assert composition.errors == [] and "caption_metrics" not in to_yaml(composition)
+    [error] = child(tmp_path, "run: {task: vqa, caption_metric: null}").errors
+    assert "unknown key run.caption_metric;" in error
+
+
 def test_an_unknown_key_of_the_base_is_an_error_whatever_the_task(tmp_path: Path) -> None:
     middle = tmp_path / "middle.yaml"
     middle.write_text(f"base: {STAGE2}\nrun: {{max_epohc: 3}}")

@@ -21,8 +21,8 @@ from tests.end_to_end.conftest import ROOT, Train
 
 RECIPE = """
 base: {base}
-imports: [llava_like]
-model: {{arch: llava_like, vit_model: mini, load_pretrained: false}}
+imports: [linear_projector]
+model: {{arch: linear_projector, vit_model: mini, load_pretrained: false}}
 preprocess:
   vis_processor:
     train: {{name: blip_image_eval, image_size: 64}}
@@ -34,19 +34,21 @@ run: {{max_iters: 2, batch_size_train: 4, valid_splits: [], test_splits: [test],
 
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Path]:
-    """A folder with the model's file and a recipe; the model's name is free again afterwards."""
-    shutil.copy(ROOT / "tests/helpers/outside/llava_like.py", tmp_path)
-    (tmp_path / "llava.yaml").write_text(RECIPE.format(base=ROOT / "projects/blip2/stage2_opt.yaml"))
+    """A folder with the models' files and a recipe; the models' names are free again afterwards."""
+    for file in ("examples/extending/linear_projector.py", "tests/helpers/outside/llava_like.py"):
+        shutil.copy(ROOT / file, tmp_path)
+    (tmp_path / "projector.yaml").write_text(RECIPE.format(base=ROOT / "projects/blip2/stage2_opt.yaml"))
     sys.path.insert(0, str(tmp_path))
     yield tmp_path
     sys.path.remove(str(tmp_path))
-    sys.modules.pop("llava_like", None)
-    registry.model._classes.pop("llava_like", None)
+    for name in ("llava_like", "linear_projector"):
+        sys.modules.pop(name, None)
+        registry.model._classes.pop(name, None)
 
 
 def test_a_model_of_another_project_goes_the_whole_way(project: Path, train_here: Train, cache: Path,
                                                        capsys: pytest.CaptureFixture[str]) -> None:
-    recipe, out = str(project / "llava.yaml"), project / "out"
+    recipe, out = str(project / "projector.yaml"), project / "out"
     done = train_here(f"run.output_dir={out}", cfg=recipe)
     assert done.returncode == 0, done.stderr
     (run,) = (path for path in out.iterdir() if (path / "log.jsonl").exists())
@@ -66,7 +68,7 @@ def test_a_model_of_another_project_goes_the_whole_way(project: Path, train_here
     assert {name: (value - again[name]).abs().max() for name, value in load_file(
         checkpoint / "model.safetensors").items()} == {"projector.weight": 0, "projector.bias": 0}
     for to, place in (("hf", "transformers"), ("lavis", "LAVIS")):
-        with pytest.raises(CheckpointError, match=f"{place} has no such class as LlavaLike.*--to lite"):
+        with pytest.raises(CheckpointError, match=f"{place} has no such class as LinearProjector.*--to lite"):
             convert(checkpoint, to, project / "other.pth")
 
 

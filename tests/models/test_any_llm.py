@@ -11,15 +11,16 @@ import torch
 from lavis_lite import load_model
 from lavis_lite.checkpoints.weights import build_model
 from lavis_lite.config.compose import compose, model_sections
+from lavis_lite.errors import ConfigError
 from lavis_lite.models.language.decoder_only import DecoderOnly
 from lavis_lite.models.language.encoder_decoder import EncoderDecoder
 from lavis_lite.preflight import check
 
 SIZES: dict[str, dict[str, Any]] = {
-    "qwen2": {"model_type": "qwen2", "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64,
+    "qwen2": {"model_type": "qwen2", "vocab_size": 1068, "hidden_size": 32, "intermediate_size": 64,
               "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
               "max_position_embeddings": 256},
-    "bart": {"model_type": "bart", "vocab_size": 1024, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1,
+    "bart": {"model_type": "bart", "vocab_size": 1068, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1,
              "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
              "max_position_embeddings": 256},
 }
@@ -69,3 +70,18 @@ def test_a_section_without_a_language_model_is_an_error(options: list[str], word
     options = ["model.arch=blip2_llm", "model.model_type=mini_opt", *options]
     errors = check(compose("projects/blip2/stage2_opt.yaml", options))
     assert any(words in error for error in errors), errors
+
+
+def test_sizes_alone_take_the_tokenizer_of_the_named_packaged_model() -> None:
+    section, _ = model_sections("blip2_llm", "mini_opt")
+    section = dataclasses.replace(section, load_pretrained=False, llm_args=SIZES["qwen2"])  # type: ignore[call-arg]
+    tokenizer = build_model(section).language_model.tokenizer  # type: ignore[union-attr]
+    assert tokenizer.decode([tokenizer.targets(["a red ball"])[0][:-1]]) == ["a red ball"]  # type: ignore[union-attr]
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_an_error() -> None:
+    section, _ = model_sections("blip2_llm", "mini_opt")
+    small = {**SIZES["qwen2"], "vocab_size": 600}
+    section = dataclasses.replace(section, load_pretrained=False, llm_args=small)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="has 1068 tokens, and the language model has 600. Name the model's own"):
+        build_model(section)

@@ -17,6 +17,7 @@ from lavis_lite.config.compose import compose_layers
 from lavis_lite.config.layers import Layer
 from lavis_lite.config.schema import Config, ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.errors import ConfigError, RegistryError
+from lavis_lite.preflight import check
 from lavis_lite.registry import registry
 from lavis_lite.runners.hooks import Hook, RunContext
 from lavis_lite.runners.hooks.base import build_hooks

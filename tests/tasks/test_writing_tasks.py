@@ -221,7 +221,8 @@ def test_captions_are_scored_by_the_metrics_that_are_asked_for() -> None:
     assert task.predictions(rows, IMAGES)[0] == {"image_id": 60, "caption": "large blue square left"}
     assert model.asked == [(None, {"num_beams": 5, "max_length": 30, "min_length": 1, "length_penalty": 0.0,
                                    "repetition_penalty": 1.15})]
-    assert task.summary(scores) == "attribute F1 0.800, exact scenes 0.500 (1 objects 1.00, 2 objects 0.00)"
+    line = "attribute F1 0.800, exact scenes 0.500 (1 objects 1.00, 2 objects 0.00)"
+    assert task.summary(scores) == line and task.summary({**scores, "mean_words": 4.0}) == f"{line}, mean_words 4"
 
 
 def test_captions_are_scored_against_the_annotations_captions_and_by_domain() -> None:

@@ -97,7 +97,7 @@ class LanguageTokenizer:
         """Refuse a tokenizer that cannot serve a model of so many words, before anything is done with it.
 
         Raises:
-            ConfigError: it cannot be loaded, lacks a token that is needed, or has one that the model has no word for.
+            ConfigError: it cannot be loaded, lacks a token that is needed, or has more tokens than the model.
         """
         start = self.family.prompt_start
         ids = {"end": self.end} | ({} if start is None else {start: self.loaded.convert_tokens_to_ids(start)})
@@ -106,6 +106,10 @@ class LanguageTokenizer:
                 raise ConfigError(f"the tokenizer of {self.source!r} gives its {name} token the id {id_}, and the "
                                   f"language model has {words} words: they do not belong together; check "
                                   "model.llm_tokenizer.")
+        if len(self.loaded) > words + len(self.loaded.get_added_vocab()):  # added tokens need not occur in texts
+            raise ConfigError(f"the tokenizer of {self.source!r} has {len(self.loaded)} tokens, and the language model "
+                              f"has {words}. Name the model's own tokenizer in model.llm_tokenizer, or raise "
+                              "vocab_size in model.llm_args.")
 
     @cached_property
     def plain(self) -> PlainEncoder:
