@@ -180,11 +180,11 @@ def _filtered(job: Job, pictures: list[_Picture]) -> Iterator[Row]:
 
 def best(name: str, candidates: Sequence[str], scores: Sequence[float], original: Sequence[str], keep: int) -> Row:
     """The row of an image: its `keep` best captions, the best first; of equal ones the earlier."""
-    order = sorted(range(len(candidates)), key=lambda place: -scores[place])[:keep]
+    order = sorted(range(len(candidates)), key=lambda index: -scores[index])[:keep]
     own = {" ".join(text.split()).casefold() for text in original}
-    return {"image": name, "caption": [candidates[place] for place in order],
-            "scores": [round(scores[place], 4) for place in order],
-            "written": [candidates[place].casefold() not in own for place in order]}
+    return {"image": name, "caption": [candidates[index] for index in order],
+            "scores": [round(scores[index], 4) for index in order],
+            "written": [candidates[index].casefold() not in own for index in order]}
 
 
 def _pack(job: Job, parts: int, log: Log) -> ShardIndex:

@@ -35,7 +35,7 @@ from lavis_lite.config.plain import plain
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.config.switch import without_keys_of_others
 from lavis_lite.config.typed import Checker
-from lavis_lite.errors import ConfigError, Faults, RegistryError
+from lavis_lite.errors import ConfigError, ErrorList, RegistryError
 from lavis_lite.registry import Registry, registry
 
 SCHEMA_LAYER = "default"
@@ -57,11 +57,6 @@ class Composition:
         self.unset = unset_keys(layers)
         self.errors: list[str] = []
         self.config = Config(ModelConfig(), PreprocessConfig(), {}, RunConfig())
-
-    @property
-    def faults(self) -> list[str]:
-        """`errors`, by its former name."""
-        return self.errors
 
     def where(self, key: str) -> str:
         """Name of the layer that set a key, the last of its children, or the value it is part of."""
@@ -101,7 +96,7 @@ def compose_layers(own: Sequence[Layer], cfg_path: Path) -> Composition:
         cfg_path: what messages call the whole.
     """
     if errors := section_errors(own):
-        raise Faults(f"{cfg_path}:", errors)
+        raise ErrorList(f"{cfg_path}:", errors)
     redaction.remember_environment([layer.content for layer in own])
     chosen, _ = merge(own)
     errors = _add_folders(chosen.get("configs") or [], cfg_path)
@@ -132,7 +127,7 @@ def model_sections(arch: str, model_type: str) -> tuple[ModelConfig, PreprocessC
     Raises:
         RegistryError: unknown arch.
         ConfigError: the arch has no such type.
-        Faults: the YAML of the type does not fit the arch's section.
+        ErrorList: the YAML of the type does not fit the arch's section.
     """
     registry.model.section_of(arch)
     layers, errors = model_layers(arch, model_type)
@@ -143,7 +138,7 @@ def model_sections(arch: str, model_type: str) -> tuple[ModelConfig, PreprocessC
     tree = _resolved(composition.tree)
     sections = _model_section(checker, tree), checker.section(PreprocessConfig, tree.get("preprocess"), "preprocess")
     if checker.errors:
-        raise Faults(f"{arch}/{model_type} cannot be loaded:", checker.errors)
+        raise ErrorList(f"{arch}/{model_type} cannot be loaded:", checker.errors)
     return sections
 
 
@@ -238,7 +233,7 @@ def _resolved(tree: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"an interpolation cannot be resolved: {' '.join(str(error).split())[:400]}") from error
     checked: dict[str, Any] = plain(found, "after interpolation", resolved=True)
     if errors := section_errors([Layer("after interpolation", checked)]):
-        raise Faults("the configuration", errors)
+        raise ErrorList("the configuration", errors)
     return checked
 
 

@@ -35,11 +35,6 @@ class Checker:
         self.notes: list[str] = []
         self.left_out: list[str] = []
 
-    @property
-    def faults(self) -> list[str]:
-        """`errors`, by its former name."""
-        return self.errors
-
     def error(self, key: str, message: str) -> None:
         """Collect one error of a dotted key."""
         self.errors.append(mask(f"{self.where(key)}: {key}: {message}"))

@@ -17,8 +17,8 @@ def levenshtein(one: str, two: str) -> int:
     if len(one) < len(two):
         one, two = two, one
     row = list(range(len(two) + 1))
-    for place, character in enumerate(one, 1):
-        last, row[0] = row[0], place
+    for position, character in enumerate(one, 1):
+        last, row[0] = row[0], position
         for column, other in enumerate(two, 1):
             last, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, last + (character != other))
     return row[-1]

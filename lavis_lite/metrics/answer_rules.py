@@ -158,10 +158,10 @@ def _thirds(prediction: str, truth: Truth) -> float:
 
 
 def _scienceqa(prediction: str, truth: Truth) -> float:
-    place = written_option(prediction, truth.choices)
-    if place is None:
+    chosen = written_option(prediction, truth.choices)
+    if chosen is None:
         return 0.0
-    return float(place == truth.label if truth.label is not None else truth.choices[place] in truth.answers)
+    return float(chosen == truth.label if truth.label is not None else truth.choices[chosen] in truth.answers)
 
 
 _RULES: dict[str, Callable[[str, Truth], float]] = {

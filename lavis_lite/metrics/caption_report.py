@@ -65,14 +65,14 @@ def caption_report(predictions: Mapping[Any, str], references: Mapping[Any, Sequ
     names = list(dict.fromkeys(names))
     wanted = list(dict.fromkeys(score for name in names for score in SCORES[name]))
     captions = tokenized(predictions, references)
-    places = _by_domain(captions.ids, domains or {})
+    indices = _by_domain(captions.ids, domains or {})
     whole = token_scores(captions)
     each, missing = dict(whole.per_image), {}
     by_part = [whole.scores, *(token_scores(captions.of([captions.ids[at] for at in part])).scores
-                               for part in places.values())]
+                               for part in indices.values())]
     for name in (name for name in wanted if name in _JAVA):
         try:
-            found = _JAVA[name](captions, list(places.values()))
+            found = _JAVA[name](captions, list(indices.values()))
         except (MissingExtraError, JavaScoreError) as fault:
             missing[name] = str(fault)
             _log.warning("%s was left out of the scores: %s", name, fault)
@@ -81,7 +81,7 @@ def caption_report(predictions: Mapping[Any, str], references: Mapping[Any, Sequ
         for scores, (score, _) in zip(by_part, found, strict=True):
             scores[name] = score
     scores = {f"{name}{suffix}": part[name]
-              for suffix, part in zip(["", *(f"_{domain}" for domain in places)], by_part, strict=True)
+              for suffix, part in zip(["", *(f"_{domain}" for domain in indices)], by_part, strict=True)
               for name in wanted if name in part}
     scores |= {EMPTY: float(len(whole.empty)), **_aggregate(names, whole.scores)}
     return CaptionReport(scores, captions.ids, {name: each[name] for name in each if name in wanted}, missing)
@@ -96,9 +96,9 @@ def _aggregate(names: Sequence[str], scores: Mapping[str, float]) -> dict[str, f
 
 
 def _by_domain(ids: Sequence[Any], domains: Mapping[Any, str]) -> dict[str, list[int]]:
-    """Domain -> places of its images."""
+    """Domain -> indices of its images."""
     found: dict[str, list[int]] = {}
-    for place, key in enumerate(ids):
+    for index, key in enumerate(ids):
         if domains.get(key):
-            found.setdefault(domains[key], []).append(place)
+            found.setdefault(domains[key], []).append(index)
     return found

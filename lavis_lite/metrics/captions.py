@@ -57,10 +57,10 @@ class TokenizedCaptions:
 
     def of(self, ids: Sequence[Any]) -> TokenizedCaptions:
         """The same for some of the images."""
-        places = {key: place for place, key in enumerate(self.ids)}
-        chosen = [places[key] for key in ids]
-        return TokenizedCaptions(list(ids), [self.predictions[place] for place in chosen],
-                                 [self.references[place] for place in chosen])
+        indices = {key: index for index, key in enumerate(self.ids)}
+        chosen = [indices[key] for key in ids]
+        return TokenizedCaptions(list(ids), [self.predictions[index] for index in chosen],
+                                 [self.references[index] for index in chosen])
 
 
 def caption_scores(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> CaptionScores:

@@ -54,7 +54,7 @@ def meteor_of_parts(captions: TokenizedCaptions, parts: Sequence[Sequence[int]],
 
     Args:
         captions: the set.
-        parts: places of images.
+        parts: indices of images.
         patience: seconds without output.
     """
     jar = _package_file("METEOR", "meteor/meteor-1.5.jar")
@@ -65,7 +65,7 @@ def meteor_of_parts(captions: TokenizedCaptions, parts: Sequence[Sequence[int]],
         java.send(_meteor_lines(captions))
         statistics = [java.line() for _ in range(count)]
         for part in [range(count), *parts]:
-            java.send([" ||| ".join(["EVAL", *(statistics[place] for place in part)])])
+            java.send([" ||| ".join(["EVAL", *(statistics[index] for index in part)])])
             *each, whole = [java.number() for _ in range(len(part) + 1)]
             found.append((whole, np.array(each)))
     return found
@@ -100,8 +100,8 @@ def spice_scores(captions: TokenizedCaptions, patience: float = PATIENCE) -> Sco
         raise MissingExtraError(
             f"SPICE needs the Stanford CoreNLP 3.6.0 program and models in {jar.parent / 'lib'}; with a network, once: "
             "python -c 'from pycocoevalcap.spice.get_stanford_models import get_stanford_models as get; get()'")
-    asked = [{"image_id": place, "test": _line(prediction), "refs": list(map(_line, references))}
-             for place, (prediction, references) in enumerate(zip(captions.predictions, captions.references,
+    asked = [{"image_id": index, "test": _line(prediction), "refs": list(map(_line, references))}
+             for index, (prediction, references) in enumerate(zip(captions.predictions, captions.references,
                                                                   strict=True))]
     with tempfile.TemporaryDirectory(prefix="spice-") as folder:
         source, target = Path(folder, "captions.json"), Path(folder, "scores.json")
@@ -117,7 +117,7 @@ def _spice_result(path: Path, count: int) -> Scored:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         scores = {row["image_id"]: float(row["scores"]["All"]["f"]) for row in rows}
-        values = np.array([scores[place] for place in range(count)])
+        values = np.array([scores[index] for index in range(count)])
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise JavaScoreError(f"SPICE ended without scores that can be read ({fault!r}).") from fault
     return float(values.mean()), values
@@ -191,11 +191,11 @@ class Java:
     def send(self, lines: Iterable[str]) -> None:
         """Write lines while answers are read: neither side waits for the other's full pipe."""
         text = "".join(f"{line}\n" for line in lines)
-        threading.Thread(target=self._say, args=(text,), daemon=True).start()
+        threading.Thread(target=self._write, args=(text,), daemon=True).start()
 
-    def _say(self, text: str) -> None:
+    def _write(self, text: str) -> None:
         pipe = _pipe(self._process.stdin)
-        with _closed_pipe_is_told_by_the_reader():
+        with _ignore_closed_pipe():
             pipe.write(text.encode("utf-8", "replace"))
             pipe.flush()
 
@@ -227,7 +227,7 @@ class Java:
         try:
             return float(line)
         except ValueError:
-            raise JavaScoreError(f"{self.metric}: Java answered {line[:200]!r} in place of a score.") from None
+            raise JavaScoreError(f"{self.metric}: Java answered {line[:200]!r} instead of a score.") from None
 
     def finish(self) -> None:
         """Read until the program ends by itself.
@@ -251,7 +251,7 @@ def _pipe(stream: IO[bytes] | None) -> Any:
 
 
 @contextmanager
-def _closed_pipe_is_told_by_the_reader() -> Iterator[None]:
+def _ignore_closed_pipe() -> Iterator[None]:
     """A program that ends while it is written to: `line` raises with its exit code and last words."""
     try:
         yield

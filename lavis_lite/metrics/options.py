@@ -28,9 +28,9 @@ def written_option(text: str, choices: Sequence[str]) -> int | None:
     """
     written = " ".join(text.split())
     for letter in _letters(written, choices):
-        place = ascii_uppercase.find(letter.upper())
-        if 0 <= place < len(choices):
-            return place
+        index = ascii_uppercase.find(letter.upper())
+        if 0 <= index < len(choices):
+            return index
     return _with_text(written, choices)
 
 
@@ -41,9 +41,9 @@ def _letters(written: str, choices: Sequence[str]) -> Iterator[str]:
     if before := _LETTER_BEFORE_TEXT.match(written):
         yield before[1] or before[2]
     stated = _STATED_TEXT.search(written)
-    place = _with_text(stated[1], choices) if stated else None
-    if place is not None:
-        yield ascii_uppercase[place]
+    index = _with_text(stated[1], choices) if stated else None
+    if index is not None:
+        yield ascii_uppercase[index]
         return
     for pattern in (_STATED_LETTER, _STATED_IN_OTHER_WORDS):
         found = ["".join(groups) for groups in pattern.findall(written)]
@@ -55,7 +55,7 @@ def _letters(written: str, choices: Sequence[str]) -> Iterator[str]:
 def _with_text(text: str, choices: Sequence[str]) -> int | None:
     """The first option with this text."""
     plain = _plain(text)
-    return next((place for place, choice in enumerate(choices) if plain and _plain(choice) == plain), None)
+    return next((index for index, choice in enumerate(choices) if plain and _plain(choice) == plain), None)
 
 
 def _plain(text: str) -> str:

@@ -43,8 +43,8 @@ def by_id(rows: Iterable[Any], where: str = "predictions") -> dict[Id, str]:
     Raises:
         DataError: as `read_predictions`.
     """
-    pairs = [(_value(row, IDS, int | str, f"{where}:{place}"), _value(row, TEXTS, str, f"{where}:{place}"))
-             for place, row in enumerate(rows, 1)]
+    pairs = [(_value(row, IDS, int | str, f"{where}:{index}"), _value(row, TEXTS, str, f"{where}:{index}"))
+             for index, row in enumerate(rows, 1)]
     twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
     if twice:
         raise DataError(f"{where}: {len(twice)} ids have more than one prediction: {shown(twice)}; one per id can be "
@@ -63,9 +63,9 @@ def read_references(path: str | Path) -> tuple[dict[Id, list[str]], dict[Id, str
     if not isinstance(notes, list):
         raise DataError(f"{path}: must be a COCO captions file, with 'images' and 'annotations'.")
     captions: dict[Id, list[str]] = {}
-    for place, row in enumerate(notes, 1):
-        name = _value(row, ("image_id",), int | str, f"{path}: annotations[{place}]")
-        captions.setdefault(name, []).append(_value(row, ("caption",), str, f"{path}: annotations[{place}]"))
+    for index, row in enumerate(notes, 1):
+        name = _value(row, ("image_id",), int | str, f"{path}: annotations[{index}]")
+        captions.setdefault(name, []).append(_value(row, ("caption",), str, f"{path}: annotations[{index}]"))
     images = [image for image in value.get("images", []) if isinstance(image, dict)]
     return captions, {image["id"]: image["domain"] for image in images if image.get("domain")}
 
@@ -107,7 +107,7 @@ def _notes(value: Any) -> list[tuple[str, Any]] | None:
     member = "annotations" if isinstance(value, dict) and "annotations" in value else "data"
     rows = value.get(member) if isinstance(value, dict) else value
     label = member if isinstance(value, dict) else "annotations"
-    return [(f"{label}[{place}]", row) for place, row in enumerate(rows, 1)] if isinstance(rows, list) else None
+    return [(f"{label}[{index}]", row) for index, row in enumerate(rows, 1)] if isinstance(rows, list) else None
 
 
 def _truth(row: Mapping[str, Any], where: str) -> Truth:

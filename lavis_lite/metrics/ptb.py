@@ -1,6 +1,6 @@
 """Tokens of captions as the Penn Treebank tokenizer of the official COCO evaluation gives them, without Java.
 
-That tokenizer is a generated scanner: at every place the longest match of all its rules counts, and of equally long
+That tokenizer is a generated scanner: at every position the longest match of all its rules counts, and of equally long
 ones the first. The rules of ptb_rules.py are ours; they were fitted to its behaviour (the tests hold recorded outputs).
 Most words take a short way: text between two blanks is scanned once and remembered if its tokens do not depend
 on what follows.
@@ -57,12 +57,12 @@ def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
             all predictions.
     """
     lines, found = [one_line(text) for text in texts], []
-    for place, line in enumerate(lines):
+    for position, line in enumerate(lines):
         try:
             found.append(_by_chunk(line))
         except _HangsOnMoreError:
-            following = lines[place + 1:place + 2]
-            end = "\n" if place + 2 < len(lines) else ""
+            following = lines[position + 1:position + 2]
+            end = "\n" if position + 2 < len(lines) else ""
             found.append(_whole(line, f"\n{following[0]}{end}" if following else ""))
     return found
 
@@ -130,30 +130,30 @@ _CHUNKS = _Chunks()
 
 def scan(line: str, rest: str) -> list[str]:
     """All tokens of a line, punctuation among them; `rest` as in `_whole`."""
-    text, place, tokens = line + rest, 0, []
+    text, position, tokens = line + rest, 0, []
     shape, end = shadow(text), len(line)
-    while place < end:
-        plain = _BEFORE_BLANK.match(shape, place)
-        if shape[place] in _WHITE:
-            place += 1
+    while position < end:
+        plain = _BEFORE_BLANK.match(shape, position)
+        if shape[position] in _WHITE:
+            position += 1
         elif plain is not None and plain[1].lower() not in SPLIT:  # no rule takes more of it, or less
             tokens.append(plain[1].lower())
-            place = plain.end()
+            position = plain.end()
         else:
-            token, place = _longest(text, shape, place)
+            token, position = _longest(text, shape, position)
             tokens += [token.lower()] if token else []
     return tokens
 
 
-def _longest(text: str, shape: str, place: int) -> tuple[str, int]:
-    """The token that begins at a place and the place after it; "" where the character there is dropped."""
-    reach, best = place, None
-    for rule in _rules_for(shape[place]):
-        match = rule.pattern.match(shape, place)
+def _longest(text: str, shape: str, position: int) -> tuple[str, int]:
+    """The token that begins at a position and the position after it; "" where the character there is dropped."""
+    reach, best = position, None
+    for rule in _rules_for(shape[position]):
+        match = rule.pattern.match(shape, position)
         if match is not None and match.end() > reach:
             reach, best = match.end(), (rule, match)
     if best is None:
-        return "", place + 1
+        return "", position + 1
     rule, match = best
     first, end = match.span(1 if rule.pattern.groups else 0)
     return rule.token(text[first:end]), end - rule.again

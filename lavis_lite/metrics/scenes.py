@@ -1,6 +1,6 @@
 """Captions of the mini world against what is in the picture: attributes and whole scenes, as pure functions.
 
-A caption is read as a list of objects, one per phrase: size, texture, colour, shape and place, whatever the wording.
+A caption is read as a list of objects, one per phrase: size, texture, colour, shape and position, whatever the wording.
 The truth is a reference caption read the same way (every reference of an image describes the whole scene).
 """
 
@@ -38,11 +38,11 @@ def read_objects(caption: str) -> list[Object]:
 
 
 def _phrase(words: Sequence[str]) -> list[Object]:
-    shapes = [place for place, word in enumerate(words) if word in _WORDS["shape"]]
+    shapes = [index for index, word in enumerate(words) if word in _WORDS["shape"]]
     if len(shapes) < 2:
         item = _object(words)
         return [item] if item else []
-    cuts = [0, *(place + 1 for place in shapes[:-1]), len(words)]
+    cuts = [0, *(index + 1 for index in shapes[:-1]), len(words)]
     return [item for first, end in zip(cuts, cuts[1:], strict=False) if (item := _object(words[first:end]))]
 
 
@@ -54,9 +54,9 @@ def _object(words: Sequence[str]) -> Object:
             item[attribute] = found
     row = next((_ROWS[word] for word in words if word in _ROWS), "")
     column = next((word for word in words if word in _COLUMNS), "")
-    place = f"{row} {column}".strip() or ("center" if any(word in _MIDDLE for word in words) else "")
-    if place:
-        item["place"] = place
+    position = f"{row} {column}".strip() or ("center" if any(word in _MIDDLE for word in words) else "")
+    if position:
+        item["place"] = position
     return {"texture": "solid", **item} if item else {}
 
 

@@ -67,7 +67,7 @@ def canonical_caption(scene: Scene) -> str:
 
 
 def _paraphrase(rng: Dice, item: SceneObject, terse: bool = False) -> str:
-    """Words of one object without its place; `terse` never names a solid texture: six words with the place at most."""
+    """Words of one object without its position; `terse` never names a solid texture: six words with the position at most."""
     words = (
         rng.choose(SIZE_WORDS[item.size]),
         rng.choose(TEXTURE_WORDS[item.texture]) if not terse or item.texture != "solid" else "",
@@ -82,14 +82,14 @@ def _position(rng: Dice, item: SceneObject) -> str:
 
 
 def _placed(rng: Dice, item: SceneObject, article: str = "a") -> str:
-    """An object with its place in a long turn, e.g. ``a big red star in the upper left corner``."""
+    """An object with its position in a long turn, e.g. ``a big red star in the upper left corner``."""
     position = _position(rng, item)
-    place = f"on the {position}" if position in ("left", "right") else f"at the {position}"
+    phrase = f"on the {position}" if position in ("left", "right") else f"at the {position}"
     if " " in position and "middle" not in position and rng.chance(0.3):
-        place = f"in the {position} corner"
+        phrase = f"in the {position} corner"
     elif position in ("center", "middle"):
-        place = f"in the {position}"
-    return f"{article} {_paraphrase(rng, item)} {place}"
+        phrase = f"in the {position}"
+    return f"{article} {_paraphrase(rng, item)} {phrase}"
 
 
 def _join(rng: Dice, parts: list[str]) -> str:
@@ -99,7 +99,7 @@ def _join(rng: Dice, parts: list[str]) -> str:
 
 
 def reword(rng: Dice, item: SceneObject) -> str:
-    """One object and its place in some of the words that captions have for them."""
+    """One object and its position in some of the words that captions have for them."""
     return f"{_paraphrase(rng, item)} {_position(rng, item)}"
 
 
@@ -108,7 +108,7 @@ def _listing(rng: Dice, items: list[SceneObject]) -> str:
     return f"{opening} {_join(rng, [_placed(rng, item) for item in items])}".strip()
 
 
-def _place_first(rng: Dice, items: list[SceneObject]) -> str:
+def _position_first(rng: Dice, items: list[SceneObject]) -> str:
     return _join(rng, [f"{_position(rng, item)} a {_paraphrase(rng, item)}" for item in items])
 
 
@@ -118,7 +118,7 @@ def _terse(rng: Dice, items: list[SceneObject]) -> str:
 
 
 def _relation(rng: Dice, items: list[SceneObject]) -> str:
-    """A relation between the first two, places kept for both, then the others; a listing when there is one object."""
+    """A relation between the first two, positions kept for both, then the others; a listing when there is one object."""
     if len(items) < 2:
         return _listing(rng, items)
     first, second, *others = items
@@ -131,7 +131,7 @@ def _relation(rng: Dice, items: list[SceneObject]) -> str:
     return ", ".join([start, *(f"{_paraphrase(rng, item)} {_position(rng, item)}" for item in others)])
 
 
-_STYLES: tuple[Callable[[Dice, list[SceneObject]], str], ...] = (_listing, _listing, _place_first, _terse, _relation)
+_STYLES: tuple[Callable[[Dice, list[SceneObject]], str], ...] = (_listing, _listing, _position_first, _terse, _relation)
 _TRIES = 3
 
 

@@ -67,7 +67,7 @@ def _count(scene: Scene, wanted: Wanted) -> int:
 
 
 def _refer(rng: Dice, scene: Scene, item: SceneObject, hidden: str = "") -> str:
-    """A phrase that fits this object alone and keeps `hidden` unsaid; its place decides where nothing else does."""
+    """A phrase that fits this object alone and keeps `hidden` unsaid; its position decides if nothing else does."""
     names = [name for name in VALUES if name != hidden]
     for _ in range(4):
         subset = tuple(name for name in names if rng.chance(0.5))

@@ -122,7 +122,7 @@ def make_scene(seed: int, split: str, index: int) -> Scene:
     objects: list[SceneObject] = []
     for cell in cells:
         pair = rng.choose(HELD_OUT) if split == "ood" and not objects else _training_pair(rng, objects)
-        objects.append(_place(rng, *pair, cell))
+        objects.append(_object_in(rng, *pair, cell))
     return Scene(seed, split, index, tuple(rng.shuffled(objects)))
 
 
@@ -137,8 +137,8 @@ def _training_pair(rng: Dice, earlier: list[SceneObject]) -> tuple[str, str]:
             return color, shape
 
 
-def _place(rng: Dice, color: str, shape: str, cell: int) -> SceneObject:
-    """Give a pair its size, texture and exact place; the jitter stays well inside the cell."""
+def _object_in(rng: Dice, color: str, shape: str, cell: int) -> SceneObject:
+    """Give a pair its size, texture and exact position; the jitter stays well inside the cell."""
     size, texture = rng.choose(SIZES), rng.choose(TEXTURES)
     slack = 2.5 if size == "small" else 1.2
     return SceneObject(

@@ -105,7 +105,7 @@ def _clip_name(scene: Scene) -> str:
 
 def _asked(scene: Scene, *types: str) -> Iterator[tuple[int, Question]]:
     """(number, question) of these types."""
-    return ((10 * scene.image_id + place, one) for place, one in enumerate(make_questions(scene)) if one.type in types)
+    return ((10 * scene.image_id + index, one) for index, one in enumerate(make_questions(scene)) if one.type in types)
 
 
 def _with_others(scene: Scene, number: int, answer: str, others: tuple[str, ...], count: int) -> list[str]:
@@ -176,8 +176,8 @@ def _sign(scene: Scene) -> Image.Image:
     """The scene told in words, one line per object."""
     board = Image.new("RGB", SIGN, (236, 231, 214))
     pen, font = ImageDraw.Draw(board), ImageFont.load_default()
-    for place, line in enumerate(canonical_caption(scene).split(", ")):
-        pen.text((5, 3 + 15 * place), line, fill=(40, 36, 30), font=font)
+    for index, line in enumerate(canonical_caption(scene).split(", ")):
+        pen.text((5, 3 + 15 * index), line, fill=(40, 36, 30), font=font)
     return board
 
 

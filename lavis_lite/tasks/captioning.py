@@ -68,9 +68,9 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
             options |= {"use_nucleus_sampling": True, "top_p": self.cfg.top_p, "temperature": self.cfg.temperature}
         captions = model.generate(asked, num_beams=self.cfg.num_beams, max_length=self.cfg.max_len,
                                   min_length=self.cfg.min_len, **options)
-        names, places = plain(samples["image_id"]), plain(samples["index"])
-        return [{"id": name, "index": place, "caption": caption.strip()}
-                for name, place, caption in zip(names, places, captions, strict=True)]
+        names, indices = plain(samples["image_id"]), plain(samples["index"])
+        return [{"id": name, "index": index, "caption": caption.strip()}
+                for name, index, caption in zip(names, indices, captions, strict=True)]
 
     def score(self, model: Captioner, rows: list[Row], dataset: Captions, split: str) -> dict[str, float]:
         """The metrics that the run names, of all ranks' rows, in the data set's order as the official code has it."""
@@ -117,11 +117,11 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         scores = self._by_image(rows, dataset) if dataset.has_text and self.cfg.report_metric else {}
         samples = []
         for row in rows:
-            found, place = scores.get(row["id"], {}), row["index"]
-            references = dataset.references(place) if dataset.has_text else ()
+            found, index = scores.get(row["id"], {}), row["index"]
+            references = dataset.references(index) if dataset.has_text else ()
             samples.append(ReportSample(row["id"], row["caption"], prompt, references, found,
-                                        bool(found["exact"]) if "exact" in found else None, picture(place),
-                                        group=domain_of(dataset, place)))
+                                        bool(found["exact"]) if "exact" in found else None, picture(index),
+                                        group=domain_of(dataset, index)))
         return samples
 
     def _by_image(self, rows: list[Row], dataset: Captions) -> dict[Any, dict[str, float]]:

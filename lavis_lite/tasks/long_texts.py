@@ -101,7 +101,7 @@ def without_rows(batch: Mapping[str, Any], rows: Mapping[int, Any]) -> dict[str,
 
     Args:
         batch: as `collate` makes it.
-        rows: places of the samples to leave out.
+        rows: indices of the samples to leave out.
     """
     size = len(batch["index"])
     kept = [row for row in range(size) if row not in rows]

@@ -31,7 +31,7 @@ from lavis_lite.tasks.retrieval_scoring import image_rows, indices, retrieve
 class ImageTextPretrainTask(BaseTask[BaseModel, CaptionedImages]):
     """Trains on samples {image, text_input}; evaluates a split with one sample per image.
 
-    An evaluation sample has `image` and `index` (its place in the data set); captions come from the data set's `text`
+    An evaluation sample has `image` and `index` (its index in the data set); captions come from the data set's `text`
     and `img2txt`. Losses are those of whole evaluation batches, each on one rank, every image with its first caption,
     averaged over images.
     Scores: loss, loss_*; itc_txt_r1 ... itc_r_mean by ITC; itm_* likewise after re-ranking; r_mean (after re-ranking

@@ -69,7 +69,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
         own = () if self._shared is not None else ("candidates",)
         if not self.has_samples(samples, "question_id", "index", "text_input", *own):
             return []
-        names, places = plain(samples["question_id"]), plain(samples["index"])
+        names, indices = plain(samples["question_id"]), plain(samples["index"])
         candidates = self._shared if self._shared is not None else samples["candidates"]
         bare = [name for name, own in zip(names, candidates, strict=False) if not own]
         if bare:
@@ -80,8 +80,8 @@ class RankingTask(WritingTask[Ranker, Choices]):
         found = model.score_candidates(asked, candidates, n_segments=self.cfg.segments,
                                        normalise=self.cfg.candidate_score).float().tolist()
         counts = [len(self._shared)] * len(names) if self._shared is not None else [len(own) for own in candidates]
-        return [{"id": name, "index": place, "scores": scores[:count]}
-                for name, place, scores, count in zip(names, places, found, counts, strict=True)]
+        return [{"id": name, "index": index, "scores": scores[:count]}
+                for name, index, scores, count in zip(names, indices, found, counts, strict=True)]
 
     def score(self, model: Ranker, rows: list[Row], dataset: Choices, split: str) -> dict[str, float]:
         """Accuracies of all ranks' rows."""
@@ -118,18 +118,18 @@ class RankingTask(WritingTask[Ranker, Choices]):
                                 f"its {len(row['scores'])} candidates.")
             return {label}
         answers = set(question["answers"])
-        found = {place for place, text in enumerate(self._shared) if text in answers}
+        found = {index for index, text in enumerate(self._shared) if text in answers}
         if not found and self.cfg.candidates is not None:
             raise DataError(f"{location_of(dataset, row['index'])}: its answer {sorted(answers)[0]!r} is none of "
                             f"run.candidates {self._shared}; {did_you_mean(sorted(answers)[0], self._shared)}")
         return found
 
     def _auc(self, rows: Sequence[Row], questions: dict[Any, Row], right: dict[Any, set[int]]) -> float:
-        places = [self.positive_place(questions[row["id"]]) for row in rows]
-        return auc([shares(row["scores"])[place] for row, place in zip(rows, places, strict=True)],
-                   [place in right[row["id"]] for row, place in zip(rows, places, strict=True)])
+        indices = [self.positive_index(questions[row["id"]]) for row in rows]
+        return auc([shares(row["scores"])[index] for row, index in zip(rows, indices, strict=True)],
+                   [index in right[row["id"]] for row, index in zip(rows, indices, strict=True)])
 
-    def positive_place(self, question: Row) -> int:
+    def positive_index(self, question: Row) -> int:
         """Index of the positive class among a question's candidates."""
         texts, wanted = self.texts(question), str(self.cfg.positive)
         if wanted not in texts:
@@ -138,7 +138,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
         return texts.index(wanted)
 
     def predictions(self, rows: list[Row], dataset: Choices) -> list[Row] | Submission:
-        """The likeliest candidate as answer and as choice (its place), all scores; proba with run.positive.
+        """The likeliest candidate as answer and as choice (its index), all scores; proba with run.positive.
 
         Without labels in the format of `run.submission`.
         """
@@ -159,7 +159,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
                   "scores": row["scores"]}
         if self.cfg.positive is None:
             return chosen
-        return {**chosen, "proba": float(shares(row["scores"])[self.positive_place(question)])}
+        return {**chosen, "proba": float(shares(row["scores"])[self.positive_index(question)])}
 
     def report(self, rows: list[Row], dataset: Choices, split: str) -> list[ReportSample]:
         """Question, likeliest candidate, the candidates by likelihood, and the rank of the right one."""
@@ -170,9 +170,9 @@ class RankingTask(WritingTask[Ranker, Choices]):
             asked, best = dataset.question(row["index"]), order(row["scores"]).tolist()
             texts, share = self.texts(asked), shares(row["scores"]).tolist()
             right = self.right(asked, dataset, row) if scored else set()
-            rank = next((rank for rank, place in enumerate(best, 1) if place in right), MISSED) if scored else None
-            shown = [Candidate(texts[place], row["scores"][place], share[place], place in right)
-                     for place in best[:SHOWN]]
+            rank = next((rank for rank, index in enumerate(best, 1) if index in right), MISSED) if scored else None
+            shown = [Candidate(texts[index], row["scores"][index], share[index], index in right)
+                     for index in best[:SHOWN]]
             samples.append(ReportSample(
                 row["id"], texts[best[0]], asked["question"], asked.get("answers", []),
                 {} if rank is None else self.sample_scores(rank, asked), None if rank is None else rank == 1,
@@ -219,12 +219,12 @@ class DialogueTask(RankingTask):
         if not (dataset.has_answers and self.cfg.report_metric):
             return self.unscored(rows, dataset.has_answers)
         questions = [dataset.question(row["index"]) for row in rows]
-        places = []
+        true_ranks = []
         for row, question in zip(rows, questions, strict=True):
-            by_place = ranks(row["scores"]).tolist()
-            found = [by_place[place] for place in self.right(question, dataset, row)]
-            places.append(min(found, default=len(by_place)))
-        scores = rank_scores(places)
+            by_candidate = ranks(row["scores"]).tolist()
+            found = [by_candidate[index] for index in self.right(question, dataset, row)]
+            true_ranks.append(min(found, default=len(by_candidate)))
+        scores = rank_scores(true_ranks)
         dense = [ndcg(row["scores"], question["relevance"])
                  for row, question in zip(rows, questions, strict=True) if any(question.get("relevance", ()))]
         if dense:

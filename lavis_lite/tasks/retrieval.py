@@ -23,7 +23,7 @@ from lavis_lite.tasks.retrieval_scoring import image_rows, recalls_of, retrieve
 class RetrievalTask(BaseTask[Retriever, CaptionedImages]):
     """Trains on samples {image, text_input, image_id}; evaluates a split with one sample per image.
 
-    An evaluation sample has `image` float[B,3,H,W] and `index` (its place in the data set); the data set has `text`,
+    An evaluation sample has `image` float[B,3,H,W] and `index` (its index in the data set); the data set has `text`,
     `img2txt` and `txt2img`. Scores (fractions): txt_r1, txt_r5, txt_r10, txt_r_mean (texts found by an image), img_*
     (images found by a text), r_mean, all after re-ranking when `k_test` > 0; the same with prefix itc_ before it;
     chance_r1; agg_metrics = r_mean.

@@ -27,9 +27,9 @@ def check_captions(dataset: CaptionedImages, split: str) -> None:
     found = as_lists(dataset.img2txt)
     bare = [image for image, texts in enumerate(found) if not texts]
     if bare:
-        place = location_of(dataset, bare[0])
+        where = location_of(dataset, bare[0])
         raise DataError(f"split {split!r} cannot be scored: {len(bare)} of its {len(found)} images have no caption, "
-                        f"the first at {place}. Remove them from the annotation file, or the split from "
+                        f"the first at {where}. Remove them from the annotation file, or the split from "
                         "run.valid_splits and run.test_splits.")
 
 
@@ -70,7 +70,7 @@ class Gallery:
         if not images:
             raise DataError("the evaluation split gave no image; check its annotation file and run.on_bad_sample.")
         texts = sorted({text for found in chosen for text in found})
-        number = {text: place for place, text in enumerate(texts)}
+        number = {text: index for index, text in enumerate(texts)}
         img2txt = [[number[text] for text in found] for found in chosen]
         txt2img = [0] * len(texts)
         for image, found in enumerate(img2txt):
@@ -100,12 +100,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class OwnImages:
-    """This rank's images, ascending by their place in the gallery.
+    """This rank's images, ascending by their index in the gallery.
 
-    places: int64[n]; features: float32[n,Q,E], unit length; embeds: n tensors float[P,Dv], or None without re-ranking.
+    indices: int64[n]; features: float32[n,Q,E], unit length; embeds: n tensors float[P,Dv], or None without re-ranking.
     """
 
-    places: Tensor
+    indices: Tensor
     features: Tensor
     embeds: list[Tensor] | None
 
@@ -113,11 +113,11 @@ class OwnImages:
     def of(cls, indices: Sequence[int], features: Sequence[Tensor], embeds: Sequence[Tensor] | None,
            gallery: Gallery) -> OwnImages:
         """Order this rank's rows by the gallery; `indices` are the data set's image indices."""
-        place = {image: number for number, image in enumerate(gallery.images)}
-        order = sorted(range(len(indices)), key=lambda row: place[indices[row]])
-        places = torch.tensor([place[indices[row]] for row in order], dtype=torch.long)
+        position = {image: number for number, image in enumerate(gallery.images)}
+        order = sorted(range(len(indices)), key=lambda row: position[indices[row]])
+        own = torch.tensor([position[indices[row]] for row in order], dtype=torch.long)
         stacked = torch.stack([features[row] for row in order]).float() if order else torch.empty(0, 1, 1)
-        return cls(places, stacked, None if embeds is None else [embeds[row] for row in order])
+        return cls(own, stacked, None if embeds is None else [embeds[row] for row in order])
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def rerank(model: Retriever, own: OwnImages, texts: Texts, itc: BothWays, k_test
         return itc
     progress = progress or ProgressHandle()
     wanted = _pairs(itc, k_test, len(texts.ids))
-    mine = wanted[torch.isin(wanted // len(texts.ids), own.places)]
+    mine = wanted[torch.isin(wanted // len(texts.ids), own.indices)]
     progress.begin("re-ranking", len(itc.texts_of_image.index), "images")
     logits = _score_pairs(model, own, texts, mine, sizes, progress)
     progress.stop_if_requested()
@@ -97,14 +97,14 @@ def _score_pairs(model: Retriever, own: OwnImages, texts: Texts, pairs: Tensor, 
     if own.embeds is None:
         raise ValueError("re-ranking needs the image features; they were not kept for this split")
     parts, start, match = [torch.empty(0)], 0, _Matcher(model, texts, sizes)
-    for embeds, place in zip(own.embeds, own.places.tolist(), strict=True):
-        end = int(torch.searchsorted(pairs, (place + 1) * len(texts.ids)))
-        rows = pairs[start:end] - place * len(texts.ids)
+    for embeds, index in zip(own.embeds, own.indices.tolist(), strict=True):
+        end = int(torch.searchsorted(pairs, (index + 1) * len(texts.ids)))
+        rows = pairs[start:end] - index * len(texts.ids)
         if progress.stop_requested():
             break
         if len(rows):
-            logits = _known_or(partial(match, embeds, rows), place, rows, progress)
-            parts.append(check_finite(logits, partial(_pair, place, rows)))
+            logits = _known_or(partial(match, embeds, rows), index, rows, progress)
+            parts.append(check_finite(logits, partial(_pair, index, rows)))
         progress.advance()
         start = end
     return torch.cat(parts)
@@ -115,9 +115,9 @@ def _pair(image: int, texts: Tensor, row: int) -> str:
             "infinite.")
 
 
-def _known_or(score: Callable[[], Tensor], place: int, rows: Tensor, progress: ProgressHandle) -> Tensor:
+def _known_or(score: Callable[[], Tensor], index: int, rows: Tensor, progress: ProgressHandle) -> Tensor:
     """The stored logits of an image if they belong to the same texts; else new ones, which are stored."""
-    key, asked = f"match {place}", hashlib.blake2b(rows.numpy().tobytes(), digest_size=8).hexdigest()
+    key, asked = f"match {index}", hashlib.blake2b(rows.numpy().tobytes(), digest_size=8).hexdigest()
     kept = progress.load(key)
     if kept is not None and kept["texts"] == asked:
         return torch.frombuffer(bytearray(base64.b64decode(kept["logits"])), dtype=getattr(torch, kept["dtype"]))
@@ -203,12 +203,12 @@ def _runs(lengths: Sequence[int], sizes: Sizes) -> list[int]:
     Padding costs as much as text; but a pass of few pairs is slow.
     """
     runs, start = [], 0
-    for place in range(1, len(lengths) + 1):
-        count = place - start
-        longer = place < len(lengths) and lengths[place] > lengths[place - 1] and count >= sizes.pair_batch_least
-        if place == len(lengths) or count == sizes.pair_batch or longer:
+    for end in range(1, len(lengths) + 1):
+        count = end - start
+        longer = end < len(lengths) and lengths[end] > lengths[end - 1] and count >= sizes.pair_batch_least
+        if end == len(lengths) or count == sizes.pair_batch or longer:
             runs.append(count)
-            start = place
+            start = end
     return runs
 
 

@@ -103,19 +103,19 @@ class VQATask(WritingTask[Answerer, Questions]):
         """One row per question: {id, index, answer}; ranked ones also have their `likeliest` candidates."""
         if not self.has_samples(samples, "question_id", "index", "text_input"):
             return []
-        names, places = plain(samples["question_id"]), plain(samples["index"])
+        names, indices = plain(samples["question_id"]), plain(samples["index"])
         # examples in prompts are left to `predict_answers`
         if self.cfg.inference_method == "rank" and isinstance(model, Ranker) and "few_shot_samples" not in samples:
             tried = self._answers[:self.cfg.num_ans_candidates]
             found = likeliest_answers(model, samples, tried, self.prompt_of(samples))
-            return [{"id": name, "index": place, "answer": best[0][0].strip(), "likeliest": best}
-                    for name, place, best in zip(names, places, found, strict=True)]
+            return [{"id": name, "index": index, "answer": best[0][0].strip(), "likeliest": best}
+                    for name, index, best in zip(names, indices, found, strict=True)]
         answers = model.predict_answers(
             samples, num_beams=self.cfg.num_beams, inference_method=self.cfg.inference_method,
             max_len=self.cfg.max_len, min_len=self.cfg.min_len, num_ans_candidates=self.cfg.num_ans_candidates,
             answer_list=self._answers, prompt=self.prompt_of(samples), **self.options())
-        return [{"id": name, "index": place, "answer": answer.strip()}
-                for name, place, answer in zip(names, places, answers, strict=True)]
+        return [{"id": name, "index": index, "answer": answer.strip()}
+                for name, index, answer in zip(names, indices, answers, strict=True)]
 
     def score(self, model: Answerer, rows: list[Row], dataset: Questions, split: str) -> dict[str, float]:
         """Scores of all ranks' rows."""
@@ -229,7 +229,7 @@ def truth_of(asked: Row) -> Truth:
 def likeliest(answers: Sequence[str], scores: Sequence[float], most: int = KEPT) -> Likeliest:
     """The first `most` answers by score; equal ones keep their order."""
     share = shares(scores).tolist()
-    return [[answers[place], scores[place], share[place]] for place in order(scores)[:most].tolist()]
+    return [[answers[index], scores[index], share[index]] for index in order(scores)[:most].tolist()]
 
 
 def likeliest_answers(model: Ranker, samples: dict[str, Any], answers: Sequence[str], prompt: str) -> list[Likeliest]:

@@ -69,7 +69,7 @@ def test_no_token_ends_a_line(package: Path, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(("script", "words"), [
     ("exec sleep 30", "said nothing for 0.3 seconds and was ended. It never said anything"),
     ("echo Out of memory; exit 3", "exit code 3 before all scores were there. Its last lines: Out of memory"),
-    ("while read line; do echo what; done", "answered 'what' in place of a score"),
+    ("while read line; do echo what; done", "answered 'what' instead of a score"),
 ])
 def test_a_program_that_fails_is_told(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str,
                                       words: str) -> None:

@@ -20,7 +20,7 @@ from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder
 from lavis_lite.datasets.protocols import Captions, Choices, ImageTable, Questions
 from lavis_lite.datasets.qa import QAEvalDataset
-from lavis_lite.errors import ConfigError, ContractError, DataError, Faults
+from lavis_lite.errors import ConfigError, ContractError, DataError, ErrorList
 from lavis_lite.models.blip2.llm import Blip2OPT
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from lavis_lite.models.protocols import (
@@ -103,7 +103,7 @@ def test_the_command_line_says_it_before_any_data_is_made(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(engine, "assemble", fail)
     monkeypatch.setattr("lavis_lite.datasets.builders.images.prepare", fail)
-    with pytest.raises(Faults, match=r"(?s)datasets.mini_world_caption: run.task=vqa cannot evaluate"):
+    with pytest.raises(ErrorList, match=r"(?s)datasets.mini_world_caption: run.task=vqa cannot evaluate"):
         train.main(["--cfg-path", "projects/blip2/stage1.yaml", "--options", "run.task=vqa"])
 
 
