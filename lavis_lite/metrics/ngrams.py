@@ -76,9 +76,9 @@ class Corpus:
 
 
 def _parted(words: Ints, length: Ints, sentences: list[list[str]], numbers: dict[str, int]) -> tuple[Ints, Ints, Ints]:
-    """Words and lengths as the official BLEU and CIDEr see them, and the sentences in which that makes a difference.
+    """Words and lengths for the official BLEU and CIDEr, and the sentences with tokens of several words.
 
-    "22 3/4" is one token for ROUGE-L and two words for these.
+    "22 3/4" is one token for ROUGE-L and two words for BLEU and CIDEr.
 
     Args:
         words: int64[words of all sentences], their numbers.
@@ -116,7 +116,8 @@ def _count_all(words: Ints, length: Ints, image: Ints, images: int) -> tuple[lis
 
 
 def _sorted(codes: Ints) -> tuple[Ints, Ints]:
-    """(sorted codes, where each was), equal codes in order; packed into one number where they fit: faster to sort."""
+    """(sorted codes, their former positions), equal codes in order; packed into one number if they fit, to sort
+    faster."""
     bits = max(len(codes) - 1, 0).bit_length()
     if not len(codes) or int(codes.max()).bit_length() + bits > 62:
         order = np.argsort(codes, kind="stable")

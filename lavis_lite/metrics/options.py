@@ -18,13 +18,19 @@ _OUTER_MARKS = " .,;:!\"'()"
 def written_option(text: str, choices: Sequence[str]) -> int | None:
     """The index of the option that a written answer names; None if it names no option.
 
-    In this order: the option's letter alone ("B", "(b)", "B."); the letter before more text ("B. mushroom"); an
-    option's text after "the answer is"; the statement "The answer is B." anywhere, exactly once; the same in other
-    words ("Answer: (b)"); an option's text alone. Letters beyond the options are no letters. Texts are compared without
-    case, outer marks and repeated blanks.
+    These forms are tried in order:
 
-    Source: the letter alone, the letter before ". " and the one statement are what LLaVA's eval_science_qa.py reads
-    (the statement after ScienceQA's own run_gpt3.py); both scripts ignore all other forms.
+    - the option's letter alone ("B", "(b)", "B.");
+    - the letter before more text ("B. mushroom");
+    - an option's text after "the answer is";
+    - the statement "The answer is B." anywhere, exactly once;
+    - the same in other words ("Answer: (b)");
+    - an option's text alone.
+
+    Letters beyond the options are ignored. Texts are compared without case, outer marks and repeated blanks.
+
+    Source: LLaVA's eval_science_qa.py reads the letter alone, the letter before ". " and the one statement. The
+        statement is that of ScienceQA's run_gpt3.py. Both scripts ignore all other forms.
     """
     written = " ".join(text.split())
     for letter in _letters(written, choices):

@@ -1,7 +1,7 @@
-"""Files of predictions and of right answers -> what the metrics take, so that a file can be scored without a run.
+"""Readers of prediction files and annotation files, so that predictions can be scored without a run.
 
-Predictions are the files that an evaluation writes, or anybody's in the official results format, as a JSON list or as
-JSON lines; right answers are official COCO captions files and the annotations of VQA, TextVQA, VizWiz and ScienceQA.
+Predictions are files of an evaluation, or files in the official results format, as a JSON list or JSON lines.
+Annotations are official COCO captions files and those of VQA, TextVQA, VizWiz and ScienceQA.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def read_references(path: str | Path) -> tuple[dict[Id, list[str]], dict[Id, str
 def read_truths(path: str | Path, split: str | None = None) -> dict[Id, Truth]:
     """Right answers of a published file -> question id -> its answers, types, confidences and options.
 
-    Read are official VQA annotations, those of TextVQA ({"data": [...]}), VizWiz' list (a question's id is its image,
-    as in VizWiz' results files), and ScienceQA's problems.json (an object of questions by number).
+    Supported files: official VQA annotations; TextVQA's ({"data": [...]}); VizWiz' list, with the image as the
+        question's id, as in VizWiz' results files; ScienceQA's problems.json, an object of questions by number.
 
     Args:
         path: the file.
@@ -99,7 +99,7 @@ def read_truths(path: str | Path, split: str | None = None) -> dict[Id, Truth]:
 
 
 def _notes(value: Any) -> list[tuple[str, Any]] | None:
-    """(where, row) of each question; None if it is no file of answers."""
+    """(location, row) of each question; None if the file has no annotations."""
     if isinstance(value, dict) and not isinstance(value.get("annotations", value.get("data")), list):
         if not value or not all(isinstance(row, dict) and "choices" in row for row in value.values()):
             return None
@@ -157,7 +157,7 @@ def _json_lines(path: Path) -> list[Any]:
 def _decoded(path: Path, decode: Callable[[str], Any]) -> Any:
     try:
         return decode(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as fault:
-        raise DataError(f"{path}: there is no such file.") from fault
-    except (OSError, ValueError, RecursionError) as fault:
-        raise DataError(f"{path}: cannot be read as JSON ({fault}).") from fault
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}).") from error

@@ -5,8 +5,8 @@ ones the first. The rules of ptb_rules.py are ours; they were fitted to its beha
 Most words take a short way: text between two blanks is scanned once and remembered if its tokens do not depend
 on what follows.
 
-The official code joins all captions by line breaks before it tokenizes them, and what follows a line break
-decides whether "plan B." or "see fig." ends with an abbreviation: tokens of a caption that ends so depend on the next.
+The official code joins all captions by line breaks before it tokenizes them. The text after a line break decides
+whether "plan B." or "see fig." ends with an abbreviation. So the tokens of such a caption depend on the next one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lavis_lite.metrics.ptb_rules import ABBREVIATED, COUNTED, SPLIT, Rule, rule
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--",
                          "...", ";"])
-"""what the official code removes; brackets reach it in lower case and so stay"""
+"""tokens that the official code removes; brackets are in lower case there and so stay"""
 _BREAKS = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029\0]|\\|\\|\\|")
 """what ends a line anywhere on the way of a caption, and what parts its references"""
 _WHITE = frozenset(" \t\u00a0\u3000\n" + "".join(map(chr, range(0x2000, 0x200b))))
@@ -50,7 +50,7 @@ def tokenize(text: str, following: str = "") -> list[str]:
 
 
 def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
-    """Tokens of captions in the official order, so that official scores are met image by image.
+    """Tokens of captions in the official order, which official scores of single images need.
 
     Args:
         texts: as the official code writes them into one file: the references of all images one after the other, or
@@ -68,13 +68,13 @@ def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
 
 
 def forget() -> None:
-    """Drop what is remembered of chunks."""
+    """Clear the cache of chunks."""
     _CHUNKS.clear()
     _CHUNKS.others.clear()
 
 
 def one_line(text: str) -> str:
-    """The text with blanks for whatever would end a line on its way, or part references."""
+    """The text with blanks for all characters that would end a line or separate references."""
     return text if text.isprintable() and "|" not in text else _BREAKS.sub(" ", text)
 
 
@@ -146,7 +146,7 @@ def scan(line: str, rest: str) -> list[str]:
 
 
 def _longest(text: str, shape: str, position: int) -> tuple[str, int]:
-    """The token that begins at a position and the position after it; "" where the character there is dropped."""
+    """The token that begins at a position, and the position after it; "" if the character is dropped."""
     reach, best = position, None
     for rule in _rules_for(shape[position]):
         match = rule.pattern.match(shape, position)

@@ -1,7 +1,7 @@
 """ROUGE-L of captions (Lin 2004): F of the longest common subsequence, best precision and recall over the references.
 
-Bits of an integer represent a prediction's words (Hyyrö 2004); all pairs of prediction and reference are gone through
-at once, word by shared word. What does not fit into 63 bits, or has tokens of several words, is scored one by one.
+Bits of an integer represent a prediction's words (Hyyrö 2004). All pairs of prediction and reference advance together,
+by one shared word each. Pairs that do not fit into 63 bits, or have tokens of several words, are scored one by one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def rouge_l_scores(corpus: Corpus, predictions: list[list[str]], references: lis
     """float64[I].
 
     Args:
-        corpus: what `Corpus.of` makes of the others.
+        corpus: `Corpus.of` the predictions and references.
         predictions, references: tokens.
     """
     length = np.maximum(corpus.length, 1)  # the official code splits at spaces: an empty caption has one empty word
@@ -61,7 +61,7 @@ def _common(corpus: Corpus) -> Ints:
 
 
 def _walk(corpus: Corpus, pair: Ints, masks: NDArray[np.uint64]) -> Ints:
-    """The same from each shared word's reference (in order) and its positions in the prediction."""
+    """The same, from the reference of each shared word (in order) and the word's positions in the prediction."""
     own = np.minimum(corpus.length[corpus.image[corpus.images:]], MOST_BITS).astype(np.uint64)
     full = (np.uint64(1) << own) - np.uint64(1)
     row = full.copy()
@@ -90,7 +90,7 @@ def one_rouge_l(own: list[str], references: list[list[str]]) -> float:
 
 
 def _lcs(masks: Mapping[str, int], length: int, other: list[str]) -> int:
-    """Length of the longest common subsequence, bits of an integer standing for the first text's positions (Hyyrö 2004).
+    """Length of the longest common subsequence; bits of an integer are positions in the first text (Hyyrö 2004).
 
     Args:
         masks: word -> bits of its positions in the first text.

@@ -1,4 +1,4 @@
-"""Ranking: the answer is the candidate that the model finds likeliest; multiple choice, yes or no, and dialogues."""
+"""Ranking: the answer is the most likely candidate; multiple choice, yes or no, and dialogues."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ SHOWN = 10
 class RankingTask(WritingTask[Ranker, Choices]):
     """Trains on samples {image, text_input, text_output}; evaluates a data set of questions (`QAEvalDataset`).
 
-    Scores (fractions): accuracy of the likeliest candidate, overall and by the types that rows have (subjects, for
-    example: accuracy_question_<type>); chance, the accuracy of drawing a candidate; answerable, the share of samples
-    with their answer among the candidates, if these come from the data set's answer_list; auc with run.positive.
+    Scores (fractions):
+
+    - accuracy of the most likely candidate, overall and by type (accuracy_question_<type>, for example by subject);
+    - chance, the accuracy of a random candidate;
+    - answerable, the share of samples with their answer in the data set's answer_list, if that gives the candidates;
+    - auc with run.positive.
     """
 
     config_class: ClassVar[type[RunConfig]] = RankingRunConfig
@@ -61,11 +64,11 @@ class RankingTask(WritingTask[Ranker, Choices]):
         if self._shared is None and not dataset.multiple_choice:
             self._shared = list(dataset.answer_list[:self.cfg.num_ans_candidates])
             if len(self._shared) < 2:
-                raise DataError(f"split {split!r}: ranking needs candidates and its rows have none. Set run.candidates"
-                                ", or answer_list of the data set, or keep its training annotations here.")
+                raise DataError(f"split {split!r}: its rows have no candidates to rank. Set run.candidates, or "
+                                "answer_list of the data set, or keep its training annotations here.")
 
     def predict(self, model: Ranker, samples: dict[str, Any]) -> list[Row]:
-        """One row per question: {id, index, scores}, the log-likelihood of each candidate in their order."""
+        """One row per question: {id, index, scores}; scores are the log-likelihoods of its candidates, in order."""
         own = () if self._shared is not None else ("candidates",)
         if not self.has_samples(samples, "question_id", "index", "text_input", *own):
             return []
@@ -109,7 +112,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
         """Indices of the right candidates; none if the data set's answer_list lacks the answer.
 
         Raises:
-            DataError: the right answer is not among candidates that should have it.
+            DataError: the right answer is not among the row's or the run's candidates.
         """
         if self._shared is None:
             label = question.get("label")
@@ -120,7 +123,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
         answers = set(question["answers"])
         found = {index for index, text in enumerate(self._shared) if text in answers}
         if not found and self.cfg.candidates is not None:
-            raise DataError(f"{location_of(dataset, row['index'])}: its answer {sorted(answers)[0]!r} is none of "
+            raise DataError(f"{location_of(dataset, row['index'])}: its answer {sorted(answers)[0]!r} is not in "
                             f"run.candidates {self._shared}; {did_you_mean(sorted(answers)[0], self._shared)}")
         return found
 
@@ -138,9 +141,9 @@ class RankingTask(WritingTask[Ranker, Choices]):
         return texts.index(wanted)
 
     def predictions(self, rows: list[Row], dataset: Choices) -> list[Row] | Submission:
-        """The likeliest candidate as answer and as choice (its index), all scores; proba with run.positive.
+        """The most likely candidate as answer and as choice (its index), all scores; proba with run.positive.
 
-        Without labels in the format of `run.submission`.
+        A split without labels has the format of `run.submission`.
         """
         written = [self._choice(row, dataset) for row in rows]
         if dataset.has_answers:
@@ -162,7 +165,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
         return {**chosen, "proba": float(shares(row["scores"])[self.positive_index(question)])}
 
     def report(self, rows: list[Row], dataset: Choices, split: str) -> list[ReportSample]:
-        """Question, likeliest candidate, the candidates by likelihood, and the rank of the right one."""
+        """Question, most likely candidate, the candidates by likelihood, and the rank of the right one."""
         picture = pictures_of(self.evaluated(dataset))
         scored = dataset.has_answers and self.cfg.report_metric
         samples = []
@@ -180,7 +183,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
         return samples
 
     def sample_scores(self, rank: int, question: Row) -> dict[str, float]:
-        """A sample's part in every score it counts for, by the rank of its right answer; MISSED: it is no candidate."""
+        """The scores of a sample by the rank of its right answer; MISSED: the answer is not a candidate."""
         return accuracies({0: float(rank == 1)}, {0: _types(question)})
 
     def line(self, scores: dict[str, float]) -> str:
@@ -192,7 +195,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
 
 
 def _types(question: Row) -> Truth:
-    """The types that get accuracies of their own."""
+    """The types of a question, which get separate accuracies."""
     return Truth((), question.get("question_type", ""), question.get("answer_type", ""))
 
 
@@ -200,19 +203,19 @@ def _types(question: Row) -> Truth:
 class DialogueTask(RankingTask):
     """Visual Dialog: ranks the candidates of every round.
 
-    Scores: r1, r5, r10, mrr (fractions), mean_rank; ndcg where rounds have dense annotations (`relevance` of the data
-    set); agg_metrics = mrr.
+    Scores: r1, r5, r10, mrr (fractions), mean_rank; ndcg if rounds have dense annotations (`relevance` of the data
+        set); agg_metrics = mrr.
     """
 
     config_class: ClassVar[type[RunConfig]] = DialogueRunConfig
     servers: ClassVar[tuple[Server, ...]] = ("visdial",)
 
     def before_evaluation(self, dataset: Choices, split: str) -> None:
-        """Refuse questions that are no rounds of dialogues."""
+        """Refuse questions that are not rounds of dialogues."""
         super().before_evaluation(dataset, split)
         if "history" not in dataset.extras:
-            raise DataError(f"split {split!r} has questions without a dialogue before them; take a data set of the "
-                            "builder image_dialogue, such as visdial, or set run.task=ranking.")
+            raise DataError(f"split {split!r} has questions without a dialogue. Use a data set of the builder "
+                            "image_dialogue, such as visdial, or set run.task=ranking.")
 
     def score(self, model: Ranker, rows: list[Row], dataset: Choices, split: str) -> dict[str, float]:
         """Ranks of the right answers of all ranks' rows."""

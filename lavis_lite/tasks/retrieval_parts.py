@@ -81,7 +81,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How the work is cut; scores do not depend on the ranks, bits may depend on these.
+    """Sizes of blocks and passes. They may change the last bits of scores; the number of ranks changes nothing.
 
     image_block: images per block of ITC rows; with the evaluation's batch size, blocks and batches coincide.
     text_batch: texts per pass of the text encoder.
@@ -94,7 +94,7 @@ class Sizes:
 
     @property
     def pair_batch_least(self) -> int:
-        """Pairs after which a pass ends where the texts get longer."""
+        """Least number of pairs after which a pass ends if the next text is longer."""
         return max(1, self.pair_batch // 8)
 
 
@@ -124,8 +124,9 @@ class OwnImages:
 class Texts:
     """All texts of the gallery.
 
-    ids: int64[M,L] and mask: bool[M,L], on the CPU; features: float32[M,E], unit length; tokens: the model's type of a
-    batch of texts, made of ids and mask.
+    ids: int64[M,L] and mask: bool[M,L], on the CPU.
+    features: float32[M,E], unit length.
+    tokens: the model's class of a batch of texts, called with ids and mask.
     """
 
     ids: Tensor
@@ -151,7 +152,7 @@ class BothWays:
 
 
 def best(index: Tensor, score: Tensor, keep: int) -> Candidates:
-    """The `keep` best columns of each row, best first; equal scores stay in the order they come in; NaN last.
+    """The `keep` best columns of each row, best first; equal scores keep their order; NaN is last.
 
     Args:
         index: int64[N, C], the candidate of each column.
@@ -165,13 +166,13 @@ def best(index: Tensor, score: Tensor, keep: int) -> Candidates:
 
 
 def by_index(index: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row ordered by index, so that `best` settles ties by it."""
+    """Each row ordered by index, so that `best` breaks ties by index."""
     order = index.argsort(1)
     return index.gather(1, order), score.gather(1, order)
 
 
 def trimmed(ids: Tensor, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Right-padded ids and mask without the columns that pad all of them, on the model's device."""
+    """Right-padded ids and mask without columns of padding alone, on the model's device."""
     longest = max(int(mask.sum(1).max()), 1)
     return ids[:, :longest].to(device), mask[:, :longest].to(device)
 

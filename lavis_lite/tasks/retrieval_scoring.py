@@ -4,8 +4,8 @@ The work is shared over ranks with bounded memory. A rank holds the image featur
 their rows of the ITC matrix, a block of texts at a time, and scores their pairs. Ranks exchange
 float[E] per text, the best k (index, cosine) of each query, and one float per re-ranked pair.
 
-The work is cut by the index of an image or text in the gallery and never by rank, so that 1, 2 and 3 ranks run the
-same matrix products and give the same bits.
+Blocks of work follow the index of an image or text in the gallery, not the rank. So 1, 2 and 3 ranks run the same
+matrix products and give the same bits.
 
 N images, M texts, Q query tokens, P patches, E width of the ITC space, D width of the Q-Former, K candidates kept.
 """
@@ -44,10 +44,10 @@ TEXT_BLOCK = 1024
 
 @torch.no_grad()
 def encode_texts(model: Retriever, texts: Sequence[str], sizes: Sizes) -> Texts:
-    """Tokenize all texts and compute their ITC features, batches dealt out to the ranks by turns. Collective.
+    """Tokenize all texts and compute their ITC features; the ranks take batches in turn. Collective.
 
     Raises:
-        CheckpointError: features that are NaN or infinite.
+        CheckpointError: a feature is NaN or infinite.
     """
     tokens = model.tokenize(list(texts))
     ids, mask, kind = tokens.ids.cpu(), tokens.mask.cpu(), type(tokens)
@@ -118,7 +118,7 @@ def _rows_of_all(image_index: Tensor, rows: Candidates, count: int) -> Candidate
     where = torch.argsort(torch.cat([part[0] for part in parts]))
     index, score = torch.cat([part[1] for part in parts])[where], torch.cat([part[2] for part in parts])[where]
     if len(index) != count:
-        raise ValueError(f"{len(index)} rows of {count} images came together")
+        raise ValueError(f"the ranks have {len(index)} rows for {count} images")
     return Candidates(index, score)
 
 
@@ -129,12 +129,12 @@ def indices(samples: dict[str, Any]) -> list[int]:
 
 @torch.no_grad()
 def image_rows(model: Retriever, samples: dict[str, Any], keep_embeds: bool) -> list[dict[str, Any]]:
-    """What retrieval needs of a batch of images: one row per image, tensors on the CPU.
+    """The features of a batch of images: one row per image, tensors on the CPU.
 
     Args:
         model: a stage-1 model.
         samples: image float[B,3,H,W] and index int[B], the index of each image in its data set.
-        keep_embeds: whether re-ranking will follow and the rows must hold the vision encoder's output.
+        keep_embeds: also keep the vision encoder's output, for re-ranking.
 
     Returns:
         rows {id: int, image_feats: float32[Q,E]} and, with keep_embeds, image_embeds: float[P,Dv], in autocast's type
@@ -146,7 +146,8 @@ def image_rows(model: Retriever, samples: dict[str, Any], keep_embeds: bool) -> 
     hidden, embeds = model.forward_image(samples["image"])
     image_index = indices(samples)
     found = check_finite(model.project_image(hidden).cpu(),
-                         lambda row: f"retrieval: the features of the split's image {image_index[row]} are NaN or infinite.")
+                         lambda row: f"retrieval: the features of image {image_index[row]} of the split are NaN or "
+                                     "infinite.")
     rows: list[dict[str, Any]] = [
         {"id": index, "image_feats": features} for index, features in zip(image_index, found, strict=True)]
     if keep_embeds:
@@ -156,7 +157,7 @@ def image_rows(model: Retriever, samples: dict[str, Any], keep_embeds: bool) -> 
 
 
 def _in_autocasts_type(embeds: Tensor) -> Tensor:
-    """Under autocast its type, in which keys and values are computed anyway: half the memory, the same bits."""
+    """The features in autocast's dtype, in which keys and values are computed: half the memory, the same bits."""
     kind = embeds.device.type
     if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
         return embeds.to(torch.get_autocast_dtype(kind))
