@@ -63,7 +63,7 @@ def entries_of(name: str) -> list[Entry]:
     """All types of a data set.
 
     Raises:
-        ErrorList: its file has errors.
+        ErrorList: the file has errors.
     """
     found = []
     for kind in dataset_rows(name):

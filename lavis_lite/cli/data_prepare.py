@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     """Fetch annotations and archives; list the files that a person has to download, with their paths.
 
     Raises:
-        ErrorList: something could not be fetched, or needs a manual step.
+        ErrorList: a file could not be fetched, or needs a manual step.
         LavisLiteError: no such data set.
     """
     arguments = command_parser("data prepare", "Download and unpack the files of a data set. What must be downloaded "
@@ -30,6 +30,6 @@ def main(argv: Sequence[str]) -> int:
     builder = registry.get_builder_class(section.builder or name)(name, section)
     problems += [need for need in builder.missing_files() if not any(need in problem for problem in problems)]
     if problems:
-        raise ErrorList(f"{name}: not everything is here:", problems)
-    print(f"{name}: everything is here. To look through it: python -m lavis_lite data check {name}")
+        raise ErrorList(f"{name}: files are missing:", problems)
+    print(f"{name}: all files are here. Check them with: python -m lavis_lite data check {name}")
     return 0

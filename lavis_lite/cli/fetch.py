@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     """Fetch annotations, weights and tokenizers; name image collections that need a manual step.
 
     Raises:
-        ErrorList: something could not be fetched, or needs a manual step.
+        ErrorList: a file could not be fetched, or needs a manual step.
     """
     arguments = command_parser("fetch", "Download the annotations, weights and tokenizers that a configuration names. "
                                "What must be downloaded by hand is listed.", ["--cfg-path projects/blip2/stage1.yaml"])
@@ -29,8 +29,8 @@ def main(argv: Sequence[str]) -> int:
     problems = fetch_all(composition.config)
     left = [need for need in missing(composition.config) if not any(need in problem for problem in problems)]
     if problems or left:
-        raise ErrorList(f"{chosen.cfg_path}: not everything could be fetched:", problems + left)
-    print(f"{chosen.cfg_path}: everything it needs is here.")
+        raise ErrorList(f"{chosen.cfg_path}: files could not be fetched:", problems + left)
+    print(f"{chosen.cfg_path}: all files are here.")
     return 0
 
 

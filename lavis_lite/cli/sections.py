@@ -29,7 +29,7 @@ def dataset_section(name: str | None, cfg_path: str | None, options: Sequence[st
         kind: type of the data set.
 
     Raises:
-        ConfigError: no data set is named, or there is no such one.
+        ConfigError: no data set is named, or it is unknown.
         ErrorList: its section has errors.
     """
     if cfg_path is None and name is None:

@@ -1,5 +1,4 @@
-"""The caption scores that a run names: of a split, by domain and by image. Scores that cannot be computed are
-listed."""
+"""The caption scores that a run names: of a split, by domain and by image, with reasons for missing ones."""
 
 from __future__ import annotations
 
@@ -36,9 +35,9 @@ class CaptionReport:
     """Scores of a split.
 
     Attributes:
-        scores: the named scores (Bleu_1 ...); <score>_<domain>; empty_captions, the number of predictions without a
-            word, which score 0; agg_metrics, the sum of the main scores. METEOR and SPICE enter agg_metrics only if no
-            other score is named, so that it does not depend on what is installed.
+        scores: the named scores (Bleu_1 ...); <score>_<domain>; empty_captions, the number of empty predictions, which
+            score 0; agg_metrics, the sum of the main scores. METEOR and SPICE enter agg_metrics only if no other score
+            is named, so that it does not depend on what is installed.
         ids: image ids.
         per_image: name -> float64[I], in the order of `ids`. The BLEU of a split is not the mean of these.
         missing: METEOR or SPICE -> why it could not be computed.

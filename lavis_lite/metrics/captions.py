@@ -78,8 +78,7 @@ def caption_scores(predictions: Mapping[Any, str], references: Mapping[Any, Sequ
 
 
 def tokenized(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> TokenizedCaptions:
-    """Tokens of the arguments of `caption_scores`: all references are one stream of captions, all predictions
-    another."""
+    """Tokens for `caption_scores`: all references are one stream of captions, all predictions another."""
     check(predictions, references)
     ids = list(predictions)
     stream = iter(tokenize_all(text for key in ids for text in references[key]))

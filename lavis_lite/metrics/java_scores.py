@@ -119,7 +119,7 @@ def _spice_result(path: Path, count: int) -> Scored:
         scores = {row["image_id"]: float(row["scores"]["All"]["f"]) for row in rows}
         values = np.array([scores[index] for index in range(count)])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise JavaScoreError(f"SPICE ended without scores that can be read ({error!r}).") from error
+        raise JavaScoreError(f"SPICE ended without readable scores ({error!r}).") from error
     return float(values.mean()), values
 
 

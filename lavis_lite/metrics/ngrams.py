@@ -116,8 +116,7 @@ def _count_all(words: Ints, length: Ints, image: Ints, images: int) -> tuple[lis
 
 
 def _sorted(codes: Ints) -> tuple[Ints, Ints]:
-    """(sorted codes, their former positions), equal codes in order; packed into one number if they fit, to sort
-    faster."""
+    """(sorted codes, their former positions), equal codes in order; packed into one number if possible, for speed."""
     bits = max(len(codes) - 1, 0).bit_length()
     if not len(codes) or int(codes.max()).bit_length() + bits > 62:
         order = np.argsort(codes, kind="stable")

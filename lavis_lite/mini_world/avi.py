@@ -1,4 +1,4 @@
-"""JPEG frames -> an AVI file (motion JPEG), by hand: no package that writes videos is needed."""
+"""JPEG frames -> an AVI file (motion JPEG), without a package for videos."""
 
 from __future__ import annotations
 

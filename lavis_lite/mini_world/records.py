@@ -1,7 +1,7 @@
 """Annotation files of the mini world in the layouts that COCO captions and VQA v2 publish.
 
-Identifiers: ``image_id`` is unique over all splits; ``id`` of a caption and ``question_id`` are the image id times ten
-plus the caption's or question's index.
+Identifiers: ``image_id`` is unique over all splits. ``id`` of a caption is the image id times ten plus the caption's
+index; ``question_id`` is made the same way.
 """
 
 from __future__ import annotations

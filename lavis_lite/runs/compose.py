@@ -93,7 +93,7 @@ def model_sections(chosen: RunCheckpoint) -> tuple[ModelConfig, PreprocessConfig
     The processors are those of the run's data sets if these agree, else those of its `preprocess` section.
 
     Raises:
-        ErrorList: the run's configuration does not fit this version of the package.
+        ErrorList: the run's configuration does not fit this version.
     """
     own = chosen.config_layer()
     composition = compose_layers([own], Path(own.name))

@@ -32,8 +32,8 @@ ALGORITHM = "lavis-lite"
 class CaptioningTask(WritingTask[Captioner, Captions]):
     """Trains on captions (`CaptionDataset`); evaluates a data set with one sample per image (`CaptionEvalDataset`).
 
-    The prompt is `run.prompt`, else the sample's own (*_instruct data sets), else the model's. agg_metrics is the sum
-    of the main scores of all metrics.
+    The prompt is `run.prompt`, else the sample's own (*_instruct data sets), else the model's. The sum of the metrics'
+    main scores is agg_metrics.
     """
 
     config_class: ClassVar[type[RunConfig]] = CaptioningRunConfig
