@@ -76,7 +76,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
         candidates = self._shared if self._shared is not None else samples["candidates"]
         bare = [name for name, own in zip(names, candidates, strict=False) if not own]
         if bare:
-            raise DataError(f"question_id {bare[0]!r} has no candidates to choose among; fix its row, or set "
+            raise DataError(f"question_id {bare[0]!r} has no candidates to choose from; fix its row, or set "
                             "run.candidates.")
         asked = {key: samples[key] for key in (*PICTURES, *CONTEXT) if key in samples}
         asked["prompt"] = question_prompts(samples, self.cfg.prompt or "", len(names))
