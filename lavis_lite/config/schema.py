@@ -6,8 +6,9 @@ a dataclass derived from one of these, as its attribute `config_class`. LAVIS' n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 S = TypeVar("S", bound="Section")
 
@@ -35,6 +36,22 @@ class Section:
         return any(field_.name == key for field_ in fields(self))  # type: ignore[arg-type]
 
 
+class OpenSection(Section):
+    """A section without fixed keys: what reads it decides, by `opened`, which of those that are given it takes."""
+
+    reader: ClassVar[type]
+    """the class that reads the section"""
+    suggested: ClassVar[frozenset[str]] = frozenset()
+    """what a key that is not taken may have been meant for"""
+    unread: ClassVar[frozenset[str]] = frozenset()
+    """keys that are taken, although nothing reads them"""
+
+    @classmethod
+    def opened(cls, content: Mapping[str, Any]) -> type[OpenSection]:
+        """The section's class for these keys, with a field for each that is taken."""
+        raise NotImplementedError(f"{cls.__name__} must define opened")
+
+
 @dataclass
 class ModelConfig(Section):
     """Keys of every model's section."""
@@ -54,6 +71,8 @@ class ModelConfig(Section):
     or the Q-Former's text half (absent in stage-2 checkpoints)"""
     allow_non_finite: bool = False
     """also load weights with NaN or infinity, to inspect them"""
+
+    brings_backbones = False  # no key: whether `from_config` loads encoder, tokenizer and language model by itself
 
     def errors(self, run: RunConfig) -> list[tuple[str, str]]:
         """Errors beyond keys and types, each as (key of this section, sentence); called before anything is built."""
