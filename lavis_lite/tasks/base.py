@@ -179,8 +179,8 @@ class BaseTask(Generic[M, D]):
         known = dict.fromkeys(
             name for task in self.evaluators() if task.needs_data is not None
             for name in names_with(registry.builder, task.needs_data, lambda builder: builder.evaluation_class()))
-        return (f"run.task={self.cfg.task} cannot evaluate {cls.__name__}, which lacks the protocol {missing}. Builders "
-                f"of such data sets: {', '.join(known) or 'none'}. Use one of them, or remove the split from "
+        return (f"run.task={self.cfg.task} cannot evaluate {cls.__name__}, which lacks the protocol {missing}. "
+                f"Builders of such data sets: {', '.join(known) or 'none'}. Use one of them, or remove the split from "
                 "run.valid_splits and run.test_splits.")
 
     def evaluated(self, dataset: D) -> Any:

@@ -35,7 +35,7 @@ def test_missing_base_names_who_wanted_it_and_the_nearest_file(tmp_path):
 def test_a_circle_of_bases_is_an_error(tmp_path):
     write(tmp_path / "a.yaml", "base: b.yaml")
     write(tmp_path / "b.yaml", "base: a.yaml")
-    with pytest.raises(ConfigError, match="circle: a.yaml -> b.yaml -> a.yaml"):
+    with pytest.raises(ConfigError, match="circular: a.yaml -> b.yaml -> a.yaml"):
         base_chain(tmp_path / "a.yaml")
 
 

@@ -119,7 +119,7 @@ def test_vizwiz_files_are_scored_by_image(tmp_path: Path) -> None:
     assert vqa_accuracy(said, truths, "official", answer_ids=False)["accuracy"] == 0
     with_ids = [{**answer, "answer_id": at} for at, answer in enumerate(answers)]
     truths = read_truths(put(tmp_path, "ids.json", {"annotations": [{"question_id": "v_0.jpg", "answers": with_ids}]}))
-    with pytest.raises(DataError, match=r"question_id 'v_0.jpg': the rule vizwiz needs annotations with answer_confidence"):
+    with pytest.raises(DataError, match=r"question_id 'v_0.jpg': the rule vizwiz needs annotations with"):
         vqa_accuracy(said, truths, "vizwiz")
 
 

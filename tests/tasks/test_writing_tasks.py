@@ -319,7 +319,7 @@ def test_vizwiz_is_scored_by_its_records_and_scienceqa_by_options() -> None:
     sure.rows = [{**row, "confidences": ["yes"] * 6 + ["no"] * 4} for row in Questions.rows]
     scores, *_ = answer_all(vqa(vqa_rule="vizwiz", baselines=False), sure, ["red", "yes", "yes"])
     assert scores["accuracy"] == pytest.approx(2 / 3)
-    with pytest.raises(DataError, match=r"run\.vqa_rule=vizwiz: the rule vizwiz needs annotations with answer_confidence"):
+    with pytest.raises(DataError, match=r"run\.vqa_rule=vizwiz: the rule vizwiz needs annotations with"):
         vqa(vqa_rule="vizwiz").before_evaluation(Questions(), "val")
     options = Questions()
     options.rows = [{**row, "answers": ["yes"], "choices": ["no", "yes"], "label": 1} for row in Questions.rows]
