@@ -1,4 +1,4 @@
-"""`--dry-run`: build everything, run one step, report its cost; on the meta device where files are missing."""
+"""`--dry-run`: build everything, run one step, report its cost; on the meta device if files are missing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GIB = 2**30
 
 
 def dry_run(composition: Composition, needs: list[str], hint: str) -> None:
-    """One step with the real data, or, where `needs` lists missing files, forward and backward on the meta device."""
+    """One step with the real data or, if `needs` lists missing files, forward and backward on the meta device."""
     config = composition.config
     for note in config.notes:
         print(f"note: {note}")
@@ -44,7 +44,7 @@ def dry_run(composition: Composition, needs: list[str], hint: str) -> None:
         return _one_real_step(config)
     print_mixing(published_mixing(config))  # first: the step may lack the language model's configuration
     _one_meta_step(config)
-    print(f"\nmissing, {len(needs)} in all; the run would stop before it starts:")
+    print(f"\n{len(needs)} missing; the run would stop before it starts:")
     print("\n".join(f"  {number}. {need}" for number, need in enumerate(needs, 1)))
     print(f"fetch what can be fetched with: {hint}")
     return None
@@ -54,7 +54,7 @@ def _one_real_step(config: Config) -> None:
     """The run's first step, or the first batch of every split that it evaluates; no file is written."""
     run = dataclasses.replace(config.run, tensorboard=False, wandb=False)
     short = dataclasses.replace(config, run=run)
-    launch = Launch(local_rank=launch_from_environment().local_rank)  # one process of however many: no group is joined
+    launch = Launch(local_rank=launch_from_environment().local_rank)  # a single process: it joins no group
     device = pick_device(run.device, launch.local_rank)
     with tempfile.TemporaryDirectory() as folder:
         engine.seed_everything(run.seed)
@@ -98,7 +98,7 @@ def print_parts(model: BaseModel) -> None:
 
 
 def print_mixing(lines: list[str]) -> None:
-    """Probabilities of the data sets, where there are several."""
+    """Probabilities of the data sets, if there are several."""
     if len(lines) > 1:
         print("training data:")
         print("\n".join(f"  {line}" for line in lines))
@@ -124,8 +124,8 @@ def _one_meta_step(config: Config) -> None:
 def meta_model(section: ModelConfig) -> BaseModel:
     """The model of a section on the meta device: real shapes, no memory, no files.
 
-    A language model that is not here has the sizes of its published configuration. Where the Q-Former's tokenizer is
-    not here, every word is one token.
+    A missing language model has the sizes of its published configuration. If the Q-Former's tokenizer is missing, every
+    word is one token.
     """
     cls = registry.get_model_class(section.arch)
     try:
@@ -141,7 +141,7 @@ def meta_model(section: ModelConfig) -> BaseModel:
 
 
 def _with_sizes(section: ModelConfig) -> ModelConfig:
-    """The section with a language model that can be built here: its folder if there is one, else its sizes."""
+    """The section with a language model that can be built here: its folder if present, else its sizes."""
     if not isinstance(section, NamesLanguageModel) or section.llm_args is not None:
         return section
     name = section.language_model_name()
@@ -152,10 +152,10 @@ def _with_sizes(section: ModelConfig) -> ModelConfig:
 
 
 class OneIdPerWord:
-    """Stands for a `TextTokenizer` whose files are not here: as many ids as words, all the same.
+    """Replaces a `TextTokenizer` without files: one id per word, all of them equal.
 
     Args:
-        real: the tokenizer without its files; it knows its limits and its special ids.
+        real: the tokenizer without its files; it has limits and special ids.
     """
 
     def __init__(self, real: TextTokenizer) -> None:
@@ -171,9 +171,9 @@ class OneIdPerWord:
 
 
 def _meta_loss(model: BaseModel, samples: dict[str, Any]) -> tuple[torch.Tensor, str]:
-    """Something to go backward from, and how far forward it is: the loss, or the soft prompt of a language model.
+    """A scalar for backward, and how far the forward pass goes: the loss, or the soft prompt of a language model.
 
-    transformers' masks look at values, which tensors on the meta device do not have.
+    The masks of transformers read values, which tensors on the meta device do not have.
     """
     if isinstance(model, Blip2LLM):
         return model.embed_image(samples["image"], samples["text_input"]).sum(), " up to the language model"

@@ -1,7 +1,7 @@
 """One run on one page: config -> seed -> distributed -> task -> data -> model -> runner.
 
-    YAML -> config.compose -> engine.main -> builder.build(split) -> sampler picks index -> dataset[i] -> collate
-         -> runner.train_step -> task.train_step -> model.forward -> loss -> backward/step -> tracking
+    `YAML -> config.compose -> engine.main -> builder.build(split) -> sampler picks index -> dataset[i] -> collate
+         -> runner.train_step -> task.train_step -> model.forward -> loss -> backward/step -> tracking`
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ T = TypeVar("T")
 
 
 def main(composition: Composition, resume: str | None = None, start_over: bool = False) -> dict[str, Any]:
-    """Train (or, with run.evaluate, score) what a composed run describes; returns its final scores by split.
+    """Train a composed run or, with run.evaluate, score it; returns the final scores by split.
 
     Args:
         composition: a run without errors.
-        resume: None, "auto" (newest good checkpoint under run.output_dir, if any) or a checkpoint folder. An
-            evaluation takes its weights and step number, a training all of it.
+        resume: None, "auto" (newest good checkpoint under run.output_dir, if any) or a checkpoint folder. An evaluation
+            loads its weights and step number, a training its whole state.
         start_over: with "auto": begin at step 0 if every checkpoint is damaged, which is an error otherwise.
     """
     composition = resume_evaluation(composition, resume)
@@ -92,7 +92,7 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
 
 
 def remedies(run: RunConfig) -> str:
-    """What to do if an evaluation names weights that nobody has trained."""
+    """Advice for an evaluation of untrained weights."""
     if Path(run.output_dir).name == EVALUATIONS:  # a run's own checkpoint, in a model that has more parts
         return ("The run did not train these parts: leave out the --options that add them. "
                 "run.allow_untrained=true evaluates the random weights.")
@@ -102,7 +102,7 @@ def remedies(run: RunConfig) -> str:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Rank 0's result on every rank; where it fails, every rank raises the same error instead of waiting."""
+    """Rank 0's result on every rank. If rank 0 fails, every rank raises the same error instead of waiting."""
     outcome: tuple[Any, LavisLiteError | None] = (None, None)
     if distributed.is_main():
         try:
@@ -116,23 +116,23 @@ def on_main(work: Callable[[], T]) -> T:
 
 
 def print_on_main(text: str) -> None:
-    """Print lines for people, on rank 0 only."""
+    """Print lines on rank 0 only."""
     if distributed.is_main():
         print(text, flush=True)
 
 
 def seed_everything(seed: int) -> None:
-    """Seed what building the model draws from; each training step seeds itself again (see runners)."""
+    """Seed the random numbers of the model's construction; each training step seeds itself again (see runners)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
-    """{data set: {split: dataset}} for every split that the run names.
+    """{data set: {split: dataset}} for every split of the run.
 
     Raises:
-        DataError: a split that the run names is in none of its data sets.
+        DataError: no data set has one of the run's splits.
     """
     run = config.run
     training = [] if run.evaluate else run.train_splits
@@ -144,16 +144,16 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
         built[name] = {split: dataset for split, dataset in splits.items() if dataset is not None}
     for split in [*training, *run.valid_splits, *run.test_splits]:
         if not any(split in splits for splits in built.values()):
-            raise DataError(f"split {split!r} is in none of the data sets {', '.join(built)}; "
+            raise DataError(f"no data set has the split {split!r} (data sets: {', '.join(built)}); "
                             "fix run.train_splits, run.valid_splits or run.test_splits.")
     return built
 
 
 def check_words(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
-    """Say what the text processors leave of the texts, and stop while the model is not loaded yet if it is nothing.
+    """Report what the text processors remove from texts; stop before the model is loaded if a needed text is empty.
 
     Raises:
-        DataError: with run.on_bad_sample=raise, texts without words that a sample cannot do without.
+        DataError: with run.on_bad_sample=raise, a sample needs a text that has no words.
     """
     for name, splits in datasets.items():
         for split, dataset in splits.items():
@@ -168,7 +168,7 @@ def check_words(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
 
 
 def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], config: Config) -> None:
-    """Refuse splits that the task cannot evaluate, or not with the run's model, while the model is not loaded yet.
+    """Refuse splits that the task cannot evaluate with the run's model, before the model is loaded.
 
     Raises:
         DataError, ConfigError, ContractError: see the task's `before_evaluation` and `check_model`.
@@ -182,10 +182,10 @@ def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], config:
 
 
 def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: BaseModel, run: RunConfig) -> None:
-    """Look for texts to evaluate that the language model has no room for, before the first step.
+    """Find evaluation texts that are too long for the language model, before the first step.
 
     Raises:
-        DataError: there are some, and run.on_bad_sample is raise.
+        DataError: a text is too long, and run.on_bad_sample is raise.
     """
     for split in dict.fromkeys([*run.valid_splits, *run.test_splits]):
         found = [splits[split] for splits in datasets.values() if split in splits]
@@ -198,7 +198,7 @@ def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: Ba
 
 
 def check_features(datasets: dict[str, dict[str, Any]], model: BaseModel) -> None:
-    """Refuse kept features that another vision encoder than the model's has made.
+    """Refuse saved features of another vision encoder.
 
     Raises:
         ConfigError: see `FeatureFolder.check_encoder`.
@@ -220,10 +220,10 @@ def build_model(config: Config) -> BaseModel:
 
 
 def find_checkpoint(run: RunConfig, resume: str | None, start_over: bool = False) -> Path | None:
-    """The checkpoint folder to go on from, verified; None starts afresh.
+    """The verified checkpoint folder to continue from; None: start at step 0.
 
     Raises:
-        CheckpointError: the folder that was named is missing or damaged; or, with "auto", all that there are.
+        CheckpointError: the named folder is missing or damaged; or, with "auto", all checkpoints are damaged.
     """
     resume = resume or run.resume_ckpt_path
     if resume is None:
@@ -241,21 +241,21 @@ def find_checkpoint(run: RunConfig, resume: str | None, start_over: bool = False
 
 
 def lock_run_folder(run_dir: Path, checkpoint: Path | None, held: contextlib.ExitStack) -> None:
-    """Keep other processes from training in the run folder, and clean up after killed runs beside it.
+    """Lock the run folder against other processes, and clean up after killed runs beside it.
 
     Raises:
         RunBusyError: another process trains there.
-        CheckpointError: it did until now, and has removed the checkpoint.
+        CheckpointError: another process trained there until now and has removed the checkpoint.
     """
     held.callback(run_folder.RunLock(run_dir).acquire().release)
     if checkpoint is not None and not checkpoint.exists():
-        raise CheckpointError(f"{checkpoint} was removed by the run that wrote it, which was still going on; start "
-                              "again with `--resume auto` to go on from its newest one.")
+        raise CheckpointError(f"{checkpoint} was removed by its run, which was still active. Start again with "
+                              "`--resume auto` to continue from its newest checkpoint.")
     run_folder.remove_leftovers(run_dir.parent)
 
 
 def with_the_global_batch_of(checkpoint: Path | None, config: Config, ranks: int) -> Config:
-    """The configuration of a run that goes on with the samples per step that it began with, on any number of ranks."""
+    """The configuration of a resumed run, with its former number of samples per step on any number of ranks."""
     if checkpoint is None:
         return config
     accumulation = run_folder.accumulation_to_go_on(checkpoint, config.run, ranks)
@@ -263,7 +263,7 @@ def with_the_global_batch_of(checkpoint: Path | None, config: Config, ranks: int
 
 
 def open_run_folder(composition: Composition, checkpoint: Path | None) -> Path:
-    """<output_dir>/<time>/ with config.yaml; a resumed run, or an evaluation that was stopped, goes on in its own."""
+    """<output_dir>/<time>/ with config.yaml; a resumed run, or a stopped evaluation, continues in its own folder."""
     if checkpoint is not None and checkpoint.parent.name == "checkpoints":
         return checkpoint.parent.parent
     config = composition.config
@@ -272,7 +272,7 @@ def open_run_folder(composition: Composition, checkpoint: Path | None) -> Path:
         stopped, message = find_unfinished(parent, config)
         if message:
             print(message, flush=True)
-        if stopped is not None:  # how answers are scored may be another way now
+        if stopped is not None:  # the scoring settings may differ now
             atomic.write_text(stopped / "config.yaml", to_yaml(composition))
             return stopped
     return _new_run_folder(parent, to_yaml(composition))

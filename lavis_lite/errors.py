@@ -1,7 +1,7 @@
-"""Errors a user can cause, and the words they are told in.
+"""Errors that a user can cause and fix, and helpers for their messages.
 
-Every class here means "the user can fix this": the command line prints its message without a traceback and exits
-with 2. Anything else that escapes is a defect: one line on the command line, and its traceback in a file, exit code 1.
+The command line prints the message of these classes without a traceback and exits with 2. Any other exception is a
+defect of the package: the command line prints one line, writes the traceback to a file and exits with 1.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class DataError(LavisLiteError):
 
 
 class InputTypeError(DataError, TypeError):
-    """A value has another type than the method takes; the message says which, and how to make one."""
+    """A value has the wrong type for a method; the message names the right type and how to make one."""
 
 
 class TextTooLongError(DataError):
@@ -44,7 +44,7 @@ class TextTooLongError(DataError):
 
     Args:
         message: what is too long, by how much, and what to do.
-        rows: place in the batch -> tokens of that text.
+        rows: index in the batch -> tokens of that text.
     """
 
     def __init__(self, message: str, rows: Mapping[int, int]) -> None:
@@ -60,7 +60,7 @@ class CheckpointError(LavisLiteError):
 
 
 class ContractError(LavisLiteError):
-    """A model, task or data set of the user's own does not do what the package asks of its kind."""
+    """A user's own model, task or data set does not keep the contract of its kind."""
 
 
 class DistributedError(LavisLiteError):
@@ -68,44 +68,44 @@ class DistributedError(LavisLiteError):
 
 
 class WorkerError(LavisLiteError):
-    """A loader worker or another child process was killed or lacks something that the system limits.
+    """A loader worker or another child process was killed or ran out of a limited resource.
 
-    Memory, shared memory and open files are such things; the message names what to raise or to lower.
+    Such resources are memory, shared memory and open files. The message names what to raise or to lower.
     """
 
 
 class MissingExtraError(LavisLiteError, ImportError):
-    """An optional dependency is not installed; the message names the extra that brings it."""
+    """An optional dependency is not installed; the message names the extra that installs it."""
 
 
-class Faults(LavisLiteError):
+class ErrorList(LavisLiteError):
     """Several errors found in one pass, shown as one numbered list.
 
     Args:
-        heading: one line that says what was being checked.
-        faults: one finished sentence each.
+        heading: a line that names what was checked.
+        errors: one sentence each.
     """
 
-    def __init__(self, heading: str, faults: Sequence[str]) -> None:
-        self.faults = list(faults)
-        lines = [f"{heading} {len(self.faults)} error{'s' if len(self.faults) != 1 else ''}:"]
-        lines += [f"  {number}. {fault}" for number, fault in enumerate(self.faults, 1)]
+    def __init__(self, heading: str, errors: Sequence[str]) -> None:
+        self.errors = list(errors)
+        lines = [f"{heading} {len(self.errors)} error{'s' if len(self.errors) != 1 else ''}:"]
+        lines += [f"  {number}. {error}" for number, error in enumerate(self.errors, 1)]
         super().__init__("\n".join(lines))
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A value as Python writes it, shown in the middle, for messages."""
+    """The `repr` of a value for messages, shortened in the middle."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most - 20]} ... {text[-14:]}"
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
-    """The choices that look most like `name`, best first; empty when none comes near."""
+    """The choices that look most like `name`, best first; empty if none is near."""
     return difflib.get_close_matches(name[:200], list(choices), n=count, cutoff=0.55)
 
 
 def did_you_mean(name: str, choices: Iterable[str], most: int = 12) -> str:
-    """A clause for error messages: the nearest choices, or a short list of all when nothing is near."""
+    """A clause for error messages: the nearest choices, or a short list of all if none is near."""
     choices = sorted(set(choices))
     near = nearest(name, choices)
     if near:

@@ -1,4 +1,4 @@
-"""NaN and infinity: in the values that a score is made of, and in weights at every reading and before every save."""
+"""Checks for NaN and infinity: in the values of a score, and in weights after loading and before saving."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import Tensor
 
 from lavis_lite.errors import CheckpointError
 
-ADVICE = ("The model's weights are damaged or overflow in half precision: try fp32 (model.vit_precision, "
-          "model.llm_precision, run.amp=false), or look for NaN in the picture.")
+ADVICE = ("The model's weights are damaged or overflow in half precision. Try fp32 (model.vit_precision, "
+          "model.llm_precision, run.amp=false), or check the picture for NaN.")
 SHOWN = 5
 SWITCH = "model.allow_non_finite=true (allow_non_finite=True in Python)"
-"""loads such tensors all the same"""
+"""loads such tensors anyway"""
 _SUMMED = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float32,
            torch.float64: torch.float64}
-"""dtypes that can be summed -> in which one"""
+"""dtypes that can be summed -> the dtype of the sum"""
 
 
 def check_finite(values: Tensor, describe: Callable[[int], str]) -> Tensor:
     """The values, if all of them are finite numbers.
 
     Args:
-        values: float[N,...], what is known of N rows.
+        values: float[N,...], of N rows.
         describe: index of a row -> the sentence that says what is NaN or infinite there.
 
     Raises:
-        CheckpointError: a row has a value that is NaN or infinite; names the first.
+        CheckpointError: a row has a value that is NaN or infinite; the message names the first.
     """
     rows = values.detach().reshape(len(values), -1) if len(values) else values.reshape(0, 1)
     broken = ~rows.isfinite().all(1)
@@ -38,7 +38,7 @@ def check_finite(values: Tensor, describe: Callable[[int], str]) -> Tensor:
 
 # weights --------------------------------------------------------------------------------------------------------------
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite. One pass that makes no copy, mostly: a sum keeps what is not finite."""
+    """Whether all values are finite. Mostly one pass without a copy, because NaN and infinity stay in a sum."""
     if tensor.is_meta or not tensor.numel() or not tensor.is_floating_point():
         return True
     if tensor.dtype not in _SUMMED:  # float8 and its like
@@ -49,14 +49,14 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold a value which is not finite."""
+    """Names of the tensors with NaN or infinite values."""
     return [name for name, tensor in tensors.items() if not is_finite(tensor)]
 
 
 def non_finite_fused(tensors: Mapping[str, Tensor]) -> list[str]:
-    """As `non_finite`, for tensors on one device that is asked once: for weights on a GPU.
+    """As `non_finite`, with one transfer from the device: for weights on a GPU.
 
-    A largest absolute value is NaN or infinite exactly where one of the values is.
+    The largest absolute value is NaN or infinite exactly if one of the values is.
     """
     checked = {name: tensor.detach() for name, tensor in tensors.items()
                if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta}
@@ -80,7 +80,7 @@ def check_weights(tensors: Mapping[str, Tensor], source: str, allow: bool = Fals
     """Notes on tensors that hold NaN or infinity: empty, or one clause if they are allowed.
 
     Raises:
-        CheckpointError: there are such tensors and they are not allowed; names them and the switch.
+        CheckpointError: there are such tensors and they are not allowed; the message names them and the switch.
     """
     names = non_finite(tensors)
     if not names:
@@ -88,5 +88,5 @@ def check_weights(tensors: Mapping[str, Tensor], source: str, allow: bool = Fals
     description = describe_non_finite(names, tensors)
     if not allow:
         raise CheckpointError(f"{source}: {description}. Nothing was loaded: the run that wrote it diverged, or the "
-                              f"file is damaged. Take an earlier checkpoint; {SWITCH} loads it all the same.")
+                              f"file is damaged. Take an earlier checkpoint; {SWITCH} loads it anyway.")
     return [description]

@@ -1,7 +1,7 @@
-"""Secrets stay out of everything that is written or said: files of a run, logs, messages.
+"""Keeps secrets out of all output: files of a run, logs, messages.
 
-Two kinds are known. What `${oc.env:NAME}` in a configuration stands for is shown as it was written there. In URLs, user
-names and passwords and the values of parameters such as `token` or `X-Amz-Signature` are shown as `***`.
+There are two kinds of secrets. The value of `${oc.env:NAME}` in a configuration is shown as `${oc.env:NAME}`. In URLs,
+user names and passwords and the values of parameters such as `token` or `X-Amz-Signature` are shown as `***`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urllib.parse import quote, quote_plus
 
 HIDDEN = "***"
 SHORTEST = 6
-"""characters; a shorter value (`1`, `cuda`, `train`) is no secret, and hiding it everywhere would garble other text"""
+"""characters; a shorter value (`1`, `cuda`, `train`) is not a secret, and hiding it would garble other text"""
 _USER = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^/\s?#\"'<>]*)@")
 _SECRET_NAME = (r"[\w.-]*(?:token|secret|signature|password|passwd|pwd|credential|api[_-]?key|access[_-]?key|"
                 r"accesskeyid|auth(?!or))[\w.-]*|sig|key")
@@ -27,14 +27,14 @@ _FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*(['\"]?)(?P<name>[^,}'\"]+
 
 
 class _Known:
-    """What this process has been given: spelling of a secret -> what is shown in its place."""
+    """The secrets of this process: spelling of a secret -> the text to show instead."""
 
     shown: dict[str, str] = {}
     pattern: re.Pattern[str] | None = None
 
 
 def remember(value: str, shown: str) -> None:
-    """Show `shown` in place of a value from now on, however it is quoted or escaped.
+    """From now on, show `shown` instead of a value, however it is quoted or escaped.
 
     Values of fewer than six characters, and plain numbers, are not hidden.
     """
@@ -47,7 +47,7 @@ def remember(value: str, shown: str) -> None:
 
 
 def remember_environment(tree: Any) -> None:
-    """Take note of every `${oc.env:NAME}` in a configuration's texts."""
+    """Remember every `${oc.env:NAME}` in a configuration's texts."""
     if isinstance(tree, str):
         for found in _FROM_ENVIRONMENT.finditer(tree):
             value = os.environ.get(found["name"].strip())
@@ -62,7 +62,7 @@ def remember_environment(tree: Any) -> None:
 
 
 def forget() -> None:
-    """Hide nothing but what is in URLs any more."""
+    """Forget all secrets; those in URLs stay hidden."""
     _Known.shown, _Known.pattern = {}, None
 
 
@@ -82,7 +82,7 @@ def _without_user(found: re.Match[str]) -> str:
 
 
 def reveal(text: str) -> str:
-    """A text that `mask` has been over, with what the environment has now in place of `${oc.env:NAME}`."""
+    """A masked text, with every `${oc.env:NAME}` replaced by its value in the environment."""
     return _FROM_ENVIRONMENT.sub(lambda found: os.environ.get(found["name"].strip(), found[0]), text)
 
 
@@ -106,7 +106,7 @@ def _is_number(text: str) -> bool:
 
 
 def _spellings(value: str) -> set[str]:
-    """A value as it stands in plain text, JSON, HTML, a URL, and Python's quotes."""
+    """The spellings of a value in plain text, JSON, HTML, a URL, and Python's quotes."""
     escaped = json.dumps(value)[1:-1]
     page = escaped.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     spellings = {value, value.strip(), escaped, json.dumps(value, ensure_ascii=False)[1:-1], page, repr(value)[1:-1],
@@ -115,13 +115,13 @@ def _spellings(value: str) -> set[str]:
 
 
 class MaskedStream:
-    """A text stream that masks what is written to it, and is the wrapped one in everything else."""
+    """A wrapper of a text stream that masks all text written to it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write a text without its secrets; the number of characters that were given."""
+        """Write a text without its secrets; returns the length of the original."""
         self._stream.write(mask(text))
         return len(text)
 
@@ -131,7 +131,7 @@ class MaskedStream:
 
 @contextlib.contextmanager
 def masked_output() -> Iterator[None]:
-    """Mask standard output and standard error, tracebacks and warnings with them, while the block runs."""
+    """Mask standard output and standard error, including tracebacks and warnings, while the block runs."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = MaskedStream(before[0]), MaskedStream(before[1])
     try:

@@ -1,8 +1,8 @@
-"""Names in YAML -> classes in Python: one small generic registry per kind, all kinds on this page.
+"""Names in YAML -> classes in Python: one generic registry per kind, all kinds on this page.
 
-Built-in names resolve lazily from an index (name -> "module:Class"), so that asking for the list of models imports no
-torch. Outside code joins by being imported: `imports:` in a YAML, the entry-point group `lavis_lite.plugins`, or a
-plain import that runs a decorator such as `@registry.register_model("my_model")`.
+Built-in names resolve lazily from an index (name -> "module:Class"), so that listing models does not import torch.
+Outside code registers itself on import: `imports:` in a YAML, the entry-point group `lavis_lite.plugins`, or a plain
+import that runs a decorator such as `@registry.register_model("my_model")`.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Registry(Generic[T]):
     """Classes of one kind by name.
 
     Args:
-        kind: the word used in messages ("model").
-        base: "module:Class" that every registered class must derive from; imported only when something registers.
-        builtins: name -> "module:Class" of what ships with the package; imported on first `get`.
-        sections: name -> "module:Config" of a builtin's `config_class`, where that is in a lighter module than the
-            class; see `section_of`.
+        kind: its name in messages ("model").
+        base: "module:Class" that every registered class must derive from; imported only when a class registers.
+        builtins: name -> "module:Class" of the package's own classes; imported on first `get`.
+        sections: name -> "module:Config" of a builtin's `config_class`, if it is in a lighter module than the class;
+            see `section_of`.
     """
 
     def __init__(self, kind: str, base: str, builtins: Mapping[str, str],
@@ -89,7 +89,7 @@ class Registry(Generic[T]):
         """The class of that name.
 
         Raises:
-            RegistryError: unknown name; the message has the nearest names.
+            RegistryError: unknown name; the message lists the nearest names.
         """
         if not isinstance(name, str):
             raise RegistryError(f"the name of a {self.kind} is text, not a {type(name).__name__}; "
@@ -108,9 +108,9 @@ class Registry(Generic[T]):
         return None
 
     def section_of(self, name: str) -> type | None:
-        """The `config_class` of a name: what its section of a YAML may have. None if the class names none.
+        """The `config_class` of a name, which defines its section of a YAML; None if the class has none.
 
-        A builtin is not imported for it if its section has an entry of its own in the index.
+        A builtin is not imported if its section has its own entry in the index.
 
         Raises:
             RegistryError: unknown name.
@@ -131,7 +131,7 @@ class Registry(Generic[T]):
 
 TORCH_OPTIMIZERS = ("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "asgd", "nadam", "radam", "rmsprop",
                     "rprop", "sgd")
-"""classes of torch.optim that every supported torch has, in small letters, known without importing torch"""
+"""classes of torch.optim in every supported version of torch, in small letters, so that torch need not be imported"""
 
 
 class OptimizerRegistry(Registry[Any]):
@@ -150,7 +150,7 @@ class OptimizerRegistry(Registry[Any]):
 
 
 class _Plugins:
-    """Entry points are looked up once per process, on the first name that is not known already."""
+    """Entry points are loaded once per process, on the first unknown name."""
 
     loaded = False
     lock = threading.RLock()
@@ -273,7 +273,7 @@ class Registries:
         })
 
         self.config_folders: list[Path] = []
-        """folders of models/<arch>/<type>.yaml and datasets/<name>.yaml besides the package's own"""
+        """further folders of models/<arch>/<type>.yaml and datasets/<name>.yaml"""
 
     def register_path(self, name: str, path: str | Path) -> None:
         """Add a folder of configurations: models/<arch>/<type>.yaml and datasets/<name>.yaml.
@@ -287,7 +287,7 @@ class Registries:
         """
         folder = Path(path).expanduser().absolute()
         if name != "configs":
-            raise RegistryError(f"register_path: unknown path {name!r}; the one that can be added to is 'configs'.")
+            raise RegistryError(f"register_path: unknown path {name!r}; the only one is 'configs'.")
         if not folder.is_dir():
             raise RegistryError(f"register_path: there is no folder {folder}.")
         if folder not in self.config_folders:

@@ -113,7 +113,7 @@ def test_the_row_of_the_docs_is_a_row(workplace: Path) -> None:
     rows = yaml.safe_load((workplace / "my_row.yaml").read_text())
     checker = Checker(lambda key: "my_row.yaml")
     checker.section(ImageCaptionBuilder.config_class, rows["default"], "default")
-    assert checker.faults == []
+    assert checker.errors == []
 
 
 @pytest.mark.parametrize("block", [block for block in ALL if block.language == "python" and not block.file],

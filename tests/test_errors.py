@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from lavis_lite import errors
-from lavis_lite.errors import Faults, LavisLiteError, MissingExtraError, RegistryError, did_you_mean, nearest
+from lavis_lite.errors import ErrorList, LavisLiteError, MissingExtraError, RegistryError, did_you_mean, nearest
 
 CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if cls.__module__ == errors.__name__]
 
@@ -28,11 +28,11 @@ def test_registry_error_is_not_quoted() -> None:
     assert str(RegistryError()) == ""
 
 
-def test_faults_are_numbered_and_kept() -> None:
-    fault = Faults("a.yaml has", ["first.", "second."])
-    assert str(fault) == "a.yaml has 2 errors:\n  1. first.\n  2. second."
-    assert fault.faults == ["first.", "second."]
-    assert str(Faults("a.yaml has", ["only."])).startswith("a.yaml has 1 error:")
+def test_errors_are_numbered_and_kept() -> None:
+    error = ErrorList("a.yaml has", ["first.", "second."])
+    assert str(error) == "a.yaml has 2 errors:\n  1. first.\n  2. second."
+    assert error.errors == ["first.", "second."]
+    assert str(ErrorList("a.yaml has", ["only."])).startswith("a.yaml has 1 error:")
 
 
 def test_nearest_puts_the_best_first() -> None:

@@ -1,4 +1,4 @@
-"""A model of the zoo samples several captions of an image, each image from a random stream of its own."""
+"""Captioners: models of the zoo that sample several captions per image, from one random stream per image."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lavis_lite.models.language.contract import language_model_of
 
 
 class Captioner(Protocol):
-    """What writes captions."""
+    """Writes captions of pictures."""
 
     name: str
-    """tells captioners and their settings apart"""
+    """identifies a captioner and its settings"""
 
     def write(self, pictures: Sequence[Image.Image], seeds: Sequence[int]) -> list[list[str]]:
-        """Captions of each picture; they depend on the picture and its seed."""
+        """Captions of each picture, determined by the picture and its seed."""
         ...
 
 
@@ -34,7 +34,7 @@ class Sampling:
     Attributes:
         captions: of an image. top_p: share of the probability that tokens are drawn from.
         temperature: above 1 more varied, below 1 less. max_new_tokens, min_new_tokens: lengths, the end included.
-        prompt: what the captions go on from; None: the model's own.
+        prompt: beginning of the captions; None: the model's own.
     """
 
     captions: int = 10
@@ -49,13 +49,13 @@ class ZooCaptioner:
     """A model with a language model, such as blip2_opt.
 
     Args:
-        name: what tells it apart: arch, type, checkpoint.
+        name: identifies it: arch, type, checkpoint.
         model: in eval mode, on its device.
         processor: image -> tensor.
-        sampling: how it writes.
+        sampling: how captions are sampled.
 
     Raises:
-        ConfigError: the model writes no captions, or only one per image; or the sampling cannot be.
+        ConfigError: the model writes no captions, or only one per image; or the sampling settings are impossible.
     """
 
     def __init__(self, name: str, model: BaseModel, processor: Callable[[Any], torch.Tensor],
@@ -63,7 +63,7 @@ class ZooCaptioner:
         from lavis_lite.models.decoding import Decoding
 
         if language_model_of(model) is None or not isinstance(model, protocols.Captioner):
-            raise ConfigError(f"--captioner {name}: needs a model that samples several captions of an image, such as "
+            raise ConfigError(f"--captioner {name}: needs a model that samples several captions per image, such as "
                               "blip2_opt, blip2_t5 or blip2_vicuna_instruct.")
         self.name = f"{name} {sampling}"
         self.model, self.processor, self.sampling = model, processor, sampling
@@ -88,6 +88,6 @@ class ZooCaptioner:
 
 
 def seed_of(seed: int, image: str) -> int:
-    """The seed of an image's stream: by its name, so that neither batches nor processes change what is written."""
+    """The seed of an image's stream, from its name, so that batches and processes do not change the captions."""
     digest = hashlib.blake2b(f"{seed} {image}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 2

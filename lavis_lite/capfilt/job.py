@@ -1,12 +1,12 @@
-"""Captions are written and filtered in parts, by several processes, and packed into shards.
+"""Writes and filters captions in parts, by several processes, and packs them into shards.
 
-    out/plan.json             what the parts are made of
-    out/parts/00000.jsonl     {"image", "caption": the kept ones, best first, "scores", "written": which are new}
-    out/parts/00000.bad.jsonl images of the part that could not be read
-    out/shards/               tars with an index, for a data set with `captions: random`
+- `out/plan.json`: settings and images of the parts
+- `out/parts/00000.jsonl`: rows {"image", "caption": the kept ones, best first, "scores", "written": which are new}
+- `out/parts/00000.bad.jsonl`: images of the part that could not be read
+- `out/shards/`: tars with an index, for a data set with `captions: random`
 
-A part is written whole or not at all and depends on its own images only, so that neither the number of processes nor a
-kill changes what comes out.
+A part is written atomically and depends only on its own images, so the number of processes and kills do not change the
+result.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from lavis_lite.io import atomic
 
 PARTS, SHARDS, PLAN = "parts", "shards", "plan.json"
 KINDS = {"image": "file_name", "caption": "texts"}
-"""what the rows of the shards are checked to be"""
+"""keys and types of the rows of the shards"""
 Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """The captions to be written.
+    """Images, models and settings of a CapFilt run.
 
     Attributes:
-        table: rows with image and caption (one text or several). folder: the images. space: keeps their ids apart from
-            other data sets'.
+        table: rows with image and caption (one text or several). folder: the images. space: of their ids, to keep them
+            apart from other data sets.
         captioner, ranker: the models. keep: captions that are kept of each image. seed: of the sampling.
-        out: the folder. per_part: images of a part. batch: images at once. per_shard: images of a tar.
-        skip_bad: leave out images that cannot be read, up to the share max_bad; otherwise the work stops.
+        out: the output folder. per_part: images per part. batch: images per pass. per_shard: images per tar.
+        skip_bad: leave out unreadable images, up to the share max_bad; else the first one is an error.
     """
 
     table: RowTable
@@ -67,13 +67,13 @@ class Job:
         return self.out / PARTS / f"{number:05d}.jsonl"
 
     def bad(self, number: int) -> Path:
-        """The file of what could not be read of a part."""
+        """The file with the unreadable images of a part."""
         return self.part(number).with_suffix(".bad.jsonl")
 
 
 @dataclass
 class _Picture:
-    """An image on its way: its name, its pixels, its captions."""
+    """An image with its name, pixels and captions."""
 
     name: str
     pixels: Image.Image
@@ -91,18 +91,19 @@ class _Picture:
 
 
 def run_job(job: Job, rank: int = 0, world_size: int = 1, log: Log = print) -> ShardIndex | None:
-    """Do this process' share of the parts, and pack the shards once all parts are there.
+    """Write this process' share of the parts, and pack the shards once all parts are written.
 
     Args:
-        job: the captions to be written.
+        job: images, models and settings.
         rank, world_size: this process takes every `world_size`-th part.
         log: receives lines of progress.
 
     Returns:
-        The shards' index; None while other processes are at work.
+        The shards' index; None if other processes have not finished.
 
     Raises:
-        DataError: the folder holds other work, an image cannot be read (unless such are skipped), or too many cannot.
+        DataError: the folder holds results of other settings; an image cannot be read (without skip_bad), or too many
+            cannot.
     """
     plan = make_plan(job.table, job.folder, job.out, job.per_part)
     _check_folder(job, plan)
@@ -143,7 +144,7 @@ def _lines(records: Sequence[Any]) -> str:
 
 
 def _batches(job: Job, plan: Plan, number: int, bad: list[dict[str, str]]) -> Iterator[list[_Picture]]:
-    """The readable images of a part, some at a time; the others are added to `bad`."""
+    """The readable images of a part in batches; the others are added to `bad`."""
     waiting: list[_Picture] = []
     for _, rows in plan.samples(number):
         name = rows[0]["image"]
@@ -180,18 +181,18 @@ def _filtered(job: Job, pictures: list[_Picture]) -> Iterator[Row]:
 
 def best(name: str, candidates: Sequence[str], scores: Sequence[float], original: Sequence[str], keep: int) -> Row:
     """The row of an image: its `keep` best captions, the best first; of equal ones the earlier."""
-    order = sorted(range(len(candidates)), key=lambda place: -scores[place])[:keep]
+    order = sorted(range(len(candidates)), key=lambda index: -scores[index])[:keep]
     own = {" ".join(text.split()).casefold() for text in original}
-    return {"image": name, "caption": [candidates[place] for place in order],
-            "scores": [round(scores[place], 4) for place in order],
-            "written": [candidates[place].casefold() not in own for place in order]}
+    return {"image": name, "caption": [candidates[index] for index in order],
+            "scores": [round(scores[index], 4) for index in order],
+            "written": [candidates[index].casefold() not in own for index in order]}
 
 
 def _pack(job: Job, parts: int, log: Log) -> ShardIndex:
-    """All parts into shards.
+    """Pack all parts into shards.
 
     Raises:
-        DataError: more images than `max_bad` could not be read, or none could.
+        DataError: the share of unreadable images is above `max_bad`, or no image is readable.
     """
     bad = sum(_count(job.bad(number)) for number in range(parts))
     files = [job.part(number) for number in range(parts)]

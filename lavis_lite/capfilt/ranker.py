@@ -1,4 +1,4 @@
-"""How well texts fit an image: cosine similarities by CLIP, as in the paper, or by a stage-1 Q-Former."""
+"""Rankers: cosine similarities of images and texts by CLIP, as in the paper, or by a stage-1 Q-Former."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PAPER_CLIP = "openai/clip-vit-large-patch14"
 
 
 class Ranker(Protocol):
-    """What compares images with texts."""
+    """Compares images with texts."""
 
     name: str
-    """tells rankers apart"""
+    """identifies a ranker"""
 
     def scores(self, pictures: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """For each picture the similarity of each of its texts, -1 .. 1."""
@@ -90,7 +90,7 @@ def load_clip(name: str, device: torch.device) -> ClipRanker:
     """A CLIP model by its folder or hub name.
 
     Raises:
-        ConfigError: it is not there, cannot be fetched, or is no CLIP model.
+        ConfigError: the model is missing, cannot be fetched, or is not a CLIP model.
     """
     ensure_torchvision()
     from transformers import CLIPModel, CLIPProcessor
@@ -109,7 +109,7 @@ class QFormerRanker:
     """A stage-1 model: the highest similarity of a text with any query output, as in image-text contrast.
 
     Args:
-        name: what tells it apart: type and checkpoint.
+        name: identifies it: type and checkpoint.
         model: of the arch blip2, in eval mode.
         image_processor, text_processor: those of evaluation.
     """

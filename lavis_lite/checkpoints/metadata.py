@@ -22,7 +22,7 @@ from lavis_lite.config.named import model_types, type_content
 from lavis_lite.config.protocols import NamesLanguageModel
 from lavis_lite.config.schema import ModelConfig
 from lavis_lite.config.typed import Checker
-from lavis_lite.errors import CheckpointError, ConfigError, DataError, Faults, did_you_mean
+from lavis_lite.errors import CheckpointError, ConfigError, DataError, ErrorList, did_you_mean
 from lavis_lite.registry import registry
 
 
@@ -111,7 +111,7 @@ def metadata_from_yaml(path: Path) -> CheckpointMetadata | None:
         return None
     content = read_yaml(path / CONFIG)
     if faults := import_plugins(content.get("imports") or [], path / CONFIG):
-        raise Faults(f"{path / CONFIG}:", faults)
+        raise ErrorList(f"{path / CONFIG}:", faults)
     return _afresh(content["model"], content.get("preprocess")) if content.get("model") else None
 
 
@@ -141,11 +141,11 @@ def typed_section(content: Mapping[str, Any]) -> ModelConfig:
     """A section `model` as its arch's config class.
 
     Raises:
-        Faults: keys or values that do not fit it.
+        ErrorList: keys or values that do not fit it.
     """
     cls = registry.get_model_class(str(content.get("arch"))).config_class
     checker = Checker(lambda key: "the checkpoint's configuration")
     section = checker.section(cls, dict(content), "model")
-    if checker.faults:
-        raise Faults("the checkpoint's configuration does not fit:", checker.faults)
+    if checker.errors:
+        raise ErrorList("the checkpoint's configuration does not fit:", checker.errors)
     return section

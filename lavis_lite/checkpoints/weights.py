@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lavis_lite.checkpoints.run_files import CHECKPOINTS, checkpoint_of_run
 from lavis_lite.config.protocols import HoldsLanguageModel, NamesLanguageModel
 from lavis_lite.config.schema import ModelConfig
-from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
+from lavis_lite.errors import ConfigError, DataError, ErrorList, did_you_mean
 from lavis_lite.io import files, hub
 from lavis_lite.models.provenance import WeightSource
 from lavis_lite.process.locks import one_at_a_time
@@ -221,7 +221,7 @@ def fetch_all(needs: Sequence[WeightFile], what: str) -> dict[str, Path]:
     """
     lost = [need for need in needs if not need.is_local() and (files.offline() or not need.is_remote())]
     if lost:
-        missing = Faults(f"{what} needs files that are not here:", [need.describe_missing() for need in lost])
+        missing = ErrorList(f"{what} needs files that are not here:", [need.describe_missing() for need in lost])
         why = "Downloads are switched off (LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE)."
         raise DataError(f"{missing}\n{why}" if any(need.is_remote() for need in lost) else str(missing))
     paths, faults = {}, []
@@ -231,7 +231,7 @@ def fetch_all(needs: Sequence[WeightFile], what: str) -> dict[str, Path]:
         except DataError as error:
             faults.append(str(error))
     if faults:
-        raise DataError(str(Faults(f"{what} needs files that cannot be fetched:", faults)))
+        raise DataError(str(ErrorList(f"{what} needs files that cannot be fetched:", faults)))
     return paths
 
 

@@ -25,8 +25,8 @@ def main(argv: Sequence[str]) -> int:
                            help="fields of the samples' JSON to keep in the rows, besides the caption")
     arguments.add_argument("--skip-bad", action="store_true", help="skip samples with errors and list them")
     arguments.add_argument("--dots", choices=get_args(Dots), default="auto",
-                           help="which dot of a member's name ends its sample's key: first (webdataset), last or auto. "
-                                "auto takes the last if a picture and a text then share a key")
+                           help="the dot in a member's name that ends its sample's key: first (webdataset), last or "
+                                "auto. auto takes the last if a picture and a text then share a key")
     arguments.add_argument("--again", action="store_true", help="write the index again")
     arguments.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read")
     chosen = arguments.parse_args(list(argv))

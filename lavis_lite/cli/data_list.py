@@ -12,7 +12,7 @@ from lavis_lite.cli.console import columns, command_parser
 from lavis_lite.config.compose import compose_dataset
 from lavis_lite.config.named import dataset_files, dataset_names, dataset_rows
 from lavis_lite.datasets.inventory import State, state
-from lavis_lite.errors import DataError, Faults, did_you_mean
+from lavis_lite.errors import DataError, ErrorList, did_you_mean
 from lavis_lite.registry import registry
 
 HEAD = ("data set", "builder", "splits", "training rows", "on this machine")
@@ -63,13 +63,13 @@ def entries_of(name: str) -> list[Entry]:
     """All types of a data set.
 
     Raises:
-        Faults: its file has errors.
+        ErrorList: the file has errors.
     """
     found = []
     for kind in dataset_rows(name):
         composition = compose_dataset(name, [f"datasets.{name}.type={kind}"])
-        if composition.faults:
-            raise Faults(f"{name} ({kind}) cannot be used:", composition.faults)
+        if composition.errors:
+            raise ErrorList(f"{name} ({kind}) cannot be used:", composition.errors)
         section: Any = composition.config.datasets[name]
         splits = registry.get_builder_class(section.builder or name)(name, section).splits()
         found.append(Entry(name, str(kind), section.builder or name, splits, section.train_size,

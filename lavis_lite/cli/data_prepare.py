@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lavis_lite.cli.console import add_config, command_parser
 from lavis_lite.cli.sections import dataset_section
 from lavis_lite.datasets.inventory import bring
-from lavis_lite.errors import Faults
+from lavis_lite.errors import ErrorList
 from lavis_lite.registry import registry
 
 
@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     """Fetch annotations and archives; list the files that a person has to download, with their paths.
 
     Raises:
-        Faults: something could not be fetched, or needs a manual step.
+        ErrorList: a file could not be fetched, or needs a manual step.
         LavisLiteError: no such data set.
     """
     arguments = command_parser("data prepare", "Download and unpack the files of a data set. What must be downloaded "
@@ -30,6 +30,6 @@ def main(argv: Sequence[str]) -> int:
     builder = registry.get_builder_class(section.builder or name)(name, section)
     problems += [need for need in builder.missing_files() if not any(need in problem for problem in problems)]
     if problems:
-        raise Faults(f"{name}: not everything is here:", problems)
-    print(f"{name}: everything is here. To look through it: python -m lavis_lite data check {name}")
+        raise ErrorList(f"{name}: files are missing:", problems)
+    print(f"{name}: all files are here. Check them with: python -m lavis_lite data check {name}")
     return 0

@@ -68,7 +68,7 @@ def _composed(arguments: argparse.Namespace) -> tuple[Composition, str]:
             log(hint)
         return resume_evaluation(composition, arguments.resume, log), arguments.cfg_path
     if arguments.resume is not None:
-        raise ConfigError("--run and --resume exclude each other: both say which weights to evaluate.")
+        raise ConfigError("--run and --resume exclude each other: both select the weights to evaluate.")
     chosen = find_checkpoint(arguments.run, arguments.checkpoint)
     log(f"evaluating {chosen.describe()}")
     composition = compose_evaluation(chosen, arguments.options, arguments.cfg_path)

@@ -8,7 +8,7 @@ from lavis_lite.checkpoints.weights import required_weights
 from lavis_lite.cli.console import add_config, command_parser
 from lavis_lite.config.compose import compose
 from lavis_lite.config.schema import Config
-from lavis_lite.errors import DataError, Faults, RegistryError
+from lavis_lite.errors import DataError, ErrorList, RegistryError
 from lavis_lite.preflight import missing
 from lavis_lite.registry import registry
 
@@ -17,20 +17,20 @@ def main(argv: Sequence[str]) -> int:
     """Fetch annotations, weights and tokenizers; name image collections that need a manual step.
 
     Raises:
-        Faults: something could not be fetched, or needs a manual step.
+        ErrorList: a file could not be fetched, or needs a manual step.
     """
     arguments = command_parser("fetch", "Download the annotations, weights and tokenizers that a configuration names. "
                                "What must be downloaded by hand is listed.", ["--cfg-path projects/blip2/stage1.yaml"])
     add_config(arguments, required=True)
     chosen = arguments.parse_args(list(argv))
     composition = compose(chosen.cfg_path, chosen.options)
-    if composition.faults:
-        raise Faults(f"{chosen.cfg_path} cannot be read:", composition.faults)
+    if composition.errors:
+        raise ErrorList(f"{chosen.cfg_path} cannot be read:", composition.errors)
     problems = fetch_all(composition.config)
     left = [need for need in missing(composition.config) if not any(need in problem for problem in problems)]
     if problems or left:
-        raise Faults(f"{chosen.cfg_path}: not everything could be fetched:", problems + left)
-    print(f"{chosen.cfg_path}: everything it needs is here.")
+        raise ErrorList(f"{chosen.cfg_path}: files could not be fetched:", problems + left)
+    print(f"{chosen.cfg_path}: all files are here.")
     return 0
 
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
-"""suffixes of the files that are read from a folder; a file that is named itself is read whatever its suffix"""
+"""suffixes of pictures in a folder; a named file may have any suffix"""
 SOME_FAILED = 1
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-"""no progress bars and notes of transformers between the answers; the user's own settings win"""
+"""hides progress bars and notes of transformers; the user's own settings win"""
 OPTIONS = {
     "num_beams": (int, "width of beam search; 1: greedy"),
     "max_new_tokens": (int, "most tokens of a text"),
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     settings = generation_settings(chosen, source.arch)
     paths, errors = pictures(chosen.image)
     if not paths:
-        raise DataError("there is no picture to read: " + "; ".join(errors))
+        raise DataError("no pictures found: " + "; ".join(errors))
     for error in errors:
         _print_error(error, None, chosen.json)
     failed = len(errors)
@@ -170,7 +170,7 @@ def pictures(names: Sequence[str]) -> tuple[list[Path], list[str]]:
             inside = sorted(item for item in path.iterdir() if item.suffix.lower() in PICTURES)
             paths += inside
             if not inside:
-                errors.append(f"{name}: the folder has no pictures ({', '.join(PICTURES)})")
+                errors.append(f"{name}: the folder has no pictures (suffixes: {', '.join(PICTURES)})")
         elif path.exists():
             paths.append(path)
         else:

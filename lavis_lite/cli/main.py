@@ -1,4 +1,4 @@
-"""`python -m lavis_lite COMMAND ...`. Here alone errors become messages and exit codes."""
+"""`python -m lavis_lite COMMAND ...`: runs a command, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 

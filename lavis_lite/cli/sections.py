@@ -8,7 +8,7 @@ from typing import Any
 from lavis_lite.config.compose import compose, compose_dataset
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.protocols import ImageTable
-from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
+from lavis_lite.errors import ConfigError, DataError, ErrorList, did_you_mean
 from lavis_lite.registry import registry
 
 _PROCESSOR: dict[str, dict[str, Any]] = {
@@ -29,15 +29,15 @@ def dataset_section(name: str | None, cfg_path: str | None, options: Sequence[st
         kind: type of the data set.
 
     Raises:
-        ConfigError: no data set is named, or there is no such one.
-        Faults: its section has errors.
+        ConfigError: no data set is named, or it is unknown.
+        ErrorList: its section has errors.
     """
     if cfg_path is None and name is None:
         raise ConfigError("name a data set: --dataset NAME, or --cfg-path YAML.")
     chosen = [*options, *([f"datasets.{name}.type={kind}"] if kind else [])]
     composition = compose(cfg_path, chosen) if cfg_path else compose_dataset(str(name), chosen)
-    if composition.faults:
-        raise Faults(f"{cfg_path or name} cannot be used:", composition.faults)
+    if composition.errors:
+        raise ErrorList(f"{cfg_path or name} cannot be used:", composition.errors)
     sections = composition.config.datasets
     if name is None and len(sections) == 1:
         name = next(iter(sections))

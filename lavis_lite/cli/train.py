@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lavis_lite.cli.console import add_config, command_parser, print_once
 from lavis_lite.config.compose import Composition, compose, to_yaml
-from lavis_lite.errors import Faults
+from lavis_lite.errors import ErrorList
 from lavis_lite.preflight import check, fetch_hint, missing
 
 
@@ -79,7 +79,7 @@ def carry_out(composition: Composition, arguments: argparse.Namespace, cfg_path:
 def raise_errors(cfg_path: str, errors: list[str], needs: list[str]) -> None:
     """Raise one error that lists every mistake and everything that is missing; nothing if both lists are empty."""
     if errors or needs:
-        error = Faults(f"{cfg_path} cannot run:", [*errors, *(f"missing: {need}" for need in needs)])
+        error = ErrorList(f"{cfg_path} cannot run:", [*errors, *(f"missing: {need}" for need in needs)])
         if needs:
             error.args = (f"{error.args[0]}\nfetch what can be fetched with: {fetch_hint(cfg_path)}",)
         error.same_on_all_ranks = True  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""`python -m lavis_lite zoo [PATTERN]`: what every model type is, where its weights come from, whether it runs here."""
+"""`python -m lavis_lite zoo [PATTERN]`: every model type with its size and weights, and whether it runs here."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Configuration: YAML files and overrides in, typed sections out, every error found before anything is built."""
+"""Configuration: YAML files and overrides -> typed sections, with every error found before anything is built."""

@@ -1,4 +1,4 @@
-"""Arguments in a YAML for a class that is registered: checked by its constructor's signature before it is made."""
+"""Checks a YAML's arguments for a registered class by the constructor's signature, before it is created."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from lavis_lite.errors import RegistryError, did_you_mean
 from lavis_lite.registry import registry
 
 Report = Callable[[str, str], None]
-"""takes a dotted key and what is wrong with it"""
+"""takes a dotted key and its error"""
 SET_ELSEWHERE = {"lr": "run.init_lr", "weight_decay": "run.weight_decay"}
-"""arguments of optimizers that the run section has keys for"""
+"""arguments of optimizers that have keys in the run section"""
 
 
 def check_arguments(cls: type, given: Mapping[str, Any], path: str, report: Report, more: Collection[str] = (),
                     without: Collection[str] = ()) -> None:
-    """Report unknown arguments, those of another type, and required ones that are absent.
+    """Report unknown, wrongly typed and missing arguments.
 
     Args:
-        cls: made with `given` as keyword arguments.
+        cls: takes `given` as keyword arguments.
         given: name -> value, from a YAML.
         path: dotted key of `given`.
-        report: takes what is wrong.
-        more: names that are allowed besides the constructor's.
-        without: names of the constructor that a YAML does not set.
+        report: takes each error.
+        more: allowed names besides the constructor's.
+        without: parameters of the constructor that a YAML does not set.
     """
     parameters = {name: parameter for name, parameter in inspect.signature(cls).parameters.items()
                   if name not in without}
@@ -44,10 +44,10 @@ def check_arguments(cls: type, given: Mapping[str, Any], path: str, report: Repo
 
 
 def check_hooks(config: Config, report: Report) -> None:
-    """Report hooks that are not registered, arguments that they do not take, and `run.weights` without a run."""
+    """Report unregistered hooks, arguments that they do not take, and `run.weights` without a run."""
     run = config.run
     if run.weights is not None and not str(config.model.pretrained).endswith(f"{run.weights}.safetensors"):
-        report("run.weights", "it chooses weights of a run's checkpoint: name the run, evaluate.py --run RUN.")
+        report("run.weights", "selects weights of a run's checkpoint: name the run with evaluate.py --run RUN.")
     for name, given in run.hooks.items():
         try:
             cls = registry.get_hook_class(name)
@@ -65,7 +65,7 @@ def check_hooks(config: Config, report: Report) -> None:
 def check_optimizer(run: RunConfig, report: Report) -> None:
     """Report an unknown optimizer, one that cannot train here, and arguments that it does not take.
 
-    The default one without arguments is known to be right, and checking it would import torch.
+    The default optimizer without arguments is not checked, because that would import torch.
     """
     if run.optimizer == RunConfig.optimizer and not run.optimizer_args:
         return

@@ -1,8 +1,8 @@
 """Layers -> one checked `Config`.
 
-Later layers win: schema defaults, configs/models (by arch and model_type), configs/datasets (by name and type), the
-`base:` chain of the run YAML, the run YAML, --options. Each registered class owns its part of the schema through its
-`config_class`.
+Later layers win. In order: schema defaults, configs/models (by arch and model_type), configs/datasets (by name and
+type), the `base:` chain of the run YAML, the run YAML, --options. Each registered class owns its part of the schema
+through its `config_class`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lavis_lite.config.plain import plain
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.config.switch import without_keys_of_others
 from lavis_lite.config.typed import Checker
-from lavis_lite.errors import ConfigError, Faults, RegistryError
+from lavis_lite.errors import ConfigError, ErrorList, RegistryError
 from lavis_lite.registry import Registry, registry
 
 SCHEMA_LAYER = "default"
@@ -48,7 +48,7 @@ class Composition:
         tree: the merged layers.
         provenance: dotted key -> name of the layer that set it.
         unset: dotted keys that a layer set to null over another layer's value.
-        errors: what is wrong with it, one sentence each.
+        errors: its errors, one sentence each.
         config: the typed sections.
     """
 
@@ -57,11 +57,6 @@ class Composition:
         self.unset = unset_keys(layers)
         self.errors: list[str] = []
         self.config = Config(ModelConfig(), PreprocessConfig(), {}, RunConfig())
-
-    @property
-    def faults(self) -> list[str]:
-        """`errors`, by its former name."""
-        return self.errors
 
     def where(self, key: str) -> str:
         """Name of the layer that set a key, the last of its children, or the value it is part of."""
@@ -78,30 +73,30 @@ def compose(cfg_path: str | Path, options: Sequence[str] = ()) -> Composition:
     """Compose a run from its YAML and overrides; errors are collected in the result, not raised.
 
     Raises:
-        ConfigError: a file is missing or is not YAML, so that nothing can be composed.
+        ConfigError: a file is missing or is not YAML.
     """
     return compose_layers([*base_chain(Path(cfg_path)), parse_options(options)], Path(cfg_path))
 
 
 def compose_dataset(name: str, options: Sequence[str] = (), section: Mapping[str, Any] | None = None) -> Composition:
-    """As `compose`, a run of one named data set, for work on data sets outside of runs.
+    """As `compose`, for one named data set outside of a run.
 
     Args:
-        section: keys that count over those of the data set's row.
+        section: keys that override those of the data set's row.
     """
     layer = Layer(f"data set {name}", {"datasets": {name: dict(section or {})}})
     return compose_layers([layer, parse_options(options)], Path(name))
 
 
 def compose_layers(own: Sequence[Layer], cfg_path: Path) -> Composition:
-    """As `compose`, from layers that were read already, the last of which wins.
+    """As `compose`, from layers in memory; the last one wins.
 
     Args:
-        own: the layers of the run; the defaults of its model and data sets go below them.
-        cfg_path: what messages call the whole.
+        own: the layers of the run; the defaults of its model and data sets are put below them.
+        cfg_path: name of the configuration in messages.
     """
     if errors := section_errors(own):
-        raise Faults(f"{cfg_path}:", errors)
+        raise ErrorList(f"{cfg_path}:", errors)
     redaction.remember_environment([layer.content for layer in own])
     chosen, _ = merge(own)
     errors = _add_folders(chosen.get("configs") or [], cfg_path)
@@ -116,7 +111,7 @@ def compose_layers(own: Sequence[Layer], cfg_path: Path) -> Composition:
 
 
 def overlaid(composition: Composition, layer: Layer) -> Composition:
-    """A composed run with one more layer over it. Errors that do not come from types are kept."""
+    """A composed run with one more layer on top. Errors that do not come from types are kept."""
     tree: Any = OmegaConf.to_container(composition.tree, resolve=False)
     again = Composition([Layer("composed", tree), layer])
     again.provenance = {**composition.provenance, **{key: layer.name for key, _ in flatten(layer.content)}}
@@ -127,12 +122,12 @@ def overlaid(composition: Composition, layer: Layer) -> Composition:
 
 
 def model_sections(arch: str, model_type: str) -> tuple[ModelConfig, PreprocessConfig]:
-    """Sections `model` and `preprocess` of a model type, without a run around them.
+    """Sections `model` and `preprocess` of a model type, outside of a run.
 
     Raises:
         RegistryError: unknown arch.
         ConfigError: the arch has no such type.
-        Faults: the YAML of the type does not fit the arch's section.
+        ErrorList: the type's YAML does not fit the arch's section.
     """
     registry.model.section_of(arch)
     layers, errors = model_layers(arch, model_type)
@@ -143,12 +138,12 @@ def model_sections(arch: str, model_type: str) -> tuple[ModelConfig, PreprocessC
     tree = _resolved(composition.tree)
     sections = _model_section(checker, tree), checker.section(PreprocessConfig, tree.get("preprocess"), "preprocess")
     if checker.errors:
-        raise Faults(f"{arch}/{model_type} cannot be loaded:", checker.errors)
+        raise ErrorList(f"{arch}/{model_type} cannot be loaded:", checker.errors)
     return sections
 
 
 def import_plugins(names: Sequence[str], cfg_path: Path) -> list[str]:
-    """Import the modules of `imports:`; the working folder is on the path, as for `python train.py`."""
+    """Import the modules of `imports:`; the working folder is on the path, as with `python train.py`."""
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     errors = []
@@ -162,7 +157,7 @@ def import_plugins(names: Sequence[str], cfg_path: Path) -> list[str]:
 
 
 def _hint_at_module(name: str, cfg_path: Path) -> str:
-    """A sentence on a folder above a YAML, such as a run's config.yaml, that has a module; "" if none has."""
+    """A hint at a folder above the YAML (such as a run's config.yaml) that has the module, or ""."""
     first = name.split(".")[0]
     for folder in cfg_path.absolute().parents:
         if folder != Path.cwd() and ((folder / f"{first}.py").is_file() or (folder / first / "__init__.py").is_file()):
@@ -171,19 +166,19 @@ def _hint_at_module(name: str, cfg_path: Path) -> str:
 
 
 def _add_folders(folders: Sequence[str], cfg_path: Path) -> list[str]:
-    """Register the folders of `configs:`; what is wrong with them."""
+    """Register the folders of `configs:`; returns errors."""
     errors = []
     for folder in folders:
         try:
             registry.register_path("configs", folder)
         except RegistryError:
-            errors.append(f"{cfg_path}: configs: there is no folder {folder}. A relative path begins at the file that "
-                          "has it.")
+            errors.append(f"{cfg_path}: configs: there is no folder {folder}. Relative paths start at the folder of "
+                          "the file.")
     return errors
 
 
 def default_layers(chosen: DictConfig) -> tuple[list[Layer], list[str]]:
-    """The layers of the model type and the data sets that a run names, and what is wrong with the names."""
+    """The layers of a run's model type and data sets, and errors of their names."""
     model = chosen.get("model") or {}
     arch, model_type = (str(_filled_in(model, key, getattr(ModelConfig, key))) for key in ("arch", "model_type"))
     layers, errors = model_layers(arch, model_type)
@@ -195,17 +190,17 @@ def default_layers(chosen: DictConfig) -> tuple[list[Layer], list[str]]:
 
 
 def _filled_in(section: Any, key: str, default: Any) -> Any:
-    """A value of a section that decides which defaults belong to it, its interpolation filled in."""
+    """A value that chooses a section's defaults, with its interpolation resolved."""
     try:
         value = section.get(key, default)
     except (OmegaConfBaseException, RecursionError) as error:
-        raise ConfigError(f"{key}: the interpolation in it cannot be resolved: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{key}: the interpolation cannot be resolved: {str(error).splitlines()[0]}") from error
     return default if value is None else value
 
 
 # types ----------------------------------------------------------------------------------------------------------------
 def _type_run(composition: Composition) -> None:
-    """Fill `composition.config`; whatever does not fit is added to its errors. Keys set to null leave the tree."""
+    """Fill `composition.config` and collect errors. Keys set to null leave the tree."""
     checker = Checker(composition.where, composition.unset)
     tree = _resolved(composition.tree)
     composition.config = config = Config(
@@ -225,25 +220,25 @@ def _type_run(composition: Composition) -> None:
 
 
 def _resolved(tree: DictConfig) -> dict[str, Any]:
-    """The plain containers of a merged tree, interpolations filled in.
+    """The plain containers of a merged tree, with interpolations resolved.
 
     Raises:
-        ConfigError: one of them cannot be filled in, or gives something that a configuration cannot hold.
+        ConfigError: an interpolation cannot be resolved, or its value is not plain.
     """
     try:
         found = OmegaConf.to_container(tree, resolve=True)
     except RecursionError as error:
-        raise ConfigError("an interpolation cannot be resolved: it leads back to itself.") from error
+        raise ConfigError("an interpolation cannot be resolved: it refers to itself.") from error
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise ConfigError(f"an interpolation cannot be resolved: {' '.join(str(error).split())[:400]}") from error
     checked: dict[str, Any] = plain(found, "after interpolation", resolved=True)
     if errors := section_errors([Layer("after interpolation", checked)]):
-        raise Faults("the configuration", errors)
+        raise ErrorList("the configuration", errors)
     return checked
 
 
 def _interpolations(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(keys, value as written) of every leaf with an interpolation in it."""
+    """(keys, value as written) of every leaf with an interpolation."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             yield from _interpolations(value, (*path, str(key)))
@@ -297,7 +292,7 @@ def _dataset_section(checker: Checker, name: str, section: Any) -> DatasetConfig
 
 
 def _fill_processors(config: Config) -> None:
-    """A data set that names no processor takes the model's, with what it sets itself on top (image_size, prompt)."""
+    """A data set without a processor takes the model's, with its own settings on top (image_size, prompt)."""
     for dataset in config.datasets.values():
         for kind in ("vis_processor", "text_processor"):
             own, fallback = getattr(dataset, kind), getattr(config.preprocess, kind)
@@ -309,9 +304,9 @@ def _fill_processors(config: Config) -> None:
 
 # text -----------------------------------------------------------------------------------------------------------------
 def to_yaml(composition: Composition, with_layers: bool = False) -> str:
-    """The composed run as YAML that composes to itself; with layers: each leaf followed by the layer that set it.
+    """The composed run as YAML that composes to itself; with layers: each leaf with the layer that set it.
 
-    Interpolations stay as written, so that no environment variable ends in a file or a log.
+    Interpolations stay as written, so that no environment variable gets into a file or a log.
     """
     tree: Any = OmegaConf.to_container(composition.tree, resolve=False)
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)

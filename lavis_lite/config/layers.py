@@ -1,4 +1,4 @@
-"""Reading the layers a configuration is made of: YAML files, their `base:` chains and command-line overrides."""
+"""The layers of a configuration: YAML files, their `base:` chains and command-line overrides."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lavis_lite.errors import ConfigError, did_you_mean, shown
 
 YAML_ERRORS = (yaml.YAMLError, OmegaConfBaseException, ValueError, KeyError, TypeError, AttributeError, OverflowError,
                RecursionError, OSError)
-"""what OmegaConf and PyYAML raise for a text that is no YAML, the last five for scalars that do not fit their tag"""
+"""exceptions of OmegaConf and PyYAML for text that is not YAML, the last five for scalars that do not fit their tag"""
 SECTIONS = ("model", "preprocess", "datasets", "run", "imports", "configs", "base")
 LISTS = ("imports", "configs")
 """sections that are lists, not keys"""
@@ -28,7 +28,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of settings; `name` is what messages and --print-config call it."""
+    """One source of settings; `name` is its name in messages and --print-config."""
 
     name: str
     content: dict[str, Any]
@@ -38,7 +38,8 @@ def read_yaml(path: Path, wanted_by: str = "") -> dict[str, Any]:
     """One YAML file as plain containers (interpolations kept as text).
 
     Raises:
-        ConfigError: missing, unreadable, not YAML, or not a mapping; names the file and the line where known.
+        ConfigError: missing, unreadable, not YAML, or not a mapping; the message names the file and, if known, the
+            line.
     """
     try:
         _require_file(path, wanted_by)
@@ -54,7 +55,7 @@ def read_yaml(path: Path, wanted_by: str = "") -> dict[str, Any]:
 
 
 def _require_file(path: Path, wanted_by: str) -> None:
-    """Raise a ConfigError that helps where a path is a folder or nothing."""
+    """Raise a ConfigError with a hint if a path is a folder or missing."""
     if path.is_dir():
         inside = sorted(other.name for other in path.glob("*.yaml"))
         named = ", ".join(inside[:5]) + (f", ... ({len(inside)} in all)" if len(inside) > 5 else "")
@@ -84,7 +85,7 @@ def base_chain(path: Path) -> list[Layer]:
         resolved = path.resolve()
         if resolved in seen:
             chain = " -> ".join(step.name for step in [*seen, resolved])
-            raise ConfigError(f"{path}: the base: chain goes in a circle: {chain}.")
+            raise ConfigError(f"{path}: the base: chain is circular: {chain}.")
         seen.append(resolved)
         content = read_yaml(path, wanted_by)
         base = content.pop("base", None)
@@ -105,7 +106,7 @@ def _base_file(folder: Path, base: str) -> Path:
 
 
 def _beside(path: Path, folders: Any) -> Any:
-    """The folders of `configs:`, which are relative to the file that names them, by their whole paths."""
+    """The absolute paths of the folders of `configs:`, which are relative to their file."""
     listed = [folders] if isinstance(folders, str) else folders
     if not isinstance(listed, list) or not all(isinstance(folder, str) for folder in listed):
         return folders  # reported with the other sections' shapes
@@ -113,7 +114,7 @@ def _beside(path: Path, folders: Any) -> Any:
 
 
 def section_errors(layers: Sequence[Layer], allowed: Sequence[str] = SECTIONS) -> list[str]:
-    """Top-level keys that are not sections, and sections of another shape than they must have."""
+    """Errors of top-level keys that are not sections, and of sections with a wrong shape."""
     errors = []
     for layer in layers:
         for key, content in layer.content.items():
@@ -125,7 +126,7 @@ def section_errors(layers: Sequence[Layer], allowed: Sequence[str] = SECTIONS) -
 
 
 def _shape_problem(key: str, content: Any) -> str:
-    """What is wrong with the shape of a section; "" if nothing is."""
+    """The error in a section's shape; "" if it is right."""
     if content is None:
         return ""
     if key == "imports":
@@ -150,14 +151,14 @@ def parse_options(options: Sequence[str]) -> Layer:
     """`a.b=c` items, or LAVIS' alternating `a.b c` items, as one layer.
 
     Raises:
-        ConfigError: an odd argument is left over, or a key is not `section.key`.
+        ConfigError: an argument has no value, or a key is not `section.key`.
     """
     content: dict[str, Any] = {}
     for key, text in _pairs(list(options)):
         plain(key, f"{OPTIONS} {shown(key)}")
         parts = key.split(".")
         if parts[0] not in SECTIONS or (len(parts) < 2 and parts[0] not in LISTS):
-            raise ConfigError(f"{OPTIONS} {key}={text}: a key is section.name, and for {parts[0]!r} "
+            raise ConfigError(f"{OPTIONS} {key}={text}: a key is section.name; instead of {parts[0]!r}, "
                               f"{did_you_mean(parts[0], SECTIONS[:4])}")
         inner = content
         for part in parts[:-1]:
@@ -182,7 +183,7 @@ def _pairs(items: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def parse_value(text: str) -> Any:
-    """A value of the command line, by YAML's rules (1e-5 is a number); text that is no YAML value stays text."""
+    """A value of the command line by YAML's rules (1e-5 is a number); text that is not YAML stays text."""
     try:
         value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore[index,call-overload]
     except YAML_ERRORS:
@@ -203,9 +204,9 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
-    """All layers into one (later wins) and, per dotted key, the name of the layer that set it.
+    """All layers merged (later wins) and, per dotted key, the name of the layer that set it.
 
-    A data set whose section is null is removed: how a derived YAML drops one that its base lists.
+    A data set with the section null is removed, so a derived YAML can drop a data set of its base.
     """
     merged: dict[str, Any] = {}
     provenance: dict[str, str] = {}
@@ -221,10 +222,10 @@ def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
 
 
 def named_hooks(run: Any) -> Any:
-    """A `run:` section of a YAML with its `hooks` as a mapping: a list of names, or of one-key sections, becomes one.
+    """A `run:` section with its `hooks` as a mapping; a list of names, or of one-key sections, is converted.
 
     Raises:
-        ConfigError: an entry of the list is neither.
+        ConfigError: an entry of the list is neither a name nor a one-key section.
     """
     if not isinstance(run, Mapping) or not isinstance(run.get("hooks"), list):
         return run
@@ -241,7 +242,7 @@ def named_hooks(run: Any) -> Any:
 
 
 def unset_keys(layers: Sequence[Layer]) -> set[str]:
-    """Dotted keys whose last value is null where a lower layer had set something."""
+    """Dotted keys that a layer sets to null over the value of a lower layer."""
     given: set[str] = set()
     unset: set[str] = set()
     for layer in layers:

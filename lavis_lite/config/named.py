@@ -1,7 +1,7 @@
-"""Configurations by name: model types and data sets, of the package and of the folders that others add.
+"""Configurations by name: model types and data sets of the package and of added folders.
 
-A folder of configurations has `models/<arch>/<type>.yaml` and `datasets/<name>.yaml`. Besides the package's own there
-are those of `configs:` in a YAML, `registry.register_path("configs", folder)` and the variable LAVIS_LITE_CONFIGS.
+A folder of configurations has `models/<arch>/<type>.yaml` and `datasets/<name>.yaml`. Add folders by `configs:` in a
+YAML, by `registry.register_path("configs", folder)` or by the variable LAVIS_LITE_CONFIGS.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def _yaml_files(kind: str) -> dict[str, Path]:
 
 
 def _layer_name(path: Path) -> str:
-    """What messages call a file: from the package's folder on, or its whole path."""
+    """A file's name in messages: relative to the package, or its whole path."""
     path, home = path.resolve(), CONFIGS.resolve()
     return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
 
 
 # models ---------------------------------------------------------------------------------------------------------------
 def model_types(arch: str) -> dict[str, Path]:
-    """model_type -> its YAML: of all folders of configurations, and those in the class's PRETRAINED_MODEL_CONFIG_DICT.
+    """model_type -> its YAML, of all configuration folders and of the class's PRETRAINED_MODEL_CONFIG_DICT.
 
     Raises:
         RegistryError: unknown arch.
@@ -66,7 +66,7 @@ def model_types(arch: str) -> dict[str, Path]:
 
 
 def model_layers(arch: str, model_type: str) -> tuple[list[Layer], list[str]]:
-    """(the layers of a model type, its `base:` first; what is wrong). A class without any types has no layer."""
+    """(the layers of a model type, its `base:` first; errors). A class without types has no layer."""
     try:
         types = model_types(arch)
         if model_type not in types:
@@ -85,7 +85,7 @@ def model_layers(arch: str, model_type: str) -> tuple[list[Layer], list[str]]:
 
 
 def type_content(arch: str, model_type: str) -> dict[str, Any]:
-    """Sections `model` and `preprocess` of a model type, with those of its `base:` below.
+    """Sections `model` and `preprocess` of a model type, over those of its `base:`.
 
     Raises:
         ConfigError: there is no such type, or its files do not fit.
@@ -98,7 +98,7 @@ def type_content(arch: str, model_type: str) -> dict[str, Any]:
 
 
 def _archs_with(model_type: str) -> str:
-    """A clause that names the package's archs which have a type of that name; empty when none has."""
+    """A clause that names the package's archs with a type of that name, or ""."""
     archs = [arch for arch in sorted(registry.model.builtins)
              if MODEL_CONFIG_HOME.get(arch, arch) == arch and model_type in model_types(arch)]
     return f" {model_type!r} is a type of {' and '.join(archs)}." if archs else ""
@@ -111,7 +111,7 @@ def dataset_files() -> dict[str, Path]:
 
 
 def dataset_names() -> list[str]:
-    """Data sets that have a row in a folder of configurations; installed plugins are loaded for it."""
+    """Data sets with a file in a configuration folder; loads installed plugins."""
     load_plugins()
     return sorted(dataset_files())
 
@@ -147,7 +147,7 @@ def _rows(name: str, path: Path) -> dict[str, Any]:
 
 
 def _rows_of_builder(name: str) -> dict[str, Any] | None:
-    """type -> section by LAVIS' DATASET_CONFIG_DICT of a builder's class from outside; None if it has none."""
+    """type -> section by LAVIS' DATASET_CONFIG_DICT of a user's builder class; None if it has none."""
     if name in registry.builder.builtins or name not in registry.builder:
         return None
     cls = registry.get_builder_class(name)
@@ -158,7 +158,7 @@ def _rows_of_builder(name: str) -> dict[str, Any] | None:
 
 
 def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[list[Layer], list[str]]:
-    """(the default layer of a data set if it has one, what is wrong with its name or type)."""
+    """(the default layer of a data set if it has one, errors of its name or type)."""
     if name not in dataset_files():
         load_plugins()
     path = dataset_files().get(name)
@@ -168,7 +168,7 @@ def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[list[Layer], l
             return [], []
         return [], [f"datasets.{name}: neither a named data set nor a registered builder; "
                     f"{did_you_mean(name, [*dataset_names(), *registry.builder.names()])} "
-                    "For files of your own add `builder: custom`."]
+                    "For your own files add `builder: custom`."]
     kind = str(section.get("type", "default"))
     if kind not in rows:
         return [], [f"datasets.{name}.type: no type {kind!r}; {did_you_mean(kind, rows)}"]

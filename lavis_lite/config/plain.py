@@ -1,8 +1,11 @@
-"""The gate of the configuration: what a YAML file or an option gives is plain values, or a clear error.
+"""Checks that values of a YAML file or an option are plain.
 
-Plain are null, true and false, numbers of 64 bits, text, lists, and sections with text as keys. Everything behind this
-gate may rely on that: no dates, bytes, paths or sets from typed YAML tags, no text that no file name, terminal or file
-can hold, no interpolation that cannot be parsed, no nesting without end.
+Plain values are null, true and false, numbers of 64 bits, text, lists, and sections with text as keys. Errors are:
+
+- dates, bytes, paths or sets of typed YAML tags;
+- text that cannot be written to a file or a terminal;
+- interpolations that cannot be parsed;
+- endless nesting.
 """
 
 from __future__ import annotations
@@ -16,21 +19,21 @@ from omegaconf.errors import OmegaConfBaseException
 from lavis_lite.errors import ConfigError, shown
 
 DEEPEST = 40
-"""sections within sections"""
+"""largest depth of nesting"""
 
 
 def plain(value: Any, where: str, key: str = "", depth: int = 0, resolved: bool = False) -> Any:
     """The same value, with text as keys.
 
     Args:
-        value: as a YAML reader gives it.
-        where: file or option that it comes from, for messages.
+        value: from a YAML reader.
+        where: its file or option, for messages.
         key: its dotted key.
-        depth: of sections around it.
-        resolved: whether interpolations are filled in, so that "${" is text like any other.
+        depth: number of sections around it.
+        resolved: whether interpolations are resolved, so that "${" is plain text.
 
     Raises:
-        ConfigError: a value that is not plain; names where it is.
+        ConfigError: a value is not plain; the message names its key.
     """
     if depth > DEEPEST:
         raise _refused(where, key[:80], f"is nested more than {DEEPEST} deep")
@@ -56,7 +59,7 @@ def _key(name: Any, where: str, parent: str) -> str:
 
 
 def _problem(value: Any, resolved: bool) -> str:
-    """What is wrong with a single value, as the end of a sentence; "" when nothing is."""
+    """The error of a single value, as the end of a sentence; "" if it is plain."""
     if isinstance(value, str):
         return _text_problem(value) or ("" if resolved else _interpolation_problem(value))
     if isinstance(value, int) and not -2**63 <= value < 2**63:

@@ -1,4 +1,4 @@
-"""What model sections may say besides `ModelConfig`, by name; any section with the keys has the protocol."""
+"""Protocols of model sections beyond `ModelConfig`; any section with the keys has the protocol."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class NamesLanguageModel(Protocol):
     """Names a frozen language model, which is fetched and loaded with the section's other files."""
 
     llm_args: dict[str, Any] | None
-    """its configuration in place of that of its folder; its weights are then random"""
+    """its configuration instead of that of its folder; its weights are then random"""
     llm_tokenizer: str | None
     """folder or hub name of its tokenizer; None: that of the language model"""
     llm_precision: Any
@@ -26,8 +26,8 @@ class NamesLanguageModel(Protocol):
 
 @runtime_checkable
 class HoldsLanguageModel(NamesLanguageModel, Protocol):
-    """Also says how the language model is held: quantised, over several devices, with adapters."""
+    """Also sets how the language model is loaded: quantised, over several devices, with adapters."""
 
     def setup(self) -> LMLoadOptions:
-        """How it is held."""
+        """How it is loaded."""
         ...

@@ -1,4 +1,4 @@
-"""Rules for the values of a `run` section, and for values of the other sections that depend on it."""
+"""Rules for the values of a `run` section, and for values of other sections that depend on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FRACTIONS = ("max_bad_fraction", "max_skipped_share", "lr_layer_decay")
 
 
 def run_errors(run: RunConfig) -> Iterator[tuple[str, str]]:
-    """(key of the run section, sentence) of every value that no run can have."""
+    """(key of the run section, sentence) of every invalid value."""
     yield from _number_errors(run)
     yield from _length_errors(run)
     yield from _device_errors(run)
@@ -60,11 +60,11 @@ def _device_errors(run: RunConfig) -> Iterator[tuple[str, str]]:
 def sharding_error(run: RunConfig) -> str | None:
     """Why a run cannot shard its language model over the ranks, as a sentence; None if it can or does not.
 
-    Ranks gather a block whenever one of them runs it, so all must run equally many. They do in training, but not when
-    each answers on batches of its own.
+    Ranks gather a block whenever one of them runs it, so all ranks must run equally many. They do in training, but not
+    in generation, because each rank has other batches.
     """
     if run.fsdp == "none" or not (run.evaluate or run.valid_splits or run.test_splits):
         return None
-    return ("a language model that is shared out among ranks can train but not answer: set run.valid_splits=[] and "
-            "run.test_splits=[], and evaluate checkpoints by evaluate.py with model.llm_device_map=auto or "
+    return ("a language model sharded over ranks can train but not generate. Set run.valid_splits=[] and "
+            "run.test_splits=[]. Evaluate checkpoints with evaluate.py and model.llm_device_map=auto or "
             "model.llm_quantization=8bit.")

@@ -1,7 +1,7 @@
-"""The typed sections of a run, with units. Each registered class extends the part that is its own.
+"""The typed sections of a run, with units. Each registered class extends its own section.
 
-`ModelConfig`, `DatasetConfig` and `RunConfig` hold what all of their kind share; a class names its extension as its
-attribute `config_class` (a dataclass derived from one of these). LAVIS' names are kept.
+`ModelConfig`, `DatasetConfig` and `RunConfig` hold the keys that all of their kind share. A class names its extension,
+a dataclass derived from one of these, as its attribute `config_class`. LAVIS' names are kept.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Section:
     """A dataclass that may also be read like LAVIS' config sections: `cfg.get("key", default)`, `cfg["key"]`."""
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of `key`, or `default` where it is absent or None."""
+        """The value of `key`, or `default` if it is absent or None."""
         value = getattr(self, key, None)
         return default if value is None else value
 
     def replaced(self: S, **changes: Any) -> S:
-        """A copy with other values of some keys, which it must have."""
+        """A copy with other values of existing keys."""
         return replace(self, **changes)  # type: ignore[type-var]
 
     def __getitem__(self, key: str) -> Any:
@@ -54,7 +54,7 @@ class OpenSection(Section):
 
 @dataclass
 class ModelConfig(Section):
-    """What every model's section has."""
+    """Keys of every model's section."""
 
     arch: str = "blip2"
     """registered name"""
@@ -67,15 +67,15 @@ class ModelConfig(Section):
     finetuned: str | None = None
     """used instead of `pretrained` when load_finetuned is true"""
     pretrained_stage1: str | None = None
-    """a checkpoint loaded before `pretrained` (or `finetuned`): it brings what that one lacks, such as a frozen
-    Q-Former, or the Q-Former's text half, which a stage-2 checkpoint does not have"""
+    """a checkpoint loaded before `pretrained` (or `finetuned`), for weights that the latter lacks: a frozen Q-Former,
+    or the Q-Former's text half (absent in stage-2 checkpoints)"""
     allow_non_finite: bool = False
-    """load weights that hold NaN or infinity too, to look into them"""
+    """also load weights with NaN or infinity, to inspect them"""
 
     brings_backbones = False  # no key: whether `from_config` loads encoder, tokenizer and language model by itself
 
     def errors(self, run: RunConfig) -> list[tuple[str, str]]:
-        """What is wrong beyond keys and types: (key of this section, sentence) each; asked before anything is built."""
+        """Errors beyond keys and types, each as (key of this section, sentence); called before anything is built."""
         return []
 
 
@@ -99,8 +99,8 @@ class StorageConfig(Section):
     md5: str | list[str] | None = None
     sha256: str | list[str] | None = None
     follow_links: bool | None = None
-    """whether symbolic links in the folder may lead out of it, but to no system file; absent: unless `data prepare`
-    unpacked an archive there"""
+    """whether symbolic links may lead out of the folder (never to system files); absent: unless `data prepare` unpacked
+    an archive there"""
 
 
 @dataclass
@@ -126,7 +126,7 @@ class ProcessorPair(Section):
 
 @dataclass
 class DatasetConfig(Section):
-    """What every data set's section has. Builders extend it through their `config_class`."""
+    """Keys of every data set's section. Builders extend it through their `config_class`."""
 
     builder: str | None = None
     """registered builder; by default the section's own name"""
@@ -141,14 +141,14 @@ class DatasetConfig(Section):
     prepare: str | None = None
     """name of a generator that writes the data set's files on first use (mini_world)"""
     sampling_factor: float = 1.0
-    """factor on this set's probability where each step draws from one set (run.sampling)"""
+    """factor on this set's probability if each step draws from one set (run.sampling)"""
     train_size: int | None = None
-    """training samples as published; `--dry-run` shows probabilities by it where the files are not here"""
+    """published number of training samples, from which `--dry-run` computes probabilities if files are missing"""
 
 
 @dataclass
 class RunConfig(Section):
-    """How a run goes. "Step" is always an optimizer step."""
+    """The settings of a run. "Step" always means an optimizer step."""
 
     task: str = field(default="image_text_pretrain", metadata=AFFECTS_ROWS)
     runner: str = "runner_base"
@@ -156,18 +156,18 @@ class RunConfig(Section):
     max_epoch: int | None = None
     """runner_base: passes over the training data"""
     max_iters: int | None = None
-    """optimizer steps; with runner_base it stops a run early when reached first"""
+    """optimizer steps; with runner_base, a run stops at max_iters or max_epoch, whichever comes first"""
     iters_per_inner_epoch: int | None = None
     """runner_iter: steps between validations"""
     sampling: Literal["together", "ratios", "size", "sqrt"] | None = None
-    """together: all data sets are shuffled together; else each step draws from one set: with train_dataset_ratios, or
-    with probabilities proportional to the sizes or their square roots, times datasets.<name>.sampling_factor. Absent:
-    ratios where train_dataset_ratios is given, else together"""
+    """together: all data sets are shuffled together. Else each step draws from one set: by train_dataset_ratios, or in
+    proportion to the sizes or their square roots, times datasets.<name>.sampling_factor. Absent: ratios if
+    train_dataset_ratios is given, else together"""
     train_dataset_ratios: dict[str, float] | None = None
     """probability weight of each training data set"""
     shuffle_window: int | None = None
-    """samples; given: shards (blocks of 1,024 rows of other sets) are shuffled, then the samples within windows of this
-    many, so that reads stay in few shards; absent: all samples are shuffled"""
+    """samples. If given, shards (blocks of 1,024 rows of other sets) are shuffled, then samples within windows of this
+    size, so that reads stay in few shards. Absent: all samples are shuffled"""
     # optimizer ----------------------------------------------------------------------------------------------------
     optimizer: str = "adamw"
     """registered name, or a class of torch.optim in any case (sgd, NAdam, adafactor ...)"""
@@ -190,16 +190,16 @@ class RunConfig(Section):
     max_grad_norm: float | None = None
     """clip the global gradient norm; None: no clipping"""
     max_skipped_share: float = 0.2
-    """share of steps with a non-finite loss or gradient, among the newest 100, above which the run stops; such steps
-    change no weights (of a run younger than 20 steps, the share of 20)"""
+    """the run stops if more than this share of the last 100 steps had a non-finite loss or gradient. Such steps change
+    no weights. Runs of fewer than 20 steps count as 20"""
     accum_grad_iters: int = 1
     """micro-batches per optimizer step"""
     amp: bool = False
     amp_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto: bf16 where the device has it, else fp16, when amp is true; fp32 when amp is false"""
+    """auto: with amp, bf16 if the device has it, else fp16; without amp, fp32"""
     lm_reduction: Literal["global", "per_rank"] = "global"
-    """how LM and ITG losses are averaged: over all tokens of a step, whatever its ranks and micro-batches; or LAVIS'
-    mean of the means of each rank's micro-batches"""
+    """average of LM and ITG losses. Over all tokens of a step, independent of ranks and micro-batches; or LAVIS' mean
+    of the means of each rank's micro-batches"""
     # data ---------------------------------------------------------------------------------------------------------
     batch_size_train: int = 16
     """samples per rank and micro-batch"""
@@ -216,10 +216,10 @@ class RunConfig(Section):
     """skip stops the run when more than this share of the samples read was bad"""
     # hooks --------------------------------------------------------------------------------------------------------
     hooks: dict[str, dict[str, Any] | None] = field(default_factory=dict)
-    """what else happens during training: registered hook -> its arguments ({}: defaults; null: the hook is off). A
-    list of names, or of one-key sections, means the same"""
+    """hooks of the training: registered hook -> its arguments ({}: defaults; null: the hook is off). A list of names,
+    or of one-key sections, is also accepted"""
     weights: str | None = None
-    """evaluation of a run (--run): evaluate the weights that this hook keeps (ema) in place of the trained ones"""
+    """evaluation of a run (--run): evaluate the weights that this hook keeps (ema) instead of the trained ones"""
     # bookkeeping --------------------------------------------------------------------------------------------------
     seed: int = field(default=42, metadata=AFFECTS_ROWS)
     output_dir: str = "output"
@@ -228,9 +228,9 @@ class RunConfig(Section):
     evaluate: bool = False
     resume_ckpt_path: str | None = None
     allow_untrained: bool = False
-    """evaluate a model although trainable weights of it are random, because no checkpoint has them"""
+    """evaluate a model even if some trainable weights are random because no checkpoint has them"""
     resume_evaluation: bool = True
-    """go on with an evaluation of the same weights, data and settings that was stopped; false: begin it anew"""
+    """continue a stopped evaluation of the same weights, data and settings; false: start over"""
     log_freq: int = 50
     """steps between log lines"""
     save_freq: int = 5
@@ -239,18 +239,19 @@ class RunConfig(Section):
     """steps between checkpoints, besides save_freq"""
     save_last: bool = True
     keep_checkpoints: int = 2
-    """newest step checkpoints kept; the best one is kept besides"""
+    """number of newest step checkpoints to keep, besides the best one"""
     val_freq: int = 1
     """epochs (runner_iter: inner epochs) between validations"""
     report: bool = True
-    """write a page to look through (results/report.html) after each evaluation, where the task has what to show"""
+    """write a page of samples (results/report.html) after each evaluation, if the task has samples to show"""
     report_samples: int = 5000
-    """samples on such a page; of more, evenly spaced ones"""
+    """most samples on the page, evenly spaced"""
     tensorboard: bool = True
     wandb: bool = False
     wandb_project: str = "lavis_lite"
     fsdp: Literal["none", "llm"] = "none"
-    """llm: ranks share out the blocks of the frozen language model among them (FSDP2); what trains stays with all"""
+    """llm: shard the blocks of the frozen language model over the ranks (FSDP2); every rank keeps all trained
+    weights"""
     find_unused_parameters: bool = False
     dist_timeout_minutes: float = 10.0
     """longest wait for the other ranks within a step"""
@@ -263,7 +264,7 @@ class RunConfig(Section):
     use_dist_eval_sampler: bool | None = None
 
     def task_errors(self) -> list[tuple[str, str]]:
-        """What is wrong with the task's own keys, beyond types: (key, sentence) each. Tasks' sections extend it."""
+        """Errors of the task's own keys, beyond types, each as (key, sentence). Tasks' sections extend it."""
         return []
 
     @classmethod
@@ -306,7 +307,7 @@ class PreprocessConfig(Section):
 
 @dataclass
 class Config(Section):
-    """A whole run, checked: every section is an instance of the class that the registered part asks for."""
+    """A whole checked run: every section is an instance of its class's `config_class`."""
 
     model: ModelConfig
     preprocess: PreprocessConfig
@@ -314,8 +315,8 @@ class Config(Section):
     run: RunConfig
     imports: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """what passed but has no effect, one sentence each; shown at the start"""
+    """keys without effect, one sentence each; shown at the start"""
     provenance: dict[str, str] = field(default_factory=dict)
     """dotted key -> the layer that set it"""
     as_written: dict[tuple[str, ...], Any] = field(default_factory=dict)
-    """keys from the outermost section on -> a value with an interpolation in it, as it was written"""
+    """path of keys -> a value with an interpolation, as it was written"""

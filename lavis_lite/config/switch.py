@@ -1,6 +1,6 @@
-"""A layer that chooses another task, or another arch, than the layers below it: what becomes of their keys.
+"""Drops keys of a former task or arch if a higher layer chooses another one.
 
-So a recipe of one task can be the `base:` of another's, and a run of one task can be evaluated as another.
+So a recipe of one task can be the `base:` of another's, and a run can be evaluated by another task.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _without(layers: list[Layer], section: str, key: str, kind: Registry[Any],
 
 
 def _fields(kind: Registry[Any], name: Any, base: type) -> set[str]:
-    """Keys of the section of a registered class; of an unknown one those that all have."""
+    """Keys of a registered class's section; for an unknown class, the common keys."""
     try:
         section = kind.section_of(name) or base
     except RegistryError:  # composing reports the name

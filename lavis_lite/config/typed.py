@@ -17,9 +17,9 @@ D = TypeVar("D")
 
 
 class Checker:
-    """Builds typed sections and collects what is wrong with them.
+    """Builds typed sections and collects their errors.
 
-    A key that is null keeps its default, unless its type has null as a value.
+    A key that is null keeps its default, unless null is a value of its type.
 
     Args:
         where: dotted key -> name of the layer that set it, for messages.
@@ -27,7 +27,7 @@ class Checker:
 
     Attributes:
         errors, notes: one sentence each.
-        left_out: dotted keys that null took out.
+        left_out: dotted keys that null removed.
     """
 
     def __init__(self, where: Callable[[str], str], unset: Collection[str] = ()) -> None:
@@ -35,11 +35,6 @@ class Checker:
         self.errors: list[str] = []
         self.notes: list[str] = []
         self.left_out: list[str] = []
-
-    @property
-    def faults(self) -> list[str]:
-        """`errors`, by its former name."""
-        return self.errors
 
     def error(self, key: str, message: str) -> None:
         """Collect one error of a dotted key."""
@@ -144,7 +139,7 @@ class Checker:
         return False, None
 
     def _without_unset(self, value: Any, path: str) -> Any:
-        """A value of any type, without the entries of its sections that null took out."""
+        """A value of any type, without the entries of its sections that null removed."""
         if not isinstance(value, Mapping):
             return value
         gone = [key for key, entry in value.items() if entry is None and f"{path}.{key}" in self.unset]
@@ -152,7 +147,7 @@ class Checker:
         return {key: self._without_unset(entry, f"{path}.{key}") for key, entry in value.items() if key not in gone}
 
     def _finite(self, value: Any, path: str) -> bool:
-        """Whether no number in a value is infinite or NaN, which would pass every comparison with a limit."""
+        """Whether all numbers in a value are finite; NaN would pass every comparison with a limit."""
         if isinstance(value, Mapping):
             return all([self._finite(entry, f"{path}.{key}") for key, entry in value.items()])
         if isinstance(value, list):
@@ -164,14 +159,14 @@ class Checker:
 
 
 def _takes_null(hint: Any) -> bool:
-    """Whether null is a value of a type, and not the absence of one."""
+    """Whether null is a value of a type."""
     return hint is Any or type(None) in typing.get_args(hint)
 
 
 def parameter_problem(function: Callable[..., Any], key: str, value: Any) -> str:
-    """What is wrong with the type of a value for a parameter, as the end of a sentence; "" when nothing is.
+    """The type error of a value for a parameter, as the end of a sentence; "" if the value fits.
 
-    Annotations of other than plain types are left to the function itself.
+    Annotations of types that are not plain are left to the function itself.
     """
     try:
         hint = typing.get_type_hints(function).get(key, Any)

@@ -10,7 +10,7 @@ from lavis_lite.config.compose import compose_dataset
 from lavis_lite.config.layers import read_yaml
 from lavis_lite.config.named import dataset_names, dataset_rows
 from lavis_lite.datasets.base import BaseDataset
-from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
+from lavis_lite.errors import ConfigError, DataError, ErrorList, did_you_mean
 from lavis_lite.registry import registry
 
 TYPES = ("images", "videos", "features")
@@ -30,7 +30,7 @@ def load_dataset(name: str, cfg_path: str | Path | None = None, vis_path: str | 
         data_type: key of build_info that `vis_path` is for: images, videos or features. None: the row's own.
 
     Raises:
-        ConfigError: unknown name or data type. Faults: a section that does not fit.
+        ConfigError: unknown name or data type. ErrorList: a section that does not fit.
         DataError: annotation files are missing and cannot be fetched, or faulty.
     """
     if cfg_path is None and name not in dataset_names():
@@ -39,8 +39,8 @@ def load_dataset(name: str, cfg_path: str | Path | None = None, vis_path: str | 
         raise ConfigError(f"load_dataset: data_type={data_type!r} is none of {', '.join(TYPES)}.")
     section = {} if cfg_path is None else _section_of(Path(cfg_path), name)
     composition = compose_dataset(name, section=section)
-    if composition.faults:
-        raise Faults(f"{cfg_path or name}:", composition.faults)
+    if composition.errors:
+        raise ErrorList(f"{cfg_path or name}:", composition.errors)
     cfg = composition.config.datasets[name]
     if vis_path is not None:
         getattr(cfg.build_info, data_type or cfg.data_type).storage = str(vis_path)

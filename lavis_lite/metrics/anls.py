@@ -13,23 +13,23 @@ Rule = Literal["stvqa", "spaces"]
 
 
 def levenshtein(one: str, two: str) -> int:
-    """Least number of inserted, deleted and replaced characters that turn one text into the other."""
+    """Smallest number of insertions, deletions and replacements of characters between two texts."""
     if len(one) < len(two):
         one, two = two, one
     row = list(range(len(two) + 1))
-    for place, character in enumerate(one, 1):
-        last, row[0] = row[0], place
+    for position, character in enumerate(one, 1):
+        last, row[0] = row[0], position
         for column, other in enumerate(two, 1):
             last, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, last + (character != other))
     return row[-1]
 
 
 def similarity(prediction: str, answer: str, rule: Rule = "stvqa") -> float:
-    """1 - distance / length of the longer text, in [0, 1], case and outer blanks aside.
+    """1 - distance / length of the longer text, in [0, 1]; ignores case and outer blanks.
 
     Args:
-        rule: stvqa as the ST-VQA evaluation of mmf; spaces as lmms-eval, where runs of blanks are one blank and lengths
-            are those of the texts as they were given.
+        rule: stvqa, as mmf's evaluation of ST-VQA; spaces, as lmms-eval, which joins runs of blanks but takes the
+            lengths of the original texts.
     """
     lengths = len(prediction), len(answer)
     prediction, answer = prediction.strip().lower(), answer.strip().lower()
@@ -41,7 +41,7 @@ def similarity(prediction: str, answer: str, rule: Rule = "stvqa") -> float:
 
 
 def anls_score(prediction: str, answers: Sequence[str], rule: Rule = "stvqa") -> float:
-    """Best similarity of one prediction with any answer, 0 where it stays below one half.
+    """Best similarity of one prediction with any answer; 0 if it is below one half.
 
     Raises:
         ValueError: there are no answers.
@@ -60,5 +60,5 @@ def anls(predictions: Sequence[str], answers: Sequence[Sequence[str]], rule: Rul
     """
     if not predictions or len(predictions) != len(answers):
         raise DataError(f"ANLS needs one list of answers per prediction; there are {len(predictions)} predictions and "
-                        f"{len(answers)} lists.")
+                        f"{len(answers)} lists of answers.")
     return sum(anls_score(one, right, rule) for one, right in zip(predictions, answers, strict=True)) / len(predictions)

@@ -27,7 +27,7 @@ wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you'
 
 
 def _without_one_apostrophe(word: str) -> Iterable[str]:
-    return (word[:place] + word[place + 1:] for place, letter in enumerate(word) if letter == "'")
+    return (word[:index] + word[index + 1:] for index, letter in enumerate(word) if letter == "'")
 
 
 _RESTORED = {"somebody'd": "somebodyd",  # the script's own slip

@@ -1,8 +1,8 @@
-"""When an answer to a visual question is right: one function for each rule, from texts to a score in [0, 1].
+"""Rules that score answers to visual questions: one function per rule, from texts to a score in [0, 1].
 
 Most rules are the VQA evaluation's: min(1, agreeing annotators / 3), averaged over the ways to leave one annotator out.
-They differ in how texts are cleaned, and in what "leave one out" takes away. That needs two annotators; data sets with
-one answer per question have `exact`.
+They differ in how they clean texts and whom they leave out. They need two annotators; use `exact` for data sets with
+one answer per question.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ RULES: tuple[str, ...] = get_args(Rule)
 LEAVES_ONE_OUT: tuple[str, ...] = ("official", "normalised", "textvqa", "vizwiz")
 """rules that give 0 to every answer if there is one annotator"""
 AGREEING = 3
-"""annotators that make an answer fully right"""
+"""agreeing annotators for the full score"""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of a question.
+    """Answers, types and options of a question.
 
     Args:
         answers: one for each annotator; for multiple choice the text of the right option.
-        question_type, answer_type: its types, if it has any.
+        question_type, answer_type: its types; "": unknown.
         confidences: `answer_confidence` of each annotator, in the order of `answers` (VizWiz).
         choices: the options of a multiple-choice question, in order.
         label: the index of the right option.
@@ -53,21 +53,21 @@ def answer_score(prediction: str, answers: Sequence[str | Mapping[str, Any]], ru
         prediction: the model's answer.
         answers: one for each annotator, or the annotators' official records {answer, answer_confidence, answer_id};
             for multiple choice the text of the right option.
-        rule: official: the VQA script's, which cleans texts only if the annotators differ; normalised: the same with
-            texts always cleaned; textvqa: TextVQA's own cleaning, always; vizwiz: as official, but equal records
-            (answer and confidence) are left out together; scienceqa: 1 if the option that the prediction names is the
-            right one; exact: 1 if the cleaned texts are equal for any annotator; thirds: min(1, equal annotators / 3),
-            texts as written (A-OKVQA); halves: min(1, equal annotators / 2), texts cleaned (iVQA).
-        answer_ids: False gives what the official script does to annotations that lack answer_id: it leaves out all
-            equal answers at once and not one annotator.
-        confidences: vizwiz: what each annotator's record has besides the answer; absent: what the records have.
-        choices: scienceqa: the options.
+        rule: one of these. official: the VQA script's, which cleans texts only if the annotators differ. normalised:
+            the same, but always cleans them. textvqa: TextVQA's own cleaning, always. vizwiz: as official, but equal
+            records (answer and confidence) are left out together. scienceqa: 1 if the prediction names the right
+            option. exact: 1 if the cleaned prediction equals any cleaned answer. thirds: min(1, equal annotators / 3)
+            without cleaning (A-OKVQA). halves: min(1, equal annotators / 2) after cleaning (iVQA).
+        answer_ids: False: as the official script for annotations without answer_id, which leaves out all equal answers
+            at once instead of one annotator.
+        confidences: for vizwiz, each annotator's confidence; absent: those of the records.
+        choices: for scienceqa, the options.
 
-    An empty prediction scores 0; only the scripts behind official, textvqa and vizwiz let it agree with an answer of
-    which cleaning leaves nothing ("a").
+    An empty prediction scores 0, with one exception. By official, textvqa and vizwiz it agrees with an answer that
+    cleaning makes empty ("a").
 
     Raises:
-        ValueError: there are no answers, or `confidences` are not as many as they.
+        ValueError: there are no answers, or another number of `confidences`.
     """
     if not answers:
         raise ValueError("a prediction cannot be scored against no answers")
@@ -81,21 +81,21 @@ def answer_score(prediction: str, answers: Sequence[str | Mapping[str, Any]], ru
 
 
 def chosen_rule(rule: AnswerRule, annotators: Iterable[int]) -> Rule:
-    """The rule itself; of `auto` official if three annotators of each question can agree with one left out, else exact.
+    """The rule itself. For `auto`, official if every question has at least four annotators, else exact.
 
-    With fewer annotators no answer could score 1 by the official rule.
+    With fewer annotators no answer could score 1 by the official rule, which leaves one out.
 
     Args:
         rule: one of RULES, or auto.
         annotators: answers of each question.
 
     Raises:
-        ConfigError: there is no such rule; names the nearest.
+        ConfigError: unknown rule; the message names the nearest.
     """
     if rule == "auto":
         return "official" if min(annotators, default=0) > AGREEING else "exact"
     if rule not in RULES:
-        raise ConfigError(f"there is no rule {rule!r} for answers; {did_you_mean(rule, [*RULES, 'auto'])}")
+        raise ConfigError(f"unknown rule {rule!r} for answers; {did_you_mean(rule, [*RULES, 'auto'])}")
     return rule
 
 
@@ -109,18 +109,18 @@ def confidences_of(records: Sequence[Any]) -> list[str]:
 
 
 def truth_score(prediction: str, truth: Truth, rule: Rule) -> float:
-    """`answer_score` of one prediction against what is known of its question."""
+    """`answer_score` of one prediction for its question."""
     return _RULES[rule](single_line(prediction), truth)
 
 
 def lacking(truth: Truth, rule: Rule) -> str:
-    """What a rule needs that is not known of a question, and what to do about it; "": nothing."""
+    """What a question lacks for a rule, and what to do about it; "" if it lacks nothing."""
     if rule == "vizwiz" and not truth.confidences:
-        return ("the rule vizwiz needs the answer_confidence of every annotator, and there is none (or answer_id tells "
-                "the annotators apart). Take VizWiz' own annotations, or score with the rule official")
+        return ("the rule vizwiz needs annotations with answer_confidence and without answer_id. Use VizWiz' own "
+                "annotations, or score with the rule official")
     if rule == "scienceqa" and not truth.choices:
-        return ("the rule scienceqa needs the options of each question, and there are none. Name their column in "
-                "columns.choices of the data set, or score with the rule exact")
+        return ("the rule scienceqa needs options, but the question has none. Name their column in columns.choices of "
+                "the data set, or score with the rule exact")
     return ""
 
 
@@ -158,10 +158,10 @@ def _thirds(prediction: str, truth: Truth) -> float:
 
 
 def _scienceqa(prediction: str, truth: Truth) -> float:
-    place = written_option(prediction, truth.choices)
-    if place is None:
+    chosen = written_option(prediction, truth.choices)
+    if chosen is None:
         return 0.0
-    return float(place == truth.label if truth.label is not None else truth.choices[place] in truth.answers)
+    return float(chosen == truth.label if truth.label is not None else truth.choices[chosen] in truth.answers)
 
 
 _RULES: dict[str, Callable[[str, Truth], float]] = {
@@ -193,5 +193,5 @@ def _agreeing(prediction: str, truth: Truth) -> int:
 
 
 def _always_cleaned(text: str) -> str:
-    """A cleaned text; one of which cleaning leaves nothing stays as it is, so that "The" is not the option "A"."""
+    """A cleaned text, or the text itself if cleaning leaves nothing: "The" is not the option "A"."""
     return normalise(text) or single_line(text).lower()

@@ -1,4 +1,4 @@
-"""The caption scores that a run names: of a split, by domain and by image. Those that cannot be computed are listed."""
+"""The caption scores that a run names: of a split, by domain and by image, with reasons for missing ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCORES: dict[str, tuple[str, ...]] = {
 }
 """name in run.caption_metrics -> its scores"""
 MAIN = {"coco": ("CIDEr", "Bleu_4"), "bleu": ("Bleu_4",)}
-"""scores that are added up in agg_metrics where they are not those of SCORES; for coco as LAVIS"""
+"""scores that agg_metrics adds up, if not those of SCORES; coco: as in LAVIS"""
 EMPTY = "empty_captions"
 Parts = Sequence[Sequence[int]]
 _JAVA: dict[str, Callable[[TokenizedCaptions, Parts], list[Scored]]] = {"METEOR": meteor_of_parts,
@@ -35,11 +35,11 @@ class CaptionReport:
     """Scores of a split.
 
     Attributes:
-        scores: Bleu_1 ..., as named; <score>_<domain>; empty_captions, how many predictions had no word (they score 0);
-            agg_metrics, the sum of the main scores: METEOR and SPICE only if nothing else is named, so that it
-            does not hang on what is installed.
-        ids: of the images.
-        per_image: name -> float64[I], in the order of `ids`. BLEU of a split is not the mean of these.
+        scores: the named scores (Bleu_1 ...); <score>_<domain>; empty_captions, the number of empty predictions, which
+            score 0; agg_metrics, the sum of the main scores. METEOR and SPICE enter agg_metrics only if no other score
+            is named, so that it does not depend on what is installed.
+        ids: image ids.
+        per_image: name -> float64[I], in the order of `ids`. The BLEU of a split is not the mean of these.
         missing: METEOR or SPICE -> why it could not be computed.
     """
 
@@ -54,41 +54,40 @@ def caption_report(predictions: Mapping[Any, str], references: Mapping[Any, Sequ
     """Scores by name.
 
     Args:
-        predictions, references: as `captions.caption_scores` takes them.
+        predictions, references: as for `captions.caption_scores`.
         names: keys of SCORES.
-        domains: id -> for instance in-domain, near-domain or out-domain (NoCaps). Each domain is scored as a set of
-            its own.
+        domains: id -> domain, such as in-domain, near-domain or out-domain (NoCaps). Each domain is scored separately.
 
     Raises:
-        DataError: captions that cannot be scored.
+        DataError: the captions cannot be scored.
     """
     names = list(dict.fromkeys(names))
     wanted = list(dict.fromkeys(score for name in names for score in SCORES[name]))
     captions = tokenized(predictions, references)
-    places = _by_domain(captions.ids, domains or {})
+    indices = _by_domain(captions.ids, domains or {})
     whole = token_scores(captions)
     each, missing = dict(whole.per_image), {}
     by_part = [whole.scores, *(token_scores(captions.of([captions.ids[at] for at in part])).scores
-                               for part in places.values())]
+                               for part in indices.values())]
     for name in (name for name in wanted if name in _JAVA):
         try:
-            found = _JAVA[name](captions, list(places.values()))
-        except (MissingExtraError, JavaScoreError) as fault:
-            missing[name] = str(fault)
-            _log.warning("%s was left out of the scores: %s", name, fault)
+            found = _JAVA[name](captions, list(indices.values()))
+        except (MissingExtraError, JavaScoreError) as error:
+            missing[name] = str(error)
+            _log.warning("%s was not computed: %s", name, error)
             continue
         each[name] = found[0][1]
         for scores, (score, _) in zip(by_part, found, strict=True):
             scores[name] = score
     scores = {f"{name}{suffix}": part[name]
-              for suffix, part in zip(["", *(f"_{domain}" for domain in places)], by_part, strict=True)
+              for suffix, part in zip(["", *(f"_{domain}" for domain in indices)], by_part, strict=True)
               for name in wanted if name in part}
     scores |= {EMPTY: float(len(whole.empty)), **_aggregate(names, whole.scores)}
     return CaptionReport(scores, captions.ids, {name: each[name] for name in each if name in wanted}, missing)
 
 
 def _aggregate(names: Sequence[str], scores: Mapping[str, float]) -> dict[str, float]:
-    """agg_metrics; nothing where none of the scores that make it came out."""
+    """agg_metrics; empty if none of its scores could be computed."""
     main = dict.fromkeys(score for name in names for score in MAIN.get(name, SCORES[name]))
     always = [score for score in main if score not in _JAVA]
     there = [scores[name] for name in always or main if name in scores]
@@ -96,9 +95,9 @@ def _aggregate(names: Sequence[str], scores: Mapping[str, float]) -> dict[str, f
 
 
 def _by_domain(ids: Sequence[Any], domains: Mapping[Any, str]) -> dict[str, list[int]]:
-    """Domain -> places of its images."""
+    """Domain -> indices of its images."""
     found: dict[str, list[int]] = {}
-    for place, key in enumerate(ids):
+    for index, key in enumerate(ids):
         if domains.get(key):
-            found.setdefault(domains[key], []).append(place)
+            found.setdefault(domains[key], []).append(index)
     return found

@@ -1,7 +1,7 @@
 """BLEU, ROUGE-L and CIDEr of captions as the official COCO evaluation computes them, without Java and much faster.
 
-The formulas are those of the papers (Papineni 2002; Lin 2004; Vedantam 2015, the variant CIDEr-D without its stemming)
-with the constants of COCO's evaluation code, so that scores agree to the last digits. Axes as in ngrams.py.
+The formulas are those of the papers: Papineni 2002; Lin 2004; Vedantam 2015, the variant CIDEr-D without stemming. The
+constants are those of COCO's evaluation code, so that scores agree to the last digits. Axes as in ngrams.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lavis_lite.metrics.rouge import rouge_l_scores
 CIDER_SIGMA = 6.0
 _log = logging.getLogger(__name__)
 MOST_IDS = 20
-"""ids that an error names"""
+"""ids in an error message"""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class CaptionScores:
     """Scores of a whole set, and of every image in the order of `ids`.
 
     Attributes:
-        ids: image ids, as the predictions have them.
+        ids: image ids, in the order of the predictions.
         scores: name -> score of the set: Bleu_1 ... Bleu_4, ROUGE_L, CIDEr (names of the official code).
-        per_image: name -> float64[I]. BLEU of a set is not the mean of these.
+        per_image: name -> float64[I]. The BLEU of a set is not the mean of these.
         empty: ids of predictions without any word; each scores 0.
     """
 
@@ -43,10 +43,10 @@ class CaptionScores:
 
 @dataclass(frozen=True)
 class TokenizedCaptions:
-    """Predictions and references as the metrics read them.
+    """Tokenized predictions and references.
 
     Attributes:
-        ids: of I images.
+        ids: I image ids.
         predictions: tokens of I captions.
         references: tokens of at least one caption for each of I images.
     """
@@ -57,28 +57,28 @@ class TokenizedCaptions:
 
     def of(self, ids: Sequence[Any]) -> TokenizedCaptions:
         """The same for some of the images."""
-        places = {key: place for place, key in enumerate(self.ids)}
-        chosen = [places[key] for key in ids]
-        return TokenizedCaptions(list(ids), [self.predictions[place] for place in chosen],
-                                 [self.references[place] for place in chosen])
+        indices = {key: index for index, key in enumerate(self.ids)}
+        chosen = [indices[key] for key in ids]
+        return TokenizedCaptions(list(ids), [self.predictions[index] for index in chosen],
+                                 [self.references[index] for index in chosen])
 
 
 def caption_scores(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> CaptionScores:
     """Score one caption per image against its references; both are tokenized here.
 
     Args:
-        predictions: id -> caption. Their order is the order of images in the official evaluation: a caption's tokens
-            can hang on the caption after it (see ptb.py).
-        references: id -> at least one caption; ids without a prediction do not count; a warning names them.
+        predictions: id -> caption, in the image order of the official evaluation: a caption's tokens can depend on the
+            next caption (see ptb.py).
+        references: id -> at least one caption; ids without a prediction are ignored with a warning.
 
     Raises:
-        DataError: nothing to score, predictions without references (all of them are listed), or no text.
+        DataError: no captions; predictions without references; or a caption that is not text.
     """
     return token_scores(tokenized(predictions, references))
 
 
 def tokenized(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> TokenizedCaptions:
-    """Tokens of what `caption_scores` takes: all references are one stream of captions, all predictions another."""
+    """Tokens for `caption_scores`: all references are one stream of captions, all predictions another."""
     check(predictions, references)
     ids = list(predictions)
     stream = iter(tokenize_all(text for key in ids for text in references[key]))
@@ -87,25 +87,25 @@ def tokenized(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[
 
 
 def check(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> None:
-    """Raise DataError where captions cannot be scored."""
+    """Raise DataError if the captions cannot be scored."""
     if not predictions:
         raise DataError("there are no captions to score.")
     _stop_at([key for key in predictions if not references.get(key)], len(predictions),
-             "captions have no reference to score them by")
+             "captions have no reference")
     _stop_at([key for key, text in predictions.items() if not isinstance(text, str)], len(predictions),
-             "predicted captions are no text")
+             "predicted captions are not text")
     _stop_at([key for key in predictions if isinstance(references[key], str)
               or not all(isinstance(text, str) for text in references[key])], len(predictions),
-             "images have references that are no list of texts")
+             "images have references that are not a list of texts")
     silent = [key for key in references if key not in predictions]
     if silent:
-        _log.warning("%d of %d images with references have no caption; ids: %s. Scores are of the others.", len(silent),
+        _log.warning("%d of %d images with references have no caption; ids: %s. The scores ignore them.", len(silent),
                      len(references), _shown(silent))
 
 
-def _stop_at(ids: list[Any], total: int, fault: str) -> None:
+def _stop_at(ids: list[Any], total: int, problem: str) -> None:
     if ids:
-        raise DataError(f"{len(ids)} of {total} {fault}; ids: {_shown(ids)}.")
+        raise DataError(f"{len(ids)} of {total} {problem}; ids: {_shown(ids)}.")
 
 
 def _shown(ids: list[Any]) -> str:
@@ -128,7 +128,7 @@ def token_scores(captions: TokenizedCaptions) -> CaptionScores:
 
 # BLEU ---------------------------------------------------------------------------------------------------------------
 def bleu_scores(corpus: Corpus) -> tuple[Floats, Floats]:
-    """(float64[4] of the set, float64[4,I] of the images), reference length: the closest, the shorter of two."""
+    """(float64[4] of the set, float64[4,I] of the images). Of two equally close references, the shorter one counts."""
     own = corpus.length[:corpus.images]
     correct = np.stack([_correct(corpus, counts) for counts in corpus.counts])
     guess = np.stack([np.maximum(own - n, 0) for n in range(ORDER)])
@@ -148,7 +148,7 @@ def _bleu(correct: Ints, guess: Ints, length: Ints, reference: Ints) -> Floats:
 
 
 def _correct(corpus: Corpus, counts: Counts) -> Ints:
-    """int64[I]: n-grams of a prediction that some reference has, each at most as often as a reference has it."""
+    """int64[I]: n-grams of a prediction that a reference has, counted at most as often as in one reference."""
     best = np.zeros(len(counts.count), dtype=np.int64)
     np.maximum.at(best, counts.partner, counts.count[counts.shared])
     clipped = np.minimum(best, counts.count)[counts.own]
@@ -156,7 +156,7 @@ def _correct(corpus: Corpus, counts: Counts) -> Ints:
 
 
 def _closest_length(corpus: Corpus) -> Ints:
-    """int64[I]: length of the reference nearest in length to the prediction, the shorter where two are as near."""
+    """int64[I]: length of the reference nearest in length to the prediction; of two equally near ones, the shorter."""
     image, length = corpus.image[corpus.images:], corpus.length[corpus.images:]
     order = np.lexsort((length, np.abs(length - corpus.length[image]), image))
     _, first = np.unique(image[order], return_index=True)

@@ -1,7 +1,7 @@
-"""METEOR and SPICE by the programs that pycocoevalcap brings: Java, in a process of their own, and watched.
+"""METEOR and SPICE by the Java programs of pycocoevalcap, each in a watched process.
 
-Captions come in as tokens (ptb.py), so no line break can shift the lines that Java reads and answers. No shell is
-involved, files are in a temporary folder, and a program without output for `patience` seconds is ended.
+Captions are tokens (ptb.py), so no line break can shift the lines that Java reads and writes. No shell is used, files
+are in a temporary folder, and a program without output for `patience` seconds is ended.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _LAST_LINES = 5
 
 
 class JavaScoreError(DataError):
-    """A Java program of a metric crashed, hung or answered what is no score."""
+    """A Java program of a metric crashed, hung or did not return a score."""
 
 
 def meteor_scores(captions: TokenizedCaptions, patience: float = PATIENCE) -> Scored:
-    """METEOR 1.5 of the set, and of the images float64[I], as the official evaluation.
+    """METEOR 1.5 of the set, and of the images float64[I], as in the official evaluation.
 
     Raises:
-        MissingExtraError: Java or pycocoevalcap is not there.
+        MissingExtraError: Java or pycocoevalcap is not installed.
         JavaScoreError: the program crashed, or had no output for `patience` seconds.
     """
     return meteor_of_parts(captions, [], patience)[0]
@@ -50,11 +50,11 @@ def meteor_scores(captions: TokenizedCaptions, patience: float = PATIENCE) -> Sc
 
 def meteor_of_parts(captions: TokenizedCaptions, parts: Sequence[Sequence[int]],
                     patience: float = PATIENCE) -> list[Scored]:
-    """`meteor_scores` of the set, then of each part as a set of its own, by one run of the program.
+    """`meteor_scores` of the set, then of each part as a separate set, by one run of the program.
 
     Args:
         captions: the set.
-        parts: places of images.
+        parts: indices of images.
         patience: seconds without output.
     """
     jar = _package_file("METEOR", "meteor/meteor-1.5.jar")
@@ -65,7 +65,7 @@ def meteor_of_parts(captions: TokenizedCaptions, parts: Sequence[Sequence[int]],
         java.send(_meteor_lines(captions))
         statistics = [java.line() for _ in range(count)]
         for part in [range(count), *parts]:
-            java.send([" ||| ".join(["EVAL", *(statistics[place] for place in part)])])
+            java.send([" ||| ".join(["EVAL", *(statistics[index] for index in part)])])
             *each, whole = [java.number() for _ in range(len(part) + 1)]
             found.append((whole, np.array(each)))
     return found
@@ -77,7 +77,7 @@ def _meteor_lines(captions: TokenizedCaptions) -> Iterator[str]:
 
 
 def _line(tokens: Sequence[str]) -> str:
-    """A caption as Java reads it: one line, whatever the tokens are."""
+    """A caption as one line for Java."""
     return one_line(" ".join(tokens))
 
 
@@ -89,19 +89,19 @@ def spice_of_parts(captions: TokenizedCaptions, parts: Sequence[Sequence[int]],
 
 
 def spice_scores(captions: TokenizedCaptions, patience: float = PATIENCE) -> Scored:
-    """SPICE F of the set, and of the images float64[I], as the official evaluation.
+    """SPICE F of the set, and of the images float64[I], as in the official evaluation.
 
     Raises:
-        MissingExtraError: Java, pycocoevalcap or the models of its parser are not there.
+        MissingExtraError: Java, pycocoevalcap or the models of its parser are not installed.
         JavaScoreError: the program crashed, or had no output for `patience` seconds.
     """
     jar = _package_file("SPICE", "spice/spice-1.0.jar")
     if len(list((jar.parent / "lib").glob("stanford-corenlp-*.jar"))) < 2:
         raise MissingExtraError(
-            f"SPICE needs the Stanford CoreNLP 3.6.0 program and models in {jar.parent / 'lib'}; with a network, once: "
+            f"SPICE needs the Stanford CoreNLP 3.6.0 program and models in {jar.parent / 'lib'}. Download them once: "
             "python -c 'from pycocoevalcap.spice.get_stanford_models import get_stanford_models as get; get()'")
-    asked = [{"image_id": place, "test": _line(prediction), "refs": list(map(_line, references))}
-             for place, (prediction, references) in enumerate(zip(captions.predictions, captions.references,
+    asked = [{"image_id": index, "test": _line(prediction), "refs": list(map(_line, references))}
+             for index, (prediction, references) in enumerate(zip(captions.predictions, captions.references,
                                                                   strict=True))]
     with tempfile.TemporaryDirectory(prefix="spice-") as folder:
         source, target = Path(folder, "captions.json"), Path(folder, "scores.json")
@@ -117,9 +117,9 @@ def _spice_result(path: Path, count: int) -> Scored:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         scores = {row["image_id"]: float(row["scores"]["All"]["f"]) for row in rows}
-        values = np.array([scores[place] for place in range(count)])
-    except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise JavaScoreError(f"SPICE ended without scores that can be read ({fault!r}).") from fault
+        values = np.array([scores[index] for index in range(count)])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise JavaScoreError(f"SPICE ended without readable scores ({error!r}).") from error
     return float(values.mean()), values
 
 
@@ -135,7 +135,7 @@ def _package_file(metric: str, name: str) -> Path:
 
 
 def find_java(metric: str) -> str:
-    """Path of the Java program: that of JAVA_HOME, else the first on PATH.
+    """Path of the Java program: in JAVA_HOME, else the first on PATH.
 
     Raises:
         MissingExtraError: Java is not installed.
@@ -160,7 +160,7 @@ def why_no_java(metric: str) -> str:
 
 
 class Java:
-    """A Java program that is spoken to line by line; a context that ends it whatever happens.
+    """A Java program with line-by-line input and output; a context manager that always ends it.
 
     Args:
         metric: its name, for messages.
@@ -179,7 +179,7 @@ class Java:
     def __enter__(self) -> Java:
         return self
 
-    def __exit__(self, *fault: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._process.kill()
         self._process.wait()
 
@@ -189,13 +189,13 @@ class Java:
         self._lines.put(None)
 
     def send(self, lines: Iterable[str]) -> None:
-        """Write lines while answers are read: neither side waits for the other's full pipe."""
+        """Write lines in a thread, so that a full pipe blocks neither side."""
         text = "".join(f"{line}\n" for line in lines)
-        threading.Thread(target=self._say, args=(text,), daemon=True).start()
+        threading.Thread(target=self._write, args=(text,), daemon=True).start()
 
-    def _say(self, text: str) -> None:
+    def _write(self, text: str) -> None:
         pipe = _pipe(self._process.stdin)
-        with _closed_pipe_is_told_by_the_reader():
+        with _ignore_closed_pipe():
             pipe.write(text.encode("utf-8", "replace"))
             pipe.flush()
 
@@ -203,19 +203,19 @@ class Java:
         """The next line.
 
         Raises:
-            JavaScoreError: none came in time, or the program has ended.
+            JavaScoreError: no line came in time, or the program has ended.
         """
         line = self._next()
         if line is None:
-            raise JavaScoreError(f"{self.metric}: Java ended with exit code {self._process.wait()} before all scores "
-                                 f"were there. {self._last_words()}")
+            raise JavaScoreError(f"{self.metric}: Java ended with exit code {self._process.wait()} before it had "
+                                 f"written all scores. {self._last_words()}")
         return line
 
     def _next(self) -> str | None:
         try:
             line = self._lines.get(timeout=self.patience)
         except queue.Empty:
-            raise JavaScoreError(f"{self.metric}: Java said nothing for {self.patience:g} seconds and was ended. "
+            raise JavaScoreError(f"{self.metric}: Java wrote nothing for {self.patience:g} seconds and was ended. "
                                  f"{self._last_words()}") from None
         if line is not None:
             self._seen = [*self._seen[1 - _LAST_LINES:], line]
@@ -227,13 +227,13 @@ class Java:
         try:
             return float(line)
         except ValueError:
-            raise JavaScoreError(f"{self.metric}: Java answered {line[:200]!r} in place of a score.") from None
+            raise JavaScoreError(f"{self.metric}: Java answered {line[:200]!r} instead of a score.") from None
 
     def finish(self) -> None:
         """Read until the program ends by itself.
 
         Raises:
-            JavaScoreError: it had no output for too long, or ended with an error.
+            JavaScoreError: the program had no output for too long, or ended with an error.
         """
         while self._next() is not None:
             pass
@@ -241,7 +241,7 @@ class Java:
             raise JavaScoreError(f"{self.metric}: Java ended with exit code {code}. {self._last_words()}")
 
     def _last_words(self) -> str:
-        return f"Its last lines: {' / '.join(self._seen)[-500:]}" if self._seen else "It never said anything."
+        return f"Its last lines: {' / '.join(self._seen)[-500:]}" if self._seen else "It wrote nothing."
 
 
 def _pipe(stream: IO[bytes] | None) -> Any:
@@ -251,8 +251,8 @@ def _pipe(stream: IO[bytes] | None) -> Any:
 
 
 @contextmanager
-def _closed_pipe_is_told_by_the_reader() -> Iterator[None]:
-    """A program that ends while it is written to: `line` raises with its exit code and last words."""
+def _ignore_closed_pipe() -> Iterator[None]:
+    """Ignore the closed pipe of a program that has ended; `line` raises with its exit code and last output."""
     try:
         yield
     except (BrokenPipeError, ValueError):

@@ -76,9 +76,9 @@ class Corpus:
 
 
 def _parted(words: Ints, length: Ints, sentences: list[list[str]], numbers: dict[str, int]) -> tuple[Ints, Ints, Ints]:
-    """Words and lengths as the official BLEU and CIDEr see them, and the sentences in which that makes a difference.
+    """Words and lengths for the official BLEU and CIDEr, and the sentences with tokens of several words.
 
-    "22 3/4" is one token for ROUGE-L and two words for these.
+    "22 3/4" is one token for ROUGE-L and two words for BLEU and CIDEr.
 
     Args:
         words: int64[words of all sentences], their numbers.
@@ -90,33 +90,33 @@ def _parted(words: Ints, length: Ints, sentences: list[list[str]], numbers: dict
     ends = np.cumsum(length)
     found = np.unique(np.searchsorted(ends, np.flatnonzero(np.isin(words, joined)), side="right"))
     pieces, at, length = [], 0, length.copy()
-    for place in found.tolist():
-        split = " ".join(sentences[place]).split()
-        pieces += [words[at:ends[place] - length[place]],
+    for position in found.tolist():
+        split = " ".join(sentences[position]).split()
+        pieces += [words[at:ends[position] - length[position]],
                    np.array([numbers.setdefault(word, len(numbers)) for word in split], dtype=np.int64)]
-        at, length[place] = ends[place], len(split)
+        at, length[position] = ends[position], len(split)
     return np.concatenate([*pieces, words[at:]]), length, found
 
 
 def _count_all(words: Ints, length: Ints, image: Ints, images: int) -> tuple[list[Counts], Ints]:
     sentence = np.repeat(np.arange(len(length)), length)
     different = int(words.max(initial=0)) + 1
-    place, grams = np.arange(len(words)), words
+    position, grams = np.arange(len(words)), words
     counts, entries = [], []
     for order in range(ORDER):
         if order:  # an n-gram is its first n-1 tokens and one more; it may not run into the next sentence
-            before_end = place[:np.searchsorted(place, len(words) - order)]
+            before_end = position[:np.searchsorted(position, len(words) - order)]
             inside = np.flatnonzero(sentence[before_end + order] == sentence[before_end])
-            place = place[inside]
-            grams = grams[inside] * different + words[place + order]
-        grams, entry, found = _count(grams, sentence[place], image, images)
+            position = position[inside]
+            grams = grams[inside] * different + words[position + order]
+        grams, entry, found = _count(grams, sentence[position], image, images)
         counts.append(found)
         entries.append(entry)
     return counts, entries[0]
 
 
 def _sorted(codes: Ints) -> tuple[Ints, Ints]:
-    """(sorted codes, where each was), equal codes in order; packed into one number where they fit: faster to sort."""
+    """(sorted codes, their former positions), equal codes in order; packed into one number if possible, for speed."""
     bits = max(len(codes) - 1, 0).bit_length()
     if not len(codes) or int(codes.max()).bit_length() + bits > 62:
         order = np.argsort(codes, kind="stable")
@@ -129,16 +129,16 @@ def _count(codes: Ints, sentence: Ints, image: Ints, images: int) -> tuple[Ints,
     """(dense number of each n-gram's code, the entry it belongs to, all entries)."""
     codes, order = _sorted(codes)
     sentence = sentence[order]
-    fresh = np.ones(len(codes), dtype=bool)
-    fresh[1:] = codes[1:] != codes[:-1]
-    dense = np.cumsum(fresh) - 1
+    is_new = np.ones(len(codes), dtype=bool)
+    is_new[1:] = codes[1:] != codes[:-1]
+    dense = np.cumsum(is_new) - 1
     grams = np.empty_like(dense)
     grams[order] = dense
-    fresh[1:] |= sentence[1:] != sentence[:-1]
-    start = np.flatnonzero(fresh)
+    is_new[1:] |= sentence[1:] != sentence[:-1]
+    start = np.flatnonzero(is_new)
     count = np.diff(start, append=len(codes))
     entry = np.empty_like(dense)
-    entry[order] = np.cumsum(fresh) - 1
+    entry[order] = np.cumsum(is_new) - 1
     sentence, gram = sentence[start], dense[start]
     reference = sentence >= images
     own, others = np.flatnonzero(~reference), np.flatnonzero(reference)
@@ -152,6 +152,6 @@ def _count(codes: Ints, sentence: Ints, image: Ints, images: int) -> tuple[Ints,
     in_prediction[gram[own]] = True
     others = others[in_prediction[gram[others]]]
     wanted = keys[others]
-    place = np.minimum(np.searchsorted(predicted, wanted), max(len(own) - 1, 0))
-    hit = predicted[place] == wanted if len(own) else np.zeros(len(others), dtype=bool)
-    return grams, entry, Counts(sentence, gram, count, documents, own, others[hit], own[place[hit]])
+    position = np.minimum(np.searchsorted(predicted, wanted), max(len(own) - 1, 0))
+    hit = predicted[position] == wanted if len(own) else np.zeros(len(others), dtype=bool)
+    return grams, entry, Counts(sentence, gram, count, documents, own, others[hit], own[position[hit]])

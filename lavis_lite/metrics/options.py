@@ -18,19 +18,25 @@ _OUTER_MARKS = " .,;:!\"'()"
 def written_option(text: str, choices: Sequence[str]) -> int | None:
     """The index of the option that a written answer names; None if it names no option.
 
-    In this order: the option's letter alone ("B", "(b)", "B."); the letter before more text ("B. mushroom"); an
-    option's text after "the answer is"; the statement "The answer is B." anywhere, exactly once; the same in other
-    words ("Answer: (b)"); an option's text alone. Letters beyond the options are no letters. Texts are compared without
-    case, outer marks and repeated blanks.
+    These forms are tried in order:
 
-    Source: the letter alone, the letter before ". " and the one statement are what LLaVA's eval_science_qa.py reads
-    (the statement after ScienceQA's own run_gpt3.py); both scripts ignore all other forms.
+    - the option's letter alone ("B", "(b)", "B.");
+    - the letter before more text ("B. mushroom");
+    - an option's text after "the answer is";
+    - the statement "The answer is B." anywhere, exactly once;
+    - the same in other words ("Answer: (b)");
+    - an option's text alone.
+
+    Letters beyond the options are ignored. Texts are compared without case, outer marks and repeated blanks.
+
+    Source: LLaVA's eval_science_qa.py reads the letter alone, the letter before ". " and the one statement. The
+        statement is that of ScienceQA's run_gpt3.py. Both scripts ignore all other forms.
     """
     written = " ".join(text.split())
     for letter in _letters(written, choices):
-        place = ascii_uppercase.find(letter.upper())
-        if 0 <= place < len(choices):
-            return place
+        index = ascii_uppercase.find(letter.upper())
+        if 0 <= index < len(choices):
+            return index
     return _with_text(written, choices)
 
 
@@ -41,9 +47,9 @@ def _letters(written: str, choices: Sequence[str]) -> Iterator[str]:
     if before := _LETTER_BEFORE_TEXT.match(written):
         yield before[1] or before[2]
     stated = _STATED_TEXT.search(written)
-    place = _with_text(stated[1], choices) if stated else None
-    if place is not None:
-        yield ascii_uppercase[place]
+    index = _with_text(stated[1], choices) if stated else None
+    if index is not None:
+        yield ascii_uppercase[index]
         return
     for pattern in (_STATED_LETTER, _STATED_IN_OTHER_WORDS):
         found = ["".join(groups) for groups in pattern.findall(written)]
@@ -55,7 +61,7 @@ def _letters(written: str, choices: Sequence[str]) -> Iterator[str]:
 def _with_text(text: str, choices: Sequence[str]) -> int | None:
     """The first option with this text."""
     plain = _plain(text)
-    return next((place for place, choice in enumerate(choices) if plain and _plain(choice) == plain), None)
+    return next((index for index, choice in enumerate(choices) if plain and _plain(choice) == plain), None)
 
 
 def _plain(text: str) -> str:

@@ -1,7 +1,7 @@
-"""Files of predictions and of right answers -> what the metrics take, so that a file can be scored without a run.
+"""Readers of prediction files and annotation files, so that predictions can be scored without a run.
 
-Predictions are the files that an evaluation writes, or anybody's in the official results format, as a JSON list or as
-JSON lines; right answers are official COCO captions files and the annotations of VQA, TextVQA, VizWiz and ScienceQA.
+Predictions are files of an evaluation, or files in the official results format, as a JSON list or JSON lines.
+Annotations are official COCO captions files and those of VQA, TextVQA, VizWiz and ScienceQA.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def by_id(rows: Iterable[Any], where: str = "predictions") -> dict[Id, str]:
     Raises:
         DataError: as `read_predictions`.
     """
-    pairs = [(_value(row, IDS, int | str, f"{where}:{place}"), _value(row, TEXTS, str, f"{where}:{place}"))
-             for place, row in enumerate(rows, 1)]
+    pairs = [(_value(row, IDS, int | str, f"{where}:{index}"), _value(row, TEXTS, str, f"{where}:{index}"))
+             for index, row in enumerate(rows, 1)]
     twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
     if twice:
         raise DataError(f"{where}: {len(twice)} ids have more than one prediction: {shown(twice)}; one per id can be "
@@ -63,9 +63,9 @@ def read_references(path: str | Path) -> tuple[dict[Id, list[str]], dict[Id, str
     if not isinstance(notes, list):
         raise DataError(f"{path}: must be a COCO captions file, with 'images' and 'annotations'.")
     captions: dict[Id, list[str]] = {}
-    for place, row in enumerate(notes, 1):
-        name = _value(row, ("image_id",), int | str, f"{path}: annotations[{place}]")
-        captions.setdefault(name, []).append(_value(row, ("caption",), str, f"{path}: annotations[{place}]"))
+    for index, row in enumerate(notes, 1):
+        name = _value(row, ("image_id",), int | str, f"{path}: annotations[{index}]")
+        captions.setdefault(name, []).append(_value(row, ("caption",), str, f"{path}: annotations[{index}]"))
     images = [image for image in value.get("images", []) if isinstance(image, dict)]
     return captions, {image["id"]: image["domain"] for image in images if image.get("domain")}
 
@@ -73,8 +73,8 @@ def read_references(path: str | Path) -> tuple[dict[Id, list[str]], dict[Id, str
 def read_truths(path: str | Path, split: str | None = None) -> dict[Id, Truth]:
     """Right answers of a published file -> question id -> its answers, types, confidences and options.
 
-    Read are official VQA annotations, those of TextVQA ({"data": [...]}), VizWiz' list (a question's id is its image,
-    as in VizWiz' results files), and ScienceQA's problems.json (an object of questions by number).
+    Supported files: official VQA annotations; TextVQA's ({"data": [...]}); VizWiz' list, with the image as the
+        question's id, as in VizWiz' results files; ScienceQA's problems.json, an object of questions by number.
 
     Args:
         path: the file.
@@ -99,7 +99,7 @@ def read_truths(path: str | Path, split: str | None = None) -> dict[Id, Truth]:
 
 
 def _notes(value: Any) -> list[tuple[str, Any]] | None:
-    """(where, row) of each question; None if it is no file of answers."""
+    """(location, row) of each question; None if the file has no annotations."""
     if isinstance(value, dict) and not isinstance(value.get("annotations", value.get("data")), list):
         if not value or not all(isinstance(row, dict) and "choices" in row for row in value.values()):
             return None
@@ -107,7 +107,7 @@ def _notes(value: Any) -> list[tuple[str, Any]] | None:
     member = "annotations" if isinstance(value, dict) and "annotations" in value else "data"
     rows = value.get(member) if isinstance(value, dict) else value
     label = member if isinstance(value, dict) else "annotations"
-    return [(f"{label}[{place}]", row) for place, row in enumerate(rows, 1)] if isinstance(rows, list) else None
+    return [(f"{label}[{index}]", row) for index, row in enumerate(rows, 1)] if isinstance(rows, list) else None
 
 
 def _truth(row: Mapping[str, Any], where: str) -> Truth:
@@ -157,7 +157,7 @@ def _json_lines(path: Path) -> list[Any]:
 def _decoded(path: Path, decode: Callable[[str], Any]) -> Any:
     try:
         return decode(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as fault:
-        raise DataError(f"{path}: there is no such file.") from fault
-    except (OSError, ValueError, RecursionError) as fault:
-        raise DataError(f"{path}: cannot be read as JSON ({fault}).") from fault
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}).") from error

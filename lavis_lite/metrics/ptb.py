@@ -1,12 +1,12 @@
 """Tokens of captions as the Penn Treebank tokenizer of the official COCO evaluation gives them, without Java.
 
-That tokenizer is a generated scanner: at every place the longest match of all its rules counts, and of equally long
+That tokenizer is a generated scanner: at every position the longest match of all its rules counts, and of equally long
 ones the first. The rules of ptb_rules.py are ours; they were fitted to its behaviour (the tests hold recorded outputs).
 Most words take a short way: text between two blanks is scanned once and remembered if its tokens do not depend
 on what follows.
 
-The official code joins all captions by line breaks before it tokenizes them, and what follows a line break
-decides whether "plan B." or "see fig." ends with an abbreviation: tokens of a caption that ends so depend on the next.
+The official code joins all captions by line breaks before it tokenizes them. The text after a line break decides
+whether "plan B." or "see fig." ends with an abbreviation. So the tokens of such a caption depend on the next one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lavis_lite.metrics.ptb_rules import ABBREVIATED, COUNTED, SPLIT, Rule, rule
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--",
                          "...", ";"])
-"""what the official code removes; brackets reach it in lower case and so stay"""
+"""tokens that the official code removes; brackets are in lower case there and so stay"""
 _BREAKS = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029\0]|\\|\\|\\|")
 """what ends a line anywhere on the way of a caption, and what parts its references"""
 _WHITE = frozenset(" \t\u00a0\u3000\n" + "".join(map(chr, range(0x2000, 0x200b))))
@@ -50,31 +50,31 @@ def tokenize(text: str, following: str = "") -> list[str]:
 
 
 def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
-    """Tokens of captions in the official order, so that official scores are met image by image.
+    """Tokens of captions in the official order, which official scores of single images need.
 
     Args:
         texts: as the official code writes them into one file: the references of all images one after the other, or
             all predictions.
     """
     lines, found = [one_line(text) for text in texts], []
-    for place, line in enumerate(lines):
+    for position, line in enumerate(lines):
         try:
             found.append(_by_chunk(line))
         except _HangsOnMoreError:
-            following = lines[place + 1:place + 2]
-            end = "\n" if place + 2 < len(lines) else ""
+            following = lines[position + 1:position + 2]
+            end = "\n" if position + 2 < len(lines) else ""
             found.append(_whole(line, f"\n{following[0]}{end}" if following else ""))
     return found
 
 
 def forget() -> None:
-    """Drop what is remembered of chunks."""
+    """Clear the cache of chunks."""
     _CHUNKS.clear()
     _CHUNKS.others.clear()
 
 
 def one_line(text: str) -> str:
-    """The text with blanks for whatever would end a line on its way, or part references."""
+    """The text with blanks for all characters that would end a line or separate references."""
     return text if text.isprintable() and "|" not in text else _BREAKS.sub(" ", text)
 
 
@@ -130,30 +130,30 @@ _CHUNKS = _Chunks()
 
 def scan(line: str, rest: str) -> list[str]:
     """All tokens of a line, punctuation among them; `rest` as in `_whole`."""
-    text, place, tokens = line + rest, 0, []
+    text, position, tokens = line + rest, 0, []
     shape, end = shadow(text), len(line)
-    while place < end:
-        plain = _BEFORE_BLANK.match(shape, place)
-        if shape[place] in _WHITE:
-            place += 1
+    while position < end:
+        plain = _BEFORE_BLANK.match(shape, position)
+        if shape[position] in _WHITE:
+            position += 1
         elif plain is not None and plain[1].lower() not in SPLIT:  # no rule takes more of it, or less
             tokens.append(plain[1].lower())
-            place = plain.end()
+            position = plain.end()
         else:
-            token, place = _longest(text, shape, place)
+            token, position = _longest(text, shape, position)
             tokens += [token.lower()] if token else []
     return tokens
 
 
-def _longest(text: str, shape: str, place: int) -> tuple[str, int]:
-    """The token that begins at a place and the place after it; "" where the character there is dropped."""
-    reach, best = place, None
-    for rule in _rules_for(shape[place]):
-        match = rule.pattern.match(shape, place)
+def _longest(text: str, shape: str, position: int) -> tuple[str, int]:
+    """The token that begins at a position, and the position after it; "" if the character is dropped."""
+    reach, best = position, None
+    for rule in _rules_for(shape[position]):
+        match = rule.pattern.match(shape, position)
         if match is not None and match.end() > reach:
             reach, best = match.end(), (rule, match)
     if best is None:
-        return "", place + 1
+        return "", position + 1
     rule, match = best
     first, end = match.span(1 if rule.pattern.groups else 0)
     return rule.token(text[first:end]), end - rule.again

@@ -1,9 +1,9 @@
-"""Which characters the caption tokenizer takes as letters, digits or symbols, as recorded from the official one.
+"""Letters, digits and symbols of the caption tokenizer, as recorded from the official one.
 
-That one knows the Unicode of its day, whatever Python's is. A set is written as runs in base 36: `start-more`, where
-`start` counts on from the end of the run before and `more` is how many characters follow the first.
+They are those of its Unicode version, not of Python's. A set is written as runs `start-more` in base 36: `start` is the
+distance from the end of the last run, and `more` is the number of characters after the first.
 
-The rules read a text's shadow: of equal length, with one character standing for all of a kind beyond ASCII.
+The rules read the shadow of a text. It has the same length, and one character replaces all of a kind beyond ASCII.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The rules of the caption tokenizer: what can be a token, in the order in which ties between them are broken.
 
-`scan` in ptb.py takes, at each place, the rule with the longest match, its look-ahead counted. Each was found
+`scan` in ptb.py takes, at each position, the rule with the longest match, its look-ahead counted. Each was found
 by asking the official tokenizer (see tests/metrics/ptb_cases.json); words without a class of letters match in any case.
 """
 

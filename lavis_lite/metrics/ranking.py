@@ -1,7 +1,7 @@
 """Scores of ranked candidates: dialog retrieval and the area under the ROC curve; pure functions over arrays.
 
-A candidate's score is higher for a better one. Equal scores keep the order of the candidates, so that a model that
-scores all alike lands where their order puts it; NaN counts as the lowest score, below -inf. Ranks start at 1.
+Higher scores are better. Equal scores keep the order of the candidates, so a model that scores all of them equally is
+ranked by their order. NaN counts as the lowest score, below -inf. Ranks start at 1.
 
 Dialog: MRR, recall@k, mean rank and NDCG as the Visual Dialog challenge computes them (Das et al., CVPR 2017).
 """
@@ -19,13 +19,13 @@ Ints = NDArray[np.int64]
 
 
 def order(scores: ArrayLike) -> Ints:
-    """Places of the candidates, the best first: float[..., C] -> int64[..., C]."""
+    """Indices of the candidates, the best first: float[..., C] -> int64[..., C]."""
     values = np.asarray(scores, dtype=np.float64)
     return np.argsort(-values, axis=-1, kind="stable")  # NaN sorts last
 
 
 def ranks(scores: ArrayLike) -> Ints:
-    """Rank of every candidate, 1 for the best, in their own order: what Visual Dialog's server takes.
+    """Rank of every candidate, 1 for the best, in candidate order: the format of Visual Dialog's server.
 
     Args:
         scores: float[..., C].
@@ -33,16 +33,16 @@ def ranks(scores: ArrayLike) -> Ints:
     Returns:
         int64[..., C].
     """
-    places = order(scores)
-    found = np.empty_like(places)
-    np.put_along_axis(found, places, np.broadcast_to(np.arange(1, places.shape[-1] + 1), places.shape), axis=-1)
+    ordered = order(scores)
+    found = np.empty_like(ordered)
+    np.put_along_axis(found, ordered, np.broadcast_to(np.arange(1, ordered.shape[-1] + 1), ordered.shape), axis=-1)
     return found
 
 
 def shares(scores: ArrayLike) -> Floats:
-    """Softmax of log-likelihoods, float[..., C]: each candidate's probability among all; NaN has none.
+    """Softmax of log-likelihoods, float[..., C]: each candidate's probability among all; 0 for NaN.
 
-    Equal shares where no candidate has a likelihood above 0.
+    Shares are equal if no candidate has a likelihood above 0.
     """
     values = np.asarray(scores, dtype=np.float64)
     values = np.where(np.isnan(values), -np.inf, values)
@@ -52,7 +52,7 @@ def shares(scores: ArrayLike) -> Floats:
 
 
 def rank_scores(true_ranks: ArrayLike) -> dict[str, float]:
-    """Visual Dialog's sparse scores of the ranks that the right candidates got.
+    """Visual Dialog's sparse scores from the ranks of the right candidates.
 
     Args:
         true_ranks: int[...], 1 for the best.
@@ -61,15 +61,15 @@ def rank_scores(true_ranks: ArrayLike) -> dict[str, float]:
         r1, r5, r10 (fractions), mean_rank and mrr (mean reciprocal rank).
 
     Raises:
-        DataError: there is no rank, or one below 1.
+        DataError: there is no rank, or a rank below 1.
     """
-    places = np.asarray(true_ranks, dtype=np.float64).ravel()
-    if not places.size:
+    found = np.asarray(true_ranks, dtype=np.float64).ravel()
+    if not found.size:
         raise DataError("no question was ranked, so there is nothing to score.")
-    if not places.min() >= 1:
-        raise DataError(f"ranks begin at 1; there is one of {places.min():g}.")
-    return {**{f"r{k}": float((places <= k).mean()) for k in KS},
-            "mean_rank": float(places.mean()), "mrr": float((1 / places).mean())}
+    if not found.min() >= 1:
+        raise DataError(f"ranks begin at 1; one is {found.min():g}.")
+    return {**{f"r{k}": float((found <= k).mean()) for k in KS},
+            "mean_rank": float(found.mean()), "mrr": float((1 / found).mean())}
 
 
 def dialog_scores(scores: ArrayLike, truth: ArrayLike) -> dict[str, float]:
@@ -77,17 +77,17 @@ def dialog_scores(scores: ArrayLike, truth: ArrayLike) -> dict[str, float]:
 
     Args:
         scores: float[..., C].
-        truth: int[...], place of the right one.
+        truth: int[...], index of the right one.
 
     Raises:
-        DataError: a place that no candidate has.
+        DataError: an index is out of range.
     """
-    values, places = np.asarray(scores, dtype=np.float64), np.asarray(truth, dtype=np.int64)
-    wrong = (places < 0) | (places >= values.shape[-1])
+    values, index = np.asarray(scores, dtype=np.float64), np.asarray(truth, dtype=np.int64)
+    wrong = (index < 0) | (index >= values.shape[-1])
     if wrong.any():
         raise DataError(f"the right answer of {int(wrong.sum())} rounds is not among their {values.shape[-1]} "
-                        f"candidates; the first place is {int(places[wrong][0])}.")
-    return rank_scores(np.take_along_axis(ranks(values), places[..., None], axis=-1))
+                        f"candidates; the first index is {int(index[wrong][0])}.")
+    return rank_scores(np.take_along_axis(ranks(values), index[..., None], axis=-1))
 
 
 def ndcg(scores: ArrayLike, relevance: ArrayLike) -> float:
@@ -102,16 +102,16 @@ def ndcg(scores: ArrayLike, relevance: ArrayLike) -> float:
     Raises:
         DataError: shapes differ, or no round has a relevant candidate.
     """
-    gains, places = np.atleast_2d(np.asarray(relevance, dtype=np.float64)), np.atleast_2d(ranks(scores))
-    if gains.shape != places.shape:
-        raise DataError(f"there are relevances {gains.shape} for candidates {places.shape}; the dense annotations "
-                        "belong to another split.")
+    gains, ranked = np.atleast_2d(np.asarray(relevance, dtype=np.float64)), np.atleast_2d(ranks(scores))
+    if gains.shape != ranked.shape:
+        raise DataError(f"relevances {gains.shape} do not fit candidates {ranked.shape}; the dense annotations belong "
+                        "to another split.")
     k = (gains > 0).sum(axis=1, keepdims=True)
     if not k.any():
-        raise DataError("no round has a relevant candidate, so there is no NDCG.")
+        raise DataError("no round has a relevant candidate, so NDCG cannot be computed.")
     best = -np.sort(-gains, axis=1)
     discount = 1 / np.log2(np.arange(gains.shape[1]) + 2)
-    found = np.where(places <= k, gains / np.log2(places + 1), 0).sum(axis=1)
+    found = np.where(ranked <= k, gains / np.log2(ranked + 1), 0).sum(axis=1)
     known = k[:, 0] > 0
     return float((found[known] / (best[known] * discount).sum(axis=1)).mean())
 
@@ -124,7 +124,7 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
         labels: N times 0 or 1.
 
     Raises:
-        DataError: a label is neither 0 nor 1, or one of them does not occur.
+        DataError: a label is neither 0 nor 1, or all labels are equal.
     """
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels)
     positives = int((truth == 1).sum())
@@ -134,7 +134,7 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
                         f"scores, {positives} labels 1 and {negatives} labels 0. Check the candidate that run.positive "
                         "names.")
     values = np.where(np.isnan(values), -np.inf, values)
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    _, group, count = np.unique(values, return_inverse=True, return_counts=True)
     middle = np.cumsum(count) - (count - 1) / 2  # mean rank of equal scores
-    above = middle[place][truth == 1].sum() - positives * (positives + 1) / 2
+    above = middle[group][truth == 1].sum() - positives * (positives + 1) / 2
     return float(above / (positives * negatives))

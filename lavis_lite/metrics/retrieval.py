@@ -1,10 +1,10 @@
 """Recall@k of image-text retrieval: pure functions over scores or over ordered candidates.
 
-Words: a *query* is what one searches with, a *candidate* what is searched through. "Text retrieval" (prefix `txt`, as
-in LAVIS) searches texts with an image; "image retrieval" (`img`) searches images with a text.
+Terms: a *query* searches among *candidates*. "Text retrieval" (prefix `txt`, as in LAVIS) searches texts with an image;
+"image retrieval" (`img`) searches images with a text.
 
-Ties: equal scores keep the order of the candidates' indices, as a stable sort would. A model that gives every pair the
-same score therefore lands at chance and not at the top. NaN counts as the lowest score.
+Ties: equal scores keep the order of the candidates' indices, as in a stable sort. A model that gives every pair the
+same score is therefore at chance, not at the top. NaN counts as the lowest score.
 
 All recalls are fractions in [0, 1] (LAVIS prints percents). A query with several right answers counts as found when any
 of them is among the first k.
@@ -23,7 +23,7 @@ Positives = Sequence[int | Sequence[int]] | Mapping[int, int | Sequence[int]]
 
 KS = (1, 5, 10)
 MISSED = torch.iinfo(torch.int64).max
-"""Rank of a query without a right candidate among those given."""
+"""Rank of a query without a right candidate."""
 
 
 def as_lists(positives: Positives) -> list[list[int]]:
@@ -45,7 +45,7 @@ def ranks_from_scores(scores: Tensor, positives: Positives) -> Tensor:
 
     Args:
         scores: float[N, M], a row per query.
-        positives: the right candidates of each query; a query without any ranks as MISSED.
+        positives: the right candidates of each query; a query without any has the rank MISSED.
 
     Returns:
         int64[N]; 0 means the right candidate came first.
@@ -66,14 +66,14 @@ def _best(row: Tensor, found: Sequence[int]) -> int:
 
 
 def ranks_from_candidates(candidates: Tensor, positives: Positives) -> Tensor:
-    """Place of the first right candidate in each query's ordered list.
+    """Position of the first right candidate in each query's ordered list.
 
     Args:
         candidates: int64[N, K], best first, by index.
         positives: the right candidates of each query.
 
     Returns:
-        int64[N]; MISSED where none of the K is right.
+        int64[N]; MISSED if none of the K is right.
     """
     ranks = torch.full((len(candidates),), MISSED)
     for query, found in enumerate(as_lists(positives)):

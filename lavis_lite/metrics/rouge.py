@@ -1,7 +1,7 @@
 """ROUGE-L of captions (Lin 2004): F of the longest common subsequence, best precision and recall over the references.
 
-Bits of an integer represent a prediction's words (Hyyrö 2004); all pairs of prediction and reference are gone through
-at once, word by shared word. What does not fit into 63 bits, or has tokens of several words, is scored one by one.
+Bits of an integer represent a prediction's words (Hyyrö 2004). All pairs of prediction and reference advance together,
+by one shared word each. Pairs that do not fit into 63 bits, or have tokens of several words, are scored one by one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def rouge_l_scores(corpus: Corpus, predictions: list[list[str]], references: lis
     """float64[I].
 
     Args:
-        corpus: what `Corpus.of` makes of the others.
+        corpus: `Corpus.of` the predictions and references.
         predictions, references: tokens.
     """
     length = np.maximum(corpus.length, 1)  # the official code splits at spaces: an empty caption has one empty word
@@ -34,8 +34,8 @@ def rouge_l_scores(corpus: Corpus, predictions: list[list[str]], references: lis
     precision = np.maximum.reduceat(common, first) / own
     recall = np.maximum.reduceat(common / theirs, first)
     scores = _f(precision, recall)
-    for place in np.flatnonzero(corpus.spaced | (own > MOST_BITS)):
-        scores[place] = one_rouge_l(predictions[place], references[place])
+    for position in np.flatnonzero(corpus.spaced | (own > MOST_BITS)):
+        scores[position] = one_rouge_l(predictions[position], references[position])
     return scores
 
 
@@ -50,9 +50,9 @@ def _common(corpus: Corpus) -> Ints:
     counts, start = corpus.counts[0], np.cumsum(corpus.length) - corpus.length
     sentence = np.repeat(np.arange(len(corpus.length)), corpus.length)
     written = int(corpus.length[:corpus.images].sum())
-    places = (np.arange(written) - start[sentence[:written]]) % MOST_BITS
+    positions = (np.arange(written) - start[sentence[:written]]) % MOST_BITS
     bits = np.zeros(len(counts.count), dtype=np.uint64)
-    np.bitwise_or.at(bits, corpus.entry[:written], np.uint64(1) << places.astype(np.uint64))
+    np.bitwise_or.at(bits, corpus.entry[:written], np.uint64(1) << positions.astype(np.uint64))
     seen = np.zeros_like(bits)
     seen[counts.shared] = bits[counts.partner]  # positions of a reference's word in the prediction
     masks = seen[corpus.entry[written:]]
@@ -61,7 +61,7 @@ def _common(corpus: Corpus) -> Ints:
 
 
 def _walk(corpus: Corpus, pair: Ints, masks: NDArray[np.uint64]) -> Ints:
-    """The same from each shared word's reference (in order) and its places in the prediction."""
+    """The same, from the reference of each shared word (in order) and the word's positions in the prediction."""
     own = np.minimum(corpus.length[corpus.image[corpus.images:]], MOST_BITS).astype(np.uint64)
     full = (np.uint64(1) << own) - np.uint64(1)
     row = full.copy()
@@ -81,8 +81,8 @@ def one_rouge_l(own: list[str], references: list[list[str]]) -> float:
     """The score of one image, from tokens."""
     own = own or [""]
     masks: dict[str, int] = {}
-    for place, word in enumerate(own):
-        masks[word] = masks.get(word, 0) | 1 << place
+    for position, word in enumerate(own):
+        masks[word] = masks.get(word, 0) | 1 << position
     common = [(_lcs(masks, len(own), reference or [""]), max(len(reference), 1)) for reference in references]
     precision = max(length for length, _ in common) / len(own)
     recall = max(length / size for length, size in common)
@@ -90,10 +90,10 @@ def one_rouge_l(own: list[str], references: list[list[str]]) -> float:
 
 
 def _lcs(masks: Mapping[str, int], length: int, other: list[str]) -> int:
-    """Length of the longest common subsequence, bits of an integer standing for the first text's places (Hyyrö 2004).
+    """Length of the longest common subsequence; bits of an integer are positions in the first text (Hyyrö 2004).
 
     Args:
-        masks: word -> bits of its places in the first text.
+        masks: word -> bits of its positions in the first text.
         length: of the first text.
         other: the second text.
     """

@@ -1,6 +1,6 @@
-"""Captions of the mini world against what is in the picture: attributes and whole scenes, as pure functions.
+"""Scores of mini world captions against the pictured scenes, by attributes and by whole scenes; pure functions.
 
-A caption is read as a list of objects, one per phrase: size, texture, colour, shape and place, whatever the wording.
+A caption is parsed into a list of objects, one per phrase: size, texture, colour, shape and position, in any wording.
 The truth is a reference caption read the same way (every reference of an image describes the whole scene).
 """
 
@@ -15,7 +15,7 @@ from lavis_lite.errors import DataError
 
 ATTRIBUTES = ("size", "texture", "color", "shape", "place")
 Object = dict[str, str]
-"""attribute -> value; what was left unsaid is absent, but a texture is then solid"""
+"""attribute -> value; attributes that are not named are absent, except texture, which is then solid"""
 
 _WORDS = {
     "size": {"small": "small", "little": "small", "tiny": "small", "large": "large", "big": "large"},
@@ -29,7 +29,7 @@ _COLUMNS = ("left", "right")
 _MIDDLE = ("center", "middle")
 _BREAK = re.compile(r",|\band\b|\bis (?:left of|right of|above|below)\b")
 _MOST = 6
-"""objects of a caption that are looked at; a scene has at most four"""
+"""objects of a caption that count; a scene has at most four"""
 
 
 def read_objects(caption: str) -> list[Object]:
@@ -38,11 +38,11 @@ def read_objects(caption: str) -> list[Object]:
 
 
 def _phrase(words: Sequence[str]) -> list[Object]:
-    shapes = [place for place, word in enumerate(words) if word in _WORDS["shape"]]
+    shapes = [index for index, word in enumerate(words) if word in _WORDS["shape"]]
     if len(shapes) < 2:
         item = _object(words)
         return [item] if item else []
-    cuts = [0, *(place + 1 for place in shapes[:-1]), len(words)]
+    cuts = [0, *(index + 1 for index in shapes[:-1]), len(words)]
     return [item for first, end in zip(cuts, cuts[1:], strict=False) if (item := _object(words[first:end]))]
 
 
@@ -54,9 +54,9 @@ def _object(words: Sequence[str]) -> Object:
             item[attribute] = found
     row = next((_ROWS[word] for word in words if word in _ROWS), "")
     column = next((word for word in words if word in _COLUMNS), "")
-    place = f"{row} {column}".strip() or ("center" if any(word in _MIDDLE for word in words) else "")
-    if place:
-        item["place"] = place
+    position = f"{row} {column}".strip() or ("center" if any(word in _MIDDLE for word in words) else "")
+    if position:
+        item["place"] = position
     return {"texture": "solid", **item} if item else {}
 
 
@@ -73,7 +73,7 @@ def matched(found: Sequence[Object], truth: Sequence[Object]) -> int:
 
 
 def is_exact(found: Sequence[Object], truth: Sequence[Object]) -> bool:
-    """Whether the caption names exactly the scene's objects with all their attributes, in whatever order."""
+    """Whether the caption names exactly the scene's objects with all their attributes, in any order."""
     key = sorted(tuple(sorted(item.items())) for item in found)
     return key == sorted(tuple(sorted(item.items())) for item in truth)
 
@@ -83,10 +83,10 @@ def scene_scores(captions: Mapping[Any, str], references: Mapping[Any, Sequence[
 
     Returns:
         attribute_f1 (2 x agreeing attributes / attributes of caption and scene, over all images), attribute_precision,
-        attribute_recall; exact, the share of scenes described exactly, and exact_<n> by number of objects.
+        attribute_recall. exact is the share of scenes described exactly, exact_<n> that of scenes with n objects.
 
     Raises:
-        DataError: no caption; a caption of an unknown image; a reference that describes no scene.
+        DataError: no caption; a caption of an unknown image; a reference that does not describe a scene.
     """
     if not captions:
         raise DataError("there is no caption to score.")
@@ -116,6 +116,6 @@ def _truth(name: Any, references: Mapping[Any, Sequence[str]]) -> list[Object]:
         raise DataError(f"the caption of image {name!r} has no reference; score it with the captions of its own split.")
     truth = read_objects(references[name][0])
     if not truth or any(len(item) < len(ATTRIBUTES) for item in truth):
-        raise DataError(f"the metric 'scene' reads captions of the mini world; {references[name][0]!r} (image "
-                        f"{name!r}) is none. Take it out of run.caption_metrics.")
+        raise DataError(f"the metric 'scene' reads captions of the mini world, but {references[name][0]!r} (image "
+                        f"{name!r}) is not one. Remove the metric from run.caption_metrics.")
     return truth

@@ -35,8 +35,8 @@ def question_scores(predictions: Mapping[Id, str], truths: Mapping[Id, Truth], r
 
     Raises:
         ConfigError: there is no such rule.
-        DataError: a prediction for an unknown question, or a question without one (both as the official script); a
-            prediction that is no text; a rule that needs what is not known of a question.
+        DataError: a prediction for an unknown question, or a question without one (both as in the official script). A
+            prediction that is not text. A question that lacks what the rule needs.
     """
     rule = chosen_rule(rule, (len(truth.answers) for truth in truths.values()))
     _refuse_other_questions(predictions, truths)
@@ -51,7 +51,7 @@ def question_scores(predictions: Mapping[Id, str], truths: Mapping[Id, Truth], r
 
 
 def _refuse_other_questions(predictions: Mapping[Id, str], truths: Mapping[Id, Truth]) -> None:
-    """Check that just the questions that are asked are answered."""
+    """Check that predictions and questions have the same ids."""
     unknown = [name for name in predictions if name not in truths]
     if unknown:
         alike = {str(name): name for name in truths}.get(str(unknown[0]))
@@ -70,7 +70,7 @@ def accuracies(scores: Mapping[Id, float], truths: Mapping[Id, Truth]) -> dict[s
     """Means of per-question scores.
 
     Returns:
-        accuracy; accuracy_answer_<type> and accuracy_question_<type> for the types that occur.
+        accuracy, and accuracy_answer_<type> and accuracy_question_<type> for the types that occur.
 
     Raises:
         DataError: there is no question.
@@ -98,7 +98,7 @@ def vqa_accuracy(predictions: Mapping[Id, str], truths: Mapping[Id, Truth], rule
 
 
 def gqa_accuracy(predictions: Mapping[Id, str], answers: Mapping[Id, str]) -> float:
-    """GQA: share of questions with the right answer after both are cleaned as VQA answers (as LAVIS does).
+    """GQA: share of right answers after cleaning both texts as VQA answers (as LAVIS does).
 
     Raises:
         DataError: as `question_scores`.
@@ -107,10 +107,10 @@ def gqa_accuracy(predictions: Mapping[Id, str], answers: Mapping[Id, str]) -> fl
 
 
 class Majority:
-    """Answers without looking: the commonest answer of the training questions.
+    """A baseline without images: the most frequent answer of the training questions.
 
     Args:
-        pairs: (question, its commonest answer) of the training split.
+        pairs: (question, its most frequent answer) of the training split.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
@@ -125,5 +125,5 @@ class Majority:
         self.by_question = {question: counts.most_common(1)[0][0] for question, counts in by_question.items()}
 
     def answer(self, question: str) -> str:
-        """The commonest answer to this very question, or of all where it was never asked."""
+        """The most frequent answer to this question, or of all questions if it is new."""
         return self.by_question.get(question.strip().lower(), self.overall)

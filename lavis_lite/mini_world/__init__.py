@@ -8,11 +8,11 @@ from typing import Any
 
 GENERATORS = {"mini_world": "lavis_lite.mini_world.world:prepare_mini_world",
               "mini_tasks": "lavis_lite.mini_world.tasks:prepare_mini_tasks"}
-"""what `prepare:` of a data set may name -> function(root, **prepare_args) -> folder"""
+"""values for `prepare:` of a data set -> function(root, **prepare_args) -> folder"""
 
 
 def generate(generator: str, root: Path, **arguments: Any) -> Path:
-    """Make sure that `root` holds what a generator writes; safe to call again and from several processes.
+    """Make sure that `root` holds a generator's output; safe to call again and from several processes.
 
     Args:
         generator: key of GENERATORS.

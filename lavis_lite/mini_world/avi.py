@@ -1,4 +1,4 @@
-"""JPEG frames -> an AVI file (motion JPEG), by hand: no package that writes videos is needed."""
+"""JPEG frames -> an AVI file (motion JPEG), without a package for videos."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def motion_jpeg(frames: Sequence[bytes], width: int, height: int, rate: int = 4)
     picture = struct.pack("<IiiHH4sIiiII", 40, width, height, 1, 24, b"MJPG", width * height * 3, 0, 0, 0, 0)
     header = _listed(b"hdrl", _chunk(b"avih", main) + _listed(b"strl", _chunk(b"strh", stream)
                                                               + _chunk(b"strf", picture)))
-    movie, index, place = b"", b"", 4
+    movie, index, offset = b"", b"", 4
     for frame in frames:
         chunk = _chunk(b"00dc", frame)
-        index += struct.pack("<4sIII", b"00dc", _KEY_FRAME, place, len(frame))
-        movie, place = movie + chunk, place + len(chunk)
+        index += struct.pack("<4sIII", b"00dc", _KEY_FRAME, offset, len(frame))
+        movie, offset = movie + chunk, offset + len(chunk)
     return _chunk(b"RIFF", b"AVI " + header + _listed(b"movi", movie) + _chunk(b"idx1", index))
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:
-    """Name, length and content; chunks begin at even places."""
+    """Name, length and content; chunks begin at even offsets."""
     return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
 
 

@@ -1,7 +1,8 @@
-"""Words about a mini world scene: five true captions, each naming every object and where it stands.
+"""Captions of a mini world scene: five true ones, each with every object and its position.
 
-A caption has at most ``MAX_TOKENS`` words and commas, so it fits 32 tokens with [CLS] and [SEP]. A crowded scene is
-therefore told tersely, a simple one with articles and longer turns. A texture that is not named is solid.
+A caption has at most ``MAX_TOKENS`` words and commas, so it fits 32 tokens with [CLS] and [SEP]. Therefore captions of
+crowded scenes are terse, and those of simple scenes have articles and longer phrases. A texture that is not named is
+solid.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def count_tokens(text: str) -> int:
 
 
 def related(first: SceneObject, relation: str, second: SceneObject) -> bool:
-    """Whether `first` stands in `relation` to `second`, judged by the rows and columns of their cells."""
+    """Whether `first` is in `relation` to `second`, by the rows and columns of their cells."""
     return {
         "left of": first.column < second.column,
         "right of": first.column > second.column,
@@ -67,7 +68,7 @@ def canonical_caption(scene: Scene) -> str:
 
 
 def _paraphrase(rng: Dice, item: SceneObject, terse: bool = False) -> str:
-    """Words of one object without its place; `terse` never names a solid texture: six words with the place at most."""
+    """Words of one object without its position; `terse` does not name a solid texture, to keep to six words."""
     words = (
         rng.choose(SIZE_WORDS[item.size]),
         rng.choose(TEXTURE_WORDS[item.texture]) if not terse or item.texture != "solid" else "",
@@ -82,14 +83,14 @@ def _position(rng: Dice, item: SceneObject) -> str:
 
 
 def _placed(rng: Dice, item: SceneObject, article: str = "a") -> str:
-    """An object with its place in a long turn, e.g. ``a big red star in the upper left corner``."""
+    """An object with its position in a long phrase, e.g. ``a big red star in the upper left corner``."""
     position = _position(rng, item)
-    place = f"on the {position}" if position in ("left", "right") else f"at the {position}"
+    phrase = f"on the {position}" if position in ("left", "right") else f"at the {position}"
     if " " in position and "middle" not in position and rng.chance(0.3):
-        place = f"in the {position} corner"
+        phrase = f"in the {position} corner"
     elif position in ("center", "middle"):
-        place = f"in the {position}"
-    return f"{article} {_paraphrase(rng, item)} {place}"
+        phrase = f"in the {position}"
+    return f"{article} {_paraphrase(rng, item)} {phrase}"
 
 
 def _join(rng: Dice, parts: list[str]) -> str:
@@ -99,7 +100,7 @@ def _join(rng: Dice, parts: list[str]) -> str:
 
 
 def reword(rng: Dice, item: SceneObject) -> str:
-    """One object and its place in some of the words that captions have for them."""
+    """One object and its position, in randomly chosen words."""
     return f"{_paraphrase(rng, item)} {_position(rng, item)}"
 
 
@@ -108,7 +109,7 @@ def _listing(rng: Dice, items: list[SceneObject]) -> str:
     return f"{opening} {_join(rng, [_placed(rng, item) for item in items])}".strip()
 
 
-def _place_first(rng: Dice, items: list[SceneObject]) -> str:
+def _position_first(rng: Dice, items: list[SceneObject]) -> str:
     return _join(rng, [f"{_position(rng, item)} a {_paraphrase(rng, item)}" for item in items])
 
 
@@ -118,7 +119,7 @@ def _terse(rng: Dice, items: list[SceneObject]) -> str:
 
 
 def _relation(rng: Dice, items: list[SceneObject]) -> str:
-    """A relation between the first two, places kept for both, then the others; a listing when there is one object."""
+    """A relation between the first two objects with their positions, then the others; one object is listed."""
     if len(items) < 2:
         return _listing(rng, items)
     first, second, *others = items
@@ -131,7 +132,7 @@ def _relation(rng: Dice, items: list[SceneObject]) -> str:
     return ", ".join([start, *(f"{_paraphrase(rng, item)} {_position(rng, item)}" for item in others)])
 
 
-_STYLES: tuple[Callable[[Dice, list[SceneObject]], str], ...] = (_listing, _listing, _place_first, _terse, _relation)
+_STYLES: tuple[Callable[[Dice, list[SceneObject]], str], ...] = (_listing, _listing, _position_first, _terse, _relation)
 _TRIES = 3
 
 

@@ -43,7 +43,7 @@ class Dice:
     def shuffled(self, choices: Sequence[T]) -> list[T]:
         """The choices in random order."""
         items = list(choices)
-        for place in range(len(items) - 1, 0, -1):
-            other = int(self._draw() * (place + 1))
-            items[place], items[other] = items[other], items[place]
+        for last in range(len(items) - 1, 0, -1):
+            other = int(self._draw() * (last + 1))
+            items[last], items[other] = items[other], items[last]
         return items

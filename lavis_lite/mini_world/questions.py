@@ -2,7 +2,7 @@
 
 Six types: color, shape, count, existence, relation, comparison. Yes and no are drawn first and a fitting question is
 built after, so that the words of a question say little about its answer. Outside the split ``ood`` no question names a
-held-out colour-shape pair: training data that always answered "no" to it would make the split unfair.
+held-out colour-shape pair. Otherwise the training answer to it would always be "no", which would make the split unfair.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _count(scene: Scene, wanted: Wanted) -> int:
 
 
 def _refer(rng: Dice, scene: Scene, item: SceneObject, hidden: str = "") -> str:
-    """A phrase that fits this object alone and keeps `hidden` unsaid; its place decides where nothing else does."""
+    """A phrase that fits this object alone and keeps `hidden` unsaid; its position decides if nothing else does."""
     names = [name for name in VALUES if name != hidden]
     for _ in range(4):
         subset = tuple(name for name in names if rng.chance(0.5))

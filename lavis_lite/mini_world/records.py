@@ -1,7 +1,7 @@
 """Annotation files of the mini world in the layouts that COCO captions and VQA v2 publish.
 
-Identifiers: ``image_id`` is unique over all splits; ``id`` of a caption and ``question_id`` are the image id times ten
-plus the caption's or question's place.
+Identifiers: ``image_id`` is unique over all splits. ``id`` of a caption is the image id times ten plus the caption's
+index; ``question_id`` is made the same way.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def caption_file(records: list[SceneRecord], info: dict[str, Any]) -> dict[str, 
         for r in records
     ]
     annotations = [
-        {"id": r.scene.image_id * 10 + place, "image_id": r.scene.image_id, "caption": caption}
+        {"id": r.scene.image_id * 10 + index, "image_id": r.scene.image_id, "caption": caption}
         for r in records
-        for place, caption in enumerate(r.captions)
+        for index, caption in enumerate(r.captions)
     ]
     return {"info": info, "licenses": [{"id": 0, **_LICENSE}], "images": images, "annotations": annotations}
 
@@ -60,9 +60,9 @@ def caption_file(records: list[SceneRecord], info: dict[str, Any]) -> dict[str, 
 def question_file(records: list[SceneRecord], info: dict[str, Any], split: str) -> dict[str, Any]:
     """VQA v2 questions layout."""
     questions = [
-        {"question_id": r.scene.image_id * 10 + place, "image_id": r.scene.image_id, "question": question.text}
+        {"question_id": r.scene.image_id * 10 + index, "image_id": r.scene.image_id, "question": question.text}
         for r in records
-        for place, question in enumerate(r.questions)
+        for index, question in enumerate(r.questions)
     ]
     return {**_vqa_head(info, split), "task_type": "Open-Ended", "questions": questions}
 
@@ -71,7 +71,7 @@ def answer_file(records: list[SceneRecord], info: dict[str, Any], split: str) ->
     """VQA v2 annotations layout; ``question_type`` is one of ``questions.TYPES``."""
     annotations = [
         {
-            "question_id": r.scene.image_id * 10 + place,
+            "question_id": r.scene.image_id * 10 + index,
             "image_id": r.scene.image_id,
             "question_type": question.type,
             "answer_type": _answer_type(question.answer),
@@ -82,13 +82,13 @@ def answer_file(records: list[SceneRecord], info: dict[str, Any], split: str) ->
             ],
         }
         for r in records
-        for place, question in enumerate(r.questions)
+        for index, question in enumerate(r.questions)
     ]
     return {**_vqa_head(info, split), "annotations": annotations}
 
 
 def scene_file(records: list[SceneRecord], info: dict[str, Any]) -> dict[str, Any]:
-    """Ground truth: every object of every scene with its attributes, place and exact geometry."""
+    """Ground truth: every object of every scene with its attributes, position and exact geometry."""
     return {"info": info, "scenes": [{**r.scene.to_json(), "file_name": r.file_name} for r in records]}
 
 

@@ -187,8 +187,8 @@ def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
 def patch_owners(scene: Scene, patch_size: int) -> NDArray[np.int64]:
     """Which object each patch shows: int64[P] in reading order.
 
-    The value is the object's place in ``scene.objects``, -1 for background, -2 where an object covers so little of the
-    patch (2-15 %) that neither answer is right.
+    The value is the object's index in ``scene.objects``, or -1 for background. It is -2 if an object covers only 2-15 %
+    of the patch, so that neither answer is right.
     """
     per_side = IMAGE_SIZE // patch_size
     whole = slice(0, IMAGE_SIZE)

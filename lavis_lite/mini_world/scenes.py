@@ -1,10 +1,10 @@
-"""Scenes of the mini world: what stands where, before any pixel or word exists.
+"""Scenes of the mini world: objects and their positions, before any pixel or word exists.
 
 A scene holds one to four objects in the cells of a 3 x 3 grid. An object has a shape, a colour, a size and a texture.
 A few colour-shape pairs never occur outside the ``ood`` split, so that split measures unseen combinations.
 
-Everything is a pure function of ``(seed, split, index)``: asking twice gives the same scene on any machine, in any
-order and from any number of processes.
+Everything is a pure function of ``(seed, split, index)``: the same scene on any machine and with any number of
+processes.
 """
 
 from __future__ import annotations
@@ -115,14 +115,14 @@ def dice(seed: int, split: str, index: int, stream: str) -> Dice:
 def make_scene(seed: int, split: str, index: int) -> Scene:
     """The scene number ``index`` of a split.
 
-    In ``ood`` one object is a held-out pair and the others never are; elsewhere no object is.
+    In ``ood`` exactly one object is a held-out pair; in other splits none is.
     """
     rng = dice(seed, split, index, "scene")
     cells = rng.shuffled(range(GRID * GRID))[: 1 + rng.below(MAX_OBJECTS)]
     objects: list[SceneObject] = []
     for cell in cells:
         pair = rng.choose(HELD_OUT) if split == "ood" and not objects else _training_pair(rng, objects)
-        objects.append(_place(rng, *pair, cell))
+        objects.append(_object_in(rng, *pair, cell))
     return Scene(seed, split, index, tuple(rng.shuffled(objects)))
 
 
@@ -137,8 +137,8 @@ def _training_pair(rng: Dice, earlier: list[SceneObject]) -> tuple[str, str]:
             return color, shape
 
 
-def _place(rng: Dice, color: str, shape: str, cell: int) -> SceneObject:
-    """Give a pair its size, texture and exact place; the jitter stays well inside the cell."""
+def _object_in(rng: Dice, color: str, shape: str, cell: int) -> SceneObject:
+    """Give a pair its size, texture and exact position; the jitter stays well inside the cell."""
     size, texture = rng.choose(SIZES), rng.choose(TEXTURES)
     slack = 2.5 if size == "small" else 1.2
     return SceneObject(

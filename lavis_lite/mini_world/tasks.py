@@ -4,7 +4,8 @@
 
 ::
 
-    FOLDER/manifest.json                    what was asked for; written last
+```
+    FOLDER/manifest.json                    the arguments; written last
            images/scenes/000000.jpg         64 x 64 pixels: the scenes of the mini world's split test, of the same seed
            images/signs/000000.jpg          nothing but words: the lines of a sign
            videos/000000.avi                8 frames of 64 x 64 pixels; objects come in one after the other
@@ -13,8 +14,8 @@
                        dialogues_test.json, relevance_test.json   VisDial v1.0's layout: ten candidates a round
                        signs_test.json      questions about a sign's words, with the words as an OCR system has them
                        clips_test.json      questions about the clips
-                       answers.json         every answer there is
-
+                       answers.json         all answers
+```
 Everything is synthetic, a pure function of the seed, for evaluation alone.
 """
 
@@ -39,11 +40,11 @@ from lavis_lite.mini_world.scenes import COLORS, IMAGE_SIZE, MAX_OBJECTS, SHAPES
 from lavis_lite.mini_world.world import DEFAULT_SEED, ensure, write_json
 
 VERSION = 1
-"""part of the manifest; raise it with any change of what is written"""
+"""part of the manifest; raise it with any change of the files"""
 FRAMES = 8
 OPTIONS, CANDIDATES = 4, 10
 KINDS = {"color": COLORS, "shape": SHAPES, "count": tuple(str(number) for number in range(MAX_OBJECTS + 1))}
-"""type of a question whose answer is one of many -> its answers"""
+"""type of a question with several possible answers -> these answers"""
 ANSWERS = (*(answer for kind in KINDS.values() for answer in kind), "yes", "no", "left", "right", "above", "below")
 SIGN = (200, 64)
 """pixels of a sign"""
@@ -54,7 +55,7 @@ def prepare_mini_tasks(root: Path | str, pictures: int = 150, clips: int = 60, s
     """Make sure that `root` holds these tasks, and return it.
 
     Args:
-        root: the folder to write; new, empty, or an earlier one of these.
+        root: the folder to write; new, empty, or written by this function.
         pictures: scenes, and as many signs.
         clips: videos.
         seed: of the mini world.
@@ -104,7 +105,7 @@ def _clip_name(scene: Scene) -> str:
 
 def _asked(scene: Scene, *types: str) -> Iterator[tuple[int, Question]]:
     """(number, question) of these types."""
-    return ((10 * scene.image_id + place, one) for place, one in enumerate(make_questions(scene)) if one.type in types)
+    return ((10 * scene.image_id + index, one) for index, one in enumerate(make_questions(scene)) if one.type in types)
 
 
 def _with_others(scene: Scene, number: int, answer: str, others: tuple[str, ...], count: int) -> list[str]:
@@ -126,7 +127,7 @@ def options(scene: Scene) -> list[Row]:
 
 
 def yes_no(scene: Scene) -> list[Row]:
-    """Whether there is such an object: a text, and the label 1 for yes."""
+    """Statements about an object, with the label 1 if the scene has it."""
     return [{"id": name, "img": _picture(scene), "text": one.text, "label": int(one.answer == "yes")}
             for name, one in _asked(scene, "existence")]
 
@@ -172,11 +173,11 @@ def clip_questions(scene: Scene) -> list[Row]:
 
 
 def _sign(scene: Scene) -> Image.Image:
-    """The scene told in words, one line per object."""
+    """The picture of a sign: the scene's caption, one line per object."""
     board = Image.new("RGB", SIGN, (236, 231, 214))
     pen, font = ImageDraw.Draw(board), ImageFont.load_default()
-    for place, line in enumerate(canonical_caption(scene).split(", ")):
-        pen.text((5, 3 + 15 * place), line, fill=(40, 36, 30), font=font)
+    for index, line in enumerate(canonical_caption(scene).split(", ")):
+        pen.text((5, 3 + 15 * index), line, fill=(40, 36, 30), font=font)
     return board
 
 

@@ -4,14 +4,16 @@
 
 ::
 
-    FOLDER/manifest.json                        what was asked for; written last
+```
+    FOLDER/manifest.json                        the arguments; written last
            images/{split}/000000.jpg            64 x 64 pixels
            annotations/captions_{split}.json    COCO captions layout; file_name is relative to images/
            annotations/questions_{split}.json, vqa_annotations_{split}.json     VQA v2 layout
            annotations/scenes_{split}.json      ground truth
+```
 
-The folder appears whole or not at all, is left alone when it already holds what is asked for, and several processes may
-ask for it at once: one writes, the others wait.
+The folder is written atomically, and unchanged if it already holds the same mini world. Several processes may call this
+at once: one writes, the others wait.
 """
 
 from __future__ import annotations
@@ -121,7 +123,7 @@ def _refuse_foreign(root: Path, name: str, what: str) -> None:
 
 # --- the mini world --------------------------------------------------------------------------------------------------
 WORLD_VERSION = 1
-"""Part of the manifest. Raise it with any change of pictures or words, so that written folders are made anew."""
+"""Part of the manifest. Raise it with any change of pictures or words, so that folders are written again."""
 
 DEFAULT_SIZES = {"train": 14_000, "val": 500, "test": 500, "ood": 500}
 DEFAULT_SEED = 7
@@ -144,8 +146,7 @@ def prepare_mini_world(
     """Make sure that `root` holds the mini world of these sizes and seed, and return it.
 
     Args:
-        root: the folder to write; it must not exist, be empty, or be an earlier mini world (which is replaced if it
-            differs from what is asked for).
+        root: the folder to write: new, empty, or an earlier mini world, which is replaced if the arguments differ.
         train: pictures in the split train; a split of 0 pictures is left out.
         val: pictures in val.
         test: pictures in test.
@@ -155,7 +156,7 @@ def prepare_mini_world(
         progress: show a progress line on stderr.
 
     Raises:
-        DataError: when the folder holds something else, cannot be written, or a size is negative.
+        DataError: the folder holds something else or cannot be written, or a size is negative.
     """
     root = Path(root).expanduser().absolute()
     sizes = {"train": train, "val": val, "test": test, "ood": ood}
@@ -205,7 +206,7 @@ def _write_chunk(job: Job) -> list[SceneRecord]:
 
 @contextmanager
 def _mapper(workers: int) -> Iterator[Callable[..., Any]]:
-    """An ordered map over jobs, in processes where the system can fork (the jobs use numpy and Pillow alone)."""
+    """An ordered map over jobs, in processes if the system can fork (the jobs use only numpy and Pillow)."""
     if workers <= 1 or not sys.platform.startswith("linux"):
         yield map
         return

@@ -1,6 +1,6 @@
-"""What can be known before a run: every error at once, and every file that is missing, with the command that gets it.
+"""Checks before a run: every error at once, and every missing file with the command that fetches it.
 
-Nothing is built, generated or downloaded, and for the package's own parts torch is not imported.
+Nothing is built, generated or downloaded, and the package's own parts do not import torch.
 """
 
 from lavis_lite.preflight.files import fetch_hint, missing

@@ -1,4 +1,4 @@
-"""What is wrong with the data sets of a run: names, processors and their parameters, splits, mixing."""
+"""Checks of a run's data sets: names, processors and their parameters, splits, mixing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROCESSORS = ("vis_processor", "text_processor", "instruction")
 
 
 def check_datasets(config: Config, report: Report) -> None:
-    """Report every error of the data sets, and of the keys of `run` that are about them."""
+    """Report every error of the data sets, and of the keys of `run` about them."""
     if not config.datasets:
         report("datasets", "no data set is named; add one, for example `datasets: {mini_world_caption: {}}`.")
     splits = {name: _check_dataset(name, section, config, report) for name, section in config.datasets.items()}
@@ -24,7 +24,7 @@ def check_datasets(config: Config, report: Report) -> None:
 
 
 def _check_dataset(name: str, section: DatasetConfig, config: Config, report: Report) -> list[str] | None:
-    """Report the errors of one data set; the splits that its builder can give, None if that is not known."""
+    """Report the errors of one data set; returns the splits of its builder, None if unknown."""
     wrong = [error for kind in PROCESSORS for mode in ("train", "eval")
              for error in _processor_errors(getattr(getattr(section, kind, None), mode, None),
                                             f"datasets.{name}.{kind}.{mode}")]
@@ -56,7 +56,7 @@ def _check_instruction(name: str, section: DatasetConfig, run: RunConfig, report
 
 
 def _modes(run: RunConfig, splits: list[str]) -> Iterator[bool]:
-    """True if a split of a data set is trained on, False if one is evaluated."""
+    """True if a split of a data set is for training, False if one is for evaluation."""
     if not run.evaluate and set(run.train_splits).intersection(splits):
         yield True
     if {*run.valid_splits, *run.test_splits}.intersection(splits):
@@ -64,7 +64,7 @@ def _modes(run: RunConfig, splits: list[str]) -> Iterator[bool]:
 
 
 def _check_processors(builder: Any, section: DatasetConfig, training: bool, config: Config, report: Report) -> None:
-    """Make the processors of a mode, which checks their parameters, and compare pictures with the encoder's size."""
+    """Build the processors of a mode, which checks their parameters, and check their image size."""
     mode = "train" if training else "eval"
     outside = (section.builder or builder.name) not in registry.builder.builtins
     for kind in ("vis_processor", "text_processor"):
@@ -89,7 +89,7 @@ def _check_processors(builder: Any, section: DatasetConfig, training: bool, conf
 
 
 def _processor_errors(spec: Mapping[str, Any] | None, key: str) -> Iterator[tuple[str, str]]:
-    """(key, sentence) of a processor's name and of parameters that it does not have or that are of another type."""
+    """(key, sentence) of a processor's unknown name, and of unknown or wrongly typed parameters."""
     if spec is None:
         return
     if "name" not in spec:
@@ -121,7 +121,7 @@ def _check_mixing(run: RunConfig, splits: Mapping[str, list[str] | None], report
 
 
 def _check_splits(run: RunConfig, splits: Mapping[str, list[str] | None], report: Report) -> None:
-    """With one data set it must have every split that the run names; of several, at least one must."""
+    """Every split of the run must be in the only data set, or in at least one of several."""
     if not splits or not all(splits.values()):
         return
     present = list(dict.fromkeys(split for own in splits.values() for split in own or ()))

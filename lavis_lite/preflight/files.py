@@ -1,4 +1,4 @@
-"""Files that a run needs and that are not here."""
+"""Files that a run needs and that are missing here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lavis_lite.registry import registry
 
 
 def missing(config: Config) -> list[str]:
-    """Annotations, images, weights and tokenizers: each with where it was looked for and the command that gets it."""
+    """Missing annotations, images, weights and tokenizers, with the searched paths and the command to fetch them."""
     run = config.run
     splits = [*([] if run.evaluate else run.train_splits), *run.valid_splits, *run.test_splits]
     wanted: list[str] = []
@@ -25,10 +25,10 @@ def missing(config: Config) -> list[str]:
 
 
 def missing_weights(section: ModelConfig) -> list[str]:
-    """Weights and tokenizers that a model section names and that are neither on disk nor packaged."""
+    """Weights and tokenizers of a model section that are neither on disk nor packaged."""
     return [need.describe_missing() for need in required_weights(section) if not need.is_local()]
 
 
 def fetch_hint(cfg_path: str) -> str:
-    """The command that fetches what can be fetched."""
+    """The command that fetches missing files."""
     return f"python -m lavis_lite fetch --cfg-path {cfg_path}   (cache: {files.cache_root()})"

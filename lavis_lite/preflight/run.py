@@ -21,9 +21,9 @@ Report = Callable[[str, str], None]
 
 
 def check(composition: Composition) -> list[str]:
-    """What is wrong with a composed run, one finished sentence each; empty if it may start.
+    """The errors of a composed run, one sentence each; empty if it may start.
 
-    What passes but will be missed is added to the run's notes, such as a metric that needs Java if it is not installed.
+    What the run will lack, such as a metric that needs Java, is added to its notes.
     """
     config = composition.config
     errors = list(composition.errors)
@@ -46,7 +46,7 @@ def check(composition: Composition) -> list[str]:
 
 
 def _check_packages(run: RunConfig, report: Report) -> None:
-    """Optional packages that the run section asks for."""
+    """Optional packages that the run section needs."""
     for key, package, extra in (("wandb", "wandb", "track"), ("tensorboard", "tensorboard", "")):
         if getattr(run, key) and find_spec(package) is None:
             name = f"'lavis_lite[{extra}]'" if extra else package
@@ -54,7 +54,7 @@ def _check_packages(run: RunConfig, report: Report) -> None:
 
 
 def _notes(config: Config) -> list[str]:
-    """What the run will do without."""
+    """Notes on what the run will lack."""
     notes = []
     if java := {"meteor", "spice"}.intersection(getattr(config.run, "caption_metrics", None) or ()):
         from lavis_lite.metrics.java_scores import why_no_java
@@ -71,7 +71,7 @@ def _notes(config: Config) -> list[str]:
 
 
 def _check_output(run: RunConfig, report: Report) -> None:
-    """Whether the output folder can be written: tried with a temporary file in its nearest existing parent."""
+    """Check that the output folder can be written, with a temporary file in its nearest existing parent."""
     try:
         folder = Path(run.output_dir).absolute()
         while not folder.exists() and folder != folder.parent:
@@ -87,7 +87,7 @@ def _check_output(run: RunConfig, report: Report) -> None:
 
 
 def _launcher_errors() -> list[str]:
-    """What is wrong with the launcher's environment variables."""
+    """Errors of the launcher's environment variables."""
     try:
         launch_from_environment()
     except DistributedError as error:

@@ -1,4 +1,4 @@
-"""RandAugment as BLIP uses it: a few operations of fixed strength, each applied in half of the cases.
+"""BLIP's RandAugment: a few operations of fixed strength, each applied with probability one half.
 
 The list of operations, the strength table (level 0..10) and the grey fill are BLIP's. Operations work in uint8; at the
 default level 5 brightness and sharpness have factor 1 and so change nothing, as in BLIP.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MAX_LEVEL = 10
 _FILL = (128, 128, 128)
 _TRANSLATE, _SHEAR, _DEGREES = 10, 0.3, 30
-"""pixels, slope and degrees at the highest level"""
+"""pixels, slope and degrees at level 10"""
 
 Operation = Callable[[Image.Image, float, random.Random], Image.Image]
 
@@ -50,7 +50,7 @@ def _identity(image: Image.Image, strength: float, rng: random.Random) -> Image.
 
 
 def _auto_contrast(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-    """Pillow's. LAVIS negates an unsigned byte on the way, which whitens pictures whose darkest value is above 0."""
+    """Pillow's. LAVIS negates an unsigned byte, which whitens pictures without a pixel of value 0."""
     return ImageOps.autocontrast(image)
 
 

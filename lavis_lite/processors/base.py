@@ -1,4 +1,4 @@
-"""The contract of processors, and how a YAML section becomes one."""
+"""The base class of processors, and their construction from a YAML section."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lavis_lite.registry import registry
 
 
 class BaseProcessor:
-    """Turns one raw item (PIL image, text) into what a model takes.
+    """Turns one raw item (PIL image, text) into a model's input.
 
-    Contract: constructor arguments are the YAML parameters (their signature is what preflight checks);
-    `__call__(item, rng)` draws every random number from `rng`, so that a sample's augmentation is a function of
-    (seed, epoch, sample); without `rng` it uses Python's global generator.
+    Contract: constructor arguments are the YAML parameters, and preflight checks them by the signature. `__call__(item,
+        rng)` draws every random number from `rng`, so a sample's augmentation depends only on (seed, epoch, sample).
+        Without `rng` it uses Python's global generator.
     """
 
     is_random: bool = True
     """whether the result depends on `rng`"""
     takes: ClassVar[str] = "image"
-    """what a data set hands it: `image` (a PIL image; texts too), `pixels` (upright RGB, uint8[H, W, 3]; such a
-    processor takes PIL images too) or `video` (an open video: its length, and frames by their numbers)"""
+    """input from a data set. image: a PIL image, or a text. pixels: upright RGB, uint8[H, W, 3], or a PIL image. video:
+    an open video, with a length and frames by number"""
 
     def __call__(self, item: Any, rng: random.Random | None = None) -> Any:
         """The processed item."""
@@ -31,7 +31,7 @@ class BaseProcessor:
 
 
 class AsItIs(BaseProcessor):
-    """Where no processor is named: the item itself."""
+    """Returns the item unchanged; used if no processor is named."""
 
     def __call__(self, item: Any, rng: random.Random | None = None) -> Any:
         """The item."""
@@ -42,8 +42,8 @@ def build_processor(spec: Mapping[str, Any] | None, key: str) -> BaseProcessor:
     """A processor from `{name: registered name, **parameters}`.
 
     Args:
-        spec: the section; None or empty: items stay as they are.
-        key: where it stands, for messages.
+        spec: the section; None or empty: items stay unchanged.
+        key: its dotted key, for messages.
 
     Raises:
         RegistryError: unknown name.

@@ -1,8 +1,8 @@
 """Image processors under LAVIS' names: PIL image, or its pixels uint8[H, W, 3] -> normalised float32[3, S, S].
 
-Crops and resizes run on uint8 tensors with torch's antialiased bicubic kernel, about twice as fast as the PIL
-pipeline and within one grey level of it; values become float only at the end. Pixels are cut before they are copied.
-All randomness comes from the `rng` argument, and is the same for an image and for its pixels.
+Crops and resizes run on uint8 tensors with torch's antialiased bicubic kernel. It is about twice as fast as the PIL
+pipeline and within one grey level of it. Values become float only at the end. Pixels are cropped before they are
+copied. All randomness comes from the `rng` argument, and is the same for an image and for its pixels.
 
 Functions import torch when they compute: a configuration is checked against these classes without it.
 """
@@ -51,10 +51,10 @@ def to_pixels(picture: Picture) -> Tensor:
 
 
 def check_picture(item: Any) -> None:
-    """Refuse what is no picture: a path, the bytes of a file, a tensor, an array of another kind.
+    """Refuse a path, the bytes of a file, a tensor, or an array with another shape or dtype.
 
     Raises:
-        InputTypeError: says what it is and how to make a picture of it.
+        InputTypeError: the message names the type and how to convert it.
     """
     if isinstance(item, Image.Image):
         return
@@ -82,8 +82,9 @@ def cut(picture: Picture, box: Box) -> Tensor:
 def resize(pixels: Tensor, size: Size) -> Tensor:
     """uint8[3, H, W] -> uint8[3, *size], bicubic with antialiasing, rows first and then columns.
 
-    That is Pillow's order up to 12; Pillow 13 takes the cheaper order. It differs by more than a grey level if the
-    first pass runs into black or white: of photographs in about one value of 30,000 at 224 pixels, and of 5,000 at 364.
+    That is the order of Pillow up to version 12; Pillow 13 takes the cheaper order. The two differ by more than a grey
+    level if the first pass saturates. In photographs that is about one value in 30,000 at 224 pixels, and one in 5,000
+    at 364.
     """
     if tuple(pixels.shape[-2:]) == size:
         return pixels
@@ -95,7 +96,7 @@ def resize(pixels: Tensor, size: Size) -> Tensor:
 
 
 def random_crop_box(height: int, width: int, scale: tuple[float, float], rng: random.Random) -> Box:
-    """A box with an area share from `scale` and an aspect ratio from 3/4 to 4/3; the middle where none fits."""
+    """A box with an area share from `scale` and an aspect ratio from 3/4 to 4/3; the middle if none fits."""
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(*_ASPECT))
@@ -107,14 +108,14 @@ def random_crop_box(height: int, width: int, scale: tuple[float, float], rng: ra
 
 
 def _middle_box(height: int, width: int) -> Box:
-    """The largest middle box whose aspect ratio (width / height) is within 3/4 .. 4/3."""
+    """The largest middle box with an aspect ratio (width / height) within 3/4 .. 4/3."""
     box_width = max(1, min(width, round(height * 4 / 3)))
     box_height = max(1, min(height, round(width * 4 / 3)))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 class ImageProcessor(BaseProcessor):
-    """What all share, those of videos too: the output size and the normalisation.
+    """The base of image and video processors: output size and normalisation.
 
     Args:
         image_size: output pixels: one number (square) or [height, width].
@@ -170,7 +171,7 @@ def _channels(name: str, values: Sequence[float]) -> NDArray[np.float32]:
 
 
 class _RandomCrop(ImageProcessor):
-    """Random resized crop, then a mirror image in half of the cases."""
+    """Random resized crop, mirrored with probability one half."""
 
     mirror = True
 

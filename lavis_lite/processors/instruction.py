@@ -1,4 +1,4 @@
-"""The text processor that puts a text, and what belongs to it, into an instruction."""
+"""The text processor that puts a text and its extras into an instruction."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from lavis_lite.processors.control import without_marks
 from lavis_lite.processors.templates import EVALUATION, TEMPLATES
 from lavis_lite.registry import registry
 
-PLACE = "{}"
+PLACEHOLDER = "{}"
 EXTRAS = ("choices", "context", "caption", "history", "ocr_tokens")
-"""what a place of a template may be called, besides `{}`"""
+"""names of placeholders in a template, besides `{}`"""
 MOST_OCR_TOKENS = 30
-_PLACES = re.compile(r"\{(|" + "|".join(EXTRAS) + r")\}")
+_PLACEHOLDERS = re.compile(r"\{(|" + "|".join(EXTRAS) + r")\}")
 _PARTS = re.compile(r"\[([^\[\]]*\{(?:" + "|".join(EXTRAS) + r")\}[^\[\]]*)\]")
 
 
 @registry.register_processor("instruction")
 class Instruction(BaseProcessor):
-    """A question or an answer -> one of several instructions with it; a template without `{}` stands alone (captions).
+    """A question or an answer -> one of several instructions with it; a template without `{}` ignores it (captions).
 
-    Other places take what belongs to the question: `{choices}` becomes "(a) red (b) blue", `{ocr_tokens}` the first 30
-    with commas between them, `{context}`, `{caption}` and `{history}` are texts. A part in brackets, such as
-    "[Context: {context} ]", is left out where its place has nothing to take.
+    Other placeholders take extras of the question. `{choices}` becomes "(a) red (b) blue". `{ocr_tokens}` becomes the
+    first 30 tokens, separated by commas. `{context}`, `{caption}` and `{history}` are texts. A part in brackets, such
+    as "[Context: {context} ]", is left out if an extra of it is missing.
 
     Args:
-        templates: the name of a list (`processors.templates`), or your own list.
-        draw: take any of them, by the sample's random numbers; false: always the same one, the list's evaluation
-            template or the first of your own.
+        templates: the name of a list in `processors.templates`, or your own list.
+        draw: draw a template by the sample's random numbers; false: always use the list's evaluation template, or the
+            first of your own.
 
     Raises:
         ConfigError: an unknown list, or a template with more than one `{}`.
@@ -44,20 +44,20 @@ class Instruction(BaseProcessor):
             self.templates = _named(templates, draw)
         else:
             self.templates = list(templates) if draw else list(templates[:1])
-        bad = [text for text in self.templates if not isinstance(text, str) or text.count(PLACE) > 1]
+        bad = [text for text in self.templates if not isinstance(text, str) or text.count(PLACEHOLDER) > 1]
         if bad or not self.templates:
             raise ConfigError("instruction: templates must be texts with at most one {}"
                               + (f", not {bad[0]!r}." if bad else "; the list is empty."))
-        self.places = frozenset(name for text in self.templates for name in _PLACES.findall(text)) - {""}
+        self.placeholders = frozenset(name for text in self.templates for name in _PLACEHOLDERS.findall(text)) - {""}
 
     def __call__(self, item: Any, rng: random.Random | None = None, extras: Mapping[str, Any] | None = None) -> str:
-        """The text in its instruction; `extras` are taken by the places of their names."""
+        """The text in its instruction; `extras` fill the placeholders of their names."""
         drawn = self.templates[0] if len(self.templates) == 1 else (rng or random).choice(self.templates)
         given = {name: without_marks(_text(name, value)) for name, value in (extras or {}).items()}
-        whole = _PARTS.sub(lambda part: part[1] if all(given.get(name) for name in _PLACES.findall(part[1]) if name)
-                           else "", drawn)
+        whole = _PARTS.sub(lambda part: part[1] if all(
+            given.get(name) for name in _PLACEHOLDERS.findall(part[1]) if name) else "", drawn)
         text = without_marks(str(item))
-        return _PLACES.sub(lambda place: given.get(place[1], "") if place[1] else text, whole)
+        return _PLACEHOLDERS.sub(lambda name: given.get(name[1], "") if name[1] else text, whole)
 
 
 def _named(name: str, draw: bool) -> list[str]:

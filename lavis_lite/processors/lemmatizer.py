@@ -1,8 +1,8 @@
 """Answers in their base form: "two dogs running" -> "two dog run", as LAVIS' `apply_lemmatizer` asks for.
 
 LAVIS takes spaCy's lemmas of nouns and verbs. Where spaCy and its model en_core_web_sm are installed they are used
-here too. Elsewhere rules and small tables do it, made for the short answers of visual question answering; they know
-no parts of speech, so words that are rarely nouns or verbs in such answers ("left", "living room") are in tables.
+here too. Otherwise rules and small tables for the short answers of visual question answering are used. They know no
+parts of speech, so words that are rarely nouns or verbs in such answers ("left", "living room") are in tables.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Any picture Pillow can hold -> upright 8-bit RGB, with its own tones; and pixels turned upright.
+"""Any picture of Pillow -> upright 8-bit RGB with its own tones; and pixels turned upright.
 
 Pillow's plain `convert("RGB")` clips 16-bit pixels to white and shows whatever colour lies under transparent pixels;
-both are put right here. Transparency is laid on white: most pictures that have it were drawn for a white page.
+both are corrected here. Transparent pixels become white, because most such pictures were drawn for a white page.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _UPRIGHT = {
 }
 _TRANSPOSED = {5, 6, 7, 8}
 _FLIPPED_ROWS, _FLIPPED_COLUMNS = {3, 4, 7, 8}, {2, 3, 6, 7}
-"""EXIF orientations whose picture is transposed, and whose rows and columns then run backwards"""
-_EXIF_FAULTS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error)
+"""EXIF orientations that transpose the picture, and those that then reverse its rows and its columns"""
+_EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """The first frame of a picture as upright RGB, 8 bits per channel.
 
     Raises:
-        ValueError: float or 32-bit integer pixels whose range is unknown.
+        ValueError: float or 32-bit integer pixels of unknown range.
     """
     turned = orientation(image)
     image = _eight_bit_rgb(image)
@@ -37,7 +37,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def upright(pixels: NDArray[Any], turned: int) -> NDArray[Any]:
-    """Pixels [H, W, 3] as stored -> as people see them, by EXIF's orientation (1..8; any other: as they are)."""
+    """Stored pixels [H, W, 3] -> upright pixels by EXIF's orientation (1..8; other values: unchanged)."""
     if turned not in _UPRIGHT:
         return pixels
     if turned in _TRANSPOSED:
@@ -47,10 +47,10 @@ def upright(pixels: NDArray[Any], turned: int) -> NDArray[Any]:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1..8. A header that cannot be read says nothing about the pixels: they stay as they are."""
+    """EXIF's orientation, 1..8; 1 (unchanged pixels) if the header cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except _EXIF_FAULTS:
+    except _EXIF_ERRORS:
         return 1
     return value if isinstance(value, int) else 1
 

@@ -2,7 +2,7 @@
 
 Captioning, VQA and VQG as InstructBLIP's paper lists them (appendix), without the image in front: the soft prompt comes
 before every text anyway. The others are written in their spirit: they ask for short answers where answers are short.
-`instruction.Instruction` describes the other places and the brackets.
+`instruction.Instruction` describes the other placeholders and the brackets.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Text processors under LAVIS' names: plain clean-up of captions and questions, no randomness."""
+"""Text processors under LAVIS' names: deterministic clean-up of captions and questions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _SPACES = re.compile(r"\s+")
 
 
 class TextProcessor(BaseProcessor):
-    """What is known of a text processor besides what it makes of a text."""
+    """The base of text processors: how they shorten a text."""
 
     is_random = False
     keeps_words: ClassVar[bool] = False
-    """whether the letters and digits of a text stay, unless it is cut; then a text with one need not be tried"""
+    """whether letters and digits of a text stay unless it is cut; then a text with one does not become empty"""
 
     def cuts(self, item: Any) -> bool:
         """Whether the end of a text is left out."""
@@ -26,7 +26,7 @@ class TextProcessor(BaseProcessor):
 
 
 def _may_exceed(text: Any, words: int) -> bool:
-    """Whether a text is long enough to have more words: each has a letter and a blank before it."""
+    """Whether a text can have more words: each takes at least a letter and a blank."""
     return len(str(text)) > 2 * words
 
 
@@ -39,7 +39,7 @@ class BlipCaption(TextProcessor):
     """Caption -> lower case, the marks `.!"()*#:;~` and runs of white space as one blank, cut to `max_words`.
 
     Args:
-        prompt: put before the caption as it is ("a photo of "); does not count as words.
+        prompt: put before the caption unchanged ("a photo of "); its words do not count.
         max_words: words kept.
     """
 
@@ -87,7 +87,7 @@ class BlipQuestion(TextProcessor):
 
 @registry.register_processor("as_written")
 class AsWritten(TextProcessor):
-    """A text as it is, without white space around it: for dialogues, whose case and marks belong to them."""
+    """A text without outer white space, otherwise unchanged: for dialogues, which keep their case and marks."""
 
     keeps_words = True
 

@@ -1,7 +1,7 @@
 """Video processors under LAVIS' names: an open video -> normalised float32[3, T, S, S].
 
-Frames are cut and resized one at a time, as they are decoded: of a long or large video no more than one frame is held
-at its own size. One draw of crop, mirror and augmentation serves all frames of a clip.
+Frames are cropped and resized one by one while they are decoded, so only one frame is in memory at its full size. One
+draw of crop, mirror and augmentation serves all frames of a clip.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from lavis_lite.registry import registry
 
 if TYPE_CHECKING:
     from torch import Tensor
-# which frames: numbers 0 .. length-1 in order, always as many as asked for. A shorter video gives some frames several
-# times, so that clips of one batch have equal shapes.
+# Sampling: frame numbers 0 .. length-1 in order, always the requested count. A shorter video repeats frames, so that
+# clips of one batch have equal shapes.
 Sampling = Callable[[int, int, random.Random], list[int]]
-"""(frames in the video, frames asked for, generator) -> numbers, not decreasing"""
+"""(frames in the video, frames to take, generator) -> frame numbers, not decreasing"""
 
 
 def uniform(length: int, count: int, rng: random.Random | None = None) -> list[int]:
@@ -40,7 +40,7 @@ def within_segments(length: int, count: int, rng: random.Random) -> list[int]:
 def head_and_tail(length: int, count: int, rng: random.Random) -> list[int]:
     """Different random frames, half of them from each half of the video: LAVIS' choice for training.
 
-    The second half has one more where the count is odd.
+    If the count is odd, the second half has one more.
     """
     middle = length // 2
     return [*_some(0, middle or length, count // 2, rng), *_some(middle, length, count - count // 2, rng)]
@@ -53,12 +53,12 @@ def _some(first: int, end: int, count: int, rng: random.Random) -> list[int]:
 
 
 SAMPLINGS: dict[str, Sampling] = {"uniform": uniform, "random": within_segments, "headtail": head_and_tail}
-"""what `sampling` of a video processor may be"""
+"""values for `sampling` of a video processor"""
 
 
 @runtime_checkable
 class Frames(Protocol):
-    """A video of which single frames can be had."""
+    """A video with access to single frames."""
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -81,7 +81,7 @@ class _Held:
 
 
 class _VideoProcessor(ImageProcessor):
-    """What both share: which frames, and that they become one tensor."""
+    """The base of video processors: chooses frames and stacks them."""
 
     takes = "video"
 

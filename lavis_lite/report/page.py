@@ -60,7 +60,7 @@ def write_report(path: Path, title: str, scores: Mapping[str, float], samples: I
     named = [{"name": name, "value": finite(scores[name]), "baseline": name.startswith(BASELINES)}
              for name in in_order(scores, mains)]
     data = {"scores": named, "samples": rows, "total": len(every), "main": mains[0] if mains else None,
-            "chunk": CHUNK, "faults": missing}
+            "chunk": CHUNK, "errors": missing}
     links = "".join(f'<a href="{escaped(quote(file))}">{escaped(name)}</a>' for name, file in (others or {}).items())
     script, style = part("page.js"), part("page.css")
     atomic.write_text(path, filled(part("page.html"), {

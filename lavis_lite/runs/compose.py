@@ -10,7 +10,7 @@ from typing import Any
 from lavis_lite.config.compose import Composition, compose_layers, overlaid
 from lavis_lite.config.layers import OPTIONS, Layer, base_chain, parse_options
 from lavis_lite.config.schema import ModelConfig, PreprocessConfig
-from lavis_lite.errors import CheckpointError, ConfigError, Faults
+from lavis_lite.errors import CheckpointError, ConfigError, ErrorList
 from lavis_lite.runners import checkpointing
 from lavis_lite.runs.find import RunCheckpoint, find_checkpoint, run_of
 
@@ -57,7 +57,7 @@ def resume_evaluation(composition: Composition, resume: str | None, log: Log = p
     """
     run = composition.config.run
     resume = resume or run.resume_ckpt_path
-    if not run.evaluate or resume is None or composition.faults:
+    if not run.evaluate or resume is None or composition.errors:
         return composition
     if resume == "auto":
         folder = checkpointing.newest_good(Path(run.output_dir), log)
@@ -93,12 +93,12 @@ def model_sections(chosen: RunCheckpoint) -> tuple[ModelConfig, PreprocessConfig
     The processors are those of the run's data sets if these agree, else those of its `preprocess` section.
 
     Raises:
-        Faults: the run's configuration does not fit this version of the package.
+        ErrorList: the run's configuration does not fit this version.
     """
     own = chosen.config_layer()
     composition = compose_layers([own], Path(own.name))
-    if composition.faults:
-        raise Faults(f"{own.name} cannot be loaded:", composition.faults)
+    if composition.errors:
+        raise ErrorList(f"{own.name} cannot be loaded:", composition.errors)
     config = composition.config
     model = dataclasses.replace(config.model, **chosen.start_keys(config.model))
     preprocess = dataclasses.replace(config.preprocess)

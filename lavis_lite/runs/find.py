@@ -1,4 +1,4 @@
-"""From what a user calls a run to one of its checkpoints.
+"""Finds the checkpoint of a run that a user names.
 
 A run is named by its folder, by one of its checkpoint folders, or by a folder above runs. The latter names the run that
 saved last.
@@ -20,9 +20,9 @@ from lavis_lite.errors import CheckpointError, ConfigError, did_you_mean
 from lavis_lite.runners import checkpointing
 
 EVALUATIONS = "evaluations"
-"""folder of a run; each evaluation of one of its checkpoints is a folder in it, with results/ of its own"""
+"""folder within a run folder, with one folder per evaluation, each with its own results/"""
 SHOWN = 5
-"""runs that a message names"""
+"""most runs in a message"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class RunCheckpoint:
     weights: str = ""
 
     def describe(self) -> str:
-        """The folder and why it was chosen."""
+        """The folder and the reason for its choice."""
         return f"{self.folder} ({self.reason})"
 
     def config_layer(self) -> Layer:
@@ -106,7 +106,7 @@ def find_checkpoint(run: str | Path, checkpoint: str | None = None) -> RunCheckp
 
 
 def _with_a_name(path: Path) -> Path:
-    """The same folder; "." and ".." as an absolute path, because the run is found from the names of parents."""
+    """The same folder; "." and ".." as an absolute path, because parents' names identify the run."""
     return path if path.name not in ("", "..") or steps_of(path) else Path(os.path.abspath(path))
 
 
@@ -152,7 +152,7 @@ def _choose(run_dir: Path, checkpoint: str | None) -> tuple[Path, str]:
         if number.isdigit() and int(number) == int(folder.name.removeprefix("step_")):
             return folder, "the one that was named"
     raise CheckpointError(f"{run_dir} has no checkpoint {checkpoint!r}; it has {_names(folders)}, and `best` and "
-                          "`last` stand for one of them.")
+                          "`last` each name one of them.")
 
 
 def _verified(chosen: RunCheckpoint, named: Path) -> RunCheckpoint:

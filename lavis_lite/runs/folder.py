@@ -68,9 +68,9 @@ def accumulation_to_go_on(checkpoint: Path, run: RunConfig, ranks: int) -> int:
     if (before == micro * run.accum_grad_iters or before % micro
             or OmegaConf.select(saved, "run.batch_size_train") != run.batch_size_train):  # the user wants another batch
         return run.accum_grad_iters
-    print(f"the run began with {before} samples per step: {ranks} process{'es' if ranks > 1 else ''} with "
-          f"run.batch_size_train={run.batch_size_train} now accumulate{'' if ranks > 1 else 's'} {before // micro} "
-          f"micro-batches per step, in place of run.accum_grad_iters={run.accum_grad_iters}", flush=True)
+    print(f"note: run.accum_grad_iters is {before // micro} instead of {run.accum_grad_iters}, to keep the run's "
+          f"{before} samples per step with {ranks} process{'es' if ranks > 1 else ''} and "
+          f"run.batch_size_train={run.batch_size_train}", flush=True)
     return int(before // micro)
 
 

@@ -1,4 +1,4 @@
-"""Question answering with a benchmark's own rules: GQA, OCR-based questions, videos, A-OKVQA."""
+"""Question answering by the rules of benchmarks: GQA, OCR-based questions, videos, A-OKVQA."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class ReadingTask(VQATask):
         """Refuse a data set without OCR tokens."""
         super().before_evaluation(dataset, split)
         if "ocr_tokens" not in getattr(dataset, "extras", ()):
-            raise DataError(f"split {split!r} has no OCR tokens: name their column in columns.ocr_tokens of the data "
+            raise DataError(f"split {split!r} has no OCR tokens. Name their column in columns.ocr_tokens of the data "
                             "set (textvqa has them), or set run.task=vqa to answer without them.")
 
     def prompt_of(self, samples: dict[str, Any]) -> str:
-        """The run's own, else the one above where the tokens are not in the question's instruction already."""
+        """The run's prompt; else the default one, unless the question's instruction has the tokens already."""
         return self.cfg.prompt or (self.default_prompt if "ocr_tokens" in samples else "")
 
 
@@ -81,14 +81,14 @@ class AOKVQATask(TaskRouter):
         return [MultipleChoiceTask(cfg), VQATask(cfg)]
 
     def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission | None:
-        """The part's; of a split without labels also what the other part predicted on it before."""
+        """The part's predictions; on a split without labels, merged with those of the other part."""
         found = super().predictions(rows, dataset)
         if not isinstance(found, Submission) or not isinstance(found.content, Mapping):
             return found
         both = self._submitted.setdefault(found.name, {})
         for part in {part for answer in found.content.values() for part in answer}:
             for row in both.values():
-                row.pop(part, None)  # of an evaluation before this one
+                row.pop(part, None)  # from an earlier evaluation
         for name, answer in found.content.items():
             both.setdefault(name, {}).update(answer)
         return replace(found, content=both)

@@ -33,7 +33,7 @@ NOT_OF_SAMPLES = {"bad_samples", "uniform"}
 
 
 class ProgressHandle:
-    """What a task may use during a long `score`: a bar, a store of finished parts, and whether to stop early.
+    """Progress of a long `score`: a bar, a store of finished parts, and requests to stop early.
 
     This one shows nothing, keeps nothing and never stops; during an evaluation the evaluator replaces it.
     """
@@ -44,7 +44,7 @@ class ProgressHandle:
     """optimizer steps of the weights that are evaluated"""
 
     def begin(self, title: str, total: int, unit: str, done: int = 0) -> None:
-        """A stretch of work of `total` units begins, counted over all ranks."""
+        """Begin work of `total` units, counted over all ranks."""
 
     def advance(self, count: int = 1) -> None:
         """This rank has finished `count` more units."""
@@ -57,7 +57,7 @@ class ProgressHandle:
         """Keep a finished part, so that a resumed evaluation need not compute it again; plain values only."""
 
     def stop_requested(self) -> int:
-        """Exit code of a pending signal on this rank; 0: none. Leave the loop then, and call `stop_if_requested`."""
+        """Exit code of a pending signal on this rank, after which to call `stop_if_requested`; 0: no signal."""
         return 0
 
     def stop_if_requested(self) -> None:
@@ -84,8 +84,8 @@ class BaseTask(Generic[M, D]):
     model_methods: ClassVar[tuple[str, ...]] = ()
     """methods that a model must have besides, by name"""
     gathers_rows: ClassVar[bool] = False
-    """whether rows are small: the runner then brings all ranks' rows together, sorted by id, before `score`, and keeps
-    those of plain values until the results are written, so that a killed evaluation does not predict them again"""
+    """whether rows are small. If so, `score` receives the rows of all ranks, sorted by id. Rows of plain values are
+    kept until the results are written, so that a killed evaluation does not predict them again"""
     progress: ProgressHandle = ProgressHandle()
     """for `score`"""
 
@@ -129,11 +129,11 @@ class BaseTask(Generic[M, D]):
 
     # what an evaluation needs -----------------------------------------------------------------------------------------
     def evaluators(self) -> Sequence[BaseTask[Any, Any]]:
-        """The tasks that evaluate in this one's name, the most particular first; by default itself."""
+        """The tasks that evaluate for this one, the most specific first; by default itself."""
         return [self]
 
     def lacking_methods(self, model: object) -> list[str]:
-        """Methods that a model (its class, or an instance) lacks to be evaluated; empty where it can be."""
+        """Methods that an evaluation needs and a model (its class, or an instance) lacks."""
         methods = [name for name in self.model_methods if not callable(getattr(model, name, None))]
         return methods + [name for need in self.model_needs(model) for name in lacking(model, need)]
 
@@ -142,7 +142,7 @@ class BaseTask(Generic[M, D]):
         return [self.needs_model] if self.needs_model is not None else []
 
     def takes(self, dataset: object) -> bool:
-        """Whether the task can evaluate a data set, or its class. Of several, those it cannot are for training only."""
+        """Whether the task can evaluate a data set, or its class. Of several data sets, the others only train."""
         return self.needs_data is None or not lacking(dataset, self.needs_data, attributes=False)
 
     def check_model(self, model: object) -> None:
@@ -162,8 +162,8 @@ class BaseTask(Generic[M, D]):
         """Called on every rank before a split's first `predict`.
 
         Raises:
-            DataError: the data set is of another kind than `needs_data`.
-            ContractError: it has the methods of that protocol, but not its attributes.
+            DataError: the data set lacks the methods of `needs_data`.
+            ContractError: it has the methods of that protocol but lacks attributes.
         """
         if not self.takes(dataset):
             raise DataError(f"split {split!r}: {self.refusal(dataset)}")
@@ -173,18 +173,18 @@ class BaseTask(Generic[M, D]):
     def refusal(self, dataset: object) -> str:
         """Why the task cannot evaluate a data set (or its class) that it does not take, and which builders it takes."""
         cls = dataset if isinstance(dataset, type) else type(dataset)
-        asked = {need.__name__: lacking(dataset, need, attributes=False) for task in self.evaluators()
+        needs = {need.__name__: lacking(dataset, need, attributes=False) for task in self.evaluators()
                  if (need := task.needs_data) is not None}
-        lost = " or ".join(f"{name} (no {', '.join(names)})" for name, names in asked.items())
+        missing = " or ".join(f"{name} (no {', '.join(names)})" for name, names in needs.items())
         known = dict.fromkeys(
             name for task in self.evaluators() if task.needs_data is not None
             for name in names_with(registry.builder, task.needs_data, lambda builder: builder.evaluation_class()))
-        return (f"run.task={self.cfg.task} cannot evaluate {cls.__name__}, which is no {lost}. Builders of such data "
-                f"sets: {', '.join(known) or 'none'}. Take one of them, or remove the split from run.valid_splits and "
-                "run.test_splits.")
+        return (f"run.task={self.cfg.task} cannot evaluate {cls.__name__}, which lacks the protocol {missing}. "
+                f"Builders of such data sets: {', '.join(known) or 'none'}. Use one of them, or remove the split from "
+                "run.valid_splits and run.test_splits.")
 
     def evaluated(self, dataset: D) -> Any:
-        """The data set that gives `predict` its samples; another one than the split's own if a control is set."""
+        """The data set that gives `predict` its samples: the split's own, or a control's version of it."""
         return dataset
 
     def predict(self, model: M, samples: dict[str, Any]) -> list[Row]:
@@ -201,16 +201,16 @@ class BaseTask(Generic[M, D]):
         raise NotImplementedError(f"{type(self).__name__} must define score")
 
     def predictions(self, rows: list[Row], dataset: D) -> list[Row] | Submission | None:
-        """All ranks' rows -> what the predictions file holds, one row per id; None: no such file.
+        """All ranks' rows -> the content of the predictions file, one row per id; None: no file.
 
-        Asked only of tasks that gather their rows. A `Submission` is a file for a benchmark's server.
+        Called only if the task gathers its rows. A `Submission` is a file for a benchmark's server.
         """
         return None
 
     def report(self, rows: list[Row], dataset: D, split: str) -> Sequence[ReportSample] | None:
-        """What a person may look at of each sample; None: nothing.
+        """The samples of the report page; None: no page.
 
-        Asked after `score`, of rank 0 alone and with the same rows: no collectives here.
+        Called after `score` with the same rows, on rank 0 alone: no collectives here.
         """
         return None
 
@@ -226,9 +226,9 @@ class BaseTask(Generic[M, D]):
         """
         if samples.keys() <= NOT_OF_SAMPLES:
             return False
-        if lost := [key for key in keys if key not in samples]:
+        if missing := [key for key in keys if key not in samples]:
             given = ", ".join(sorted(samples.keys() - NOT_OF_SAMPLES))
-            raise ContractError(f"run.task={self.cfg.task}: evaluation samples need {', '.join(map(repr, lost))}; "
+            raise ContractError(f"run.task={self.cfg.task}: evaluation samples need {', '.join(map(repr, missing))}; "
                                 f"those of the data set have {given}. Let the data set's `sample` return "
-                                f"{'it' if len(lost) == 1 else 'them'}.")
+                                f"{'it' if len(missing) == 1 else 'them'}.")
         return True

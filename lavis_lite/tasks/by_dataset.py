@@ -23,7 +23,7 @@ class MultipleChoiceTask(RankingTask):
     """Ranking of questions with candidates of their own."""
 
     def takes(self, dataset: object) -> bool:
-        """Whether the questions do; of a class it is not known, and taken to be so."""
+        """Whether the questions have candidates; a class is assumed to have them."""
         return super().takes(dataset) and bool(getattr(dataset, "multiple_choice", True))
 
 
@@ -31,7 +31,7 @@ class VisDialTask(DialogueTask):
     """Ranking of dialogues with candidates."""
 
     def takes(self, dataset: object) -> bool:
-        """Whether the questions are rounds of dialogues; of a class it is not known, and taken to be so."""
+        """Whether the questions are rounds of dialogues; a class is assumed to have them."""
         return (super().takes(dataset) and bool(getattr(dataset, "multiple_choice", True))
                 and "history" in getattr(dataset, "extras", ("history",)))
 
@@ -45,7 +45,7 @@ class TaskRouter(WritingTask[Any, Any]):
         self._now = self._parts[0]
 
     def parts(self) -> list[WritingTask[Any, Any]]:
-        """The tasks, the most particular first."""
+        """The tasks, the most specific first."""
         raise NotImplementedError(f"{type(self).__name__} must define parts")
 
     def evaluators(self) -> Sequence[BaseTask[Any, Any]]:
@@ -61,14 +61,14 @@ class TaskRouter(WritingTask[Any, Any]):
         return any(part.takes(dataset) for part in self._parts)
 
     def model_needs(self, model: object) -> Sequence[type]:
-        """Those of the part that evaluates now: of the data set that `before_evaluation` saw last."""
+        """Needs of the current part, which the last `before_evaluation` chose."""
         return self._now.model_needs(model)
 
     def before_evaluation(self, dataset: Any, split: str) -> None:
         """Choose the part.
 
         Raises:
-            DataError: none takes the data set, or the one that does cannot evaluate this split.
+            DataError: no part takes the data set, or the chosen part cannot evaluate this split.
         """
         fitting = [part for part in self._parts if part.takes(dataset)]
         if not fitting:
@@ -93,22 +93,22 @@ class TaskRouter(WritingTask[Any, Any]):
         return self._now.report(rows, dataset, split)
 
     def summary(self, scores: dict[str, float]) -> str:
-        """The part's; several data sets have a line each."""
+        """The part's summary, or one line for each of several data sets."""
         if any("/" in name for name in scores):
             return super().summary(scores)
         return self._now.summary(scores)
 
 
 PENALTIES = ("length_penalty", "repetition_penalty")
-"""settings whose defaults differ between captions and answers"""
+"""settings with different defaults for captions and for answers"""
 
 
 @registry.register_task("instruction_tuning")
 class InstructionTuningTask(TaskRouter):
     """Trains on any mixture of *_instruct data sets, samples {image or video, text_input, text_output}.
 
-    Every data set of a split is evaluated as what it is: captions (captioning), dialogues with candidates (dialogue),
-    options (ranking), other questions (vqa).
+    The kind of each data set chooses its evaluation: captions (captioning), dialogues with candidates (dialogue),
+        options (ranking), other questions (vqa).
     """
 
     config_class: ClassVar[type[RunConfig]] = InstructionTuningRunConfig

@@ -25,17 +25,17 @@ SCENE_SCORES = ("attribute_f1", "attribute_precision", "attribute_recall", "exac
 """what the summary shows in its own way or not at all, if captions are scored by the mini world's scenes"""
 BY_IMAGE = {"CIDEr": "CIDEr", "ROUGE_L": "ROUGE_L", "SPICE": "SPICE", "METEOR": "image_METEOR",
             "Bleu_4": "image_Bleu_4"}
-"""scores of single images that a report shows -> their names there; a split's METEOR and BLEU are no means of these"""
+"""scores of single images -> their names in a report; the METEOR and BLEU of a split are not means of these"""
 ALGORITHM = "lavis-lite"
-"""who made a results file, as COCO's server has it in the file's name"""
+"""the part of a results file's name that COCO's server reads as the author"""
 
 
 @registry.register_task("captioning")
 class CaptioningTask(WritingTask[Captioner, Captions]):
     """Trains on captions (`CaptionDataset`); evaluates a data set with one sample per image (`CaptionEvalDataset`).
 
-    The prompt is `run.prompt`, else the sample's own (the *_instruct data sets), else the model's. agg_metrics is the
-    sum of the main scores of all metrics.
+    The prompt is `run.prompt`, else the sample's own (*_instruct data sets), else the model's. The sum of the metrics'
+    main scores is agg_metrics.
     """
 
     config_class: ClassVar[type[RunConfig]] = CaptioningRunConfig
@@ -50,11 +50,11 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         self._found = CaptionReport({}, [], {})
 
     def before_evaluation(self, dataset: Captions, split: str) -> None:
-        """Refuse a data set that is no list of images, and one that has captions for some of its images only."""
+        """Refuse a data set that is not a list of images, or has captions for only some of its images."""
         super().before_evaluation(dataset, split)
         bare = getattr(dataset, "bare", ())
         if bare and len(bare) < len(dataset) and self.metrics and self.cfg.report_metric:
-            raise DataError(f"split {split!r}: {len(bare)} of {len(dataset)} images have no caption to score by, the "
+            raise DataError(f"split {split!r}: {len(bare)} of {len(dataset)} images have no reference caption; the "
                             f"first is {location_of(dataset, bare[0])}. Add them, or set run.report_metric=false.")
         self._split, self._found = split, CaptionReport({}, [], {})
 
@@ -70,12 +70,12 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
             options |= {"use_nucleus_sampling": True, "top_p": self.cfg.top_p, "temperature": self.cfg.temperature}
         captions = model.generate(asked, num_beams=self.cfg.num_beams, max_length=self.cfg.max_len,
                                   min_length=self.cfg.min_len, **options)
-        names, places = plain(samples["image_id"]), plain(samples["index"])
-        return [{"id": name, "index": place, "caption": caption.strip()}
-                for name, place, caption in zip(names, places, captions, strict=True)]
+        names, indices = plain(samples["image_id"]), plain(samples["index"])
+        return [{"id": name, "index": index, "caption": caption.strip()}
+                for name, index, caption in zip(names, indices, captions, strict=True)]
 
     def score(self, model: Captioner, rows: list[Row], dataset: Captions, split: str) -> dict[str, float]:
-        """The metrics that the run names, of all ranks' rows, in the data set's order as the official code has it."""
+        """The metrics that the run names, over all ranks' rows in the data set's order, as in the official code."""
         if not (self.metrics and rows and self.cfg.report_metric and dataset.has_text):
             return self.unscored(rows, dataset.has_text)
         rows = sorted(rows, key=lambda row: row["index"])
@@ -97,7 +97,7 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
             domains = {row["id"]: domain_of(dataset, row["index"]) for row in rows}
             try:
                 self._found = caption_report(captions, references, names, domains)
-            except (DataError, OSError) as error:  # raised by all ranks together: none may wait for the others
+            except (DataError, OSError) as error:  # all ranks raise it together, so that no rank waits for the others
                 failure = error
         found, failure = distributed.broadcast_object((self._found, failure))
         if failure is not None:
@@ -106,7 +106,7 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         return dict(found.scores)
 
     def predictions(self, rows: list[Row], dataset: Captions) -> list[Row] | Submission:
-        """The official results format: image_id and caption; for COCO's server in a file of the name that it wants."""
+        """The official results format, image_id and caption; the file's name is the one that COCO's server requires."""
         written = [{"image_id": row["id"], "caption": row["caption"]} for row in rows]
         if dataset.has_text:
             return written
@@ -119,15 +119,15 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         scores = self._by_image(rows, dataset) if dataset.has_text and self.cfg.report_metric else {}
         samples = []
         for row in rows:
-            found, place = scores.get(row["id"], {}), row["index"]
-            references = dataset.references(place) if dataset.has_text else ()
+            found, index = scores.get(row["id"], {}), row["index"]
+            references = dataset.references(index) if dataset.has_text else ()
             samples.append(ReportSample(row["id"], row["caption"], prompt, references, found,
-                                        bool(found["exact"]) if "exact" in found else None, picture(place),
-                                        group=domain_of(dataset, place)))
+                                        bool(found["exact"]) if "exact" in found else None, picture(index),
+                                        group=domain_of(dataset, index)))
         return samples
 
     def _by_image(self, rows: list[Row], dataset: Captions) -> dict[Any, dict[str, float]]:
-        """image id -> its scores: those that `score` found, and those of the mini world."""
+        """image id -> its scores: those of `score`, and those of the mini world."""
         scores: dict[Any, dict[str, float]] = {row["id"]: {} for row in rows}
         for name in [name for name in BY_IMAGE if name in self._found.per_image]:
             for key, value in zip(self._found.ids, self._found.per_image[name].tolist(), strict=True):
@@ -138,7 +138,7 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         return scores
 
     def line(self, scores: dict[str, float]) -> str:
-        """Attribute F1 and exact scenes where they were measured, else the scores and how many captions were empty."""
+        """Attribute F1 and exact scenes if measured, else the scores and the number of empty captions."""
         if "attribute_f1" not in scores:
             empty = int(scores.get(EMPTY, 0))
             shown = {name: value for name, value in scores.items() if name != EMPTY}
@@ -154,5 +154,5 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
 
 
 def domain_of(dataset: Captions, index: int) -> str:
-    """Group of an image that gets scores of its own; "": none."""
+    """The group of an image, which gets separate scores; "": no group."""
     return dataset.domain(index) if isinstance(dataset, Domains) else ""

@@ -1,4 +1,4 @@
-"""The `run` sections of the tasks in this package: keys, defaults, and what is wrong with values. Imports no torch."""
+"""The `run` sections of the package's tasks: keys, defaults and checks of values. Imports no torch."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class PretrainRunConfig(RetrievalRunConfig):
 
     task: str = "image_text_pretrain"
     valid_itm: bool = False
-    """re-rank by ITM also on splits that are only validated on; test splits always are (unless k_test is 0)"""
+    """also re-rank by ITM on validation splits; test splits are always re-ranked (unless k_test is 0)"""
     valid_recall: bool = True
-    """compute retrieval recall besides the losses, where the model has an ITC space"""
+    """compute retrieval recall besides the losses, if the model has an ITC space"""
 
 
 @dataclass
 class WritingRunConfig(RunConfig):
-    """The run section of tasks whose predictions are texts."""
+    """The run section of tasks that predict texts."""
 
     num_beams: int = 5
     """width of beam search; 1: greedy"""
     max_len: int = 30
-    """of a text, tokens as LAVIS counts them"""
+    """longest text, in tokens as LAVIS counts them"""
     min_len: int = 1
     length_penalty: float | None = None
     """a text's score is its log-probability / length ** length_penalty; null: the model's default"""
@@ -58,17 +58,17 @@ class WritingRunConfig(RunConfig):
     penalise_prompt: bool = False
     """repetition_penalty also counts the prompt's tokens (transformers, decoder-only models), not only written ones"""
     prompt: str | None = None
-    """what the model reads; absent: the sample's own prompt, else the model's"""
+    """the prompt; absent: the sample's own, else the model's"""
     report_metric: bool = field(default=True, metadata=SCORING_ONLY)
-    """false: predictions are written and not scored"""
+    """false: write predictions without scoring them"""
     submission: Server | None = field(default=None, metadata=SCORING_ONLY)
-    """whose format predictions have where a split has no labels; absent: the task's own server (VQA, GQA, A-OKVQA,
-    Visual Dialog, COCO captions), plain rows for rankings"""
+    """the server that defines the format of predictions on a split without labels. Absent: the task's own server (VQA,
+    GQA, A-OKVQA, Visual Dialog, COCO captions), plain rows for rankings"""
     control: Control = "none"
-    """evaluate with other samples' images, or with blank ones: what is left of the score does not come from seeing"""
+    """evaluate with other samples' images, or with blank ones, to measure the score that needs no image"""
 
     def task_errors(self) -> list[tuple[str, str]]:
-        """Values that no text could be written with."""
+        """Values with which no text can be generated."""
         found = [(key, f"must be at least {least}, not {getattr(self, key)}.")
                  for key, least in (("num_beams", 1), ("max_len", 1), ("min_len", 0)) if getattr(self, key) < least]
         if self.min_len > self.max_len >= 1:
@@ -84,19 +84,19 @@ class CaptioningRunConfig(WritingRunConfig):
 
     task: str = "captioning"
     length_penalty: float | None = 0.0
-    """LAVIS' task says 0 where the YAML is silent; null: the model's default, 1"""
+    """the default of LAVIS' task; null: the model's default, 1"""
     repetition_penalty: float | None = 1.15
-    """LAVIS' task says 1.15 where the YAML is silent; null: the model's default"""
+    """the default of LAVIS' task; null: the model's default"""
     use_nucleus_sampling: bool = False
-    """sample from the smallest set of tokens that holds top_p of the mass, in place of beam search"""
+    """instead of beam search, sample from the smallest set of tokens that holds top_p of the probability"""
     top_p: float = 0.9
     temperature: float = 1.0
     caption_metrics: list[str] | None = field(default=None, metadata=SCORING_ONLY)
     """coco (BLEU, ROUGE-L and CIDEr; the default), bleu, rouge_l, cider; meteor and spice, which need Java; scene:
-    attributes of the mini world's objects. []: captions are written and not scored"""
+    attributes of the mini world's objects. []: write captions without scoring them"""
 
     def task_errors(self) -> list[tuple[str, str]]:
-        """Unknown metrics too."""
+        """Also unknown metrics."""
         if not self.caption_metrics:
             return super().task_errors()
         from lavis_lite.metrics.caption_report import SCORES  # its tokenizer takes a while to import
@@ -113,26 +113,26 @@ class VQARunConfig(WritingRunConfig):
     """width of beam search; 1: greedy. LAVIS' default"""
     max_len: int = 10
     inference_method: Literal["generate", "rank"] = "generate"
-    """rank: the likeliest of the data set's answer_list"""
+    """rank: choose the most likely answer of the data set's answer_list"""
     num_ans_candidates: int | None = 128
-    """rank: only so many of the list are tried; null: all"""
+    """with rank: number of answers of the list that are tried; null: all"""
     vqa_rule: AnswerRule = field(default="auto", metadata=SCORING_ONLY)
-    """official: texts are cleaned where the annotators differ, as in the official script; normalised: always; textvqa:
-    always, as TextVQA's own evaluator does; vizwiz: the official script on VizWiz' records, which have a confidence and
-    no id; scienceqa: the option that a written answer names ("The answer is B."); exact: equal to any answer after
-    cleaning; thirds: A-OKVQA's; halves: iVQA's; auto: official if the questions have at least four annotators each,
+    """official: the official script, which cleans texts if the annotators differ. normalised: always cleans them.
+    textvqa: always, by TextVQA's own rules. vizwiz: the official script on VizWiz' records, which have a confidence and
+    no id. scienceqa: the option that a written answer names ("The answer is B."). exact: equal to any answer after
+    cleaning. thirds: A-OKVQA's rule. halves: iVQA's rule. auto: official if each question has at least four annotators,
     else exact"""
     vqa_metrics: list[str] | None = None
     """accuracy (by vqa_rule) and anls (similarity to the nearest answer, ST-VQA's and DocVQA's); the first is
     agg_metrics. Absent: accuracy; both for vqa_reading_comprehension"""
     baselines: bool = field(default=True, metadata=SCORING_ONLY)
-    """report what the commonest training answer would score, overall and by question"""
+    """report the scores of the most frequent training answer, overall and by question"""
 
     def task_errors(self) -> list[tuple[str, str]]:
-        """A prompt without a place for the question, and unknown metrics, too."""
+        """Also a prompt without `{}` for the question, and unknown metrics."""
         found = super().task_errors()
         if self.prompt and self.prompt.count("{}") not in (1, 2):
-            found.append(("prompt", f"{self.prompt!r} has no place for the question; write, for example, "
+            found.append(("prompt", f"{self.prompt!r} has no {{}} for the question; write, for example, "
                           "'Question: {} Short answer:'."))
         return found + _unknown("vqa_metrics", self.vqa_metrics, ANSWER_METRICS)
 
@@ -143,18 +143,18 @@ class RankingRunConfig(WritingRunConfig):
 
     task: str = "ranking"
     candidates: list[str] | None = None
-    """answers to choose among, the same for all samples; absent: each sample's own, else the data set's answer_list"""
+    """answers to choose from, the same for all samples; absent: each sample's own, else the data set's answer_list"""
     num_ans_candidates: int | None = 128
-    """only so many of the data set's answer_list are tried; null: all"""
+    """number of answers of the data set's answer_list that are tried; null: all"""
     candidate_score: Literal["sum", "mean"] = "sum"
     """a candidate's log-likelihood, or that divided by its tokens"""
     segments: int = 1
-    """a batch's candidates are scored in so many parts, to save memory; no result depends on it"""
+    """number of parts in which a batch's candidates are scored, to save memory; it changes no result"""
     positive: str | None = field(default=None, metadata=SCORING_ONLY)
     """two classes: the candidate that counts as positive; adds auc, which becomes agg_metrics"""
 
     def task_errors(self) -> list[tuple[str, str]]:
-        """Candidates that cannot be ranked too."""
+        """Also candidates that cannot be ranked."""
         found, given = super().task_errors(), self.candidates
         if given is not None and (len(given) < 2 or len(set(given)) < len(given) or not all(given)):
             found.append(("candidates", f"must be at least two different texts, not {given}."))
@@ -208,7 +208,7 @@ class AOKVQARunConfig(VQARunConfig, RankingRunConfig):
 
 @dataclass
 class InstructionTuningRunConfig(CaptioningRunConfig, VQARunConfig, RankingRunConfig):
-    """The run section of instruction tuning: that of captions, answers and rankings together."""
+    """The run section of instruction tuning: the keys of captions, answers and rankings."""
 
     task: str = "instruction_tuning"
     num_beams: int = 5
@@ -217,8 +217,8 @@ class InstructionTuningRunConfig(CaptioningRunConfig, VQARunConfig, RankingRunCo
     repetition_penalty: float | None = None
     """null: captions have captioning's default, answers the model's"""
     max_len: int = 10
-    """of an answer, tokens as LAVIS counts them"""
+    """longest answer, in tokens as LAVIS counts them"""
     max_caption_len: int = 30
-    """of a caption"""
+    """longest caption, in tokens as LAVIS counts them"""
     vqa_rule: AnswerRule = "auto"
     num_ans_candidates: int | None = 128

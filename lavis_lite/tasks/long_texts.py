@@ -1,4 +1,4 @@
-"""Texts of an evaluation that the model has no room for: found before it begins, or left out and counted."""
+"""Evaluation texts that are too long for the model: found before the evaluation, or left out and counted."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lavis_lite.models.protocols import TextMeasurer
 from lavis_lite.tasks.base import BaseTask
 
 AT_ONCE = 64
-"""rows that are measured together; the longest come first, and a batch in which all fit ends the search"""
+"""rows that are measured together; the longest come first, and the search ends at the first batch that fits"""
 
 
 @dataclass(frozen=True)
 class LongTexts:
-    """Rows of a data set with texts that are too long.
+    """Rows of a data set with texts that are too long for the model.
 
     Attributes:
-        split: where they are.
+        split: its name.
         rows: their indices.
         where: file and row of the first one.
         reason: the model's message for the first batch that has any.
@@ -48,12 +48,12 @@ def long_texts(task: BaseTask[Any, Any], model: object, dataset: object, split: 
 
     Args:
         task: builds the prompts.
-        model: a `TextMeasurer`; any other is not asked.
-        dataset: `LongestFirst`; any other has no long texts.
+        model: a `TextMeasurer`; other models are not checked.
+        dataset: `LongestFirst`; other data sets are not checked.
         split: its name.
 
     Returns:
-        What is too long; None: nothing, as far as is known.
+        The rows that are too long; None: no such row is known.
     """
     if not isinstance(model, TextMeasurer) or lacking(dataset, LongestFirst, attributes=False):
         return None
@@ -77,7 +77,7 @@ def long_texts(task: BaseTask[Any, Any], model: object, dataset: object, split: 
 
 
 def _sample(dataset: LongestFirst, row: int, picture: torch.Tensor) -> dict[str, Any] | None:
-    """A row's texts; None for a row that is unusable anyway, which the evaluation itself reports."""
+    """A row's texts; None for an unusable row, which the evaluation itself reports."""
     try:
         return dataset.sample(row, None, picture)
     except BadSample:
@@ -97,11 +97,11 @@ def _no_picture(dataset: LongestFirst) -> torch.Tensor:
 
 
 def without_rows(batch: Mapping[str, Any], rows: Mapping[int, Any]) -> dict[str, Any]:
-    """A batch without some of its samples; pictures that samples share stay.
+    """A batch without some of its samples; shared pictures stay.
 
     Args:
         batch: as `collate` makes it.
-        rows: places of the samples to leave out.
+        rows: indices of the samples to leave out.
     """
     size = len(batch["index"])
     kept = [row for row in range(size) if row not in rows]

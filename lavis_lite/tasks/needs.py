@@ -1,4 +1,4 @@
-"""What a run's task needs of its model and data sets, compared with their classes before anything is made."""
+"""What a run's task needs of its model and data sets, compared with their classes before anything is built."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lavis_lite.tasks.base import BaseTask
 
 
 def unmet_needs(config: Config) -> list[str]:
-    """Why the task cannot evaluate the run's data sets, or not with its model; one sentence each, empty if it can.
+    """Why the task cannot evaluate the run's data sets with its model, one sentence each; empty if it can.
 
-    Names of the registry must be valid. A data set that cannot be judged by its builder is judged when it is built.
+    Names of the registry must be valid. If a builder does not name its class, its data set is checked when it is built.
     """
     run = config.run
     evaluated = {*run.valid_splits, *run.test_splits}
@@ -35,7 +35,7 @@ def unmet_needs(config: Config) -> list[str]:
 
 
 def data_classes(config: Config, splits: set[str]) -> dict[str, type | None]:
-    """Name -> evaluation class (None: not known yet) of the data sets that have one of the splits."""
+    """Name -> evaluation class (None: unknown) of the data sets that have one of the splits."""
     found: dict[str, type | None] = {}
     for name, section in config.datasets.items():
         builder = registry.get_builder_class(section.builder or name)
@@ -45,7 +45,7 @@ def data_classes(config: Config, splits: set[str]) -> dict[str, type | None]:
 
 
 def model_problem(task: BaseTask[Any, Any], arch: str, model: type[BaseModel], data: type | None) -> str:
-    """Why a model cannot be evaluated on a class of data sets, and what can; "" if it can."""
+    """Why a model cannot be evaluated on a class of data sets, and which models can; "" if it can."""
     parts = [part for part in task.evaluators() if data is None or part.takes(data)]
     if not parts or any(not part.lacking_methods(model) for part in parts):
         return ""
@@ -58,7 +58,7 @@ def model_problem(task: BaseTask[Any, Any], arch: str, model: type[BaseModel], d
 
 
 def tasks_for(model: type[BaseModel]) -> list[str]:
-    """Tasks of the package that can evaluate a model, by their class's needs."""
+    """Tasks of the package that can evaluate a model."""
     found = []
     for name in registry.task.builtins:
         cls = registry.get_task_class(name)

@@ -31,11 +31,11 @@ from lavis_lite.tasks.retrieval_scoring import image_rows, indices, retrieve
 class ImageTextPretrainTask(BaseTask[BaseModel, CaptionedImages]):
     """Trains on samples {image, text_input}; evaluates a split with one sample per image.
 
-    An evaluation sample has `image` and `index` (its place in the data set); captions come from the data set's `text`
-    and `img2txt`. Losses are those of whole evaluation batches, each on one rank, every image with its first caption,
-    averaged over images.
-    Scores: loss, loss_*; itc_txt_r1 ... itc_r_mean by ITC; itm_* likewise after re-ranking; r_mean (after re-ranking
-    where that was run), chance_r1; agg_metrics = r_mean, or -loss for a model without an ITC space.
+    An evaluation sample has `image` and `index` (in the data set); captions come from the data set's `text` and
+    `img2txt`. Losses are computed on whole evaluation batches, each on one rank, and averaged over images. Every image
+    is paired with its first caption. Scores: loss, loss_*; itc_txt_r1 ... itc_r_mean by ITC; itm_* after re-ranking;
+    r_mean, of itm_* if present, else of itc_*; chance_r1. agg_metrics = r_mean, or -loss for a model without an ITC
+    space.
     """
 
     config_class: ClassVar[type[RunConfig]] = PretrainRunConfig
@@ -56,7 +56,7 @@ class ImageTextPretrainTask(BaseTask[BaseModel, CaptionedImages]):
         self._captions = [dataset.text[found[0]] for found in as_lists(dataset.img2txt)]
 
     def model_needs(self, model: object) -> list[type]:
-        """A matcher (ITM) where the recall of a retriever is measured after re-ranking; else nothing."""
+        """A matcher (ITM) if the run measures recall after re-ranking."""
         splits = [*self.cfg.valid_splits, *self.cfg.test_splits]
         reranks = self.cfg.valid_recall and any(self.k_test(split) > 0 for split in splits)
         return [Matcher] if reranks and not lacking(model, Retriever) else []
@@ -66,7 +66,7 @@ class ImageTextPretrainTask(BaseTask[BaseModel, CaptionedImages]):
         return self.cfg.k_test if self.cfg.valid_itm or split in self.cfg.test_splits else 0
 
     def predict(self, model: BaseModel, samples: dict[str, Any]) -> list[Row]:
-        """One row per image: the losses of its batch and what retrieval needs of it."""
+        """One row per image: the losses of its batch and its features for retrieval."""
         if not self.has_samples(samples, "image", "index"):
             return []
         captions = [self._captions[index] for index in indices(samples)]
@@ -93,7 +93,7 @@ class ImageTextPretrainTask(BaseTask[BaseModel, CaptionedImages]):
         return scores | {"r_mean": r_mean, "chance_r1": chance_r1(gallery), "agg_metrics": r_mean}
 
     def report(self, rows: list[Row], dataset: CaptionedImages, split: str) -> list[ReportSample] | None:
-        """Every query with its best candidates, both ways, where recall was measured."""
+        """Every query with its best candidates, both ways, if recall was measured."""
         if self._found is None:
             return None
         (gallery, found, prefix), self._found = self._found, None
@@ -106,10 +106,10 @@ class ImageTextPretrainTask(BaseTask[BaseModel, CaptionedImages]):
 
 @torch.no_grad()
 def validation_losses(model: BaseModel, samples: dict[str, Any], captions: list[str]) -> dict[str, float]:
-    """Losses of one evaluation batch and a caption for each of its images, this process alone.
+    """Losses of one evaluation batch with a caption for each image. Not collective.
 
-    The numbers that choose the hard negatives depend on the batch's images only, so that every validation of a run
-    draws alike.
+    The random numbers for hard negatives depend only on the batch's images, so every validation of a run draws the
+    same.
 
     Raises:
         CheckpointError: a loss is NaN or infinite.

@@ -1,4 +1,4 @@
-"""Ranking: the answer is the candidate that the model finds likeliest; multiple choice, yes or no, and dialogues."""
+"""Ranking: the answer is the most likely candidate; multiple choice, yes or no, and dialogues."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ SHOWN = 10
 class RankingTask(WritingTask[Ranker, Choices]):
     """Trains on samples {image, text_input, text_output}; evaluates a data set of questions (`QAEvalDataset`).
 
-    Scores (fractions): accuracy of the likeliest candidate, overall and by the types that rows have (subjects, for
-    example: accuracy_question_<type>); chance, the accuracy of drawing a candidate; answerable, the share of samples
-    with their answer among the candidates, if these come from the data set's answer_list; auc with run.positive.
+    Scores (fractions):
+
+    - accuracy of the most likely candidate, overall and by type (accuracy_question_<type>, for example by subject);
+    - chance, the accuracy of a random candidate;
+    - answerable, the share of samples with their answer in the data set's answer_list, if that gives the candidates;
+    - auc with run.positive.
     """
 
     config_class: ClassVar[type[RunConfig]] = RankingRunConfig
@@ -61,27 +64,27 @@ class RankingTask(WritingTask[Ranker, Choices]):
         if self._shared is None and not dataset.multiple_choice:
             self._shared = list(dataset.answer_list[:self.cfg.num_ans_candidates])
             if len(self._shared) < 2:
-                raise DataError(f"split {split!r}: ranking needs candidates and its rows have none. Set run.candidates"
-                                ", or answer_list of the data set, or keep its training annotations here.")
+                raise DataError(f"split {split!r}: its rows have no candidates to rank. Set run.candidates, or "
+                                "answer_list of the data set, or keep its training annotations here.")
 
     def predict(self, model: Ranker, samples: dict[str, Any]) -> list[Row]:
-        """One row per question: {id, index, scores}, the log-likelihood of each candidate in their order."""
+        """One row per question: {id, index, scores}; scores are the log-likelihoods of its candidates, in order."""
         own = () if self._shared is not None else ("candidates",)
         if not self.has_samples(samples, "question_id", "index", "text_input", *own):
             return []
-        names, places = plain(samples["question_id"]), plain(samples["index"])
+        names, indices = plain(samples["question_id"]), plain(samples["index"])
         candidates = self._shared if self._shared is not None else samples["candidates"]
         bare = [name for name, own in zip(names, candidates, strict=False) if not own]
         if bare:
-            raise DataError(f"question_id {bare[0]!r} has no candidates to choose among; fix its row, or set "
+            raise DataError(f"question_id {bare[0]!r} has no candidates to choose from; fix its row, or set "
                             "run.candidates.")
         asked = {key: samples[key] for key in (*PICTURES, *CONTEXT) if key in samples}
         asked["prompt"] = question_prompts(samples, self.cfg.prompt or "", len(names))
         found = model.score_candidates(asked, candidates, n_segments=self.cfg.segments,
                                        normalise=self.cfg.candidate_score).float().tolist()
         counts = [len(self._shared)] * len(names) if self._shared is not None else [len(own) for own in candidates]
-        return [{"id": name, "index": place, "scores": scores[:count]}
-                for name, place, scores, count in zip(names, places, found, counts, strict=True)]
+        return [{"id": name, "index": index, "scores": scores[:count]}
+                for name, index, scores, count in zip(names, indices, found, counts, strict=True)]
 
     def score(self, model: Ranker, rows: list[Row], dataset: Choices, split: str) -> dict[str, float]:
         """Accuracies of all ranks' rows."""
@@ -109,7 +112,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
         """Indices of the right candidates; none if the data set's answer_list lacks the answer.
 
         Raises:
-            DataError: the right answer is not among candidates that should have it.
+            DataError: the right answer is not among the row's or the run's candidates.
         """
         if self._shared is None:
             label = question.get("label")
@@ -118,18 +121,18 @@ class RankingTask(WritingTask[Ranker, Choices]):
                                 f"its {len(row['scores'])} candidates.")
             return {label}
         answers = set(question["answers"])
-        found = {place for place, text in enumerate(self._shared) if text in answers}
+        found = {index for index, text in enumerate(self._shared) if text in answers}
         if not found and self.cfg.candidates is not None:
-            raise DataError(f"{location_of(dataset, row['index'])}: its answer {sorted(answers)[0]!r} is none of "
+            raise DataError(f"{location_of(dataset, row['index'])}: its answer {sorted(answers)[0]!r} is not in "
                             f"run.candidates {self._shared}; {did_you_mean(sorted(answers)[0], self._shared)}")
         return found
 
     def _auc(self, rows: Sequence[Row], questions: dict[Any, Row], right: dict[Any, set[int]]) -> float:
-        places = [self.positive_place(questions[row["id"]]) for row in rows]
-        return auc([shares(row["scores"])[place] for row, place in zip(rows, places, strict=True)],
-                   [place in right[row["id"]] for row, place in zip(rows, places, strict=True)])
+        indices = [self.positive_index(questions[row["id"]]) for row in rows]
+        return auc([shares(row["scores"])[index] for row, index in zip(rows, indices, strict=True)],
+                   [index in right[row["id"]] for row, index in zip(rows, indices, strict=True)])
 
-    def positive_place(self, question: Row) -> int:
+    def positive_index(self, question: Row) -> int:
         """Index of the positive class among a question's candidates."""
         texts, wanted = self.texts(question), str(self.cfg.positive)
         if wanted not in texts:
@@ -138,9 +141,9 @@ class RankingTask(WritingTask[Ranker, Choices]):
         return texts.index(wanted)
 
     def predictions(self, rows: list[Row], dataset: Choices) -> list[Row] | Submission:
-        """The likeliest candidate as answer and as choice (its place), all scores; proba with run.positive.
+        """The most likely candidate as answer and as choice (its index), all scores; proba with run.positive.
 
-        Without labels in the format of `run.submission`.
+        A split without labels has the format of `run.submission`.
         """
         written = [self._choice(row, dataset) for row in rows]
         if dataset.has_answers:
@@ -159,10 +162,10 @@ class RankingTask(WritingTask[Ranker, Choices]):
                   "scores": row["scores"]}
         if self.cfg.positive is None:
             return chosen
-        return {**chosen, "proba": float(shares(row["scores"])[self.positive_place(question)])}
+        return {**chosen, "proba": float(shares(row["scores"])[self.positive_index(question)])}
 
     def report(self, rows: list[Row], dataset: Choices, split: str) -> list[ReportSample]:
-        """Question, likeliest candidate, the candidates by likelihood, and the rank of the right one."""
+        """Question, most likely candidate, the candidates by likelihood, and the rank of the right one."""
         picture = pictures_of(self.evaluated(dataset))
         scored = dataset.has_answers and self.cfg.report_metric
         samples = []
@@ -170,9 +173,9 @@ class RankingTask(WritingTask[Ranker, Choices]):
             asked, best = dataset.question(row["index"]), order(row["scores"]).tolist()
             texts, share = self.texts(asked), shares(row["scores"]).tolist()
             right = self.right(asked, dataset, row) if scored else set()
-            rank = next((rank for rank, place in enumerate(best, 1) if place in right), MISSED) if scored else None
-            shown = [Candidate(texts[place], row["scores"][place], share[place], place in right)
-                     for place in best[:SHOWN]]
+            rank = next((rank for rank, index in enumerate(best, 1) if index in right), MISSED) if scored else None
+            shown = [Candidate(texts[index], row["scores"][index], share[index], index in right)
+                     for index in best[:SHOWN]]
             samples.append(ReportSample(
                 row["id"], texts[best[0]], asked["question"], asked.get("answers", []),
                 {} if rank is None else self.sample_scores(rank, asked), None if rank is None else rank == 1,
@@ -180,7 +183,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
         return samples
 
     def sample_scores(self, rank: int, question: Row) -> dict[str, float]:
-        """A sample's part in every score it counts for, by the rank of its right answer; MISSED: it is no candidate."""
+        """The scores of a sample by the rank of its right answer; MISSED: the answer is not a candidate."""
         return accuracies({0: float(rank == 1)}, {0: _types(question)})
 
     def line(self, scores: dict[str, float]) -> str:
@@ -192,7 +195,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
 
 
 def _types(question: Row) -> Truth:
-    """The types that get accuracies of their own."""
+    """The types of a question, which get separate accuracies."""
     return Truth((), question.get("question_type", ""), question.get("answer_type", ""))
 
 
@@ -200,31 +203,31 @@ def _types(question: Row) -> Truth:
 class DialogueTask(RankingTask):
     """Visual Dialog: ranks the candidates of every round.
 
-    Scores: r1, r5, r10, mrr (fractions), mean_rank; ndcg where rounds have dense annotations (`relevance` of the data
-    set); agg_metrics = mrr.
+    Scores: r1, r5, r10, mrr (fractions), mean_rank; ndcg if rounds have dense annotations (`relevance` of the data
+        set); agg_metrics = mrr.
     """
 
     config_class: ClassVar[type[RunConfig]] = DialogueRunConfig
     servers: ClassVar[tuple[Server, ...]] = ("visdial",)
 
     def before_evaluation(self, dataset: Choices, split: str) -> None:
-        """Refuse questions that are no rounds of dialogues."""
+        """Refuse questions that are not rounds of dialogues."""
         super().before_evaluation(dataset, split)
         if "history" not in dataset.extras:
-            raise DataError(f"split {split!r} has questions without a dialogue before them; take a data set of the "
-                            "builder image_dialogue, such as visdial, or set run.task=ranking.")
+            raise DataError(f"split {split!r} has questions without a dialogue. Use a data set of the builder "
+                            "image_dialogue, such as visdial, or set run.task=ranking.")
 
     def score(self, model: Ranker, rows: list[Row], dataset: Choices, split: str) -> dict[str, float]:
         """Ranks of the right answers of all ranks' rows."""
         if not (dataset.has_answers and self.cfg.report_metric):
             return self.unscored(rows, dataset.has_answers)
         questions = [dataset.question(row["index"]) for row in rows]
-        places = []
+        true_ranks = []
         for row, question in zip(rows, questions, strict=True):
-            by_place = ranks(row["scores"]).tolist()
-            found = [by_place[place] for place in self.right(question, dataset, row)]
-            places.append(min(found, default=len(by_place)))
-        scores = rank_scores(places)
+            by_candidate = ranks(row["scores"]).tolist()
+            found = [by_candidate[index] for index in self.right(question, dataset, row)]
+            true_ranks.append(min(found, default=len(by_candidate)))
+        scores = rank_scores(true_ranks)
         dense = [ndcg(row["scores"], question["relevance"])
                  for row, question in zip(rows, questions, strict=True) if any(question.get("relevance", ()))]
         if dense:

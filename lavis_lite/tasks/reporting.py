@@ -1,4 +1,4 @@
-"""What tasks show of single samples: pictures, references, the best candidates of retrieval."""
+"""Single samples in reports: pictures, references, the best candidates of retrieval."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pictures_of(dataset: object) -> Callable[[int], Picture | None]:
     """Row -> the picture that the model saw; None for features and blank images.
 
     Args:
-        dataset: has `folder` and `image_name(index)`; or one of these behind a control.
+        dataset: has `folder` and `image_name(index)`, or wraps such a data set for a control.
     """
     others: dict[str, int] = {}
     if isinstance(dataset, AblatedImages):
@@ -45,12 +45,12 @@ def pictures_of(dataset: object) -> Callable[[int], Picture | None]:
 
 
 def counted(answers: Sequence[str]) -> list[str]:
-    """Answers of several annotators, each once with its number, the commonest first."""
+    """Different answers of several annotators with their counts, the most frequent first."""
     return [answer if count == 1 else f"{answer} ×{count}" for answer, count in Counter(answers).most_common()]
 
 
 def context_of(asked: Mapping[str, Any]) -> str:
-    """What a model knows besides the question, one kind a line: a caption, a hint, the dialogue so far, OCR tokens."""
+    """The context of a question, one kind per line: a caption, a hint, the dialogue so far, OCR tokens."""
     known = {"caption": asked.get("caption"), "context": asked.get("context"), "history": asked.get("history"),
             "OCR tokens": ", ".join(asked.get("ocr_tokens") or [])}
     return "\n".join(f"{name}: {text}" if name != "history" else str(text) for name, text in known.items() if text)
@@ -63,7 +63,7 @@ def retrieval_samples(gallery: Gallery, found: BothWays, dataset: object, prefix
         gallery: what was searched.
         found: candidates both ways, best first.
         dataset: the split.
-        prefix: of the names that the recalls have among the metrics.
+        prefix: of the recalls' names among the metrics.
     """
     picture = pictures_of(dataset)
     shown = [picture(index) for index in gallery.images]

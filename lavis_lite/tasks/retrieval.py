@@ -23,10 +23,10 @@ from lavis_lite.tasks.retrieval_scoring import image_rows, recalls_of, retrieve
 class RetrievalTask(BaseTask[Retriever, CaptionedImages]):
     """Trains on samples {image, text_input, image_id}; evaluates a split with one sample per image.
 
-    An evaluation sample has `image` float[B,3,H,W] and `index` (its place in the data set); the data set has `text`,
-    `img2txt` and `txt2img`. Scores (fractions): txt_r1, txt_r5, txt_r10, txt_r_mean (texts found by an image), img_*
-    (images found by a text), r_mean, all after re-ranking when `k_test` > 0; the same with prefix itc_ before it;
-    chance_r1; agg_metrics = r_mean.
+    An evaluation sample has `image` float[B,3,H,W] and `index` (in the data set); the data set has `text`, `img2txt`
+    and `txt2img`. Scores (fractions): txt_r1, txt_r5, txt_r10, txt_r_mean (texts found by an image), img_* (images
+    found by a text), r_mean and chance_r1. They are computed after re-ranking if `k_test` > 0; those before it have the
+    prefix itc_. agg_metrics = r_mean.
     """
 
     config_class: ClassVar[type[RunConfig]] = RetrievalRunConfig
@@ -44,11 +44,11 @@ class RetrievalTask(BaseTask[Retriever, CaptionedImages]):
         check_captions(dataset, split)
 
     def model_needs(self, model: object) -> list[type]:
-        """A retriever; one that matches too (ITM) where candidates are re-ranked."""
+        """A retriever; also a matcher (ITM) if candidates are re-ranked."""
         return [Retriever, *([Matcher] if self.cfg.k_test > 0 else [])]
 
     def predict(self, model: Retriever, samples: dict[str, Any]) -> list[Row]:
-        """One row per image with what retrieval needs of it."""
+        """One row per image with its features."""
         if not self.has_samples(samples, "image", "index"):
             return []
         return image_rows(model, samples, keep_embeds=self.cfg.k_test > 0)
@@ -81,7 +81,7 @@ def gallery_of(rows: Sequence[Row], dataset: CaptionedImages, captions_per_image
 
 
 def sizes_of(cfg: RetrievalRunConfig) -> Sizes:
-    """How a run cuts the work: blocks of images are the evaluation's batches."""
+    """The block sizes of a run: blocks of images are the evaluation's batches."""
     return Sizes(cfg.batch_size_eval, cfg.pair_batch_size, cfg.pair_batch_size)
 
 
@@ -91,7 +91,7 @@ def prefixed(prefix: str, found: BothWays, gallery: Gallery) -> dict[str, float]
 
 
 def chance_r1(gallery: Gallery) -> float:
-    """R@1 of a random order, the mean of both directions (1 / N where every image has as many captions)."""
+    """R@1 of a random order, the mean of both directions (1 / N if all images have equally many captions)."""
     texts, images = len(gallery.texts), len(gallery.images)
     return (mean_chance(1, texts, gallery.img2txt) + mean_chance(1, images, gallery.txt2img)) / 2
 

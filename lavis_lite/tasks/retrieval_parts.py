@@ -27,9 +27,9 @@ def check_captions(dataset: CaptionedImages, split: str) -> None:
     found = as_lists(dataset.img2txt)
     bare = [image for image, texts in enumerate(found) if not texts]
     if bare:
-        place = location_of(dataset, bare[0])
+        where = location_of(dataset, bare[0])
         raise DataError(f"split {split!r} cannot be scored: {len(bare)} of its {len(found)} images have no caption, "
-                        f"the first at {place}. Remove them from the annotation file, or the split from "
+                        f"the first at {where}. Remove them from the annotation file, or the split from "
                         "run.valid_splits and run.test_splits.")
 
 
@@ -70,7 +70,7 @@ class Gallery:
         if not images:
             raise DataError("the evaluation split gave no image; check its annotation file and run.on_bad_sample.")
         texts = sorted({text for found in chosen for text in found})
-        number = {text: place for place, text in enumerate(texts)}
+        number = {text: index for index, text in enumerate(texts)}
         img2txt = [[number[text] for text in found] for found in chosen]
         txt2img = [0] * len(texts)
         for image, found in enumerate(img2txt):
@@ -81,7 +81,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How the work is cut; scores do not depend on the ranks, bits may depend on these.
+    """Sizes of blocks and passes. They may change the last bits of scores; the number of ranks changes nothing.
 
     image_block: images per block of ITC rows; with the evaluation's batch size, blocks and batches coincide.
     text_batch: texts per pass of the text encoder.
@@ -94,18 +94,18 @@ class Sizes:
 
     @property
     def pair_batch_least(self) -> int:
-        """Pairs after which a pass ends where the texts get longer."""
+        """Least number of pairs after which a pass ends if the next text is longer."""
         return max(1, self.pair_batch // 8)
 
 
 @dataclass(frozen=True)
 class OwnImages:
-    """This rank's images, ascending by their place in the gallery.
+    """This rank's images, ascending by their index in the gallery.
 
-    places: int64[n]; features: float32[n,Q,E], unit length; embeds: n tensors float[P,Dv], or None without re-ranking.
+    indices: int64[n]; features: float32[n,Q,E], unit length; embeds: n tensors float[P,Dv], or None without re-ranking.
     """
 
-    places: Tensor
+    indices: Tensor
     features: Tensor
     embeds: list[Tensor] | None
 
@@ -113,19 +113,20 @@ class OwnImages:
     def of(cls, indices: Sequence[int], features: Sequence[Tensor], embeds: Sequence[Tensor] | None,
            gallery: Gallery) -> OwnImages:
         """Order this rank's rows by the gallery; `indices` are the data set's image indices."""
-        place = {image: number for number, image in enumerate(gallery.images)}
-        order = sorted(range(len(indices)), key=lambda row: place[indices[row]])
-        places = torch.tensor([place[indices[row]] for row in order], dtype=torch.long)
+        position = {image: number for number, image in enumerate(gallery.images)}
+        order = sorted(range(len(indices)), key=lambda row: position[indices[row]])
+        own = torch.tensor([position[indices[row]] for row in order], dtype=torch.long)
         stacked = torch.stack([features[row] for row in order]).float() if order else torch.empty(0, 1, 1)
-        return cls(places, stacked, None if embeds is None else [embeds[row] for row in order])
+        return cls(own, stacked, None if embeds is None else [embeds[row] for row in order])
 
 
 @dataclass(frozen=True)
 class Texts:
     """All texts of the gallery.
 
-    ids: int64[M,L] and mask: bool[M,L], on the CPU; features: float32[M,E], unit length; tokens: the model's type of a
-    batch of texts, made of ids and mask.
+    ids: int64[M,L] and mask: bool[M,L], on the CPU.
+    features: float32[M,E], unit length.
+    tokens: the model's class of a batch of texts, called with ids and mask.
     """
 
     ids: Tensor
@@ -151,7 +152,7 @@ class BothWays:
 
 
 def best(index: Tensor, score: Tensor, keep: int) -> Candidates:
-    """The `keep` best columns of each row, best first; equal scores stay in the order they come in; NaN last.
+    """The `keep` best columns of each row, best first; equal scores keep their order; NaN is last.
 
     Args:
         index: int64[N, C], the candidate of each column.
@@ -165,13 +166,13 @@ def best(index: Tensor, score: Tensor, keep: int) -> Candidates:
 
 
 def by_index(index: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row ordered by index, so that `best` settles ties by it."""
+    """Each row ordered by index, so that `best` breaks ties by index."""
     order = index.argsort(1)
     return index.gather(1, order), score.gather(1, order)
 
 
 def trimmed(ids: Tensor, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Right-padded ids and mask without the columns that pad all of them, on the model's device."""
+    """Right-padded ids and mask without columns of padding alone, on the model's device."""
     longest = max(int(mask.sum(1).max()), 1)
     return ids[:, :longest].to(device), mask[:, :longest].to(device)
 

@@ -1,8 +1,8 @@
 """Re-ranking by ITM: the best k of each query, both ways, every pair scored once (BLIP-2 section 4.4).
 
 A rank scores the pairs of its own images, image by image. Keys and values of the image are computed once, its texts
-are stacked by length. In memory are the image features that the rank owns (in the vision encoder's dtype, on the CPU),
-one image's keys and values, one pass of pairs, and one float per pair.
+are stacked by length. Memory holds the rank's own image features (in the vision encoder's dtype, on the CPU), one
+image's keys and values, one pass of pairs, and one float per pair.
 
 N images, M texts, P patches, Dv width of the image features, k candidates per query.
 """
@@ -36,7 +36,8 @@ from lavis_lite.tasks.retrieval_parts import (
 )
 
 START_BYTES = 6 << 30
-"""of what is kept of all texts, on the model's device; where that is not enough it is computed with each image"""
+"""most memory for the first layers of all texts, on the model's device; if they need more, each image computes them
+again"""
 
 
 @torch.no_grad()
@@ -44,23 +45,24 @@ def rerank(model: Retriever, own: OwnImages, texts: Texts, itc: BothWays, k_test
            progress: ProgressHandle | None = None) -> BothWays:
     """Re-order the first `k_test` candidates of each query by ITM logit + ITC cosine, as LAVIS does. Collective.
 
-    Candidates beyond `k_test` were not scored: they keep their ITC order and stay below. A pair that both directions
-    ask for is computed once.
+    Candidates beyond `k_test` are not scored: they keep their ITC order and stay below. A pair of both directions is
+    computed once.
 
     Args:
-        model: is also a `Matcher`, or one that caches.
+        model: also a `Matcher`, or a matcher that caches.
         own: this rank's images, with `embeds`.
         texts: all texts.
         itc: candidates by ITC, equal on all ranks.
-        k_test: candidates per query to score; clipped to what there is. 0: no change.
+        k_test: candidates per query to score, at most all of them. 0: no change.
         sizes: pairs per pass.
-        progress: keeps finished images, and is asked after each whether to stop; all ranks then stop together.
+        progress: keeps finished images, and knows after each image if a stop was requested; all ranks then stop
+            together.
     """
     if k_test <= 0:
         return itc
     progress = progress or ProgressHandle()
     wanted = _pairs(itc, k_test, len(texts.ids))
-    mine = wanted[torch.isin(wanted // len(texts.ids), own.places)]
+    mine = wanted[torch.isin(wanted // len(texts.ids), own.indices)]
     progress.begin("re-ranking", len(itc.texts_of_image.index), "images")
     logits = _score_pairs(model, own, texts, mine, sizes, progress)
     progress.stop_if_requested()
@@ -75,7 +77,7 @@ def rerank(model: Retriever, own: OwnImages, texts: Texts, itc: BothWays, k_test
 
 
 def _asked(itc: BothWays, k_test: int, texts: int) -> tuple[Tensor, Tensor]:
-    """The pairs each direction asks for, as image * M + text: int64[N,k] and int64[M,k]."""
+    """The pairs of each direction, as image * M + text: int64[N,k] and int64[M,k]."""
     by_image, by_text = itc.texts_of_image.index[:, :k_test], itc.images_of_text.index[:, :k_test]
     return (torch.arange(len(by_image))[:, None] * texts + by_image,
             by_text * texts + torch.arange(len(by_text))[:, None])
@@ -91,20 +93,20 @@ def _score_pairs(model: Retriever, own: OwnImages, texts: Texts, pairs: Tensor, 
                  progress: ProgressHandle) -> Tensor:
     """Match logits of ascending pairs of own images: at least float32[pairs], on the CPU.
 
-    Image by image, its texts stacked by length: so a pass reads one image's features, pads little, and is the same
-    whatever other images the rank owns. A request to stop ends it early.
+    Works image by image, its texts stacked by length. So a pass reads one image's features, pads little, and does not
+    depend on the rank's other images. A request to stop ends it early.
     """
     if own.embeds is None:
         raise ValueError("re-ranking needs the image features; they were not kept for this split")
     parts, start, match = [torch.empty(0)], 0, _Matcher(model, texts, sizes)
-    for embeds, place in zip(own.embeds, own.places.tolist(), strict=True):
-        end = int(torch.searchsorted(pairs, (place + 1) * len(texts.ids)))
-        rows = pairs[start:end] - place * len(texts.ids)
+    for embeds, index in zip(own.embeds, own.indices.tolist(), strict=True):
+        end = int(torch.searchsorted(pairs, (index + 1) * len(texts.ids)))
+        rows = pairs[start:end] - index * len(texts.ids)
         if progress.stop_requested():
             break
         if len(rows):
-            logits = _known_or(partial(match, embeds, rows), place, rows, progress)
-            parts.append(check_finite(logits, partial(_pair, place, rows)))
+            logits = _known_or(partial(match, embeds, rows), index, rows, progress)
+            parts.append(check_finite(logits, partial(_pair, index, rows)))
         progress.advance()
         start = end
     return torch.cat(parts)
@@ -115,9 +117,9 @@ def _pair(image: int, texts: Tensor, row: int) -> str:
             "infinite.")
 
 
-def _known_or(score: Callable[[], Tensor], place: int, rows: Tensor, progress: ProgressHandle) -> Tensor:
-    """The stored logits of an image if they belong to the same texts; else new ones, which are stored."""
-    key, asked = f"match {place}", hashlib.blake2b(rows.numpy().tobytes(), digest_size=8).hexdigest()
+def _known_or(score: Callable[[], Tensor], index: int, rows: Tensor, progress: ProgressHandle) -> Tensor:
+    """The stored logits of an image if they are for the same texts; else new ones, which are stored."""
+    key, asked = f"match {index}", hashlib.blake2b(rows.numpy().tobytes(), digest_size=8).hexdigest()
     kept = progress.load(key)
     if kept is not None and kept["texts"] == asked:
         return torch.frombuffer(bytearray(base64.b64decode(kept["logits"])), dtype=getattr(torch, kept["dtype"]))
@@ -128,11 +130,11 @@ def _known_or(score: Callable[[], Tensor], place: int, rows: Tensor, progress: P
 
 
 class _Matcher:
-    """Match logits of images with texts, by whatever the model offers that computes least.
+    """Match logits of images with texts, by the cheapest method that the model has.
 
     Args:
-        model: is also a `Matcher`. An `ImageCachingMatcher` computes an image's keys and values once for all its
-            texts. A `TextCachingMatcher` also computes a text's part once for all its images.
+        model: also a `Matcher`. An `ImageCachingMatcher` computes an image's keys and values once for all its texts. A
+            `TextCachingMatcher` also computes a text's part once for all its images.
         texts: of the gallery.
         sizes: pairs per pass.
     """
@@ -173,9 +175,9 @@ class _Matcher:
 
     @cached_property
     def _starts(self) -> Tensor | None:
-        """What matching begins with for every text, float[M,Q+L,D] on the model's device.
+        """The first layers of matching for every text, float[M,Q+L,D] on the model's device.
 
-        None: the model has no such thing, or it would be more than START_BYTES.
+        None: the model does not cache texts, or the result would exceed START_BYTES.
         """
         if not isinstance(self.model, TextCachingMatcher):
             return None
@@ -191,29 +193,29 @@ class _Matcher:
 
 
 def _room(device: torch.device) -> int:
-    """Bytes that the beginnings of all texts may take: of a GPU at most half of what is free."""
+    """Bytes that the first layers of all texts may take: at most half of a GPU's free memory."""
     if device.type != "cuda":
         return START_BYTES
     return min(START_BYTES, torch.cuda.mem_get_info(device)[0] // 2)
 
 
 def _runs(lengths: Sequence[int], sizes: Sizes) -> list[int]:
-    """How many pairs go into each pass, of ascending text lengths: a pass ends early where the texts get longer.
+    """Number of pairs in each pass, by ascending text length: a pass ends early if the next text is longer.
 
-    Padding costs as much as text; but a pass of few pairs is slow.
+    Padding costs as much as text, but a pass of few pairs is slow.
     """
     runs, start = [], 0
-    for place in range(1, len(lengths) + 1):
-        count = place - start
-        longer = place < len(lengths) and lengths[place] > lengths[place - 1] and count >= sizes.pair_batch_least
-        if place == len(lengths) or count == sizes.pair_batch or longer:
+    for end in range(1, len(lengths) + 1):
+        count = end - start
+        longer = end < len(lengths) and lengths[end] > lengths[end - 1] and count >= sizes.pair_batch_least
+        if end == len(lengths) or count == sizes.pair_batch or longer:
             runs.append(count)
-            start = place
+            start = end
     return runs
 
 
 def _reordered(itc: Candidates, logits: Tensor) -> Candidates:
-    """The first columns re-ordered by logit + cosine, the others after them as they were."""
+    """The first columns re-ordered by logit + cosine, then the others unchanged."""
     scored = logits.shape[1]
     front = best(*by_index(itc.index[:, :scored], logits + itc.score[:, :scored]), scored)
     return Candidates(torch.cat([front.index, itc.index[:, scored:]], 1),

@@ -4,8 +4,8 @@ The work is shared over ranks with bounded memory. A rank holds the image featur
 their rows of the ITC matrix, a block of texts at a time, and scores their pairs. Ranks exchange
 float[E] per text, the best k (index, cosine) of each query, and one float per re-ranked pair.
 
-The work is cut by the place of an image or text in the gallery and never by rank, so that 1, 2 and 3 ranks run the
-same matrix products and give the same bits.
+Blocks of work follow the index of an image or text in the gallery, not the rank. So 1, 2 and 3 ranks run the same
+matrix products and give the same bits.
 
 N images, M texts, Q query tokens, P patches, E width of the ITC space, D width of the Q-Former, K candidates kept.
 """
@@ -44,10 +44,10 @@ TEXT_BLOCK = 1024
 
 @torch.no_grad()
 def encode_texts(model: Retriever, texts: Sequence[str], sizes: Sizes) -> Texts:
-    """Tokenize all texts and compute their ITC features, batches dealt out to the ranks by turns. Collective.
+    """Tokenize all texts and compute their ITC features; the ranks take batches in turn. Collective.
 
     Raises:
-        CheckpointError: features that are NaN or infinite.
+        CheckpointError: a feature is NaN or infinite.
     """
     tokens = model.tokenize(list(texts))
     ids, mask, kind = tokens.ids.cpu(), tokens.mask.cpu(), type(tokens)
@@ -73,16 +73,16 @@ def _text(texts: Sequence[str], rows: Sequence[int], row: int) -> str:
 def itc_candidates(own: OwnImages, texts: Texts, gallery: Gallery, keep: int, sizes: Sizes,
                    device: torch.device) -> BothWays:
     """The best `keep` of each query by ITC (cosine, best query token), both ways, equal on all ranks. Collective."""
-    places = own.places.to(device)
-    running = Candidates(places.new_empty(len(places), 0), torch.empty(len(places), 0, device=device))
+    image_index = own.indices.to(device)
+    running = Candidates(image_index.new_empty(len(image_index), 0), torch.empty(len(image_index), 0, device=device))
     images_of_text = []
     for start in range(0, len(texts.features), TEXT_BLOCK):
         block = texts.features[start:start + TEXT_BLOCK].to(device)
         similarity = _similarity(own, block, sizes)
         columns = torch.arange(start, start + len(block), device=device).expand(similarity.shape)
         running = best(torch.cat([running.index, columns], 1), torch.cat([running.score, similarity], 1), keep)
-        images_of_text.append(_merge(best(places.expand(len(block), -1), similarity.T, keep), keep))
-    return BothWays(_rows_of_all(own.places, running, len(gallery.images)),
+        images_of_text.append(_merge(best(image_index.expand(len(block), -1), similarity.T, keep), keep))
+    return BothWays(_rows_of_all(own.indices, running, len(gallery.images)),
                     Candidates(torch.cat([part.index for part in images_of_text]),
                                torch.cat([part.score for part in images_of_text])))
 
@@ -92,15 +92,15 @@ def _similarity(own: OwnImages, text_features: Tensor, sizes: Sizes) -> Tensor:
     device = text_features.device
     rows = [torch.empty(0, len(text_features), device=device)]
     with torch.autocast(device.type, enabled=False):  # 8 bits of mantissa would make ties of near neighbours
-        for block in _blocks(own.places, sizes.image_block):
+        for block in _blocks(own.indices, sizes.image_block):
             rows.append((own.features[block].to(device) @ text_features.T).amax(1))
     return torch.cat(rows)
 
 
-def _blocks(places: Tensor, size: int) -> Iterator[slice]:
-    """Slices of the ascending `places` that fall into the same block of the whole gallery."""
+def _blocks(image_index: Tensor, size: int) -> Iterator[slice]:
+    """Slices of the ascending `image_index` that fall into the same block of the whole gallery."""
     start = 0
-    for number in (places // size).unique_consecutive(return_counts=True)[1].tolist():
+    for number in (image_index // size).unique_consecutive(return_counts=True)[1].tolist():
         yield slice(start, start + number)
         start += number
 
@@ -112,29 +112,29 @@ def _merge(local: Candidates, keep: int) -> Candidates:
                 keep)
 
 
-def _rows_of_all(places: Tensor, rows: Candidates, count: int) -> Candidates:
-    """Every rank's rows put at their places: [n, K] -> [count, K], on the CPU."""
-    parts = distributed.all_gather_object((places, rows.index.cpu(), rows.score.cpu()))
+def _rows_of_all(image_index: Tensor, rows: Candidates, count: int) -> Candidates:
+    """Every rank's rows at their indices: [n, K] -> [count, K], on the CPU."""
+    parts = distributed.all_gather_object((image_index, rows.index.cpu(), rows.score.cpu()))
     where = torch.argsort(torch.cat([part[0] for part in parts]))
     index, score = torch.cat([part[1] for part in parts])[where], torch.cat([part[2] for part in parts])[where]
     if len(index) != count:
-        raise ValueError(f"{len(index)} rows of {count} images came together")
+        raise ValueError(f"the ranks have {len(index)} rows for {count} images")
     return Candidates(index, score)
 
 
 def indices(samples: dict[str, Any]) -> list[int]:
-    """The places of a batch's images in their data set, in one copy from the device."""
+    """The indices of a batch's images in their data set, in one copy from the device."""
     return [int(index) for index in torch.as_tensor(samples["index"]).tolist()]
 
 
 @torch.no_grad()
 def image_rows(model: Retriever, samples: dict[str, Any], keep_embeds: bool) -> list[dict[str, Any]]:
-    """What retrieval needs of a batch of images: one row per image, tensors on the CPU.
+    """The features of a batch of images: one row per image, tensors on the CPU.
 
     Args:
         model: a stage-1 model.
-        samples: image float[B,3,H,W] and index int[B], the place of each image in its data set.
-        keep_embeds: whether re-ranking will follow and the rows must hold the vision encoder's output.
+        samples: image float[B,3,H,W] and index int[B], the index of each image in its data set.
+        keep_embeds: also keep the vision encoder's output, for re-ranking.
 
     Returns:
         rows {id: int, image_feats: float32[Q,E]} and, with keep_embeds, image_embeds: float[P,Dv], in autocast's type
@@ -144,11 +144,12 @@ def image_rows(model: Retriever, samples: dict[str, Any], keep_embeds: bool) -> 
         CheckpointError: features that are NaN or infinite.
     """
     hidden, embeds = model.forward_image(samples["image"])
-    places = indices(samples)
+    image_index = indices(samples)
     found = check_finite(model.project_image(hidden).cpu(),
-                         lambda row: f"retrieval: the features of the split's image {places[row]} are NaN or infinite.")
+                         lambda row: f"retrieval: the features of image {image_index[row]} of the split are NaN or "
+                                     "infinite.")
     rows: list[dict[str, Any]] = [
-        {"id": index, "image_feats": features} for index, features in zip(places, found, strict=True)]
+        {"id": index, "image_feats": features} for index, features in zip(image_index, found, strict=True)]
     if keep_embeds:
         for row, embed in zip(rows, _in_autocasts_type(embeds).cpu(), strict=True):
             row["image_embeds"] = embed
@@ -156,7 +157,7 @@ def image_rows(model: Retriever, samples: dict[str, Any], keep_embeds: bool) -> 
 
 
 def _in_autocasts_type(embeds: Tensor) -> Tensor:
-    """Under autocast its type, in which keys and values are computed anyway: half the memory, the same bits."""
+    """The features in autocast's dtype, in which keys and values are computed: half the memory, the same bits."""
     kind = embeds.device.type
     if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
         return embeds.to(torch.get_autocast_dtype(kind))

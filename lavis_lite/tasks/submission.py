@@ -1,4 +1,4 @@
-"""Predictions on a split without labels, as the server that scores them takes them."""
+"""Predictions on a split without labels, in the format of the server that scores them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _COLUMNS: dict[str, tuple[str, ...]] = {"hatefulmemes": ("id", "proba", "label")
 
 @dataclass(frozen=True)
 class Submission:
-    """What goes to a server.
+    """Predictions for a server.
 
     Attributes:
-        server: the format is that of this server; plain: rows of this package.
+        server: defines the format; plain: rows of this package.
         content: rows, one per id; or an object of them by id (A-OKVQA).
-        name: the file's name where the server prescribes one; "": as other predictions are called.
+        name: the file's name if the server prescribes one; "": the usual name of predictions.
     """
 
     server: Server
@@ -40,9 +40,9 @@ class Submission:
         return ".csv" if self.server in _COLUMNS else ".json"
 
     def format_hint(self) -> str:
-        """Which format the file has, as the end of a sentence."""
+        """The format of the file, as the end of a sentence."""
         if self.server == "plain":
-            return "; each row of the file has question_id, answer, choice and scores: there is no server for it"
+            return "; each row of the file has question_id, answer, choice and scores; no server takes this format"
         return f"; the file has the format of the {NAMES[self.server]} server"
 
     def text(self) -> str:
@@ -69,13 +69,13 @@ def _table(content: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def as_cell(value: Any) -> Any:
-    """A value as a cell that no spreadsheet takes for a formula: such texts get an apostrophe in front.
+    """A value as a table cell; a text that a spreadsheet would read as a formula gets an apostrophe in front.
 
-    Numbers stay as they are, and so do texts that are numbers (`-0.5`): a server reads them.
+    Numbers, and texts that are numbers (`-0.5`), stay unchanged because a server reads them.
     """
     if not isinstance(value, str) or _is_number(value):
         return value
-    text = value.replace("\r", " ")  # readers of tables take it for the end of a row
+    text = value.replace("\r", " ")  # a carriage return would end the row
     return f"'{text}" if value.lstrip(" ").startswith(FORMULA_STARTS) else text
 
 
@@ -90,10 +90,10 @@ def answer_row(server: Server, name: Any, answer: str, image: str) -> Row:
     """One answer to a question for the servers of VQA, TextVQA, GQA and VizWiz.
 
     Args:
-        server: which of them.
+        server: one of these four.
         name: the question's id.
-        answer: to it.
-        image: file name of its picture; VizWiz' server goes by that.
+        answer: the predicted text.
+        image: file name of its picture, by which VizWiz' server identifies questions.
     """
     if server == "gqa":
         return {"questionId": str(name), "prediction": answer}

@@ -27,21 +27,24 @@ from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, in_prompt,
 LEFT_OUT = "left_out"
 EMPTY = "empty_answers"
 KEPT = 10
-"""candidates of each sample that rows and reports hold; the answer lists of real data sets have thousands"""
+"""candidates of each sample in rows and reports; the answer lists of real data sets have thousands"""
 Likeliest = list[list[Any]]
-"""[answer, log-likelihood in nats, its share of the probability of all candidates], likeliest first; lists, as JSON
-gives them back"""
+"""[answer, log-likelihood in nats, its share of the probability of all candidates], most likely first; lists, because
+rows are saved as JSON"""
 
 
 @registry.register_task("vqa")
 class VQATask(WritingTask[Answerer, Questions]):
     """Trains on samples {image, text_input, text_output}; evaluates a data set of questions (`QAEvalDataset`).
 
-    The prompt that is read is text_input, put into `run.prompt` where that is set. Scores (fractions): accuracy,
-    accuracy_answer_<type>, accuracy_question_<type>; anls where run.vqa_metrics has it; majority and
-    majority_by_question, answers without looking, from the training split where it is here; empty_answers, how many
-    there were, and left_out, how many questions A-OKVQA calls too difficult for a direct answer and does not count;
-    agg_metrics = the first metric.
+    The prompt is text_input, put into `run.prompt` if that is set. Scores (fractions unless counts):
+
+    - accuracy, accuracy_answer_<type>, accuracy_question_<type>; anls if run.vqa_metrics has it;
+    - majority, majority_by_question: accuracy of the most frequent training answers, if the training split is here;
+    - empty_answers: number of empty answers;
+    - left_out: number of questions that A-OKVQA calls too difficult for a direct answer and does not count.
+
+    agg_metrics is the first metric.
     """
 
     config_class: ClassVar[type[RunConfig]] = VQARunConfig
@@ -63,7 +66,7 @@ class VQATask(WritingTask[Answerer, Questions]):
         return in_prompt(samples, self.prompt_of(samples))
 
     def prompt_of(self, samples: dict[str, Any]) -> str:
-        """The template around the questions of a batch; "": they are read as they are."""
+        """The template around the questions of a batch; "": no template."""
         return self.cfg.prompt or ""
 
     def rule(self, dataset: Questions) -> Rule:
@@ -87,7 +90,7 @@ class VQATask(WritingTask[Answerer, Questions]):
                                 "data set, or keep its training annotations here.")
 
     def _check_rule(self, dataset: Questions, split: str) -> None:
-        """Refuse a rule that needs more than any one question has."""
+        """Refuse a rule if a question lacks what it needs."""
         rule = self.rule(dataset)
         for index in range(len(dataset)):
             asked = dataset.question(index)
@@ -103,19 +106,19 @@ class VQATask(WritingTask[Answerer, Questions]):
         """One row per question: {id, index, answer}; ranked ones also have their `likeliest` candidates."""
         if not self.has_samples(samples, "question_id", "index", "text_input"):
             return []
-        names, places = plain(samples["question_id"]), plain(samples["index"])
+        names, indices = plain(samples["question_id"]), plain(samples["index"])
         # examples in prompts are left to `predict_answers`
         if self.cfg.inference_method == "rank" and isinstance(model, Ranker) and "few_shot_samples" not in samples:
             tried = self._answers[:self.cfg.num_ans_candidates]
             found = likeliest_answers(model, samples, tried, self.prompt_of(samples))
-            return [{"id": name, "index": place, "answer": best[0][0].strip(), "likeliest": best}
-                    for name, place, best in zip(names, places, found, strict=True)]
+            return [{"id": name, "index": index, "answer": best[0][0].strip(), "likeliest": best}
+                    for name, index, best in zip(names, indices, found, strict=True)]
         answers = model.predict_answers(
             samples, num_beams=self.cfg.num_beams, inference_method=self.cfg.inference_method,
             max_len=self.cfg.max_len, min_len=self.cfg.min_len, num_ans_candidates=self.cfg.num_ans_candidates,
             answer_list=self._answers, prompt=self.prompt_of(samples), **self.options())
-        return [{"id": name, "index": place, "answer": answer.strip()}
-                for name, place, answer in zip(names, places, answers, strict=True)]
+        return [{"id": name, "index": index, "answer": answer.strip()}
+                for name, index, answer in zip(names, indices, answers, strict=True)]
 
     def score(self, model: Answerer, rows: list[Row], dataset: Questions, split: str) -> dict[str, float]:
         """Scores of all ranks' rows."""
@@ -137,7 +140,7 @@ class VQATask(WritingTask[Answerer, Questions]):
                 | {"agg_metrics": scores[self.metrics[0]]})
 
     def scores(self, dataset: Questions) -> bool:
-        """Whether a data set is to be scored and can be."""
+        """Whether the run scores the data set."""
         return bool(dataset.has_answers and self.cfg.report_metric and self.metrics)
 
     def _baselines(self, dataset: Questions, questions: dict[Any, str], truths: dict[Any, Truth]) -> dict[str, float]:
@@ -179,7 +182,7 @@ class VQATask(WritingTask[Answerer, Questions]):
         return samples
 
     def _ranked(self, row: Row, asked: dict[str, Any], rule: Rule | None) -> list[Candidate]:
-        """What was ranked, likeliest first; right where it would be right as the answer. No rule: it does not count."""
+        """The ranked candidates, most likely first. Without a rule no candidate is right."""
         return [Candidate(text, value, share, rule is not None and self._is_right(self._scores(text, asked, rule)))
                 for text, value, share in row.get("likeliest", ())]
 
@@ -187,7 +190,7 @@ class VQATask(WritingTask[Answerer, Questions]):
         return scores[self.metrics[0]] >= 0.5
 
     def _scores(self, answer: str, asked: dict[str, Any], rule: Rule) -> dict[str, float]:
-        """One question's part in every score it counts for."""
+        """The scores of one question."""
         truth = truth_of(asked)
         scores: dict[str, float] = {}
         for metric in self.metrics:
@@ -196,7 +199,7 @@ class VQATask(WritingTask[Answerer, Questions]):
         return scores
 
     def line(self, scores: dict[str, float]) -> str:
-        """The scores beside the majority; answers that were empty, and questions that do not count."""
+        """The scores, the majority's, and the numbers of empty answers and of questions left out."""
         plainly = self._rule[1] in ("exact", "thirds", "halves", "scienceqa")  # another score than VQA's own
         names = {"accuracy": "accuracy" if plainly else "VQA accuracy", "anls": "ANLS"}
         line = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in ANSWER_METRICS if name in scores)
@@ -220,7 +223,7 @@ def _image_name(dataset: Questions, index: int) -> str:
 
 
 def truth_of(asked: Row) -> Truth:
-    """What a data set knows of a question."""
+    """The answers, types and options of a question."""
     choices = asked.get("candidates") or asked.get("choices", ())
     return Truth(asked["answers"], asked.get("question_type", ""), asked.get("answer_type", ""),
                  asked.get("confidences", ()), choices, asked.get("label"))
@@ -229,17 +232,17 @@ def truth_of(asked: Row) -> Truth:
 def likeliest(answers: Sequence[str], scores: Sequence[float], most: int = KEPT) -> Likeliest:
     """The first `most` answers by score; equal ones keep their order."""
     share = shares(scores).tolist()
-    return [[answers[place], scores[place], share[place]] for place in order(scores)[:most].tolist()]
+    return [[answers[index], scores[index], share[index]] for index in order(scores)[:most].tolist()]
 
 
 def likeliest_answers(model: Ranker, samples: dict[str, Any], answers: Sequence[str], prompt: str) -> list[Likeliest]:
-    """One list per question of a batch; the first of it is what `predict_answers` calls the answer by rank.
+    """One list per question of a batch; its first item is the answer of `predict_answers` by rank.
 
     Args:
         model: scores candidates one by one.
-        samples: image or video, text_input, and what else the prompt takes.
+        samples: image or video, text_input, and other keys of the prompt.
         answers: candidates, the same for all.
-        prompt: template around the question; "": none.
+        prompt: template around the question; "": no template.
     """
     size = len(samples["text_input"])
     asked: dict[str, Any] = {key: samples[key] for key in PICTURES if key in samples}

@@ -1,4 +1,4 @@
-"""What tasks share that have a model write a text per sample: their run section, rows and controls."""
+"""The base of tasks that predict one text per sample: run section, rows and controls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lavis_lite.tasks.config import WritingRunConfig
 from lavis_lite.tasks.submission import Server, Submission
 
 PICTURES = ("image", "video", "image_rows")
-"""keys of a batch that are what a model sees"""
+"""keys of a batch with pictures"""
 CONTROLS = {"none": "", "wrong_image": " with other samples' images", "blind": " with blank images"}
 
 
@@ -34,10 +34,10 @@ class WritingTask(BaseTask[M, D]):
     def __init__(self, cfg: WritingRunConfig) -> None:
         super().__init__(cfg)
         if cfg.submission is not None and cfg.submission not in self.servers:
-            raise ConfigError(f"run.submission={cfg.submission}: {cfg.task} writes no such file; "
+            raise ConfigError(f"run.submission={cfg.submission}: the task {cfg.task} cannot write this format; "
                               f"{did_you_mean(cfg.submission, self.servers)}")
         self._split = self._format_hint = ""
-        self._why = "the run asks for no metric, or the split has nothing to compare with"
+        self._why = "the run names no metric, or the split has no labels"
 
     @property
     def server(self) -> Server:
@@ -51,12 +51,12 @@ class WritingTask(BaseTask[M, D]):
         return found
 
     def evaluated(self, dataset: D) -> Any:
-        """The data set as `run.control` shows it."""
+        """The data set, with the images that `run.control` chooses."""
         return dataset if self.cfg.control == "none" else AblatedImages(
             need(dataset, MapDataset, "run.control"), self.cfg.control)
 
     def options(self) -> dict[str, Any]:
-        """Settings of generation that the run or its task names; the model decides the others."""
+        """Generation settings that the run or its task sets; the model decides the others."""
         given = {"length_penalty": self.cfg.length_penalty, "repetition_penalty": self.cfg.repetition_penalty,
                  "penalise_prompt": self.cfg.penalise_prompt or None}
         return {name: value for name, value in given.items() if value is not None}
@@ -66,14 +66,14 @@ class WritingTask(BaseTask[M, D]):
 
         Args:
             rows: its rows.
-            labelled: whether it could have been.
+            labelled: whether it has labels.
         """
-        self._why = "the run asks for no metric" if labelled else "the split has no labels"
+        self._why = "the run names no metric" if labelled else "the split has no labels"
         self._format_hint = "" if labelled else self._format_hint
         return {"predictions": float(len(rows))}
 
     def summary(self, scores: dict[str, float]) -> str:
-        """Scores, a line for each of several data sets; if nothing was scored, why not, and the format of the file."""
+        """Scores, one line for each of several data sets; or why nothing was scored, and the format of the file."""
         if any("/" in name for name in scores):  # of several data sets
             return by_dataset(scores) + CONTROLS[self.cfg.control]
         if "predictions" in scores:
@@ -87,7 +87,7 @@ class WritingTask(BaseTask[M, D]):
 
 
 def by_dataset(scores: Mapping[str, float]) -> str:
-    """Scores `<data set>/<name>` -> a line for each data set, below their mean where there is one."""
+    """Scores `<data set>/<name>` -> one line per data set, below their mean if there is one."""
     lines: dict[str, list[str]] = {}
     for key, value in scores.items():
         dataset, _, name = key.rpartition("/")
@@ -99,12 +99,12 @@ def by_dataset(scores: Mapping[str, float]) -> str:
 
 
 def plain(values: Tensor | Sequence[Any]) -> list[Any]:
-    """A column of a batch as Python values: a tensor in one copy from the device, a list as it is."""
+    """A column of a batch as Python values; a tensor leaves the device in one copy."""
     return list(values.tolist() if isinstance(values, Tensor) else values)
 
 
 def in_prompt(samples: dict[str, Any], prompt: str | None) -> dict[str, Any]:
-    """Training samples with their questions in a template's `{}`; as they are where there is no template."""
+    """Training samples with their questions in a template's `{}`; unchanged without a template."""
     if not prompt:
         return samples
     return {**samples, "text_input": question_prompts(samples, prompt, len(samples["text_input"]))}

@@ -245,7 +245,7 @@ def test_mistakes_in_words(tmp_path, capsys):
     common = ["capfilt", "--dataset", "coco_caption", "--out", str(tmp_path)]
     assert run_command("data", [*common, "--ranker", "blip2:mini", "--k", "0"]) == 2
     assert "--k must be at least 1" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="several captions of an image, such as blip2_opt"):
+    with pytest.raises(ConfigError, match="several captions per image, such as blip2_opt"):
         ZooCaptioner("blip2", object(), quiet, Sampling())
 
 

@@ -84,7 +84,7 @@ def test_json_is_a_line_for_each(folder: Path, writer: Writer, capsys: pytest.Ca
     (["--model", "blip2_op"], "unknown model 'blip2_op'"), (["--model", "blip2", "--prompt", "x"], "without a prompt"),
     (["--model", "blip2", "--num-captions", "2"], "--num-captions: blip2 has no such setting"),
     (["--model", "blip2", "--penalise-prompt"], "--penalise-prompt: blip2 has no such setting"),
-    (["--image", "nowhere.jpg"], "there is no picture to read: nowhere.jpg: there is no such file"),
+    (["--image", "nowhere.jpg"], "no pictures found: nowhere.jpg: there is no such file"),
     (["--max-new-tokens", "3", "--min-new-tokens", "5"], "at most max_new_tokens, which is 3"),
 ])
 def test_mistakes_are_told_before_a_model_is_loaded(more: list[str], words: str, folder: Path,

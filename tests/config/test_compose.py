@@ -10,7 +10,7 @@ import pytest
 
 from lavis_lite.config.compose import compose, to_yaml
 from lavis_lite.config.named import dataset_names
-from lavis_lite.errors import ConfigError, Faults
+from lavis_lite.errors import ConfigError, ErrorList
 from lavis_lite.models.blip2.config import Blip2QformerConfig
 from lavis_lite.preflight import check
 from lavis_lite.runners.train_state import published_mixing
@@ -135,7 +135,7 @@ def test_the_composed_yaml_composes_to_itself(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     first = compose("projects/blip2/stage1.yaml", ["run.seed=5"])
     second = compose(write(tmp_path, to_yaml(first)))
-    assert second.faults == []
+    assert second.errors == []
     assert (second.config.model, second.config.run, second.config.datasets) == (
         first.config.model, first.config.run, first.config.datasets)
 
@@ -203,7 +203,7 @@ def test_all_mistakes_are_listed_at_once(monkeypatch):
 
 
 def test_an_unknown_section_or_a_section_that_is_none(tmp_path):
-    with pytest.raises(Faults, match=r"unknown section 'runs'; did you mean 'run'"):
+    with pytest.raises(ErrorList, match=r"unknown section 'runs'; did you mean 'run'"):
         compose(write(tmp_path, "runs: {}\nmodel: 3"))
 
 
@@ -262,7 +262,7 @@ def test_every_data_set_row_has_a_default_type_and_composes(tmp_path):
     assert "coco_caption" in names
     path = write(tmp_path, "model: {arch: blip2, model_type: pretrain}\nrun: {max_epoch: 1}\ndatasets:\n"
                  + "".join(f"  {name}: {{}}\n" for name in names))
-    assert compose(path).faults == []
+    assert compose(path).errors == []
 
 
 def test_launcher_variables_that_do_not_fit_are_a_fault(monkeypatch):

@@ -43,7 +43,7 @@ def test_a_recipe_outside_the_checkout_may_build_on_one_of_the_checkout(tmp_path
 def test_a_circle_of_bases_is_an_error(tmp_path):
     write(tmp_path / "a.yaml", "base: b.yaml")
     write(tmp_path / "b.yaml", "base: a.yaml")
-    with pytest.raises(ConfigError, match="circle: a.yaml -> b.yaml -> a.yaml"):
+    with pytest.raises(ConfigError, match="circular: a.yaml -> b.yaml -> a.yaml"):
         base_chain(tmp_path / "a.yaml")
 
 

@@ -12,7 +12,7 @@ import pytest
 from lavis_lite.cli.main import main
 from lavis_lite.config.compose import compose, model_sections, to_yaml
 from lavis_lite.config.named import dataset_names, model_types
-from lavis_lite.errors import ConfigError, Faults, RegistryError
+from lavis_lite.errors import ConfigError, ErrorList, RegistryError
 from lavis_lite.preflight import check
 from lavis_lite.registry import Registries, registry
 
@@ -64,7 +64,7 @@ def test_a_yaml_names_the_folder_once(folder: Path, monkeypatch: pytest.MonkeyPa
 def test_a_folder_that_is_not_there_and_one_of_another_shape(folder: Path) -> None:
     [error, *_] = compose(recipe(folder, named="my_confgis")).errors
     assert "configs: there is no folder" in error and "my_confgis" in error
-    with pytest.raises(Faults, match="configs: must be a folder or a list of folders"):
+    with pytest.raises(ErrorList, match="configs: must be a folder or a list of folders"):
         compose(recipe(folder, named="3"))
 
 

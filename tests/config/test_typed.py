@@ -28,7 +28,7 @@ class Outer:
 
 def check(content):
     checker = Checker(lambda key: "file.yaml")
-    return checker.section(Outer, content, "outer"), checker.faults
+    return checker.section(Outer, content, "outer"), checker.errors
 
 
 def test_good_values_are_converted():

@@ -59,7 +59,7 @@ def test_rows_of_lavis_pass(tmp_path):
         prompt: "a photo of "}, eval: {name: blip_caption}}, build_info: {annotations: {train: {url: [/data/a.json],
         storage: [coco/a.json]}}, images: {storage: /data/coco/}}}}"""
     composition = composed(tmp_path, lavis)
-    assert composition.faults == []
+    assert composition.errors == []
     section = composition.config.datasets["coco_caption"]
     assert section.vis_processor.train == {"name": "blip2_image_train", "image_size": 224}
     assert section.text_processor.train["prompt"] == "a photo of "
@@ -79,7 +79,7 @@ def test_a_row_may_be_another_one_with_changes(tmp_path):
     plain, instructed = sections["coco_vqa"], sections["coco_vqa_instruct"]
     assert plain.build_info == instructed.build_info and plain.instruction.train is None
     assert instructed.instruction.train == {"name": "instruction", "templates": "vqa"}
-    faults = composed(tmp_path, "{coco_vqa_instruct: {type: lavi}}").faults
+    faults = composed(tmp_path, "{coco_vqa_instruct: {type: lavi}}").errors
     assert len(faults) == 1 and "no type 'lavi'" in faults[0]
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import lavis_lite
 from lavis_lite import dataset_zoo, load_dataset
-from lavis_lite.errors import ConfigError, DataError, Faults
+from lavis_lite.errors import ConfigError, DataError, ErrorList
 from tests.datasets.conftest import picture
 
 
@@ -57,7 +57,7 @@ def test_what_cannot_be_loaded(captions: Path) -> None:
     with pytest.raises(ConfigError, match=r"no section datasets.coco_caption"):
         load_dataset("coco_caption", captions / "bad.yaml")
     (captions / "bad.yaml").write_text("default: {colour: 1}")
-    with pytest.raises(Faults, match="unknown key"):
+    with pytest.raises(ErrorList, match="unknown key"):
         load_dataset("coco_caption", captions / "bad.yaml")
     with pytest.raises(DataError, match="trainset.json is not here"):
         load_dataset("vqa_rad")

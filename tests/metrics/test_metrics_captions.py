@@ -90,9 +90,9 @@ def test_captions_that_cannot_be_scored() -> None:
         caption_scores({}, {1: ["a"]})
     with pytest.raises(DataError, match=r"25 of 26 captions have no reference.*ids: 1, 2, .*20, \.\.\.\."):
         caption_scores({key: "a" for key in range(26)}, {0: ["a"], 1: []})
-    with pytest.raises(DataError, match=r"1 of 1 predicted captions are no text; ids: 7\."):
+    with pytest.raises(DataError, match=r"1 of 1 predicted captions are not text; ids: 7\."):
         caption_scores({7: ["a"]}, {7: ["a"]})  # type: ignore[dict-item]
-    with pytest.raises(DataError, match="no list of texts; ids: 7"):
+    with pytest.raises(DataError, match="not a list of texts; ids: 7"):
         caption_scores({7: "a"}, {7: "a cat"})
 
 

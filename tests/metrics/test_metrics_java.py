@@ -67,9 +67,9 @@ def test_no_token_ends_a_line(package: Path, tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("script", "words"), [
-    ("exec sleep 30", "said nothing for 0.3 seconds and was ended. It never said anything"),
-    ("echo Out of memory; exit 3", "exit code 3 before all scores were there. Its last lines: Out of memory"),
-    ("while read line; do echo what; done", "answered 'what' in place of a score"),
+    ("exec sleep 30", "wrote nothing for 0.3 seconds and was ended. It wrote nothing"),
+    ("echo Out of memory; exit 3", "exit code 3 before it had written all scores. Its last lines: Out of memory"),
+    ("while read line; do echo what; done", "answered 'what' instead of a score"),
 ])
 def test_a_program_that_fails_is_told(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str,
                                       words: str) -> None:
@@ -88,7 +88,7 @@ def test_spice_reads_the_file_that_java_writes(package: Path, tmp_path: Path, mo
     asked, _ = json.loads((tmp_path / "asked").read_text())
     assert asked == {"image_id": 0, "test": "a cat", "refs": ["a cat", "cats"]}
     stand_in(tmp_path, monkeypatch, "echo '{}' > $8")
-    with pytest.raises(JavaScoreError, match="without scores that can be read"):
+    with pytest.raises(JavaScoreError, match="without readable scores"):
         spice_scores(PAIR)
     stand_in(tmp_path, monkeypatch, "echo broken; exit 1")
     with pytest.raises(JavaScoreError, match="exit code 1. Its last lines: broken"):

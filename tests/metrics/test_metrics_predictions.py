@@ -33,8 +33,8 @@ def test_captions_of_a_file_against_those_of_another(tmp_path: Path, caplog: pyt
         found = caption_report(said, references, ["rouge_l"], domains)
     assert found.scores == {"ROUGE_L": 0.5, "ROUGE_L_out-domain": 1, "ROUGE_L_in-domain": 0, "empty_captions": 1,
                             "agg_metrics": 0.5}
-    assert "1 of 3 images with references have no caption; ids: 2. Scores are of the others" in caplog.text
-    with pytest.raises(DataError, match=r"1 of 3 captions have no reference to score them by; ids: 9\."):
+    assert "1 of 3 images with references have no caption; ids: 2. The scores ignore them" in caplog.text
+    with pytest.raises(DataError, match=r"1 of 3 captions have no reference; ids: 9\."):
         caption_scores({**said, 9: "x"}, references)
 
 
@@ -83,7 +83,7 @@ def test_rules_by_name_and_answers_that_are_no_text() -> None:
     many, few = {1: Truth(["yes"] * 4 + ["no"] * 6)}, {1: Truth(["yes", "no"])}
     assert vqa_accuracy({1: "yes"}, many, "auto") == vqa_accuracy({1: "yes"}, many, "official")
     assert vqa_accuracy({1: "yes"}, few, "auto") == {"accuracy": 1}
-    with pytest.raises(ConfigError, match="there is no rule 'offical' for answers; did you mean 'official'"):
+    with pytest.raises(ConfigError, match="unknown rule 'offical' for answers; did you mean 'official'"):
         vqa_accuracy({1: "yes"}, many, "offical")  # type: ignore[arg-type]
     for odd in (3, None, True, ["yes"]):
         with pytest.raises(DataError, match="question_id 1: the prediction must be text; it is "):

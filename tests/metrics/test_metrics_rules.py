@@ -119,7 +119,7 @@ def test_vizwiz_files_are_scored_by_image(tmp_path: Path) -> None:
     assert vqa_accuracy(said, truths, "official", answer_ids=False)["accuracy"] == 0
     with_ids = [{**answer, "answer_id": at} for at, answer in enumerate(answers)]
     truths = read_truths(put(tmp_path, "ids.json", {"annotations": [{"question_id": "v_0.jpg", "answers": with_ids}]}))
-    with pytest.raises(DataError, match=r"question_id 'v_0.jpg': the rule vizwiz needs the answer_confidence"):
+    with pytest.raises(DataError, match=r"question_id 'v_0.jpg': the rule vizwiz needs annotations with"):
         vqa_accuracy(said, truths, "vizwiz")
 
 
@@ -136,7 +136,7 @@ def test_scienceqa_files_are_scored_from_written_answers(tmp_path: Path) -> None
     truths = read_truths(path, split="test")
     scores = vqa_accuracy({"1": "Because. The answer is B.", "2": "The answer is A."}, truths, "scienceqa")
     assert scores == {"accuracy": 0.5, "accuracy_question_natural_science": 0.5}
-    with pytest.raises(DataError, match="the rule scienceqa needs the options"):
+    with pytest.raises(DataError, match="the rule scienceqa needs options"):
         vqa_accuracy({1: "B"}, {1: Truth(["mushroom"])}, "scienceqa")
     with pytest.raises(DataError, match="field 'answer' is 4, not the index of one of its 3 choices"):
         read_truths(put(tmp_path, "problems.json", {"1": {**problem, "answer": 4}}))

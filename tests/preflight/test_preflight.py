@@ -49,7 +49,7 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     (STAGE2, ["model.max_output_txt_len=0"], "model.max_output_txt_len: must be at least 1"),
     (STAGE2, ["run.caption_metrics=[cidre]"], "run.caption_metrics: no metric 'cidre'; did you mean 'cider'"),
     (STAGE2, ["run.num_beams=0"], "run.num_beams: must be at least 1"),
-    (ANSWERS, ["run.prompt=Answer:"], "run.prompt: 'Answer:' has no place for the question"),
+    (ANSWERS, ["run.prompt=Answer:"], "run.prompt: 'Answer:' has no {} for the question"),
     (ANSWERS, ["run.vqa_metrics=[anl]"], "run.vqa_metrics: no metric 'anl'; did you mean 'anls'"),
     (STAGE1, [f"{DATA}.vis_processor.train.image_size=32"], "gives pictures of 32 x 32 pixels, but the vision encoder"),
     (STAGE1, [f"{DATA}.vis_processor.train.image_size=0"], "image_size must be a number of pixels"),

@@ -26,7 +26,7 @@ def test_what_belongs_to_a_question_is_placed() -> None:
     choose = Instruction("choice", draw=False)
     assert choose("why?", None, extras) == "Question: why? Options: (a) red (b) blue. Answer:"
     assert choose("why?", None, {**extras, "context": "Hint."}).startswith("Context: Hint. Question: why?")
-    assert choose.places == {"choices", "context"} and Instruction("vqa").places == frozenset()
+    assert choose.placeholders == {"choices", "context"} and Instruction("vqa").placeholders == frozenset()
     read = Instruction(["[OCR tokens: {ocr_tokens}. ]{}"])
     assert read("q", None, extras) == f"OCR tokens: {', '.join(map(str, range(30)))}. q" and read("q") == "q"
     assert Instruction("dialog", draw=False)("q", None, extras) == "Dialog history: Q a\n Question: q Short answer:"

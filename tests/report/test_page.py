@@ -88,7 +88,7 @@ def test_pictures_that_cannot_be_read_are_told_of(tmp_path: Path) -> None:
 
     shown = Picture("a", lost), Picture("b", lambda: b"no picture"), picture(1)
     samples = [ReportSample(number, picture=one) for number, one in enumerate(shown)]
-    faults = data_of(write_report(tmp_path / "r.html", "T", {}, samples))["faults"]
+    faults = data_of(write_report(tmp_path / "r.html", "T", {}, samples))["errors"]
     assert faults["0"] == "a.jpg: there is no such file" and "b" in faults["1"] and set(faults) == {"0", "1"}
 
 

@@ -196,4 +196,4 @@ def test_preflight_names_the_layer_of_a_wrong_hook() -> None:
     (fault,) = [one for one in check(composed({"max_iters": 3, "hooks": {"ema": {"dekay": 1}}})) if "hooks" in one]
     assert fault == "layer 0: run.hooks.ema.dekay: EMA has no such parameter; did you mean 'decay'?"
     (fault,) = [one for one in check(composed({"max_iters": 3, "weights": "ema"})) if "weights" in one]
-    assert "layer 0: run.weights: it chooses weights of a run's checkpoint" in fault
+    assert "layer 0: run.weights: selects weights of a run's checkpoint" in fault

@@ -51,7 +51,7 @@ def test_options_may_choose_another_task_and_other_data(tmp_path: Path) -> None:
     assert check(composition) == [] and list(composition.config.datasets) == ["mini_world_vqa"]
     assert composition.config.run.task == "vqa" and composition.config.model.arch == "blip2_opt"
     unknown = compose_evaluation(chosen, ["run.task=vqqa"])
-    assert any("vqqa" in told for told in unknown.faults)
+    assert any("vqqa" in told for told in unknown.errors)
 
 
 def test_a_recipe_brings_data_and_task_and_the_run_its_model(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder
 from lavis_lite.datasets.protocols import Captions, Choices, ImageTable, Questions
 from lavis_lite.datasets.qa import QAEvalDataset
-from lavis_lite.errors import ConfigError, ContractError, DataError, Faults
+from lavis_lite.errors import ConfigError, ContractError, DataError, ErrorList
 from lavis_lite.models.blip2.llm import Blip2OPT
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from lavis_lite.models.protocols import (
@@ -71,7 +71,7 @@ def test_a_class_is_asked_for_methods_and_an_instance_for_attributes_too() -> No
 @pytest.mark.parametrize(("recipe", "options", "words"), [
     ("projects/blip2/stage1.yaml", ["run.task=captioning", "model.arch=blip2_image_text_matching"], None),
     ("projects/blip2/stage1.yaml", ["run.task=vqa"],
-     ["datasets.mini_world_caption: run.task=vqa cannot evaluate CaptionEvalDataset, which is no Questions (no",
+     ["datasets.mini_world_caption: run.task=vqa cannot evaluate CaptionEvalDataset, which lacks the protocol",
       "Builders of such data sets: image_dialogue, image_qa, video_qa"]),
     ("projects/blip2/stage2_opt.yaml", ["run.task=retrieval"],
      ["model.arch=blip2_opt: run.task=retrieval cannot evaluate Blip2OPT, which has no compute_itm, forward_image",
@@ -103,7 +103,7 @@ def test_the_command_line_says_it_before_any_data_is_made(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(engine, "assemble", fail)
     monkeypatch.setattr("lavis_lite.datasets.builders.images.prepare", fail)
-    with pytest.raises(Faults, match=r"(?s)datasets.mini_world_caption: run.task=vqa cannot evaluate"):
+    with pytest.raises(ErrorList, match=r"(?s)datasets.mini_world_caption: run.task=vqa cannot evaluate"):
         train.main(["--cfg-path", "projects/blip2/stage1.yaml", "--options", "run.task=vqa"])
 
 
@@ -164,5 +164,5 @@ def test_names_of_methods_still_state_a_need() -> None:
 
 
 def test_a_data_set_of_another_kind_is_refused_when_it_is_built_too() -> None:
-    with pytest.raises(DataError, match="split 'val': run.task=vqa cannot evaluate list, which is no Questions"):
+    with pytest.raises(DataError, match="split 'val': run.task=vqa cannot evaluate list, which lacks the protocol"):
         VQATask(VQARunConfig()).before_evaluation([], "val")  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ def broken(*names: str, value: float = torch.nan) -> TinyModel:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize(("names", "words"), [
-    (("query.bias",), "features of the split's image 0 are"), (("vision_proj.weight",), "the split's image 0 are"),
+    (("query.bias",), "features of image 0 of the split are"), (("vision_proj.weight",), "image 0 of the split are"),
     (("text_proj.weight",), r"features of the text 'picture .*' are"),
     (("match.bias",), "match logits of image 0 with text"),
 ])
@@ -46,7 +46,7 @@ def test_retrieval(names: tuple[str, ...], words: str, value: float) -> None:
 def test_one_broken_picture_is_named() -> None:
     split = dataset(6)
     split.pixels[4] = torch.nan
-    with pytest.raises(CheckpointError, match="the split's image 4 are"):
+    with pytest.raises(CheckpointError, match="image 4 of the split are"):
         evaluate(RetrievalTask(RetrievalRunConfig(batch_size_eval=4, k_test=0)), split)
 
 

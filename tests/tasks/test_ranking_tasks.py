@@ -128,7 +128,7 @@ def test_shared_candidates_come_from_the_run_or_from_the_answer_list() -> None:
     assert scores["accuracy"] == pytest.approx(1 / 3) and scores["answerable"] == pytest.approx(2 / 3)
     assert "0.667 of the answers are listed" in make("ranking").summary(scores)
     assert evaluate(make("ranking", num_ans_candidates=2), Split(own=False), model)[1][0]["answer"] == "yes"
-    with pytest.raises(DataError, match=r"file.json:2: its answer 'cat' is none of run.candidates"):
+    with pytest.raises(DataError, match=r"file.json:2: its answer 'cat' is not in run.candidates"):
         evaluate(make("ranking", candidates=["blue", "yes"]), Split(own=False), model)
 
 
@@ -147,13 +147,13 @@ def test_faults_of_candidates() -> None:
         evaluate(make("ranking"), lost, Scorer({}))
     bare = Split(own=False)
     bare.answer_list = []
-    with pytest.raises(DataError, match=r"ranking needs candidates and its rows have none"):
+    with pytest.raises(DataError, match=r"its rows have no candidates to rank"):
         make("ranking").before_evaluation(bare, "val")
     task = make("ranking")
     task.before_evaluation(Split(), "val")
     with pytest.raises(DataError, match="question_id 11 has no candidates"):
         task.predict(Scorer({}), {**Split().batch(), "candidates": [["a"], [], ["b"]]})
-    with pytest.raises(DataError, match="cannot evaluate SimpleNamespace, which is no Choices .no answer_list"):
+    with pytest.raises(DataError, match="cannot evaluate SimpleNamespace, which lacks the protocol Choices .no "):
         make("ranking").before_evaluation(SimpleNamespace(), "val")
     with pytest.raises(ConfigError, match="cannot evaluate Linear, which has no score_candidates"):
         task.check_model(torch.nn.Linear(1, 1))
@@ -187,7 +187,7 @@ class Rounds(Split):
 
 
 def test_questions_that_are_no_rounds_are_refused_before_anything_is_predicted() -> None:
-    with pytest.raises(DataError, match="questions without a dialogue before them"):
+    with pytest.raises(DataError, match="questions without a dialogue"):
         make("dialogue").before_evaluation(Split(), "val")
 
 
@@ -279,7 +279,7 @@ def test_options_without_labels_are_written_plainly() -> None:
     task = make("ranking")
     scores, predictions = evaluate(task, Split(answered=False), Scorer({"blue": -1}))
     assert predictions.content[0] == {"question_id": 10, "answer": "blue", "choice": 1, "scores": [-9, -1]}
-    assert "there is no server for it" in task.summary(scores)
+    assert "no server takes this format" in task.summary(scores)
 
 
 def test_reading_puts_tokens_into_the_prompt() -> None:

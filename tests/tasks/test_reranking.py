@@ -71,7 +71,7 @@ def test_float32_is_as_close_as_float32_is():
     scores = []
     for dtype in (torch.float32, torch.float64):
         model, own, texts, gallery = setting()
-        own = OwnImages(own.places, own.features, [embeds.to(dtype) for embeds in own.embeds])
+        own = OwnImages(own.indices, own.features, [embeds.to(dtype) for embeds in own.embeds])
         itc = itc_candidates(own, texts, gallery, 50, SIZES, torch.device("cpu"))
         scores.append(rerank(model.to(dtype), own, texts, itc, 50, SIZES).texts_of_image.score)
     assert [one.dtype for one in scores] == [torch.float32, torch.float64]

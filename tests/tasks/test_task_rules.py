@@ -36,7 +36,7 @@ def test_the_default_rule_gives_every_question_a_chance(counts: tuple[int, ...],
 
 @pytest.mark.parametrize(("rule", "last", "reason"), [
     ("official", 1, "has one answer; run.vqa_rule=official leaves one"),
-    ("vizwiz", 10, "run.vqa_rule=vizwiz: the rule vizwiz needs the answer_confidence")])
+    ("vizwiz", 10, "run.vqa_rule=vizwiz: the rule vizwiz needs annotations with answer_confidence")])
 def test_a_rule_is_checked_on_every_question(rule: Any, last: int, reason: str) -> None:
     class Told(Questions):
         has_answers = True

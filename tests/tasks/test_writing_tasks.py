@@ -126,7 +126,7 @@ def test_without_answers_there_are_predictions_only() -> None:
         rows = predictions if dataset.has_answers else predictions.content
         assert scores == {"predictions": 3.0} and len(rows) == 3
         assert task.summary(scores).startswith("3 predictions written, not scored")
-    assert task.summary(scores).endswith("(the run asks for no metric)")
+    assert task.summary(scores).endswith("(the run names no metric)")
 
 
 def test_without_training_answers_there_is_no_majority() -> None:
@@ -139,7 +139,7 @@ def test_without_training_answers_there_is_no_majority() -> None:
 
 
 @pytest.mark.parametrize(("keys", "words"), [
-    ({"prompt": "no place"}, "has no place for the question"), ({"num_beams": 0}, "run.num_beams: must be at least 1"),
+    ({"prompt": "no place"}, "has no {} for the question"), ({"num_beams": 0}, "run.num_beams: must be at least 1"),
     ({"min_len": 12}, "run.min_len: 12 is above run.max_len=10"),
     ({"repetition_penalty": 0.0}, "repetition_penalty: must be above 0"),
 ])
@@ -177,9 +177,9 @@ def test_similarity_to_the_nearest_answer_besides_accuracy() -> None:
 
 def test_data_sets_and_models_that_do_not_fit() -> None:
     assert (vqa().takes(Questions()), vqa().takes(IMAGES), captioning().takes(IMAGES)) == (True, False, True)
-    with pytest.raises(DataError, match="SimpleNamespace, which is no Questions .no question.*image_qa"):
+    with pytest.raises(DataError, match="SimpleNamespace, which lacks the protocol Questions .no question.*image_qa"):
         vqa().before_evaluation(SimpleNamespace(), "val")
-    with pytest.raises(DataError, match="which is no Captions .no captions, references.*image_caption"):
+    with pytest.raises(DataError, match="which lacks the protocol Captions .no captions, references.*image_caption"):
         captioning().before_evaluation(SimpleNamespace(), "val")
     with pytest.raises(ConfigError, match="cannot evaluate Linear, which has no predict_answers"):
         vqa().check_model(torch.nn.Linear(1, 1))
@@ -267,7 +267,7 @@ def test_captions_for_some_images_only_are_refused_before_anything_is_predicted(
         __len__ = lambda self: 2  # noqa: E731
         location = lambda self, index: f"file.json:{index + 1}"  # noqa: E731
 
-    with pytest.raises(DataError, match="1 of 2 images have no caption to score by, the first is file.json:2"):
+    with pytest.raises(DataError, match="1 of 2 images have no reference caption; the first is file.json:2"):
         captioning().before_evaluation(Partly(), "val")
     task = captioning(report_metric=False)
     task.before_evaluation(Partly(), "test2014")
@@ -320,7 +320,7 @@ def test_vizwiz_is_scored_by_its_records_and_scienceqa_by_options() -> None:
     sure.rows = [{**row, "confidences": ["yes"] * 6 + ["no"] * 4} for row in Questions.rows]
     scores, *_ = answer_all(vqa(vqa_rule="vizwiz", baselines=False), sure, ["red", "yes", "yes"])
     assert scores["accuracy"] == pytest.approx(2 / 3)
-    with pytest.raises(DataError, match=r"run\.vqa_rule=vizwiz: the rule vizwiz needs the answer_confidence"):
+    with pytest.raises(DataError, match=r"run\.vqa_rule=vizwiz: the rule vizwiz needs annotations with"):
         vqa(vqa_rule="vizwiz").before_evaluation(Questions(), "val")
     options = Questions()
     options.rows = [{**row, "answers": ["yes"], "choices": ["no", "yes"], "label": 1} for row in Questions.rows]
@@ -329,5 +329,5 @@ def test_vizwiz_is_scored_by_its_records_and_scienceqa_by_options() -> None:
     assert scores["accuracy"] == pytest.approx(2 / 3) and task.line(scores) == "accuracy 0.667"
     with pytest.raises(DataError, match="Set run.vqa_rule=scienceqa for written options"):
         vqa(vqa_rule="official").before_evaluation(options, "val")
-    with pytest.raises(DataError, match="the rule scienceqa needs the options of each question"):
+    with pytest.raises(DataError, match="the rule scienceqa needs options, but the question has none"):
         vqa(vqa_rule="scienceqa").before_evaluation(Questions(), "val")

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from lavis_lite.compat.lavis.sections import whole_node
 from lavis_lite.config.compose import Composition, compose
 from lavis_lite.config.schema import Config as CoreConfig
-from lavis_lite.errors import Faults
+from lavis_lite.errors import ErrorList
 
 
 class Config:
@@ -29,7 +29,7 @@ class Config:
         else:
             composition: Composition = compose(args.cfg_path, list(getattr(args, "options", None) or []))
             if composition.errors:
-                raise Faults(f"{args.cfg_path} cannot run:", composition.errors)
+                raise ErrorList(f"{args.cfg_path} cannot run:", composition.errors)
             self.core = composition.config
         sections = {"run": whole_node(self.core.run), "model": whole_node(self.core.model),
                     "datasets": {name: whole_node(section) for name, section in self.core.datasets.items()}}

@@ -7,7 +7,7 @@
   const at = (id) => document.getElementById(id);
   const root = document.documentElement;
 
-  // Everything that was in a data set or came from a model is put in place as text.
+  // Everything that was in a data set or came from a model is shown as text.
   const make = (tag, name, text) => {
     const node = document.createElement(tag);
     if (name) node.className = name;
@@ -22,8 +22,8 @@
   };
   const plural = (count, noun) => `${count.toLocaleString("en")} ${count === 1 ? noun : noun === "query" ? "queries" : `${noun}s`}`;
 
-  for (const [place, one] of samples.entries()) {
-    one.n = place;
+  for (const [index, one] of samples.entries()) {
+    one.n = index;
     one.score = one.s ? Object.values(one.s)[0] : null;
     one.text = [one.i, one.h, one.p, one.a, one.g, ...(one.r || [])].filter((part) => part !== undefined).join("\n").toLowerCase();
   }
@@ -34,25 +34,25 @@
   const scored = samples.some((one) => one.score !== null);
   const groups = [...new Set(samples.map((one) => one.g).filter((name) => name !== undefined))];
 
-  // Pictures: base64 lies in inert chunks; an <img> is made when its place comes near the screen.
+  // Pictures: base64 lies in inert chunks; an <img> is made when its position comes near the screen.
   const chunks = new Map();
   let parsed = document.readyState !== "loading";
   const waiting = new Set();
-  const base64 = (place) => {
-    const which = Math.floor(place / data.chunk);
+  const base64 = (index) => {
+    const which = Math.floor(index / data.chunk);
     if (!chunks.has(which)) {
       const element = at(`chunk${which}`);
       // the last chunk in the document may still be coming in
       if (!element || (!parsed && !element.nextElementSibling)) return undefined;
       chunks.set(which, element.textContent.split("\n"));
     }
-    return chunks.get(which)[place % data.chunk];
+    return chunks.get(which)[index % data.chunk];
   };
   const show = (holder) => {
-    const place = Number(holder.dataset.picture);
-    const content = base64(place);
+    const index = Number(holder.dataset.picture);
+    const content = base64(index);
     if (content === undefined && !parsed) { waiting.add(holder); return; }
-    if (!content) { holder.append(make("small", "", data.faults[place] || "no picture")); return; }
+    if (!content) { holder.append(make("small", "", data.errors[index] || "no picture")); return; }
     const image = new Image();
     image.alt = holder.dataset.alt;
     image.decoding = "async";
@@ -66,9 +66,9 @@
       show(entry.target);
     }
   }, { rootMargin: "300px" });
-  const picture = (place, alt) => {
+  const picture = (index, alt) => {
     const holder = make("span", "pic");
-    holder.dataset.picture = place;
+    holder.dataset.picture = index;
     holder.dataset.alt = alt;
     near.observe(holder);
     return holder;
@@ -101,8 +101,8 @@
     const value = ranked ? one.k : one.score;
     if (state.min === "" && state.max === "") return true;
     if (value === null || value === undefined) return false;
-    const place = ranked && value === 0 ? Infinity : value;
-    return (state.min === "" || place >= Number(state.min)) && (state.max === "" || place <= Number(state.max));
+    const comparable = ranked && value === 0 ? Infinity : value;
+    return (state.min === "" || comparable >= Number(state.min)) && (state.max === "" || comparable <= Number(state.max));
   };
   const wanted = (skip) => {
     const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
@@ -152,13 +152,13 @@
   const candidates = (one, most) => {
     const pictures = one.c.some((each) => each.t !== undefined);
     const list = make("ol", pictures ? "strip" : "list");
-    one.c.slice(0, most).forEach((each, place) => {
+    one.c.slice(0, most).forEach((each, index) => {
       const row = make("li", each.ok ? "right" : "");
       if (pictures) {
-        if (each.t !== undefined) row.append(picture(each.t, each.x || `candidate ${place + 1}`));
-        row.append(make("span", "", `${each.ok ? "✓ " : ""}${place + 1}${each.v === undefined ? "" : ` · ${number(each.v)}`}`));
+        if (each.t !== undefined) row.append(picture(each.t, each.x || `candidate ${index + 1}`));
+        row.append(make("span", "", `${each.ok ? "✓ " : ""}${index + 1}${each.v === undefined ? "" : ` · ${number(each.v)}`}`));
       } else {
-        row.append(make("em", "", place + 1), make("span", "", `${each.ok ? "✓ " : ""}${each.x}`));
+        row.append(make("em", "", index + 1), make("span", "", `${each.ok ? "✓ " : ""}${each.x}`));
         if (each.w !== undefined) {
           row.classList.add("barred");
           row.append(track(each.w));
@@ -205,13 +205,13 @@
       button.addEventListener("click", () => by === 0 ? dialog.close() : walk(by));
       return button;
     };
-    const link = make("a", "id", one.i), place = current.indexOf(one);
+    const link = make("a", "id", one.i), index = current.indexOf(one);
     link.href = location.hash;
     link.title = "the address of this view";
-    head.append(link, make("span", "count", place < 0 ? "" : `${(place + 1).toLocaleString("en")} of ${current.length.toLocaleString("en")}`),
+    head.append(link, make("span", "count", index < 0 ? "" : `${(index + 1).toLocaleString("en")} of ${current.length.toLocaleString("en")}`),
       step("previous", "←", -1), step("next", "→", 1), step("close", "✕", 0));
-    head.children[2].disabled = place === 0;
-    head.children[3].disabled = place === current.length - 1;
+    head.children[2].disabled = index === 0;
+    head.children[3].disabled = index === current.length - 1;
     const body = make("div", one.t === undefined ? "body bare" : "body");
     if (one.t !== undefined) body.append(picture(one.t, `picture of ${one.i}`));
     const words = make("div", "words");
@@ -237,8 +237,8 @@
   });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   const walk = (by) => {
-    const place = current.findIndex((one) => String(one.i) === state.sample) + by;
-    if (place >= 0 && place < current.length) set({ sample: String(current[place].i), page: Math.floor(place / PER_PAGE) + 1 });
+    const index = current.findIndex((one) => String(one.i) === state.sample) + by;
+    if (index >= 0 && index < current.length) set({ sample: String(current[index].i), page: Math.floor(index / PER_PAGE) + 1 });
   };
 
   // The overview: drawn once, but for the histogram
@@ -278,12 +278,12 @@
   const values = samples.map((one) => one.score).filter((value) => value !== null);
   const low = Math.min(0, ...new Set(values)), high = Math.max(1, ...new Set(values));
   const worstRank = samples.reduce((worst, one) => Math.max(worst, one.k || 0), 1), missed = samples.some((one) => one.k === 0);
-  const rankBins = [...(worstRank <= 6 ? Array.from({ length: worstRank }, (_, place) => [place + 1, place + 1, String(place + 1)])
+  const rankBins = [...(worstRank <= 6 ? Array.from({ length: worstRank }, (_, index) => [index + 1, index + 1, String(index + 1)])
     : [[1, 1, "1"], [2, 5, "2–5"], [6, 10, "6–10"], ...(worstRank > 10 ? [[11, Number.MAX_SAFE_INTEGER, "> 10"]] : [])]),
   ...(missed ? [[Infinity, Infinity, "not found"]] : [])];
-  const bins = ranked ? rankBins : Array.from({ length: BINS }, (_, place) => {
+  const bins = ranked ? rankBins : Array.from({ length: BINS }, (_, index) => {
     const edge = (step) => Number((low + (high - low) * step / BINS).toPrecision(6));
-    return [edge(place), edge(place + 1), ""];
+    return [edge(index), edge(index + 1), ""];
   });
   const binOf = (one) => {
     if (ranked) return one.k === undefined ? -1 : one.k === 0 ? rankBins.length - 1 : rankBins.findIndex((bin) => one.k <= bin[1]);
@@ -298,20 +298,20 @@
   const histogram = () => {
     const counts = counted(wanted("range")), most = Math.max(...allCounts, 1);
     const row = make("div", "bins");
-    bins.forEach((bin, place) => {
-      const last = place === bins.length - 1;
+    bins.forEach((bin, index) => {
+      const last = index === bins.length - 1;
       const chosen = state.min !== "" && Number(state.min) === bin[0] && Number(state.max) === bin[1];
       const inside = ranked ? (state.min === "" || bin[0] >= Number(state.min)) && (state.max === "" || bin[1] <= Number(state.max))
         : (state.min === "" || bin[1] > Number(state.min)) && (state.max === "" || bin[0] <= Number(state.max));
       const button = make("button"), bar = make("i"), fill = make("i");
       button.type = "button";
-      button.title = `${bin[2] || `${number(bin[0])} to ${number(bin[1])}`}: ${counts[place]} of ${many(allCounts[place])}`;
+      button.title = `${bin[2] || `${number(bin[0])} to ${number(bin[1])}`}: ${counts[index]} of ${many(allCounts[index])}`;
       button.setAttribute("aria-label", button.title);
       button.setAttribute("aria-pressed", String(chosen));
-      bar.style.height = `${allCounts[place] / most * 86}%`;
-      fill.style.height = allCounts[place] && inside ? `${counts[place] / allCounts[place] * 100}%` : "0";
+      bar.style.height = `${allCounts[index] / most * 86}%`;
+      fill.style.height = allCounts[index] && inside ? `${counts[index] / allCounts[index] * 100}%` : "0";
       bar.append(fill);
-      button.append(make("span", "", allCounts[place] ? counts[place].toLocaleString("en") : ""), bar);
+      button.append(make("span", "", allCounts[index] ? counts[index].toLocaleString("en") : ""), bar);
       button.addEventListener("click", () => set(chosen ? { min: "", max: "" }
         : { min: String(bin[0]), max: String(ranked || last ? bin[1] : Number((bin[1] - 1e-9).toPrecision(12))) }));
       row.append(button);

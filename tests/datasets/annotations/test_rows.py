@@ -44,7 +44,7 @@ def builder_of(name: str, kind: str = "default", *options: str) -> Any:
     run = {"model": {"arch": "blip2", "model_type": "mini"}, "datasets": {name: {"type": kind}}, "run": {}}
     Path("run.yaml").write_text(json.dumps(run))
     composition = compose("run.yaml", list(options))
-    assert composition.faults == []
+    assert composition.errors == []
     section = composition.config.datasets[name]
     return registry.get_builder_class(section.builder)(name, section)
 
