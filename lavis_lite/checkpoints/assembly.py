@@ -19,8 +19,7 @@ from lavis_lite.checkpoints.load import fit_state, frozen_tensors
 from lavis_lite.checkpoints.manifest import source_of
 from lavis_lite.checkpoints.reading import read_content, read_extra
 from lavis_lite.checkpoints.report import LoadReport
-from lavis_lite.config.protocols import NamesLanguageModel
-from lavis_lite.config.schema import ModelConfig
+from lavis_lite.config.schema import ModelConfig, NamesLanguageModel
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.provenance import Kind, WeightSource, mark_loaded, record_of, sources_of

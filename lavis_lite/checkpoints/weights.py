@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_lite.checkpoints.run_files import CHECKPOINTS, checkpoint_of_run
-from lavis_lite.config.protocols import HoldsLanguageModel, NamesLanguageModel
-from lavis_lite.config.schema import ModelConfig
+from lavis_lite.config.schema import HoldsLanguageModel, ModelConfig, NamesLanguageModel
 from lavis_lite.errors import ConfigError, DataError, Faults, did_you_mean
 from lavis_lite.io import files, hub
 from lavis_lite.models.provenance import WeightSource

@@ -7,7 +7,12 @@ attribute `config_class` (a dataclass derived from one of these). LAVIS' names a
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    from lavis_lite.models.language.load_options import LMLoadOptions
+
+
 
 S = TypeVar("S", bound="Section")
 
@@ -300,3 +305,28 @@ class Config(Section):
     """dotted key -> the layer that set it"""
     as_written: dict[tuple[str, ...], Any] = field(default_factory=dict)
     """keys from the outermost section on -> a value with an interpolation in it, as it was written"""
+
+
+@runtime_checkable
+class NamesLanguageModel(Protocol):
+    """Names a frozen language model, which is fetched and loaded with the section's other files."""
+
+    llm_args: dict[str, Any] | None
+    """its configuration in place of that of its folder; its weights are then random"""
+    llm_tokenizer: str | None
+    """folder or hub name of its tokenizer; None: that of the language model"""
+    llm_precision: Any
+    """auto | fp32 | fp16 | bf16, of its weights"""
+
+    def language_model_name(self) -> str:
+        """Folder or hub name."""
+        ...
+
+
+@runtime_checkable
+class HoldsLanguageModel(NamesLanguageModel, Protocol):
+    """Also says how the language model is held: quantised, over several devices, with adapters."""
+
+    def setup(self) -> LMLoadOptions:
+        """How it is held."""
+        ...

@@ -24,8 +24,7 @@ from lavis_lite.models.language import head
 from lavis_lite.models.language.families import LMFamily
 from lavis_lite.models.language.load_options import LMLoadOptions
 from lavis_lite.models.language.placement import home
-from lavis_lite.models.language.text_limits import Room, positions_of
-from lavis_lite.models.language.tokens import LanguageTokenizer, Limits
+from lavis_lite.models.language.tokens import LanguageTokenizer, Limits, Room, positions_of
 from lavis_lite.models.plain_text import as_text, uncounted
 from lavis_lite.models.text_tokens import SpecialIds
 
