@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "contracts": {"errors", "registry"},
     "process": {"errors", "redaction"},
     "io": {"errors", "redaction", "process"},
-    "distributed": BASE,
+    "distributed": BASE | {"lazy"},
     "lazy": set(),
     "config": BASE,
     "metrics": {"errors", "finite"},

@@ -15,7 +15,6 @@ from torch import Tensor
 from lavis_lite.checkpoints import manifest
 from lavis_lite.checkpoints.containers import CONTAINERS, Content, find_state_dict
 from lavis_lite.checkpoints.manifest import INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
-from lavis_lite.checkpoints.unpickling import read_torch_file, resave_command
 from lavis_lite.errors import CheckpointError
 
 EXTRA = "lavis_lite_extra.safetensors"
@@ -177,6 +176,8 @@ def _read_shards(index: Path) -> Content:
 
 
 def _read_torch(path: Path) -> Content:
+    from lavis_lite.checkpoints.unpickling import read_torch_file, resave_command  # most files are safetensors
+
     raw, foreign = read_torch_file(path)
     try:
         content = find_state_dict(raw, str(path))

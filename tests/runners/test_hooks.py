@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from lavis_lite.config.preflight import check
 
 from lavis_lite import distributed
 from lavis_lite.config.arguments import check_hooks
 from lavis_lite.config.compose import compose_layers
 from lavis_lite.config.layers import Layer
-from lavis_lite.config.preflight import check
 from lavis_lite.config.schema import Config, ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.errors import ConfigError, RegistryError
 from lavis_lite.registry import registry

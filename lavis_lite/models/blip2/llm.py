@@ -44,7 +44,6 @@ from lavis_lite.models.blip2.prompts import (
 )
 from lavis_lite.models.blip2.writing import Blip2Writer
 from lavis_lite.models.language import LanguageModel, Limits, build_language_model
-from lavis_lite.models.language.encoder_decoder import EncoderDecoder
 from lavis_lite.models.outputs import ModelOutput, SamplesLike
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.qformer.model import QFormer
@@ -245,7 +244,7 @@ class Blip2AnyLLM(Blip2LLM):
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
                  language_model: LanguageModel, **settings: Any) -> None:
         super().__init__(vision_encoder, qformer, tokenizer, language_model, **settings)
-        own = replace(self.defaults, prefix_lm=isinstance(language_model, EncoderDecoder))
+        own = replace(self.defaults, prefix_lm=language_model.model.config.is_encoder_decoder)
         self.defaults = own  # type: ignore[misc]  # of this model: its class does not know the language model
 
 

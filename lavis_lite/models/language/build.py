@@ -9,10 +9,8 @@ import torch
 from torch import nn
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.language.adapters import add_adapters
 from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.decoder_only import DecoderOnly
-from lavis_lite.models.language.encoder_decoder import EncoderDecoder
 from lavis_lite.models.language.families import LMFamily, Precision, family_of
 from lavis_lite.models.language.load_options import LMLoadOptions
 from lavis_lite.models.language.placement import recompute_blocks
@@ -65,6 +63,8 @@ def build_language_model(name: str, *, sizes: dict[str, Any] | None = None, toke
                           limits, lm_reduction)
     language_model.load_options = setup
     if setup.lora is not None:
+        from lavis_lite.models.language.adapters import add_adapters  # most models have none
+
         add_adapters(language_model, setup.lora)
     if setup.grad_checkpoint:
         recompute_blocks(language_model.model)
@@ -76,7 +76,9 @@ def wrap(model: Any, tokenizer: LanguageTokenizer, family: LMFamily, precision: 
     """A transformers model behind the contract."""
     prepare(model, family)
     model.to(_dtype(precision, family))
-    kind = EncoderDecoder if model.config.is_encoder_decoder else DecoderOnly
+    kind: type[LanguageModel] = DecoderOnly
+    if model.config.is_encoder_decoder:
+        from lavis_lite.models.language.encoder_decoder import EncoderDecoder as kind  # most models are decoders
     return kind(model, tokenizer, family, limits, lm_reduction)
 
 

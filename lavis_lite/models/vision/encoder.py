@@ -23,8 +23,8 @@ from lavis_lite.models.vision.shapes import (
     MINI_PATCH_SIZE,
     PRESETS,
     ViTShape,
+    build_timm,
     check_image_size,
-    check_timm_name,
     override,
 )
 from lavis_lite.torchvision_shim import ensure_torchvision
@@ -101,30 +101,6 @@ def mini_vit(image_size: int = 64) -> VisionTransformer:
 
     return VisionTransformer(img_size=image_size, patch_size=MINI_PATCH_SIZE, num_classes=0, embed_dim=MINI_WIDTH,
                              depth=MINI_DEPTH, num_heads=MINI_HEADS, embed_layer=ConvStem)
-
-
-def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[str, Any],
-               pretrained: bool) -> nn.Module:
-    """Any ViT of timm by its name (`vit_base_patch16_224.augreg_in21k`), cut after its second-last block.
-
-    Raises:
-        ConfigError: unknown to timm (nearest names are given), not a plain ViT, or without a given image size.
-    """
-    check_timm_name(name)
-    import timm
-
-    renamed = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "mlp_ratio": "mlp_ratio",
-               "patch_size": "patch_size"}
-    arguments = {renamed[key]: value for key, value in changes.items() if value is not None}
-    if "depth" in arguments:
-        arguments["depth"] += 1  # the caller counts the blocks that run
-    vit: Any = timm.create_model(name, pretrained=pretrained, img_size=image_size, num_classes=0,
-                            drop_path_rate=drop_path_rate, **arguments)
-    blocks = getattr(vit, "blocks", None)
-    if blocks is None or len(blocks) < 2:
-        raise ConfigError(f"model.vit_model: timm's {name!r} has no list of at least two blocks to read features from.")
-    vit.prune_intermediate_layers([len(blocks) - 2], prune_norm=True, prune_head=True)
-    return vit
 
 
 def resize_pos_embed(table: torch.Tensor, grid: int, prefix: int, align_corners: bool) -> torch.Tensor:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TIMM_MODULES = ["vision_transformer", "deit", "eva"]
 """timm's modules whose models are plain ViTs: patches, prefix tokens, a list of equal blocks."""
@@ -85,6 +88,30 @@ def check_timm_name(name: str) -> None:
                           f"Take one of {', '.join(PRESETS)} or a name from timm.list_models('vit_*').")
 
 
+def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[str, Any],
+               pretrained: bool) -> nn.Module:
+    """Any ViT of timm by its name (`vit_base_patch16_224.augreg_in21k`), cut after its second-last block.
+
+    Raises:
+        ConfigError: unknown to timm (nearest names are given), not a plain ViT, or without a given image size.
+    """
+    check_timm_name(name)
+    import timm
+
+    renamed = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "mlp_ratio": "mlp_ratio",
+               "patch_size": "patch_size"}
+    arguments = {renamed[key]: value for key, value in changes.items() if value is not None}
+    if "depth" in arguments:
+        arguments["depth"] += 1  # the caller counts the blocks that run
+    vit: Any = timm.create_model(name, pretrained=pretrained, img_size=image_size, num_classes=0,
+                            drop_path_rate=drop_path_rate, **arguments)
+    blocks = getattr(vit, "blocks", None)
+    if blocks is None or len(blocks) < 2:
+        raise ConfigError(f"model.vit_model: timm's {name!r} has no list of at least two blocks to read features from.")
+    vit.prune_intermediate_layers([len(blocks) - 2], prune_norm=True, prune_head=True)
+    return vit
+
+
 def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weights: bool) -> tuple[str, str] | None:
     """(key of the model section, sentence) of what is wrong with a vision encoder; None if it can be built.
 
@@ -109,8 +136,6 @@ def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weig
         else:
             check_timm_name(name)
             import torch
-
-            from lavis_lite.models.vision.encoder import build_timm
 
             with torch.device("meta"):
                 vit: Any = build_timm(name, image_size, 0.0, dict(sizes), pretrained=False)
