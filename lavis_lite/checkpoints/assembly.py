@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite.checkpoints import following
-from lavis_lite.checkpoints.containers import Content
 from lavis_lite.checkpoints.following import Locate
 from lavis_lite.checkpoints.formats.vision import load_vision_weights
 from lavis_lite.checkpoints.load import fit_state, frozen_tensors, refuse_other_settings
 from lavis_lite.checkpoints.manifest import source_of
-from lavis_lite.checkpoints.reading import read_content, read_extra
+from lavis_lite.checkpoints.reading import Content, read_content, read_extra
 from lavis_lite.checkpoints.report import LoadReport
 from lavis_lite.config.schema import ModelConfig, NamesLanguageModel
 from lavis_lite.errors import CheckpointError

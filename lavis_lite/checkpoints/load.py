@@ -10,7 +10,6 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lavis_lite.checkpoints.containers import Content, take_off_wrappers
 from lavis_lite.checkpoints.formats.key_maps import (
     LANGUAGE_MODEL,
     WITHOUT_PLACE,
@@ -19,7 +18,7 @@ from lavis_lite.checkpoints.formats.key_maps import (
     from_lavis,
     language_prefix,
 )
-from lavis_lite.checkpoints.reading import read_content, read_extra
+from lavis_lite.checkpoints.reading import Content, read_content, read_extra, take_off_wrappers
 from lavis_lite.checkpoints.report import (
     LoadReport,
     choose_command,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
-    from lavis_lite.models.language.load_options import LMLoadOptions
+    from lavis_lite.models.language.families import LMLoadOptions
 
 
 

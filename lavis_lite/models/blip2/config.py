@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from lavis_lite.config.schema import ModelConfig, RunConfig
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.language.families import Precision, family_of
-from lavis_lite.models.language.load_options import LMLoadOptions, Lora, Quantization
+from lavis_lite.models.language.families import LMLoadOptions, Lora, Precision, Quantization, family_of
 from lavis_lite.models.plain_text import Side
 from lavis_lite.models.vision.shapes import encoder_error
 

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from lavis_lite import distributed
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.finite import check_weights
-from lavis_lite.models.language.build import prepare
+from lavis_lite.models.language.build import prepare, spread
 from lavis_lite.models.language.contract import LanguageModel
-from lavis_lite.models.language.load_options import LMLoadOptions, Quantization
-from lavis_lite.models.language.placement import spread
+from lavis_lite.models.language.families import LMLoadOptions, Quantization
 from lavis_lite.models.provenance import WeightSource, mark_loaded
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
