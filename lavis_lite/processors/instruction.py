@@ -227,7 +227,7 @@ class Instruction(BaseProcessor):
     "[Context: {context} ]", is left out where its place has nothing to take.
 
     Args:
-        templates: the name of a list (`processors.templates`), or your own list.
+        templates: the name of a list (a key of `TEMPLATES`), or your own list.
         draw: take any of them, by the sample's random numbers; false: always the same one, the list's evaluation
             template or the first of your own.
 
