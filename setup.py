@@ -48,6 +48,7 @@ REQUIREMENTS = [
     "filelock>=3.13",
     "PyYAML>=6.0",
     "tqdm>=4.66",
+    "typing_extensions>=4.12",  # defaults of type variables; type checkers alone read it
     "tensorboard>=2.16",
     "matplotlib>=3.8",
 ]

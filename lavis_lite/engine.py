@@ -77,7 +77,7 @@ def main(composition: Composition, resume: str | None = None, start_over: bool =
 
 def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch) -> Runner:
     """Task, data, model and runner of a checked config."""
-    task = registry.get_task_class(config.run.task)(config.run)
+    task = registry.get_task_class(config.run.task).from_config(config)
     datasets = build_datasets(config)
     on_main(lambda: check_words(datasets, config.run))
     check_evaluated(task, datasets, config)

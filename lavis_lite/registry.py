@@ -118,7 +118,8 @@ class Registry(Generic[T]):
         if isinstance(name, str) and name in self.sections and name not in self._classes:
             section: type = _load(self.sections[name])
             return section
-        return getattr(self.get(name), "config_class", None)
+        cls = self.get(name)  # `section_class` is for classes to which `config_class` means something else
+        return getattr(cls, "section_class", None) or getattr(cls, "config_class", None)
 
     def names(self) -> list[str]:
         """All names, built-in and registered, sorted. Imports nothing."""

@@ -60,6 +60,8 @@ class Assembly:
         section, model = self.section, self.model
         if self.names.keys() & {"llm_model", "llm_tokenizer"}:
             model.language_model.check_tokenizer()  # type: ignore[operator, union-attr]
+        if section.brings_backbones:
+            return
         if "vit_weights" in self.names:
             encoder: Any = model.vision_encoder
             load_vision_weights(encoder, section["vit_weights"], allow_non_finite=self.allow_non_finite)
@@ -93,6 +95,8 @@ class Assembly:
         """Each checkpoint that the section names, after what its own run kept frozen."""
         gets_parts_later = type(self.model).on_weights_loaded is not BaseModel.on_weights_loaded
         for key, path in self.starts:
+            if path in self.model.loaded_checkpoints:
+                continue
             refuse_other_settings(self.model, path)
             content, extra = read_content(path), read_extra(path)
             self._follow(content, path)

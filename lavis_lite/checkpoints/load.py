@@ -14,9 +14,11 @@ from lavis_lite.checkpoints.formats.key_maps import (
     LANGUAGE_MODEL,
     WITHOUT_PLACE,
     Translated,
+    derived,
     from_hf,
     from_lavis,
     language_prefix,
+    to_lavis,
 )
 from lavis_lite.checkpoints.reading import Content, read_content, read_extra, take_off_wrappers
 from lavis_lite.checkpoints.report import (
@@ -194,12 +196,23 @@ def is_known_layout(names: Iterable[str]) -> bool:
 
 
 def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> tuple[str, Translated]:
-    """(layout, tensors under our names); `own` are the names of the model they are for, where there is one."""
+    """(layout, tensors under the model's names); `own` are the names of the model they are for, where there is one."""
+    if any(name.startswith(LAVIS_STARTS) for name in own):
+        return "lavis_lite", _for_lavis_names(tensors, own)
     if any(name.startswith(LAVIS_STARTS) for name in tensors):
         return "LAVIS", from_lavis(tensors)
     if any(name.startswith(HF_STARTS) for name in tensors):
         return "Hugging Face", from_hf(tensors, any(name.endswith(".attn.qkv.bias") for name in own))
     return "lavis_lite", Translated(dict(tensors))
+
+
+def _for_lavis_names(tensors: Mapping[str, Tensor], own: Iterable[str]) -> Translated:
+    """Tensors for a model with LAVIS' names: those of LAVIS' layout unchanged, ours under LAVIS' names."""
+    if any(name.startswith(LAVIS_STARTS) for name in tensors):
+        known = set(own)
+        return Translated({name: tensor for name, tensor in tensors.items() if name in known or not derived(name)})
+    translated = to_lavis(tensors, language_prefix(own) or "opt")
+    return Translated({**translated.tensors, **{name: tensors[name] for name in translated.unknown}})
 
 
 def _check_language_model(model: Loadable, layout: str, names: Iterable[str], source: str) -> None:

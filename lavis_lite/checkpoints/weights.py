@@ -156,6 +156,9 @@ def _has_weights(folder: Path) -> bool:
 
 def required_weights(model: ModelConfig) -> list[WeightFile]:
     """The files that a model section names, in the order of its fields."""
+    checkpoints = [WeightFile(key, value) for key, value in checkpoints_of(model)]
+    if model.brings_backbones:
+        return checkpoints
     needs = []
     for key in ("vit_weights", "tokenizer", "qformer_weights"):
         value = model.get(key)
@@ -166,9 +169,7 @@ def required_weights(model: ModelConfig) -> list[WeightFile]:
             continue  # the checkpoint brings what trained
         if value is not None and value not in NO_FILE:
             needs.append(WeightFile(key, str(value)))
-    needs.extend(_language_needs(model))
-    needs.extend(WeightFile(key, value) for key, value in checkpoints_of(model))
-    return needs
+    return [*needs, *_language_needs(model), *checkpoints]
 
 
 def _brings_encoder(model: ModelConfig) -> bool:

@@ -6,13 +6,12 @@ attribute `config_class` (a dataclass derived from one of these). LAVIS' names a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from lavis_lite.models.language.families import LMLoadOptions
-
-
 
 S = TypeVar("S", bound="Section")
 
@@ -40,6 +39,22 @@ class Section:
         return any(field_.name == key for field_ in fields(self))  # type: ignore[arg-type]
 
 
+class OpenSection(Section):
+    """A section without fixed keys: what reads it decides, by `opened`, which of those that are given it takes."""
+
+    reader: ClassVar[type]
+    """the class that reads the section"""
+    suggested: ClassVar[frozenset[str]] = frozenset()
+    """what a key that is not taken may have been meant for"""
+    unread: ClassVar[frozenset[str]] = frozenset()
+    """keys that are taken, although nothing reads them"""
+
+    @classmethod
+    def opened(cls, content: Mapping[str, Any]) -> type[OpenSection]:
+        """The section's class for these keys, with a field for each that is taken."""
+        raise NotImplementedError(f"{cls.__name__} must define opened")
+
+
 @dataclass
 class ModelConfig(Section):
     """What every model's section has."""
@@ -59,6 +74,8 @@ class ModelConfig(Section):
     Q-Former, or the Q-Former's text half, which a stage-2 checkpoint does not have"""
     allow_non_finite: bool = False
     """load weights that hold NaN or infinity too, to look into them"""
+
+    brings_backbones = False  # no key: whether `from_config` loads encoder, tokenizer and language model by itself
 
     def errors(self, run: RunConfig) -> list[tuple[str, str]]:
         """What is wrong beyond keys and types: (key of this section, sentence) each; asked before anything is built."""

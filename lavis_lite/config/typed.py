@@ -7,8 +7,9 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union, cast
 
+from lavis_lite.config.schema import OpenSection
 from lavis_lite.errors import did_you_mean, nearest, shown
 from lavis_lite.redaction import mask
 
@@ -55,6 +56,11 @@ class Checker:
         if not isinstance(content, Mapping):
             self.error(path, f"must be a section of keys, not {shown(content)}.")
             content = {}
+        if issubclass(cls, OpenSection):
+            opened = cls.opened(content)
+            cls = cast("type[D]", opened)
+            self.notes += [f"{self.where(f'{path}.{key}')}: {path}.{key}: nothing in the source of "
+                           f"{opened.reader.__name__} reads it." for key in sorted(opened.unread)]
         hints = typing.get_type_hints(cls)
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         values: dict[str, Any] = {}
@@ -71,7 +77,8 @@ class Checker:
             elif extra is not None and key in extra:
                 self.notes.append(f"{self.where(dotted)}: {dotted} belongs to another task and has no effect here.")
             else:
-                self.errors.append(f"{self.where(dotted)}: unknown key {dotted}; {did_you_mean(str(key), known)}")
+                choices = getattr(cls, "suggested", known)
+                self.errors.append(f"{self.where(dotted)}: unknown key {dotted}; {did_you_mean(str(key), choices)}")
         return cls(**values)
 
     def convert(self, value: Any, hint: Any, path: str) -> tuple[bool, Any]:

@@ -146,6 +146,7 @@ class Evaluator:
         checkpoint = EvalCheckpoint(self.run_dir, f"{split}_{name}_step{step}",
                                     distributed.broadcast_object(fingerprint), self.run.evaluate, distributed.rank())
         progress = EvalProgress(checkpoint, self.run.resume_evaluation, self.tracker, f"{split} {name}", self.stop_code)
+        progress.run_dir, progress.step = self.run_dir, step
         if progress.writable:  # else the files are another process's
             self._checkpoints.append(checkpoint)
         return progress

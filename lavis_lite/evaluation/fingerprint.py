@@ -99,8 +99,9 @@ def weights_hash(model: nn.Module) -> str:
 def annotation_hashes(section: DatasetConfig) -> Fingerprint:
     """Size and hash of every annotation file that exists on this machine; its path does not count."""
     hashes = {}
-    for split, file in section.build_info.annotations.items():
-        names = file.storage if isinstance(file.storage, list) else [file.storage]
+    for split, file in section.build_info.get("annotations", {}).items():
+        stored = file.get("storage")
+        names = stored if isinstance(stored, list) else [stored]
         for number, name in enumerate(names, 1):
             path = None if name is None or files.is_url(str(name)) else files.resolve(name)
             if path is not None and path.is_file():

@@ -152,6 +152,8 @@ class BaseModel(nn.Module):
     micro-batches are then another objective than a large one."""
     weight_record: WeightRecord = WeightRecord()
     """where the weights came from; `lavis_lite.checkpoints.weights.build_model` sets it"""
+    loaded_checkpoints: frozenset[str] = frozenset()
+    """paths of checkpoints that the model's `from_config` has loaded already"""
     allow_non_finite: bool = False
     """whether checkpoints with NaN or infinity may be loaded; the section says so"""
 

@@ -133,6 +133,7 @@ class Runner:
         with self.watch:
             self.tracker.open(self.step, train.schedule.total)
             try:
+                self.task.before_training(self.model, self.datasets)
                 self.hooks.on_start()
                 self._validate_if_due(after_resume=True)
                 with closing(train.batches(self.step, train.schedule.total)) as batches:

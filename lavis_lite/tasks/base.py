@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 from torch import Tensor, nn
 
-from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.contracts import lacking, names_with, need
 from lavis_lite.errors import ConfigError, ContractError, DataError
 from lavis_lite.models.base import BaseModel
@@ -36,6 +37,11 @@ class ProgressHandle:
 
     This one shows nothing, keeps nothing and never stops; during an evaluation the evaluator replaces it.
     """
+
+    run_dir: Path | None = None
+    """folder of the run that is evaluated; None: not known"""
+    step: int = 0
+    """optimizer steps of the weights that are evaluated"""
 
     def begin(self, title: str, total: int, unit: str, done: int = 0) -> None:
         """A stretch of work of `total` units begins, counted over all ranks."""
@@ -87,6 +93,19 @@ class BaseTask(Generic[M, D]):
         for key, message in cfg.task_errors():
             raise ConfigError(f"run.{key}: {message}")
         self.cfg = cfg
+
+    @classmethod
+    def from_config(cls, config: Config) -> BaseTask[Any, Any]:
+        """The task of a run; by default made of its `run:` section alone."""
+        return cls(config.run)
+
+    def before_training(self, model: BaseModel, datasets: Mapping[str, Mapping[str, Any]]) -> None:
+        """Called once before the first step, or the first after a resume; nothing to do by default.
+
+        Args:
+            model: on its device, with its weights.
+            datasets: data set name -> split -> data set.
+        """
 
     # training -------------------------------------------------------------------------------------------------------
     def training_samples(self, samples: dict[str, Any]) -> dict[str, Any]:

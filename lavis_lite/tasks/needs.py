@@ -22,7 +22,7 @@ def unmet_needs(config: Config) -> list[str]:
     if not evaluated:
         return []
     try:
-        task = registry.get_task_class(run.task)(run)
+        task = registry.get_task_class(run.task).from_config(config)
     except ConfigError as error:
         return [str(error)]
     classes = data_classes(config, evaluated)

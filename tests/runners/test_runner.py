@@ -228,7 +228,7 @@ def test_a_dry_run_of_an_evaluation_predicts_one_batch_of_every_split(tmp_path):
     assert told == f"predicted one batch ({size} of toy 'val', {size} of toy 'test')" and list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_evaluated_is_refused_before_the_model_is_built():
+def test_what_cannot_be_evaluated_is_refused_before_the_model_is_built(tmp_path):
     class Picky(ToyTask):
         def before_evaluation(self, dataset, split):
             raise DataError(f"not {split} of {len(dataset)}")
@@ -236,11 +236,12 @@ def test_what_cannot_be_evaluated_is_refused_before_the_model_is_built():
         def takes(self, dataset):
             return len(dataset) > 5
 
-    run = RunConfig(valid_splits=[], test_splits=["test"])
+    config = Toy(tmp_path, {"valid_splits": [], "test_splits": ["test"]}).config()
+    task = Picky(config.run)
     with pytest.raises(DataError, match="not test of 9"):
-        engine.check_evaluated(Picky(run), {"a": {"test": ToyData(5)}, "b": {"test": ToyData(9), "val": 0}}, run)
+        engine.check_evaluated(task, {"a": {"test": ToyData(5)}, "b": {"test": ToyData(9), "val": 0}}, config)
     with pytest.raises(DataError, match="not test of 5"):
-        engine.check_evaluated(Picky(run), {"a": {"test": ToyData(5)}}, run)
+        engine.check_evaluated(task, {"a": {"test": ToyData(5)}}, config)
 
 
 def test_ratios_by_name(tmp_path):

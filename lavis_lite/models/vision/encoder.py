@@ -32,8 +32,6 @@ from lavis_lite.torchvision_shim import ensure_torchvision
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-
-
 MINI_WIDTH, MINI_DEPTH, MINI_HEADS = 128, 4, 4
 
 

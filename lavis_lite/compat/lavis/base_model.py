@@ -1,0 +1,219 @@
+"""LAVIS' `BaseModel`: what subclasses it is a model of this package, with LAVIS' methods and LAVIS' way of loading.
+
+A class's `from_config` gets its section as an OmegaConf node. What it loads by itself (a language model by
+`from_pretrained`, a checkpoint by `load_checkpoint_from_config`) is noted as a source of weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence, Set
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from lavis_lite import distributed
+from lavis_lite.checkpoints.load import load_checkpoint
+from lavis_lite.checkpoints.manifest import source_of
+from lavis_lite.checkpoints.weights import WeightFile
+from lavis_lite.compat.lavis.backbones import mark_backbones
+from lavis_lite.compat.lavis.paths import config_path
+from lavis_lite.compat.lavis.sections import as_node, given_name, reading, section_class
+from lavis_lite.compat.lavis.sizes import sizes, sizes_in
+from lavis_lite.config.schema import ModelConfig, RunConfig
+from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.io import files
+from lavis_lite.models.base import BaseModel as CoreModel
+from lavis_lite.models.base import ParameterGroup
+from lavis_lite.models.provenance import mark_loaded
+
+logger = logging.getLogger("lavis")
+
+
+class BaseModel(CoreModel):
+    """A model written for LAVIS: `from_config(cfg)`, `forward(samples) -> {"loss": ...}`, LAVIS' helpers.
+
+    Checkpoints are loaded as LAVIS does, without insisting on every name; the line about each says what was not there.
+    """
+
+    PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {}
+    section_class: ClassVar[type[ModelConfig]]
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)  # not super: a subclass may have a transformers model or one of this package beside it
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        adopt(cls)
+
+    # building -------------------------------------------------------------------------------------------------------
+    @classmethod
+    def from_pretrained(cls, model_type: str) -> Any:
+        """The model of a type, with the weights that its YAML names."""
+        return cls.from_config(OmegaConf.load(cls.default_config_path(model_type)).model)
+
+    @classmethod
+    def default_config_path(cls, model_type: str) -> str:
+        """The YAML of a model type.
+
+        Raises:
+            ConfigError: there is no such type.
+        """
+        types = cls.PRETRAINED_MODEL_CONFIG_DICT
+        if model_type not in types:
+            raise ConfigError(f"{cls.__name__} has no model type {model_type!r}; {did_you_mean(model_type, types)}")
+        return config_path(cls, types[model_type])
+
+    def load_checkpoint(self, url_or_filename: str) -> Any:
+        """Load what fits of a checkpoint: LAVIS' (.pth, a URL), a run's folder, or a packaged one such as mini/stage1.
+
+        Returns:
+            missing_keys and unexpected_keys, as `load_state_dict` does.
+
+        Raises:
+            CheckpointError: it is damaged, shares no name with the model, or has tensors of other shapes.
+        """
+        path = str(local_path(url_or_filename))
+        report = load_checkpoint(self, path)
+        mark_loaded(self, source_of("checkpoint", given_name(str(url_or_filename)), path), report.loaded)
+        self.loaded_checkpoints = self.loaded_checkpoints | {path}
+        if distributed.is_main():
+            print(report, flush=True)
+        return torch.nn.modules.module._IncompatibleKeys(
+            [*report.frozen_missing, *report.allowed_missing], list(report.ignored))
+
+    def load_from_pretrained(self, url_or_filename: str) -> Any:
+        """LAVIS' second name of `load_checkpoint`."""
+        return self.load_checkpoint(url_or_filename)
+
+    def load_checkpoint_from_config(self, cfg: Any, **kwargs: Any) -> None:
+        """Load `finetuned`, if `load_finetuned` (true unless the section says otherwise), else `pretrained`.
+
+        A checkpoint of a run of this package is loaded later, with what the run kept frozen.
+
+        Raises:
+            ConfigError: neither is named, and the section does not switch loading off.
+        """
+        key = "finetuned" if cfg.get("load_finetuned", True) else "pretrained"
+        if key == "pretrained" and not cfg.get("load_pretrained", True):
+            return
+        path = cfg.get(key)
+        if not path:
+            raise ConfigError(f"model.{key}: {type(self).__name__} loads a checkpoint, and none is named. Name one, or "
+                              f"set model.load_{key}=false" + (" to load model.pretrained." if key == "finetuned"
+                                                               else " to start without."))
+        if (Path(path) / "manifest.json").is_file():
+            return
+        self.load_checkpoint(url_or_filename=path)
+
+    # what the package asks for ----------------------------------------------------------------------------------------
+    def allowed_differences(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """A checkpoint may lack names and have others, as with LAVIS' `strict=False`."""
+        return (".*",), (".*",)
+
+    def optimizer_groups(self, run: RunConfig) -> list[ParameterGroup]:
+        """The groups of `get_optimizer_params`, with the names of their parameters."""
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        groups: list[ParameterGroup] = []
+        for group in self.get_optimizer_params(weight_decay=run.weight_decay, lr_scale=run.lr_layer_decay):
+            params = list(group["params"])
+            if params:
+                groups.append({"params": params, "names": [names[id(one)] for one in params],
+                               "weight_decay": float(group.get("weight_decay", run.weight_decay)),
+                               "lr_scale": float(group.get("lr_scale", 1.0))})
+        return groups
+
+    # LAVIS' hooks and tools -------------------------------------------------------------------------------------------
+    def before_training(self, **kwargs: Any) -> None:
+        """Called before the first step; nothing to do by default."""
+
+    def before_evaluation(self, **kwargs: Any) -> None:
+        """Called before a split is evaluated; nothing to do by default."""
+
+    def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1) -> list[dict[str, Any]]:
+        """Trainable parameters in groups {"params", "weight_decay", "lr_scale"}; biases and vectors do not decay."""
+        groups: list[dict[str, Any]] = [{"params": [], "weight_decay": weight_decay, "lr_scale": lr_scale},
+                                        {"params": [], "weight_decay": 0, "lr_scale": lr_scale}]
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups[int(parameter.ndim < 2 or "bias" in name)]["params"].append(parameter)
+        return groups
+
+    def show_n_params(self, return_str: bool = True) -> Any:
+        """Number of parameters: as text such as "3.9M", or as an int."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        if not return_str:
+            return total
+        return f"{total / 1e6:.1f}M" if total >= 1e6 else f"{total / 1e3:.1f}K"
+
+
+def adopt(cls: type) -> None:
+    """Give a model class its section, and wrap a `from_config` of its own."""
+    own: Any = cls
+    own.section_class = section_class(ModelConfig, cls)
+    written = cls.__dict__.get("from_config")
+    if isinstance(written, classmethod) and not hasattr(written.__func__, "is_wrapped"):
+        own.from_config = classmethod(_wrapped(written.__func__))
+
+
+def _wrapped(written: Callable[..., Any]) -> Callable[..., Any]:
+    """A `from_config` that gets an OmegaConf node, builds in the sizes of its section, and knows its backbones."""
+
+    @functools.wraps(written)
+    def from_config(cls: type, cfg: Any = None) -> Any:
+        node = as_node(cfg if cfg is not None else {})
+        built = sizes(**sizes_in(OmegaConf.to_container(node, resolve=True)))  # type: ignore[arg-type]
+        with built, reading("model", cls):
+            model = written(cls, node)
+        if isinstance(model, nn.Module):
+            mark_backbones(model)
+        return model
+
+    from_config.is_wrapped = True  # type: ignore[attr-defined]
+    return from_config
+
+
+def local_path(url_or_filename: str) -> Path:
+    """A checkpoint on this machine, fetched if its name is a URL.
+
+    Raises:
+        DataError: it is not here and cannot be had.
+    """
+    return WeightFile("pretrained", str(url_or_filename)).fetch()
+
+
+class BaseEncoder(nn.Module):
+    """Base of encoders; says on which device they are."""
+
+    def forward_features(self, samples: Any, **kwargs: Any) -> Any:
+        """Features of samples."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward_features")
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first parameter."""
+        return next(self.parameters()).device
+
+
+def concat_all_gather(tensor: Tensor) -> Tensor:
+    """The tensors of all ranks, joined along the first axis; without gradient."""
+    return distributed.all_gather(tensor.detach())
+
+
+def all_gather_with_grad(tensor: Tensor) -> Tensor:
+    """The tensors of all ranks, joined along the first axis; the gradient comes back to each rank."""
+    return distributed.all_gather_with_grad(tensor)
+
+
+def tile(x: Tensor, dim: int, n_tile: int) -> Tensor:
+    """Each entry of an axis `n_tile` times in a row."""
+    return x.repeat_interleave(n_tile, dim)
+
+
+def download_cached_file(url: str, check_hash: bool = True, progress: bool = False) -> str:
+    """The local copy of a URL, fetched once."""
+    return str(files.fetch(url))

@@ -1,0 +1,76 @@
+"""LAVIS' own data sets, for subclasses of a project."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lavis_lite.compat.lavis.datasets import BaseDataset
+from lavis_lite.errors import DataError
+
+
+class CaptionDataset(BaseDataset):
+    """Rows {image, caption, image_id}; `img_ids` numbers the images."""
+
+    def __init__(self, vis_processor: Any = None, text_processor: Any = None, vis_root: Any = None,
+                 ann_paths: Sequence[str] = ()) -> None:
+        super().__init__(vis_processor, text_processor, vis_root, ann_paths)
+        names = dict.fromkeys(row.get("image_id", row["image"]) for row in self.annotation)
+        self.img_ids: dict[Any, int] = {name: number for number, name in enumerate(names)}
+
+    def image(self, row: dict[str, Any]) -> Any:
+        """The processed image of a row."""
+        with Image.open(Path(self.vis_root) / row["image"]) as found:
+            return self.vis_processor(found.convert("RGB"))
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.annotation[index]
+        return {"image": self.image(row), "text_input": self.text_processor(row["caption"]),
+                "image_id": self.img_ids[row.get("image_id", row["image"])]}
+
+
+class CaptionEvalDataset(CaptionDataset):
+    """As `CaptionDataset`, without the caption."""
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.annotation[index]
+        return {"image": self.image(row), "image_id": row.get("image_id", row["image"]),
+                "instance_id": row["instance_id"]}
+
+
+class VQADataset(BaseDataset):
+    """Rows of questions; a subclass defines `__getitem__`."""
+
+
+class VQAEvalDataset(BaseDataset):
+    """As `VQADataset`, for evaluation."""
+
+
+class DialogueDataset(BaseDataset):
+    """One row per turn of the dialogues in JSON files {"dialogs": [{"dialog": [{question, answer}, ...], ...}, ...]}.
+
+    A row has the dialogue's own keys, `dialog` (the turns before it), `question` and `answer`.
+    """
+
+    def __init__(self, vis_processor: Any = None, text_processor: Any = None, vis_root: Any = None,
+                 ann_paths: Sequence[str] = ()) -> None:
+        super().__init__(vis_processor, text_processor, vis_root)
+        for path in ann_paths:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if "dialogs" not in content:
+                raise DataError(f"annotations {path}: a file of dialogues has the key `dialogs`.")
+            for dialogue in content["dialogs"]:
+                turns = dialogue["dialog"]
+                self.annotation += [{**dialogue, "dialog": turns[:number], "question": turn["question"],
+                                     "answer": turn["answer"]} for number, turn in enumerate(turns)]
+        self._add_instance_ids()
+        names = dict.fromkeys(row.get("image_id") for row in self.annotation)
+        self.img_ids: dict[Any, int] = {name: number for number, name in enumerate(names)}
+
+
+class DialogueEvalDataset(DialogueDataset):
+    """As `DialogueDataset`, for evaluation."""

@@ -1,0 +1,101 @@
+"""LAVIS' runners and schedules.
+
+The step loop is this package's. `RunnerBase` and `RunnerIter` are its runners with LAVIS' constructor; a subclass may
+not put in a loop of its own. Schedules of a project keep LAVIS' `step(cur_epoch, cur_step)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+from lavis_lite.compat.lavis.config import Config
+from lavis_lite.compat.lavis.datasets import DatasetAdapter
+from lavis_lite.compat.lavis.tasks import BaseTask, PackagedTask, adapted
+from lavis_lite.compat.lavis.utils import now
+from lavis_lite.config.schema import RunConfig
+from lavis_lite.datasets.base import BaseDataset
+from lavis_lite.errors import ContractError
+from lavis_lite.runners.runner import EpochRunner, IterationRunner
+from lavis_lite.runners.schedules import LRSchedule
+
+REPLACED = ("train_epoch", "train_iters", "eval_epoch", "train_loader", "valid_step", "create_loaders", "dataloaders",
+            "optimizer", "scaler", "lr_scheduler", "setup_output_dir", "_save_checkpoint", "_load_checkpoint",
+            "_reload_best_model", "log_stats", "log_config", "wrap_dataset", "unwrap_dist_model")
+"""methods of LAVIS' runners; this package does their work in another way"""
+
+
+class _LavisRunner:
+    """LAVIS' constructor over this package's."""
+
+    def __init__(self, cfg: Any, task: Any, model: Any, datasets: Mapping[str, Mapping[str, Any]], *args: Any,
+                 job_id: str | None = None, **kwargs: Any) -> None:
+        if not isinstance(cfg, Config):
+            super().__init__(cfg, task, model, datasets, *args, **kwargs)  # type: ignore[call-arg]
+            return
+        core = cfg.core
+        if isinstance(task, PackagedTask):
+            task = task.core
+        elif isinstance(task, BaseTask):
+            adapter: Any = adapted(type(task))(core.run, cfg)
+            adapter.task, task = task, adapter
+        sets = {name: {split: dataset if isinstance(dataset, BaseDataset) else DatasetAdapter(dataset, name)
+                       for split, dataset in splits.items()} for name, splits in datasets.items()}
+        folder = Path(core.run.output_dir) / (job_id or now())
+        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(core, task, model, sets, folder)  # type: ignore[call-arg]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = [name for name in REPLACED if name in cls.__dict__]
+        if own:
+            raise ContractError(f"{cls.__name__}.{own[0]}: the loop over steps, its loaders, optimizer and checkpoints "
+                                "are this package's. Write a hook for what happens every so many steps, and "
+                                "register optimizers and schedules by name (docs/guide/extending_training.md).")
+
+
+class RunnerBase(_LavisRunner, EpochRunner):
+    """Counts epochs: this package's `runner_base`."""
+
+
+class RunnerIter(_LavisRunner, IterationRunner):
+    """Counts steps in inner epochs: this package's `runner_iter`."""
+
+
+def with_lavis_constructor(runner: type) -> type:
+    """The class with LAVIS' constructor of a runner of the package; any other one as it is."""
+    known: dict[type, type] = {EpochRunner: RunnerBase, IterationRunner: RunnerIter}
+    return known.get(runner, runner)
+
+
+class ScheduleAdapter(LRSchedule):
+    """A schedule of LAVIS, which sets the rate of an optimizer, as a function of the step."""
+
+    written: ClassVar[type]
+    made: Any
+    optimizer: Any
+
+    @classmethod
+    def from_run(cls, cfg: RunConfig, total_steps: int, steps_per_epoch: int) -> ScheduleAdapter:
+        """The schedule of a run; it gets LAVIS' arguments and an optimizer with one group."""
+        schedule = cls(cfg.init_lr, min_lr=cfg.min_lr, warmup_lr=cfg.warmup_lr, warmup_steps=cfg.warmup_steps,
+                       total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+        schedule.optimizer = SimpleNamespace(param_groups=[{"lr": cfg.init_lr, "lr_scale": 1.0}])
+        schedule.made = cls.written(
+            optimizer=schedule.optimizer, max_epoch=cfg.max_epoch or -(-total_steps // max(steps_per_epoch, 1)),
+            max_iters=total_steps, iters_per_inner_epoch=steps_per_epoch, min_lr=cfg.min_lr, init_lr=cfg.init_lr,
+            decay_rate=cfg.lr_decay_rate, warmup_start_lr=cfg.warmup_lr, warmup_steps=cfg.warmup_steps)
+        return schedule
+
+    def lr_at(self, step: int) -> float:
+        """Rate of the 0-based step, as LAVIS' schedule sets it."""
+        epoch, inside = divmod(step, self.steps_per_epoch)
+        self.made.step(cur_epoch=epoch, cur_step=inside)
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+def adapted_schedule(written: type) -> type:
+    """The adapter of a schedule class."""
+    return type(written.__name__, (ScheduleAdapter,), {"written": written, "__module__": written.__module__})
