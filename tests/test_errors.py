@@ -30,9 +30,9 @@ def test_registry_error_is_not_quoted() -> None:
 
 def test_faults_are_numbered_and_kept() -> None:
     fault = Faults("a.yaml has", ["first.", "second."])
-    assert str(fault) == "a.yaml has 2 faults:\n  1. first.\n  2. second."
+    assert str(fault) == "a.yaml has 2 errors:\n  1. first.\n  2. second."
     assert fault.faults == ["first.", "second."]
-    assert str(Faults("a.yaml has", ["only."])).startswith("a.yaml has 1 fault:")
+    assert str(Faults("a.yaml has", ["only."])).startswith("a.yaml has 1 error:")
 
 
 def test_nearest_puts_the_best_first() -> None:

@@ -16,7 +16,7 @@ from lavis_lite.cli.main import main
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.registry import registry
-from lavis_lite.runners.sharding import share_out
+from lavis_lite.runners.sharding import shard_frozen
 from tests.end_to_end.conftest import ROOT, Train
 
 RECIPE = """
@@ -79,4 +79,4 @@ def test_the_blocks_of_its_language_model_are_shared_among_ranks(project: Path) 
     model.language_model.requires_grad_(True)
     assert model.blocks_to_shard() == []
     with pytest.raises(ConfigError, match=r"run.fsdp: LlavaLike has no frozen transformer blocks: .*blocks_to_shard"):
-        share_out(model, RunConfig(fsdp="llm"), torch.device("cpu"))
+        shard_frozen(model, RunConfig(fsdp="llm"), torch.device("cpu"))

@@ -76,7 +76,7 @@ def test_r4_a_training_on_a_full_disk_reaches_its_checkpoint_elsewhere(small_dis
     said: list[str] = []
 
     class Lines(Sink):
-        def say(self, text: str) -> None:
+        def log(self, text: str) -> None:
             said.append(text)
 
     class Full(Sink):
@@ -180,7 +180,7 @@ def test_r4_results_that_cannot_be_written(tmp_path: Path, evaluate: bool) -> No
     said: list[str] = []
 
     class Lines(Sink):
-        def say(self, text: str) -> None:
+        def log(self, text: str) -> None:
             said.append(text)
 
     (tmp_path / "results").write_text("in the way of the folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,8 +55,13 @@ def test_killed_at_random_points_it_ends_bit_for_bit_alike(whole, tmp_path, seed
     rng, kills = random.Random(seed), 0
     for _ in range(12):
         if kill_after(rng.uniform(0.02, 0.4) * seconds, tmp_path):
-            break
-        kills += 1
+            if kills >= 2:
+                break
+            shutil.rmtree(tmp_path)  # the machine is faster than when the whole run was timed: begin again, kill sooner
+            tmp_path.mkdir()
+            kills, seconds = 0, seconds / 2
+        else:
+            kills += 1
     assert kills >= 2
     runner = go_on(tmp_path)
     assert records(tmp_path) == log

@@ -75,7 +75,7 @@ def test_a_class_is_asked_for_methods_and_an_instance_for_attributes_too() -> No
       "Builders of such data sets: image_dialogue, image_qa, video_qa"]),
     ("projects/blip2/stage2_opt.yaml", ["run.task=retrieval"],
      ["model.arch=blip2_opt: run.task=retrieval cannot evaluate Blip2OPT, which has no compute_itm, forward_image",
-      "Models that it can evaluate: blip2, blip2_feature_extractor, blip2_image_text_matching.",
+      "Models that it can evaluate: blip2, ", "blip2_feature_extractor, blip2_image_text_matching",
       "Tasks that can evaluate this model: captioning"]),
     ("projects/blip2/mini_finetune_vqa.yaml", ["run.task=instruction_tuning", "model.arch=blip2"],
      ["model.arch=blip2: run.task=instruction_tuning cannot evaluate Blip2Qformer, which has no",
