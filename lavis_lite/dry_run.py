@@ -26,10 +26,10 @@ from lavis_lite.models.protocols import ExampleSamples
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.process.launch import Launch, launch_from_environment
 from lavis_lite.registry import registry
-from lavis_lite.runners.mixing import published_mixing
-from lavis_lite.runners.precision import pick_device
+from lavis_lite.runners.device import pick_device
 from lavis_lite.runners.runner import Runner
 from lavis_lite.runners.step import to_device
+from lavis_lite.runners.train_state import published_mixing
 
 GIB = 2**30
 

@@ -33,7 +33,7 @@ from lavis_lite.process import exits
 from lavis_lite.process.launch import Launch, launch_from_environment
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing
-from lavis_lite.runners.precision import pick_device
+from lavis_lite.runners.device import pick_device
 from lavis_lite.runners.runner import Runner
 from lavis_lite.runs import EVALUATIONS, resume_evaluation
 from lavis_lite.runs import folder as run_folder

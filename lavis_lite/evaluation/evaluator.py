@@ -19,8 +19,8 @@ from lavis_lite.evaluation.progress import EvalProgress, EvaluationStopped
 from lavis_lite.evaluation.results import Evaluation, where_unscored, write_predictions, write_reports, write_result
 from lavis_lite.evaluation.resume import EvalCheckpoint
 from lavis_lite.io import disk
-from lavis_lite.runners.bad_samples import BadSamples
-from lavis_lite.runners.precision import Precision
+from lavis_lite.runners.device import Precision
+from lavis_lite.runners.standard_hooks import BadSamples
 from lavis_lite.runners.step import seed_position, to_device
 from lavis_lite.tasks.base import BaseTask, ProgressHandle, Row
 from lavis_lite.tasks.long_texts import without_rows

@@ -6,6 +6,7 @@ pixel then gives the signed distance to the outline, and from it coverage, rim a
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 
@@ -33,7 +34,7 @@ RGB = {
 
 _DIRECTIONS = 720
 _STRIPE_PERIOD = {"small": 3.6, "large": 4.8}
-_GRID_Y, _GRID_X = (axis.astype(np.float32) for axis in np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE])
+_GRID_Y, _GRID_X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32)
 
 
 def _polygon_outline(corners: list[tuple[float, float]]) -> Array:
@@ -74,6 +75,7 @@ def _cross() -> list[tuple[float, float]]:
     return [(a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a), (-a, -b), (a, -b), (a, -a), (b, -a), (b, a)]
 
 
+@functools.cache
 def _outlines() -> tuple[Array, Array]:
     """Outline distance and the factor that turns radial into true distance: two float[shapes, _DIRECTIONS]."""
     tables = {
@@ -87,9 +89,6 @@ def _outlines() -> tuple[Array, Array]:
     reach = np.stack([tables[shape] for shape in SHAPES])
     slope = (np.roll(reach, -1, axis=1) - np.roll(reach, 1, axis=1)) / (4 * np.pi / _DIRECTIONS)
     return reach, (1 / np.sqrt(1 + (slope / reach) ** 2)).astype(np.float32)
-
-
-_REACH, _OBLIQUE = _outlines()
 
 
 def _window(item: SceneObject) -> tuple[slice, slice]:
@@ -106,7 +105,8 @@ def inside_distance(item: SceneObject, rows: slice, columns: slice) -> Array:
     direction = np.arctan2(dy, dx) - item.angle
     slot = np.rint(direction * (_DIRECTIONS / (2 * np.pi))).astype(np.int32) % _DIRECTIONS
     shape = SHAPES.index(item.shape)
-    return (item.radius * _REACH[shape, slot] - np.hypot(dx, dy)) * _OBLIQUE[shape, slot]
+    outline, oblique = _outlines()
+    return (item.radius * outline[shape, slot] - np.hypot(dx, dy)) * oblique[shape, slot]
 
 
 def _stripes(item: SceneObject, distance: Array, rows: slice, columns: slice, phase: float) -> Array:

@@ -32,12 +32,11 @@ from lavis_lite.errors import DataError
 from lavis_lite.mini_world.avi import motion_jpeg
 from lavis_lite.mini_world.captions import canonical_caption
 from lavis_lite.mini_world.dice import Dice
-from lavis_lite.mini_world.folder import ensure, write_json
 from lavis_lite.mini_world.questions import TYPES, Question, make_questions
 from lavis_lite.mini_world.records import ANSWERS_PER_QUESTION
 from lavis_lite.mini_world.render import encode_jpeg, render
 from lavis_lite.mini_world.scenes import COLORS, IMAGE_SIZE, MAX_OBJECTS, SHAPES, Scene, make_scene
-from lavis_lite.mini_world.world import DEFAULT_SEED
+from lavis_lite.mini_world.world import DEFAULT_SEED, ensure, write_json
 
 VERSION = 1
 """part of the manifest; raise it with any change of what is written"""

@@ -21,11 +21,14 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -45,6 +48,7 @@ from lavis_lite.checkpoints.manifest import (
     step_of,
     steps_of,
 )
+from lavis_lite.config.schema import Config
 from lavis_lite.errors import CheckpointError, did_you_mean
 from lavis_lite.finite import describe_non_finite, non_finite, non_finite_fused
 from lavis_lite.io import atomic, disk, sealed
@@ -341,3 +345,14 @@ def _mismatches(tensors: Mapping[str, Tensor], model: BaseModel) -> list[str]:
         elif expected[name].shape != tensor.shape:
             errors.append(f"{name}: {list(tensor.shape)} in the checkpoint, {list(expected[name].shape)} in the model")
     return errors[:40] + ([f"... {len(errors) - 40} more"] if len(errors) > 40 else [])
+
+
+def config_yaml(cfg: Config) -> str:
+    """The configuration as YAML text that runs again, without notes and provenance; interpolations stay as written."""
+    sections = asdict(cfg)
+    for path, text in cfg.as_written.items():
+        section = reduce(lambda tree, key: tree.get(key) or {}, path[:-1], sections)
+        if path[-1] in section:
+            section[path[-1]] = text
+    kept = {key: sections[key] for key in ("model", "preprocess", "datasets", "run", "imports") if sections.get(key)}
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=10_000)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import yaml
 
 from lavis_lite.checkpoints.manifest import CONFIG
 from lavis_lite.config.layers import flatten
-from lavis_lite.config.schema import Config
 from lavis_lite.errors import ConfigError
 
 UNANNOUNCED = frozenset({"run.resume_ckpt_path"})
@@ -66,17 +63,6 @@ def changed_settings(folder: Path, config: str) -> list[str]:
     return [f"{key}: {_short(before.get(key, '(absent)'))} -> {_short(now.get(key, '(absent)'))}" for key in keys]
 
 
-def config_yaml(cfg: Config) -> str:
-    """The configuration as YAML text that runs again, without notes and provenance; interpolations stay as written."""
-    sections = asdict(cfg)
-    for path, text in cfg.as_written.items():
-        section = reduce(lambda tree, key: tree.get(key) or {}, path[:-1], sections)
-        if path[-1] in section:
-            section[path[-1]] = text
-    kept = {key: sections[key] for key in ("model", "preprocess", "datasets", "run", "imports") if sections.get(key)}
-    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=10_000)
-
-
 def _settings(config: str) -> dict[str, str]:
     """Dotted key -> value as JSON."""
     return {key: json.dumps(value, ensure_ascii=False, default=str)
@@ -105,12 +91,3 @@ def resume_notes(folder: Path, config: str, saved: Mapping[str, Any], micro_batc
                      "(run.batch_size_train x processes). ITC and ITM take their negatives from it, so the loss "
                      f"changes from here on. To keep it, resume with run.batch_size_train x processes = {before}.")
     return notes
-
-
-def accumulation_notes(micro_batch: int, accum: int, in_batch_negatives: bool) -> list[str]:
-    """A note if the loss compares the samples of a micro-batch, and a step has several micro-batches."""
-    if accum == 1 or not in_batch_negatives:
-        return []
-    return [f"note: ITC and ITM compare the samples of one micro-batch, {micro_batch} (run.batch_size_train x "
-            f"processes), not those of a step, {micro_batch * accum}. More micro-batches mean fewer in-batch negatives "
-            "and another loss than run.accum_grad_iters=1 has."]

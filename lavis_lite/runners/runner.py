@@ -25,17 +25,14 @@ from lavis_lite.evaluation.evaluator import AGGREGATE, Evaluator
 from lavis_lite.evaluation.progress import EvaluationStopped
 from lavis_lite.process.launch import Launch
 from lavis_lite.registry import registry
-from lavis_lite.runners import checkpointing, resume, train_schedule
-from lavis_lite.runners.bad_samples import BadSamples
+from lavis_lite.runners import checkpointing, resume, schedules
+from lavis_lite.runners.device import Precision, pick_device, shard_frozen
 from lavis_lite.runners.evaluations import Evaluations, Scores
-from lavis_lite.runners.hooks.base import RunContext
-from lavis_lite.runners.hooks.hooks import Hooks, build_hooks
-from lavis_lite.runners.precision import Precision, pick_device
-from lavis_lite.runners.sharding import shard_frozen
+from lavis_lite.runners.hooks.base import Hooks, RunContext, build_hooks
+from lavis_lite.runners.schedules import TrainSchedule
 from lavis_lite.runners.signals import Interrupted, SignalWatch
-from lavis_lite.runners.train_schedule import TrainSchedule
+from lavis_lite.runners.standard_hooks import BadSamples, TrainingLog, skipped_record
 from lavis_lite.runners.train_state import Datasets, TrainState
-from lavis_lite.runners.training_log import TrainingLog, skipped_record
 from lavis_lite.tasks.base import BaseTask
 from lavis_lite.tracking.tracker import Tracker
 
@@ -182,7 +179,7 @@ class Runner:
         resume.check_order(state["order"], train.fingerprint, folder)
         kept = checkpointing.load_hook_weights(folder)
         hook_states = {"bad_samples": state["bad_samples"], **state.get("hooks", {})}  # none in earlier versions
-        for note in [*resume.resume_notes(folder, resume.config_yaml(self.cfg), state, train.micro_batch,
+        for note in [*resume.resume_notes(folder, checkpointing.config_yaml(self.cfg), state, train.micro_batch,
                                           self.model.in_batch_negatives),
                      *self.hooks.load_state(hook_states, list(kept))]:
             self.tracker.log(note)
@@ -278,7 +275,7 @@ class Runner:
                  "order": self.train_state.fingerprint, "micro_batch": self.train_state.micro_batch,
                  "bad_samples": hooks.pop("bad_samples"), **({"hooks": hooks} if hooks else {}),
                  **self.train_state.train_step.state()}
-        self.store.save(self.step, self.model, state, resume.config_yaml(self.cfg), self.hooks.weights())
+        self.store.save(self.step, self.model, state, checkpointing.config_yaml(self.cfg), self.hooks.weights())
         self.saved_step = self.step
 
     # --- evaluating -----------------------------------------------------------------------------------------------
@@ -322,8 +319,8 @@ class EpochRunner(Runner):
     """`max_epoch` passes over the training data; saves and validates every so many epochs."""
 
     def train_schedule(self, steps_per_epoch: int) -> TrainSchedule:
-        """By epochs, see `train_schedule.by_epochs`."""
-        return train_schedule.by_epochs(self.run, steps_per_epoch)
+        """By epochs, see `schedules.by_epochs`."""
+        return schedules.by_epochs(self.run, steps_per_epoch)
 
 
 @registry.register_runner("runner_iter")
@@ -331,5 +328,5 @@ class IterationRunner(Runner):
     """`max_iters` optimizer steps; saves and validates every so many inner epochs of `iters_per_inner_epoch` steps."""
 
     def train_schedule(self, steps_per_epoch: int) -> TrainSchedule:
-        """By inner epochs, see `train_schedule.by_iterations`."""
-        return train_schedule.by_iterations(self.run, steps_per_epoch)
+        """By inner epochs, see `schedules.by_iterations`."""
+        return schedules.by_iterations(self.run, steps_per_epoch)

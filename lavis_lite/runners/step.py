@@ -24,11 +24,9 @@ from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError
 from lavis_lite.runners import optim
-from lavis_lite.runners.loss_meter import LossMeter
-from lavis_lite.runners.nonfinite import PATIENCE, DivergedError, SkipCounter, Votes
-from lavis_lite.runners.precision import Precision
+from lavis_lite.runners.device import Precision, ignore_in_ddp
+from lavis_lite.runners.outcome import PATIENCE, DivergedError, LossMeter, SkipCounter, Votes
 from lavis_lite.runners.schedules import LRSchedule
-from lavis_lite.runners.sharding import ignore_in_ddp
 
 __all__ = ["PATIENCE", "DivergedError", "StepResult", "TrainStep", "seed_position", "to_device", "wrap_for_ranks"]
 

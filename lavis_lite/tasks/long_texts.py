@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lavis_lite.contracts import lacking, need
-from lavis_lite.datasets.loading.collate import collate
+from lavis_lite.datasets.loading.loader import collate
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.protocols import LongestFirst
 from lavis_lite.errors import TextTooLongError

@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING
 
 from lavis_lite import redaction
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.tracking.console import Console
-from lavis_lite.tracking.curves import Curves
-from lavis_lite.tracking.jsonl import JsonlLog
-from lavis_lite.tracking.services import TensorBoard, WeightsAndBiases
-from lavis_lite.tracking.sink import Record, Sink
+from lavis_lite.tracking.jsonl import Curves, JsonlLog
+from lavis_lite.tracking.sinks import Console, Record, Sink, TensorBoard, WeightsAndBiases
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,7 @@ from lavis_lite.config.named import dataset_names
 from lavis_lite.errors import ConfigError, Faults
 from lavis_lite.models.blip2.config import Blip2QformerConfig
 from lavis_lite.preflight import check
-from lavis_lite.runners.mixing import published_mixing
+from lavis_lite.runners.train_state import published_mixing
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "torchvision", "transformers", "timm")

@@ -16,7 +16,7 @@ from lavis_lite.config.schema import FileConfig, ProcessorPair
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.controls import AblatedImages
-from lavis_lite.datasets.loading.collate import collate
+from lavis_lite.datasets.loading.loader import collate
 from lavis_lite.datasets.qa import draw
 from lavis_lite.errors import ConfigError, DataError
 

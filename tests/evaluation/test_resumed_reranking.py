@@ -14,10 +14,10 @@ from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.evaluation.evaluator import Evaluator
 from lavis_lite.evaluation.progress import EvaluationStopped
 from lavis_lite.evaluation.resume import FOLDER
-from lavis_lite.runners.bad_samples import BadSamples
-from lavis_lite.runners.precision import Precision
+from lavis_lite.runners.device import Precision
+from lavis_lite.runners.standard_hooks import BadSamples
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, RetrievalTask
-from lavis_lite.tracking.sink import Sink
+from lavis_lite.tracking.sinks import Sink
 from lavis_lite.tracking.tracker import Tracker
 from tests.helpers.processes import run_processes
 from tests.tasks.fakes import TinyModel, dataset

@@ -13,8 +13,7 @@ from pycocotools.coco import COCO
 
 from lavis_lite.errors import DataError
 from lavis_lite.mini_world import world as mini_world
-from lavis_lite.mini_world.folder import read_manifest
-from lavis_lite.mini_world.world import main, prepare_mini_world
+from lavis_lite.mini_world.world import main, prepare_mini_world, read_manifest
 
 SMALL = {"train": 12, "val": 4, "test": 5, "ood": 3}
 

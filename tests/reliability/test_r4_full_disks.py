@@ -20,7 +20,7 @@ from lavis_lite.io import disk
 from lavis_lite.runners import checkpointing
 from lavis_lite.tracking import jsonl
 from lavis_lite.tracking.jsonl import JsonlLog
-from lavis_lite.tracking.sink import Sink
+from lavis_lite.tracking.sinks import Sink
 from lavis_lite.tracking.tracker import Tracker
 from tests.helpers.toy import Toy, ToyModel
 

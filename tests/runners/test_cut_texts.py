@@ -13,7 +13,7 @@ from lavis_lite.models.blip2.llm import OPT
 from lavis_lite.models.language import Limits
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.text_tokens import TextTokenizer
-from lavis_lite.runners.training_log import TrainingLog, all_cut_texts
+from lavis_lite.runners.standard_hooks import TrainingLog, all_cut_texts
 from tests.models.test_blip2_llm import images, model_of
 
 TEXTS = ["a dog", "a very very very long text of many words", "b"]

@@ -19,7 +19,7 @@ from lavis_lite.config.schema import Config, ModelConfig, PreprocessConfig, RunC
 from lavis_lite.errors import ConfigError, RegistryError
 from lavis_lite.registry import registry
 from lavis_lite.runners.hooks import Hook, RunContext
-from lavis_lite.runners.hooks.hooks import build_hooks
+from lavis_lite.runners.hooks.base import build_hooks
 from lavis_lite.tracking.jsonl import read
 from tests.helpers.processes import run_processes
 from tests.helpers.toy import Toy, records, same, weights

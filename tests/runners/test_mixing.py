@@ -6,7 +6,7 @@ import pytest
 
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.errors import ConfigError
-from lavis_lite.runners.mixing import mixing_lines, mixing_ratios, published_mixing
+from lavis_lite.runners.train_state import mixing_lines, mixing_ratios, published_mixing
 
 SIZES = {"a": 400, "b": 100, "c": 900}
 

@@ -13,9 +13,9 @@ from lavis_lite import dry_run, engine
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import ConfigError, DataError
-from lavis_lite.runners import train_schedule
-from lavis_lite.runners.nonfinite import PATIENCE, DivergedError
-from lavis_lite.runners.precision import Precision, pick_device
+from lavis_lite.runners import schedules
+from lavis_lite.runners.device import Precision, pick_device
+from lavis_lite.runners.outcome import PATIENCE, DivergedError
 from lavis_lite.tracking.jsonl import read
 from tests.helpers.toy import ExactModel, Toy, ToyData, ToyModel, ToyTask, records, same, weights
 
@@ -132,7 +132,7 @@ def test_bf16_runs_under_autocast_and_fp16_is_refused_on_a_cpu(tmp_path):
 def test_amp_asks_the_device(monkeypatch):
     cpu = torch.device("cpu")
     for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("lavis_lite.runners.precision.bf16_is_native", lambda device, native=native: native)
+        monkeypatch.setattr("lavis_lite.runners.device.bf16_is_native", lambda device, native=native: native)
         assert Precision.from_run(RunConfig(amp=True), cpu).dtype == dtype
     assert Precision.from_run(RunConfig(amp=False), cpu).dtype == torch.float32
     gpu = torch.device("cuda", 0)
@@ -143,19 +143,19 @@ def test_amp_asks_the_device(monkeypatch):
 
 def test_epochs_and_inner_epochs_differ_in_their_units_only():
     cfg = RunConfig(max_epoch=3, valid_splits=["val"], save_freq=2, val_freq=1)
-    by_epochs = train_schedule.by_epochs(cfg, steps_per_epoch=10)
+    by_epochs = schedules.by_epochs(cfg, steps_per_epoch=10)
     assert (by_epochs.total, by_epochs.interval, by_epochs.epoch(10), by_epochs.epoch(11)) == (30, 10, 0, 1)
     assert [step for step in range(1, 31) if by_epochs.saves(step, cfg, 30)] == [20, 30]
     assert [step for step in range(1, 31) if by_epochs.validates(step, cfg, by_epochs.total)] == [10, 20, 30]
     cfg = RunConfig(max_epoch=3, max_iters=25, save_every=7, save_freq=0, valid_splits=["val"], val_freq=2,
                     iters_per_inner_epoch=4, save_last=False, log_freq=10)
-    assert train_schedule.by_epochs(cfg, 10) == train_schedule.TrainSchedule(25, 10)
-    inner = train_schedule.by_iterations(cfg, 10)
-    assert inner == train_schedule.TrainSchedule(25, 4)
+    assert schedules.by_epochs(cfg, 10) == schedules.TrainSchedule(25, 10)
+    inner = schedules.by_iterations(cfg, 10)
+    assert inner == schedules.TrainSchedule(25, 4)
     assert [step for step in range(1, 26) if inner.saves(step, cfg, 30)] == [7, 14, 21]
     assert [step for step in range(1, 26) if inner.validates(step, cfg, inner.total)] == [8, 16, 24, 25]
     assert [step for step in range(1, 26) if inner.logs(step, cfg)] == [1, 10, 20, 25]
-    for bound in (train_schedule.by_epochs, train_schedule.by_iterations):
+    for bound in (schedules.by_epochs, schedules.by_iterations):
         with pytest.raises(ConfigError, match="the run has no end"):
             bound(RunConfig(), 10)
         with pytest.raises(ConfigError, match="at least 1"):

@@ -20,7 +20,7 @@ from lavis_lite.models.base import BaseModel
 from lavis_lite.models.language.build import recompute_blocks
 from lavis_lite.models.language.families import Lora
 from lavis_lite.models.outputs import ModelOutput
-from lavis_lite.runners.sharding import shard_frozen, sharded_names
+from lavis_lite.runners.device import shard_frozen, sharded_names
 from lavis_lite.tracking.jsonl import read
 from tests.helpers.processes import run_processes
 from tests.helpers.toy import WIDTH, Toy, weights

@@ -17,7 +17,7 @@ from lavis_lite.runners.hooks.early_stop import EarlyStop
 from lavis_lite.runners.hooks.ema import EMA
 from lavis_lite.runners.runner import Runner
 from lavis_lite.tracking.jsonl import JsonlLog, read
-from lavis_lite.tracking.sink import Sink
+from lavis_lite.tracking.sinks import Sink
 from lavis_lite.tracking.tracker import Tracker
 from tests.helpers.toy import Toy, ToyData, ToyModel, ToyTask, same, weights
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lavis_lite import distributed
-from lavis_lite.runners.loss_meter import LossMeter
+from lavis_lite.runners.outcome import LossMeter
 from lavis_lite.runners.train_state import Speed
 from lavis_lite.tracking.jsonl import read
 from tests.helpers.processes import run_processes

@@ -22,9 +22,9 @@ from lavis_lite.io import atomic, sealed
 from lavis_lite.preflight import check
 from lavis_lite.report.page import write_report
 from lavis_lite.report.sample import ReportSample
-from lavis_lite.runners.resume import config_yaml
-from lavis_lite.tracking.console import Console
+from lavis_lite.runners.checkpointing import config_yaml
 from lavis_lite.tracking.jsonl import JsonlLog
+from lavis_lite.tracking.sinks import Console
 from lavis_lite.tracking.tracker import Tracker
 from tests.helpers.toy import Toy
 

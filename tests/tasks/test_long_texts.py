@@ -18,8 +18,8 @@ from lavis_lite.engine import check_lengths
 from lavis_lite.errors import DataError
 from lavis_lite.evaluation.evaluator import Evaluator
 from lavis_lite.models.blip2.llm import OPT, T5, Blip2LLM
-from lavis_lite.runners.bad_samples import BadSamples
-from lavis_lite.runners.precision import Precision
+from lavis_lite.runners.device import Precision
+from lavis_lite.runners.standard_hooks import BadSamples
 from lavis_lite.tasks.long_texts import long_texts, without_rows
 from lavis_lite.tasks.ranking import RankingRunConfig, RankingTask
 from lavis_lite.tasks.vqa import VQARunConfig, VQATask

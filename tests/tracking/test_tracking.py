@@ -14,10 +14,8 @@ import torch
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import MissingExtraError
-from lavis_lite.tracking import curves, jsonl
-from lavis_lite.tracking.console import Console, record_line
-from lavis_lite.tracking.services import TensorBoard, WeightsAndBiases, logged_in
-from lavis_lite.tracking.sink import flat_scalars
+from lavis_lite.tracking import jsonl
+from lavis_lite.tracking.sinks import Console, TensorBoard, WeightsAndBiases, flat_scalars, logged_in, record_line
 from lavis_lite.tracking.tracker import Tracker, parameter_table
 
 
@@ -173,7 +171,7 @@ def test_texts_and_pictures_reach_the_services_and_the_log(tmp_path, monkeypatch
     stream = io.StringIO()
     board = TensorBoard(tmp_path / "tensorboard", print)
     tracker = Tracker([Console(stream), jsonl.JsonlLog(tmp_path / "log.jsonl"), board, WeightsAndBiases(tmp_path, "p"),
-                       curves.Curves(tmp_path / "log.jsonl", tmp_path / "curves.png", lambda text: None)])
+                       jsonl.Curves(tmp_path / "log.jsonl", tmp_path / "curves.png", lambda text: None)])
     tracker.open(0, 10)
     tracker.text(3, "captions", "a <red> dog\na cat")
     tracker.image(3, "captions/0", torch.rand(3, 8, 8))
@@ -224,11 +222,11 @@ def test_wandb_asked_for_but_missing_names_the_extra(tmp_path, monkeypatch):
 def test_the_curves_are_a_picture(tmp_path):
     picture = tmp_path / "curves.png"
     rows = [row(step, 6.0 / step) for step in range(1, 20)]
-    assert curves.series(rows + [VAL])["loss"] == (list(range(1, 20)), [6.0 / step for step in range(1, 20)])
-    assert curves.draw(rows + [VAL], picture)
+    assert jsonl.series(rows + [VAL])["loss"] == (list(range(1, 20)), [6.0 / step for step in range(1, 20)])
+    assert jsonl.draw(rows + [VAL], picture)
     head = picture.read_bytes()[:24]
     assert head.startswith(b"\x89PNG") and struct.unpack(">II", head[16:]) == (960, 1080)
-    assert curves.draw([VAL], tmp_path / "none.png") is False
+    assert jsonl.draw([VAL], tmp_path / "none.png") is False
     assert not (tmp_path / "none.png").exists()
 
 
@@ -236,12 +234,12 @@ def test_without_matplotlib_it_says_so(tmp_path, monkeypatch):
     (tmp_path / "log.jsonl").write_text(json.dumps(row(1)) + "\n")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     said = []
-    curves.Curves(tmp_path / "log.jsonl", tmp_path / "curves.png", said.append).close()
+    jsonl.Curves(tmp_path / "log.jsonl", tmp_path / "curves.png", said.append).close()
     assert "pip install matplotlib" in said[0] and not (tmp_path / "curves.png").exists()
 
 
 def test_values_that_are_no_numbers_are_left_out_of_the_curves():
-    assert curves.series([row(1), {**row(2), "loss": "nan"}])["loss"] == ([1], [5.0])
+    assert jsonl.series([row(1), {**row(2), "loss": "nan"}])["loss"] == ([1], [5.0])
 
 
 def test_parameter_table():
@@ -267,7 +265,7 @@ def test_a_run_gets_all_its_sinks(tmp_path, capsys):
 
 def test_an_evaluation_is_a_line_now_and_then_without_a_terminal(monkeypatch):
     stream, now = io.StringIO(), [0.0]
-    monkeypatch.setattr("lavis_lite.tracking.console.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("lavis_lite.tracking.sinks.time.monotonic", lambda: now[0])
     console = Console(stream)
     console.begin("test vqa", 4000, 1000)
     for done in range(1100, 4001, 100):

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from lavis_lite.compat.lavis.processors import seeded
 from lavis_lite.datasets.base import BaseDataset as CoreDataset
-from lavis_lite.datasets.loading.collate import collate
+from lavis_lite.datasets.loading.loader import collate
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import DataError
 

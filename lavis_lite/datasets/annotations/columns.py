@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lavis_lite.datasets.annotations.readers import read_rows
 from lavis_lite.datasets.annotations.text_files import AUTO, BadRow, FileFormat
-from lavis_lite.errors import DataError, did_you_mean
+from lavis_lite.errors import DataError
 
 KNOWN = {
     "image": ("image", "file_name", "filename", "image_path", "image_file", "img", "img_path", "path", "file",
@@ -87,42 +86,3 @@ def split_values(path: Path, column: str, form: FileFormat = AUTO) -> dict[str, 
     by_lower = {value.lower(): value for value in values}
     found = {split: by_lower[name] for split, names in SPLIT_NAMES.items() for name in names if name in by_lower}
     return found if "train" in found and len(found) == len(values) else {}
-
-
-class NamedColumns:
-    """Tracks which named columns the rows of a split's files have, so that a wrong name never goes unnoticed.
-
-    Args:
-        names: what a column holds -> its name in the section; several names if the values are in several columns.
-    """
-
-    def __init__(self, names: Mapping[str, str | Sequence[str]]) -> None:
-        listed = {key: [value] if isinstance(value, str) else value for key, value in names.items()}
-        self._unseen = {column: key for key, columns in listed.items() for column in columns}
-        self._present: dict[str, None] = {}
-
-    def note(self, row: Mapping[str, Any]) -> None:
-        """One more row of the files; cheap once all columns were seen."""
-        if self._unseen:
-            self._present.update(dict.fromkeys(map(str, row)))
-            for column in self._unseen.keys() & row.keys():
-                del self._unseen[column]
-
-    def has(self, columns: Iterable[str]) -> bool:
-        """Whether a row had one of these columns; known as long as a named column was not seen."""
-        return any(column in self._present for column in columns)
-
-    def refuse_unseen(self, files: Iterable[Path | str], except_for: Collection[str] = ()) -> None:
-        """Check that every named column was seen.
-
-        Args:
-            files: for the message.
-            except_for: what may be missing: what the columns hold, as in `names`.
-
-        Raises:
-            DataError: names the column, its purpose, and the nearest column that the rows have.
-        """
-        for column, key in self._unseen.items():
-            if key not in except_for:
-                raise DataError(f"{', '.join(map(str, files))}: no row has the column {column!r}, which the data set's "
-                                f"section names for {key}; {did_you_mean(column, self._present)}")

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.datasets.annotations.columns import NamedColumns
 from lavis_lite.datasets.annotations.layout import EXTRAS, LABELS, Layout, answer_texts
 from lavis_lite.datasets.annotations.readers import COMPANIONS, read_folder, read_members
-from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable, checked_row, file_name, no_row
+from lavis_lite.datasets.annotations.rows import NamedColumns, Row, RowErrors, RowTable, checked_row, file_name, no_row
 from lavis_lite.errors import DataError
 
 __all__ = ["Layout", "answer_texts", "read_questions"]

@@ -9,17 +9,16 @@ import hashlib
 import posixpath
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lavis_lite import __version__
-from lavis_lite.datasets.annotations.columns import NamedColumns
 from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
 from lavis_lite.datasets.annotations.tables import MappedTable, Row, RowTable
 from lavis_lite.datasets.annotations.text_files import AUTO
-from lavis_lite.errors import DataError
+from lavis_lite.errors import DataError, did_you_mean
 from lavis_lite.io.files import cache_root
 
 __all__ = ["RowErrors", "Field", "Row", "RowTable", "checked", "checked_row", "file_name", "identifier", "read_table",
@@ -33,6 +32,46 @@ CACHED_FROM = 8_000_000
 _READING = 2
 """raise it if files are read in another way, so that tables kept before are not used"""
 _MOST_SHOWN = 5
+
+
+# --- named columns ---------------------------------------------------------------------------------------------------
+class NamedColumns:
+    """Tracks which named columns the rows of a split's files have, so that a wrong name never goes unnoticed.
+
+    Args:
+        names: what a column holds -> its name in the section; several names if the values are in several columns.
+    """
+
+    def __init__(self, names: Mapping[str, str | Sequence[str]]) -> None:
+        listed = {key: [value] if isinstance(value, str) else value for key, value in names.items()}
+        self._unseen = {column: key for key, columns in listed.items() for column in columns}
+        self._present: dict[str, None] = {}
+
+    def note(self, row: Mapping[str, Any]) -> None:
+        """One more row of the files; cheap once all columns were seen."""
+        if self._unseen:
+            self._present.update(dict.fromkeys(map(str, row)))
+            for column in self._unseen.keys() & row.keys():
+                del self._unseen[column]
+
+    def has(self, columns: Iterable[str]) -> bool:
+        """Whether a row had one of these columns; known as long as a named column was not seen."""
+        return any(column in self._present for column in columns)
+
+    def refuse_unseen(self, files: Iterable[Path | str], except_for: Collection[str] = ()) -> None:
+        """Check that every named column was seen.
+
+        Args:
+            files: for the message.
+            except_for: what may be missing: what the columns hold, as in `names`.
+
+        Raises:
+            DataError: names the column, its purpose, and the nearest column that the rows have.
+        """
+        for column, key in self._unseen.items():
+            if key not in except_for:
+                raise DataError(f"{', '.join(map(str, files))}: no row has the column {column!r}, which the data set's "
+                                f"section names for {key}; {did_you_mean(column, self._present)}")
 
 
 # --- fields ----------------------------------------------------------------------------------------------------------

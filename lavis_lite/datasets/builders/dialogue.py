@@ -11,7 +11,7 @@ from lavis_lite.config.schema import DatasetConfig, FileConfig
 from lavis_lite.datasets.annotations.dialogues import TurnTable, read_dialogues, read_relevance
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.rows import RowTable
-from lavis_lite.datasets.builders.keys import DIALOGUES, IMAGES, QUESTIONS
+from lavis_lite.datasets.builders.base import DIALOGUES, IMAGES, QUESTIONS
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.files.locate import prepare, sources
 from lavis_lite.errors import ConfigError

@@ -23,13 +23,11 @@ from lavis_lite.datasets.annotations.rows import (
 )
 from lavis_lite.datasets.annotations.text_files import FileFormat, Quoting
 from lavis_lite.datasets.base import BaseDataset
-from lavis_lite.datasets.builders.base import BaseDatasetBuilder
-from lavis_lite.datasets.builders.keys import IMAGES, SHARDS, refuse_unknown_splits
+from lavis_lite.datasets.builders.base import IMAGES, SHARDS, BaseDatasetBuilder, refuse_unknown_splits
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset, RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.features.cache import FeatureFolder, open_features
-from lavis_lite.datasets.files.archives import was_unpacked_into
 from lavis_lite.datasets.files.image_paths import with_pattern, within
-from lavis_lite.datasets.files.locate import Source, prepare, sources
+from lavis_lite.datasets.files.locate import Source, prepare, sources, was_unpacked_into
 from lavis_lite.datasets.loading.randomness import hash64
 from lavis_lite.datasets.media.images import MAX_PIXELS, ImageFolder
 from lavis_lite.datasets.shards.dataset import missing_shards, names_in, open_shards

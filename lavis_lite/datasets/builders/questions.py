@@ -13,8 +13,8 @@ from lavis_lite.datasets.annotations.questions import read_questions
 from lavis_lite.datasets.annotations.readers import json_object
 from lavis_lite.datasets.annotations.rows import RowTable, texts
 from lavis_lite.datasets.base import BaseDataset
+from lavis_lite.datasets.builders.base import IMAGES, QUESTIONS
 from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageTextBuilder
-from lavis_lite.datasets.builders.keys import IMAGES, QUESTIONS
 from lavis_lite.datasets.files.image_paths import refuse_outside
 from lavis_lite.datasets.files.locate import prepare, sources
 from lavis_lite.datasets.media.images import ImageFolder

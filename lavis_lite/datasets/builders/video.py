@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from lavis_lite.config.schema import DatasetConfig
+from lavis_lite.datasets.builders.base import FEATURES, QUESTIONS, VIDEOS
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageDatasetConfig
-from lavis_lite.datasets.builders.keys import FEATURES, QUESTIONS, VIDEOS
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.media.video import ReaderName, VideoFolder, installed_readers
 from lavis_lite.errors import ConfigError

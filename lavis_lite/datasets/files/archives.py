@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
+from lavis_lite.datasets.files.locate import MARKERS
 from lavis_lite.errors import DataError
 from lavis_lite.io import atomic, files
 
@@ -37,8 +38,6 @@ _MOST_DIRECTORY = 512 << 20
 _MOST_NAME = 1 << 20
 """bytes of a tar's header for a long name; tarfile reads it into memory as it comes"""
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-MARKERS = ".unpacked"
-"""folder of the markers of unpacked archives"""
 _CHUNK = 1 << 20
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, RuntimeError,
            ValueError, OverflowError, struct.error)
@@ -83,11 +82,6 @@ class Archive:
                 atomic.write_text(self.marker, json.dumps({"url": self.url, "files": count}))
         if not keep and files.is_url(self.url) and path == files.target_of(self.url):
             path.unlink(missing_ok=True)
-
-
-def was_unpacked_into(folder: Path) -> bool:
-    """Whether an archive was unpacked into a folder."""
-    return (folder / MARKERS).is_dir()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.io import files
 from lavis_lite.mini_world import GENERATORS, generate
 
+MARKERS = ".unpacked"
+"""folder of the markers of unpacked archives"""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -115,3 +118,8 @@ def prepare(name: str, generator: str | None, arguments: Mapping[str, Any]) -> P
         return generate(generator, root, **settings)
     except TypeError as error:
         raise ConfigError(f"datasets.{name}.prepare_args: {error}.") from error
+
+
+def was_unpacked_into(folder: Path) -> bool:
+    """Whether an archive was unpacked into a folder."""
+    return (folder / MARKERS).is_dir()

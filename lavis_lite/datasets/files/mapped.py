@@ -31,7 +31,6 @@ BLOCK = 16_384
 _DTYPES: dict[str, type[np.generic]] = {
     "U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "I32": np.int32, "I64": np.int64,
     "F16": np.float16, "F32": np.float32, "BF16": np.uint16}
-_NAMES = {np.dtype(kind): name for name, kind in _DTYPES.items() if name != "BF16"}
 _MOST_HEADER = 100_000_000
 SUMS = "crc32"
 """name of the array of checksums: the four bytes of each, that of header and checksums first"""
@@ -52,11 +51,12 @@ def write_arrays(path: Path, arrays: Arrays, facts: Mapping[str, str], bf16: Seq
     """
     parts = {name: [value] if isinstance(value, np.ndarray) else list(value) for name, value in arrays.items()}
     names = sorted(parts, key=lambda name: -parts[name][0].dtype.itemsize)  # so that each starts at a multiple of it
+    dtypes = {np.dtype(kind): name for name, kind in _DTYPES.items() if name != "BF16"}
     entries, end = {}, 0
     for name in names:
         first = parts[name][0]
         start, end = end, end + sum(part.nbytes for part in parts[name])
-        entries[name] = {"dtype": "BF16" if name in bf16 else _NAMES[first.dtype],
+        entries[name] = {"dtype": "BF16" if name in bf16 else dtypes[first.dtype],
                          "shape": [sum(len(part) for part in parts[name]), *first.shape[1:]],
                          "data_offsets": [start, end]}
     length = 4 * (1 + _block_count(end))

@@ -35,7 +35,7 @@ from pathlib import Path
 
 from PIL import UnidentifiedImageError
 
-from lavis_lite.datasets.files.names import Confinement, is_system_file, why_absent
+from lavis_lite.datasets.files.image_paths import Confinement, is_system_file, why_absent
 from lavis_lite.errors import DataError
 from lavis_lite.processors.rgb import to_rgb
 

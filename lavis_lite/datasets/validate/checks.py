@@ -18,7 +18,7 @@ from typing import Any
 
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.caption import DuplicateIds
-from lavis_lite.datasets.files.names import LINK, why_absent
+from lavis_lite.datasets.files.image_paths import LINK, why_absent
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.media.video import VideoFolder
 from lavis_lite.datasets.protocols import ImageTable

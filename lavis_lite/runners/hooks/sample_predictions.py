@@ -73,7 +73,7 @@ class SamplePredictions(Hook):
         return next((dataset for dataset in found if run.task.takes(dataset)), found[0])
 
     def _read(self, run: RunContext) -> dict[str, Any]:
-        from lavis_lite.datasets.loading.collate import collate_of
+        from lavis_lite.datasets.loading.loader import collate_of
         from lavis_lite.datasets.loading.policy import EvaluationSamples
 
         samples = EvaluationSamples(self._dataset, run.config.run.seed, "raise")

@@ -15,7 +15,7 @@ import torch
 from lavis_lite.config.compose import compose
 from lavis_lite.config.named import dataset_names
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
-from lavis_lite.datasets.loading.collate import collate
+from lavis_lite.datasets.loading.loader import collate
 from lavis_lite.errors import DataError
 from lavis_lite.registry import registry
 from tests.datasets.conftest import picture

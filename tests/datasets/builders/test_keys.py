@@ -25,7 +25,7 @@ BUILDERS = ("custom", "image_caption", "image_retrieval", "image_shards", "image
             "video_qa")
 ELSEWHERE = {
     "builder": "config.compose chooses the class by it", "type": "config.compose chooses the row by it",
-    "sampling_factor": "runners.mixing", "train_size": "runners.mixing",
+    "sampling_factor": "runners.train_state", "train_size": "runners.train_state",
     "data_type": "load_dataset's vis_path and data check choose the kind of files by it",
 }
 """keys that the builder itself need not know"""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_lite.datasets.loading.collate import collate
+from lavis_lite.datasets.loading.loader import collate
 from lavis_lite.datasets.loading.policy import Failure
 from lavis_lite.errors import DataError
 
