@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.plain_stage1 import PlainStage1
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
-from lavis_lite.models.qformer.masks import attention_mask
+from lavis_lite.models.qformer.model import attention_mask
 
 UNSCORED = -100.0
 

@@ -27,7 +27,7 @@ from lavis_lite.models.blip2.passes import image_keys
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from lavis_lite.models.outputs import Blip2Output
 from lavis_lite.models.qformer.layers import Attention, Layer
-from lavis_lite.models.qformer.masks import attention_mask
+from lavis_lite.models.qformer.model import attention_mask
 from lavis_lite.models.text_tokens import TextTokens
 
 PastKeys = list[tuple[Tensor, Tensor]]

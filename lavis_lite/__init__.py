@@ -17,8 +17,7 @@ if TYPE_CHECKING:  # what __getattr__ resolves, for type checkers and editors
     from lavis_lite.datasets.load import dataset_zoo, load_dataset
     from lavis_lite.errors import LavisLiteError
     from lavis_lite.models.base import BaseModel
-    from lavis_lite.models.outputs import ModelOutput
-    from lavis_lite.models.samples import Samples
+    from lavis_lite.models.outputs import ModelOutput, Samples
     from lavis_lite.runners.hooks import Hook
     from lavis_lite.tasks.base import BaseTask
     from lavis_lite.zoo import list_models, load_model, load_model_and_preprocess, load_preprocess, model_zoo
@@ -35,7 +34,7 @@ _LAZY = {
     "Hook": "lavis_lite.runners.hooks",
     "LavisLiteError": "lavis_lite.errors",
     "ModelOutput": "lavis_lite.models.outputs",
-    "Samples": "lavis_lite.models.samples",
+    "Samples": "lavis_lite.models.outputs",
     "dataset_zoo": "lavis_lite.datasets.load",
     "list_models": "lavis_lite.zoo",
     "load_dataset": "lavis_lite.datasets.load",

@@ -15,8 +15,7 @@ import torch
 from lavis_lite import distributed, engine
 from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.config.compose import Composition
-from lavis_lite.config.protocols import NamesLanguageModel
-from lavis_lite.config.schema import Config, ModelConfig
+from lavis_lite.config.schema import Config, ModelConfig, NamesLanguageModel
 from lavis_lite.contracts import need
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import BaseModel

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "contracts": {"errors", "registry"},
     "process": {"errors", "redaction"},
     "io": {"errors", "redaction", "process"},
-    "distributed": BASE,
+    "distributed": BASE | {"lazy"},
     "lazy": set(),
     "config": BASE,
     "metrics": {"errors", "finite"},
@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": SETTINGS | {"checkpoints", "runners"},
     "preflight": SETTINGS | {"checkpoints", "metrics", "processors"},
     "zoo": SETTINGS | {"checkpoints", "models", "processors", "runs"},
-    "capfilt": DATA_AND_MODELS,
+    "capfilt": DATA_AND_MODELS | {"checkpoints"},  # a captioner and a ranker are loaded
     "engine": RUN | {"evaluation", "runners", "runs"},
     "dry_run": RUN | {"engine", "runners"},
     "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight"},

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from lavis_lite.checkpoints.weights import one_at_a_time
 from lavis_lite.errors import ConfigError
 from lavis_lite.finite import check_finite
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.protocols import FeatureExtractor
-from lavis_lite.process.locks import one_at_a_time
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:

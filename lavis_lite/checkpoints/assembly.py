@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite.checkpoints import following
-from lavis_lite.checkpoints.containers import Content
 from lavis_lite.checkpoints.following import Locate
-from lavis_lite.checkpoints.formats.bert import initialise_from_bert
-from lavis_lite.checkpoints.formats.hf_fields import refuse_other_settings
 from lavis_lite.checkpoints.formats.vision import load_vision_weights
-from lavis_lite.checkpoints.load import fit_state, frozen_tensors
+from lavis_lite.checkpoints.load import fit_state, frozen_tensors, refuse_other_settings
 from lavis_lite.checkpoints.manifest import source_of
-from lavis_lite.checkpoints.reading import read_content, read_extra
+from lavis_lite.checkpoints.reading import Content, read_content, read_extra
 from lavis_lite.checkpoints.report import LoadReport
-from lavis_lite.config.protocols import NamesLanguageModel
-from lavis_lite.config.schema import ModelConfig
+from lavis_lite.config.schema import ModelConfig, NamesLanguageModel
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.provenance import Kind, WeightSource, mark_loaded, record_of, sources_of
@@ -80,6 +76,8 @@ class Assembly:
             load_pretrained(language_model, self._named_model(), self._source("language model", "llm_model"),
                             allow_non_finite=self.allow_non_finite)
         if "qformer_weights" in self.names:
+            from lavis_lite.checkpoints.formats.bert import initialise_from_bert  # no checkpoint follows
+
             qformer: Any = model.qformer
             untouched = initialise_from_bert(qformer, section["qformer_weights"], self.allow_non_finite)
             mark_loaded(qformer, self._source("bert", "qformer_weights"), qformer.state_dict().keys() - set(untouched))

@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 
 from lavis_lite.checkpoints.load import load_checkpoint
-from lavis_lite.checkpoints.manifest import hash_of, stored_record
-from lavis_lite.checkpoints.run_files import CHECKPOINTS
+from lavis_lite.checkpoints.manifest import CHECKPOINTS, hash_of, stored_record
 from lavis_lite.config.layers import read_yaml
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel

@@ -10,9 +10,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lavis_lite.checkpoints.containers import Content, take_off_wrappers
-from lavis_lite.checkpoints.formats.hf_fields import refuse_other_settings
 from lavis_lite.checkpoints.formats.key_maps import (
+    LANGUAGE_MODEL,
     WITHOUT_PLACE,
     Translated,
     derived,
@@ -21,8 +20,7 @@ from lavis_lite.checkpoints.formats.key_maps import (
     language_prefix,
     to_lavis,
 )
-from lavis_lite.checkpoints.formats.language_fit import PREFIX, fit_language_model, language_kind
-from lavis_lite.checkpoints.reading import read_content, read_extra
+from lavis_lite.checkpoints.reading import Content, read_content, read_extra, take_off_wrappers
 from lavis_lite.checkpoints.report import (
     LoadReport,
     choose_command,
@@ -99,6 +97,14 @@ def load_checkpoint(model: Loadable, source: str | Path, *, allowed_missing: Ite
                       allow_non_finite=allow_non_finite)
 
 
+def refuse_other_settings(model: object, source: str | Path) -> None:
+    """Raise a CheckpointError if a folder of transformers' BLIP-2 was made with other settings than the model's."""
+    if (Path(source) / "config.json").is_file():
+        from lavis_lite.checkpoints.formats import hf_fields  # only folders of transformers have settings
+
+        hf_fields.refuse_other_settings(model, source)
+
+
 def load_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: str, *,
                allowed_missing: Iterable[str] = (), allowed_unexpected: Iterable[str] = (),
                extra: Mapping[str, Tensor] | None = None, only: Container[str] | None = None,
@@ -142,6 +148,8 @@ def fit_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: 
     _ignore(report, translated, own, [*allowed_unexpected, *unexpected_allowed])
     fitted = fit_resolution(model, translated.tensors, report)
     if layout == "Hugging Face":
+        from lavis_lite.checkpoints.formats.language_fit import fit_language_model  # imports the language models
+
         fitted = fit_language_model(model, fitted, report)
     missing = _sort_missing(model, own, fitted, report, [*allowed_missing, *missing_allowed])
     check_fit(report, fitted, own, translated.unknown, missing, named)
@@ -209,8 +217,12 @@ def _for_lavis_names(tensors: Mapping[str, Tensor], own: Iterable[str]) -> Trans
 
 def _check_language_model(model: Loadable, layout: str, names: Iterable[str], source: str) -> None:
     """Refuse a projection to another kind of language model, even if its shape fits."""
+    if layout != "LAVIS":
+        return
+    from lavis_lite.checkpoints.formats.language_fit import language_kind  # imports the language models
+
     names = list(names)
-    found, own = language_prefix(names) if layout == "LAVIS" else None, language_kind(model)
+    found, own = language_prefix(names), language_kind(model)
     if found is not None and own is not None and found != own:
         raise CheckpointError(f"{source} does not fit the model, nothing was loaded. It seems to be "
                               f"{seems_to_be(names)}, and this model's language model is of another kind "
@@ -245,11 +257,11 @@ def _sort_missing(model: Loadable, own: Mapping[str, Tensor], fitted: Mapping[st
     given = _tied_to(model, fitted)
     without_place = WITHOUT_PLACE if report.layout == "Hugging Face" else ()
     allowed_missing, missing = list(allowed_missing), []
-    whole = report.layout == "Hugging Face" and any(name.startswith(PREFIX) for name in fitted)
+    whole = report.layout == "Hugging Face" and any(name.startswith(LANGUAGE_MODEL) for name in fitted)
     for name in own:
         if name in fitted or name in given:
             continue
-        if name in frozen and not (whole and name.startswith(PREFIX)):  # half a language model is a damaged one
+        if name in frozen and not (whole and name.startswith(LANGUAGE_MODEL)):  # half a language model is a damaged one
             report.frozen_missing.append(name)
         elif _matches(name, without_place):
             report.not_in_layout.append(name)

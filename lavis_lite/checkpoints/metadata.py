@@ -19,8 +19,7 @@ from lavis_lite.checkpoints.unpickling import read_torch_file
 from lavis_lite.config.compose import import_plugins
 from lavis_lite.config.layers import read_yaml
 from lavis_lite.config.named import model_types, type_content
-from lavis_lite.config.protocols import NamesLanguageModel
-from lavis_lite.config.schema import ModelConfig
+from lavis_lite.config.schema import ModelConfig, NamesLanguageModel
 from lavis_lite.config.typed import Checker
 from lavis_lite.errors import CheckpointError, ConfigError, DataError, ErrorList, did_you_mean
 from lavis_lite.registry import registry

@@ -8,28 +8,31 @@ HF_HUB_OFFLINE) are obeyed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from lavis_lite.checkpoints.run_files import CHECKPOINTS, checkpoint_of_run
-from lavis_lite.config.protocols import HoldsLanguageModel, NamesLanguageModel
-from lavis_lite.config.schema import ModelConfig
+from lavis_lite.checkpoints.manifest import CHECKPOINTS, checkpoint_of_run
+from lavis_lite.config.schema import HoldsLanguageModel, ModelConfig, NamesLanguageModel
 from lavis_lite.errors import ConfigError, DataError, ErrorList, did_you_mean
 from lavis_lite.io import files, hub
 from lavis_lite.models.provenance import WeightSource
-from lavis_lite.process.locks import one_at_a_time
 from lavis_lite.redaction import reveal
 from lavis_lite.registry import registry
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
+P = ParamSpec("P")
+R = TypeVar("R")
+_BUILDING = threading.RLock()
 LAVIS_BUCKET = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
 VISION_WEIGHTS = {
     "eva_clip_g": f"{LAVIS_BUCKET}/BLIP2/eva_vit_g.pth",
@@ -243,6 +246,21 @@ def localised(model: ModelConfig) -> ModelConfig:
     """
     found = fetch_all(required_weights(model), f"{model.arch}/{model.model_type}")
     return model.replaced(**{key: str(path) for key, path in found.items()})
+
+
+def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: only one thread at a time runs any of the functions that have it.
+
+    For functions that load models. While transformers loads one, it changes torch's classes and defaults for the whole
+    process. Threads that load at the same time get models without weights, and the changes stay.
+    """
+
+    @functools.wraps(function)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _BUILDING:
+            return function(*args, **kwargs)
+
+    return alone
 
 
 @one_at_a_time

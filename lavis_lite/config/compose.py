@@ -26,14 +26,13 @@ from lavis_lite.config.layers import (
     flatten,
     merge,
     parse_options,
+    plain,
     section_errors,
     unset_keys,
     without,
 )
-from lavis_lite.config.named import dataset_layer, model_layers
-from lavis_lite.config.plain import plain
+from lavis_lite.config.named import dataset_layer, model_layers, without_keys_of_others
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig, RunConfig
-from lavis_lite.config.switch import without_keys_of_others
 from lavis_lite.config.typed import Checker
 from lavis_lite.errors import ConfigError, ErrorList, RegistryError
 from lavis_lite.registry import Registry, registry

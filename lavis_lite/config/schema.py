@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    from lavis_lite.models.language.families import LMLoadOptions
 
 S = TypeVar("S", bound="Section")
 
@@ -319,4 +322,29 @@ class Config(Section):
     provenance: dict[str, str] = field(default_factory=dict)
     """dotted key -> the layer that set it"""
     as_written: dict[tuple[str, ...], Any] = field(default_factory=dict)
-    """path of keys -> a value with an interpolation, as it was written"""
+    """keys from the outermost section on -> a value with an interpolation in it, as it was written"""
+
+
+@runtime_checkable
+class NamesLanguageModel(Protocol):
+    """Names a frozen language model, which is fetched and loaded with the section's other files."""
+
+    llm_args: dict[str, Any] | None
+    """its configuration instead of that of its folder; its weights are then random"""
+    llm_tokenizer: str | None
+    """folder or hub name of its tokenizer; None: that of the language model"""
+    llm_precision: Any
+    """auto | fp32 | fp16 | bf16, of its weights"""
+
+    def language_model_name(self) -> str:
+        """Folder or hub name."""
+        ...
+
+
+@runtime_checkable
+class HoldsLanguageModel(NamesLanguageModel, Protocol):
+    """Also says how the language model is held: quantised, over several devices, with adapters."""
+
+    def setup(self) -> LMLoadOptions:
+        """How it is held."""
+        ...

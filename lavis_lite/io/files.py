@@ -21,7 +21,7 @@ from urllib.parse import unquote
 from filelock import FileLock
 
 from lavis_lite.errors import DataError, did_you_mean, shown
-from lavis_lite.io import disk, hub
+from lavis_lite.io import hub
 from lavis_lite.io.download import Hashes, download, is_this_machine, split
 
 if TYPE_CHECKING:
@@ -158,6 +158,8 @@ def _fetch_web(url: str, target: Path, hashes: Hashes) -> Path:
 
 def _reason(error: Exception, target: Path) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        from lavis_lite.io import disk  # explains an error that is rare
+
         return disk.cannot_write(target, error).rstrip(".")
     return str(getattr(error, "reason", None) or error or type(error).__name__)
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from lavis_lite.errors import ConfigError, did_you_mean, shown
-from lavis_lite.processors.control import MARKED, OPEN, without_marks
+from lavis_lite.processors.text import MARKED, OPEN, without_marks
 
 Side = Literal["left", "right"]
 _HALVES = re.compile("[\ud800-\udfff]")

@@ -16,9 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lavis_lite.models.outputs import Blip2Features
+from lavis_lite.models.outputs import Blip2Features, SamplesLike
 from lavis_lite.models.qformer.model import ImageKV
-from lavis_lite.models.samples import SamplesLike
 from lavis_lite.models.text_tokens import TextTokens
 
 

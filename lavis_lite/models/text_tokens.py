@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError, DataError, shown
 from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, as_text, frame, framed
-from lavis_lite.processors.control import without_control_tokens
+from lavis_lite.processors.text import without_control_tokens
 
 BEGIN_TOKEN = "[DEC]"
 """stands in the place of [CLS] where text is generated (BLIP-2, section 3.2)"""

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lavis_lite.errors import ConfigError, InputTypeError, shown
-from lavis_lite.processors.augment import rand_augment
 from lavis_lite.processors.base import BaseProcessor
 from lavis_lite.processors.rgb import to_rgb
 from lavis_lite.registry import registry
@@ -209,6 +208,8 @@ class BlipImageTrain(_RandomCrop):
 
     def pixels(self, image: Picture, rng: random.Random) -> Tensor:
         """uint8[3, height, width]."""
+        from lavis_lite.processors.augment import rand_augment  # no other processor here augments
+
         return rand_augment(super().pixels(image, rng), rng, count=2, level=5)
 
 

@@ -44,8 +44,10 @@ from lavis_lite.checkpoints.manifest import (
     Manifest,
     file_fault,
     read_manifest,
+    saved_at,
+    step_of,
+    steps_of,
 )
-from lavis_lite.checkpoints.run_files import saved_at, step_of, steps_of
 from lavis_lite.config.schema import Config
 from lavis_lite.errors import CheckpointError, did_you_mean
 from lavis_lite.finite import describe_non_finite, non_finite, non_finite_fused

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError, ConfigError, ContractError
-from lavis_lite.models.optimizer_groups import ParameterGroup
+from lavis_lite.models.base import ParameterGroup
 from lavis_lite.registry import registry
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Run folders: from a folder to one of its checkpoints, its configuration and its evaluations."""
 
-from lavis_lite.checkpoints.run_files import runs_below
+from lavis_lite.checkpoints.manifest import runs_below
 from lavis_lite.runs.compose import compose_evaluation, model_sections, resume_evaluation
 from lavis_lite.runs.find import EVALUATIONS, RunCheckpoint, find_checkpoint, hint_at_run
 

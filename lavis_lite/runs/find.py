@@ -12,8 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.checkpoints.manifest import CONFIG, MANIFEST, WEIGHTS
-from lavis_lite.checkpoints.run_files import best_or_last, newest_run, runs_below, saved_at, steps_of
+from lavis_lite.checkpoints.manifest import (
+    CONFIG,
+    MANIFEST,
+    WEIGHTS,
+    best_or_last,
+    newest_run,
+    runs_below,
+    saved_at,
+    steps_of,
+)
 from lavis_lite.config.layers import Layer, read_yaml
 from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import CheckpointError, ConfigError, did_you_mean

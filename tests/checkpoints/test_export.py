@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from lavis_lite.checkpoints import export, load_checkpoint
 from lavis_lite.checkpoints.export import CheckpointMetadata, export_hf, export_lavis, export_lite, first_names
 from lavis_lite.errors import CheckpointError
-from lavis_lite.models.language.load_options import LMLoadOptions, Lora
+from lavis_lite.models.language.families import LMLoadOptions, Lora
 from lavis_lite.torchvision_shim import ensure_torchvision
 from tests.checkpoints.export_helpers import ARCHS, build, same, section_of_arch
 

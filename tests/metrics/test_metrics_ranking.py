@@ -48,7 +48,8 @@ def test_dialogs_and_their_bad_input() -> None:
     assert ndcg([1.0, 2.0], [0.0, 0.5]) == 1.0
     for call, words in ((lambda: rank_scores([]), "nothing to score"), (lambda: rank_scores([0]), "one is 0"),
                         (lambda: ndcg([[1.0]], [[0.0]]), "no round has a relevant candidate"),
-                        (lambda: ndcg([0.0, 1.0, 2.0], [1.0, 0.0]), r"relevances \(1, 2\) do not fit candidates \(1, 3\)"),
+                        (lambda: ndcg([0.0, 1.0, 2.0], [1.0, 0.0]),
+                         r"relevances \(1, 2\) do not fit candidates \(1, 3\)"),
                         (lambda: dialog_scores([[0.1, 0.2]], [2]), "of 1 rounds is not among their 2 candidates")):
         with pytest.raises(DataError, match=words):
             call()

@@ -19,8 +19,8 @@ from lavis_lite.models.language.families import FAMILIES, GENERAL
 from lavis_lite.models.language.tokens import LanguageTokenizer
 from lavis_lite.models.plain_text import PlainEncoder, control_tokens
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
-from lavis_lite.processors.control import control_token, without_control_tokens
 from lavis_lite.processors.instruction import Instruction
+from lavis_lite.processors.text import control_token, without_control_tokens
 from tests.models.test_blip2_llm import images, model_of
 from tests.models.tokenizer_zoo import TOKENIZERS
 

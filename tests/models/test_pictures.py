@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lavis_lite.errors import DataError
-from lavis_lite.models.blip2.arch_defaults import OPT, T5, T5_INSTRUCT, VICUNA_INSTRUCT
 from lavis_lite.models.blip2.base import ImageBatch, frame_index
+from lavis_lite.models.blip2.config import OPT, T5, T5_INSTRUCT, VICUNA_INSTRUCT
 from lavis_lite.models.blip2.llm import Blip2LLM
 from tests.models.test_blip2_llm import CAPTIONS, images, model_of
 from tests.models.test_stage2_twins import exact_norms

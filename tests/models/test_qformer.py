@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lavis_lite.models.qformer.masks import attention_mask, stage1_mask
-from lavis_lite.models.qformer.model import QFormer, QFormerConfig
+from lavis_lite.models.qformer.model import QFormer, QFormerConfig, attention_mask, stage1_mask
 from lavis_lite.torchvision_shim import ensure_torchvision
 from tests.models.stage1_helpers import TINY
 

@@ -7,8 +7,7 @@ import random
 import pytest
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.processors.instruction import Instruction
-from lavis_lite.processors.templates import EVALUATION, TEMPLATES
+from lavis_lite.processors.instruction import EVALUATION, TEMPLATES, Instruction
 
 
 def test_lists_of_the_paper() -> None:

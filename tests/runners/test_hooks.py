@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from lavis_lite.config.preflight import check
 
 from lavis_lite import distributed
 from lavis_lite.config.arguments import check_hooks

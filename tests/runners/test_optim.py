@@ -10,8 +10,7 @@ from torch import nn
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError, ConfigError
-from lavis_lite.models.base import freeze
-from lavis_lite.models.optimizer_groups import decays
+from lavis_lite.models.base import decays, freeze
 from lavis_lite.runners import optim
 from tests.helpers.toy import ToyModel
 

@@ -17,8 +17,8 @@ from lavis_lite.config.run_rules import sharding_error
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import BaseModel
-from lavis_lite.models.language.load_options import Lora
-from lavis_lite.models.language.placement import recompute_blocks
+from lavis_lite.models.language.build import recompute_blocks
+from lavis_lite.models.language.families import Lora
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.runners.device import shard_frozen, sharded_names
 from lavis_lite.tracking.jsonl import read

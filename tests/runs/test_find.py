@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lavis_lite.checkpoints.run_files import checkpoint_of_run
+from lavis_lite.checkpoints.manifest import checkpoint_of_run
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.runs import RunCheckpoint, find_checkpoint, hint_at_run
 from lavis_lite.tracking.tracker import Tracker

@@ -264,6 +264,8 @@ HF_ROWS = [
 ]
 BLIP2_MAP, INSTRUCT_MAP = (KeyMap([*HF_EMBEDDING_ROWS[instruct], *HF_ROWS]) for instruct in (False, True))
 
+LANGUAGE_MODEL = "language_model.model."
+"""what names of transformers' language model begin with in ours"""
 WITHOUT_PLACE = (r"temp", r"qformer\.lm_head\..+")
 """Our names (regular expressions) that Hugging Face's model does not have."""
 _QKV_BIAS = re.compile(r"(vision_model\.encoder\.layers\.\d+\.self_attn\.)qkv\.bias")

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lavis_lite.checkpoints.formats.key_maps import LANGUAGE_MODEL
 from lavis_lite.checkpoints.report import LoadReport
 from lavis_lite.models.language.contract import language_model_of
 
-PREFIX = "language_model.model."
-"""Where transformers' model lies within ours."""
-LOGITS_BIAS = PREFIX + "final_logits_bias"
+LOGITS_BIAS = LANGUAGE_MODEL + "final_logits_bias"
 """BART's: one column per word"""
 
 
@@ -54,7 +53,7 @@ def vocabulary_names(model: object) -> tuple[set[str], set[str]]:
     found = []
     for module in (inner.get_input_embeddings(), inner.get_output_embeddings()):
         own = {id(value) for value in module.parameters()} if module is not None else set()
-        found.append({PREFIX + name for name, value in parameters.items() if id(value) in own})
+        found.append({LANGUAGE_MODEL + name for name, value in parameters.items() if id(value) in own})
     return found[0], found[1]
 
 
@@ -67,7 +66,7 @@ def fit_language_model(model: HasTensors, tensors: Mapping[str, Tensor], report:
         report: takes the names that were cut.
     """
     fitted = dict(tensors)
-    if not any(name.startswith(PREFIX) for name in fitted):
+    if not any(name.startswith(LANGUAGE_MODEL) for name in fitted):
         return fitted
     words, output = vocabulary_names(model)
     stored = next((fitted[name] for name in sorted(words) if name in fitted), None)

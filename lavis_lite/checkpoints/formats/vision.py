@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lavis_lite.checkpoints.containers import take_off_wrappers
 from lavis_lite.checkpoints.formats.key_maps import KeyMap, Row, from_hf, from_lavis, to_lavis
 from lavis_lite.checkpoints.load import Encoder, check_fit, in_model_dtype
-from lavis_lite.checkpoints.reading import read_content
+from lavis_lite.checkpoints.reading import read_content, take_off_wrappers
 from lavis_lite.checkpoints.report import LoadReport, seems_to_be
 from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_weights

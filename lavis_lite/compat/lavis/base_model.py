@@ -28,7 +28,7 @@ from lavis_lite.config.schema import ModelConfig, RunConfig
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.io import files
 from lavis_lite.models.base import BaseModel as CoreModel
-from lavis_lite.models.optimizer_groups import ParameterGroup
+from lavis_lite.models.base import ParameterGroup
 from lavis_lite.models.provenance import mark_loaded
 
 logger = logging.getLogger("lavis")

@@ -18,9 +18,14 @@ from torch import Tensor, nn
 
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.base import loss_weight
-from lavis_lite.models.blip2.arch_defaults import OPT, T5, T5_INSTRUCT, VICUNA, VICUNA_INSTRUCT, ArchDefaults
-from lavis_lite.models.blip2.base import ImageBatch, frame_index
+from lavis_lite.models.blip2.base import ImageBatch, build_parts, frame_index
 from lavis_lite.models.blip2.config import (
+    OPT,
+    T5,
+    T5_INSTRUCT,
+    VICUNA,
+    VICUNA_INSTRUCT,
+    ArchDefaults,
     Blip2AnyLLMConfig,
     Blip2LLMConfig,
     Blip2OPTConfig,
@@ -29,7 +34,6 @@ from lavis_lite.models.blip2.config import (
     Blip2VicunaConfig,
     Blip2VicunaInstructConfig,
 )
-from lavis_lite.models.blip2.parts import build_parts
 from lavis_lite.models.blip2.prompts import (
     as_list,
     check_few_shot,
@@ -40,11 +44,9 @@ from lavis_lite.models.blip2.prompts import (
 )
 from lavis_lite.models.blip2.writing import Blip2Writer
 from lavis_lite.models.language import LanguageModel, Limits, build_language_model
-from lavis_lite.models.language.encoder_decoder import EncoderDecoder
-from lavis_lite.models.outputs import ModelOutput
+from lavis_lite.models.outputs import ModelOutput, SamplesLike
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.qformer.model import QFormer
-from lavis_lite.models.samples import SamplesLike
 from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.registry import registry
 
@@ -242,7 +244,7 @@ class Blip2AnyLLM(Blip2LLM):
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
                  language_model: LanguageModel, **settings: Any) -> None:
         super().__init__(vision_encoder, qformer, tokenizer, language_model, **settings)
-        own = replace(self.defaults, prefix_lm=isinstance(language_model, EncoderDecoder))
+        own = replace(self.defaults, prefix_lm=language_model.model.config.is_encoder_decoder)
         self.defaults = own  # type: ignore[misc]  # of this model: its class does not know the language model
 
 

@@ -1,6 +1,6 @@
 """The three passes of stage 1 through the Q-Former (BLIP-2, figure 2), each product computed once.
 
-| pass | who sees whom (`lavis_lite.models.qformer.masks`) | objective |
+| pass | who sees whom (`lavis_lite.models.qformer.model`) | objective |
 |---|---|---|
 | unimodal | queries the image and each other; text itself | ITC: image-text contrast |
 | text generation | queries as before; text the queries and earlier text | ITG: captions, word by word |
@@ -22,8 +22,7 @@ from torch import Tensor
 
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, DataError
-from lavis_lite.models.qformer.masks import attention_mask, stage1_mask
-from lavis_lite.models.qformer.model import ImageKV, QFormer
+from lavis_lite.models.qformer.model import ImageKV, QFormer, attention_mask, stage1_mask
 from lavis_lite.models.text_tokens import TextTokens
 
 

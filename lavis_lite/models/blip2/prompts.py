@@ -9,8 +9,8 @@ import torch
 
 from lavis_lite.errors import ConfigError, shown
 from lavis_lite.models.plain_text import as_text
-from lavis_lite.processors.control import without_marks
 from lavis_lite.processors.instruction import MOST_OCR_TOKENS, lettered
+from lavis_lite.processors.text import without_marks
 
 SLOT = "{}"
 FEW_SHOT = "few_shot_samples"
@@ -135,7 +135,7 @@ def _per_sample(rows: Any, batch: int, what: str) -> Sequence[Any]:
 def _fill(template: str, *values: str) -> str:
     """Values into the places `{}` in order; other braces stay. Without a place, values have nowhere to go.
 
-    A template may mark control tokens (`lavis_lite.processors.control`); a value cannot.
+    A template may mark control tokens (`lavis_lite.processors.text`); a value cannot.
     """
     parts = template.split(SLOT)
     if len(parts) - 1 != len(values):

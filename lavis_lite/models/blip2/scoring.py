@@ -17,9 +17,8 @@ from lavis_lite.models.blip2 import objectives
 from lavis_lite.models.blip2.base import Blip2Base, ImageBatch
 from lavis_lite.models.blip2.passes import check_pairs, itm_first_layer, itm_from_second_layer, itm_pass, paired
 from lavis_lite.models.decoding import Decoding, QFormerDecoder, decode
-from lavis_lite.models.outputs import Blip2Features
+from lavis_lite.models.outputs import Blip2Features, SamplesLike
 from lavis_lite.models.qformer.model import ImageKV
-from lavis_lite.models.samples import SamplesLike
 from lavis_lite.models.text_tokens import TextTokens
 
 MATCH_HEADS = ("itm", "itc")

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from lavis_lite import distributed
 from lavis_lite.models.base import loss_weight
 from lavis_lite.models.blip2 import objectives
-from lavis_lite.models.blip2.base import ImageBatch
+from lavis_lite.models.blip2.base import ImageBatch, build_parts
 from lavis_lite.models.blip2.config import Blip2QformerConfig
-from lavis_lite.models.blip2.parts import build_parts
 from lavis_lite.models.blip2.passes import (
     UnimodalAndItg,
     gather_texts,
@@ -28,10 +27,9 @@ from lavis_lite.models.blip2.passes import (
     unimodal_and_itg_pass,
 )
 from lavis_lite.models.blip2.scoring import Blip2Scorer
-from lavis_lite.models.outputs import Blip2Output
+from lavis_lite.models.outputs import Blip2Output, SamplesLike
 from lavis_lite.models.plain_text import uncounted
 from lavis_lite.models.qformer.model import ImageKV, QFormer
-from lavis_lite.models.samples import SamplesLike
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
 from lavis_lite.registry import registry
 

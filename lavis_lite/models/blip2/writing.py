@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import known_options
-from lavis_lite.models.blip2.arch_defaults import ArchDefaults
 from lavis_lite.models.blip2.base import Blip2Base, ImageBatch
+from lavis_lite.models.blip2.config import ArchDefaults
 from lavis_lite.models.blip2.prompts import (
     candidate_prompts,
     clean_answers,
@@ -27,7 +27,7 @@ from lavis_lite.models.blip2.prompts import (
 from lavis_lite.models.decoding import LogitsProcessor
 from lavis_lite.models.language import GenerationConfig, LanguageModel
 from lavis_lite.models.language.contract import Candidates, Normalise, candidate_lists
-from lavis_lite.models.samples import SamplesLike
+from lavis_lite.models.outputs import SamplesLike
 
 
 class Blip2Writer(Blip2Base):

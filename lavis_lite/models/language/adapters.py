@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lavis_lite.errors import CheckpointError, ConfigError
-from lavis_lite.models.language.load_options import Lora
+from lavis_lite.models.language.families import Lora
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:

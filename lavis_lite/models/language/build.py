@@ -1,21 +1,23 @@
-"""From the names and sizes in a YAML to a language model; `pretrained.load_pretrained` loads its weights."""
+"""From the names and sizes in a YAML to a language model, on one device or several.
+
+`pretrained.load_pretrained` loads its weights.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.language.adapters import add_adapters
+from lavis_lite.models.base import blocks_of
 from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.decoder_only import DecoderOnly
-from lavis_lite.models.language.encoder_decoder import EncoderDecoder
-from lavis_lite.models.language.families import LMFamily, Precision, family_of
-from lavis_lite.models.language.load_options import LMLoadOptions
-from lavis_lite.models.language.placement import recompute_blocks
+from lavis_lite.models.language.families import LMFamily, LMLoadOptions, Precision, family_of
 from lavis_lite.models.language.tokens import LanguageTokenizer, Limits
 from lavis_lite.torchvision_shim import ensure_torchvision
 
@@ -65,6 +67,8 @@ def build_language_model(name: str, *, sizes: dict[str, Any] | None = None, toke
                           limits, lm_reduction)
     language_model.load_options = setup
     if setup.lora is not None:
+        from lavis_lite.models.language.adapters import add_adapters  # most models have none
+
         add_adapters(language_model, setup.lora)
     if setup.grad_checkpoint:
         recompute_blocks(language_model.model)
@@ -76,7 +80,9 @@ def wrap(model: Any, tokenizer: LanguageTokenizer, family: LMFamily, precision: 
     """A transformers model behind the contract."""
     prepare(model, family)
     model.to(_dtype(precision, family))
-    kind = EncoderDecoder if model.config.is_encoder_decoder else DecoderOnly
+    kind: type[LanguageModel] = DecoderOnly
+    if model.config.is_encoder_decoder:
+        from lavis_lite.models.language.encoder_decoder import EncoderDecoder as kind  # most models are decoders
     return kind(model, tokenizer, family, limits, lm_reduction)
 
 
@@ -118,3 +124,45 @@ def _dtype(precision: Precision, family: LMFamily) -> torch.dtype:
     if precision not in DTYPES:
         raise ConfigError(f"model.llm_precision: {precision!r} is not one of auto, {', '.join(DTYPES)}.")
     return DTYPES[precision]
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Keep what enters a block and compute the block again in the backward pass; gradients are the same.
+
+    transformers' own switch works in training mode only, which a frozen model is never in. Without gradients, and while
+    a cache is filled, blocks run as they are.
+    """
+    for block in blocks_of(model):
+        block.forward = functools.partial(_recomputed, block.forward)
+
+
+def _recomputed(forward: Any, *args: Any, **given: Any) -> Any:
+    if not torch.is_grad_enabled() or given.get("use_cache"):
+        return forward(*args, **given)
+    return checkpoint(forward, *args, use_reentrant=False, **given)
+
+
+def spread(model: Any, device_map: Any) -> Any:
+    """A model over several devices, by accelerate: hooks move what flows from block to block.
+
+    Args:
+        model: with its weights, on the CPU.
+        device_map: "auto" (as evenly as fits the GPUs, then the CPU), or {module name: device} for all modules.
+
+    Raises:
+        ConfigError: the map leaves a module out, or names no device.
+    """
+    from accelerate import dispatch_model, infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
+
+    together = list(getattr(model, "_no_split_modules", None) or ())
+    if device_map == "auto":
+        memory = get_balanced_memory(model, no_split_module_classes=together)
+        device_map = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=together)
+    if "disk" in device_map.values():
+        raise ConfigError('model.llm_device_map: does not fit the GPUs and the memory here ("disk" would be needed); '
+                          "take a smaller model, or model.llm_quantization.")
+    try:
+        return dispatch_model(model, device_map=dict(device_map), force_hooks=True)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"model.llm_device_map: {str(error).splitlines()[0]}") from error

@@ -21,11 +21,8 @@ from lavis_lite.finite import check_finite
 from lavis_lite.models.base import freeze, without_autocast
 from lavis_lite.models.decoding import Decoder, Decoding, decode
 from lavis_lite.models.language import head
-from lavis_lite.models.language.families import LMFamily
-from lavis_lite.models.language.load_options import LMLoadOptions
-from lavis_lite.models.language.placement import home
-from lavis_lite.models.language.text_limits import Room, positions_of
-from lavis_lite.models.language.tokens import LanguageTokenizer, Limits
+from lavis_lite.models.language.families import LMFamily, LMLoadOptions
+from lavis_lite.models.language.tokens import LanguageTokenizer, Limits, Room, positions_of
 from lavis_lite.models.plain_text import as_text, uncounted
 from lavis_lite.models.text_tokens import SpecialIds
 
@@ -364,3 +361,11 @@ def candidate_lists(candidates: Candidates, batch: int) -> list[list[str]]:
         if not texts:
             raise ConfigError(f"sample {sample} has no candidates.")
     return [[as_text(text, "candidates") for text in texts] for texts in candidates]
+
+
+def home(model: Any) -> torch.device:
+    """Device of the word embeddings: where a soft prompt enters and results come back to."""
+    words = model.get_input_embeddings()
+    # where accelerate keeps weights elsewhere, its hook knows where they are used
+    device = getattr(getattr(words, "_hf_hook", None), "execution_device", None)
+    return words.weight.device if device is None else torch.device(device)

@@ -19,13 +19,10 @@ from torch import Tensor, nn
 from lavis_lite import distributed
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.finite import check_weights
-from lavis_lite.models.language.adapters import adapted_layers, adapter_names, finish_adapters
-from lavis_lite.models.language.build import prepare
+from lavis_lite.models.language.build import prepare, spread
 from lavis_lite.models.language.contract import LanguageModel
-from lavis_lite.models.language.load_options import LMLoadOptions, Quantization
-from lavis_lite.models.language.placement import spread
+from lavis_lite.models.language.families import LMLoadOptions, Quantization
 from lavis_lite.models.provenance import WeightSource, mark_loaded
-from lavis_lite.process.launch import launch_from_environment
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
           "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
@@ -64,13 +61,16 @@ def load_pretrained(language_model: LanguageModel, folder: str, source: WeightSo
     if not setup.quantization and not allow_non_finite:
         check_weights(dict(found.named_parameters()), folder)
     transplant(found, plan)
-    if adapted_layers(plan) or setup.lora is not None:
+    adapters: set[str] = set()
+    if setup.lora is not None or any(hasattr(module, "reset_lora_parameters") for module in plan.modules()):
+        from lavis_lite.models.language.adapters import adapter_names, finish_adapters  # most models have none
+
         finish_adapters(language_model)
+        adapters = adapter_names(plan)
     check_no_meta(plan)
     if setup.device_map is not None:
         spread(plan, setup.device_map)
     language_model.is_dispatched = bool(setup.quantization or setup.device_map)
-    adapters = adapter_names(plan)
     mark_loaded(plan, source or WeightSource("", "language model", str(folder), str(folder)),
                 [name for name in plan.state_dict() if name not in adapters])
 
@@ -89,6 +89,8 @@ def _read(kind: Any, folder: str, dtype: torch.dtype, setup: LMLoadOptions) -> A
     if setup.quantization is None:
         with _silent_about_ties(), _bar_for_people():
             return kind.from_pretrained(folder, dtype=dtype)
+    from lavis_lite.process.launch import launch_from_environment  # only quantised weights go to a GPU here
+
     local = launch_from_environment().local_rank
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     return read_quantised(kind, folder, setup.quantization, dtype, device)

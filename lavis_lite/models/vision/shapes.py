@@ -1,12 +1,16 @@
-"""The vision encoders known by name: their sizes, and what is wrong with a choice. Imports no torch."""
+"""The vision encoders known by name: their sizes, and whether a choice can be built. Imports no torch for them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TIMM_MODULES = ["vision_transformer", "deit", "eva"]
 """timm's modules whose models are plain ViTs: patches, prefix tokens, a list of equal blocks."""
@@ -82,3 +86,65 @@ def check_timm_name(name: str) -> None:
     if not timm.models.is_model_in_modules(architecture, TIMM_MODULES):
         raise ConfigError(f"model.vit_model: timm's {name!r} is not a plain ViT (patch tokens through equal blocks). "
                           f"Take one of {', '.join(PRESETS)} or a name from timm.list_models('vit_*').")
+
+
+def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[str, Any],
+               pretrained: bool) -> nn.Module:
+    """Any ViT of timm by its name (`vit_base_patch16_224.augreg_in21k`), cut after its second-last block.
+
+    Raises:
+        ConfigError: unknown to timm (nearest names are given), not a plain ViT, or without a given image size.
+    """
+    check_timm_name(name)
+    import timm
+
+    renamed = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "mlp_ratio": "mlp_ratio",
+               "patch_size": "patch_size"}
+    arguments = {renamed[key]: value for key, value in changes.items() if value is not None}
+    if "depth" in arguments:
+        arguments["depth"] += 1  # the caller counts the blocks that run
+    vit: Any = timm.create_model(name, pretrained=pretrained, img_size=image_size, num_classes=0,
+                            drop_path_rate=drop_path_rate, **arguments)
+    blocks = getattr(vit, "blocks", None)
+    if blocks is None or len(blocks) < 2:
+        raise ConfigError(f"model.vit_model: timm's {name!r} has no list of at least two blocks to read features from.")
+    vit.prune_intermediate_layers([len(blocks) - 2], prune_norm=True, prune_head=True)
+    return vit
+
+
+def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weights: bool) -> tuple[str, str] | None:
+    """(key of the model section, sentence) of what is wrong with a vision encoder; None if it can be built.
+
+    A preset is compared with its table. A timm model is built on the meta device: without memory or a download.
+
+    Args:
+        name: as in `VisionEncoder`.
+        image_size: pixels per side.
+        sizes: of model.vit_args.
+        own_weights: whether timm's own weights are requested.
+    """
+    for key in sizes:
+        if key not in SIZES:
+            return f"vit_args.{key}", f"a vision encoder has no such size; {did_you_mean(key, SIZES)}"
+    try:
+        if name == MINI:
+            if any(value is not None for value in sizes.values()):
+                return "vit_args", "the dimensions of 'mini' are fixed; only image_size can change."
+            check_image_size(name, image_size, MINI_PATCH_SIZE)
+        elif name in PRESETS:
+            check_image_size(name, image_size, override(PRESETS[name].shape, dict(sizes)).patch_size)
+        else:
+            check_timm_name(name)
+            import torch
+
+            with torch.device("meta"):
+                vit: Any = build_timm(name, image_size, 0.0, dict(sizes), pretrained=False)
+            check_image_size(name, image_size, int(vit.patch_embed.patch_size[0]))
+    except ConfigError as error:
+        key, _, sentence = str(error).partition(": ")
+        return key.removeprefix("model.") if key.startswith("model.") else "vit_args", sentence
+    except (ValueError, AssertionError, TypeError, ZeroDivisionError, RuntimeError) as error:  # timm's own
+        return "vit_args", f"timm cannot build {name!r} like this: {(str(error) or repr(error)).splitlines()[0]}"
+    if own_weights and (name == MINI or name in PRESETS):
+        return "vit_weights", f"timm has no weights of {name!r}; name a file, or leave the key out."
+    return None

@@ -19,7 +19,7 @@ from lavis_lite.models.blip2.config import Blip2OPTConfig
 from lavis_lite.models.blip2.llm import Blip2LLM
 from lavis_lite.models.language import LanguageModel, build_language_model
 from lavis_lite.models.language.adapters import add_adapters
-from lavis_lite.models.language.load_options import LMLoadOptions, Lora, Quantization, device_fault
+from lavis_lite.models.language.families import LMLoadOptions, Lora, Quantization, device_fault
 from lavis_lite.models.language.pretrained import load_pretrained, quantization_config, read_quantised
 from tests.models.language.tiny import IDS, SIZES, byte_tokenizer, soft_prompts, tiny
 from tests.models.test_blip2_llm import CAPTIONS, images, model_of
@@ -159,8 +159,8 @@ def test_without_a_gpu_where_the_package_needs_one(monkeypatch: pytest.MonkeyPat
     ({"llm_quantization": None, "llm_device_map": 3}, {"evaluate": True}, "llm_device_map", "must be")])
 def test_what_does_not_go_together(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], run: dict[str, Any],
                                    key: str, words: str) -> None:
-    monkeypatch.setattr("lavis_lite.models.language.load_options._lacking", lambda keys: iter(list(keys)[:0]))
-    monkeypatch.setattr("lavis_lite.models.language.load_options.device_fault", lambda: None)
+    monkeypatch.setattr("lavis_lite.models.language.families._lacking", lambda keys: iter(list(keys)[:0]))
+    monkeypatch.setattr("lavis_lite.models.language.families.device_fault", lambda: None)
     faults = section(**changes).errors(RunConfig(**run))
     assert [name for name, _ in faults] == [key] and words in faults[0][1]
 

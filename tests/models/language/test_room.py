@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from lavis_lite.errors import ConfigError, TextTooLongError
 from lavis_lite.models.language import GenerationConfig, Limits
-from lavis_lite.models.language.text_limits import Room, positions_of
+from lavis_lite.models.language.tokens import Room, positions_of
 from tests.models.language.tiny import soft_prompts, tiny
 
 
