@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lavis_lite.config.layers import Layer, base_chain, merge, read_yaml, section_errors
-from lavis_lite.config.schema import ModelConfig, RunConfig
+from lavis_lite.config.schema import ModelConfig, OpenSection, RunConfig
 from lavis_lite.errors import ConfigError, RegistryError, did_you_mean
 from lavis_lite.registry import Registry, load_plugins, registry
 
@@ -208,13 +208,14 @@ def _without(layers: list[Layer], section: str, key: str, kind: Registry[Any],
     choice = next(index for index, name in named if index > last)
     former = [name for _, name in others] or [default]
     theirs = set[str]().union(*(_fields(kind, name, base) for name in former)) - _fields(kind, chosen, base)
+    any_key = issubclass(_section(kind, chosen, base), OpenSection)  # there, null is a value like any other
     notes = []
     for index, layer in enumerate(layers):
         content = layer.content.get(section)
         if not isinstance(content, dict):
             continue
         former_keys = [name for name in content if name in theirs]
-        dropped = [name for name in former_keys if index < choice or content[name] is None]  # null unsets
+        dropped = [name for name in former_keys if index < choice or (content[name] is None and not any_key)]
         kept = {name: value for name, value in content.items() if name not in dropped}
         layers[index] = Layer(layer.name, {**layer.content, section: kept})
         if dropped and index < choice:
@@ -225,8 +226,12 @@ def _without(layers: list[Layer], section: str, key: str, kind: Registry[Any],
 
 def _fields(kind: Registry[Any], name: Any, base: type) -> set[str]:
     """Keys of a registered class's section; for an unknown class, the common keys."""
+    return {field.name for field in dataclasses.fields(_section(kind, name, base))}
+
+
+def _section(kind: Registry[Any], name: Any, base: type) -> type:
+    """The section of a registered class; for an unknown class, that of all."""
     try:
-        section = kind.section_of(name) or base
+        return kind.section_of(name) or base
     except RegistryError:  # composing reports the name
-        section = base
-    return {field.name for field in dataclasses.fields(section)}
+        return base

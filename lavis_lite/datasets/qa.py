@@ -37,10 +37,10 @@ def instructed(instruction: Processor | None, text: str, rng: random.Random | No
     """(the text in its instruction, the extras that are not in it already)."""
     if instruction is None:
         return text, extras
-    places: Collection[str] = getattr(instruction, "places", ())
-    if not places:
+    placeholders: Collection[str] = getattr(instruction, "placeholders", ())
+    if not placeholders:
         return instruction(text, rng), extras
-    return instruction(text, rng, extras), {key: value for key, value in extras.items() if key not in places}
+    return instruction(text, rng, extras), {key: value for key, value in extras.items() if key not in placeholders}
 
 
 def extras_of(row: Row, extras: Sequence[str]) -> Row:
@@ -50,7 +50,7 @@ def extras_of(row: Row, extras: Sequence[str]) -> Row:
 
 def left_of(extras: Sequence[str], instruction: Processor | None) -> list[str]:
     """Extras that no instruction holds."""
-    return [key for key in extras if key not in getattr(instruction, "places", ())]
+    return [key for key in extras if key not in getattr(instruction, "placeholders", ())]
 
 
 class QADataset(TableDataset):

@@ -139,7 +139,7 @@ def test_a_checkpoint_that_its_run_has_removed_meanwhile(out: Path) -> None:
 
     gone = out / "two/checkpoints/step_00000002"
     shutil.rmtree(gone)
-    with contextlib.ExitStack() as held, pytest.raises(CheckpointError, match="was removed by the run that wrote it"):
+    with contextlib.ExitStack() as held, pytest.raises(CheckpointError, match="was removed by its run"):
         engine.lock_run_folder(out / "two", gone, held)
     assert not run_folder.is_busy(out / "two")
 

@@ -170,7 +170,7 @@ def test_recomputed_blocks_borrow_again(two: Any) -> None:
 @pytest.mark.parametrize("change", [{"evaluate": True}, {"valid_splits": ["val"]}, {"test_splits": ["test"]}])
 def test_a_shared_model_does_not_answer(change: dict[str, Any], tmp_path: Path) -> None:
     assert sharding_error(RunConfig(**change)) is None
-    assert "train but not answer" in str(sharding_error(RunConfig(fsdp="llm", **change)))
+    assert "train but not generate" in str(sharding_error(RunConfig(fsdp="llm", **change)))
     with pytest.raises(ConfigError, match=r"run.fsdp: .*llm_device_map=auto"):
         shard_frozen(Captioner(), RunConfig(fsdp="llm", **change), torch.device("cpu"))
 
