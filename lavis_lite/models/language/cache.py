@@ -61,7 +61,7 @@ def _parts(cache: Any) -> list[Any]:
 def _copy(cache: Any) -> Any:
     """A cache with layers of its own, which still hold the same tensors."""
     chosen = copy.copy(cache)
-    if hasattr(cache, "self_attention_cache"):
+    if len(_parts(cache)) > 1:
         chosen.self_attention_cache, chosen.cross_attention_cache = map(_copy, _parts(cache))
         chosen.is_updated = dict(cache.is_updated)
     else:
