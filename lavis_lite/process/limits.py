@@ -85,6 +85,16 @@ def describe_death(pid: int, exit_code: int) -> str:
             "likely cause: run.num_workers=0 with `python -X faulthandler` shows the line.")
 
 
+def remove_shared_memory_of(pid: int) -> None:
+    """Remove what a dead process left in shared memory.
+
+    torch makes a named block and removes its name at once. A process that crashes or is killed in between leaves it.
+    """
+    for path in SHARED_MEMORY.glob(f"torch_{pid}_*"):
+        with contextlib.suppress(OSError):  # another user's, or already gone
+            path.unlink()
+
+
 def _too_many_files(error: BaseException) -> bool:
     words = ("Too many open files", "items of ancdata", "too many fds")
     return getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or any(word in str(error) for word in words)

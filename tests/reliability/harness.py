@@ -98,6 +98,7 @@ class Job:
 
     Attributes:
         pid: it leads a session of the same number.
+        before: what lay in shared memory when it was started.
         ended: when it was seen to have ended, in seconds since the epoch.
     """
 
@@ -105,6 +106,7 @@ class Job:
     pid: int
     out: Path
     err: Path
+    before: frozenset[str] = frozenset()
     code: int | None = None
     ended: float = 0.0
 
@@ -154,9 +156,10 @@ def start(zygote: Zygote, folder: Path, command: str, argv: Sequence[str], env: 
     out, err = folder / f"out{rank}.txt", folder / f"err{rank}.txt"
     for path in (out, err):  # a test may read them before the fork has opened them
         path.touch()
+    before = shared_memory()
     pid = zygote.ask({"command": command, "argv": list(argv), "env": env, "out": str(out), "err": str(err),
                       "open_files": open_files})
-    return Job(zygote, pid, out, err)
+    return Job(zygote, pid, out, err, before)
 
 
 @dataclass
@@ -301,9 +304,13 @@ def _left(folder: Path, jobs: Sequence[Job]) -> Iterator[str]:
     for path in [*hidden, *(folder / "tmp").iterdir()]:
         if not path.name.startswith(ALLOWED) and not _by_torchs_check(path):
             yield f"file {path}"
-    for path in Path("/dev/shm").iterdir() if Path("/dev/shm").is_dir() else []:
-        if (owner := re.match(r"torch_(\d+)_", path.name)) and int(owner[1]) in {job.pid for job in jobs}:
-            yield f"shared memory {path}"
+    new = shared_memory() - jobs[0].before if jobs else frozenset()
+    yield from (f"shared memory {name}" for name in sorted(new) if not Path(f"/proc/{name.split('_')[1]}").exists())
+
+
+def shared_memory() -> frozenset[str]:
+    """Names of torch's blocks in shared memory: torch_<process id>_<random>_<number>."""
+    return frozenset(path.name for path in Path("/dev/shm").glob("torch_*_*"))
 
 
 def _by_torchs_check(path: Path) -> bool:

@@ -160,6 +160,7 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
             worker.kill()
         for worker in getattr(self, "_workers", []):
             worker.join()
+            limits.remove_shared_memory_of(worker.pid or 0)
 
     def __del__(self) -> None:
         if not self._shutdown:

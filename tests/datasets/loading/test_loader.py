@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +17,7 @@ from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.loading.loader import eval_loader, train_loader
 from lavis_lite.datasets.loading.sampler import GlobalSampler, negative_uniforms
-from lavis_lite.errors import DataError
+from lavis_lite.errors import DataError, WorkerError
 
 
 def config(**more: Any) -> RunConfig:
@@ -146,3 +150,20 @@ def test_a_bad_image_stops_with_one_plain_message(train_set, coco_folder, worker
     message = str(caught.value)
     assert "captions_train.json:" in message and "3.png is not an image of a known format" in message
     assert "Traceback" not in message and "run.on_bad_sample=skip" in message
+
+
+class Crashing(Plain):
+    """Its worker leaves a block in shared memory, as if it died between making a block and removing its name."""
+
+    def __getitem__(self, index: int) -> Any:
+        Path(f"/dev/shm/torch_{os.getpid()}_1_1").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="this system has no /dev/shm")
+def test_what_a_dead_worker_left_in_shared_memory_is_removed():
+    with pytest.raises(WorkerError) as raised:
+        next(iter(eval_loader(Crashing(1), RunConfig(num_workers=1, worker_start_method="fork"))))
+    pid = int(re.findall(r"process id (\d+)", str(raised.value))[0])
+    assert list(Path("/dev/shm").glob(f"torch_{pid}_*")) == []
