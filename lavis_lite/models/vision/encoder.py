@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lavis_lite.errors import ConfigError, MissingExtraError
 from lavis_lite.models.base import freeze as keep_frozen
 from lavis_lite.models.base import without_autocast
+from lavis_lite.models.vision.contract import Encoder
 from lavis_lite.models.vision.shapes import (
     MINI,
     MINI_PATCH_SIZE,
@@ -126,7 +127,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(Encoder):
     """A ViT without its last layer, norm and head: `encoder(image float[B, 3, H, W]) -> float[B, P, Dv]`.
 
     Args:
@@ -242,6 +243,10 @@ class VisionEncoder(nn.Module):
             raise ConfigError(f"vision encoder {self.name!r} takes images of shape (B, 3, {size}, {size}), not "
                               f"{tuple(image.shape)}. {maker[0].upper()}{maker[1:]} makes them; in a YAML give "
                               "model.image_size and the image_size of datasets.*.vis_processor the same value.")
+
+    def example_input(self, batch: int, device: torch.device) -> Tensor:
+        """Images of the right size without content, for a dry run."""
+        return torch.zeros(batch, 3, self.image_size, self.image_size, device=device)
 
     def _check_trainable(self) -> None:
         if self.precision != "fp32":
