@@ -12,7 +12,7 @@ from torch import Tensor
 from lavis_lite.errors import DataError
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from lavis_lite.models.qformer.model import QFormer
-from lavis_lite.models.vision.contract import GivenFeatures
+from lavis_lite.models.vision.given import GivenFeatures
 from tests.models.stage1_helpers import TINY, NumberTokenizer, gradients, tiny_batch
 
 WIDTH, COUNTS = 24, [4, 7, 1, 6, 3, 7]

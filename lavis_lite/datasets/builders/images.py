@@ -154,7 +154,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
             return None
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
         table, folder, space = self.open_rows(split, training)
-        folder = self.array_folder(folder) if self.cfg.arrays else folder
+        folder = self.with_arrays(folder)
         if training:
             if self.cfg.captions_per_image is not None:
                 table = table.first_of_each("image", self.cfg.captions_per_image)
@@ -163,13 +163,13 @@ class ImageTextBuilder(BaseDatasetBuilder):
         table = self._with_references(table, split)
         return self.eval_dataset(table, folder, vis, text, instruction=self.instruction(False))
 
-    def array_folder(self, items: ImageFolder) -> ArrayFolder:
-        """The arrays of the section's streams, by the names that annotations use."""
-        streams = {}
+    def with_arrays(self, items: ImageFolder) -> ImageFolder:
+        """The arrays of the section's streams, by the names of these items; without streams the items themselves."""
+        streams: dict[str, Stream] = {}
         for name, stream in self.cfg.arrays.items():
             key = f"datasets.{self.name}.arrays.{name}"
             streams[name] = Stream(open_source(key, stream.storage, stream.suffix, items), stream.tokens)
-        return ArrayFolder(items.root, streams)
+        return ArrayFolder(items.root, streams) if streams else items
 
     def open_rows(self, split: str, training: bool) -> tuple[RowTable, ImageFolder, str]:
         """Rows of a split (for training one per caption), its images, and what keeps their ids apart from other sets'.

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
-from lavis_lite.datasets.texts import as_it_is
 from lavis_lite.errors import ConfigError, MissingExtraError, did_you_mean
 from lavis_lite.io import files
 
@@ -132,7 +131,7 @@ class ArrayFolder(ImageFolder):
 
     def load(self, name: str) -> Any:
         """As `view`, without a processor."""
-        return self.view(name, as_it_is)
+        return self.view(name, lambda array, rng: array)
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
         """The item's arrays through the processor, filled up and joined along their first axis.
@@ -157,8 +156,7 @@ class ArrayFolder(ImageFolder):
         if array.dtype.kind not in "fiu" or not array.size:
             raise BadSample(label, f"is no array of numbers (dtype {array.dtype}, shape {array.shape})")
         tensor = torch.from_numpy(array if array.dtype in (np.float16, np.float32) else array.astype(np.float32))
-        if processor is not as_it_is:
-            tensor = processor(tensor, rng)
+        tensor = processor(tensor, rng)
         if not bool(torch.isfinite(tensor).all()):
             raise BadSample(label, "has values that are NaN or infinite")
         return tensor if stream.tokens is None else _filled(label, tensor, stream.tokens)

@@ -75,7 +75,7 @@ class Sample:
 
     @property
     def image(self) -> Member:
-        """Its picture, or its array if there is none."""
+        """Its picture; without one, its array."""
         return (self.pictures or self.arrays)[0]
 
     def text(self, ending: str) -> bytes | None:

@@ -21,8 +21,8 @@ from lavis_lite.models.blip2.config import Blip2Config
 from lavis_lite.models.plain_text import CutTexts, Side
 from lavis_lite.models.qformer.model import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
-from lavis_lite.models.vision.contract import FEATURES, Encoder, GivenFeatures
-from lavis_lite.models.vision.encoder import VisionEncoder
+from lavis_lite.models.vision.encoder import Encoder, VisionEncoder
+from lavis_lite.models.vision.shapes import FEATURES
 from lavis_lite.registry import registry
 
 
@@ -97,7 +97,7 @@ class Blip2Base(BaseModel):
                  ln_vision_eps: float = 1e-5) -> None:
         super().__init__()
         self.vision_encoder = vision_encoder
-        self.freeze_vit = freeze_vit and not isinstance(vision_encoder, GivenFeatures)  # vectors of streams train
+        self.freeze_vit = freeze_vit and not getattr(vision_encoder, "trains", False)
         if self.freeze_vit and not getattr(vision_encoder, "frozen", False):
             freeze(vision_encoder)
         self.tokenizer = tokenizer
@@ -211,6 +211,8 @@ def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with
 def build_encoder(cfg: Blip2Config) -> Encoder:
     """The encoder that `vit_model` names: a ViT, one that is registered, or that of samples which bring features."""
     if cfg.vit_model == FEATURES:
+        from lavis_lite.models.vision.given import GivenFeatures
+
         return GivenFeatures(**cfg.vit_args)
     if cfg.vit_model in registry.encoder.names():
         return registry.encoder.get(cfg.vit_model)(**cfg.vit_args)

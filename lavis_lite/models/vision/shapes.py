@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lavis_lite.errors import ConfigError, did_you_mean
-from lavis_lite.registry import registry
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
@@ -54,6 +53,8 @@ PRESETS = {
     "clip_L": Preset("clip", ViTShape(1024, 23, 16, 4.0, 14), align_corners=True),
 }
 
+FEATURES = "features"
+"""samples bring features, no encoder runs"""
 MINI = "mini"
 """The embedded default: 64-pixel images, weights in the package."""
 MINI_PATCH_SIZE = 8
@@ -113,20 +114,6 @@ def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[
     return vit
 
 
-def _registered_error(name: str, sizes: Mapping[str, Any]) -> tuple[str, str] | None:
-    """As `encoder_error`, of an encoder that is not a ViT: it is built on the meta device."""
-    import torch
-
-    from lavis_lite.models.vision.contract import GivenFeatures
-
-    try:
-        with torch.device("meta"):
-            (GivenFeatures if name == "features" else registry.encoder.get(name))(**sizes)
-    except (ConfigError, TypeError, ValueError) as error:
-        return "vit_args", f"{name!r} cannot be built with {dict(sizes)}: {error}"
-    return None
-
-
 def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weights: bool) -> tuple[str, str] | None:
     """(key of the model section, sentence) of what is wrong with a vision encoder; None if it can be built.
 
@@ -138,8 +125,6 @@ def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weig
         sizes: of model.vit_args.
         own_weights: whether timm's own weights are requested.
     """
-    if name == "features" or name in registry.encoder.names():
-        return _registered_error(name, sizes)
     for key in sizes:
         if key not in SIZES:
             return f"vit_args.{key}", f"a vision encoder has no such size; {did_you_mean(key, SIZES)}"
