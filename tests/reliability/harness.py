@@ -305,12 +305,23 @@ def _left(folder: Path, jobs: Sequence[Job]) -> Iterator[str]:
         if not path.name.startswith(ALLOWED) and not _by_torchs_check(path):
             yield f"file {path}"
     new = shared_memory() - jobs[0].before if jobs else frozenset()
-    yield from (f"shared memory {name}" for name in sorted(new) if not Path(f"/proc/{name.split('_')[1]}").exists())
+    yield from (f"shared memory {name}" for name in sorted(new) if not _in_use(name))
 
 
 def shared_memory() -> frozenset[str]:
-    """Names of torch's blocks in shared memory: torch_<process id>_<random>_<number>."""
-    return frozenset(path.name for path in Path("/dev/shm").glob("torch_*_*"))
+    """Names in shared memory: torch's blocks torch_<process id>_<random>_<number>, and semaphores sem.mp-<random>."""
+    return frozenset(path.name for pattern in ("torch_*_*", "sem.mp-*") for path in Path("/dev/shm").glob(pattern))
+
+
+def _in_use(name: str) -> bool:
+    """Whether a living process has a block or a semaphore; other programs of this machine make some too."""
+    if name.startswith("torch_"):
+        return Path(f"/proc/{name.split('_')[1]}").exists()
+    for path in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            if f"/dev/shm/{name}\n" in path.read_text():
+                return True
+    return False
 
 
 def _by_torchs_check(path: Path) -> bool:
