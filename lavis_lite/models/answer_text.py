@@ -63,9 +63,9 @@ def pieces(texts: Iterable[str], final: Callable[[], str], stop: Sequence[str], 
 
 def _certain(text: str, stop: Sequence[str], whole_words: bool) -> str:
     """The beginning of a growing text that later tokens cannot change."""
-    text = before_stop(text, stop)
+    text = before_stop(text, stop).rstrip("\ufffd")  # a character may lack bytes
     held = max((size for one in stop for size in range(1, len(one)) if text.endswith(one[:size])), default=0)
-    text = text[:len(text) - held].rstrip("\ufffd").strip()  # a character may lack bytes
+    text = text[:len(text) - held].strip()
     if whole_words:
         head, _, _ = text.rpartition(" ")
         return head.rstrip()

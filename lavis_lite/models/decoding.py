@@ -150,7 +150,7 @@ def stream(decoder: Decoder, special: SpecialIds, options: Decoding, device: tor
     """As `decode` for one sample, token by token: after each one all ids so far, the end left out.
 
     Raises:
-        ConfigError: several beams or several texts are asked for: which one is written is only known at the end.
+        ConfigError: several beams or texts, of which only the end shows which one is returned.
     """
     if options.num_captions > 1 or (options.num_beams > 1 and not options.sample):
         raise ConfigError("a stream writes one text, greedily or by sampling: set num_beams=1 and num_captions=1.")

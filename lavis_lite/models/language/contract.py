@@ -21,10 +21,10 @@ from lavis_lite import distributed
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import freeze, without_autocast
 from lavis_lite.models.decoding import Decoder, Decoding
-from lavis_lite.models.language import answering, head
-from lavis_lite.models.language.candidates import PAIRS_AT_ONCE, Candidates, ImageIndex, Normalise, check_image_index
+from lavis_lite.models.language import answering, head, scoring
 from lavis_lite.models.language.families import LMFamily, LMLoadOptions
 from lavis_lite.models.language.rows import Row, arrange, learned_tokens, short_rows
+from lavis_lite.models.language.scoring import PAIRS_AT_ONCE, Candidates, ImageIndex, Normalise, check_image_index
 from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import LanguageTokenizer, Limits, Room, positions_of
 from lavis_lite.models.plain_text import Side, uncounted
@@ -165,8 +165,8 @@ class LanguageModel(nn.Module, ABC):
             B * options.num_captions texts, samples in order.
 
         Raises:
-            ConfigError: not one prompt per soft prompt or index, or an index out of range; something that is no
-                segment; a sequence that ends with a learned text.
+            ConfigError: not one prompt per soft prompt or index, or an index out of range. Of sequences: something
+                that is no segment, or a learned text at the end.
             TextTooLongError: prompts longer than the model's positions allow.
         """
         if not isinstance(soft_prompt, Tensor):
@@ -232,9 +232,9 @@ class LanguageModel(nn.Module, ABC):
             soft_prompt = self._check(soft_prompt, prompts, image_index=image_index)
             before, rows = self.scoring_rows(prompts, candidates, soft_prompt.shape[1])
             index = _as_tensor(image_index, soft_prompt.device)
-            return answering.score_table(self, lambda: self.read(soft_prompt, before, index), rows, normalise, pairs)
-        read, rows = answering.scoring_rows(self, soft_prompt, prompts)
-        return answering.score_table(self, lambda: self.read_rows(read), rows, normalise, pairs)
+            return scoring.score_table(self, lambda: self.read(soft_prompt, before, index), rows, normalise, pairs)
+        read, rows = scoring.scoring_rows(self, soft_prompt, prompts)
+        return scoring.score_table(self, lambda: self.read_rows(read), rows, normalise, pairs)
 
     def scoring_rows(self, prompts: Sequence[str], candidates: Candidates,
                      vectors: int) -> tuple[list[list[int]], list[list[list[int]]]]:
@@ -244,7 +244,7 @@ class LanguageModel(nn.Module, ABC):
             ConfigError: see `score`; or a candidate without any token.
             TextTooLongError: see `score`.
         """
-        rows = answering.candidate_rows(self, prompts, candidates)
+        rows = scoring.candidate_rows(self, prompts, candidates)
         before = self.tokenizer.prompts(prompts)
         longest = [max(map(len, own)) for own in rows]
         self.room.check_candidates(longest)

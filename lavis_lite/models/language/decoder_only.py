@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lavis_lite.models.decoding import Decoder
 from lavis_lite.models.language.cache import RowCache, is_plain, select_rows
-from lavis_lite.models.language.candidates import Normalise
 from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.head import full, output_layer
 from lavis_lite.models.language.rows import (
@@ -30,6 +29,7 @@ from lavis_lite.models.language.rows import (
     tokenised_to_answer,
     tokenised_to_learn,
 )
+from lavis_lite.models.language.scoring import Normalise
 from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import pad_rows
 
@@ -77,8 +77,8 @@ class DecoderOnly(LanguageModel):
             positions: list[int] = []
             learned: list[int] = []
             for number, row in enumerate(rows):
-                places, ids = learned_tokens(row)
-                positions.extend(number * length + place for place in places)
+                before, ids = learned_tokens(row)
+                positions.extend(number * length + at for at in before)
                 learned.extend(ids)
             hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state.to(device)
             chosen = hidden.flatten(0, 1).index_select(0, _integers(positions, device))

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lavis_lite.models.decoding import Decoder
 from lavis_lite.models.language.cache import RowCache
-from lavis_lite.models.language.candidates import Normalise
 from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.decoder_only import sum_rows
 from lavis_lite.models.language.head import full, output_layer
@@ -29,6 +28,7 @@ from lavis_lite.models.language.rows import (
     tokenised_to_answer,
     tokenised_to_learn,
 )
+from lavis_lite.models.language.scoring import Normalise
 from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import pad_rows
 
@@ -90,11 +90,11 @@ class EncoderDecoder(LanguageModel):
     def training_sequences(self, sequences: Sequence[Segments]) -> list[Row]:
         """A row for every learned text: the encoder reads all that stands before it.
 
-        A text is left out if that is too long for the encoder, and cut at its end if it is too long for the decoder.
+        A text is left out if the encoder has no room for that. If the decoder has no room for it, it loses its end.
         """
-        rows = [[*self._read(parts[:place]), part.closed(self.tokenizer.end)]
+        rows = [[*self._read(parts[:at]), part.closed(self.tokenizer.end)]
                 for parts in tokenised_to_learn(sequences, self.tokenizer, self.hidden_size)
-                for place, part in enumerate(parts) if isinstance(part, Tokens) and part.learned]
+                for at, part in enumerate(parts) if isinstance(part, Tokens) and part.learned]
         limit = self.row_limit
         cut = [[] if limit is not None and size(row[:-1]) > limit else [*row[:-1], *cut_end(row[-1:], limit)]
                for row in rows]

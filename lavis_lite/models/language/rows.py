@@ -1,7 +1,7 @@
 """Sequences of segments as rows of tokens and vectors, and rows as one batch.
 
-A row's prompt is what comes before its first learned text. As with a prompt of its own, the tokenizer's begin token
-stands in front of its first text, and what closes a prompt (T5: the end token) stands behind it.
+A row's prompt is what comes before its first learned text. The tokenizer's begin token precedes the first text of the
+prompt, and what closes a prompt (T5: the end token) follows it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from lavis_lite.conversation import Text
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.language.segments import Segments, Vectors, check_segments
-from lavis_lite.models.language.tokens import LanguageTokenizer
+from lavis_lite.models.language.tokens import LanguageTokenizer, Room
 from lavis_lite.models.plain_text import Side
 
 
@@ -43,7 +43,7 @@ class Tokens:
 
 Part = Tensor | Tokens
 Row = Sequence[Part]
-"""tokens, and vectors float[n,D] with n > 0, in order"""
+"""tokens, and vectors float[n,D], in order; with n = 0 they still keep a text in the graph of gradients"""
 
 
 def short_rows(soft_prompt: Tensor, before: Sequence[Sequence[int]], after: Sequence[Sequence[int]] = ()) -> list[Row]:
@@ -58,7 +58,7 @@ def tokenise(sequences: Sequence[Segments], tokenizer: LanguageTokenizer) -> lis
     texts = [text for segments in sequences for text in _texts(segments, tokenizer)]
     ids = iter(tokenizer.plain.template(texts))
     return [[Tokens(next(ids), segment.learned, segment.is_closed) if isinstance(segment, Text) else segment.values
-             for segment in segments if isinstance(segment, Text) or len(segment.values)] for segments in sequences]
+             for segment in segments] for segments in sequences]
 
 
 def _texts(segments: Segments, tokenizer: LanguageTokenizer) -> Iterator[str]:
@@ -121,14 +121,14 @@ def framed_prompt(parts: Row, tokenizer: LanguageTokenizer) -> list[Part]:
     Where a family learns the begin token (LAVIS' OPT), it is learned if vectors and no text stand before the answer.
     """
     before, after = tokenizer.prompt_frame
-    first = next((place for place, part in enumerate(parts) if isinstance(part, Tokens)), len(parts))
-    learns = tokenizer.family.learns_bos and first > 0 and not any(map(len, parts[first:]))
+    first = next((index for index, part in enumerate(parts) if isinstance(part, Tokens)), len(parts))
+    learns = tokenizer.family.learns_bos and size(parts[:first]) > 0 and size(parts[first:]) == 0
     return [*parts[:first], Tokens(before, learned=learns), *parts[first:], Tokens(after)]
 
 
 def split_prompt(parts: Row) -> tuple[Row, Row]:
     """(the prompt, everything from the first learned text on)."""
-    first = next((place for place, part in enumerate(parts) if is_learned(part)), len(parts))
+    first = next((index for index, part in enumerate(parts) if is_learned(part)), len(parts))
     return parts[:first], parts[first:]
 
 
@@ -148,6 +148,31 @@ def size(row: Row) -> int:
     return sum(map(len, row))
 
 
+def check_room(room: Room, rows: Sequence[Row], longest: Sequence[int]) -> None:
+    """Refuse rows that are too long, or empty.
+
+    Args:
+        room: of the model that reads them.
+        rows: B of them.
+        longest: tokens that may follow each.
+
+    Raises:
+        TextTooLongError: rows without room for what follows.
+        DataError: a row without a token or a vector.
+    """
+    for number, row in enumerate(rows):
+        if not size(row):
+            raise DataError(f"row {number} has neither text nor vectors, so there is nothing to answer.")
+    ids = text_ids(rows)
+    vectors = [size(row) - len(own) for row, own in zip(rows, ids, strict=True)]
+    room.check_prompts(ids, vectors, longest)
+
+
+def text_ids(rows: Sequence[Row]) -> list[list[int]]:
+    """Ids of each row's texts."""
+    return [[id_ for part in row if isinstance(part, Tokens) for id_ in part.ids] for row in rows]
+
+
 # training rows that are too long --------------------------------------------------------------------------------------
 def cut_end(row: Row, limit: int | None) -> list[Part]:
     """A row of at most so many tokens; what stands behind its last learned token goes as well."""
@@ -160,7 +185,7 @@ def cut_end(row: Row, limit: int | None) -> list[Part]:
         room -= len(part)
         if room <= 0:
             break
-    last = max((place for place, part in enumerate(kept) if is_learned(part)), default=-1)
+    last = max((index for index, part in enumerate(kept) if is_learned(part)), default=-1)
     return kept[:last + 1]
 
 
@@ -215,14 +240,14 @@ def _orders(rows: Sequence[Row], word: int) -> Iterator[list[int]]:
 
 
 def learned_tokens(row: Row) -> tuple[list[int], list[int]]:
-    """(places that predict, ids that are learned) of a row. What stands first is predicted by nothing: only read."""
-    places: list[int] = []
+    """(positions that predict, ids that are learned) of a row. What stands first is predicted by nothing: only read."""
+    positions: list[int] = []
     ids: list[int] = []
     at = 0
     for part in row:
         if isinstance(part, Tokens) and part.learned:
             skipped = int(at == 0)
-            places.extend(range(at + skipped - 1, at + len(part) - 1))
+            positions.extend(range(at + skipped - 1, at + len(part) - 1))
             ids.extend(part.ids[skipped:])
         at += len(part)
-    return places, ids
+    return positions, ids

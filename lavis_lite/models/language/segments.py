@@ -30,7 +30,7 @@ Segments = Sequence[Segment]
 """one sample, in order"""
 
 
-def place_pictures(parts: Sequence[Text | Picture], vectors: Sequence[Tensor]) -> list[Segment]:
+def insert_pictures(parts: Sequence[Text | Picture], vectors: Sequence[Tensor]) -> list[Segment]:
     """A conversation's parts with the vectors of each picture in its place.
 
     Args:
@@ -40,9 +40,9 @@ def place_pictures(parts: Sequence[Text | Picture], vectors: Sequence[Tensor]) -
     Raises:
         DataError: the parts do not point to every picture exactly once.
     """
-    places = [part.index for part in parts if isinstance(part, Picture)]
-    if sorted(places) != list(range(len(vectors))):
-        raise DataError(f"the conversation has places for the pictures {places}, and {len(vectors)} came; it must have "
+    given = [part.index for part in parts if isinstance(part, Picture)]
+    if sorted(given) != list(range(len(vectors))):
+        raise DataError(f"the conversation has places for the pictures {given}, and {len(vectors)} came; it must have "
                         "one place for each picture, counted from 0.")
     return [Vectors(vectors[part.index]) if isinstance(part, Picture) else part for part in parts]
 
@@ -60,10 +60,10 @@ def check_segments(sequences: Sequence[Segments], width: int) -> None:
     for row, segments in enumerate(sequences):
         if isinstance(segments, (str, Text, Vectors)) or not isinstance(segments, Sequence):
             raise ConfigError(f"row {row}: a sequence is a list of Text and Vectors, not {shown(segments)}.")
-        for place, segment in enumerate(segments):
+        for number, segment in enumerate(segments):
             if isinstance(segment, Vectors):
                 shape = tuple(segment.values.shape)
                 if len(shape) != 2 or shape[1] != width:
-                    raise ConfigError(f"row {row}, segment {place}: vectors have shape (n, {width}) here, not {shape}.")
+                    raise ConfigError(f"row {row}, segment {number}: vectors have shape (n, {width}) here, not {shape}.")
             elif not isinstance(segment, Text):
-                raise ConfigError(f"row {row}, segment {place}: must be Text or Vectors, not {shown(segment)}.")
+                raise ConfigError(f"row {row}, segment {number}: must be Text or Vectors, not {shown(segment)}.")
