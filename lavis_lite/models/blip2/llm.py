@@ -214,6 +214,7 @@ class Blip2LLM(Blip2Writer):
         model = cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.freeze_vit,
                     ln_vision_eps=cfg.ln_vision_eps)
         model.apply_lemmatizer = cfg.apply_lemmatizer
+        model.lr_scales = {"language_model.": cfg.llm_lr_scale, "vision_encoder.": cfg.vit_lr_scale}
         model.num_few_shot_examples, model.few_shot_prob = cfg.num_few_shot_examples, cfg.few_shot_prob
         return model
 
@@ -225,9 +226,8 @@ class Blip2LLM(Blip2Writer):
 
     def example_samples(self, batch: int, device: torch.device) -> dict[str, Any]:
         """Samples of the right shapes without content, for a dry run; texts are as long as the limits allow."""
-        size = int(self.vision_encoder.image_size)  # type: ignore[arg-type]
         text = " ".join(["text"] * self.language_model.limits.prompt)
-        return {"image": torch.zeros(batch, 3, size, size, device=device), "text_input": [text] * batch,
+        return {"image": self.example_image(batch, device), "text_input": [text] * batch,
                 "text_output": ["text"] * batch}
 
 

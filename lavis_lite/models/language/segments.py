@@ -64,6 +64,6 @@ def check_segments(sequences: Sequence[Segments], width: int) -> None:
             if isinstance(segment, Vectors):
                 shape = tuple(segment.values.shape)
                 if len(shape) != 2 or shape[1] != width:
-                    raise ConfigError(f"row {row}, segment {number}: vectors have shape (n, {width}) here, not {shape}.")
+                    raise ConfigError(f"row {row}, segment {number}: vectors have shape (n, {width}), not {shape}.")
             elif not isinstance(segment, Text):
                 raise ConfigError(f"row {row}, segment {number}: must be Text or Vectors, not {shown(segment)}.")

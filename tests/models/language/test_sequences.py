@@ -192,7 +192,7 @@ def test_mistakes_name_the_row() -> None:
     good: list[Segment] = [Text("q"), Text("a", learned=True)]
     with pytest.raises(DataError, match="row 1 has no text to learn"):
         model.loss([good, [Text("q")]])
-    with pytest.raises(ConfigError, match=r"row 1, segment 0: vectors have shape \(n, 16\) here, not \(2, 8\)"):
+    with pytest.raises(ConfigError, match=r"row 1, segment 0: vectors have shape \(n, 16\), not \(2, 8\)"):
         model.loss([good, [Vectors(torch.zeros(2, 8)), *good]])
     with pytest.raises(ConfigError, match="row 0, segment 1: must be Text or Vectors, not 'q'"):
         model.loss([[Text("a"), "q"]])  # type: ignore[list-item]
