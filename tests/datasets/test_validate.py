@@ -163,7 +163,7 @@ def test_names_are_spread_evenly():
 def test_absent_lists_each_folder_once(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").touch()
-    import lavis_lite.datasets.validate.checks as media
+    import lavis_lite.datasets.files.image_paths as media
 
     asked, scan = [], media.os.scandir
     monkeypatch.setattr(media.os, "scandir", lambda folder: asked.append(folder) or scan(folder))

@@ -199,30 +199,57 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
     Raises:
         DataError: a file is missing, unreadable or without rows; or up to 20 faulty rows, all in one message.
     """
-    path, made_of = _cache_entry(files, fields, explode, kept if keep else "", form)
+    names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required, field.named)
+             for field in fields]
+    known = (kept is not None or keep is None) and not any("<" in kind for _, _, kind, *_ in names)  # else a lambda
+    made_from = repr((names, explode, kept if keep else "", form)) if known else None
+    kinds = {field.key: field.kind.__name__ for field in fields} | ({explode: text.__name__} if explode else {})
+
+    def rows(errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
+        return checked(numbered_rows(files, form), files, fields, errors, explode, keep)
+
+    return cached_table(files, made_from, rows, kinds, " of this split" if keep else "")
+
+
+def numbered_rows(files: Sequence[Path], form: FileFormat = AUTO) -> Iterator[tuple[int, int, Any]]:
+    """(file number, row number, raw row) of all rows of the files in order."""
+    return ((file, number, row) for file, one in enumerate(files) for number, row in read_rows(one, form))
+
+
+def cached_table(files: Sequence[Path], made_from: str | None,
+                 rows: Callable[[RowErrors], Iterable[tuple[int, int, Row]]], kinds: Mapping[str, str] | None = None,
+                 which: str = "") -> RowTable:
+    """The table of some files, from the cache if it was made before from the same files in the same way.
+
+    Args:
+        files: the annotation files.
+        made_from: identifies how the rows are made; None: the table is not cached.
+        rows: makes the rows; adds what is wrong to the errors.
+        kinds: see `RowTable`.
+        which: of the rows, for the message that there are none.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    path, made_of = _cache_entry(files, made_from)
     held = _cached(path, made_of)
     if held is not None:
         return held
     errors = RowErrors()
-    kinds = {field.key: field.kind.__name__ for field in fields} | ({explode: text.__name__} if explode else {})
-    raw = ((file, number, row) for file, one in enumerate(files) for number, row in read_rows(one, form))
-    table = RowTable(checked(raw, files, fields, errors, explode, keep), files, kinds)
+    table = RowTable(rows(errors), files, kinds)
+    table.left_out = errors.left_out
     errors.stop_if_any()
     if not len(table):
-        raise DataError(f"{', '.join(map(str, files))}: no rows" + (" of this split" if keep else "") + ".")
+        raise DataError(f"{', '.join(map(str, files))}: no rows{which}.")
     return _put_in_cache(table, path, made_of)
 
 
-def _cache_entry(files: Sequence[Path], fields: Sequence[Field], explode: str | None,
-                 kept: str | None, form: FileFormat) -> tuple[Path | None, str]:
+def _cache_entry(files: Sequence[Path], made_from: str | None) -> tuple[Path | None, str]:
     """(path of a table in the cache, what it must be made of); None if the table is not to be cached."""
-    names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required, field.named)
-             for field in fields]
     stats = [path.stat() for path in files if path.is_file()]
-    if (kept is None or sum(stat.st_size for stat in stats) < CACHED_FROM
-            or any("<" in kind for _, _, kind, *_ in names)):  # a kind that its name does not identify
+    if made_from is None or sum(stat.st_size for stat in stats) < CACHED_FROM:
         return None, ""
-    question = repr(([str(path.absolute()) for path in files], names, explode, kept, form))
+    question = repr([str(path.absolute()) for path in files]) + made_from
     digest = hashlib.sha256(question.encode()).hexdigest()[:16]
     made_of = repr((__version__, _READING, [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
     return cache_root() / "tables" / f"{files[0].stem}-{digest}.safetensors", made_of

@@ -7,7 +7,6 @@ is slow, so only a sample of the files is decoded.
 from __future__ import annotations
 
 import hashlib
-import os
 import posixpath
 from array import array
 from collections import defaultdict
@@ -18,7 +17,7 @@ from typing import Any
 
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.caption import DuplicateIds
-from lavis_lite.datasets.files.image_paths import LINK, why_absent
+from lavis_lite.datasets.files.image_paths import LINK, missing_files, why_absent
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.media.video import VideoFolder
 from lavis_lite.datasets.protocols import ImageTable
@@ -267,21 +266,7 @@ def absent(folder: ImageFolder, names: Sequence[str]) -> Iterator[str]:
     if isinstance(folder, ShardImages):
         yield from (name for name in names if folder.index.find(name) is None)
         return
-    by_folder: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        by_folder[os.path.dirname(name)].append(name)
-    for parent, members in by_folder.items():
-        present = _listing(Path(folder.root) / parent)
-        yield from (name for name in members if os.path.basename(name) not in present)
-
-
-def _listing(folder: Path) -> frozenset[str]:
-    """Names of the files in a folder; none if there is no such folder or it may not be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path))
-    except (OSError, ValueError):
-        return frozenset()
+    yield from missing_files(folder.root, names)
 
 
 def _size_of(folder: ImageFolder, name: str) -> tuple[int, int, int | None]:
