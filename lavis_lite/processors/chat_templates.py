@@ -137,7 +137,7 @@ def apply_template(conversation: Conversation, template: str | Mapping[str, Any]
     Args:
         conversation: its learned turns give learned texts.
         template: a name of `TEMPLATES`, `tokenizer`, the keys of a `ChatTemplate`, or one.
-        tokenizer: of transformers, whose end of a text and chat template are used.
+        tokenizer: of transformers; its end of a text and its chat template are used.
         answering: the conversation ends with a question, and the text with what comes before the answer.
 
     Returns:
@@ -215,8 +215,8 @@ _MARK = re.compile("\ue000(\\d+)\ue001")
 
 def _by_tokenizer(conversation: Conversation, tokenizer: Any, answering: bool) -> Iterator[Piece]:
     if not getattr(tokenizer, "chat_template", None):
-        raise ConfigError("chat template 'tokenizer': the language model's tokenizer has no chat template of its own; "
-                          f"choose one of {', '.join(TEMPLATES)}, or write user: and assistant: of your own.")
+        raise ConfigError("chat template 'tokenizer': the language model's tokenizer has no chat template. Choose "
+                          f"one of {', '.join(TEMPLATES)}, or write your own: user: and assistant:.")
     messages = [{"role": turn.role, "content": "".join(_content(turn))} for turn in conversation.turns]
     written = ""
     for number, turn in enumerate(conversation.turns, 1):
@@ -254,7 +254,7 @@ def _extended(tokenizer: Any, messages: list[dict[str, str]], before: str, asks:
     text = text.removeprefix(getattr(tokenizer, "bos_token", None) or "")
     if not text.startswith(before):
         raise DataError(f"the tokenizer's chat template writes earlier turns in another way once turn {len(messages)} "
-                        "follows, so that the answers of one sequence cannot be told apart. Learn only the last "
+                        "follows, so that the answers of one sequence cannot be separated. Learn only the last "
                         f"answer in rows of one answer each, or choose one of {', '.join(TEMPLATES)}.")
     return text
 

@@ -131,7 +131,7 @@ def test_the_tokenizers_template_by_turns():
 
 
 def test_a_tokenizer_without_a_template_is_refused_with_the_choices():
-    with pytest.raises(ConfigError, match=r"has no chat template of its own; choose one of vicuna_v1, llava_v1"):
+    with pytest.raises(ConfigError, match=r"has no chat template. Choose one of vicuna_v1, llava_v1"):
         apply_template(TALK, "tokenizer", Tokenizer(None))
 
 

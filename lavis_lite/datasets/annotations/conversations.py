@@ -81,7 +81,7 @@ class _Files:
     taken: list[tuple[Kind, str]] = field(default_factory=list)
     marks: dict[str, int] = field(default_factory=dict)
 
-    def place(self, kind: Kind, own: str | None = None) -> int:
+    def next_index(self, kind: Kind, own: str | None = None) -> int:
         """Index of the file of the next mark; -1 if the row lists no more."""
         if own is None:
             number = self.marks.get(kind, 0)
@@ -236,7 +236,7 @@ def _is_learned(where: str, turn: Row) -> bool:
 
 
 def _in_order(turns: list[list[Any]]) -> list[list[Any]]:
-    """The turns, without an answer that nobody asked for, if roles alternate."""
+    """The turns, without an answer before the first question, if roles alternate."""
     system = 1 if turns and turns[0][0] == "system" else 0
     talk = turns[system:]
     if talk and talk[0][0] == "assistant":
@@ -294,27 +294,27 @@ def _parts(where: str, content: Any, layout: ChatLayout, files: _Files) -> Itera
     if not isinstance(content, list):
         raise ValueError(f"{where}: its content must be text or a list of parts, not {describe(content)}")
     for number, part in enumerate(content, 1):
-        place = f"{where}: part {number}"
+        part_name = f"{where}: part {number}"
         if isinstance(part, str):
             part = {"type": "text", "text": part}
         if not isinstance(part, dict):
-            raise ValueError(f"{place} must be an object with a type, not {describe(part)}")
-        yield from _typed(place, part, layout, files)
+            raise ValueError(f"{part_name} must be an object with a type, not {describe(part)}")
+        yield from _typed(part_name, part, layout, files)
 
 
-def _typed(place: str, part: Row, layout: ChatLayout, files: _Files) -> Iterator[str | int]:
+def _typed(where: str, part: Row, layout: ChatLayout, files: _Files) -> Iterator[str | int]:
     """A part {"type": "text" | "image" | "image_url" | "video" | "video_url", ...}."""
     kind = str(part.get("type", "text" if "text" in part else ""))
     if kind in ("text", "input_text", "output_text"):
-        yield from _marked(place, part.get("text"), files)
+        yield from _marked(where, part.get("text"), files)
     elif kind.removeprefix("input_").removesuffix("_url") in ("image", "video"):
         medium: Kind = "video" if "video" in kind else "image"
         own = next((part[key] for key in (f"{medium}_url", medium, "url", "path") if part.get(key)), None)
-        number = files.place(medium, None if own is None else _file(place, own, layout))
+        number = files.next_index(medium, None if own is None else _file(where, own, layout))
         if number >= 0:
             yield number
     else:
-        raise ValueError(f"{place} is of type {kind!r}; parts are text, image, image_url, video or video_url")
+        raise ValueError(f"{where} is of type {kind!r}; parts are text, image, image_url, video or video_url")
 
 
 def _marked(where: str, value: Any, files: _Files) -> Iterator[str | int]:
@@ -326,7 +326,7 @@ def _marked(where: str, value: Any, files: _Files) -> Iterator[str | int]:
         text(value[:20_000])
     for number, piece in enumerate(_MARK.split(value)):
         if number % 2:
-            index = files.place("video" if piece == "video" else "image")
+            index = files.next_index("video" if piece == "video" else "image")
             if index >= 0:
                 yield index
         elif piece:
@@ -353,7 +353,7 @@ def read_conversations(files: Sequence[Path], layout: ChatLayout, keep: Callable
         form: how the files are written.
 
     Raises:
-        DataError: a file is unreadable or without rows; or up to 20 faulty rows, all in one message.
+        DataError: a file is unreadable or without rows; or up to 20 bad rows, all in one message.
     """
     return cached_table(files, None if kept is None else f"conversations {kept} {form}",
                         partial(_checked, files, layout, keep, form), which=" of this split" if keep else "")

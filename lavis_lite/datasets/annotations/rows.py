@@ -197,7 +197,7 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
         form: how the files are written, if that is known.
 
     Raises:
-        DataError: a file is missing, unreadable or without rows; or up to 20 faulty rows, all in one message.
+        DataError: a file is missing, unreadable or without rows; or up to 20 bad rows, all in one message.
     """
     names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required, field.named)
              for field in fields]
@@ -226,7 +226,7 @@ def cached_table(files: Sequence[Path], made_from: str | None,
         made_from: identifies how the rows are made; None: the table is not cached.
         rows: makes the rows; adds what is wrong to the errors.
         kinds: see `RowTable`.
-        which: of the rows, for the message that there are none.
+        which: of the rows, for the message about an empty table.
 
     Raises:
         DataError: as `read_table`.

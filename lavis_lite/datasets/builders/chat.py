@@ -73,7 +73,7 @@ class ChatBuilder(ImageTextBuilder):
         """The conversations of a split, every row checked; None where there is no such split.
 
         Raises:
-            DataError: faulty rows, or rows whose pictures or videos are not there, by file and row.
+            DataError: bad rows, or rows with missing pictures or videos, by file and row.
         """
         if split not in self.splits():
             return None
