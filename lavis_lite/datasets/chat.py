@@ -24,8 +24,8 @@ class ChatDataset(TableDataset):
 
     The frames of a video are pictures side by side, in the video's place. Texts stay as they are written.
 
-    Batches (`collater`): conversation, a list of B; image float32[N, 3, H, W], all pictures in row order;
-    picture_counts, a list of B numbers with the sum N. Without pictures there is no `image`.
+    Batches (`collater`): conversation, a list of B; image float32[N, 3, H, W], all pictures in row order.
+    picture_counts is a list of B numbers with the sum N. Without pictures there is no `image`.
 
     Args:
         table: rows as `annotations.conversations.read_conversation` makes them.

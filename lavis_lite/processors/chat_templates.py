@@ -244,11 +244,9 @@ def _extended(tokenizer: Any, messages: list[dict[str, str]], before: str, asks:
     Raises:
         DataError: the template refuses them, or what stood before is written in another way now.
     """
-    import jinja2  # imported here: transformers needs it for its templates
-
     try:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
-    except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # whatever a template of somewhere else raises
         raise DataError(f"the tokenizer's chat template refuses turn {len(messages)} ({error}). Take the turn out, or "
                         f"choose one of {', '.join(TEMPLATES)}.") from error
     text = text.removeprefix(getattr(tokenizer, "bos_token", None) or "")

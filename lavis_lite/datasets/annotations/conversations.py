@@ -48,9 +48,11 @@ FLAGS = ("loss", "train", "weight", "loss_scale")
 """keys of a turn that say whether it is learned"""
 COLUMNS = {"image": ("image", "images"), "video": ("video", "videos")}
 """kind -> columns that name a row's files"""
+READ = ("conversations", "messages", "conversation", "query", "response", "history", "instruction", "input", "output",
+        "system", "image", "images", "video", "videos", *FLAGS)
+"""columns of all dialects"""
 MOST_CHARACTERS = 200_000
 """of a turn"""
-DATA_URL = "data:"
 _MARK = re.compile("<(image|video)>")
 
 
@@ -218,8 +220,10 @@ def _turn(where: str, turn: Any, layout: ChatLayout, files: _Files) -> list[Any]
     if not isinstance(speaker, str) or speaker not in ROLES:
         raise ValueError(f"{where} is from {speaker!r}; {did_you_mean(str(speaker), ROLES)}")
     content = turn.get("content", turn.get("value"))
+    marks = sum(files.marks.values())
     parts = list(_parts(where, content, layout, files))
-    if not any(part.strip() if isinstance(part, str) else True for part in parts):
+    has_marks = sum(files.marks.values()) > marks  # also those of files that the row lacks
+    if not has_marks and not any(part.strip() if isinstance(part, str) else True for part in parts):
         raise ValueError(f"{where} is empty")
     role = ROLES[speaker]
     return [role, role == "assistant" and _is_learned(where, turn), parts]
@@ -246,10 +250,10 @@ def _in_order(turns: list[list[Any]]) -> list[list[Any]]:
     for number, (role, _, _) in enumerate(talk):
         expected = "assistant" if number % 2 else "user"
         if role != expected:
-            before = talk[number - 1][0] if number else "system" if system else "the beginning"
+            at = number + len(turns) - len(talk)
+            before = turns[at - 1][0] if at else "nothing"
             why = "a system turn comes first" if role == "system" else f"after {before} comes {expected}"
-            raise ValueError(f"roles are out of order: turn {number + 1 + len(turns) - len(talk)} is from {role}, but "
-                             f"{why}")
+            raise ValueError(f"roles are out of order: turn {at + 1} is from {role}, but {why}")
     return turns[:system] + talk
 
 

@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite import __version__
+from lavis_lite.datasets.annotations.column_tables import open_columns
 from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
-from lavis_lite.datasets.annotations.tables import MappedTable, Row, RowTable
+from lavis_lite.datasets.annotations.tables import MOST_CHARACTERS, MappedTable, Row, RowTable
 from lavis_lite.datasets.annotations.text_files import AUTO
 from lavis_lite.errors import DataError, did_you_mean
 from lavis_lite.io.files import cache_root
 
-__all__ = ["RowErrors", "Field", "Row", "RowTable", "checked", "checked_row", "file_name", "identifier", "read_table",
-           "text", "texts", "with_references"]
+__all__ = ["MOST_CHARACTERS", "RowErrors", "Field", "Row", "RowTable", "checked", "checked_row", "file_name", "identifier",
+           "read_table", "text", "texts", "with_references"]
 
 MOST_ERRORS = 20
-MOST_CHARACTERS = 20_000
-"""of a caption, a question or a file name"""
 CACHED_FROM = 8_000_000
 """bytes of annotation files from which on the checked table is kept in the cache folder"""
 _READING = 2
@@ -199,6 +198,11 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
     Raises:
         DataError: a file is missing, unreadable or without rows; or up to 20 bad rows, all in one message.
     """
+    plain = [(field.key, field.name, field.kind.__name__, field.required or field.named) for field in fields
+             if type(field) is Field]
+    by_column = open_columns(files, plain, explode) if keep is None and len(plain) == len(fields) else None
+    if by_column is not None:
+        return by_column
     names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required, field.named)
              for field in fields]
     known = (kept is not None or keep is None) and not any("<" in kind for _, _, kind, *_ in names)  # else a lambda
@@ -213,7 +217,8 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
 
 def numbered_rows(files: Sequence[Path], form: FileFormat = AUTO) -> Iterator[tuple[int, int, Any]]:
     """(file number, row number, raw row) of all rows of the files in order."""
-    return ((file, number, row) for file, one in enumerate(files) for number, row in read_rows(one, form))
+    return ((file, number, row) for file, one in enumerate(files)
+            for number, row in read_rows(one, form, file))
 
 
 def cached_table(files: Sequence[Path], made_from: str | None,
@@ -237,7 +242,6 @@ def cached_table(files: Sequence[Path], made_from: str | None,
         return held
     errors = RowErrors()
     table = RowTable(rows(errors), files, kinds)
-    table.left_out = errors.left_out
     errors.stop_if_any()
     if not len(table):
         raise DataError(f"{', '.join(map(str, files))}: no rows{which}.")

@@ -79,8 +79,8 @@ class ChatBuilder(ImageTextBuilder):
             return None
         vis = self.processor("vis_processor", training)
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
-        paths = [source.fetch() for source in self._sources(split, root)]
-        folder, videos = self.folder(self._media_root(paths, root)), self._videos(paths)
+        paths = self.annotation_files(split, root)
+        folder, videos = self.folder_of(paths, root), self._videos(paths)
         table = self._read(paths, folder.root, split)
         if self.cfg.check_files:
             refuse_missing(table, {"image": folder.root, "video": videos.root})

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from lavis_lite.datasets.annotations.rows import Field, Row, RowErrors, file_name
 from lavis_lite.datasets.annotations.tables import RowTable
+from lavis_lite.datasets.files.columnar import CELL
 from lavis_lite.errors import ConfigError
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -83,8 +84,8 @@ def _spellings(path: str) -> Iterator[tuple[str, str]]:
 
 # --- present or not --------------------------------------------------------------------------------------------------
 def is_embedded(name: str) -> bool:
-    """Whether a name stands for a picture within the annotations: a data: address."""
-    return name.startswith("data:")
+    """Whether a name stands for a picture within the annotations: a data: address, or a cell of a Parquet file."""
+    return name.startswith(("data:", CELL))
 
 
 def missing_files(root: Path | str, names: Iterable[str]) -> Iterator[str]:

@@ -36,6 +36,7 @@ from pathlib import Path
 
 from PIL import UnidentifiedImageError
 
+from lavis_lite.datasets.files.columnar import CELL, Cells
 from lavis_lite.datasets.files.image_paths import Confinement, is_embedded, is_system_file, why_absent
 from lavis_lite.errors import DataError
 from lavis_lite.processors.rgb import to_rgb
@@ -208,6 +209,8 @@ class ImageFolder:
 
     def __init__(self, root: Path | str, max_pixels: int = MAX_PIXELS, follow_links: bool = True) -> None:
         self.root, self.max_pixels, self.follow_links = Path(root), max_pixels, follow_links
+        self.cells = Cells([])
+        """the pictures that are in the annotation files"""
         self._confinement = Confinement(root)
         self._safe: set[str] = set()
         """folders whose plain files may be read, links followed"""
@@ -245,13 +248,18 @@ class ImageFolder:
         return self._confinement.holds_file(real) or (self.follow_links and not is_system_file(real))
 
     def embedded(self, name: str) -> bytes | None:
-        """The picture that a name itself brings, as a `data:` address does; None: the name is that of a file.
+        """The picture of a `data:` address or of a cell of the annotations; None: the name is that of a file.
 
         Raises:
-            BadSample: it is not in base64.
+            BadSample: it is not in base64, or there is no such cell.
         """
         if not is_embedded(name):
             return None
+        if name.startswith(CELL):
+            content = self.cells.read(name)
+            if content is None:
+                raise BadSample(name, "is not in the annotation files")
+            return content
         try:
             return base64.b64decode(name.partition(",")[2], validate=True)
         except ValueError as error:

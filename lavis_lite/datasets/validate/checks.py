@@ -109,7 +109,8 @@ def _thumbnail(dataset: ImageTable, number: int, split: str) -> Thumbnail:
     row, folder = dataset.table[number], dataset.folder
     text = "; ".join(f"{'' if kind == 'caption' else kind[0].upper() + ': '}{words}" for kind, words in _texts_of(row))
     try:
-        picture = folder.preview(row["image"]) if isinstance(folder, VideoFolder) else folder.load(row["image"])
+        name = next(iter(files_of(row)))
+        picture = folder.preview(name) if isinstance(folder, VideoFolder) else folder.load(name)
         return Thumbnail(f"{split} {number}", picture, text)
     except BadSample as error:
         return Thumbnail(f"{split} {number}", None, f"{error.path}: {error.reason}")
@@ -142,12 +143,13 @@ def scan(dataset: ImageTable, report: SplitReport, count_tokens: TokenCounter, m
     seen: set[bytes] = set()
     for number in range(len(dataset.table)):
         row = dataset.table[number]
-        name = row["image"]
-        names.first_row.setdefault(name, number)
+        files = files_of(row)
+        for name in files:
+            names.first_row.setdefault(name, number)
         twice.add(row, number, dataset)
         found = list(_texts_of(row))
         texts.add(number, found)
-        digest = hashlib.blake2b(repr((name, found)).encode("utf-8", "backslashreplace"), digest_size=8).digest()
+        digest = hashlib.blake2b(repr((files, found)).encode("utf-8", "backslashreplace"), digest_size=8).digest()
         report.repeated += digest in seen
         seen.add(digest)
     report.add_row_errors(twice.errors)
@@ -156,8 +158,15 @@ def scan(dataset: ImageTable, report: SplitReport, count_tokens: TokenCounter, m
     return names
 
 
+def files_of(row: Any) -> list[str]:
+    """The pictures that a row names; videos in conversations are looked at when they are read."""
+    return [name for kind, name in row["media"] if kind == "image"] if "media" in row else [row["image"]]
+
+
 def _texts_of(row: Any) -> Iterator[tuple[str, str]]:
-    """(caption | question | answer, text) of a row."""
+    """(caption | question | answer | role, text) of a row."""
+    for role, _, parts in row.get("turns", []):
+        yield role, " ".join(part for part in parts if isinstance(part, str))
     yield from main_texts({"caption": row.get("caption")})
     if "question" in row:
         yield "question", row["question"]
@@ -177,7 +186,7 @@ class _Texts:
 
     def add(self, number: int, found: Sequence[tuple[str, str]]) -> None:
         """The texts of one more row; only its question, or else its captions, are processed."""
-        main = "question" if any(kind == "question" for kind, _ in found) else "caption"
+        main = "question" if any(kind == "question" for kind, _ in found) else "caption"  # turns stay as written
         for kind, text in found:
             made = text
             if kind == main:

@@ -273,7 +273,8 @@ def joined(name: str, folder: Path) -> BuildInfo:
 
 
 KEYS = [(name, field.name) for name in BUILDERS for field in
-        dataclasses.fields(registry.get_builder_class(name).config_class) if field.name not in ELSEWHERE and (name, field.name) not in UNUSED]
+        dataclasses.fields(registry.get_builder_class(name).config_class)
+        if field.name not in ELSEWHERE and (name, field.name) not in UNUSED]
 
 
 def test_all_builders_are_looked_at() -> None:
@@ -310,7 +311,8 @@ def test_folders_of_other_kinds_are_refused(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name != "image_shards"])
 def test_links_are_followed_as_the_section_says(folder: Path, name: str) -> None:
-    seen = {follow: observe(name, base(name, folder, file="chat_one.json" if name == "chat" else "one.json", media="linked", follow_links=follow))
+    one = "chat_one.json" if name == "chat" else "one.json"
+    seen = {follow: observe(name, base(name, folder, file=one, media="linked", follow_links=follow))
             for follow in (None, True, False)}
     assert seen[None] == seen[True] != seen[False] and "follow_links" in seen[False]
 
