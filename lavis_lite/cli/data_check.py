@@ -32,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
                                "and report errors by file and row.",
                                ["coco_caption", "captions.csv --image-root photos --write-yaml recipe.yaml"])
     arguments.add_argument("target", metavar="NAME|FILE|DIR",
-                           help="a data set of the package or of --cfg-path; a file of JSON, JSONL, CSV, TSV, Parquet or "
-                                "Arrow; a folder of such files; or a folder of tars with an index")
+                           help="a data set of the package or of --cfg-path. Or a file (JSON, JSONL, CSV, TSV, Parquet "
+                                "or Arrow), a folder of such files, or a folder of tars with an index")
     arguments.add_argument("--type", help="of a data set of the package")
     add_config(arguments)
     arguments.add_argument("--splits", nargs="+", metavar="SPLIT", help="by default all")

@@ -22,8 +22,8 @@ from lavis_lite.datasets.annotations.text_files import AUTO
 from lavis_lite.errors import DataError, did_you_mean
 from lavis_lite.io.files import cache_root
 
-__all__ = ["MOST_CHARACTERS", "RowErrors", "Field", "Row", "RowTable", "checked", "checked_row", "file_name", "identifier",
-           "read_table", "text", "texts", "with_references"]
+__all__ = ["MOST_CHARACTERS", "RowErrors", "Field", "Row", "RowTable", "checked", "checked_row", "file_name",
+           "identifier", "read_table", "text", "texts", "with_references"]
 
 MOST_ERRORS = 20
 CACHED_FROM = 8_000_000

@@ -24,6 +24,7 @@ from lavis_lite.registry import registry
 _KEYS = ("image", "video", "turns")
 """keys of `columns`"""
 NO_CHAT = {"image_pattern": "rows of conversations name their pictures", "features": "conversations read pictures",
+           "arrays": "conversations read pictures",
            "captions_per_image": "rows are conversations", "instruction": "the model's chat_template writes the turns",
            **QUESTIONS}
 

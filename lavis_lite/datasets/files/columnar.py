@@ -217,11 +217,12 @@ class Cells:
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = list(files)
 
-    def prepare(self) -> None:
-        """Open the files that have pictures now, which writes the copies of Parquet files."""
+    def prepared(self) -> Cells:
+        """The same, once the files with pictures are open, which writes the copies of Parquet files."""
         for path in self.files:
             if is_columnar(path) and has_pictures(path):
                 _open(path)
+        return self
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a picture by its name; None: there is no such cell."""

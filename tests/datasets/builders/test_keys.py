@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lavis_lite.config.schema import BuildInfo, FileConfig, ProcessorPair, StorageConfig
+from lavis_lite.datasets.builders.images import StreamConfig
 from lavis_lite.datasets.shards.scan import index_folder
 from lavis_lite.errors import ConfigError, LavisLiteError
 from lavis_lite.mini_world.avi import motion_jpeg
@@ -228,6 +229,7 @@ def cases(name: str, folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, 
                                                                "val_fraction": 0.5}),
         "captions": ({}, {"captions": "random"}),
         "features": ({}, {"features": "nowhere"}),
+        "arrays": ({}, {"arrays": {"eeg": StreamConfig(storage="nowhere")}}),
         "instruction": ({}, {"instruction": ProcessorPair(train={"name": "instruction", "templates": ["Say: {}"]})}),
         "delimiter": ({**table, "file": "talk.csv" if talks else "hash.csv"}, {"delimiter": "#"}),
         "quoting": ({**table, "file": "talk_odd.csv" if talks else "odd.csv"}, {"quoting": "none"}),
