@@ -63,7 +63,7 @@ def test_turns_that_are_not_learned_are_read():
     turns = [*TALK.turns[:1], Turn("assistant", ("Two.",)), *TALK.turns[2:]]
     pieces = apply_template(Conversation(tuple(turns), 1), "vicuna_v1")
     assert (written(pieces), learned(pieces)) == (WRITTEN["vicuna_v1"], [" Yes.</s>"])
-    assert len(pieces) == 5  # before the picture, the picture, the read answer and its end, the next question, the answer
+    assert len(pieces) == 5  # up to the picture, it, the read answer, a question, an answer
 
 
 def test_a_system_turn_replaces_the_templates_own_text():
