@@ -9,7 +9,7 @@ vision encoder, D' of the Q-Former, D of the language model. A video's soft prom
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -43,6 +43,8 @@ from lavis_lite.models.blip2.prompts import (
     with_examples,
 )
 from lavis_lite.models.blip2.writing import Blip2Writer
+from lavis_lite.models.chat import Chat
+from lavis_lite.models.decoding import Decoding
 from lavis_lite.models.language import LanguageModel, Limits, build_language_model
 from lavis_lite.models.outputs import ModelOutput, SamplesLike
 from lavis_lite.models.plain_text import CutTexts
@@ -121,6 +123,12 @@ class Blip2LLM(Blip2Writer):
         queries = self.query_output(image, texts, index)                     # float[B,Q,D']
         projected: Tensor = self.language_projection(queries)                # float[B,Q,D]
         return projected
+
+    def chat(self, template: str | Mapping[str, Any] = "vicuna_v1", options: Decoding | None = None,
+             system: str | None = None) -> Chat:
+        """A conversation with this model; arguments and errors as `Chat`."""
+        return Chat(self.language_model, lambda image, text: self.embed_image(image.to(self.device), [text])[0],
+                    template, options, system)
 
     def query_output(self, image: Tensor, texts: list[str] | None = None, index: Tensor | None = None) -> Tensor:
         """The Q-Former's output before the projection: float[B,Q,D'], or float[B,T*Q,D']. As `embed_image`."""
