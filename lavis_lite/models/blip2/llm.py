@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,14 +43,16 @@ from lavis_lite.models.blip2.prompts import (
     with_examples,
 )
 from lavis_lite.models.blip2.writing import Blip2Writer
-from lavis_lite.models.chat import Chat
-from lavis_lite.models.decoding import Decoding
 from lavis_lite.models.language import LanguageModel, Limits, build_language_model
 from lavis_lite.models.outputs import ModelOutput, SamplesLike
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.qformer.model import QFormer
 from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.registry import registry
+
+if TYPE_CHECKING:
+    from lavis_lite.models.decoding import Decoding
+    from lavis_lite.models.language.chat import Chat
 
 NEW_AFTER_STAGE1 = (r"language_projection\..*",)
 NEW_ADAPTERS = (r"language_model\..*\.lora_[AB]\..*",)
@@ -127,6 +129,8 @@ class Blip2LLM(Blip2Writer):
     def chat(self, template: str | Mapping[str, Any] = "vicuna_v1", options: Decoding | None = None,
              system: str | None = None) -> Chat:
         """A conversation with this model; arguments and errors as `Chat`."""
+        from lavis_lite.models.language.chat import Chat  # imported here: most programs have no conversation
+
         return Chat(self.language_model, lambda image, text: self.embed_image(image.to(self.device), [text])[0],
                     template, options, system)
 
