@@ -208,7 +208,8 @@ class Blip2LLM(Blip2Writer):
         words = self.language_model.tokenizer
         return {**super().cut_texts(),
                 "prompts were cut (model.max_txt_len, or the language model's positions)": words.cut_prompts,
-                "targets were cut (model.max_output_txt_len or max_txt_len, or the positions)": words.cut_targets}
+                "targets were cut (model.max_output_txt_len or max_txt_len, or the positions)": words.cut_targets,
+                **words.cut_sequences}
 
     # construction ---------------------------------------------------------------------------------------------------
     @classmethod
