@@ -7,7 +7,7 @@ from typing import Any
 
 from lavis_lite.config.schema import Config, FileConfig
 
-Say = Callable[[str, str], None]
+Report = Callable[[str, str], None]
 """takes (dotted key, sentence)"""
 
 UNREAD = {"dataset_card": "LAVIS shows it to people; `python -m lavis_lite data card NAME` has cards",
@@ -32,7 +32,7 @@ _TEMPLATES = {("image", "caption"): "caption", ("image", "qa"): "vqa", ("image",
 _BARE = {"caption": "blip_caption"}
 
 
-def translated(name: str, section: Mapping[str, Any], note: Say, error: Say) -> dict[str, Any]:
+def translated(name: str, section: Mapping[str, Any], note: Report, error: Report) -> dict[str, Any]:
     """A data set's section as this package writes it.
 
     Args:
@@ -65,7 +65,7 @@ def _take(section: dict[str, Any], keys: list[str]) -> Any:
     return section.pop(keys[-1], None)
 
 
-def _processor(key: str, spec: Mapping[str, Any], note: Say, error: Say) -> dict[str, Any]:
+def _processor(key: str, spec: Mapping[str, Any], note: Report, error: Report) -> dict[str, Any]:
     kept = dict(spec)
     for (name, parameter), why in UNREAD_BY_PROCESSORS.items():
         if spec["name"] == name and kept.pop(parameter, None) is not None:
@@ -106,7 +106,7 @@ def file_names(section: Any) -> tuple[str, ...]:
 
 
 def type_of_files(names: Any, rows: Mapping[str, Any]) -> str:
-    """The type of a data set whose files a section lists itself: `lavis` if they are those of LAVIS' lists alone."""
+    """The type that reads the files which a section lists: `lavis` if some are only in LAVIS' rows, else `default`."""
     if "lavis" not in rows:
         return "default"
     own = set(file_names(rows["lavis"])) - set(file_names(rows["default"]))
@@ -124,8 +124,8 @@ def _answer_list(section: dict[str, Any]) -> None:
         files = entry.get("storage") if isinstance(entry, Mapping) else None
         if not isinstance(files, list) or len(files) < 2 or not all(isinstance(name, str) for name in files):
             continue
-        at = next((number for number, name in enumerate(files) if "answer_list" in name.rsplit("/", 1)[-1]), None)
-        if at is None:
+        at = next((number for number, name in enumerate(files) if "answer_list" in name.rsplit("/", 1)[-1]), -1)
+        if at < 0:
             continue
         left = [number for number, name in enumerate(files) if number != at and "_questions" not in name]
         kept[split] = {key: [value[number] for number in left] if isinstance(value, list) and len(value) == len(files)
