@@ -20,6 +20,7 @@ from lavis_lite.errors import RegistryError, did_you_mean, shown
 if TYPE_CHECKING:
     from lavis_lite.datasets.builders.base import BaseDatasetBuilder
     from lavis_lite.models.base import BaseModel
+    from lavis_lite.models.vision.encoder import Encoder
     from lavis_lite.processors.base import BaseProcessor
     from lavis_lite.runners.runner import Runner
     from lavis_lite.runners.schedules import LRSchedule
@@ -240,6 +241,8 @@ class Registries:
         self.task: Registry[BaseTask[Any, Any]] = Registry(
             "task", "lavis_lite.tasks.base:BaseTask", {name: home + cls for name, (cls, _) in TASKS.items()},
             {name: f"{home}config:{section}RunConfig" for name, (_, section) in TASKS.items()})
+        # encoder: raw input -> float[B,P,Dv], and its `width`; a `model.vit_model` beside the ViTs of timm.
+        self.encoder: Registry[Encoder] = Registry("encoder", "lavis_lite.models.vision.encoder:Encoder", {})
         self._add_kinds_of_training()
 
     def _add_kinds_of_training(self) -> None:
@@ -265,11 +268,9 @@ class Registries:
         # hook: called at a few named points of a training; its state is part of the checkpoints.
         hook = "lavis_lite.runners.hooks."
         self.hook: Registry[Any] = Registry("hook", "lavis_lite.runners.hooks.base:Hook", {
-            "early_stop": hook + "early_stop:EarlyStop",
-            "ema": hook + "ema:EMA",
-            "profiler": hook + "profiler:Profiler",
+            "early_stop": hook + "early_stop:EarlyStop", "ema": hook + "ema:EMA",
+            "profiler": hook + "profiler:Profiler", "throughput": hook + "throughput:Throughput",
             "sample_predictions": hook + "sample_predictions:SamplePredictions",
-            "throughput": hook + "throughput:Throughput",
         })
 
         self.config_folders: list[Path] = []
@@ -317,6 +318,10 @@ class Registries:
     def register_lr_scheduler(self, *names: str) -> Callable[[C], C]:
         """Decorator: register an `LRSchedule`."""
         return self.lr_scheduler.register(*names)
+
+    def register_encoder(self, *names: str) -> Callable[[C], C]:
+        """Decorator: register an `Encoder`, a model.vit_model."""
+        return self.encoder.register(*names)
 
     def register_optimizer(self, *names: str) -> Callable[[type], type]:
         """Decorator: register a `torch.optim.Optimizer`."""

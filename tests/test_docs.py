@@ -146,6 +146,8 @@ def shown(line: str) -> list[str]:
     if any(name in line for name in PAPER_SCALE):
         return []
     options = [option for option in SHORT if "stage1" in line or not option.startswith("run.k_test")]
+    if "examples/sensors" in line:
+        options = [option for option in options if not re.search("mini_world|k_test|output_dir", option)]
     if "instructblip" in line:
         options = [option.replace("mini_world_caption", "mini_world_vqa") for option in options]
     return options

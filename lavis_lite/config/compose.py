@@ -291,9 +291,12 @@ def _dataset_section(checker: Checker, name: str, section: Any) -> DatasetConfig
 
 
 def _fill_processors(config: Config) -> None:
-    """A data set without a processor takes the model's, with its own settings on top (image_size, prompt)."""
+    """A data set without a processor takes the model's, with its own settings on top (image_size, prompt).
+
+    One of arrays has no images, so that the model's image processor is not for it.
+    """
     for dataset in config.datasets.values():
-        for kind in ("vis_processor", "text_processor"):
+        for kind in ("text_processor",) if getattr(dataset, "arrays", None) else ("vis_processor", "text_processor"):
             own, fallback = getattr(dataset, kind), getattr(config.preprocess, kind)
             for mode in ("train", "eval"):
                 set_here = getattr(own, mode) or {}

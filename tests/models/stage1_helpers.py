@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from lavis_lite.models.qformer.model import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import SpecialIds, TextTokenizer, TextTokens
+from lavis_lite.models.vision.encoder import Encoder
 
 TINY = QFormerConfig(hidden_size=32, num_layers=4, num_heads=4, intermediate_size=48, vocab_size=61, max_positions=24,
                      num_queries=5, vision_width=24, dropout=0.0)
 SPECIAL = SpecialIds(vocab_size=61, pad=0, begin=60, end=2)
 
 
-class PatchEncoder(nn.Module):
+class PatchEncoder(Encoder):
     """float[B,3,4,4] -> float[B,4,24]: a linear map of every row of pixels."""
 
     width, image_size = 24, 4

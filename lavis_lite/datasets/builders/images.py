@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, StorageConfig
+from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, Section, StorageConfig
 from lavis_lite.datasets.annotations.rows import (
     Field,
     Row,
@@ -29,8 +29,10 @@ from lavis_lite.datasets.features.cache import FeatureFolder, open_features
 from lavis_lite.datasets.files.image_paths import with_pattern, within
 from lavis_lite.datasets.files.locate import Source, prepare, sources, was_unpacked_into
 from lavis_lite.datasets.loading.randomness import hash64
+from lavis_lite.datasets.media.arrays import ArrayFolder, Stream, open_source
 from lavis_lite.datasets.media.images import MAX_PIXELS, ImageFolder
 from lavis_lite.datasets.shards.dataset import missing_shards, names_in, open_shards
+from lavis_lite.datasets.texts import as_it_is
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.io import files
 from lavis_lite.registry import registry
@@ -38,6 +40,18 @@ from lavis_lite.registry import registry
 ALL_ROWS = "*"
 COLUMNS_OF_CAPTIONS = ("image", "caption", "image_id")
 """keys of `columns` of a data set of captions"""
+
+
+@dataclass
+class StreamConfig(Section):
+    """One array of each item, in the place of its image."""
+
+    storage: str | None = None
+    """folder, HDF5 file or safetensors file; absent: build_info.images.storage, or the shards"""
+    suffix: str = ""
+    """put behind the name of the item, such as .npy"""
+    tokens: int | None = None
+    """length up to which shorter features are padded; longer ones are bad samples. Absent: all have one length"""
 
 
 @dataclass
@@ -79,6 +93,8 @@ class ImageDatasetConfig(DatasetConfig):
     """training: one sample per caption, or one per row whose caption is drawn anew every epoch"""
     features: str | None = None
     """folder of `data cache-features`: the frozen vision encoder's outputs, read in place of the training images"""
+    arrays: dict[str, StreamConfig] = field(default_factory=dict)
+    """features or raw arrays in the place of images, by name of the stream; several are joined in this order"""
     instruction: ProcessorPair = field(default_factory=ProcessorPair)
     """processor that puts a question into a prompt, or makes the prompt before a caption (the *_instruct data sets):
     {name: instruction, templates: vqa}; without `eval` the templates of `train`, and always the same one of them"""
@@ -138,6 +154,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
             return None
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
         table, folder, space = self.open_rows(split, training)
+        folder = self.with_arrays(folder)
         if training:
             if self.cfg.captions_per_image is not None:
                 table = table.first_of_each("image", self.cfg.captions_per_image)
@@ -145,6 +162,14 @@ class ImageTextBuilder(BaseDatasetBuilder):
                                       instruction=self.instruction(True))
         table = self._with_references(table, split)
         return self.eval_dataset(table, folder, vis, text, instruction=self.instruction(False))
+
+    def with_arrays(self, items: ImageFolder) -> ImageFolder:
+        """The arrays of the section's streams, by the names of these items; without streams the items themselves."""
+        streams: dict[str, Stream] = {}
+        for name, stream in self.cfg.arrays.items():
+            key = f"datasets.{self.name}.arrays.{name}"
+            streams[name] = Stream(open_source(key, stream.storage, stream.suffix, items), stream.tokens)
+        return ArrayFolder(items.root, streams) if streams else items
 
     def open_rows(self, split: str, training: bool) -> tuple[RowTable, ImageFolder, str]:
         """Rows of a split (for training one per caption), its images, and what keeps their ids apart from other sets'.
@@ -236,12 +261,18 @@ class ImageTextBuilder(BaseDatasetBuilder):
         Raises:
             ConfigError: also where a video processor is to read images, or the reverse.
         """
+        if kind == "vis_processor" and self.cfg.arrays:
+            return super().processor(kind, training) if self._names_processor(training) else as_it_is
         made = super().processor(kind, training)
         if kind == "vis_processor" and (getattr(made, "takes", "image") == "video") != (self.media == "videos"):
             near = "alpro_video_train, alpro_video_eval" if self.media == "videos" else "for example blip2_image_train"
             raise ConfigError(f"datasets.{self.name}.vis_processor.{'train' if training else 'eval'}: "
                               f"{type(made).__name__} does not take {self.media}; those that do: {near}.")
         return made
+
+    def _names_processor(self, training: bool) -> bool:
+        pair = self.cfg.vis_processor
+        return bool(pair.train if training else pair.eval)
 
     def folder(self, root: Path) -> ImageFolder:
         """Reader of the files below `root`."""

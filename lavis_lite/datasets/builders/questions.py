@@ -111,6 +111,7 @@ class ImageQABuilder(ImageTextBuilder):
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
         instruction = self.instruction(training)
         table, folder, space = self.open_rows(split, training)
+        folder = self.with_arrays(folder)
         instruction = instruction or self.default_instruction(training, self.multiple_choice(table))
         if training:
             return QADataset(table, self.kept_features(vis) or folder, vis, text, instruction, space, self.cfg.learn,

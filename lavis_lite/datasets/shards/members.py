@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, Literal
 from lavis_lite.datasets.annotations.rows import RowErrors
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif"}
+ARRAYS = {"npy", "safetensors"}
+"""stand in for a picture where a sample has none"""
 TEXTS = {"json", "txt"}
 Dots = Literal["auto", "first", "last"]
 MOST_TEXT = 16_000_000
@@ -54,24 +56,27 @@ class Sample:
 
     key: str
     pictures: list[Member] = field(default_factory=list)
+    arrays: list[Member] = field(default_factory=list)
     texts: dict[str, list[Member]] = field(default_factory=dict)
 
     def add(self, member: Member, ending: str) -> None:
         """Add a member."""
         if ending in PICTURES:
             self.pictures.append(member)
+        elif ending in ARRAYS:
+            self.arrays.append(member)
         else:
             self.texts.setdefault(ending, []).append(member)
 
     @property
     def whole(self) -> bool:
-        """Whether it has a picture and a text."""
-        return bool(self.pictures and self.texts)
+        """Whether it has a picture (or an array) and a text."""
+        return bool((self.pictures or self.arrays) and self.texts)
 
     @property
     def image(self) -> Member:
-        """Its picture."""
-        return self.pictures[0]
+        """Its picture; without one, its array."""
+        return (self.pictures or self.arrays)[0]
 
     def text(self, ending: str) -> bytes | None:
         """Content of its `.json` or `.txt`."""
@@ -79,13 +84,14 @@ class Sample:
 
     def error(self) -> str | None:
         """Why it is no sample, as a clause; None if it is one."""
-        twice = next((found for found in (self.pictures, *self.texts.values()) if len(found) > 1), None)
-        if not self.pictures:
+        items = self.pictures or self.arrays
+        twice = next((found for found in (items, *self.texts.values()) if len(found) > 1), None)
+        if not items:
             return "has no image"
         if not self.texts:
             return "has no text (.json or .txt)"
         if twice is not None:
-            kind = "images" if twice is self.pictures else "texts of one ending"
+            kind = "images" if twice is items else "texts of one ending"
             return f"has {len(twice)} {kind}: {', '.join(member.name for member in twice[:3])}"
         large = next((one for found in self.texts.values() for one in found if one.size > MOST_TEXT), None)
         if large is not None:
@@ -168,7 +174,7 @@ def _member(path: Path, info: tarfile.TarInfo, file: BinaryIO, contents: Content
         contents.leave(HIDDEN, name)
         return None
     ending = base.rpartition(".")[2].lower() if "." in base else ""
-    if ending not in PICTURES | TEXTS:
+    if ending not in PICTURES | ARRAYS | TEXTS:
         contents.leave(f".{ending}" if ending else "files without an ending", name)
         return None
     if not info.isreg() or info.issparse():
@@ -178,7 +184,7 @@ def _member(path: Path, info: tarfile.TarInfo, file: BinaryIO, contents: Content
     first, last = base.partition("."), base.rpartition(".")
     named = (name, (prefix + first[0], first[2].lower()), (prefix + last[0], ending), info.offset_data, info.size)
     file.seek(info.offset_data)
-    if ending in PICTURES:
+    if ending in PICTURES | ARRAYS:
         return Member(*named, crc=_crc(file, info))
     return Member(*named, text=file.read(info.size) if info.size <= MOST_TEXT else b"")
 
@@ -209,11 +215,14 @@ def _samples(path: Path, members: list[Member], dots: Dots, contents: Contents, 
             elif part and member.first[0] != key:
                 errors.add(f"{path}:{member.name}", f"may be of a sample of its own or a part of {member.first[0]!r}; "
                                                     "set --dots last or --dots first")
-        if ending in PICTURES | TEXTS:
+        if ending in PICTURES | ARRAYS | TEXTS:
             found.setdefault(key, Sample(key)).add(member, ending)
         else:
             contents.leave(f".{ending}", member.name)
-    yield from found.values()
+    for sample in found.values():
+        for member in sample.arrays if sample.pictures or not sample.texts else ():
+            contents.leave(f".{member.last[1]}", member.name)
+    yield from (sample for sample in found.values() if sample.pictures or sample.texts)
 
 
 def _grouped(members: list[Member], where: str) -> dict[str, Sample]:

@@ -21,7 +21,9 @@ from lavis_lite.models.blip2.config import Blip2Config
 from lavis_lite.models.plain_text import CutTexts, Side
 from lavis_lite.models.qformer.model import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
-from lavis_lite.models.vision.encoder import VisionEncoder
+from lavis_lite.models.vision.encoder import Encoder, VisionEncoder
+from lavis_lite.models.vision.shapes import FEATURES
+from lavis_lite.registry import registry
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ImageBatch:
             given = f" ({type(image).__name__} is none)" if image is not None else ""
             raise DataError(f"samples need a tensor under 'image' or 'video'{given}; they have {sorted(samples)}. "
                             "vis_processors['eval'](picture)[None] makes one of a PIL image.")
-        if image.ndim != 3 and (image.ndim not in (4, 5) or image.shape[1] != 3):
+        if image.ndim < 3:
             raise DataError(f"an image has shape (B, 3, H, W), a video (B, 3, T, H, W); this one {tuple(image.shape)}.")
         index = samples.get("image_rows")
         return cls(image, None if index is None else _checked(index, image))
@@ -95,9 +97,9 @@ class Blip2Base(BaseModel):
                  ln_vision_eps: float = 1e-5) -> None:
         super().__init__()
         self.vision_encoder = vision_encoder
-        if freeze_vit and not getattr(vision_encoder, "frozen", False):
+        self.freeze_vit = freeze_vit and not getattr(vision_encoder, "trains", False)
+        if self.freeze_vit and not getattr(vision_encoder, "frozen", False):
             freeze(vision_encoder)
-        self.freeze_vit = freeze_vit
         self.tokenizer = tokenizer
         self.ln_vision = nn.LayerNorm(qformer.cfg.vision_width, eps=ln_vision_eps)
         self.qformer = qformer
@@ -145,7 +147,8 @@ class Blip2Base(BaseModel):
         """
         if not len(image):
             raise DataError("the batch is empty: there is no picture to look at.")
-        if image.ndim == 3:
+        own = len(getattr(self.vision_encoder, "input_shape", (3, None, None))) == image.ndim - 1
+        if image.ndim == 3 and not own:
             self._check_features(image)
             return image.to(self.ln_vision.weight.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vit):
@@ -170,6 +173,12 @@ class Blip2Base(BaseModel):
             return normalised.to(torch.get_autocast_dtype(kind))
         return normalised
 
+    def example_image(self, batch: int, device: torch.device) -> Tensor:
+        """Input of the encoder without content, for a dry run."""
+        encoder: Any = self.vision_encoder
+        image: Tensor = encoder.example_input(batch, device)
+        return image
+
     def _queries(self, batch: int) -> Tensor:
         return self.query_tokens.expand(batch, -1, -1)
 
@@ -187,7 +196,7 @@ class Blip2Base(BaseModel):
 
 
 def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with_text: bool = True,
-                   with_lm_head: bool = True) -> QFormerConfig:
+                   with_lm_head: bool = True, padded_features: bool = False) -> QFormerConfig:
     """Sizes of the Q-Former that a section asks for."""
     return QFormerConfig(
         hidden_size=cfg.qformer_hidden_size, num_layers=cfg.qformer_layers, num_heads=cfg.qformer_heads,
@@ -196,7 +205,20 @@ def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with
         cross_attention_freq=cfg.cross_attention_freq, vision_width=vision_width, dropout=cfg.qformer_dropout,
         attention_dropout=cfg.qformer_attention_dropout,
         layer_norm_eps=cfg.qformer_layer_norm_eps, initializer_range=cfg.qformer_initializer_range,
-        with_text=with_text, with_lm_head=with_lm_head)
+        with_text=with_text, with_lm_head=with_lm_head, padded_features=padded_features)
+
+
+def build_encoder(cfg: Blip2Config) -> Encoder:
+    """The encoder that `vit_model` names: a ViT, one that is registered, or that of samples which bring features."""
+    if cfg.vit_model == FEATURES:
+        from lavis_lite.models.vision.given import GivenFeatures
+
+        return GivenFeatures(**cfg.vit_args)
+    if cfg.vit_model in registry.encoder.names():
+        return registry.encoder.get(cfg.vit_model)(**cfg.vit_args)
+    return VisionEncoder(cfg.vit_model, cfg.image_size, cfg.drop_path_rate, cfg.use_grad_checkpoint,
+                         cfg.vit_precision, frozen=cfg.freeze_vit, pretrained=cfg.vit_weights == "timm",
+                         **cfg.vit_args)
 
 
 def build_parts(cfg: Blip2Config, *, with_text: bool = True, with_lm_head: bool = True,
@@ -218,11 +240,10 @@ def build_parts(cfg: Blip2Config, *, with_text: bool = True, with_lm_head: bool 
     if with_text and cfg.max_txt_len > cfg.qformer_max_positions:
         raise ConfigError(f"model.max_txt_len: {cfg.max_txt_len} tokens are more than the {cfg.qformer_max_positions} "
                           "positions of model.qformer_max_positions.")
-    encoder = VisionEncoder(cfg.vit_model, cfg.image_size, cfg.drop_path_rate, cfg.use_grad_checkpoint,
-                            cfg.vit_precision, frozen=cfg.freeze_vit, pretrained=cfg.vit_weights == "timm",
-                            **cfg.vit_args)
+    encoder = build_encoder(cfg)
     tokenizer = TextTokenizer(cfg.tokenizer, cfg.max_txt_len, truncation_side)
     vocab_size = tokenizer.special_ids.vocab_size if with_text else 0
-    qformer = QFormer(qformer_config(cfg, vocab_size, encoder.width, with_text=with_text, with_lm_head=with_lm_head))
+    qformer = QFormer(qformer_config(cfg, vocab_size, encoder.width, with_text=with_text, with_lm_head=with_lm_head,
+                                     padded_features=encoder.pads))
     qformer.grad_checkpoint = cfg.qformer_grad_checkpoint
     return {"vision_encoder": encoder, "qformer": qformer, "tokenizer": tokenizer}

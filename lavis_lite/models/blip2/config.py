@@ -10,7 +10,8 @@ from lavis_lite.config.schema import ModelConfig, RunConfig
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.language.families import LMLoadOptions, Lora, Precision, Quantization, family_of
 from lavis_lite.models.plain_text import Side
-from lavis_lite.models.vision.shapes import encoder_error
+from lavis_lite.models.vision.shapes import FEATURES, encoder_error
+from lavis_lite.registry import registry
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Blip2Config(ModelConfig):
     """What the sections `model` of all stages share: LAVIS' keys, then this package's."""
 
     vit_model: str = "eva_clip_g"
-    """eva_clip_g | clip_L | mini | a plain ViT of timm by its name"""
+    """eva_clip_g | clip_L | mini | a plain ViT of timm by its name | features (samples bring them) | a registered
+    encoder"""
     image_size: int = 224
     """pixels per side"""
     drop_path_rate: float = 0.0
@@ -130,9 +132,17 @@ class Blip2Config(ModelConfig):
             found.append(("use_grad_checkpoint", "'fairscale' needs the package fairscale: pip install fairscale, or "
                           "set it to true for torch's own checkpointing."))
         if not any(key == "image_size" for key, _ in found):
-            wrong = encoder_error(self.vit_model, self.image_size, self.vit_args, self.vit_weights == "timm")
+            wrong = self._encoder_error()
             found += [wrong] if wrong else []
         return found
+
+
+    def _encoder_error(self) -> tuple[str, str] | None:
+        if self.vit_model == FEATURES or self.vit_model in registry.encoder.names():
+            from lavis_lite.models.vision.given import registered_error  # needs torch
+
+            return registered_error(self.vit_model, self.vit_args)
+        return encoder_error(self.vit_model, self.image_size, self.vit_args, self.vit_weights == "timm")
 
 
 @dataclass

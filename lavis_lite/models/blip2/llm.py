@@ -225,9 +225,8 @@ class Blip2LLM(Blip2Writer):
 
     def example_samples(self, batch: int, device: torch.device) -> dict[str, Any]:
         """Samples of the right shapes without content, for a dry run; texts are as long as the limits allow."""
-        size = int(self.vision_encoder.image_size)  # type: ignore[arg-type]
         text = " ".join(["text"] * self.language_model.limits.prompt)
-        return {"image": torch.zeros(batch, 3, size, size, device=device), "text_input": [text] * batch,
+        return {"image": self.example_image(batch, device), "text_input": [text] * batch,
                 "text_output": ["text"] * batch}
 
 

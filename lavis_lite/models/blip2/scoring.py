@@ -169,9 +169,8 @@ class Blip2Scorer(Blip2Base):
 
     def example_samples(self, batch: int, device: torch.device) -> dict[str, Any]:
         """Samples of the right shapes without content, for a dry run: forward takes them, also on the meta device."""
-        size = int(self.vision_encoder.image_size)  # type: ignore[arg-type]
         shape = (batch, self.tokenizer.max_length)
         tokens = TextTokens(torch.ones(shape, dtype=torch.long, device=device),
                             torch.ones(shape, dtype=torch.bool, device=device))
-        return {"image": torch.zeros(batch, 3, size, size, device=device), "text_input": tokens,
+        return {"image": self.example_image(batch, device), "text_input": tokens,
                 "uniform": torch.full((batch, 2), 0.5, dtype=torch.float64, device=device)}

@@ -38,6 +38,8 @@ class QFormerConfig:
     with_text: bool = True
     """False drops the text half: embeddings of words and positions, text feed-forwards, language-model head"""
     with_lm_head: bool = True
+    padded_features: bool = False
+    """the image features of a batch may end in rows of NaN, which are not looked at"""
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
 
@@ -54,10 +56,12 @@ class ImageKV:
     parts: 2C tensors float[B, P, H, D/H], in order key_0, value_0, key_1, ...
     groups: how many consecutive batches of queries look at these images: row g*B + b of the hidden states looks at
         image b, for g < groups.
+    mask: bool[B, P], the features that may be seen; None: all.
     """
 
     parts: tuple[Tensor, ...]
     groups: int = 1
+    mask: Tensor | None = None
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the index-th cross-attention layer, float[B, P, H, D/H] each."""
@@ -65,7 +69,8 @@ class ImageKV:
 
     def select(self, rows: Tensor) -> ImageKV:
         """The images `rows` (int64[M]) of the batch, with repetition allowed."""
-        return ImageKV(tuple(part.index_select(0, rows) for part in self.parts))
+        mask = None if self.mask is None else self.mask.index_select(0, rows)
+        return ImageKV(tuple(part.index_select(0, rows) for part in self.parts), mask=mask)
 
     def repeated(self, groups: int) -> ImageKV:
         """The same images, looked at by `groups` batches of queries; nothing is copied."""
@@ -148,10 +153,11 @@ class CrossAttention(Attention):
         """Groups that share images are laid side by side along the query axis: [G*B,Q,H,d] -> [B,H,G*Q,d]."""
         key, value = (tensor.transpose(1, 2) for tensor in image.layer(index))
         groups, count = image.groups, query.shape[1]
+        mask = None if image.mask is None else image.mask[:, None, None]
         if groups == 1:
-            return self.attend(query.transpose(1, 2), key, value, None)
+            return self.attend(query.transpose(1, 2), key, value, mask)
         stacked = query.unflatten(0, (groups, -1)).permute(1, 3, 0, 2, 4).flatten(2, 3)
-        mixed = self.attend(stacked, key, value, None)
+        mixed = self.attend(stacked, key, value, mask)
         return mixed.unflatten(1, (groups, count)).transpose(0, 1).flatten(0, 1)
 
 

@@ -263,7 +263,7 @@ class QFormer(nn.Module):
         """Keys and values of image features for all cross-attention layers, by one matrix product.
 
         Args:
-            image: float[B,P,Dv].
+            image: float[B,P,Dv]; of a Q-Former that takes padded features, rows of NaN are padding.
             norm: when given, `image` is normalised without an affine part, and the weight and bias of this norm are
                 folded into the projections: (x * g + b) W' = x (W g)' + W b. The image then needs no gradient for
                 the norm's sake, which saves the widest product of the backward pass.
@@ -271,6 +271,9 @@ class QFormer(nn.Module):
         Returns:
             Keys and values to hand to any number of passes.
         """
+        mask = ~image[..., 0].isnan() if self.cfg.padded_features else None
+        if mask is not None:  # 0 x NaN would still be NaN
+            image = image.masked_fill(~mask[..., None], 0.0)
         attentions: list[CrossAttention] = [
             layer.cross_attention for layer in self.blocks if layer.cross_attention is not None]
         linears = [linear for attention in attentions for linear in (attention.key, attention.value)]
@@ -282,7 +285,7 @@ class QFormer(nn.Module):
             weight = weight * norm.weight
         projected = F.linear(image, weight, bias)
         heads = projected.unflatten(-1, (len(linears), self.cfg.num_heads, -1))
-        return ImageKV(heads.unbind(2))
+        return ImageKV(heads.unbind(2), mask=mask)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary: float[..., D] -> float[..., V]."""

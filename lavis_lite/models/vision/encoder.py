@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lavis_lite.errors import ConfigError, MissingExtraError
+from lavis_lite.errors import ConfigError, DataError, MissingExtraError
 from lavis_lite.models.base import freeze as keep_frozen
 from lavis_lite.models.base import without_autocast
 from lavis_lite.models.vision.shapes import (
@@ -126,7 +126,48 @@ Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class VisionEncoder(nn.Module):
+class Encoder(nn.Module):
+    """Base class of encoders: raw input of any kind -> float[B,P,Dv], or fewer features with rows of NaN behind them.
+
+    A subclass is built with the keys of `model.vit_args` and registers: `@registry.register_encoder("name")` makes it a
+    `model.vit_model`. A data set brings its input under `image`; see `arrays` of data set sections.
+
+    Attributes:
+        width: Dv.
+        input_shape: of one sample, None where any size goes; for messages and for `example_input`.
+        pads: whether features may end in rows of NaN.
+        trains: whether it trains even if model.freeze_vit is set.
+    """
+
+    width: int
+    input_shape: tuple[int | None, ...] = (3, None, None)
+    pads = trains = False
+    image_size = 64
+    """what stands for None in `input_shape` in a dry run"""
+
+    def check_input(self, image: Tensor) -> None:
+        """Check the shape of a batch.
+
+        Raises:
+            DataError: it has another shape than the encoder takes.
+        """
+        wanted = self.input_shape
+        fits = image.ndim == len(wanted) + 1 and all(size in (None, own) for size, own in
+                                                     zip(wanted, image.shape[1:], strict=False))
+        if not fits:
+            shape = ", ".join("any" if size is None else str(size) for size in wanted)
+            raise DataError(f"{type(self).__name__} takes input of shape (B, {shape}), not {tuple(image.shape)}.")
+
+    def example_input(self, batch: int, device: torch.device) -> Tensor:
+        """Input of the right shape without content, for a dry run."""
+        return torch.zeros(batch, *(size or self.image_size for size in self.input_shape), device=device)
+
+    def layer_scale(self, name: str, decay: float) -> float:
+        """Learning-rate factor of a parameter with layer-wise decay; 1 without layers."""
+        return 1.0
+
+
+class VisionEncoder(Encoder):
     """A ViT without its last layer, norm and head: `encoder(image float[B, 3, H, W]) -> float[B, P, Dv]`.
 
     Args:
@@ -242,6 +283,10 @@ class VisionEncoder(nn.Module):
             raise ConfigError(f"vision encoder {self.name!r} takes images of shape (B, 3, {size}, {size}), not "
                               f"{tuple(image.shape)}. {maker[0].upper()}{maker[1:]} makes them; in a YAML give "
                               "model.image_size and the image_size of datasets.*.vis_processor the same value.")
+
+    def example_input(self, batch: int, device: torch.device) -> Tensor:
+        """Images of the right size without content, for a dry run."""
+        return torch.zeros(batch, 3, self.image_size, self.image_size, device=device)
 
     def _check_trainable(self) -> None:
         if self.precision != "fp32":

@@ -53,6 +53,8 @@ PRESETS = {
     "clip_L": Preset("clip", ViTShape(1024, 23, 16, 4.0, 14), align_corners=True),
 }
 
+FEATURES = "features"
+"""samples bring features, no encoder runs"""
 MINI = "mini"
 """The embedded default: 64-pixel images, weights in the package."""
 MINI_PATCH_SIZE = 8
