@@ -39,6 +39,10 @@ MEASURED = {
         "tests/end_to_end/test_runs.py::test_a_run_with_validation_in_every_other_way",
     "`python -m torch.distributed.run --nproc_per_node=8 train.py --cfg-path F`":
         "tests/runners/test_ranks.py::test_two_processes_resume_bit_for_bit",
+    "`bash run_scripts/blip2/eval/eval_ret_coco.sh` and the 12 others of `run_scripts/blip2`":
+        "tests/cli/test_lavis_recipes.py::test_all_scripts_of_lavis_start_their_recipe",
+    "`--cfg-path lavis/projects/blip2/train/pretrain_stage1.yaml` and the 14 others of BLIP-2":
+        "tests/cli/test_lavis_recipes.py::test_a_recipe_path_of_lavis_is_the_same_experiment_here",
     "`model.finetuned` or `run.resume_ckpt_path` with a checkpoint to score":
         "tests/runs/test_run_composition.py::test_an_evaluation_has_the_runs_configuration_and_its_weights",
     "relative `storage:` under the cache root":
