@@ -214,6 +214,7 @@ class Blip2LLM(Blip2Writer):
         model = cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.freeze_vit,
                     ln_vision_eps=cfg.ln_vision_eps)
         model.apply_lemmatizer = cfg.apply_lemmatizer
+        model.lr_scales = {"language_model.": cfg.llm_lr_scale, "vision_encoder.": cfg.vit_lr_scale}
         model.num_few_shot_examples, model.few_shot_prob = cfg.num_few_shot_examples, cfg.few_shot_prob
         return model
 
