@@ -208,9 +208,9 @@ def commands_page() -> str:
 def datasets_page() -> str:
     """A card of every data set of the package; those with instructions have the card of the set without."""
     parts = ["# Data sets\n", NOTE,
-             "What the rows of `lavis_lite/configs/datasets` say. `data card NAME` prints one card, and the first row of\n"
-             "its files where they are on this machine. Relative paths are looked up in the working folder, then in the\n"
-             "cache root. For licences see the sources that texts and links name.\n"]
+             "What the rows of `lavis_lite/configs/datasets` say. `data card NAME` prints one card, and the first row\n"
+             "of its files where they are on this machine. Relative paths are looked up in the working folder, then\n"
+             "in the cache root. For licences see the sources that texts and links name.\n"]
     names = dataset_names()
     cards = [data_card.card(name, level="##") + (f"\n`{name}_instruct` has instructions around its texts.\n"
                                                  if f"{name}_instruct" in names else "")
