@@ -137,7 +137,7 @@ def fit_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: 
     own = model.state_dict()
     named, taken = take_off_wrappers(content.tensors, source, own, is_known_layout)
     layout, translated = recognise(named, own)
-    translated.tensors = _behind_adapters(translated.tensors, own)
+    translated.tensors = behind_adapters(translated.tensors, own)
     if not own.keys() & translated.tensors.keys():
         way_on = _way_on(content, source, named)
         raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(named)}.{way_on}")
@@ -315,7 +315,7 @@ def frozen_tensors(model: Loadable, own: Mapping[str, Tensor]) -> set[str]:
                      and (name.split(".")[0] in frozen_parts or name.startswith(roots))}
 
 
-def _behind_adapters(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def behind_adapters(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors; a layer that has an adapter in the model keeps its own weights under `base_layer`."""
     renamed = {}
     for name, tensor in tensors.items():

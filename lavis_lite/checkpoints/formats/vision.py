@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.checkpoints.formats.key_maps import KeyMap, Row, from_hf, from_lavis, to_lavis
-from lavis_lite.checkpoints.load import Encoder, check_fit, in_model_dtype
+from lavis_lite.checkpoints.load import Encoder, behind_adapters, check_fit, in_model_dtype
 from lavis_lite.checkpoints.reading import read_content, take_off_wrappers
 from lavis_lite.checkpoints.report import LoadReport, seems_to_be
 from lavis_lite.errors import CheckpointError
@@ -34,6 +34,7 @@ HF_CLIP_MAP = KeyMap([
     Row(_HF_CLIP_BLOCK + "layer_norm2.{p}", VIT + "blocks.{i}.norm2.{p}"),
     Row(_HF_CLIP_BLOCK + "mlp.fc1.{p}", VIT + "blocks.{i}.mlp.fc1.{p}"),
     Row(_HF_CLIP_BLOCK + "mlp.fc2.{p}", VIT + "blocks.{i}.mlp.fc2.{p}"),
+    Row("vision_model.post_layernorm.{p}", VIT + "norm.{p}"),
     Row("vision_model.{rest}", VIT + "{rest}"),
 ])
 
@@ -55,16 +56,18 @@ def load_vision_weights(encoder: Encoder, source: str | Path, *, allow_non_finit
 def load_vision_state(encoder: Encoder, tensors: Mapping[str, Tensor], source: str, *,
                       allow_non_finite: bool = False) -> LoadReport:
     """As `load_vision_weights`, from tensors in memory; `source` is what messages call them."""
-    own = encoder.vit.state_dict()
+    own = {name: value for name, value in encoder.vit.state_dict().items() if ".lora_" not in name}
     tensors, taken = take_off_wrappers(tensors, source, own, _is_known)
     layout, found = _vit_names(tensors)
+    found = behind_adapters(found, own)
     if not own.keys() & found.keys():
         raise CheckpointError(f"{source} has no weights of vision encoder {encoder.name!r}: it seems to be "
                               f"{seems_to_be(tensors)}.")
     report = LoadReport(source, layout, notes=[f"names without {', '.join(taken)}"] if taken else [])
-    extra_block = f"blocks.{encoder.num_layers}."
+    total = max(getattr(encoder, "total_layers", 0), encoder.num_layers + 1)
+    behind = tuple(f"blocks.{number}." for number in range(encoder.num_layers, total))
     for name in [name for name in found if name not in own]:
-        if name.startswith(extra_block) or AFTER_THE_FEATURES.fullmatch(name):
+        if name.startswith(behind) or AFTER_THE_FEATURES.fullmatch(name):
             del found[name]
             report.unused[name] = "comes after the features"
     if "pos_embed" in found and "pos_embed" in own:
@@ -73,7 +76,7 @@ def load_vision_state(encoder: Encoder, tensors: Mapping[str, Tensor], source: s
         found["pos_embed"] = table
     check_fit(report, found, own, [], [name for name in own if name not in found])
     report.notes += check_weights(in_model_dtype(found, own), source, allow_non_finite)
-    encoder.vit.load_state_dict(found)
+    encoder.vit.load_state_dict(found, strict=False)
     report.loaded = sorted(found)
     return report
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.base import known_options
-from lavis_lite.models.blip2.base import Blip2Base, ImageBatch
+from lavis_lite.models.base import BaseModel, known_options
+from lavis_lite.models.blip2.base import ImageBatch
 from lavis_lite.models.blip2.config import ArchDefaults
 from lavis_lite.models.blip2.prompts import (
     candidate_prompts,
@@ -30,7 +30,7 @@ from lavis_lite.models.language.contract import Candidates, Normalise, candidate
 from lavis_lite.models.outputs import SamplesLike
 
 
-class Blip2Writer(Blip2Base):
+class TextWriter(BaseModel):
     """LAVIS' entry points of a model with a language model.
 
     Attributes:
@@ -43,6 +43,8 @@ class Blip2Writer(Blip2Base):
     prompt: str
     apply_lemmatizer: bool
     defaults: ClassVar[ArchDefaults] = ArchDefaults()
+    reads_instructions = False
+    """whether a soft prompt depends on the instruction too"""
     _only_measures = False
 
     @contextlib.contextmanager
@@ -55,16 +57,16 @@ class Blip2Writer(Blip2Base):
             self._only_measures = False
 
     def soft_prompt_length(self, images: ImageBatch) -> int:
-        """Vectors of a soft prompt of such images, known before any is made: queries x frames."""
-        return int(self.query_tokens.shape[1]) * images.frames
+        """Vectors of a soft prompt of such images, known before any is made."""
+        raise NotImplementedError(f"{type(self).__name__} must define soft_prompt_length")
 
     def embed_image(self, image: Tensor, texts: list[str] | None = None, index: Tensor | None = None) -> Tensor:
-        """The soft prompt of each image, or of each text if the Q-Former reads texts: float[B,Q,D]."""
+        """The soft prompt of each image, or of each text if `reads_instructions`: float[B,Q,D]."""
         raise NotImplementedError(f"{type(self).__name__} must define embed_image")
 
     def _soft_prompts(self, images: ImageBatch, texts: list[str]) -> tuple[Tensor, Tensor | None]:
         """Soft prompts, and which one each text follows, int64[B]; None: each has its own."""
-        shared = None if self.qformer.cfg.with_text else images.index
+        shared = None if self.reads_instructions else images.index
         return self.embed_image(images.image, texts, images.index), shared
 
     def answer_prompts(self, samples: SamplesLike) -> tuple[ImageBatch, list[str], list[str]]:
