@@ -10,6 +10,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import Any, ClassVar, ParamSpec, TypedDict, TypeVar
 
 import torch
@@ -154,6 +155,8 @@ class BaseModel(nn.Module):
     """where the weights came from; `lavis_lite.checkpoints.weights.build_model` sets it"""
     loaded_checkpoints: frozenset[str] = frozenset()
     """paths of checkpoints that the model's `from_config` has loaded already"""
+    lr_scales: Mapping[str, float] = MappingProxyType({})
+    """start of a parameter's name -> factor on its learning rate"""
     allow_non_finite: bool = False
     """whether checkpoints with NaN or infinity may be loaded; the section says so"""
 
@@ -270,14 +273,18 @@ class BaseModel(nn.Module):
     def optimizer_groups(self, run: RunConfig) -> list[ParameterGroup]:
         """The parameters to optimize, in groups; every trainable parameter belongs to exactly one.
 
-        By default those that decay and those that do not, split further by `layer_scale` if `run.lr_layer_decay` is
-        not 1.
+        By default those that decay and those that do not, split further by `lr_scales`, and by `layer_scale` if
+        `run.lr_layer_decay` is not 1.
 
         Args:
             run: the `run:` section; `weight_decay` and `lr_layer_decay` are used.
         """
         decay = run.lr_layer_decay
-        scale = (lambda name: 1.0) if decay == 1.0 else (lambda name: self.layer_scale(name, decay))
+
+        def scale(name: str) -> float:
+            own = next((factor for prefix, factor in self.lr_scales.items() if name.startswith(prefix)), 1.0)
+            return own if decay == 1.0 else own * self.layer_scale(name, decay)
+
         return group_parameters(self, run.weight_decay, scale)
 
     def layer_scale(self, name: str, decay: float) -> float:

@@ -171,16 +171,26 @@ class LanguageConfig(ModelConfig):
     """auto | {module: device}: the language model over several devices, for answering only (extra devices)"""
     llm_grad_checkpoint: bool = False
     """compute the language model's blocks again in the backward pass instead of keeping what is inside them"""
+    llm_train: Literal["frozen", "lora", "full"] | None = None
+    """what trains of the language model: nothing, adapters (those of `lora`, or its defaults), or all of it, held in
+    fp32. None: adapters if `lora` is given"""
     lora: Lora | None = None
     """adapters on the language model that train (extra lora); {} takes the defaults"""
+    llm_lr_scale: float = 1.0
+    """factor on the learning rate of what trains of the language model"""
+    vit_lr_scale: float = 1.0
+    """factor on the learning rate of a vision encoder that trains"""
 
     def setup(self) -> LMLoadOptions:
         """How the language model is held."""
-        return LMLoadOptions(self.llm_quantization, self.llm_device_map, self.llm_grad_checkpoint, self.lora)
+        lora = (self.lora or Lora()) if self.llm_train == "lora" else self.lora
+        return LMLoadOptions(self.llm_quantization, self.llm_device_map, self.llm_grad_checkpoint, lora,
+                             self.llm_train == "full")
 
     def errors(self, run: RunConfig) -> list[tuple[str, str]]:
         """What the language model cannot be or cannot do in this run."""
         found = [*super().errors(run), *self.setup().faults(has_weights=self.llm_args is None)]
+        found += self._training_errors(run)
         if self.max_output_txt_len is not None and self.max_output_txt_len < 1:
             found.append(("max_output_txt_len", f"must be at least 1, not {self.max_output_txt_len}."))
         if not 0 <= self.few_shot_prob <= 1:
@@ -199,6 +209,19 @@ class LanguageConfig(ModelConfig):
                           "run.fsdp=llm, or model.llm_quantization."))
         if self.llm_quantization is not None and run.fsdp != "none":
             found.append(("llm_quantization", "quantised weights cannot be shared out among ranks; set run.fsdp=none."))
+        return found
+
+    def _training_errors(self, run: RunConfig) -> list[tuple[str, str]]:
+        """What `llm_train` does not go with."""
+        found = [(key, f"must be above 0, not {getattr(self, key)}.") for key in ("llm_lr_scale", "vit_lr_scale")
+                 if not 0 < getattr(self, key) < float("inf")]
+        if self.llm_train == "frozen" and self.lora is not None:
+            found.append(("llm_train", "frozen leaves no adapters; set model.lora=null, or llm_train=lora."))
+        if self.llm_train == "full" and self.llm_precision not in ("auto", "fp32"):
+            found.append(("llm_precision", f"{self.llm_precision} weights cannot be trained (model.llm_train is full); "
+                          "use auto or fp32. run.amp=true gives half-precision arithmetic."))
+        if self.llm_train == "full" and run.fsdp != "none":
+            found.append(("llm_train", "run.fsdp=llm shares frozen weights only; set it to none, or llm_train=lora."))
         return found
 
     def language_model_name(self) -> str:

@@ -44,10 +44,11 @@ class TextLearner(TextWriter):
     apply_lemmatizer, num_few_shot_examples, few_shot_prob = False, 0, 0.0
 
     def set_up_texts(self, cfg: LanguageConfig) -> None:
-        """Take from a section what concerns texts."""
+        """Take from a section what concerns texts and the language model."""
         check_few_shot(cfg.num_few_shot_examples, cfg.few_shot_prob)
         self.prompt, self.apply_lemmatizer = cfg.prompt, cfg.apply_lemmatizer
         self.num_few_shot_examples, self.few_shot_prob = cfg.num_few_shot_examples, cfg.few_shot_prob
+        self.lr_scales = {"language_model.": cfg.llm_lr_scale, "vision_encoder.": cfg.vit_lr_scale}
 
     def follow_language_model(self) -> None:
         """Split captions without a text_output if this model's language model has an encoder, as with FlanT5."""

@@ -28,7 +28,7 @@ def build_language_model(name: str, *, sizes: dict[str, Any] | None = None, toke
                          family: str | None = None, precision: Precision = "auto", limits: Limits | None = None,
                          lm_reduction: Literal["global", "per_rank"] = "global",
                          setup: LMLoadOptions | None = None) -> LanguageModel:
-    """A frozen language model without its weights, or a random one of given sizes.
+    """A language model without its weights, or a random one of given sizes.
 
     Args:
         name: folder or hub name of a transformers model, whose configuration is read. Its tensors are on the meta
@@ -63,13 +63,15 @@ def build_language_model(name: str, *, sizes: dict[str, Any] | None = None, toke
     except ValueError as error:
         raise ConfigError(f"model.llm_model: {name!r} is of type {config.model_type!r}, which writes no text: "
                           f"{str(error).splitlines()[0]}") from error
-    language_model = wrap(model, LanguageTokenizer(tokenizer or name, row, config.is_encoder_decoder), row, precision,
-                          limits, lm_reduction)
+    language_model = wrap(model, LanguageTokenizer(tokenizer or name, row, config.is_encoder_decoder), row,
+                          "fp32" if setup.trains else precision, limits, lm_reduction)
     language_model.load_options = setup
     if setup.lora is not None:
         from lavis_lite.models.language.adapters import add_adapters  # most models have none
 
         add_adapters(language_model, setup.lora)
+    if setup.trains:
+        language_model.unfreeze()
     if setup.grad_checkpoint:
         recompute_blocks(language_model.model)
     return language_model

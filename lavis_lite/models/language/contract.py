@@ -36,7 +36,7 @@ PAIRS_AT_ONCE = 64
 
 
 class LanguageModel(nn.Module, ABC):
-    """A frozen language model that is prompted by vectors.
+    """A language model that is prompted by vectors; frozen, unless `unfreeze` is called.
 
     Args:
         model: of transformers, with its output layer.
@@ -47,6 +47,7 @@ class LanguageModel(nn.Module, ABC):
 
     Attributes:
         hidden_size: D.
+        trains: whether all weights train.
         setup: how the weights are held; adapters, if any, are what trains.
         is_dispatched: the weights lie where they belong and have their type: `.to()` leaves them alone.
     """
@@ -56,8 +57,15 @@ class LanguageModel(nn.Module, ABC):
         super().__init__()
         self.model, self.tokenizer, self.family = model, tokenizer, family
         self.limits, self.lm_reduction = limits or Limits(), lm_reduction
-        self.load_options, self.is_dispatched = LMLoadOptions(), False
+        self.load_options, self.is_dispatched, self.trains = LMLoadOptions(), False, False
         freeze(self)
+
+    def unfreeze(self) -> None:
+        """Let every weight train: float32, under the autocast around it. It stays in eval mode, without dropout."""
+        self.trains, self.stays_frozen = True, False
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)
+            parameter.data = parameter.data.float()
 
     @property
     def hidden_size(self) -> int:
@@ -293,8 +301,8 @@ class LanguageModel(nn.Module, ABC):
         return words
 
     def own_precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Autocast switched off: the frozen weights have their type already."""
-        return without_autocast(home(self.model))
+        """Autocast switched off around frozen weights, which have their type; weights that train follow it."""
+        return contextlib.nullcontext() if self.trains else without_autocast(home(self.model))
 
     def _check(self, soft_prompt: Tensor, *texts: Sequence[str], image_index: ImageIndex | None = None) -> Tensor:
         """The soft prompt, where the word embeddings are."""

@@ -144,12 +144,14 @@ class LMLoadOptions:
         device_map: None, "auto" or {module: device}.
         grad_checkpoint: keep only what enters a block and compute the block again in the backward pass.
         lora: adapters that train.
+        trains: whether all weights train.
     """
 
     quantization: Quantization | None = None
     device_map: Any = None
     grad_checkpoint: bool = False
     lora: Lora | None = None
+    trains: bool = False
 
     def check(self, has_weights: bool = True) -> None:
         """Raise the first of `faults`: MissingExtraError for a package that is not installed, else ConfigError."""
@@ -173,6 +175,9 @@ class LMLoadOptions:
                 yield key, "llm_args makes random weights; name a folder or a hub model with weights in llm_model."
         if self.lora is not None:
             yield from self.lora.faults()
+        if self.trains and (self.lora is not None or self.quantization is not None):
+            other = "adapters (model.lora)" if self.lora is not None else "quantised weights (model.llm_quantization)"
+            yield "llm_train", f"full trains every weight; {other} do not go with it. Set one of both to null."
         if self.quantization is not None and importlib.util.find_spec("bitsandbytes") is not None:
             sentence = device_fault()
             if sentence is not None:
