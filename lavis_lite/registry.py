@@ -151,11 +151,8 @@ class OptimizerRegistry(Registry[Any]):
         return None if name.lower() == "optimizer" else classes.get(name.lower())
 
 
-class _Plugins:
-    """Entry points are loaded once per process, on the first unknown name."""
-
-    loaded = False
-    lock = threading.RLock()
+class _Plugins:  # entry points are loaded once per process, on the first unknown name
+    loaded, lock = False, threading.RLock()
 
 
 def load_plugins() -> None:
@@ -228,8 +225,7 @@ class Registries:
             "clip_image_eval": image + "ClipImageEval", "instruction": "lavis_lite.processors.instruction:Instruction",
             "alpro_video_train": video + "AlproVideoTrain", "alpro_video_eval": video + "AlproVideoEval",
             "blip_caption": text + "BlipCaption", "blip_question": text + "BlipQuestion",
-            "as_written": text + "AsWritten",
-        })
+            "as_written": text + "AsWritten"})
         # builder: from_config(name, cfg) -> build(split) -> map-style dataset; documents the sample keys it yields.
         self.builder: Registry[BaseDatasetBuilder] = Registry(
             "builder", BUILT_IN + "base:BaseDatasetBuilder", {name: BUILT_IN + at for name, at in BUILDERS.items()})
@@ -253,8 +249,7 @@ class Registries:
         # runner: the one step loop, bounded by epochs or by iterations.
         runner = "lavis_lite.runners.runner:"
         self.runner: Registry[Runner] = Registry("runner", "lavis_lite.runners.runner:Runner", {
-            "runner_base": runner + "EpochRunner", "runner_iter": runner + "IterationRunner",
-        })
+            "runner_base": runner + "EpochRunner", "runner_iter": runner + "IterationRunner"})
         # lr_scheduler: a pure function of the optimizer step: lr_at(step) -> float.
         schedule = "lavis_lite.runners.schedules:"
         self.lr_scheduler: Registry[LRSchedule] = Registry("lr_scheduler", "lavis_lite.runners.schedules:LRSchedule", {
@@ -323,6 +318,10 @@ class Registries:
     def register_encoder(self, *names: str) -> Callable[[C], C]:
         """Decorator: register an `Encoder`, a model.vit_model."""
         return self.encoder.register(*names)
+
+    def register_connector(self, *names: str) -> Callable[[C], C]:
+        """Decorator: register a `Connector`, a type of model.connector."""
+        return self.connector.register(*names)
 
     def register_optimizer(self, *names: str) -> Callable[[type], type]:
         """Decorator: register a `torch.optim.Optimizer`."""

@@ -151,11 +151,16 @@ def section_of(config: Mapping[str, Any], folder: Path | str | None = None) -> d
         folder: where it lies, with the tokenizers; None: `tokenizer` and `llm_tokenizer` are left to the caller.
 
     Raises:
-        CheckpointError: it is no BLIP-2 or InstructBLIP, or has fields that no section can follow.
+        CheckpointError: it is no BLIP-2, InstructBLIP or LLaVA, or has fields that no section can follow.
     """
     kind = config.get("model_type")
+    if kind == "llava":
+        from lavis_lite.checkpoints.formats.llava import llava_section  # most configurations are none
+
+        return llava_section(config, folder)
     if kind not in MODEL_TYPES.values():
-        raise CheckpointError(f"config.json is of a {kind!r}, not of a BLIP-2 or InstructBLIP model of transformers.")
+        raise CheckpointError(f"config.json is of a {kind!r}, not of a BLIP-2, InstructBLIP or LLaVA model of "
+                              "transformers.")
     config = completed(config)
     refuse_uncarried(config)
     retrieval = RETRIEVAL in (config.get("architectures") or [])

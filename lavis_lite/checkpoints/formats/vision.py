@@ -6,37 +6,18 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from lavis_lite.checkpoints.formats.key_maps import KeyMap, Row, from_hf, from_lavis, to_lavis
+from lavis_lite.checkpoints.formats.key_maps import HF_CLIP_MAP, VIT, from_hf, from_lavis, join_qkv, to_lavis
 from lavis_lite.checkpoints.load import Encoder, behind_adapters, check_fit, in_model_dtype
 from lavis_lite.checkpoints.reading import read_content, take_off_wrappers
 from lavis_lite.checkpoints.report import LoadReport, seems_to_be
 from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_weights
 
-VIT = "vision_encoder.vit."
-"""Where a ViT lies within a whole model; the key maps speak of whole models."""
 AFTER_THE_FEATURES = re.compile(r"(norm|fc_norm|head|head_dist|attn_pool|ln_post|post_layernorm)\..+|proj|mask_token|"
                                 r".+\.k_bias|.*position_ids")
 """Names of a ViT that the features do not depend on: its end, training aids, constants."""
-
-_HF_CLIP_BLOCK = "vision_model.encoder.layers.{i}."
-HF_CLIP_MAP = KeyMap([
-    Row("vision_model.embeddings.class_embedding", VIT + "cls_token", leading=2),
-    Row("vision_model.embeddings.position_embedding.weight", VIT + "pos_embed", leading=1),
-    Row("vision_model.embeddings.patch_embedding.weight", VIT + "patch_embed.proj.weight"),
-    Row("vision_model.pre_layrnorm.{p}", VIT + "norm_pre.{p}"),  # spelt so in that layout
-    Row(_HF_CLIP_BLOCK + "self_attn.qkv.{p}", VIT + "blocks.{i}.attn.qkv.{p}"),  # joined from three, see below
-    Row(_HF_CLIP_BLOCK + "self_attn.out_proj.{p}", VIT + "blocks.{i}.attn.proj.{p}"),
-    Row(_HF_CLIP_BLOCK + "layer_norm1.{p}", VIT + "blocks.{i}.norm1.{p}"),
-    Row(_HF_CLIP_BLOCK + "layer_norm2.{p}", VIT + "blocks.{i}.norm2.{p}"),
-    Row(_HF_CLIP_BLOCK + "mlp.fc1.{p}", VIT + "blocks.{i}.mlp.fc1.{p}"),
-    Row(_HF_CLIP_BLOCK + "mlp.fc2.{p}", VIT + "blocks.{i}.mlp.fc2.{p}"),
-    Row("vision_model.post_layernorm.{p}", VIT + "norm.{p}"),
-    Row("vision_model.{rest}", VIT + "{rest}"),
-])
 
 
 def load_vision_weights(encoder: Encoder, source: str | Path, *, allow_non_finite: bool = False) -> LoadReport:
@@ -129,16 +110,7 @@ def _bare_names(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _hugging_face_names(part: dict[str, Tensor]) -> dict[str, Tensor]:
     """BLIP-2's vision model or CLIP's -> timm's names."""
     is_clip = any(name.endswith("self_attn.q_proj.weight") for name in part)
-    translated = HF_CLIP_MAP.to_ours(_join_qkv(part)) if is_clip else from_hf(part)
+    translated = HF_CLIP_MAP.to_ours(join_qkv(part)) if is_clip else from_hf(part)
     rest = {name.removeprefix("vision_model."): part[name] for name in translated.unknown}
     return {name.removeprefix(VIT): value for name, value in translated.tensors.items()
             if not name.startswith("ln_vision.")} | rest
-
-
-def _join_qkv(part: dict[str, Tensor]) -> dict[str, Tensor]:
-    joined = {name: value for name, value in part.items() if not re.search(r"self_attn\.[qkv]_proj\.", name)}
-    for name in part:
-        if ".q_proj." in name:
-            three = [part[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"]
-            joined[name.replace(".q_proj.", ".qkv.")] = torch.cat(three)
-    return joined

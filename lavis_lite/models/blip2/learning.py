@@ -30,7 +30,7 @@ from lavis_lite.models.plain_text import CutTexts
 
 
 class TextLearner(TextWriter):
-    """Training of a model whose `embed_image` gives soft prompts for its `language_model`.
+    """Training of a model with an `embed_image` that gives soft prompts to its `language_model`.
 
     Samples may share images: image float[U,3,H,W] (or video) with image_rows int64[B], the image of each sample. Each
     image is then encoded once.
@@ -68,8 +68,12 @@ class TextLearner(TextWriter):
         instructions, targets = self.training_texts(samples, len(images))    # B strings each
         prompts = self._with_examples(instructions, samples)                 # B strings
         soft_prompt = self.embed_image(images.repeated(), instructions)      # float[B,Q,D]
-        loss = self.language_model.loss(soft_prompt, prompts, targets)       # float[]
+        loss = self.text_loss(soft_prompt, prompts, targets)                 # float[]
         return self.weighed(loss, soft_prompt, samples)
+
+    def text_loss(self, soft_prompt: Tensor, prompts: list[str], targets: list[str]) -> Tensor:
+        """The loss of B targets behind soft prompts float[B,Q,D] and prompts."""
+        return self.language_model.loss(soft_prompt, prompts, targets)
 
     def weighed(self, loss: Tensor, encoded: Any, samples: SamplesLike) -> ModelOutput:
         """The loss of a micro-batch with the weight that it has in its step, and the auxiliary losses."""
@@ -122,7 +126,11 @@ class TextLearner(TextWriter):
         images = ImageBatch.of(samples)
         instructions, targets = self.training_texts(samples, len(images))
         prompts = self._with_examples(instructions, samples)
-        return {"loss": self.language_model.count_tokens(prompts, targets, self.soft_prompt_length(images))}
+        return {"loss": self.count_terms(prompts, targets, images)}
+
+    def count_terms(self, prompts: list[str], targets: list[str], images: ImageBatch) -> int:
+        """Learned tokens of targets behind prompts and images."""
+        return self.language_model.count_tokens(prompts, targets, self.soft_prompt_length(images))
 
     def cut_texts(self) -> dict[str, CutTexts]:
         """Texts that were longer than their limits: prompts, targets, and what the rest of the model reads."""

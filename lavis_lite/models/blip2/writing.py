@@ -64,7 +64,7 @@ class TextWriter(BaseModel):
         """The soft prompt of each image, or of each text if `reads_instructions`: float[B,Q,D]."""
         raise NotImplementedError(f"{type(self).__name__} must define embed_image")
 
-    def _soft_prompts(self, images: ImageBatch, texts: list[str]) -> tuple[Tensor, Tensor | None]:
+    def soft_prompts(self, images: ImageBatch, texts: list[str]) -> tuple[Tensor, Tensor | None]:
         """Soft prompts, and which one each text follows, int64[B]; None: each has its own."""
         shared = None if self.reads_instructions else images.index
         return self.embed_image(images.image, texts, images.index), shared
@@ -131,11 +131,20 @@ class TextWriter(BaseModel):
         """Texts after the prompts; the Q-Former reads the instructions. What is too long is refused first."""
         if not len(images):
             return []
-        self.language_model.prompt_rows(prompts, self.soft_prompt_length(images), options)
+        self.language_model.prompt_rows(self.measured(prompts), self.soft_prompt_length(images), options)
         if self._only_measures:
             return [""] * (len(images) * options.num_captions)
-        soft_prompts, index = self._soft_prompts(images, instructions)
+        return self.answers(images, instructions, prompts, options)
+
+    def answers(self, images: ImageBatch, instructions: list[str], prompts: list[str],
+                options: GenerationConfig) -> list[str]:
+        """Texts after the prompts, which are not too long."""
+        soft_prompts, index = self.soft_prompts(images, instructions)
         return self.language_model.generate(soft_prompts, prompts, options, index)
+
+    def measured(self, prompts: list[str]) -> list[str]:
+        """Prompts as their length is measured."""
+        return prompts
 
     @known_options
     @torch.no_grad()
@@ -234,8 +243,13 @@ class TextWriter(BaseModel):
         """Likelihoods float[B,C] of candidates after the prompts. What is too long is refused first."""
         if not len(images):
             return torch.zeros(0, len(candidates), device=self.device)
-        _, rows = self.language_model.scoring_rows(prompts, candidates, self.soft_prompt_length(images))
+        _, rows = self.language_model.scoring_rows(self.measured(prompts), candidates, self.soft_prompt_length(images))
         if self._only_measures:
             return torch.zeros(len(rows), max(map(len, rows)))
-        soft_prompts, index = self._soft_prompts(images, instructions)
+        return self.candidate_scores(images, instructions, prompts, candidates, **how)
+
+    def candidate_scores(self, images: ImageBatch, instructions: list[str], prompts: list[str], candidates: Candidates,
+                         **how: Any) -> Tensor:
+        """Likelihoods float[B,C] of candidates after the prompts, which are not too long."""
+        soft_prompts, index = self.soft_prompts(images, instructions)
         return self.language_model.score(soft_prompts, prompts, candidates, **how, image_index=index)

@@ -24,7 +24,7 @@ class Connector(nn.Module):
     """Base class of connectors: image features float[B,P,Dv] -> vectors float[B,n,D].
 
     A subclass takes `SIZES`, then its own settings by keyword: they are the keys of `model.connector` beside `type`.
-    `@registry.connector.register("name")` makes it a `type`.
+    `@registry.register_connector("name")` makes it a `type`.
 
     Args:
         features: P; None where it differs from sample to sample.

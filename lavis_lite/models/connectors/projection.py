@@ -10,7 +10,7 @@ from lavis_lite.models.connectors.base import Connector, positive
 from lavis_lite.registry import registry
 
 
-@registry.connector.register("mlp")
+@registry.register_connector("mlp")
 class MLP(Connector):
     """`depth` linear layers with exact GELUs between them, one vector per feature: mlp2x_gelu is depth 2.
 
@@ -35,7 +35,7 @@ class MLP(Connector):
         return vectors
 
 
-@registry.connector.register("linear")
+@registry.register_connector("linear")
 class Linear(MLP):
     """One linear layer, as LLaVA and MiniGPT-4 have it."""
 

@@ -20,7 +20,7 @@ from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.registry import registry
 
 
-@registry.connector.register("qformer")
+@registry.register_connector("qformer")
 class QFormerConnector(Connector):
     """Norm over the features, Q-Former, projection to the words' width.
 

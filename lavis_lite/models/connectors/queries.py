@@ -79,7 +79,7 @@ class WithQueries(Connector):
         raise NotImplementedError(f"{type(self).__name__} must define projected")
 
 
-@registry.connector.register("resampler")
+@registry.register_connector("resampler")
 class Resampler(WithQueries):
     """The perceiver resampler (Flamingo, arXiv 2204.14198, figure 5), and a projection to the words' width.
 
@@ -131,7 +131,7 @@ class AbstractorLayer(nn.Module):
         return fed
 
 
-@registry.connector.register("abstractor")
+@registry.register_connector("abstractor")
 class Abstractor(WithQueries):
     """mPLUG-Owl's visual abstractor (arXiv 2304.14178, section 3.1); a learned vector ends every image.
 

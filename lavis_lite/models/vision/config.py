@@ -34,8 +34,8 @@ class EncoderConfig(ModelConfig):
     vit_args: dict[str, Any] = field(default_factory=dict)
     """other dimensions for the vision encoder: depth, width, heads, mlp_ratio, patch_size"""
     vit_layer: Any = None
-    """which layer gives the features: from 1, or from the end: -1 the last with its norm, -2 the one before (BLIP-2,
-    LLaVA); a list joins several along the channels. null: -2, of mini -1"""
+    """which layer gives the features: from 1, or from the end (-1: the last with its norm, -2: the one before). A list
+    joins several along the channels. null: -2, of mini -1"""
     vit_cls: Literal["keep", "drop"] = "keep"
     """class token and registers in front of the patches"""
     vit_train: str | None = None
@@ -54,13 +54,13 @@ class EncoderConfig(ModelConfig):
         if self.use_grad_checkpoint == "fairscale" and find_spec("fairscale") is None:
             found.append(("use_grad_checkpoint", "'fairscale' needs the package fairscale: pip install fairscale, or "
                           "set it to true for torch's own checkpointing."))
-        found += self._training_errors()
+        found += self._encoder_training_errors()
         if self.image_size >= 1:
             wrong = self._encoder_error()
             found += [wrong] if wrong else []
         return found
 
-    def _training_errors(self) -> list[tuple[str, str]]:
+    def _encoder_training_errors(self) -> list[tuple[str, str]]:
         try:
             how, _ = training_of(self.vit_train, self.freeze_vit)
         except ConfigError as error:

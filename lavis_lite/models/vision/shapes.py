@@ -70,7 +70,7 @@ Layer = int | Sequence[int] | None
 
 
 def chosen_layers(name: str, layer: Layer, total: int) -> list[int]:
-    """After how many blocks features are taken, in the order asked for; `total` includes the final norm.
+    """After how many blocks features are taken, in the given order; `total` includes the final norm.
 
     Args:
         name: of the encoder.
