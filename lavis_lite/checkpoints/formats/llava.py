@@ -19,7 +19,6 @@ from lavis_lite.errors import CheckpointError
 if TYPE_CHECKING:
     from lavis_lite.models.vision_language.model import VisionLanguage
 
-LLAVA = "LlavaForConditionalGeneration"
 CLIP_EPS = 1e-5
 BEGINNINGS = (
     ("model.vision_tower.vision_tower.", "vision_tower."),
@@ -179,4 +178,5 @@ def llava_config(model: VisionLanguage, text_config: dict[str, Any], image_token
         vision_config=vision, text_config=text_config, image_token_index=image_token,
         image_seq_length=encoder.num_tokens, vision_feature_layer=layers if len(layers) > 1 else layers[0],
         vision_feature_select_strategy="default" if encoder.dropped else "full").to_dict()
-    return {**content, "architectures": [LLAVA], "tie_word_embeddings": text_config["tie_word_embeddings"]}
+    return {**content, "architectures": ["LlavaForConditionalGeneration"],
+            "tie_word_embeddings": text_config["tie_word_embeddings"]}
