@@ -137,7 +137,8 @@ class TextLearner(TextWriter):
         words = self.language_model.tokenizer
         return {**super().cut_texts(),
                 "prompts were cut (model.max_txt_len, or the language model's positions)": words.cut_prompts,
-                "targets were cut (model.max_output_txt_len or max_txt_len, or the positions)": words.cut_targets}
+                "targets were cut (model.max_output_txt_len or max_txt_len, or the positions)": words.cut_targets,
+                **words.cut_sequences}
 
     def example_samples(self, batch: int, device: torch.device) -> dict[str, Any]:
         """Samples of the right shapes without content, for a dry run; texts are as long as the limits allow."""

@@ -88,6 +88,14 @@ class LanguageTokenizer:
         return self._loaded
 
     @property
+    def cut_sequences(self) -> dict[str, CutTexts]:
+        """The counts of sequences by what happened to them; empty before the first one."""
+        if not self.cut_rows.read:
+            return {}
+        return {"sequences were cut at their end (the language model's positions)": self.cut_rows,
+                "sequences had no token left to learn": self.lost_rows}
+
+    @property
     def end(self) -> int:
         """Id that ends an answer.
 

@@ -160,10 +160,11 @@ def test_a_row_that_is_too_long_loses_its_end(row: int | None, tokens: int) -> N
     model = tiny("llama", limits=Limits(row=row))
     given = [Vectors(vectors(model, 2)), Text("q"), Text("a" * 14, learned=True)]  # 2 + 1 + 1 + 16 tokens
     assert model.count_tokens([given]) == tokens
-    assert (model.tokenizer.cut_rows.read, model.tokenizer.lost_rows.read) == (0, 0)
+    assert model.tokenizer.cut_sequences == {}
     loss = model.loss([given])
     words = model.tokenizer
     assert (words.cut_rows.cut, words.lost_rows.cut) == (int(tokens < 16), int(tokens == 0))
+    assert list(model.tokenizer.cut_sequences.values()) == [words.cut_rows, words.lost_rows]
     assert bool(loss.isfinite()) and (float(loss.detach()) > 0) == (tokens > 0)
 
 
