@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lavis_lite.datasets.annotations.conversations import to_conversation
+from lavis_lite.datasets.annotations.chats import to_conversation
 from lavis_lite.datasets.annotations.rows import Row, RowTable
 from lavis_lite.datasets.base import Sample, TableDataset
 from lavis_lite.datasets.caption import Processor
@@ -28,7 +28,7 @@ class ChatDataset(TableDataset):
     picture_counts is a list of B numbers with the sum N. Without pictures there is no `image`.
 
     Args:
-        table: rows as `annotations.conversations.read_conversation` makes them.
+        table: rows as `annotations.chats.read_conversation` makes them.
         folder: the images.
         videos: the videos.
         vis_processor: applied to every image and frame.

@@ -9,15 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from lavis_lite.conversation import Conversation, Picture, Text, Turn
 from lavis_lite.errors import ConfigError, DataError, did_you_mean, shown
+from lavis_lite.processors.text import control_token, without_marks
 
 Piece = Text | Picture
 SLOT = "{}"
 OWN = "tokenizer"
 """name of the template that the tokenizer brings"""
+END = "</s>"
+"""in a template: the language model's end token"""
+_END = "\ue002"
+"""stands for it in texts; the three characters for private use are in no text of the data"""
+_PRIVATE = re.compile("[\ue000-\ue002]")
 SLOTS = ("system_form", "user", "assistant", "picture")
 
 
@@ -25,8 +32,8 @@ SLOTS = ("system_form", "user", "assistant", "picture")
 class ChatTemplate:
     """How the turns of a conversation are written.
 
-    An answer and what follows it in `assistant` are learned; the rest is read. `</s>` stands for the tokenizer's own
-    end of a text.
+    An answer and what follows it in `assistant` are learned; the rest is read. `</s>` stands for the language model's
+    own end token.
 
     Attributes:
         user: a user's turn, with a slot.
@@ -141,7 +148,8 @@ def apply_template(conversation: Conversation, template: str | Mapping[str, Any]
         answering: the conversation ends with a question, and the text with what comes before the answer.
 
     Returns:
-        Neighbouring texts of one kind are one text. The token that begins a text is not there: language models add it.
+        Neighbouring texts of one kind are one text. `Text.end` is true before an end token. The token that begins a
+        text is not there: language models add it. Control tokens that the data spell out are plain text.
 
     Raises:
         ConfigError: see `find_template`; or the tokenizer has no template of its own.
@@ -149,11 +157,20 @@ def apply_template(conversation: Conversation, template: str | Mapping[str, Any]
     """
     found = find_template(template)
     if found is None:
-        return joined(_by_tokenizer(conversation, tokenizer, answering))
-    pieces = joined(_by_template(conversation, found, answering))
-    end = getattr(tokenizer, "eos_token", None) or "</s>"
-    return [Text(piece.text.replace("</s>", end), piece.learned) if isinstance(piece, Text) and end != "</s>"
-            else piece for piece in pieces]
+        return list(_closed(joined(_by_tokenizer(conversation, tokenizer, answering))))
+    return list(_closed(joined(_by_template(conversation, found, answering))))
+
+
+def _closed(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces, with their texts cut behind every end token; these are `Text.end`."""
+    for piece in pieces:
+        if isinstance(piece, Picture):
+            yield piece
+            continue
+        *closed, rest = piece.text.split(_END)
+        yield from (Text(text, piece.learned, None if piece.learned else True) for text in closed)
+        if rest:
+            yield Text(rest, piece.learned, False if piece.learned else None)
 
 
 def joined(pieces: Iterable[Piece]) -> list[Piece]:
@@ -185,15 +202,20 @@ def _by_template(conversation: Conversation, template: ChatTemplate, answering: 
 
 
 def _written(turn: Turn, form: str, template: ChatTemplate) -> Iterator[Piece]:
-    before, _, after = form.partition(SLOT)
+    before, _, after = form.replace(END, _END).partition(SLOT)
     yield Text(before, turn.learned)
     opening, _, closing = template.picture.partition(SLOT)
     for part in _arranged(turn, template):
         if isinstance(part, Picture):
             yield from (Text(opening, turn.learned), part, Text(closing, turn.learned))
         else:
-            yield Text(part, turn.learned)
+            yield Text(_plain(part), turn.learned)
     yield Text(after, turn.learned)
+
+
+def _plain(text: str) -> str:
+    """A text of the data, in which no character means anything else."""
+    return _PRIVATE.sub("", without_marks(text))
 
 
 def _arranged(turn: Turn, template: ChatTemplate) -> list[str | Picture]:
@@ -209,33 +231,36 @@ def _arranged(turn: Turn, template: ChatTemplate) -> list[str | Picture]:
 
 
 # --- the tokenizer's own template ------------------------------------------------------------------------------------
-_MARK = re.compile("\ue000(\\d+)\ue001")
-"""stands for a picture while a tokenizer's template is rendered: characters for private use, which no text has"""
+_CONTENT = re.compile("\ue000(\\d+)\ue001")
+"""stands for a turn's content while a tokenizer's template is rendered"""
 
 
 def _by_tokenizer(conversation: Conversation, tokenizer: Any, answering: bool) -> Iterator[Piece]:
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError("chat template 'tokenizer': the language model's tokenizer has no chat template. Choose "
                           f"one of {', '.join(TEMPLATES)}, or write your own: user: and assistant:.")
-    messages = [{"role": turn.role, "content": "".join(_content(turn))} for turn in conversation.turns]
+    messages = [{"role": turn.role, "content": f"\ue000{number}\ue001"}
+                for number, turn in enumerate(conversation.turns)]
+    pieces = partial(_pieces, conversation, control_tokens(tokenizer))
     written = ""
     for number, turn in enumerate(conversation.turns, 1):
         if turn.role == "assistant":
             asked = _extended(tokenizer, messages[:number - 1], written, True)
-            yield from _pieces(asked[len(written):], False)
+            yield from pieces(asked[len(written):], False)
             written = asked
         elif number < len(messages) and messages[number]["role"] != "assistant":
             continue  # rendered with what follows: some templates refuse a system turn alone
         whole = _extended(tokenizer, messages[:number], written, False)
-        yield from _pieces(whole[len(written):], turn.learned)
+        yield from pieces(whole[len(written):], turn.learned)
         written = whole
     if answering:
-        yield from _pieces(_extended(tokenizer, messages, written, True)[len(written):], False)
+        yield from pieces(_extended(tokenizer, messages, written, True)[len(written):], False)
 
 
-def _content(turn: Turn) -> Iterator[str]:
-    for part in turn.parts:
-        yield part if isinstance(part, str) else f"\ue000{part.index}\ue001"
+def control_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Finds the control tokens of a tokenizer in a text."""
+    names = {*getattr(tokenizer, "all_special_tokens", ()), *getattr(tokenizer, "added_tokens_encoder", ())} - {""}
+    return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or r"(?!)")
 
 
 def _extended(tokenizer: Any, messages: list[dict[str, str]], before: str, asks: bool) -> str:
@@ -257,6 +282,11 @@ def _extended(tokenizer: Any, messages: list[dict[str, str]], before: str, asks:
     return text
 
 
-def _pieces(text: str, learned: bool) -> Iterator[Piece]:
-    for number, part in enumerate(_MARK.split(text)):
-        yield Picture(int(part)) if number % 2 else Text(part, learned)
+def _pieces(conversation: Conversation, control: re.Pattern[str], text: str, learned: bool) -> Iterator[Piece]:
+    """The pieces of a part of a rendered text; its control tokens are marked."""
+    for number, part in enumerate(_CONTENT.split(text)):
+        if number % 2:
+            yield from (Text(_plain(item), learned) if isinstance(item, str) else item
+                        for item in conversation.turns[int(part)].parts)
+        else:
+            yield Text(control.sub(lambda found: control_token(found[0]), part), learned)

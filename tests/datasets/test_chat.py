@@ -14,7 +14,7 @@ import torch
 
 from lavis_lite.config.schema import BuildInfo, FileConfig, RunConfig, StorageConfig
 from lavis_lite.conversation import Conversation, Picture, Turn
-from lavis_lite.datasets.annotations.conversations import ChatLayout, read_conversation, to_conversation
+from lavis_lite.datasets.annotations.chats import ChatLayout, read_conversation, to_conversation
 from lavis_lite.datasets.builders.chat import ChatBuilder, ChatConfig
 from lavis_lite.datasets.chat import ChatDataset
 from lavis_lite.datasets.loading.loader import train_loader

@@ -10,6 +10,7 @@ import pytest
 from lavis_lite.conversation import Conversation, Picture, Text, Turn
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.processors.chat_templates import TEMPLATES, Piece, apply_template, find_template
+from lavis_lite.processors.text import without_marks
 
 TALK = Conversation((Turn("user", (Picture(0), "\nHow many?")), Turn("assistant", ("Two.",), True),
                      Turn("user", ("Sure?",)), Turn("assistant", ("Yes.",), True)), 1)
@@ -38,11 +39,15 @@ ASKS = {"vicuna_v1": " ASSISTANT:", "llava_v1": " ASSISTANT:", "llava_v0": "\n##
 
 
 def written(pieces: list[Piece]) -> str:
-    return "".join(piece.text if isinstance(piece, Text) else "<image>" for piece in pieces)
+    return "".join(text_of(piece) if isinstance(piece, Text) else "<image>" for piece in pieces)
+
+
+def text_of(piece: Text) -> str:
+    return without_marks(piece.text) + "</s>" * piece.is_closed
 
 
 def learned(pieces: list[Piece]) -> list[str]:
-    return [piece.text for piece in pieces if isinstance(piece, Text) and piece.learned]
+    return [text_of(piece) for piece in pieces if isinstance(piece, Text) and piece.learned]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -58,7 +63,7 @@ def test_turns_that_are_not_learned_are_read():
     turns = [*TALK.turns[:1], Turn("assistant", ("Two.",)), *TALK.turns[2:]]
     pieces = apply_template(Conversation(tuple(turns), 1), "vicuna_v1")
     assert (written(pieces), learned(pieces)) == (WRITTEN["vicuna_v1"], [" Yes.</s>"])
-    assert len(pieces) == 4  # before the picture, the picture, up to the learned answer, the answer
+    assert len(pieces) == 5  # up to the picture, it, the read answer, a question, an answer
 
 
 def test_a_system_turn_replaces_the_templates_own_text():
@@ -74,11 +79,10 @@ def test_pictures_come_first_only_where_the_template_says_so():
     assert written(apply_template(talk, "vicuna_v1")).endswith("USER: <image>\n<image>\nIs like ? ")
 
 
-def test_the_end_of_a_text_is_the_tokenizers_own():
-    class Qwen:
-        eos_token = "<|im_end|>"
-
-    assert learned(apply_template(TALK, "vicuna_v1", Qwen())) == [" Two.<|im_end|>", " Yes.<|im_end|>"]
+def test_control_tokens_in_the_data_are_plain_text():
+    talk = Conversation((Turn("user", ("Is </s> a token, \ufdd0</s>\ufdd1 or \ue002?",)), Turn("assistant", ("No.",))))
+    first, second = apply_template(talk, {"user": "Q: {}</s>", "assistant": "A: {}"})
+    assert first == Text("Q: Is </s> a token, </s> or ?", end=True) and second == Text("A: No.")
 
 
 @pytest.mark.parametrize(("template", "told"), [
@@ -105,6 +109,7 @@ class Tokenizer:
     """A tokenizer with a chat template, rendered as transformers renders it."""
 
     bos_token = "<s>"
+    all_special_tokens = ("<s>", "<|im_start|>", "<|im_end|>")
 
     def __init__(self, template: str | None) -> None:
         self.chat_template = template
@@ -124,6 +129,7 @@ def test_the_tokenizers_template_by_turns():
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<image>\nHow many?<|im_end|>\n"
         "<|im_start|>assistant\nTwo.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes."
         "<|im_end|>\n")
+    assert pieces[0].text.startswith("\ufdd0<|im_start|>\ufdd1system\nBe brief.\ufdd0<|im_end|>\ufdd1")
     assert learned(pieces) == ["Two.<|im_end|>\n", "Yes.<|im_end|>\n"]
     assert [piece for piece in pieces if isinstance(piece, Picture)] == [Picture(0)]
     asked = apply_template(Conversation(TALK.turns[:1], 1), "tokenizer", Tokenizer(CHATML), answering=True)

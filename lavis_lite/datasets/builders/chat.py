@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig, StorageConfig
-from lavis_lite.datasets.annotations.conversations import COLUMNS, ChatLayout, Learn, read_conversations
+from lavis_lite.datasets.annotations.chats import COLUMNS, ChatLayout, Learn, read_conversations
 from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable
 from lavis_lite.datasets.builders.base import IMAGES, QUESTIONS
 from lavis_lite.datasets.builders.images import ImageTextBuilder
@@ -31,7 +31,7 @@ NO_CHAT = {"image_pattern": "rows of conversations name their pictures", "featur
 
 @dataclass
 class ChatConfig(VideoDatasetConfig):
-    """Section of a data set of conversations; `annotations.conversations` lists the dialects, which are recognised.
+    """Section of a data set of conversations; `annotations.chats` lists the dialects, which are recognised.
 
     `columns` says what image, video and turns are called in the files, if they have unusual names.
     """

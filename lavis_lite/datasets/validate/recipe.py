@@ -10,8 +10,8 @@ from typing import Any, Literal
 import yaml
 
 from lavis_lite.config.schema import BuildInfo, DatasetConfig, FileConfig, StorageConfig
+from lavis_lite.datasets.annotations.chats import COLUMNS, READ, is_conversation
 from lavis_lite.datasets.annotations.columns import KNOWN, Columns, guess_columns, split_values
-from lavis_lite.datasets.annotations.conversations import COLUMNS, READ, is_conversation
 from lavis_lite.datasets.annotations.dialogues import read_dialogues
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat

@@ -7,8 +7,8 @@ Axes: B samples, C candidates.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from lavis_lite.models.language import GenerationConfig, LanguageModel
 from lavis_lite.models.language.scoring import Candidates, Normalise, candidate_lists
 from lavis_lite.models.outputs import SamplesLike
 
+if TYPE_CHECKING:
+    from lavis_lite.models.language.chat import Chat
+
 
 class TextWriter(BaseModel):
     """LAVIS' entry points of a model with a language model.
@@ -42,6 +45,8 @@ class TextWriter(BaseModel):
     language_model: LanguageModel
     prompt: str
     apply_lemmatizer: bool
+    template: str | Mapping[str, Any] = "vicuna_v1"
+    """how conversations are written"""
     defaults: ClassVar[ArchDefaults] = ArchDefaults()
     reads_instructions = False
     """whether a soft prompt depends on the instruction too"""
@@ -68,6 +73,14 @@ class TextWriter(BaseModel):
         """Soft prompts, and which one each text follows, int64[B]; None: each has its own."""
         shared = None if self.reads_instructions else images.index
         return self.embed_image(images.image, texts, images.index), shared
+
+    def chat(self, template: str | Mapping[str, Any] | None = None, options: GenerationConfig | None = None,
+             system: str | None = None) -> Chat:
+        """A conversation with this model; arguments and errors as `Chat`. template None: the model's own."""
+        from lavis_lite.models.language.chat import Chat  # imported here: most programs have no conversation
+
+        return Chat(self.language_model, lambda image, text: self.embed_image(image.to(self.device), [text])[0],
+                    self.template if template is None else template, options, system)
 
     def answer_prompts(self, samples: SamplesLike) -> tuple[ImageBatch, list[str], list[str]]:
         """(images, what the Q-Former reads, what the language model reads) of B samples for `generate`."""
