@@ -22,6 +22,7 @@ from lavis_lite.checkpoints.export import (
     export_lavis,
     export_lite,
     first_names,
+    written_by_transformers,
 )
 from lavis_lite.checkpoints.following import record_behind
 from lavis_lite.checkpoints.load import fit_state
@@ -96,7 +97,9 @@ def convert(source: str | Path, to: str, out: str | Path, *, model: str | None =
     section = typed_section(origin.model).replaced(allow_non_finite=allow_non_finite)
     merges = getattr(section, "lora", None) is not None and (to != "lite" or merge_lora)
     parts = _merge(section, path, str(source)) if merges else _take(section, path, str(source))
-    if to != "lite":
+    if to == "hf":
+        written_by_transformers(parts.skeleton)
+    elif to == "lavis":
         as_blip2(parts.skeleton, to)
     if merges:
         kept = {key: value for key, value in origin.model.items() if key != "lora"}
