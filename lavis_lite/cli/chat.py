@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     """Answer every turn, piece by piece.
 
     Raises:
-        LavisLiteError: impossible settings, before the model is built; with --message also what one turn meets.
+        LavisLiteError: impossible settings, before the model is built; with --message also an error of one turn.
     """
     chosen = parser().parse_args(list(argv))
     for name, value in QUIET.items():
@@ -99,7 +99,7 @@ def _answer(chat: Chat, text: str, images: Sequence[Any]) -> None:
 
 
 def _talk(chat: Chat, view: Any, images: list[Any]) -> None:
-    """Turns from the terminal. What one turn meets is printed, and the conversation goes on."""
+    """Turns from the terminal. An error of one turn is printed and does not end the conversation."""
     print(HELP, file=sys.stderr)
     for line in _lines():
         command, _, rest = line.partition(" ")
