@@ -8,7 +8,7 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import did_you_mean
 
 POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval",
-            "accum_grad_iters", "shuffle_window", "log_freq", "save_freq", "save_every", "val_freq", "keep_checkpoints",
+            "accum_grad_iters", "shuffle_window", "log_freq", "save_every", "val_freq", "keep_checkpoints",
             "max_grad_norm", "dist_timeout_minutes")
 NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
 FRACTIONS = ("max_bad_fraction", "max_skipped_share", "lr_layer_decay")

@@ -40,6 +40,10 @@ class Checker:
         """Collect one error of a dotted key."""
         self.errors.append(mask(f"{self.where(key)}: {key}: {message}"))
 
+    def note(self, key: str, message: str) -> None:
+        """Collect a note on a dotted key."""
+        self.notes.append(f"{self.where(key)}: {key} {message}")
+
     def section(self, cls: type[D], content: Any, path: str, extra: Mapping[str, Any] | None = None) -> D:
         """An instance of a dataclass; unknown keys and wrong types become errors, the field keeps its default.
 
