@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.checkpoints import weights
+from lavis_lite.checkpoints.assembly import record_behind
 from lavis_lite.checkpoints.export import (
     CheckpointMetadata,
     ExportReport,
@@ -23,7 +24,6 @@ from lavis_lite.checkpoints.export import (
     export_lite,
     first_names,
 )
-from lavis_lite.checkpoints.following import record_behind
 from lavis_lite.checkpoints.load import fit_state
 from lavis_lite.checkpoints.metadata import find, metadata_of, typed_section
 from lavis_lite.checkpoints.reading import read_content, read_extra

@@ -1,7 +1,7 @@
 """Write a model in transformers' format, in LAVIS' or in this project's own; all whole or not at all.
 
 What a format has no place for goes into a side file (`lavis_lite_extra.safetensors`), so that the way there and back
-gives every tensor again, bit for bit, unless another dtype is asked for.
+gives every tensor again, bit for bit, unless another dtype is requested.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def as_blip2(model: BaseModel, to: str) -> Blip2Base:
     """Refuse a model whose class the readers of a format (hf, lavis) do not have.
 
     Raises:
-        CheckpointError: it is none of BLIP-2.
+        CheckpointError: it is not a BLIP-2 model.
     """
     if not isinstance(model, Blip2Base):
         where = "LAVIS" if to == "lavis" else "transformers"

@@ -1,7 +1,7 @@
 """torch's .pth files read without running or importing anything that they name.
 
 torch's own restricted unpickler does the reading: it builds tensors and plain containers and looks nothing up by name.
-Objects of other classes that lie beside the tensors (a Namespace, a configuration, numpy scalars) become `StandIn`s:
+Objects of other classes beside the tensors (a Namespace, a configuration, numpy scalars) become `StandIn`s:
 empty objects that remember nothing. A file that needs more than that is refused, with the command that saves it again.
 """
 

@@ -9,7 +9,7 @@ from typing import Literal
 from lavis_lite.config.schema import SCORING_ONLY, RunConfig
 from lavis_lite.datasets.controls import Control
 from lavis_lite.errors import did_you_mean
-from lavis_lite.metrics.answer_rules import AnswerRule
+from lavis_lite.metrics.vqa import AnswerRule
 from lavis_lite.tasks.submission import Server
 
 ANSWER_METRICS = ("accuracy", "anls")
@@ -51,6 +51,7 @@ class WritingRunConfig(RunConfig):
     max_len: int = 30
     """longest text, in tokens as LAVIS counts them"""
     min_len: int = 1
+    """shortest text, in tokens as LAVIS counts them"""
     length_penalty: float | None = None
     """a text's score is its log-probability / length ** length_penalty; null: the model's default"""
     repetition_penalty: float | None = None
@@ -90,7 +91,9 @@ class CaptioningRunConfig(WritingRunConfig):
     use_nucleus_sampling: bool = False
     """instead of beam search, sample from the smallest set of tokens that holds top_p of the probability"""
     top_p: float = 0.9
+    """with use_nucleus_sampling: share of the probability"""
     temperature: float = 1.0
+    """with use_nucleus_sampling: above 1 makes unlikely tokens likelier"""
     caption_metrics: list[str] | None = field(default=None, metadata=SCORING_ONLY)
     """coco (BLEU, ROUGE-L and CIDEr; the default), bleu, rouge_l, cider; meteor and spice, which need Java; scene:
     attributes of the mini world's objects. []: write captions without scoring them"""

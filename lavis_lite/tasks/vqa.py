@@ -10,9 +10,19 @@ from lavis_lite.contracts import need
 from lavis_lite.datasets.protocols import AnswerList, MajorityAnswers, NamedImages, Questions
 from lavis_lite.errors import DataError
 from lavis_lite.metrics.anls import anls, anls_score
-from lavis_lite.metrics.answer_rules import LEAVES_ONE_OUT, Rule, Truth, chosen_rule, lacking, truth_score
 from lavis_lite.metrics.ranking import order, shares
-from lavis_lite.metrics.vqa import Majority, accuracies, question_scores, vqa_accuracy
+from lavis_lite.metrics.vqa import (
+    LEAVES_ONE_OUT,
+    Majority,
+    Rule,
+    Truth,
+    accuracies,
+    chosen_rule,
+    lacking,
+    question_scores,
+    truth_score,
+    vqa_accuracy,
+)
 from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.models.language.contract import PAIRS_AT_ONCE
 from lavis_lite.models.protocols import Answerer, Ranker

@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lavis_lite import load_model
+from lavis_lite.device import pick_device
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.blip2.config import Blip2OPTConfig, Blip2QformerConfig
 from lavis_lite.zoo import loading
-from lavis_lite.zoo.loading import load_section, pick_device, place, precisions
+from lavis_lite.zoo.loading import load_section, move_model, precisions
 from tests.models.language.tiny import IDS, SIZES, byte_tokenizer
 from tests.models.test_blip2_llm import SIZES_OF_QFORMER
 
@@ -57,7 +58,7 @@ def test_all_that_is_missing_is_said_before_work(wishes: dict[str, Any], words: 
 
 
 @pytest.mark.parametrize(("wishes", "words"), [
-    ({"device": "gpu"}, "device: 'gpu' is none; did you mean 'cpu'"),
+    ({"device": "gpu"}, "device: 'gpu' is not a device; did you mean 'cpu'"),
     ({"device": "cuda:99"}, "device: 'cuda:99' is asked for, but torch .* sees"),
     ({"dtype": "int8"}, "dtype: 'int8' is not one of fp32, fp16, bf16"),
     ({"dtype": torch.float16}, "fp16 arithmetic on a CPU"),
@@ -106,7 +107,7 @@ def test_a_checkpoint_takes_the_place_of_the_types_own(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({name: value.clone() for name, value in model.trainable_state().items()}, path)
     said: list[str] = []
-    again = load_section(opt(tmp_path, load_finetuned=True, finetuned="nowhere.pth"), checkpoint=path, say=said.append)
+    again = load_section(opt(tmp_path, load_finetuned=True, finetuned="nowhere.pth"), checkpoint=path, log=said.append)
     assert torch.equal(again.query_tokens, model.query_tokens) and "tensors loaded" in said[0]
 
 
@@ -121,5 +122,5 @@ def test_a_placed_language_model_is_not_moved() -> None:
             super().__init__()
             self.language_model, self.projection = nn.Linear(2, 2), nn.Linear(2, 2)
 
-    model = place(Two(), CPU, torch.bfloat16, language_model_stays=True)
+    model = move_model(Two(), CPU, torch.bfloat16, language_model_stays=True)
     assert model.projection.weight.dtype is torch.bfloat16 and model.language_model.weight.dtype is torch.float32

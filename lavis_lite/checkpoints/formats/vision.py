@@ -17,7 +17,7 @@ from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_weights
 
 VIT = "vision_encoder.vit."
-"""Where a ViT lies within a whole model; the key maps speak of whole models."""
+"""The prefix of a ViT's names in a whole model; the key maps speak of whole models."""
 AFTER_THE_FEATURES = re.compile(r"(norm|fc_norm|head|head_dist|attn_pool|ln_post|post_layernorm)\..+|proj|mask_token|"
                                 r".+\.k_bias|.*position_ids")
 """Names of a ViT that the features do not depend on: its end, training aids, constants."""
