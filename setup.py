@@ -59,6 +59,7 @@ EXTRAS = {
     "quant": ["bitsandbytes>=0.46.1", "accelerate>=1.1"],
     "devices": ["accelerate>=1.1"],
     "video": ["av>=14"],
+    "parquet": ["pyarrow>=17"],
     "hdf5": ["h5py>=3.11"],
     "eval": ["pycocoevalcap>=1.2"],  # among the requirements too; METEOR's and SPICE's messages name this one
 }
@@ -71,6 +72,7 @@ EXTRAS["dev"] = [
     "hypothesis>=6.100",
     "packaging>=24",
     "peft>=0.18",
+    "pyarrow>=17",
     "mypy>=1.14",
     "pytest>=8.3",
     "pytest-timeout>=2.3",

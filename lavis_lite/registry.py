@@ -174,7 +174,7 @@ BUILDERS = {
     "custom": "custom:CustomBuilder",
     "image_shards": "images:ImageShardBuilder",
     "image_qa": "questions:ImageQABuilder",
-    "image_dialogue": "dialogue:ImageDialogueBuilder",
+    "image_dialogue": "dialogue:ImageDialogueBuilder", "chat": "chat:ChatBuilder",
     "video_caption": "video:VideoCaptionBuilder",
     "video_qa": "video:VideoQABuilder",
 }

@@ -24,7 +24,7 @@ from lavis_lite.metrics.vqa import (
     vqa_accuracy,
 )
 from lavis_lite.models.blip2.prompts import question_prompts
-from lavis_lite.models.language.contract import PAIRS_AT_ONCE
+from lavis_lite.models.language.scoring import PAIRS_AT_ONCE
 from lavis_lite.models.protocols import Answerer, Ranker
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import Candidate, ReportSample

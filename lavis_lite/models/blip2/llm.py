@@ -9,9 +9,9 @@ vision encoder, D' of the Q-Former, D of the language model. A video's soft prom
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,10 @@ from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.qformer.model import QFormer
 from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.registry import registry
+
+if TYPE_CHECKING:
+    from lavis_lite.models.decoding import Decoding
+    from lavis_lite.models.language.chat import Chat
 
 NEW_AFTER_STAGE1 = (r"language_projection\..*",)
 NEW_ADAPTERS = (r"language_model\..*\.lora_[AB]\..*",)
@@ -121,6 +125,14 @@ class Blip2LLM(Blip2Writer):
         queries = self.query_output(image, texts, index)                     # float[B,Q,D']
         projected: Tensor = self.language_projection(queries)                # float[B,Q,D]
         return projected
+
+    def chat(self, template: str | Mapping[str, Any] = "vicuna_v1", options: Decoding | None = None,
+             system: str | None = None) -> Chat:
+        """A conversation with this model; arguments and errors as `Chat`."""
+        from lavis_lite.models.language.chat import Chat  # imported here: most programs have no conversation
+
+        return Chat(self.language_model, lambda image, text: self.embed_image(image.to(self.device), [text])[0],
+                    template, options, system)
 
     def query_output(self, image: Tensor, texts: list[str] | None = None, index: Tensor | None = None) -> Tensor:
         """The Q-Former's output before the projection: float[B,Q,D'], or float[B,T*Q,D']. As `embed_image`."""
@@ -196,7 +208,8 @@ class Blip2LLM(Blip2Writer):
         words = self.language_model.tokenizer
         return {**super().cut_texts(),
                 "prompts were cut (model.max_txt_len, or the language model's positions)": words.cut_prompts,
-                "targets were cut (model.max_output_txt_len or max_txt_len, or the positions)": words.cut_targets}
+                "targets were cut (model.max_output_txt_len or max_txt_len, or the positions)": words.cut_targets,
+                **words.cut_sequences}
 
     # construction ---------------------------------------------------------------------------------------------------
     @classmethod

@@ -26,7 +26,7 @@ from lavis_lite.models.blip2.prompts import (
 )
 from lavis_lite.models.decoding import LogitsProcessor
 from lavis_lite.models.language import GenerationConfig, LanguageModel
-from lavis_lite.models.language.contract import Candidates, Normalise, candidate_lists
+from lavis_lite.models.language.scoring import Candidates, Normalise, candidate_lists
 from lavis_lite.models.outputs import SamplesLike
 
 
