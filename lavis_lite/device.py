@@ -16,7 +16,7 @@ from torch import Tensor
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, did_you_mean
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def pick_device(name: Any, local_rank: int = 0, key: str = "run.device") -> torch.device:

@@ -17,12 +17,11 @@ from lavis_lite.datasets.protocols import MapDataset
 from lavis_lite.device import Precision, seed_position, to_device
 from lavis_lite.errors import ConfigError, ContractError, DataError, TextTooLongError, did_you_mean
 from lavis_lite.evaluation.fingerprint import eval_fingerprint
-from lavis_lite.evaluation.progress import EvalProgress, EvaluationStopped
 from lavis_lite.evaluation.results import Evaluation, where_unscored, write_predictions, write_reports, write_result
-from lavis_lite.evaluation.resume import EvalCheckpoint
+from lavis_lite.evaluation.resume import EvalCheckpoint, EvalProgress, EvaluationStopped
 from lavis_lite.io import disk
 from lavis_lite.tasks.base import BaseTask, ProgressHandle, Row
-from lavis_lite.tasks.submission import Submission
+from lavis_lite.tasks.config import Submission
 from lavis_lite.tasks.writing import without_rows
 from lavis_lite.tracking.tracker import Tracker
 

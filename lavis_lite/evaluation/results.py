@@ -22,7 +22,7 @@ from lavis_lite.config.schema import Config
 from lavis_lite.io import atomic, disk
 from lavis_lite.report.sample import ReportSample, finite
 from lavis_lite.tasks.base import Row
-from lavis_lite.tasks.submission import Submission, lines
+from lavis_lite.tasks.config import Submission, lines
 from lavis_lite.tracking.tracker import Panels, panels, read
 
 if TYPE_CHECKING:

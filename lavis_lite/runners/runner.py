@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,7 +23,7 @@ from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.device import Precision, pick_device
 from lavis_lite.errors import ConfigError
 from lavis_lite.evaluation.evaluator import AGGREGATE, Evaluator, Scores, check_splits
-from lavis_lite.evaluation.progress import EvaluationStopped
+from lavis_lite.evaluation.resume import EvaluationStopped
 from lavis_lite.process.launch import Launch
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing, resume, schedules
@@ -68,7 +68,6 @@ class Runner:
             shard_frozen(model, self.run, self.device)
         self.model = model.to(self.device)
         self.tracker = tracker or Tracker.from_run(self.run, self.run_dir, distributed.is_main())
-        self.store = checkpointing.CheckpointStore(self.run_dir, self.run.keep_checkpoints)
         self.watch = SignalWatch()
         self.bad_samples = BadSamples(self.run, self.run_dir)
         self.context = RunContext(cfg, task, self.model, datasets, self.run_dir, self.device, self.precision,
@@ -89,6 +88,11 @@ class Runner:
     def train_schedule(self, steps_per_epoch: int) -> TrainSchedule:
         """Length of the run and of its intervals, in optimizer steps."""
         raise NotImplementedError(f"{type(self).__name__} must define train_schedule")
+
+    @cached_property
+    def store(self) -> checkpointing.CheckpointStore:
+        """The checkpoints of the run folder."""
+        return checkpointing.CheckpointStore(self.run_dir, self.run.keep_checkpoints)
 
     @property
     def step(self) -> int:

@@ -47,9 +47,8 @@ class TrainingLog(Hook):
 
     name = "training_log"
 
-    def __init__(self) -> None:
-        self._cut: Mapping[str, CutTexts] | None = None
-        """texts of all ranks that were cut, as logged last"""
+    _cut: Mapping[str, CutTexts] | None = None
+    """texts of all ranks that were cut, as logged last"""
 
     def on_start(self, run: RunContext) -> None:
         """What trains, on how many samples, and in which precision."""

@@ -18,7 +18,7 @@ from lavis_lite.models.base import BaseModel
 from lavis_lite.models.outputs import split_losses
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
-from lavis_lite.tasks.submission import Submission
+from lavis_lite.tasks.config import Submission
 
 if TYPE_CHECKING:  # defaults of type variables: part of `typing` from Python 3.13 on
     from typing_extensions import TypeVar

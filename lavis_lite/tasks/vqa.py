@@ -29,10 +29,8 @@ from lavis_lite.models.protocols import Answerer, Ranker
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import Candidate, ReportSample
 from lavis_lite.tasks.base import Row
-from lavis_lite.tasks.config import ANSWER_METRICS, VQARunConfig
-from lavis_lite.tasks.reporting import context_of, counted, pictures_of
-from lavis_lite.tasks.submission import Server, Submission, answer_row
-from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, in_prompt, plain
+from lavis_lite.tasks.config import ANSWER_METRICS, Server, Submission, VQARunConfig, answer_row
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, context_of, counted, in_prompt, pictures_of, plain
 
 LEFT_OUT = "left_out"
 EMPTY = "empty_answers"

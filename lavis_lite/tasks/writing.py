@@ -1,9 +1,11 @@
-"""The base of tasks that predict one text per sample: rows, controls, and texts that are too long."""
+"""The base of tasks that predict one text per sample: rows, controls, reports, and texts that are too long."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,13 +16,13 @@ from lavis_lite.contracts import lacking, need
 from lavis_lite.datasets.controls import AblatedImages
 from lavis_lite.datasets.loading.loader import collate
 from lavis_lite.datasets.media.images import BadSample
-from lavis_lite.datasets.protocols import LongestFirst, MapDataset
+from lavis_lite.datasets.protocols import LongestFirst, MapDataset, NamedImages
 from lavis_lite.errors import ConfigError, TextTooLongError, did_you_mean
 from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.models.protocols import TextMeasurer
+from lavis_lite.report.sample import Picture
 from lavis_lite.tasks.base import BaseTask, D, M, Row
-from lavis_lite.tasks.config import WritingRunConfig
-from lavis_lite.tasks.submission import Server, Submission
+from lavis_lite.tasks.config import Server, Submission, WritingRunConfig
 
 PICTURES = ("image", "video", "image_rows")
 """keys of a batch with pictures"""
@@ -213,3 +215,40 @@ def _chosen(values: Any, kept: list[int], size: int) -> Any:
     if isinstance(values, torch.Tensor):
         return values[kept]
     return [values[row] for row in kept] if isinstance(values, list) and len(values) == size else values
+
+
+# --- samples of reports -----------------------------------------------------------------------------------------------
+def pictures_of(dataset: object) -> Callable[[int], Picture | None]:
+    """Row -> the picture that the model saw; None for features and blank images.
+
+    Args:
+        dataset: has `folder` and `image_name(index)`, or wraps such a data set for a control.
+    """
+    others: dict[str, int] = {}
+    if isinstance(dataset, AblatedImages):
+        if dataset.control == "blind":
+            return lambda index: None
+        others, dataset = dataset.others, dataset.dataset
+    folder: Any = getattr(dataset, "folder", None)
+    if not getattr(folder, "has_previews", False) or not isinstance(dataset, NamedImages):
+        return lambda index: None
+    named: NamedImages = dataset
+
+    def picture(index: int) -> Picture:
+        name = named.image_name(index)
+        shown = named.image_name(others[name]) if others else name
+        return Picture(shown, partial(folder.preview, shown))
+
+    return picture
+
+
+def counted(answers: Sequence[str]) -> list[str]:
+    """Different answers of several annotators with their counts, the most frequent first."""
+    return [answer if count == 1 else f"{answer} ×{count}" for answer, count in Counter(answers).most_common()]
+
+
+def context_of(asked: Mapping[str, Any]) -> str:
+    """The context of a question, one kind per line: a caption, a hint, the dialogue so far, OCR tokens."""
+    known = {"caption": asked.get("caption"), "context": asked.get("context"), "history": asked.get("history"),
+            "OCR tokens": ", ".join(asked.get("ocr_tokens") or [])}
+    return "\n".join(f"{name}: {text}" if name != "history" else str(text) for name, text in known.items() if text)

@@ -13,8 +13,7 @@ from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, Preproc
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.device import Precision
 from lavis_lite.evaluation.evaluator import Evaluator
-from lavis_lite.evaluation.progress import EvaluationStopped
-from lavis_lite.evaluation.resume import FOLDER
+from lavis_lite.evaluation.resume import FOLDER, EvaluationStopped
 from lavis_lite.runners.standard_hooks import BadSamples
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, RetrievalTask
 from lavis_lite.tracking.sinks import Sink

@@ -1,4 +1,4 @@
-"""Device, dtype and checkpoint wishes; all refusals come before anything is built."""
+"""Device, dtype and checkpoint options; all refusals come before anything is built."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ def opt(tmp_path: Path, **changes: Any) -> Blip2OPTConfig:
                           **{**SIZES_OF_QFORMER, **changes})
 
 
-@pytest.mark.parametrize(("wishes", "words"), [
+@pytest.mark.parametrize(("options", "words"), [
     ({}, "blip2_opt/pretrain_opt2.7b needs files that are not here: 4 errors"),
     ({"checkpoint": "runs/mine.pth"}, r"model.pretrained: 'runs/mine.pth' is not here \(looked for it in the working"),
 ])
-def test_all_that_is_missing_is_said_before_work(wishes: dict[str, Any], words: str, nothing_is_built: None) -> None:
+def test_all_that_is_missing_is_said_before_work(options: dict[str, Any], words: str, nothing_is_built: None) -> None:
     with pytest.raises(DataError, match=words) as caught:
-        load_model("blip2_opt", "pretrain_opt2.7b", **wishes)
+        load_model("blip2_opt", "pretrain_opt2.7b", **options)
     told = str(caught.value)
     for part in ("eva_vit_g.pth", "hf download bert-base-uncased", "hf download facebook/opt-2.7b", "curl -L --fail",
                  "Downloads are switched off"):
         assert part in told
-    assert ("blip2_pretrained_opt2.7b.pth" in told) is (not wishes)
+    assert ("blip2_pretrained_opt2.7b.pth" in told) is (not options)
 
 
-@pytest.mark.parametrize(("wishes", "words"), [
+@pytest.mark.parametrize(("options", "words"), [
     ({"device": "gpu"}, "device: 'gpu' is not a device; did you mean 'cpu'"),
-    ({"device": "cuda:99"}, "device: 'cuda:99' is asked for, but torch .* sees"),
+    ({"device": "cuda:99"}, "device: cuda:99 is not here: torch .* sees"),
     ({"dtype": "int8"}, "dtype: 'int8' is not one of fp32, fp16, bf16"),
     ({"dtype": torch.float16}, "fp16 arithmetic on a CPU"),
 ])
-def test_impossible_wishes(wishes: dict[str, Any], words: str, nothing_is_built: None) -> None:
+def test_impossible_options(options: dict[str, Any], words: str, nothing_is_built: None) -> None:
     with pytest.raises(ConfigError, match=words):
-        load_model("blip2_opt", "pretrain_opt2.7b", **wishes)
+        load_model("blip2_opt", "pretrain_opt2.7b", **options)
 
 
 def test_a_model_without_language_model_takes_no_quantisation() -> None:
