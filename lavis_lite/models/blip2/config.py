@@ -68,6 +68,7 @@ class Blip2Config(ModelConfig):
     image_size: int = 224
     """pixels per side"""
     drop_path_rate: float = 0.0
+    """stochastic depth of the vision encoder; 0: none"""
     use_grad_checkpoint: bool | Literal["fairscale"] = False
     """of the vision encoder: false | true | fairscale"""
     qformer_grad_checkpoint: bool = False
@@ -75,7 +76,9 @@ class Blip2Config(ModelConfig):
     vit_precision: Literal["fp16", "fp32", "bf16"] = "fp16"
     """dtype of a frozen vision encoder"""
     freeze_vit: bool = True
+    """whether the vision encoder keeps its weights"""
     num_query_token: int = 32
+    """number of query tokens"""
     cross_attention_freq: int = 2
     """cross-attention in every so many layers, from the first on"""
     max_txt_len: int = 32
@@ -90,11 +93,17 @@ class Blip2Config(ModelConfig):
     tokenizer: str = "bert-base-uncased"
     """bert-base-uncased | mini | a folder with vocab.txt"""
     qformer_hidden_size: int = 768
+    """width of the Q-Former"""
     qformer_layers: int = 12
+    """number of its layers"""
     qformer_heads: int = 12
+    """attention heads per layer"""
     qformer_intermediate_size: int = 3072
+    """width of its feed-forward layers"""
     qformer_max_positions: int = 512
+    """longest text of the Q-Former, in tokens"""
     qformer_dropout: float = 0.1
+    """dropout of the Q-Former"""
     qformer_attention_dropout: float | None = None
     """of attention weights; None: as qformer_dropout"""
     qformer_layer_norm_eps: float = 1e-12
