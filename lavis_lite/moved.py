@@ -99,7 +99,7 @@ MOVED = {
     "models.language_model.transplant": "models.language.pretrained",
     "models.llm_styles": "models.blip2.config",
     "models.masks": "models.qformer.model",
-    "models.mini_vit": "models.vision.encoder",
+    "models.mini_vit": "models.vision.vits",
     "models.objectives": "models.blip2.objectives",
     "models.optimizer_groups": "models.base",
     "models.options": "models.base",

@@ -38,7 +38,7 @@ _lock = threading.Lock()
 
 
 class StandIn:
-    """In place of an object whose class is not imported. It takes whatever the file gives it and keeps nothing."""
+    """In place of an object if its class is not imported. It takes whatever the file gives it and keeps nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         """An empty one, whatever the arguments."""

@@ -273,7 +273,7 @@ class RunConfig(Section):
     log_freq: int = 50
     """steps between log lines"""
     save_freq: int = 5
-    """runner_base: epochs between checkpoints; runner_iter: inner epochs"""
+    """runner_base: epochs between checkpoints; runner_iter: inner epochs. Below 1: only last and best"""
     save_every: int | None = None
     """steps between checkpoints, besides save_freq"""
     save_last: bool = True

@@ -45,6 +45,10 @@ class Checker:
         """Collect one error of a dotted key."""
         self.errors.append(mask(f"{self.where(key)}: {key}: {message}"))
 
+    def note(self, key: str, message: str) -> None:
+        """Collect a note on a dotted key."""
+        self.notes.append(f"{self.where(key)}: {key} {message}")
+
     def section(self, cls: type[D], content: Any, path: str, extra: Mapping[str, Any] | None = None) -> D:
         """An instance of a dataclass; unknown keys and wrong types become errors, the field keeps its default.
 
@@ -280,7 +284,7 @@ def check_optimizer(run: RunConfig, report: Report) -> None:
 
 # --- rules for values of the run section ------------------------------------------------------------------------------
 POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval",
-            "accum_grad_iters", "shuffle_window", "log_freq", "save_freq", "save_every", "val_freq", "keep_checkpoints",
+            "accum_grad_iters", "shuffle_window", "log_freq", "save_every", "val_freq", "keep_checkpoints",
             "max_grad_norm", "dist_timeout_minutes")
 NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
 FRACTIONS = ("max_bad_fraction", "max_skipped_share", "lr_layer_decay")

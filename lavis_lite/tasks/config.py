@@ -190,6 +190,16 @@ class CaptioningRunConfig(WritingRunConfig):
     """with use_nucleus_sampling: share of the probability"""
     temperature: float = 1.0
     """with use_nucleus_sampling: above 1 makes unlikely tokens likelier"""
+    annotation_file: str | None = field(default=None, metadata=SCORING_ONLY)
+    """COCO captions file or URL: the references of the evaluated splits, in place of the data set's own"""
+    img_ids: list[Any] | None = None
+    """ids of the only images that count, such as the out-of-domain ones of NoCaps"""
+    sample_id_key: str = "image_id"
+    """key of the sample that names it, and its name in the file of predictions"""
+    caption_key: str = field(default="caption", metadata=SCORING_ONLY)
+    """name of the caption in the file of predictions"""
+    load_gt_from_file: bool = field(default=False, metadata=SCORING_ONLY)
+    """without effect: references always come from the annotations of the split, or from annotation_file"""
     caption_metrics: list[str] | None = field(default=None, metadata=SCORING_ONLY)
     """coco (BLEU, ROUGE-L and CIDEr; the default), bleu, rouge_l, cider; meteor and spice, which need Java; scene:
     attributes of the mini world's objects. []: write captions without scoring them"""

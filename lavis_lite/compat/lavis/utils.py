@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from lavis_lite import distributed
 from lavis_lite.compat.lavis.base_model import download_cached_file
@@ -220,3 +221,18 @@ class MetricLogger:
 
     def __str__(self) -> str:
         return self.delimiter.join(f"{name}: {meter}" for name, meter in self.meters.items())
+
+
+def load_yaml(filename: str) -> Any:
+    """The content of a YAML file."""
+    return OmegaConf.to_container(OmegaConf.load(filename))
+
+
+def is_abs(filename: str) -> bool:
+    """Whether a path is absolute."""
+    return Path(filename).is_absolute()
+
+
+def get_file_size(filename: str) -> float:
+    """Size of a file in MB."""
+    return Path(filename).stat().st_size / 2**20
