@@ -11,8 +11,7 @@ import torch
 
 from lavis_lite.config.schema import BuildInfo, DatasetConfig, FileConfig, RunConfig
 from lavis_lite.evaluation import fingerprint, resume
-from lavis_lite.evaluation.progress import EvalProgress
-from lavis_lite.evaluation.resume import EvalCheckpoint, decode_line, encode_line, is_plain, read
+from lavis_lite.evaluation.resume import EvalCheckpoint, EvalProgress, decode_line, encode_line, is_plain, read
 from lavis_lite.registry import registry
 from lavis_lite.tracking.tracker import Tracker
 from tests.helpers.toy import Toy, ToyModel

@@ -18,10 +18,9 @@ from lavis_lite.datasets.loading.policy import BadSampleLog
 from lavis_lite.errors import CheckpointError, DataError
 from lavis_lite.io import disk
 from lavis_lite.runners import checkpointing
-from lavis_lite.tracking import jsonl
-from lavis_lite.tracking.jsonl import JsonlLog
+from lavis_lite.tracking import tracker as jsonl
 from lavis_lite.tracking.sinks import Sink
-from lavis_lite.tracking.tracker import Tracker
+from lavis_lite.tracking.tracker import JsonlLog, Tracker
 from tests.helpers.toy import Toy, ToyModel
 
 SIZE = 1 << 20
