@@ -82,7 +82,8 @@ def example(entry: Entry) -> str:
         return ""
     section = section_of(entry)
     dataset: Any = registry.get_builder_class(section.builder or entry.name)(entry.name, section).build(split, False)
-    row = json.dumps(dataset.table[0], ensure_ascii=False, default=str) if hasattr(dataset, "table") else ""
+    table = getattr(dataset, "table", None)
+    row = json.dumps(table[0], ensure_ascii=False, default=str) if table else ""
     return f" The first row of {split}, as it is read:\n  {row}" if row else ""
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "fetch": "download the annotations, weights and tokenizers that a YAML names",
     "data": "list, prepare, check and pack data sets; save frozen features",
     "generate": "write captions of pictures, or answers about them",
+    "chat": "talk about pictures with a model",
     "models": "list models and their types",
     "convert": "convert a checkpoint to transformers', LAVIS' or this project's format",
     "compare": "compare two runs: changed settings, scores with confidence intervals, samples that flipped",

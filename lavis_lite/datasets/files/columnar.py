@@ -97,9 +97,14 @@ def _is_picture(kind: pa.DataType) -> bool:
         pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
 
+def _has_fields(column: Any) -> bool:
+    """Whether cells are objects {bytes, path}, as `datasets` stores pictures, and not bare bytes."""
+    return str(column.type).startswith("struct")
+
+
 def _pictures(column: pa.Array, names: Sequence[str]) -> list[str | None]:
     """A name for every cell with bytes, else its path, else None."""
-    if not hasattr(column, "field"):
+    if not _has_fields(column):
         return [name if valid else None for name, valid in zip(names, column.is_valid().to_pylist(), strict=True)]
     has_bytes = column.field("bytes").is_valid().to_pylist()
     paths = (column.field("path").to_pylist() if column.type.get_field_index("path") >= 0 else [None] * len(column))
@@ -174,7 +179,7 @@ class Mapped:
         cell = batch.column(column)[number]
         if item is not None:
             cell = cell[item]
-        value = cell["bytes"] if hasattr(cell, "keys") else cell
+        value = cell["bytes"] if _has_fields(cell) else cell
         content: bytes = value.as_py()
         return content
 
