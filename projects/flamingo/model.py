@@ -116,7 +116,7 @@ class Flamingo(VisionLanguage):
         vectors = super().embed_image(image, texts, index)
         frames = image.shape[2] if image.ndim == 5 else 1
         self.pictures, self.counts = vectors.reshape(len(image) * frames, -1, vectors.shape[-1]), [frames] * len(image)
-        return self.mark.to(vectors).expand(len(image), frames, -1)
+        return self.mark.expand(len(image), frames, -1)  # in its own type, so that `look` finds it under autocast
 
     def soft_prompts(self, images: ImageBatch, texts: list[str]) -> tuple[Tensor, None]:
         """The marks of every sample: rows do not share pictures here."""
