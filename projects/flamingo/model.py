@@ -85,6 +85,7 @@ class Flamingo(VisionLanguage):
 
     @classmethod
     def from_config(cls, cfg: FlamingoConfig) -> "Flamingo":
+        """Build from a section; all weights are random, and all gates 0."""
         model = super().from_config(cfg)
         model.insert(cfg.look_every, cfg.look_heads, cfg.look_head_width, cfg.look_ratio)
         return model
@@ -115,7 +116,7 @@ class Flamingo(VisionLanguage):
         vectors = super().embed_image(image, texts, index)
         frames = image.shape[2] if image.ndim == 5 else 1
         self.pictures, self.counts = vectors.reshape(len(image) * frames, -1, vectors.shape[-1]), [frames] * len(image)
-        return self.mark.to(vectors).expand(len(image), frames, -1)
+        return self.mark.expand(len(image), frames, -1)  # in its own type, so that `look` finds it under autocast
 
     def soft_prompts(self, images: ImageBatch, texts: list[str]) -> tuple[Tensor, None]:
         """The marks of every sample: rows do not share pictures here."""
@@ -137,9 +138,9 @@ class Flamingo(VisionLanguage):
             return args, given
         counts = torch.tensor(self.counts, device=embeds.device)
         if len(counts) != len(embeds):
-            raise DataError(f"of {len(counts)} conversations only {len(embeds)} fit the language model's positions. Shorten "
-                            "them or leave them out: the others' pictures cannot be told apart.")
-        seen = (embeds == self.mark.to(embeds)).all(-1).cumsum(1)  # int64[B,S]
+            raise DataError(f"of {len(counts)} conversations only {len(embeds)} fit the language model's positions. "
+                            "Shorten them or leave them out: the others' pictures cannot be told apart.")
+        seen = (embeds == self.mark.to(embeds)).all(-1).cumsum(1)            # int64[B,S]
         first = (counts.cumsum(0) - counts)[:, None]
         rows = first + torch.arange(max(int(counts.max()), 1), device=embeds.device)
         self.view = rows.clamp(max=len(self.pictures) - 1), seen

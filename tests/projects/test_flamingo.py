@@ -153,6 +153,13 @@ def test_a_conversation_that_is_lost_is_no_silent_swap(model: Flamingo, image: T
         model(chats([long, talk(0, "a")], image[:2]))
 
 
+def test_marks_are_found_under_autocast(image: Tensor) -> None:
+    model = build().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(chats([talk(0, "what is it?")], image[:1]))
+    assert int(model.view[1].max()) == 1
+
+
 def test_a_copy_looks_through_its_own_layers(model: Flamingo, image: Tensor) -> None:
     twin = copy.deepcopy(model)
     with torch.no_grad():
