@@ -65,7 +65,7 @@ def test_the_first_loss_is_that_of_the_bare_language_model(image: Tensor) -> Non
     bare = copy.deepcopy(model.language_model)
     for module in bare.modules():
         module._forward_pre_hooks.clear()
-    assert float(bare.loss(sequences)) == float(found)
+    assert bare.loss(sequences).item() == found.item()
     found.backward()
     assert all(layer.gates.grad.abs().min() > 0 for layer in model.gated)  # and they can leave it
 
