@@ -10,8 +10,8 @@ import ast
 import importlib
 import inspect
 import re
-from functools import partial
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
