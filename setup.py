@@ -59,17 +59,20 @@ EXTRAS = {
     "quant": ["bitsandbytes>=0.46.1", "accelerate>=1.1"],
     "devices": ["accelerate>=1.1"],
     "video": ["av>=14"],
+    "parquet": ["pyarrow>=17"],
     "hdf5": ["h5py>=3.11"],
     "eval": ["pycocoevalcap>=1.2"],  # among the requirements too; METEOR's and SPICE's messages name this one
 }
 EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})
 EXTRAS["dev"] = [
     "av>=14",  # writes the videos that tests read
+    "basedpyright>=1.30",  # pyright, with all its parts in wheels
     "bitsandbytes>=0.46.1; sys_platform == 'linux'",  # so that adapters and quantised weights are tested for real
     "h5py>=3.11",
     "hypothesis>=6.100",
     "packaging>=24",
     "peft>=0.18",
+    "pyarrow>=17",
     "mypy>=1.14",
     "pytest>=8.3",
     "pytest-timeout>=2.3",

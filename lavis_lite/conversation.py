@@ -17,12 +17,21 @@ class Text:
     """A piece of text in front of a language model.
 
     Attributes:
-        text: as it is tokenised.
+        text: as it is tokenised. It may mark control tokens (`lavis_lite.processors.text`), so a template removes the
+            marks of the data that it contains.
         learned: whether its tokens are targets of training; else they are only read.
+        end: whether the language model's end token closes it; None: if it is learned. False if the template has a
+            separator of its own, True for an answer that is read.
     """
 
     text: str
     learned: bool = False
+    end: bool | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the end token follows."""
+        return self.learned if self.end is None else self.end
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lavis_lite.errors import RegistryError, did_you_mean, shown
 if TYPE_CHECKING:
     from lavis_lite.datasets.builders.base import BaseDatasetBuilder
     from lavis_lite.models.base import BaseModel
+    from lavis_lite.models.connectors.base import Connector
     from lavis_lite.models.vision.encoder import Encoder
     from lavis_lite.processors.base import BaseProcessor
     from lavis_lite.runners.runner import Runner
@@ -150,11 +151,8 @@ class OptimizerRegistry(Registry[Any]):
         return None if name.lower() == "optimizer" else classes.get(name.lower())
 
 
-class _Plugins:
-    """Entry points are loaded once per process, on the first unknown name."""
-
-    loaded = False
-    lock = threading.RLock()
+class _Plugins:  # entry points are loaded once per process, on the first unknown name
+    loaded, lock = False, threading.RLock()
 
 
 def load_plugins() -> None:
@@ -174,24 +172,25 @@ BUILDERS = {
     "custom": "custom:CustomBuilder",
     "image_shards": "images:ImageShardBuilder",
     "image_qa": "questions:ImageQABuilder",
-    "image_dialogue": "dialogue:ImageDialogueBuilder",
+    "image_dialogue": "dialogue:ImageDialogueBuilder", "chat": "chat:ChatBuilder",
     "video_caption": "video:VideoCaptionBuilder",
     "video_qa": "video:VideoQABuilder",
 }
 """builders of the package, by their module in the package datasets.builders"""
 
 MODELS = {
-    "blip2": ("stage1:Blip2Qformer", "Blip2Qformer"),
-    "blip2_feature_extractor": ("stage1:Blip2Qformer", "Blip2Qformer"),
-    "blip2_image_text_matching": ("stage1:Blip2ImageTextMatching", "Blip2Qformer"),
-    "blip2_llm": ("llm:Blip2AnyLLM", "Blip2AnyLLM"),
-    "blip2_opt": ("llm:Blip2OPT", "Blip2OPT"),
-    "blip2_t5": ("llm:Blip2T5", "Blip2T5"),
-    "blip2_t5_instruct": ("llm:Blip2T5Instruct", "Blip2T5Instruct"),
-    "blip2_vicuna": ("llm:Blip2Vicuna", "Blip2Vicuna"),
-    "blip2_vicuna_instruct": ("llm:Blip2VicunaInstruct", "Blip2VicunaInstruct"),
+    "blip2": ("blip2.stage1:Blip2Qformer", "blip2.config:Blip2Qformer"),
+    "blip2_feature_extractor": ("blip2.stage1:Blip2Qformer", "blip2.config:Blip2Qformer"),
+    "blip2_image_text_matching": ("blip2.stage1:Blip2ImageTextMatching", "blip2.config:Blip2Qformer"),
+    "blip2_llm": ("blip2.llm:Blip2AnyLLM", "blip2.config:Blip2AnyLLM"),
+    "blip2_opt": ("blip2.llm:Blip2OPT", "blip2.config:Blip2OPT"),
+    "blip2_t5": ("blip2.llm:Blip2T5", "blip2.config:Blip2T5"),
+    "blip2_t5_instruct": ("blip2.llm:Blip2T5Instruct", "blip2.config:Blip2T5Instruct"),
+    "blip2_vicuna": ("blip2.llm:Blip2Vicuna", "blip2.config:Blip2Vicuna"),
+    "blip2_vicuna_instruct": ("blip2.llm:Blip2VicunaInstruct", "blip2.config:Blip2VicunaInstruct"),
+    "vision_language": ("vision_language.model:VisionLanguage", "vision_language.config:VisionLanguage"),
 }
-"""model -> (class in the package models.blip2, its section in models.blip2.config, without Config)"""
+"""model -> (class, its section without Config), both in the package models"""
 TASKS = {
     "image_text_pretrain": ("pretrain:ImageTextPretrainTask", "Pretrain"),
     "retrieval": ("retrieval:RetrievalTask", "Retrieval"),
@@ -214,25 +213,19 @@ class Registries:
 
     def __init__(self) -> None:
         # model: from_config(cfg) -> module; forward(samples) -> output with `loss`; knows nothing of tasks or files.
-        home = "lavis_lite.models.blip2."
+        home = "lavis_lite.models."
         self.model: Registry[BaseModel] = Registry(
             "model", "lavis_lite.models.base:BaseModel", {name: home + cls for name, (cls, _) in MODELS.items()},
-            {name: f"{home}config:{section}Config" for name, (_, section) in MODELS.items()})
+            {name: f"{home}{section}Config" for name, (_, section) in MODELS.items()})
         # processor: __call__(item, rng=None) -> tensor or text; all randomness comes from rng.
         image, text, video = (f"lavis_lite.processors.{name}:" for name in ("image", "text", "video"))
         self.processor: Registry[BaseProcessor] = Registry("processor", "lavis_lite.processors.base:BaseProcessor", {
-            "blip_image_train": image + "BlipImageTrain",
-            "blip_image_eval": image + "BlipImageEval",
-            "blip2_image_train": image + "Blip2ImageTrain",
-            "clip_image_train": image + "ClipImageTrain",
-            "clip_image_eval": image + "ClipImageEval",
-            "alpro_video_train": video + "AlproVideoTrain",
-            "alpro_video_eval": video + "AlproVideoEval",
-            "blip_caption": text + "BlipCaption",
-            "blip_question": text + "BlipQuestion",
-            "as_written": text + "AsWritten",
-            "instruction": "lavis_lite.processors.instruction:Instruction",
-        })
+            "blip_image_train": image + "BlipImageTrain", "blip_image_eval": image + "BlipImageEval",
+            "blip2_image_train": image + "Blip2ImageTrain", "clip_image_train": image + "ClipImageTrain",
+            "clip_image_eval": image + "ClipImageEval", "instruction": "lavis_lite.processors.instruction:Instruction",
+            "alpro_video_train": video + "AlproVideoTrain", "alpro_video_eval": video + "AlproVideoEval",
+            "blip_caption": text + "BlipCaption", "blip_question": text + "BlipQuestion",
+            "as_written": text + "AsWritten"})
         # builder: from_config(name, cfg) -> build(split) -> map-style dataset; documents the sample keys it yields.
         self.builder: Registry[BaseDatasetBuilder] = Registry(
             "builder", BUILT_IN + "base:BaseDatasetBuilder", {name: BUILT_IN + at for name, at in BUILDERS.items()})
@@ -243,27 +236,30 @@ class Registries:
             {name: f"{home}config:{section}RunConfig" for name, (_, section) in TASKS.items()})
         # encoder: raw input -> float[B,P,Dv], and its `width`; a `model.vit_model` beside the ViTs of timm.
         self.encoder: Registry[Encoder] = Registry("encoder", "lavis_lite.models.vision.encoder:Encoder", {})
+        # connector: those features -> float[B,n,D] for a language model; a `type` of model.connector.
+        home = "lavis_lite.models.connectors."
+        self.connector: Registry[Connector] = Registry("connector", home + "base:Connector", {
+            "linear": home + "projection:Linear", "mlp": home + "projection:MLP",
+            "resampler": home + "queries:Resampler", "abstractor": home + "queries:Abstractor",
+            "qformer": home + "qformer:QFormerConnector",
+        })
         self._add_kinds_of_training()
 
     def _add_kinds_of_training(self) -> None:
         # runner: the one step loop, bounded by epochs or by iterations.
         runner = "lavis_lite.runners.runner:"
         self.runner: Registry[Runner] = Registry("runner", "lavis_lite.runners.runner:Runner", {
-            "runner_base": runner + "EpochRunner",
-            "runner_iter": runner + "IterationRunner",
-        })
+            "runner_base": runner + "EpochRunner", "runner_iter": runner + "IterationRunner"})
         # lr_scheduler: a pure function of the optimizer step: lr_at(step) -> float.
         schedule = "lavis_lite.runners.schedules:"
         self.lr_scheduler: Registry[LRSchedule] = Registry("lr_scheduler", "lavis_lite.runners.schedules:LRSchedule", {
-            "linear_warmup_cosine_lr": schedule + "LinearWarmupCosine",
+            "linear_warmup_cosine_lr": schedule + "LinearWarmupCosine", "constant_lr": schedule + "Constant",
             "linear_warmup_step_lr": schedule + "LinearWarmupStep",
-            "constant_lr": schedule + "Constant",
         })
         # optimizer: (params, lr, **optimizer_args), a torch optimizer over the model's `optimizer_groups`.
         optimizer = "lavis_lite.runners.optimizers."
         self.optimizer: Registry[Any] = OptimizerRegistry("optimizer", "torch.optim:Optimizer", {
-            "adamw8bit": optimizer + "adamw8bit:AdamW8bit",
-            "muon": optimizer + "muon:MuonWithAdamW",
+            "adamw8bit": optimizer + "adamw8bit:AdamW8bit", "muon": optimizer + "muon:MuonWithAdamW",
         })
         # hook: called at a few named points of a training; its state is part of the checkpoints.
         hook = "lavis_lite.runners.hooks."
@@ -322,6 +318,10 @@ class Registries:
     def register_encoder(self, *names: str) -> Callable[[C], C]:
         """Decorator: register an `Encoder`, a model.vit_model."""
         return self.encoder.register(*names)
+
+    def register_connector(self, *names: str) -> Callable[[C], C]:
+        """Decorator: register a `Connector`, a type of model.connector."""
+        return self.connector.register(*names)
 
     def register_optimizer(self, *names: str) -> Callable[[type], type]:
         """Decorator: register a `torch.optim.Optimizer`."""

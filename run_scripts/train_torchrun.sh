@@ -4,6 +4,7 @@
 #
 #   bash run_scripts/train_torchrun.sh 2 projects/blip2/stage1.yaml [--options run.max_iters=200]
 #
+# LAVIS_LITE_SCRIPT=evaluate.py evaluates instead.
 # Several machines: run this on each with NNODES, NODE_RANK, MASTER_ADDR (and MASTER_PORT) set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -22,4 +23,4 @@ else
     where=(--standalone)
 fi
 exec "$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$processes" \
-    train.py --cfg-path "$recipe" "$@"
+    "${LAVIS_LITE_SCRIPT:-train.py}" --cfg-path "$recipe" "$@"

@@ -17,7 +17,7 @@ from lavis_lite.registry import Registries, Registry, registry
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "lavis_lite"
-KINDS = ("model", "encoder", "processor", "builder", "task", "runner", "lr_scheduler", "optimizer", "hook")
+KINDS = ("model", "encoder", "connector", "processor", "builder", "task", "runner", "lr_scheduler", "optimizer", "hook")
 BASE = "lavis_lite.processors.base:BaseProcessor"
 
 

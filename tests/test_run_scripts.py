@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SCRIPTS = sorted([*(REPOSITORY / "run_scripts").glob("*.sh"), REPOSITORY / ".ci" / "run"])
+SCRIPTS = sorted([*(REPOSITORY / "run_scripts").rglob("*.sh"), REPOSITORY / ".ci" / "run"])
 
 
 def bash(script: str, *arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:

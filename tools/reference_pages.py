@@ -1,4 +1,4 @@
-"""Writes the pages of docs/reference that are generated: modules, configuration keys, registered names, commands.
+"""Writes the generated pages of docs/reference: modules, configuration keys, registered names, commands, data sets.
 
     python -m tools.reference_pages            # writes the pages
     python -m tools.reference_pages --check    # names the pages that differ from the source, exit status 1
@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lavis_lite.cli import data, main
+from lavis_lite.cli import data, data_card, main
 from lavis_lite.config import schema
+from lavis_lite.config.named import dataset_names
 from lavis_lite.registry import Registry, registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,11 +89,17 @@ def default_of(value: ast.expr | None) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(text, text)
 
 
+def meaning_of(section: type, name: str) -> str:
+    """The meaning of a key, from the nearest class that documents it: others only change the default."""
+    meanings = (field_docs(cls).get(name, ("", "", ""))[2] for cls in section.__mro__ if dataclasses.is_dataclass(cls))
+    return next(filter(None, meanings), "")
+
+
 def section_table(section: type) -> str:
     """The keys that a section's own class declares."""
     return table(("key", "type", "default", "meaning"),
-                 ((f"`{name}`", f"`{kind}`", f"`{value}`", meaning)
-                  for name, (kind, value, meaning) in field_docs(section).items()))
+                 ((f"`{name}`", f"`{kind}`", f"`{value}`", meaning_of(section, name))
+                  for name, (kind, value, _) in field_docs(section).items()))
 
 
 def users_of(kind: Registry[Any], base: type) -> dict[type, list[str]]:
@@ -203,8 +210,22 @@ def commands_page() -> str:
     return "\n".join(parts)
 
 
+# data sets ------------------------------------------------------------------------------------------------------------
+def datasets_page() -> str:
+    """A card of every data set of the package; those with instructions have the card of the set without."""
+    parts = ["# Data sets\n", NOTE,
+             "What the rows of `lavis_lite/configs/datasets` say. `data card NAME` prints one card, and the first row\n"
+             "of its files where they are on this machine. Relative paths are looked up in the working folder, then\n"
+             "in the cache root. For licences see the sources that texts and links name.\n"]
+    names = dataset_names()
+    cards = [data_card.card(name, level="##") + (f"\n`{name}_instruct` has instructions around its texts.\n"
+                                                 if f"{name}_instruct" in names else "")
+             for name in names if name.removesuffix("_instruct") == name or name.removesuffix("_instruct") not in names]
+    return "\n".join([*parts, *cards])
+
+
 PAGES: dict[str, Callable[[], str]] = {"modules.md": modules_page, "config.md": config_page, "names.md": names_page,
-                                       "commands.md": commands_page}
+                                       "commands.md": commands_page, "datasets.md": datasets_page}
 
 
 def run(argv: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.checkpoints import weights
+from lavis_lite.checkpoints.assembly import record_behind
 from lavis_lite.checkpoints.export import (
     CheckpointMetadata,
     ExportReport,
@@ -22,8 +23,8 @@ from lavis_lite.checkpoints.export import (
     export_lavis,
     export_lite,
     first_names,
+    written_by_transformers,
 )
-from lavis_lite.checkpoints.following import record_behind
 from lavis_lite.checkpoints.load import fit_state
 from lavis_lite.checkpoints.metadata import find, metadata_of, typed_section
 from lavis_lite.checkpoints.reading import read_content, read_extra
@@ -96,7 +97,9 @@ def convert(source: str | Path, to: str, out: str | Path, *, model: str | None =
     section = typed_section(origin.model).replaced(allow_non_finite=allow_non_finite)
     merges = getattr(section, "lora", None) is not None and (to != "lite" or merge_lora)
     parts = _merge(section, path, str(source)) if merges else _take(section, path, str(source))
-    if to != "lite":
+    if to == "hf":
+        written_by_transformers(parts.skeleton)
+    elif to == "lavis":
         as_blip2(parts.skeleton, to)
     if merges:
         kept = {key: value for key, value in origin.model.items() if key != "lora"}
@@ -181,7 +184,7 @@ def _merge(section: ModelConfig, path: Path, source: str) -> _Parts:
 
 
 def _started(section: ModelConfig, path: Path) -> ModelConfig:
-    """A section whose model starts from a checkpoint and from nothing else."""
+    """A section for a model that starts from a checkpoint and from nothing else."""
     changes = {"load_pretrained": True, "pretrained": str(path), "load_finetuned": False}
     return section.replaced(**changes)
 

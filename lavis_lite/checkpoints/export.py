@@ -1,7 +1,7 @@
 """Write a model in transformers' format, in LAVIS' or in this project's own; all whole or not at all.
 
 What a format has no place for goes into a side file (`lavis_lite_extra.safetensors`), so that the way there and back
-gives every tensor again, bit for bit, unless another dtype is asked for.
+gives every tensor again, bit for bit, unless another dtype is requested.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lavis_lite import __version__
-from lavis_lite.checkpoints.formats.hf_config import INSTRUCT, RETRIEVAL, generation_config, hf_class, hf_config
+from lavis_lite.checkpoints.formats.hf_config import INSTRUCT, LLAVA, RETRIEVAL, generation_config, hf_class, hf_config
 from lavis_lite.checkpoints.formats.hf_processor import language_tokenizer, pads_both_texts_left, save_processor
 from lavis_lite.checkpoints.formats.key_maps import WITHOUT_PLACE, to_hf, to_lavis
 from lavis_lite.checkpoints.formats.language_fit import language_kind, vocabulary_names, with_words
+from lavis_lite.checkpoints.formats.llava import to_llava
 from lavis_lite.checkpoints.formats.model_card import CARD, model_card
 from lavis_lite.checkpoints.manifest import RECORD, WEIGHTS
 from lavis_lite.checkpoints.reading import EXTRA
@@ -32,8 +33,8 @@ from lavis_lite.errors import CheckpointError
 from lavis_lite.io import atomic
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.blip2.base import Blip2Base
-from lavis_lite.models.blip2.llm import Blip2LLM
 from lavis_lite.models.provenance import WeightRecord
+from lavis_lite.models.vision_language.model import VisionLanguage
 
 SHARD_SIZE = "5GB"
 CONFIG = "config.yaml"
@@ -94,10 +95,10 @@ Origin = CheckpointMetadata
 def export_hf(model: BaseModel, folder: str | Path, *, state: Mapping[str, Tensor] | None = None,
               dtype: torch.dtype | None = None, origin: CheckpointMetadata | None = None,
               shard_size: int | str = SHARD_SIZE, source: str | None = None) -> ExportReport:
-    """Write a folder that `from_pretrained` of transformers' BLIP-2 or InstructBLIP classes and processors loads.
+    """Write a folder that `from_pretrained` of transformers' BLIP-2, InstructBLIP or LLaVA and processors loads.
 
     Args:
-        model: stage 1, stage 2 or InstructBLIP; on the meta device when `state` brings the tensors.
+        model: stage 1, stage 2, InstructBLIP or LLaVA; on the meta device when `state` brings the tensors.
         folder: must not exist.
         state: the model's tensors, tied ones under one name at least; None: those in the model.
         dtype: of floating-point tensors; None: each as it is.
@@ -108,18 +109,17 @@ def export_hf(model: BaseModel, folder: str | Path, *, state: Mapping[str, Tenso
     Raises:
         CheckpointError: the folder exists, tensors are missing, or transformers' classes cannot do what the model does.
     """
-    model = as_blip2(model, "hf")
+    kind = hf_class(written_by_transformers(model))
     _check_plain(model, "transformers'")
     tensors = first_names(model, model.state_dict() if state is None else state)
     _check_whole(model, tensors)
-    kind = hf_class(model)
     tokenizer, image_token, words = None, None, None
-    if isinstance(model, Blip2LLM):
+    if kind != RETRIEVAL:
         tokenizer, image_token = language_tokenizer(model)
         tensors = with_words(model, tensors, image_token + 1)
         words = len(tensors[min(vocabulary_names(model)[0] & tensors.keys())])
     config = hf_config(model, image_token, words)
-    translated = to_hf(tensors, config["model_type"] == "instructblip")
+    translated = to_llava(tensors) if kind == LLAVA else to_hf(tensors, kind == INSTRUCT)
     stored = cast(translated.tensors, dtype)
     config["dtype"] = _name_of_dtype(stored)
     aside = {name: tensors[name] for name in translated.unknown}
@@ -231,16 +231,25 @@ def _selected(model: BaseModel, state: Mapping[str, Tensor] | None, whole: bool,
 
 
 def as_blip2(model: BaseModel, to: str) -> Blip2Base:
-    """Refuse a model whose class the readers of a format (hf, lavis) do not have.
+    """Refuse a model if the readers of a format (hf, lavis) do not have its class.
 
     Raises:
-        CheckpointError: it is none of BLIP-2.
+        CheckpointError: it is not a BLIP-2 model.
     """
     if not isinstance(model, Blip2Base):
         where = "LAVIS" if to == "lavis" else "transformers"
         raise CheckpointError(f"{where} has no such class as {type(model).__name__}: only BLIP-2 and InstructBLIP "
                               "models can be written in its format. `--to lite` takes every model.")
     return model
+
+
+def written_by_transformers(model: BaseModel) -> BaseModel:
+    """Refuse a model of a class that transformers does not have.
+
+    Raises:
+        CheckpointError: it is neither a BLIP-2 model nor a `vision_language`.
+    """
+    return model if isinstance(model, VisionLanguage) else as_blip2(model, "hf")
 
 
 def _check_plain(model: BaseModel, owner: str) -> None:
@@ -277,7 +286,9 @@ def _limits(kind: str, tokenizer: Any) -> list[str]:
             "unequal length the Q-Former then reads shifted positions; give it prompts of one length, or one at a time"]
 
 
-def _notes(model: Blip2Base, config: Mapping[str, Any]) -> list[str]:
+def _notes(model: BaseModel, config: Mapping[str, Any]) -> list[str]:
+    if not isinstance(model, Blip2Base):
+        return []
     own, theirs = model.ln_vision.eps, config["vision_config"]["layer_norm_eps"]
     if own == theirs:
         return []

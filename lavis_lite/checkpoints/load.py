@@ -17,6 +17,7 @@ from lavis_lite.checkpoints.formats.key_maps import (
     derived,
     from_hf,
     from_lavis,
+    is_llava,
     language_prefix,
     to_lavis,
 )
@@ -137,7 +138,7 @@ def fit_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: 
     own = model.state_dict()
     named, taken = take_off_wrappers(content.tensors, source, own, is_known_layout)
     layout, translated = recognise(named, own)
-    translated.tensors = _behind_adapters(translated.tensors, own)
+    translated.tensors = behind_adapters(in_connector(translated.tensors, own), own)
     if not own.keys() & translated.tensors.keys():
         way_on = _way_on(content, source, named)
         raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(named)}.{way_on}")
@@ -191,8 +192,9 @@ def _notes(content: Content, taken: list[str]) -> list[str]:
 
 
 def is_known_layout(names: Iterable[str]) -> bool:
-    """Whether names are LAVIS' or Hugging Face's."""
-    return any(name.startswith(LAVIS_STARTS + HF_STARTS) for name in names)
+    """Whether names are LAVIS', Hugging Face's or LLaVA's."""
+    names = list(names)
+    return is_llava(names) or any(name.startswith(LAVIS_STARTS + HF_STARTS) for name in names)
 
 
 def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> tuple[str, Translated]:
@@ -201,6 +203,10 @@ def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> tuple[s
         return "lavis_lite", _for_lavis_names(tensors, own)
     if any(name.startswith(LAVIS_STARTS) for name in tensors):
         return "LAVIS", from_lavis(tensors)
+    if is_llava(tensors):
+        from lavis_lite.checkpoints.formats.llava import from_llava  # most checkpoints are none
+
+        return "Hugging Face", from_llava(tensors)
     if any(name.startswith(HF_STARTS) for name in tensors):
         return "Hugging Face", from_hf(tensors, any(name.endswith(".attn.qkv.bias") for name in own))
     return "lavis_lite", Translated(dict(tensors))
@@ -315,7 +321,16 @@ def frozen_tensors(model: Loadable, own: Mapping[str, Tensor]) -> set[str]:
                      and (name.split(".")[0] in frozen_parts or name.startswith(roots))}
 
 
-def _behind_adapters(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def in_connector(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors; those of BLIP-2's Q-Former go to the model's connector if it is one."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        inner = f"connector.{name}"
+        renamed[inner if name not in own and inner in own else name] = tensor
+    return renamed
+
+
+def behind_adapters(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors; a layer that has an adapter in the model keeps its own weights under `base_layer`."""
     renamed = {}
     for name, tensor in tensors.items():

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from lavis_lite.cli.lavis_recipes import counterpart
+
 SCRIPT = "lavis-lite"
 """the command that an installed package brings"""
 
@@ -45,9 +47,19 @@ class _HelpPage(argparse.HelpFormatter):
 def add_config(arguments: argparse.ArgumentParser, required: bool = False, help_: str = "") -> None:
     """Add `--cfg-path` and `--options`."""
     usual = "a run's configuration" if required else "a run's configuration that has the data set's section"
-    arguments.add_argument("--cfg-path", required=required, metavar="YAML", help=help_ or usual)
+    arguments.add_argument("--cfg-path", required=required, metavar="YAML", type=recipe_path, help=help_ or usual)
     arguments.add_argument("--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                            help="override settings, for example run.max_iters=200 model.qformer_dropout=0")
+
+
+def recipe_path(path: str) -> str:
+    """The path itself; for a recipe of LAVIS that is not here, the path of its counterpart, which is printed."""
+    found = None if Path(path).exists() else counterpart(path)
+    if found is None:
+        return path
+    print_once(f"note: {path} is a recipe of LAVIS. {found} is the recipe of this experiment here; --print-config "
+               "shows its settings.", sys.stderr)
+    return str(found)
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

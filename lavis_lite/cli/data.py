@@ -9,6 +9,7 @@ from lavis_lite.errors import ConfigError, did_you_mean
 
 COMMANDS = {
     "list": "list the data sets of the package, and which of their files are on this machine",
+    "card": "describe a data set: its splits, files, layout, samples, and how to get it",
     "prepare": "download a data set; list what must be downloaded by hand",
     "check": "check a data set or a file of annotations: rows, files, texts, sizes",
     "shard": "pack a data set into tars with an index",

@@ -32,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
                                "and report errors by file and row.",
                                ["coco_caption", "captions.csv --image-root photos --write-yaml recipe.yaml"])
     arguments.add_argument("target", metavar="NAME|FILE|DIR",
-                           help="a data set of the package or of --cfg-path; a JSON, JSONL, CSV or TSV file; or a "
-                                "folder of tars that have an index")
+                           help="a data set of the package or of --cfg-path. Or a file (JSON, JSONL, CSV, TSV, Parquet "
+                                "or Arrow), a folder of such files, or a folder of tars with an index")
     arguments.add_argument("--type", help="of a data set of the package")
     add_config(arguments)
     arguments.add_argument("--splits", nargs="+", metavar="SPLIT", help="by default all")
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--write-yaml", type=Path, metavar="YAML",
                            help="of a FILE or DIR: write the recipe that trains on it")
     arguments.add_argument("--goal", choices=get_args(Goal),
-                           help="of --write-yaml: what to learn; by default captioning, or vqa for questions")
+                           help="what to learn; by default captioning, vqa for questions, or chat for conversations")
     arguments.add_argument("--json", action="store_true", help="the report as one JSON object")
     return arguments
 
@@ -119,7 +119,7 @@ def chosen_section(chosen: argparse.Namespace) -> tuple[str, DatasetConfig, list
         if not path.exists():
             raise DataError(f"{path}: there is no such annotation file.")
         form = FileFormat(chosen.delimiter, chosen.quoting, chosen.encoding)
-        section, notes = guess(path, chosen.image_root, named_columns(chosen.columns), form)
+        section, notes = guess(path, chosen.image_root, named_columns(chosen.columns), form, chosen.goal)
         return identifier_of(path.stem), section, notes, None
     name, section, training = dataset_section(chosen.target, chosen.cfg_path, chosen.options, chosen.type)
     return name, section, [], training if chosen.cfg_path else None

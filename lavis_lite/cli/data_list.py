@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from typing import Any
 
 from lavis_lite.cli.console import columns, command_parser
@@ -79,13 +80,13 @@ def entries_of(name: str) -> list[Entry]:
 
 def description(name: str) -> str:
     """The first sentence of the comment at the head of a data set's file."""
+    return comment(name).partition(". ")[0].rstrip(".") + "."
+
+
+def comment(name: str) -> str:
+    """The comment at the head of a data set's file."""
     lines = dataset_files()[name].read_text(encoding="utf-8").splitlines()
-    comment = []
-    for line in lines:
-        if not line.startswith("#"):
-            break
-        comment.append(line.lstrip("# ").rstrip())
-    return " ".join(comment).partition(". ")[0].rstrip(".") + "."
+    return " ".join(line.lstrip("# ").rstrip() for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
 def table(entries: Sequence[Entry]) -> str:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from lavis_lite.errors import LavisLiteError, did_you_mean
 from lavis_lite.io import disk
-from lavis_lite.process import exits, limits
+from lavis_lite.process import exits
 from lavis_lite.redaction import masked_output
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -28,6 +28,7 @@ COMMANDS = {
     "fetch": "download the annotations, weights and tokenizers that a YAML names",
     "data": "list, prepare, check and pack data sets; save frozen features",
     "generate": "write captions of pictures, or answers about them",
+    "chat": "talk about pictures with a model",
     "models": "list models and their types",
     "convert": "convert a checkpoint to transformers', LAVIS' or this project's format",
     "compare": "compare two runs: changed settings, scores with confidence intervals, samples that flipped",
@@ -62,7 +63,7 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     exits.report_to(None)
     with masked_output(), exits.stop_signals_raise():
         try:
-            with limits.explained():
+            with exits.explained():
                 command: Callable[[Sequence[str]], int] = importlib.import_module(f"lavis_lite.cli.{name}").main
                 return command([argument for argument in arguments if argument != TRACEBACK])
         except (Exception, KeyboardInterrupt, exits.Terminated) as error:

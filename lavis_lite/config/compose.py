@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lavis_lite import redaction
 from lavis_lite.config import schema
+from lavis_lite.config.lavis_keys import file_names, references_of_run, translated
 from lavis_lite.config.layers import (
     Layer,
     base_chain,
@@ -183,6 +184,7 @@ def default_layers(chosen: DictConfig) -> tuple[list[Layer], list[str]]:
     layers, errors = model_layers(arch, model_type)
     for name, section in (chosen.get("datasets") or {}).items():
         named = {key: _filled_in(section or {}, key, None) for key in ("builder", "type")}
+        named["files"] = file_names(OmegaConf.to_container(section) if OmegaConf.is_config(section) else section)
         found, wrong = dataset_layer(str(name), {key: value for key, value in named.items() if value is not None})
         layers, errors = layers + found, errors + wrong
     return layers, errors
@@ -215,6 +217,8 @@ def _type_run(composition: Composition) -> None:
     composition.tree = OmegaConf.create(as_written)
     config.as_written = dict(_interpolations(as_written))
     _fill_processors(config)
+    _prefer_own_prompt(config)
+    references_of_run(config)
     composition.errors += checker.errors
 
 
@@ -275,7 +279,7 @@ def _run_section(checker: Checker, run: dict[str, Any]) -> RunConfig:
 
 
 def _dataset_section(checker: Checker, name: str, section: Any) -> DatasetConfig:
-    section = dict(section or {})
+    section = translated(name, section or {}, checker.note, checker.error)
     if isinstance(section.get("data_type"), list):  # LAVIS also writes [images]
         section["data_type"] = ",".join(map(str, section["data_type"]))
     builder = section.get("builder") or name
@@ -302,6 +306,18 @@ def _fill_processors(config: Config) -> None:
                 set_here = getattr(own, mode) or {}
                 if "name" not in set_here:
                     setattr(own, mode, {**(getattr(fallback, mode) or {}), **set_here} or None)
+
+
+def _prefer_own_prompt(config: Config) -> None:
+    """A run's own prompt for questions goes before the instructions that a packaged data set brings."""
+    if "{}" not in (getattr(config.run, "prompt", None) or ""):
+        return
+    for name, dataset in config.datasets.items():
+        pair = getattr(dataset, "instruction", None)
+        brought = [layer for key, layer in config.provenance.items() if key.startswith(f"datasets.{name}.instruction.")]
+        if pair and (pair.train or pair.eval) and all(layer.startswith("datasets/") for layer in brought):
+            pair.train = pair.eval = None
+            config.notes.append(f"datasets.{name}.instruction: run.prompt goes before it.")
 
 
 # text -----------------------------------------------------------------------------------------------------------------

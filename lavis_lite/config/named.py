@@ -19,6 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lavis_lite.config.lavis_keys import OUT_OF_SCOPE, type_of_files
 from lavis_lite.config.layers import Layer, base_chain, merge, read_yaml, section_errors
 from lavis_lite.config.schema import ModelConfig, OpenSection, RunConfig
 from lavis_lite.errors import ConfigError, RegistryError, did_you_mean
@@ -124,8 +125,9 @@ def dataset_names() -> list[str]:
 def dataset_rows(name: str) -> dict[str, Any]:
     """type -> section of a named data set.
 
-    A file has sections by type. It may begin with `base: <other data set>`: the types of that one with `changes` over
-    each. LAVIS' layout, {datasets: {name: section}}, is one type `default`.
+    A file has sections by type; a type may be another one with changes, {as: <type>, ...}. It may begin with `base:
+    <other data set>`: the types of that one with `changes` over each. LAVIS' layout, {datasets: {name: section}}, is
+    one type `default`.
 
     Raises:
         ConfigError: the file cannot be read, or its `base` is unknown.
@@ -138,7 +140,7 @@ def _rows(name: str, path: Path) -> dict[str, Any]:
     if isinstance(content.get("datasets"), Mapping):
         content = {"default": content["datasets"].get(name)}
     base, changes = content.pop("base", None), content.pop("changes", None) or {}
-    rows = {}
+    rows: dict[str, Any] = {}
     if base is not None:
         if base not in dataset_files():
             hint = did_you_mean(str(base), dataset_names())
@@ -148,7 +150,12 @@ def _rows(name: str, path: Path) -> dict[str, Any]:
         if not isinstance(row, Mapping):
             raise ConfigError(f"{path}: {kind}: must be a section, as every type of a data set is (or `base` with "
                               "`changes`).")
-    return {**rows, **content}
+    rows |= content
+    for kind, row in rows.items():
+        if "as" in row:  # another name of a type, with changes
+            changes = {key: value for key, value in row.items() if key != "as"}
+            rows[kind] = OmegaConf.to_container(OmegaConf.merge(rows[row["as"]], changes))
+    return rows
 
 
 def _rows_of_builder(name: str) -> dict[str, Any] | None:
@@ -171,14 +178,18 @@ def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[list[Layer], l
     if rows is None:
         if section.get("builder") or name in registry.builder:
             return [], []
+        if name in OUT_OF_SCOPE:
+            return [], [f"datasets.{name}: holds {OUT_OF_SCOPE[name]}, which are outside of this package's scope "
+                        "(docs/guide/coming_from_lavis.md lists such data sets)."]
         return [], [f"datasets.{name}: neither a named data set nor a registered builder; "
                     f"{did_you_mean(name, [*dataset_names(), *registry.builder.names()])} "
                     "For your own files add `builder: custom`."]
-    kind = str(section.get("type", "default"))
+    kind = str(section.get("type") or type_of_files(section.get("files", ()), rows))
     if kind not in rows:
         return [], [f"datasets.{name}.type: no type {kind!r}; {did_you_mean(kind, rows)}"]
     where = _layer_name(path) if path is not None else f"builder {name}"
-    return [Layer(where, {"datasets": {name: rows[kind]}})], []
+    named = {} if section.get("type") or kind == "default" else {"type": kind}
+    return [Layer(where, {"datasets": {name: {**rows[kind], **named}}})], []
 
 
 def without_keys_of_others(layers: Sequence[Layer]) -> tuple[list[Layer], list[str]]:

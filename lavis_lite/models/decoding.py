@@ -11,7 +11,7 @@ random stream per sample. Finished samples leave the batch when they are an eigh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +41,7 @@ class Decoding:
         length of texts that reach max_new_tokens, in the decision to stop, and for repetition_penalty.
     penalise_prompt: repetition_penalty also looks at the tokens of the prompt, as transformers does for decoder-only
         models; LAVIS looks at written tokens only.
+    stop: a language model's text ends before the first of these strings. Its tokens up to there are written.
     logits_processors: applied in order to the log-probabilities of every step, after the penalty and the lengths; those
         of transformers fit.
     """
@@ -58,6 +59,7 @@ class Decoding:
     lavis_lengths: bool = False
     penalise_prompt: bool = False
     logits_processors: Sequence[LogitsProcessor] = ()
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -76,6 +78,9 @@ class Decoding:
             value = getattr(self, name)
             _require(0 < value < math.inf, name, value, "above 0; 1 changes nothing")
         _require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "a finite number")
+        stop: object = self.stop
+        _require(isinstance(stop, tuple) and all(isinstance(text, str) and text for text in stop), "stop", stop,
+                "a tuple of texts that are not empty")
         _require(self.sample or self.num_captions <= self.num_beams, "num_captions", self.num_captions,
                 f"at most num_beams, which is {self.num_beams}; sampling (use_nucleus_sampling) has no such limit")
 
@@ -134,9 +139,31 @@ def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
     """
     if options.num_beams > 1 and not options.sample:
         return _beam_search(decoder, batch, special, options, device, _padded(context, batch, device))
+    texts: list[list[int]] = [[]] * (batch * options.num_captions)
+    for _ in _steps(decoder, batch, special, options, device, context, texts):
+        pass
+    return texts
+
+
+def stream(decoder: Decoder, special: SpecialIds, options: Decoding, device: torch.device,
+           context: Sequence[Sequence[int]] | None = None) -> Iterator[list[int]]:
+    """As `decode` for one sample, token by token: after each one all ids so far, the end left out.
+
+    Raises:
+        ConfigError: several beams or texts, of which only the end shows which one is returned.
+    """
+    if options.num_captions > 1 or (options.num_beams > 1 and not options.sample):
+        raise ConfigError("a stream writes one text, greedily or by sampling: set num_beams=1 and num_captions=1.")
+    for tokens in _steps(decoder, 1, special, options, device, context, [[]]):
+        row = tokens[0, 1:].tolist()
+        yield row[:row.index(special.end)] if special.end in row else row
+
+
+def _steps(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding, device: torch.device,
+           context: Sequence[Sequence[int]] | None, texts: list[list[int]]) -> Iterator[Tensor]:
+    """Greedy search or sampling; `texts` gets what is finished. After each step the running tokens int64[M,1+T]."""
     prompt_ids = _padded(context, batch, device)
     uniform = _random_streams(batch, options).to(device) if options.sample else None
-    texts: list[list[int]] = [[]] * (batch * options.num_captions)
     index = torch.arange(batch, device=device)  # of each row among the texts
     rows: Tensor | None = None
     tokens = torch.full((batch, 1), special.begin, device=device)
@@ -149,6 +176,7 @@ def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
             scores, tokens, index = scores[rows], tokens[rows], torch.arange(len(texts), device=device)
         chosen = scores.argmax(1) if uniform is None else _sample(scores, options, uniform[index, length])
         tokens = torch.cat([tokens, chosen[:, None]], 1)
+        yield tokens
         ended = (tokens[:, 1:] == special.end).any(1)
         kept = _kept(ended.tolist())
         if kept is not None:
@@ -159,7 +187,6 @@ def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
         if not len(index):
             break
     _put(texts, index, tokens, special.end)
-    return texts
 
 
 def _kept(ended: list[bool]) -> list[int] | None:

@@ -142,6 +142,15 @@ class FeatureExtractor(Protocol):
 
 
 @runtime_checkable
+class ChatModel(Protocol):
+    """Holds conversations about pictures: `python -m lavis_lite chat`."""
+
+    def chat(self, template: Any = ..., options: Any = ..., system: str | None = ...) -> Any:
+        """A `lavis_lite.models.language.chat.Chat`."""
+        ...
+
+
+@runtime_checkable
 class TextMeasurer(Protocol):
     """Builds and measures texts without looking at images."""
 

@@ -15,10 +15,8 @@ from lavis_lite.models.protocols import Captioner
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
-from lavis_lite.tasks.config import CaptioningRunConfig
-from lavis_lite.tasks.reporting import pictures_of
-from lavis_lite.tasks.submission import Server, Submission
-from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, plain
+from lavis_lite.tasks.config import CaptioningRunConfig, Server, Submission
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, pictures_of, plain
 
 SCENE = "scene"
 SCENE_SCORES = ("attribute_f1", "attribute_precision", "attribute_recall", "exact", "agg_metrics", EMPTY)
@@ -48,6 +46,7 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         super().__init__(cfg)
         self.metrics = ["coco"] if cfg.caption_metrics is None else cfg.caption_metrics
         self._found = CaptionReport({}, [], {})
+        self._counted = None if cfg.img_ids is None else {str(name) for name in cfg.img_ids}  # LAVIS has both kinds
 
     def before_evaluation(self, dataset: Captions, split: str) -> None:
         """Refuse a data set that is not a list of images, or has captions for only some of its images."""
@@ -70,9 +69,11 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
             options |= {"use_nucleus_sampling": True, "top_p": self.cfg.top_p, "temperature": self.cfg.temperature}
         captions = model.generate(asked, num_beams=self.cfg.num_beams, max_length=self.cfg.max_len,
                                   min_length=self.cfg.min_len, **options)
-        names, indices = plain(samples["image_id"]), plain(samples["index"])
+        key = self.cfg.sample_id_key if self.cfg.sample_id_key in samples else "image_id"
+        names, indices = plain(samples[key]), plain(samples["index"])
         return [{"id": name, "index": index, "caption": caption.strip()}
-                for name, index, caption in zip(names, indices, captions, strict=True)]
+                for name, index, caption in zip(names, indices, captions, strict=True)
+                if self._counted is None or str(name) in self._counted]
 
     def score(self, model: Captioner, rows: list[Row], dataset: Captions, split: str) -> dict[str, float]:
         """The metrics that the run names, over all ranks' rows in the data set's order, as in the official code."""
@@ -107,7 +108,7 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
 
     def predictions(self, rows: list[Row], dataset: Captions) -> list[Row] | Submission:
         """The official results format, image_id and caption; the file's name is the one that COCO's server requires."""
-        written = [{"image_id": row["id"], "caption": row["caption"]} for row in rows]
+        written = [{self.cfg.sample_id_key: row["id"], self.cfg.caption_key: row["caption"]} for row in rows]
         if dataset.has_text:
             return written
         return self.submitted(written, f"captions_{self._split}_{ALGORITHM}_results.json" if self.server == "coco"

@@ -42,9 +42,10 @@ IMPORTS = {
         lavis.common.config: Config
         lavis.common.dist_utils: get_rank init_distributed_mode
         lavis.common.logger: setup_logger
-        lavis.common.optims: LinearWarmupCosineLRScheduler LinearWarmupStepLRScheduler
+        lavis.common.optims: LinearWarmupCosineLRScheduler LinearWarmupStepLRScheduler ConstantLRScheduler
+        lavis.common.optims: cosine_lr_schedule step_lr_schedule warmup_lr_schedule
         lavis.common.registry: registry
-        lavis.common.utils: now
+        lavis.common.utils: now load_yaml load_json is_abs get_abs_path get_cache_path makedir get_file_size
     """,
     "lavis/models/blip2_models": """
         lavis.common: dist_utils
@@ -114,7 +115,12 @@ IMPORTS = {
         lavis.datasets.builders.base_dataset_builder: BaseDatasetBuilder load_dataset_config
         lavis.datasets.data_utils: concat_datasets extract_archive
         lavis.datasets.datasets.base_dataset: BaseDataset ConcatDataset
-        lavis.datasets.datasets.caption_datasets: CaptionDataset CaptionEvalDataset
+        lavis.datasets.datasets.caption_datasets: CaptionDataset CaptionEvalDataset CaptionInstructDataset
+        lavis.datasets.datasets.coco_caption_datasets: COCOCapDataset COCOCapEvalDataset
+        lavis.datasets.datasets.image_text_pair_datasets: ImageTextPairDataset ImageTextPairInstructDataset
+        lavis.datasets.datasets.retrieval_datasets: RetrievalDataset RetrievalEvalDataset
+        lavis.datasets.datasets.video_vqa_datasets: VideoQADataset
+        lavis.datasets.datasets.multimodal_classification_datasets: MultimodalClassificationDataset
         lavis.datasets.datasets.vqa_datasets: VQADataset VQAEvalDataset
         lavis.datasets.datasets.dialogue_datasets: DialogueDataset DialogueEvalDataset
         lavis.processors.base_processor: BaseProcessor

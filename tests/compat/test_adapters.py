@@ -262,6 +262,40 @@ def test_a_schedule_that_sets_rates_becomes_a_function_of_the_step() -> None:
     assert [schedule.lr_at(step) for step in (0, 2, 3, 5)] == [1.0, 3.0, 0.5, 2.5]
 
 
+def test_rates_of_a_project_s_own_schedule() -> None:
+    from lavis.common.optims import cosine_lr_schedule, step_lr_schedule, warmup_lr_schedule
+
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
+
+    def rate(schedule: Any, *args: Any) -> float:
+        schedule(optimizer, *args)
+        return float(optimizer.param_groups[0]["lr"])
+
+    assert [rate(cosine_lr_schedule, epoch, 4, 1.0, 0.2) for epoch in (0, 2, 4)] == pytest.approx([1.0, 0.6, 0.2])
+    assert [rate(warmup_lr_schedule, step, 4, 0.0, 1.0) for step in (0, 1, 9)] == [0.0, 0.25, 1.0]
+    assert [rate(step_lr_schedule, epoch, 1.0, 0.3, 0.5) for epoch in (0, 1, 2)] == [1.0, 0.5, 0.3]
+
+
+def test_captions_as_pairs_and_as_answers_to_instructions(tmp_path: Path) -> None:
+    from lavis.datasets.datasets.caption_datasets import CaptionInstructDataset
+    from lavis.datasets.datasets.image_text_pair_datasets import ImageTextPairDataset, ImageTextPairInstructDataset
+    from lavis.datasets.datasets.retrieval_datasets import RetrievalEvalDataset
+    from PIL import Image
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.json").write_text(json.dumps([{"image": "a.png", "caption": "A tram"}]))
+    given: Any = (lambda image: image.size, lambda text: text.lower() or "describe", str(tmp_path),
+                  [str(tmp_path / "a.json")])
+    assert ImageTextPairDataset(*given)[0] == {"image": (4, 4), "text_input": "a tram"}
+    assert CaptionInstructDataset(*given)[0] == {"image": (4, 4), "text_input": "describe", "text_output": "a tram",
+                                                 "image_id": 0}
+    assert ImageTextPairInstructDataset(*given)[0]["text_output"] == "a tram"
+    (tmp_path / "a.json").write_text(json.dumps([{"image": "a.png", "caption": ["A tram", "Two"]}] * 2))
+    gallery = RetrievalEvalDataset(*given)
+    assert gallery.text == ["a tram", "two"] * 2 and gallery.img2txt == {0: [0, 1], 1: [2, 3]}
+    assert gallery.txt2img == {0: 0, 1: 0, 2: 1, 3: 1} and gallery[1] == {"image": (4, 4), "index": 1}
+
+
 def test_meters(capsys: pytest.CaptureFixture[str]) -> None:
     logger = MetricLogger()
     for number in logger.log_every([1, 2, 3, 4], 2, "header"):

@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "torchvision", "transformers", "timm")
 SHIPPED = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "projects").rglob("*.yaml")
                  if path.parent.name != "base")  # eval/base has parts of recipes, each composed by those that name it
+IMPORTING = [name for name in SHIPPED if "\nimports:" in (ROOT / name).read_text(encoding="utf-8")]
+"""recipes that load modules of their own, which may need torch"""
 
 LAVIS_STYLE = """
  # sections, keys and spellings as LAVIS' stage-1 recipe has them
@@ -100,14 +102,15 @@ def shipped():
             "for name in sys.argv[1:]:\n    errors = check(compose(name))\n"
             f"    heavy = [package for package in {HEAVY!r} if package in sys.modules]\n"
             "    print(json.dumps([name, {'errors': errors, 'heavy': heavy}]))")
-    command = [sys.executable, "-c", code, *SHIPPED]
+    command = [sys.executable, "-c", code, *sorted(SHIPPED, key=IMPORTING.__contains__)]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     return dict(map(json.loads, lines))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_recipe_composes_and_passes_preflight_without_torch(name, shipped):
-    assert shipped[name] == {"errors": [], "heavy": []}
+    assert shipped[name]["errors"] == []
+    assert name in IMPORTING or shipped[name]["heavy"] == []
 
 
 def test_there_are_shipped_recipes():

@@ -86,7 +86,10 @@ def test_a_row_may_be_another_one_with_changes(tmp_path):
 def test_a_question_is_put_into_one_prompt_only(tmp_path):
     options = ["run.task=vqa", "run.prompt='Question: {} Answer:'"]
     assert check(composed(tmp_path, "{mini_world_vqa: {}}", *options)) == []
-    faults = check(composed(tmp_path, "{mini_world_vqa_instruct: {}}", *options))
+    composition = composed(tmp_path, "{mini_world_vqa_instruct: {}}", *options)
+    assert check(composition) == [] and any("run.prompt goes before it" in note for note in composition.config.notes)
+    own = "{mini_world_vqa_instruct: {instruction: {eval: {name: instruction, templates: ['Q: {}']}}}}"
+    faults = check(composed(tmp_path, own, *options))
     assert len(faults) == 1 and "puts questions into a prompt already" in faults[0]
 
 

@@ -65,7 +65,7 @@ def test_what_cannot_be_loaded(captions: Path) -> None:
 
 def test_the_list_of_names() -> None:
     names = dataset_zoo.get_names()
-    assert len(dataset_zoo) == len(names) > 70 and names["coco_vqa"] == ["default", "lavis"]
+    assert len(dataset_zoo) == len(names) > 70 and names["coco_vqa"] == ["default", "lavis", "eval"]
     assert names["coco_vqa_instruct"] == names["coco_vqa"] and "msvd_qa" in names
     from lavis_lite.datasets import load_dataset as same
     assert same is lavis_lite.load_dataset

@@ -112,8 +112,9 @@ def test_official_coco_captions_are_read(coco_folder, capsys):
 
 @pytest.mark.parametrize(("words", "message"), [
     (["nowhere.json"], "nowhere.json: there is no such annotation file"),
-    (["nowhere.parquet"], "annotation files end in .json, .jsonl, .ndjson, .csv, .tsv, not in '.parquet'. Convert it, "
-                          "for example with: python -c \"import pandas; pandas.read_parquet("),
+    (["nowhere.xlsx"], "annotation files end in .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .feather, not in "
+                       "'.xlsx'. Convert it, for example with: python -c \"import pandas; pandas.read_excel("),
+    (["nowhere.parquet"], "nowhere.parquet: there is no such annotation file"),
     ([str(Path(__file__).resolve().parents[2] / "README.md")], "README.md: annotation files end in .json, .jsonl"),
     (["coco_captoin"], "did you mean 'coco_caption'"),
     (["coco_caption", "--type", "other"], "no type 'other'"),
@@ -163,7 +164,7 @@ def test_names_are_spread_evenly():
 def test_absent_lists_each_folder_once(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").touch()
-    import lavis_lite.datasets.validate.checks as media
+    import lavis_lite.datasets.files.image_paths as media
 
     asked, scan = [], media.os.scandir
     monkeypatch.setattr(media.os, "scandir", lambda folder: asked.append(folder) or scan(folder))

@@ -19,10 +19,9 @@ from lavis_lite.errors import CheckpointError, DataError
 from lavis_lite.io import atomic, disk
 from lavis_lite.process import exits
 from lavis_lite.runners import checkpointing
-from lavis_lite.tracking import jsonl
-from lavis_lite.tracking.jsonl import JsonlLog
+from lavis_lite.tracking import tracker as jsonl
 from lavis_lite.tracking.sinks import Sink
-from lavis_lite.tracking.tracker import Tracker
+from lavis_lite.tracking.tracker import JsonlLog, Tracker
 from tests.helpers.toy import Toy, ToyModel
 from tests.reliability import harness
 from tests.reliability.harness import fill

@@ -16,12 +16,15 @@ from lavis_lite.models.language.contract import language_model_of
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
+    from lavis_lite.models.base import BaseModel
     from lavis_lite.models.blip2.llm import Blip2LLM
     from lavis_lite.models.blip2.stage1 import Blip2Qformer
+    from lavis_lite.models.vision_language.model import VisionLanguage
 
 RETRIEVAL = "Blip2ForImageTextRetrieval"
 GENERATION = "Blip2ForConditionalGeneration"
 INSTRUCT = "InstructBlipForConditionalGeneration"
+LLAVA = "LlavaForConditionalGeneration"
 MODEL_TYPES = {RETRIEVAL: "blip-2", GENERATION: "blip-2", INSTRUCT: "instructblip"}
 NO_TEXT_VOCABULARY = 30522
 """what transformers writes where a Q-Former reads no text; nothing has this size then"""
@@ -32,18 +35,20 @@ QFORMER_TOKENIZER = "qformer_tokenizer"
 
 
 # ours -> theirs -----------------------------------------------------------------------------------------------------
-def hf_class(model: Blip2Base) -> str:
+def hf_class(model: BaseModel) -> str:
     """Name of the class of transformers that computes what this model does.
 
     Raises:
         CheckpointError: none does.
     """
+    if not isinstance(model, Blip2Base):
+        return LLAVA
     if language_model_of(model) is None:
         return RETRIEVAL
     return INSTRUCT if model.qformer.cfg.with_text else GENERATION
 
 
-def hf_config(model: Blip2Base, image_token: int | None = None, words: int | None = None) -> dict[str, Any]:
+def hf_config(model: BaseModel, image_token: int | None = None, words: int | None = None) -> dict[str, Any]:
     """Content of config.json, sub-configurations included.
 
     Args:
@@ -58,11 +63,16 @@ def hf_config(model: Blip2Base, image_token: int | None = None, words: int | Non
     from transformers import Blip2Config, InstructBlipConfig
 
     name = hf_class(model)
+    if not isinstance(model, Blip2Base):
+        from lavis_lite.checkpoints.formats.llava import llava_config
+
+        assert image_token is not None  # it has a language model
+        return llava_config(cast("VisionLanguage", model), _text_config(model.language_model, words), image_token)
     parts: dict[str, Any] = {"vision_config": vision_config(model), "qformer_config": _qformer_config(model, name)}
     if name == RETRIEVAL:
         parts["image_text_hidden_size"] = cast("Blip2Qformer", model).vision_proj.out_features
     else:
-        parts["text_config"] = _text_config(cast("Blip2LLM", model), words)
+        parts["text_config"] = _text_config(cast("Blip2LLM", model).language_model, words)
         parts["image_token_index"] = image_token
     kind: Any = InstructBlipConfig if name == INSTRUCT else Blip2Config
     content: dict[str, Any] = kind(num_query_tokens=model.query_tokens.shape[1], **parts).to_dict()
@@ -110,9 +120,8 @@ def _qformer_config(model: Blip2Base, name: str) -> dict[str, Any]:
     return content if name == INSTRUCT else {**content, "use_qformer_text_input": name == RETRIEVAL}
 
 
-def _text_config(model: Blip2LLM, words: int | None) -> dict[str, Any]:
+def _text_config(language_model: Any, words: int | None) -> dict[str, Any]:
     """Of the language model as it computes here: what starts, ends and fills a text is our tokenizer's."""
-    language_model = model.language_model
     inner, tokenizer = language_model.model, language_model.tokenizer
     content: dict[str, Any] = inner.config.to_dict()
     if content.get("hidden_size", content.get("d_model")) != language_model.hidden_size:
@@ -151,11 +160,16 @@ def section_of(config: Mapping[str, Any], folder: Path | str | None = None) -> d
         folder: where it lies, with the tokenizers; None: `tokenizer` and `llm_tokenizer` are left to the caller.
 
     Raises:
-        CheckpointError: it is no BLIP-2 or InstructBLIP, or has fields that no section can follow.
+        CheckpointError: it is not a BLIP-2, InstructBLIP or LLaVA model, or has fields that no section can follow.
     """
     kind = config.get("model_type")
+    if kind == "llava":
+        from lavis_lite.checkpoints.formats.llava import llava_section  # most configurations are none
+
+        return llava_section(config, folder)
     if kind not in MODEL_TYPES.values():
-        raise CheckpointError(f"config.json is of a {kind!r}, not of a BLIP-2 or InstructBLIP model of transformers.")
+        raise CheckpointError(f"config.json is of a {kind!r}, not of a BLIP-2, InstructBLIP or LLaVA model of "
+                              "transformers.")
     config = completed(config)
     refuse_uncarried(config)
     retrieval = RETRIEVAL in (config.get("architectures") or [])

@@ -5,21 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lavis_lite.checkpoints.formats.hf_config import INSTRUCT, QFORMER_TOKENIZER, RETRIEVAL, hf_class
+from lavis_lite.checkpoints.formats.hf_config import INSTRUCT, LLAVA, QFORMER_TOKENIZER, RETRIEVAL, hf_class
 from lavis_lite.errors import CheckpointError
-from lavis_lite.models.blip2.base import Blip2Base
 from lavis_lite.torchvision_shim import ensure_torchvision
-
-if TYPE_CHECKING:
-    from lavis_lite.models.blip2.llm import Blip2LLM
 
 IMAGE_TOKEN = "<image>"
 """stands in a prompt where a vector of the soft prompt goes"""
 
 
-def language_tokenizer(model: Blip2LLM) -> tuple[Any, int]:
+def language_tokenizer(model: Any) -> tuple[Any, int]:
     """(a copy of the language model's tokenizer that has the image token, the id of that token).
 
     Raises:
@@ -72,8 +68,8 @@ def _start_with(tokenizer: Any, token: str) -> None:
             special_tokens=[(token, tokenizer.convert_tokens_to_ids(token))])
 
 
-def save_processor(model: Blip2Base, folder: Path, tokenizer: Any, preprocess: Mapping[str, Any] | None = None) -> None:
-    """Write what `Blip2Processor` or `InstructBlipProcessor` load.
+def save_processor(model: Any, folder: Path, tokenizer: Any, preprocess: Mapping[str, Any] | None = None) -> None:
+    """Write what `Blip2Processor`, `InstructBlipProcessor` or `LlavaProcessor` load.
 
     Args:
         model: ours.
@@ -87,6 +83,9 @@ def save_processor(model: Blip2Base, folder: Path, tokenizer: Any, preprocess: M
     from lavis_lite.processors.image import MEAN, STD
 
     given, size = preprocess or {}, model.vision_encoder.image_size
+    if hf_class(model) == LLAVA:
+        _save_llava(model.vision_encoder, folder, tokenizer, given)
+        return
     questions = copy.deepcopy(model.tokenizer.loaded)
     _pad_on(questions, "right")
     image = BlipImageProcessor(size={"height": size, "width": size}, image_mean=list(given.get("mean") or MEAN),
@@ -99,3 +98,15 @@ def save_processor(model: Blip2Base, folder: Path, tokenizer: Any, preprocess: M
         model.tokenizer.loaded.save_pretrained(folder / QFORMER_TOKENIZER)  # without the image token, for the way back
     else:
         Blip2Processor(image, tokenizer, num_query_tokens=count).save_pretrained(folder)
+
+
+def _save_llava(encoder: Any, folder: Path, tokenizer: Any, given: Mapping[str, Any]) -> None:
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    from lavis_lite.processors.image import MEAN, STD
+
+    size = encoder.image_size
+    image = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size},
+                               image_mean=list(given.get("mean") or MEAN), image_std=list(given.get("std") or STD))
+    LlavaProcessor(image, tokenizer, patch_size=encoder.patch_size, num_additional_image_tokens=1,
+                   vision_feature_select_strategy="default" if encoder.dropped else "full").save_pretrained(folder)

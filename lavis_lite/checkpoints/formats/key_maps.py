@@ -309,3 +309,42 @@ def to_hf(tensors: Mapping[str, Tensor], instruct: bool = False) -> Translated:
         query, value = result.tensors.pop(name), result.tensors.pop(stem + "v_bias")
         result.tensors[stem + "qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
     return result
+
+
+# CLIP's vision model in transformers --------------------------------------------------------------------------------
+VIT = "vision_encoder.vit."
+"""the beginning of a ViT's names in a whole model"""
+_HF_CLIP_BLOCK = "vision_model.encoder.layers.{i}."
+HF_CLIP_MAP = KeyMap([
+    Row("vision_model.embeddings.class_embedding", VIT + "cls_token", leading=2),
+    Row("vision_model.embeddings.position_embedding.weight", VIT + "pos_embed", leading=1),
+    Row("vision_model.embeddings.patch_embedding.weight", VIT + "patch_embed.proj.weight"),
+    Row("vision_model.pre_layrnorm.{p}", VIT + "norm_pre.{p}"),  # spelt so in that layout
+    Row(_HF_CLIP_BLOCK + "self_attn.qkv.{p}", VIT + "blocks.{i}.attn.qkv.{p}"),  # joined from three, see below
+    Row(_HF_CLIP_BLOCK + "self_attn.out_proj.{p}", VIT + "blocks.{i}.attn.proj.{p}"),
+    Row(_HF_CLIP_BLOCK + "layer_norm1.{p}", VIT + "blocks.{i}.norm1.{p}"),
+    Row(_HF_CLIP_BLOCK + "layer_norm2.{p}", VIT + "blocks.{i}.norm2.{p}"),
+    Row(_HF_CLIP_BLOCK + "mlp.fc1.{p}", VIT + "blocks.{i}.mlp.fc1.{p}"),
+    Row(_HF_CLIP_BLOCK + "mlp.fc2.{p}", VIT + "blocks.{i}.mlp.fc2.{p}"),
+    Row("vision_model.post_layernorm.{p}", VIT + "norm.{p}"),
+    Row("vision_model.{rest}", VIT + "{rest}"),
+])
+
+
+def join_qkv(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, with the projections of queries, keys and values as one."""
+    joined = {name: value for name, value in part.items() if not re.search(r"self_attn\.[qkv]_proj\.", name)}
+    for name in part:
+        if ".q_proj." in name:
+            three = [part[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"]
+            joined[name.replace(".q_proj.", ".qkv.")] = torch.cat(three)
+    return joined
+
+
+# LLaVA: see `lavis_lite.checkpoints.formats.llava` -------------------------------------------------------------------
+PROJECTORS = ("multi_modal_projector.", "model.multi_modal_projector.", "mm_projector.", "model.mm_projector.")
+
+
+def is_llava(names: Iterable[str]) -> bool:
+    """Whether names are those of a LLaVA, or of its projector alone."""
+    return any(name.startswith(PROJECTORS) for name in names)

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lavis_lite import __version__
-from lavis_lite.checkpoints.formats.hf_config import GENERATION, INSTRUCT, RETRIEVAL
-from lavis_lite.models.blip2.base import Blip2Base
+from lavis_lite.checkpoints.formats.hf_config import GENERATION, INSTRUCT, LLAVA, RETRIEVAL
 from lavis_lite.models.language.contract import language_model_of
 
 CARD = "README.md"
@@ -15,10 +14,12 @@ _WHAT = {
     RETRIEVAL: "BLIP-2 of stage 1: it compares and matches images with texts.",
     GENERATION: "BLIP-2 of stage 2: it writes text about an image.",
     INSTRUCT: "InstructBLIP: it follows an instruction about an image.",
+    LLAVA: "LLaVA: patches of an image, an MLP and a language model that talks about it.",
 }
 _PIPELINES = {RETRIEVAL: "zero-shot-image-classification", GENERATION: "image-text-to-text",
-              INSTRUCT: "image-text-to-text"}
-_PROCESSORS = {RETRIEVAL: "Blip2Processor", GENERATION: "Blip2Processor", INSTRUCT: "InstructBlipProcessor"}
+              INSTRUCT: "image-text-to-text", LLAVA: "image-text-to-text"}
+_PROCESSORS = {RETRIEVAL: "Blip2Processor", GENERATION: "Blip2Processor", INSTRUCT: "InstructBlipProcessor",
+               LLAVA: "LlavaProcessor"}
 _USE = {
     True: """inputs = processor(images=image, text=["a red cube"], return_tensors="pt")
 score = model(**inputs, use_image_text_matching_head=False).logits_per_image""",
@@ -67,7 +68,7 @@ encoder, of the language model, and of the training data. Complete this section 
 """
 
 
-def model_card(model: Blip2Base, config: Mapping[str, Any], *, section: Mapping[str, Any], source: str | None,
+def model_card(model: Any, config: Mapping[str, Any], *, section: Mapping[str, Any], source: str | None,
                parameters: int, notes: Sequence[str]) -> str:
     """The text of the card.
 
@@ -89,15 +90,18 @@ def model_card(model: Blip2Base, config: Mapping[str, Any], *, section: Mapping[
         limits="\n".join(f"- {line}" for line in [*_limits(kind), *notes]))
 
 
-def _facts(model: Blip2Base, config: Mapping[str, Any], section: Mapping[str, Any], source: str | None, parameters: int,
+def _facts(model: Any, config: Mapping[str, Any], section: Mapping[str, Any], source: str | None, parameters: int,
            name: str) -> dict[str, str]:
-    vision, qformer = config["vision_config"], config["qformer_config"]
+    vision, qformer = config["vision_config"], config.get("qformer_config")
     facts = {"model in lavis_lite": name or "not recorded",
              "weights from": f"`{source}`" if source else "a model in memory; its checkpoint is not recorded",
              "vision encoder": f"{model.vision_encoder.name}, {vision['image_size']} pixels, "
-                               f"{vision['num_hidden_layers']} layers of width {vision['hidden_size']}",
-             "Q-Former": f"{qformer['num_hidden_layers']} layers of width {qformer['hidden_size']}, "
-                         f"{config['num_query_tokens']} queries"}
+                               f"{vision['num_hidden_layers']} layers of width {vision['hidden_size']}"}
+    if qformer is None:
+        facts["connector"] = f"an MLP of two layers, {config['image_seq_length']} vectors"
+    else:
+        facts["Q-Former"] = (f"{qformer['num_hidden_layers']} layers of width {qformer['hidden_size']}, "
+                             f"{config['num_query_tokens']} queries")
     if language_model_of(model) is not None:
         named = section.get("opt_model") or section.get("t5_model") or section.get("llm_model")
         facts["language model"] = f"{config['text_config']['model_type']}{f' ({named})' if named else ''}"

@@ -6,36 +6,18 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from lavis_lite.checkpoints.formats.key_maps import KeyMap, Row, from_hf, from_lavis, to_lavis
-from lavis_lite.checkpoints.load import Encoder, check_fit, in_model_dtype
+from lavis_lite.checkpoints.formats.key_maps import HF_CLIP_MAP, VIT, from_hf, from_lavis, join_qkv, to_lavis
+from lavis_lite.checkpoints.load import Encoder, behind_adapters, check_fit, in_model_dtype
 from lavis_lite.checkpoints.reading import read_content, take_off_wrappers
 from lavis_lite.checkpoints.report import LoadReport, seems_to_be
 from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_weights
 
-VIT = "vision_encoder.vit."
-"""Where a ViT lies within a whole model; the key maps speak of whole models."""
 AFTER_THE_FEATURES = re.compile(r"(norm|fc_norm|head|head_dist|attn_pool|ln_post|post_layernorm)\..+|proj|mask_token|"
                                 r".+\.k_bias|.*position_ids")
 """Names of a ViT that the features do not depend on: its end, training aids, constants."""
-
-_HF_CLIP_BLOCK = "vision_model.encoder.layers.{i}."
-HF_CLIP_MAP = KeyMap([
-    Row("vision_model.embeddings.class_embedding", VIT + "cls_token", leading=2),
-    Row("vision_model.embeddings.position_embedding.weight", VIT + "pos_embed", leading=1),
-    Row("vision_model.embeddings.patch_embedding.weight", VIT + "patch_embed.proj.weight"),
-    Row("vision_model.pre_layrnorm.{p}", VIT + "norm_pre.{p}"),  # spelt so in that layout
-    Row(_HF_CLIP_BLOCK + "self_attn.qkv.{p}", VIT + "blocks.{i}.attn.qkv.{p}"),  # joined from three, see below
-    Row(_HF_CLIP_BLOCK + "self_attn.out_proj.{p}", VIT + "blocks.{i}.attn.proj.{p}"),
-    Row(_HF_CLIP_BLOCK + "layer_norm1.{p}", VIT + "blocks.{i}.norm1.{p}"),
-    Row(_HF_CLIP_BLOCK + "layer_norm2.{p}", VIT + "blocks.{i}.norm2.{p}"),
-    Row(_HF_CLIP_BLOCK + "mlp.fc1.{p}", VIT + "blocks.{i}.mlp.fc1.{p}"),
-    Row(_HF_CLIP_BLOCK + "mlp.fc2.{p}", VIT + "blocks.{i}.mlp.fc2.{p}"),
-    Row("vision_model.{rest}", VIT + "{rest}"),
-])
 
 
 def load_vision_weights(encoder: Encoder, source: str | Path, *, allow_non_finite: bool = False) -> LoadReport:
@@ -55,16 +37,18 @@ def load_vision_weights(encoder: Encoder, source: str | Path, *, allow_non_finit
 def load_vision_state(encoder: Encoder, tensors: Mapping[str, Tensor], source: str, *,
                       allow_non_finite: bool = False) -> LoadReport:
     """As `load_vision_weights`, from tensors in memory; `source` is what messages call them."""
-    own = encoder.vit.state_dict()
+    own = {name: value for name, value in encoder.vit.state_dict().items() if ".lora_" not in name}
     tensors, taken = take_off_wrappers(tensors, source, own, _is_known)
     layout, found = _vit_names(tensors)
+    found = behind_adapters(found, own)
     if not own.keys() & found.keys():
         raise CheckpointError(f"{source} has no weights of vision encoder {encoder.name!r}: it seems to be "
                               f"{seems_to_be(tensors)}.")
     report = LoadReport(source, layout, notes=[f"names without {', '.join(taken)}"] if taken else [])
-    extra_block = f"blocks.{encoder.num_layers}."
+    total = max(getattr(encoder, "total_layers", 0), encoder.num_layers + 1)
+    behind = tuple(f"blocks.{number}." for number in range(encoder.num_layers, total))
     for name in [name for name in found if name not in own]:
-        if name.startswith(extra_block) or AFTER_THE_FEATURES.fullmatch(name):
+        if name.startswith(behind) or AFTER_THE_FEATURES.fullmatch(name):
             del found[name]
             report.unused[name] = "comes after the features"
     if "pos_embed" in found and "pos_embed" in own:
@@ -73,7 +57,7 @@ def load_vision_state(encoder: Encoder, tensors: Mapping[str, Tensor], source: s
         found["pos_embed"] = table
     check_fit(report, found, own, [], [name for name in own if name not in found])
     report.notes += check_weights(in_model_dtype(found, own), source, allow_non_finite)
-    encoder.vit.load_state_dict(found)
+    encoder.vit.load_state_dict(found, strict=False)
     report.loaded = sorted(found)
     return report
 
@@ -126,16 +110,7 @@ def _bare_names(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _hugging_face_names(part: dict[str, Tensor]) -> dict[str, Tensor]:
     """BLIP-2's vision model or CLIP's -> timm's names."""
     is_clip = any(name.endswith("self_attn.q_proj.weight") for name in part)
-    translated = HF_CLIP_MAP.to_ours(_join_qkv(part)) if is_clip else from_hf(part)
+    translated = HF_CLIP_MAP.to_ours(join_qkv(part)) if is_clip else from_hf(part)
     rest = {name.removeprefix("vision_model."): part[name] for name in translated.unknown}
     return {name.removeprefix(VIT): value for name, value in translated.tensors.items()
             if not name.startswith("ln_vision.")} | rest
-
-
-def _join_qkv(part: dict[str, Tensor]) -> dict[str, Tensor]:
-    joined = {name: value for name, value in part.items() if not re.search(r"self_attn\.[qkv]_proj\.", name)}
-    for name in part:
-        if ".q_proj." in name:
-            three = [part[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"]
-            joined[name.replace(".q_proj.", ".qkv.")] = torch.cat(three)
-    return joined

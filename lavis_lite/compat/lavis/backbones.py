@@ -39,7 +39,10 @@ def mark_backbones(model: nn.Module) -> None:
 
 
 def holds(path: Path, module: nn.Module) -> bool:
-    """Whether tensors of a folder's files equal the module's of the same names; files of torch's own format pass."""
+    """Whether tensors of a folder's files equal the module's of the same names; files of torch's own format pass.
+
+    A tensor of another shape does not count: the project added words to it.
+    """
     state = module.state_dict()
     compared = 0
     for file in weight_files(path):
@@ -48,13 +51,16 @@ def holds(path: Path, module: nn.Module) -> bool:
         with safe_open(file, "pt") as content:
             for name in content.keys():  # noqa: SIM118 (a safetensors file is no mapping)
                 own: Any = state.get(name)
-                if own is None or own.is_meta or compared == COMPARED:
+                if own is None or own.is_meta or compared == COMPARED or _shape(content, name) != tuple(own.shape):
                     continue
                 compared += 1
-                if tuple(content.get_slice(name).get_shape()) != tuple(own.shape) or not _equal(
-                        content.get_tensor(name), own):
+                if not _equal(content.get_tensor(name), own):
                     return False
     return compared > 0
+
+
+def _shape(content: Any, name: str) -> tuple[int, ...]:
+    return tuple(content.get_slice(name).get_shape())
 
 
 def _equal(stored: Any, own: Any) -> bool:
@@ -62,15 +68,19 @@ def _equal(stored: Any, own: Any) -> bool:
 
 
 def _in_files(path: Path, module: nn.Module) -> list[str]:
-    """Names of the module's state that the files hold; all of them if the files are of torch's own format."""
+    """Names of the module's state that the files hold in that shape; all if the files are of torch's own format."""
     files = weight_files(path)
-    state = list(module.state_dict())
+    state = module.state_dict()
     if any(file.suffix != ".safetensors" for file in files):
-        return state
+        return list(state)
     stored: set[str] = set()
+    other: set[str] = set()
     for file in files:
         with safe_open(file, "pt") as content:
-            stored.update(content.keys())
+            for name in content.keys():  # noqa: SIM118
+                fits = name not in state or _shape(content, name) == tuple(state[name].shape)
+                (stored if fits else other).add(name)
     parameters: dict[str, Any] = dict(module.named_parameters(remove_duplicate=False))
     kept = {id(parameters[name]) for name in stored if name in parameters}
-    return [name for name in state if name in stored or id(parameters.get(name)) in kept or name not in parameters]
+    return [name for name in state if name in stored or id(parameters.get(name)) in kept
+            or name not in parameters and name not in other]

@@ -7,7 +7,9 @@ A class's `from_config` gets its section as an OmegaConf node. What it loads by 
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
+import sys
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +32,12 @@ from lavis_lite.io import files
 from lavis_lite.models.base import BaseModel as CoreModel
 from lavis_lite.models.base import ParameterGroup
 from lavis_lite.models.provenance import mark_loaded
+from lavis_lite.process.launch import launch_from_environment
 
+TASK_OPTIONS = ("use_nucleus_sampling", "top_p", "temperature", "repetition_penalty", "length_penalty",
+                "penalise_prompt", "num_ans_candidates", "answer_list", "inference_method")
+"""options of a run section that tasks pass on"""
+LIBRARIES = ("lavis_lite", "torch", "transformers", "builtins")
 logger = logging.getLogger("lavis")
 
 
@@ -158,6 +165,10 @@ def adopt(cls: type) -> None:
     written = cls.__dict__.get("from_config")
     if isinstance(written, classmethod) and not hasattr(written.__func__, "is_wrapped"):
         own.from_config = classmethod(_wrapped(written.__func__))
+    for name in ("generate", "predict_answers"):
+        method = cls.__dict__.get(name)
+        if inspect.isfunction(method) and not method.__module__.startswith("lavis_lite."):
+            setattr(cls, name, _without_options(method))
 
 
 def _wrapped(written: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,10 +182,49 @@ def _wrapped(written: Callable[..., Any]) -> Callable[..., Any]:
             model = written(cls, node)
         if isinstance(model, nn.Module):
             mark_backbones(model)
+            fit_to_machine(model)
         return model
 
     from_config.is_wrapped = True  # type: ignore[attr-defined]
     return from_config
+
+
+def _without_options(written: Callable[..., Any]) -> Callable[..., Any]:
+    """A method without options of a task that it has no parameter for; a line names each of them once."""
+    parameters = inspect.signature(written).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return written
+    named: set[str] = set()
+
+    @functools.wraps(written)
+    def called(self: Any, *args: Any, **options: Any) -> Any:
+        dropped = {name for name in options if name in TASK_OPTIONS and name not in parameters}
+        for name in sorted(dropped - named):
+            logger.warning("%s takes no %s, so run.%s has no effect.", written.__qualname__, name, name)
+        named.update(dropped)
+        return written(self, *args, **{name: value for name, value in options.items() if name not in dropped})
+
+    return called
+
+
+def fit_to_machine(model: nn.Module) -> None:
+    """Without a GPU, compute in float32; for code that calls torch.distributed itself, join a group of one process."""
+    if not torch.cuda.is_available():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.dtype in (torch.float16, torch.bfloat16):
+                tensor.data = tensor.data.float()
+    alone = not torch.distributed.is_initialized() and launch_from_environment().world_size == 1
+    if alone and names_distributed(type(model)):
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                                             store=store, rank=0, world_size=1)
+
+
+def names_distributed(cls: type) -> bool:
+    """Whether the module of a class, or of a base that is not this package's, names torch.distributed."""
+    modules = {base.__module__ for base in cls.__mro__ if base.__module__.partition(".")[0] not in LIBRARIES}
+    sources = [getattr(sys.modules.get(name), "__file__", None) for name in modules]
+    return any("torch.distributed" in Path(path).read_text(encoding="utf-8") for path in sources if path)
 
 
 def local_path(url_or_filename: str) -> Path:

@@ -42,6 +42,59 @@ class CaptionEvalDataset(CaptionDataset):
                 "instance_id": row["instance_id"]}
 
 
+class ImageTextPairDataset(CaptionDataset):
+    """Rows {image, caption} without ids of images."""
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.annotation[index]
+        return {"image": self.image(row), "text_input": self.text_processor(row["caption"])}
+
+
+class ImageTextPairInstructDataset(ImageTextPairDataset):
+    """As `ImageTextPairDataset`; the caption is `text_output`, an instruction of the text processor `text_input`."""
+
+    def __getitem__(self, index: int) -> Any:
+        sample = super().__getitem__(index)
+        return {**sample, "text_input": self.text_processor(""), "text_output": sample["text_input"]}
+
+
+class RetrievalDataset(CaptionDataset):
+    """Pairs for training, as `CaptionDataset`."""
+
+
+class RetrievalEvalDataset(BaseDataset):
+    """Rows {image, caption: [...]}: the images are samples, `text` the captions, `img2txt` and `txt2img` join them."""
+
+    def __init__(self, vis_processor: Any = None, text_processor: Any = None, vis_root: Any = None,
+                 ann_paths: Sequence[str] = ()) -> None:
+        super().__init__(vis_processor, text_processor, vis_root, ann_paths)
+        self.image = [row["image"] for row in self.annotation]
+        self.text: list[str] = []
+        self.img2txt: dict[int, list[int]] = {}
+        for number, row in enumerate(self.annotation):
+            self.img2txt[number] = list(range(len(self.text), len(self.text) + len(row["caption"])))
+            self.text += [text_processor(caption) for caption in row["caption"]]
+        self.txt2img = {text: image for image, texts in self.img2txt.items() for text in texts}
+
+    def __getitem__(self, index: int) -> Any:
+        with Image.open(Path(self.vis_root) / self.image[index]) as found:
+            return {"image": self.vis_processor(found.convert("RGB")), "index": index}
+
+
+class MultimodalClassificationDataset(BaseDataset):
+    """Rows with a class; `class_labels` names the classes."""
+
+    class_labels: Any = None
+
+
+class CaptionInstructDataset(CaptionDataset):
+    """As `CaptionDataset`; the caption is `text_output`, and `text_input` an instruction of the text processor."""
+
+    def __getitem__(self, index: int) -> Any:
+        sample = super().__getitem__(index)
+        return {**sample, "text_input": self.text_processor(""), "text_output": sample["text_input"]}
+
+
 class VQADataset(BaseDataset):
     """Rows of questions; a subclass defines `__getitem__`."""
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lavis_lite.compat.lavis.bert import initialise_from_bert
 from lavis_lite.compat.lavis.qformer_layers import BertConfig, BertEmbeddings, BertLayer, BertOnlyMLMHead, Past
+from lavis_lite.compat.lavis.qformer_text import generate
 from lavis_lite.compat.lavis.sizes import current
 from lavis_lite.errors import DataError
 from lavis_lite.models.outputs import Output
@@ -204,6 +205,8 @@ class BertLMHeadModel(nn.Module):
         result = LMOutputs(logits, None if labels is None else lm_loss(logits, labels, reduction),
                            found.past_key_values)
         return result if return_dict else tuple(result.values())
+
+    generate = generate
 
 
 def lm_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from lavis_lite import distributed
 from lavis_lite.compat.lavis.base_model import download_cached_file
 from lavis_lite.compat.lavis.paths import get_abs_path, root
+from lavis_lite.device import pick_device
 from lavis_lite.io import files
 from lavis_lite.process.launch import launch_from_environment
-from lavis_lite.runners.device import pick_device
 
 __all__ = ["download_cached_file", "get_abs_path"]
 
@@ -220,3 +221,18 @@ class MetricLogger:
 
     def __str__(self) -> str:
         return self.delimiter.join(f"{name}: {meter}" for name, meter in self.meters.items())
+
+
+def load_yaml(filename: str) -> Any:
+    """The content of a YAML file."""
+    return OmegaConf.to_container(OmegaConf.load(filename))
+
+
+def is_abs(filename: str) -> bool:
+    """Whether a path is absolute."""
+    return Path(filename).is_absolute()
+
+
+def get_file_size(filename: str) -> float:
+    """Size of a file in MB."""
+    return Path(filename).stat().st_size / 2**20

@@ -15,7 +15,16 @@ import numpy as np
 
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.readers import read_members, read_rows
-from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable, describe, file_name, no_row, text
+from lavis_lite.datasets.annotations.rows import (
+    Row,
+    RowErrors,
+    RowTable,
+    describe,
+    file_name,
+    no_row,
+    numbered_rows,
+    text,
+)
 from lavis_lite.errors import DataError
 
 SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
@@ -130,7 +139,7 @@ def read_dialogues(paths: Sequence[Path], layout: Layout, training: bool, turn: 
     if len(paths) == 1 and paths[0].suffix.lower() == ".json":
         found = _read_visdial(paths[0], layout, training, errors)
     if found is None:
-        rows = ((file, number, row) for file, path in enumerate(paths) for number, row in read_rows(path, layout.form))
+        rows = numbered_rows(paths, layout.form)
         dialogues, texts = RowTable(conversations(rows, paths, layout, errors), paths), None
     else:
         dialogues, texts = found

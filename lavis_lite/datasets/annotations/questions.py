@@ -89,7 +89,7 @@ def _read_file(number: int, path: Path, layout: Layout, errors: RowErrors, named
         if found.keyed:
             return found
         found.rows = []  # a list, whose rows are complete in themselves
-    for member, value in read_members(path, form=layout.form):
+    for member, value in read_members(path, form=layout.form, file=number):
         if isinstance(value, str | int | float):
             found.facts[member] = value
         elif member in ROWS and not isinstance(value, dict):

@@ -24,12 +24,13 @@ from lavis_lite.datasets.annotations.text_files import (
     lines_of,
     read_text,
 )
+from lavis_lite.datasets.files import columnar
 from lavis_lite.errors import DataError
 
 __all__ = ["SUFFIXES", "BadRow", "FileFormat", "NumberedRow", "check_suffix", "json_object", "read_folder",
            "read_members", "read_rows"]
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", *columnar.SUFFIXES)
 LISTS = ("data", "annotations", "rows", "samples", "items", "examples", "entries", "instances", "records", "train",
          "val", "test")
 """members that hold the rows of a file that is an object, if it has only one list"""
@@ -37,11 +38,10 @@ COMPANIONS = ("info", "license", "licenses", "categories", "version", "meta", "m
 """members beside the rows that say nothing about single rows"""
 _PANDAS = " Convert it, for example with: python -c \"import pandas; pandas.{}(...).to_json('rows.jsonl', {})\""
 _CONVERT = {suffix: _PANDAS.format(reader, "orient='records', lines=True") for suffix, reader in
-            ((".parquet", "read_parquet"), (".arrow", "read_feather"), (".feather", "read_feather"),
-             (".xlsx", "read_excel"), (".xls", "read_excel"), (".pkl", "read_pickle"))}
+            ((".xlsx", "read_excel"), (".xls", "read_excel"), (".pkl", "read_pickle"))}
 
 
-def read_rows(path: Path, form: FileFormat = AUTO) -> Iterator[NumberedRow]:
+def read_rows(path: Path, form: FileFormat = AUTO, file: int = 0) -> Iterator[NumberedRow]:
     """Rows of one file, by its suffix: (row number, row).
 
     `.json` is a list of objects, an object that wraps one, or an official COCO captions file (`images` +
@@ -52,11 +52,16 @@ def read_rows(path: Path, form: FileFormat = AUTO) -> Iterator[NumberedRow]:
     Args:
         path: the file.
         form: how it is written, if that is known.
+        file: its number among the files of a split; pictures in the cells of `.parquet` and `.arrow` have it in their
+            names (`files.columnar`).
 
     Raises:
         DataError: missing, unreadable, empty or not in the format of its suffix; names file and row.
+        MissingExtraError: Parquet and Arrow need pyarrow.
     """
     check_suffix(path)
+    if columnar.is_columnar(path):
+        return columnar.column_rows(path, file)
     content, suffix = read_text(path, form.encoding), path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         return table_rows(path, content, form)
@@ -80,18 +85,20 @@ def check_suffix(path: Path) -> None:
                         f"{_CONVERT.get(path.suffix.lower(), '')}")
 
 
-def read_members(path: Path, within: str | None = None, form: FileFormat = AUTO) -> Iterator[tuple[str, Any]]:
+def read_members(path: Path, within: str | None = None, form: FileFormat = AUTO,
+                 file: int = 0) -> Iterator[tuple[str, Any]]:
     """Members of a JSON file that is an object, (name, value); lists as iterators over (number, element).
 
     The members of an object called `within` come in its place. A list's element is decoded when it is taken; elements
-    that are left are skipped at the next member. A file of another layout is one member "" of rows.
+    that are left are skipped at the next member. A file of another layout is one member "" of rows; `file` as in
+    `read_rows`.
 
     Raises:
         DataError: as `read_rows`; or a member that appears twice.
     """
     content = read_text(path, form.encoding) if path.suffix.lower() == ".json" else ""
     if not content or content[_skip_space(content, 0)] != "{":
-        yield "", read_rows(path, form)
+        yield "", read_rows(path, form, file)
         return
     seen: set[str] = set()
     for name, value in _members(path, content, _skip_space(content, 0), within):

@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite import __version__
+from lavis_lite.datasets.annotations.column_tables import open_columns
 from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
-from lavis_lite.datasets.annotations.tables import MappedTable, Row, RowTable
+from lavis_lite.datasets.annotations.tables import MOST_CHARACTERS, MappedTable, Row, RowTable
 from lavis_lite.datasets.annotations.text_files import AUTO
 from lavis_lite.errors import DataError, did_you_mean
 from lavis_lite.io.files import cache_root
 
-__all__ = ["RowErrors", "Field", "Row", "RowTable", "checked", "checked_row", "file_name", "identifier", "read_table",
-           "text", "texts", "with_references"]
+__all__ = ["MOST_CHARACTERS", "RowErrors", "Field", "Row", "RowTable", "checked", "checked_row", "file_name",
+           "identifier", "read_table", "text", "texts", "with_references"]
 
 MOST_ERRORS = 20
-MOST_CHARACTERS = 20_000
-"""of a caption, a question or a file name"""
 CACHED_FROM = 8_000_000
 """bytes of annotation files from which on the checked table is kept in the cache folder"""
 _READING = 2
@@ -197,32 +196,64 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
         form: how the files are written, if that is known.
 
     Raises:
-        DataError: a file is missing, unreadable or without rows; or up to 20 faulty rows, all in one message.
+        DataError: a file is missing, unreadable or without rows; or up to 20 bad rows, all in one message.
     """
-    path, made_of = _cache_entry(files, fields, explode, kept if keep else "", form)
+    plain = [(field.key, field.name, field.kind.__name__, field.required or field.named) for field in fields
+             if type(field) is Field]
+    by_column = open_columns(files, plain, explode) if keep is None and len(plain) == len(fields) else None
+    if by_column is not None:
+        return by_column
+    names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required, field.named)
+             for field in fields]
+    known = (kept is not None or keep is None) and not any("<" in kind for _, _, kind, *_ in names)  # else a lambda
+    made_from = repr((names, explode, kept if keep else "", form)) if known else None
+    kinds = {field.key: field.kind.__name__ for field in fields} | ({explode: text.__name__} if explode else {})
+
+    def rows(errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
+        return checked(numbered_rows(files, form), files, fields, errors, explode, keep)
+
+    return cached_table(files, made_from, rows, kinds, " of this split" if keep else "")
+
+
+def numbered_rows(files: Sequence[Path], form: FileFormat = AUTO) -> Iterator[tuple[int, int, Any]]:
+    """(file number, row number, raw row) of all rows of the files in order."""
+    return ((file, number, row) for file, one in enumerate(files)
+            for number, row in read_rows(one, form, file))
+
+
+def cached_table(files: Sequence[Path], made_from: str | None,
+                 rows: Callable[[RowErrors], Iterable[tuple[int, int, Row]]], kinds: Mapping[str, str] | None = None,
+                 which: str = "") -> RowTable:
+    """The table of some files, from the cache if it was made before from the same files in the same way.
+
+    Args:
+        files: the annotation files.
+        made_from: identifies how the rows are made; None: the table is not cached.
+        rows: makes the rows; adds what is wrong to the errors.
+        kinds: see `RowTable`.
+        which: of the rows, for the message about an empty table.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    path, made_of = _cache_entry(files, made_from)
     held = _cached(path, made_of)
     if held is not None:
         return held
     errors = RowErrors()
-    kinds = {field.key: field.kind.__name__ for field in fields} | ({explode: text.__name__} if explode else {})
-    raw = ((file, number, row) for file, one in enumerate(files) for number, row in read_rows(one, form))
-    table = RowTable(checked(raw, files, fields, errors, explode, keep), files, kinds)
+    table = RowTable(rows(errors), files, kinds)
     errors.stop_if_any()
     if not len(table):
-        raise DataError(f"{', '.join(map(str, files))}: no rows" + (" of this split" if keep else "") + ".")
+        raise DataError(f"{', '.join(map(str, files))}: no rows{which}.")
     return _put_in_cache(table, path, made_of)
 
 
-def _cache_entry(files: Sequence[Path], fields: Sequence[Field], explode: str | None,
-                 kept: str | None, form: FileFormat) -> tuple[Path | None, str]:
+def _cache_entry(files: Sequence[Path], made_from: str | None) -> tuple[Path | None, str]:
     """(path of a table in the cache, what it must be made of); None if the table is not to be cached."""
-    names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required, field.named)
-             for field in fields]
     stats = [path.stat() for path in files if path.is_file()]
-    if (kept is None or sum(stat.st_size for stat in stats) < CACHED_FROM
-            or any("<" in kind for _, _, kind, *_ in names)):  # a kind that its name does not identify
+    if made_from is None or sum(stat.st_size for stat in stats) < CACHED_FROM:
         return None, ""
-    question = repr(([str(path.absolute()) for path in files], names, explode, kept, form))
+    question = repr([str(path.absolute()) for path in files]) + made_from
     digest = hashlib.sha256(question.encode()).hexdigest()[:16]
     made_of = repr((__version__, _READING, [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
     return cache_root() / "tables" / f"{files[0].stem}-{digest}.safetensors", made_of

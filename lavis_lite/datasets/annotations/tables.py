@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from lavis_lite.datasets.files.mapped import LazyArray, Mapped, write_arrays
 
 Row = dict[str, Any]
+MOST_CHARACTERS = 20_000
+"""of a caption, a question or a file name"""
 ELEMENT = "text"
 """kind of the elements of a list that is exploded"""
 

@@ -14,7 +14,7 @@ from lavis_lite.datasets.annotations.rows import Field, file_name, identifier, t
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageTextBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
-from lavis_lite.datasets.files.locate import prepare, sources
+from lavis_lite.datasets.files.locate import prepare
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.registry import registry
 
@@ -181,5 +181,4 @@ class CustomBuilder(BaseDatasetBuilder):
         if split is None or self._files.shards(split) is not None:
             return None
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
-        return sources(f"datasets.{self.name}.build_info.annotations.{split}",
-                       self.cfg.build_info.annotations[split], root)[0].fetch()
+        return self._files.annotation_files(split, root)[0]

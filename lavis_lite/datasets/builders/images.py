@@ -26,8 +26,10 @@ from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.base import IMAGES, SHARDS, BaseDatasetBuilder, refuse_unknown_splits
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset, RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.features.cache import FeatureFolder, open_features
+from lavis_lite.datasets.files.columnar import Cells
 from lavis_lite.datasets.files.image_paths import with_pattern, within
 from lavis_lite.datasets.files.locate import Source, prepare, sources, was_unpacked_into
+from lavis_lite.datasets.files.table_folders import table_files
 from lavis_lite.datasets.loading.randomness import hash64
 from lavis_lite.datasets.media.arrays import ArrayFolder, Stream, open_source
 from lavis_lite.datasets.media.images import MAX_PIXELS, ImageFolder
@@ -183,8 +185,8 @@ class ImageTextBuilder(BaseDatasetBuilder):
                                  self.cfg.max_pixels)
             return opened.table, opened.images, opened.space
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
-        paths = [source.fetch() for source in self._sources(split, root)]
-        folder, exists = self.folder(self._media_root(paths, root)), self._exists(paths, root)
+        paths = self.annotation_files(split, root)
+        folder, exists = self.folder_of(paths, root), self._exists(paths, root)
         fields = with_pattern(f"datasets.{self.name}", self.fields(training), self.pattern_of(split), split, exists)
         table = read_table(paths, within(fields, folder.root), explode, self.row_filter(split),
                            kept=f"{split} {self.cfg}", form=self.file_format())
@@ -231,6 +233,17 @@ class ImageTextBuilder(BaseDatasetBuilder):
     def _is_val(self, row: Row) -> bool:
         named = next((row[column] for column in self.image_columns() if row.get(column) is not None), None)
         return hash64(*str(named).encode("utf-8", "surrogatepass")) < self.cfg.val_fraction * 2**64
+
+    def annotation_files(self, split: str, root: Path | None) -> list[Path]:
+        """The files of a split, fetched if need be, of a folder those in it; DataError if one is missing."""
+        paths = [source.fetch() for source in self._sources(split, root)]
+        return [file for path in paths for file in table_files(path) or [path]]
+
+    def folder_of(self, paths: Sequence[Path], root: Path | None) -> ImageFolder:
+        """Reader of the media of a split with these annotation files, and of pictures in their cells."""
+        folder = self.folder(self._media_root(paths, root))
+        folder.cells = Cells(paths).prepared()
+        return folder
 
     def _sources(self, split: str, root: Path | None) -> list[Source]:
         own = self._own(split)

@@ -127,7 +127,7 @@ class ImageQABuilder(ImageTextBuilder):
         entry = self.shards(split)
         if entry is None:
             table, paths, root = self._read(split, training)
-            return table, self.folder(self._media_root(paths, root)), self._storage() or self.name
+            return table, self.folder_of(paths, root), self._storage() or self.name
         if self.row_filter(split) is not None:
             raise ConfigError(f"{self._key(split)}: shards of questions hold the rows of one split; pack each split "
                               "into shards of its own.")
@@ -157,7 +157,7 @@ class ImageQABuilder(ImageTextBuilder):
 
     def _read(self, split: str, answers_required: bool) -> tuple[RowTable, list[Path], Path | None]:
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
-        paths = [source.fetch() for source in self._sources(split, root)]
+        paths = self.annotation_files(split, root)
         key = split, answers_required
         if key not in self._tables:
             table = self.read(paths, self.layout(split, self._exists(paths, root)), answers_required)

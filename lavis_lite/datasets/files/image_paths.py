@@ -6,13 +6,15 @@ import copy
 import os
 import string
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from lavis_lite.datasets.annotations.rows import Field, Row, RowErrors, file_name
 from lavis_lite.datasets.annotations.tables import RowTable
+from lavis_lite.datasets.files.columnar import CELL
 from lavis_lite.errors import ConfigError
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -78,6 +80,32 @@ def _spellings(path: str) -> Iterator[tuple[str, str]]:
         yield stem + other, "upper and lower case differ"
     for form in ("NFC", "NFD"):
         yield unicodedata.normalize(form, path), "its accents are encoded in another way"
+
+
+# --- present or not --------------------------------------------------------------------------------------------------
+def is_embedded(name: str) -> bool:
+    """Whether a name stands for a picture within the annotations: a data: address, or a cell of a Parquet file."""
+    return name.startswith(("data:", CELL))
+
+
+def missing_files(root: Path | str, names: Iterable[str]) -> Iterator[str]:
+    """Names without a file below a folder; every folder is listed once."""
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if not is_embedded(name):
+            by_folder[os.path.dirname(name)].append(name)
+    for parent, members in by_folder.items():
+        present = _listing(Path(root) / parent)
+        yield from (name for name in members if os.path.basename(name) not in present)
+
+
+def _listing(folder: Path) -> frozenset[str]:
+    """Names of the files in a folder; none if there is no such folder or it may not be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path))
+    except (OSError, ValueError):
+        return frozenset()
 
 
 # --- confined to a folder --------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ grey levels, so it is not done.
 
 from __future__ import annotations
 
+import base64
 import io
 from typing import Any
 
@@ -35,7 +36,8 @@ from pathlib import Path
 
 from PIL import UnidentifiedImageError
 
-from lavis_lite.datasets.files.image_paths import Confinement, is_system_file, why_absent
+from lavis_lite.datasets.files.columnar import CELL, Cells
+from lavis_lite.datasets.files.image_paths import Confinement, is_embedded, is_system_file, why_absent
 from lavis_lite.errors import DataError
 from lavis_lite.processors.rgb import to_rgb
 
@@ -207,6 +209,8 @@ class ImageFolder:
 
     def __init__(self, root: Path | str, max_pixels: int = MAX_PIXELS, follow_links: bool = True) -> None:
         self.root, self.max_pixels, self.follow_links = Path(root), max_pixels, follow_links
+        self.cells = Cells([])
+        """the pictures that are in the annotation files"""
         self._confinement = Confinement(root)
         self._safe: set[str] = set()
         """folders whose plain files may be read, links followed"""
@@ -243,9 +247,29 @@ class ImageFolder:
     def _reaches(self, real: str) -> bool:
         return self._confinement.holds_file(real) or (self.follow_links and not is_system_file(real))
 
+    def embedded(self, name: str) -> bytes | None:
+        """The picture of a `data:` address or of a cell of the annotations; None: the name is that of a file.
+
+        Raises:
+            BadSample: it is not in base64, or there is no such cell.
+        """
+        if not is_embedded(name):
+            return None
+        if name.startswith(CELL):
+            content = self.cells.read(name)
+            if content is None:
+                raise BadSample(name, "is not in the annotation files")
+            return content
+        try:
+            return base64.b64decode(name.partition(",")[2], validate=True)
+        except ValueError as error:
+            raise BadSample(f"{name[:40]}...", f"is not in base64 ({error})") from error
+
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `load_rgb`."""
-        return load_rgb(self.path(name), self.max_pixels)
+        content = self.embedded(name)
+        return (load_rgb(self.path(name), self.max_pixels) if content is None else
+                decode_rgb(content, name[:40], self.max_pixels))
 
     def read(self, name: str) -> bytes:
         """The file's bytes as they are.
@@ -253,6 +277,9 @@ class ImageFolder:
         Raises:
             BadSample: see `path`; missing, unreadable or not a regular file.
         """
+        content = self.embedded(name)
+        if content is not None:
+            return content
         path = self.path(name)
         check_regular(path)
         try:
@@ -266,5 +293,9 @@ class ImageFolder:
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
         """What an image processor makes of a file: decoded straight to pixels where the processor takes those."""
-        load = load_pixels if getattr(processor, "takes", "image") == "pixels" else load_rgb
-        return processor(load(self.path(name), self.max_pixels), rng)
+        takes_pixels, content = getattr(processor, "takes", "image") == "pixels", self.embedded(name)
+        if content is None:
+            load = load_pixels if takes_pixels else load_rgb
+            return processor(load(self.path(name), self.max_pixels), rng)
+        decode = decode_pixels if takes_pixels else decode_rgb
+        return processor(decode(content, name[:40], self.max_pixels), rng)

@@ -22,6 +22,7 @@ from PIL import Image
 from lavis_lite.config.schema import FileConfig
 from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked
 from lavis_lite.datasets.annotations.tables import Row, RowTable
+from lavis_lite.datasets.files.table_folders import splits_in
 from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder, decode_pixels, decode_rgb
 from lavis_lite.datasets.shards.cache import LocalShards, RemoteShards, fetch_index, remote_folder
 from lavis_lite.datasets.shards.index import EXPLODED, INDEX, Location, ShardIndex
@@ -58,10 +59,15 @@ def shard_names(text: str) -> ShardNames | None:
     None if it is none of these: an annotation file.
     """
     if not text.endswith(".tar"):
-        folder = text.endswith("/") if files.is_url(text) else files.resolve(text).is_dir()
+        folder = text.endswith("/") if files.is_url(text) else is_shard_folder(files.resolve(text))
         return ShardNames(text, None) if folder else None
     location, _, pattern = text.rpartition("/")
     return ShardNames(location or ".", None if pattern == "*.tar" else tuple(_expand(pattern, text)))
+
+
+def is_shard_folder(path: Path) -> bool:
+    """Whether a path is a folder that may hold shards: it holds no annotation files."""
+    return path.is_dir() and not splits_in(path)
 
 
 def _expand(pattern: str, text: str) -> list[str]:

@@ -7,7 +7,6 @@ is slow, so only a sample of the files is decoded.
 from __future__ import annotations
 
 import hashlib
-import os
 import posixpath
 from array import array
 from collections import defaultdict
@@ -18,7 +17,7 @@ from typing import Any
 
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.caption import DuplicateIds
-from lavis_lite.datasets.files.image_paths import LINK, why_absent
+from lavis_lite.datasets.files.image_paths import LINK, missing_files, why_absent
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.media.video import VideoFolder
 from lavis_lite.datasets.protocols import ImageTable
@@ -110,7 +109,8 @@ def _thumbnail(dataset: ImageTable, number: int, split: str) -> Thumbnail:
     row, folder = dataset.table[number], dataset.folder
     text = "; ".join(f"{'' if kind == 'caption' else kind[0].upper() + ': '}{words}" for kind, words in _texts_of(row))
     try:
-        picture = folder.preview(row["image"]) if isinstance(folder, VideoFolder) else folder.load(row["image"])
+        name = next(iter(files_of(row)))
+        picture = folder.preview(name) if isinstance(folder, VideoFolder) else folder.load(name)
         return Thumbnail(f"{split} {number}", picture, text)
     except BadSample as error:
         return Thumbnail(f"{split} {number}", None, f"{error.path}: {error.reason}")
@@ -143,12 +143,13 @@ def scan(dataset: ImageTable, report: SplitReport, count_tokens: TokenCounter, m
     seen: set[bytes] = set()
     for number in range(len(dataset.table)):
         row = dataset.table[number]
-        name = row["image"]
-        names.first_row.setdefault(name, number)
+        files = files_of(row)
+        for name in files:
+            names.first_row.setdefault(name, number)
         twice.add(row, number, dataset)
         found = list(_texts_of(row))
         texts.add(number, found)
-        digest = hashlib.blake2b(repr((name, found)).encode("utf-8", "backslashreplace"), digest_size=8).digest()
+        digest = hashlib.blake2b(repr((files, found)).encode("utf-8", "backslashreplace"), digest_size=8).digest()
         report.repeated += digest in seen
         seen.add(digest)
     report.add_row_errors(twice.errors)
@@ -157,8 +158,15 @@ def scan(dataset: ImageTable, report: SplitReport, count_tokens: TokenCounter, m
     return names
 
 
+def files_of(row: Any) -> list[str]:
+    """The pictures that a row names; videos in conversations are looked at when they are read."""
+    return [name for kind, name in row["media"] if kind == "image"] if "media" in row else [row["image"]]
+
+
 def _texts_of(row: Any) -> Iterator[tuple[str, str]]:
-    """(caption | question | answer, text) of a row."""
+    """(caption | question | answer | role, text) of a row."""
+    for role, _, parts in row.get("turns", []):
+        yield role, " ".join(part for part in parts if isinstance(part, str))
     yield from main_texts({"caption": row.get("caption")})
     if "question" in row:
         yield "question", row["question"]
@@ -178,7 +186,7 @@ class _Texts:
 
     def add(self, number: int, found: Sequence[tuple[str, str]]) -> None:
         """The texts of one more row; only its question, or else its captions, are processed."""
-        main = "question" if any(kind == "question" for kind, _ in found) else "caption"
+        main = "question" if any(kind == "question" for kind, _ in found) else "caption"  # turns stay as written
         for kind, text in found:
             made = text
             if kind == main:
@@ -267,21 +275,7 @@ def absent(folder: ImageFolder, names: Sequence[str]) -> Iterator[str]:
     if isinstance(folder, ShardImages):
         yield from (name for name in names if folder.index.find(name) is None)
         return
-    by_folder: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        by_folder[os.path.dirname(name)].append(name)
-    for parent, members in by_folder.items():
-        present = _listing(Path(folder.root) / parent)
-        yield from (name for name in members if os.path.basename(name) not in present)
-
-
-def _listing(folder: Path) -> frozenset[str]:
-    """Names of the files in a folder; none if there is no such folder or it may not be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path))
-    except (OSError, ValueError):
-        return frozenset()
+    yield from missing_files(folder.root, names)
 
 
 def _size_of(folder: ImageFolder, name: str) -> tuple[int, int, int | None]:

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from lavis_lite.config.schema import BuildInfo, DatasetConfig, FileConfig, StorageConfig
+from lavis_lite.datasets.annotations.chats import COLUMNS, READ, is_conversation
 from lavis_lite.datasets.annotations.columns import KNOWN, Columns, guess_columns, split_values
+from lavis_lite.datasets.annotations.dialogues import read_dialogues
+from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
+from lavis_lite.datasets.builders.chat import ChatConfig
 from lavis_lite.datasets.builders.custom import CustomConfig
 from lavis_lite.datasets.builders.dialogue import ImageDialogueConfig
 from lavis_lite.datasets.builders.images import ImageDatasetConfig
 from lavis_lite.datasets.builders.questions import ImageQAConfig
+from lavis_lite.datasets.files.table_folders import splits_in
 from lavis_lite.datasets.shards.scan import needs_index
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.io import atomic
 
+Goal = Literal["captioning", "pretrain", "vqa", "chat"]
 
-def guess(path: Path, image_root: Path | None = None,
-          named: Mapping[str, str] | None = None, form: FileFormat = AUTO) -> tuple[DatasetConfig, list[str]]:
+
+def guess(path: Path, image_root: Path | None = None, named: Mapping[str, str] | None = None,
+          form: FileFormat = AUTO, goal: Goal | None = None) -> tuple[DatasetConfig, list[str]]:
     """(a section that reads a file or a folder of shards, notes on what was guessed).
 
-    A file with a `conversations` column is read by `image_dialogue`, a file with questions by `image_qa`, a folder by
-    `image_shards`, and any other file by `custom`.
+    A file of conversations is read by `chat`, or by `image_dialogue` if every row is about one picture. A file with
+    questions is read by `image_qa`, a folder of tars by `image_shards`, and any other file by `custom`.
 
     Args:
-        path: JSON, JSONL, CSV or TSV, or a folder with tars and their index.
+        path: JSON, JSONL, CSV, TSV, Parquet or Arrow; a folder with such files; or one with tars and their index.
         image_root: folder of the images; by default the file's.
         named: columns that the caller knows: key of KNOWN -> name in the file.
         form: how the file is written, as far as that is known.
+        goal: what is to be learned, if that is known.
 
     Raises:
         DataError: the file is unreadable, empty, or has no column that could be what is needed.
@@ -42,20 +50,37 @@ def guess(path: Path, image_root: Path | None = None,
     for key in named or {}:
         if key not in KNOWN:
             raise ConfigError(f"--columns {key}=...: no such column; {did_you_mean(key, KNOWN)}")
-    if path.is_dir():
+    splits = splits_in(path) if path.is_dir() else {"train": [path]}
+    if not splits:
         return _shards(path)
-    columns = guess_columns(path, named, form)
-    root = (image_root or path.parent).absolute()
-    info = BuildInfo(annotations={"train": FileConfig(storage=str(path.absolute()))},
-                     images=StorageConfig(storage=str(root)))
-    text = next((key for key in ("conversations", "question") if key in columns.found), "caption")
-    _refuse_lacking(path, columns, text)
+    first = next(iter(splits.values()))[0]
+    columns = guess_columns(first, named, form)
+    root = (image_root or first.parent).absolute()
+    storage = {split: [str(file.absolute()) for file in files] for split, files in splits.items()}
+    info = BuildInfo({split: FileConfig(storage=files[0] if len(files) == 1 else list(files))
+                      for split, files in storage.items()}, images=StorageConfig(storage=str(root)))
+    text = "question" if "question" in columns.found else "caption"
+    if is_conversation(columns.present):
+        text = "conversations" if goal == "vqa" or goal is None and _are_questions(splits, columns, form) else "chat"
+    _refuse_lacking(first, columns, text)
     section, notes = _section(columns, text, info), [f"columns: {columns.describe()}", f"images in {root}"]
     section.delimiter, section.quoting, section.encoding = form.delimiter, form.quoting, form.encoding
-    notes += _choose_splits(path, columns, section)
+    notes += _choose_splits(first, columns, section) if len(splits) == 1 else [f"splits: {', '.join(splits)}"]
     used = {section.split_column, *_named_in(section)}
     unread = [repr(column) for column in columns.present if column not in used]
     return section, notes + ([f"columns that are not read: {', '.join(unread)}"] if unread else [])
+
+
+def _are_questions(splits: Mapping[str, Sequence[Path]], columns: Columns, form: FileFormat) -> bool:
+    """Whether `image_dialogue` reads every row: questions and answers about one picture."""
+    if "conversations" not in columns.found or "image" not in columns.found:
+        return False
+    try:
+        for files in splits.values():
+            read_dialogues(files, Layout(columns={"image": columns.found["image"]}, form=form), True, "{} {}")
+    except DataError:
+        return False
+    return True
 
 
 def _choose_splits(path: Path, columns: Columns, section: ImageDatasetConfig) -> list[str]:
@@ -76,6 +101,8 @@ def _named_in(section: ImageDatasetConfig) -> list[str]:
     """Columns that a section reads."""
     if isinstance(section, CustomConfig):
         return [name for name in (section.image_column, section.caption_column, section.id_column) if name]
+    if isinstance(section, ChatConfig):
+        return list(READ)
     names = [name for name in section.columns.values() if isinstance(name, str)]
     return [*names, "conversations"] if isinstance(section, ImageDialogueConfig) else names
 
@@ -85,6 +112,9 @@ def _section(columns: Columns, text: str, info: BuildInfo) -> ImageDatasetConfig
     found = columns.found
     if text == "conversations":
         return ImageDialogueConfig(builder="image_dialogue", build_info=info, columns={"image": found["image"]})
+    if text == "chat":
+        own = {"image": found["image"]} if found.get("image") not in (None, *COLUMNS["image"]) else {}
+        return ChatConfig(builder="chat", build_info=info, columns={**own})
     if text == "question":
         kept = ("image", "question", "answer", "image_id", "question_id")
         names: dict[str, str | list[str]] = {key: found[key] for key in kept if key in found}
@@ -94,7 +124,7 @@ def _section(columns: Columns, text: str, info: BuildInfo) -> ImageDatasetConfig
 
 
 def _refuse_lacking(path: Path, columns: Columns, text: str) -> None:
-    lacking = [key for key in ("image", text) if key not in columns.found]
+    lacking = [key for key in ("image", text) if key not in columns.found and text != "chat"]
     if lacking:
         raise DataError(f"{path}: no column looks like {' or '.join(lacking)}; it has: "
                         f"{', '.join(columns.present) or 'none'}. "
@@ -109,7 +139,6 @@ def _shards(folder: Path) -> tuple[DatasetConfig, list[str]]:
     return ImageDatasetConfig(builder="image_shards", build_info=info), [f"shards in {folder.absolute()}"]
 
 
-Goal = Literal["captioning", "pretrain", "vqa"]
 MakeBuilder = Callable[[DatasetConfig], BaseDatasetBuilder]
 FRACTIONS = (0.1, 0.2, 0.3, 0.5)
 """shares of the images that are held out, the first that leaves some for both splits"""
@@ -118,23 +147,30 @@ MODELS: dict[Goal, dict[str, Any]] = {
     "captioning": {"arch": "blip2_opt", "model_type": "mini"},
     "pretrain": {"arch": "blip2", "model_type": "mini"},
     "vqa": {"arch": "blip2_opt", "model_type": "mini_instruct"},
+    "chat": {"arch": "vision_language", "model_type": "mini"},
 }
 RUNS: dict[Goal, dict[str, Any]] = {
     "captioning": {"task": "captioning", "num_beams": 1, "max_len": 40,
                    "caption_metrics": ["bleu", "rouge_l", "cider"]},
     "pretrain": {"task": "image_text_pretrain"},
     "vqa": {"task": "vqa", "prompt": "question: {} short answer:", "num_beams": 1},
+    "chat": {"task": "image_text_pretrain"},
 }
 LOOP = {"runner": "runner_iter", "max_iters": 200, "batch_size_train": 16, "batch_size_eval": 32, "num_workers": 1,
         "init_lr": 1e-4, "min_lr": 1e-5, "warmup_lr": 1e-6, "warmup_steps": 20, "lr_sched": "linear_warmup_cosine_lr",
         "log_freq": 10, "save_every": 100, "train_splits": ["train"]}
+HELD: dict[str, tuple[str, tuple[Goal, ...]]] = {
+    "image_qa": ("questions", ("vqa",)), "image_dialogue": ("questions", ("vqa",)),
+    "chat": ("conversations", ("chat",))}
+"""builder -> what its texts are, goals that fit; other builders read captions"""
 HEADING = """\
 # Written by `data check {source}`: {what}.
 # The packaged mini model knows the words and shapes of a generated world. For real pictures choose another
 # model.model_type, for example {released}; `python -m lavis_lite zoo` lists them all.
 #   python train.py --cfg-path {recipe}
 """
-RELEASED: dict[Goal, str] = {"captioning": "caption_coco_opt2.7b", "pretrain": "pretrain", "vqa": "vqa_opt2.7b"}
+RELEASED: dict[Goal, str] = {"captioning": "caption_coco_opt2.7b", "pretrain": "pretrain", "vqa": "vqa_opt2.7b",
+                            "chat": "mini"}
 
 
 def write_recipe(recipe: Path, source: str, name: str, section: DatasetConfig, make: MakeBuilder,
@@ -147,7 +183,7 @@ def write_recipe(recipe: Path, source: str, name: str, section: DatasetConfig, m
         name: the data set's name in the recipe.
         section: reads it, with the split `train`.
         make: a section -> its builder.
-        goal: what to learn; None: captioning for captions, vqa for questions and dialogues.
+        goal: what to learn; None: captioning for captions, vqa for questions and dialogues, chat for conversations.
 
     Raises:
         ConfigError: the recipe exists, or the goal does not fit the data.
@@ -155,19 +191,19 @@ def write_recipe(recipe: Path, source: str, name: str, section: DatasetConfig, m
     """
     if recipe.exists():
         raise ConfigError(f"--write-yaml {recipe}: there is such a file already; choose another name.")
-    asks = section.builder in ("image_qa", "image_dialogue")
-    goal = goal or ("vqa" if asks else "captioning")
-    if asks != (goal == "vqa"):
-        raise ConfigError(f"--goal {goal}: {source} has {'questions' if asks else 'captions'}; choose "
-                          f"{'vqa' if asks else 'captioning or pretrain'}.")
+    texts, fitting = HELD.get(section.builder or "", ("captions", ("captioning", "pretrain")))
+    goal = goal or fitting[0]
+    if goal not in fitting:
+        raise ConfigError(f"--goal {goal}: {source} has {texts}; choose {' or '.join(fitting)}.")
     held_out = _hold_out(section, make)
-    run = {**RUNS[goal], **LOOP, "test_splits": held_out, "output_dir": f"output/{name}"}
+    scored = "valid_splits" if goal == "chat" else "test_splits"
+    run = {**RUNS[goal], **LOOP, scored: held_out, "output_dir": f"output/{name}"}
     model = dict(MODELS[goal])
     if section.builder == "image_dialogue":
         run |= {"prompt": None, "max_len": 40}
         model["max_txt_len"] = 64  # the history is part of the prompt
     tree = {"model": model, "datasets": {name: _as_yaml(section)}, "run": run}
-    what = f"{goal} on its {'questions' if asks else 'captions'}, " + (
+    what = f"{goal} on its {texts}, " + (
         f"scored on {', '.join(held_out)}" if held_out else "without a held-out split: the images are too few")
     heading = HEADING.format(source=source, what=what, released=RELEASED[goal], recipe=recipe)
     text = heading + "\n" + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
@@ -181,7 +217,7 @@ def _hold_out(section: DatasetConfig, make: MakeBuilder) -> list[str]:
 
     A column that says which split a row belongs to is used; else a share of the images is held out.
     """
-    if getattr(section, "split_column", None):
+    if getattr(section, "split_column", None) or len(section.build_info.annotations) > 1:
         return [split for split in HELD_OUT if split in make(section).splits()]
     for fraction in FRACTIONS if "val_fraction" in section else ():
         section.val_fraction = fraction  # type: ignore[attr-defined]

@@ -21,6 +21,7 @@ from lavis_lite.models.blip2.config import Blip2Config
 from lavis_lite.models.plain_text import CutTexts, Side
 from lavis_lite.models.qformer.model import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
+from lavis_lite.models.vision.config import EncoderConfig
 from lavis_lite.models.vision.encoder import Encoder, VisionEncoder
 from lavis_lite.models.vision.shapes import FEATURES
 from lavis_lite.registry import registry
@@ -77,12 +78,78 @@ def _checked(index: Any, image: Tensor) -> Tensor:
     return index.to(image.device)
 
 
+def merged_frames(image: Tensor) -> tuple[Tensor, int]:
+    """Videos float[B,3,T,H,W] -> float[B*T,3,H,W] and T; images and features stay, with T = 1."""
+    if image.ndim != 5:
+        return image, 1
+    return image.transpose(1, 2).flatten(0, 1), image.shape[2]
+
+
 def frame_index(index: Tensor, frames: int) -> Tensor:
     """Indices of videos int64[B] -> indices of their frames int64[B*T]; the T frames of a video follow each other."""
     return (index[:, None] * frames + torch.arange(frames, device=index.device)).flatten()
 
 
-class Blip2Base(BaseModel):
+class EncoderModel(BaseModel):
+    """A model that looks at images through an encoder.
+
+    Args:
+        vision_encoder: image float[B,3,H,W] -> float[B,P,Dv]; has `width` (Dv).
+        freeze_vit: keep it constant and in eval mode.
+    """
+
+    def __init__(self, vision_encoder: nn.Module, freeze_vit: bool = True) -> None:
+        super().__init__()
+        self.vision_encoder = vision_encoder
+        self.freeze_vit = freeze_vit and not getattr(vision_encoder, "trains", False)
+        if self.freeze_vit and not getattr(vision_encoder, "frozen", False):
+            freeze(vision_encoder)
+
+    @property
+    def feature_type(self) -> tuple[int, torch.dtype]:
+        """Dv, and the type that reads the features."""
+        raise NotImplementedError(f"{type(self).__name__} must define feature_type")
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """float[B,3,H,W] -> float[B,P,Dv] in the type that reads them; no autograd when frozen.
+
+        What the frozen encoder made of the images before, float[B,P,Dv], only changes its type.
+
+        Raises:
+            DataError: such features of another width, or for an encoder that trains; an empty batch.
+        """
+        if not len(image):
+            raise DataError("the batch is empty: there is no picture to look at.")
+        width, dtype = self.feature_type
+        own = len(getattr(self.vision_encoder, "input_shape", (3, None, None))) == image.ndim - 1
+        if image.ndim == 3 and not own:
+            self._check_features(image, width)
+            return image.to(dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vit):
+            features: Tensor = self.vision_encoder(image)
+        return features.to(dtype)
+
+    def _check_features(self, features: Tensor, width: int) -> None:
+        if not self.freeze_vit or features.shape[-1] != width:
+            trains = "" if self.freeze_vit else ", and this encoder trains"
+            raise DataError(f"an image has shape (B, 3, H, W), what a frozen encoder made of it (B, P, {width}); "
+                            f"this one {tuple(features.shape)}{trains}.")
+
+    def example_image(self, batch: int, device: torch.device) -> Tensor:
+        """Input of the encoder without content, for a dry run."""
+        encoder: Any = self.vision_encoder
+        image: Tensor = encoder.example_input(batch, device)
+        return image
+
+    def layer_scale(self, name: str, decay: float) -> float:
+        """decay ** (layers between a vision encoder's parameter and its output, plus one); 1 elsewhere (LAVIS)."""
+        if not name.startswith("vision_encoder."):
+            return 1.0
+        encoder: Any = self.vision_encoder
+        return float(encoder.layer_scale(name, decay))
+
+
+class Blip2Base(EncoderModel):
     """The common parts and what is done with them.
 
     Args:
@@ -95,16 +162,17 @@ class Blip2Base(BaseModel):
 
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer, freeze_vit: bool = True,
                  ln_vision_eps: float = 1e-5) -> None:
-        super().__init__()
-        self.vision_encoder = vision_encoder
-        self.freeze_vit = freeze_vit and not getattr(vision_encoder, "trains", False)
-        if self.freeze_vit and not getattr(vision_encoder, "frozen", False):
-            freeze(vision_encoder)
+        super().__init__(vision_encoder, freeze_vit)
         self.tokenizer = tokenizer
         self.ln_vision = nn.LayerNorm(qformer.cfg.vision_width, eps=ln_vision_eps)
         self.qformer = qformer
         self.query_tokens = nn.Parameter(torch.empty(1, qformer.cfg.num_queries, qformer.cfg.hidden_size))
         nn.init.normal_(self.query_tokens, std=qformer.cfg.initializer_range)
+
+    @property
+    def feature_type(self) -> tuple[int, torch.dtype]:
+        """Dv, and the type of ln_vision."""
+        return int(self.ln_vision.normalized_shape[0]), self.ln_vision.weight.dtype
 
     def tokenize(self, text: Any, max_length: int | None = None) -> TextTokens:
         """Strings to ids on the model's device, padded to the longest; `TextTokens` pass through.
@@ -137,31 +205,6 @@ class Blip2Base(BaseModel):
                               "one for each.")
         return tokens
 
-    def encode_image(self, image: Tensor) -> Tensor:
-        """float[B,3,H,W] -> float[B,P,Dv] in the type of ln_vision, before ln_vision; no autograd when frozen.
-
-        What the frozen encoder made of the images before, float[B,P,Dv], only changes its type.
-
-        Raises:
-            DataError: such features of another width, or for an encoder that trains; an empty batch.
-        """
-        if not len(image):
-            raise DataError("the batch is empty: there is no picture to look at.")
-        own = len(getattr(self.vision_encoder, "input_shape", (3, None, None))) == image.ndim - 1
-        if image.ndim == 3 and not own:
-            self._check_features(image)
-            return image.to(self.ln_vision.weight.dtype)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vit):
-            features: Tensor = self.vision_encoder(image)
-        return features.to(self.ln_vision.weight.dtype)
-
-    def _check_features(self, features: Tensor) -> None:
-        width = self.ln_vision.normalized_shape[0]
-        if not self.freeze_vit or features.shape[-1] != width:
-            trains = "" if self.freeze_vit else ", and this encoder trains"
-            raise DataError(f"an image has shape (B, 3, H, W), what a frozen encoder made of it (B, P, {width}); "
-                            f"this one {tuple(features.shape)}{trains}.")
-
     def normalise(self, features: Tensor) -> Tensor:
         """ln_vision without its affine part: float[B,P,Dv] -> float[B,P,Dv], in autocast's type under autocast.
 
@@ -173,12 +216,6 @@ class Blip2Base(BaseModel):
             return normalised.to(torch.get_autocast_dtype(kind))
         return normalised
 
-    def example_image(self, batch: int, device: torch.device) -> Tensor:
-        """Input of the encoder without content, for a dry run."""
-        encoder: Any = self.vision_encoder
-        image: Tensor = encoder.example_input(batch, device)
-        return image
-
     def _queries(self, batch: int) -> Tensor:
         return self.query_tokens.expand(batch, -1, -1)
 
@@ -186,13 +223,6 @@ class Blip2Base(BaseModel):
         """Texts for the Q-Former that were longer than model.max_txt_len."""
         limit = f"texts for the Q-Former were cut to {self.tokenizer.max_length} tokens (model.max_txt_len)"
         return {limit: self.tokenizer.cut}
-
-    def layer_scale(self, name: str, decay: float) -> float:
-        """decay ** (layers between a vision encoder's parameter and its output, plus one); 1 elsewhere (LAVIS)."""
-        if not name.startswith("vision_encoder."):
-            return 1.0
-        encoder: Any = self.vision_encoder
-        return float(encoder.layer_scale(name, decay))
 
 
 def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with_text: bool = True,
@@ -208,7 +238,7 @@ def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with
         with_text=with_text, with_lm_head=with_lm_head, padded_features=padded_features)
 
 
-def build_encoder(cfg: Blip2Config) -> Encoder:
+def build_encoder(cfg: EncoderConfig) -> Encoder:
     """The encoder that `vit_model` names: a ViT, one that is registered, or that of samples which bring features."""
     if cfg.vit_model == FEATURES:
         from lavis_lite.models.vision.given import GivenFeatures
@@ -218,7 +248,7 @@ def build_encoder(cfg: Blip2Config) -> Encoder:
         return registry.encoder.get(cfg.vit_model)(**cfg.vit_args)
     return VisionEncoder(cfg.vit_model, cfg.image_size, cfg.drop_path_rate, cfg.use_grad_checkpoint,
                          cfg.vit_precision, frozen=cfg.freeze_vit, pretrained=cfg.vit_weights == "timm",
-                         **cfg.vit_args)
+                         layer=cfg.vit_layer, prefix=cfg.vit_cls, train=cfg.vit_train, **cfg.vit_args)
 
 
 def build_parts(cfg: Blip2Config, *, with_text: bool = True, with_lm_head: bool = True,

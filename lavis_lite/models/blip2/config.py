@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lavis_lite.config.schema import ModelConfig, RunConfig
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.language.families import LMLoadOptions, Lora, Precision, Quantization, family_of
 from lavis_lite.models.plain_text import Side
-from lavis_lite.models.vision.shapes import FEATURES, encoder_error
-from lavis_lite.registry import registry
+from lavis_lite.models.vision.config import EncoderConfig
 
 
 @dataclass(frozen=True)
@@ -53,48 +51,40 @@ VICUNA_INSTRUCT = replace(VICUNA, joint_limit=False, max_length=256, repetition_
                           answer_repetition_penalty=1.5)
 
 
-COUNTS = ("image_size", "num_query_token", "cross_attention_freq", "max_txt_len", "qformer_hidden_size",
+COUNTS = ("num_query_token", "cross_attention_freq", "max_txt_len", "qformer_hidden_size",
           "qformer_layers", "qformer_heads", "qformer_intermediate_size", "qformer_max_positions")
 """keys that count something"""
 
 
 @dataclass
-class Blip2Config(ModelConfig):
+class Blip2Config(EncoderConfig):
     """What the sections `model` of all stages share: LAVIS' keys, then this package's."""
 
-    vit_model: str = "eva_clip_g"
-    """eva_clip_g | clip_L | mini | a plain ViT of timm by its name | features (samples bring them) | a registered
-    encoder"""
-    image_size: int = 224
-    """pixels per side"""
-    drop_path_rate: float = 0.0
-    use_grad_checkpoint: bool | Literal["fairscale"] = False
-    """of the vision encoder: false | true | fairscale"""
     qformer_grad_checkpoint: bool = False
     """the same for the Q-Former"""
-    vit_precision: Literal["fp16", "fp32", "bf16"] = "fp16"
-    """dtype of a frozen vision encoder"""
-    freeze_vit: bool = True
     num_query_token: int = 32
+    """number of query tokens"""
     cross_attention_freq: int = 2
     """cross-attention in every so many layers, from the first on"""
     max_txt_len: int = 32
     """tokens per text, [CLS] and [SEP] included"""
     # this package's -------------------------------------------------------------------------------------------------
-    vit_weights: str | None = None
-    """file or URL of the vision encoder's weights; None: the preset's own; "timm": timm's download; "random": none"""
-    vit_args: dict[str, Any] = field(default_factory=dict)
-    """other dimensions for the vision encoder: depth, width, heads, mlp_ratio, patch_size"""
     ln_vision_eps: float = 1e-5
     """epsilon of the norm over image features: LAVIS' 1e-5; transformers has the vision encoder's 1e-6 there"""
     tokenizer: str = "bert-base-uncased"
     """bert-base-uncased | mini | a folder with vocab.txt"""
     qformer_hidden_size: int = 768
+    """width of the Q-Former"""
     qformer_layers: int = 12
+    """number of its layers"""
     qformer_heads: int = 12
+    """attention heads per layer"""
     qformer_intermediate_size: int = 3072
+    """width of its feed-forward layers"""
     qformer_max_positions: int = 512
+    """longest text of the Q-Former, in tokens"""
     qformer_dropout: float = 0.1
+    """dropout of the Q-Former"""
     qformer_attention_dropout: float | None = None
     """of attention weights; None: as qformer_dropout"""
     qformer_layer_norm_eps: float = 1e-12
@@ -114,35 +104,19 @@ class Blip2Config(ModelConfig):
         return True
 
     def errors(self, run: RunConfig) -> list[tuple[str, str]]:
-        """Sizes that do not go together, an unknown vision encoder, half precision for weights that train."""
-        found = [(key, f"must be at least 1, not {getattr(self, key)}.") for key in COUNTS if getattr(self, key) < 1]
+        """As `EncoderConfig`, and sizes that do not go together."""
+        found = super().errors(run)
+        found += [(key, f"must be at least 1, not {getattr(self, key)}.") for key in COUNTS if getattr(self, key) < 1]
         found += [(key, f"must be at least 0 and below 1, not {getattr(self, key)}.")
-                  for key in ("drop_path_rate", "qformer_dropout", "qformer_attention_dropout")
+                  for key in ("qformer_dropout", "qformer_attention_dropout")
                   if not 0.0 <= (getattr(self, key) or 0.0) < 1.0]
-        if not found and self.qformer_hidden_size % self.qformer_heads:
+        if not any("qformer" in key for key, _ in found) and self.qformer_hidden_size % self.qformer_heads:
             found.append(("qformer_hidden_size", f"{self.qformer_hidden_size} is not a multiple of qformer_heads: "
                           f"{self.qformer_heads}."))
         if self.reads_text and self.max_txt_len > self.qformer_max_positions:
             found.append(("max_txt_len", f"{self.max_txt_len} tokens are more than the {self.qformer_max_positions} "
                           "positions of model.qformer_max_positions."))
-        if not self.freeze_vit and self.vit_precision != "fp32":
-            found.append(("vit_precision", f"{self.vit_precision} weights cannot be trained (model.freeze_vit is "
-                          "false); use fp32. run.amp=true gives half-precision arithmetic."))
-        if self.use_grad_checkpoint == "fairscale" and find_spec("fairscale") is None:
-            found.append(("use_grad_checkpoint", "'fairscale' needs the package fairscale: pip install fairscale, or "
-                          "set it to true for torch's own checkpointing."))
-        if not any(key == "image_size" for key, _ in found):
-            wrong = self._encoder_error()
-            found += [wrong] if wrong else []
         return found
-
-
-    def _encoder_error(self) -> tuple[str, str] | None:
-        if self.vit_model == FEATURES or self.vit_model in registry.encoder.names():
-            from lavis_lite.models.vision.given import registered_error  # needs torch
-
-            return registered_error(self.vit_model, self.vit_args)
-        return encoder_error(self.vit_model, self.image_size, self.vit_args, self.vit_weights == "timm")
 
 
 @dataclass
@@ -167,16 +141,19 @@ class Blip2QformerConfig(Blip2Config):
 
 
 @dataclass
-class Blip2LLMConfig(Blip2Config):
-    """Section `model`: LAVIS' keys, then this package's."""
+class LanguageConfig(ModelConfig):
+    """What the sections of models with a language model share: LAVIS' keys, then this package's."""
 
+    max_txt_len: int = 32
+    """tokens of what is read"""
+    lm_reduction: Literal["global", "per_rank"] = "global"
+    """loss averaged over all tokens of a step, or over each rank's micro-batches first (LAVIS); run.lm_reduction sets
+    it"""
     prompt: str = ""
     """read before every caption in training, and before every answer where a call brings no prompt"""
     max_output_txt_len: int | None = 256
     """tokens of a target, its end included, where samples have a text_output; max_txt_len is for what is read.
     null: max_txt_len for both"""
-    qformer_text_input: bool = False
-    """whether the Q-Former reads the instruction (or question) along with the image"""
     llm_model: str = ""
     """folder or hub name of the language model, in transformers' format"""
     apply_lemmatizer: bool = False
@@ -217,13 +194,8 @@ class Blip2LLMConfig(Blip2Config):
         return LMLoadOptions(self.llm_quantization, self.llm_device_map, self.llm_grad_checkpoint, lora,
                              self.llm_train == "full")
 
-    @property
-    def reads_text(self) -> bool:
-        """Whether the Q-Former has its text half."""
-        return self.qformer_text_input
-
     def errors(self, run: RunConfig) -> list[tuple[str, str]]:
-        """As `Blip2Config`, and what the language model cannot be or cannot do in this run."""
+        """What the language model cannot be or cannot do in this run."""
         found = [*super().errors(run), *self.setup().faults(has_weights=self.llm_args is None)]
         found += self._training_errors(run)
         if self.max_output_txt_len is not None and self.max_output_txt_len < 1:
@@ -265,11 +237,24 @@ class Blip2LLMConfig(Blip2Config):
 
 
 @dataclass
-class Blip2AnyLLMConfig(Blip2LLMConfig):
+class Blip2LLMConfig(LanguageConfig, Blip2Config):
+    """Section `model` of stage 2 and InstructBLIP."""
+
+    qformer_text_input: bool = False
+    """whether the Q-Former reads the instruction (or question) along with the image"""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the Q-Former has its text half."""
+        return self.qformer_text_input
+
+
+@dataclass
+class AnyLanguageConfig(LanguageConfig):
     """Any language model, named by llm_model."""
 
     def errors(self, run: RunConfig) -> list[tuple[str, str]]:
-        """No language model is named, too."""
+        """As `LanguageConfig`, and that no language model is named."""
         found = super().errors(run)
         if not self.llm_model and self.llm_args is None:
             found.append(("llm_model", "names no language model: give a folder or a hub name in transformers' format, "
@@ -280,6 +265,11 @@ class Blip2AnyLLMConfig(Blip2LLMConfig):
 
 
 @dataclass
+class Blip2AnyLLMConfig(AnyLanguageConfig, Blip2LLMConfig):
+    """Stage 2 or InstructBLIP over any language model."""
+
+
+@dataclass
 class Blip2OPTConfig(Blip2LLMConfig):
     """As LAVIS names it: opt_model."""
 
@@ -287,7 +277,7 @@ class Blip2OPTConfig(Blip2LLMConfig):
     """folder or hub name; llm_model goes before it"""
 
     def language_model_name(self) -> str:
-        """See `Blip2LLMConfig`."""
+        """See `LanguageConfig`."""
         return self.llm_model or self.opt_model
 
 
@@ -300,7 +290,7 @@ class Blip2T5Config(Blip2LLMConfig):
     """folder or hub name; llm_model goes before it"""
 
     def language_model_name(self) -> str:
-        """See `Blip2LLMConfig`."""
+        """See `LanguageConfig`."""
         return self.llm_model or self.t5_model
 
 

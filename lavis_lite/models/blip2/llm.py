@@ -10,22 +10,18 @@ vision encoder, D' of the Q-Former, D of the language model. A video's soft prom
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from lavis_lite.errors import ConfigError, DataError
-from lavis_lite.models.base import loss_weight
-from lavis_lite.models.blip2.base import ImageBatch, build_parts, frame_index
+from lavis_lite.errors import ConfigError
+from lavis_lite.models.blip2.base import Blip2Base, ImageBatch, build_parts, frame_index, merged_frames
 from lavis_lite.models.blip2.config import (
     OPT,
     T5,
     T5_INSTRUCT,
     VICUNA,
     VICUNA_INSTRUCT,
-    ArchDefaults,
     Blip2AnyLLMConfig,
     Blip2LLMConfig,
     Blip2OPTConfig,
@@ -34,18 +30,8 @@ from lavis_lite.models.blip2.config import (
     Blip2VicunaConfig,
     Blip2VicunaInstructConfig,
 )
-from lavis_lite.models.blip2.prompts import (
-    as_list,
-    check_few_shot,
-    draw_few_shot,
-    split_caption,
-    strip_prompt,
-    with_examples,
-)
-from lavis_lite.models.blip2.writing import Blip2Writer
-from lavis_lite.models.language import LanguageModel, Limits, build_language_model
-from lavis_lite.models.outputs import ModelOutput, SamplesLike
-from lavis_lite.models.plain_text import CutTexts
+from lavis_lite.models.blip2.learning import TextLearner, language_model_of_section
+from lavis_lite.models.language import LanguageModel
 from lavis_lite.models.qformer.model import QFormer
 from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.registry import registry
@@ -57,7 +43,7 @@ NOT_FOR_GENERATION = (r"temp", r"(itm_head|vision_proj|text_proj)\..*", r"qforme
 """Names (regular expressions) of stage 1 that a model with a language model does not use."""
 
 
-class Blip2LLM(Blip2Writer):
+class Blip2LLM(TextLearner, Blip2Base):
     """A vision-language model that generates text: image -> vision encoder -> Q-Former -> projection -> language model.
 
     Samples may share images: image float[U,3,H,W] (or video) with image_rows int64[B], the image of each sample. Each
@@ -71,41 +57,25 @@ class Blip2LLM(Blip2Writer):
         prompt: read before captions in training, and before answers if a call brings no prompt.
         freeze_vit: keep the vision encoder constant and in eval mode.
         ln_vision_eps: epsilon of the norm over image features.
-
-    Attributes:
-        apply_lemmatizer, num_few_shot_examples, few_shot_prob: as in `Blip2LLMConfig`.
     """
 
     config_class: ClassVar[type[Blip2LLMConfig]] = Blip2LLMConfig
-    takes_image_rows: ClassVar[bool] = True
-    defaults: ClassVar[ArchDefaults] = ArchDefaults()
 
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
                  language_model: LanguageModel, *, prompt: str = "", freeze_vit: bool = True,
                  ln_vision_eps: float = 1e-5) -> None:
         super().__init__(vision_encoder, qformer, tokenizer, freeze_vit, ln_vision_eps)
-        self.prompt = prompt
-        self.apply_lemmatizer, self.num_few_shot_examples, self.few_shot_prob = False, 0, 0.0
-        self.language_model = language_model
+        self.prompt, self.language_model = prompt, language_model
         self.language_projection = nn.Linear(qformer.cfg.hidden_size, language_model.hidden_size)
 
-    # the figure -----------------------------------------------------------------------------------------------------
-    def forward(self, samples: SamplesLike) -> ModelOutput:
-        """The language-model loss of B samples.
+    @property
+    def reads_instructions(self) -> bool:  # type: ignore[override]  # of this model, not of its class
+        """Whether the Q-Former reads the instruction too."""
+        return self.qformer.cfg.with_text
 
-        Args:
-            samples: image float[B,3,H,W], or video float[B,3,T,H,W]; text_input, B strings; text_output (optional), B
-                strings that are learned after text_input. Without text_output, text_input is a caption. It is learned
-                after the model's prompt, or split at random if the language model has an encoder. `uniform` (optional),
-                float64[B] or [B,2] in [0, 1), chooses where.
-        """
-        images = ImageBatch.of(samples)                                      # float[B,3,H,W]
-        instructions, targets = self.training_texts(samples, len(images))    # B strings each
-        prompts = self._with_examples(instructions, samples)                 # B strings
-        soft_prompt = self.embed_image(images.repeated(), instructions)      # float[B,Q,D]
-        loss = self.language_model.loss(soft_prompt, prompts, targets)       # float[]
-        loss = loss * loss_weight(samples, "loss", loss)
-        return ModelOutput(loss).plus(self.auxiliary_losses(soft_prompt, cast("dict[str, Any]", samples)))
+    def soft_prompt_length(self, images: ImageBatch) -> int:
+        """Vectors of a soft prompt of such images: queries x frames."""
+        return int(self.query_tokens.shape[1]) * images.frames
 
     def embed_image(self, image: Tensor, texts: list[str] | None = None, index: Tensor | None = None) -> Tensor:
         """The soft prompt, an image in the space of the language model's words: float[B,Q,D], or float[B,T*Q,D].
@@ -124,10 +94,8 @@ class Blip2LLM(Blip2Writer):
 
     def query_output(self, image: Tensor, texts: list[str] | None = None, index: Tensor | None = None) -> Tensor:
         """The Q-Former's output before the projection: float[B,Q,D'], or float[B,T*Q,D']. As `embed_image`."""
-        count, frames = len(image), 1
-        if image.ndim == 5:
-            frames = image.shape[2]
-            image = image.transpose(1, 2).flatten(0, 1)                      # float[B*T,3,H,W]
+        count = len(image)
+        image, frames = merged_frames(image)                                 # float[B*T,3,H,W]
         features = self.normalise(self.encode_image(image))                  # float[B*T,P,Dv]
         image_kv = self.qformer.precompute_kv(features, self.ln_vision)
         if not self.qformer.cfg.with_text:
@@ -142,80 +110,15 @@ class Blip2LLM(Blip2Writer):
         output = self.qformer(self._queries(image_kv.rows), ids, mask, image_kv, "bidirectional").query
         return output.reshape(count, -1, output.shape[-1])
 
-    def embed_prompt(self, samples: SamplesLike) -> tuple[Tensor, Tensor]:
-        """[soft prompt | prompt] as the language model reads it before it answers: float[B,S,D], bool[B,S].
-
-        For decoding by other means, such as `inputs_embeds` and `attention_mask` of transformers' `generate`. Columns
-        that the mask leaves out are padding.
-
-        Args:
-            samples: as `generate` takes them.
-        """
-        images, instructions, prompts = self.answer_prompts(samples)
-        soft_prompt = self.embed_image(images.repeated(), instructions)      # float[B,Q,D]
-        return self.language_model.prefix_embeds(soft_prompt, self.language_model.tokenizer.prompts(prompts))
-
-    # texts ----------------------------------------------------------------------------------------------------------
-    def training_texts(self, samples: SamplesLike, batch: int) -> tuple[list[str], list[str]]:
-        """(what is read, what is learned) of every sample.
-
-        Raises:
-            DataError: the samples have no text_input.
-            ConfigError: not one text per image.
-        """
-        if "text_input" not in samples:
-            raise DataError(f"{type(self).__name__}: training needs text_input; the samples have {sorted(samples)}.")
-        texts = as_list(samples["text_input"], batch, "text_input")
-        if "text_output" in samples:
-            return texts, as_list(samples["text_output"], batch, "text_output")
-        captions = [strip_prompt(text, self.prompt) for text in texts]
-        if not self.defaults.prefix_lm:
-            return [self.prompt] * batch, captions
-        uniform = samples.get("uniform")
-        uniform = torch.rand(batch, dtype=torch.float64) if uniform is None else uniform.reshape(batch, -1)[:, 0]
-        halves = [split_caption(text, number) for text, number in zip(captions, uniform.tolist(), strict=True)]
-        prompt = self.prompt.strip()
-        return [f"{prompt} {first}".strip() for first, _ in halves], [second for _, second in halves]
-
-    def _with_examples(self, prompts: list[str], samples: SamplesLike) -> list[str]:
-        """Training prompts with as many examples in front as are drawn for this batch."""
-        count = draw_few_shot(samples, self.num_few_shot_examples, self.few_shot_prob)
-        return with_examples(prompts, samples, self.language_model, most=count)
-
-    def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
-        """Learned tokens of a batch; none if every rank and micro-batch counts alike (lm_reduction per_rank)."""
-        if self.language_model.lm_reduction == "per_rank":
-            return {}
-        images = ImageBatch.of(samples)
-        instructions, targets = self.training_texts(samples, len(images))
-        prompts = self._with_examples(instructions, samples)
-        return {"loss": self.language_model.count_tokens(prompts, targets, self.soft_prompt_length(images))}
-
-    def cut_texts(self) -> dict[str, CutTexts]:
-        """Texts for the Q-Former, prompts and targets that were longer than their limits."""
-        words = self.language_model.tokenizer
-        return {**super().cut_texts(),
-                "prompts were cut (model.max_txt_len, or the language model's positions)": words.cut_prompts,
-                "targets were cut (model.max_output_txt_len or max_txt_len, or the positions)": words.cut_targets}
-
     # construction ---------------------------------------------------------------------------------------------------
     @classmethod
     def from_config(cls, cfg: Any) -> Blip2LLM:
         """Build from a section. All weights are random: `lavis_lite.checkpoints.weights.build_model` loads them."""
-        check_few_shot(cfg.num_few_shot_examples, cfg.few_shot_prob)
         parts = build_parts(cfg, with_text=cfg.qformer_text_input, with_lm_head=False, truncation_side="left")
-        together = cfg.max_txt_len if cls.defaults.joint_limit else None
-        target = cfg.max_txt_len if cfg.max_output_txt_len is None else cfg.max_output_txt_len
-        limits = Limits(cfg.max_txt_len, target, together, cls.defaults.prompt_side)
-        language_model = build_language_model(
-            cfg.language_model_name(), sizes=cfg.llm_args, tokenizer=cfg.llm_tokenizer,
-            family=cfg.llm_family or cls.defaults.family, precision=cfg.llm_precision, limits=limits,
-            lm_reduction=cfg.lm_reduction, setup=cfg.setup())
-        model = cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.freeze_vit,
+        language_model = language_model_of_section(cfg, cls.defaults)
+        model = cls(**parts, language_model=language_model, prompt=cfg.prompt, freeze_vit=cfg.encoder_is_frozen,
                     ln_vision_eps=cfg.ln_vision_eps)
-        model.apply_lemmatizer = cfg.apply_lemmatizer
-        model.lr_scales = {"language_model.": cfg.llm_lr_scale, "vision_encoder.": cfg.vit_lr_scale}
-        model.num_few_shot_examples, model.few_shot_prob = cfg.num_few_shot_examples, cfg.few_shot_prob
+        model.set_up_texts(cfg)
         return model
 
     def allowed_differences(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
@@ -223,12 +126,6 @@ class Blip2LLM(Blip2Writer):
         is_stage1 = any(name.startswith("itm_head.") for name in given)
         adapters = () if any(".lora_" in name for name in given) else NEW_ADAPTERS
         return ((*NEW_AFTER_STAGE1, *adapters) if is_stage1 else adapters), NOT_FOR_GENERATION
-
-    def example_samples(self, batch: int, device: torch.device) -> dict[str, Any]:
-        """Samples of the right shapes without content, for a dry run; texts are as long as the limits allow."""
-        text = " ".join(["text"] * self.language_model.limits.prompt)
-        return {"image": self.example_image(batch, device), "text_input": [text] * batch,
-                "text_output": ["text"] * batch}
 
 
 @registry.register_model("blip2_llm")
@@ -244,8 +141,7 @@ class Blip2AnyLLM(Blip2LLM):
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
                  language_model: LanguageModel, **settings: Any) -> None:
         super().__init__(vision_encoder, qformer, tokenizer, language_model, **settings)
-        own = replace(self.defaults, prefix_lm=language_model.model.config.is_encoder_decoder)
-        self.defaults = own  # type: ignore[misc]  # of this model: its class does not know the language model
+        self.follow_language_model()
 
 
 @registry.register_model("blip2_opt")

@@ -107,7 +107,7 @@ class Blip2Qformer(Blip2Scorer):
     @classmethod
     def from_config(cls, cfg: Any) -> Blip2Qformer:
         """Build from a `Blip2QformerConfig`."""
-        return cls(**build_parts(cfg), embed_dim=cfg.embed_dim, freeze_vit=cfg.freeze_vit,
+        return cls(**build_parts(cfg), embed_dim=cfg.embed_dim, freeze_vit=cfg.encoder_is_frozen,
                    lm_reduction=cfg.lm_reduction, itc_full_gradient=cfg.itc_full_gradient,
                    ln_vision_eps=cfg.ln_vision_eps, itg_weight=cfg.itg_weight)
 

@@ -7,15 +7,15 @@ Axes: B samples, C candidates.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.base import known_options
-from lavis_lite.models.blip2.base import Blip2Base, ImageBatch
+from lavis_lite.models.base import BaseModel, known_options
+from lavis_lite.models.blip2.base import ImageBatch
 from lavis_lite.models.blip2.config import ArchDefaults
 from lavis_lite.models.blip2.prompts import (
     candidate_prompts,
@@ -26,11 +26,14 @@ from lavis_lite.models.blip2.prompts import (
 )
 from lavis_lite.models.decoding import LogitsProcessor
 from lavis_lite.models.language import GenerationConfig, LanguageModel
-from lavis_lite.models.language.contract import Candidates, Normalise, candidate_lists
+from lavis_lite.models.language.scoring import Candidates, Normalise, candidate_lists
 from lavis_lite.models.outputs import SamplesLike
 
+if TYPE_CHECKING:
+    from lavis_lite.models.language.chat import Chat
 
-class Blip2Writer(Blip2Base):
+
+class TextWriter(BaseModel):
     """LAVIS' entry points of a model with a language model.
 
     Attributes:
@@ -42,7 +45,11 @@ class Blip2Writer(Blip2Base):
     language_model: LanguageModel
     prompt: str
     apply_lemmatizer: bool
+    template: str | Mapping[str, Any] = "vicuna_v1"
+    """how conversations are written"""
     defaults: ClassVar[ArchDefaults] = ArchDefaults()
+    reads_instructions = False
+    """whether a soft prompt depends on the instruction too"""
     _only_measures = False
 
     @contextlib.contextmanager
@@ -55,17 +62,25 @@ class Blip2Writer(Blip2Base):
             self._only_measures = False
 
     def soft_prompt_length(self, images: ImageBatch) -> int:
-        """Vectors of a soft prompt of such images, known before any is made: queries x frames."""
-        return int(self.query_tokens.shape[1]) * images.frames
+        """Vectors of a soft prompt of such images, known before any is made."""
+        raise NotImplementedError(f"{type(self).__name__} must define soft_prompt_length")
 
     def embed_image(self, image: Tensor, texts: list[str] | None = None, index: Tensor | None = None) -> Tensor:
-        """The soft prompt of each image, or of each text if the Q-Former reads texts: float[B,Q,D]."""
+        """The soft prompt of each image, or of each text if `reads_instructions`: float[B,Q,D]."""
         raise NotImplementedError(f"{type(self).__name__} must define embed_image")
 
-    def _soft_prompts(self, images: ImageBatch, texts: list[str]) -> tuple[Tensor, Tensor | None]:
+    def soft_prompts(self, images: ImageBatch, texts: list[str]) -> tuple[Tensor, Tensor | None]:
         """Soft prompts, and which one each text follows, int64[B]; None: each has its own."""
-        shared = None if self.qformer.cfg.with_text else images.index
+        shared = None if self.reads_instructions else images.index
         return self.embed_image(images.image, texts, images.index), shared
+
+    def chat(self, template: str | Mapping[str, Any] | None = None, options: GenerationConfig | None = None,
+             system: str | None = None) -> Chat:
+        """A conversation with this model; arguments and errors as `Chat`. template None: the model's own."""
+        from lavis_lite.models.language.chat import Chat  # imported here: most programs have no conversation
+
+        return Chat(self.language_model, lambda image, text: self.embed_image(image.to(self.device), [text])[0],
+                    self.template if template is None else template, options, system)
 
     def answer_prompts(self, samples: SamplesLike) -> tuple[ImageBatch, list[str], list[str]]:
         """(images, what the Q-Former reads, what the language model reads) of B samples for `generate`."""
@@ -129,11 +144,20 @@ class Blip2Writer(Blip2Base):
         """Texts after the prompts; the Q-Former reads the instructions. What is too long is refused first."""
         if not len(images):
             return []
-        self.language_model.prompt_rows(prompts, self.soft_prompt_length(images), options)
+        self.language_model.prompt_rows(self.measured(prompts), self.soft_prompt_length(images), options)
         if self._only_measures:
             return [""] * (len(images) * options.num_captions)
-        soft_prompts, index = self._soft_prompts(images, instructions)
+        return self.answers(images, instructions, prompts, options)
+
+    def answers(self, images: ImageBatch, instructions: list[str], prompts: list[str],
+                options: GenerationConfig) -> list[str]:
+        """Texts after the prompts, which are not too long."""
+        soft_prompts, index = self.soft_prompts(images, instructions)
         return self.language_model.generate(soft_prompts, prompts, options, index)
+
+    def measured(self, prompts: list[str]) -> list[str]:
+        """Prompts as their length is measured."""
+        return prompts
 
     @known_options
     @torch.no_grad()
@@ -232,8 +256,13 @@ class Blip2Writer(Blip2Base):
         """Likelihoods float[B,C] of candidates after the prompts. What is too long is refused first."""
         if not len(images):
             return torch.zeros(0, len(candidates), device=self.device)
-        _, rows = self.language_model.scoring_rows(prompts, candidates, self.soft_prompt_length(images))
+        _, rows = self.language_model.scoring_rows(self.measured(prompts), candidates, self.soft_prompt_length(images))
         if self._only_measures:
             return torch.zeros(len(rows), max(map(len, rows)))
-        soft_prompts, index = self._soft_prompts(images, instructions)
+        return self.candidate_scores(images, instructions, prompts, candidates, **how)
+
+    def candidate_scores(self, images: ImageBatch, instructions: list[str], prompts: list[str], candidates: Candidates,
+                         **how: Any) -> Tensor:
+        """Likelihoods float[B,C] of candidates after the prompts, which are not too long."""
+        soft_prompts, index = self.soft_prompts(images, instructions)
         return self.language_model.score(soft_prompts, prompts, candidates, **how, image_index=index)

@@ -49,15 +49,15 @@ def add_adapters(language_model: LanguageModel, lora: Lora) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     language_model.model.eval()
-    language_model.train = functools.partial(_train_adapters, language_model)  # type: ignore[method-assign]
+    language_model.train = functools.partial(train_adapters, language_model)  # type: ignore[assignment, method-assign]
 
 
-def _train_adapters(language_model: LanguageModel, mode: bool = True) -> LanguageModel:
-    """What `train` does to a language model with adapters: their dropout follows, the rest stays in eval mode."""
-    for name, module in language_model.named_modules():
+def train_adapters(model: nn.Module, mode: bool = True) -> nn.Module:
+    """What `train` does to a frozen model with adapters: their dropout follows, the rest stays in eval mode."""
+    for name, module in model.named_modules():
         if name.endswith(".lora_dropout"):
             module.train(mode)
-    return language_model
+    return model
 
 
 def finish_adapters(language_model: LanguageModel) -> None:

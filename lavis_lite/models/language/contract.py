@@ -1,4 +1,7 @@
-"""What a language model is to BLIP-2: a soft prompt and texts in, a loss, texts or scores out.
+"""What a language model is to a vision-language model: sequences of segments in; a loss, texts or scores out.
+
+A sequence is a list of texts and vectors (`lavis_lite.models.language.segments`). Its shortest form, a soft prompt,
+a prompt and a target, has a call of its own.
 
 Axes: B samples, Q vectors of the soft prompt, D width of the model's word embeddings, L text tokens, T tokens to
 predict, C candidates.
@@ -8,31 +11,25 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from lavis_lite import distributed
-from lavis_lite.errors import ConfigError, shown
-from lavis_lite.finite import check_finite
+from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import freeze, without_autocast
-from lavis_lite.models.decoding import Decoder, Decoding, decode
-from lavis_lite.models.language import head
+from lavis_lite.models.decoding import Decoder, Decoding
+from lavis_lite.models.language import answering, head, scoring
 from lavis_lite.models.language.families import LMFamily, LMLoadOptions
+from lavis_lite.models.language.rows import Row, arrange, learned_tokens, short_rows
+from lavis_lite.models.language.scoring import PAIRS_AT_ONCE, Candidates, ImageIndex, Normalise, check_image_index
+from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import LanguageTokenizer, Limits, Room, positions_of
-from lavis_lite.models.plain_text import as_text, uncounted
-from lavis_lite.models.text_tokens import SpecialIds
+from lavis_lite.models.plain_text import Side, uncounted
 
 GenerationConfig = Decoding
-Candidates = Sequence[str] | Sequence[Sequence[str]]
-Normalise = Literal["sum", "mean"]
-ImageIndex = Sequence[int] | Tensor
-"""indices, as a list or int64[B]"""
-PAIRS_AT_ONCE = 64
-"""pairs of a sample and a candidate that are scored together"""
 
 
 class LanguageModel(nn.Module, ABC):
@@ -50,7 +47,10 @@ class LanguageModel(nn.Module, ABC):
         trains: whether all weights train.
         setup: how the weights are held; adapters, if any, are what trains.
         is_dispatched: the weights lie where they belong and have their type: `.to()` leaves them alone.
+        prefix_padding: side on which rows that are answered are padded.
     """
+
+    prefix_padding: ClassVar[Side]
 
     def __init__(self, model: Any, tokenizer: LanguageTokenizer, family: LMFamily, limits: Limits | None = None,
                  lm_reduction: Literal["global", "per_rank"] = "global") -> None:
@@ -73,6 +73,14 @@ class LanguageModel(nn.Module, ABC):
         return int(self.model.get_input_embeddings().weight.shape[1])
 
     @property
+    def home(self) -> torch.device:
+        """Device of the word embeddings: where rows enter and results come back to."""
+        words = self.model.get_input_embeddings()
+        # where accelerate keeps weights elsewhere, its hook knows where they are used
+        device = getattr(getattr(words, "_hf_hook", None), "execution_device", None)
+        return words.weight.device if device is None else torch.device(device)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the word embeddings; the model runs in its own type, whatever autocast is around it."""
         return self.model.get_input_embeddings().weight.dtype
@@ -91,59 +99,101 @@ class LanguageModel(nn.Module, ABC):
         """How much text the model has room for."""
         return Room(positions_of(self.model.config), joint=not self.model.config.is_encoder_decoder)
 
+    @property
+    def row_limit(self) -> int | None:
+        """Most tokens and vectors of a sequence in training; None: any number."""
+        return min((most for most in (self.limits.row, self.room.positions) if most is not None), default=None)
+
     def check_tokenizer(self) -> None:
         """Load the tokenizer now, not with the first text; ConfigError where it does not go with the model."""
         self.tokenizer.check(int(self.model.get_input_embeddings().weight.shape[0]))
 
     # the contract ---------------------------------------------------------------------------------------------------
-    def loss(self, soft_prompt: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
-        """Mean negative log-likelihood of the targets' tokens, each text's end included.
+    @overload
+    def loss(self, sequences: Sequence[Segments], /) -> Tensor: ...
+    @overload
+    def loss(self, soft_prompt: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor: ...
+    def loss(self, soft_prompt: Any, prompts: Sequence[str] = (), targets: Sequence[str] = ()) -> Tensor:
+        """Mean negative log-likelihood of the learned tokens.
 
         Args:
-            soft_prompt: float[B,Q,D].
+            soft_prompt: B sequences of segments; every text that is learned counts. Or float[B,Q,D], before:
             prompts: B strings that are read, not learned.
-            targets: B strings that are learned.
+            targets: B strings that are learned, each text's end included.
 
         Returns:
-            float[]. Its gradient reaches the soft prompt, and adapters where there are any.
+            float[]. Its gradient reaches the vectors, and what trains of the model. 0 if no learned token is left.
 
         Raises:
-            ConfigError: not B prompts and B targets.
+            ConfigError: not B prompts and B targets; something that is no segment.
+            DataError: a sequence without a text to learn.
         """
-        soft_prompt = self._check(soft_prompt, prompts, targets)
-        losses = self.row_losses(soft_prompt, *self.training_rows(prompts, targets, soft_prompt.shape[1]))
+        if isinstance(soft_prompt, Tensor):
+            soft_prompt = self._check(soft_prompt, prompts, targets)
+            losses = self.row_losses(soft_prompt, *self.training_rows(prompts, targets, soft_prompt.shape[1]))
+        else:
+            rows = self.training_sequences(soft_prompt)
+            losses = self.losses_of(rows) if rows else answering.no_losses(self, soft_prompt)
         count = losses.new_tensor(float(len(losses)))
         if self.lm_reduction == "global":
             count = distributed.all_reduce_sum(count) / distributed.world_size()
-        return losses.sum() / count
+        return losses.sum() / count.clamp(min=1 / distributed.world_size())
 
-    def count_tokens(self, prompts: Sequence[str], targets: Sequence[str], vectors: int) -> int:
-        """How many tokens `loss` averages over on this rank: for these texts, behind so many vectors."""
-        with uncounted(self.tokenizer.cut_prompts, self.tokenizer.cut_targets):
+    @overload
+    def count_tokens(self, sequences: Sequence[Segments], /) -> int: ...
+    @overload
+    def count_tokens(self, prompts: Sequence[str], targets: Sequence[str], vectors: int) -> int: ...
+    def count_tokens(self, prompts: Any, targets: Sequence[str] | None = None, vectors: int = 0) -> int:
+        """How many tokens `loss` averages over on this rank: of sequences, or of texts behind so many vectors."""
+        words = self.tokenizer
+        with uncounted(words.cut_prompts, words.cut_targets, words.cut_rows, words.lost_rows):
+            if targets is None:
+                return sum(len(learned_tokens(row)[1]) for row in self.training_sequences(prompts))
             return sum(len(row) for row in self.training_rows(prompts, targets, vectors)[1])
 
-    @torch.no_grad()
+    @overload
+    def generate(self, sequences: Sequence[Segments], options: GenerationConfig, /) -> list[str]: ...
+    @overload
     def generate(self, soft_prompt: Tensor, prompts: Sequence[str], options: GenerationConfig,
+                 image_index: ImageIndex | None = None) -> list[str]: ...
+    @torch.no_grad()
+    def generate(self, soft_prompt: Any, prompts: Any, options: Any = None,
                  image_index: ImageIndex | None = None) -> list[str]:
-        """Answers to soft prompts with prompts; a batch answers as its members would one by one.
+        """Answers; a batch answers as its members would one by one.
 
         Args:
-            soft_prompt: float[B,Q,D], or float[U,Q,D] with image_index.
+            soft_prompt: B sequences of segments, then the options. Or float[B,Q,D], or float[U,Q,D] with image_index,
+                before:
             prompts: B strings, not cut.
             options: how to write; max_new_tokens has its room behind every prompt.
             image_index: which soft prompt each of the B prompts follows. A decoder-only model then reads a soft
                 prompt once for all its prompts. None: each its own.
 
         Returns:
-            B * options.num_captions texts, prompts in order.
+            B * options.num_captions texts, samples in order.
 
         Raises:
-            ConfigError: not one prompt per soft prompt or index, or an index out of range.
+            ConfigError: not one prompt per soft prompt or index, or an index out of range. Of sequences: something
+                that is no segment, or a learned text at the end.
             TextTooLongError: prompts longer than the model's positions allow.
         """
+        if not isinstance(soft_prompt, Tensor):
+            return [answer.text for answer in answering.answers(self, soft_prompt, prompts, scored=False)]
         soft_prompt = self._check(soft_prompt, prompts, image_index=image_index)
         rows = self.prompt_rows(prompts, soft_prompt.shape[1], options)
-        return self.tokenizer.decode(self.generate_ids(soft_prompt, rows, options, image_index))
+        return self.tokenizer.decode(self.generate_ids(soft_prompt, rows, options, image_index), options.stop)
+
+    def generate_scored(self, sequences: Sequence[Segments], options: GenerationConfig) -> list[answering.Answer]:
+        """As `generate`, with the log-likelihood of each answer: the sum over its tokens, its end included."""
+        return answering.answers(self, sequences, options, scored=True)
+
+    def generate_stream(self, sequences: Sequence[Segments], options: GenerationConfig) -> Iterator[str]:
+        """The answer to one sequence piece by piece; all pieces together are what `generate` returns.
+
+        Raises:
+            ConfigError: several sequences, beams or texts; and as `generate`, both at the first piece.
+        """
+        return answering.stream(self, sequences, options)
 
     def prompt_rows(self, prompts: Sequence[str], vectors: int, options: GenerationConfig) -> list[list[int]]:
         """Ids of prompts, if the model has room for them behind so many vectors and before the longest answer.
@@ -157,14 +207,21 @@ class LanguageModel(nn.Module, ABC):
         self.room.check_prompts(rows, vectors, [options.max_new_tokens] * len(rows))
         return rows
 
-    @torch.no_grad()
+    @overload
+    def score(self, sequences: Sequence[Segments], candidates: Candidates, /, *, normalise: Normalise = "sum",
+              pairs: int = PAIRS_AT_ONCE) -> Tensor: ...
+    @overload
     def score(self, soft_prompt: Tensor, prompts: Sequence[str], candidates: Candidates, *,
               normalise: Normalise = "sum", pairs: int = PAIRS_AT_ONCE,
-              image_index: ImageIndex | None = None) -> Tensor:
+              image_index: ImageIndex | None = None) -> Tensor: ...
+    @torch.no_grad()
+    def score(self, soft_prompt: Any, prompts: Any, candidates: Any = None, *, normalise: Normalise = "sum",
+              pairs: int = PAIRS_AT_ONCE, image_index: ImageIndex | None = None) -> Tensor:
         """Log-likelihood of every candidate answer; what comes before it is computed once per sample.
 
         Args:
-            soft_prompt: float[B,Q,D], or float[U,Q,D] with image_index.
+            soft_prompt: B sequences of segments, then the candidates. Or float[B,Q,D], or float[U,Q,D] with
+                image_index, before:
             prompts: B strings.
             candidates: C strings for all samples, or one list per sample.
             normalise: sum over a candidate's tokens (LAVIS), or their mean.
@@ -179,20 +236,13 @@ class LanguageModel(nn.Module, ABC):
             TextTooLongError: a prompt with its longest candidate has no room in the model's positions.
             CheckpointError: a likelihood is NaN or infinite.
         """
-        soft_prompt = self._check(soft_prompt, prompts, image_index=image_index)
-        before, rows = self.scoring_rows(prompts, candidates, soft_prompt.shape[1])
-        pairs_of = [(sample, index) for sample, texts in enumerate(rows) for index in range(len(texts))]
-        scores = torch.full((len(rows), max(map(len, rows), default=0)), -torch.inf, device=soft_prompt.device)
-        if not rows:
-            return scores
-        prefix = self.read(soft_prompt, before, _as_tensor(image_index, soft_prompt.device))
-        for start in range(0, len(pairs_of), pairs):
-            some = pairs_of[start:start + pairs]
-            found = self.candidate_scores(prefix, [sample for sample, _ in some],
-                                          [rows[sample][index] for sample, index in some], normalise)
-            check_finite(found, partial(_not_finite, some))
-            scores[[sample for sample, _ in some], [index for _, index in some]] = found.to(scores.dtype)
-        return scores
+        if isinstance(soft_prompt, Tensor):
+            soft_prompt = self._check(soft_prompt, prompts, image_index=image_index)
+            before, rows = self.scoring_rows(prompts, candidates, soft_prompt.shape[1])
+            index = _as_tensor(image_index, soft_prompt.device)
+            return scoring.score_table(self, lambda: self.read(soft_prompt, before, index), rows, normalise, pairs)
+        read, rows = scoring.scoring_rows(self, soft_prompt, prompts)
+        return scoring.score_table(self, lambda: self.read_rows(read), rows, normalise, pairs)
 
     def scoring_rows(self, prompts: Sequence[str], candidates: Candidates,
                      vectors: int) -> tuple[list[list[int]], list[list[list[int]]]]:
@@ -202,14 +252,7 @@ class LanguageModel(nn.Module, ABC):
             ConfigError: see `score`; or a candidate without any token.
             TextTooLongError: see `score`.
         """
-        texts = [self.candidate_texts(prompt, own) for prompt, own in
-                 zip(prompts, candidate_lists(candidates, len(prompts)), strict=True)]
-        different = list(dict.fromkeys(text for own in texts for text in own))
-        ids = dict(zip(different, self.tokenizer.targets(different, end=self.family.candidate_end), strict=True))
-        rows = [[ids[text] for text in own] for own in texts]
-        for sample, own in enumerate(rows):
-            if not all(own):
-                raise ConfigError(f"sample {sample}: a candidate without any token cannot be scored.")
+        rows = scoring.candidate_rows(self, prompts, candidates)
         before = self.tokenizer.prompts(prompts)
         longest = [max(map(len, own)) for own in rows]
         self.room.check_candidates(longest)
@@ -229,24 +272,24 @@ class LanguageModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def prefix_embeds(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Soft prompts float[B,Q,D] and B prompts' ids as one sequence to answer: float[B,S,D], mask bool[B,S]."""
+    def training_sequences(self, sequences: Sequence[Segments]) -> list[Row]:
+        """Training rows of B sequences, cut to the limits; rows without a token to learn are counted and left out."""
 
     @abstractmethod
-    def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
-                   after: Sequence[Sequence[int]]) -> Tensor:
-        """Negative log-likelihood of every learned token of the batch, float[T], rows in order.
-
-        Args:
-            soft_prompt: float[B,Q,D].
-            before: ids that are read.
-            after: ids that are learned.
-        """
+    def losses_of(self, rows: Sequence[Row]) -> Tensor:
+        """Negative log-likelihood of every learned token of rows, float[T], rows in order."""
 
     @abstractmethod
-    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
-                image_index: Tensor | None = None) -> tuple[Decoder, int]:
-        """What `decode` steps, at most `room` times, and the id it starts from (-1: none)."""
+    def answer_rows(self, sequences: Sequence[Segments]) -> list[Row]:
+        """Rows to answer, which are read whole; see `generate` for what is refused."""
+
+    @abstractmethod
+    def read_embeds(self, embeds: Tensor, mask: Tensor) -> Any:
+        """State after rows float[B,S,D], bool[B,S], to answer from."""
+
+    @abstractmethod
+    def decoder_of(self, prefix: Any, room: int) -> tuple[Decoder, int]:
+        """What continues a state by at most `room` tokens, and the id it starts from (-1: none)."""
 
     @abstractmethod
     def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], image_index: Tensor | None = None) -> Any:
@@ -267,20 +310,42 @@ class LanguageModel(nn.Module, ABC):
         return list(texts)
 
     # shared parts -----------------------------------------------------------------------------------------------------
+    def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
+                   after: Sequence[Sequence[int]]) -> Tensor:
+        """Negative log-likelihood of every learned token of the batch, float[T], rows in order.
+
+        Args:
+            soft_prompt: float[B,Q,D].
+            before: ids that are read.
+            after: ids that are learned.
+        """
+        return self.losses_of(short_rows(soft_prompt, before, after))
+
+    def prefix_embeds(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Soft prompts float[B,Q,D] and B prompts' ids as one sequence to answer: float[B,S,D], mask bool[B,S]."""
+        return self.arranged(short_rows(soft_prompt, prompts), self.prefix_padding)
+
+    def read_rows(self, rows: Sequence[Row]) -> Any:
+        """State after rows, to answer from."""
+        with self.own_precision():
+            return self.read_embeds(*self.arranged(rows, self.prefix_padding))
+
+    def arranged(self, rows: Sequence[Row], side: Side) -> tuple[Tensor, Tensor]:
+        """Rows as embeddings float[B,S,D], and bool[B,S], true where no padding is."""
+        return arrange(rows, self.embed, self.pad, side, self.home)
+
+    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
+                image_index: Tensor | None = None) -> tuple[Decoder, int]:
+        """What `decode` steps, at most `room` times, and the id it starts from (-1: none)."""
+        return self.decoder_of(self.read(soft_prompt, prompts, image_index), room)
+
     def generate_ids(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]],
                      options: GenerationConfig, image_index: ImageIndex | None = None) -> list[list[int]]:
         """As `generate`, from prompts' ids to answers' ids without their end."""
         if not prompts:
             return []
-        with self.own_precision():
-            index = _as_tensor(image_index, soft_prompt.device)
-            decoder, begin = self.decoder(soft_prompt, prompts, options.max_new_tokens, index)
-            if begin < 0 and options.lavis_lengths:  # a start token that nothing reads, but that is penalised
-                start = self.model.config.bos_token_id
-                begin = -1 if start is None else int(start)
-            special = SpecialIds(int(self.model.config.vocab_size), self.pad, begin, self.tokenizer.end)
-            context = prompts if options.penalise_prompt and self.room.joint else None
-            return decode(decoder, len(prompts), special, options, soft_prompt.device, context)
+        prefix = self.read(soft_prompt, prompts, _as_tensor(image_index, soft_prompt.device))
+        return answering.written(self, prefix, prompts, options)
 
     def likelihoods(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood of targets int64[T] at hidden states float[T,D]: float[T]."""
@@ -302,7 +367,7 @@ class LanguageModel(nn.Module, ABC):
 
     def own_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast switched off around frozen weights, which have their type; weights that train follow it."""
-        return contextlib.nullcontext() if self.trains else without_autocast(home(self.model))
+        return contextlib.nullcontext() if self.trains else without_autocast(self.home)
 
     def _check(self, soft_prompt: Tensor, *texts: Sequence[str], image_index: ImageIndex | None = None) -> Tensor:
         """The soft prompt, where the word embeddings are."""
@@ -314,7 +379,7 @@ class LanguageModel(nn.Module, ABC):
             if isinstance(rows, str) or len(rows) != samples:
                 count = "one string" if isinstance(rows, str) else f"{len(rows)} texts"
                 raise ConfigError(f"{samples} samples came with {count}; give a list with one for each.")
-        return soft_prompt.to(home(self.model)) if self.is_dispatched else soft_prompt
+        return soft_prompt.to(self.home) if self.is_dispatched else soft_prompt
 
 
 def language_model_of(model: object) -> LanguageModel | None:
@@ -323,57 +388,5 @@ def language_model_of(model: object) -> LanguageModel | None:
     return found if isinstance(found, LanguageModel) else None
 
 
-def check_image_index(image_index: ImageIndex, count: int) -> int:
-    """The number of indices, checked.
-
-    Args:
-        image_index: B indices.
-        count: U, the number of soft prompts.
-
-    Raises:
-        ConfigError: not a list of whole numbers from 0 to U - 1.
-    """
-    values = image_index.tolist() if isinstance(image_index, Tensor) else image_index
-    wrong = [value for value in values if isinstance(value, bool) or not isinstance(value, int)
-             or not 0 <= value < count] if isinstance(values, Sequence) else [values]
-    if wrong:
-        raise ConfigError(f"image_index: {wrong[0]!r} is none of the {count} soft prompts; give each prompt its soft "
-                          f"prompt's index, a whole number from 0 to {count - 1}.")
-    return len(values)
-
-
-def _not_finite(pairs: Sequence[tuple[int, int]], row: int) -> str:
-    return f"score: the likelihoods of sample {pairs[row][0]} are NaN or infinite."
-
-
 def _as_tensor(image_index: ImageIndex | None, device: torch.device) -> Tensor | None:
     return None if image_index is None else torch.as_tensor(image_index, dtype=torch.long, device=device)
-
-
-def candidate_lists(candidates: Candidates, batch: int) -> list[list[str]]:
-    """One list of candidates per sample.
-
-    Raises:
-        ConfigError: an empty list, or lists that are not one per sample.
-    """
-    if isinstance(candidates, str) or not isinstance(candidates, Sequence) or not candidates:
-        raise ConfigError(f"candidates must be a list of answers, not {shown(candidates)}.")
-    if not any(isinstance(own, (list, tuple)) for own in candidates):
-        return [[as_text(text, "candidates") for text in candidates]] * batch
-    if len(candidates) != batch:
-        raise ConfigError(f"{batch} samples came with {len(candidates)} lists of candidates; give one for each, or one "
-                          "list of strings for all.")
-    for sample, texts in enumerate(candidates):
-        if isinstance(texts, str) or not isinstance(texts, Sequence):
-            raise ConfigError(f"sample {sample}: its candidates must be a list of answers, not {shown(texts)}.")
-        if not texts:
-            raise ConfigError(f"sample {sample} has no candidates.")
-    return [[as_text(text, "candidates") for text in texts] for texts in candidates]
-
-
-def home(model: Any) -> torch.device:
-    """Device of the word embeddings: where a soft prompt enters and results come back to."""
-    words = model.get_input_embeddings()
-    # where accelerate keeps weights elsewhere, its hook knows where they are used
-    device = getattr(getattr(words, "_hf_hook", None), "execution_device", None)
-    return words.weight.device if device is None else torch.device(device)

@@ -16,8 +16,21 @@ from torch import Tensor
 
 from lavis_lite.models.decoding import Decoder
 from lavis_lite.models.language.cache import RowCache, is_plain, select_rows
-from lavis_lite.models.language.contract import LanguageModel, Normalise
+from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.head import full, output_layer
+from lavis_lite.models.language.rows import (
+    Row,
+    closed,
+    counted,
+    cut_end,
+    framed_prompt,
+    learned_tokens,
+    split_prompt,
+    tokenised_to_answer,
+    tokenised_to_learn,
+)
+from lavis_lite.models.language.scoring import Normalise
+from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import pad_rows
 
 
@@ -54,24 +67,37 @@ class CausalDecoder:
 class DecoderOnly(LanguageModel):
     """A causal language model behind the contract."""
 
-    def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
-                   after: Sequence[Sequence[int]]) -> Tensor:
+    prefix_padding = "left"
+
+    def losses_of(self, rows: Sequence[Row]) -> Tensor:
         """Negative log-likelihood of every learned token, float[T], rows in order."""
-        rows = [[*first, *second] for first, second in zip(before, after, strict=True)]
-        device, count = soft_prompt.device, soft_prompt.shape[1]
-        ids, _ = pad_rows(rows, self.pad, self.family.training_side, device)
-        length = count + ids.shape[1]
-        positions: list[int] = []
-        learned: list[int] = []
-        for number, (first, second) in enumerate(zip(before, after, strict=True)):
-            start = number * length + count + len(first) - 1
-            positions.extend(range(start, start + len(second)))
-            learned.extend(second)
         with self.own_precision():
-            embeds = torch.cat([soft_prompt.to(self.dtype), self.embed(ids)], 1)
+            embeds, _ = self.arranged(rows, "right")
+            device, length = embeds.device, embeds.shape[1]
+            positions: list[int] = []
+            learned: list[int] = []
+            for number, row in enumerate(rows):
+                before, ids = learned_tokens(row)
+                positions.extend(number * length + at for at in before)
+                learned.extend(ids)
             hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state.to(device)
             chosen = hidden.flatten(0, 1).index_select(0, _integers(positions, device))
             return self.likelihoods(chosen, _integers(learned, device))
+
+    def training_sequences(self, sequences: Sequence[Segments]) -> list[Row]:
+        """One row per sequence, cut at its end."""
+        rows = []
+        for parts in tokenised_to_learn(sequences, self.tokenizer, self.hidden_size):
+            prompt, rest = split_prompt(parts)
+            rows.append([*framed_prompt(closed(prompt, self.tokenizer), self.tokenizer),
+                         *closed(rest, self.tokenizer)])
+        cut = [cut_end(row, self.row_limit) for row in rows]
+        return counted([cut_end(row, None) for row in rows], cut, self.tokenizer)
+
+    def answer_rows(self, sequences: Sequence[Segments]) -> list[Row]:
+        """The prompts, with what was answered before and its ends."""
+        return [framed_prompt(closed(parts, self.tokenizer), self.tokenizer)
+                for parts in tokenised_to_answer(sequences, self.tokenizer, self.hidden_size)]
 
     def training_rows(self, prompts: Sequence[str], targets: Sequence[str],
                       vectors: int = 0) -> tuple[list[list[int]], list[list[int]]]:
@@ -89,19 +115,9 @@ class DecoderOnly(LanguageModel):
                     before[row], after[row] = [], [*before[row], *after[row]]
         return before, after
 
-    def prefix_embeds(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """[padding | soft prompt | prompt]: float[B,S,D], bool[B,S]."""
-        device, (batch, count, _) = soft_prompt.device, soft_prompt.shape
-        ids, mask = pad_rows(prompts, self.pad, self.family.answering_side, device)
-        embeds = torch.cat([soft_prompt.to(self.dtype), self.embed(ids)], 1)
-        mask = torch.cat([mask.new_ones(batch, count), mask], 1)
-        order = mask.long().argsort(dim=1, stable=True)  # what is padding goes to the front, all else keeps its order
-        return embeds.gather(1, order[:, :, None].expand_as(embeds)), mask.gather(1, order)
-
-    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
-                image_index: Tensor | None = None) -> tuple[Decoder, int]:
-        """The decoder of `decode`, and the id it starts from."""
-        return CausalDecoder(self, self.read(soft_prompt, prompts, image_index), room), -1
+    def decoder_of(self, prefix: Prefix, room: int) -> tuple[Decoder, int]:
+        """What continues a state by at most `room` tokens; it starts from none."""
+        return CausalDecoder(self, prefix, room), -1
 
     def candidate_texts(self, prompt: str, texts: Sequence[str]) -> list[str]:
         """Candidates as they appear after their prompt."""
@@ -114,8 +130,11 @@ class DecoderOnly(LanguageModel):
                 return self._read_shared(soft_prompt, prompts, image_index)
             if image_index is not None:
                 soft_prompt = soft_prompt.index_select(0, image_index)
-            embeds, mask = self.prefix_embeds(soft_prompt, prompts)
-            hidden, cache = self.hidden(embeds, mask, None)
+            return self.read_embeds(*self.prefix_embeds(soft_prompt, prompts))
+
+    def read_embeds(self, embeds: Tensor, mask: Tensor) -> Prefix:
+        """State after [padding | row]: float[B,S,D], bool[B,S]."""
+        hidden, cache = self.hidden(embeds, mask, None)
         return Prefix(cache, mask, hidden[:, -1])
 
     def can_share(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> bool:

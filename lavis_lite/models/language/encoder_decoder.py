@@ -14,9 +14,22 @@ from torch import Tensor
 
 from lavis_lite.models.decoding import Decoder
 from lavis_lite.models.language.cache import RowCache
-from lavis_lite.models.language.contract import LanguageModel, Normalise
+from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.decoder_only import sum_rows
 from lavis_lite.models.language.head import full, output_layer
+from lavis_lite.models.language.rows import (
+    Part,
+    Row,
+    Tokens,
+    counted,
+    cut_end,
+    framed_prompt,
+    size,
+    tokenised_to_answer,
+    tokenised_to_learn,
+)
+from lavis_lite.models.language.scoring import Normalise
+from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import pad_rows
 
 
@@ -55,6 +68,8 @@ class Seq2SeqDecoder:
 class EncoderDecoder(LanguageModel):
     """A sequence-to-sequence language model behind the contract."""
 
+    prefix_padding = "right"
+
     def training_rows(self, prompts: Sequence[str], targets: Sequence[str],
                       vectors: int = 0) -> tuple[list[list[int]], list[list[int]]]:
         """Ids that are read and ids that are learned, B rows each, within the limits."""
@@ -64,8 +79,34 @@ class EncoderDecoder(LanguageModel):
 
     def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
                    after: Sequence[Sequence[int]]) -> Tensor:
-        """Negative log-likelihood of every learned token, float[T], rows in order."""
+        """Negative log-likelihood of every learned token of the batch, float[T], rows in order."""
         return self._target_losses(self.encode(soft_prompt, before), after)[0]
+
+    def losses_of(self, rows: Sequence[Row]) -> Tensor:
+        """Likewise, of rows that end with what the decoder writes."""
+        written = [row[-1].ids for row in rows if isinstance(row[-1], Tokens)]
+        return self._target_losses(self.read_rows([row[:-1] for row in rows]), written)[0]
+
+    def training_sequences(self, sequences: Sequence[Segments]) -> list[Row]:
+        """A row for every learned text: the encoder reads all that stands before it.
+
+        A text is left out if the encoder has no room for that. If the decoder has no room for it, it loses its end.
+        """
+        rows = [[*self._read(parts[:at]), part.closed(self.tokenizer.end)]
+                for parts in tokenised_to_learn(sequences, self.tokenizer, self.hidden_size)
+                for at, part in enumerate(parts) if isinstance(part, Tokens) and part.learned]
+        limit = self.row_limit
+        cut = [[] if limit is not None and size(row[:-1]) > limit else [*row[:-1], *cut_end(row[-1:], limit)]
+               for row in rows]
+        return counted(rows, cut, self.tokenizer)
+
+    def answer_rows(self, sequences: Sequence[Segments]) -> list[Row]:
+        """What the encoder reads."""
+        return [self._read(parts) for parts in tokenised_to_answer(sequences, self.tokenizer, self.hidden_size)]
+
+    def _read(self, parts: Row) -> list[Part]:
+        """An encoder's row: no end token stands between its texts."""
+        return framed_prompt([Tokens(part.ids) if isinstance(part, Tokens) else part for part in parts], self.tokenizer)
 
     def _target_losses(self, encoded: Encoded, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Losses float[T] of the rows' tokens, and their positions bool[B,L]."""
@@ -79,17 +120,14 @@ class EncoderDecoder(LanguageModel):
             chosen = hidden.flatten(0, 1).index_select(0, positions)
             return self.likelihoods(chosen, ids.flatten().index_select(0, positions)), real
 
-    def prefix_embeds(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """[soft prompt | prompt | padding]: float[B,S,D], bool[B,S]."""
-        ids, mask = pad_rows(prompts, self.pad, "right", soft_prompt.device)
-        embeds = torch.cat([soft_prompt.to(self.dtype), self.embed(ids)], 1)
-        return embeds, torch.cat([mask.new_ones(soft_prompt.shape[:2]), mask], 1)
-
     def encode(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> Encoded:
         """Run the encoder."""
         with self.own_precision():
-            embeds, mask = self.prefix_embeds(soft_prompt, prompts)
-            output = self.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask.long())
+            return self.read_embeds(*self.prefix_embeds(soft_prompt, prompts))
+
+    def read_embeds(self, embeds: Tensor, mask: Tensor) -> Encoded:
+        """Run the encoder on [row | padding]: float[B,S,D], bool[B,S]."""
+        output = self.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask.long())
         return Encoded(output.last_hidden_state.to(embeds.device), mask)
 
     def decode(self, ids: Tensor, encoded: Encoded, **given: Any) -> Any:
@@ -97,10 +135,9 @@ class EncoderDecoder(LanguageModel):
         return self.model.get_decoder()(input_ids=ids, encoder_hidden_states=encoded.states,
                                         encoder_attention_mask=encoded.mask.long(), **given)
 
-    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
-                image_index: Tensor | None = None) -> tuple[Decoder, int]:
-        """The decoder of `decode`, and the id it starts from."""
-        return Seq2SeqDecoder(self, self.read(soft_prompt, prompts, image_index), room), self.begin
+    def decoder_of(self, prefix: Encoded, room: int) -> tuple[Decoder, int]:
+        """What continues a state by at most `room` tokens, and the id it starts from."""
+        return Seq2SeqDecoder(self, prefix, room), self.begin
 
     def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], image_index: Tensor | None = None) -> Encoded:
         """The encoder's output. It sees soft prompt and prompt together, so that prompts share nothing."""

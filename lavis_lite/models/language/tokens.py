@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError, TextTooLongError
+from lavis_lite.models.answer_text import before_stop
 from lavis_lite.models.language.families import LMFamily
 from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, frame, framed
 
@@ -31,14 +32,19 @@ class Limits:
         target: of a target, its end included.
         together: of both, taken from the target; None: no such limit.
         prompt_side: where a long prompt loses tokens.
+        row: of a sequence of segments in training, vectors included; the limits above leave sequences alone. None: the
+            model's positions.
     """
 
     prompt: int = 128
     target: int = 256
     together: int | None = None
     prompt_side: Side = "left"
+    row: int | None = None
 
     def __post_init__(self) -> None:
+        if self.row is not None and self.row < 2:
+            raise ConfigError(f"the limit of a row must be at least 2 tokens, not {self.row}.")
         if min(self.prompt, self.target, self.together or 1) < 1:
             raise ConfigError(f"model.max_txt_len, model.max_output_txt_len: must be at least 1, not {self.prompt} and "
                               f"{self.target}.")
@@ -57,12 +63,15 @@ class LanguageTokenizer:
 
     Attributes:
         cut_prompts, cut_targets: how many training texts were longer than their limits.
+        cut_rows: how many sequences lost tokens from their end.
+        lost_rows: how many of them had no token left to learn.
     """
 
     def __init__(self, source: Any, family: LMFamily, encoder: bool = False) -> None:
         self.source, self.family, self.encoder = source, family, encoder
         self._loaded: Any = None
         self.cut_prompts, self.cut_targets = CutTexts(), CutTexts()
+        self.cut_rows, self.lost_rows = CutTexts(), CutTexts()
 
     @property
     def loaded(self) -> Any:
@@ -77,6 +86,14 @@ class LanguageTokenizer:
                 tokenizer.add_special_tokens(dict(self.family.special_tokens))
             self._loaded = tokenizer
         return self._loaded
+
+    @property
+    def cut_sequences(self) -> dict[str, CutTexts]:
+        """The counts of sequences by what happened to them; empty before the first one."""
+        if not self.cut_rows.read:
+            return {}
+        return {"sequences were cut at their end (the language model's positions)": self.cut_rows,
+                "sequences had no token left to learn": self.lost_rows}
 
     @property
     def end(self) -> int:
@@ -121,7 +138,7 @@ class LanguageTokenizer:
 
     def prompts(self, texts: Sequence[str], limit: int | None = None, side: Side = "left") -> list[list[int]]:
         """Ids of prompts, with the special tokens that a prompt has; at most `limit`, cut at `side`."""
-        before, after = self._frame
+        before, after = self.prompt_frame
         whole = self.plain.template(texts)
         rows = [framed(row, before, after, limit, side) for row in whole]
         if limit is not None:
@@ -138,14 +155,17 @@ class LanguageTokenizer:
             limits: most ids of each, the end included; None: no limit.
             end: whether the end token closes them.
         """
-        if self.family.end == "newline":
-            texts = [" ".join(text.splitlines()) if "\n" in text or "\r" in text else text for text in texts]
-        rows, close = self.plain(texts), [self.end] if end else []
+        rows, close = self.plain([self.one_line(text) for text in texts]), [self.end] if end else []
         if limits is None:
             return [[*row, *close] for row in rows]
         kept = [framed(row, [], close, limit, "right") for row, limit in zip(rows, limits, strict=True)]
         self.cut_targets.count(rows, kept, len(close))
         return kept
+
+    def one_line(self, text: str) -> str:
+        """A text that is closed; its line breaks become spaces if line breaks end the family's answers."""
+        breaks = self.family.end == "newline" and ("\n" in text or "\r" in text)
+        return " ".join(text.splitlines()) if breaks else text
 
     def continuation(self, prompt: str, text: str) -> str:
         """A target as it stands after its prompt: with a space in front where the tokenizer keeps it with the word."""
@@ -157,14 +177,18 @@ class LanguageTokenizer:
         first, second, joint = self.plain(["a", " b", "a b"])
         return [*first, *second] == joint
 
-    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Ids to text, special tokens left out, without spaces around."""
+    def decode(self, rows: Sequence[Sequence[int]], stop: Sequence[str] = ()) -> list[str]:
+        """Ids to text, special tokens left out, without spaces around; each ends before the first stop string."""
+        return [before_stop(self.spelled(row), stop).strip() for row in rows]
+
+    def spelled(self, row: Sequence[int]) -> str:
+        """Ids to text, special tokens left out."""
         silent = set(self.family.silent)
-        return [self.loaded.decode([item for item in row if item not in silent], skip_special_tokens=True).strip()
-                for row in rows]
+        text: str = self.loaded.decode([item for item in row if item not in silent], skip_special_tokens=True)
+        return text
 
     @cached_property
-    def _frame(self) -> tuple[list[int], list[int]]:
+    def prompt_frame(self) -> tuple[list[int], list[int]]:
         """Ids of the special tokens before and after a prompt."""
         start = self.family.prompt_start
         return frame(self.loaded) if start is None else ([int(self.loaded.convert_tokens_to_ids(start))], [])
@@ -250,12 +274,13 @@ class Room:
                 f"long for the language model: one of row {first} has {over[first]} tokens, and there are "
                 f"{self.positions} positions. Shorten the candidate or take it out.", over)
 
-    def check_prompts(self, rows: Sequence[Sequence[int]], vectors: int, answers: Sequence[int]) -> None:
+    def check_prompts(self, rows: Sequence[Sequence[int]], vectors: int | Sequence[int],
+                      answers: Sequence[int]) -> None:
         """Refuse prompts that leave no room for their answer.
 
         Args:
             rows: ids of B prompts.
-            vectors: of the soft prompt before each.
+            vectors: beside the ids of each prompt, for all or one by one.
             answers: tokens that may follow each prompt: max_new_tokens, or the longest candidate.
 
         Raises:
@@ -263,17 +288,18 @@ class Room:
         """
         if self.positions is None:
             return
-        over = {number: len(row) for number, (row, answer) in enumerate(zip(rows, answers, strict=True))
-                if len(row) > self.positions - vectors - (answer if self.joint else 0)}
+        counts = [vectors] * len(rows) if isinstance(vectors, int) else vectors
+        over = {number: len(row) for number, (row, count, answer) in enumerate(zip(rows, counts, answers, strict=True))
+                if len(row) > self.positions - count - (answer if self.joint else 0)}
         if not over:
             return
         first = next(iter(over))
         follows = f" - {answers[first]} for the answer" if self.joint else ""
-        room = max(self.positions - vectors - (answers[first] if self.joint else 0), 0)
+        room = max(self.positions - counts[first] - (answers[first] if self.joint else 0), 0)
         raise TextTooLongError(
             f"{len(over)} of {len(rows)} prompts {'is' if len(over) == 1 else 'are'} too long for the language model: "
             f"row {first} has {over[first]} tokens, and there is room for {room} ({self.positions} positions - "
-            f"{vectors} vectors of the picture{follows}). Shorten the text or its examples"
+            f"{counts[first]} vectors of the picture{follows}). Shorten the text or its examples"
             + (", or ask for fewer new tokens (max_new_tokens; run.max_len)." if follows else "."), over)
 
     def fit_training(self, vectors: int, prompt: int, target: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The vision encoder: image -> one feature per patch, by a ViT of timm.
 
-BLIP-2 reads the features of a ViT's second-last layer (section 3.4): the last block, the final norm and the head are
-never built.
+BLIP-2 reads the features of a ViT's second-last layer (section 3.4), and so does LLaVA. `layer` chooses others. What
+comes behind the last layer that is read, and the head, is never built.
 
 Shapes: B images, H = W pixels, P tokens (prefix tokens, then patches in reading order), Dv width of the ViT.
 """
@@ -9,8 +9,7 @@ Shapes: B images, H = W pixels, P tokens (prefix tokens, then patches in reading
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,107 +19,19 @@ from lavis_lite.models.base import freeze as keep_frozen
 from lavis_lite.models.base import without_autocast
 from lavis_lite.models.vision.shapes import (
     MINI,
+    MINI_DEPTH,
     MINI_PATCH_SIZE,
     PRESETS,
-    ViTShape,
+    Layer,
     build_timm,
     check_image_size,
+    chosen_layers,
+    cut,
     override,
 )
+from lavis_lite.models.vision.training import add_adapters, freeze_all_but_last, training_of
+from lavis_lite.models.vision.vits import build_clip, build_eva, mini_vit, resize_pos_embed
 from lavis_lite.torchvision_shim import ensure_torchvision
-
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
-
-MINI_WIDTH, MINI_DEPTH, MINI_HEADS = 128, 4, 4
-
-
-def build_eva(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Module:
-    """EVA-CLIP's ViT: absolute positions, fused qkv with separate q and v biases and none for k, eps 1e-6, no end."""
-    from timm.models.eva import Eva
-
-    vit = Eva(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="", embed_dim=shape.width,
-              depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio, qkv_bias=True, qkv_fused=True,
-              drop_path_rate=drop_path_rate, use_abs_pos_emb=True, use_rot_pos_emb=False,
-              norm_layer=partial(nn.LayerNorm, eps=1e-6))
-    vit.norm = nn.Identity()
-    return vit
-
-
-def build_clip(shape: ViTShape, image_size: int, drop_path_rate: float) -> nn.Module:
-    """CLIP's image ViT: a norm before the blocks, no patch bias, QuickGELU, eps 1e-5, no end."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    vit = VisionTransformer(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="",
-                            embed_dim=shape.width, depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio,
-                            pre_norm=True, norm_layer=partial(nn.LayerNorm, eps=1e-5), act_layer="quick_gelu",
-                            drop_path_rate=drop_path_rate)
-    vit.norm = nn.Identity()
-    return vit
-
-
-class ConvStem(nn.Module):
-    """Patch embedding by three stride-2 convolutions and a projection: float[B, 3, H, W] -> float[B, P, D].
-
-    A plain patch embedding learns shapes far slower at the mini encoder's size. Takes the arguments of timm's
-    `embed_layer`; timm reads `num_patches` and `grid_size`.
-    """
-
-    def __init__(self, img_size: int = 64, patch_size: int = MINI_PATCH_SIZE, in_chans: int = 3,
-                 embed_dim: int = MINI_WIDTH, bias: bool = True, dynamic_img_pad: bool = False,
-                 device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        if patch_size != MINI_PATCH_SIZE or dynamic_img_pad or img_size % patch_size:
-            raise ValueError(f"ConvStem takes {MINI_PATCH_SIZE}-pixel patches, and sides that are a multiple of that")
-        self.patch_size = (patch_size, patch_size)
-        self.grid_size = (img_size // patch_size, img_size // patch_size)
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-        layers: list[nn.Module] = []
-        for channels_in, channels_out in ((in_chans, 32), (32, 64), (64, 96)):
-            layers += [nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1, device=device, dtype=dtype),
-                       nn.GroupNorm(8, channels_out, device=device, dtype=dtype), nn.GELU()]
-        self.stem = nn.Sequential(*layers)
-        self.proj = nn.Conv2d(96, embed_dim, 1, bias=bias, device=device, dtype=dtype)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Patches in reading order: float[B, 3, H, W] -> float[B, P, D]."""
-        return self.proj(self.stem(image)).flatten(2).transpose(1, 2)
-
-
-def mini_vit(image_size: int = 64) -> VisionTransformer:
-    """The embedded default's encoder: a ViT of 0.9M parameters for 64-pixel images, with random weights.
-
-    `model.forward_features(image float[B, 3, S, S])` gives float[B, 1 + (S / 8)^2, 128] after all four blocks and the
-    final norm: the class token, then the patches in reading order. Images are normalised with CLIP's mean and
-    deviation. The packaged weights (assets/mini/vit.safetensors, fp16) are for 64 pixels.
-    """
-    ensure_torchvision()
-    from timm.models.vision_transformer import VisionTransformer
-
-    return VisionTransformer(img_size=image_size, patch_size=MINI_PATCH_SIZE, num_classes=0, embed_dim=MINI_WIDTH,
-                             depth=MINI_DEPTH, num_heads=MINI_HEADS, embed_layer=ConvStem)
-
-
-def resize_pos_embed(table: torch.Tensor, grid: int, prefix: int, align_corners: bool) -> torch.Tensor:
-    """Interpolate position embeddings to another square grid, bicubic; entries of prefix tokens stay as they are.
-
-    Args:
-        table: float[1, prefix + g*g, D].
-        grid: patches per side that are wanted.
-        prefix: how many leading entries belong to no patch.
-        align_corners: False as EVA, True as CLIP in LAVIS.
-
-    Returns:
-        float[1, prefix + grid*grid, D] in the dtype of `table`.
-    """
-    first, patches = table[:, :prefix], table[:, prefix:]
-    side = round(patches.shape[1] ** 0.5)
-    if side == grid:
-        return table
-    image = patches.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    image = nn.functional.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=align_corners)
-    return torch.cat([first, image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
-
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -168,7 +79,7 @@ class Encoder(nn.Module):
 
 
 class VisionEncoder(Encoder):
-    """A ViT without its last layer, norm and head: `encoder(image float[B, 3, H, W]) -> float[B, P, Dv]`.
+    """A ViT up to the layer that is read: `encoder(image float[B, 3, H, W]) -> float[B, P, Dv]`.
 
     Args:
         name: "eva_clip_g" (EVA-CLIP ViT-g/14), "clip_L" (CLIP ViT-L/14), "mini" (the embedded default), or the name of
@@ -181,11 +92,15 @@ class VisionEncoder(Encoder):
         frozen: True: freeze now; False: it trains, so that precision must be fp32; None: `freeze()` may follow.
         pretrained: take timm's own weights for a timm name (a download). All else starts at random, to be filled by
             `lavis_lite.checkpoints.load_vision_weights`.
-        depth, width, heads, mlp_ratio, patch_size: override the preset's dimensions (depth: blocks that are run).
+        layer: see `lavis_lite.models.vision.shapes.chosen_layers`.
+        prefix: keep | drop the tokens in front of the patches: class token, register tokens.
+        train: frozen | full | last_N (the last N of the blocks that run) | lora; None: by `frozen`.
+        depth, width, heads, mlp_ratio, patch_size: override the preset's dimensions (depth: blocks before the last).
 
     Attributes:
         vit: timm's model; its parameter names are those of LAVIS' EVA ViT.
-        width: Dv. num_patches, num_tokens: of one image, without and with prefix tokens. num_layers: blocks run.
+        width: Dv. num_patches, num_tokens: of one image, patches alone and all features. num_layers: blocks that run.
+        layers: after how many blocks features are taken. total_layers: blocks of the whole ViT.
         image_size, patch_size: pixels per side. frozen: whether `freeze()` was called.
 
     Raises:
@@ -195,46 +110,62 @@ class VisionEncoder(Encoder):
 
     def __init__(self, name: str, image_size: int = 224, drop_path_rate: float = 0.0,
                  grad_checkpoint: bool | str = False, precision: Precision = "fp32", frozen: bool | None = None,
-                 pretrained: bool = False, *, depth: int | None = None, width: int | None = None,
+                 pretrained: bool = False, *, layer: Layer = None, prefix: Literal["keep", "drop"] = "keep",
+                 train: str | None = None, depth: int | None = None, width: int | None = None,
                  heads: int | None = None, mlp_ratio: float | None = None, patch_size: int | None = None) -> None:
         super().__init__()
         if precision not in get_args(Precision):
             raise ConfigError(f"model.vit_precision: {precision!r} is not one of {', '.join(get_args(Precision))}.")
         self.name, self.image_size, self.precision, self.frozen = name, image_size, precision, False
-        if frozen is False:
+        how, blocks = training_of(train, frozen)
+        if how not in ("frozen", None):
             self._check_trainable()
         changes = {"depth": depth, "width": width, "heads": heads, "mlp_ratio": mlp_ratio, "patch_size": patch_size}
         self.align_corners = False
-        self.vit = self._build(drop_path_rate, changes, pretrained)
+        self.vit, self.layers, self.total_layers = self._build(drop_path_rate, changes, pretrained, layer)
         check_image_size(name, image_size, int(self.vit.patch_embed.patch_size[0]))
-        self.width = int(self.vit.embed_dim)
+        self.width = int(self.vit.embed_dim) * len(self.layers)
         self.num_layers = len(self.vit.blocks)
         self.patch_size = int(self.vit.patch_embed.patch_size[0])
         self.num_patches = int(self.vit.patch_embed.num_patches)
-        self.num_tokens = self.num_patches + int(getattr(self.vit, "num_prefix_tokens", 0))
+        prefixes = int(getattr(self.vit, "num_prefix_tokens", 0))
+        self.dropped = prefixes if prefix == "drop" else 0
+        self.num_tokens = self.num_patches + prefixes - self.dropped
         self._set_checkpointing(grad_checkpoint)
-        if frozen:
+        if how == "frozen":
             self.freeze()
+        elif how == "last":
+            freeze_all_but_last(self.vit, blocks)
+        elif how == "lora":
+            add_adapters(self.vit)
 
     # construction ---------------------------------------------------------------------------------------------------
-    def _build(self, drop_path_rate: float, changes: dict[str, Any], pretrained: bool) -> Any:
+    def _build(self, drop_path_rate: float, changes: dict[str, Any], pretrained: bool,
+               layer: Layer) -> tuple[Any, list[int], int]:
+        """The ViT, after how many blocks it is read, and how many it would have."""
         ensure_torchvision()  # timm imports it
         if self.name == MINI:
             if any(value is not None for value in changes.values()):
                 raise ConfigError("model.vit_model: the dimensions of 'mini' are fixed; only image_size can change.")
             check_image_size(self.name, self.image_size, MINI_PATCH_SIZE)
-            return mini_vit(self.image_size)
+            vit, layers = mini_vit(self.image_size), chosen_layers(self.name, layer, MINI_DEPTH)
+            if max(layers) < MINI_DEPTH:
+                cut(vit, max(layers))
+            return vit, layers, MINI_DEPTH
         if self.name not in PRESETS:
-            return build_timm(self.name, self.image_size, drop_path_rate, changes, pretrained)
+            return build_timm(self.name, self.image_size, drop_path_rate, changes, pretrained, layer)
         if pretrained:
             raise ConfigError(f"model.vit_model: no weights of {self.name!r} come with the package; load them from a "
                               "file with lavis_lite.checkpoints.load_vision_weights(encoder, path).")
         preset = PRESETS[self.name]
-        preset = replace(preset, shape=override(preset.shape, changes))
+        shape = override(preset.shape, changes)
         self.align_corners = preset.align_corners
-        check_image_size(self.name, self.image_size, preset.shape.patch_size)
+        check_image_size(self.name, self.image_size, shape.patch_size)
+        total = shape.depth + 1
+        layers = chosen_layers(self.name, layer, total)
         build = {"eva": build_eva, "clip": build_clip}[preset.kind]
-        return build(preset.shape, self.image_size, drop_path_rate)
+        run = max(layers)
+        return build(replace(shape, depth=run), self.image_size, drop_path_rate, run == total), layers, total
 
     def _set_checkpointing(self, how: bool | str) -> None:
         if how is True:
@@ -267,10 +198,22 @@ class VisionEncoder(Encoder):
         self._check_image(image)
         if not self.frozen:
             self._check_trainable()
-            return self.vit.forward_features(image.to(next(self.vit.parameters()).dtype))
+            return self._features(image.to(next(self.vit.parameters()).dtype))
         dtype = self._settle_dtype(image.device)
         with torch.no_grad(), without_autocast(image.device):
-            return self.vit.forward_features(image.to(dtype)).float()
+            return self._features(image.to(dtype)).float()
+
+    def _features(self, image: Tensor) -> Tensor:
+        """Of the chosen layers, side by side along the channels, without dropped tokens."""
+        if len(self.layers) == 1:
+            features: Tensor = self.vit.forward_features(image)
+            return features[:, self.dropped:]
+        order = sorted(set(self.layers))
+        last, found = self.vit.forward_intermediates(image, [number - 1 for number in order], output_fmt="NLC",
+                                                     return_prefix_tokens=True)
+        whole = [torch.cat(part[::-1], 1) if isinstance(part, tuple) else part for part in found]
+        by_layer = dict(zip(order, [*whole[:-1], last], strict=True))  # `last` went through the norm
+        return torch.cat([by_layer[number] for number in self.layers], -1)[:, self.dropped:]
 
     def _check_image(self, image: Tensor) -> None:
         size = self.image_size
@@ -290,7 +233,8 @@ class VisionEncoder(Encoder):
 
     def _check_trainable(self) -> None:
         if self.precision != "fp32":
-            raise ConfigError(f"model.vit_precision: {self.precision} weights cannot be trained (freeze_vit is false). "
+            raise ConfigError(f"model.vit_precision: {self.precision} weights cannot be trained (freeze_vit or "
+                              "vit_train asks for that). "
                               "Set model.vit_precision=fp32; run.amp=true gives half-precision arithmetic.")
 
     def _settle_dtype(self, device: torch.device) -> torch.dtype:

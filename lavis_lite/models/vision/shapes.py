@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ TIMM_MODULES = ["vision_transformer", "deit", "eva"]
 
 @dataclass(frozen=True)
 class ViTShape:
-    """Dimensions of a ViT; `depth` counts the blocks that are run."""
+    """Dimensions of a ViT; `depth` counts its blocks without the last one."""
 
     width: int
     depth: int
@@ -63,6 +63,36 @@ SIZES = ("depth", "width", "heads", "mlp_ratio", "patch_size")
 """dimensions of an encoder that a caller may override"""
 
 
+MINI_DEPTH = 4
+"""its blocks"""
+Layer = int | Sequence[int] | None
+"""`model.vit_layer`: which layers give the features"""
+
+
+def chosen_layers(name: str, layer: Layer, total: int) -> list[int]:
+    """After how many blocks features are taken, in the given order; `total` includes the final norm.
+
+    Args:
+        name: of the encoder.
+        layer: 1 to `total`, or from the end: -1 the last with the final norm, -2 the one before without it (as BLIP-2
+            and LLaVA read it). A list joins several along the channels. None: -2, and -1 of the embedded default.
+        total: blocks of the whole ViT.
+
+    Raises:
+        ConfigError: no such layer.
+    """
+    if layer is None:
+        layer = -1 if name == MINI else -2
+    wanted = [layer] if isinstance(layer, int) else list(layer)
+    found = [number if number > 0 else total + 1 + number for number in wanted]
+    wrong = [number for number, at in zip(wanted, found, strict=True) if not 1 <= at <= total or number == 0]
+    if wrong or not found:
+        given = f"{wrong[0]} is no layer" if wrong else "an empty list names no layer"
+        raise ConfigError(f"model.vit_layer: {given} of {name!r}; it has {total}: 1 to {total}, or -1 (the last) to "
+                          f"-{total}.")
+    return found
+
+
 def override(shape: ViTShape, changes: dict[str, Any]) -> ViTShape:
     """The shape with every change that is not None."""
     return replace(shape, **{name: value for name, value in changes.items() if value is not None})
@@ -90,12 +120,15 @@ def check_timm_name(name: str) -> None:
                           f"Take one of {', '.join(PRESETS)} or a name from timm.list_models('vit_*').")
 
 
-def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[str, Any],
-               pretrained: bool) -> nn.Module:
-    """Any ViT of timm by its name (`vit_base_patch16_224.augreg_in21k`), cut after its second-last block.
+def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[str, Any], pretrained: bool,
+               layer: Layer = None) -> tuple[nn.Module, list[int], int]:
+    """Any ViT of timm by its name (`vit_base_patch16_224.augreg_in21k`), cut behind the last layer that is read.
+
+    Returns:
+        The ViT, what `chosen_layers` says, and how many blocks it had.
 
     Raises:
-        ConfigError: unknown to timm (nearest names are given), not a plain ViT, or without a given image size.
+        ConfigError: unknown to timm (nearest names are given), not a plain ViT, without a given image size or layer.
     """
     check_timm_name(name)
     import timm
@@ -110,11 +143,19 @@ def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[
     blocks = getattr(vit, "blocks", None)
     if blocks is None or len(blocks) < 2:
         raise ConfigError(f"model.vit_model: timm's {name!r} has no list of at least two blocks to read features from.")
-    vit.prune_intermediate_layers([len(blocks) - 2], prune_norm=True, prune_head=True)
-    return vit
+    total = len(blocks)
+    layers = chosen_layers(name, layer, total)
+    cut(vit, max(layers))
+    return vit, layers, total
 
 
-def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weights: bool) -> tuple[str, str] | None:
+def cut(vit: Any, depth: int) -> None:
+    """Drop the head of a ViT of timm, what is behind `depth` blocks and, if any block is, the final norm."""
+    vit.prune_intermediate_layers([depth - 1], prune_norm=depth < len(vit.blocks), prune_head=True)
+
+
+def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weights: bool,
+                  layer: Layer = None) -> tuple[str, str] | None:
     """(key of the model section, sentence) of what is wrong with a vision encoder; None if it can be built.
 
     A preset is compared with its table. A timm model is built on the meta device: without memory or a download.
@@ -124,6 +165,7 @@ def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weig
         image_size: pixels per side.
         sizes: of model.vit_args.
         own_weights: whether timm's own weights are requested.
+        layer: as in `chosen_layers`.
     """
     for key in sizes:
         if key not in SIZES:
@@ -133,15 +175,18 @@ def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weig
             if any(value is not None for value in sizes.values()):
                 return "vit_args", "the dimensions of 'mini' are fixed; only image_size can change."
             check_image_size(name, image_size, MINI_PATCH_SIZE)
+            chosen_layers(name, layer, MINI_DEPTH)
         elif name in PRESETS:
-            check_image_size(name, image_size, override(PRESETS[name].shape, dict(sizes)).patch_size)
+            shape = override(PRESETS[name].shape, dict(sizes))
+            check_image_size(name, image_size, shape.patch_size)
+            chosen_layers(name, layer, shape.depth + 1)
         else:
             check_timm_name(name)
             import torch
 
             with torch.device("meta"):
-                vit: Any = build_timm(name, image_size, 0.0, dict(sizes), pretrained=False)
-            check_image_size(name, image_size, int(vit.patch_embed.patch_size[0]))
+                built: Any = build_timm(name, image_size, 0.0, dict(sizes), pretrained=False, layer=layer)
+            check_image_size(name, image_size, int(built[0].patch_embed.patch_size[0]))
     except ConfigError as error:
         key, _, sentence = str(error).partition(": ")
         return key.removeprefix("model.") if key.startswith("model.") else "vit_args", sentence

@@ -222,7 +222,7 @@ def test_large_tables_are_mapped_from_the_second_time_on(tmp_path, monkeypatch):
     monkeypatch.setattr(annotations, "CACHED_FROM", 50)
     path = write(tmp_path, "a.json", ROWS)
     calls = []
-    monkeypatch.setattr(annotations, "read_rows", lambda path, form: calls.append(path) or read_rows(path, form))
+    monkeypatch.setattr(annotations, "read_rows", lambda path, *how: calls.append(path) or read_rows(path, *how))
 
     def opened(**more: Any) -> RowTable:
         return read_table([path], FIELDS, **more)

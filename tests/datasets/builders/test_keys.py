@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lavis_lite.config.schema import BuildInfo, FileConfig, ProcessorPair, StorageConfig
+from lavis_lite.datasets.builders.images import StreamConfig
 from lavis_lite.datasets.shards.scan import index_folder
 from lavis_lite.errors import ConfigError, LavisLiteError
 from lavis_lite.mini_world.avi import motion_jpeg
@@ -22,13 +23,15 @@ from lavis_lite.registry import registry
 from tests.datasets.conftest import picture
 
 BUILDERS = ("custom", "image_caption", "image_retrieval", "image_shards", "image_qa", "image_dialogue", "video_caption",
-            "video_qa")
+            "video_qa", "chat")
 ELSEWHERE = {
     "builder": "config.compose chooses the class by it", "type": "config.compose chooses the row by it",
     "sampling_factor": "runners.train_state", "train_size": "runners.train_state",
     "data_type": "load_dataset's vis_path and data check choose the kind of files by it",
 }
 """keys that the builder itself need not know"""
+UNUSED = {("chat", "text_processor"): "texts stay as written; a model type's default may name one"}
+"""(builder, key) without an effect that is not refused -> why"""
 IMAGES = 6
 
 
@@ -81,6 +84,11 @@ def annotation_files() -> dict[str, str]:
     odd = tables["plain.csv"].replace("Said 1.", '"Said" 1.').replace("Who is 1?", '"Who" is 1?')
     talk = 'image#conversations\n0.png#[{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "He"}]\n'
     return {
+        **{name: json.dumps(part).replace("He.", "He?") for name, part in (
+            ("chat.json", talks(given)), ("chat_val.json", talks(given[1:])), ("chat_one.json", talks(given[:1])))},
+        "chat_plain.json": json.dumps(talks(given), ensure_ascii=False).replace("He.", "Caf\u00e9."),
+        "chat_video.json": json.dumps([{**row, "conversations": [{"from": "human", "value": "<video>"}, row[
+            "conversations"][1]]} for row in videos(given)]),
         "train.json": json.dumps(given), "val.json": json.dumps(given[1:]), "odd.csv": odd, **tables,
         "one.json": json.dumps(given[:1]), "talk.csv": talk, "talk_odd.csv": talk.replace("#", ",").replace(
             "0.png", '"0" .png'),
@@ -99,6 +107,16 @@ def annotation_files() -> dict[str, str]:
             {"image_id": 0, "image": "0.png", "caption": "c", "dialog": [
                 {"question": 0, "answer": 0, "answer_options": [0, 1], "gt_index": 0}] * 2}]}}),
     }
+
+
+def talks(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Conversations about images."""
+    return [{key: row[key] for key in ("image", "file", "part", "conversations")} for row in given]
+
+
+def videos(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Conversations about videos."""
+    return [{key: row[key] for key in ("video", "conversations")} for row in given]
 
 
 def pack(out: Path, given: list[dict[str, Any]]) -> None:
@@ -153,6 +171,8 @@ def base(name: str, folder: Path, **changes: Any) -> Any:
     cls = registry.get_builder_class(name).config_class
     shards, video = name == "image_shards", name.startswith("video")
     train, val = ("shards", "others") if shards else ("train.json", "val.json")
+    if name == "chat":
+        train, val = "chat.json", "chat_val.json"
     if "file" in changes:
         train = val = changes.pop("file")
     media = StorageConfig(storage=str(folder / changes.pop("media", "media")),
@@ -180,7 +200,7 @@ def question_base(**more: Any) -> dict[str, Any]:
 
 def cases(name: str, folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Key -> (what the section has besides, what is changed in it)."""
-    talks, asks, video = name == "image_dialogue", name in ("image_qa", "video_qa"), name.startswith("video")
+    talks, asks, video = name in ("image_dialogue", "chat"), name in ("image_qa", "video_qa"), name.startswith("video")
     media = "video" if video else "image"
     small = ProcessorPair(*2 * [{"name": "alpro_video_eval", "image_size": 9, "n_frms": 2} if video else
                                 {"name": "blip_image_eval", "image_size": 9}])
@@ -209,10 +229,13 @@ def cases(name: str, folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, 
                                                                "val_fraction": 0.5}),
         "captions": ({}, {"captions": "random"}),
         "features": ({}, {"features": "nowhere"}),
+        "arrays": ({}, {"arrays": {"eeg": StreamConfig(storage="nowhere")}}),
         "instruction": ({}, {"instruction": ProcessorPair(train={"name": "instruction", "templates": ["Say: {}"]})}),
         "delimiter": ({**table, "file": "talk.csv" if talks else "hash.csv"}, {"delimiter": "#"}),
         "quoting": ({**table, "file": "talk_odd.csv" if talks else "odd.csv"}, {"quoting": "none"}),
-        "encoding": ({"file": "plain.json"}, {"encoding": "cp1252"}),
+        "encoding": ({"file": "chat_plain.json" if name == "chat" else "plain.json"}, {"encoding": "cp1252"}),
+        "check_files": ({"media": "nowhere"}, {"check_files": False}),
+        "video_frames": ({"file": "chat_video.json"}, {"video_frames": 2}),
         "key_column": ({"file": "keyed.json"}, {"key_column": "question_id"}),
         "row_files": ({} if talks else {"file": "folder", "key_column": "name"}, {"row_files": "*/data.json"}),
         "nested": ({"file": "nested.json"}, {"nested": "inner"}),
@@ -221,8 +244,9 @@ def cases(name: str, folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, 
         "join_column": ({"build_info": joined(name, folder), "columns": {"context": "hint"}}, {"join_column": media}),
         "answer_words": ({"file": "one.json"}, {"answer_words": {"a0": "yes", "b0": "no"}}),
         "answer_list": ({}, {"answer_list": FileConfig(storage=str(folder / "answers.json"))}),
-        "learn": ({}, {"learn": "question"}),
-        "reader": ({"file": "train.json", "media": "broken"}, {"reader": "av"}),
+        "learn": ({}, {"learn": "last" if name == "chat" else "question"}),
+        "reader": ({"file": "chat_video.json" if name == "chat" else "train.json", "media": "broken"},
+                   {"reader": "av"}),
         "turn": ({}, {"turn": "Ask {} Say {}"}),
         "relevance": ({"file": "visdial.json"}, {"relevance": {"val": FileConfig(storage=str(folder / "dense.json"))}}),
         "image_column": ({}, {"image_column": "file"}), "caption_column": ({}, {"caption_column": "says"}),
@@ -251,7 +275,8 @@ def joined(name: str, folder: Path) -> BuildInfo:
 
 
 KEYS = [(name, field.name) for name in BUILDERS for field in
-        dataclasses.fields(registry.get_builder_class(name).config_class) if field.name not in ELSEWHERE]
+        dataclasses.fields(registry.get_builder_class(name).config_class)
+        if field.name not in ELSEWHERE and (name, field.name) not in UNUSED]
 
 
 def test_all_builders_are_looked_at() -> None:
@@ -277,7 +302,7 @@ def test_a_key_has_an_effect_or_is_refused(folder: Path, name: str, key: str) ->
 def test_folders_of_other_kinds_are_refused(folder: Path, name: str) -> None:
     section = base(name, folder)
     other = "images" if name.startswith("video") else "videos"
-    for part in (other, "features"):
+    for part in ("features",) if name == "chat" else (other, "features"):
         info = dataclasses.replace(section.build_info, **{part: StorageConfig(storage="x")})
         with pytest.raises(ConfigError, match=f"datasets.own.build_info.{part} has no effect with builder {name}: "):
             registry.get_builder_class(name)("own", dataclasses.replace(section, build_info=info))
@@ -288,7 +313,8 @@ def test_folders_of_other_kinds_are_refused(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name != "image_shards"])
 def test_links_are_followed_as_the_section_says(folder: Path, name: str) -> None:
-    seen = {follow: observe(name, base(name, folder, file="one.json", media="linked", follow_links=follow))
+    one = "chat_one.json" if name == "chat" else "one.json"
+    seen = {follow: observe(name, base(name, folder, file=one, media="linked", follow_links=follow))
             for follow in (None, True, False)}
     assert seen[None] == seen[True] != seen[False] and "follow_links" in seen[False]
 

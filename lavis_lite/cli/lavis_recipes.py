@@ -1,0 +1,35 @@
+"""LAVIS' recipe paths in `--cfg-path`: each stands for the recipe of the same experiment in `projects/`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lavis_lite.config.layers import CHECKOUT
+
+FOLDER = "lavis/projects/"
+RECIPES = {
+    r"blip2/train/pretrain_stage1": "blip2/stage1_vitg",
+    r"blip2/train/pretrain_stage2": "blip2/stage2_opt2.7b",
+    r"blip2/train/caption_coco_ft": "blip2/caption_coco_opt2.7b",
+    r"blip2/train/retrieval_coco_ft": "blip2/retrieval_coco_vitg",
+    r"blip2/eval/caption_coco_(flant5xl|opt2\.7b|opt6\.7b)_eval": r"blip2/eval/coco_caption_\1",
+    r"blip2/eval/caption_nocaps_out_domain_(flant5xx?l)_eval": r"blip2/nocaps_pretrained_\1",
+    r"blip2/eval/(gqa|okvqa|vqav2)_zeroshot_flant5xl_eval": r"blip2/eval/\1_zeroshot_flant5xl",
+    r"blip2/eval/vqav2_zeroshot_opt_eval": "blip2/eval/vqav2_zeroshot_opt2.7b",
+    r"blip2/eval/ret_(coco)_eval": r"blip2/eval/\1_retrieval_vitg",
+    r"blip2/eval/ret_(flickr)_eval": r"blip2/eval/\g<1>30k_retrieval_vitg",
+    r"instructblip/caption_nocaps_out_domain_(\w+)_eval": r"instructblip/eval/nocaps_\1",
+    r"instructblip/qa_(msvd|msrvtt)_(\w+?)_eval(?:_test)?": r"instructblip/eval/\1_qa_\2",
+}
+"""pattern of a file of LAVIS, below its folder and without .yaml -> the recipe here, below projects/"""
+
+
+def counterpart(path: str) -> Path | None:
+    """The recipe of this package for a path of LAVIS; None: no such recipe, or no `projects/` (as in a wheel)."""
+    name = Path(path).as_posix().partition(FOLDER)[2].removesuffix(".yaml")
+    for pattern, recipe in RECIPES.items():
+        if match := re.fullmatch(pattern, name):
+            found = Path("projects", f"{match.expand(recipe)}.yaml")
+            return next((file for file in (found, CHECKOUT / found) if file.is_file()), None)
+    return None

@@ -1,0 +1,91 @@
+"""Data sets of conversations: one sample per conversation, with all its pictures."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lavis_lite.datasets.annotations.chats import to_conversation
+from lavis_lite.datasets.annotations.rows import Row, RowTable
+from lavis_lite.datasets.base import Sample, TableDataset
+from lavis_lite.datasets.caption import Processor
+from lavis_lite.datasets.media.images import ImageFolder
+from lavis_lite.datasets.media.video import VideoFolder
+from lavis_lite.errors import DataError
+
+Batch = dict[str, Any]
+
+
+class ChatDataset(TableDataset):
+    """Samples: conversation, a `Conversation`; image, a list of float32[3, H, W]; instance_id str.
+
+    The frames of a video are pictures side by side, in the video's place. Texts stay as they are written.
+
+    Batches (`collater`): conversation, a list of B; image float32[N, 3, H, W], all pictures in row order.
+    picture_counts is a list of B numbers with the sum N. Without pictures there is no `image`.
+
+    Args:
+        table: rows as `annotations.chats.read_conversation` makes them.
+        folder: the images.
+        videos: the videos.
+        vis_processor: applied to every image and frame.
+        frames: of each video, evenly spread.
+    """
+
+    sample_keys: tuple[str, ...] = ("conversation", "image", "instance_id")
+
+    def __init__(self, table: RowTable, folder: ImageFolder, videos: VideoFolder, vis_processor: Processor,
+                 frames: int = 8) -> None:
+        self.table, self.folder, self.videos, self.frames = table, folder, videos, frames
+        self.vis_processor = vis_processor
+
+    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
+        """One conversation; its pictures are drawn from `rng` in order."""
+        row = self.table[index]
+        views = [self._views(kind, name, rng) for kind, name in row["media"]]
+        return {"conversation": to_conversation(row, list(map(len, views))),
+                "image": [view for some in views for view in some], "instance_id": str(index)}
+
+    def _views(self, kind: str, name: str, rng: random.Random | None) -> list[Any]:
+        if kind == "image":
+            return [self.folder.view(name, self.vis_processor, rng)]
+        return [self.vis_processor(frame, rng) for frame in self._frames(name)]
+
+    def _frames(self, name: str) -> list[Any]:
+        """Frames of a video as the image processor takes them."""
+        from PIL import Image
+
+        with self.videos.load(name) as video:
+            spread = [int((number + 0.5) * len(video) / self.frames) for number in range(self.frames)]
+            pixels = video.frames(spread)
+        takes_pixels = getattr(self.vis_processor, "takes", "image") == "pixels"
+        return [frame if takes_pixels else Image.fromarray(frame) for frame in pixels]
+
+    def longest_first(self) -> list[int]:
+        """All rows, those with most characters first."""
+        lengths = [characters(row) for row in self.table.skim()]
+        return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+    def collater(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of samples.
+
+        Raises:
+            DataError: their pictures are of unequal size.
+        """
+        views = [torch.as_tensor(view) for sample in samples for view in sample["image"]]
+        shapes = sorted({tuple(view.shape) for view in views})
+        if len(shapes) > 1:
+            raise DataError(f"the pictures of one batch have different shapes: {', '.join(map(str, shapes))}. Give the "
+                            "data sets that are mixed the same vis_processor image_size.")
+        batch = {"conversation": [sample["conversation"] for sample in samples],
+                 "picture_counts": [len(sample["image"]) for sample in samples],
+                 "instance_id": [sample["instance_id"] for sample in samples]}
+        return {**batch, "image": torch.stack(views)} if views else batch
+
+
+def characters(row: Row) -> int:
+    """Characters of all turns of a row."""
+    return sum(len(part) for _, _, parts in row["turns"] for part in parts if isinstance(part, str))

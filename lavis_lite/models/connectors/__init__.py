@@ -1,0 +1,1 @@
+"""Connectors: from the features of an encoder to vectors that a language model reads."""

@@ -1,0 +1,121 @@
+"""From what a language model has read to its answers: texts, their likelihood, a text piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lavis_lite.errors import ConfigError
+from lavis_lite.models import decoding
+from lavis_lite.models.answer_text import StopAtText, before_stop, pieces
+from lavis_lite.models.decoding import Decoder, Decoding
+from lavis_lite.models.language.rows import Row, check_room, text_ids
+from lavis_lite.models.language.scoring import PAIRS_AT_ONCE, score_table
+from lavis_lite.models.language.segments import Segments, Vectors
+from lavis_lite.models.text_tokens import SpecialIds
+
+if TYPE_CHECKING:
+    from lavis_lite.models.language.contract import LanguageModel
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text and its log-likelihood.
+
+    Attributes:
+        text: without spaces around, up to the first stop string.
+        score: sum over its tokens, and its end token if it wrote one, by the model's own probabilities.
+    """
+
+    text: str
+    score: float = float("nan")
+
+
+@torch.no_grad()
+def answers(model: LanguageModel, sequences: Sequence[Segments], options: Decoding, scored: bool) -> list[Answer]:
+    """Answers to B sequences: B * num_captions of them, samples in order. Scores are NaN unless `scored`."""
+    rows = prompt_rows(model, sequences, options)
+    if not rows:
+        return []
+    prefix = model.read_rows(rows)
+    ids = written(model, prefix, text_ids(rows), options)
+    texts = [Answer(text) for text in model.tokenizer.decode(ids, options.stop)]
+    if not scored:
+        return texts
+    ended = [[*row, model.tokenizer.end] if wrote_end(model, row, options) else row for row in ids]
+    count = options.num_captions
+    groups = [ended[start:start + count] for start in range(0, len(ended), count)]
+    scores = score_table(model, lambda: prefix, groups, "sum", PAIRS_AT_ONCE).flatten().tolist()
+    return [replace(answer, score=score) for answer, score in zip(texts, scores, strict=True)]
+
+
+def stream(model: LanguageModel, sequences: Sequence[Segments], options: Decoding) -> Iterator[str]:
+    """The answer to one sequence, piece by piece."""
+    if len(sequences) != 1:
+        raise ConfigError(f"a stream answers one sequence, not {len(sequences)}.")
+    with torch.no_grad():
+        rows = prompt_rows(model, sequences, options)
+        decoder, special, options = prepared(model, model.read_rows(rows), options)
+    given = text_ids(rows) if options.penalise_prompt and model.room.joint else None
+    steps = decoding.stream(decoder, special, options, model.home, given)
+    ids: list[int] = []
+
+    def texts() -> Iterator[str]:
+        nonlocal ids
+        while True:
+            with torch.no_grad(), model.own_precision():  # left while the caller has a piece
+                found = next(steps, None)
+            if found is None:
+                return
+            ids = found
+            yield model.tokenizer.spelled(ids)
+
+    by_words = bool(getattr(model.tokenizer.loaded, "clean_up_tokenization_spaces", False))
+    yield from pieces(texts(), lambda: model.tokenizer.decode([ids], options.stop)[0], options.stop, by_words)
+
+
+def written(model: LanguageModel, prefix: Any, prompts: Sequence[Sequence[int]], options: Decoding) -> list[list[int]]:
+    """Ids of the answers that follow a state, without their end; `prompts` are the ids read before each."""
+    with torch.no_grad(), model.own_precision():
+        decoder, special, options = prepared(model, prefix, options)
+        given = prompts if options.penalise_prompt and model.room.joint else None
+        return decoding.decode(decoder, len(prompts), special, options, model.home, given)
+
+
+def prepared(model: LanguageModel, prefix: Any, options: Decoding) -> tuple[Decoder, SpecialIds, Decoding]:
+    """What `decode` steps, the ids with a role, and options with the stop strings as a logits processor."""
+    decoder, begin = model.decoder_of(prefix, options.max_new_tokens)
+    if begin < 0 and options.lavis_lengths:  # a start token that nothing reads, but that is penalised
+        start = model.model.config.bos_token_id
+        begin = -1 if start is None else int(start)
+    special = SpecialIds(int(model.model.config.vocab_size), model.pad, begin, model.tokenizer.end)
+    if options.stop:
+        stops = StopAtText(model.tokenizer.spelled, options.stop, special.end)
+        options = replace(options, logits_processors=(*options.logits_processors, stops))
+    return decoder, special, options
+
+
+def prompt_rows(model: LanguageModel, sequences: Sequence[Segments], options: Decoding) -> list[Row]:
+    """Rows to answer, if the model has room for them and their longest answers."""
+    model.room.check_answer(options.max_new_tokens)
+    rows = model.answer_rows(sequences)
+    check_room(model.room, rows, [options.max_new_tokens] * len(rows))
+    return rows
+
+
+def wrote_end(model: LanguageModel, row: Sequence[int], options: Decoding) -> bool:
+    """Whether the model itself ended an answer, neither a stop string nor the longest length."""
+    text = model.tokenizer.spelled(row)
+    return len(row) < options.max_new_tokens and before_stop(text, options.stop) == text
+
+
+def no_losses(model: LanguageModel, sequences: Sequence[Segments]) -> Tensor:
+    """The losses float[0] of sequences without a learned token left; gradients of zero reach all that trains."""
+    vectors = [segment.values for segments in sequences for segment in segments if isinstance(segment, Vectors)]
+    trained = [value for value in model.parameters() if value.requires_grad]
+    nothing = [value.to(model.home).flatten()[:0] for value in [*vectors, *trained]]
+    return torch.cat([torch.zeros(0, device=model.home), *nothing])

@@ -1,0 +1,1 @@
+"""Any encoder, any connector, any language model: the model `vision_language`."""

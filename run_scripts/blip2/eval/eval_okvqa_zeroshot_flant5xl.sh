@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Evaluates: OK-VQA by FlanT5-XL, zero-shot.
+# Cost: as the recipe's header states; one process per GPU, or as many as PROCESSES says.
+#
+#   bash run_scripts/blip2/eval/eval_okvqa_zeroshot_flant5xl.sh [--options run.batch_size_eval=4]
+set -euo pipefail
+export LAVIS_LITE_SCRIPT=evaluate.py
+exec bash "$(dirname "${BASH_SOURCE[0]}")/../../train_torchrun.sh" "${PROCESSES:-gpu}" projects/blip2/eval/okvqa_zeroshot_flant5xl.yaml "$@"

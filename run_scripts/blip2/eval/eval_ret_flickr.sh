@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Evaluates: retrieval on Flickr30k by the model fine-tuned on COCO.
+# Cost: as the recipe's header states; one process per GPU, or as many as PROCESSES says.
+#
+#   bash run_scripts/blip2/eval/eval_ret_flickr.sh [--options run.batch_size_eval=4]
+set -euo pipefail
+export LAVIS_LITE_SCRIPT=evaluate.py
+exec bash "$(dirname "${BASH_SOURCE[0]}")/../../train_torchrun.sh" "${PROCESSES:-gpu}" projects/blip2/eval/flickr30k_retrieval_vitg.yaml "$@"

@@ -1,0 +1,118 @@
+"""`data check` on today's formats: recognised without a key, errors by row, and a recipe that reads them again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lavis_lite.cli.main import run_command
+from lavis_lite.config.compose import compose_dataset
+from lavis_lite.registry import registry
+from tests.datasets.test_chat import DIALECTS
+from tests.datasets.test_column_files import captions, files_of, png, saved, write
+
+NUMBER = 12
+
+
+def dialect(name: str) -> Callable[[Path], str]:
+    def make(folder: Path) -> str:
+        files_of(folder / "pics", 1)
+        (folder / "talk.json").write_text(json.dumps([DIALECTS[name][0]] * NUMBER))
+        return "talk.json --image-root pics"
+
+    return make
+
+
+def mixed(folder: Path) -> str:
+    """LLaVA's mix: rows with a picture, with several, and without one."""
+    files_of(folder / "pics", 3)
+    rows = [DIALECTS["LLaVA"][0], DIALECTS["ShareGPT"][0],
+            {"image": ["1.png", "2.png"], "conversations": [{"from": "human", "value": "<image> or <image>?"},
+                                                            {"from": "gpt", "value": "Both."}]}] * 4
+    (folder / "talk.json").write_text(json.dumps(rows))
+    return "talk.json --image-root pics"
+
+
+def parquet_captions(folder: Path) -> str:
+    write(folder / "a.parquet", [{**row, "image": {"bytes": png(n), "path": None}}
+                                 for n, row in enumerate(captions(NUMBER))])
+    return "a.parquet"
+
+
+def questions(folder: Path) -> str:
+    write(folder / "q.parquet", [{"image": {"bytes": png(n), "path": None}, "question": "What?", "answer": ["red"]}
+                                 for n in range(NUMBER)])
+    return "q.parquet"
+
+
+def hub(folder: Path) -> str:
+    rows = [{"messages": [{"role": "user", "content": "<image>Which?"}, {"role": "assistant", "content": "This."}],
+             "images": [{"bytes": png(n), "path": None}]} for n in range(NUMBER)]
+    (folder / "data").mkdir()
+    write(folder / "data" / "train-00000-of-00001.parquet", rows)
+    write(folder / "data" / "test-00000-of-00001.parquet", rows[:3])
+    return "."
+
+
+def datasets_folder(folder: Path) -> str:
+    rows = [{"image": {"bytes": png(n), "path": None}, "text": f"Picture {n}."} for n in range(NUMBER)]
+    saved(folder / "saved" / "train", rows)
+    saved(folder / "saved" / "validation", rows[:4])
+    return "saved"
+
+
+def imagefolder(folder: Path) -> str:
+    files_of(folder / "birds", NUMBER)
+    write(folder / "birds" / "metadata.jsonl", [{"file_name": f"{n}.png", "text": f"Bird {n}."} for n in range(NUMBER)])
+    return "birds"
+
+
+MADE: dict[str, tuple[Callable[[Path], str], str, int]] = {
+    "ShareGPT": (dialect("ShareGPT"), "chat", 12), "messages": (dialect("messages"), "chat", 12),
+    "OpenAI": (dialect("OpenAI"), "chat", 12), "ms-swift": (dialect("ms-swift"), "chat", 12),
+    "mixed": (mixed, "chat", 12), "LLaVA": (dialect("LLaVA"), "image_dialogue", 12),
+    "parquet": (parquet_captions, "custom", 12), "parquet questions": (questions, "image_qa", 12),
+    "hub": (hub, "chat", 15), "datasets": (datasets_folder, "custom", 16), "imagefolder": (imagefolder, "custom", 12)}
+
+
+@pytest.fixture(autouse=True)
+def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_formats_load_unmodified(name: str, work_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make, builder, count = MADE[name]
+    source = make(work_folder).split()
+    assert run_command("data", ["check", *source, "--write-yaml", "recipe.yaml", "--sheet", "sheet.png"]) == 0
+    assert "nothing is wrong." in capsys.readouterr().out
+    ((own, section),) = yaml.safe_load((work_folder / "recipe.yaml").read_text())["datasets"].items()
+    assert section["builder"] == builder
+    section["vis_processor"] = {mode: {"name": "blip_image_eval", "image_size": 16} for mode in ("train", "eval")}
+    composed = compose_dataset(own, section=section)
+    assert composed.errors == []
+    made = registry.get_builder_class(builder)(own, composed.config.datasets[own])
+    built = [dataset for split in made.splits() if (dataset := made.build(split, split == "train"))]
+    assert sum(len(dataset.table) for dataset in built) == count
+    assert all(dataset[0] for dataset in built)
+
+
+def test_conversations_have_errors_by_row(work_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[Any] = [DIALECTS["ShareGPT"][0], {"messages": [{"role": "user", "content": "<image>"}]},
+                       {"messages": [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    (work_folder / "talk.json").write_text(json.dumps(rows))
+    assert run_command("data", ["check", "talk.json"]) == 1
+    out = capsys.readouterr().out
+    assert "talk.json:2: has 1 mark <image> and no images" in out and "talk.json:3: roles are out of order" in out
+    (work_folder / "short.json").write_text(json.dumps([{**DIALECTS["LLaVA"][0], "image": "lost.png"}]))
+    assert run_command("data", ["check", "short.json", "--goal", "chat"]) == 1
+    assert "short.json:1: image lost.png is not in" in capsys.readouterr().out
