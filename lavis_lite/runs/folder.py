@@ -121,7 +121,7 @@ class RunLock:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = Path(run_dir)
-        self._lock = FileLock(str(self.run_dir / LOCK))
+        self._lock = FileLock(str(self.run_dir / LOCK), thread_local=False)  # any thread may release it
         # also at the end of the process: a signal may come just before the caller's `release` and skip it
         self._release = weakref.finalize(self, _release, self._lock, self.run_dir, os.getpid())
 
