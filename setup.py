@@ -66,6 +66,7 @@ EXTRAS = {
 EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})
 EXTRAS["dev"] = [
     "av>=14",  # writes the videos that tests read
+    "basedpyright>=1.30",  # pyright, with all its parts in wheels
     "bitsandbytes>=0.46.1; sys_platform == 'linux'",  # so that adapters and quantised weights are tested for real
     "h5py>=3.11",
     "hypothesis>=6.100",

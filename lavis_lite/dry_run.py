@@ -17,6 +17,7 @@ from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, ModelConfig, NamesLanguageModel
 from lavis_lite.contracts import need
+from lavis_lite.device import pick_device, to_device
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.blip2.base import Blip2Base
@@ -26,9 +27,7 @@ from lavis_lite.models.protocols import ExampleSamples
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.process.launch import Launch, launch_from_environment
 from lavis_lite.registry import registry
-from lavis_lite.runners.device import pick_device
 from lavis_lite.runners.runner import Runner
-from lavis_lite.runners.step import to_device
 from lavis_lite.runners.train_state import published_mixing
 
 GIB = 2**30

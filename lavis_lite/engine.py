@@ -23,6 +23,7 @@ from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.features.cache import FeatureFolder
 from lavis_lite.datasets.texts import look_through
+from lavis_lite.device import pick_device
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
 from lavis_lite.evaluation.results import closing_lines
 from lavis_lite.evaluation.resume import find_unfinished
@@ -33,12 +34,11 @@ from lavis_lite.process import exits
 from lavis_lite.process.launch import Launch, launch_from_environment
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing
-from lavis_lite.runners.device import pick_device
 from lavis_lite.runners.runner import Runner
 from lavis_lite.runs import EVALUATIONS, resume_evaluation
 from lavis_lite.runs import folder as run_folder
 from lavis_lite.tasks.base import BaseTask
-from lavis_lite.tasks.long_texts import long_texts
+from lavis_lite.tasks.writing import long_texts
 
 T = TypeVar("T")
 

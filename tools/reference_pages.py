@@ -89,11 +89,17 @@ def default_of(value: ast.expr | None) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(text, text)
 
 
+def meaning_of(section: type, name: str) -> str:
+    """The meaning of a key, from the nearest class that documents it: others only change the default."""
+    meanings = (field_docs(cls).get(name, ("", "", ""))[2] for cls in section.__mro__ if dataclasses.is_dataclass(cls))
+    return next(filter(None, meanings), "")
+
+
 def section_table(section: type) -> str:
     """The keys that a section's own class declares."""
     return table(("key", "type", "default", "meaning"),
-                 ((f"`{name}`", f"`{kind}`", f"`{value}`", meaning)
-                  for name, (kind, value, meaning) in field_docs(section).items()))
+                 ((f"`{name}`", f"`{kind}`", f"`{value}`", meaning_of(section, name))
+                  for name, (kind, value, _) in field_docs(section).items()))
 
 
 def users_of(kind: Registry[Any], base: type) -> dict[type, list[str]]:

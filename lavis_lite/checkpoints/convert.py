@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.checkpoints import weights
+from lavis_lite.checkpoints.assembly import record_behind
 from lavis_lite.checkpoints.export import (
     CheckpointMetadata,
     ExportReport,
@@ -24,7 +25,6 @@ from lavis_lite.checkpoints.export import (
     first_names,
     written_by_transformers,
 )
-from lavis_lite.checkpoints.following import record_behind
 from lavis_lite.checkpoints.load import fit_state
 from lavis_lite.checkpoints.metadata import find, metadata_of, typed_section
 from lavis_lite.checkpoints.reading import read_content, read_extra
@@ -184,7 +184,7 @@ def _merge(section: ModelConfig, path: Path, source: str) -> _Parts:
 
 
 def _started(section: ModelConfig, path: Path) -> ModelConfig:
-    """A section whose model starts from a checkpoint and from nothing else."""
+    """A section for a model that starts from a checkpoint and from nothing else."""
     changes = {"load_pretrained": True, "pretrained": str(path), "load_finetuned": False}
     return section.replaced(**changes)
 

@@ -1,7 +1,7 @@
 """Write a model in transformers' format, in LAVIS' or in this project's own; all whole or not at all.
 
 What a format has no place for goes into a side file (`lavis_lite_extra.safetensors`), so that the way there and back
-gives every tensor again, bit for bit, unless another dtype is asked for.
+gives every tensor again, bit for bit, unless another dtype is requested.
 """
 
 from __future__ import annotations
@@ -231,10 +231,10 @@ def _selected(model: BaseModel, state: Mapping[str, Tensor] | None, whole: bool,
 
 
 def as_blip2(model: BaseModel, to: str) -> Blip2Base:
-    """Refuse a model whose class the readers of a format (hf, lavis) do not have.
+    """Refuse a model if the readers of a format (hf, lavis) do not have its class.
 
     Raises:
-        CheckpointError: it is none of BLIP-2.
+        CheckpointError: it is not a BLIP-2 model.
     """
     if not isinstance(model, Blip2Base):
         where = "LAVIS" if to == "lavis" else "transformers"
@@ -247,7 +247,7 @@ def written_by_transformers(model: BaseModel) -> BaseModel:
     """Refuse a model of a class that transformers does not have.
 
     Raises:
-        CheckpointError: it is none of BLIP-2, nor a `vision_language`.
+        CheckpointError: it is neither a BLIP-2 model nor a `vision_language`.
     """
     return model if isinstance(model, VisionLanguage) else as_blip2(model, "hf")
 

@@ -22,7 +22,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lavis_lite.errors import CheckpointError
-from lavis_lite.io import sealed
+from lavis_lite.io import atomic
 from lavis_lite.models.provenance import Kind, WeightRecord, WeightSource
 
 FORMAT = 1
@@ -77,7 +77,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = Path(folder) / MANIFEST
     try:
-        facts = sealed.read(path)
+        facts = atomic.read_sealed(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: unreadable ({error.strerror}); is this a checkpoint folder?") from error
     except (OSError, ValueError) as error:
@@ -86,7 +86,7 @@ def read_manifest(folder: Path) -> Manifest:
     if _is_count(form) and form > FORMAT:
         raise CheckpointError(f"{path}: format {form} is newer than this package reads ({FORMAT}); update lavis_lite.")
     try:
-        return _checked(form, {key: value for key, value in facts.items() if key != sealed.SEAL})
+        return _checked(form, {key: value for key, value in facts.items() if key != atomic.SEAL})
     except ValueError as error:
         raise CheckpointError(f"{path}: not a manifest of this package ({error}).") from error
 
@@ -98,7 +98,7 @@ def file_fault(path: Path, facts: FileFacts) -> str:
             return "missing"
         if path.stat().st_size != facts.size:
             return f"{path.stat().st_size} bytes, but {facts.size} were written"
-        same = sealed.file_sha256(path) == facts.sha256
+        same = atomic.file_sha256(path) == facts.sha256
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     return "" if same else "its sha256 differs from the manifest's, so it was altered or damaged"
@@ -110,7 +110,7 @@ def is_of_a_run(path: Path) -> bool:
         return False
     folder = path if path.is_dir() else path.parent
     file = folder / MANIFEST  # that of another program has no seal
-    return (folder / STATE).is_file() or (file.is_file() and f'"{sealed.SEAL}"'.encode() in file.read_bytes())
+    return (folder / STATE).is_file() or (file.is_file() and f'"{atomic.SEAL}"'.encode() in file.read_bytes())
 
 
 def _is_of_a_hook(path: Path) -> bool:
@@ -179,7 +179,7 @@ def _is_time(value: Any) -> bool:
 
 # weights --------------------------------------------------------------------------------------------------------------
 def weight_files(path: Path) -> list[Path]:
-    """The files that hold the tensors of a checkpoint or of a model's folder; empty where there is none."""
+    """The files that hold the tensors of a checkpoint or of a model's folder; empty if there are no such files."""
     if path.is_file():
         return [path]
     for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX):
@@ -206,7 +206,7 @@ def hash_of(path: str | Path) -> str:
 @lru_cache(maxsize=64)
 def _hash_file(path: str, size: int, changed: int) -> str:
     """Of one file; kept while its size and the time of its last change stay the same."""
-    return sealed.file_sha256(Path(path))
+    return atomic.file_sha256(Path(path))
 
 
 def stored_record(path: str | Path) -> WeightRecord | None:
@@ -236,7 +236,7 @@ def source_of(kind: Kind, name: str, path: str | Path) -> WeightSource:
 
 
 def _stored(path: Path) -> dict[str, Any]:
-    """What stands beside a checkpoint's tensors: its manifest, or the metadata of its file."""
+    """What a checkpoint has besides tensors: its manifest, or the metadata of its file."""
     if is_of_a_run(path):
         of_run = read_manifest(path if path.is_dir() else path.parent)
         return {**of_run.extra, "step": of_run.step}

@@ -64,7 +64,7 @@ def find_state_dict(content: Any, where: str, depth: int = 0) -> Content:
     """The model's state dict within what a file holds.
 
     Raises:
-        CheckpointError: there is none, or there are several and it is unclear which is the model's.
+        CheckpointError: there is no checkpoint, or there are several and it is unclear which is the model's.
     """
     if not isinstance(content, Mapping) or depth > DEEPEST:
         raise CheckpointError(f"{where} holds no state dict: it is an object of {type(content).__name__}, not a "
@@ -97,7 +97,7 @@ def _plain(content: Mapping[Any, Any], inner: dict[str, Any], where: str, depth:
         return Content(tensors, ["averaged weights of torch's AveragedModel"])
     if not tensors:
         held = ", ".join(list(map(str, content))[:SHOWN]) or "nothing"
-        hint = " It is a training's state; the weights lie beside it." if set(inner) & set(OPTIMIZERS) else ""
+        hint = " It is a training's state; the weights are in the same folder." if set(inner) & set(OPTIMIZERS) else ""
         raise CheckpointError(f"{where} holds no state dict, alone or under 'model' (it holds: {held}).{hint}")
     return Content(tensors, parts=list(parts) if len(parts) > 1 else [])
 
@@ -238,7 +238,7 @@ def _check_downloaded(path: Path) -> None:
         raise CheckpointError(f"{path} is a pointer of Git LFS, not the file: get it with `git lfs pull` in its "
                               "repository.")
     if begin.startswith((b"<!doctype html", b"<html")):
-        raise CheckpointError(f"{path} is a web page, not a checkpoint: the download asked for a login or failed. "
+        raise CheckpointError(f"{path} is a web page, not a checkpoint: the download led to a login page or failed. "
                               "Download it again.")
 
 
@@ -281,7 +281,7 @@ def tensor_names(source: str | Path) -> set[str]:
 
 
 def read_extra(source: str | Path) -> dict[str, Tensor]:
-    """Tensors of the side file that belongs to a folder (or to the weights in it); empty where there is none."""
+    """Tensors of the side file that belongs to a folder (or to the weights in it); empty if it has no side file."""
     path = Path(source).expanduser()
     side = (path.parent if path.name in (WEIGHTS, INDEX) else path) / EXTRA
     return _read_safetensors(side) if side.is_file() else {}

@@ -1,7 +1,7 @@
 """torch's .pth files read without running or importing anything that they name.
 
 torch's own restricted unpickler does the reading: it builds tensors and plain containers and looks nothing up by name.
-Objects of other classes that lie beside the tensors (a Namespace, a configuration, numpy scalars) become `StandIn`s:
+Objects of other classes beside the tensors (a Namespace, a configuration, numpy scalars) become `StandIn`s:
 empty objects that remember nothing. A file that needs more than that is refused, with the command that saves it again.
 """
 
@@ -38,7 +38,7 @@ _lock = threading.Lock()
 
 
 class StandIn:
-    """In place of an object whose class is not imported. It takes whatever the file gives it and keeps nothing."""
+    """In place of an object if its class is not imported. It takes whatever the file gives it and keeps nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         """An empty one, whatever the arguments."""

@@ -333,7 +333,7 @@ def assets() -> Path:
 
 
 def packaged(name: str) -> Path | None:
-    """The file or folder of a packaged name such as `mini/opt` or `mini/stage1`; None: there is none."""
+    """The file or folder of a packaged name such as `mini/opt` or `mini/stage1`; None if there is no such part."""
     rest = name.removeprefix(PACKAGED_PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", rest):
         return None

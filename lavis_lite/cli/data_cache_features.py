@@ -49,8 +49,8 @@ def write_all(config: Config, out: Path | None, dtype: str, per_file: int) -> No
     from lavis_lite import engine
     from lavis_lite.checkpoints import weights
     from lavis_lite.datasets.features.writer import FeatureJob, image_names, write_features
+    from lavis_lite.device import pick_device
     from lavis_lite.process.launch import launch_from_environment
-    from lavis_lite.runners.device import pick_device
 
     launch, run = launch_from_environment(), config.run
     device = pick_device(run.device, launch.local_rank)

@@ -69,13 +69,11 @@ def main(argv: Sequence[str]) -> int:
     name, section, _ = dataset_section(chosen.dataset, chosen.cfg_path, chosen.options)
     dataset = table_split(name, with_processors(section), chosen.split)
     from lavis_lite.capfilt.job import SHARDS, Job, run_job
+    from lavis_lite.device import pick_device
     from lavis_lite.process.launch import launch_from_environment
-    from lavis_lite.zoo.loading import pick_device
 
     launch = launch_from_environment()
-    device = pick_device(chosen.device)
-    if str(device) == "cuda":  # each process of a machine takes its own
-        device = pick_device(f"cuda:{launch.local_rank}")
+    device = pick_device(chosen.device, launch.local_rank, "--device")
     job = Job(dataset.table, dataset.folder, getattr(dataset, "space", "") or name, load_captioner(chosen, device),
               load_ranker(chosen, device), chosen.out.absolute(), chosen.keep, chosen.seed, chosen.images_per_part,
               chosen.batch_size, chosen.samples_per_shard, chosen.skip_bad, chosen.max_bad_fraction)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from lavis_lite.errors import LavisLiteError, did_you_mean
-from lavis_lite.process import exits, limits
+from lavis_lite.process import exits
 from lavis_lite.redaction import masked_output
 
 TRACEBACK = "--traceback"
@@ -58,7 +58,7 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     exits.report_to(None)
     with masked_output(), exits.stop_signals_raise():
         try:
-            with limits.explained():
+            with exits.explained():
                 command: Callable[[Sequence[str]], int] = importlib.import_module(f"lavis_lite.cli.{name}").main
                 return command([argument for argument in arguments if argument != TRACEBACK])
         except (Exception, KeyboardInterrupt, exits.Terminated) as error:

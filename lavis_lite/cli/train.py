@@ -66,7 +66,7 @@ def carry_out(composition: Composition, arguments: argparse.Namespace, cfg_path:
     if arguments.print_config:
         print(to_yaml(composition, with_layers=True), end="")
     if not errors and not arguments.print_config:
-        from lavis_lite.tasks.needs import unmet_needs  # imports torch: not before everything else is right
+        from lavis_lite.tasks.base import unmet_needs  # imports torch: not before everything else is right
 
         errors = unmet_needs(composition.config)
     needs = [] if arguments.print_config else missing(composition.config)

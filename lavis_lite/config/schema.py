@@ -64,9 +64,11 @@ class ModelConfig(Section):
     model_type: str = "mini"
     """selects configs/models/<arch>/<model_type>.yaml"""
     load_pretrained: bool = True
+    """whether to load `pretrained`"""
     pretrained: str | None = None
     """checkpoint to start from: path, URL, or a run folder of this project"""
     load_finetuned: bool = False
+    """whether to load `finetuned`"""
     finetuned: str | None = None
     """used instead of `pretrained` when load_finetuned is true"""
     pretrained_stage1: str | None = None
@@ -87,9 +89,13 @@ class FileConfig(Section):
     """One annotation file (or several: lists of equal length)."""
 
     url: str | list[str] | None = None
+    """where it is downloaded from"""
     storage: str | list[str] | None = None
+    """path; relative ones are looked up in the working folder, then in the cache root"""
     md5: str | list[str] | None = None
+    """of the file at `url`"""
     sha256: str | list[str] | None = None
+    """of the file at `url`"""
 
 
 @dataclass
@@ -97,10 +103,13 @@ class StorageConfig(Section):
     """A folder of media files; relative paths are looked up in the working folder, then in the cache root."""
 
     storage: str | None = None
+    """path of the folder"""
     url: str | list[str] | None = None
     """archives (zip, tar) that `data prepare` unpacks into the folder"""
     md5: str | list[str] | None = None
+    """of the archives"""
     sha256: str | list[str] | None = None
+    """of the archives"""
     follow_links: bool | None = None
     """whether symbolic links may lead out of the folder (never to system files); absent: unless `data prepare` unpacked
     an archive there"""
@@ -113,8 +122,11 @@ class BuildInfo(Section):
     annotations: dict[str, FileConfig] = field(default_factory=dict)
     """by split"""
     images: StorageConfig = field(default_factory=StorageConfig)
+    """folder of the pictures"""
     videos: StorageConfig = field(default_factory=StorageConfig)
+    """folder of the videos"""
     features: StorageConfig = field(default_factory=StorageConfig)
+    """folder of cached features of the vision encoder"""
     storage: str | None = None
     """shards (a glob)"""
 
@@ -124,7 +136,9 @@ class ProcessorPair(Section):
     """Processor of the training splits and of all others: {name: registered name, **its parameters}."""
 
     train: dict[str, Any] | None = None
+    """for samples that a training learns from"""
     eval: dict[str, Any] | None = None
+    """for validation and test samples"""
 
 
 @dataclass
@@ -138,9 +152,13 @@ class DatasetConfig(Section):
     data_type: str = "images"
     """images | videos | features; LAVIS also writes lists such as [images]"""
     build_info: BuildInfo = field(default_factory=BuildInfo)
+    """where its files are"""
     vis_processor: ProcessorPair = field(default_factory=ProcessorPair)
+    """for its pictures or videos"""
     text_processor: ProcessorPair = field(default_factory=ProcessorPair)
+    """for its texts"""
     kw_processor: dict[str, Any] = field(default_factory=dict)
+    """of builders written for LAVIS; the package's own have none"""
     prepare: str | None = None
     """name of a generator that writes the data set's files on first use (mini_world)"""
     sampling_factor: float = 1.0
@@ -154,7 +172,9 @@ class RunConfig(Section):
     """The settings of a run. "Step" always means an optimizer step."""
 
     task: str = field(default="image_text_pretrain", metadata=AFFECTS_ROWS)
+    """registered name; decides what a step computes and how a split is scored"""
     runner: str = "runner_base"
+    """runner_base: the run's length is in epochs; runner_iter: in steps"""
     # length -------------------------------------------------------------------------------------------------------
     max_epoch: int | None = None
     """runner_base: passes over the training data"""
@@ -177,15 +197,21 @@ class RunConfig(Section):
     optimizer_args: dict[str, Any] = field(default_factory=dict)
     """more arguments of the optimizer, such as {momentum: 0.9}"""
     lr_sched: str = "linear_warmup_cosine_lr"
+    """registered name of the learning-rate schedule"""
     init_lr: float = 1e-4
+    """learning rate after the warm-up"""
     min_lr: float = 0.0
+    """learning rate at the end of the schedule"""
     warmup_lr: float = -1.0
     """learning rate at step 0 of the warm-up; below 0: init_lr"""
     warmup_steps: int = 0
+    """steps in which the learning rate rises linearly"""
     lr_decay_rate: float | None = None
     """linear_warmup_step_lr: factor per epoch"""
     weight_decay: float = 0.05
+    """of weight matrices; biases and norms have none"""
     beta1: float = 0.9
+    """decay of the optimizer's mean of gradients"""
     beta2: float = 0.999
     """beta1 and beta2: of optimizers that have `betas` (the Adam family)"""
     lr_layer_decay: float = 1.0
@@ -198,6 +224,7 @@ class RunConfig(Section):
     accum_grad_iters: int = 1
     """micro-batches per optimizer step"""
     amp: bool = False
+    """mixed precision, see amp_dtype"""
     amp_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: with amp, bf16 if the device has it, else fp16; without amp, fp32"""
     lm_reduction: Literal["global", "per_rank"] = "global"
@@ -207,14 +234,19 @@ class RunConfig(Section):
     batch_size_train: int = 16
     """samples per rank and micro-batch"""
     batch_size_eval: int = field(default=64, metadata=AFFECTS_ROWS)
+    """samples per rank and batch of an evaluation"""
     num_workers: int = 4
     """loader processes per rank"""
     worker_start_method: Literal["fork", "spawn", "forkserver"] | None = None
     """how loader processes are started; None: the platform's default"""
     train_splits: list[str] = field(default_factory=lambda: ["train"])
+    """splits that are learned"""
     valid_splits: list[str] = field(default_factory=list)
+    """splits scored while training; the first one chooses the best checkpoint"""
     test_splits: list[str] = field(default_factory=list)
+    """splits scored at the end with the best checkpoint"""
     on_bad_sample: Literal["raise", "skip"] = "raise"
+    """unusable sample: raise stops the run, skip leaves it out and counts it"""
     max_bad_fraction: float = 0.01
     """skip stops the run when more than this share of the samples read was bad"""
     # hooks --------------------------------------------------------------------------------------------------------
@@ -225,11 +257,15 @@ class RunConfig(Section):
     """evaluation of a run (--run): evaluate the weights that this hook keeps (ema) instead of the trained ones"""
     # bookkeeping --------------------------------------------------------------------------------------------------
     seed: int = field(default=42, metadata=AFFECTS_ROWS)
+    """of everything random in the run"""
     output_dir: str = "output"
     """parent folder; a run is <output_dir>/<time>/"""
     device: str = "auto"
+    """auto: the rank's GPU if there is one, else cpu"""
     evaluate: bool = False
+    """score the splits and do not train"""
     resume_ckpt_path: str | None = None
+    """checkpoint folder to continue from, as --resume"""
     allow_untrained: bool = False
     """evaluate a model even if some trainable weights are random because no checkpoint has them"""
     resume_evaluation: bool = True
@@ -241,6 +277,7 @@ class RunConfig(Section):
     save_every: int | None = None
     """steps between checkpoints, besides save_freq"""
     save_last: bool = True
+    """whether to save a checkpoint at the end"""
     keep_checkpoints: int = 2
     """number of newest step checkpoints to keep, besides the best one"""
     val_freq: int = 1
@@ -250,21 +287,29 @@ class RunConfig(Section):
     report_samples: int = 5000
     """most samples on the page, evenly spaced"""
     tensorboard: bool = True
+    """whether to write the log for TensorBoard"""
     wandb: bool = False
+    """whether to send the log to Weights & Biases"""
     wandb_project: str = "lavis_lite"
+    """its project there"""
     fsdp: Literal["none", "llm"] = "none"
     """llm: shard the blocks of the frozen language model over the ranks (FSDP2); every rank keeps all trained
     weights"""
     find_unused_parameters: bool = False
+    """DDP searches for parameters without a gradient in each step"""
     dist_timeout_minutes: float = 10.0
     """longest wait for the other ranks within a step"""
     rendezvous_timeout_minutes: float = 5.0
     """longest wait for the other ranks at the start"""
     # kept from LAVIS so that its files run unchanged; no effect here ------------------------------------------------
     world_size: int | None = None
+    """of LAVIS, without effect: the launcher decides"""
     dist_url: str | None = None
+    """of LAVIS, without effect: the launcher decides"""
     distributed: bool | None = None
+    """of LAVIS, without effect: the launcher decides"""
     use_dist_eval_sampler: bool | None = None
+    """of LAVIS, without effect: an evaluation gives each sample to exactly one rank"""
 
     def task_errors(self) -> list[tuple[str, str]]:
         """Errors of the task's own keys, beyond types, each as (key, sentence). Tasks' sections extend it."""
@@ -305,7 +350,9 @@ class PreprocessConfig(Section):
     """Processors that belong to a model, used by load_model_and_preprocess."""
 
     vis_processor: ProcessorPair = field(default_factory=ProcessorPair)
+    """for pictures or videos"""
     text_processor: ProcessorPair = field(default_factory=ProcessorPair)
+    """for texts"""
 
 
 @dataclass

@@ -1,17 +1,22 @@
-"""Plain containers -> dataclass instances, collecting every error instead of stopping at the first."""
+"""Checks of values: plain containers -> dataclass instances, arguments of classes, and rules of the run section.
+
+Each collects every error instead of stopping at the first.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, cast
 
-from lavis_lite.config.schema import OpenSection
-from lavis_lite.errors import did_you_mean, nearest, shown
+from lavis_lite.config.schema import Config, OpenSection, RunConfig
+from lavis_lite.errors import RegistryError, did_you_mean, nearest, shown
 from lavis_lite.redaction import mask
+from lavis_lite.registry import registry
 
 D = TypeVar("D")
 
@@ -198,3 +203,144 @@ def _names(hints: list[Any]) -> str:
     words = (" or ".join(map(repr, typing.get_args(hint))) if typing.get_origin(hint) is Literal
              else _WORDS.get(typing.get_origin(hint) or hint, str(hint)) for hint in hints)
     return " or ".join(words)
+
+
+# --- arguments of registered classes ----------------------------------------------------------------------------------
+Report = Callable[[str, str], None]
+"""takes a dotted key and its error"""
+SET_ELSEWHERE = {"lr": "run.init_lr", "weight_decay": "run.weight_decay"}
+"""arguments of optimizers that have keys in the run section"""
+
+
+def check_arguments(cls: type, given: Mapping[str, Any], path: str, report: Report, more: Collection[str] = (),
+                    without: Collection[str] = ()) -> None:
+    """Report unknown, wrongly typed and missing arguments.
+
+    Args:
+        cls: takes `given` as keyword arguments.
+        given: name -> value, from a YAML.
+        path: dotted key of `given`.
+        report: takes each error.
+        more: allowed names besides the constructor's.
+        without: parameters of the constructor that a YAML does not set.
+    """
+    parameters = {name: parameter for name, parameter in inspect.signature(cls).parameters.items()
+                  if name not in without}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for key, value in given.items():
+        if key not in parameters and key not in more:
+            report(f"{path}.{key}", f"{cls.__name__} has no such parameter; {did_you_mean(key, [*parameters, *more])}")
+        elif key in parameters and (wrong := parameter_problem(cls.__init__, key, value)):  # type: ignore[misc]
+            report(f"{path}.{key}", wrong)
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in given:
+            report(path, f"{cls.__name__} needs {name}.")
+
+
+def check_hooks(config: Config, report: Report) -> None:
+    """Report unregistered hooks, arguments that they do not take, and `run.weights` without a run."""
+    run = config.run
+    if run.weights is not None and not str(config.model.pretrained).endswith(f"{run.weights}.safetensors"):
+        report("run.weights", "selects weights of a run's checkpoint: name the run with evaluate.py --run RUN.")
+    for name, given in run.hooks.items():
+        try:
+            cls = registry.get_hook_class(name)
+        except RegistryError as error:
+            report(f"run.hooks.{name}", str(error))
+            continue
+        if given is None:
+            continue
+        check_arguments(cls, given, f"run.hooks.{name}", report, more=("every",))
+        every = given.get("every", 1)
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            report(f"run.hooks.{name}.every", f"must be a number of steps above 0, not {every!r}.")
+
+
+def check_optimizer(run: RunConfig, report: Report) -> None:
+    """Report an unknown optimizer, one that cannot train here, and arguments that it does not take.
+
+    The default optimizer without arguments is not checked, because that would import torch.
+    """
+    if run.optimizer == RunConfig.optimizer and not run.optimizer_args:
+        return
+    try:
+        cls = registry.get_optimizer_class(run.optimizer)
+    except RegistryError as error:
+        report("run.optimizer", str(error))
+        return
+    if cls.__name__ in ("LBFGS", "SparseAdam"):
+        needs = {"LBFGS": "calls the model several times per step", "SparseAdam": "needs sparse gradients"}
+        report("run.optimizer", f"{cls.__name__} {needs[cls.__name__]}, so it cannot train here; use adamw or sgd.")
+        return
+    parameters = inspect.signature(cls).parameters
+    for key in SET_ELSEWHERE.keys() & run.optimizer_args.keys():
+        report(f"run.optimizer_args.{key}", f"set {SET_ELSEWHERE[key]} instead.")
+    given = {key: value for key, value in run.optimizer_args.items() if key not in SET_ELSEWHERE}
+    check_arguments(cls, given, "run.optimizer_args", report, without=("params", "self", *SET_ELSEWHERE))
+    if cls.__module__.startswith("torch.") and run.weight_decay and "weight_decay" not in parameters:
+        report("run.weight_decay", f"{run.optimizer} has no weight decay; set run.weight_decay=0.")
+
+
+# --- rules for values of the run section ------------------------------------------------------------------------------
+POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval",
+            "accum_grad_iters", "shuffle_window", "log_freq", "save_every", "val_freq", "keep_checkpoints",
+            "max_grad_norm", "dist_timeout_minutes")
+NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
+FRACTIONS = ("max_bad_fraction", "max_skipped_share", "lr_layer_decay")
+
+
+def run_errors(run: RunConfig) -> Iterator[tuple[str, str]]:
+    """(key of the run section, sentence) of every invalid value."""
+    yield from _number_errors(run)
+    yield from _length_errors(run)
+    yield from _device_errors(run)
+    yield from run.task_errors()
+    if sharding := sharding_error(run):
+        yield "fsdp", sharding
+
+
+def _number_errors(run: RunConfig) -> Iterator[tuple[str, str]]:
+    for key in POSITIVE:
+        if getattr(run, key) is not None and not getattr(run, key) > 0:  # NaN is not above 0 either
+            yield key, f"must be above 0, not {getattr(run, key)}."
+    for key in NOT_NEGATIVE:
+        if not getattr(run, key) >= 0:
+            yield key, f"must not be negative, but is {getattr(run, key)}."
+    for key in FRACTIONS:
+        if not 0.0 <= getattr(run, key) <= 1.0:
+            yield key, f"must be between 0 and 1, not {getattr(run, key)}."
+    for key in ("beta1", "beta2"):
+        if not 0.0 <= getattr(run, key) < 1.0:  # Adam divides by 1 - beta
+            yield key, f"must be at least 0 and below 1, not {getattr(run, key)}."
+
+
+def _length_errors(run: RunConfig) -> Iterator[tuple[str, str]]:
+    if run.evaluate:
+        if not run.valid_splits and not run.test_splits:
+            yield "test_splits", "nothing to evaluate: name a split, such as --options run.test_splits=[test]."
+    elif run.runner == "runner_iter" and run.max_iters is None:
+        yield "max_iters", "runner_iter counts optimizer steps and needs it, for example run.max_iters=1000."
+    elif run.max_iters is None and run.max_epoch is None:
+        yield "max_epoch", "neither it nor run.max_iters says when to stop, for example run.max_epoch=10."
+
+
+def _device_errors(run: RunConfig) -> Iterator[tuple[str, str]]:
+    kind = run.device.split(":")[0]
+    if kind not in ("auto", "cpu", "cuda", "mps"):
+        yield "device", f"unknown device {run.device!r}; {did_you_mean(kind, ('auto', 'cpu', 'cuda'))}"
+    if kind == "cpu" and run.amp_dtype == "fp16":
+        yield "amp_dtype", "fp16 does not train on a CPU; use bf16 or fp32."
+
+
+def sharding_error(run: RunConfig) -> str | None:
+    """Why a run cannot shard its language model over the ranks, as a sentence; None if it can or does not.
+
+    Ranks gather a block whenever one of them runs it, so all ranks must run equally many. They do in training, but not
+    in generation, because each rank has other batches.
+    """
+    if run.fsdp == "none" or not (run.evaluate or run.valid_splits or run.test_splits):
+        return None
+    return ("a language model sharded over ranks can train but not generate. Set run.valid_splits=[] and "
+            "run.test_splits=[]. Evaluate checkpoints with evaluate.py and model.llm_device_map=auto or "
+            "model.llm_quantization=8bit.")

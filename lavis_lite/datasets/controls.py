@@ -38,8 +38,8 @@ class AblatedImages(BaseDataset):
         self.dataset, self.control = need(dataset, SwappableImages, "run.control"), control
         self.sample_keys = getattr(dataset, "sample_keys", ())
         self.others = _others(self.dataset) if control == "wrong_image" else {}
-        if hasattr(dataset, "collater"):  # its own way to make batches stays
-            self.collater = dataset.collater
+        if (collater := getattr(dataset, "collater", None)) is not None:  # its own way to make batches stays
+            self.collater = collater
 
     def __len__(self) -> int:
         return len(self.dataset)

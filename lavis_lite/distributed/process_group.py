@@ -16,7 +16,7 @@ import torch.distributed as dist
 from lavis_lite.distributed.collectives import peer_is_gone, rank_is_gone
 from lavis_lite.errors import DistributedError
 from lavis_lite.process.children import follow_parent, remove_stale_folders
-from lavis_lite.process.exits import native_threads_started
+from lavis_lite.process.exits import cause_of, native_threads_started, stop_signals_ignored
 from lavis_lite.process.launch import Launch, launch_from_environment
 
 
@@ -71,27 +71,37 @@ def group(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minute
     """Context manager: the process group of `init`, which takes the same arguments and raises the same errors.
 
     If a run fails on several ranks, the first error is the cause and the others follow from it. Later errors that pass
-    through here are marked with `reported_elsewhere = True`, so that only the cause is reported.
+    through here are marked with `reported_elsewhere = True`, so that only the cause is reported. A signal that stops a
+    rank while it handles such an error changes nothing.
     """
     launch = init(device, timeout_minutes, rendezvous_minutes)
     store, hosts = _State.store, launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         yield launch
     except BaseException as error:
-        lost_rank = isinstance(error, RuntimeError) and peer_is_gone(error)
-        final = rank_is_gone(error) if lost_rank else error
-        if store is not None and not getattr(error, "same_on_all_ranks", False):
-            if not _is_first_failure(store):
-                final.reported_elsewhere = True  # type: ignore[attr-defined]
-            shutdown()
-            remove_stale_folders()  # of ranks on this host that were killed
-            if hosts:  # the lost rank will not report a failure
-                _wait_for_failures(store, launch.world_size - lost_rank)
-        if lost_rank:
+        with stop_signals_ignored():  # torchrun terminates the other ranks as soon as one has left
+            final = _leave_failed(error, launch, store, hosts)
+        if final is not error:
             raise final from error
         raise
     finally:
         shutdown()
+
+
+def _leave_failed(error: BaseException, launch: Launch, store: Any, hosts: bool) -> BaseException:
+    """Leave the group after an error; returns the error to raise in its place."""
+    cause = cause_of(error)
+    lost_rank = isinstance(cause, RuntimeError) and peer_is_gone(cause)
+    final = rank_is_gone(cause) if lost_rank else error
+    if store is not None and not getattr(cause, "same_on_all_ranks", False):
+        if not _is_first_failure(store):
+            for each in (error, cause, final):
+                each.reported_elsewhere = True  # type: ignore[attr-defined]
+        shutdown()
+        remove_stale_folders()  # of ranks on this host that were killed
+        if hosts:  # the lost rank will not report a failure
+            _wait_for_failures(store, launch.world_size - lost_rank)
+    return final
 
 
 _FAILED = "failed"

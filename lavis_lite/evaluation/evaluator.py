@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,26 +11,27 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config
-from lavis_lite.datasets.loading.pending import PendingBatches
+from lavis_lite.datasets.loading.policy import BadSampleAccount
+from lavis_lite.datasets.loading.sampler import PendingBatches
 from lavis_lite.datasets.protocols import MapDataset
-from lavis_lite.errors import ContractError, DataError, TextTooLongError
+from lavis_lite.device import Precision, seed_position, to_device
+from lavis_lite.errors import ConfigError, ContractError, DataError, TextTooLongError, did_you_mean
 from lavis_lite.evaluation.fingerprint import eval_fingerprint
-from lavis_lite.evaluation.progress import EvalProgress, EvaluationStopped
 from lavis_lite.evaluation.results import Evaluation, where_unscored, write_predictions, write_reports, write_result
-from lavis_lite.evaluation.resume import EvalCheckpoint
+from lavis_lite.evaluation.resume import EvalCheckpoint, EvalProgress, EvaluationStopped
 from lavis_lite.io import disk
-from lavis_lite.runners.device import Precision
-from lavis_lite.runners.standard_hooks import BadSamples
-from lavis_lite.runners.step import seed_position, to_device
 from lavis_lite.tasks.base import BaseTask, ProgressHandle, Row
-from lavis_lite.tasks.long_texts import without_rows
-from lavis_lite.tasks.submission import Submission
+from lavis_lite.tasks.config import Submission
+from lavis_lite.tasks.writing import without_rows
 from lavis_lite.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
 AGGREGATE = "agg_metrics"
+Scores = dict[str, float]
+Datasets = Mapping[str, Mapping[str, Any]]
+"""data set name -> split -> data set"""
 
 
 class Evaluator:
@@ -47,6 +48,7 @@ class Evaluator:
         run_dir: the run folder; unfinished evaluations are saved in it.
         tracker: shows the bar and messages.
         stop_code: returns the exit code of a pending signal; 0: no signal.
+        weights: optimizer steps -> what the weights are then, in one line; "": unknown.
 
     Attributes:
         predictions: by data set, of the split evaluated last, if the task has any.
@@ -54,14 +56,49 @@ class Evaluator:
     """
 
     def __init__(self, task: BaseTask, model: BaseModel, cfg: Config, device: torch.device, precision: Precision,
-                 loader: Callable[..., Any], bad_samples: BadSamples, run_dir: Path, tracker: Tracker,
-                 stop_code: Callable[[], int] = lambda: 0) -> None:
+                 loader: Callable[..., Any], bad_samples: BadSampleAccount, run_dir: Path, tracker: Tracker,
+                 stop_code: Callable[[], int] = lambda: 0, weights: Callable[[int], str] = lambda step: "") -> None:
         self.task, self.model, self.cfg, self.run = task, model, cfg, cfg.run
         self.device, self.precision, self.loader = device, precision, loader
-        self.bad_samples, self.run_dir, self.tracker, self.stop_code = bad_samples, Path(run_dir), tracker, stop_code
+        self.bad_samples, self.run_dir, self.tracker = bad_samples, Path(run_dir), tracker
+        self.stop_code, self.weights = stop_code, weights
         self.predictions: dict[str, list[Row] | Submission] = {}
         self.reports: dict[str, Evaluation] = {}
         self._checkpoints: list[EvalCheckpoint] = []
+
+    def splits(self, datasets: Datasets, splits: Iterable[str], step: int, epoch: int = 0,
+               weights_of: int | None = None,
+               on_scores: Callable[[str, Scores], None] = lambda split, scores: None) -> dict[str, Scores]:
+        """Scores by split, written and logged. Finished batches are kept until all splits are through.
+
+        Args:
+            datasets: data set name -> split -> data set.
+            splits: names.
+            step: optimizer steps done.
+            epoch: for the records.
+            weights_of: step of the weights in the model; None: `step`.
+            on_scores: called after each split.
+
+        Raises:
+            DataError: the results of an evaluation cannot be written. A training only logs that.
+            EvaluationStopped: as in `split`.
+        """
+        measured = step if weights_of is None else weights_of
+        found = {}
+        for split in splits:
+            own = {name: parts[split] for name, parts in datasets.items() if split in parts}
+            scores = self.split(own, split, measured)  # draws depend on the weights' step alone
+            extra = {} if measured == step else {"checkpoint_step": measured}
+            self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
+            problem = self.write(split, measured, scores, self.weights(measured)) if distributed.is_main() else ""
+            if self.run.evaluate and (problem := distributed.broadcast_object(problem)):
+                raise DataError(problem)
+            if problem:  # a training continues; what it can still write is worth more
+                self.tracker.log(problem)
+            on_scores(split, scores)
+            found[split] = scores
+        self.discard_checkpoints()
+        return found
 
     @torch.no_grad()
     def split(self, datasets: Mapping[str, Any], split: str, step: int) -> dict[str, float]:
@@ -207,6 +244,18 @@ class Evaluator:
         if samples is not None:
             self.reports[name] = Evaluation(scores, samples)
         return scores
+
+
+def check_splits(datasets: Datasets, splits: Sequence[str], key: str) -> None:
+    """Refuse splits that no data set has.
+
+    Raises:
+        ConfigError: names the key of the run section and the nearest split.
+    """
+    present = {split for parts in datasets.values() for split in parts}
+    for split in splits:
+        if split not in present:
+            raise ConfigError(f"run.{key}: no data set has a split {split!r}; {did_you_mean(split, present)}")
 
 
 def check_ids(task: str, rows: list[Row]) -> None:

@@ -22,8 +22,8 @@ from lavis_lite.config.schema import Config
 from lavis_lite.io import atomic, disk
 from lavis_lite.report.sample import ReportSample, finite
 from lavis_lite.tasks.base import Row
-from lavis_lite.tasks.submission import Submission, lines
-from lavis_lite.tracking import jsonl
+from lavis_lite.tasks.config import Submission, lines
+from lavis_lite.tracking.tracker import Panels, panels, read
 
 if TYPE_CHECKING:
     from lavis_lite.runners.runner import Runner
@@ -140,9 +140,9 @@ def write_reports(cfg: Config, run_dir: Path, split: str, step: int, reports: Ma
     return pages
 
 
-def _training_curves(run_dir: Path) -> jsonl.Panels:
+def _training_curves(run_dir: Path) -> Panels:
     log = Path(run_dir) / "log.jsonl"
-    return jsonl.panels(jsonl.read(log)) if log.exists() else {}
+    return panels(read(log)) if log.exists() else {}
 
 
 def page_facts(cfg: Config, run_dir: Path, step: int, weights: str) -> dict[str, str]:

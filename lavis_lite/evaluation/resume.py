@@ -1,4 +1,4 @@
-"""What a stopped evaluation resumes from: each finished batch is a line in a file until the results are written.
+"""Progress of an evaluation, and what a stopped one resumes from: each finished batch is a line in a file.
 
 One file per rank, `<run folder>/results/.unfinished/<split>_<data set>_step<N>.rank<r>.jsonl`. The first line is the
 fingerprint of the evaluation. Every other line is one batch, or one finished part of the scoring, with a checksum.
@@ -14,14 +14,17 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from lavis_lite import distributed
 from lavis_lite.config.schema import Config
 from lavis_lite.evaluation.fingerprint import Fingerprint, config_fingerprint, differences
 from lavis_lite.redaction import mask_all
+from lavis_lite.tasks.base import ProgressHandle, Row
+from lavis_lite.tracking.tracker import Tracker
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 """Windows has none: a second process is not noticed there"""
@@ -256,3 +259,119 @@ def _unfinished(output_dir: Path) -> Iterator[tuple[Path, Entry]]:
     for _, run_dir, header in sorted(found, key=lambda one: one[0], reverse=True):
         if run_dir not in busy:
             yield run_dir, header
+
+
+# --- progress of one data set --------------------------------------------------------------------------------------
+class EvaluationStopped(Exception):
+    """A signal stopped the evaluation of a split; all ranks have left it together.
+
+    Attributes:
+        exit_code: of the process.
+        kept: which finished work is on the disk, as a clause; "": none.
+    """
+
+    def __init__(self, exit_code: int, kept: str = "") -> None:
+        self.exit_code, self.kept = exit_code, kept
+        super().__init__(f"evaluation stopped by a signal (exit code {exit_code})")
+
+
+class EvalProgress(ProgressHandle):
+    """Saves what is finished, shows it, and knows what an earlier try finished. Made by all ranks together.
+
+    Args:
+        checkpoint: the file of this evaluation and rank.
+        resume: whether to load what an earlier try finished; else it is removed.
+        tracker: shows the bars.
+        title: of the bars, `<split> <data set>`.
+        stop_code: returns the exit code of a pending signal; 0: no signal.
+
+    Attributes:
+        completed: finished batches by number; their rows are on rank 0 only, which reads the files.
+        done: numbers of the finished batches, on all ranks.
+        writable: false if another process runs the same evaluation, or its files cannot be read; nothing is saved then.
+    """
+
+    def __init__(self, checkpoint: EvalCheckpoint, resume: bool, tracker: Tracker, title: str,
+                 stop_code: Callable[[], int]) -> None:
+        self.checkpoint, self.tracker, self.title, self._stop_code = checkpoint, tracker, title, stop_code
+        self.writable = True
+        earlier = self._load(resume) if distributed.is_main() else CompletedBatches()
+        self.completed = earlier.batches
+        done, self._parts, self.writable = distributed.broadcast_object(
+            (list(earlier.batches), earlier.parts, self.writable))
+        self.done = frozenset(done)
+        self._bar: tuple[int, int] | None = None
+        self._own = 0
+
+    def _load(self, resume: bool) -> CompletedBatches:
+        if not resume:
+            self.checkpoint.remove()
+            return CompletedBatches()
+        try:
+            completed, messages = self.checkpoint.load()
+        except OSError as error:
+            self.writable = False
+            completed, messages = CompletedBatches(), [
+                f"{error.filename or self.checkpoint.folder}: {error.strerror}; this evaluation begins from the start "
+                "and saves no finished batches"]
+        for message in messages:
+            self.tracker.log(message)
+        return completed
+
+    # --- finished work --------------------------------------------------------------------------------------------
+    def save_batch(self, number: int, rows: list[Row], bad: list[Any], samples: int) -> None:
+        """Save a finished batch, unless JSON would change its rows."""
+        if is_plain(rows):
+            self._append({"batch": number, "rows": rows, "samples": samples, "bad": bad})
+
+    def load(self, key: str) -> Any:
+        """A part of the scoring that an earlier try finished; None: it is not there."""
+        return self._parts.get(key)
+
+    def save(self, key: str, value: Any) -> None:
+        """Save a finished part of the scoring."""
+        self._append({"key": key, "value": value})
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self.writable and (problem := self.checkpoint.append(entry)):
+            self.tracker.log(problem)
+
+    # --- the bar --------------------------------------------------------------------------------------------------
+    def begin(self, title: str, total: int, unit: str, done: int = 0) -> None:
+        """Show a bar of `total` units of all ranks, `done` of them finished earlier."""
+        self.end()
+        self._bar, self._own = (total, done), 0
+        self.tracker.begin(f"{self.title} {title}".rstrip(), total, done, unit)
+
+    def advance(self, count: int = 1) -> None:
+        """Move the bar as far as all ranks get while this one finishes `count` units."""
+        if self._bar is not None:
+            total, done = self._bar
+            self._own += count
+            self.tracker.proceed(min(done + self._own * distributed.world_size(), total))
+
+    def end(self) -> None:
+        """Remove the bar, if there is one."""
+        if self._bar is not None:
+            self.tracker.end()
+            self._bar = None
+
+    # --- leaving --------------------------------------------------------------------------------------------------
+    def stop_requested(self) -> int:
+        """Exit code of a pending signal on this rank; 0: none."""
+        return self._stop_code()
+
+    def stop_if_requested(self) -> None:
+        """Leave the evaluation if a signal asked any rank to stop. Collective.
+
+        Raises:
+            EvaluationStopped: on all ranks.
+        """
+        if code := max(distributed.all_gather_object(self.stop_requested())):
+            written = self.checkpoint.paths() if self.writable else []
+            raise EvaluationStopped(code, f"what is finished is kept in {written[0].parent}" if written else "")
+
+    def close(self) -> None:
+        """Remove the bar and close the file, which stays on the disk."""
+        self.end()
+        self.checkpoint.close()

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from lavis_lite.process import limits
+from lavis_lite.process import exits
 
 MIB = 2**20
 _SLACK = MIB
@@ -25,7 +25,7 @@ def cannot_write(path: Path, error: BaseException, needed: int = 0, what: str = 
         path: the file or folder.
         error: of the system, or of a library that wraps one.
         needed: bytes that were to be written; 0: not known.
-        what: the thing in words, such as "the checkpoint of step 200"; by default the path alone.
+        what: a noun phrase, such as "the checkpoint of step 200"; by default the path alone.
     """
     subject = f"{what} cannot be written to {path}" if what else f"{path} cannot be written"
     size = f"{needed:,} bytes ({needed / MIB:.1f} MiB) are needed" if needed else ""
@@ -45,7 +45,7 @@ def cannot_write(path: Path, error: BaseException, needed: int = 0, what: str = 
         return f"{subject}: {_reason(error)}. Check the permissions of {place}, or choose another folder."
     if number == errno.ENOENT and not path.exists():
         return f"{subject}: {path} is gone; it was removed while it was in use."
-    if limit_met := next(filter(None, map(limits.explain, _chain(error))), None):
+    if limit_met := next(filter(None, map(exits.explain, _chain(error))), None):
         return f"{subject}: {limit_met}"
     return f"{subject}: {_reason(error)}."
 
@@ -57,7 +57,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _number(error: BaseException) -> int | None:
-    """The system's number of an error, also where a library has wrapped it; None: there is none."""
+    """The system's number of an error, also where a library has wrapped it; None if it has no number."""
     for one in _chain(error):
         if isinstance(one, OSError) and one.errno is not None:
             return one.errno

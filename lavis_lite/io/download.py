@@ -126,7 +126,7 @@ def _request(url: str, have: int) -> urllib.request.Request:
 
 
 class SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects that are no step down: no https to http, nobody to this machine from outside.
+    """Follows redirects that are no step down: no https to http, and no server elsewhere leads to this machine.
 
     Args:
         checked: whether what comes is checked against a hash; if not, plain http elsewhere is refused.
@@ -209,12 +209,12 @@ def _receive(response: Any, part: Path, have: int) -> None:
     """Write an answer's body behind what there is.
 
     Raises:
-        StartOverError: the server sends another part than was asked for.
+        StartOverError: the server sends another part than was requested.
         OSError: see `_announced` and `Pace`; or the transfer broke off.
     """
     resumes = response.status == 206 and str(response.headers.get("Content-Range", "")).startswith(f"bytes {have}-")
     if response.status == 206 and not (resumes and have):
-        wrong = "the server answered with another part of the file than was asked for"
+        wrong = "the server answered with another part of the file than was requested"
         raise StartOverError(wrong) if have else OSError(wrong)
     announced = _announced(response.headers, part)
     most = MOST_UNANNOUNCED if announced is None else announced
@@ -229,7 +229,7 @@ def _receive(response: Any, part: Path, have: int) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     if announced is not None and received != announced:
-        raise OSError(f"the transfer broke off after {received} of {announced} bytes; run again to go on")
+        raise OSError(f"the transfer broke off after {received} of {announced} bytes; run again to continue")
 
 
 def _next(response: Any, announced: int | None, received: int) -> bytes:

@@ -81,7 +81,7 @@ def offline() -> bool:
 
 
 def is_url(name: str) -> bool:
-    """Whether a name has a scheme other than file (a Windows drive letter is none)."""
+    """Whether a name has a scheme other than file (a Windows drive letter is no scheme)."""
     scheme, mark, _ = name.partition("://")
     return bool(mark) and _SCHEME.fullmatch(scheme) is not None and scheme.lower() != "file"
 
@@ -114,7 +114,7 @@ def cached(url: str) -> Path | None:
 def fetch(url: str, sha256: str | None = None, md5: str | None = None, to: Path | None = None) -> Path:
     """A local path for a URL or a local name, downloading once.
 
-    The file appears whole or not at all; a broken transfer goes on where it stopped if there is a hash to check the
+    The file appears whole or not at all; a broken transfer continues if there is a hash to check the
     whole against. Several processes may ask at once: one downloads, the others wait.
 
     Args:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite.errors import DataError, did_you_mean
-from lavis_lite.metrics.answer_rules import confidences_of
-from lavis_lite.metrics.vqa import Id, Truth
+from lavis_lite.metrics.vqa import Id, Truth, confidences_of
 
 IDS = ("question_id", "questionId", "image_id", "id", "image")
 TEXTS = ("answer", "caption", "prediction", "text")

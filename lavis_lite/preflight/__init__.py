@@ -3,7 +3,6 @@
 Nothing is built, generated or downloaded, and the package's own parts do not import torch.
 """
 
-from lavis_lite.preflight.files import fetch_hint, missing
-from lavis_lite.preflight.run import check
+from lavis_lite.preflight.run import check, fetch_hint, missing
 
 __all__ = ["check", "fetch_hint", "missing"]

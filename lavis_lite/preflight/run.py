@@ -1,20 +1,22 @@
-"""Every error of a composed run at once, before anything is built, loaded or downloaded."""
+"""Every error of a composed run at once, and its missing files, before anything is built, loaded or downloaded."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from lavis_lite.config.arguments import check_hooks, check_optimizer
+from lavis_lite.checkpoints.weights import required_weights
 from lavis_lite.config.compose import Composition
-from lavis_lite.config.run_rules import run_errors
-from lavis_lite.config.schema import Config, RunConfig
-from lavis_lite.errors import DistributedError, shown
-from lavis_lite.preflight.data import check_datasets
+from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, RunConfig
+from lavis_lite.config.typed import check_arguments, check_hooks, check_optimizer, run_errors
+from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean, shown
+from lavis_lite.io import files
 from lavis_lite.process.launch import launch_from_environment
 from lavis_lite.redaction import mask
+from lavis_lite.registry import registry
 
 Report = Callable[[str, str], None]
 """takes (dotted key, sentence)"""
@@ -93,3 +95,151 @@ def _launcher_errors() -> list[str]:
     except DistributedError as error:
         return [f"environment: {error}"]
     return []
+
+
+# --- data sets --------------------------------------------------------------------------------------------------------
+PROCESSORS = ("vis_processor", "text_processor", "instruction")
+
+
+def check_datasets(config: Config, report: Report) -> None:
+    """Report every error of the data sets, and of the keys of `run` about them."""
+    if not config.datasets:
+        report("datasets", "no data set is named; add one, for example `datasets: {mini_world_caption: {}}`.")
+    splits = {name: _check_dataset(name, section, config, report) for name, section in config.datasets.items()}
+    _check_mixing(config.run, splits, report)
+    _check_splits(config.run, splits, report)
+
+
+def _check_dataset(name: str, section: DatasetConfig, config: Config, report: Report) -> list[str] | None:
+    """Report the errors of one data set; returns the splits of its builder, None if unknown."""
+    wrong = [error for kind in PROCESSORS for mode in ("train", "eval")
+             for error in _processor_errors(getattr(getattr(section, kind, None), mode, None),
+                                            f"datasets.{name}.{kind}.{mode}")]
+    for key, message in wrong:
+        report(key, message)
+    _check_instruction(name, section, config.run, report)
+    try:
+        builder = registry.get_builder_class(section.builder or name)(name, section)
+        splits = list(builder.splits())
+        for message in builder.missing_packages():
+            report(f"datasets.{name}", message)
+        if not wrong:
+            for training in _modes(config.run, splits):
+                _check_processors(builder, section, training, config, report)
+    except RegistryError:
+        return None  # reported by composing
+    except ConfigError as error:
+        report(f"datasets.{name}", str(error).removeprefix(f"datasets.{name}: "))
+        return None
+    return splits
+
+
+def _check_instruction(name: str, section: DatasetConfig, run: RunConfig, report: Report) -> None:
+    pair = getattr(section, "instruction", None)
+    has_one = pair is not None and (pair.train or pair.eval)
+    if has_one and "{}" in (getattr(run, "prompt", None) or ""):
+        report("run.prompt", f"datasets.{name}.instruction puts questions into a prompt already; set one of the two to "
+               "null.")
+
+
+def _modes(run: RunConfig, splits: list[str]) -> Iterator[bool]:
+    """True if a split of a data set is for training, False if one is for evaluation."""
+    if not run.evaluate and set(run.train_splits).intersection(splits):
+        yield True
+    if {*run.valid_splits, *run.test_splits}.intersection(splits):
+        yield False
+
+
+def _check_processors(builder: Any, section: DatasetConfig, training: bool, config: Config, report: Report) -> None:
+    """Build the processors of a mode, which checks their parameters, and check their image size."""
+    mode = "train" if training else "eval"
+    outside = (section.builder or builder.name) not in registry.builder.builtins
+    for kind in ("vis_processor", "text_processor"):
+        if outside and getattr(getattr(section, kind), mode) is None:
+            continue  # a builder from outside may read its data without
+        try:
+            made = builder.processor(kind, training)
+        except ConfigError as error:
+            key = f"datasets.{builder.name}.{kind}.{mode}"
+            report(key, str(error).removeprefix(f"{key}: "))
+            continue
+        if "model.model_type" not in config.provenance:
+            continue  # a part of a recipe: the pictures are for the model of the recipe
+        size, wanted = getattr(made, "size", None), config.model.get("image_size")
+        if kind == "vis_processor" and isinstance(wanted, int) and isinstance(size, tuple) and size != (wanted, wanted):
+            report(f"datasets.{builder.name}.{kind}.{mode}.image_size", f"gives pictures of {size[0]} x {size[1]} "
+                   f"pixels, but the vision encoder takes {wanted} x {wanted} (model.image_size).")
+    try:
+        builder.instruction(training)
+    except ConfigError as error:
+        report(f"datasets.{builder.name}.instruction", str(error).partition(": ")[2] or str(error))
+
+
+def _processor_errors(spec: Mapping[str, Any] | None, key: str) -> Iterator[tuple[str, str]]:
+    """(key, sentence) of a processor's unknown name, and of unknown or wrongly typed parameters."""
+    if spec is None:
+        return
+    if "name" not in spec:
+        yield key, "a processor needs a name; " + did_you_mean("", registry.list_processors())
+        return
+    try:
+        cls = registry.get_processor_class(spec["name"])
+    except RegistryError as error:
+        yield f"{key}.name", str(error)
+        return
+    found: list[tuple[str, str]] = []
+    given = {name: value for name, value in spec.items() if name != "name"}
+    check_arguments(cls, given, key, lambda *error: found.append(error))
+    yield from found
+
+
+def _check_mixing(run: RunConfig, splits: Mapping[str, list[str] | None], report: Report) -> None:
+    ratios = run.train_dataset_ratios
+    if run.sampling not in (None, "ratios") and ratios is not None:
+        report("run.sampling", f"{run.sampling} and run.train_dataset_ratios exclude each other; set one to null.")
+    if run.sampling == "ratios" and ratios is None:
+        report("run.sampling", "ratios needs run.train_dataset_ratios.")
+    for name in ratios or {}:
+        if name not in splits:
+            report(f"run.train_dataset_ratios.{name}", f"not among the run's data sets; {did_you_mean(name, splits)}")
+    trained = [name for name, own in splits.items() if own and set(own).intersection(run.train_splits)]
+    if ratios is not None and not run.evaluate and (lacking := [name for name in trained if name not in ratios]):
+        report("run.train_dataset_ratios", f"lacks {', '.join(lacking)}; give every training data set one.")
+
+
+def _check_splits(run: RunConfig, splits: Mapping[str, list[str] | None], report: Report) -> None:
+    """Every split of the run must be in the only data set, or in at least one of several."""
+    if not splits or not all(splits.values()):
+        return
+    present = list(dict.fromkeys(split for own in splits.values() for split in own or ()))
+    for key in ("train_splits", "valid_splits", "test_splits"):
+        for split in getattr(run, key) if key != "train_splits" or not run.evaluate else ():
+            if split not in present:
+                who = f"data set {next(iter(splits))} has" if len(splits) == 1 else "none of the data sets has"
+                no = "no" if len(splits) == 1 else "a"
+                report(f"run.{key}", f"{who} {no} split {split!r}; {did_you_mean(split, present)}")
+
+
+# --- missing files ----------------------------------------------------------------------------------------------------
+def missing(config: Config) -> list[str]:
+    """Missing annotations, images, weights and tokenizers, with the searched paths and the command to fetch them."""
+    run = config.run
+    splits = [*([] if run.evaluate else run.train_splits), *run.valid_splits, *run.test_splits]
+    wanted: list[str] = []
+    for name, section in config.datasets.items():
+        try:
+            builder = registry.get_builder_class(section.builder or name)
+        except RegistryError:
+            continue  # reported by `check`
+        wanted += builder(name, section).missing_files(splits)
+    return [mask(text) for text in wanted + missing_weights(config.model)]
+
+
+def missing_weights(section: ModelConfig) -> list[str]:
+    """Weights and tokenizers of a model section that are neither on disk nor packaged."""
+    return [need.describe_missing() for need in required_weights(section) if not need.is_local()]
+
+
+def fetch_hint(cfg_path: str) -> str:
+    """The command that fetches missing files."""
+    return f"python -m lavis_lite fetch --cfg-path {cfg_path}   (cache: {files.cache_root()})"

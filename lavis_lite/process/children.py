@@ -39,13 +39,19 @@ _SET_DEATH_SIGNAL = 1
 
 
 def follow_parent(sign: int = getattr(signal, "SIGKILL", signal.SIGTERM)) -> None:
-    """Let this process end with its parent: Linux sends it `sign`, on other systems a thread ends it."""
+    """Let this process end with its parent: Linux sends it `sign`, on other systems a thread ends it.
+
+    Linux knows only the process that forked this one. With the start method forkserver that is the server, which lives
+    as long as any of its children. So a thread waits for the real parent there too.
+    """
+    parent = multiprocessing.parent_process()
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, int(sign), 0, 0, 0)
-        parent = multiprocessing.parent_process()
         if parent is not None and not parent.is_alive():  # it died before the call above
             os._exit(1)
-    elif (parent := multiprocessing.parent_process()) is not None:
+        if parent is None or parent.pid == os.getppid():
+            return
+    if parent is not None:
         threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
 
 
@@ -117,7 +123,22 @@ if sys.platform != "win32":
 
 def worker_context(method: str | None = None) -> context.BaseContext:
     """The context of a start method; None: the platform's default."""
-    return CONTEXTS[method or multiprocessing.get_start_method()]
+    method = method or multiprocessing.get_start_method()
+    if method != "fork" and sys.platform != "win32":
+        _start_semaphore_tracker()
+    return CONTEXTS[method]
+
+
+def _start_semaphore_tracker() -> None:
+    """Start the process that removes the semaphores of killed processes, so that no stop signal reaches it.
+
+    multiprocessing starts it with the first semaphore, open to SIGHUP and SIGUSR1. A signal to the whole process group
+    then kills it before its work is done.
+    """
+    from multiprocessing import resource_tracker  # not on Windows
+
+    with stop_signals_blocked():
+        resource_tracker.ensure_running()
 
 
 def temporary_folder() -> str:

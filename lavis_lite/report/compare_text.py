@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lavis_lite.report.compare import Comparison, Flip, SplitComparison, main_score
-from lavis_lite.report.curves import escaped
-from lavis_lite.report.page import filled, in_order, part, policy
+from lavis_lite.report.page import escaped, filled, in_order, part, policy
 
 SHOWN, SHOWN_ON_PAGE = 5, 200
 """flipped samples in each direction"""

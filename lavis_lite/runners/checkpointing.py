@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lavis_lite import __version__, distributed, redaction
-from lavis_lite.checkpoints.following import refuse_other_sources
+from lavis_lite.checkpoints.assembly import refuse_other_sources
 from lavis_lite.checkpoints.manifest import (
     CONFIG,
     FORMAT,
@@ -51,7 +51,7 @@ from lavis_lite.checkpoints.manifest import (
 from lavis_lite.config.schema import Config
 from lavis_lite.errors import CheckpointError, did_you_mean
 from lavis_lite.finite import describe_non_finite, non_finite, non_finite_fused
-from lavis_lite.io import atomic, disk, sealed
+from lavis_lite.io import atomic, disk
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
@@ -219,8 +219,8 @@ def _write_manifest(folder: Path, weights: Sequence[str], facts: Mapping[str, An
     files = {}
     for name in (*weights, STATE, CONFIG):
         atomic.sync_file(folder / name)
-        files[name] = {"size": (folder / name).stat().st_size, "sha256": sealed.file_sha256(folder / name)}
-    (folder / MANIFEST).write_text(sealed.seal({**facts, "files": files}), encoding="utf-8")
+        files[name] = {"size": (folder / name).stat().st_size, "sha256": atomic.file_sha256(folder / name)}
+    (folder / MANIFEST).write_text(atomic.seal({**facts, "files": files}), encoding="utf-8")
     atomic.sync_file(folder / MANIFEST)
     atomic.sync_folder(folder)
 

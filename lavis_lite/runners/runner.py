@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,17 +20,17 @@ from lavis_lite import distributed
 from lavis_lite.checkpoints.manifest import stored_record
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.loader import eval_loader
+from lavis_lite.device import Precision, pick_device
 from lavis_lite.errors import ConfigError
-from lavis_lite.evaluation.evaluator import AGGREGATE, Evaluator
-from lavis_lite.evaluation.progress import EvaluationStopped
+from lavis_lite.evaluation.evaluator import AGGREGATE, Evaluator, Scores, check_splits
+from lavis_lite.evaluation.resume import EvaluationStopped
 from lavis_lite.process.launch import Launch
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing, resume, schedules
-from lavis_lite.runners.device import Precision, pick_device, shard_frozen
-from lavis_lite.runners.evaluations import Evaluations, Scores
 from lavis_lite.runners.hooks.base import Hooks, RunContext, build_hooks
 from lavis_lite.runners.schedules import TrainSchedule
-from lavis_lite.runners.signals import Interrupted, SignalWatch
+from lavis_lite.runners.sharding import shard_frozen
+from lavis_lite.runners.signals import EVALUATION_ANSWER, Interrupted, SignalWatch
 from lavis_lite.runners.standard_hooks import BadSamples, TrainingLog, skipped_record
 from lavis_lite.runners.train_state import Datasets, TrainState
 from lavis_lite.tasks.base import BaseTask
@@ -64,10 +64,10 @@ class Runner:
         self.run_dir, self.launch = Path(run_dir), launch or Launch()
         self.device = device or pick_device(self.run.device, self.launch.local_rank)
         self.precision = Precision.from_run(self.run, self.device)
-        shard_frozen(model, self.run, self.device)
+        if self.run.fsdp != "none":
+            shard_frozen(model, self.run, self.device)
         self.model = model.to(self.device)
         self.tracker = tracker or Tracker.from_run(self.run, self.run_dir, distributed.is_main())
-        self.store = checkpointing.CheckpointStore(self.run_dir, self.run.keep_checkpoints)
         self.watch = SignalWatch()
         self.bad_samples = BadSamples(self.run, self.run_dir)
         self.context = RunContext(cfg, task, self.model, datasets, self.run_dir, self.device, self.precision,
@@ -77,10 +77,9 @@ class Runner:
                            self.context)
         loader = partial(eval_loader, share_pictures=self.model.takes_image_rows)
         self.evaluator = Evaluator(task, self.model, cfg, self.device, self.precision, loader, self.bad_samples,
-                                   self.run_dir, self.tracker, lambda: self.watch.code)
-        self.evaluations = Evaluations(self.context, self.evaluator, self.watch, self.weights)
-        self.evaluations.check(self.run.valid_splits, "valid_splits")
-        self.evaluations.check(self.run.test_splits, "test_splits")
+                                   self.run_dir, self.tracker, lambda: self.watch.code, self.weights)
+        check_splits(datasets, self.run.valid_splits, "valid_splits")
+        check_splits(datasets, self.run.test_splits, "test_splits")
         self.validated_step = self.saved_step = 0
         self.best: dict[str, Any] | None = None
         self._testing = False
@@ -89,6 +88,11 @@ class Runner:
     def train_schedule(self, steps_per_epoch: int) -> TrainSchedule:
         """Length of the run and of its intervals, in optimizer steps."""
         raise NotImplementedError(f"{type(self).__name__} must define train_schedule")
+
+    @cached_property
+    def store(self) -> checkpointing.CheckpointStore:
+        """The checkpoints of the run folder."""
+        return checkpointing.CheckpointStore(self.run_dir, self.run.keep_checkpoints)
 
     @property
     def step(self) -> int:
@@ -156,12 +160,12 @@ class Runner:
         wanted = list(self.run.valid_splits + self.run.test_splits if splits is None else splits)
         if not wanted:
             raise ConfigError("nothing to evaluate: set run.test_splits (or run.valid_splits).")
-        self.evaluations.check(wanted, "splits")
-        with self.watch:
+        check_splits(self.datasets, wanted, "splits")
+        with self.watch, self.watch.answering(EVALUATION_ANSWER):
             try:
-                return self.evaluations.splits(dict.fromkeys(wanted), self.step)
+                return self.evaluator.splits(self.datasets, dict.fromkeys(wanted), self.step)
             except EvaluationStopped as stop:
-                kept = f"{stop.kept}; the same command goes on" if stop.kept else ""
+                kept = f"{stop.kept}; the same command continues" if stop.kept else ""
                 raise Interrupted(stop.exit_code, None, self.step, kept) from stop
             finally:
                 self.tracker.close()
@@ -296,9 +300,9 @@ class Runner:
             self._save()
 
     def _evaluate(self, splits: Sequence[str], weights_of: int | None = None) -> dict[str, Scores]:
-        with self.hooks.during_evaluation():
-            return self.evaluations.splits(splits, self.step, self.train_state.schedule.epoch(self.step), weights_of,
-                                           self.hooks.after_evaluation)
+        with self.hooks.during_evaluation(), self.watch.answering(EVALUATION_ANSWER):
+            return self.evaluator.splits(self.datasets, splits, self.step, self.train_state.schedule.epoch(self.step),
+                                         weights_of, self.hooks.after_evaluation)
 
     def _test(self) -> dict[str, Scores]:
         if not self.run.test_splits:

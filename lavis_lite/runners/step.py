@@ -8,46 +8,25 @@ needs no saved generator state, and repeats the uninterrupted one bit for bit.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.device import Precision, seed_position, to_device
 from lavis_lite.errors import CheckpointError
 from lavis_lite.runners import optim
-from lavis_lite.runners.device import Precision, ignore_in_ddp
 from lavis_lite.runners.outcome import PATIENCE, DivergedError, LossMeter, SkipCounter, Votes
 from lavis_lite.runners.schedules import LRSchedule
+from lavis_lite.runners.sharding import ignore_in_ddp
 
-__all__ = ["PATIENCE", "DivergedError", "StepResult", "TrainStep", "seed_position", "to_device", "wrap_for_ranks"]
-
-def seed_position(*position: int | str) -> None:
-    """Seed torch, numpy and Python from a position such as (seed, step, micro-batch, rank)."""
-    text = "/".join(str(part) for part in position)
-    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-    torch.manual_seed(number)
-    np.random.seed(number % 2**32)
-    random.seed(number)
-
-
-def to_device(item: Any, device: torch.device) -> Any:
-    """Tensors of a nested batch on the device (asynchronously where they are pinned); everything else as it is."""
-    if isinstance(item, Tensor):
-        return item.to(device, non_blocking=True)
-    if isinstance(item, Mapping):
-        return {key: to_device(value, device) for key, value in item.items()}
-    if isinstance(item, list | tuple) and any(isinstance(part, Tensor | Mapping | list | tuple) for part in item):
-        return type(item)(to_device(part, device) for part in item)
-    return item
+__all__ = ["PATIENCE", "DivergedError", "StepResult", "TrainStep", "wrap_for_ranks"]
 
 
 def wrap_for_ranks(model: nn.Module, device: torch.device, find_unused_parameters: bool) -> nn.Module:

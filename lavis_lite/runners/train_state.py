@@ -17,10 +17,10 @@ from lavis_lite.datasets.loading.randomness import hash64
 from lavis_lite.datasets.loading.sampler import GlobalSampler
 from lavis_lite.datasets.protocols import Hashed
 from lavis_lite.datasets.shards.dataset import shard_sizes
+from lavis_lite.device import Precision
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.registry import registry
 from lavis_lite.runners import optim
-from lavis_lite.runners.device import Precision
 from lavis_lite.runners.schedules import TrainSchedule
 from lavis_lite.runners.step import TrainStep, wrap_for_ranks
 from lavis_lite.tasks.base import BaseTask

@@ -1,8 +1,15 @@
 """Run folders: from a folder to one of its checkpoints, its configuration and its evaluations."""
 
 from lavis_lite.checkpoints.manifest import runs_below
-from lavis_lite.runs.compose import compose_evaluation, model_sections, resume_evaluation
-from lavis_lite.runs.find import EVALUATIONS, RunCheckpoint, find_checkpoint, hint_at_run
+from lavis_lite.runs.find import (
+           EVALUATIONS,
+           RunCheckpoint,
+           compose_evaluation,
+           find_checkpoint,
+           hint_at_run,
+           model_sections,
+           resume_evaluation,
+)
 
 __all__ = ["EVALUATIONS", "RunCheckpoint", "compose_evaluation", "find_checkpoint", "hint_at_run", "model_sections",
            "resume_evaluation", "runs_below"]

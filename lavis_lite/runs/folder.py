@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +122,9 @@ class RunLock:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = Path(run_dir)
         self._lock = FileLock(str(self.run_dir / LOCK))
+        # also at the end of the process: a signal may come just before the caller's `release` and skip it
+        self.release = weakref.finalize(self, _release, self._lock, self.run_dir, os.getpid())
+        """releases the lock and removes its files"""
 
     def acquire(self) -> RunLock:
         """Take the lock.
@@ -141,12 +145,12 @@ class RunLock:
             (self.run_dir / HOLDER).write_text(json.dumps(facts) + "\n", encoding="utf-8")
         return self
 
-    def release(self) -> None:
-        """Release the lock and remove its files."""
-        if self._lock.is_locked:
-            for name in (HOLDER, LOCK):  # before the release: afterwards they may be another process's
-                (self.run_dir / name).unlink(missing_ok=True)
-            self._lock.release()
+
+def _release(lock: FileLock, run_dir: Path, owner: int) -> None:
+    if lock.is_locked and os.getpid() == owner:  # not in a forked process
+        for name in (HOLDER, LOCK):  # before the release: afterwards they may be another process's
+            (run_dir / name).unlink(missing_ok=True)
+        lock.release()
 
 
 def _holder(run_dir: Path) -> str:

@@ -12,8 +12,14 @@ from lavis_lite.errors import DataError
 from lavis_lite.registry import registry
 from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.by_dataset import MultipleChoiceTask, TaskRouter
-from lavis_lite.tasks.config import AOKVQARunConfig, GQARunConfig, ReadingRunConfig, VideoQARunConfig
-from lavis_lite.tasks.submission import Server, Submission
+from lavis_lite.tasks.config import (
+    AOKVQARunConfig,
+    GQARunConfig,
+    ReadingRunConfig,
+    Server,
+    Submission,
+    VideoQARunConfig,
+)
 from lavis_lite.tasks.vqa import VQATask
 from lavis_lite.tasks.writing import WritingTask
 

@@ -1,4 +1,7 @@
-"""The contract of tasks: what to compute per batch and how to score it. No loops, no files."""
+"""The contract of tasks: what to compute per batch and how to score it, and what a task needs.
+
+No loops, no files.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from lavis_lite.models.base import BaseModel
 from lavis_lite.models.outputs import split_losses
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
-from lavis_lite.tasks.submission import Submission
+from lavis_lite.tasks.config import Submission
 
 if TYPE_CHECKING:  # defaults of type variables: part of `typing` from Python 3.13 on
     from typing_extensions import TypeVar
@@ -232,3 +235,59 @@ class BaseTask(Generic[M, D]):
                                 f"those of the data set have {given}. Let the data set's `sample` return "
                                 f"{'it' if len(missing) == 1 else 'them'}.")
         return True
+
+
+# --- needs of a task, compared with classes before anything is built --------------------------------------------------
+def unmet_needs(config: Config) -> list[str]:
+    """Why the task cannot evaluate the run's data sets with its model, one sentence each; empty if it can.
+
+    Names of the registry must be valid. If a builder does not name its class, its data set is checked when it is built.
+    """
+    run = config.run
+    evaluated = {*run.valid_splits, *run.test_splits}
+    if not evaluated:
+        return []
+    try:
+        task = registry.get_task_class(run.task).from_config(config)
+    except ConfigError as error:
+        return [str(error)]
+    classes = data_classes(config, evaluated)
+    fitting = {name: cls for name, cls in classes.items() if cls is None or task.takes(cls)}
+    if not fitting:
+        return [f"datasets.{name}: {task.refusal(cls)}" for name, cls in classes.items() if cls is not None]
+    model = registry.get_model_class(config.model.arch)
+    problems = (model_problem(task, config.model.arch, model, cls) for cls in fitting.values())
+    return list(dict.fromkeys(problem for problem in problems if problem))
+
+
+def data_classes(config: Config, splits: set[str]) -> dict[str, type | None]:
+    """Name -> evaluation class (None: unknown) of the data sets that have one of the splits."""
+    found: dict[str, type | None] = {}
+    for name, section in config.datasets.items():
+        builder = registry.get_builder_class(section.builder or name)
+        if splits & set(builder(name, section).splits()):
+            found[name] = builder.evaluation_class()
+    return found
+
+
+def model_problem(task: BaseTask[Any, Any], arch: str, model: type[BaseModel], data: type | None) -> str:
+    """Why a model cannot be evaluated on a class of data sets, and which models can; "" if it can."""
+    parts = [part for part in task.evaluators() if data is None or part.takes(data)]
+    if not parts or any(not part.lacking_methods(model) for part in parts):
+        return ""
+    methods = sorted({name for part in parts for name in part.lacking_methods(model)})
+    able = [name for name in registry.list_models()
+            if any(not part.lacking_methods(registry.get_model_class(name)) for part in parts)]
+    return (f"model.arch={arch}: run.task={task.cfg.task} cannot evaluate {model.__name__}, which has no "
+            f"{', '.join(methods)}. Models that it can evaluate: {', '.join(able) or 'none'}. Tasks that can evaluate "
+            f"this model: {', '.join(tasks_for(model)) or 'none'}.")
+
+
+def tasks_for(model: type[BaseModel]) -> list[str]:
+    """Tasks of the package that can evaluate a model."""
+    found = []
+    for name in registry.task.builtins:
+        cls = registry.get_task_class(name)
+        if cls.needs_model is not None and not lacking(model, cls.needs_model):
+            found.append(name)
+    return sorted(found)

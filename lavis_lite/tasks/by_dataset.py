@@ -12,9 +12,14 @@ from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.captioning import CaptioningTask
-from lavis_lite.tasks.config import CaptioningRunConfig, InstructionTuningRunConfig, WritingRunConfig
+from lavis_lite.tasks.config import (
+    CaptioningRunConfig,
+    InstructionTuningRunConfig,
+    Server,
+    Submission,
+    WritingRunConfig,
+)
 from lavis_lite.tasks.ranking import DialogueTask, RankingTask
-from lavis_lite.tasks.submission import Server, Submission
 from lavis_lite.tasks.vqa import VQATask
 from lavis_lite.tasks.writing import WritingTask, in_prompt
 

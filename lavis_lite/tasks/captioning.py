@@ -15,10 +15,8 @@ from lavis_lite.models.protocols import Captioner
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
-from lavis_lite.tasks.config import CaptioningRunConfig
-from lavis_lite.tasks.reporting import pictures_of
-from lavis_lite.tasks.submission import Server, Submission
-from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, plain
+from lavis_lite.tasks.config import CaptioningRunConfig, Server, Submission
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, pictures_of, plain
 
 SCENE = "scene"
 SCENE_SCORES = ("attribute_f1", "attribute_precision", "attribute_recall", "exact", "agg_metrics", EMPTY)

@@ -16,10 +16,8 @@ from lavis_lite.models.protocols import Ranker
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import MISSED, Candidate, ReportSample
 from lavis_lite.tasks.base import Row
-from lavis_lite.tasks.config import DialogueRunConfig, RankingRunConfig
-from lavis_lite.tasks.reporting import context_of, pictures_of
-from lavis_lite.tasks.submission import Server, Submission
-from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, in_prompt, plain
+from lavis_lite.tasks.config import DialogueRunConfig, RankingRunConfig, Server, Submission
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, context_of, in_prompt, pictures_of, plain
 
 CONTEXT = ("context", "history", "caption")
 """keys put in front of the question, unless an instruction has them"""

@@ -1,59 +1,19 @@
-"""Single samples in reports: pictures, references, the best candidates of retrieval."""
+"""Single samples in reports of retrieval: pictures, references, the best candidates."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from lavis_lite.datasets.controls import AblatedImages
-from lavis_lite.datasets.protocols import NamedImages
 from lavis_lite.metrics.retrieval import KS, MISSED, ranks_from_candidates
 from lavis_lite.report import sample as report
-from lavis_lite.report.sample import Candidate, Picture, ReportSample
+from lavis_lite.report.sample import Candidate, ReportSample
 from lavis_lite.tasks.retrieval_parts import BothWays, Candidates, Gallery
+from lavis_lite.tasks.writing import pictures_of
 
 STRIP = 5
 """candidates of each query that a report shows"""
-
-
-def pictures_of(dataset: object) -> Callable[[int], Picture | None]:
-    """Row -> the picture that the model saw; None for features and blank images.
-
-    Args:
-        dataset: has `folder` and `image_name(index)`, or wraps such a data set for a control.
-    """
-    others: dict[str, int] = {}
-    if isinstance(dataset, AblatedImages):
-        if dataset.control == "blind":
-            return lambda index: None
-        others, dataset = dataset.others, dataset.dataset
-    folder: Any = getattr(dataset, "folder", None)
-    if not getattr(folder, "has_previews", False) or not isinstance(dataset, NamedImages):
-        return lambda index: None
-    named: NamedImages = dataset
-
-    def picture(index: int) -> Picture:
-        name = named.image_name(index)
-        shown = named.image_name(others[name]) if others else name
-        return Picture(shown, partial(folder.preview, shown))
-
-    return picture
-
-
-def counted(answers: Sequence[str]) -> list[str]:
-    """Different answers of several annotators with their counts, the most frequent first."""
-    return [answer if count == 1 else f"{answer} ×{count}" for answer, count in Counter(answers).most_common()]
-
-
-def context_of(asked: Mapping[str, Any]) -> str:
-    """The context of a question, one kind per line: a caption, a hint, the dialogue so far, OCR tokens."""
-    known = {"caption": asked.get("caption"), "context": asked.get("context"), "history": asked.get("history"),
-            "OCR tokens": ", ".join(asked.get("ocr_tokens") or [])}
-    return "\n".join(f"{name}: {text}" if name != "history" else str(text) for name, text in known.items() if text)
 
 
 def retrieval_samples(gallery: Gallery, found: BothWays, dataset: object, prefix: str = "") -> list[ReportSample]:

@@ -10,19 +10,27 @@ from lavis_lite.contracts import need
 from lavis_lite.datasets.protocols import AnswerList, MajorityAnswers, NamedImages, Questions
 from lavis_lite.errors import DataError
 from lavis_lite.metrics.anls import anls, anls_score
-from lavis_lite.metrics.answer_rules import LEAVES_ONE_OUT, Rule, Truth, chosen_rule, lacking, truth_score
 from lavis_lite.metrics.ranking import order, shares
-from lavis_lite.metrics.vqa import Majority, accuracies, question_scores, vqa_accuracy
+from lavis_lite.metrics.vqa import (
+    LEAVES_ONE_OUT,
+    Majority,
+    Rule,
+    Truth,
+    accuracies,
+    chosen_rule,
+    lacking,
+    question_scores,
+    truth_score,
+    vqa_accuracy,
+)
 from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.models.language.scoring import PAIRS_AT_ONCE
 from lavis_lite.models.protocols import Answerer, Ranker
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import Candidate, ReportSample
 from lavis_lite.tasks.base import Row
-from lavis_lite.tasks.config import ANSWER_METRICS, VQARunConfig
-from lavis_lite.tasks.reporting import context_of, counted, pictures_of
-from lavis_lite.tasks.submission import Server, Submission, answer_row
-from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, in_prompt, plain
+from lavis_lite.tasks.config import ANSWER_METRICS, Server, Submission, VQARunConfig, answer_row
+from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, context_of, counted, in_prompt, pictures_of, plain
 
 LEFT_OUT = "left_out"
 EMPTY = "empty_answers"

@@ -1,21 +1,28 @@
-"""The base of tasks that predict one text per sample: run section, rows and controls."""
+"""The base of tasks that predict one text per sample: rows, controls, reports, and texts that are too long."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.contracts import need
+from lavis_lite.contracts import lacking, need
 from lavis_lite.datasets.controls import AblatedImages
-from lavis_lite.datasets.protocols import MapDataset
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.datasets.loading.loader import collate
+from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.datasets.protocols import LongestFirst, MapDataset, NamedImages
+from lavis_lite.errors import ConfigError, TextTooLongError, did_you_mean
 from lavis_lite.models.blip2.prompts import question_prompts
+from lavis_lite.models.protocols import TextMeasurer
+from lavis_lite.report.sample import Picture
 from lavis_lite.tasks.base import BaseTask, D, M, Row
-from lavis_lite.tasks.config import WritingRunConfig
-from lavis_lite.tasks.submission import Server, Submission
+from lavis_lite.tasks.config import Server, Submission, WritingRunConfig
 
 PICTURES = ("image", "video", "image_rows")
 """keys of a batch with pictures"""
@@ -108,3 +115,140 @@ def in_prompt(samples: dict[str, Any], prompt: str | None) -> dict[str, Any]:
     if not prompt:
         return samples
     return {**samples, "text_input": question_prompts(samples, prompt, len(samples["text_input"]))}
+
+
+# --- texts too long for the model -------------------------------------------------------------------------------------
+AT_ONCE = 64
+"""rows that are measured together; the longest come first, and the search ends at the first batch that fits"""
+
+
+@dataclass(frozen=True)
+class LongTexts:
+    """Rows of a data set with texts that are too long for the model.
+
+    Attributes:
+        split: its name.
+        rows: their indices.
+        where: file and row of the first one.
+        reason: the model's message for the first batch that has any.
+        total: rows of the data set.
+    """
+
+    split: str
+    rows: list[int]
+    where: str
+    reason: str
+    total: int
+
+    def __str__(self) -> str:
+        return (f"split {self.split!r}: {len(self.rows)} of {self.total} samples have texts that are too long for the "
+                f"language model, the first at {self.where}. {self.reason}")
+
+
+def long_texts(task: BaseTask[Any, Any], model: object, dataset: object, split: str) -> LongTexts | None:
+    """Measure the longest texts of a data set without looking at pictures.
+
+    Args:
+        task: builds the prompts.
+        model: a `TextMeasurer`; other models are not checked.
+        dataset: `LongestFirst`; other data sets are not checked.
+        split: its name.
+
+    Returns:
+        The rows that are too long; None: no such row is known.
+    """
+    if not isinstance(model, TextMeasurer) or lacking(dataset, LongestFirst, attributes=False):
+        return None
+    dataset = need(dataset, LongestFirst, f"split {split!r}")
+    task.before_evaluation(dataset, split)
+    order, rows, reason = dataset.longest_first(), list[int](), ""
+    picture = _no_picture(dataset)
+    with torch.no_grad(), model.measuring():
+        for start in range(0, len(order), AT_ONCE):
+            samples = {row: sample for row in order[start:start + AT_ONCE]
+                       if (sample := _sample(dataset, row, picture)) is not None}
+            some = list(samples)
+            try:
+                task.predict(model, _batch(list(samples.values())))
+            except TextTooLongError as error:
+                rows += [some[row] for row in error.rows]
+                reason = reason or str(error)
+            else:
+                break
+    return LongTexts(split, rows, dataset.location(rows[0]), reason, len(dataset)) if rows else None
+
+
+def _sample(dataset: LongestFirst, row: int, picture: torch.Tensor) -> dict[str, Any] | None:
+    """A row's texts; None for an unusable row, which the evaluation itself reports."""
+    try:
+        return dataset.sample(row, None, picture)
+    except BadSample:
+        return None
+
+
+def _batch(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    batch = collate(samples)
+    assert isinstance(batch, dict), batch  # no file was read, so none failed
+    return batch
+
+
+def _no_picture(dataset: LongestFirst) -> torch.Tensor:
+    """A placeholder for a picture; a video has as many frames as its processor takes."""
+    frames = getattr(dataset.vis_processor, "n_frms", None)
+    return torch.zeros(3, 1, 1) if frames is None else torch.zeros(3, frames, 1, 1)
+
+
+def without_rows(batch: Mapping[str, Any], rows: Mapping[int, Any]) -> dict[str, Any]:
+    """A batch without some of its samples; shared pictures stay.
+
+    Args:
+        batch: as `collate` makes it.
+        rows: indices of the samples to leave out.
+    """
+    size = len(batch["index"])
+    kept = [row for row in range(size) if row not in rows]
+    shared = ("image", "video") if "image_rows" in batch else ()
+    return {key: value if key in shared else _chosen(value, kept, size) for key, value in batch.items()} if kept else {}
+
+
+def _chosen(values: Any, kept: list[int], size: int) -> Any:
+    if isinstance(values, torch.Tensor):
+        return values[kept]
+    return [values[row] for row in kept] if isinstance(values, list) and len(values) == size else values
+
+
+# --- samples of reports -----------------------------------------------------------------------------------------------
+def pictures_of(dataset: object) -> Callable[[int], Picture | None]:
+    """Row -> the picture that the model saw; None for features and blank images.
+
+    Args:
+        dataset: has `folder` and `image_name(index)`, or wraps such a data set for a control.
+    """
+    others: dict[str, int] = {}
+    if isinstance(dataset, AblatedImages):
+        if dataset.control == "blind":
+            return lambda index: None
+        others, dataset = dataset.others, dataset.dataset
+    folder: Any = getattr(dataset, "folder", None)
+    if not getattr(folder, "has_previews", False) or not isinstance(dataset, NamedImages):
+        return lambda index: None
+    named: NamedImages = dataset
+
+    def picture(index: int) -> Picture:
+        name = named.image_name(index)
+        shown = named.image_name(others[name]) if others else name
+        return Picture(shown, partial(folder.preview, shown))
+
+    return picture
+
+
+def counted(answers: Sequence[str]) -> list[str]:
+    """Different answers of several annotators with their counts, the most frequent first."""
+    return [answer if count == 1 else f"{answer} ×{count}" for answer, count in Counter(answers).most_common()]
+
+
+def context_of(asked: Mapping[str, Any]) -> str:
+    """The context of a question, one kind per line: a caption, a hint, the dialogue so far, OCR tokens."""
+    known = {"caption": asked.get("caption"), "context": asked.get("context"), "history": asked.get("history"),
+            "OCR tokens": ", ".join(asked.get("ocr_tokens") or [])}
+    return "\n".join(f"{name}: {text}" if name != "history" else str(text) for name, text in known.items() if text)

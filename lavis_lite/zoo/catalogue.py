@@ -196,7 +196,7 @@ def load_model_and_preprocess(name: str | None = None, model_type: str | None = 
     section, preprocess, source = _sections(name, model_type, run, checkpoint, weights)
     processors = load_preprocess(preprocess)
     model = load_section(section, is_eval=is_eval, device=device, checkpoint=source, dtype=dtype,
-                         device_map=device_map, quantization=quantization, say=_log.info,
+                         device_map=device_map, quantization=quantization, log=_log.info,
                          allow_untrained=allow_untrained, allow_non_finite=allow_non_finite)
     return model, *processors
 

@@ -1,6 +1,6 @@
-"""A model section with a caller's wishes (device, dtype, checkpoint, quantisation) -> a model ready for use.
+"""A model section and a caller's options (device, dtype, checkpoint, quantisation) -> a model ready for use.
 
-Every wish is checked, and every file looked for, before anything is built.
+Every option is checked, and every file is looked for, before anything is built.
 """
 
 from __future__ import annotations
@@ -13,63 +13,44 @@ import torch
 
 from lavis_lite.checkpoints.weights import build_model
 from lavis_lite.config.schema import ModelConfig
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.device import DTYPES, pick_device
+from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.provenance import refuse_untrained
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SPELLINGS = {"float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
 REMEDIES = ("Name weights with checkpoint=PATH, or a run with run=RUN (on the command line --checkpoint, --run). "
            "allow_untrained=True (--allow-untrained) builds the model with random weights.")
-"""what to do if a model is loaded that nobody has trained"""
+"""what to do if an untrained model is loaded"""
 
 
 def load_section(section: ModelConfig, *, is_eval: bool = False, device: Any = "cpu",
                  checkpoint: str | Path | None = None, dtype: Any = None, device_map: Any = None,
-                 quantization: str | None = None, say: Callable[[str], None] | None = None,
+                 quantization: str | None = None, log: Callable[[str], None] | None = None,
                  allow_untrained: bool = True, allow_non_finite: bool = False) -> BaseModel:
     """Build the model of a section; arguments as `lavis_lite.zoo.load_model_and_preprocess`.
 
     Args:
         section: of the model's `config_class`.
-        say: takes the sentence that tells what was loaded.
+        log: receives one sentence on what was loaded.
         allow_untrained: if false, trainable weights of a model with is_eval must come from a checkpoint.
         allow_non_finite: load weights that hold NaN or infinity too.
 
     Raises:
         CheckpointError: they do not; see `refuse_untrained`.
     """
-    where = pick_device(device)
+    where = pick_device(device, key="device")
     wanted = None if dtype is None else dtype_name(dtype)
-    changes = {**_checkpoint(section, checkpoint), **_language_wishes(section, device_map, quantization),
+    changes = {**_checkpoint(section, checkpoint), **_language_options(section, device_map, quantization),
                **precisions(section, where, wanted, is_eval)}
     if allow_non_finite:
         changes["allow_non_finite"] = True
-    model = build_model(section.replaced(**changes), say)
+    model = build_model(section.replaced(**changes), log)
     if is_eval and not allow_untrained:
         refuse_untrained(model, REMEDIES)
     model.train(not is_eval)
     whole = DTYPES[wanted] if is_eval and wanted else None
-    return place(model, where, whole, language_model_stays=device_map is not None or quantization is not None)
-
-
-def pick_device(device: Any) -> torch.device:
-    """A torch.device from whatever names one.
-
-    Raises:
-        ConfigError: no device has that name, or it is not on this machine.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        hint = did_you_mean(str(device), ("auto", "cpu", "cuda", "cuda:1", "mps"))
-        raise ConfigError(f"device: {device!r} is none; {hint}") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {device!r} is asked for, but torch {torch.__version__} sees "
-                          f"{torch.cuda.device_count()} GPUs here; use 'auto' or 'cpu'.")
-    return found
+    return move_model(model, where, whole, language_model_stays=device_map is not None or quantization is not None)
 
 
 def dtype_name(dtype: Any) -> str:
@@ -86,7 +67,7 @@ def dtype_name(dtype: Any) -> str:
 
 
 def precisions(section: ModelConfig, device: torch.device, dtype: str | None, is_eval: bool) -> dict[str, Any]:
-    """The section's precision keys for a device and a wished dtype.
+    """The section's precision keys for a device and a requested dtype.
 
     Raises:
         ConfigError: fp16 on a CPU, or half precision for weights that train.
@@ -115,8 +96,8 @@ def _checkpoint(section: ModelConfig, checkpoint: str | Path | None) -> dict[str
     return {**changes, "pretrained_stage1": None} if "pretrained_stage1" in section else changes
 
 
-def _language_wishes(section: ModelConfig, device_map: Any, quantization: str | None) -> dict[str, Any]:
-    """The section's keys for a quantised or spread language model, where they are asked for."""
+def _language_options(section: ModelConfig, device_map: Any, quantization: str | None) -> dict[str, Any]:
+    """The section's keys for a language model that is quantised or spread over devices, if requested."""
     changes = {}
     for argument, key, value in (("device_map", "llm_device_map", device_map),
                                  ("quantization", "llm_quantization", quantization)):
@@ -129,8 +110,9 @@ def _language_wishes(section: ModelConfig, device_map: Any, quantization: str | 
     return changes
 
 
-def place(model: BaseModel, device: torch.device, dtype: torch.dtype | None, language_model_stays: bool) -> BaseModel:
-    """Move a model to its device (and dtype), but for a language model that has its place and dtype already."""
+def move_model(model: BaseModel, device: torch.device, dtype: torch.dtype | None,
+               language_model_stays: bool) -> BaseModel:
+    """Move a model to its device (and dtype), except a language model that has its device and dtype already."""
     if not language_model_stays:
         return model.to(device=device, dtype=dtype)
     language_model = model._modules.pop("language_model")

@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "the model itself": (torch.nn.Linear(2, 2), rf"Save model\.state_dict\(\).*{RESAVE}.*c\.state_dict\(\)"),
     "the model itself under model": ({"model": torch.nn.Linear(2, 2), "epoch": 1}, r"c\['model'\]\.state_dict\(\)"),
     "an optimizer alone": ({"optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}}, "step": 3},
-                           "a training's state; the weights lie beside it"),
+                           "a training's state; the weights are in the same folder"),
     "nothing": ({}, "it holds: nothing"),
     "a list": ([torch.ones(1)], "an object of list"),
     "half of it": ({name: value for name, value in STATE.items() if not name.startswith("qformer.layers.1.")},

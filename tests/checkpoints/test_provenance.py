@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lavis_lite.checkpoints.weights import assets, build_model
 from lavis_lite.config.compose import model_sections
 from lavis_lite.errors import CheckpointError
-from lavis_lite.io import sealed
+from lavis_lite.io import atomic
 from lavis_lite.models.base import BaseModel, freeze
 from lavis_lite.models.provenance import WeightRecord, WeightSource, mark_loaded, record_of, sources_of
 from lavis_lite.runners import checkpointing
@@ -82,7 +82,7 @@ def test_a_part_that_a_later_run_trains_is_followed_too(checkpoint: Path, traine
 def test_checkpoints_of_earlier_versions_are_followed_by_their_configuration(trained: Any, checkpoint: Path) -> None:
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     del manifest["weights"]
-    (checkpoint / "manifest.json").write_text(sealed.seal(manifest))
+    (checkpoint / "manifest.json").write_text(atomic.seal(manifest))
     (checkpoint / "config.yaml").write_text("model: {arch: frozen_qformer, pretrained: mini/stage1}\n")
     assert same(state(build_model(section(pretrained=str(checkpoint)))), state(trained))
 

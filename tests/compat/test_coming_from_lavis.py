@@ -10,6 +10,7 @@ import ast
 import importlib
 import inspect
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,7 @@ def recorded(entry: Row, monkeypatch: pytest.MonkeyPatch, **given: Any) -> Any:
     if arch == "blip2":
         model: Any = tiny_model()
         monkeypatch.setattr(scoring, "decode", lambda *args: seen.append(args[3]) or [])
-        model.qformer.cfg.__dict__["max_positions"] = 512
+        model.qformer.cfg = replace(model.qformer.cfg, max_positions=512)  # a copy: other tests share the sizes
     else:
         model = model_of(*STYLES[arch])
         monkeypatch.setattr(type(model), "_default_length", lambda self, _: self.defaults.max_length)

@@ -11,8 +11,7 @@ import torch
 
 from lavis_lite.config.schema import BuildInfo, DatasetConfig, FileConfig, RunConfig
 from lavis_lite.evaluation import fingerprint, resume
-from lavis_lite.evaluation.progress import EvalProgress
-from lavis_lite.evaluation.resume import EvalCheckpoint, decode_line, encode_line, is_plain, read
+from lavis_lite.evaluation.resume import EvalCheckpoint, EvalProgress, decode_line, encode_line, is_plain, read
 from lavis_lite.registry import registry
 from lavis_lite.tracking.tracker import Tracker
 from tests.helpers.toy import Toy, ToyModel
@@ -128,7 +127,8 @@ def test_an_annotation_files_content_counts_and_its_name_alone_does_not(tmp_path
     assert of(tmp_path / "a.json", text[:-1] + "y") != first != of(tmp_path / "a.json", text + "x")
 
 
-SAME_ROWS = {"report_metric", "caption_metrics", "vqa_rule", "submission", "baselines", "positive"}
+SAME_ROWS = {"report_metric", "caption_metrics", "vqa_rule", "submission", "baselines", "positive", "annotation_file",
+             "caption_key", "load_gt_from_file"}
 """keys of tasks by which finished rows are scored and written"""
 
 

@@ -157,7 +157,7 @@ def test_a_signal_keeps_what_is_finished_and_says_so(whole, tmp_path, number, co
     with pytest.raises(Interrupted) as stop:
         evaluate(tmp_path / "stopped", Signalled)
     assert stop.value.exit_code == code and stop.value.checkpoint is None
-    assert "is kept in " in str(stop.value) and "the same command goes on" in str(stop.value)
+    assert "is kept in " in str(stop.value) and "the same command continues" in str(stop.value)
     assert "finishing this batch, then leaving" in capsys.readouterr().err
     assert evaluate(tmp_path / "stopped").task.ids == [8, 9, 10, 11, 12]
     assert files_of(tmp_path / "stopped") == whole

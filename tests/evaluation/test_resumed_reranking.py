@@ -11,10 +11,9 @@ import torch
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig
 from lavis_lite.datasets.loading.loader import eval_loader
+from lavis_lite.device import Precision
 from lavis_lite.evaluation.evaluator import Evaluator
-from lavis_lite.evaluation.progress import EvaluationStopped
-from lavis_lite.evaluation.resume import FOLDER
-from lavis_lite.runners.device import Precision
+from lavis_lite.evaluation.resume import FOLDER, EvaluationStopped
 from lavis_lite.runners.standard_hooks import BadSamples
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, RetrievalTask
 from lavis_lite.tracking.sinks import Sink

@@ -15,8 +15,7 @@ from lavis_lite.models.base import BaseModel, freeze
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.runners.runner import EpochRunner, IterationRunner, Runner
 from lavis_lite.tasks.base import BaseTask, Row
-from lavis_lite.tracking.jsonl import JsonlLog, read
-from lavis_lite.tracking.tracker import Tracker
+from lavis_lite.tracking.tracker import JsonlLog, Tracker, read
 
 WIDTH = 6
 TIMES = ("images_per_second", "data_wait", "peak_memory_gib")

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from lavis_lite.errors import DataError
-from lavis_lite.metrics.answer_rules import RULES
 from lavis_lite.metrics.options import written_option
 from lavis_lite.metrics.predictions import read_predictions, read_truths
-from lavis_lite.metrics.vqa import Truth, answer_score, normalise_textvqa, question_scores, vqa_accuracy
+from lavis_lite.metrics.vqa import RULES, Truth, answer_score, normalise_textvqa, question_scores, vqa_accuracy
 from lavis_lite.tasks.vqa import VQARunConfig
 
 CHOICES = ["bilberry", "mushroom", "a fern"]

@@ -65,6 +65,8 @@ def happen(place: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL if cause == "kill" else signal.SIGSEGV)
     elif cause == "hang":
         time.sleep(600)
+    elif cause == "nothing":
+        return
     elif cause == "own":
         raise DataError("injected: this row is wrong")
     elif cause == "memory":
@@ -151,6 +153,7 @@ class FaultyTask(BaseTask):
         return super().train_step(model, samples)
 
     def predict(self, model: Any, samples: dict[str, Any]) -> list[dict[str, Any]]:
+        time.sleep(float(os.environ.get("BATCH_SECONDS", "0")))
         happen("evaluation")
         errors = (model.layer(samples["image"]).squeeze(-1) - samples["target"]).square().tolist()
         return [{"id": index, "error": error} for index, error in zip(samples["index"].tolist(), errors, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import os
 import re
@@ -25,6 +26,7 @@ import torch
 from lavis_lite.runners import checkpointing
 from tests.helpers.toy import records
 from tests.reliability.faulty import write_config
+from tests.reliability.zygote import semaphore_prefix
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT, TORCHRUN_LIMIT = 5.0, 10.0
@@ -33,6 +35,11 @@ STOPPING = [pytest.param(signal.SIGTERM, id="SIGTERM"),
             pytest.param(signal.SIGHUP, id="SIGHUP", marks=pytest.mark.long),
             pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.long)]
 """signals that ask a command to stop; one by default"""
+SLOW = {"STEP_SECONDS": "0.02"}
+"""environment of a run whose steps can be told apart"""
+STEP = "out/*/checkpoints/step_*"
+"""where a run's checkpoints are, for `wait_for`"""
+SHARED_MEMORY = Path("/dev/shm")
 ALLOWED = ("lavis_lite-traceback-", "torchinductor_", "torchelastic_")
 """names in the folder of temporary files: a traceback is meant to stay, the others are torch's and torchrun's own"""
 
@@ -150,7 +157,7 @@ class Job:
 
 
 def start(zygote: Zygote, folder: Path, command: str, argv: Sequence[str], env: dict[str, str],
-          open_files: int | None = None) -> Job:
+          open_files: int | None = None, method: str | None = None) -> Job:
     """Start a command of the package."""
     rank = env.get("RANK", "")
     out, err = folder / f"out{rank}.txt", folder / f"err{rank}.txt"
@@ -158,7 +165,7 @@ def start(zygote: Zygote, folder: Path, command: str, argv: Sequence[str], env: 
         path.touch()
     before = shared_memory()
     pid = zygote.ask({"command": command, "argv": list(argv), "env": env, "out": str(out), "err": str(err),
-                      "open_files": open_files})
+                      "open_files": open_files, "method": method})
     return Job(zygote, pid, out, err, before)
 
 
@@ -212,6 +219,18 @@ def finish(jobs: Sequence[Job], seconds: float = 60.0) -> list[int]:
         for job in jobs:
             if job.code is None:
                 job.kill()
+
+
+def wait_for(folder: Path, pattern: str, jobs: Sequence[Job], seconds: float = 60.0) -> None:
+    """Until a file below the folder is there and has contents.
+
+    Raises:
+        AssertionError: a job ended before, or the time is over.
+    """
+    deadline = time.monotonic() + seconds
+    while not any(path.is_dir() or path.stat().st_size for path in folder.glob(pattern)):
+        assert time.monotonic() < deadline and all(job.poll() is None for job in jobs), texts(jobs)
+        time.sleep(0.02)
 
 
 def seconds_after_fault(folder: Path, jobs: Sequence[Job]) -> float:
@@ -300,6 +319,7 @@ def left_behind(folder: Path, jobs: Sequence[Job], seconds: float = 2.0) -> list
 def _left(folder: Path, jobs: Sequence[Job]) -> Iterator[str]:
     for job in jobs:
         yield from (f"process {pid}" for pid in processes_of(job.pid))
+        yield from (f"semaphore {path.name}" for path in SHARED_MEMORY.glob(f"sem.{semaphore_prefix(job.pid)}-*"))
     hidden = [path for pattern in (".tmp-*", ".*.partial", ".lock-holder*") for path in folder.rglob(pattern)]
     for path in [*hidden, *(folder / "tmp").iterdir()]:
         if not path.name.startswith(ALLOWED) and not _by_torchs_check(path):
@@ -310,7 +330,7 @@ def _left(folder: Path, jobs: Sequence[Job]) -> Iterator[str]:
 
 def shared_memory() -> frozenset[str]:
     """Names of torch's blocks in shared memory: torch_<process id>_<random>_<number>."""
-    return frozenset(path.name for path in Path("/dev/shm").glob("torch_*_*"))
+    return frozenset(path.name for path in SHARED_MEMORY.glob("torch_*_*"))
 
 
 def _by_torchs_check(path: Path) -> bool:
@@ -330,3 +350,30 @@ def damaged(folder: Path) -> list[str]:
 def texts(jobs: Sequence[Job]) -> str:
     """Everything that was said on stderr."""
     return "".join(path.read_text() for path in {job.err for job in jobs})
+
+
+# --- full disks -------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def small_disk(place: Path, mebibytes: int = 1) -> Iterator[Path]:
+    """A file system of so many MiB; the test is skipped where none may be mounted."""
+    place.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(place)],
+                                       capture_output=True, check=False).returncode:
+        pytest.skip("a tmpfs may not be mounted here (that takes root)")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def fill(place: Path) -> Path:
+    """Take all that is free."""
+    filler = place / "filler"
+    with filler.open("ab", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 512)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+    return filler

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
+import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,43 +21,70 @@ from tests.reliability.harness import (
     Job,
     Zygote,
     environment,
+    fill,
     finish,
     left_behind,
     processes_of,
+    small_disk,
     start,
     texts,
     within,
 )
 
 
-def world(zygote: Zygote, folder: Path) -> Job:
+def data(zygote: Zygote, folder: Path, *argv: str, method: str | None = None) -> Job:
+    """A data command; what it writes goes to `folder/disk`."""
+    (folder / "disk").mkdir(parents=True, exist_ok=True)
+    return start(zygote, folder, "data", argv, environment(folder, LAVIS_LITE_CACHE=str(folder / "disk/cache")),
+                 method=method)
+
+
+def world(zygote: Zygote, folder: Path, method: str | None = None) -> Job:
     """The mini world, drawn by two processes or more."""
-    return start(zygote, folder, "data", ["prepare", "mini_world_caption"], environment(folder))
+    return data(zygote, folder, "prepare", "mini_world_caption", method=method)
 
 
-def shards(zygote: Zygote, folder: Path) -> Job:
+def shards(zygote: Zygote, folder: Path, method: str | None = None) -> Job:
     """Pictures packed into tars by two processes."""
     _write_pictures(folder)
-    argv = ["shard", "--dataset", "mine", "--cfg-path", str(folder / "data.yaml"), "--out", str(folder / "shards"),
-            "--samples-per-shard", "5", "--workers", "2"]
-    return start(zygote, folder, "data", argv, environment(folder))
+    return data(zygote, folder, "shard", "--dataset", "mine", "--cfg-path", str(folder / "data.yaml"), "--out",
+                str(folder / "disk/shards"), "--samples-per-shard", "5", "--workers", "2", method=method)
 
 
-def features(zygote: Zygote, folder: Path) -> Job:
+def index(zygote: Zygote, folder: Path, method: str | None = None) -> Job:
+    """Tars of another program, read by two processes."""
+    _write_tars(folder / "disk/tars")
+    return data(zygote, folder, "index", str(folder / "disk/tars"), "--workers", "2", method=method)
+
+
+def features(zygote: Zygote, folder: Path, method: str | None = None) -> Job:
     """The frozen vision encoder over pictures."""
     _write_pictures(folder)
-    argv = ["cache-features", "--cfg-path", str(folder / "data.yaml"), "--out", str(folder / "features"),
-            "--images-per-file", "5", "--options", "model.arch=blip2", "run.max_iters=1"]
-    return start(zygote, folder, "data", argv, environment(folder))
+    return data(zygote, folder, "cache-features", "--cfg-path", str(folder / "data.yaml"), "--out",
+                str(folder / "disk/features"), "--images-per-file", "5", "--options", "model.arch=blip2",
+                "run.max_iters=1", method=method)
 
 
-def capfilt(zygote: Zygote, folder: Path) -> Job:
+def capfilt(zygote: Zygote, folder: Path, method: str | None = None) -> Job:
     """Captions of pictures, written by one model and ranked by another."""
     _write_pictures(folder)
-    argv = ["capfilt", "--dataset", "mine", "--cfg-path", str(folder / "data.yaml"), "--out", str(folder / "capfilt"),
-            "--captioner", "blip2_opt", "--type", "mini", "--ranker", "blip2:mini", "--k", "2", "--batch-size", "5",
-            "--images-per-part", "5"]
-    return start(zygote, folder, "data", argv, environment(folder))
+    return data(zygote, folder, "capfilt", "--dataset", "mine", "--cfg-path", str(folder / "data.yaml"), "--out",
+                str(folder / "disk/capfilt"), "--captioner", "blip2_opt", "--type", "mini", "--ranker", "blip2:mini",
+                "--k", "2", "--batch-size", "5", "--images-per-part", "5", method=method)
+
+
+def _write_tars(folder: Path) -> None:
+    """Forty tars of 64 samples, which take a while to read; all are names of one file."""
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        with tarfile.open(folder / "00.tar", "w") as tar:
+            for number in range(64):
+                for suffix, content in (("png", random.Random(number).randbytes(100_000)), ("txt", b"a caption")):
+                    member = tarfile.TarInfo(f"{number}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        for number in range(1, 40):
+            (folder / f"{number:02}.tar").hardlink_to(folder / "00.tar")
 
 
 def _write_pictures(folder: Path) -> None:
@@ -80,18 +109,28 @@ datasets:
     build_info: {{annotations: {{train: {{storage: {folder}/rows.csv}}}}}}
     vis_processor: {{train: {{name: blip_image_eval, image_size: 64}}}}
 """
-COMMANDS = {"world": world, "shards": shards}
+COMMANDS = {"world": (world, "disk/cache/**/.*.partial/images/train/*"), "shards": (shards, "disk/shards/.tmp-*"),
+            "index": (index, "disk/tars/.parts/*")}
+"""name -> how it is started, and the files that show that its workers are at work"""
+WAYS = [("world", "fork"), ("shards", "fork"), ("index", "fork"),
+        *(pytest.param("index", method, marks=pytest.mark.long) for method in ("spawn", "forkserver"))]
+"""(name, start method); on Linux worlds and shards are always written by forked processes"""
 
 
-def started(name: str, zygote: Zygote, folder: Path) -> tuple[Job, list[int]]:
-    """A command whose two workers are at work, and their process ids."""
-    job = COMMANDS[name](zygote, folder)
+def started(name: str, zygote: Zygote, folder: Path, method: str | None = None) -> tuple[Job, list[int]]:
+    """A command whose two workers are at work, and the process ids of all that it has started."""
+    run, pattern = COMMANDS[name]
+    job = run(zygote, folder, method)
     deadline = time.monotonic() + 30
-    half = ["shards/.tmp-*", "cache/**/.*.partial/images/train/*"]
-    while not any(True for pattern in half for _ in folder.glob(pattern)) or len(processes_of(job.pid)) < 3:
+    while not any(folder.glob(pattern)) or len(processes_of(job.pid)) < 3:
         assert job.poll() is None and time.monotonic() < deadline, job.out.read_text() + texts([job])
         time.sleep(0.005)
     return job, [pid for pid in processes_of(job.pid) if pid != job.pid]
+
+
+def newest(pids: Sequence[int]) -> int:
+    """The process that was started last: a worker, and not one of multiprocessing's own servers."""
+    return max(pids, key=lambda pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]))
 
 
 def gone(pids: Sequence[int], seconds: float) -> bool:
@@ -104,40 +143,78 @@ def gone(pids: Sequence[int], seconds: float) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_killed_writer_leaves_no_workers(name: str, zygote: Zygote, tmp_path: Path) -> None:
-    job, workers = started(name, zygote, tmp_path)
+@pytest.mark.parametrize(("name", "method"), [pytest.param(*WAYS[0], marks=pytest.mark.long), *WAYS[1:]])  # a minute
+def test_a_killed_command_leaves_no_workers_and_can_be_repeated(name: str, method: str, zygote: Zygote,
+                                                                tmp_path: Path) -> None:
+    job, others = started(name, zygote, tmp_path, method)
     job.signal(signal.SIGKILL)
-    assert gone(workers, within(LIMIT))
+    assert gone(others, within(LIMIT))
     assert finish([job]) == [-signal.SIGKILL]
+    again = COMMANDS[name][0](zygote, tmp_path, method)
+    assert finish([again], 120) == [0], texts([again])
+    assert left_behind(tmp_path, [job, again]) == []
 
 
 @pytest.mark.parametrize("number", STOPPING)
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_signal_ends_a_writer_and_leaves_nothing(name: str, number: int, zygote: Zygote, tmp_path: Path) -> None:
-    job, _ = started(name, zygote, tmp_path)
-    job.signal_group(number)
-    asked = time.time()
-    assert finish([job]) == [code_of(number)]
-    assert job.ended - asked < within(LIMIT)
-    assert "stopped" in texts([job]) and "Traceback" not in texts([job])
+@pytest.mark.parametrize(("name", "method"), WAYS)
+def test_a_signal_ends_a_command_and_leaves_nothing(name: str, method: str, number: int, zygote: Zygote,
+                                                    tmp_path: Path) -> None:
+    job, _ = started(name, zygote, tmp_path, method)
+    check_end(tmp_path, job, lambda: job.signal_group(number), code_of(number), "stopped")
+
+
+@pytest.mark.parametrize(("name", "method"), WAYS)
+def test_a_worker_that_is_killed_is_told_of(name: str, method: str, zygote: Zygote, tmp_path: Path) -> None:
+    job, others = started(name, zygote, tmp_path, method)
+    check_end(tmp_path, job, lambda: os.kill(newest(others), signal.SIGKILL), 2,
+              "was killed, most likely because memory ran out")
+
+
+def check_end(folder: Path, job: Job, happen: Callable[[], None], code: int, words: str) -> None:
+    """A command ends soon after something happens, as documented, and leaves nothing."""
+    happen()
+    since = time.time()
+    assert finish([job]) == [code], texts([job])
+    assert job.ended - since < within(LIMIT)
+    assert words in texts([job]) and "Traceback" not in texts([job])
+    assert left_behind(folder, [job]) == []
+
+
+EVERY = {**{name: run for name, (run, _) in COMMANDS.items()}, "features": features, "capfilt": capfilt}
+
+
+@pytest.mark.parametrize("name", ["shards", *(pytest.param(name, marks=pytest.mark.long)
+                                              for name in ("features", "capfilt"))])
+def test_an_unreadable_picture_ends_a_command(name: str, zygote: Zygote, tmp_path: Path) -> None:
+    """The error of a worker or of the command itself, told once."""
+    _write_pictures(tmp_path)
+    (tmp_path / "44.png").unlink()
+    if name != "shards":  # they take pictures as they are
+        (tmp_path / "44.png").write_bytes(b"no picture")
+    job = EVERY[name](zygote, tmp_path)
+    assert finish([job], 120) == [2], texts([job])
+    assert texts([job]).count("error:") == 1 and "44.png" in texts([job]) and "Traceback" not in texts([job])
     assert left_behind(tmp_path, [job]) == []
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_worker_that_is_killed_is_told_of(name: str, zygote: Zygote, tmp_path: Path) -> None:
-    job, workers = started(name, zygote, tmp_path)
-    os.kill(workers[0], signal.SIGKILL)
-    killed = time.time()
-    assert finish([job]) == [2]
-    assert job.ended - killed < within(LIMIT)
-    assert "was killed, most likely because memory ran out" in texts([job])
-    assert "Traceback" not in texts([job])
-    assert left_behind(tmp_path, [job]) == []
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long if name != "shards" else ())
+                                  for name in EVERY])
+def test_a_full_disk_ends_a_command(name: str, zygote: Zygote, tmp_path: Path) -> None:
+    """A real one, of which a part is taken."""
+    with small_disk(tmp_path / "disk", 7 if name == "index" else 1) as place:
+        if name == "index":
+            _write_tars(place / "tars")
+            fill(place)
+        job = EVERY[name](zygote, tmp_path)
+        assert finish([job], 120) == [2], texts([job])
+        said = texts([job])
+        assert said.count("error:") == 1 and "full" in said and "Traceback" not in said
+        assert left_behind(tmp_path, [job]) == []
 
 
 # --- features and CapFilt: made in parts, of which each is whole or not there -----------------------------------------
-PARTS = {"features": (features, "features/**/*.safetensors"), "capfilt": (capfilt, "capfilt/**/parts/*.jsonl")}
+PARTS = {"features": (features, "disk/features/**/*.safetensors"),
+         "capfilt": (capfilt, "disk/capfilt/**/parts/*.jsonl")}
 
 
 def with_a_part(name: str, zygote: Zygote, folder: Path) -> Job:
@@ -174,10 +251,4 @@ def test_a_job_in_parts_that_is_killed_goes_on_and_ends_alike(name: str, zygote:
 @pytest.mark.parametrize("name", ["capfilt", pytest.param("features", marks=pytest.mark.long)])
 def test_a_signal_ends_a_job_in_parts(name: str, number: int, zygote: Zygote, tmp_path: Path) -> None:
     job = with_a_part(name, zygote, tmp_path)
-    job.signal_group(number)
-    asked = time.time()
-    assert finish([job]) == [code_of(number)]
-    assert job.ended - asked < within(LIMIT)
-    assert "stopped" in texts([job]) and "Traceback" not in texts([job])
-    assert left_behind(tmp_path, [job]) == []
-
+    check_end(tmp_path, job, lambda: job.signal_group(number), code_of(number), "stopped")

@@ -6,7 +6,6 @@ import errno
 import os
 import resource
 import shutil
-import subprocess
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,38 +17,19 @@ from lavis_lite.datasets.loading.policy import BadSampleLog
 from lavis_lite.errors import CheckpointError, DataError
 from lavis_lite.io import disk
 from lavis_lite.runners import checkpointing
-from lavis_lite.tracking import jsonl
-from lavis_lite.tracking.jsonl import JsonlLog
+from lavis_lite.tracking import tracker as jsonl
 from lavis_lite.tracking.sinks import Sink
-from lavis_lite.tracking.tracker import Tracker
+from lavis_lite.tracking.tracker import JsonlLog, Tracker
 from tests.helpers.toy import Toy, ToyModel
-
-SIZE = 1 << 20
+from tests.reliability import harness
+from tests.reliability.harness import fill
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one MiB; skipped where none may be mounted."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = shutil.which("mount")
-    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(place)],
-                                       capture_output=True, check=False).returncode:
-        pytest.skip("a tmpfs may not be mounted here (that takes root)")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def fill(place: Path) -> Path:
-    """Take all that is free."""
-    filler = place / "filler"
-    with filler.open("ab", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"x" * 512)
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
-    return filler
+    with harness.small_disk(tmp_path / "disk") as place:
+        yield place
 
 
 def row(step: int) -> dict[str, Any]:

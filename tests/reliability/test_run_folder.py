@@ -15,7 +15,7 @@ import pytest
 from lavis_lite import engine
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError
-from lavis_lite.io.sealed import seal
+from lavis_lite.io.atomic import seal
 from lavis_lite.runs import folder as run_folder
 from lavis_lite.runs.folder import RunBusyError, RunLock
 from tests.helpers.toy import Toy

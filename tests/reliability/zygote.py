@@ -2,8 +2,9 @@
 
     python -m tests.reliability.zygote
 
-reads jobs as lines of JSON: {"command", "argv", "env", "out", "err"} starts one and answers its process id;
-{"wait": pid} answers its exit code, or null while it runs; {"import": module} imports what later jobs need besides.
+reads jobs as lines of JSON: {"command", "argv", "env", "out", "err", "open_files", "method"} starts one and answers
+its process id; {"wait": pid} answers its exit code, or null while it runs; {"import": module} imports what later jobs
+need besides.
 Each job leads a session of its own, so that what it leaves behind can be found, and ends as an interpreter ends.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import sys
 from typing import Any
@@ -42,7 +44,15 @@ def become(job: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(job["env"])
     sys.argv = ["lavis_lite", *job["argv"]]
+    multiprocessing.current_process()._config["semprefix"] = f"/{semaphore_prefix(os.getpid())}"  # type: ignore[attr-defined]
+    if job.get("method"):
+        multiprocessing.set_start_method(job["method"], force=True)
     limit_open_files(job.get("open_files"))
+
+
+def semaphore_prefix(pid: int) -> str:
+    """How the names of a job's semaphores begin, so that they can be told from those of other programs."""
+    return f"lt{pid}"
 
 
 def limit_open_files(limit: int | None) -> None:

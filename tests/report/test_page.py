@@ -13,10 +13,8 @@ import pytest
 from PIL import Image
 
 from lavis_lite.errors import DataError
-from lavis_lite.report.curves import figures, ticks
-from lavis_lite.report.page import evenly, in_order, inert, write_report
+from lavis_lite.report.page import evenly, figures, in_order, inert, jpeg, thumbnails, ticks, write_report
 from lavis_lite.report.sample import Candidate, Picture, ReportSample, ranked
-from lavis_lite.report.thumbnails import jpeg, thumbnails
 from tests.report.chromium import Document, needs_chromium, opened, text_of
 from tests.report.driver import Browser, needs_driver
 

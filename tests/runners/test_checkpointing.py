@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lavis_lite.errors import CheckpointError
-from lavis_lite.io import sealed
+from lavis_lite.io import atomic
 from lavis_lite.models.base import freeze
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.checkpointing import CheckpointStore
@@ -157,7 +157,7 @@ def test_only_frozen_parameters_may_be_absent(saved):
 
 def test_a_later_format_is_refused(saved):
     path = saved.path(2) / "manifest.json"
-    path.write_text(sealed.seal({**json.loads(path.read_text()), "format": 99}))
+    path.write_text(atomic.seal({**json.loads(path.read_text()), "format": 99}))
     with pytest.raises(CheckpointError, match="format 99 is newer"):
         checkpointing.read_manifest(saved.path(2))
 
@@ -169,7 +169,7 @@ def test_a_state_that_would_run_code_is_not_read(saved):
 
     folder = saved.path(2)
     torch.save({"step": Payload()}, folder / "training_state.pt")
-    checkpointing._write_manifest(folder, ["model.safetensors"], sealed.read(folder / "manifest.json"))
+    checkpointing._write_manifest(folder, ["model.safetensors"], atomic.read_sealed(folder / "manifest.json"))
     assert checkpointing.verify(folder) == []
     with pytest.raises(CheckpointError, match="not a training state"):
         checkpointing.load(folder, ToyModel())

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from lavis_lite import distributed
-from lavis_lite.config.arguments import check_hooks
 from lavis_lite.config.compose import compose_layers
 from lavis_lite.config.layers import Layer
 from lavis_lite.config.schema import Config, ModelConfig, PreprocessConfig, RunConfig
+from lavis_lite.config.typed import check_hooks
 from lavis_lite.errors import ConfigError, RegistryError
 from lavis_lite.preflight import check
 from lavis_lite.registry import registry
 from lavis_lite.runners.hooks import Hook, RunContext
 from lavis_lite.runners.hooks.base import build_hooks
-from lavis_lite.tracking.jsonl import read
+from lavis_lite.tracking.tracker import read
 from tests.helpers.processes import run_processes
 from tests.helpers.toy import Toy, records, same, weights
 

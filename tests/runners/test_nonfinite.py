@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lavis_lite.runners import optim
 from lavis_lite.runners.outcome import FP16_ALLOWANCE, PATIENCE, DivergedError, SkipCounter
-from lavis_lite.tracking.jsonl import read
+from lavis_lite.tracking.tracker import read
 from tests.helpers.processes import run_processes
 from tests.helpers.toy import Toy, ToyModel, same, weights
 

@@ -13,7 +13,7 @@ from lavis_lite.models.blip2.llm import OPT, T5, VICUNA
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from lavis_lite.models.language import Limits
 from lavis_lite.models.outputs import Blip2Output
-from lavis_lite.tracking.jsonl import read
+from lavis_lite.tracking.tracker import read
 from tests.helpers.processes import run_processes
 from tests.helpers.toy import Toy, ToyModel
 from tests.models.stage1_helpers import tiny_model

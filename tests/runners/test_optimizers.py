@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lavis_lite.config.arguments import check_optimizer
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.typed import check_optimizer
 from lavis_lite.errors import CheckpointError, ConfigError, ContractError, MissingExtraError, RegistryError
 from lavis_lite.registry import registry
 from lavis_lite.runners import optim

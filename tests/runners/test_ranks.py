@@ -13,7 +13,7 @@ from lavis_lite import distributed
 from lavis_lite.errors import CheckpointError, DataError, DistributedError
 from lavis_lite.runners.signals import Interrupted
 from lavis_lite.runners.step import DivergedError
-from lavis_lite.tracking.jsonl import read
+from lavis_lite.tracking.tracker import read
 from tests.helpers.processes import run_processes
 from tests.helpers.toy import ExactModel, Toy, ToyModel, ToyTask, weights
 

@@ -12,11 +12,11 @@ from torch.utils.data import Subset
 from lavis_lite import dry_run, engine
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.device import Precision, pick_device
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.runners import schedules
-from lavis_lite.runners.device import Precision, pick_device
 from lavis_lite.runners.outcome import PATIENCE, DivergedError
-from lavis_lite.tracking.jsonl import read
+from lavis_lite.tracking.tracker import read
 from tests.helpers.toy import ExactModel, Toy, ToyData, ToyModel, ToyTask, records, same, weights
 
 
@@ -132,7 +132,7 @@ def test_bf16_runs_under_autocast_and_fp16_is_refused_on_a_cpu(tmp_path):
 def test_amp_asks_the_device(monkeypatch):
     cpu = torch.device("cpu")
     for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("lavis_lite.runners.device.bf16_is_native", lambda device, native=native: native)
+        monkeypatch.setattr("lavis_lite.device.bf16_is_native", lambda device, native=native: native)
         assert Precision.from_run(RunConfig(amp=True), cpu).dtype == dtype
     assert Precision.from_run(RunConfig(amp=False), cpu).dtype == torch.float32
     gpu = torch.device("cuda", 0)

@@ -13,15 +13,15 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lavis_lite import distributed
-from lavis_lite.config.run_rules import sharding_error
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.typed import sharding_error
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.language.build import recompute_blocks
 from lavis_lite.models.language.families import Lora
 from lavis_lite.models.outputs import ModelOutput
-from lavis_lite.runners.device import shard_frozen, sharded_names
-from lavis_lite.tracking.jsonl import read
+from lavis_lite.runners.sharding import shard_frozen, sharded_names
+from lavis_lite.tracking.tracker import read
 from tests.helpers.processes import run_processes
 from tests.helpers.toy import WIDTH, Toy, weights
 from tests.models.language.tiny import tiny

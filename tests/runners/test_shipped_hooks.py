@@ -16,9 +16,8 @@ from lavis_lite.runners import checkpointing
 from lavis_lite.runners.hooks.early_stop import EarlyStop
 from lavis_lite.runners.hooks.ema import EMA
 from lavis_lite.runners.runner import Runner
-from lavis_lite.tracking.jsonl import JsonlLog, read
 from lavis_lite.tracking.sinks import Sink
-from lavis_lite.tracking.tracker import Tracker
+from lavis_lite.tracking.tracker import JsonlLog, Tracker, read
 from tests.helpers.toy import Toy, ToyData, ToyModel, ToyTask, same, weights
 
 EMA_RUN = {"max_iters": 6, "save_every": 1, "keep_checkpoints": 9}

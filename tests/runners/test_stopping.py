@@ -15,7 +15,7 @@ import pytest
 
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.signals import Interrupted, SignalWatch
-from lavis_lite.tracking.jsonl import read
+from lavis_lite.tracking.tracker import read
 from tests.helpers.threads import fork
 from tests.helpers.toy import Toy, ToyTask, records, same, weights
 from tests.helpers.toy_run import RUN, go_on

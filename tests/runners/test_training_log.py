@@ -13,7 +13,7 @@ import torch
 from lavis_lite import distributed
 from lavis_lite.runners.outcome import LossMeter
 from lavis_lite.runners.train_state import Speed
-from lavis_lite.tracking.jsonl import read
+from lavis_lite.tracking.tracker import read
 from tests.helpers.processes import run_processes
 from tests.helpers.toy import Toy, ToyData, records
 

@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from lavis_lite.tasks.submission import Submission, as_cell
+from lavis_lite.tasks.config import Submission, as_cell
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1",

@@ -18,14 +18,13 @@ from lavis_lite.datasets.loading.policy import BadSampleLog
 from lavis_lite.errors import DataError
 from lavis_lite.evaluation.results import Evaluation, write_predictions, write_samples
 from lavis_lite.evaluation.resume import EvalCheckpoint
-from lavis_lite.io import atomic, sealed
+from lavis_lite.io import atomic
 from lavis_lite.preflight import check
 from lavis_lite.report.page import write_report
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.runners.checkpointing import config_yaml
-from lavis_lite.tracking.jsonl import JsonlLog
 from lavis_lite.tracking.sinks import Console
-from lavis_lite.tracking.tracker import Tracker
+from lavis_lite.tracking.tracker import JsonlLog, Tracker
 from tests.helpers.toy import Toy
 
 COUNT = 50
@@ -77,8 +76,8 @@ def test_s4_every_file_of_a_run_has_what_was_written_in_the_yaml(planted: dict[s
     book = EvalCheckpoint(tmp_path, "val_toy_step0", {"prompt": secrets}, True, 0)
     book.append({"batch": 0, "rows": [{"id": 1, "answer": secrets[2]}], "samples": 1, "bad": []})
     book.close()
-    atomic.write_text(tmp_path / "sealed.json", sealed.seal({"names": secrets}))
-    assert sealed.read(tmp_path / "sealed.json")["names"] == interpolations(planted)
+    atomic.write_text(tmp_path / "sealed.json", atomic.seal({"names": secrets}))
+    assert atomic.read_sealed(tmp_path / "sealed.json")["names"] == interpolations(planted)
     assert found_under(tmp_path, planted) == []
     rows = json.loads((tmp_path / "results/test_step0_predictions.json").read_text())
     assert [row["answer"] for row in rows] == interpolations(planted)

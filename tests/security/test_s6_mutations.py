@@ -24,7 +24,7 @@ from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.datasets.shards.index import INDEX, ShardIndex
 from lavis_lite.errors import LavisLiteError
 from lavis_lite.evaluation import resume
-from lavis_lite.io import sealed
+from lavis_lite.io import atomic
 from lavis_lite.preflight import check, missing
 from lavis_lite.runners import checkpointing
 from tests.helpers.toy import ToyModel
@@ -158,7 +158,7 @@ def test_s6_manifests(tmp_path: Path, count: int) -> None:
             write(path, mutated_text(whole[path], rng))
         else:  # foreign, but with the right seal
             tree = json_values(mutated_tree(json.loads(whole[path]), rng))
-            write(path, sealed.seal(tree) if isinstance(tree, dict) else json.dumps(tree))
+            write(path, atomic.seal(tree) if isinstance(tree, dict) else json.dumps(tree))
         refused += in_words(read, f"mutation {number} of {path.name}: {path.read_bytes()!r}")
         path.write_text(whole[path])
     assert count // 2 < refused <= count

@@ -14,15 +14,15 @@ from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, Preproc
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.datasets.qa import QAEvalDataset
+from lavis_lite.device import Precision
 from lavis_lite.engine import check_lengths
 from lavis_lite.errors import DataError
 from lavis_lite.evaluation.evaluator import Evaluator
 from lavis_lite.models.blip2.llm import OPT, T5, Blip2LLM
-from lavis_lite.runners.device import Precision
 from lavis_lite.runners.standard_hooks import BadSamples
-from lavis_lite.tasks.long_texts import long_texts, without_rows
 from lavis_lite.tasks.ranking import RankingRunConfig, RankingTask
 from lavis_lite.tasks.vqa import VQARunConfig, VQATask
+from lavis_lite.tasks.writing import long_texts, without_rows
 from lavis_lite.tracking.tracker import Tracker
 from tests.models.test_blip2_llm import model_of
 

@@ -34,8 +34,7 @@ from lavis_lite.models.protocols import (
     TextMeasurer,
 )
 from lavis_lite.registry import registry
-from lavis_lite.tasks.base import BaseTask
-from lavis_lite.tasks.needs import unmet_needs
+from lavis_lite.tasks.base import BaseTask, unmet_needs
 from lavis_lite.tasks.vqa import VQARunConfig, VQATask
 
 

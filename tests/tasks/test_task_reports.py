@@ -15,9 +15,9 @@ from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.evaluation.resume import is_plain
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
 from lavis_lite.tasks.pretrain import ImageTextPretrainTask, PretrainRunConfig
-from lavis_lite.tasks.reporting import counted, pictures_of
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, RetrievalTask
 from lavis_lite.tasks.vqa import KEPT, VQARunConfig, VQATask, likeliest
+from lavis_lite.tasks.writing import counted, pictures_of
 from tests.tasks.fakes import TinyModel, batches, dataset
 from tests.tasks.test_writing_tasks import Questions, batch
 

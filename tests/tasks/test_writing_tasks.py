@@ -15,7 +15,7 @@ from lavis_lite.evaluation.evaluator import gathered
 from lavis_lite.evaluation.results import where_unscored, write_predictions
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.tasks.captioning import CaptioningRunConfig, CaptioningTask
-from lavis_lite.tasks.submission import Submission
+from lavis_lite.tasks.config import Submission
 from lavis_lite.tasks.vqa import VQARunConfig, VQATask
 
 

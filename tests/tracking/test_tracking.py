@@ -14,7 +14,7 @@ import torch
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import MissingExtraError
-from lavis_lite.tracking import jsonl
+from lavis_lite.tracking import tracker as jsonl
 from lavis_lite.tracking.sinks import Console, TensorBoard, WeightsAndBiases, flat_scalars, logged_in, record_line
 from lavis_lite.tracking.tracker import Tracker, parameter_table
 

@@ -38,15 +38,22 @@ class MeanColor(BaseModel):
 
     def forward(self, samples: Samples) -> ModelOutput:
         """The loss."""
-        lengths = torch.tensor([float(len(text)) for text in samples["text_input"]], device=self.device)
-        found: torch.Tensor = self.layers(samples["image"].mean((2, 3)))[:, 0]
+        texts = samples.get("text_input", [])
+        found = self._numbers(samples)
+        lengths = torch.tensor([float(len(text)) for text in texts], device=self.device)
         loss = (found - lengths).square().mean()
         return ModelOutput(loss * loss_weight(samples, "loss", loss))
 
     def generate(self, samples: Samples, *, num_beams: int = 1, max_length: int = 8, min_length: int = 1) -> list[str]:
         """So many letters as the model says."""
-        lengths = self.layers(samples["image"].mean((2, 3)))[:, 0].round().clamp(min_length, max_length)
+        lengths = self._numbers(samples).round().clamp(min_length, max_length)
         return ["a" * int(length) for length in lengths.tolist()]
+
+    def _numbers(self, samples: Samples) -> torch.Tensor:
+        if "image" not in samples:
+            raise KeyError("samples need an image")
+        found: torch.Tensor = self.layers(samples["image"].mean((2, 3)))[:, 0]
+        return found
 
 
 def main() -> tuple[str, dict[str, float]]:

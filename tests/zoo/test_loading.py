@@ -1,4 +1,4 @@
-"""Device, dtype and checkpoint wishes; all refusals come before anything is built."""
+"""Device, dtype and checkpoint options; all refusals come before anything is built."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lavis_lite import load_model
+from lavis_lite.device import pick_device
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.blip2.config import Blip2OPTConfig, Blip2QformerConfig
 from lavis_lite.zoo import loading
-from lavis_lite.zoo.loading import load_section, pick_device, place, precisions
+from lavis_lite.zoo.loading import load_section, move_model, precisions
 from tests.models.language.tiny import IDS, SIZES, byte_tokenizer
 from tests.models.test_blip2_llm import SIZES_OF_QFORMER
 
@@ -42,29 +43,29 @@ def opt(tmp_path: Path, **changes: Any) -> Blip2OPTConfig:
                           **{**SIZES_OF_QFORMER, **changes})
 
 
-@pytest.mark.parametrize(("wishes", "words"), [
+@pytest.mark.parametrize(("options", "words"), [
     ({}, "blip2_opt/pretrain_opt2.7b needs files that are not here: 4 errors"),
     ({"checkpoint": "runs/mine.pth"}, r"model.pretrained: 'runs/mine.pth' is not here \(looked for it in the working"),
 ])
-def test_all_that_is_missing_is_said_before_work(wishes: dict[str, Any], words: str, nothing_is_built: None) -> None:
+def test_all_that_is_missing_is_said_before_work(options: dict[str, Any], words: str, nothing_is_built: None) -> None:
     with pytest.raises(DataError, match=words) as caught:
-        load_model("blip2_opt", "pretrain_opt2.7b", **wishes)
+        load_model("blip2_opt", "pretrain_opt2.7b", **options)
     told = str(caught.value)
     for part in ("eva_vit_g.pth", "hf download bert-base-uncased", "hf download facebook/opt-2.7b", "curl -L --fail",
                  "Downloads are switched off"):
         assert part in told
-    assert ("blip2_pretrained_opt2.7b.pth" in told) is (not wishes)
+    assert ("blip2_pretrained_opt2.7b.pth" in told) is (not options)
 
 
-@pytest.mark.parametrize(("wishes", "words"), [
-    ({"device": "gpu"}, "device: 'gpu' is none; did you mean 'cpu'"),
-    ({"device": "cuda:99"}, "device: 'cuda:99' is asked for, but torch .* sees"),
+@pytest.mark.parametrize(("options", "words"), [
+    ({"device": "gpu"}, "device: 'gpu' is not a device; did you mean 'cpu'"),
+    ({"device": "cuda:99"}, "device: cuda:99 is not here: torch .* sees"),
     ({"dtype": "int8"}, "dtype: 'int8' is not one of fp32, fp16, bf16"),
     ({"dtype": torch.float16}, "fp16 arithmetic on a CPU"),
 ])
-def test_impossible_wishes(wishes: dict[str, Any], words: str, nothing_is_built: None) -> None:
+def test_impossible_options(options: dict[str, Any], words: str, nothing_is_built: None) -> None:
     with pytest.raises(ConfigError, match=words):
-        load_model("blip2_opt", "pretrain_opt2.7b", **wishes)
+        load_model("blip2_opt", "pretrain_opt2.7b", **options)
 
 
 def test_a_model_without_language_model_takes_no_quantisation() -> None:
@@ -106,7 +107,7 @@ def test_a_checkpoint_takes_the_place_of_the_types_own(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({name: value.clone() for name, value in model.trainable_state().items()}, path)
     said: list[str] = []
-    again = load_section(opt(tmp_path, load_finetuned=True, finetuned="nowhere.pth"), checkpoint=path, say=said.append)
+    again = load_section(opt(tmp_path, load_finetuned=True, finetuned="nowhere.pth"), checkpoint=path, log=said.append)
     assert torch.equal(again.query_tokens, model.query_tokens) and "tensors loaded" in said[0]
 
 
@@ -121,5 +122,5 @@ def test_a_placed_language_model_is_not_moved() -> None:
             super().__init__()
             self.language_model, self.projection = nn.Linear(2, 2), nn.Linear(2, 2)
 
-    model = place(Two(), CPU, torch.bfloat16, language_model_stays=True)
+    model = move_model(Two(), CPU, torch.bfloat16, language_model_stays=True)
     assert model.projection.weight.dtype is torch.bfloat16 and model.language_model.weight.dtype is torch.float32

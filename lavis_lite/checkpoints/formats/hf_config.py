@@ -160,7 +160,7 @@ def section_of(config: Mapping[str, Any], folder: Path | str | None = None) -> d
         folder: where it lies, with the tokenizers; None: `tokenizer` and `llm_tokenizer` are left to the caller.
 
     Raises:
-        CheckpointError: it is no BLIP-2, InstructBLIP or LLaVA, or has fields that no section can follow.
+        CheckpointError: it is not a BLIP-2, InstructBLIP or LLaVA model, or has fields that no section can follow.
     """
     kind = config.get("model_type")
     if kind == "llava":

@@ -18,9 +18,9 @@ from lavis_lite.compat.lavis.sections import reading, section_class
 from lavis_lite.config.schema import Config as CoreConfig
 from lavis_lite.config.schema import ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.datasets.loading.loader import eval_loader
+from lavis_lite.device import to_device
 from lavis_lite.errors import ContractError
 from lavis_lite.io import atomic
-from lavis_lite.runners.step import to_device
 from lavis_lite.tasks.base import BaseTask as CoreTask
 from lavis_lite.tasks.base import Row
 

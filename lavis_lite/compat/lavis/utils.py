@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 from lavis_lite import distributed
 from lavis_lite.compat.lavis.base_model import download_cached_file
 from lavis_lite.compat.lavis.paths import get_abs_path, root
+from lavis_lite.device import pick_device
 from lavis_lite.io import files
 from lavis_lite.process.launch import launch_from_environment
-from lavis_lite.runners.device import pick_device
 
 __all__ = ["download_cached_file", "get_abs_path"]
 

@@ -21,7 +21,7 @@ from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.shards.index import name_hash
 from lavis_lite.errors import ConfigError, DataError
-from lavis_lite.io import files, sealed
+from lavis_lite.io import atomic, files
 
 FORMAT = 2
 MANIFEST, NAMES = "manifest.json", "names.safetensors"
@@ -112,7 +112,7 @@ def file_of(number: int) -> str:
 def _manifest(root: Path) -> dict[str, Any]:
     path = root / MANIFEST
     try:
-        content = _checked(sealed.read(path))
+        content = _checked(atomic.read_sealed(path))
         short = [name for name, file in content["files"].items() if (root / name).stat().st_size != file["bytes"]]
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: there is no such file, so the features are not complete. Write what is "

@@ -24,7 +24,7 @@ from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.shards.index import name_hash
 from lavis_lite.errors import DataError
 from lavis_lite.finite import check_finite
-from lavis_lite.io import atomic, sealed
+from lavis_lite.io import atomic
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Log = Callable[[str], None]
@@ -181,4 +181,4 @@ def _finish(job: FeatureJob) -> None:
     content = {"format": FORMAT, **job.facts, "dtype": job.dtype, "shape": shape, "images": len(hashes),
                "files": {held.path.name: {"bytes": held.path.stat().st_size, "digest": held.digest}
                          for held in [*files, Mapped(job.out / NAMES)]}}
-    atomic.write_text(job.out / MANIFEST, sealed.seal(content))
+    atomic.write_text(job.out / MANIFEST, atomic.seal(content))

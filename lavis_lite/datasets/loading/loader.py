@@ -15,12 +15,11 @@ from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.loading.pending import PendingBatches
 from lavis_lite.datasets.loading.policy import IMAGE_ROWS, DrawnSamples, EvaluationSamples, Failure, TrainingSamples
-from lavis_lite.datasets.loading.sampler import EvalBatches, GlobalSampler, RankBatches
+from lavis_lite.datasets.loading.sampler import EvalBatches, GlobalSampler, PendingBatches, RankBatches
 from lavis_lite.datasets.protocols import MapDataset, Ordered
 from lavis_lite.errors import ConfigError, ContractError, DataError, LavisLiteError, WorkerError
-from lavis_lite.process import limits
+from lavis_lite.process import exits
 from lavis_lite.process.children import worker_context
 
 # --- samples -> batch ------------------------------------------------------------------------------------------------
@@ -137,7 +136,7 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
             for worker in self._workers:
                 worker.join(0.0 if isinstance(error, RuntimeError) else 0.2)
                 if worker.exitcode:
-                    return WorkerError(limits.describe_death(worker.pid or 0, worker.exitcode))
+                    return WorkerError(exits.describe_death(worker.pid or 0, worker.exitcode))
         return None
 
     def kill(self) -> None:
@@ -160,7 +159,7 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
             worker.kill()
         for worker in getattr(self, "_workers", []):
             worker.join()
-            limits.remove_shared_memory_of(worker.pid or 0)
+            exits.remove_shared_memory_of(worker.pid or 0)
 
     def __del__(self) -> None:
         if not self._shutdown:
@@ -182,7 +181,7 @@ class Loader(DataLoader[Any]):
 
     def __init__(self, dataset: Dataset[Any], workers: int = 0, start_method: str | None = None,
                  **settings: Any) -> None:
-        with limits.explained():
+        with exits.explained():
             super().__init__(dataset, num_workers=workers, worker_init_fn=_one_thread,
                              multiprocessing_context=worker_context(start_method) if workers else None,
                              generator=torch.Generator(),  # its own: torch's global one belongs to the run
@@ -197,7 +196,7 @@ class Loader(DataLoader[Any]):
         """
         iterator: Any = None
         try:
-            with limits.explained():
+            with exits.explained():
                 iterator = super().__iter__()
                 for batch in iterator:
                     if isinstance(batch, Failure):

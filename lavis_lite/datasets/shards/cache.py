@@ -19,7 +19,7 @@ from filelock import FileLock
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.shards.index import ARRAYS, INDEX, Shard, read_index
 from lavis_lite.errors import ConfigError, DataError
-from lavis_lite.io import files, sealed
+from lavis_lite.io import atomic, files
 
 LIMIT = "LAVIS_LITE_SHARD_CACHE_GB"
 _DEFAULT_GB = 50.0
@@ -154,7 +154,7 @@ def fetch_index(url: str, sha256: str | None = None) -> Path:
     if not index.exists() or sha256:
         files.fetch(f"{base}/{INDEX}", sha256, to=index)
     try:
-        content = sealed.read(index)
+        content = atomic.read_sealed(index)
     except ValueError:  # the kept one is damaged: once more
         index.unlink()
         files.fetch(f"{base}/{INDEX}", sha256, to=index)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lavis_lite.datasets.annotations.tables import ExplodedTable, MappedTable, RowTable
 from lavis_lite.datasets.files.mapped import Mapped, write_arrays
 from lavis_lite.errors import DataError, shown
-from lavis_lite.io import atomic, sealed
+from lavis_lite.io import atomic
 
 FORMAT = 2
 INDEX, ARRAYS = "index.json", "index.safetensors"
@@ -159,7 +159,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     path, command = folder / INDEX, f"python -m lavis_lite data index {folder}"
     try:
-        content = sealed.read(path)
+        content = atomic.read_sealed(path)
         if content.get("format") != FORMAT:
             raise ValueError(f"its format is {content.get('format')!r}, and this version reads {FORMAT}")
     except FileNotFoundError as error:
@@ -233,10 +233,10 @@ def write_index(folder: Path, names: Sequence[str], space: str) -> ShardIndex:
     write_arrays(folder / ARRAYS, arrays, facts)
     content = {"format": FORMAT, "space": space, "samples": sum(shard.samples for shard in shards),
                "rows": int(arrays["rows_of"][-1]), "kinds": shared,
-               "arrays": {"bytes": (folder / ARRAYS).stat().st_size, "sha256": sealed.file_sha256(folder / ARRAYS),
+               "arrays": {"bytes": (folder / ARRAYS).stat().st_size, "sha256": atomic.file_sha256(folder / ARRAYS),
                           "digest": Mapped(folder / ARRAYS).digest},
                "shards": [asdict(shard) for shard in shards]}
-    atomic.write_text(folder / INDEX, sealed.seal(content))
+    atomic.write_text(folder / INDEX, atomic.seal(content))
     return ShardIndex(folder)
 
 

@@ -31,7 +31,7 @@ from lavis_lite.datasets.shards.index import (
 from lavis_lite.datasets.shards.members import Contents, Dots, Sample, read_contents
 from lavis_lite.datasets.shards.writer import SKIPPED, Log, joined
 from lavis_lite.errors import DataError
-from lavis_lite.io import atomic, sealed
+from lavis_lite.io import atomic
 from lavis_lite.process.children import worker_pool
 
 _MOST_LISTED = 100_000
@@ -110,7 +110,7 @@ def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "aut
     kinds = {"image": file_name.__name__}
     if rows and all(EXPLODED in row for _, row in rows):
         kinds[EXPLODED] = texts.__name__
-    shard = Shard(name, path.stat().st_size, len(images), sealed.file_sha256(path))
+    shard = Shard(name, path.stat().st_size, len(images), atomic.file_sha256(path))
     kept = {key: sum(key in row for _, row in rows) for key in keep}
     Part(shard, images, rows, kinds).save(
         folder, settings=settings, stamp=_stamp(path), faults=json.dumps(errors.shown), count=str(errors.count),

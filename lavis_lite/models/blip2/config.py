@@ -63,6 +63,7 @@ class Blip2Config(EncoderConfig):
     qformer_grad_checkpoint: bool = False
     """the same for the Q-Former"""
     num_query_token: int = 32
+    """number of query tokens"""
     cross_attention_freq: int = 2
     """cross-attention in every so many layers, from the first on"""
     max_txt_len: int = 32
@@ -73,11 +74,17 @@ class Blip2Config(EncoderConfig):
     tokenizer: str = "bert-base-uncased"
     """bert-base-uncased | mini | a folder with vocab.txt"""
     qformer_hidden_size: int = 768
+    """width of the Q-Former"""
     qformer_layers: int = 12
+    """number of its layers"""
     qformer_heads: int = 12
+    """attention heads per layer"""
     qformer_intermediate_size: int = 3072
+    """width of its feed-forward layers"""
     qformer_max_positions: int = 512
+    """longest text of the Q-Former, in tokens"""
     qformer_dropout: float = 0.1
+    """dropout of the Q-Former"""
     qformer_attention_dropout: float | None = None
     """of attention weights; None: as qformer_dropout"""
     qformer_layer_norm_eps: float = 1e-12

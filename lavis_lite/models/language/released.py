@@ -32,5 +32,6 @@ RELEASED: dict[str, dict[str, Any]] = {
     "google/flan-t5-xxl": _flan_t5(4096, 10240, 64),
     "lmsys/vicuna-7b-v1.1": _vicuna(4096, 11008, 32, 32),
     "lmsys/vicuna-13b-v1.1": _vicuna(5120, 13824, 40, 40),
+    "lmsys/vicuna-7b-v1.5": _vicuna(4096, 11008, 32, 32) | {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
 }
 """hub name -> `model.llm_args` of a model of its shape"""

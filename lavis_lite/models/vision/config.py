@@ -23,11 +23,13 @@ class EncoderConfig(ModelConfig):
     image_size: int = 224
     """pixels per side"""
     drop_path_rate: float = 0.0
+    """stochastic depth of the vision encoder; 0: none"""
     use_grad_checkpoint: bool | Literal["fairscale"] = False
     """of the vision encoder: false | true | fairscale"""
     vit_precision: Literal["fp16", "fp32", "bf16"] = "fp16"
     """dtype of a frozen vision encoder"""
     freeze_vit: bool = True
+    """whether the vision encoder keeps its weights"""
     # this package's -------------------------------------------------------------------------------------------------
     vit_weights: str | None = None
     """file or URL of the vision encoder's weights; None: the preset's own; "timm": timm's download; "random": none"""

@@ -24,6 +24,7 @@ class VisionLanguageConfig(AnyLanguageConfig, EncoderConfig):
     connector: dict[str, Any] = field(default_factory=lambda: {"type": "mlp"})
     """type: linear | mlp | resampler | abstractor | qformer | a registered one; the other keys are its settings"""
     connector_train: bool = True
+    """whether the connector trains"""
     connector_lr_scale: float = 1.0
     """factor on the learning rate of the connector"""
     template: Any = "vicuna_v1"

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lavis_lite.config.schema import Config
+    from lavis_lite.device import Precision
     from lavis_lite.models.base import BaseModel
-    from lavis_lite.runners.device import Precision
     from lavis_lite.runners.step import StepResult
     from lavis_lite.runners.train_state import TrainState
     from lavis_lite.tasks.base import BaseTask

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lavis_lite.datasets.loading.pending import PendingBatches
-from lavis_lite.datasets.loading.sampler import EvalBatches
+from lavis_lite.datasets.loading.sampler import EvalBatches, PendingBatches
 
 
 @pytest.mark.parametrize("done", [(), (0,), (1, 2, 6), tuple(range(7))])

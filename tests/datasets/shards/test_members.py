@@ -18,7 +18,7 @@ from lavis_lite.datasets.shards.dataset import open_shards
 from lavis_lite.datasets.shards.index import INDEX, ShardIndex
 from lavis_lite.datasets.shards.scan import index_folder
 from lavis_lite.errors import DataError
-from lavis_lite.io import sealed
+from lavis_lite.io import atomic
 
 
 def tar(folder: Path, *members: tuple[str, str], name: str = "0.tar") -> Path:
@@ -138,9 +138,9 @@ def test_fields_that_no_sample_has_are_refused(tmp_path):
 def test_an_index_names_files_of_its_folder_only(tmp_path, name):
     folder = tar(tmp_path / "s", *PLAIN)
     index_folder(folder, log=lambda text: None)
-    content = sealed.read(folder / INDEX)
+    content = atomic.read_sealed(folder / INDEX)
     content["shards"][0]["name"] = name
-    (folder / INDEX).write_text(sealed.seal(content))
+    (folder / INDEX).write_text(atomic.seal(content))
     with pytest.raises(DataError, match="is not the name of a file in this folder"):
         ShardIndex(folder)
 
