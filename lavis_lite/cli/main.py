@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from lavis_lite.errors import LavisLiteError, did_you_mean
+from lavis_lite.io import disk
 from lavis_lite.process import exits
 from lavis_lite.redaction import masked_output
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""a disk that is full, limited or read-only"""
 TRACEBACK = "--traceback"
 """an option of every command"""
 
@@ -90,6 +95,8 @@ def _code_and_message(error: BaseException) -> tuple[int, str]:
         return exits.USER_ERROR, (
             f"Python package {error.name!r} is not installed in this environment ({sys.prefix}). Install with "
             "`bash run_scripts/setup_env.sh` and use its Python: `source .venv/bin/activate`.")
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS and isinstance(error.filename, str):
+        return exits.USER_ERROR, disk.cannot_write(Path(error.filename), error)
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
     return exits.UNEXPECTED, exits.describe_unexpected(error, rank)
 

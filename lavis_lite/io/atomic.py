@@ -38,6 +38,17 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Context manager: errors of the system that name no file name this one; `write` and `fsync` know no names."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A temporary name for a new file, which replaces `path` in one go if the block ends without an error.
 
@@ -46,9 +57,10 @@ def replaced(path: Path) -> Iterator[Path]:
     """
     temporary = temporary_name(path)
     try:
-        yield temporary
-        sync_file(temporary)
-        os.replace(temporary, path)
+        with _named(path):
+            yield temporary
+            sync_file(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)

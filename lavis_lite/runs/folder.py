@@ -123,8 +123,7 @@ class RunLock:
         self.run_dir = Path(run_dir)
         self._lock = FileLock(str(self.run_dir / LOCK))
         # also at the end of the process: a signal may come just before the caller's `release` and skip it
-        self.release = weakref.finalize(self, _release, self._lock, self.run_dir, os.getpid())
-        """releases the lock and removes its files"""
+        self._release = weakref.finalize(self, _release, self._lock, self.run_dir, os.getpid())
 
     def acquire(self) -> RunLock:
         """Take the lock.
@@ -144,6 +143,10 @@ class RunLock:
         with contextlib.suppress(OSError):  # a full disk; the lock itself needs no space
             (self.run_dir / HOLDER).write_text(json.dumps(facts) + "\n", encoding="utf-8")
         return self
+
+    def release(self) -> None:
+        """Release the lock and remove its files."""
+        self._release()
 
 
 def _release(lock: FileLock, run_dir: Path, owner: int) -> None:

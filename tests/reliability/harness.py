@@ -354,11 +354,11 @@ def texts(jobs: Sequence[Job]) -> str:
 
 # --- full disks -------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def small_disk(place: Path, mebibytes: int = 1) -> Iterator[Path]:
-    """A file system of so many MiB; the test is skipped where none may be mounted."""
+def small_disk(place: Path, kibibytes: int = 1024) -> Iterator[Path]:
+    """A file system of so many KiB; the test is skipped where none may be mounted."""
     place.mkdir()
     mount = shutil.which("mount")
-    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(place)],
+    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(place)],
                                        capture_output=True, check=False).returncode:
         pytest.skip("a tmpfs may not be mounted here (that takes root)")
     try:

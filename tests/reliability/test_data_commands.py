@@ -201,7 +201,7 @@ def test_an_unreadable_picture_ends_a_command(name: str, zygote: Zygote, tmp_pat
                                   for name in EVERY])
 def test_a_full_disk_ends_a_command(name: str, zygote: Zygote, tmp_path: Path) -> None:
     """A real one, of which a part is taken."""
-    with small_disk(tmp_path / "disk", 7 if name == "index" else 1) as place:
+    with small_disk(tmp_path / "disk", {"index": 7000, "features": 200}.get(name, 1000)) as place:
         if name == "index":
             _write_tars(place / "tars")
             fill(place)

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from lavis_lite.cli.main import run_command
 from lavis_lite.datasets.loading.policy import BadSampleLog
 from lavis_lite.errors import CheckpointError, DataError
-from lavis_lite.io import disk
+from lavis_lite.io import atomic, disk
+from lavis_lite.process import exits
 from lavis_lite.runners import checkpointing
 from lavis_lite.tracking import tracker as jsonl
 from lavis_lite.tracking.sinks import Sink
@@ -174,3 +176,20 @@ def test_r4_results_that_cannot_be_written(tmp_path: Path, evaluate: bool) -> No
         assert runner.store.path(2).exists()
         assert any("the results of val cannot be written" in text for text in said)
     assert any("agg_metrics" in text for text in said)
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "rows.json cannot be written: the disk is full"),
+                                               (errno.EROFS, "rows.json cannot be written: Read-only file system")])
+def test_r4_a_data_command_names_the_file_that_has_no_room(number: int, words: str, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch,
+                                                           capsys: pytest.CaptureFixture[str]) -> None:
+    """The system's error knows no name. All data commands on a real full disk: test_data_commands.py."""
+    def command(argv: Any) -> int:
+        with atomic.replaced(tmp_path / "rows.json") as temporary:
+            temporary.write_text("half")
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("lavis_lite.cli.data.main", command)
+    assert run_command("data", []) == exits.USER_ERROR
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -103,8 +103,6 @@ def address(monkeypatch: pytest.MonkeyPatch) -> int:
     return port
 
 
-
-
 def test_all_ranks_get_the_same_store(address: int) -> None:
     stores = together([lambda rank=rank: Rendezvous(rank, 3, 1).meet() for rank in range(3)])  # type: ignore[misc]
     stores[1].set("key", "value")
@@ -151,8 +149,9 @@ def test_a_port_in_use_is_told_of(address: int) -> None:
 
 # --- whole commands ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("number", STOPPING)
-def test_a_signal_before_the_rendezvous_ends_at_once(number: int, zygote: Zygote, tmp_path: Path) -> None:
-    (first, second) = Case(ranks=2).start(zygote, tmp_path)
+@pytest.mark.parametrize("command", ["train", pytest.param("evaluate", marks=pytest.mark.long)])
+def test_a_signal_before_the_rendezvous_ends_at_once(command: str, number: int, zygote: Zygote, tmp_path: Path) -> None:
+    (first, second) = Case(ranks=2, command=command).start(zygote, tmp_path)
     second.signal(signal.SIGSTOP)
     deadline = time.monotonic() + 30
     while "waits for rank 1 at 127.0.0.1" not in first.err.read_text():

@@ -120,7 +120,7 @@ def test_the_lock_of_a_dead_process_does_not_block(out: Path) -> None:
 
 
 def test_a_command_beside_a_running_one_is_refused(zygote: Zygote, tmp_path: Path) -> None:
-    argv = ["--cfg-path", str(write_config(tmp_path, 400)), "--resume", "auto"]
+    argv = ["--cfg-path", str(write_config(tmp_path, 4000)), "--resume", "auto"]
     env = {**environment(tmp_path), "STEP_SECONDS": "0.05"}
     first = start(zygote, tmp_path, "train", argv, env)
     while not list(tmp_path.glob("out/*/checkpoints/step_*")):

@@ -69,7 +69,7 @@ def write_arrays(path: Path, arrays: Arrays, facts: Mapping[str, str], bf16: Seq
         sums = _BlockSums()
         for part in (part for name in names for part in parts[name]):
             content = np.ascontiguousarray(part)
-            content.tofile(file)
+            file.write(content.data)
             sums.add(content)
         file.write(_seal(head, sums.bytes()))
 
