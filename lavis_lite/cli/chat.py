@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_lite.cli.console import command_parser
-from lavis_lite.cli.generate import QUIET, model_source
+from lavis_lite.cli.generate import QUIET, add_placement, model_source
 from lavis_lite.contracts import lacking
 from lavis_lite.errors import ConfigError, LavisLiteError
 from lavis_lite.models.protocols import ChatModel
@@ -41,9 +41,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--temperature", type=float, help="sample instead of taking the likeliest token")
     arguments.add_argument("--top-p", type=float, default=0.9, help="with --temperature: share of the probability")
     arguments.add_argument("--seed", type=int, default=42, help="of --temperature")
-    arguments.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1")
-    arguments.add_argument("--dtype", help="fp32 | bf16 | fp16")
-    arguments.add_argument("--quantization", choices=("8bit", "4bit"), help="of the language model")
+    add_placement(arguments)
     arguments.add_argument("--allow-untrained", action="store_true", help="as `generate` takes it")
     return arguments
 

@@ -60,11 +60,16 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--nucleus", action="store_true", help="sample, instead of beam search")
     arguments.add_argument("--seed", type=int, default=42, help="of --nucleus; nothing else changes the draws")
     arguments.add_argument("--batch-size", type=int, default=8)
+    add_placement(arguments)
+    arguments.add_argument("--json", action="store_true", help="one JSON object per picture and line")
+    return arguments
+
+
+def add_placement(arguments: argparse.ArgumentParser) -> None:
+    """Add the arguments that say where the model runs and in which type."""
     arguments.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1")
     arguments.add_argument("--dtype", help="fp32 | bf16 | fp16")
     arguments.add_argument("--quantization", choices=("8bit", "4bit"), help="of the language model")
-    arguments.add_argument("--json", action="store_true", help="one JSON object per picture and line")
-    return arguments
 
 
 def main(argv: Sequence[str]) -> int:
