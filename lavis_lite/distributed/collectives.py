@@ -146,10 +146,10 @@ def _all_to_all(rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Which rows every rank sends and receives so that each gets those it asked for (`plan_rows`).
+    """Which rows every rank sends and receives so that each gets what it requested (`plan_rows`).
 
-    to_send: int64[S], rows of this rank that others (or it itself) asked for, by asking rank.
-    order: int64[M], where each row asked for stands among the received ones.
+    to_send: int64[S], rows of this rank that any rank requested, by requesting rank.
+    order: int64[M], index of each requested row among the received ones.
     send, receive: rows that go to and come from each rank.
     numbers: what `plan_rows` was asked to read besides.
     """
@@ -161,7 +161,7 @@ class RowPlan:
     numbers: list[int]
 
     def fetch(self, rows: Tensor) -> Tensor:
-        """Rows of the global batch in the order asked for; only these cross ranks.
+        """Rows of the global batch in the requested order; only these cross ranks.
 
         Args:
             rows: float[B, ...], this rank's part of the global batch; gradients flow back.
@@ -195,7 +195,7 @@ def plan_rows(indices: Tensor, batch: int, read: Tensor | None = None) -> RowPla
     numbers = torch.cat([outgoing, incoming, extra]).tolist()
     send, receive, extras = (numbers[:world_size()], numbers[world_size():2 * world_size()],
                              numbers[2 * world_size():])
-    # a stable sort puts the rows asked for first; nonzero() would make the host wait once more
+    # a stable sort puts the requested rows first; nonzero() would make the host wait once more
     first = torch.argsort((~mine).to(torch.uint8), stable=True)[:sum(send)]
     return RowPlan(requests[first] - rank() * batch, torch.argsort(torch.argsort(owner, stable=True)), send, receive,
                    extras)

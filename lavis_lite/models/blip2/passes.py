@@ -32,8 +32,8 @@ class UnimodalAndItg:
     """Result of `unimodal_and_itg_pass`.
 
     query: float[B,Q,D]. text_cls: float[B,D], of the text's [CLS], which does not see the image. decoder:
-    float[B,L-1,D], the hidden states that predict tokens 1 to L-1 from the image and the tokens before; of a packed
-    pass float[T,D], without padding.
+    float[B,L-1,D], the hidden states that predict tokens 1 to L-1 from the image and the tokens before. Of a
+    packed pass it is float[T,D], without padding.
     """
 
     query: Tensor
@@ -78,7 +78,7 @@ def itm_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[ImageKV], 
 
 def packed_unimodal_and_itg_pass(qformer: QFormer, query_tokens: Tensor, image: ImageKV, tokens: TextTokens,
                                  begin: int) -> UnimodalAndItg:
-    """`unimodal_and_itg_pass` without padding between texts, whose lengths the host knows."""
+    """`unimodal_and_itg_pass` without padding between texts of lengths known to the host."""
     lengths, count = cast("tuple[int, ...]", tokens.lengths), query_tokens.shape[1]
     text = pack_unimodal_and_itg(lengths, tokens.ids.shape[1], count, tokens.ids.device)
     ids = tokens.ids.flatten().index_select(0, text.rows)
@@ -90,7 +90,7 @@ def packed_unimodal_and_itg_pass(qformer: QFormer, query_tokens: Tensor, image: 
 
 
 def packed_itm_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[ImageKV], tokens: TextTokens) -> Tensor:
-    """`itm_pass` without padding between texts, whose lengths the host knows."""
+    """`itm_pass` without padding between texts of lengths known to the host."""
     lengths, count = cast("tuple[int, ...]", tokens.lengths), query_tokens.shape[1]
     text = pack_matching(lengths, tokens.ids.shape[1], count, tokens.ids.device)
     ids = tokens.ids.flatten().index_select(0, text.rows)

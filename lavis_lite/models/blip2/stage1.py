@@ -88,7 +88,7 @@ class Blip2Qformer(Blip2Scorer):
             that a sample is compared with are constants.
         ln_vision_eps: epsilon of the norm over image features.
         itg_weight: factor of the ITG loss in the sum.
-        pack_text: compute texts whose lengths the host knows without padding between them; None: on the CPU.
+        pack_text: compute texts of lengths known to the host without padding between them; None: on the CPU.
     """
 
     config_class = Blip2QformerConfig

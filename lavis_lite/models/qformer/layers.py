@@ -217,7 +217,7 @@ class Layer(nn.Module):
 
     def packed(self, hidden: Tensor, shape: tuple[int, int], packing: Packing, images: Sequence[ImageKV],
                index: int) -> Tensor:
-        """The whole block over a packed batch whose first N*Q tokens are queries; shape (N,Q): float[R,D] -> [R',D]."""
+        """The whole block over a packed batch, N*Q queries first; shape (N,Q): float[R,D] -> float[R',D]."""
         assert self.text_ffn is not None, "this Q-Former was built without its text half"
         hidden = self.self_attention.packed(hidden, packing)
         number = shape[0] * shape[1]

@@ -2,7 +2,7 @@
 
 A packed batch is one row of R = N*Q + T tokens: the queries of all N sequences, then all their real text tokens.
 Every linear layer, norm and feed-forward runs on this row. Attention alone needs the sequences apart: those with
-equally long texts form a group, whose attention is one dense call without padding. The padded batch
+equally long texts form a group, and the attention of a group is one dense call without padding. The padded batch
 (`QFormer.run_layers` with a mask) computes the same numbers and is the plain twin.
 """
 
@@ -58,7 +58,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Group:
-    """Sequences of equal length: n of them, S of whose tokens look at all T; mask bool[1,1,S,T] or None."""
+    """Sequences of equal length: n of them, S tokens of each look at all its T tokens; mask bool[1,1,S,T] or None."""
 
     count: int
     looking: int
@@ -97,7 +97,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class PackedText:
-    """N sequences of queries and text whose lengths the host knows, ready for a packed pass.
+    """N sequences of queries and text, of lengths known to the host, ready for a packed pass.
 
     rows: int64[T], the text tokens as indices into the padded batch int64[N,L], flattened; the second texts follow
         the first ones.
@@ -155,23 +155,24 @@ class _Packer:
             mask: length -> who sees whom in a sequence, bool[1,1,S,S]; None: everyone.
             used: length -> the tokens int64[S'] of a sequence that the last layer computes.
         """
-        everything, last, places, kept = [], [], [], []
+        groups, last_groups, members, kept = [], [], [], []
         for length in self.lengths[0].unique().tolist():
-            place, seen, columns = self._places(length), mask(length), used(length)
-            count, total = place.shape
-            everything.append(Group(count, total, total, self._put(seen)))
-            last.append(Group(count, len(columns), total, self._put(None if seen is None else seen[:, :, columns])))
-            places.append(place.flatten())
-            kept.append(place[:, columns].flatten())
-        keys, looking = Order.of(torch.cat(places), self.device), torch.cat(kept)
-        ordered = looking.sort().values
-        rows, positions = self._text_rows()
-        return PackedText(
-            rows, positions, Packing(tuple(everything), keys, keys),
-            Packing(tuple(last), keys, Order.of(torch.searchsorted(ordered, looking), self.device), self._put(ordered)))
+            tokens, seen, columns = self._tokens(length), mask(length), used(length)
+            count, total = tokens.shape
+            groups.append(Group(count, total, total, self._put(seen)))
+            seen = None if seen is None else seen[:, :, columns]
+            last_groups.append(Group(count, len(columns), total, self._put(seen)))
+            members.append(tokens.flatten())
+            kept.append(tokens[:, columns].flatten())
+        by_group, kept_by_group = torch.cat(members), torch.cat(kept)
+        ordered = kept_by_group.sort().values
+        keys = Order.of(by_group, self.device)
+        queries = Order.of(torch.searchsorted(ordered, kept_by_group), self.device)
+        return PackedText(*self._text_rows(), Packing(tuple(groups), keys, keys),
+                          Packing(tuple(last_groups), keys, queries, self._put(ordered)))
 
-    def _places(self, length: int) -> Tensor:
-        """Where the sequences of a length have their tokens in the row: int64[n,S]."""
+    def _tokens(self, length: int) -> Tensor:
+        """Tokens of the sequences of a length, as indices into the row: int64[n,S]."""
         chosen = (self.lengths[0] == length).nonzero()[:, 0]
         parts = [chosen[:, None] * self.num_query + torch.arange(self.num_query)]
         for lengths, starts in zip(self.lengths, self.starts, strict=True):
@@ -182,9 +183,7 @@ class _Packer:
         count, lengths = self.lengths.shape[1], self.lengths.flatten()
         positions = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
         sequence = torch.arange(count).repeat(len(self.lengths)).repeat_interleave(lengths)
-        rows, places = self._put(sequence * self.width + positions), self._put(positions)
-        assert rows is not None and places is not None
-        return rows, places
+        return (sequence * self.width + positions).to(self.device), positions.to(self.device)
 
     def _put(self, tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(self.device, non_blocking=True)
