@@ -84,7 +84,7 @@ def _instructions(name: str, section: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(spec, Mapping) or spec.get("name") != INSTRUCTION:
             continue
         modality, task = str(spec.get("modality", "image")), str(spec.get("task", "caption"))
-        templates = _TEMPLATES.get((modality, task), "vqa")
+        templates = templates_of(modality, task)
         words = {"name": "blip_caption", **{key: spec[key] for key in ("max_words",) if key in spec}}
         section["text_processor"] = {**section["text_processor"], mode: words if task in _BARE else
                                      {**words, "name": "blip_question"}}
@@ -92,6 +92,11 @@ def _instructions(name: str, section: dict[str, Any]) -> dict[str, Any]:
         own: Any = section.get("instruction") or {}
         section["instruction"] = {**own, mode: made}
     return section
+
+
+def templates_of(modality: str, task: str) -> str:
+    """The list of templates for LAVIS' modality (image, video) and task (caption, qa, classification)."""
+    return _TEMPLATES.get((modality, task), "vqa")
 
 
 # files ----------------------------------------------------------------------------------------------------------------
