@@ -11,7 +11,8 @@ Report = Callable[[str, str], None]
 """takes (dotted key, sentence)"""
 
 UNREAD = {"dataset_card": "LAVIS shows it to people; `python -m lavis_lite data card NAME` has cards",
-          "build_info.instance_id_key": "no code of LAVIS reads it"}
+          "build_info.instance_id_key": "no code of LAVIS reads it",
+          "build_info.splits": "build_info.annotations has a key for each split"}
 """key of a data set's section -> why it has no effect"""
 UNREAD_BY_PROCESSORS = {("alpro_video_eval", "min_scale"): "LAVIS' class does not use it: evaluation never crops",
                         ("alpro_video_eval", "max_scale"): "LAVIS' class does not use it: evaluation never crops",

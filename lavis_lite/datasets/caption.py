@@ -214,7 +214,7 @@ class RetrievalDataset(CaptionDataset):
 
 
 class RetrievalEvalDataset(CaptionEvalDataset):
-    """Evaluation gallery: samples carry only image float32[3, H, W], index int, image_id int and instance_id str.
+    """Evaluation gallery: samples carry only image (or video), index int, image_id int and instance_id str.
 
     Texts are not part of the samples: the task encodes `text` (all captions) itself.
     """

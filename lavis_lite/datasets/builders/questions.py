@@ -116,8 +116,8 @@ class ImageQABuilder(ImageTextBuilder):
         if training:
             return QADataset(table, self.kept_features(vis) or folder, vis, text, instruction, space, self.cfg.learn,
                              self.extras())
-        return QAEvalDataset(table, folder, vis, text, instruction, space, self._training_rows, self._candidates(),
-                             self.cfg.learn, self.extras(), self.multiple_choice(table))
+        return self.eval_dataset(table, folder, vis, text, instruction, space, self._training_rows, self._candidates(),
+                                 self.cfg.learn, self.extras(), self.multiple_choice(table))
 
     def open_rows(self, split: str, training: bool) -> tuple[RowTable, ImageFolder, str]:
         """Rows of a split, its images, and what keeps their ids apart from other sets'.
