@@ -31,11 +31,11 @@ from lavis_lite.tasks.retrieval_scoring import image_rows, indices, picture_key,
 class ImageTextPretrainTask(BaseTask[BaseModel, CaptionedImages]):
     """Trains on samples {image, text_input}; evaluates a split with one sample per image.
 
-    An evaluation sample has `image` (or `video`) and `index` (in the data set); captions come from the data set's `text` and
-    `img2txt`. Losses are computed on whole evaluation batches, each on one rank, and averaged over images. Every image
-    is paired with its first caption. Scores: loss, loss_*; itc_txt_r1 ... itc_r_mean by ITC; itm_* after re-ranking;
-    r_mean, of itm_* if present, else of itc_*; chance_r1. agg_metrics = r_mean, or -loss for a model without an ITC
-    space.
+    An evaluation sample has `image` (or `video`) and `index` (in the data set); captions come from the data set's
+    `text` and `img2txt`. Losses are computed on whole evaluation batches, each on one rank, and averaged over images.
+    Every image is paired with its first caption. Scores: loss, loss_*; itc_txt_r1 ... itc_r_mean by ITC; itm_* after
+    re-ranking; r_mean, of itm_* if present, else of itc_*; chance_r1. agg_metrics = r_mean, or -loss for a model
+    without an ITC space.
     """
 
     config_class: ClassVar[type[RunConfig]] = PretrainRunConfig

@@ -17,6 +17,7 @@ from lavis_lite.compat.lavis.sections import as_node, keys_read
 from lavis_lite.config.lavis_keys import INSTRUCTION, templates_of
 from lavis_lite.datasets.media.video import open_video
 from lavis_lite.processors.base import BaseProcessor as CoreProcessor
+from lavis_lite.processors.instruction import Instruction
 from lavis_lite.registry import registry as core
 
 
@@ -146,8 +147,9 @@ class BlipInstructionProcessor(BaseProcessor):
     """
 
     def __init__(self, prompt: str = "", max_words: int = 50, modality: str = "image", task: str = "caption") -> None:
-        words = core.get_processor_class("blip_caption" if task == "caption" else "blip_question")(max_words=max_words)
-        instruction = core.get_processor_class("instruction")([prompt] if prompt else templates_of(modality, task))
+        cleaner: Any = core.get_processor_class("blip_caption" if task == "caption" else "blip_question")
+        words, instruction = cleaner(max_words=max_words), Instruction(
+            [prompt] if prompt else templates_of(modality, task))
         self.transform = lambda text: instruction(words(text))
 
     @classmethod

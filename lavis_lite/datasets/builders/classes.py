@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.rows import Row, RowTable
+from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.qa import QAEvalDataset
 from lavis_lite.errors import DataError
@@ -42,6 +43,13 @@ class ImageClassesBuilder(ImageQABuilder):
     config_class: ClassVar[type[DatasetConfig]] = ImageClassesConfig
     eval_dataset: ClassVar[type[Any]] = ClassesDataset
     cfg: ImageClassesConfig
+    _split = ""
+    """the split that is being built"""
+
+    def build(self, split: str, training: bool) -> BaseDataset | None:
+        """The data set of a split; None where there is no such split."""
+        self._split = split
+        return super().build(split, training)
 
     def read(self, paths: Sequence[Path], layout: Layout, training: bool) -> RowTable:
         """One row per picture: {image, question, question_id, answers, counts}, class by class.
@@ -67,7 +75,7 @@ class ImageClassesBuilder(ImageQABuilder):
                             "question_id": number, "answers": [name], "counts": [1]}
 
     def _candidates(self) -> list[str]:
-        (path, *_) = self.annotation_files(self.splits()[0], None)
+        (path, *_) = self.annotation_files(self._split, None)
         return list(dict.fromkeys(class_names(path).values()))
 
 

@@ -53,7 +53,11 @@ class Blip2Scorer(Blip2Base):
         return features if count == 1 else features.reshape(len(image), -1, features.shape[-1])
 
     def forward_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Image (or video) alone: float[B,3,H,W] -> query hidden states float[B,Q,D], features float[B,P,Dv] after ln_vision."""
+        """Image (or video) alone -> query hidden states float[B,Q,D], features float[B,P,Dv] after ln_vision.
+
+        Args:
+            image: float[B,3,H,W], or float[B,3,T,H,W].
+        """
         features = self.ln_vision(self.encode_image(image))
         output = self.qformer(self._queries(len(features)), image=features)
         return output.query, features
