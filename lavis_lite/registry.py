@@ -34,10 +34,11 @@ BUILDERS = {
     "image_retrieval": "images:ImageRetrievalBuilder",
     "custom": "custom:CustomBuilder",
     "image_shards": "images:ImageShardBuilder",
-    "image_qa": "questions:ImageQABuilder",
+    "image_qa": "questions:ImageQABuilder", "image_classes": "classes:ImageClassesBuilder",
+    "images_qa": "questions:ImagesQABuilder",
     "image_dialogue": "dialogue:ImageDialogueBuilder", "chat": "chat:ChatBuilder",
     "video_caption": "video:VideoCaptionBuilder",
-    "video_qa": "video:VideoQABuilder",
+    "video_qa": "video:VideoQABuilder", "video_retrieval": "video:VideoRetrievalBuilder",
 }
 """builders of the package, by their module in the package datasets.builders"""
 

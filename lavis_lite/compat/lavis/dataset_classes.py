@@ -50,12 +50,20 @@ class ImageTextPairDataset(CaptionDataset):
         return {"image": self.image(row), "text_input": self.text_processor(row["caption"])}
 
 
-class ImageTextPairInstructDataset(ImageTextPairDataset):
-    """As `ImageTextPairDataset`; the caption is `text_output`, an instruction of the text processor `text_input`."""
+class _Instructed(CaptionDataset):
+    """The caption is `text_output`, and `text_input` an instruction of the text processor."""
 
     def __getitem__(self, index: int) -> Any:
         sample = super().__getitem__(index)
         return {**sample, "text_input": self.text_processor(""), "text_output": sample["text_input"]}
+
+
+class CaptionInstructDataset(_Instructed, CaptionDataset):
+    """As `CaptionDataset`, with an instruction."""
+
+
+class ImageTextPairInstructDataset(_Instructed, ImageTextPairDataset):
+    """As `ImageTextPairDataset`, with an instruction."""
 
 
 class RetrievalDataset(CaptionDataset):
@@ -87,12 +95,23 @@ class MultimodalClassificationDataset(BaseDataset):
     class_labels: Any = None
 
 
-class CaptionInstructDataset(CaptionDataset):
-    """As `CaptionDataset`; the caption is `text_output`, and `text_input` an instruction of the text processor."""
+class VideoQADataset(MultimodalClassificationDataset):
+    """Rows {video, question, answer, question_id}; `_build_class_labels` reads {answer: number}."""
+
+    def _build_class_labels(self, ans_path: str) -> None:
+        self.class_labels = json.loads(Path(ans_path).read_text(encoding="utf-8"))
+
+    def _get_answer_label(self, answer: str) -> int:
+        """The answer's number; one above the last for an answer without."""
+        return int(self.class_labels.get(answer, len(self.class_labels)))
 
     def __getitem__(self, index: int) -> Any:
-        sample = super().__getitem__(index)
-        return {**sample, "text_input": self.text_processor(""), "text_output": sample["text_input"]}
+        if self.class_labels is None:
+            raise DataError(f"{type(self).__name__}: call _build_class_labels(ans_path) first.")
+        row = self.annotation[index]
+        return {"video": self.vis_processor(str(Path(self.vis_root) / row["video"])),
+                "text_input": self.text_processor(row["question"]), "answers": self._get_answer_label(row["answer"]),
+                "question_id": row["question_id"], "instance_id": row["instance_id"]}
 
 
 class VQADataset(BaseDataset):

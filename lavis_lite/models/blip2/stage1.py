@@ -246,7 +246,9 @@ class Blip2Qformer(Blip2Scorer):
 
 @registry.register_model("blip2_image_text_matching")
 class Blip2ImageTextMatching(Blip2Qformer):
-    """Stage 1 whose forward scores pairs."""
+    """Stage 1 whose forward scores pairs, and which ranks candidates by ITM."""
+
+    ranking_head = "itm"
 
     def forward(self, samples: SamplesLike, match_head: str = "itm") -> Tensor:  # type: ignore[override]
         """As `match`: float[B,2] for "itm", float[B,1] for "itc"."""
