@@ -33,8 +33,8 @@ class Attention:
         words: W of them. A word of several tokens has the mean of their weights.
         word_weights: float[N,H,W,V], the share of each word's attention that goes to each vector of the picture. What
             is left of 1 goes to text.
-        query_weights: float[C,H',V,P], where each vector looks; sums to 1 over P. A connector without attention has
-            one vector for each feature: the identity, C = H' = 1.
+        query_weights: float[C,H',V,P], where each vector looks; sums to 1 over P, or less if vectors also look at each
+            other. A connector without attention has one vector for each feature: the identity, C = H' = 1.
         grid: (h, w).
     """
 
@@ -193,12 +193,24 @@ def array(tensor: Tensor) -> Array:
     return tensor.numpy() if tensor.dtype in (torch.float32, torch.float64) else tensor.float().numpy()
 
 
-def texts_of(model: Any, samples: Mapping[str, Any], key: str, batch: int) -> list[str]:
-    """The texts of samples under a key, one for each of the batch; without it, what the model writes."""
-    texts = samples.get(key)
+def texts_of(model: Any, samples: Mapping[str, Any], batch: int) -> list[str]:
+    """samples["text_output"], one text for each of the batch; without it, what the model writes."""
+    texts = samples.get("text_output")
     if texts is None:
         texts = model.generate(samples)
     texts = [texts] * batch if isinstance(texts, str) else list(texts)
     if len(texts) != batch:
-        raise ConfigError(f"{key}: {len(texts)} texts for {batch} samples; give one string for all, or one for each.")
+        raise ConfigError(f"text_output: {len(texts)} texts for {batch} samples; give one string for all, or one for each.")
     return texts
+
+
+def shown(model: Any, samples: Mapping[str, Any]) -> Sequence[Attention | GradCam]:
+    """What a picture of written words shows, one entry for each sample: Grad-CAM, or attention where there is none.
+
+    Args:
+        model: has `attention` and `gradcam`.
+        samples: as its `attention` takes them.
+    """
+    explains = getattr(model, "language_model", None) is not None and bool(looking(model))
+    found: Sequence[Attention | GradCam] = (model.gradcam if explains else model.attention)(samples)
+    return found

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 def of_text(model: TextWriter, samples: SamplesLike) -> list[Attention]:
     """`TextWriter.attention`."""
     with torch.no_grad():
-        return [_attention(model, vectors, reading, kept) for vectors, reading, kept in _readings(model, samples)]
+        grid = grid_of(model)
+        return [_attention(model, grid, *found) for found in _readings(model, samples)]
 
 
 def cam_of_text(model: TextWriter, samples: SamplesLike) -> list[GradCam]:
@@ -63,7 +64,7 @@ def _readings(model: TextWriter, samples: SamplesLike) -> Iterator[tuple[Tensor,
     if "conversation" in samples:
         raise ConfigError("attention: give a picture and a prompt; conversations are not supported.")
     images, instructions, prompts = model.answer_prompts(samples)
-    image, texts = one_picture(images.repeated()), texts_of(model, samples, "text_output", len(images))
+    image, texts = one_picture(images.repeated()), texts_of(model, samples, len(images))
     for number, (instruction, prompt, text) in enumerate(zip(instructions, prompts, texts, strict=True)):
         with recorded(model, looking(model)) as kept:
             [vectors] = model.embed_image(image[number:number + 1], [instruction])
@@ -71,10 +72,10 @@ def _readings(model: TextWriter, samples: SamplesLike) -> Iterator[tuple[Tensor,
         yield vectors, reading, kept
 
 
-def _attention(model: TextWriter, vectors: Tensor, reading: language.Reading, kept: list[Tensor]) -> Attention:
+def _attention(model: TextWriter, grid: tuple[int, int], vectors: Tensor, reading: language.Reading,
+               kept: list[Tensor]) -> Attention:
     words, members = words_of(reading.ids, model.language_model.tokenizer.spelled)
-    return Attention(words, array(by_word(reading.weights, members)),
-                     _looks(model, len(vectors), kept), grid_of(model))
+    return Attention(words, array(by_word(reading.weights, members)), _looks(model, len(vectors), kept), grid)
 
 
 def _looks(model: Any, vectors: int, kept: list[Tensor]) -> Array:
@@ -95,7 +96,7 @@ def _features(model: Any) -> int:
 def of_caption(model: Blip2Scorer, samples: SamplesLike) -> list[Attention]:
     """`Blip2Scorer.attention`."""
     images = one_picture(ImageBatch.of(samples).image)
-    texts, special = texts_of(model, samples, "text_input", len(images)), model.tokenizer.special_ids
+    texts, special = texts_of(model, samples, len(images)), model.tokenizer.special_ids
     found, grid = [], grid_of(model)
     crossing = looking(model)
     own = [layer.self_attention for layer in model.qformer.blocks]

@@ -137,7 +137,7 @@ class Blip2Scorer(Blip2Base):
         """Where the queries and each word of a caption look, one entry for each sample.
 
         Args:
-            samples: image float[B,3,H,W]; text_input (optional), B captions; without it, those that `generate` writes.
+            samples: image float[B,3,H,W]; text_output (optional), B captions; without it, those that `generate` writes.
         """
         from lavis_lite.models.blip2.looking import of_caption
 
