@@ -61,9 +61,7 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         """One row per image: {id, index, caption}."""
         if not self.has_samples(samples, "image_id", "index"):
             return []
-        prompt = self.cfg.prompt if self.cfg.prompt is not None else samples.get("prompt")
-        asked: dict[str, Any] = {key: samples[key] for key in PICTURES if key in samples}
-        asked |= {} if prompt is None else {"prompt": prompt}
+        asked = self.asked(samples)
         options: dict[str, Any] = self.options()
         if self.cfg.use_nucleus_sampling:
             options |= {"use_nucleus_sampling": True, "top_p": self.cfg.top_p, "temperature": self.cfg.temperature}
@@ -74,6 +72,11 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         return [{"id": name, "index": index, "caption": caption.strip()}
                 for name, index, caption in zip(names, indices, captions, strict=True)
                 if self._counted is None or str(name) in self._counted]
+
+    def asked(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """The pictures, and the prompt of the run or of the samples."""
+        prompt = self.cfg.prompt if self.cfg.prompt is not None else samples.get("prompt")
+        return super().asked(samples) | ({} if prompt is None else {"prompt": prompt})
 
     def score(self, model: Captioner, rows: list[Row], dataset: Captions, split: str) -> dict[str, float]:
         """The metrics that the run names, over all ranks' rows in the data set's order, as in the official code."""
