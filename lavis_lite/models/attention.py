@@ -90,7 +90,7 @@ def recorded(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[list[Te
     training = model.training
     model.eval()
     for module in modules:
-        module.attend = functools.partial(_attend, kept)
+        module.attend = functools.partial(_attend, kept)  # type: ignore[assignment]  # shadows the method
     try:
         yield kept
     finally:
@@ -200,7 +200,8 @@ def texts_of(model: Any, samples: Mapping[str, Any], batch: int) -> list[str]:
         texts = model.generate(samples)
     texts = [texts] * batch if isinstance(texts, str) else list(texts)
     if len(texts) != batch:
-        raise ConfigError(f"text_output: {len(texts)} texts for {batch} samples; give one string for all, or one for each.")
+        raise ConfigError(f"text_output: {len(texts)} texts for {batch} samples; give one string for all, or one for "
+                          "each.")
     return texts
 
 

@@ -16,7 +16,7 @@ from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.config import CaptioningRunConfig, Server, Submission
-from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, pictures_of, plain
+from lavis_lite.tasks.writing import CONTROLS, WritingTask, pictures_of, plain
 
 SCENE = "scene"
 SCENE_SCORES = ("attribute_f1", "attribute_precision", "attribute_recall", "exact", "agg_metrics", EMPTY)

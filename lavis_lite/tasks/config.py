@@ -168,8 +168,9 @@ class WritingRunConfig(RunConfig):
 
     def task_errors(self) -> list[tuple[str, str]]:
         """Values with which no text can be generated."""
-        found = [(key, f"must be at least {least}, not {getattr(self, key)}.")
-                 for key, least in (("num_beams", 1), ("max_len", 1), ("min_len", 0), ("report_attention", 0)) if getattr(self, key) < least]
+        smallest = {"num_beams": 1, "max_len": 1, "min_len": 0, "report_attention": 0}
+        found = [(key, f"must be at least {least}, not {getattr(self, key)}.") for key, least in smallest.items()
+                 if getattr(self, key) < least]
         if self.min_len > self.max_len >= 1:
             found.append(("min_len", f"{self.min_len} is above run.max_len={self.max_len}."))
         if self.repetition_penalty is not None and self.repetition_penalty <= 0:

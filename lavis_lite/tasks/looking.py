@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,15 +16,14 @@ from lavis_lite.models.attention import shown
 from lavis_lite.report.overlay import Map, as_seen, overlay
 from lavis_lite.report.sample import Candidate, Picture, ReportSample
 from lavis_lite.tasks.base import Row
-from lavis_lite.tasks.writing import WritingTask
 
 
-def with_attention(task: WritingTask[Any, Any], model: Any, rows: Sequence[Row], dataset: Any,
+def with_attention(asked: Callable[[dict[str, Any]], dict[str, Any]], model: Any, rows: Sequence[Row], dataset: Any,
                    samples: Sequence[ReportSample]) -> Iterator[ReportSample]:
     """Samples with a picture for each word; without, if the data set has no pictures to show.
 
     Args:
-        task: knows what the model is asked.
+        asked: a batch -> what the model is given of it to write its texts.
         model: a `Looker`.
         rows: of the samples, and perhaps others.
         dataset: as it was evaluated.
@@ -37,10 +36,9 @@ def with_attention(task: WritingTask[Any, Any], model: Any, rows: Sequence[Row],
             continue
         batch = collate([dataset.sample(index[sample.id])])
         assert isinstance(batch, dict), batch  # the sample was predicted, so its file can be read
-        asked = task.asked(batch) | {"text_output": [sample.prediction]}
-        asked["image"] = asked["image"].to(model.device)
+        given = asked(batch) | {"text_output": [sample.prediction]}
         try:
-            [found] = shown(model, asked)
+            [found] = shown(model, given | {"image": given["image"].to(model.device)})
         except TextTooLongError:  # the answer took all positions, and its end has none
             yield sample
             continue

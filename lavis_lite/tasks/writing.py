@@ -82,7 +82,7 @@ class WritingTask(BaseTask[M, D]):
         from lavis_lite.tasks.looking import with_attention  # few runs ask for it
 
         shown = self.cfg.report_attention
-        return [*with_attention(self, model, rows, self.evaluated(dataset), samples[:shown]), *samples[shown:]]
+        return [*with_attention(self.asked, model, rows, self.evaluated(dataset), samples[:shown]), *samples[shown:]]
 
     def unscored(self, rows: Sequence[Row], labelled: bool = False) -> dict[str, float]:
         """Metrics of a split that is not scored.

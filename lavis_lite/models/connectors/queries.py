@@ -45,7 +45,8 @@ class Attention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """float[B,H,Q,d], float[B,H,T,d] twice -> float[B,Q,H*d]."""
-        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout)
         return mixed.transpose(1, 2).flatten(2)
 
 
