@@ -154,6 +154,8 @@ class SelfAttention(Attention):
 class CrossAttention(Attention):
     """The queries' look at the image; keys and values come ready-made (`QFormer.precompute_kv`)."""
 
+    looks_at_features = True
+
     def forward(self, hidden: Tensor, images: Sequence[ImageKV], index: int) -> Tensor:
         """float[N,Q,D] -> float[N,Q,D]; the images serve the N rows in order, `images[i].rows` rows each."""
         query = self.split_heads(self.query(hidden))
