@@ -137,9 +137,9 @@ class RunConfig(Section):
     """whether to send the log to Weights & Biases"""
     wandb_project: str = "lavis_lite"
     """its project there"""
-    fsdp: Literal["none", "llm"] = "none"
-    """llm: shard the blocks of the frozen language model over the ranks (FSDP2); every rank keeps all trained
-    weights"""
+    fsdp: Literal["none", "llm", "blocks"] = "none"
+    """shard transformer blocks over the ranks (FSDP2), frozen or trained. llm: of the language model; blocks: of the
+    vision encoder too"""
     find_unused_parameters: bool = False
     """DDP searches for parameters without a gradient in each step"""
     dist_timeout_minutes: float = 10.0
