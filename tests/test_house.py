@@ -62,7 +62,8 @@ ALLOWED: dict[str, set[str]] = {
     "capfilt": DATA_AND_MODELS | {"checkpoints"},  # a captioner and a ranker are loaded
     "engine": RUN | {"evaluation", "runners", "runs"},
     "dry_run": RUN | {"engine", "runners"},
-    "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight"},
+    "bench": RUN | {"runners", "mini_world", "zoo"},
+    "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight", "bench"},
     "compat": RUN | {"engine", "runners", "zoo"},  # adapters for other packages; nothing imports them
     "__main__": {"cli"},
     "": {"moved"},

@@ -31,6 +31,7 @@ COMMANDS = {
     "chat": "talk about pictures with a model",
     "models": "list models and their types",
     "convert": "convert a checkpoint to transformers', LAVIS' or this project's format",
+    "bench": "measure speed and memory beside plain twins and transformers",
     "compare": "compare two runs: changed settings, scores with confidence intervals, samples that flipped",
     "zoo": "describe every model type: size, weights, whether it runs offline",
 }

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.plain_stage1 import PlainStage1
 from lavis_lite import distributed
+from lavis_lite.bench.twins.stage1 import PlainStage1
 from lavis_lite.checkpoints.formats.bert import initialise_from_bert
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.distributed import collectives

@@ -3,10 +3,10 @@
 It is the reference for exact equality and for speed. Honest means: same SDPA attention, same fused feed-forwards, same
 optimizer and threads as `Blip2Qformer`; only these recomputations, listed in LAVIS' own step, differ:
 
-1. keys and values of the image are projected in every cross-attention layer of every pass: once for the queries, once
-   for each of the three ITM groups (four times in all), also where the images are the same;
-2. `ln_vision` is applied with its affine part, so the backward pass takes every one of these projections back to the
-   image features, for the sake of two vectors;
+1. keys and values of the image are projected in every cross-attention layer of every pass: four times in all, for the
+   queries and for each of the three ITM groups;
+2. `ln_vision` is applied with its affine part, so each of these projections has a backward pass to the image features,
+   for the sake of two vectors;
 3. every text is padded to `max_txt_len`;
 4. queries, text for ITC, ITM and text for ITG are four passes;
 5. the language-model head computes logits over the whole vocabulary for every position, padding included;
@@ -78,7 +78,7 @@ class PlainStage1(nn.Module):
 
     def matching(self, features: Tensor, tokens: TextTokens, sims: tuple[Tensor, Tensor], positives: Tensor,
                  uniform: Tensor) -> Tensor:
-        """ITM loss over three groups whose image features are stacked."""
+        """ITM loss over three groups, their image features stacked."""
         image, image_valid = draw_one_by_one(sims[1], positives, uniform[:, 0])
         text, text_valid = draw_one_by_one(sims[0], positives, uniform[:, 1])
         ids = torch.cat([tokens.ids, tokens.ids, tokens.ids[text]])
@@ -124,7 +124,7 @@ class PlainStage1(nn.Module):
         parts = []
         if count:
             if layer.cross_attention is not None and features is not None:
-                query = look(layer.cross_attention, query, features)
+                query = cross_attend(layer.cross_attention, query, features)
             parts.append(layer.query_ffn(query))
         if text.shape[1] and layer.text_ffn is not None:
             parts.append(layer.text_ffn(text))
@@ -134,7 +134,7 @@ class PlainStage1(nn.Module):
         return self.model.query_tokens.expand(batch, -1, -1)
 
 
-def look(attention: Attention, query: Tensor, features: Tensor) -> Tensor:
+def cross_attend(attention: Attention, query: Tensor, features: Tensor) -> Tensor:
     """Cross-attention that projects its own keys and values: float[B,Q,D], float[B,P,Dv] -> float[B,Q,D]."""
     heads = [attention.split_heads(linear(source)).transpose(1, 2) for linear, source in
              ((attention.query, query), (attention.key, features), (attention.value, features))]

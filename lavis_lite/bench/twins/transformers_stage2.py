@@ -1,13 +1,13 @@
 """transformers' Blip2ForConditionalGeneration doing the work of the stage-2 step, as another twin.
 
-Its own model with its own weights; frozen are the vision encoder (but for the norm after it, our `ln_vision`) and the
-language model, both in eval mode. Images stand in the text as placeholder tokens, and the labels are those of the plain
-twin: texts padded to one width, padding ignored.
+Its own model with its own weights. The vision encoder (but for the norm after it, our `ln_vision`) and the language
+model are frozen and in eval mode. Images are placeholder tokens in the text. As in the plain twin, texts are padded to
+the longest of the batch, and padding is not learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,10 +48,10 @@ class HFStage2(nn.Module):
 
     Args:
         model: Blip2ForConditionalGeneration.
-        text_width: tokens to which every text is padded.
+        text_width: tokens to which every text is padded; None: the longest of the batch.
     """
 
-    def __init__(self, model: Any, text_width: int = 32) -> None:
+    def __init__(self, model: Any, text_width: int | None = None) -> None:
         super().__init__()
         self.model, self.text_width = model, text_width
         model.vision_model.requires_grad_(False)
@@ -65,25 +65,24 @@ class HFStage2(nn.Module):
         self.model.language_model.eval()
         return self
 
-    def forward(self, image: Tensor, before: Sequence[Sequence[int]], after: Sequence[Sequence[int]]) -> Tensor:
+    def forward(self, samples: Mapping[str, Any]) -> Tensor:
         """As `PlainStage2.forward`."""
-        config = self.model.config
+        config, before, after = self.model.config, samples["before"], samples["after"]
         count = config.num_query_tokens
         soft = [config.image_token_id] * count
         if config.text_config.is_encoder_decoder:
-            rows, labels = [[*soft, *first] for first in before], self._rectangle(after, self.text_width, IGNORE)
+            rows, labels = [[*soft, *first] for first in before], self._rectangle(after, 0, IGNORE)
         else:
             pairs = list(zip(before, after, strict=True))
             rows = [[*soft, *first, *second] for first, second in pairs]
             labels = self._rectangle([[*[IGNORE] * (count + len(first)), *second] for first, second in pairs],
-                                     count + self.text_width, IGNORE)
-        width = count + self.text_width
-        mask = self._rectangle([[1] * len(row) for row in rows], width, 0)
-        output = self.model(pixel_values=image, input_ids=self._rectangle(rows, width, 0), attention_mask=mask,
-                            labels=labels)
+                                     count, IGNORE)
+        mask = self._rectangle([[1] * len(row) for row in rows], count, 0)
+        output = self.model(pixel_values=samples["image"], input_ids=self._rectangle(rows, count, 0),
+                            attention_mask=mask, labels=labels)
         loss: Tensor = output.loss
         return loss
 
-    @staticmethod
-    def _rectangle(rows: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
-        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
+    def _rectangle(self, rows: Sequence[Sequence[int]], queries: int, fill: int) -> Tensor:
+        width = max(map(len, rows)) if self.text_width is None else queries + self.text_width
+        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=self.model.device)

@@ -3,7 +3,7 @@
 Honest means: the same SDPA attention, weights, dtype and threads as `tasks.retrieval_reranking`; what differs:
 
 1. both directions are scored, each query's k candidates in one pass: a pair that both ask for is computed twice;
-2. image features wait on the CPU; for every query those of its k images are brought together (k copies of one image
+2. image features wait on the CPU; every query copies those of its k images to the device (k times the same image
    for an image's texts);
 3. keys and values of the image are projected anew for every pair in every cross-attention layer;
 4. every text is padded to 35 tokens;
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.plain_stage1 import PlainStage1
+from lavis_lite.bench.twins.stage1 import PlainStage1
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from lavis_lite.models.qformer.model import attention_mask
 
