@@ -63,6 +63,7 @@ REQUIREMENTS = [
     "filelock>=3.13",
     "PyYAML>=6.0",
     "tqdm>=4.66",
+    "packaging>=24",
     "typing_extensions>=4.12",  # defaults of type variables; type checkers alone read it
     "tensorboard>=2.16",
     "matplotlib>=3.8",
@@ -79,13 +80,16 @@ EXTRAS = {
     "eval": ["pycocoevalcap>=1.2"],  # among the requirements too; METEOR's and SPICE's messages name this one
 }
 EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})
+EXTRAS["docs"] = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
+EXTRAS["onnx"] = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
 EXTRAS["dev"] = [
     "av>=14",  # writes the videos that tests read
     "basedpyright>=1.30",  # pyright, with all its parts in wheels
     "bitsandbytes>=0.46.1; sys_platform == 'linux'",  # so that adapters and quantised weights are tested for real
     "h5py>=3.11",
     "hypothesis>=6.100",
-    "packaging>=24",
+    "ipykernel>=6.29",  # with nbclient: notebooks run in tests
+    "nbclient>=0.10",
     "peft>=0.18",
     "pyarrow>=17",
     "mypy>=1.14",
