@@ -45,8 +45,8 @@ def _check(name: str, folder: Path) -> None:
     """Raise if the project cannot have this name."""
     if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower() or name == "lavis_lite":
         near = re.sub(r"\W", "_", name.lower())
-        raise ConfigError(f"{name!r} cannot be the name of a project: it is imported, so it must be a Python name in "
-                          f"lower case, such as {near if near.isidentifier() and near != name else 'my_project'}.")
+        raise ConfigError(f"{name!r} cannot be the name of a project. It is imported, so it must be a Python name "
+                          f"in lower case, such as {near if near.isidentifier() and near != name else 'my_project'}.")
     if name in registry.model:
         raise ConfigError(f"{name!r} is a model of the package; choose another name.")
     if folder.exists():
