@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = command_parser("fetch", "Download the annotations, weights and tokenizers that a configuration names. "
                                "What must be downloaded by hand is listed.", ["--cfg-path projects/blip2/stage1.yaml"])
-    add_config(arguments, required=True)
+    add_config(arguments, required=True, positional=True)
     chosen = arguments.parse_args(list(argv))
     composition = compose(chosen.cfg_path, chosen.options)
     if composition.errors:
