@@ -32,6 +32,7 @@ COMMANDS = {
     "models": "list models and their types",
     "convert": "convert a checkpoint to transformers', LAVIS' or this project's format",
     "compare": "compare two runs: changed settings, scores with confidence intervals, samples that flipped",
+    "lab": "run the papers' ablations at mini scale, with seeds, confidence intervals and figures",
     "zoo": "describe every model type: size, weights, whether it runs offline",
 }
 
