@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -85,6 +85,7 @@ class Layout:
         exists: see `ImagePattern`.
         form: how the files are written, if that is known.
         guessed: keys of `columns` that nobody named; files may lack these columns.
+        types: values of question_type; questions of other types are left out. Empty: all count.
     """
 
     columns: Mapping[str, str | list[str]] = field(default_factory=dict)
@@ -101,6 +102,7 @@ class Layout:
     exists: Callable[[str], bool] | None = None
     form: FileFormat = AUTO
     guessed: Sequence[str] = ()
+    types: Collection[str] = ()
 
     def __post_init__(self) -> None:
         known = [*COLUMNS, *EXTRAS, "answer_index"]
