@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lavis_lite.cli.console import columns, command_parser
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.io import atomic
 from lavis_lite.lab.ablation import Ablation, find, names
 
@@ -28,7 +28,8 @@ def parser() -> argparse.ArgumentParser:
                                 "share runs")
     arguments.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, one thread each "
                                                                             "(default: 1, with all threads)")
-    arguments.add_argument("--report-only", action="store_true", help="run nothing; report the rows that are there")
+    arguments.add_argument("--variants", nargs="+", metavar="NAME", help="only these variants")
+    arguments.add_argument("--report-only", action="store_true", help="run nothing; report the runs that are finished")
     return arguments
 
 
@@ -47,8 +48,7 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(f"{name} must be at least 1, not {value}.")
     out = chosen.out.expanduser().absolute()
     ablations = [find(name) for name in (names() if chosen.ablation == ["all"] else chosen.ablation)]
-    if not chosen.report_only:
-        _run(ablations, chosen, out)
+    _run(ablations, chosen, out)
     _report(ablations, out)
     return 0
 
@@ -60,16 +60,31 @@ def _listing() -> list[str]:
 
 
 def _run(ablations: Sequence[Ablation], chosen: argparse.Namespace, out: Path) -> None:
-    """Check all ablations, then run them one after the other."""
+    """Check all ablations, then run them one after the other and collect the rows of what is finished."""
     from lavis_lite.cli.data_cache_features import write_all
     from lavis_lite.lab import execute
     from lavis_lite.lab.plan import plan
 
+    variants = [_variants(one, chosen.variants) for one in ablations]
     plans = [plan(one, out, chosen.seeds or one.seeds, chosen.steps) for one in ablations]
-    for ablation, cells in zip(ablations, plans, strict=True):
-        print(f"{ablation.name}: {ablation.title}", flush=True)
-        execute.run(cells, write_all, chosen.jobs, lambda line: print(f"  {line}", flush=True))
+    for ablation, named, cells in zip(ablations, variants, plans, strict=True):
+        if not chosen.report_only:
+            print(f"{ablation.name}: {ablation.title}", flush=True)
+            wanted = {cell: jobs for cell, jobs in cells.items() if cell[0] in named}
+            execute.run(wanted, write_all, chosen.jobs, lambda line: print(f"  {line}", flush=True))
         execute.write_rows(rows_file(out, ablation), execute.rows_of(ablation, cells))
+
+
+def _variants(ablation: Ablation, named: list[str] | None) -> list[str]:
+    """The variants to run.
+
+    Raises:
+        ConfigError: the ablation has no variant of a name.
+    """
+    for name in named or []:
+        if name not in ablation.variants:
+            raise ConfigError(f"--variants: {ablation.name} has no {name!r}; {did_you_mean(name, ablation.variants)}")
+    return named or list(ablation.variants)
 
 
 def rows_file(out: Path, ablation: Ablation) -> Path:

@@ -124,12 +124,13 @@ def _record(job: Job) -> Row:
 
 
 def rows_of(ablation: Ablation, cells: Mapping[Cell, Mapping[str, Job]]) -> list[Row]:
-    """One row per variant and seed: its scores at each point, and the processor time of its steps.
+    """One row per variant and seed that has run: its scores at each point, and the processor time of its steps.
 
     Raises:
         ConfigError: the ablation names a score that its runs do not have.
     """
-    return [_row(ablation, cell, {step: _record(job) for step, job in jobs.items()}) for cell, jobs in cells.items()]
+    return [_row(ablation, cell, {step: _record(job) for step, job in jobs.items()}) for cell, jobs in cells.items()
+            if all(job.finished for job in jobs.values())]
 
 
 def _row(ablation: Ablation, cell: Cell, records: Mapping[str, Row]) -> Row:

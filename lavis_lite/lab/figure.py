@@ -32,7 +32,7 @@ def draw(summary: Summary, path: Path) -> None:
             _draw_rows(panel, {name: summary.scores.get((name, score)) for name in summary.ablation.variants})
         panel.set_title(score, fontsize=10)
         panel.grid(alpha=0.25)
-    if label:
+    if label and panels[0].get_legend_handles_labels()[0]:
         panels[0].legend(frameon=False, fontsize=8)
     with atomic.replaced(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png", metadata={"Software": None})

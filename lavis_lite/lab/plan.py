@@ -70,9 +70,10 @@ def plan(ablation: Ablation, out: Path, seeds: Sequence[int], iterations: int | 
         ErrorList: a recipe or an option is wrong; every error of all jobs at once.
         ConfigError: a recipe is missing.
     """
-    cells = {(variant, seed): _jobs(ablation.steps_of(variant), out, seed, iterations)
+    placed: dict[Job, tuple[Job, list[str]]] = {}
+    cells = {(variant, seed): _jobs(ablation.steps_of(variant), out, seed, iterations, placed)
              for seed in seeds for variant in ablation.variants}
-    wrong = [error for job in unique(cells) for error in _errors(job, out)]
+    wrong = [error for _, errors in placed.values() for error in errors]
     if wrong:
         raise ErrorList(f"the ablation {ablation.name} cannot run:", list(dict.fromkeys(wrong)))
     return cells
@@ -84,7 +85,9 @@ def unique(cells: Mapping[Cell, Mapping[str, Job]]) -> list[Job]:
     return sorted(found.values(), key=lambda job: job.depth)
 
 
-def _jobs(steps: Mapping[str, Step], out: Path, seed: int, iterations: int | None) -> dict[str, Job]:
+def _jobs(steps: Mapping[str, Step], out: Path, seed: int, iterations: int | None,
+          placed: dict[Job, tuple[Job, list[str]]]) -> dict[str, Job]:
+    """The jobs of one variant; `placed` collects each different job once, with what is wrong with it."""
     jobs: dict[str, Job] = {}
     for name, step in steps.items():
         folders = {earlier: job.folder for earlier, job in jobs.items()}
@@ -95,7 +98,9 @@ def _jobs(steps: Mapping[str, Step], out: Path, seed: int, iterations: int | Non
         parents = [job for job in jobs.values() if of is job or any(str(job.folder) in text for text in options)]
         job = Job(name, _file(step.recipe), (*options, *ALWAYS, f"run.seed={seed}"), seed, out / "runs",
                   1 + max((parent.depth for parent in parents), default=-1), of.folder if of else None, step.every)
-        jobs[name] = _placed(_with_features(job, out) if step.features else job, out)
+        if job not in placed:
+            placed[job] = _placed(_with_features(job, out) if step.features else job, out)
+        jobs[name] = placed[job][0]
     return jobs
 
 
@@ -115,18 +120,17 @@ def _with_features(job: Job, out: Path) -> Job:
         *job.options, *(f"datasets.{name}.features={folder}" for name in config.datasets)))
 
 
-def _placed(job: Job, out: Path) -> Job:
-    """The job in the folder that everything which decides its result names."""
-    facts = [lavis_lite.__version__, to_yaml(job.composition()), str(job.of), job.every]
+def _placed(job: Job, out: Path) -> tuple[Job, list[str]]:
+    """The job in the folder that everything which decides its result names, and what is wrong with the job.
+
+    Weights and features that earlier jobs will write are not missing.
+    """
+    composition = job.composition()
+    errors = check(composition) or [f"missing: {need}" for need in missing(composition.config) if str(out) not in need]
+    facts = [lavis_lite.__version__, to_yaml(composition), str(job.of), job.every]
     name = f"{job.step}_seed{job.seed}_{_digest(json.dumps(facts).replace(str(out), ''))}"
-    return replace(job, folder=out / "runs" / name)
+    return replace(job, folder=out / "runs" / name), errors
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def _errors(job: Job, out: Path) -> list[str]:
-    """What is wrong with a job, apart from weights and features that earlier jobs will write."""
-    composition = job.composition()
-    return check(composition) or [f"missing: {need}" for need in missing(composition.config) if str(out) not in need]
