@@ -39,6 +39,7 @@ COMMANDS = {
     "convert": "convert a checkpoint to transformers', LAVIS' or this project's format",
     "bench": "measure speed and memory beside plain twins and transformers",
     "compare": "compare two runs: changed settings, scores with confidence intervals, samples that flipped",
+    "lab": "run the papers' ablations at mini scale, with seeds, confidence intervals and figures",
     "zoo": "describe every model type: size, weights, whether it runs offline",
 }
 

@@ -124,6 +124,21 @@ def test_uniform_numbers_decide_the_negatives() -> None:
     assert bool((first.image_of_text != torch.arange(6)).all())
 
 
+def test_random_negatives_are_equally_likely_and_never_positives() -> None:
+    """With similarities that leave a hard negative no choice, 600 random draws take each of the others 120 times."""
+    model = tiny_model()
+    model.itm_negatives = "random"
+    similarity = torch.zeros(6, 6, dtype=torch.float64).scatter(1, (torch.arange(6)[:, None] + 1) % 6, 50.0)
+    contrast = model.contrast(model.encode(tiny_batch()))
+    contrast.sim_i2t = contrast.sim_t2i = similarity
+    draws = [model.draw_negatives(contrast, torch.full((6, 2), (number + 0.5) / 600)) for number in range(600)]
+    for index in (torch.stack([one.image_of_text for one in draws]), torch.stack([one.text_of_image for one in draws])):
+        counts = torch.stack([(index == other).sum(0) for other in range(6)])
+        assert torch.equal(counts, 120 * (1 - torch.eye(6, dtype=torch.int64)))
+    model.itm_negatives = "hard"
+    assert torch.equal(model.draw_negatives(contrast, None).image_of_text, (torch.arange(6) + 1) % 6)
+
+
 def test_frozen_encoder_stays_in_eval_and_has_no_gradient() -> None:
     model = tiny_model().train()
     assert not model.vision_encoder.training and model.qformer.training

@@ -89,6 +89,7 @@ class Blip2Qformer(Blip2Scorer):
         ln_vision_eps: epsilon of the norm over image features.
         itg_weight: factor of the ITG loss in the sum.
         pack_text: compute texts of lengths known to the host without padding between them; None: on the CPU.
+        itm_negatives: draw ITM's negatives by ITC similarity ("hard"), or with equal probability ("random").
     """
 
     config_class = Blip2QformerConfig
@@ -97,9 +98,9 @@ class Blip2Qformer(Blip2Scorer):
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer, *, embed_dim: int = 256,
                  freeze_vit: bool = True, lm_reduction: Literal["global", "per_rank"] = "global",
                  itc_full_gradient: bool = False, ln_vision_eps: float = 1e-5, itg_weight: float = 1.0,
-                 pack_text: bool | None = None) -> None:
+                 itm_negatives: Literal["hard", "random"] = "hard", pack_text: bool | None = None) -> None:
         super().__init__(vision_encoder, qformer, tokenizer, freeze_vit, ln_vision_eps)
-        self.itg_weight, self.pack_text = itg_weight, pack_text
+        self.itg_weight, self.itm_negatives, self.pack_text = itg_weight, itm_negatives, pack_text
         width = qformer.cfg.hidden_size
         self.lm_reduction, self.itc_full_gradient = lm_reduction, itc_full_gradient
         self.vision_proj = nn.Linear(width, embed_dim)
@@ -112,7 +113,8 @@ class Blip2Qformer(Blip2Scorer):
         """Build from a `Blip2QformerConfig`."""
         return cls(**build_parts(cfg), embed_dim=cfg.embed_dim, freeze_vit=cfg.encoder_is_frozen,
                    lm_reduction=cfg.lm_reduction, itc_full_gradient=cfg.itc_full_gradient,
-                   ln_vision_eps=cfg.ln_vision_eps, itg_weight=cfg.itg_weight, pack_text=cfg.pack_text)
+                   ln_vision_eps=cfg.ln_vision_eps, itg_weight=cfg.itg_weight, itm_negatives=cfg.itm_negatives,
+                   pack_text=cfg.pack_text)
 
     # training -------------------------------------------------------------------------------------------------------
     def forward(self, samples: SamplesLike) -> Blip2Output:
@@ -179,13 +181,16 @@ class Blip2Qformer(Blip2Scorer):
         return Contrast(sim_i2t, sim_t2i, positives, everyone)
 
     def draw_negatives(self, contrast: Contrast, uniform: Tensor | None) -> Negatives:
-        """One hard negative image per text and one text per image, by ITC similarity."""
+        """One negative image per text and one text per image, by ITC similarity or with equal probability."""
         batch, device = len(contrast.positives), contrast.positives.device
         if uniform is None:
             uniform = torch.rand(batch, 2, dtype=torch.float64, device=device)
         uniform = uniform.to(device, non_blocking=True)
-        image, image_valid = objectives.choose_negatives(contrast.sim_t2i, contrast.positives, uniform[:, 0])
-        text, text_valid = objectives.choose_negatives(contrast.sim_i2t, contrast.positives, uniform[:, 1])
+        weights = (contrast.sim_t2i, contrast.sim_i2t)
+        if self.itm_negatives == "random":
+            weights = (torch.zeros_like(contrast.sim_t2i), torch.zeros_like(contrast.sim_i2t))
+        image, image_valid = objectives.choose_negatives(weights[0], contrast.positives, uniform[:, 0])
+        text, text_valid = objectives.choose_negatives(weights[1], contrast.positives, uniform[:, 1])
         return Negatives(image, text, image_valid, text_valid)
 
     def itm_terms(self, encoded: Encoded, contrast: Contrast, negatives: Negatives) -> tuple[Tensor, Tensor]:
