@@ -25,26 +25,26 @@ CARD = """\
   eight questions and answers (`tools/documents.py`), never a picture. The held-out colour-shape pairs never occur. The
   loss counts what is answered, not what is read.
 - Questions that name something come first, those of yes and no after a quarter of the steps.
-- {share:.0%} of the documents have a *blended* context: each object is one vector, or two, made of its words' embeddings,
-  among vectors that mean nothing, in any order and length. That is what makes a frozen model of this size obey soft
-  prompts.
+- {share:.0%} of the documents have a *blended* context: each object is one vector, or two, made of its words'
+  embeddings, among vectors that mean nothing, in any order and length. That is what makes a frozen model of this size
+  obey soft prompts.
 - Time: {minutes:.0f} minutes of one core ({machine}, torch {torch}) that other jobs slowed down
 
 ## Exact answers about {count} unseen scenes, greedy
 
 {table}
 
-The scenes and questions are those of the mini world's split `test` (seed {world_seed}), in the prompt "question: {{}} short
-answer:"; here the model reads the scene instead of a picture. *words*: the plain caption; *any caption*: another one,
-in any order; *vectors*: {vectors} blended ones, some repeated; *one vector each*: one for each object. The last column is
-the plain caption, without an error in any object.
+The scenes and questions are those of the mini world's split `test` (seed {world_seed}), in the prompt
+"question: {{}} short answer:"; here the model reads the scene instead of a picture. *words*: the plain caption;
+*any caption*: another one, in any order; *vectors*: {vectors} blended ones, some repeated; *one vector each*: one for
+each object. The last column is the plain caption, without an error in any object.
 
 It knows nothing but this world: no other language than its {words} tokens, no facts, no longer texts than about a
 hundred tokens.
 """
 ABOUT = {"opt": "An `OPTForCausalLM` of width {width} and {layers} layers",
-         "t5": "A `T5ForConditionalGeneration` in FlanT5's form (gated GELU, an output matrix of its own) of width {width} "
-               "and {layers} + {decoder_layers} layers"}
+         "t5": "A `T5ForConditionalGeneration` in FlanT5's form (gated GELU, an output matrix of its own) of width "
+               "{width} and {layers} + {decoder_layers} layers"}
 
 
 def card(learner: Learner, steps: int, batch: int, seed: int, minutes: float, scores: Scores, count: int) -> str:
@@ -62,9 +62,10 @@ def card(learner: Learner, steps: int, batch: int, seed: int, minutes: float, sc
                                          decoder_layers=getattr(config, "num_decoder_layers", 0))
     return CARD.format(
         family=learner.family, about=about, words=len(learner.tokenizer.loaded), steps=steps, seed=seed, batch=batch,
-        parameters=sum(p.numel() for p in learner.model.parameters()) / 1e6, documents=steps * batch, share=PHASES[-1][1].blended,
-        minutes=minutes, date=datetime.date.today().isoformat(), count=count, machine=platform.machine(),
-        torch=torch.__version__.split("+")[0], table=table_of(scores), vectors=VECTORS, world_seed=DEFAULT_SEED)
+        parameters=sum(p.numel() for p in learner.model.parameters()) / 1e6, documents=steps * batch,
+        share=PHASES[-1][1].blended, minutes=minutes, date=datetime.date.today().isoformat(), count=count,
+        machine=platform.machine(), torch=torch.__version__.split("+")[0], table=table_of(scores),
+        vectors=VECTORS, world_seed=DEFAULT_SEED)
 
 
 def table_of(scores: Scores) -> str:

@@ -214,7 +214,7 @@ def _block_mask(parts: Tensor) -> Tensor:
 
 
 class T5Learner(Learner):
-    """An encoder that reads [vectors | words, prompt, </s>] and a decoder that writes the answer: one row for each turn.
+    """An encoder that reads [vectors | words, prompt, </s>], a decoder that writes the answer: one row for each turn.
 
     Turns cannot share what the encoder makes of a context, because the context sees the question in it.
     """

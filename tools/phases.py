@@ -1,7 +1,7 @@
 """In which order the mini language models learn: what documents are made of in each phase of the training.
 
-Questions of yes and no come late: a model that cannot find an object yet learns nothing from them, and they keep it from
-learning to find one. For the same reason contexts are mostly one vector for each object at first.
+Questions of yes and no come late: a model that cannot find an object yet learns nothing from them, and they keep it
+from learning to find one. For the same reason contexts are mostly one vector for each object at first.
 """
 
 from __future__ import annotations

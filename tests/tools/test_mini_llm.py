@@ -140,7 +140,7 @@ def test_a_turn_of_a_conversation_depends_on_the_turns_before_it(family: str, sh
         pytest.skip("an encoder-decoder reads each turn alone")
     document = Document("red star left.", (("what color is the star?", "red"), ("where is it?", "left")), 1)
     with torch.no_grad():
-        apart, joined = (shipped.predict([replace(document, chained=chained)], noise=False) for chained in (False, True))
+        apart, joined = (shipped.predict([replace(document, chained=value)], noise=False) for value in (False, True))
     assert torch.equal(apart.ids, joined.ids)
     first, second = apart.turns == 0, apart.turns == 1
     torch.testing.assert_close(apart.logits[first], joined.logits[first])
