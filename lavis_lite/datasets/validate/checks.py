@@ -283,6 +283,7 @@ def _size_of(folder: ImageFolder, name: str) -> tuple[int, int, int | None]:
     if folder.key != "video":
         image = folder.load(name)
         return image.width, image.height, None
-    with folder.load(name) as video:
+    opened: Any = folder.load(name)  # a folder of videos gives videos
+    with opened as video:
         (frame,) = video.frames([0])
         return frame.shape[1], frame.shape[0], len(video)
