@@ -63,7 +63,8 @@ ALLOWED: dict[str, set[str]] = {
     "engine": RUN | {"evaluation", "runners", "runs"},
     "dry_run": RUN | {"engine", "runners"},
     "bench": RUN | {"runners", "mini_world", "zoo"},
-    "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight", "bench"},
+    "lab": RUN | {"evaluation", "runners", "runs", "engine", "preflight"},
+    "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight", "bench", "lab"},
     "compat": RUN | {"engine", "runners", "zoo"},  # adapters for other packages; nothing imports them
     "__main__": {"cli"},
     "": {"moved"},
@@ -82,6 +83,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 FOLDER_CIRCLES: dict[tuple[str, str], str] = {
     ("checkpoints", "checkpoints.formats"): "formats read and report with the modules that choose them",
+    ("runners", "runners.hooks"): "sample predictions gather blocks that ranks share",
     ("datasets.annotations", "datasets.files"): "tables are mapped files; paths are checked against rows",
     ("datasets", "datasets.loading"): "ablations draw from the random streams; the loader knows the base class",
 }

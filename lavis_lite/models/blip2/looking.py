@@ -6,7 +6,7 @@ Every sample is read alone: its picture, its prompt, and the text to look at. Ax
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ def _attention(model: TextWriter, grid: tuple[int, int], vectors: Tensor, readin
     return Attention(words, array(by_word(reading.weights, members)), _looks(model, len(vectors), kept), grid)
 
 
-def _looks(model: Any, vectors: int, kept: list[Tensor]) -> Array:
+def _looks(model: TextWriter | Blip2Scorer, vectors: int, kept: list[Tensor]) -> Array:
     """Where vectors look, float[C,H',V,P]; a connector's last vectors may be no queries and look at nothing."""
     if not kept:
         return np.eye(vectors, dtype=np.float32)[None, None]
