@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lavis_lite.config.run_section import (
+from lavis_lite.config.sections import (
     AFFECTS_ROWS,
     RUN_KEYS_WITHOUT_EFFECT,
     SCORING_ONLY,
     TASK_KEYS_OF_LAVIS,
+    OpenSection,
     RunConfig,
+    Section,
 )
-from lavis_lite.config.section import OpenSection, Section
 
 if TYPE_CHECKING:
     from lavis_lite.models.language.families import LMLoadOptions
