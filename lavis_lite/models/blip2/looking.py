@@ -6,7 +6,7 @@ Every sample is read alone: its picture, its prompt, and the text to look at. Ax
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
