@@ -29,6 +29,7 @@ COMMANDS = {
     "data": "list, prepare, check and pack data sets; save frozen features",
     "generate": "write captions of pictures, or answers about them",
     "chat": "talk about pictures with a model",
+    "demo": "open a page to try models on pictures",
     "models": "list models and their types",
     "convert": "convert a checkpoint to transformers', LAVIS' or this project's format",
     "compare": "compare two runs: changed settings, scores with confidence intervals, samples that flipped",
