@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": "write captions of pictures, or answers about them",
     "chat": "talk about pictures with a model",
     "demo": "open a page to try models on pictures",
+    "serve": "answer chat completions over HTTP",
     "models": "list models and their types",
     "convert": "convert a checkpoint to transformers', LAVIS' or this project's format",
     "compare": "compare two runs: changed settings, scores with confidence intervals, samples that flipped",
