@@ -20,8 +20,6 @@ from lavis_lite.registry import registry
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
-"""suffixes of pictures in a folder; a named file may have any suffix"""
 SOME_FAILED = 1
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 """hides progress bars and notes of transformers; the user's own settings win"""
@@ -171,14 +169,16 @@ def _check_decoding(settings: dict[str, Any], takes: Any) -> None:
 
 def pictures(names: Sequence[str]) -> tuple[list[Path], list[str]]:
     """(files to read, errors of the other names); the pictures of a folder are sorted by name."""
+    from lavis_lite.datasets.media.images import SUFFIXES
+
     paths, errors = [], []
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in PICTURES)
+            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES)
             paths += inside
             if not inside:
-                errors.append(f"{name}: the folder has no pictures (suffixes: {', '.join(PICTURES)})")
+                errors.append(f"{name}: the folder has no pictures (suffixes: {', '.join(SUFFIXES)})")
         elif path.exists():
             paths.append(path)
         else:

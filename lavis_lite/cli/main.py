@@ -31,6 +31,8 @@ COMMANDS = {
     "data": "list, prepare, check and pack data sets; save frozen features",
     "generate": "write captions of pictures, or answers about them",
     "chat": "talk about pictures with a model",
+    "demo": "open a page to try models on pictures",
+    "serve": "answer chat completions over HTTP",
     "recipes": "list the recipes of the package; copy one to change it",
     "new-project": "write a project of your own: a recipe, a class and a test that train at once",
     "doctor": "show what this machine has, and what a recipe still needs",

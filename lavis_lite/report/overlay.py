@@ -48,7 +48,8 @@ def overlay(picture: Image.Image, values: Map, most: float | None = None) -> Ima
     return Image.fromarray((np.asarray(to_rgb(picture), np.float32) * bright + 0.5).astype(np.uint8))
 
 
-def sheet(picture: Image.Image, words: Sequence[str], maps: Map, tile: int = TILE) -> Image.Image:
+def sheet(picture: Image.Image, words: Sequence[str], maps: Map, tile: int = TILE,
+          per_row: int = PER_ROW) -> Image.Image:
     """The picture, and one overlay for each word, side by side with the words below.
 
     Args:
@@ -56,12 +57,13 @@ def sheet(picture: Image.Image, words: Sequence[str], maps: Map, tile: int = TIL
         words: W texts.
         maps: float[W,h,w].
         tile: pixels of the longer side of each.
+        per_row: most pictures side by side.
     """
     scale = tile / max(picture.size)
     size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
     large = to_rgb(picture).resize(size, Image.Resampling.BICUBIC)
     tiles = [large, *(overlay(large, values) for values in maps)]
-    columns = min(len(tiles), PER_ROW)
+    columns = min(len(tiles), per_row)
     rows = -(-len(tiles) // columns)
     canvas = Image.new("RGB", (columns * (size[0] + GAP) + GAP, rows * (size[1] + LABEL) + GAP), PAPER)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
