@@ -64,11 +64,7 @@ class Options:
         return pick_device(self.device, local_rank, "--device")
 
     def amp(self, device: torch.device) -> Precision:
-        """The precision of training steps.
-
-        Raises:
-            ConfigError: bf16 on a CPU that only emulates it.
-        """
+        """The precision of training steps."""
         on_gpu = device.type == "cuda"
         name = ("bf16" if on_gpu else "fp32") if self.precision == "auto" else self.precision
         return Precision.from_run(RunConfig(amp=name != "fp32", amp_dtype=name), device)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import nn
 
 from lavis_lite.bench import generate, loader, retrieval
@@ -18,9 +19,16 @@ from lavis_lite.bench.counters import count
 from lavis_lite.bench.options import PEERS, Options
 from lavis_lite.bench.sizes import CAPTION_LENGTHS, SIZES, caption_lengths, padding_share
 from lavis_lite.bench.timing import Seconds, Side, interleave, ratios
+from lavis_lite.bench.training import our_step
 from lavis_lite.cli import bench
+from lavis_lite.device import Precision
 from lavis_lite.errors import ConfigError, DataError, LavisLiteError
+from lavis_lite.mini_world.captions import make_captions
+from lavis_lite.mini_world.render import render
+from lavis_lite.mini_world.scenes import make_scene
 from lavis_lite.models.language import LanguageModel
+from lavis_lite.runners.step import StepResult, TrainStep
+from lavis_lite.zoo import load_model_and_preprocess
 from tests.helpers.processes import run_processes
 
 CPU = torch.device("cpu")
@@ -160,6 +168,35 @@ def test_loaders_read_as_many_pictures_as_they_report(monkeypatch: pytest.Monkey
     for make in alone.sides.values():
         make().turn(0)
     assert shapes == [(16, 3, 224, 224)] * 6
+
+
+# --- bf16 -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["blip2", "blip2_opt"])
+def test_training_in_bf16_on_a_cpu_keeps_the_loss(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The mean loss of a few steps from trained weights, on captions of other images, so that it is not near 0.
+
+    Without dropout, which draws other numbers in another type.
+    """
+    scenes = [make_scene(0, "val", index) for index in range(7)]
+    original, losses = TrainStep.run, dict[torch.dtype, list[float]]()
+
+    def run(step: TrainStep, *args: Any, **named: Any) -> StepResult:
+        result = original(step, *args, **named)
+        losses.setdefault(step.precision.dtype, []).append(float(result.losses["loss"]))
+        return result
+
+    monkeypatch.setattr(TrainStep, "run", run)
+    for dtype in (torch.float32, torch.bfloat16):
+        model, processors, _ = load_model_and_preprocess(name, "mini", is_eval=True, device="cpu")
+        turn = our_step(model, model, CPU, Precision("cpu", dtype))
+        for _ in range(3):
+            turn({"image": torch.stack([processors["eval"](Image.fromarray(render(scene))) for scene in scenes[1:]]),
+                  "text_input": [make_captions(scene)[0] for scene in scenes[:-1]],
+                  "uniform": torch.full((6, 2), 0.5, dtype=torch.float64)})
+    exact, rounded = losses[torch.float32], losses[torch.bfloat16]
+    assert exact[0] > 1
+    assert sum(rounded) == pytest.approx(sum(exact), rel=0.005) and rounded != exact
+    assert exact[-1] < 0.98 * exact[0]
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
