@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def _views(paths: Sequence[Path], name: str) -> Case:
             plain(path, random.Random(seed + item))
 
     return Case(name, {"ours": lambda: Side(ours), "plain": lambda: Side(theirs)}, lambda number: 1000 * number,
-                len(paths))
+                len(paths), counted=False)
 
 
 def _loaders(data: CaptionDataset, paths: Sequence[Path], workers: int, name: str) -> Case:
@@ -73,12 +73,31 @@ def _loaders(data: CaptionDataset, paths: Sequence[Path], workers: int, name: st
         loader = DataLoader(PlainCaptions(paths, epochs), BATCH, shuffle=True, num_workers=workers, drop_last=True)
         _read(loader)
 
-    return Case(name, {"ours": lambda: Side(ours), "plain": lambda: Side(theirs)}, lambda number: number, steps * BATCH)
+    return Case(name, {"ours": lambda: Side(ours), "plain": lambda: Side(theirs)}, lambda number: number, steps * BATCH,
+                counted=False)
 
 
 def _read(batches: Any) -> None:
     for _ in batches:
         continue
+
+
+def with_loaded_images(make: Callable[[int], dict[str, Any]], options: Options) -> Callable[[int], dict[str, Any]]:
+    """Batches by number, their images from a loader of `options.workers` processes, if there is to be one.
+
+    Args:
+        make: number -> a batch of this size.
+        options: of the training steps.
+    """
+    if options.workers is None:
+        return make
+    paths = pictures(Path(options.images_from)) if options.images_from else generated()
+    data = captions(paths, options.dimensions.image_size)
+    run = RunConfig(batch_size_train=options.images, num_workers=options.workers, device="cpu", seed=0)
+    steps = options.warmup + options.steps
+    loader = iter(train_loader([data], GlobalSampler([len(data)], 0, options.images), run, 0, 1, 0, steps))
+    texts = [make(number) for number in range(steps)]  # before the clock runs
+    return lambda number: texts[number] | {"image": next(loader)["image"]}
 
 
 class PlainCaptions(Dataset[dict[str, Any]]):
@@ -138,10 +157,10 @@ _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 """kept until the process ends"""
 
 
-def captions(paths: Sequence[Path]) -> CaptionDataset:
-    """The pictures as a caption data set."""
+def captions(paths: Sequence[Path], size: int = 224) -> CaptionDataset:
+    """The pictures as a caption data set, in views of `size` pixels per side."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         file.write_text(json.dumps([{"image": path.name, "caption": f"Picture {path.stem}."} for path in paths]))
         table = read_table([file], [Field("image", file_name), Field("caption", text)])
-    return CaptionDataset(table, ImageFolder(paths[0].parent), Blip2ImageTrain(224), BlipCaption())
+    return CaptionDataset(table, ImageFolder(paths[0].parent), Blip2ImageTrain(size), BlipCaption())

@@ -6,17 +6,16 @@ import datetime
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
-from lavis_lite import distributed
 from lavis_lite.bench.cases import cases
 from lavis_lite.bench.counters import Counts, count, peak_flops
 from lavis_lite.bench.memory import peak_of
 from lavis_lite.bench.options import Options
-from lavis_lite.bench.timing import Case, Seconds, Side, interleave, machine, ratios
+from lavis_lite.bench.timing import Case, Seconds, Side, WaitTimer, interleave, machine, ratios
 
 
 @dataclass
@@ -97,40 +96,48 @@ def run(options: Options, command: str, ranks: int = 1, rank: int = 0, local_ran
 
 def _rows_of(case: Case, number: int, options: Options, peers: Sequence[str], device: torch.device,
              shared: Row) -> list[Row]:
-    sides = {name: case.sides[name]() for name in ("ours", *peers)}
+    names, peaks = ("ours", *peers), dict[str, int | None]()
+    if options.memory and shared.ranks == 1:  # first, since a GPU may not have room for two processes
+        peaks = {name: peak_of(options, number, name, shared.threads) for name in names}
+    sides = {name: case.sides[name]() for name in names}
     case.check(sides)
-    batches = [case.batch(round_) for round_ in range(options.warmup + options.steps)]
     load = os.getloadavg()[0]
+    batches = WaitTimer(case.batch, options.warmup + options.steps)
     seconds = interleave(sides, batches, options.warmup, device)
-    row = _own_numbers(case, sides["ours"], batches[-1], seconds["ours"], device, shared)
-    peaks: dict[str, int | None] = {}
-    if options.memory and distributed.world_size() == 1:
-        peaks = {name: peak_of(options, number, name, shared.threads) for name in sides}
-    row = Row(**{**vars(row), "load": load, "peak_mb": peaks.get("ours")})
+    row = _own_numbers(case, seconds["ours"], shared)
+    row = replace(row, load=load, peak_mb=peaks.get("ours"))
+    if case.counted:
+        row = _counted(row, sides["ours"], batches.last, device)
+    if options.workers is not None and row.wall_s is not None:
+        wait = statistics.median(batches.seconds[options.warmup:])
+        row = replace(row, data_wait=wait / (wait + row.wall_s), images_per_s=case.images * shared.ranks / (
+            wait + row.wall_s))
     compared = [_compared(row, peer, seconds, peaks.get(peer)) for peer in peers]
     return compared or [row]
 
 
-def _own_numbers(case: Case, ours: Side, batch: Any, seconds: Sequence[Seconds], device: torch.device,
-                 shared: Row) -> Row:
-    """Times and counts of this package."""
-    counts: Counts = count(lambda: ours.turn(batch), device)
+def _own_numbers(case: Case, seconds: Sequence[Seconds], shared: Row) -> Row:
+    """Times of this package."""
     cpu, wall = (statistics.median(values) for values in zip(*((turn.cpu, turn.wall) for turn in seconds), strict=True))
-    dtype = torch.bfloat16 if shared.precision == "bfloat16" else torch.float32
-    peak = peak_flops(device, shared.machine, dtype)
-    busy = cpu / shared.threads if device.type == "cpu" else wall
-    scale = ours.scale(batch)
-    return Row(**{**vars(shared), "name": case.name, "cpu_s": cpu, "wall_s": wall, "steps": len(seconds),
-                  "images_per_s": case.images * shared.ranks / wall if case.images else None,
-                  "tokens_per_s": case.tokens * shared.ranks / wall if case.tokens else None,
-                  "gflop": counts.flops * scale / 1e9, "mfu": counts.flops * scale / busy / peak if peak else None,
-                  "host_reads": counts.host_reads, "collective_bytes": counts.collective_bytes,
-                  "padding": case.padding})
+    per_second = shared.ranks / wall
+    return replace(shared, name=case.name, cpu_s=cpu, wall_s=wall, steps=len(seconds), padding=case.padding,
+                   images_per_s=case.images * per_second if case.images else None,
+                   tokens_per_s=case.tokens * per_second if case.tokens else None)
+
+
+def _counted(row: Row, ours: Side, batch: Any, device: torch.device) -> Row:
+    """The row with the counts of one more turn of this package, and its share of the machine's peak."""
+    counts: Counts = count(lambda: ours.turn(batch), device)
+    flops = counts.flops * ours.scale(batch)
+    dtype = torch.bfloat16 if row.precision == "bfloat16" else torch.float32
+    peak = peak_flops(device, row.machine, dtype)
+    busy = (row.cpu_s or 0.0) / row.threads if device.type == "cpu" else row.wall_s or 0.0
+    return replace(row, gflop=flops / 1e9, mfu=flops / busy / peak if peak and busy else None,
+                   host_reads=counts.host_reads, collective_bytes=counts.collective_bytes)
 
 
 def _compared(row: Row, peer: str, seconds: dict[str, list[Seconds]], peak: int | None) -> Row:
     """The row with a peer's numbers beside."""
     cpu, wall = (ratios([getattr(turn, kind) for turn in seconds[peer]],
                         [getattr(turn, kind) for turn in seconds["ours"]]) for kind in ("cpu", "wall"))
-    return Row(**{**vars(row), "against": peer, "ratio_cpu": cpu[0], "ratio_wall": wall[0], "spread_cpu": cpu[1:],
-                  "peer_peak_mb": peak})
+    return replace(row, against=peer, ratio_cpu=cpu[0], ratio_wall=wall[0], spread_cpu=cpu[1:], peer_peak_mb=peak)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lavis_lite.bench.loader import with_loaded_images
 from lavis_lite.bench.options import FP32, Options
 from lavis_lite.bench.sizes import Size, caption_lengths, padding_share, random_images, random_rows
 from lavis_lite.bench.timing import Case, Side
@@ -86,7 +87,7 @@ def case(options: Options, device: torch.device, seed: int) -> Case:
     return Case(f"stage 2, {options.llm}, {options.size}, batch {options.images}",
                 {"ours": lambda: ours(precision), "plain": plain, "transformers": transformers,
                  FP32: lambda: ours(fp32)},
-                lambda number: make_batch(options, seed, number), options.images,
+                with_loaded_images(lambda number: make_batch(options, seed, number), options), options.images,
                 sum(map(sum, lengths)) / len(lengths), sum(map(padding_share, lengths)) / len(lengths))
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,9 +53,10 @@ class Case:
     Attributes:
         name: of the row.
         sides: name -> builds a side; "ours" is first.
-        batch: number of the round -> what all sides work on; None: no more.
+        batch: number of the round -> what all sides work on.
         images, tokens: in a turn, of real text; 0: does not apply.
         padding: share of padding among text columns; None: does not apply.
+        counted: whether FLOPs and host reads of a turn are of interest.
         check: raises if the sides disagree; called before anything is timed.
     """
 
@@ -65,6 +66,7 @@ class Case:
     images: int = 0
     tokens: float = 0
     padding: float | None = None
+    counted: bool = True
     check: Callable[[Mapping[str, Side]], None] = field(default=lambda sides: None)
 
 
@@ -99,6 +101,32 @@ def interleave(sides: Mapping[str, Side], batches: Iterable[Any], warmup: int,
             if number >= warmup:
                 found[name].append(seconds)
     return found
+
+
+class WaitTimer:
+    """The batches of a case by number, and the seconds that each took to come.
+
+    Args:
+        batch: as `Case.batch`.
+        count: number of batches.
+
+    Attributes:
+        seconds: by the clock, one for each batch so far.
+        last: the newest batch.
+    """
+
+    def __init__(self, batch: Callable[[int], Any], count: int) -> None:
+        self.batch, self.count = batch, count
+        self.seconds: list[float] = []
+        self.last: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches."""
+        for number in range(self.count):
+            start = time.perf_counter()
+            self.last = self.batch(number)
+            self.seconds.append(time.perf_counter() - start)
+            yield self.last
 
 
 def ratios(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, float, float]:

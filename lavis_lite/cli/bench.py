@@ -49,7 +49,10 @@ def parser() -> argparse.ArgumentParser:
                            help="of training steps; auto: bf16 on a GPU, fp32 on a CPU")
     arguments.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's own)")
     arguments.add_argument("--full", action="store_true", help="texts of 32 tokens: batches without padding")
-    arguments.add_argument("--images", metavar="FOLDER", help="JPEG files of 640x480 pixels for loader")
+    arguments.add_argument("--workers", type=int, help="training steps get their images from a loader with so many "
+                                                       "processes; without peers")
+    arguments.add_argument("--images", metavar="FOLDER",
+                           help="JPEG files of 640x480 pixels for loader and --workers (default: generated ones)")
     arguments.add_argument("--no-memory", action="store_true", help="leave peak memory out, which takes a process each")
     arguments.add_argument("--json", metavar="FILE", type=Path, help="append every row as a line of JSON")
     return arguments
@@ -62,25 +65,21 @@ def main(argv: Sequence[str]) -> int:
         ConfigError: options that exclude each other, before anything is built.
     """
     chosen = parser().parse_args(list(argv))
-    from lavis_lite.process.launch import launch_from_environment
-
-    if chosen.ranks < 1:
-        raise ConfigError(f"--ranks is {chosen.ranks}, but must be at least 1.")
-    launch = launch_from_environment()
-    if chosen.ranks > 1 and launch.world_size == 1:
-        return _start_ranks(chosen, argv)
     import torch
 
     from lavis_lite import distributed
     from lavis_lite.bench.run import run
+    from lavis_lite.process.launch import launch_from_environment
 
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
+    launch = launch_from_environment()
     asked = benchmarks(chosen)
     for options in asked:
         options.check()
-        options.peers(launch.world_size)
-        options.amp(options.torch_device(launch.local_rank))
+        options.peers(max(chosen.ranks, launch.world_size))
+    if chosen.ranks > 1 and launch.world_size == 1:
+        return _start_ranks(chosen.ranks, argv)
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
     command = f"python -m lavis_lite bench {shlex.join(argv)}"
     with distributed.group(asked[0].torch_device(launch.local_rank)):
         for number, options in enumerate(asked):
@@ -94,17 +93,25 @@ def benchmarks(chosen: argparse.Namespace) -> list[Options]:
     """The benchmarks that the command line asks for.
 
     Raises:
-        ConfigError: --llm for a benchmark without language model, or --against for all of them.
+        ConfigError: --llm or --ranks for a benchmark that has no use for it, --against for all of them, or no folder
+            for --json.
     """
-    from lavis_lite.bench.options import Options
+    from lavis_lite.bench.options import TRAINING, Options
 
+    if chosen.json is not None and not chosen.json.absolute().parent.is_dir():
+        raise ConfigError(f"--json {chosen.json}: there is no folder {chosen.json.parent}; make it first, for example "
+                          f"with `mkdir -p {chosen.json.parent}`.")
+    if chosen.ranks < 1:
+        raise ConfigError(f"--ranks is {chosen.ranks}, but must be at least 1.")
+    if chosen.ranks > 1 and chosen.what not in TRAINING:
+        raise ConfigError(f"--ranks {chosen.ranks}: only stage1 and stage2 train on several ranks.")
     if chosen.llm and chosen.what not in (*USES_LLM, "all"):
         raise ConfigError(f"--llm {chosen.llm}: {chosen.what} has no language model; leave --llm out.")
     if chosen.against and chosen.what == "all":
         raise ConfigError("--against: benchmarks have different peers; leave it out with all.")
     shared = Options("stage1", tuple(chosen.against) if chosen.against else None, chosen.size, chosen.llm or "opt",
                      chosen.batch, chosen.steps, chosen.warmup, chosen.device, chosen.precision, chosen.full,
-                     chosen.images, not chosen.no_memory)
+                     chosen.workers, chosen.images, not chosen.no_memory)
     if chosen.what != "all":
         return [replace(shared, what=chosen.what)]
     llms = [chosen.llm] if chosen.llm else ["opt", "t5"]
@@ -112,22 +119,14 @@ def benchmarks(chosen: argparse.Namespace) -> list[Options]:
             for llm in (llms if what in USES_LLM else llms[:1])]
 
 
-def _start_ranks(chosen: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Run the same command as `chosen.ranks` processes; returns torchrun's exit status.
-
-    Raises:
-        ConfigError: a benchmark that does not train, or one with peers.
-    """
-    if chosen.against:
-        raise ConfigError("--against: with several ranks only this package is measured; leave --against out.")
-    if chosen.what not in ("stage1", "stage2"):
-        raise ConfigError(f"--ranks {chosen.ranks}: only stage1 and stage2 train on several ranks.")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={chosen.ranks}"]
+def _start_ranks(ranks: int, argv: Sequence[str]) -> int:
+    """Run the same command as `ranks` processes; returns torchrun's exit status."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return subprocess.run([*launcher, "-m", "lavis_lite", "bench", *argv], check=False).returncode
 
 
 HEAD = ("measured", "against", "cpu", "wall", "cpu s", "wall s", "images/s", "tokens/s", "MFU", "MiB", "peer MiB",
-        "reads", "padding")
+        "reads", "padding", "wait")
 
 
 def report(rows: Sequence[Row], file: Path | None, with_head: bool = True) -> None:
@@ -153,7 +152,8 @@ def cells(row: Row) -> list[str]:
     return [row.name, row.against or "-", _shown(row.ratio_cpu, "{:.2f}") + spread, _shown(row.ratio_wall, "{:.2f}"),
             _shown(row.cpu_s, "{:.3g}"), _shown(row.wall_s, "{:.3g}"), _shown(row.images_per_s, "{:.3g}"),
             _shown(row.tokens_per_s, "{:.3g}"), _shown(row.mfu, "{:.0%}"), _shown(row.peak_mb, "{}"),
-            _shown(row.peer_peak_mb, "{}"), _shown(row.host_reads, "{}"), _shown(row.padding, "{:.0%}")]
+            _shown(row.peer_peak_mb, "{}"), _shown(row.host_reads, "{}"), _shown(row.padding, "{:.0%}"),
+            _shown(row.data_wait, "{:.0%}")]
 
 
 def _shown(value: Any, form: str) -> str:

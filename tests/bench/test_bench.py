@@ -10,17 +10,26 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import nn
 
-from lavis_lite.bench import generate, loader, retrieval
+from lavis_lite.bench import generate, loader, retrieval, stage1
 from lavis_lite.bench.cases import cases
 from lavis_lite.bench.counters import count
 from lavis_lite.bench.options import PEERS, Options
+from lavis_lite.bench.run import run
 from lavis_lite.bench.sizes import CAPTION_LENGTHS, SIZES, caption_lengths, padding_share
 from lavis_lite.bench.timing import Seconds, Side, interleave, ratios
+from lavis_lite.bench.training import our_step
 from lavis_lite.cli import bench
+from lavis_lite.device import Precision
 from lavis_lite.errors import ConfigError, DataError, LavisLiteError
+from lavis_lite.mini_world.captions import make_captions
+from lavis_lite.mini_world.render import render
+from lavis_lite.mini_world.scenes import make_scene
 from lavis_lite.models.language import LanguageModel
+from lavis_lite.runners.step import StepResult, TrainStep
+from lavis_lite.zoo import load_model_and_preprocess
 from tests.helpers.processes import run_processes
 
 CPU = torch.device("cpu")
@@ -62,7 +71,8 @@ def test_flops_of_forward_and_backward_follow_from_the_shapes() -> None:
     assert attention.flops == 2 * 2 * (2 * 4 * 6 * 6 * 8)
 
 
-def collectives() -> dict[str, int]:
+def collectives() -> tuple[dict[str, int], dict[str, int], int]:
+    """Bytes of a turn of my own, and of a stage-1 step; the latter's trained parameters."""
     model = nn.parallel.DistributedDataParallel(nn.Linear(10, 3))
     parts = [torch.empty(4) for _ in range(2)]
 
@@ -72,11 +82,17 @@ def collectives() -> dict[str, int]:
 
     turn()
     turn()  # DDP arranges its buckets once more
-    return count(turn, CPU).collective_bytes
+    row = run(mini("stage1"), "", ranks=2, rank=dist.get_rank())[0]
+    built = stage1.build(mini("stage1"), CPU, torch.float32)
+    trained = sum(parameter.numel() for parameter in built.parameters() if parameter.requires_grad)
+    return count(turn, CPU).collective_bytes, row.collective_bytes, trained
 
 
 def test_bytes_of_collectives_include_the_gradients_of_ddp() -> None:
-    assert run_processes(collectives, 2) == [{"allgather": 2 * 4 * 4, "allreduce": 4 * 33}] * 2
+    for own, step, trained in run_processes(collectives, 2):
+        assert own == {"allgather": 2 * 4 * 4, "allreduce": 4 * 33}
+        assert 0 <= step["allreduce"] - 4 * trained <= 64  # besides the gradients: counts, and the vote of the ranks
+        assert step["alltoall_base"] <= 2 * 8 * 5 * 32 * 4  # features of 8 chosen images at most, and their gradients
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------
@@ -116,6 +132,13 @@ def test_stage_1_is_measured_and_saved(tmp_path: Path, capsys: pytest.CaptureFix
     assert row["gflop"] == pytest.approx(0.63, rel=0.2) and row["command"].endswith(f"--json {file}")
     assert row["peak_mb"] is None and row["collective_bytes"] == {} and 0 < row["mfu"] < 1
     assert "stage 1, mini, batch 8" in capsys.readouterr().out
+
+
+def test_steps_behind_a_loader_report_how_long_they_wait() -> None:
+    row = run(mini("stage2", workers=0, batch=16), "")[0]
+    assert row.against is None and row.data_wait is not None and row.images_per_s is not None and row.wall_s is not None
+    assert 0.2 < row.data_wait < 1  # decoding 16 pictures takes longer than the step of a tiny model
+    assert row.images_per_s == pytest.approx(16 * (1 - row.data_wait) / row.wall_s)
 
 
 def test_memory_is_that_of_one_side_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +185,35 @@ def test_loaders_read_as_many_pictures_as_they_report(monkeypatch: pytest.Monkey
     assert shapes == [(16, 3, 224, 224)] * 6
 
 
+# --- bf16 -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["blip2", "blip2_opt"])
+def test_training_in_bf16_on_a_cpu_keeps_the_loss(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The mean loss of a few steps from trained weights, on captions of other images, so that it is not near 0.
+
+    Without dropout, which draws other numbers in another type.
+    """
+    scenes = [make_scene(0, "val", index) for index in range(7)]
+    original, losses = TrainStep.run, dict[torch.dtype, list[float]]()
+
+    def noted(step: TrainStep, *args: Any, **named: Any) -> StepResult:
+        result = original(step, *args, **named)
+        losses.setdefault(step.precision.dtype, []).append(float(result.losses["loss"]))
+        return result
+
+    monkeypatch.setattr(TrainStep, "run", noted)
+    for dtype in (torch.float32, torch.bfloat16):
+        model, processors, _ = load_model_and_preprocess(name, "mini", is_eval=True, device="cpu")
+        turn = our_step(model, model, CPU, Precision("cpu", dtype))
+        for _ in range(3):
+            turn({"image": torch.stack([processors["eval"](Image.fromarray(render(scene))) for scene in scenes[1:]]),
+                  "text_input": [make_captions(scene)[0] for scene in scenes[:-1]],
+                  "uniform": torch.full((6, 2), 0.5, dtype=torch.float64)})
+    exact, rounded = losses[torch.float32], losses[torch.bfloat16]
+    assert exact[0] > 1
+    assert sum(rounded) == pytest.approx(sum(exact), rel=0.005) and rounded != exact
+    assert exact[-1] < 0.98 * exact[0]
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("arguments", "message"), [
     (["stage1", "--against", "transformers"], "--against transformers: stage1 has no such peer"),
@@ -170,6 +222,10 @@ def test_loaders_read_as_many_pictures_as_they_report(monkeypatch: pytest.Monkey
     (["all", "--against", "plain"], "leave it out with all"),
     (["loader", "--ranks", "2"], "only stage1 and stage2"),
     (["stage1", "--ranks", "2", "--against", "plain"], "leave --against out"),
+    (["stage1", "--workers", "1", "--against", "plain"], "leave --against out"),
+    (["retrieval", "--workers", "1"], "retrieval does not train"),
+    (["stage1", "--workers", "-1"], "--workers is -1"),
+    (["stage1", "--json", "nowhere/rows.jsonl"], "mkdir -p nowhere"),
     (["stage1", "--steps", "0"], "--steps is 0"),
     (["stage1", "--batch", "-1"], "--batch is -1"),
     (["stage1", "--size", "vitg", "--device", "cpu"], "needs a GPU"),

@@ -3,8 +3,7 @@
 Honest means: the same SDPA attention, weights, dtype and threads as `tasks.retrieval_reranking`; what differs:
 
 1. both directions are scored, each query's k candidates in one pass: a pair that both ask for is computed twice;
-2. image features wait on the CPU; every query copies those of its k images to the device (k times the same image
-   for an image's texts);
+2. image features wait on the CPU; every query copies those of its k images to the device, also if they are equal;
 3. keys and values of the image are projected anew for every pair in every cross-attention layer;
 4. every text is padded to 35 tokens;
 5. the last layer is computed for all tokens.

@@ -3,10 +3,9 @@
 It is the reference for exact equality and for speed. Honest means: same SDPA attention, same fused feed-forwards, same
 optimizer and threads as `Blip2Qformer`; only these recomputations, listed in LAVIS' own step, differ:
 
-1. keys and values of the image are projected in every cross-attention layer of every pass: four times in all, for the
-   queries and for each of the three ITM groups;
-2. `ln_vision` is applied with its affine part, so each of these projections has a backward pass to the image features,
-   for the sake of two vectors;
+1. keys and values of the image are projected four times per cross-attention layer: for the queries and for each of the
+   three ITM groups;
+2. `ln_vision` is applied with its affine part, so each projection has a backward pass to the image features;
 3. every text is padded to `max_txt_len`;
 4. queries, text for ITC, ITM and text for ITG are four passes;
 5. the language-model head computes logits over the whole vocabulary for every position, padding included;

@@ -3,8 +3,8 @@
 It is the reference for exact equality and for speed. Honest means: the same frozen parts in eval mode and without
 weights' gradients, the same SDPA attention, optimizer and threads as `Blip2LLM`. Only this differs, as in LAVIS' step:
 
-1. keys and values of the image are projected in every cross-attention layer, and `ln_vision` is applied with its affine
-   part, so each of these projections has a backward pass to the image features;
+1. `ln_vision` is applied with its affine part, so every projection to keys and values has a backward pass to the image
+   features;
 2. every text is padded to the longest of its batch (LAVIS' stage 1 alone pads to `max_txt_len`), and a mask separates
    padding from text;
 3. the language model computes logits over its whole vocabulary for every position: queries, prompt and padding too;
