@@ -51,16 +51,16 @@ def options(module: str) -> list[str]:
 def bash() -> str:
     """A function that completes by the first word, and the line that registers it."""
     known = words()
-    cases = "\n".join(f'    {name}) words="{" ".join(found)}" ;;' for name, found in known.items())
-    return f"""_lavis_lite() {{
-  local words="{' '.join(known)}"
-  [ "$COMP_CWORD" -gt 1 ] && case "${{COMP_WORDS[1]}}" in
-{cases}
-    *) words="" ;;
-  esac
-  COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
-}}
-complete -o default -F _lavis_lite {SCRIPT}"""
+    return "\n".join([
+        "_lavis_lite() {",
+        f"  local words='{' '.join(known)}'",
+        '  [ "$COMP_CWORD" -gt 1 ] && case "${COMP_WORDS[1]}" in',
+        *(f"    {name}) words='{' '.join(found)}' ;;" for name, found in known.items()),
+        "    *) words='' ;;",
+        "  esac",
+        '  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))',
+        "}",
+        f"complete -o default -F _lavis_lite {SCRIPT}"])
 
 
 def zsh() -> str:
