@@ -159,5 +159,5 @@ def references_of_run(config: Config) -> None:
 def note_unread_prompt(config: Config) -> None:
     """LAVIS' run files write the template of questions under `model`, where neither LAVIS nor this package reads it."""
     written = str(getattr(config.model, "prompt", None) or "")
-    if "{}" in written and hasattr(config.run, "inference_method") and not getattr(config.run, "prompt", None):
+    if "{}" in written and getattr(config.run, "inference_method", None) and not getattr(config.run, "prompt", None):
         config.notes.append(f"model.prompt: {written!r} is not put around questions, in LAVIS neither; run.prompt is.")
