@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from lavis_lite.cli.lavis_recipes import counterpart
+from lavis_lite.cli.lavis_recipes import counterpart, without_counterpart
 
 SCRIPT = "lavis-lite"
 """the command that an installed package brings"""
@@ -53,9 +53,11 @@ def add_config(arguments: argparse.ArgumentParser, required: bool = False, help_
 
 
 def recipe_path(path: str) -> str:
-    """The path itself; for a recipe of LAVIS that is not here, the path of its counterpart, which is printed."""
+    """The path itself; for a recipe of LAVIS that is not here, the path of its counterpart. A note says either."""
     found = None if Path(path).exists() else counterpart(path)
     if found is None:
+        if not Path(path).exists() and (why := without_counterpart(path)):
+            print_once(f"note: {why}", sys.stderr)
         return path
     print_once(f"note: {path} is a recipe of LAVIS. {found} is the recipe of this experiment here; --print-config "
                "shows its settings.", sys.stderr)
