@@ -24,7 +24,7 @@ OUT_OF_SCOPE = {
                     "point clouds"),
     **dict.fromkeys(("audiocaps_mm_caption", "audiocaps_mm_caption_instruct", "audioset_mm_caption", "clotho_qa",
                      "esc50_cls"), "sound"),
-    "blip_diffusion_finetune": "pictures to generate"}
+    "avsd_dialogue": "features of videos for a GPT-2", "blip_diffusion_finetune": "pictures to generate"}
 """data sets of LAVIS' other projects -> what they hold"""
 INSTRUCTION = "blip_instruction"
 _TEMPLATES = {("image", "caption"): "caption", ("image", "qa"): "vqa", ("image", "classification"): "choice",
@@ -159,5 +159,5 @@ def references_of_run(config: Config) -> None:
 def note_unread_prompt(config: Config) -> None:
     """LAVIS' run files write the template of questions under `model`, where neither LAVIS nor this package reads it."""
     written = str(getattr(config.model, "prompt", None) or "")
-    if "{}" in written and "inference_method" in vars(config.run) and not getattr(config.run, "prompt", None):
+    if "{}" in written and getattr(config.run, "inference_method", None) and not getattr(config.run, "prompt", None):
         config.notes.append(f"model.prompt: {written!r} is not put around questions, in LAVIS neither; run.prompt is.")

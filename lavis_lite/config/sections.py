@@ -110,7 +110,7 @@ class RunConfig(Section):
     amp: bool = False
     """mixed precision, see amp_dtype"""
     amp_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto: with amp, bf16 if the device has it, else fp16; without amp, fp32"""
+    """auto: with amp, bf16 if the device has it, else fp16 (on a CPU: fp32, with a note); without amp, fp32"""
     lm_reduction: Literal["global", "per_rank"] = "global"
     """average of LM and ITG losses. Over all tokens of a step, independent of ranks and micro-batches; or LAVIS' mean
     of the means of each rank's micro-batches"""

@@ -71,7 +71,7 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         if self._wanted is not None and known and self._wanted.isdisjoint(map(str, chain.from_iterable(known))):
             some = ", ".join(str(ids[0]) for ids in known[:3])
             raise DataError(f"split {split!r}: run.img_ids names {len(self._wanted)} images, but none of the "
-                            f"{len(known)} of this split, whose ids are like {some}. Name ids of this split, or set "
+                            f"{len(known)} of this split. Its first ids: {some}. Name ids of this split, or set "
                             "run.img_ids=null.")
 
     def _counts(self, index: int, name: Any) -> bool:

@@ -23,10 +23,12 @@ from lavis_lite.tasks.retrieval_scoring import image_rows, picture_key, recalls_
 class RetrievalTask(BaseTask[Retriever, CaptionedImages]):
     """Trains on samples {image, text_input, image_id}; evaluates a split with one sample per image.
 
-    An evaluation sample has `image` float[B,3,H,W] (or `video` float[B,3,T,H,W]) and `index` (in the data set); the
-    data set has `text`, `img2txt` and `txt2img`. Scores (fractions): txt_r1, txt_r5, txt_r10, txt_r_mean (texts found
-    by an image), img_* (images found by a text), r_mean and chance_r1. They are computed after re-ranking if
-    `k_test` > 0; those before it have the prefix itc_. agg_metrics = r_mean.
+    An evaluation sample has `image` float[B,3,H,W] (or `video` float[B,3,T,H,W]) and `index` (in the data set).
+    The data set has `text`, `img2txt` and `txt2img`.
+
+    Scores (fractions): txt_r1, txt_r5, txt_r10, txt_r_mean (texts found by an image), img_* (images found by a text),
+    r_mean and chance_r1. They are computed after re-ranking if `k_test` > 0; those before it have the prefix itc_.
+    agg_metrics = r_mean.
     """
 
     config_class: ClassVar[type[RunConfig]] = RetrievalRunConfig

@@ -28,7 +28,7 @@ def pair_score(model: Any, image: torch.Tensor, text: str) -> float:
     """The plain way: one image and one text."""
     pair = {"image": image[None], "text_input": [text]}
     if model.ranking_head == "itc":
-        return float(model.match(pair, match_head="itc") / model.temp)
+        return float((model.match(pair, match_head="itc") / model.temp).detach())
     return float(model.match(pair, match_head="itm").log_softmax(1)[0, 1])
 
 

@@ -269,7 +269,7 @@ def test_only_images_that_the_run_names_count_and_results_have_their_ids() -> No
     rows = task.predict(Speaker(["one", "two"]), PICTURES)
     assert task.predictions(rows, named) == [{"image_id": "b_2.avi", "caption": "two"}]
     assert [row["id"] for row in captioning(img_ids=[60, "70"]).predict(Speaker(["one", "two"]), PICTURES)] == [70, 60]
-    with pytest.raises(DataError, match=r"names 1 images, but none of the 2 of this split, whose ids are like a_1.avi"):
+    with pytest.raises(DataError, match=r"names 1 images, but none of the 2 of this split. Its first ids: a_1.avi"):
         captioning(img_ids=[60]).before_evaluation(named, "val")
 
 

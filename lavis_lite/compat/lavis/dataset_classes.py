@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,28 @@ from lavis_lite.compat.lavis.datasets import BaseDataset
 from lavis_lite.errors import DataError
 
 
+def picture(dataset: BaseDataset, name: str) -> Any:
+    """The processed image of that name."""
+    with Image.open(Path(dataset.vis_root) / name) as found:
+        return dataset.vis_processor(found.convert("RGB"))
+
+
+def numbered(names: Iterable[Any]) -> dict[Any, int]:
+    """Different names -> their numbers, in order of appearance."""
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}
+
+
 class CaptionDataset(BaseDataset):
     """Rows {image, caption, image_id}; `img_ids` numbers the images."""
 
     def __init__(self, vis_processor: Any = None, text_processor: Any = None, vis_root: Any = None,
                  ann_paths: Sequence[str] = ()) -> None:
         super().__init__(vis_processor, text_processor, vis_root, ann_paths)
-        names = dict.fromkeys(row.get("image_id", row["image"]) for row in self.annotation)
-        self.img_ids: dict[Any, int] = {name: number for number, name in enumerate(names)}
+        self.img_ids = numbered(row.get("image_id", row["image"]) for row in self.annotation)
 
     def image(self, row: dict[str, Any]) -> Any:
         """The processed image of a row."""
-        with Image.open(Path(self.vis_root) / row["image"]) as found:
-            return self.vis_processor(found.convert("RGB"))
+        return picture(self, row["image"])
 
     def __getitem__(self, index: int) -> Any:
         row = self.annotation[index]
@@ -85,8 +94,7 @@ class RetrievalEvalDataset(BaseDataset):
         self.txt2img = {text: image for image, texts in self.img2txt.items() for text in texts}
 
     def __getitem__(self, index: int) -> Any:
-        with Image.open(Path(self.vis_root) / self.image[index]) as found:
-            return {"image": self.vis_processor(found.convert("RGB")), "index": index}
+        return {"image": picture(self, self.image[index]), "index": index}
 
 
 class MultimodalClassificationDataset(BaseDataset):
@@ -140,8 +148,7 @@ class DialogueDataset(BaseDataset):
                 self.annotation += [{**dialogue, "dialog": turns[:number], "question": turn["question"],
                                      "answer": turn["answer"]} for number, turn in enumerate(turns)]
         self._add_instance_ids()
-        names = dict.fromkeys(row.get("image_id") for row in self.annotation)
-        self.img_ids: dict[Any, int] = {name: number for number, name in enumerate(names)}
+        self.img_ids = numbered(row.get("image_id") for row in self.annotation)
 
 
 class DialogueEvalDataset(DialogueDataset):

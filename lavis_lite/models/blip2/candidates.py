@@ -59,14 +59,14 @@ def parts(texts: Sequence[str], at_once: int) -> Iterator[list[str]]:
 def itc_scores(model: Blip2Scorer, images: ImageBatch, texts: Texts, at_once: int) -> Iterator[Tensor]:
     """For each sample the similarities over ITC's temperature; each different text is encoded once."""
     different = list(dict.fromkeys(chain.from_iterable(texts)))
-    place = {text: number for number, text in enumerate(different)}
+    column = {text: number for number, text in enumerate(different)}
     query, _ = model.forward_image(images.image)
     queries = objectives.common_space(query, model.vision_proj)                          # float[U,Q,E]
     embeds = torch.cat([objectives.common_space(model.forward_text(part), model.text_proj)
                         for part in parts(different, at_once)])                          # float[T,E]
     similar = objectives.similarity(queries, embeds) / model.temp                        # float[U,T]
     rows = similar if images.index is None else similar[images.index]
-    return (row[[place[text] for text in own]] for row, own in zip(rows, texts, strict=True))
+    return (row[[column[text] for text in own]] for row, own in zip(rows, texts, strict=True))
 
 
 def itm_scores(model: Blip2Scorer, images: ImageBatch, texts: Texts, at_once: int) -> Iterator[Tensor]:

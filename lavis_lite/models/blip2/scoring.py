@@ -46,9 +46,9 @@ class Blip2Scorer(Blip2Base):
     """by which objective `score_candidates` compares"""
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """float[B,3,H,W] -> float[B,P,Dv]; the frames of a video float[B,3,T,H,W] make one sequence, float[B,T*P,Dv].
+        """float[B,3,H,W] -> float[B,P,Dv]. A video float[B,3,T,H,W] gives one sequence of its frames, float[B,T*P,Dv].
 
-        So does BLIP for retrieval of videos (BLIP, section 5.6). An encoder of whole clips takes them as they are.
+        BLIP reads videos in this way (section 5.6). An encoder of whole clips takes them unchanged.
         """
         own = len(getattr(self.vision_encoder, "input_shape", (3, None, None))) == image.ndim - 1
         frames, count = (image, 1) if own else merged_frames(image)
@@ -179,7 +179,7 @@ class Blip2Scorer(Blip2Base):
                          normalise: Normalise = "sum") -> Tensor:
         """How well each candidate fits, float[B,C]; -inf for absent ones. A text is the prompt and the candidate.
 
-        By ITC, the similarity over the temperature; by ITM (`blip2_image_text_matching`), the log-probability of a fit.
+        ITC gives the similarity over the temperature, ITM (`blip2_image_text_matching`) the log-probability of a match.
 
         Args:
             samples: image (or video) and prompt, one string or B.

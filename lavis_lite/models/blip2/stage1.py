@@ -251,7 +251,7 @@ class Blip2Qformer(Blip2Scorer):
 
 @registry.register_model("blip2_image_text_matching")
 class Blip2ImageTextMatching(Blip2Qformer):
-    """Stage 1 whose forward scores pairs, and which ranks candidates by ITM."""
+    """Stage 1 for scores of pairs: by `forward`, and of candidates by ITM."""
 
     ranking_head = "itm"
 

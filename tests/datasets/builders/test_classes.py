@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from lavis_lite.config.compose import compose
+from lavis_lite.datasets.validate.checks import files_of
 from lavis_lite.errors import DataError
 from lavis_lite.mini_world.avi import motion_jpeg
 from lavis_lite.registry import registry
@@ -79,6 +80,7 @@ def test_a_pair_of_pictures_is_two_frames(tmp_path: Path) -> None:
     assert view.shape == (3, 2, 8, 8) and torch.equal(view[:, 1], dataset[1]["image"][:, 0])
     assert view[0, 0].max() < view[0, 1].min()
     assert [dataset[index]["label"] for index in range(2)] == [0, 1] and dataset[0]["candidates"] == ["true", "false"]
+    assert files_of(dataset.table[0]) == ["dev/a.png", "dev/b.png"]
     rows[1]["images"] = "dev/b.png"  # type: ignore[assignment]
     (tmp_path / "dev.json").write_text(json.dumps(rows))
     with pytest.raises(DataError, match=r"dev.json:2: field 'images' must be a list of several file names"):
