@@ -231,9 +231,9 @@ def laboratory_page() -> str:
     """What the kept rows of the laboratory show, by ablation."""
     rows = ROOT / "benchmarks" / "results" / "lab"
     parts = ["# The laboratory\n", NOTE,
-             "The rows are those of `benchmarks/results/lab`, copied from the output of `python -m lavis_lite lab`. The\n"
-             "[guide](../guide/laboratory.md) explains the command and the verdicts. All runs: 2 cores that other jobs\n"
-             "used too, one thread per run, no GPU; processor times are longer than on a quiet machine.\n",
+             "The rows are those of `benchmarks/results/lab`, copied from the output of `python -m lavis_lite lab`.\n"
+             "The [guide](../guide/laboratory.md) explains the command and the verdicts. All runs: one thread each,\n"
+             "on 2 cores that other jobs used too, no GPU. Processor times are longer than on a quiet machine.\n",
              f"{lab_page.INTERVALS}\n"]
     for name in ablation.names():
         one = findings.summarise(ablation.find(name), findings.read_rows(rows / f"{name}.jsonl"))
