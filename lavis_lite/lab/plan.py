@@ -115,7 +115,8 @@ def _file(recipe: str) -> Path:
 def _with_features(job: Job, out: Path) -> Job:
     """The job, reading features that any training with this encoder and these pictures may share."""
     config = job.composition().config
-    encoder = {key: value for key, value in vars(config.model).items() if key.startswith(("vit", "image_size"))}
+    encoder = {key: value for key, value in vars(config.model).items()
+               if key.startswith(("vit", "image_size")) and key != "vit_lr_scale"}
     first, section = next(iter(config.datasets.items()))
     facts = [encoder, section.vis_processor.train, section.get("prepare"), section.get("prepare_args")]
     folder = out / "features" / _digest(json.dumps(facts, sort_keys=True, default=str)) / first
