@@ -61,9 +61,9 @@ ALLOWED: dict[str, set[str]] = {
     "zoo": SETTINGS | {"checkpoints", "device", "models", "processors", "runs"},
     "capfilt": DATA_AND_MODELS | {"checkpoints"},  # a captioner and a ranker are loaded
     "engine": RUN | {"evaluation", "runners", "runs"},
+    "lab": SETTINGS | {"checkpoints", "datasets", "engine", "preflight", "report", "runs"},  # it runs recipes
     "dry_run": RUN | {"engine", "runners"},
     "bench": RUN | {"runners", "mini_world", "zoo"},
-    "lab": RUN | {"evaluation", "runners", "runs", "engine", "preflight"},
     "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight", "bench", "lab"},
     "compat": RUN | {"engine", "runners", "zoo"},  # adapters for other packages; nothing imports them
     "__main__": {"cli"},

@@ -14,10 +14,10 @@ from lavis_lite.lab.ablation import Ablation, find, names
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    arguments = command_parser("lab", "Run an ablation of the papers at mini scale: variants and seeds of recipes, "
-                               "means with 95% confidence intervals, a figure, and whether the paper's direction is "
-                               "found. If it was stopped, the same command continues; finished runs are kept.",
-                               ["list", "itg", "itg --seeds 1 2 3 4 5 --jobs 2", "my_ablation.yaml --steps 20", "all"])
+    arguments = command_parser("lab", "Run an ablation of the papers at mini scale: variants and seeds of recipes. "
+                               "It reports means with 95% confidence intervals, a figure, and whether the paper's "
+                               "direction is found. If it was stopped, the same command continues.",
+                               ["list", "itg --seeds 1 2 3 4 5 --jobs 2", "my_ablation.yaml --steps 20", "all"])
     arguments.add_argument("ablation", nargs="+", metavar="ABLATION",
                            help="names from `lab list`, YAML files of your own, `all`, or `list`")
     arguments.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="values of run.seed (default: the "

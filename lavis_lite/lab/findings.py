@@ -1,7 +1,7 @@
 """What the rows of an ablation show: means, 95% confidence intervals over seeds, and whether a direction was found.
 
 Intervals are Student's t. A direction compares two variants seed by seed, because runs of one seed share their data
-order: it is found if the interval of the differences is above 0.
+order. It is found if the interval of the differences is above 0.
 """
 
 from __future__ import annotations

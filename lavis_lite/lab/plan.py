@@ -9,9 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lavis_lite
+from lavis_lite.checkpoints.weights import required_weights
 from lavis_lite.config.compose import Composition, compose, to_yaml
 from lavis_lite.config.recipes import ROOT
+from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import ErrorList
+from lavis_lite.io import atomic
 from lavis_lite.lab.ablation import Ablation, Step, as_option
 from lavis_lite.preflight import check, missing
 
@@ -112,7 +115,8 @@ def _file(recipe: str) -> Path:
 def _with_features(job: Job, out: Path) -> Job:
     """The job, reading features that any training with this encoder and these pictures may share."""
     config = job.composition().config
-    encoder = {key: value for key, value in vars(config.model).items() if key.startswith(("vit", "image_size"))}
+    encoder = {key: value for key, value in vars(config.model).items()
+               if key.startswith(("vit", "image_size")) and key != "vit_lr_scale"}
     first, section = next(iter(config.datasets.items()))
     facts = [encoder, section.vis_processor.train, section.get("prepare"), section.get("prepare_args")]
     folder = out / "features" / _digest(json.dumps(facts, sort_keys=True, default=str)) / first
@@ -127,9 +131,17 @@ def _placed(job: Job, out: Path) -> tuple[Job, list[str]]:
     """
     composition = job.composition()
     errors = check(composition) or [f"missing: {need}" for need in missing(composition.config) if str(out) not in need]
-    facts = [lavis_lite.__version__, to_yaml(composition), str(job.of), job.every]
+    facts = [lavis_lite.__version__, to_yaml(composition), str(job.of), job.every,
+             *_packaged_weights(composition.config.model)]
     name = f"{job.step}_seed{job.seed}_{_digest(json.dumps(facts).replace(str(out), ''))}"
     return replace(job, folder=out / "runs" / name), errors
+
+
+def _packaged_weights(section: ModelConfig) -> list[str]:
+    """Checksums of the package's own weights that a model starts from: other weights make another run."""
+    paths = [need.local() for need in required_weights(section) if need.value.split("/")[0] == "mini"]
+    return [atomic.file_sha256(file) for path in paths if path is not None
+            for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])]
 
 
 def _digest(text: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lavis_lite.errors import ConfigError, ErrorList
+from lavis_lite.io import atomic
 from lavis_lite.lab import plan as planning
 from lavis_lite.lab.ablation import Ablation, Step, as_option, find, names
 from lavis_lite.lab.plan import plan, unique
@@ -84,6 +85,14 @@ def test_equal_steps_are_one_run_and_others_are_not(tmp_path: Path) -> None:
     assert len(jobs) == 8 and [job.depth for job in jobs] == [0] * 4 + [1] * 4
     elsewhere = plan(find(write(tmp_path, OWN)), tmp_path / "moved", [1])
     assert elsewhere["slow", 1]["train"].folder.name == folders["slow", 1, "train"].name
+
+
+def test_other_packaged_weights_are_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = find(write(tmp_path, OWN))
+    before = plan(own, tmp_path, [1])["slow", 1]["train"].folder
+    assert plan(own, tmp_path, [1])["slow", 1]["train"].folder == before
+    monkeypatch.setattr(atomic, "file_sha256", lambda path: f"another {path.name}")
+    assert plan(own, tmp_path, [1])["slow", 1]["train"].folder != before
 
 
 def test_a_short_try_sets_the_steps_of_every_training(tmp_path: Path) -> None:
