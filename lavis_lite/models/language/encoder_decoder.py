@@ -16,6 +16,7 @@ from lavis_lite.models.decoding import Decoder
 from lavis_lite.models.language.cache import RowCache
 from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.decoder_only import sum_rows
+from lavis_lite.models.language.grouping import in_groups, passes
 from lavis_lite.models.language.head import full, output_layer
 from lavis_lite.models.language.rows import (
     Part,
@@ -80,12 +81,27 @@ class EncoderDecoder(LanguageModel):
     def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
                    after: Sequence[Sequence[int]]) -> Tensor:
         """Negative log-likelihood of every learned token of the batch, float[T], rows in order."""
-        return self._target_losses(self.encode(soft_prompt, before), after)[0]
+        read = [soft_prompt.shape[1] + len(row) for row in before]
+
+        def losses(numbers: Sequence[int]) -> Tensor:
+            chosen = soft_prompt if len(numbers) == len(before) else soft_prompt[list(numbers)]
+            encoded = self.encode(chosen, [before[number] for number in numbers])
+            return self._target_losses(encoded, [after[number] for number in numbers])[0]
+
+        return in_groups(self._passes(read, after), [len(row) for row in after], losses)
 
     def losses_of(self, rows: Sequence[Row]) -> Tensor:
         """Likewise, of rows that end with what the decoder writes."""
         written = [row[-1].ids for row in rows if isinstance(row[-1], Tokens)]
-        return self._target_losses(self.read_rows([row[:-1] for row in rows]), written)[0]
+
+        def losses(numbers: Sequence[int]) -> Tensor:
+            encoded = self.read_rows([rows[number][:-1] for number in numbers])
+            return self._target_losses(encoded, [written[number] for number in numbers])[0]
+
+        return in_groups(self._passes([size(row[:-1]) for row in rows], written), list(map(len, written)), losses)
+
+    def _passes(self, read: Sequence[int], written: Sequence[Sequence[int]]) -> list[list[int]]:
+        return passes(self, [(first, len(second)) for first, second in zip(read, written, strict=True)])
 
     def training_sequences(self, sequences: Sequence[Segments]) -> list[Row]:
         """A row for every learned text: the encoder reads all that stands before it.
