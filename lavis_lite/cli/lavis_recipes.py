@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lavis_lite.config.layers import CHECKOUT
+from lavis_lite.config.recipes import ROOT
 
 FOLDER = "lavis/projects/"
 FAMILIES = ("blip2", "instructblip")
@@ -28,12 +28,12 @@ RECIPES = {
 
 
 def counterpart(path: str) -> Path | None:
-    """The recipe of this package for a path of LAVIS; None: no such recipe, or no `projects/` (as in a wheel)."""
+    """The recipe of this package for a path of LAVIS; None if there is no such recipe."""
     name = Path(path).as_posix().partition(FOLDER)[2].removesuffix(".yaml")
     for pattern, recipe in RECIPES.items():
         if match := re.fullmatch(pattern, name):
             found = Path("projects", f"{match.expand(recipe)}.yaml")
-            return next((file for file in (found, CHECKOUT / found) if file.is_file()), None)
+            return next((file for file in (found, ROOT / found) if file.is_file()), None)
     return None
 
 

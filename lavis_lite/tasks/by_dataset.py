@@ -101,6 +101,11 @@ class TaskRouter(WritingTask[Any, Any]):
         """Samples of the part."""
         return self._now.report(rows, dataset, split)
 
+    def illustrated(self, model: Any, rows: list[Row], dataset: Any,
+                    samples: Sequence[ReportSample]) -> Sequence[ReportSample]:
+        """Samples of the part, with pictures."""
+        return self._now.illustrated(model, rows, dataset, samples)
+
     def summary(self, scores: dict[str, float]) -> str:
         """The part's summary, or one line for each of several data sets."""
         if any("/" in name for name in scores):

@@ -18,7 +18,7 @@ from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.config import CaptioningRunConfig, Server, Submission
-from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, pictures_of, plain
+from lavis_lite.tasks.writing import CONTROLS, WritingTask, pictures_of, plain
 
 SCENE = "scene"
 SCENE_SCORES = ("attribute_f1", "attribute_precision", "attribute_recall", "exact", "agg_metrics", EMPTY)
@@ -82,9 +82,7 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         """One row per image: {id, index, caption}."""
         if not self.has_samples(samples, "image_id", "index"):
             return []
-        prompt = self.cfg.prompt if self.cfg.prompt is not None else samples.get("prompt")
-        asked: dict[str, Any] = {key: samples[key] for key in PICTURES if key in samples}
-        asked |= {} if prompt is None else {"prompt": prompt}
+        asked = self.asked(samples)
         options: dict[str, Any] = self.options()
         if self.cfg.use_nucleus_sampling:
             options |= {"use_nucleus_sampling": True, "top_p": self.cfg.top_p, "temperature": self.cfg.temperature}
@@ -95,6 +93,11 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         return [{"id": name, "index": index, "caption": caption.strip()}
                 for name, index, caption in zip(names, indices, captions, strict=True)
                 if self._counts(index, name)]
+
+    def asked(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """The pictures, and the prompt of the run or of the samples."""
+        prompt = self.cfg.prompt if self.cfg.prompt is not None else samples.get("prompt")
+        return super().asked(samples) | ({} if prompt is None else {"prompt": prompt})
 
     def score(self, model: Captioner, rows: list[Row], dataset: Captions, split: str) -> dict[str, float]:
         """The metrics that the run names, over all ranks' rows in the data set's order, as in the official code."""

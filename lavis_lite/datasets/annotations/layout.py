@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -93,6 +93,7 @@ class Layout:
         form: how the files are written, if that is known.
         several: a row's image is a list of file names.
         guessed: keys of `columns` that nobody named; files may lack these columns.
+        types: values of question_type; questions of other types are left out. Empty: all count.
     """
 
     columns: Mapping[str, str | list[str]] = field(default_factory=dict)
@@ -110,6 +111,7 @@ class Layout:
     form: FileFormat = AUTO
     guessed: Sequence[str] = ()
     several: bool = False
+    types: Collection[str] = ()
 
     def __post_init__(self) -> None:
         known = [*COLUMNS, *EXTRAS, "answer_index"]

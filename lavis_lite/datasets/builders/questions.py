@@ -57,6 +57,9 @@ class ImageQAConfig(ImageDatasetConfig):
     the training split, by frequency"""
     learn: Learn = "answer"
     """question: the model reads an answer and learns to ask"""
+    question_types: dict[str, list[str]] = field(default_factory=dict)
+    """split -> the question types that count there, such as {train: [color, count]}; the others are held out. A split
+    that is not named has all"""
 
 
 @registry.register_builder("image_qa")
@@ -99,7 +102,8 @@ class ImageQABuilder(ImageTextBuilder):
                           nested=cfg.nested, parallel=cfg.parallel, required=cfg.required,
                           join_column=cfg.join_column, answer_words=cfg.answer_words, row_files=cfg.row_files,
                           exists=exists, form=self.file_format(), guessed=self.guessed_columns,
-                          several=self.several)
+                          several=self.several,
+                          types=cfg.question_types.get(split, ()))
         except ConfigError as error:
             raise ConfigError(f"datasets.{self.name}.{error}") from error
 
@@ -135,6 +139,9 @@ class ImageQABuilder(ImageTextBuilder):
             raise ConfigError(f"{self._key(split)}: shards of questions hold the rows of one split; pack each split "
                               "into shards of its own.")
         opened = open_shards(entry, self._key(split), [], max_pixels=self.cfg.max_pixels)
+        if split in self.cfg.question_types:
+            raise ConfigError(f"{self._key(split)}: shards hold all question types that were packed; take "
+                              f"datasets.{self.name}.question_types.{split} out, or name annotation files.")
         lacking = {"question", "question_id", *(["answers", "counts"] if training else [])} - opened.table[0].keys()
         if lacking:
             raise DataError(f"{self._key(split)}: the rows of these shards have no {' and no '.join(sorted(lacking))}; "

@@ -90,6 +90,8 @@ MAX_PIXELS = 64_000_000
 MOST_BYTES = 64 * 2**20
 """largest file that is read as a whole; of larger ones Pillow reads what it needs"""
 _MOST_FOLDERS = 100_000
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
+"""of pictures in a folder; a named file may have any suffix"""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF")
 """Pillow's names, in the order they are tried; its JPEG reader takes MPO too"""
 

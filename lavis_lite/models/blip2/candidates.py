@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from lavis_lite.models.blip2 import objectives
 from lavis_lite.models.blip2.base import ImageBatch
 from lavis_lite.models.blip2.prompts import as_list
 from lavis_lite.models.language.scoring import Candidates, candidate_lists
+
+if TYPE_CHECKING:
+    from lavis_lite.models.blip2.scoring import Blip2Scorer
 
 TEXTS_AT_ONCE = 256
 Texts = list[list[str]]
@@ -31,7 +34,7 @@ def candidate_texts(samples: Mapping[str, Any], candidates: Candidates, batch: i
             for prompt, own in zip(prompts, candidate_lists(candidates, batch), strict=True)]
 
 
-def scores(model: Any, images: ImageBatch, texts: Texts, n_segments: int) -> Tensor:
+def scores(model: Blip2Scorer, images: ImageBatch, texts: Texts, n_segments: int) -> Tensor:
     """Scores float[B,C] of texts with their images by the model's `ranking_head`; -inf for absent ones.
 
     Raises:
@@ -53,7 +56,7 @@ def parts(texts: Sequence[str], at_once: int) -> Iterator[list[str]]:
     return (list(texts[start:start + at_once]) for start in range(0, len(texts), at_once))
 
 
-def itc_scores(model: Any, images: ImageBatch, texts: Texts, at_once: int) -> Iterator[Tensor]:
+def itc_scores(model: Blip2Scorer, images: ImageBatch, texts: Texts, at_once: int) -> Iterator[Tensor]:
     """For each sample the similarities over ITC's temperature; each different text is encoded once."""
     different = list(dict.fromkeys(chain.from_iterable(texts)))
     column = {text: number for number, text in enumerate(different)}
@@ -66,7 +69,7 @@ def itc_scores(model: Any, images: ImageBatch, texts: Texts, at_once: int) -> It
     return (row[[column[text] for text in own]] for row, own in zip(rows, texts, strict=True))
 
 
-def itm_scores(model: Any, images: ImageBatch, texts: Texts, at_once: int) -> Iterator[Tensor]:
+def itm_scores(model: Blip2Scorer, images: ImageBatch, texts: Texts, at_once: int) -> Iterator[Tensor]:
     """For each sample the log-probabilities that image and text fit."""
     _, features = model.forward_image(images.image)
     for sample, own in enumerate(texts):

@@ -5,7 +5,7 @@ Axes: B images, M pairs, P patches, Q queries, L text tokens, D Q-Former width, 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from lavis_lite.models.language.scoring import Candidates, Normalise
 from lavis_lite.models.outputs import Blip2Features, SamplesLike
 from lavis_lite.models.qformer.model import ImageKV
 from lavis_lite.models.text_tokens import TextTokens
+
+if TYPE_CHECKING:
+    from lavis_lite.models.attention import Attention, GradCam
 
 MATCH_HEADS = ("itm", "itc")
 FEATURE_MODES = ("multimodal", "image", "text")
@@ -147,6 +150,28 @@ class Blip2Scorer(Blip2Base):
         image_feats = objectives.common_space(query, self.vision_proj)
         text_feats = objectives.common_space(self.forward_text(tokens), self.text_proj)
         return (image_feats @ text_feats[:, :, None])[..., 0].amax(1, keepdim=True).to(query.dtype)
+
+    @known_options
+    def attention(self, samples: SamplesLike) -> list[Attention]:
+        """Where the queries and each word of a caption look, one entry for each sample.
+
+        Args:
+            samples: image float[B,3,H,W]; text_output (optional), B captions; without it, those that `generate` writes.
+        """
+        from lavis_lite.models.blip2.looking import of_caption
+
+        return of_caption(self, samples)
+
+    @known_options
+    def gradcam(self, samples: SamplesLike) -> list[GradCam]:
+        """Where in each image the matching score of a text comes from (ITM; LAVIS' `compute_gradcam`).
+
+        Args:
+            samples: as `match` takes them.
+        """
+        from lavis_lite.models.blip2.looking import cam_of_match
+
+        return cam_of_match(self, samples)
 
     @known_options
     @torch.no_grad()
