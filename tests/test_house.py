@@ -60,7 +60,8 @@ ALLOWED: dict[str, set[str]] = {
     "capfilt": DATA_AND_MODELS | {"checkpoints"},  # a captioner and a ranker are loaded
     "engine": RUN | {"evaluation", "runners", "runs"},
     "dry_run": RUN | {"engine", "runners"},
-    "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight"},
+    "apps": SETTINGS | {"datasets", "models", "processors", "report", "runs", "zoo"},
+    "cli": RUN | {"apps", "evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight"},
     "compat": RUN | {"engine", "runners", "zoo"},  # adapters for other packages; nothing imports them
     "__main__": {"cli"},
     "": {"moved"},

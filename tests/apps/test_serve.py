@@ -67,7 +67,8 @@ def test_a_batch_gives_the_answers_of_its_requests_one_by_one(name: str, service
     together = answers(requests)
     assert together == [one for request in requests for one in answers([request])]
     assert len({answer.text for answer in together}) > 1 and all(answer.read > 1 for answer in together)
-    drawn = [service.request(json.dumps(asked(QUESTIONS[0], temperature=1.5, seed=seed)).encode()) for seed in (1, 2, 3)]
+    drawn = [service.request(json.dumps(asked(QUESTIONS[0], temperature=1.5, seed=seed)).encode())
+             for seed in (1, 2, 3)]
     assert len({answers.kind(one) for one in drawn}) == 1
     assert answers(drawn) == [one for request in drawn for one in answers([request])]
 
@@ -235,7 +236,8 @@ def test_the_command_checks_before_it_loads(tmp_path: Path, capsys: pytest.Captu
     assert "blip2: this model holds no conversations" in error("--model", "blip2")
 
 
-def test_the_command_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                            monkeypatch: pytest.MonkeyPatch) -> None:
     found: dict[str, Any] = {}
     monkeypatch.setattr(serve, "app_of", lambda service: found.update(service=service) or "app")
     monkeypatch.setattr(serve, "run", lambda *given: found.update(run=given[:3]) or given[3]())
