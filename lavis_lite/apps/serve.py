@@ -191,12 +191,12 @@ def app_of(service: Service) -> Any:
         found = service.health()
         return JSONResponse(found, 200 if found["status"] == "ok" else 503)
 
-    async def models(request: fastapi.Request) -> Any:
+    async def models(request: Any) -> Any:
         service.authorise(request.headers.get("authorization"))
         rows = [{"id": name, "object": "model", "created": 0, "owned_by": "lavis_lite"} for name in service.batchers]
         return {"object": "list", "data": rows}
 
-    async def completions(request: fastapi.Request) -> Any:
+    async def completions(request: Any) -> Any:
         service.authorise(request.headers.get("authorization"))
         body = await read_body(request.stream(), service.limits.body)
         chat = await asyncio.to_thread(service.request, body)  # pictures are decoded beside the event loop
@@ -205,7 +205,7 @@ def app_of(service: Service) -> Any:
         return StreamingResponse(await streamed(service, chat), media_type="text/event-stream",
                                  headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
-    for function in (models, completions):  # annotations are strings, and FastAPI is no module of ours
+    for function in (models, completions):  # FastAPI is imported only here
         function.__annotations__["request"] = fastapi.Request
     app.get("/health")(health)
     app.get("/v1/models")(models)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from lavis_lite.apps.demo import EXAMPLE
 from lavis_lite.apps.models import Models
 from lavis_lite.apps.serve import Refused, Service
 from lavis_lite.cli.main import main
-from lavis_lite.errors import DataError
+from lavis_lite.errors import ConfigError, DataError
 from tests.apps.test_chat_api import body, image, text
 
 NAMES = ["blip2_t5_instruct", "blip2_opt"]
@@ -255,3 +256,14 @@ def test_without_fastapi_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, ser
     monkeypatch.setitem(sys.modules, "fastapi", None)
     with pytest.raises(ImportError, match=r"pip install 'lavis_lite\[serve\]'"):
         serve.app_of(service)
+
+
+def test_a_busy_port_is_one_sentence() -> None:
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'lavis_lite[serve]'")
+    closed: list[int] = []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match="--port: 127.0.0.1:.* is in use"):
+            serve.run(lambda: None, "127.0.0.1", taken.getsockname()[1], lambda: closed.append(1))
+    assert closed == [1]
