@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
 def add_placement(arguments: argparse.ArgumentParser) -> None:
     """Add the arguments that say where the model runs and in which type."""
-    arguments.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1")
+    arguments.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps")
     arguments.add_argument("--dtype", help="fp32 | bf16 | fp16")
     arguments.add_argument("--quantization", choices=("8bit", "4bit"), help="of the language model")
 

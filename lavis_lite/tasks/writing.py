@@ -91,7 +91,8 @@ class WritingTask(BaseTask[M, D]):
             rows: its rows.
             labelled: whether it has labels.
         """
-        self._why = "the run names no metric" if labelled else "the split has no labels"
+        why = "the run names no metric" if labelled else "the split has no labels"
+        self._why = why if rows else "no sample was predicted"
         self._format_hint = "" if labelled else self._format_hint
         return {"predictions": float(len(rows))}
 

@@ -37,7 +37,13 @@ from pathlib import Path
 from PIL import UnidentifiedImageError
 
 from lavis_lite.datasets.files.columnar import CELL, Cells
-from lavis_lite.datasets.files.image_paths import Confinement, is_embedded, is_system_file, why_absent
+from lavis_lite.datasets.files.image_paths import (
+    BETWEEN_NAMES,
+    Confinement,
+    is_embedded,
+    is_system_file,
+    why_absent,
+)
 from lavis_lite.errors import DataError
 from lavis_lite.processors.rgb import to_rgb
 
@@ -301,3 +307,18 @@ class ImageFolder:
             return processor(load(self.path(name), self.max_pixels), rng)
         decode = decode_pixels if takes_pixels else decode_rgb
         return processor(decode(content, name[:40], self.max_pixels), rng)
+
+
+class ImagesFolder(ImageFolder):
+    """A folder of images of which a row shows several: names joined by `BETWEEN_NAMES`."""
+
+    def preview(self, name: str) -> bytes | Image.Image:
+        """The first of them."""
+        return super().preview(name.partition(BETWEEN_NAMES)[0])
+
+    def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
+        """What an image processor makes of each, float32[3, T, H, W]."""
+        import torch  # the package reads rows without it
+
+        names = name.split(BETWEEN_NAMES)
+        return torch.stack([super(ImagesFolder, self).view(one, processor, rng) for one in names], 1)

@@ -78,7 +78,7 @@ def _attention(model: TextWriter, grid: tuple[int, int], vectors: Tensor, readin
     return Attention(words, array(by_word(reading.weights, members)), _looks(model, len(vectors), kept), grid)
 
 
-def _looks(model: Any, vectors: int, kept: list[Tensor]) -> Array:
+def _looks(model: TextWriter | Blip2Scorer, vectors: int, kept: list[Tensor]) -> Array:
     """Where vectors look, float[C,H',V,P]; a connector's last vectors may be no queries and look at nothing."""
     if not kept:
         return np.eye(vectors, dtype=np.float32)[None, None]
