@@ -64,7 +64,9 @@ ALLOWED: dict[str, set[str]] = {
     "lab": SETTINGS | {"checkpoints", "datasets", "engine", "preflight", "report", "runs"},  # it runs recipes
     "dry_run": RUN | {"engine", "runners"},
     "bench": RUN | {"runners", "mini_world", "zoo"},
-    "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight", "bench", "lab"},
+    "apps": SETTINGS | {"datasets", "models", "processors", "report", "runs", "zoo"},
+    "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight", "bench", "lab",
+                  "apps"},
     "compat": RUN | {"engine", "runners", "zoo"},  # adapters for other packages; nothing imports them
     "__main__": {"cli"},
     "": {"moved"},
