@@ -23,7 +23,7 @@ X86_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
 
 def pick_device(name: Any, local_rank: int = 0, key: str = "run.device") -> torch.device:
-    """A device's name -> the device of this process; "auto": the GPU of its local rank if there is one, else the CPU.
+    """A device's name -> the device of this process; "auto": the GPU of its local rank, or Apple's, else the CPU.
 
     Args:
         name: a name, or a torch.device.
@@ -34,12 +34,14 @@ def pick_device(name: Any, local_rank: int = 0, key: str = "run.device") -> torc
         ConfigError: an unknown device, or a GPU that torch does not see.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
         hint = did_you_mean(str(name), ("auto", "cpu", "cuda", "cuda:1", "mps"))
         raise ConfigError(f"{key}: {name!r} is not a device; {hint}") from error
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"{key}: mps is not here: torch {torch.__version__} sees no GPU of Apple; use auto or cpu.")
     if device.type != "cuda":
         return device
     number = local_rank if device.index is None else device.index

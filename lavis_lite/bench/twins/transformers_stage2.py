@@ -38,7 +38,7 @@ def build(vision: dict[str, Any], qformer: dict[str, Any], text: dict[str, Any],
         head = model.language_model.lm_head
         head.weight = nn.Parameter(head.weight.detach().clone())
         for module in model.language_model.modules():
-            if hasattr(module, "wi_0"):
+            if "wi_0" in dict(module.named_children()):
                 module.act = nn.GELU()
     return model
 

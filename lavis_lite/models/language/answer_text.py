@@ -7,13 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lavis_lite.models.language.tokens import before_stop
+
 Spell = Callable[[Sequence[int]], str]
 """ids -> text"""
-
-
-def before_stop(text: str, stop: Sequence[str]) -> str:
-    """The text up to the first of the stop strings in it."""
-    return text[:min((at for at in (text.find(one) for one in stop) if at >= 0), default=len(text))]
 
 
 class StopAtText:
