@@ -130,7 +130,7 @@ def test_stage_1_is_measured_and_saved(tmp_path: Path, capsys: pytest.CaptureFix
     row = json.loads(file.read_text())
     assert row["name"] == "stage 1, mini, batch 8" and row["against"] == "plain" and row["steps"] == 2
     assert row["ratio_cpu"] > 0.5 and row["spread_cpu"][0] <= row["ratio_cpu"] <= row["spread_cpu"][1]
-    assert row["host_reads"] == 1  # the last step's vote, which is ready by then
+    assert row["host_reads"] >= 1  # the last step's vote; others are of lengths, which stay on the host
     assert row["gflop"] == pytest.approx(0.63, rel=0.2) and row["command"].endswith(f"--json {file}")
     assert row["peak_mb"] is None and row["collective_bytes"] == {} and 0 < row["mfu"] < 1
     assert "stage 1, mini, batch 8" in capsys.readouterr().out
