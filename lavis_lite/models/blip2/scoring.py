@@ -40,7 +40,7 @@ class Blip2Scorer(Blip2Base):
     def forward_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Image alone: float[B,3,H,W] -> query hidden states float[B,Q,D], features float[B,P,Dv] after ln_vision."""
         features = self.ln_vision(self.encode_image(image))
-        output = self.qformer(self._queries(len(features)), image=features)
+        output = self.qformer(self._queries(features.shape[0]), image=features)
         return output.query, features
 
     def forward_text(self, text: Any) -> Tensor:
