@@ -77,6 +77,8 @@ EXTRAS = {
     "video": ["av>=14"],
     "parquet": ["pyarrow>=17"],
     "hdf5": ["h5py>=3.11"],
+    "demo": ["gradio>=6"],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.32"],
     "eval": ["pycocoevalcap>=1.2"],  # among the requirements too; METEOR's and SPICE's messages name this one
 }
 EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})

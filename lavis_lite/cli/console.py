@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from lavis_lite.cli.lavis_recipes import counterpart
+from lavis_lite.cli.lavis_recipes import counterpart, without_counterpart
 from lavis_lite.config.recipes import find_recipe, unknown_recipe
 
 SCRIPT = "lavis-lite"
@@ -85,6 +85,8 @@ def recipe_path(path: str) -> str:
         return str(own if own.is_file() else recipe.path)
     if not Path(path).suffix:
         raise unknown_recipe(path)
+    if why := without_counterpart(path):
+        print_once(f"note: {why}", sys.stderr)
     return path
 
 

@@ -19,6 +19,7 @@ from lavis_lite.config.compose import compose
 from lavis_lite.errors import LavisLiteError
 from lavis_lite.io.files import cache_root
 from lavis_lite.preflight import check, fetch_hint, missing
+from lavis_lite.process.children import usable_cores
 
 PROBLEMS = 1
 """exit status if something does not work here"""
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _machine() -> Iterator[tuple[str, str]]:
     """Package, interpreter, processor and memory, and where files are kept."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     yield "lavis_lite", f"{lavis_lite.__version__} ({Path(lavis_lite.__file__).parent})"
     yield "Python", f"{platform.python_version()} ({sys.executable})"
     yield "system", f"{platform.system()} {platform.release()}, {platform.machine()}, {cores} cores{_memory()}"
@@ -64,7 +65,7 @@ def _machine() -> Iterator[tuple[str, str]]:
 
 def _memory() -> str:
     """A clause with the memory, or "" if the system does not report it."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
         return ""
     return f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB of memory"
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from lavis_lite.config.recipes import ROOT
 
 FOLDER = "lavis/projects/"
+FAMILIES = ("blip2", "instructblip")
+"""folders of recipes for models that are here"""
 RECIPES = {
     r"blip2/train/pretrain_stage1": "blip2/stage1_vitg",
     r"blip2/train/pretrain_stage2": "blip2/stage2_opt2.7b",
@@ -33,3 +35,14 @@ def counterpart(path: str) -> Path | None:
             found = Path("projects", f"{match.expand(recipe)}.yaml")
             return next((file for file in (found, ROOT / found) if file.is_file()), None)
     return None
+
+
+def without_counterpart(path: str) -> str:
+    """Why a path of LAVIS has no recipe here, as a sentence; "" for other paths."""
+    _, folder, name = Path(path).as_posix().partition(FOLDER)
+    if not folder:
+        return ""
+    if name.partition("/")[0] in FAMILIES:
+        return (f"{path} is a recipe of LAVIS, and projects/ has no recipe of this experiment. LAVIS' own file runs "
+                "unchanged: get it, and give its path.")
+    return f"{path} is a recipe of LAVIS for models that are not here; `python -m lavis_lite zoo` lists those that are."

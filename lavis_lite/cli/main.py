@@ -31,13 +31,17 @@ COMMANDS = {
     "data": "list, prepare, check and pack data sets; save frozen features",
     "generate": "write captions of pictures, or answers about them",
     "chat": "talk about pictures with a model",
+    "demo": "open a page to try models on pictures",
+    "serve": "answer chat completions over HTTP",
     "recipes": "list the recipes of the package; copy one to change it",
     "new-project": "write a project of your own: a recipe, a class and a test that train at once",
     "doctor": "show what this machine has, and what a recipe still needs",
     "completion": "print a script that completes commands, options and recipes in a shell",
     "models": "list models and their types",
     "convert": "convert a checkpoint to transformers', LAVIS' or this project's format",
+    "bench": "measure speed and memory beside plain twins and transformers",
     "compare": "compare two runs: changed settings, scores with confidence intervals, samples that flipped",
+    "lab": "run the papers' ablations at mini scale, with seeds, confidence intervals and figures",
     "zoo": "describe every model type: size, weights, whether it runs offline",
 }
 

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lavis_lite import redaction
 from lavis_lite.config import schema
-from lavis_lite.config.lavis_keys import file_names, references_of_run, translated
+from lavis_lite.config.lavis_keys import file_names, note_unread_prompt, references_of_run, translated
 from lavis_lite.config.layers import (
     Layer,
     base_chain,
@@ -222,6 +222,7 @@ def _type_run(composition: Composition) -> None:
     _fill_processors(config)
     _prefer_own_prompt(config)
     references_of_run(config)
+    note_unread_prompt(config)
     composition.errors += checker.errors
 
 
