@@ -124,7 +124,8 @@ setup(
     include_package_data=False,
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["lavis-lite = lavis_lite.cli.main:entry"]},
+    entry_points={"console_scripts": ["lavis-lite = lavis_lite.cli.main:entry"],
+                  "lmms_eval.models": ["lavis_lite = lavis_lite.compat.lmms_eval:manifest"]},
     zip_safe=False,
     classifiers=[
         "Development Status :: 4 - Beta",
