@@ -90,7 +90,7 @@ class LateDynamo(Late):
         """A function that compiling leaves alone; as long as nothing can be compiled it calls `fn` itself."""
         if fn is None:
             return functools.partial(self.disable, recursive=recursive, **options)
-        if not hasattr(fn, "__code__"):  # classes and objects
+        if getattr(fn, "__code__", None) is None:  # classes and objects
             return self._real().disable(fn, recursive, **options)
         real: list[Callable[..., Any]] = []
 

@@ -32,12 +32,12 @@ BUILT_IN = "lavis_lite.datasets.builders."
 BUILDERS = {
     "image_caption": "images:ImageCaptionBuilder",
     "image_retrieval": "images:ImageRetrievalBuilder",
-    "custom": "custom:CustomBuilder",
+    "custom": "custom:CustomBuilder", "image_classes": "classes:ImageClassesBuilder",
     "image_shards": "images:ImageShardBuilder",
-    "image_qa": "questions:ImageQABuilder",
+    "image_qa": "questions:ImageQABuilder", "images_qa": "questions:ImagesQABuilder",
     "image_dialogue": "dialogue:ImageDialogueBuilder", "chat": "chat:ChatBuilder",
     "video_caption": "video:VideoCaptionBuilder",
-    "video_qa": "video:VideoQABuilder",
+    "video_qa": "video:VideoQABuilder", "video_retrieval": "video:VideoRetrievalBuilder",
 }
 """builders of the package, by their module in the package datasets.builders"""
 

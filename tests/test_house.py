@@ -61,8 +61,10 @@ ALLOWED: dict[str, set[str]] = {
     "zoo": SETTINGS | {"checkpoints", "device", "models", "processors", "runs"},
     "capfilt": DATA_AND_MODELS | {"checkpoints"},  # a captioner and a ranker are loaded
     "engine": RUN | {"evaluation", "runners", "runs"},
+    "lab": SETTINGS | {"checkpoints", "datasets", "engine", "preflight", "report", "runs"},  # it runs recipes
     "dry_run": RUN | {"engine", "runners"},
-    "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight"},
+    "bench": RUN | {"runners", "mini_world", "zoo"},
+    "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight", "bench", "lab"},
     "compat": RUN | {"engine", "runners", "zoo"},  # adapters for other packages; nothing imports them
     "__main__": {"cli"},
     "": {"moved"},
@@ -81,6 +83,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 FOLDER_CIRCLES: dict[tuple[str, str], str] = {
     ("checkpoints", "checkpoints.formats"): "formats read and report with the modules that choose them",
+    ("runners", "runners.hooks"): "sample predictions gather blocks that ranks share",
     ("datasets.annotations", "datasets.files"): "tables are mapped files; paths are checked against rows",
     ("datasets", "datasets.loading"): "ablations draw from the random streams; the loader knows the base class",
 }

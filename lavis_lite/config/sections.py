@@ -110,7 +110,7 @@ class RunConfig(Section):
     amp: bool = False
     """mixed precision, see amp_dtype"""
     amp_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto: with amp, bf16 if the device has it, else fp16; without amp, fp32"""
+    """auto: with amp, bf16 if the device has it, else fp16 (on a CPU: fp32, with a note); without amp, fp32"""
     lm_reduction: Literal["global", "per_rank"] = "global"
     """average of LM and ITG losses. Over all tokens of a step, independent of ranks and micro-batches; or LAVIS' mean
     of the means of each rank's micro-batches"""
@@ -176,9 +176,9 @@ class RunConfig(Section):
     """whether to send the log to Weights & Biases"""
     wandb_project: str = "lavis_lite"
     """its project there"""
-    fsdp: Literal["none", "llm"] = "none"
-    """llm: shard the blocks of the frozen language model over the ranks (FSDP2); every rank keeps all trained
-    weights"""
+    fsdp: Literal["none", "llm", "blocks"] = "none"
+    """shard transformer blocks over the ranks (FSDP2), frozen or trained. llm: of the language model; blocks: of the
+    vision encoder too"""
     find_unused_parameters: bool = False
     """DDP searches for parameters without a gradient in each step"""
     dist_timeout_minutes: float = 10.0

@@ -12,7 +12,7 @@ from torch import Tensor
 from lavis_lite.errors import ConfigError
 from lavis_lite.models import decoding
 from lavis_lite.models.decoding import Decoder, Decoding
-from lavis_lite.models.language.rows import Row, check_room, text_ids
+from lavis_lite.models.language.rows import Row, Tokens, check_room, text_ids
 from lavis_lite.models.language.scoring import PAIRS_AT_ONCE, score_table
 from lavis_lite.models.language.segments import Segments, Vectors
 from lavis_lite.models.language.tokens import before_stop
@@ -118,8 +118,9 @@ def wrote_end(model: LanguageModel, row: Sequence[int], options: Decoding) -> bo
 
 
 def no_losses(model: LanguageModel, sequences: Sequence[Segments]) -> Tensor:
-    """The losses float[0] of sequences without a learned token left; gradients of zero reach all that trains."""
-    vectors = [segment.values for segments in sequences for segment in segments if isinstance(segment, Vectors)]
-    trained = [value for value in model.parameters() if value.requires_grad]
-    nothing = [value.to(model.home).flatten()[:0] for value in [*vectors, *trained]]
-    return torch.cat([torch.zeros(0, device=model.home), *nothing])
+    """The losses float[0] of sequences without a learned token left; gradients of zero reach all that trains.
+
+    Every block runs, for other ranks may wait for it.
+    """
+    vectors = [segment.values[:0] for segments in sequences for segment in segments if isinstance(segment, Vectors)]
+    return model.losses_of([[*vectors, Tokens([model.pad]), Tokens([model.pad], learned=True)]])[:0]

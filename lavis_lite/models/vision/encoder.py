@@ -246,6 +246,12 @@ class VisionEncoder(Encoder):
             self.vit.to(wanted)
         return wanted
 
+    def blocks_to_shard(self, device: torch.device) -> list[nn.Module]:
+        """The blocks, in the type in which they will be computed on a device."""
+        if self.frozen:
+            self._settle_dtype(device)
+        return list(self.vit.blocks)
+
     # what others need to know -----------------------------------------------------------------------------------------
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning rates: 0 embeddings and what precedes the blocks, i+1 block i.
