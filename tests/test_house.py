@@ -59,7 +59,8 @@ ALLOWED: dict[str, set[str]] = {
     "zoo": SETTINGS | {"checkpoints", "device", "models", "processors", "runs"},
     "capfilt": DATA_AND_MODELS | {"checkpoints"},  # a captioner and a ranker are loaded
     "engine": RUN | {"evaluation", "runners", "runs"},
-    "dry_run": RUN | {"engine", "runners"},
+    "costs": RUN | {"runners"},
+    "dry_run": RUN | {"costs", "engine", "runners"},
     "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight"},
     "compat": RUN | {"engine", "runners", "zoo"},  # adapters for other packages; nothing imports them
     "__main__": {"cli"},

@@ -94,7 +94,7 @@ def _trains_whole(block: nn.Module) -> bool:
     return all(parameter.requires_grad for parameter in block.parameters())
 
 
-def _stays_whole(block: nn.Module) -> set[nn.Parameter]:
+def stays_whole(block: nn.Module) -> set[nn.Parameter]:
     """Adapters of a frozen block, and single numbers: little to share, and DDP has their gradients."""
     trains = _trains_whole(block)
     return {value for value in block.parameters() if value.ndim == 0 or value.requires_grad and not trains}
@@ -111,7 +111,7 @@ def _shard(model: nn.Module, blocks: Blocks, device: torch.device) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     how: dict[str, Any] = {"mesh": init_device_mesh(device.type, (distributed.world_size(),))}
     for block in blocks.all:
-        fully_shard(block, reshard_after_forward=True, ignored_params=_stays_whole(block), **how)
+        fully_shard(block, reshard_after_forward=True, ignored_params=stays_whole(block), **how)
     rest = {value for value in model.parameters() if not shards.is_sharded(value)}
     fully_shard(model, ignored_params=rest, **how)
     _prefetch(blocks.all, blocks.with_backward)
