@@ -23,8 +23,6 @@ from lavis_lite.process.launch import Launch, launch_from_environment
 from lavis_lite.runners.runner import Runner
 from lavis_lite.runners.train_state import published_mixing
 
-GIB = 2**30
-
 
 def dry_run(composition: Composition, needs: list[str], hint: str, gpus: int | None = None) -> None:
     """One step with the real data or, if `needs` lists missing files, forward and backward on the meta device.

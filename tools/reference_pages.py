@@ -1,4 +1,4 @@
-"""Writes the generated pages of docs/reference: modules, configuration keys, registered names, commands, data sets.
+"""Writes the generated pages: modules, configuration keys, registered names, commands, data sets, the laboratory.
 
     python -m tools.reference_pages            # writes the pages
     python -m tools.reference_pages --check    # names the pages that differ from the source, exit status 1
@@ -24,6 +24,8 @@ from unittest import mock
 from lavis_lite.cli import data, data_card, main
 from lavis_lite.config import schema
 from lavis_lite.config.named import dataset_names
+from lavis_lite.lab import ablation, findings
+from lavis_lite.lab import page as lab_page
 from lavis_lite.registry import Registry, registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -201,7 +203,7 @@ def commands_page() -> str:
     """Every command with its arguments."""
     parts = ["# Commands\n", NOTE,
              "`python train.py` and `python evaluate.py` are `python -m lavis_lite train` and `evaluate`.\n"]
-    modules = [(name, name, what) for name, what in main.COMMANDS.items() if name != "data"]
+    modules = [(name, name.replace("-", "_"), what) for name, what in main.COMMANDS.items() if name != "data"]
     modules += [(f"data {name}", f"data_{name.replace('-', '_')}", what) for name, what in data.COMMANDS.items()]
     for name, module, what in modules:
         parser = parser_of(importlib.import_module(f"lavis_lite.cli.{module}").main)
@@ -224,8 +226,31 @@ def datasets_page() -> str:
     return "\n".join([*parts, *cards])
 
 
+# laboratory -----------------------------------------------------------------------------------------------------------
+def laboratory_page() -> str:
+    """What the kept rows of the laboratory show, by ablation."""
+    rows = ROOT / "benchmarks" / "results" / "lab"
+    parts = ["# The laboratory\n", NOTE,
+             "The rows are those of `benchmarks/results/lab`, copied from the output of `python -m lavis_lite lab`.\n"
+             "The [guide](../guide/laboratory.md) explains the command and the verdicts. All runs: one thread each,\n"
+             "on 2 cores that other jobs used too, no GPU. Processor times are longer than on a quiet machine.\n",
+             f"{lab_page.INTERVALS}\n"]
+    for name in ablation.names():
+        one = findings.summarise(ablation.find(name), findings.read_rows(rows / f"{name}.jsonl"))
+        parts.append(lab_page.markdown(one, "##"))
+        if (rows / f"{name}.png").is_file():
+            parts.append(f"![{one.ablation.title}](../../benchmarks/results/lab/{name}.png)")
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {"modules.md": modules_page, "config.md": config_page, "names.md": names_page,
-                                       "commands.md": commands_page, "datasets.md": datasets_page}
+                                       "commands.md": commands_page, "datasets.md": datasets_page,
+                                       "../evidence/laboratory.md": laboratory_page}
+
+
+def shown(name: str) -> Path:
+    """The path of a page in the checkout."""
+    return (FOLDER / name).resolve().relative_to(ROOT)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -233,7 +258,7 @@ def run(argv: Sequence[str]) -> int:
     different = [name for name, make in PAGES.items()
                  if not (FOLDER / name).is_file() or (FOLDER / name).read_text(encoding="utf-8") != make()]
     for name in different:
-        print(f"docs/reference/{name} differs from the source" if "--check" in argv else f"wrote docs/reference/{name}")
+        print(f"{shown(name)} differs from the source" if "--check" in argv else f"wrote {shown(name)}")
         if "--check" not in argv:
             (FOLDER / name).write_text(PAGES[name](), encoding="utf-8")
     return int(bool(different) and "--check" in argv)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lavis_lite.report.compare import Comparison, Flip, SplitComparison, main_score
-from lavis_lite.report.page import escaped, filled, in_order, part, policy
+from lavis_lite.report.page import in_order
+from lavis_lite.report.static_page import paragraph, section, static_page, table
 
 SHOWN, SHOWN_ON_PAGE = 5, 200
 """flipped samples in each direction"""
@@ -138,43 +139,20 @@ def as_json(found: Comparison) -> str:
 
 def page(found: Comparison) -> str:
     """The comparison as one self-contained page without scripts."""
-    style = part("page.css")
-    body = [_section("What changed", _table(
+    body = [section("What changed", table(
         ("key", "A", "B"), [(key, _value(a), _value(b)) for key, (a, b) in found.config.items()]))]
     for split in found.splits:
-        body.append(_section(heading_of(split), "".join(map(_paragraph, weight_lines(split)))
-                             + _table(HEAD, score_rows(split)) + _paragraph(split.note or STAR)
-                             + _paragraph(SAME if _same(split) else "")))
+        body.append(section(heading_of(split), "".join(map(paragraph, weight_lines(split)))
+                             + table(HEAD, score_rows(split)) + paragraph(split.note or STAR)
+                             + paragraph(SAME if _same(split) else "")))
         for heading, flips in flip_lists(split):
             more = f"{len(flips) - SHOWN_ON_PAGE} more are not shown" if len(flips) > SHOWN_ON_PAGE else ""
-            body.append(_section(f"{heading}: {len(flips)}", _flips(flips[:SHOWN_ON_PAGE]) + _paragraph(more)))
-    body += [_paragraph(note) for note in found.notes]
-    known = {"policy": policy("", style), "style": style, "body": "".join(body),
-             "a": escaped(str(found.a)), "b": escaped(str(found.b))}
-    return filled(part("compare.html"), known)
-
-
-def _section(heading: str, content: str) -> str:
-    return f'<section class="panel part"><h2>{escaped(heading)}</h2>{content}</section>'
-
-
-def _paragraph(content: str) -> str:
-    return f'<p class="count">{escaped(content)}</p>' if content else ""
-
-
-def _table(head: Cells, rows: Iterable[Cells]) -> str:
-    def row(cells: Cells, tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{escaped(cell)}</{tag}>' for cell in cells)}</tr>"
-
-    found = list(rows)
-    if not found:
-        return _paragraph("nothing")
-    body = "".join(row(cells, "td") for cells in found)
-    table = f'<table class="plain"><thead>{row(head, "th")}</thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll">{table}</div>'
+            body.append(section(f"{heading}: {len(flips)}", _flips(flips[:SHOWN_ON_PAGE]) + paragraph(more)))
+    body += [paragraph(note) for note in found.notes]
+    return static_page("Two runs", "".join(body), {"A": str(found.a), "B": str(found.b)})
 
 
 def _flips(flips: Sequence[Flip]) -> str:
     rows = [(str(flip.a["id"]), flip.a.get("prompt", ""), _answer(flip.a), _answer(flip.b),
              "\n".join(flip.a.get("references", []))) for flip in flips]
-    return _table(("id", "prompt", "A", "B", "references"), rows)
+    return table(("id", "prompt", "A", "B", "references"), rows)

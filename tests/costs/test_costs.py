@@ -24,8 +24,8 @@ from tests.helpers.toy import Toy
 PROJECTS = Path(__file__).parents[2] / "projects"
 BATCH = 8
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "stage 1": ("stage1", {}),
-    "stage 1, encoder trained": ("stage1", {"freeze_vit": False}),
+    "stage 1": ("stage1", {"pack_text": False}),
+    "stage 1, encoder trained": ("stage1", {"pack_text": False, "freeze_vit": False}),
     "OPT": ("stage2_opt", {}),
     "T5": ("stage2_t5", {}),
     "OPT, checkpointed": ("stage2_opt", {"llm_grad_checkpoint": True}),

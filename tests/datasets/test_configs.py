@@ -15,6 +15,7 @@ from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.loading.loader import eval_loader, train_loader
 from lavis_lite.datasets.loading.policy import TrainingSamples
 from lavis_lite.datasets.loading.sampler import GlobalSampler, SampleKey
+from lavis_lite.errors import ConfigError
 from lavis_lite.preflight import check, missing
 from lavis_lite.registry import registry
 
@@ -102,6 +103,19 @@ def test_questions_of_the_mini_world(tmp_path):
     assert train[0]["text_output"] in train[0]["answers"] and train[0]["weights"] == [1.0]
     assert val.image_name(0) == "val/000000.jpg" and len(val.question(0)["answers"]) == 10
     assert val.question(0)["question_type"] in ("color", "shape", "count", "existence", "relation", "comparison")
+
+
+def test_held_out_question_types_are_only_in_the_splits_that_are_not_trained_on(tmp_path):
+    arguments = "{prepare_args: {train: 12, val: 6, test: 0, ood: 0, workers: 1, progress: false}}"
+    section = composed(tmp_path, f"{{mini_world_vqa_held_in: {arguments}}}").config.datasets["mini_world_vqa_held_in"]
+    builder = registry.get_builder_class("image_qa")("mini_world_vqa_held_in", section)
+    train, val = builder.build("train", training=True), builder.build("val", training=False)
+    assert {row["question_type"] for row in train.table.skim()} == {"color", "count", "comparison"}
+    assert {val.question(at)["question_type"] for at in range(len(val))} == {
+        "color", "shape", "count", "existence", "relation", "comparison"}
+    section.question_types = {"trian": ["color"]}
+    with pytest.raises(ConfigError, match=r"question_types.trian: the data set has no such split"):
+        registry.get_builder_class("image_qa")("mini_world_vqa_held_in", section)
 
 
 def test_preflight_knows_the_splits_that_a_builder_makes(tmp_path):

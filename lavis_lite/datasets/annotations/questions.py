@@ -16,7 +16,7 @@ from typing import Any
 from lavis_lite.datasets.annotations.layout import EXTRAS, LABELS, Layout, answer_texts
 from lavis_lite.datasets.annotations.readers import COMPANIONS, read_folder, read_members
 from lavis_lite.datasets.annotations.rows import NamedColumns, Row, RowErrors, RowTable, checked_row, file_name, no_row
-from lavis_lite.errors import DataError
+from lavis_lite.errors import DataError, did_you_mean
 
 __all__ = ["Layout", "answer_texts", "read_questions"]
 
@@ -37,7 +37,8 @@ def read_questions(paths: Sequence[Path], layout: Layout, answers_required: bool
 
     Raises:
         DataError: a file is missing or unreadable; up to 20 faulty rows in one message: duplicate question_id, a
-            question without its annotation, without answers, without an image; a column that is named and in no row.
+            question without its annotation, without answers, without an image; a column or a question type that is
+            named and in no row.
     """
     errors, named = RowErrors(), NamedColumns(layout.named)
     files = [_read_file(number, path, layout, errors, named) for number, path in enumerate(paths)]
@@ -49,6 +50,7 @@ def read_questions(paths: Sequence[Path], layout: Layout, answers_required: bool
     with_answers = answers_required or join.has_answers()
     table = RowTable(join.rows(with_answers), paths)
     errors.stop_if_any()
+    join.refuse_unseen_types(names)
     labelled = with_answers or named.has(("answer", "answers"))
     lacking = [] if layout.join_column is None or join.joined is not None else [
         key for key in EXTRAS if key in layout.columns]
@@ -187,6 +189,8 @@ class _Join:
         self.joined = self._by_id("joined", layout.join_column or "")
         self.seen: dict[Any, str] = {}
         """question_id -> where it is"""
+        self.types: set[str] = set()
+        """question types of all rows"""
         self.fields = layout.fields
 
     def _by_id(self, kind: str, column: str) -> _ById | None:
@@ -210,7 +214,7 @@ class _Join:
                     where = table.location(index)
                     row = self._row(table[index], where, count, file, with_answers)
                     count += 1
-                    if not self.errors.count:
+                    if not self.errors.count and self._is_of_type(row):
                         yield file.number, int(where.rpartition(":")[2]), row
 
     def _row(self, raw: Row, where: str, count: int, file: _File, with_answers: bool) -> Row:
@@ -256,6 +260,19 @@ class _Join:
         except ValueError as error:
             self.errors.add(where, f"field {column!r} {error}, for question_id {row['question_id']!r}")
         return note
+
+    def _is_of_type(self, row: Row) -> bool:
+        """Whether the question is of one of the layout's types."""
+        self.types.add(row.get("question_type", ""))
+        return not self.layout.types or row.get("question_type", "") in self.layout.types
+
+    def refuse_unseen_types(self, names: str) -> None:
+        """Refuse a question type that no question of the files has."""
+        known = sorted(self.types - {""})
+        for name in self.layout.types:
+            if name not in known:
+                hint = did_you_mean(name, known) if known else "the questions of these files have no question_type"
+                raise DataError(f"{names}: question_types.{self.layout.split}: no question is of type {name!r}; {hint}")
 
     def warn_of_unused(self) -> None:
         """Warn of annotations without a question, unless the section itself leaves questions out."""

@@ -31,11 +31,12 @@ SHARDS = {
 FEATURES = {"features": "features are kept of images, not of videos"}
 QUESTIONS = dict.fromkeys(("captions", "captions_per_image", "captions_required", "references"),
                           "this builder reads questions, not captions")
-DIALOGUES = dict.fromkeys(("key_column", "row_files", "nested", "parallel", "join_column", "answer_words"),
+DIALOGUES = dict.fromkeys(("key_column", "row_files", "nested", "parallel", "join_column", "answer_words",
+                           "question_types"),
                           "the layout of dialogues is fixed")
 NEEDS = {"split_values": "split_column", "prepare_args": "prepare"}
 """key -> the key without which it has no effect"""
-BY_SPLIT = ("references", "relevance", "image_pattern")
+BY_SPLIT = ("references", "relevance", "image_pattern", "question_types")
 """keys that may be a mapping from splits"""
 
 

@@ -129,6 +129,10 @@ class Blip2QformerConfig(Blip2Config):
     """gradient of ITC to both sides of each similarity; LAVIS: one"""
     itg_weight: float = 1.0
     """factor of image-grounded text generation in the sum of losses; 0: without it (BLIP-2, Table 6)"""
+    pack_text: bool | None = None
+    """compute captions without padding between them; None: on the CPU"""
+    itm_negatives: Literal["hard", "random"] = "hard"
+    """negatives of image-text matching: drawn in proportion to ITC similarity (section 3.2), or all equally likely"""
 
     def errors(self, run: RunConfig) -> list[tuple[str, str]]:
         """As `Blip2Config`, and stage 1's own numbers."""

@@ -196,6 +196,11 @@ class VisionLanguage(TextLearner, EncoderModel):
             rows.append([piece for piece in pieces if not (isinstance(piece, Text) and not piece.text)])
         return rows
 
+    def written_after(self, vectors: Tensor, prompt: str, text: str) -> list[Segment]:
+        """As `TextWriter.written_after`; the picture stands at its mark or in front."""
+        rows = self.marked(vectors[None], [prompt], targets=[text])
+        return super().written_after(vectors, prompt, text) if rows is None else rows[0]
+
     def text_loss(self, soft_prompt: Tensor, prompts: list[str], targets: list[str]) -> Tensor:
         """The loss of targets behind prompts; a picture stands at its mark or in front."""
         rows = self.marked(soft_prompt, prompts, targets=targets)

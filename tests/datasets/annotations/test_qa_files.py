@@ -45,6 +45,18 @@ def test_official_files_are_joined_by_question_id(tmp_path: Path) -> None:
     assert rows(official(tmp_path)[::-1], image_pattern=PATTERN) == [first, second]  # files in any order
 
 
+def test_questions_of_other_types_are_left_out(tmp_path: Path) -> None:
+    typed = [{**ANSWERS[0]}, {**ANSWERS[1], "question_type": "how"}]
+    (row,) = rows(official(tmp_path, annotations=typed), image_pattern=PATTERN, types=["how"])
+    assert row["question_id"] == 11
+    message = r"question_types.train: no question is of type 'wha'; did you mean 'what'"
+    with pytest.raises(DataError, match=message):
+        rows(official(tmp_path, annotations=typed), image_pattern=PATTERN, types=["how", "wha"], split="train")
+    untyped = [{key: value for key, value in row.items() if key != "question_type"} for row in ANSWERS]
+    with pytest.raises(DataError, match="the questions of these files have no question_type"):
+        rows(official(tmp_path, annotations=untyped), image_pattern=PATTERN, types=["how"])
+
+
 def test_a_split_without_annotations_has_no_answers(tmp_path: Path) -> None:
     paths = official(tmp_path)[:1]
     assert all("answers" not in row for row in rows(paths, required=False, image_pattern=PATTERN))
