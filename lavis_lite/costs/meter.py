@@ -1,7 +1,7 @@
 """What a forward and backward pass allocates and computes, seen operation by operation; no tensor needs content.
 
-Three things of the meta device differ from a GPU, and stand-ins make up for them: attention takes the kernel that
-keeps no table of weights, autocast changes types, and a value that a model reads (is a mask all true?) is False.
+The meta device differs from a GPU in three things, for which there are stand-ins. Attention takes the kernel that
+keeps no table of weights. Autocast changes types. A value that a model reads (is a mask all true?) is False.
 """
 
 from __future__ import annotations

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
 
-def place(model: BaseModel, run: RunConfig, device: torch.device) -> BaseModel:
+def move_to_device(model: BaseModel, run: RunConfig, device: torch.device) -> BaseModel:
     """The model on its device, its blocks shared as `run.fsdp` asks: block by block, so that it need never fit whole.
 
-    One process shares with nobody, and an evaluation alone needs whole weights.
+    A single process shares nothing, and an evaluation alone needs whole weights.
 
     Raises:
         ConfigError: the model has no blocks to share, or they cannot be shared in this run.
@@ -68,14 +68,14 @@ def blocks_of_run(model: BaseModel, run: RunConfig, device: torch.device) -> Blo
     """The blocks that `run.fsdp` names.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: the model has no such blocks.
     """
     vision = model.vision_blocks_to_shard(device) if run.fsdp == "blocks" else []
     blocks = Blocks(vision, model.blocks_to_shard())
     if not blocks.all:
-        raise ConfigError(f"run.fsdp={run.fsdp}: {type(model).__name__} has no transformer blocks to share: neither in "
-                          "an attribute language_model, nor by a method blocks_to_shard of its own. Set run.fsdp=none, "
-                          "or run.fsdp=blocks, which also shares those of a vision encoder.")
+        raise ConfigError(f"run.fsdp={run.fsdp}: {type(model).__name__} has no transformer blocks to share, for it has "
+                          "neither an attribute language_model nor a method blocks_to_shard. Set run.fsdp=none, or "
+                          "run.fsdp=blocks, which also shares those of a vision encoder.")
     return blocks
 
 
@@ -86,8 +86,8 @@ def check(blocks: Blocks, precision: Precision) -> None:
         ConfigError: says why, and what to set.
     """
     if precision.dtype is torch.float16 and any(_trains_whole(block) for block in blocks.all):
-        raise ConfigError("run.amp_dtype: fp16 scales the loss by what each rank's own gradients allow, and ranks have "
-                          "different parts of blocks that train; set run.amp_dtype=bf16, or run.fsdp=none.")
+        raise ConfigError("run.amp_dtype: fp16 scales the loss by what a rank's gradients allow, and ranks have different "
+                          "parts of blocks that train. Set run.amp_dtype=bf16, or run.fsdp=none.")
 
 
 def _trains_whole(block: nn.Module) -> bool:
@@ -127,7 +127,7 @@ def _prefetch(blocks: Sequence[Any], backward: Sequence[Any]) -> None:
 
 
 def shared_blocks(model: nn.Module) -> list[Any]:
-    """The modules whose weights the ranks share now, in order."""
+    """The blocks that are shared now, in order."""
     if not shards.has_shards(model):
         return []
     from torch.distributed.fsdp import FSDPModule
