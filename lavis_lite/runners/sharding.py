@@ -86,8 +86,8 @@ def check(blocks: Blocks, precision: Precision) -> None:
         ConfigError: says why, and what to set.
     """
     if precision.dtype is torch.float16 and any(_trains_whole(block) for block in blocks.all):
-        raise ConfigError("run.amp_dtype: fp16 scales the loss by what a rank's gradients allow, and ranks have different "
-                          "parts of blocks that train. Set run.amp_dtype=bf16, or run.fsdp=none.")
+        raise ConfigError("run.amp_dtype: fp16 scales the loss by what a rank's gradients allow, and ranks have "
+                          "different parts of blocks that train. Set run.amp_dtype=bf16, or run.fsdp=none.")
 
 
 def _trains_whole(block: nn.Module) -> bool:

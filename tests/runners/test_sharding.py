@@ -23,7 +23,14 @@ from lavis_lite.models.language.build import recompute_blocks
 from lavis_lite.models.language.families import Lora
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.runners.optim import build_optimizer
-from lavis_lite.runners.sharding import Blocks, check, place, sharded_names, shared_blocks, whole_blocks
+from lavis_lite.runners.sharding import (
+    Blocks,
+    check,
+    move_to_device,
+    sharded_names,
+    shared_blocks,
+    whole_blocks,
+)
 from lavis_lite.tasks.base import Row
 from lavis_lite.tracking.tracker import read
 from tests.helpers.processes import run_processes
@@ -186,7 +193,8 @@ def scenarios(folder: str) -> dict[str, Any]:
 
 def travelling() -> list[list[bool]]:
     """Whether the weights of the next block were on their way when a block ran: forward, then backward."""
-    model = move_to_device(type("Kind", (Captioner,), {"vision": "last"})(), RunConfig(fsdp="blocks"), torch.device("cpu"))
+    kind = type("Kind", (Captioner,), {"vision": "last"})
+    model = move_to_device(kind(), RunConfig(fsdp="blocks"), torch.device("cpu"))
     blocks: list[Any] = [*model.vision_encoder.blocks, *model.blocks_to_shard()]
     found: list[list[bool]] = [[], []]
 
