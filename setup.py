@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -20,9 +22,22 @@ def read_version() -> str:
 
 
 def read_readme() -> str:
-    """The README, which is the package's long description."""
+    """The README, which is the package's long description; links into the repository become plain text."""
     readme = ROOT / "README.md"
-    return readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    return re.sub(r"!?\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+
+
+class BuildWithRecipes(build_py):
+    """Puts `projects/` into the wheel, where `lavis_lite.config.recipes` finds it."""
+
+    def run(self) -> None:
+        """Copy the package, then the recipes; an editable installation uses those of the checkout."""
+        super().run()
+        if not self.editable_mode:
+            home = Path(self.build_lib, "lavis_lite", "recipes", "projects")
+            shutil.rmtree(home, ignore_errors=True)
+            shutil.copytree(ROOT / "projects", home, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 REQUIREMENTS = [
@@ -48,6 +63,7 @@ REQUIREMENTS = [
     "filelock>=3.13",
     "PyYAML>=6.0",
     "tqdm>=4.66",
+    "packaging>=24",
     "typing_extensions>=4.12",  # defaults of type variables; type checkers alone read it
     "tensorboard>=2.16",
     "matplotlib>=3.8",
@@ -61,16 +77,21 @@ EXTRAS = {
     "video": ["av>=14"],
     "parquet": ["pyarrow>=17"],
     "hdf5": ["h5py>=3.11"],
+    "demo": ["gradio>=6"],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.32"],
     "eval": ["pycocoevalcap>=1.2"],  # among the requirements too; METEOR's and SPICE's messages name this one
 }
 EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})
+EXTRAS["docs"] = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
+EXTRAS["onnx"] = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
 EXTRAS["dev"] = [
     "av>=14",  # writes the videos that tests read
     "basedpyright>=1.30",  # pyright, with all its parts in wheels
     "bitsandbytes>=0.46.1; sys_platform == 'linux'",  # so that adapters and quantised weights are tested for real
     "h5py>=3.11",
     "hypothesis>=6.100",
-    "packaging>=24",
+    "ipykernel>=6.29",  # with nbclient: notebooks run in tests
+    "nbclient>=0.10",
     "peft>=0.18",
     "pyarrow>=17",
     "mypy>=1.14",
@@ -88,7 +109,13 @@ setup(
     description="Vision-language experiments (BLIP-2, InstructBLIP) assembled from YAML and trained by one loop",
     long_description=read_readme(),
     long_description_content_type="text/markdown",
+    author="the lavis_lite authors",
     license="BSD-3-Clause",
+    license_files=["LICENSE", "NOTICE"],
+    keywords=["vision-language", "multimodal", "BLIP-2", "InstructBLIP", "Q-Former", "LAVIS", "captioning", "VQA"],
+    project_urls={"BLIP-2 (paper)": "https://arxiv.org/abs/2301.12597",
+                  "InstructBLIP (paper)": "https://arxiv.org/abs/2305.06500"},
+    cmdclass={"build_py": BuildWithRecipes},
     python_requires=">=3.10",
     packages=find_packages(include=["lavis_lite", "lavis_lite.*"]),
     package_data={"lavis_lite": ["py.typed", "configs/**/*.yaml", "assets/**/*", "report/page/*"]},
@@ -98,6 +125,11 @@ setup(
     entry_points={"console_scripts": ["lavis-lite = lavis_lite.cli.main:entry"]},
     zip_safe=False,
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: BSD License",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
@@ -105,5 +137,7 @@ setup(
         "Programming Language :: Python :: 3.13",
         "Operating System :: OS Independent",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import platform
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, did_you_mean
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+X86_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+"""torch.cpu's questions about instructions that multiply bf16"""
 
 
 def pick_device(name: Any, local_rank: int = 0, key: str = "run.device") -> torch.device:
-    """A device's name -> the device of this process; "auto": the GPU of its local rank if there is one, else the CPU.
+    """A device's name -> the device of this process; "auto": the GPU of its local rank, or Apple's, else the CPU.
 
     Args:
         name: a name, or a torch.device.
@@ -31,12 +34,14 @@ def pick_device(name: Any, local_rank: int = 0, key: str = "run.device") -> torc
         ConfigError: an unknown device, or a GPU that torch does not see.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
         hint = did_you_mean(str(name), ("auto", "cpu", "cuda", "cuda:1", "mps"))
         raise ConfigError(f"{key}: {name!r} is not a device; {hint}") from error
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"{key}: mps is not here: torch {torch.__version__} sees no GPU of Apple; use auto or cpu.")
     if device.type != "cuda":
         return device
     number = local_rank if device.index is None else device.index
@@ -50,8 +55,23 @@ def bf16_is_native(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware (elsewhere bf16 is emulated and slower than fp32)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine().lower() in ("x86_64", "amd64"):  # mkldnn also says yes to CPUs that emulate it
+        return any(getattr(torch.cpu, name, lambda: False)() for name in X86_BF16)
     mkldnn = getattr(torch.ops, "mkldnn", None)
     return bool(mkldnn is not None and torch.backends.mkldnn.is_available() and mkldnn._is_mkldnn_bf16_supported())
+
+
+def precision_notes(cfg: RunConfig, device: torch.device) -> list[str]:
+    """A note if a run asks for bf16 on a CPU that has no instructions for it."""
+    if device.type != "cpu" or bf16_is_native(device):
+        return []
+    if cfg.amp_dtype == "bf16":
+        return ["note: run.amp_dtype=bf16: this CPU only emulates bf16, which is slower than fp32. It has neither "
+                "avx512_bf16 nor AMX. Set run.amp_dtype=fp32 unless the arithmetic itself is of interest."]
+    if cfg.amp and cfg.amp_dtype == "auto":
+        return ["note: run.amp=true has no effect here: this CPU has no instructions for bf16 (avx512_bf16, AMX), so "
+                "the run computes in fp32."]
+    return []
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,12 @@ def meta_model(section: ModelConfig) -> BaseModel:
 
 
 def _with_sizes(section: ModelConfig) -> ModelConfig:
-    """The section with a language model that can be built here: its folder if present, else its sizes."""
+    """The section with a language model that can be built here: its folder if present, else its sizes.
+
+    timm downloads nothing: the shapes of an encoder need no weights.
+    """
+    if section.get("vit_weights") == "timm":
+        section = section.replaced(vit_weights="random")
     if not isinstance(section, NamesLanguageModel) or section.llm_args is not None:
         return section
     name = section.language_model_name()

@@ -65,6 +65,7 @@ MOVED = {
     "metrics.answer_cleaning": "metrics.vqa",
     "metrics.answer_rules": "metrics.vqa",
     "mini_world.folder": "mini_world.world",
+    "models.answer_text": "models.language.answer_text",
     "models.blip2.arch_defaults": "models.blip2.config",
     "models.blip2.llm_config": "models.blip2.config",
     "models.blip2.parts": "models.blip2.base",

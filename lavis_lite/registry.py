@@ -7,15 +7,12 @@ import that runs a decorator such as `@registry.register_model("my_model")`.
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import threading
-from collections.abc import Callable, Mapping
-from importlib import metadata
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from lavis_lite.errors import RegistryError, did_you_mean, shown
+from lavis_lite.errors import RegistryError
+from lavis_lite.registry_base import PLUGIN_GROUP, OptimizerRegistry, Registry, load_plugins
 
 if TYPE_CHECKING:
     from lavis_lite.datasets.builders.base import BaseDatasetBuilder
@@ -27,154 +24,20 @@ if TYPE_CHECKING:
     from lavis_lite.runners.schedules import LRSchedule
     from lavis_lite.tasks.base import BaseTask
 
-T = TypeVar("T")
 C = TypeVar("C", bound=type)
-PLUGIN_GROUP = "lavis_lite.plugins"
 
-
-def _load(target: str) -> Any:
-    module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def _location(cls: type) -> str:
-    """`file:line` of a class, for messages."""
-    try:
-        return f"{inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]}"
-    except (OSError, TypeError):
-        return f"{cls.__module__}.{cls.__qualname__}"
-
-
-class Registry(Generic[T]):
-    """Classes of one kind by name.
-
-    Args:
-        kind: its name in messages ("model").
-        base: "module:Class" that every registered class must derive from; imported only when a class registers.
-        builtins: name -> "module:Class" of the package's own classes; imported on first `get`.
-        sections: name -> "module:Config" of a builtin's `config_class`, if it is in a lighter module than the class;
-            see `section_of`.
-    """
-
-    def __init__(self, kind: str, base: str, builtins: Mapping[str, str],
-                 sections: Mapping[str, str] | None = None) -> None:
-        self.kind, self.base, self.builtins, self.sections = kind, base, dict(builtins), dict(sections or {})
-        self._classes: dict[str, type[T]] = {}
-
-    def register(self, *names: str) -> Callable[[C], C]:
-        """Decorator: makes a class known under `names`.
-
-        Raises:
-            RegistryError: the class lacks the kind's base class, or a name is taken (both locations are named).
-        """
-
-        def decorate(cls: C) -> C:
-            base = _load(self.base)
-            if not (inspect.isclass(cls) and issubclass(cls, base)):
-                raise RegistryError(f"{_location(cls)}: a {self.kind} must derive from {self.base.replace(':', '.')}.")
-            for name in names:
-                self._check_free(name, cls)
-                self._classes[name] = cast("type[T]", cls)
-            return cls
-
-        return decorate
-
-    def _check_free(self, name: str, cls: type) -> None:
-        here = f"{cls.__module__}:{cls.__qualname__}"
-        held = self._classes.get(name)
-        taken = f"{held.__module__}:{held.__qualname__}" if held is not None else self.builtins.get(name)
-        if taken is not None and taken != here:  # the same class again is a reload, not a clash
-            first = _location(held) if held is not None else taken
-            raise RegistryError(f"{self.kind} name {name!r} is registered twice: at {first} and at {_location(cls)}.")
-
-    def get(self, name: str) -> type[T]:
-        """The class of that name.
-
-        Raises:
-            RegistryError: unknown name; the message lists the nearest names.
-        """
-        if not isinstance(name, str):
-            raise RegistryError(f"the name of a {self.kind} is text, not a {type(name).__name__}; "
-                                f"{did_you_mean('', self.names())}")
-        if name not in self._classes and name in self.builtins:
-            _load(self.builtins[name])
-        if name not in self._classes:
-            load_plugins()
-        cls = self._classes.get(name) or self._elsewhere(name)
-        if cls is None:
-            raise RegistryError(f"unknown {self.kind} {shown(name)}: {did_you_mean(name, self.names())}")
-        return cls
-
-    def _elsewhere(self, name: str) -> type[T] | None:
-        """The class of a name that is not registered; None: no such class."""
-        return None
-
-    def section_of(self, name: str) -> type | None:
-        """The `config_class` of a name, which defines its section of a YAML; None if the class has none.
-
-        A builtin is not imported if its section has its own entry in the index.
-
-        Raises:
-            RegistryError: unknown name.
-        """
-        if isinstance(name, str) and name in self.sections and name not in self._classes:
-            section: type = _load(self.sections[name])
-            return section
-        cls = self.get(name)  # `section_class` is for classes to which `config_class` means something else
-        return getattr(cls, "section_class", None) or getattr(cls, "config_class", None)
-
-    def names(self) -> list[str]:
-        """All names, built-in and registered, sorted. Imports nothing."""
-        return sorted(self.builtins.keys() | self._classes.keys())
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self.names()
-
-
-TORCH_OPTIMIZERS = ("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "asgd", "nadam", "radam", "rmsprop",
-                    "rprop", "sgd")
-"""classes of torch.optim in every supported version of torch, in small letters, so that torch need not be imported"""
-
-
-class OptimizerRegistry(Registry[Any]):
-    """Optimizers: those that are registered, and every class of torch.optim by its name in any case."""
-
-    def names(self) -> list[str]:
-        """All names, torch's in small letters, sorted. Imports nothing."""
-        return sorted({*super().names(), *TORCH_OPTIMIZERS})
-
-    def _elsewhere(self, name: str) -> Any:
-        import torch
-
-        classes = {key.lower(): value for key, value in vars(torch.optim).items()
-                   if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)}
-        return None if name.lower() == "optimizer" else classes.get(name.lower())
-
-
-class _Plugins:  # entry points are loaded once per process, on the first unknown name
-    loaded, lock = False, threading.RLock()
-
-
-def load_plugins() -> None:
-    """Import every entry point of the group `lavis_lite.plugins`; importing runs its decorators."""
-    with _Plugins.lock:
-        if _Plugins.loaded:
-            return
-        _Plugins.loaded = True  # before they are imported: a plugin may ask for names itself
-        for entry in metadata.entry_points(group=PLUGIN_GROUP):
-            entry.load()
-
+__all__ = ["PLUGIN_GROUP", "Registries", "Registry", "load_plugins", "registry"]
 
 BUILT_IN = "lavis_lite.datasets.builders."
 BUILDERS = {
     "image_caption": "images:ImageCaptionBuilder",
     "image_retrieval": "images:ImageRetrievalBuilder",
-    "custom": "custom:CustomBuilder",
+    "custom": "custom:CustomBuilder", "image_classes": "classes:ImageClassesBuilder",
     "image_shards": "images:ImageShardBuilder",
-    "image_qa": "questions:ImageQABuilder",
+    "image_qa": "questions:ImageQABuilder", "images_qa": "questions:ImagesQABuilder",
     "image_dialogue": "dialogue:ImageDialogueBuilder", "chat": "chat:ChatBuilder",
     "video_caption": "video:VideoCaptionBuilder",
-    "video_qa": "video:VideoQABuilder",
+    "video_qa": "video:VideoQABuilder", "video_retrieval": "video:VideoRetrievalBuilder",
 }
 """builders of the package, by their module in the package datasets.builders"""
 

@@ -20,17 +20,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lavis_lite.late_dynamo import import_dynamo_late
+
 NAMESPACE = "torchvision::"
 
 
 def ensure_torchvision() -> None:
-    """Import torchvision, working around operators that do not load. Idempotent; free once torchvision is imported.
+    """Import torchvision, working around operators that do not load, and without torch's compiler. Idempotent.
 
     Raises:
         ImportError: torchvision is not installed (Python's own message).
     """
     if "torchvision" in sys.modules:
         return
+    import_dynamo_late()
     if operators_load():
         importlib.import_module("torchvision")
         return

@@ -31,11 +31,13 @@ RUN = DATA_AND_MODELS | {"device", "checkpoints", "metrics", "report", "tasks", 
 ALLOWED: dict[str, set[str]] = {
     "moved": set(),
     "conversation": set(),
-    "torchvision_shim": set(),
+    "late_dynamo": set(),
+    "torchvision_shim": {"late_dynamo"},
     "redaction": set(),
     "errors": {"redaction"},
     "finite": {"errors"},
-    "registry": {"errors"},
+    "registry_base": {"errors"},
+    "registry": {"errors", "registry_base"},
     "contracts": {"errors", "registry"},
     "process": {"errors", "redaction"},
     "io": {"errors", "redaction", "process"},
@@ -61,7 +63,8 @@ ALLOWED: dict[str, set[str]] = {
     "engine": RUN | {"evaluation", "runners", "runs"},
     "lab": SETTINGS | {"checkpoints", "datasets", "engine", "preflight", "report", "runs"},  # it runs recipes
     "dry_run": RUN | {"engine", "runners"},
-    "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight", "lab"},
+    "bench": RUN | {"runners", "mini_world", "zoo"},
+    "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight", "bench", "lab"},
     "compat": RUN | {"engine", "runners", "zoo"},  # adapters for other packages; nothing imports them
     "__main__": {"cli"},
     "": {"moved"},
@@ -80,6 +83,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 FOLDER_CIRCLES: dict[tuple[str, str], str] = {
     ("checkpoints", "checkpoints.formats"): "formats read and report with the modules that choose them",
+    ("runners", "runners.hooks"): "sample predictions gather blocks that ranks share",
     ("datasets.annotations", "datasets.files"): "tables are mapped files; paths are checked against rows",
     ("datasets", "datasets.loading"): "ablations draw from the random streams; the loader knows the base class",
 }

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from email.message import Message
 from email.parser import HeaderParser
@@ -17,10 +18,12 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.end_to_end.conftest import SMALL
+
 pytest.importorskip("setuptools", minversion="70.1", reason="building a wheel needs setuptools (dev extra)")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "lavis_lite")
+SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "NOTICE", "README.md", "lavis_lite", "projects")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -33,9 +36,10 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def package_files() -> set[str]:
-    """Everything below lavis_lite/ that belongs to the package."""
-    files = (path for path in (REPOSITORY / "lavis_lite").rglob("*") if path.is_file())
-    return {path.relative_to(REPOSITORY).as_posix() for path in files if path.suffix not in {".pyc", ".pyo"}}
+    """Everything below lavis_lite/ that belongs to the package, and the recipes where the wheel has them."""
+    files = [path.relative_to(REPOSITORY).as_posix() for folder in ("lavis_lite", "projects")
+             for path in (REPOSITORY / folder).rglob("*") if path.is_file() and path.suffix not in {".pyc", ".pyo"}]
+    return {f"lavis_lite/recipes/{name}" if name.startswith("projects/") else name for name in files}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +90,8 @@ def test_the_wheel_says_what_it_needs(metadata: Message) -> None:
     assert {"torch", "transformers", "timm", "omegaconf", "iopath", "decord", "webdataset", "pycocotools",
             "pycocoevalcap", "fairscale"} <= named
     assert metadata["Name"] == "lavis_lite" and metadata["Requires-Python"] == ">=3.10"
-    extras = {"dev", "track", "lora", "quant", "devices", "video", "parquet", "hdf5", "eval", "all"}
+    extras = {"dev", "track", "lora", "quant", "devices", "video", "parquet", "hdf5", "eval", "all", "docs",
+              "onnx"}
     assert extras == set(metadata.get_all("Provides-Extra", []))
     texts = [path.read_text(encoding="utf-8") for folder in ("lavis_lite", "docs", "projects")
              for path in (REPOSITORY / folder).rglob("*") if path.suffix in (".py", ".md", ".yaml")]
@@ -130,7 +135,8 @@ def test_everything_imported_is_declared(metadata: Message) -> None:
 def test_everything_declared_is_imported_or_explained(metadata: Message) -> None:
     """Every requirement and extra (not dev) is imported, or docs/reference/libraries.md says why it is installed."""
     needed = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
-    declared = {need.name.lower() for need in needed if 'extra == "dev"' not in str(need.marker)}
+    declared = {need.name.lower() for need in needed 
+                if not re.search(r'extra == "(dev|docs)"', str(need.marker))}
     imported = {NAMED_OTHERWISE.get(name, name.lower()) for name in third_party_imports()}
     page = REPOSITORY / "docs" / "reference" / "libraries.md"
     section = page.read_text(encoding="utf-8").partition("## Not imported")[2].partition("\n## ")[0]
@@ -154,7 +160,51 @@ def test_the_command_is_there(environment: Path, tmp_path: Path) -> None:
     assert "train" in run(environment / "lavis-lite", "--help", cwd=tmp_path)
 
 
-def test_a_source_package_holds_what_the_wheel_needs() -> None:
-    """MANIFEST.in names every kind of data file that package_data names."""
-    manifest = (REPOSITORY / "MANIFEST.in").read_text()
-    assert "lavis_lite/configs *.yaml" in manifest and "graft lavis_lite/assets" in manifest
+def test_the_wheel_says_what_it_is(metadata: Message) -> None:
+    assert metadata["Author"] == "the lavis_lite authors" and metadata["License"] == "BSD-3-Clause"
+    assert "License :: OSI Approved :: BSD License" in metadata.get_all("Classifier", [])
+    assert metadata.get_all("License-File") == ["LICENSE", "NOTICE"] and "LAVIS" in metadata["Keywords"]
+    links = re.findall(r"\]\((?!https?:)", str(metadata.get_payload()))
+    assert links == [], "links into the repository lead nowhere from a package index"
+
+
+def test_recipes_are_found_from_any_folder(environment: Path, tmp_path: Path) -> None:
+    """By short name, by the path of a checkout, as `base:`, and with modules of their own."""
+    (tmp_path / "own.yaml").write_text("base: projects/blip2/stage1.yaml\nrun: {seed: 7}\n")
+    for recipe in ("stage1", "projects/blip2/stage1.yaml", "own.yaml", "flamingo/mini"):
+        shown = run(environment / "lavis-lite", "train", recipe, "--print-config", cwd=tmp_path)
+        assert "run.max_iters: " in shown and (recipe != "own.yaml" or "run.seed: 7" in shown)
+    assert "blip2/stage1 " in run(environment / "lavis-lite", "recipes", cwd=tmp_path)
+
+
+def test_from_an_empty_folder_to_a_trained_model(environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                 request: pytest.FixtureRequest) -> None:
+    """Installing is the first of three commands; the training is whole with --long."""
+    monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path / "cache"))
+    options = () if request.config.getoption("--long") else ("--options", *SMALL, "run.max_iters=2")
+    assert "text R@1" in run(environment / "lavis-lite", "train", "stage1", *options, cwd=tmp_path)
+    assert len(list(tmp_path.glob("output/blip2/stage1/**/report.html"))) == 1
+    [picture] = environment.parent.glob("lib/**/lavis_lite/assets/mini/scene.jpg")
+    answer = run(environment / "lavis-lite", "generate", "--model", "blip2_opt", "--image", picture, cwd=tmp_path)
+    assert "triangle" in answer
+
+
+@pytest.fixture(scope="module")
+def source_package(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Names of the files of a source package, without its folder."""
+    copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
+    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=REPOSITORY).splitlines():
+        if (REPOSITORY / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).symlink_to(REPOSITORY / name)
+    run(sys.executable, "setup.py", "-q", "sdist", "-d", out, cwd=copy)
+    [built] = out.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        return {name.partition("/")[2] for name in archive.getnames()}
+
+
+def test_a_source_package_is_the_repository(source_package: set[str]) -> None:
+    """Everything that is tracked but what only a checkout needs, so that tests and documentation run from it."""
+    tracked = run("git", "ls-files", cwd=REPOSITORY).splitlines()
+    wanted = {name for name in tracked if not name.startswith((".", "benchmarks/"))}
+    assert wanted - source_package == set() and len(wanted) > 500

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def decorators(source: str, module: str) -> Iterator[tuple[str, str, str]]:
                 yield from ((kind, ast.literal_eval(name), f"{module}:{node.name}") for name in call.args)
 
 
+@functools.cache
 def decorated() -> dict[str, dict[str, str]]:
     """kind -> name -> "module:Class", as the package's source has it."""
     found: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}

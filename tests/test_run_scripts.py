@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*(REPOSITORY / "run_scripts").rglob("*.sh"), REPOSITORY / ".ci" / "run"])
@@ -136,3 +138,15 @@ def test_slurm_puts_a_job_that_met_its_time_limit_back_into_the_queue(code: int,
 def test_launchers_say_how_they_are_used(script: str, tmp_path: Path) -> None:
     result = bash(f"run_scripts/{script}", cwd=tmp_path)
     assert result.returncode == 2 and "RECIPE.yaml" in result.stderr
+
+
+def test_public_workflows_run_what_is_here() -> None:
+    """Scripts and configuration files that the workflows and the Dockerfile name are in the repository."""
+    [workflow] = (REPOSITORY / ".github" / "workflows").glob("*.yml")
+    jobs = yaml.safe_load(workflow.read_text())["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert set(jobs) == {"test", "kernels", "docs"} and "bash run_scripts/test.sh" in commands
+    named = [word for command in commands for word in command.split() if word.startswith("run_scripts/")]
+    image = (REPOSITORY / "Dockerfile").read_text()
+    named += re.findall(r"/src/(\S+)", image) + ["mkdocs.yml"]
+    assert [name for name in named if not (REPOSITORY / name).is_file()] == [] and "ENTRYPOINT" in image

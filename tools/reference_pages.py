@@ -203,7 +203,7 @@ def commands_page() -> str:
     """Every command with its arguments."""
     parts = ["# Commands\n", NOTE,
              "`python train.py` and `python evaluate.py` are `python -m lavis_lite train` and `evaluate`.\n"]
-    modules = [(name, name, what) for name, what in main.COMMANDS.items() if name != "data"]
+    modules = [(name, name.replace("-", "_"), what) for name, what in main.COMMANDS.items() if name != "data"]
     modules += [(f"data {name}", f"data_{name.replace('-', '_')}", what) for name, what in data.COMMANDS.items()]
     for name, module, what in modules:
         parser = parser_of(importlib.import_module(f"lavis_lite.cli.{module}").main)

@@ -52,6 +52,7 @@ FILE_ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".json", ".txt")
 NO_FILE = ("random", "timm")
 """values of a weights key that name no file: leave the random start; timm downloads its own"""
 HUB_FILES = {
+    "vit_weights": ["config.json", "model.safetensors"],
     "tokenizer": ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"],
     "qformer_weights": ["config.json", "model.safetensors"],
     "pretrained": ["*.json", "*.txt", "*.model", "*.safetensors"],
@@ -170,6 +171,13 @@ def required_weights(model: ModelConfig) -> list[WeightFile]:
         if value is not None and value not in NO_FILE:
             needs.append(WeightFile(key, str(value)))
     return [*needs, *_language_needs(model), *checkpoints]
+
+
+def timm_weights(model: ModelConfig) -> list[WeightFile]:
+    """The repository that timm reads for `vit_weights: timm`, if the encoder's name says which weights it has."""
+    name = str(model.get("vit_model"))
+    wanted = model.get("vit_weights") == "timm" and "." in name and not model.brings_backbones
+    return [WeightFile("vit_weights", f"timm/{name}")] if wanted else []
 
 
 def _brings_encoder(model: ModelConfig) -> bool:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from lavis_lite.cli.lavis_recipes import counterpart
+from lavis_lite.cli.lavis_recipes import counterpart, without_counterpart
+from lavis_lite.config.recipes import find_recipe, unknown_recipe
 
 SCRIPT = "lavis-lite"
 """the command that an installed package brings"""
@@ -44,22 +45,49 @@ class _HelpPage(argparse.HelpFormatter):
         return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
 
 
-def add_config(arguments: argparse.ArgumentParser, required: bool = False, help_: str = "") -> None:
-    """Add `--cfg-path` and `--options`."""
+def add_config(arguments: argparse.ArgumentParser, required: bool = False, help_: str = "",
+               positional: bool = False) -> None:
+    """Add `--cfg-path` and `--options`; with `positional`, the recipe may also be given without `--cfg-path`."""
     usual = "a run's configuration" if required else "a run's configuration that has the data set's section"
-    arguments.add_argument("--cfg-path", required=required, metavar="YAML", type=recipe_path, help=help_ or usual)
+    group = arguments.add_mutually_exclusive_group(required=required)
+    group.add_argument("--cfg-path", metavar="YAML", type=recipe_path,
+                       help=f"{help_ or usual}: a file, or a recipe's name from `recipes`")
+    if positional:
+        group.add_argument("cfg_path", nargs="?", metavar="RECIPE", type=recipe_path, action=_IfGiven,
+                           help="the same, without --cfg-path")
     arguments.add_argument("--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                            help="override settings, for example run.max_iters=200 model.qformer_dropout=0")
 
 
+class _IfGiven(argparse.Action):
+    """Stores a value; an absent positional leaves what `--cfg-path` stored."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object,
+                 option_string: str | None = None) -> None:
+        if values is not None:
+            setattr(namespace, self.dest, values)
+
+
 def recipe_path(path: str) -> str:
-    """The path itself; for a recipe of LAVIS that is not here, the path of its counterpart, which is printed."""
-    found = None if Path(path).exists() else counterpart(path)
-    if found is None:
+    """The path of a configuration: the path itself, a recipe of the package by name, or LAVIS' recipe's counterpart.
+
+    Raises:
+        ConfigError: a name without ending is neither a file nor a recipe, or means several recipes.
+    """
+    if Path(path).exists():
         return path
-    print_once(f"note: {path} is a recipe of LAVIS. {found} is the recipe of this experiment here; --print-config "
-               "shows its settings.", sys.stderr)
-    return str(found)
+    if found := counterpart(path):
+        print_once(f"note: {path} is a recipe of LAVIS. {found} is the recipe of this experiment here; --print-config "
+                   "shows its settings.", sys.stderr)
+        return str(found)
+    if recipe := find_recipe(path):
+        own = Path("projects", f"{recipe.name}.yaml")
+        return str(own if own.is_file() else recipe.path)
+    if not Path(path).suffix:
+        raise unknown_recipe(path)
+    if why := without_counterpart(path):
+        print_once(f"note: {why}", sys.stderr)
+    return path
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
                                 "--run-dir, because torchrun has an option that begins with --run")
     arguments.add_argument("--checkpoint", metavar="best|last|step_N",
                            help="which checkpoint of --run (default: best, or last if no validation chose one)")
-    add_config(arguments, help_="what to evaluate; with --run its `datasets` and `run` replace the run's")
+    add_config(arguments, help_="what to evaluate; with --run its `datasets` and `run` replace the run's",
+               positional=True)
     add_common(arguments)
     arguments.add_argument("--dry-run", action="store_true",
                            help="build everything, predict one batch and stop; on the meta device if files are missing")
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     choices = parser()
     arguments = choices.parse_args(list(argv))
     if arguments.run is None and arguments.cfg_path is None:
-        choices.error("give --run RUN to evaluate a run, or --cfg-path YAML to evaluate the weights that it names")
+        choices.error("give --run RUN to evaluate a run, or a recipe to evaluate the weights that it names")
     composition, cfg_path = _composed(arguments)
     arguments.resume, arguments.start_over = None, False  # the composition names the checkpoint
     return carry_out(composition, arguments, cfg_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lavis_lite.checkpoints.weights import required_weights
+from lavis_lite.checkpoints.weights import required_weights, timm_weights
 from lavis_lite.cli.console import add_config, command_parser
 from lavis_lite.config.compose import compose
 from lavis_lite.config.schema import Config
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = command_parser("fetch", "Download the annotations, weights and tokenizers that a configuration names. "
                                "What must be downloaded by hand is listed.", ["--cfg-path projects/blip2/stage1.yaml"])
-    add_config(arguments, required=True)
+    add_config(arguments, required=True, positional=True)
     chosen = arguments.parse_args(list(argv))
     composition = compose(chosen.cfg_path, chosen.options)
     if composition.errors:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 def fetch_all(config: Config) -> list[str]:
     """Try to fetch everything; return one sentence for each failure."""
     problems = []
-    for need in required_weights(config.model):
+    for need in [*required_weights(config.model), *timm_weights(config.model)]:
         try:
             print(f"model.{need.key}: {need.fetch()}")
         except DataError as error:

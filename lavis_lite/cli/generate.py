@@ -7,11 +7,12 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavis_lite.cli import attention
 from lavis_lite.cli.console import command_parser
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.registry import registry
@@ -19,8 +20,6 @@ from lavis_lite.registry import registry
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
-"""suffixes of pictures in a folder; a named file may have any suffix"""
 SOME_FAILED = 1
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 """hides progress bars and notes of transformers; the user's own settings win"""
@@ -61,13 +60,15 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--seed", type=int, default=42, help="of --nucleus; nothing else changes the draws")
     arguments.add_argument("--batch-size", type=int, default=8)
     add_placement(arguments)
+    arguments.add_argument("--attention", metavar="PNG|FOLDER",
+                           help="draw where each written word looks: a .png file for one picture, a folder for several")
     arguments.add_argument("--json", action="store_true", help="one JSON object per picture and line")
     return arguments
 
 
 def add_placement(arguments: argparse.ArgumentParser) -> None:
     """Add the arguments that say where the model runs and in which type."""
-    arguments.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1")
+    arguments.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps")
     arguments.add_argument("--dtype", help="fp32 | bf16 | fp16")
     arguments.add_argument("--quantization", choices=("8bit", "4bit"), help="of the language model")
 
@@ -88,8 +89,8 @@ def main(argv: Sequence[str]) -> int:
         raise DataError("no pictures found: " + "; ".join(errors))
     for error in errors:
         _print_error(error, None, chosen.json)
-    failed = len(errors)
-    for path, texts, reason in answers(chosen, source, settings, paths):
+    failed, drawn = len(errors), attention.targets(chosen.attention, paths, source.arch)
+    for path, texts, reason in answers(chosen, source, settings, paths, drawn):
         failed += reason is not None
         if reason is not None:
             _print_error(reason, path, chosen.json)
@@ -168,14 +169,16 @@ def _check_decoding(settings: dict[str, Any], takes: Any) -> None:
 
 def pictures(names: Sequence[str]) -> tuple[list[Path], list[str]]:
     """(files to read, errors of the other names); the pictures of a folder are sorted by name."""
+    from lavis_lite.datasets.media.images import SUFFIXES
+
     paths, errors = [], []
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in PICTURES)
+            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES)
             paths += inside
             if not inside:
-                errors.append(f"{name}: the folder has no pictures (suffixes: {', '.join(PICTURES)})")
+                errors.append(f"{name}: the folder has no pictures (suffixes: {', '.join(SUFFIXES)})")
         elif path.exists():
             paths.append(path)
         else:
@@ -183,9 +186,17 @@ def pictures(names: Sequence[str]) -> tuple[list[Path], list[str]]:
     return paths, errors
 
 
-def answers(chosen: argparse.Namespace, source: ModelSource, settings: dict[str, Any],
-            paths: Sequence[Path]) -> Iterator[tuple[Path, list[str], str | None]]:
-    """(path, texts, None) for every picture in order; (path, [], reason) for one that cannot be read."""
+def answers(chosen: argparse.Namespace, source: ModelSource, settings: dict[str, Any], paths: Sequence[Path],
+            drawn: Mapping[Path, Path]) -> Iterator[tuple[Path, list[str], str | None]]:
+    """(path, texts, None) for every picture in order; (path, [], reason) for one that cannot be read.
+
+    Args:
+        chosen: the arguments.
+        source: the model.
+        settings: of its `generate`.
+        paths: of the pictures.
+        drawn: picture -> where its attention is drawn.
+    """
     import torch
 
     from lavis_lite.datasets.media.images import BadSample, load_rgb
@@ -204,28 +215,34 @@ def answers(chosen: argparse.Namespace, source: ModelSource, settings: dict[str,
                 reasons[number] = error.reason
         texts = dict(zip(tensors, _write(model, list(tensors.values()), chosen, settings), strict=True))
         for number in sorted([*tensors, *reasons]):
+            if paths[number] in drawn and number in texts:
+                samples = {**_samples(model, [tensors[number]], chosen), "text_output": texts[number][:1]}
+                attention.draw(model, images["eval"], load_rgb(paths[number]), samples, drawn[paths[number]])
             yield paths[number], texts.get(number, []), reasons.get(number)
 
 
 def _write(model: BaseModel, images: list[Any], chosen: argparse.Namespace,
            settings: dict[str, Any]) -> list[list[str]]:
     """A list of texts for each image."""
-    import torch
-
     from lavis_lite.contracts import need
     from lavis_lite.models.protocols import Captioner
 
     if not images:
         return []
-    samples: dict[str, Any] = {"image": torch.stack(images).to(model.device)}
-    if chosen.prompt is not None:
-        samples["prompt"] = chosen.prompt
+    samples = _samples(model, images, chosen)
     generate = need(model, Captioner, "generate").generate
     if chosen.nucleus and "num_captions" in inspect.signature(generate).parameters:
         settings = {**settings, "seeds": (chosen.seed,) * len(images)}
     texts = generate(samples, **settings)
     count = len(texts) // len(images)
     return [texts[start:start + count] for start in range(0, len(texts), count)]
+
+
+def _samples(model: BaseModel, images: list[Any], chosen: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    samples: dict[str, Any] = {"image": torch.stack(images).to(model.device)}
+    return samples if chosen.prompt is None else {**samples, "prompt": chosen.prompt}
 
 
 def _print_error(reason: str, path: Path | None, as_json: bool) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lavis_lite.config.layers import CHECKOUT
+from lavis_lite.config.recipes import ROOT
 
 FOLDER = "lavis/projects/"
+FAMILIES = ("blip2", "instructblip")
+"""folders of recipes for models that are here"""
 RECIPES = {
     r"blip2/train/pretrain_stage1": "blip2/stage1_vitg",
     r"blip2/train/pretrain_stage2": "blip2/stage2_opt2.7b",
@@ -26,10 +28,21 @@ RECIPES = {
 
 
 def counterpart(path: str) -> Path | None:
-    """The recipe of this package for a path of LAVIS; None: no such recipe, or no `projects/` (as in a wheel)."""
+    """The recipe of this package for a path of LAVIS; None if there is no such recipe."""
     name = Path(path).as_posix().partition(FOLDER)[2].removesuffix(".yaml")
     for pattern, recipe in RECIPES.items():
         if match := re.fullmatch(pattern, name):
             found = Path("projects", f"{match.expand(recipe)}.yaml")
-            return next((file for file in (found, CHECKOUT / found) if file.is_file()), None)
+            return next((file for file in (found, ROOT / found) if file.is_file()), None)
     return None
+
+
+def without_counterpart(path: str) -> str:
+    """Why a path of LAVIS has no recipe here, as a sentence; "" for other paths."""
+    _, folder, name = Path(path).as_posix().partition(FOLDER)
+    if not folder:
+        return ""
+    if name.partition("/")[0] in FAMILIES:
+        return (f"{path} is a recipe of LAVIS, and projects/ has no recipe of this experiment. LAVIS' own file runs "
+                "unchanged: get it, and give its path.")
+    return f"{path} is a recipe of LAVIS for models that are not here; `python -m lavis_lite zoo` lists those that are."

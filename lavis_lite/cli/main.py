@@ -10,8 +10,10 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
+from lavis_lite import __version__
 from lavis_lite.errors import LavisLiteError, did_you_mean
 from lavis_lite.io import disk
 from lavis_lite.process import exits
@@ -29,8 +31,15 @@ COMMANDS = {
     "data": "list, prepare, check and pack data sets; save frozen features",
     "generate": "write captions of pictures, or answers about them",
     "chat": "talk about pictures with a model",
+    "demo": "open a page to try models on pictures",
+    "serve": "answer chat completions over HTTP",
+    "recipes": "list the recipes of the package; copy one to change it",
+    "new-project": "write a project of your own: a recipe, a class and a test that train at once",
+    "doctor": "show what this machine has, and what a recipe still needs",
+    "completion": "print a script that completes commands, options and recipes in a shell",
     "models": "list models and their types",
     "convert": "convert a checkpoint to transformers', LAVIS' or this project's format",
+    "bench": "measure speed and memory beside plain twins and transformers",
     "compare": "compare two runs: changed settings, scores with confidence intervals, samples that flipped",
     "lab": "run the papers' ablations at mini scale, with seeds, confidence intervals and figures",
     "zoo": "describe every model type: size, weights, whether it runs offline",
@@ -42,10 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m lavis_lite COMMAND ...\n")
-        print("\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items()))
-        print(f"\n{TRACEBACK} with any of them shows where an error comes from.")
+        print("\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items()))
+        print(f"\n{TRACEBACK} with any of them shows where an error comes from; --version shows the version.")
         return exits.SUCCESS
     command, *others = arguments
+    if command in ("-V", "--version"):
+        print(f"lavis_lite {__version__}")
+        return exits.SUCCESS
     if command not in COMMANDS:
         print(f"error: unknown command {command!r}; {did_you_mean(command, COMMANDS)}", file=sys.stderr)
         return exits.USER_ERROR
@@ -65,11 +77,16 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     with masked_output(), exits.stop_signals_raise():
         try:
             with exits.explained():
-                command: Callable[[Sequence[str]], int] = importlib.import_module(f"lavis_lite.cli.{name}").main
+                command: Callable[[Sequence[str]], int] = _module(name).main
                 return command([argument for argument in arguments if argument != TRACEBACK])
         except (Exception, KeyboardInterrupt, exits.Terminated) as error:
             with exits.stop_signals_ignored():
                 return _report(name, exits.cause_of(error), with_traceback)
+
+
+def _module(name: str) -> ModuleType:
+    """The module of a command."""
+    return importlib.import_module(f"lavis_lite.cli.{name.replace('-', '_')}")
 
 
 def _report(name: str, error: BaseException, with_traceback: bool) -> int:

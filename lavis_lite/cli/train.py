@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
         "--cfg-path projects/blip2/stage1.yaml",
         "--cfg-path projects/blip2/stage1.yaml --options run.max_iters=200",
         "--cfg-path projects/blip2/stage1.yaml --resume auto"])
-    add_config(arguments, required=True)
+    add_config(arguments, required=True, positional=True)
     add_common(arguments)
     arguments.add_argument("--dry-run", action="store_true",
                            help="build everything, run one step and stop; on the meta device if files are missing")

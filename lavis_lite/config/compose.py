@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lavis_lite import redaction
 from lavis_lite.config import schema
-from lavis_lite.config.lavis_keys import file_names, references_of_run, translated
+from lavis_lite.config.lavis_keys import file_names, note_unread_prompt, references_of_run, translated
 from lavis_lite.config.layers import (
     Layer,
     base_chain,
@@ -33,6 +33,7 @@ from lavis_lite.config.layers import (
     without,
 )
 from lavis_lite.config.named import dataset_layer, model_layers, without_keys_of_others
+from lavis_lite.config.recipes import ROOT as RECIPES
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.config.typed import Checker
 from lavis_lite.errors import ConfigError, ErrorList, RegistryError
@@ -143,9 +144,11 @@ def model_sections(arch: str, model_type: str) -> tuple[ModelConfig, PreprocessC
 
 
 def import_plugins(names: Sequence[str], cfg_path: Path) -> list[str]:
-    """Import the modules of `imports:`; the working folder is on the path, as with `python train.py`."""
-    if str(Path.cwd()) not in sys.path:
+    """Import the modules of `imports:`, from the working folder, the installed packages or the package's recipes."""
+    if str(Path.cwd()) not in sys.path:  # as with `python train.py`
         sys.path.insert(0, str(Path.cwd()))
+    if str(RECIPES) not in sys.path and any(name.startswith("projects.") for name in names):
+        sys.path.append(str(RECIPES))
     errors = []
     for name in names:
         try:
@@ -219,6 +222,7 @@ def _type_run(composition: Composition) -> None:
     _fill_processors(config)
     _prefer_own_prompt(config)
     references_of_run(config)
+    note_unread_prompt(config)
     composition.errors += checker.errors
 
 

@@ -11,7 +11,8 @@ Report = Callable[[str, str], None]
 """takes (dotted key, sentence)"""
 
 UNREAD = {"dataset_card": "LAVIS shows it to people; `python -m lavis_lite data card NAME` has cards",
-          "build_info.instance_id_key": "no code of LAVIS reads it"}
+          "build_info.instance_id_key": "no code of LAVIS reads it",
+          "build_info.splits": "build_info.annotations has a key for each split"}
 """key of a data set's section -> why it has no effect"""
 UNREAD_BY_PROCESSORS = {("alpro_video_eval", "min_scale"): "LAVIS' class does not use it: evaluation never crops",
                         ("alpro_video_eval", "max_scale"): "LAVIS' class does not use it: evaluation never crops",
@@ -23,7 +24,7 @@ OUT_OF_SCOPE = {
                     "point clouds"),
     **dict.fromkeys(("audiocaps_mm_caption", "audiocaps_mm_caption_instruct", "audioset_mm_caption", "clotho_qa",
                      "esc50_cls"), "sound"),
-    "blip_diffusion_finetune": "pictures to generate"}
+    "avsd_dialogue": "features of videos for a GPT-2", "blip_diffusion_finetune": "pictures to generate"}
 """data sets of LAVIS' other projects -> what they hold"""
 INSTRUCTION = "blip_instruction"
 _TEMPLATES = {("image", "caption"): "caption", ("image", "qa"): "vqa", ("image", "classification"): "choice",
@@ -84,7 +85,7 @@ def _instructions(name: str, section: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(spec, Mapping) or spec.get("name") != INSTRUCTION:
             continue
         modality, task = str(spec.get("modality", "image")), str(spec.get("task", "caption"))
-        templates = _TEMPLATES.get((modality, task), "vqa")
+        templates = templates_of(modality, task)
         words = {"name": "blip_caption", **{key: spec[key] for key in ("max_words",) if key in spec}}
         section["text_processor"] = {**section["text_processor"], mode: words if task in _BARE else
                                      {**words, "name": "blip_question"}}
@@ -92,6 +93,11 @@ def _instructions(name: str, section: dict[str, Any]) -> dict[str, Any]:
         own: Any = section.get("instruction") or {}
         section["instruction"] = {**own, mode: made}
     return section
+
+
+def templates_of(modality: str, task: str) -> str:
+    """The list of templates for LAVIS' modality (image, video) and task (caption, qa, classification)."""
+    return _TEMPLATES.get((modality, task), "vqa")
 
 
 # files ----------------------------------------------------------------------------------------------------------------
@@ -148,3 +154,10 @@ def references_of_run(config: Config) -> None:
         if given is not None:
             dataset.references = {  # type: ignore[attr-defined]
                 **given, **dict.fromkeys(splits, FileConfig(**{"url" if "://" in path else "storage": path}))}
+
+
+def note_unread_prompt(config: Config) -> None:
+    """LAVIS' run files write the template of questions under `model`, where neither LAVIS nor this package reads it."""
+    written = str(getattr(config.model, "prompt", None) or "")
+    if "{}" in written and getattr(config.run, "inference_method", None) and not getattr(config.run, "prompt", None):
+        config.notes.append(f"model.prompt: {written!r} is not put around questions, in LAVIS neither; run.prompt is.")

@@ -17,6 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lavis_lite.config.recipes import ROOT as RECIPES
 from lavis_lite.errors import ConfigError, did_you_mean, shown
 
 DEEPEST = 40
@@ -101,8 +102,6 @@ SECTIONS = ("model", "preprocess", "datasets", "run", "imports", "configs", "bas
 LISTS = ("imports", "configs")
 """sections that are lists, not keys"""
 OPTIONS = "--options"
-CHECKOUT = Path(__file__).resolve().parents[2]
-"""folder of `lavis_lite/`, which has `projects/` in a checkout"""
 
 
 @dataclass(frozen=True)
@@ -180,8 +179,8 @@ def base_chain(path: Path) -> list[Layer]:
 
 
 def _base_file(folder: Path, base: str) -> Path:
-    """The file that `base:` names: beside its file, else in the checkout that has the package (`projects/...`)."""
-    return next((path for path in (folder / base, CHECKOUT / base) if path.is_file()), folder / base)
+    """The file that `base:` names: in the folder of its file, or a recipe of the package (`projects/...`)."""
+    return next((path for path in (folder / base, RECIPES / base) if path.is_file()), folder / base)
 
 
 def _beside(path: Path, folders: Any) -> Any:

@@ -296,8 +296,6 @@ def run_errors(run: RunConfig) -> Iterator[tuple[str, str]]:
     yield from _length_errors(run)
     yield from _device_errors(run)
     yield from run.task_errors()
-    if sharding := sharding_error(run):
-        yield "fsdp", sharding
 
 
 def _number_errors(run: RunConfig) -> Iterator[tuple[str, str]]:
@@ -331,16 +329,3 @@ def _device_errors(run: RunConfig) -> Iterator[tuple[str, str]]:
         yield "device", f"unknown device {run.device!r}; {did_you_mean(kind, ('auto', 'cpu', 'cuda'))}"
     if kind == "cpu" and run.amp_dtype == "fp16":
         yield "amp_dtype", "fp16 does not train on a CPU; use bf16 or fp32."
-
-
-def sharding_error(run: RunConfig) -> str | None:
-    """Why a run cannot shard its language model over the ranks, as a sentence; None if it can or does not.
-
-    Ranks gather a block whenever one of them runs it, so all ranks must run equally many. They do in training, but not
-    in generation, because each rank has other batches.
-    """
-    if run.fsdp == "none" or not (run.evaluate or run.valid_splits or run.test_splits):
-        return None
-    return ("a language model sharded over ranks can train but not generate. Set run.valid_splits=[] and "
-            "run.test_splits=[]. Evaluate checkpoints with evaluate.py and model.llm_device_map=auto or "
-            "model.llm_quantization=8bit.")

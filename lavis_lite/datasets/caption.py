@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
@@ -58,9 +58,9 @@ class CaptionDataset(TableDataset):
 class CaptionEvalDataset(TableDataset):
     """Evaluation: one sample per image, with all its captions known to the data set.
 
-    Samples: image float32[3, H, W] (or video float32[3, T, H, W]), image_id int (the annotations' own if they have one,
-    see `own_ids`), index int (of the image), instance_id str, text_input str (the first caption) if every image has a
-    caption, and prompt str if there is an instruction.
+    Samples: image float32[3, H, W] (or video float32[3, T, H, W]), image_id int (out of the annotations' ids, else out
+    of the file names, else the index), index int (of the image), instance_id str, text_input str (the first caption)
+    if every image has a caption, and prompt str if there is an instruction.
 
     For retrieval: `image` list of file names, `text` list of all captions, `txt2img` caption index -> image index and
     `img2txt` image index -> caption indices. `bare` lists the indices of images without a caption; `has_text`: there
@@ -82,7 +82,12 @@ class CaptionEvalDataset(TableDataset):
         self.sample_keys = (folder.key, *self.sample_keys[1:])
         rows = [self.table[index] for index in range(len(self.table))]
         self.image = [row["image"] for row in rows]
-        self.image_ids = own_ids(self.image, [row.get("image_id") for row in rows])
+        given: list[int | str | None] = [row.get("image_id") for row in rows]
+        stems = [image.rsplit("/", 1)[-1].rsplit(".", 1)[0] for image in self.image]
+        numbers = numbers_of(given)
+        self.image_ids = numbers or numbers_of(stems) or list(range(len(rows)))
+        self._given = None if None in given else given
+        self._numbered = bool(numbers)
         self.bare = [index for index, row in enumerate(rows) if not row["caption"]]
         self.has_text = not self.bare
         if not self.has_text:
@@ -117,6 +122,13 @@ class CaptionEvalDataset(TableDataset):
     def references(self, index: int) -> list[str]:
         """Captions of an image as the annotations have them, for official scores."""
         return list(self.table[index]["caption"])
+
+    def ids(self, index: int) -> tuple[int | str, ...]:
+        """What other files call an image: its image_id, and the annotations' id; that one alone if it has no number."""
+        own = None if self._given is None else self._given[index]
+        if own is None:
+            return (self.image_ids[index],)
+        return (self.image_ids[index], own) if self._numbered else (own,)
 
     def domain(self, index: int) -> str:
         """NoCaps' in-domain, near-domain or out-domain if the annotations have it, else ""."""
@@ -181,19 +193,13 @@ def _by_image(table: RowTable) -> tuple[RowTable, list[str]]:
     return RowTable(((0, 0, row) for row in joined.values()), []), locations
 
 
-def own_ids(images: list[str], ids: list[int | str | None]) -> list[int]:
-    """One different integer per image: what result files refer to.
+def numbers_of(names: Sequence[int | str | None]) -> list[int]:
+    """One different integer per name: the name itself, or the digits at its end; [] if a name has none or shares it.
 
-    The first of these that every image has and no two share: the annotations' number; the digits at the end of the
-    annotations' id ("coco_391895"); those of the file's name (COCO_val2014_000000391895.jpg); the index.
+    "coco_391895" and COCO_val2014_000000391895 both give 391895.
     """
-    stems = [image.rsplit("/", 1)[-1].rsplit(".", 1)[0] for image in images]
-    for names in (ids, stems):
-        numbers = [_last_number(name) for name in names]
-        known = [number for number in numbers if number is not None]
-        if len(set(known)) == len(images):
-            return known
-    return list(range(len(images)))
+    numbers = [number for name in names if (number := _last_number(name)) is not None]
+    return numbers if len(set(numbers)) == len(names) else []
 
 
 def _last_number(name: int | str | None) -> int | None:
@@ -208,7 +214,7 @@ class RetrievalDataset(CaptionDataset):
 
 
 class RetrievalEvalDataset(CaptionEvalDataset):
-    """Evaluation gallery: samples carry only image float32[3, H, W], index int, image_id int and instance_id str.
+    """Evaluation gallery: samples carry only image (or video), index int, image_id int and instance_id str.
 
     Texts are not part of the samples: the task encodes `text` (all captions) itself.
     """

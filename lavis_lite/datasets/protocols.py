@@ -86,6 +86,15 @@ class Domains(Protocol):
 
 
 @runtime_checkable
+class Identities(Protocol):
+    """Knows the ids by which files outside of the data set name its images."""
+
+    def ids(self, index: int) -> Sequence[int | str]:
+        """Ids of an image, the one of result files first."""
+        ...
+
+
+@runtime_checkable
 class CaptionedImages(MapDataset, Protocol):
     """Images and texts to search, as LAVIS' retrieval sets have them. Samples have image and index."""
 

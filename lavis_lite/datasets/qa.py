@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lavis_lite.datasets.annotations.layout import NOTHING
 from lavis_lite.datasets.annotations.rows import Row, RowTable
@@ -115,6 +115,8 @@ class QAEvalDataset(TableDataset):
     """
 
     sample_keys: tuple[str, ...] = ("image", "text_input", "question_id", "image_id", "index", "instance_id")
+    whole_list: ClassVar[bool] = False
+    """whether ranking always tries the whole answer_list"""
 
     def __init__(self, table: RowTable, folder: ImageFolder, vis_processor: Processor, text_processor: Processor,
                  instruction: Processor | None = None, space: str = "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lavis_lite.distributed.collectives import (
+    RowPlan,
     all_gather,
     all_gather_object,
     all_gather_with_grad,
@@ -15,6 +16,7 @@ from lavis_lite.distributed.collectives import (
     is_main,
     local,
     peer_is_gone,
+    plan_rows,
     rank,
     rank_is_gone,
     world_size,
@@ -24,9 +26,9 @@ from lavis_lite.lazy import lazy_names
 if TYPE_CHECKING:
     from lavis_lite.distributed.process_group import group, init, shutdown
 
-__all__ = ["all_gather", "all_gather_object", "all_gather_with_grad", "all_reduce_sum", "barrier", "broadcast_object",
-           "fetch_rows", "group", "init", "is_main", "local", "peer_is_gone", "rank", "rank_is_gone", "shutdown",
-           "world_size"]
+__all__ = ["RowPlan", "all_gather", "all_gather_object", "all_gather_with_grad", "all_reduce_sum", "barrier",
+           "broadcast_object", "fetch_rows", "group", "init", "is_main", "local", "peer_is_gone", "plan_rows", "rank",
+           "rank_is_gone", "shutdown", "world_size"]
 
 # models call collectives, and a model alone joins no group
 __getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(("group", "init", "shutdown"), __name__ + ".process_group"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from lavis_lite.errors import DistributedError
 
 T = TypeVar("T")
+_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
 
 
 class _State:
@@ -70,9 +72,9 @@ def all_gather(tensor: Tensor) -> Tensor:
     """Rows of all ranks, rank 0 first, without gradient: [B, ...] -> [W*B, ...]; equal B on all ranks."""
     if world_size() == 1:
         return tensor.detach()
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor.detach().contiguous())
-    return torch.cat(parts)
+    everyone = tensor.new_empty((world_size() * tensor.shape[0], *tensor.shape[1:]))
+    _gather_into(everyone, tensor.detach().contiguous())
+    return everyone
 
 
 class _AllGatherGrad(torch.autograd.Function):
@@ -142,25 +144,63 @@ def _all_to_all(rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
     return out
 
 
-def fetch_rows(rows: Tensor, indices: Tensor) -> Tensor:
-    """Rows of the global batch by their global index; only these rows cross ranks.
+@dataclass(frozen=True)
+class RowPlan:
+    """Which rows every rank sends and receives so that each gets what it requested (`plan_rows`).
+
+    to_send: int64[S], rows of this rank that any rank requested, by requesting rank.
+    order: int64[M], index of each requested row among the received ones.
+    send, receive: rows that go to and come from each rank.
+    numbers: what `plan_rows` was asked to read besides.
+    """
+
+    to_send: Tensor
+    order: Tensor
+    send: list[int]
+    receive: list[int]
+    numbers: list[int]
+
+    def fetch(self, rows: Tensor) -> Tensor:
+        """Rows of the global batch in the requested order; only these cross ranks.
+
+        Args:
+            rows: float[B, ...], this rank's part of the global batch; gradients flow back.
+
+        Returns:
+            float[M, ...].
+        """
+        if world_size() == 1:
+            return rows.index_select(0, self.order)
+        received = _Exchange.apply(rows.index_select(0, self.to_send), self.send, self.receive)
+        return received.index_select(0, self.order)
+
+
+def plan_rows(indices: Tensor, batch: int, read: Tensor | None = None) -> RowPlan:
+    """Tell every rank which rows this one needs. Collective; the host waits for the device once.
 
     Args:
-        rows: float[B, ...], this rank's part of the global batch (equal B on all ranks); gradients flow back.
-        indices: int64[M], global indices in [0, W*B): owner = index // B.
-
-    Returns:
-        float[M, ...] in the order of `indices`.
+        indices: int64[M], global indices in [0, W*B): owner = index // B. Equal M on all ranks.
+        batch: B, rows of each rank.
+        read: int64[K], numbers of this rank that the host needs too; they come with the same read.
     """
+    extra = indices.new_empty(0) if read is None else read
     if world_size() == 1:
-        return rows.index_select(0, indices)
-    me, batch = rank(), rows.shape[0]
-    requests = all_gather_object(indices.tolist())  # a few hundred integers; the only host sync of a step
-    outgoing = [[index - me * batch for index in request if index // batch == me] for request in requests]
-    incoming = [[position for position, index in enumerate(requests[me]) if index // batch == owner]
-                for owner in range(world_size())]
-    to_send, order = (torch.tensor(sum(parts, []), dtype=torch.long, device=rows.device)
-                      for parts in (outgoing, incoming))
-    received = _Exchange.apply(rows.index_select(0, to_send), [len(part) for part in outgoing],
-                               [len(part) for part in incoming])
-    return received.index_select(0, torch.argsort(order))
+        return RowPlan(indices, indices, [], [], extra.tolist())
+    requests = all_gather(indices)                                                        # int64[W*M]
+    mine = requests // batch == rank()
+    owner = indices // batch
+    incoming = torch.zeros(world_size(), dtype=torch.long, device=indices.device)
+    incoming = incoming.scatter_add(0, owner, torch.ones_like(owner))
+    outgoing = mine.view(world_size(), -1).sum(1)
+    numbers = torch.cat([outgoing, incoming, extra]).tolist()
+    send, receive, extras = (numbers[:world_size()], numbers[world_size():2 * world_size()],
+                             numbers[2 * world_size():])
+    # a stable sort puts the requested rows first; nonzero() would make the host wait once more
+    first = torch.argsort((~mine).to(torch.uint8), stable=True)[:sum(send)]
+    return RowPlan(requests[first] - rank() * batch, torch.argsort(torch.argsort(owner, stable=True)), send, receive,
+                   extras)
+
+
+def fetch_rows(rows: Tensor, indices: Tensor) -> Tensor:
+    """Rows float[M, ...] of the global batch by their global index int64[M]; see `plan_rows`. Collective."""
+    return plan_rows(indices, rows.shape[0]).fetch(rows)

@@ -39,6 +39,8 @@ def init(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minutes
     launch = launch_from_environment()
     if launch.note:
         print(f"note: {launch.note}", flush=True)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # collectives of objects, and barriers, take the current GPU: else all take GPU 0
     if launch.world_size > 1 and not dist.is_initialized():
         if "TORCHELASTIC_RUN_ID" in os.environ:
             follow_parent(signal.SIGTERM)  # if torchrun is killed, its ranks save and leave

@@ -242,6 +242,8 @@ class Evaluator:
             scores = self.task.score(self.model, rows, dataset, split)
         samples = self.task.report(rows, dataset, split) if distributed.is_main() else None
         if samples is not None:
+            with self.precision.autocast(), distributed.local():
+                samples = self.task.illustrated(self.model, rows, dataset, samples)
             self.reports[name] = Evaluation(scores, samples)
         return scores
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lavis_lite import __version__
 from lavis_lite.config.layers import flatten
 from lavis_lite.config.schema import Config, DatasetConfig
+from lavis_lite.distributed.shards import is_sharded
 from lavis_lite.io import files
 from lavis_lite.redaction import mask_all
 
@@ -89,7 +90,7 @@ def weights_hash(model: nn.Module) -> str:
     tensors: Iterable[tuple[str, Tensor]] = chain(model.named_parameters(), model.named_buffers())
     for name, tensor in tensors:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        if tensor.numel() and not hasattr(tensor, "to_local") and not tensor.is_meta:
+        if tensor.numel() and not is_sharded(tensor) and not tensor.is_meta:
             part = tensor.detach().reshape(-1)[::max(1, tensor.numel() // SAMPLES)]
             part = part.float() if part.is_floating_point() else part
             digest.update(part.contiguous().cpu().view(torch.uint8).numpy().tobytes())

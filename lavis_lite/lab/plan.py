@@ -11,7 +11,7 @@ from pathlib import Path
 import lavis_lite
 from lavis_lite.checkpoints.weights import required_weights
 from lavis_lite.config.compose import Composition, compose, to_yaml
-from lavis_lite.config.layers import CHECKOUT
+from lavis_lite.config.recipes import ROOT
 from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import ErrorList
 from lavis_lite.io import atomic
@@ -109,7 +109,7 @@ def _jobs(steps: Mapping[str, Step], out: Path, seed: int, iterations: int | Non
 
 def _file(recipe: str) -> Path:
     """The recipe in the working folder, else in the checkout that has the package."""
-    return next((path for path in (Path(recipe), CHECKOUT / recipe) if path.is_file()), Path(recipe))
+    return next((path for path in (Path(recipe), ROOT / recipe) if path.is_file()), Path(recipe))
 
 
 def _with_features(job: Job, out: Path) -> Job:

@@ -93,7 +93,8 @@ class Truth:
 
     Args:
         answers: one for each annotator; for multiple choice the text of the right option.
-        question_type, answer_type: its types; "": unknown.
+        question_type: its type; "": unknown.
+        answer_type: the type of its answer; "": unknown.
         confidences: `answer_confidence` of each annotator, in the order of `answers` (VizWiz).
         choices: the options of a multiple-choice question, in order.
         label: the index of the right option.

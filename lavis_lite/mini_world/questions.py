@@ -42,7 +42,7 @@ class Question:
     answer: str
 
 
-def _noun(wanted: Wanted, plural: bool = False) -> str:
+def noun_phrase(wanted: Wanted, plural: bool = False) -> str:
     """Words for whatever has these attribute values, e.g. ``small red star`` or ``striped object``."""
     words = [wanted[name] for name in VALUES if name in wanted and name != "shape"]
     noun = wanted.get("shape", "object")
@@ -50,36 +50,41 @@ def _noun(wanted: Wanted, plural: bool = False) -> str:
     return " ".join([*words, noun + ending])
 
 
-def _article(noun: str) -> str:
+def with_article(noun: str) -> str:
+    """``a star``, ``an object``."""
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def _fits(item: SceneObject, wanted: Wanted) -> bool:
+def fits(item: SceneObject, wanted: Wanted) -> bool:
+    """Whether an object has these attribute values."""
     return all(getattr(item, name) == value for name, value in wanted.items())
 
 
-def _values(item: SceneObject, names: tuple[str, ...]) -> Wanted:
+def values_of(item: SceneObject, names: tuple[str, ...]) -> Wanted:
+    """These attributes of an object."""
     return {name: getattr(item, name) for name in names}
 
 
-def _count(scene: Scene, wanted: Wanted) -> int:
-    return sum(_fits(item, wanted) for item in scene.objects)
+def count_of(scene: Scene, wanted: Wanted) -> int:
+    """How many objects have these attribute values."""
+    return sum(fits(item, wanted) for item in scene.objects)
 
 
-def _refer(rng: Dice, scene: Scene, item: SceneObject, hidden: str = "") -> str:
+def refer(rng: Dice, scene: Scene, item: SceneObject, hidden: str = "") -> str:
     """A phrase that fits this object alone and keeps `hidden` unsaid; its position decides if nothing else does."""
     names = [name for name in VALUES if name != hidden]
     for _ in range(4):
         subset = tuple(name for name in names if rng.chance(0.5))
-        wanted = _values(item, subset)
-        if wanted and _count(scene, wanted) == 1:
-            return _noun(wanted)
-    noun = _noun(_values(item, ("color",))) if hidden == "shape" else _noun(_values(item, ("shape",)))
-    return f"{noun} {_where(item)}"
+        wanted = values_of(item, subset)
+        if wanted and count_of(scene, wanted) == 1:
+            return noun_phrase(wanted)
+    noun = noun_phrase(values_of(item, ("color",))) if hidden == "shape" else noun_phrase(values_of(item, ("shape",)))
+    return f"{noun} {place_phrase(item.cell)}"
 
 
-def _where(item: SceneObject) -> str:
-    position = CELLS[item.cell]
+def place_phrase(cell: int) -> str:
+    """``in the center``, ``on the left``, ``at the top left``."""
+    position = CELLS[cell]
     if position == "center":
         return "in the center"
     return f"on the {position}" if position in ("left", "right") else f"at the {position}"
@@ -87,13 +92,13 @@ def _where(item: SceneObject) -> str:
 
 def _color(rng: Dice, scene: Scene) -> Question:
     item = rng.choose(scene.objects)
-    return Question("color", f"what color is the {_refer(rng, scene, item, 'color')}?", item.color)
+    return Question("color", f"what color is the {refer(rng, scene, item, 'color')}?", item.color)
 
 
 def _shape(rng: Dice, scene: Scene) -> Question:
     item = rng.choose(scene.objects)
     start = rng.choose(("what shape is", "what is the shape of"))
-    return Question("shape", f"{start} the {_refer(rng, scene, item, 'shape')}?", item.shape)
+    return Question("shape", f"{start} the {refer(rng, scene, item, 'shape')}?", item.shape)
 
 
 def _how_many(rng: Dice, scene: Scene) -> Question:
@@ -103,22 +108,23 @@ def _how_many(rng: Dice, scene: Scene) -> Question:
     present = rng.chance(0.8)
     value = getattr(rng.choose(scene.objects), name) if present else rng.choose(VALUES[name])
     wanted = {name: value}
-    return Question("count", f"how many {_noun(wanted, plural=True)} are there?", str(_count(scene, wanted)))
+    return Question("count", f"how many {noun_phrase(wanted, plural=True)} are there?", str(count_of(scene, wanted)))
 
 
-def _mentionable(scene: Scene, wanted: Wanted) -> bool:
+def mentionable(scene: Scene, wanted: Wanted) -> bool:
+    """Whether a question may name these values: no held-out pair outside the split ``ood``."""
     return scene.split == "ood" or (wanted.get("color"), wanted.get("shape")) not in HELD_OUT
 
 
 def _existence(rng: Dice, scene: Scene) -> Question | None:
-    wanted = _values(rng.choose(scene.objects), rng.choose(_PAIRS))
+    wanted = values_of(rng.choose(scene.objects), rng.choose(_PAIRS))
     if rng.chance(0.5):
-        return Question("existence", f"is there {_article(_noun(wanted))}?", "yes")
+        return Question("existence", f"is there {with_article(noun_phrase(wanted))}?", "yes")
     for _ in range(8):
         name = rng.choose(tuple(wanted))
         changed = {**wanted, name: rng.choose(VALUES[name])}
-        if _count(scene, changed) == 0 and _mentionable(scene, changed):
-            return Question("existence", f"is there {_article(_noun(changed))}?", "no")
+        if count_of(scene, changed) == 0 and mentionable(scene, changed):
+            return Question("existence", f"is there {with_article(noun_phrase(changed))}?", "no")
     return None
 
 
@@ -129,7 +135,7 @@ def _relation(rng: Dice, scene: Scene) -> Question | None:
     true = [name for name in RELATIONS if related(first, name, second)]
     relation = rng.choose(tuple(true))
     opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}[relation]
-    a, b = _refer(rng, scene, first), _refer(rng, scene, second)
+    a, b = refer(rng, scene, first), refer(rng, scene, second)
     if rng.chance(0.5):
         answer = rng.choose(("yes", "no"))
         return Question("relation", f"is the {a} {relation if answer == 'yes' else opposite} the {b}?", answer)
@@ -151,8 +157,8 @@ def _more_than(rng: Dice, scene: Scene) -> Question | None:
         present = {name: getattr(rng.choose(scene.objects), name)}
         other = {name: rng.choose(VALUES[name])}
         many, few = (present, other) if answer == "yes" else (other, present)
-        if present != other and (_count(scene, many) > _count(scene, few)) == (answer == "yes"):
-            text = f"are there more {_noun(many, plural=True)} than {_noun(few, plural=True)}?"
+        if present != other and (count_of(scene, many) > count_of(scene, few)) == (answer == "yes"):
+            text = f"are there more {noun_phrase(many, plural=True)} than {noun_phrase(few, plural=True)}?"
             return Question("comparison", text, answer)
     return None
 
@@ -163,7 +169,7 @@ def _same(rng: Dice, scene: Scene) -> Question | None:
         name = rng.choose(tuple(VALUES))
         first, second = rng.shuffled(scene.objects)[:2]
         if (getattr(first, name) == getattr(second, name)) == (answer == "yes"):
-            a, b = (_refer(rng, scene, item, name) for item in (first, second))
+            a, b = (refer(rng, scene, item, name) for item in (first, second))
             return Question("comparison", f"do the {a} and the {b} have the same {name}?", answer)
     return None
 
@@ -180,12 +186,17 @@ TYPES = tuple(_MAKERS)
 """The question types; a scene of one object has no relation and no comparison."""
 
 
+def make_question(kind: str, rng: Dice, scene: Scene) -> Question | None:
+    """A question of this type; None where the scene has none."""
+    return _MAKERS[kind](rng, scene)
+
+
 def make_questions(scene: Scene, count: int = len(TYPES)) -> list[Question]:
     """At most `count` questions of different types, types in random order."""
     rng = dice(scene.seed, scene.split, scene.index, "questions")
     made: list[Question] = []
     for name in rng.shuffled(TYPES):
-        question = _MAKERS[name](rng, scene) if len(made) < count else None
+        question = make_question(name, rng, scene) if len(made) < count else None
         if question is not None:
             made.append(question)
     return made

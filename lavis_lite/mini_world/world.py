@@ -44,7 +44,7 @@ from lavis_lite.mini_world.records import (
 from lavis_lite.mini_world.render import encode_jpeg, render
 from lavis_lite.mini_world.scenes import make_scene
 from lavis_lite.process import exits
-from lavis_lite.process.children import worker_pool
+from lavis_lite.process.children import usable_cores, worker_pool
 
 # --- a folder, whole or not at all -----------------------------------------------------------------------------------
 MANIFEST = "manifest.json"
@@ -165,8 +165,7 @@ def prepare_mini_world(
         raise DataError(f"mini world: {', '.join(bad)}: the pictures of a split must be 0 to 999999")
     wanted = {"name": "mini_world", "version": WORLD_VERSION, "seed": seed, "sizes": sizes}
     if not workers:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(cores, 8)
+        workers = min(usable_cores(), 8)
     report = _progress_line(sum(sizes.values())) if progress else lambda done: None
     ensure(root, wanted, lambda folder: _write_splits(folder, wanted, workers, report))
     return root

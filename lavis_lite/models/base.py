@@ -214,17 +214,22 @@ class BaseModel(nn.Module):
                 if name in kept or sources[name].kind not in FOLLOWED}
 
     def blocks_to_shard(self) -> list[nn.Module]:
-        """Blocks with frozen weights that the ranks may share (`run.fsdp`), in the order in which they run.
+        """Blocks that the ranks may share (`run.fsdp`), frozen or trained, in the order in which they run.
 
-        By default the transformer blocks of the attribute `language_model` that have frozen weights, if that is a
-        model of transformers or holds one; else none. A model with frozen blocks elsewhere overrides this.
+        Every forward pass runs each of them, on every rank. By default the transformer blocks of the attribute
+        `language_model`, if that is a model of transformers or holds one; else none. A model with blocks elsewhere
+        overrides this.
         """
         language_model = getattr(self, "language_model", None)
         parts = [] if language_model is None else language_model.modules()
         # transformers names the classes of its blocks in an attribute of the whole model
         inner = next((part for part in parts if getattr(part, "_no_split_modules", None)), None)
-        return [] if inner is None else [block for block in blocks_of(inner) if any(
-            not parameter.requires_grad for parameter in block.parameters())]
+        return [] if inner is None else blocks_of(inner)
+
+    def vision_blocks_to_shard(self, device: torch.device) -> list[nn.Module]:
+        """Blocks that `run.fsdp=blocks` shares besides: those of `vision_encoder`, if it names them."""
+        named = getattr(getattr(self, "vision_encoder", None), "blocks_to_shard", None)
+        return [] if named is None else named(device)
 
     def frozen_parts(self) -> list[str]:
         """Top-level children all of whose parameters are frozen."""

@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from lavis_lite.models.attention import Attention, GradCam
 from lavis_lite.models.outputs import Blip2Features, SamplesLike
 from lavis_lite.models.qformer.model import ImageKV
 from lavis_lite.models.text_tokens import TextTokens
@@ -138,6 +139,19 @@ class FeatureExtractor(Protocol):
 
     def extract_features(self, samples: SamplesLike, mode: str = ...) -> Blip2Features:
         """Features of samples with image and/or text_input; mode: multimodal | image | text."""
+        ...
+
+
+@runtime_checkable
+class Looker(Protocol):
+    """Shows where in a picture it looks: `generate --attention`, `run.report_attention`, the demo."""
+
+    def attention(self, samples: SamplesLike) -> list[Attention]:
+        """Weights per layer and head, of B samples with image float[B,3,H,W] and texts."""
+        ...
+
+    def gradcam(self, samples: SamplesLike) -> list[GradCam]:
+        """Where the score of a text, or of each written word, comes from."""
         ...
 
 

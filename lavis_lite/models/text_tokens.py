@@ -73,6 +73,28 @@ class TextTokens:
         return TextTokens(torch.nn.functional.pad(self.ids, (0, more), value=pad),
                           torch.nn.functional.pad(self.mask, (0, more), value=False), self.lengths)
 
+    def select(self, rows: Tensor) -> TextTokens:
+        """The texts `rows` (int64[M]); their lengths stay on the device."""
+        return TextTokens(self.ids.index_select(0, rows), self.mask.index_select(0, rows))
+
+    def ends(self) -> Tensor:
+        """Tokens of each text up to its last real one: int64[B], on the device."""
+        return (self.mask * torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)).amax(1)
+
+    def trimmed(self, lengths: Sequence[int]) -> TextTokens:
+        """The same texts with lengths that the host has learnt, as wide as the longest."""
+        width = max(lengths)
+        return TextTokens(self.ids[:, :width], self.mask[:, :width], tuple(lengths))
+
+    @staticmethod
+    def joined(parts: Sequence[TextTokens], pad: int) -> TextTokens:
+        """Several batches of texts as one."""
+        width = max(part.ids.shape[1] for part in parts)
+        wide = [part.padded(width, pad) for part in parts]
+        known = [part.lengths for part in wide if part.lengths is not None]
+        return TextTokens(torch.cat([part.ids for part in wide]), torch.cat([part.mask for part in wide]),
+                          sum(known, ()) if len(known) == len(wide) else None)
+
     def repeated(self, count: int) -> TextTokens:
         """One text, `count` times."""
         return TextTokens(self.ids.expand(count, -1), self.mask.expand(count, -1),

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import random
 import re
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.processors.base import BaseProcessor
-from lavis_lite.processors.text import without_marks
+from lavis_lite.processors.text import MOST_OCR_TOKENS, lettered, without_marks
 from lavis_lite.registry import registry
 
 PLACEHOLDER = "{}"
@@ -215,7 +214,6 @@ EVALUATION = {
 PLACE = "{}"
 EXTRAS = ("choices", "context", "caption", "history", "ocr_tokens")
 """names of placeholders in a template, besides `{}`"""
-MOST_OCR_TOKENS = 30
 _PLACEHOLDERS = re.compile(r"\{(|" + "|".join(EXTRAS) + r")\}")
 _PARTS = re.compile(r"\[([^\[\]]*\{(?:" + "|".join(EXTRAS) + r")\}[^\[\]]*)\]")
 
@@ -274,10 +272,3 @@ def _text(name: str, value: Any) -> str:
     if name == "choices":
         return lettered(value)
     return ", ".join(value[:MOST_OCR_TOKENS]) if name == "ocr_tokens" else str(value)
-
-
-def lettered(choices: Sequence[str]) -> str:
-    """["red", "blue"] -> "(a) red (b) blue"."""
-    letters = string.ascii_lowercase
-    names = [letters[at] if at < len(letters) else str(at + 1) for at in range(len(choices))]
-    return " ".join(f"({name}) {choice}" for name, choice in zip(names, choices, strict=True))

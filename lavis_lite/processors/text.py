@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 import re
+import string
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lavis_lite.processors.base import BaseProcessor
@@ -17,6 +19,8 @@ OPEN, CLOSE = "\ufdd0", "\ufdd1"
 """Unicode noncharacters, which no text that is exchanged has"""
 MARKED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}")
 _MARKS = re.compile(f"[{OPEN}{CLOSE}]")
+MOST_OCR_TOKENS = 30
+"""of a picture that a prompt names"""
 
 
 def control_token(name: str) -> str:
@@ -125,3 +129,10 @@ class AsWritten(TextProcessor):
     def __call__(self, item: Any, rng: random.Random | None = None) -> str:
         """The text."""
         return str(item).strip()
+
+
+def lettered(choices: Sequence[str]) -> str:
+    """["red", "blue"] -> "(a) red (b) blue"."""
+    letters = string.ascii_lowercase
+    names = [letters[at] if at < len(letters) else str(at + 1) for at in range(len(choices))]
+    return " ".join(f"({name}) {choice}" for name, choice in zip(names, choices, strict=True))

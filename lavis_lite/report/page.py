@@ -316,7 +316,8 @@ def _row(sample: ReportSample, pictures: _PictureList) -> dict[str, Any]:
            "ok": sample.right, "k": sample.rank,
            "s": {name: finite(value) for name, value in sample.scores.items()} or None,
            "t": pictures.index(sample.picture),
-           "c": [_candidate(one, pictures) for one in sample.candidates] or None}
+           "c": [_candidate(one, pictures) for one in sample.candidates] or None,
+           "w": [_candidate(one, pictures) for one in sample.attention] or None}
     return {key: value for key, value in row.items() if value is not None and value != ""}
 
 

@@ -55,6 +55,7 @@ class ReportSample:
         prediction: the model's text.
         prompt: the question, or the text of the query.
         context: the text before the prompt, such as a dialogue so far.
+        attention: for each word of the prediction, its text and a picture of where the model looks.
         references: right answers.
         scores: by name; the first is the main one. The split's metric of the same name is their mean.
         right: whether the sample counts as solved; None: it cannot.
@@ -75,6 +76,7 @@ class ReportSample:
     rank: int | None = None
     group: str = ""
     context: str = ""
+    attention: Sequence[Candidate] = ()
 
     @property
     def score(self) -> float | None:

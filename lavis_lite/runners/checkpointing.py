@@ -49,6 +49,7 @@ from lavis_lite.checkpoints.manifest import (
     steps_of,
 )
 from lavis_lite.config.schema import Config
+from lavis_lite.distributed import shards
 from lavis_lite.errors import CheckpointError, did_you_mean
 from lavis_lite.finite import describe_non_finite, non_finite, non_finite_fused
 from lavis_lite.io import atomic, disk
@@ -106,8 +107,9 @@ class CheckpointStore:
             CheckpointError: it could not be written (disk full, no permission), or a weight is not finite. Then nothing
                 is written, and earlier checkpoints are intact.
         """
-        tensors = {name: whole_tensor(value) for name, value in model.checkpoint_state().items()}
-        self._on_rank_0(lambda: self._write(step, model, tensors, state, config, hooks or {}))
+        tensors = _gathered(model.checkpoint_state())
+        averages = {hook: _gathered(own) for hook, own in (hooks or {}).items()}
+        self._on_rank_0(lambda: self._write(step, model, tensors, state, config, averages))
         return self.path(step)
 
     def _on_rank_0(self, work: Callable[[], None]) -> None:
@@ -209,10 +211,9 @@ def _storable(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
             for name, tensor in tensors.items()}, tied
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """The tensor itself; of a tensor that is sharded over the ranks, all of it. Collective."""
-    gather = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
+def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors on rank 0, of those that ranks share too. Collective."""
+    return {name: shards.gather(value) for name, value in tensors.items()}
 
 
 def _write_manifest(folder: Path, weights: Sequence[str], facts: Mapping[str, Any]) -> None:
@@ -332,7 +333,8 @@ def _fill(folder: Path, manifest: Manifest, model: BaseModel) -> None:
         raise CheckpointError(f"{folder} does not fit the model:\n  " + "\n  ".join(errors)
                               + "\nIs `model:` the same as in its config.yaml?")
     refuse_other_sources(model, manifest.extra.get("weights"), tensors, folder)
-    model.load_state_dict(tensors, strict=False)
+    own = model.state_dict()
+    model.load_state_dict({name: shards.like(value, own[name]) for name, value in tensors.items()}, strict=False)
 
 
 def _mismatches(tensors: Mapping[str, Tensor], model: BaseModel) -> list[str]:

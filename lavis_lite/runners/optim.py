@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.distributed import shards
 from lavis_lite.errors import CheckpointError, ConfigError, ContractError
 from lavis_lite.models.base import ParameterGroup
 from lavis_lite.registry import registry
@@ -22,17 +24,25 @@ if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
 
+BY_ELEMENT = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.NAdam, torch.optim.RAdam,
+              torch.optim.Adamax, torch.optim.Adagrad, torch.optim.RMSprop)
+"""optimizers that treat every number alone, so that a share of a weight trains as the whole does"""
+
+
 def build_optimizer(model: BaseModel, cfg: RunConfig) -> torch.optim.Optimizer:
     """The optimizer that the `run:` section names, over the model's groups. Adam and AdamW are fused.
 
     Raises:
-        ConfigError: nothing is trainable, or the optimizer refuses its arguments.
+        ConfigError: nothing is trainable, the optimizer refuses its arguments, or it cannot train shares of weights.
         ContractError: the model's groups are not its trainable parameters.
         MissingExtraError: the optimizer's package is not installed.
     """
     cls = registry.get_optimizer_class(cfg.optimizer)
     arguments = optimizer_arguments(cls, cfg)
-    groups = complete_groups(model, model.optimizer_groups(cfg), cfg.weight_decay)
+    groups = uniform_groups(complete_groups(model, model.optimizer_groups(cfg), cfg.weight_decay))
+    if cls not in BY_ELEMENT and any(shards.is_sharded(group["params"][0]) for group in groups):
+        raise ConfigError(f"run.optimizer: {cfg.optimizer} does not train weights that ranks share (run.fsdp="
+                          f"{cfg.fsdp}), because it needs them whole; take adamw, or set run.fsdp=none.")
     try:
         optimizer: torch.optim.Optimizer = cls(groups, **arguments)
     except (TypeError, ValueError) as error:
@@ -69,6 +79,35 @@ def complete_groups(model: nn.Module, groups: Sequence[ParameterGroup], weight_d
     return [{"weight_decay": weight_decay, "lr_scale": 1.0, **group} for group in groups]
 
 
+def uniform_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups, each split into its whole parameters and those that ranks share: no kernel takes both at once."""
+    found = []
+    for group in groups:
+        for kind in (False, True):
+            rows = [row for row, value in enumerate(group["params"]) if shards.is_sharded(value) is kind]
+            if rows:
+                found.append({**group, **{key: [group[key][row] for row in rows] for key in ("params", "names")}})
+    return found
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter], most: float | None) -> Tensor:
+    """The norm float[] of all gradients before they are cut to `most`, equal on all ranks. Collective with shards.
+
+    Of parameters that ranks share, each rank adds the squares of its own part.
+    """
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    shared = [shards.local(grad) for grad in grads if shards.is_sharded(grad)]
+    norm = nn.utils.get_total_norm([grad for grad in grads if not shards.is_sharded(grad)])
+    if shared:
+        squares = distributed.all_reduce_sum(nn.utils.get_total_norm(shared).square())
+        norm = (norm.to(squares).square() + squares).sqrt()
+    if most is not None:
+        nn.utils.clip_grads_with_norm_([one for one in parameters if not shards.is_sharded(one)], most, norm)
+        if shared:
+            torch._foreach_mul_(shared, (most / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group the base rate times its own scale."""
     for group in optimizer.param_groups:
@@ -96,12 +135,13 @@ def trained_names(optimizer: torch.optim.Optimizer) -> list[str]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """The optimizer's memory by parameter name, such as {"exp_avg", "exp_avg_sq", "step"} each for AdamW.
+    """The optimizer's memory by parameter name, such as {"exp_avg", "exp_avg_sq", "step"} each for AdamW. Collective.
 
     It is kept by name, so that no state ever reaches another parameter. It has none of the groups' settings: after a
     resume too, the YAML decides about weight decay and freezing.
     """
-    return {name: dict(optimizer.state[parameter])
+    return {name: {key: shards.gather(value) if isinstance(value, Tensor) else value
+                   for key, value in optimizer.state[parameter].items()}
             for name, parameter in zip(trained_names(optimizer), trained_parameters(optimizer), strict=True)
             if parameter in optimizer.state}
 
@@ -125,9 +165,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, dict
         for name, parameter in zip(group["names"], group["params"], strict=True):
             if name in state:
                 optimizer.state[parameter] = {
-                    key: _copy(value, torch.device("cpu") if key == "step" and on_host else parameter.device)
+                    key: _copy(value, parameter, torch.device("cpu") if key == "step" and on_host else parameter.device)
                     for key, value in state[name].items()}
 
 
-def _copy(value: Any, device: torch.device) -> Any:
-    return value.to(device).clone() if isinstance(value, Tensor) else value
+def _copy(value: Any, parameter: Tensor, device: torch.device) -> Any:
+    return shards.like(value.to(device).clone(), parameter) if isinstance(value, Tensor) else value

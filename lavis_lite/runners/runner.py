@@ -29,7 +29,7 @@ from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing, resume, schedules
 from lavis_lite.runners.hooks.base import Hooks, RunContext, build_hooks
 from lavis_lite.runners.schedules import TrainSchedule
-from lavis_lite.runners.sharding import shard_frozen
+from lavis_lite.runners.sharding import place, whole_blocks
 from lavis_lite.runners.signals import EVALUATION_ANSWER, Interrupted, SignalWatch
 from lavis_lite.runners.standard_hooks import BadSamples, TrainingLog, skipped_record
 from lavis_lite.runners.train_state import Datasets, TrainState
@@ -64,9 +64,7 @@ class Runner:
         self.run_dir, self.launch = Path(run_dir), launch or Launch()
         self.device = device or pick_device(self.run.device, self.launch.local_rank)
         self.precision = Precision.from_run(self.run, self.device)
-        if self.run.fsdp != "none":
-            shard_frozen(model, self.run, self.device)
-        self.model = model.to(self.device)
+        self.model = place(model, self.run, self.device)
         self.tracker = tracker or Tracker.from_run(self.run, self.run_dir, distributed.is_main())
         self.watch = SignalWatch()
         self.bad_samples = BadSamples(self.run, self.run_dir)
@@ -300,7 +298,7 @@ class Runner:
             self._save()
 
     def _evaluate(self, splits: Sequence[str], weights_of: int | None = None) -> dict[str, Scores]:
-        with self.hooks.during_evaluation(), self.watch.answering(EVALUATION_ANSWER):
+        with self.hooks.during_evaluation(), whole_blocks(self.model), self.watch.answering(EVALUATION_ANSWER):
             return self.evaluator.splits(self.datasets, splits, self.step, self.train_state.schedule.epoch(self.step),
                                          weights_of, self.hooks.after_evaluation)
 

@@ -1,15 +1,17 @@
-"""A frozen language model sharded over the ranks (FSDP2).
+"""Transformer blocks, frozen or trained, that the ranks share (FSDP2): `run.fsdp`.
 
-Only what is frozen is sharded: it takes the memory, and has neither gradients nor optimizer state. What trains (the
-Q-Former, the projection, adapters) stays whole on every rank under DDP, so checkpoints are those of any other run.
+All blocks stand under one root, the model, so that the weights of the next block travel while a block computes. What
+is in no block (word embeddings, the Q-Former, a projection, adapters) stays whole on every rank under DDP.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import itertools
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,55 +19,140 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.config.typed import sharding_error
+from lavis_lite.device import Precision
+from lavis_lite.distributed import shards
 from lavis_lite.errors import ConfigError
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
 
-def shard_frozen(model: BaseModel, run: RunConfig, device: torch.device) -> None:
-    """Do what `run.fsdp` asks, before the model is moved to `device`: block by block, so that it need never fit whole.
+def place(model: BaseModel, run: RunConfig, device: torch.device) -> BaseModel:
+    """The model on its device, its blocks shared as `run.fsdp` asks: block by block, so that it need never fit whole.
 
-    Called if `run.fsdp` is not none. With one process nothing is done.
+    One process shares with nobody, and an evaluation alone needs whole weights.
 
     Raises:
-        ConfigError: the model has no blocks to share, or the run would also answer.
+        ConfigError: the model has no blocks to share, or they cannot be shared in this run.
     """
-    problem = sharding_error(run)
-    if problem is not None:
-        raise ConfigError(f"run.fsdp: {problem}")
-    blocks = model.blocks_to_shard()
-    if not blocks:
-        raise ConfigError(f"run.fsdp: {type(model).__name__} has no frozen transformer blocks: neither in an attribute "
-                          "language_model, nor by a method blocks_to_shard of its own. Set run.fsdp=none.")
-    if distributed.world_size() == 1:
-        return
-    _shard(blocks, device)
+    blocks = None if run.fsdp == "none" or run.evaluate else blocks_of_run(model, run, device)
+    if blocks is None or distributed.world_size() == 1:
+        return model.to(device)
+    check(blocks, Precision.from_run(run, device))
+    _shard(model, blocks, device)
+    placed = model.to(device)
+    # else the first block that runs alone, in a validation before the first step, would become a root of its own
+    placed._get_fsdp_state()._lazy_init()  # type: ignore[operator]
+    return placed
 
 
-def _shard(blocks: Sequence[nn.Module], device: torch.device) -> None:
+class Blocks(NamedTuple):
+    """The blocks that ranks share, in the order in which they run."""
+
+    vision: list[nn.Module]
+    language: list[nn.Module]
+
+    @property
+    def all(self) -> list[nn.Module]:
+        """Both, the encoder's first."""
+        return [*self.vision, *self.language]
+
+    @property
+    def with_backward(self) -> list[nn.Module]:
+        """Those that gradients pass through: all of a language model, and an encoder's from the first that trains."""
+        frozen = lambda block: not any(value.requires_grad for value in block.parameters())  # noqa: E731
+        return [*itertools.dropwhile(frozen, self.vision), *self.language]
+
+
+def blocks_of_run(model: BaseModel, run: RunConfig, device: torch.device) -> Blocks:
+    """The blocks that `run.fsdp` names.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    vision = model.vision_blocks_to_shard(device) if run.fsdp == "blocks" else []
+    blocks = Blocks(vision, model.blocks_to_shard())
+    if not blocks.all:
+        raise ConfigError(f"run.fsdp={run.fsdp}: {type(model).__name__} has no transformer blocks to share: neither in "
+                          "an attribute language_model, nor by a method blocks_to_shard of its own. Set run.fsdp=none, "
+                          "or run.fsdp=blocks, which also shares those of a vision encoder.")
+    return blocks
+
+
+def check(blocks: Blocks, precision: Precision) -> None:
+    """Refuse fp16 for blocks that train.
+
+    Raises:
+        ConfigError: says why, and what to set.
+    """
+    if precision.dtype is torch.float16 and any(_trains_whole(block) for block in blocks.all):
+        raise ConfigError("run.amp_dtype: fp16 scales the loss by what each rank's own gradients allow, and ranks have "
+                          "different parts of blocks that train; set run.amp_dtype=bf16, or run.fsdp=none.")
+
+
+def _trains_whole(block: nn.Module) -> bool:
+    return all(parameter.requires_grad for parameter in block.parameters())
+
+
+def _stays_whole(block: nn.Module) -> set[nn.Parameter]:
+    """Adapters of a frozen block, and single numbers: little to share, and DDP has their gradients."""
+    trains = _trains_whole(block)
+    return {value for value in block.parameters() if value.ndim == 0 or value.requires_grad and not trains}
+
+
+def _shard(model: nn.Module, blocks: Blocks, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard  # slow to import, and few runs need it
 
+    if "ignored_params" not in inspect.signature(fully_shard).parameters:
+        raise ConfigError(f"run.fsdp: torch {torch.__version__} cannot keep what is outside of blocks whole; update "
+                          "torch to 2.7 or later, or set run.fsdp=none.")
     # blocks of transformers end in a view; what follows them does not write into it, as the tests show for every family
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
-    mesh = init_device_mesh(device.type, (distributed.world_size(),))
+    how: dict[str, Any] = {"mesh": init_device_mesh(device.type, (distributed.world_size(),))}
+    for block in blocks.all:
+        fully_shard(block, reshard_after_forward=True, ignored_params=_stays_whole(block), **how)
+    rest = {value for value in model.parameters() if not shards.is_sharded(value)}
+    fully_shard(model, ignored_params=rest, **how)
+    _prefetch(blocks.all, blocks.with_backward)
+
+
+def _prefetch(blocks: Sequence[Any], backward: Sequence[Any]) -> None:
+    """While a block computes, the weights of the next one travel: forward in their order, backward against it."""
+    for block, after in zip(blocks, blocks[1:], strict=False):
+        block.set_modules_to_forward_prefetch([after])
+    # the first fetches itself, which does nothing: with an empty list FSDP would guess, and fetch frozen blocks too
+    for before, block in zip([*backward[:1], *backward], backward, strict=False):
+        block.set_modules_to_backward_prefetch([before])
+
+
+def shared_blocks(model: nn.Module) -> list[Any]:
+    """The modules whose weights the ranks share now, in order."""
+    if not shards.has_shards(model):
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for module in model.modules() if isinstance(module, FSDPModule) and module is not model]
+
+
+@contextlib.contextmanager
+def whole_blocks(model: nn.Module) -> Iterator[None]:
+    """Every rank has all weights inside, so that each can answer as often and as long as it likes. Collective."""
+    blocks = shared_blocks(model)
     for block in blocks:
-        trained = {parameter for parameter in block.parameters() if parameter.requires_grad}
-        # without a sharded parent a block would by default keep what it borrowed until the backward pass
-        kept_whole: dict[str, Any] = {"ignored_params": trained} if trained else {}
-        if not kept_whole.keys() <= inspect.signature(fully_shard).parameters.keys():
-            raise ConfigError(f"run.fsdp: torch {torch.__version__} cannot keep adapters whole in blocks that are "
-                              "shared out; update torch, or set model.lora=null.")
-        fully_shard(block, mesh=mesh, reshard_after_forward=True, **kept_whole)
+        block.set_reshard_after_forward(False, recurse=False)
+        block.unshard()
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.reshard()
+            block.set_reshard_after_forward(True, recurse=False)
 
 
 def sharded_names(model: nn.Module) -> list[str]:
     """Parameters of which this rank has only a part."""
-    from torch.distributed.tensor import DTensor
-
-    return [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
+    return [name for name, parameter in model.named_parameters() if shards.is_sharded(parameter)]
 
 
 def ignore_in_ddp(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ import torch
 from lavis_lite import distributed
 from lavis_lite.datasets.base import location_of
 from lavis_lite.datasets.loading.policy import BadSampleAccount
+from lavis_lite.device import precision_notes
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.runners.hooks.base import Hook, RunContext
@@ -59,7 +60,8 @@ class TrainingLog(Hook):
         run.log(f"{begin} {run.last_step} steps of {train.order.global_batch} images ({distributed.world_size()} "
                 f"processes x {cfg.batch_size_train} x {cfg.accum_grad_iters}) on {run.device.type} in "
                 f"{precision}; log: {run.run_dir / 'log.jsonl'}")
-        for note in accumulation_notes(train.micro_batch, cfg.accum_grad_iters, run.model.in_batch_negatives):
+        for note in (*precision_notes(cfg, run.device), *accumulation_notes(
+                train.micro_batch, cfg.accum_grad_iters, run.model.in_batch_negatives)):
             run.log(note)
 
     def after_step(self, run: RunContext, result: StepResult) -> None:

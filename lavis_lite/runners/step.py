@@ -145,7 +145,7 @@ class TrainStep:
         optim.set_lr(self.optimizer, lr)
         losses = self._gradients(step, micro_batches)
         self.scaler.unscale_(self.optimizer)
-        norm = self._clip()
+        norm = optim.gradient_norm(self.parameters, self.cfg.max_grad_norm)
         bad = ~(torch.isfinite(losses["loss"]) & torch.isfinite(norm))
         vote = self._votes.cast(step, bad, exit_code(), stop)
         self._update(vote[0])
@@ -200,14 +200,6 @@ class TrainStep:
         if wanted and isinstance(self.model, DistributedDataParallel):
             return self.model.no_sync()
         return contextlib.nullcontext()
-
-    def _clip(self) -> Tensor:
-        """Global gradient norm before clipping, float[]."""
-        grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
-        if self.cfg.max_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.cfg.max_grad_norm, norm)
-        return norm
 
     def _update(self, bad: Tensor) -> None:
         """The optimizer's step, unless `bad` is above 0: then weights and moments stay as they are.

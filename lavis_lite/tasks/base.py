@@ -217,6 +217,14 @@ class BaseTask(Generic[M, D]):
         """
         return None
 
+    def illustrated(self, model: M, rows: list[Row], dataset: D,
+                    samples: Sequence[ReportSample]) -> Sequence[ReportSample]:
+        """What `report` returned, with pictures of where the model looks if the run asks for them.
+
+        Called on rank 0 alone, with the rows of `report`; the samples themselves by default.
+        """
+        return samples
+
     def summary(self, scores: dict[str, float]) -> str:
         """A line for people at the end of a run, from what `score` returned."""
         return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())

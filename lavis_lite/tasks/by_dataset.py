@@ -27,6 +27,8 @@ from lavis_lite.tasks.writing import WritingTask, in_prompt
 class MultipleChoiceTask(RankingTask):
     """Ranking of questions with candidates of their own."""
 
+    model_methods: ClassVar[tuple[str, ...]] = ("predict_answers",)  # a model that is tuned by instructions
+
     def takes(self, dataset: object) -> bool:
         """Whether the questions have candidates; a class is assumed to have them."""
         return super().takes(dataset) and bool(getattr(dataset, "multiple_choice", True))
@@ -34,6 +36,8 @@ class MultipleChoiceTask(RankingTask):
 
 class VisDialTask(DialogueTask):
     """Ranking of dialogues with candidates."""
+
+    model_methods: ClassVar[tuple[str, ...]] = ("predict_answers",)
 
     def takes(self, dataset: object) -> bool:
         """Whether the questions are rounds of dialogues; a class is assumed to have them."""
@@ -65,9 +69,9 @@ class TaskRouter(WritingTask[Any, Any]):
         """Whether any of the parts does."""
         return any(part.takes(dataset) for part in self._parts)
 
-    def model_needs(self, model: object) -> Sequence[type]:
-        """Needs of the current part, which the last `before_evaluation` chose."""
-        return self._now.model_needs(model)
+    def lacking_methods(self, model: object) -> list[str]:
+        """What the current part needs, which the last `before_evaluation` chose."""
+        return self._now.lacking_methods(model)
 
     def before_evaluation(self, dataset: Any, split: str) -> None:
         """Choose the part.
@@ -96,6 +100,11 @@ class TaskRouter(WritingTask[Any, Any]):
     def report(self, rows: list[Row], dataset: Any, split: str) -> Sequence[ReportSample] | None:
         """Samples of the part."""
         return self._now.report(rows, dataset, split)
+
+    def illustrated(self, model: Any, rows: list[Row], dataset: Any,
+                    samples: Sequence[ReportSample]) -> Sequence[ReportSample]:
+        """Samples of the part, with pictures."""
+        return self._now.illustrated(model, rows, dataset, samples)
 
     def summary(self, scores: dict[str, float]) -> str:
         """The part's summary, or one line for each of several data sets."""

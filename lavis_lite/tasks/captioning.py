@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any, ClassVar
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.base import location_of
-from lavis_lite.datasets.protocols import Captions, Domains
+from lavis_lite.datasets.protocols import Captions, Domains, Identities
 from lavis_lite.errors import DataError
 from lavis_lite.metrics.caption_report import EMPTY, CaptionReport, caption_report
 from lavis_lite.metrics.scenes import image_scores, scene_scores
@@ -16,7 +18,7 @@ from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.config import CaptioningRunConfig, Server, Submission
-from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, pictures_of, plain
+from lavis_lite.tasks.writing import CONTROLS, WritingTask, pictures_of, plain
 
 SCENE = "scene"
 SCENE_SCORES = ("attribute_f1", "attribute_precision", "attribute_recall", "exact", "agg_metrics", EMPTY)
@@ -46,7 +48,8 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         super().__init__(cfg)
         self.metrics = ["coco"] if cfg.caption_metrics is None else cfg.caption_metrics
         self._found = CaptionReport({}, [], {})
-        self._counted = None if cfg.img_ids is None else {str(name) for name in cfg.img_ids}  # LAVIS has both kinds
+        self._wanted = None if cfg.img_ids is None else {str(name) for name in cfg.img_ids}  # LAVIS has both kinds
+        self._dataset: Captions | None = None
 
     def before_evaluation(self, dataset: Captions, split: str) -> None:
         """Refuse a data set that is not a list of images, or has captions for only some of its images."""
@@ -55,15 +58,31 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         if bare and len(bare) < len(dataset) and self.metrics and self.cfg.report_metric:
             raise DataError(f"split {split!r}: {len(bare)} of {len(dataset)} images have no reference caption; the "
                             f"first is {location_of(dataset, bare[0])}. Add them, or set run.report_metric=false.")
-        self._split, self._found = split, CaptionReport({}, [], {})
+        self._split, self._found, self._dataset = split, CaptionReport({}, [], {}), dataset
+        self._refuse_foreign_ids(dataset, split)
+
+    def _refuse_foreign_ids(self, dataset: Captions, split: str) -> None:
+        """Check that `run.img_ids` names images of the split.
+
+        Raises:
+            DataError: it names none.
+        """
+        known = [ids_of(dataset, index) for index in range(len(dataset))] if isinstance(dataset, Identities) else []
+        if self._wanted is not None and known and self._wanted.isdisjoint(map(str, chain.from_iterable(known))):
+            some = ", ".join(str(ids[0]) for ids in known[:3])
+            raise DataError(f"split {split!r}: run.img_ids names {len(self._wanted)} images, but none of the "
+                            f"{len(known)} of this split. Its first ids: {some}. Name ids of this split, or set "
+                            "run.img_ids=null.")
+
+    def _counts(self, index: int, name: Any) -> bool:
+        """Whether an image is one of `run.img_ids`."""
+        return self._wanted is None or not self._wanted.isdisjoint(map(str, ids_of(self._dataset, index, name)))
 
     def predict(self, model: Captioner, samples: dict[str, Any]) -> list[Row]:
         """One row per image: {id, index, caption}."""
         if not self.has_samples(samples, "image_id", "index"):
             return []
-        prompt = self.cfg.prompt if self.cfg.prompt is not None else samples.get("prompt")
-        asked: dict[str, Any] = {key: samples[key] for key in PICTURES if key in samples}
-        asked |= {} if prompt is None else {"prompt": prompt}
+        asked = self.asked(samples)
         options: dict[str, Any] = self.options()
         if self.cfg.use_nucleus_sampling:
             options |= {"use_nucleus_sampling": True, "top_p": self.cfg.top_p, "temperature": self.cfg.temperature}
@@ -73,7 +92,12 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         names, indices = plain(samples[key]), plain(samples["index"])
         return [{"id": name, "index": index, "caption": caption.strip()}
                 for name, index, caption in zip(names, indices, captions, strict=True)
-                if self._counted is None or str(name) in self._counted]
+                if self._counts(index, name)]
+
+    def asked(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """The pictures, and the prompt of the run or of the samples."""
+        prompt = self.cfg.prompt if self.cfg.prompt is not None else samples.get("prompt")
+        return super().asked(samples) | ({} if prompt is None else {"prompt": prompt})
 
     def score(self, model: Captioner, rows: list[Row], dataset: Captions, split: str) -> dict[str, float]:
         """The metrics that the run names, over all ranks' rows in the data set's order, as in the official code."""
@@ -108,7 +132,9 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
 
     def predictions(self, rows: list[Row], dataset: Captions) -> list[Row] | Submission:
         """The official results format, image_id and caption; the file's name is the one that COCO's server requires."""
-        written = [{self.cfg.sample_id_key: row["id"], self.cfg.caption_key: row["caption"]} for row in rows]
+        key = self.cfg.sample_id_key
+        written = [{key: ids_of(dataset, row["index"], row["id"])[0] if key == "image_id" else row["id"],
+                    self.cfg.caption_key: row["caption"]} for row in rows]
         if dataset.has_text:
             return written
         return self.submitted(written, f"captions_{self._split}_{ALGORITHM}_results.json" if self.server == "coco"
@@ -152,6 +178,11 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
                   if name not in SCENE_SCORES and not name.startswith("exact_")}
         return (f"attribute F1 {scores['attribute_f1']:.3f}, exact scenes {scores['exact']:.3f} ({exact})"
                 + (f", {BaseTask.summary(self, others)}" if others else "") + CONTROLS[self.cfg.control])
+
+
+def ids_of(dataset: Captions | None, index: int, name: int | str = "") -> Sequence[int | str]:
+    """Ids of an image, the one of result files first; of a data set that does not tell, `name`."""
+    return dataset.ids(index) if isinstance(dataset, Identities) else (name,)
 
 
 def domain_of(dataset: Captions, index: int) -> str:

@@ -161,13 +161,16 @@ class WritingRunConfig(RunConfig):
     submission: Server | None = field(default=None, metadata=SCORING_ONLY)
     """the server that defines the format of predictions on a split without labels. Absent: the task's own server (VQA,
     GQA, A-OKVQA, Visual Dialog, COCO captions), plain rows for rankings"""
+    report_attention: int = field(default=0, metadata=SCORING_ONLY)
+    """so many samples of the report page also show where the model looks for each word of its text"""
     control: Control = "none"
     """evaluate with other samples' images, or with blank ones, to measure the score that needs no image"""
 
     def task_errors(self) -> list[tuple[str, str]]:
         """Values with which no text can be generated."""
-        found = [(key, f"must be at least {least}, not {getattr(self, key)}.")
-                 for key, least in (("num_beams", 1), ("max_len", 1), ("min_len", 0)) if getattr(self, key) < least]
+        smallest = {"num_beams": 1, "max_len": 1, "min_len": 0, "report_attention": 0}
+        found = [(key, f"must be at least {least}, not {getattr(self, key)}.") for key, least in smallest.items()
+                 if getattr(self, key) < least]
         if self.min_len > self.max_len >= 1:
             found.append(("min_len", f"{self.min_len} is above run.max_len={self.max_len}."))
         if self.repetition_penalty is not None and self.repetition_penalty <= 0:

@@ -24,18 +24,18 @@ from lavis_lite.tasks.config import PretrainRunConfig
 from lavis_lite.tasks.reporting import retrieval_samples
 from lavis_lite.tasks.retrieval import chance_r1, gallery_of, prefixed, recall_line, sizes_of
 from lavis_lite.tasks.retrieval_parts import BothWays, Gallery, check_captions
-from lavis_lite.tasks.retrieval_scoring import image_rows, indices, retrieve
+from lavis_lite.tasks.retrieval_scoring import image_rows, indices, picture_key, retrieve
 
 
 @registry.register_task("image_text_pretrain")
 class ImageTextPretrainTask(BaseTask[BaseModel, CaptionedImages]):
     """Trains on samples {image, text_input}; evaluates a split with one sample per image.
 
-    An evaluation sample has `image` and `index` (in the data set); captions come from the data set's `text` and
-    `img2txt`. Losses are computed on whole evaluation batches, each on one rank, and averaged over images. Every image
-    is paired with its first caption. Scores: loss, loss_*; itc_txt_r1 ... itc_r_mean by ITC; itm_* after re-ranking;
-    r_mean, of itm_* if present, else of itc_*; chance_r1. agg_metrics = r_mean, or -loss for a model without an ITC
-    space.
+    An evaluation sample has `image` (or `video`) and `index` (in the data set); captions come from the data set's
+    `text` and `img2txt`. Losses are computed on whole evaluation batches, each on one rank, and averaged over images.
+    Every image is paired with its first caption. Scores: loss, loss_*; itc_txt_r1 ... itc_r_mean by ITC; itm_* after
+    re-ranking; r_mean, of itm_* if present, else of itc_*; chance_r1. agg_metrics = r_mean, or -loss for a model
+    without an ITC space.
     """
 
     config_class: ClassVar[type[RunConfig]] = PretrainRunConfig
@@ -67,7 +67,7 @@ class ImageTextPretrainTask(BaseTask[BaseModel, CaptionedImages]):
 
     def predict(self, model: BaseModel, samples: dict[str, Any]) -> list[Row]:
         """One row per image: the losses of its batch and its features for retrieval."""
-        if not self.has_samples(samples, "image", "index"):
+        if not self.has_samples(samples, picture_key(samples), "index"):
             return []
         captions = [self._captions[index] for index in indices(samples)]
         losses = validation_losses(model, samples, captions)
@@ -116,7 +116,8 @@ def validation_losses(model: BaseModel, samples: dict[str, Any], captions: list[
     """
     generator = torch.Generator().manual_seed(indices(samples)[0])
     uniform = torch.rand(len(captions), 2, dtype=torch.float64, generator=generator)
-    output = model({"image": samples["image"], "text_input": captions, "uniform": uniform})
+    key = picture_key(samples)
+    output = model({key: samples[key], "text_input": captions, "uniform": uniform})
     losses = split_losses(output)[1]
     first = indices(samples)[0]
     check_finite(torch.stack([value.float() for value in losses.values()])[None],

@@ -60,7 +60,8 @@ class RankingTask(WritingTask[Ranker, Choices]):
         super().before_evaluation(dataset, split)
         self._shared, self._split = self.cfg.candidates, split
         if self._shared is None and not dataset.multiple_choice:
-            self._shared = list(dataset.answer_list[:self.cfg.num_ans_candidates])
+            whole = getattr(dataset, "whole_list", False)  # of classes
+            self._shared = list(dataset.answer_list[:None if whole else self.cfg.num_ans_candidates])
             if len(self._shared) < 2:
                 raise DataError(f"split {split!r}: its rows have no candidates to rank. Set run.candidates, or "
                                 "answer_list of the data set, or keep its training annotations here.")

@@ -16,17 +16,19 @@ from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.config import RetrievalRunConfig
 from lavis_lite.tasks.reporting import retrieval_samples
 from lavis_lite.tasks.retrieval_parts import BothWays, Gallery, Sizes, check_captions
-from lavis_lite.tasks.retrieval_scoring import image_rows, recalls_of, retrieve
+from lavis_lite.tasks.retrieval_scoring import image_rows, picture_key, recalls_of, retrieve
 
 
 @registry.register_task("retrieval")
 class RetrievalTask(BaseTask[Retriever, CaptionedImages]):
     """Trains on samples {image, text_input, image_id}; evaluates a split with one sample per image.
 
-    An evaluation sample has `image` float[B,3,H,W] and `index` (in the data set); the data set has `text`, `img2txt`
-    and `txt2img`. Scores (fractions): txt_r1, txt_r5, txt_r10, txt_r_mean (texts found by an image), img_* (images
-    found by a text), r_mean and chance_r1. They are computed after re-ranking if `k_test` > 0; those before it have the
-    prefix itc_. agg_metrics = r_mean.
+    An evaluation sample has `image` float[B,3,H,W] (or `video` float[B,3,T,H,W]) and `index` (in the data set).
+    The data set has `text`, `img2txt` and `txt2img`.
+
+    Scores (fractions): txt_r1, txt_r5, txt_r10, txt_r_mean (texts found by an image), img_* (images found by a text),
+    r_mean and chance_r1. They are computed after re-ranking if `k_test` > 0; those before it have the prefix itc_.
+    agg_metrics = r_mean.
     """
 
     config_class: ClassVar[type[RunConfig]] = RetrievalRunConfig
@@ -49,7 +51,7 @@ class RetrievalTask(BaseTask[Retriever, CaptionedImages]):
 
     def predict(self, model: Retriever, samples: dict[str, Any]) -> list[Row]:
         """One row per image with its features."""
-        if not self.has_samples(samples, "image", "index"):
+        if not self.has_samples(samples, picture_key(samples), "index"):
             return []
         return image_rows(model, samples, keep_embeds=self.cfg.k_test > 0)
 

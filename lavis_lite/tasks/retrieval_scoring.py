@@ -12,7 +12,7 @@ N images, M texts, Q query tokens, P patches, E width of the ITC space, D width 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -127,13 +127,18 @@ def indices(samples: dict[str, Any]) -> list[int]:
     return [int(index) for index in torch.as_tensor(samples["index"]).tolist()]
 
 
+def picture_key(samples: Mapping[str, Any]) -> str:
+    """The key under which a batch has its pictures: image or video."""
+    return "video" if "video" in samples else "image"
+
+
 @torch.no_grad()
 def image_rows(model: Retriever, samples: dict[str, Any], keep_embeds: bool) -> list[dict[str, Any]]:
     """The features of a batch of images: one row per image, tensors on the CPU.
 
     Args:
         model: a stage-1 model.
-        samples: image float[B,3,H,W] and index int[B], the index of each image in its data set.
+        samples: image float[B,3,H,W] (or video float[B,3,T,H,W]) and index int[B], the index of each in its data set.
         keep_embeds: also keep the vision encoder's output, for re-ranking.
 
     Returns:
@@ -143,7 +148,7 @@ def image_rows(model: Retriever, samples: dict[str, Any], keep_embeds: bool) -> 
     Raises:
         CheckpointError: features that are NaN or infinite.
     """
-    hidden, embeds = model.forward_image(samples["image"])
+    hidden, embeds = model.forward_image(samples[picture_key(samples)])
     image_index = indices(samples)
     found = check_finite(model.project_image(hidden).cpu(),
                          lambda row: f"retrieval: the features of image {image_index[row]} of the split are NaN or "

@@ -128,6 +128,13 @@ class VQATask(WritingTask[Answerer, Questions]):
         return [{"id": name, "index": index, "answer": answer.strip()}
                 for name, index, answer in zip(names, indices, answers, strict=True)]
 
+    def asked(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """The pictures, and the questions in their prompt."""
+        texts = samples["text_input"]
+        few_shot = {key: samples[key] for key in ("few_shot_samples",) if key in samples}
+        return super().asked(samples) | few_shot | {
+            "prompt": question_prompts(samples, self.prompt_of(samples), len(texts))}
+
     def score(self, model: Answerer, rows: list[Row], dataset: Questions, split: str) -> dict[str, float]:
         """Scores of all ranks' rows."""
         if not self.scores(dataset):

@@ -19,8 +19,8 @@ from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.protocols import LongestFirst, MapDataset, NamedImages
 from lavis_lite.errors import ConfigError, TextTooLongError, did_you_mean
 from lavis_lite.models.blip2.prompts import question_prompts
-from lavis_lite.models.protocols import TextMeasurer
-from lavis_lite.report.sample import Picture
+from lavis_lite.models.protocols import Looker, TextMeasurer
+from lavis_lite.report.sample import Picture, ReportSample
 from lavis_lite.tasks.base import BaseTask, D, M, Row
 from lavis_lite.tasks.config import Server, Submission, WritingRunConfig
 
@@ -68,6 +68,22 @@ class WritingTask(BaseTask[M, D]):
                  "penalise_prompt": self.cfg.penalise_prompt or None}
         return {name: value for name, value in given.items() if value is not None}
 
+    def asked(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """What the model is given of a batch to write its texts, as `generate` takes it."""
+        return {key: samples[key] for key in PICTURES if key in samples}
+
+    def model_needs(self, model: object) -> Sequence[type]:
+        """Needs of the task, and of a page that shows where the model looks."""
+        return [*super().model_needs(model), *([Looker] if self.cfg.report_attention else [])]
+
+    def illustrated(self, model: M, rows: list[Row], dataset: D,
+                    samples: Sequence[ReportSample]) -> Sequence[ReportSample]:
+        """The samples, the first `run.report_attention` with where the model looks for each word."""
+        from lavis_lite.tasks.looking import with_attention  # few runs ask for it
+
+        shown = self.cfg.report_attention
+        return [*with_attention(self.asked, model, rows, self.evaluated(dataset), samples[:shown]), *samples[shown:]]
+
     def unscored(self, rows: Sequence[Row], labelled: bool = False) -> dict[str, float]:
         """Metrics of a split that is not scored.
 
@@ -75,7 +91,8 @@ class WritingTask(BaseTask[M, D]):
             rows: its rows.
             labelled: whether it has labels.
         """
-        self._why = "the run names no metric" if labelled else "the split has no labels"
+        why = "the run names no metric" if labelled else "the split has no labels"
+        self._why = why if rows else "no sample was predicted"
         self._format_hint = "" if labelled else self._format_hint
         return {"predictions": float(len(rows))}
 

@@ -202,12 +202,12 @@ def panels(rows: Rows) -> Panels:
 
 
 def draw(rows: Rows, picture: Path) -> bool:
-    """Draw the curves of a log with matplotlib; False where there is nothing to draw.
+    """Draw the curves of a log with matplotlib; False if no loss has two points, which a curve needs.
 
     One panel for the losses, one for the learning rate, and one for `agg_metrics` where splits were evaluated.
     """
     losses = series(rows)
-    if not losses:
+    if all(len(steps) < 2 for steps, _ in losses.values()):
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -135,3 +135,27 @@ def test_the_zoo_as_json_has_every_type(capsys: pytest.CaptureFixture[str]) -> N
 def test_facts_are_about_types_that_exist() -> None:
     for arch, facts in read_yaml(Path(str(CONFIGS / "zoo.yaml"))).items():
         assert arch not in MODEL_CONFIG_HOME and set(facts) <= set(model_types(arch))
+
+
+def test_attention_is_drawn_for_each_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        pictures.append(str(tmp_path / folder / "x.png"))
+        Image.new("RGB", (64, 48), "red").save(pictures[-1])
+    words = ["generate", "--model", "blip2_opt", "--num-beams", "1", "--max-new-tokens", "4", "--image"]
+    assert main([*words, *pictures, "--attention", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out.splitlines()[0].partition(": ")[2]
+    drawn = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in drawn] == ["0_x.png", "1_x.png"]
+    assert Image.open(drawn[0]).width == (1 + min(len(text.split()), 5)) * 200 + 8
+    assert main([*words, pictures[0], "--attention", str(tmp_path / "new" / "one.png")]) == 0
+    assert (tmp_path / "new" / "one.png").is_file()
+
+
+def test_attention_that_cannot_be_drawn_is_refused(folder: Path, writer: Writer,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "--model", "blip2_opt", "--image", str(folder)]
+    assert main([*words, "--attention", "one.png"]) == 2
+    assert "one.png is one file for 4 pictures; name a folder, such as one." in capsys.readouterr().err
+    assert not hasattr(writer, "last") and not Path("one.png").exists()

@@ -99,5 +99,16 @@ def test_the_users_own_file_and_other_paths_are_left_alone(tmp_path: Path, monke
     assert main(["train", "--cfg-path", str(own.relative_to(tmp_path))]) == 2
     assert "is a recipe of LAVIS" not in (said := capsys.readouterr().err) and "run.tsk" in said
     assert counterpart("lavis/projects/blip2/eval/no_such_eval.yaml") is None
-    assert main(["evaluate", "--cfg-path", "lavis/projects/albef/eval/vqa_test.yaml"]) == 2
-    assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("path", "words"), [
+    ("lavis/projects/albef/eval/vqa_test.yaml", "for models that are not here"),
+    ("lavis/projects/instructblip/caption_coco_flant5xl_eval_test.yaml", "LAVIS' own file runs unchanged"),
+    ("projects/no_such.yaml", "")])
+def test_recipes_without_a_counterpart_are_refused_with_a_reason(path: str, words: str, tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "--cfg-path", path]) == 2
+    said = capsys.readouterr().err
+    assert "no such file" in said and (f"note: {path} is a recipe of LAVIS" in said) == bool(words) and words in said

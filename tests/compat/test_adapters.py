@@ -20,6 +20,7 @@ from lavis_lite.compat.lavis.tasks import adapted as adapted_task
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import ConfigError, ContractError, DataError, RegistryError
+from lavis_lite.processors.instruction import VIDEO_CAPTION
 from lavis_lite.registry import registry as core
 from lavis_lite.runners.optim import build_optimizer
 
@@ -29,6 +30,7 @@ from lavis.common.vqa_tools.vqa import VQA  # isort: skip
 from lavis.common.vqa_tools.vqa_eval import VQAEval  # isort: skip
 from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder  # isort: skip
 from lavis.datasets.datasets.base_dataset import BaseDataset, ConcatDataset  # isort: skip
+from lavis.datasets.datasets.video_vqa_datasets import VideoQADataset  # isort: skip
 from lavis.processors import load_processor  # isort: skip
 from lavis.processors.base_processor import BaseProcessor  # isort: skip
 from lavis.processors.randaugment import RandomAugment, VideoRandomAugment  # isort: skip
@@ -81,6 +83,14 @@ def test_the_package_s_processors_have_lavis_calls() -> None:
 
 
 # data sets ------------------------------------------------------------------------------------------------------------
+def test_instructions_of_lavis_are_drawn_by_modality_and_task() -> None:
+    asked = load_processor("blip_instruction", {"task": "qa", "unread": 1})("What IS this?")
+    assert "what is this" in asked
+    assert load_processor("blip_instruction", {"prompt": "Say: {}", "max_words": 2})("a b c") == "Say: a b"
+    clips = {load_processor("blip_instruction").build(modality="video")("x") for _ in range(60)}
+    assert len(clips) > 3 and clips <= set(VIDEO_CAPTION)
+
+
 def test_a_data_set_is_read_with_the_sample_s_own_randomness() -> None:
     dataset = DatasetAdapter(Numbers(processor=Noise()), "numbers")
     assert dataset.sample(1, random.Random(7)) == dataset.sample(1, random.Random(7))
@@ -294,6 +304,19 @@ def test_captions_as_pairs_and_as_answers_to_instructions(tmp_path: Path) -> Non
     gallery = RetrievalEvalDataset(*given)
     assert gallery.text == ["a tram", "two"] * 2 and gallery.img2txt == {0: [0, 1], 1: [2, 3]}
     assert gallery.txt2img == {0: 0, 1: 0, 2: 1, 3: 1} and gallery[1] == {"image": (4, 4), "index": 1}
+
+
+def test_answers_about_videos_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([
+        {"video": f"{number}.avi", "question": "Q?", "answer": answer, "question_id": number}
+        for number, answer in enumerate(("red", "rare"))]))
+    (tmp_path / "labels.json").write_text(json.dumps({"red": 4}))
+    found = VideoQADataset(str, str.lower, "clips", [str(tmp_path / "rows.json")])
+    with pytest.raises(DataError, match="_build_class_labels"):
+        found[0]
+    found._build_class_labels(str(tmp_path / "labels.json"))
+    assert found[0]["video"] == "clips/0.avi" and found[0]["text_input"] == "q?"
+    assert [found[index]["answers"] for index in (0, 1)] == [4, 1]
 
 
 def test_meters(capsys: pytest.CaptureFixture[str]) -> None:

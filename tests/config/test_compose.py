@@ -21,8 +21,9 @@ SHIPPED = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "projects").rgl
                  if path.parent.name != "base")  # eval/base has parts of recipes, each composed by those that name it
 CONNECTORS = ("flamingo", "frozen", "llava", "minigpt4", "mplug_owl")
 IMPORTING = [name for name in SHIPPED if "\nimports:" in (ROOT / name).read_text(encoding="utf-8")
-             or name.split("/")[1] in CONNECTORS]
-"""recipes that load modules of their own, or whose connector is built on the meta device: they may need torch"""
+             or name.split("/")[1] in CONNECTORS or "/small_" in name]
+"""recipes that load modules of their own, or whose connector or encoder of timm is built on the meta device: they may
+need torch"""
 
 LAVIS_STYLE = """
  # sections, keys and spellings as LAVIS' stage-1 recipe has them

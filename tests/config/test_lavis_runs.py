@@ -23,6 +23,7 @@ TRUE_NOTES = [
     r"dataset_card has no effect",
     r"datasets\.\w+\.instruction: run\.prompt goes before it",
     r"model\.apply_lemmatizer: spaCy's",
+    r"model\.prompt: 'Question: \{\} Short Answer:' is not put around questions",
 ]
 TRANSLATED = ("datasets.", "model.model_type", "run.save_freq")
 
@@ -139,6 +140,17 @@ def test_the_prompt_of_a_run_goes_before_a_packaged_instruction_but_not_before_i
                                                     for note in composition.config.notes)
     own = {"gqa_instruct": {"instruction": {"eval": {"name": "instruction", "templates": ["Q: {}"]}}}}
     assert any("set one of the two to null" in line for line in errors_of(composed(tmp_path, own, **asked)))
+
+
+def test_a_template_of_questions_under_model_is_notes_of(tmp_path: Path) -> None:
+    def notes_of(run: dict[str, Any]) -> list[str]:
+        path = tmp_path / "run.yaml"
+        model = {"arch": "blip2_opt", "model_type": "mini", "prompt": "Question: {} Answer:"}
+        path.write_text(yaml.safe_dump({"model": model, "run": {"evaluate": True, **run}}))
+        return [note for note in compose(path).config.notes if note.startswith("model.prompt: ")]
+
+    assert len(notes_of({"task": "vqa"})) == 1 and notes_of({"task": "vqa", "prompt": "Q: {}"}) == []
+    assert notes_of({"task": "captioning"}) == []
 
 
 def test_blip_instruction_is_the_key_instruction(tmp_path: Path) -> None:

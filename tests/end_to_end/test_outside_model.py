@@ -16,7 +16,7 @@ from lavis_lite.cli.main import main
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.registry import registry
-from lavis_lite.runners.sharding import shard_frozen
+from lavis_lite.runners.sharding import place
 from tests.end_to_end.conftest import ROOT, Train
 
 RECIPE = """
@@ -67,8 +67,8 @@ def test_a_model_of_another_project_goes_the_whole_way(project: Path, train_here
     again = load_file(lite)
     assert {name: (value - again[name]).abs().max() for name, value in load_file(
         checkpoint / "model.safetensors").items()} == {"projector.weight": 0, "projector.bias": 0}
-    for to, place in (("hf", "transformers"), ("lavis", "LAVIS")):
-        with pytest.raises(CheckpointError, match=f"{place} has no such class as LinearProjector.*--to lite"):
+    for to, package in (("hf", "transformers"), ("lavis", "LAVIS")):
+        with pytest.raises(CheckpointError, match=f"{package} has no such class as LinearProjector.*--to lite"):
             convert(checkpoint, to, project / "other.pth")
 
 
@@ -79,6 +79,7 @@ def test_the_blocks_of_its_language_model_are_shared_among_ranks(project: Path) 
     blocks = model.blocks_to_shard()
     assert len(blocks) == model.language_model.config.num_hidden_layers
     model.language_model.requires_grad_(True)
-    assert model.blocks_to_shard() == []
-    with pytest.raises(ConfigError, match=r"run.fsdp: LlavaLike has no frozen transformer blocks: .*blocks_to_shard"):
-        shard_frozen(model, RunConfig(fsdp="llm"), torch.device("cpu"))
+    assert model.blocks_to_shard() == blocks
+    model.blocks_to_shard = list
+    with pytest.raises(ConfigError, match=r"run.fsdp=llm: LlavaLike has no transformer blocks .*blocks_to_shard"):
+        place(model, RunConfig(fsdp="llm"), torch.device("cpu"))

@@ -50,9 +50,9 @@ def test_a_whole_run(train_here: Train, tmp_path: Path) -> None:
         key: first[key] for key in first if key not in ("step", "epoch", "checkpoint_step")}
 
 
-def test_a_killed_run_goes_on_bit_for_bit(train: Train, cache: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_bit_for_bit(train_here: Train, cache: Path, tmp_path: Path) -> None:
     options = ["run.max_iters=8", "run.save_every=2", "run.test_splits=[]"]
-    assert train(*options, f"run.output_dir={tmp_path / 'whole'}").returncode == 0
+    assert train_here(*options, f"run.output_dir={tmp_path / 'whole'}").returncode == 0
     killed = tmp_path / "killed"
     process = subprocess.Popen(command(*options, f"run.output_dir={killed}"), cwd=ROOT, env=environment(cache),
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -61,20 +61,20 @@ def test_a_killed_run_goes_on_bit_for_bit(train: Train, cache: Path, tmp_path: P
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    resumed = train(*options, "run.num_workers=1", f"run.output_dir={killed}", flags=("--resume", "auto"))
+    resumed = train_here(*options, "run.num_workers=1", f"run.output_dir={killed}", flags=("--resume", "auto"))
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming from" in resumed.stdout
     assert losses(killed) == losses(tmp_path / "whole")
     assert weights(killed, 8) == weights(tmp_path / "whole", 8)
 
 
-def test_two_ranks_equal_one_on_the_same_global_batch(train: Train, tmp_path: Path) -> None:
+def test_two_ranks_equal_one_on_the_same_global_batch(train: Train, train_here: Train, tmp_path: Path) -> None:
     """The first step's losses are equal but for rounding. Later ones follow Adam, which makes whole steps of the
 
     rounding of gradients near zero: they stay near.
     """
     options = ["run.max_iters=3", "run.test_splits=[]", "model.qformer_dropout=0"]
-    one = train(*options, "run.batch_size_train=4", f"run.output_dir={tmp_path / 'one'}")
+    one = train_here(*options, "run.batch_size_train=4", f"run.output_dir={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}")
     two = train(*options, "run.batch_size_train=2", f"run.output_dir={tmp_path / 'two'}", launcher=launcher)

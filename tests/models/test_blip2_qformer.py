@@ -10,15 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.plain_stage1 import PlainStage1
 from lavis_lite import distributed
+from lavis_lite.bench.twins.stage1 import PlainStage1
 from lavis_lite.checkpoints.formats.bert import initialise_from_bert
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.distributed import collectives
 from lavis_lite.errors import CheckpointError, ConfigError, DataError
 from lavis_lite.models.blip2 import passes as stage1
 from lavis_lite.models.blip2.config import Blip2QformerConfig
 from lavis_lite.models.blip2.stage1 import Blip2ImageTextMatching, Blip2Qformer, Contrast
 from lavis_lite.models.qformer.model import QFormer, QFormerConfig
+from lavis_lite.models.qformer.packing import pack_unimodal_and_itg
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.registry import registry
 from lavis_lite.runners import optim
@@ -355,13 +357,14 @@ def rank_traffic() -> dict[str, int]:
     """Elements this rank receives in one step's forward and backward, by collective."""
     received = {"all_gather": 0, "all_to_all_single": 0, "all_reduce": 0}
     for name in received:
-        function = getattr(dist, name)
+        owner, attribute = (collectives, "_gather_into") if name == "all_gather" else (dist, name)
+        function = getattr(owner, attribute)
 
         def counted(first: Any, *args: Any, name: str = name, function: Any = function, **kwargs: Any) -> Any:
             received[name] += sum(part.numel() for part in first) if isinstance(first, list) else first.numel()
             return function(first, *args, **kwargs)
 
-        setattr(dist, name, counted)
+        setattr(owner, attribute, counted)
     model = tiny_model()
     rows = slice(distributed.rank() * 4, distributed.rank() * 4 + 4)
     model({name: value[rows] for name, value in tiny_batch(size=8).items()}).loss.backward()
@@ -369,8 +372,9 @@ def rank_traffic() -> dict[str, int]:
 
 
 def test_only_chosen_negatives_cross_ranks() -> None:
-    batch, queries, embed, patches, width, longest = 4, 5, 16, 4, 24, 11
-    expected = {"all_gather": 2 * batch * (queries * embed + embed + 2 + 2 * longest),  # ITC features, texts, ids
+    batch, queries, embed, patches, width, longest = 4, 5, 16, 4, 24, tiny_model().tokenizer.max_length
+    numbers = 2 + 2 * longest + 1  # image ids, a text and its mask, the image that is asked for
+    expected = {"all_gather": 2 * batch * (queries * embed + embed + numbers),  # ITC features, small integers
                 "all_to_all_single": batch * patches * width,  # one image per text, whatever the number of ranks
                 "all_reduce": 2}  # two counts; nothing in the backward pass of a frozen encoder
     assert run_processes(rank_traffic, 2) == [expected, expected]
@@ -405,3 +409,31 @@ def test_an_auxiliary_loss_is_added_and_logged() -> None:
     output = model(samples)
     assert set(output) == {*plain, "loss_norm"} == set(output.losses())
     torch.testing.assert_close(output.loss, plain.loss + output["loss_norm"])
+
+
+# text without padding -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_packed_text_equals_padded_text(checkpoint: bool) -> None:
+    model, samples = tiny_model().double(), tiny_batch(size=8, dtype=DOUBLE)
+    model.qformer.grad_checkpoint = checkpoint
+    results = []
+    for pack in (False, True):
+        model.pack_text = pack
+        output = model(samples)
+        results.append((output.losses(), gradients(model, output.loss)))
+    (losses, grads), (packed_losses, packed_grads) = results
+    for name, value in losses.items():
+        torch.testing.assert_close(packed_losses[name], value, rtol=1e-12, atol=1e-12)
+    assert grads.keys() == packed_grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(packed_grads[name], grad, rtol=1e-10, atol=1e-12)
+
+
+def test_packing_has_no_padding() -> None:
+    lengths = [5, 3, 7, 3]
+    text = pack_unimodal_and_itg(lengths, 7, 2, torch.device("cpu"))
+    assert len(text.rows) == sum(lengths) + sum(lengths) - len(lengths)
+    assert len(text.layers.keys.there) == len(text.rows) + 2 * len(lengths)
+    groups = [(group.count, group.seen) for group in text.layers.groups]
+    assert groups == [(2, 2 + 3 + 2), (1, 2 + 5 + 4), (1, 2 + 7 + 6)]
+    assert sorted(text.layers.keys.there.tolist()) == list(range(len(text.layers.keys.there)))

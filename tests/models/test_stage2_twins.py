@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.hf_stage2 import IGNORE, HFStage2
-from benchmarks.hf_stage2 import build as build_hf
-from benchmarks.plain_stage2 import PlainStage2
-from benchmarks.stage2_step import IdsOnly, OurStep
+from lavis_lite.bench.stage2 import IdsOnly, LossFromIds
+from lavis_lite.bench.twins.stage2 import PlainStage2
+from lavis_lite.bench.twins.transformers_stage2 import IGNORE, HFStage2
+from lavis_lite.bench.twins.transformers_stage2 import build as build_hf
 from lavis_lite.checkpoints import from_lavis
 from lavis_lite.models.blip2.llm import Blip2LLM
 from lavis_lite.models.language import build_language_model
@@ -60,7 +60,7 @@ def theirs(name: str) -> HFStage2:
     if name == "opt":  # transformers takes this loss in float32
         model.loss_function = lambda logits, labels, **more: F.cross_entropy(
             logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
-    return HFStage2(model, WIDTH)
+    return HFStage2(model)
 
 
 def ours(name: str, twin: HFStage2) -> Blip2LLM:
@@ -92,15 +92,17 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
 
 
+@pytest.mark.parametrize("width", [None, WIDTH], ids=["longest", "wider"])
 @pytest.mark.parametrize("name", LLMS)
-def test_loss_and_gradients_are_those_of_the_twins(name: str) -> None:
+def test_loss_and_gradients_are_those_of_the_twins(name: str, width: int | None) -> None:
     torch.manual_seed(3)
     twin = theirs(name).double().train()
+    twin.text_width = width
     model = ours(name, twin).train()
     for part in (twin, model):
         exact_norms(part)
-    batch = (torch.randn(3, 3, 28, 28, dtype=torch.float64), BEFORE[name], AFTER)
-    fast, plain, other = OurStep(model)(*batch), PlainStage2(model, WIDTH)(*batch), twin(*batch)
+    batch = {"image": torch.randn(3, 3, 28, 28, dtype=torch.float64), "before": BEFORE[name], "after": AFTER}
+    fast, plain, other = LossFromIds(model)(batch), PlainStage2(model, width)(batch), twin(batch)
     assert float(fast.detach()) == pytest.approx(float(plain.detach()), rel=1e-12)
     assert float(fast.detach()) == pytest.approx(float(other.detach()), rel=1e-12)
     mine, expected = gradients(model, fast), gradients(model, plain)

@@ -106,11 +106,17 @@ def between(model: Blip2Qformer, samples: dict[str, Any]) -> dict[str, Tensor]:
     text_feats = objectives.common_space(encoded.hidden.text_cls, model.text_proj)
     logits = model.itm_logits(encoded, contrast, model.draw_negatives(contrast, None))
     match, text_negative, image_negative = logits.chunk(3)
+    mask = encoded.tokens.mask[:, 1:]
     return {"query_output": encoded.hidden.query, "text_cls": encoded.hidden.text_cls, "image_feats": image_feats,
             "text_feat": text_feats, "sim_i2t_over_temp": contrast.sim_i2t, "sim_t2i_over_temp": contrast.sim_t2i,
             "itm_logits": torch.cat([match, image_negative, text_negative]),
             "image_embeds": model.ln_vision(model.encode_image(samples["image"])),
-            "lm_logits": model.qformer.logits(encoded.hidden.decoder), "text_mask": encoded.tokens.mask[:, 1:]}
+            "lm_logits": padded(model.qformer.logits(encoded.hidden.decoder), mask), "text_mask": mask}
+
+
+def padded(packed: Tensor, mask: Tensor) -> Tensor:
+    """float[T,V] of the real tokens of bool[B,L] -> float[B,L,V] with zeros for the others."""
+    return packed.new_zeros(*mask.shape, packed.shape[-1]).masked_scatter(mask[..., None], packed)
 
 
 @rounding_apart

@@ -71,6 +71,25 @@ class Browser:
         self._ask("POST", f"/session/{self.session}/url", {"url": "about:blank"})
         self._ask("POST", f"/session/{self.session}/url", {"url": f"{page.resolve().as_uri()}#{view}"})
 
+    def phone(self, width: int = 390, height: int = 844) -> None:
+        """Show pages as a phone does; windows are never that narrow."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
+        self._ask("POST", f"/session/{self.session}/goog/cdp/execute",
+                  {"cmd": "Emulation.setDeviceMetricsOverride", "params": size})
+
+    def visit(self, address: str) -> None:
+        """Load a page of a server."""
+        self._ask("POST", f"/session/{self.session}/url", {"url": address})
+
+    def until(self, script: str, seconds: float = 30) -> Any:
+        """What a script returns as soon as that is true."""
+        end = time.monotonic() + seconds
+        while not (found := self.js(script)):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{script} is still {found!r} after {seconds} s")
+            time.sleep(0.05)
+        return found
+
     def js(self, script: str) -> Any:
         """What a script returns."""
         return self._ask("POST", f"/session/{self.session}/execute/sync", {"script": script, "args": []})

@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 from lavis_lite import dry_run, engine
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.media.images import BadSample
-from lavis_lite.device import Precision, pick_device
+from lavis_lite.device import X86_BF16, Precision, bf16_is_native, pick_device
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.runners import schedules
 from lavis_lite.runners.outcome import PATIENCE, DivergedError
@@ -127,6 +127,31 @@ def test_bf16_runs_under_autocast_and_fp16_is_refused_on_a_cpu(tmp_path):
     assert losses(rounded)[0] != losses(exact)[0]
     with pytest.raises(ConfigError, match="fp16 does not train on a CPU"):
         Toy(tmp_path, {"amp_dtype": "fp16"}).build()
+
+
+@pytest.mark.parametrize(("settings", "native", "note"), [
+    ({"amp": True}, False, "run.amp=true has no effect here: this CPU has no instructions for bf16"),
+    ({"amp_dtype": "bf16"}, False, "this CPU only emulates bf16"),
+    ({"amp": True}, True, None), ({"amp_dtype": "bf16"}, True, None), ({"amp": False}, False, None)])
+def test_a_run_names_a_cpu_without_bf16(tmp_path, monkeypatch, settings, native, note):
+    monkeypatch.setattr("lavis_lite.device.bf16_is_native", lambda device: native)
+    lines = []
+    runner = Toy(tmp_path, {**settings, "max_iters": 1}).build()
+    monkeypatch.setattr(type(runner.tracker), "log", lambda tracker, line: lines.append(line))
+    runner.train()
+    logged = "\n".join(lines)
+    assert note in logged if note else "bf16:" not in logged and "run.amp" not in logged
+
+
+@pytest.mark.parametrize("name", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
+def test_an_x86_cpu_has_bf16_by_its_own_instructions(monkeypatch, name):
+    """mkldnn also reports bf16 where avx512 emulates it."""
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for each in X86_BF16:
+        monkeypatch.setattr(torch.cpu, each, lambda: False)
+    assert not bf16_is_native(torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, name, lambda: True)
+    assert bf16_is_native(torch.device("cpu"))
 
 
 def test_amp_asks_the_device(monkeypatch):

@@ -1,9 +1,10 @@
-"""A frozen language model shared out among two gloo processes does what a whole one on each does."""
+"""Blocks shared among two gloo processes, frozen or trained, do what whole ones on each do."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,27 @@ from torch.distributed.tensor import DTensor
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.config.typed import sharding_error
+from lavis_lite.device import Precision
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import BaseModel
+from lavis_lite.models.decoding import Decoding
 from lavis_lite.models.language.build import recompute_blocks
 from lavis_lite.models.language.families import Lora
 from lavis_lite.models.outputs import ModelOutput
-from lavis_lite.runners.sharding import shard_frozen, sharded_names
+from lavis_lite.runners.optim import build_optimizer
+from lavis_lite.runners.sharding import Blocks, check, place, sharded_names, shared_blocks, whole_blocks
+from lavis_lite.tasks.base import Row
 from lavis_lite.tracking.tracker import read
 from tests.helpers.processes import run_processes
-from tests.helpers.toy import WIDTH, Toy, weights
+from tests.helpers.toy import WIDTH, Toy, ToyTask
 from tests.models.language.tiny import tiny
 from tests.models.test_stage2_twins import exact_norms
 
 RUN = {"max_iters": 4, "save_every": 2, "batch_size_train": 2, "accum_grad_iters": 2, "max_grad_norm": 1.0}
+PLAIN = {"accum_grad_iters": 1, "max_grad_norm": None}
+EVERYTHING = {"test_splits": ["test"], "valid_splits": ["val"], "val_freq": 1, "iters_per_inner_epoch": 2,
+              "hooks": {"ema": {"evaluate": True}}}
+"""validation and tests of averages, clipping and accumulation"""
 HAS_PEFT = importlib.util.find_spec("peft") is not None
 NAMES = ["opt", "t5"]
 
@@ -38,7 +46,7 @@ class Captioner(BaseModel):
     Shards change the order of a few sums (T5). In float64 that stays below what the tests allow on every machine.
     """
 
-    family, lora, recompute = "opt", False, False
+    family, lora, recompute, full, vision = "opt", False, False, False, ""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -49,36 +57,89 @@ class Captioner(BaseModel):
             add_adapters(self.language_model, Lora(r=2, dropout=0.1))
         if self.recompute:
             recompute_blocks(self.language_model.model)
+        if self.full:
+            self.language_model.unfreeze()
         self.language_model.model.double()
         exact_norms(self.language_model)
         torch.manual_seed(3)
         self.projection = nn.Linear(WIDTH, 3 * self.language_model.hidden_size).double()
+        if self.vision:
+            self.vision_encoder = Encoder().double()
+            self.vision_encoder.blocks[:2 if self.vision == "frozen" else 1].requires_grad_(False)
 
     @classmethod
     def from_config(cls, cfg: Any) -> Captioner:
         return cls()
 
+    def soft_prompt(self, image: torch.Tensor) -> torch.Tensor:
+        image = image.double()
+        if self.vision:
+            image = self.vision_encoder(image)
+        return self.projection(image).unflatten(1, (3, -1))
+
     def forward(self, samples: dict[str, Any]) -> ModelOutput:
-        soft = self.projection(samples["image"].double()).unflatten(1, (3, -1))
         texts = ["x" * (1 + int(index) % 3) for index in samples["index"]]
-        return ModelOutput(self.language_model.loss(soft, ["what?"] * len(texts), texts))
+        return ModelOutput(self.language_model.loss(self.soft_prompt(samples["image"]), ["what?"] * len(texts), texts))
 
 
-def train(folder: str, resume: str | None = None, fsdp: str = "llm", **traits: Any) -> dict[str, Any]:
-    toy = Toy(Path(folder), {**RUN, "fsdp": fsdp}, model_class=type("Kind", (Captioner,), traits))
+class Encoder(nn.Module):
+    """Two layers that stand for the blocks of a vision encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(2)))
+
+    def blocks_to_shard(self, device: torch.device) -> list[nn.Module]:
+        return list(self.blocks)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.blocks(image)
+
+
+class Writing(ToyTask):
+    """Scores answers by their length; ranks get unequal numbers of batches, and answers have unequal lengths."""
+
+    def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
+        soft, count = model.soft_prompt(samples["image"]), len(samples["index"])
+        texts = model.language_model.generate(soft, ["?"] * count, Decoding(max_new_tokens=2 + count))
+        return [{"id": int(index), "text": text, "error": float(len(text))}
+                for index, text in zip(samples["index"], texts, strict=True)]
+
+    def predictions(self, rows: list[Row], dataset: Any) -> list[Row]:
+        return rows
+
+
+def train(folder: str, resume: str | None = None, fsdp: str = "llm", run: dict[str, Any] | None = None,
+          **traits: Any) -> dict[str, Any]:
+    toy = Toy(Path(folder), {**RUN, "fsdp": fsdp, **(run or {})}, model_class=type("Kind", (Captioner,), traits),
+              task_class=Writing)
     runner = toy.build()
     if resume:
         runner.resume(Path(resume))
     first = keep_first_gradients(runner)
-    runner.train()
+    scores = runner.train()
     inner = list(runner.model.blocks_to_shard())
     held = sum((value.to_local() if isinstance(value, DTensor) else value).numel()
                for block in inner for value in block.parameters() if not value.requires_grad)
     whole = sum(value.numel() for block in inner for value in block.parameters() if not value.requires_grad)
-    trained = {name: value for name, value in weights(runner).items() if not name.startswith("language_model.")
-               or ".lora_" in name}
-    return {"trained": trained, "held": held, "whole": whole, "sharded": len(sharded_names(runner.model)),
-            "first": first}
+    return {"trained": trained(runner.model), "held": held, "whole": whole,
+            "sharded": len(sharded_names(runner.model)), "first": first, "scores": scores, "roots": roots(runner.model)}
+
+
+def trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: whole_of(value.detach()) for name, value in model.named_parameters() if value.requires_grad}
+
+
+def whole_of(value: Any) -> torch.Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value.clone()
+
+
+def roots(model: nn.Module) -> list[int]:
+    """How many modules are a root of FSDP, how many contexts of communication there are, how many blocks."""
+    states = [module._get_fsdp_state() for module in [model, *shared_blocks(model)] if hasattr(module, "unshard")]
+    return [sum(state._is_root for state in states), len({id(state._comm_ctx) for state in states}),
+            len(shared_blocks(model))]
 
 
 def keep_first_gradients(runner: Any) -> dict[str, Any]:
@@ -89,7 +150,7 @@ def keep_first_gradients(runner: Any) -> dict[str, Any]:
     def run(*args: Any) -> Any:
         result = take(*args)
         if not found:
-            found.update({name: value.grad.clone() for name, value in runner.model.named_parameters()
+            found.update({name: whole_of(value.grad) for name, value in runner.model.named_parameters()
                           if value.grad is not None})
         return result
 
@@ -109,6 +170,37 @@ def scenarios(folder: str) -> dict[str, Any]:
         found[f"lora {fsdp}"] = train(f"{folder}/lora_{fsdp}", fsdp=fsdp, lora=True, recompute=fsdp == "llm")
     if HAS_PEFT:
         found["lora resumed"] = train(f"{folder}/lora_llm", f"{folder}/lora_llm/checkpoints/step_00000002", lora=True)
+    for name in NAMES:
+        for fsdp in ("none", "llm"):
+            found[f"full {name} {fsdp}"] = train(f"{folder}/full_{name}_{fsdp}", fsdp=fsdp, family=name, full=True,
+                                                 recompute=fsdp == "llm", run=PLAIN)
+    found["full clipped"] = train(f"{folder}/full_clipped", full=True, run=EVERYTHING)
+    checkpoint = f"{folder}/full_clipped/checkpoints/step_00000002"
+    found["full resumed"] = train(f"{folder}/full_clipped", checkpoint, full=True, run=EVERYTHING)
+    for vision in ("frozen", "last"):
+        for fsdp in ("none", "blocks"):
+            found[f"{vision} {fsdp}"] = train(f"{folder}/{vision}_{fsdp}", fsdp=fsdp, vision=vision, run=PLAIN)
+    found["travelling"], found["refused"] = travelling(), refused()
+    return found
+
+
+def travelling() -> list[list[bool]]:
+    """Whether the weights of the next block were on their way when a block ran: forward, then backward."""
+    model = place(type("Kind", (Captioner,), {"vision": "last"})(), RunConfig(fsdp="blocks"), torch.device("cpu"))
+    blocks: list[Any] = [*model.vision_encoder.blocks, *model.blocks_to_shard()]
+    found: list[list[bool]] = [[], []]
+
+    def look(direction: int, block: Any) -> Any:
+        def on_its_way(*_: Any) -> None:
+            found[direction].append(block._get_fsdp_state()._fsdp_param_group._all_gather_result is not None)
+        return on_its_way
+
+    inner = [next(part for part in block.modules() if isinstance(part, nn.Linear)) for block in blocks]
+    for number, part in enumerate(inner[:-1]):
+        part.register_forward_pre_hook(look(0, blocks[number + 1]))
+    for number, part in enumerate(inner[2:], 2):
+        part.register_full_backward_hook(look(1, blocks[number - 1]))
+    model({"image": torch.ones(2, WIDTH), "index": [0, 1]}).loss.backward()
     return found
 
 
@@ -166,19 +258,88 @@ def test_recomputed_blocks_borrow_again(two: Any) -> None:
     assert close(two[1]["recomputed"]["trained"], two[1]["opt llm"]["trained"], exact=True)
 
 
+# blocks that train ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", NAMES)
+def test_trained_blocks_learn_what_whole_ones_learn(two: Any, name: str) -> None:
+    folder, first, second = two
+    whole, shared = first[f"full {name} none"], first[f"full {name} llm"]
+    assert whole["sharded"] == 0 and shared["sharded"] > 0
+    assert close(shared["trained"], second[f"full {name} llm"]["trained"], exact=True), "equal on all ranks"
+    assert close(shared["first"], whole["first"], exact=name != "t5")
+    assert close(shared["trained"], whole["trained"], exact=name != "t5")
+    if name != "t5":
+        assert digest(folder / f"full_{name}_llm") == digest(folder / f"full_{name}_none")
+
+
+def test_two_ranks_learn_what_one_learns(two: Any, tmp_path: Path) -> None:
+    """Also from the checkpoint that two ranks wrote, which one rank takes over."""
+    alone = {**EVERYTHING, "batch_size_train": 2 * RUN["batch_size_train"]}
+    one = train(str(tmp_path / "one"), fsdp="none", full=True, run=alone)
+    shared, folder = two[1]["full clipped"], two[0] / "full_clipped"
+    assert close(shared["first"], one["first"], exact=False)
+    for name, value in one["trained"].items():
+        assert torch.allclose(torch.as_tensor(shared["trained"][name]), value, rtol=0, atol=1e-6), name
+    assert [row["loss"] for row in read(folder / "log.jsonl") if "loss" in row][:4] == pytest.approx(
+        [row["loss"] for row in read(tmp_path / "one/log.jsonl") if "loss" in row], rel=1e-6)
+    shutil.copytree(folder, tmp_path / "two")
+    taken_over = train(str(tmp_path / "two"), str(folder / "checkpoints/step_00000002"), "none", alone, full=True)
+    for name, value in one["trained"].items():
+        assert torch.allclose(taken_over["trained"][name], value, rtol=0, atol=1e-6), name
+
+
+def test_a_resumed_run_of_trained_blocks_is_exact(two: Any) -> None:
+    assert close(two[1]["full resumed"]["trained"], two[1]["full clipped"]["trained"], exact=True)
+    assert two[1]["full resumed"]["scores"] == two[1]["full clipped"]["scores"]
+
+
+def test_ranks_answer_unequally_often(two: Any) -> None:
+    """Seven samples in batches of three: two batches on one rank, one on the other, answers of many lengths."""
+    for rank in (1, 2):
+        assert two[rank]["full clipped"]["scores"]["test"]["distinct"] == 7
+    assert two[1]["full clipped"]["scores"] == two[2]["full clipped"]["scores"]
+
+
+@pytest.mark.parametrize("vision", ["frozen", "last"])
+def test_blocks_of_the_vision_encoder_too(two: Any, vision: str) -> None:
+    whole, shared = two[1][f"{vision} none"], two[1][f"{vision} blocks"]
+    assert close(shared["trained"], whole["trained"], exact=True)
+    assert shared["sharded"] > two[1]["opt llm"]["sharded"]
+
+
+def test_one_root_moves_all_weights(two: Any) -> None:
+    for name, blocks in (("opt llm", 2), ("t5 llm", 4), ("full opt llm", 2), ("last blocks", 4), ("full clipped", 2)):
+        assert two[1][name]["roots"] == [1, 1, blocks], name
+
+
+def test_the_next_block_travels_while_a_block_computes(two: Any) -> None:
+        assert two[1]["travelling"] == [[True] * 3, [True] * 2]
+
+
 # refusals -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("change", [{"evaluate": True}, {"valid_splits": ["val"]}, {"test_splits": ["test"]}])
-def test_a_shared_model_does_not_answer(change: dict[str, Any], tmp_path: Path) -> None:
-    assert sharding_error(RunConfig(**change)) is None
-    assert "train but not generate" in str(sharding_error(RunConfig(fsdp="llm", **change)))
-    with pytest.raises(ConfigError, match=r"run.fsdp: .*llm_device_map=auto"):
-        shard_frozen(Captioner(), RunConfig(fsdp="llm", **change), torch.device("cpu"))
+def test_what_cannot_be_shared_is_refused(two: Any) -> None:
+    muon, fp16 = two[1]["refused"]
+    assert muon.startswith("run.optimizer: muon ") and "take adamw, or set run.fsdp=none" in muon
+    assert fp16.startswith("run.amp_dtype: fp16 ") and "run.amp_dtype=bf16" in fp16
+
+
+def refused() -> list[str]:
+    found, cpu = [], torch.device("cpu")
+    full = type("Kind", (Captioner,), {"full": True})
+    run = RunConfig(fsdp="llm", optimizer="muon", device="cpu")
+    shared = place(full(), run, cpu)
+    for attempt in (lambda: build_optimizer(shared, run),
+                    lambda: check(Blocks([], full().blocks_to_shard()), Precision("cuda", torch.float16))):
+        try:
+            attempt()
+        except ConfigError as error:
+            found.append(str(error))
+    return found
 
 
 def test_one_process_shares_with_nobody_and_a_model_needs_a_language_model(tmp_path: Path) -> None:
-    model, run = Captioner(), RunConfig(fsdp="llm")
     assert distributed.world_size() == 1
-    shard_frozen(model, run, torch.device("cpu"))
-    assert sharded_names(model) == []
-    with pytest.raises(ConfigError, match="ToyModel has no frozen transformer blocks"):
+    model = place(Captioner(), RunConfig(fsdp="llm"), torch.device("cpu"))
+    with whole_blocks(model):
+        assert sharded_names(model) == []
+    with pytest.raises(ConfigError, match="ToyModel has no transformer blocks"):
         Toy(tmp_path, {"fsdp": "llm"}).build()

@@ -71,14 +71,14 @@ def test_a_class_is_asked_for_methods_and_an_instance_for_attributes_too() -> No
     ("projects/blip2/stage1.yaml", ["run.task=captioning", "model.arch=blip2_image_text_matching"], None),
     ("projects/blip2/stage1.yaml", ["run.task=vqa"],
      ["datasets.mini_world_caption: run.task=vqa cannot evaluate CaptionEvalDataset, which lacks the protocol",
-      "Builders of such data sets: image_dialogue, image_qa, video_qa"]),
+      "Builders of such data sets: image_classes, image_dialogue, image_qa, images_qa, video_qa"]),
     ("projects/blip2/stage2_opt.yaml", ["run.task=retrieval"],
      ["model.arch=blip2_opt: run.task=retrieval cannot evaluate Blip2OPT, which has no compute_itm, forward_image",
       "Models that it can evaluate: blip2, ", "blip2_feature_extractor, blip2_image_text_matching",
       "Tasks that can evaluate this model: captioning"]),
     ("projects/blip2/mini_finetune_vqa.yaml", ["run.task=instruction_tuning", "model.arch=blip2"],
      ["model.arch=blip2: run.task=instruction_tuning cannot evaluate Blip2Qformer, which has no",
-      "score_candidates", "predict_answers", "blip2_t5_instruct"]),
+      "predict_answers", "blip2_t5_instruct"]),
 ])
 def test_unmet_needs_of_recipes(recipe: str, options: list[str], words: Sequence[str] | None) -> None:
     composition = compose(recipe, options)
@@ -138,7 +138,7 @@ def test_a_router_needs_what_the_part_needs_that_evaluates_now() -> None:
 
     data = Listed()
     task.before_evaluation(data, "val")
-    with pytest.raises(ConfigError, match="cannot evaluate Blip2Qformer, which has no score_candidates"):
+    with pytest.raises(ConfigError, match="cannot evaluate Blip2Qformer, which has no predict_answers"):
         task.check_model(Blip2Qformer)
     data.multiple_choice = False
     task.before_evaluation(data, "val")

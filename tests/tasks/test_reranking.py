@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 import torch
 
-from benchmarks import rerank as benchmark
-from benchmarks.plain_rerank import PlainRerank
+from lavis_lite.bench.twins.rerank import PlainRerank
 from lavis_lite.models.text_tokens import TextTokens
 from lavis_lite.tasks import retrieval_reranking
 from lavis_lite.tasks.retrieval_parts import Gallery, OwnImages, Sizes
@@ -97,9 +94,3 @@ def test_under_autocast_features_are_kept_in_its_type_and_give_the_same_bits():
     ([5] + [6] * 8, [9])])
 def test_a_pass_ends_where_texts_get_longer(lengths, runs):
     assert _runs(lengths, Sizes(pair_batch=16)) == runs
-
-
-def test_the_benchmark_compares_what_it_times():
-    args = argparse.Namespace(width=64, layers=2, vision_width=32, patches=3, kept=8, pair_batch=16)
-    found = benchmark.check(args, torch.float64)
-    assert found["largest difference"] <= 1e-10 and found["ranks equal"] and found["spread of scores"] > 0.01

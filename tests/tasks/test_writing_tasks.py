@@ -250,6 +250,29 @@ def test_prompts_of_captions() -> None:
                                  "repetition_penalty": 1.15}
 
 
+class NamedImages(Images):
+    """Their annotations call them by texts."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {}
+
+    def ids(self, index: int) -> tuple[str, ...]:
+        return (("a_1.avi",), ("b_2.avi",))[index]
+
+
+def test_only_images_that_the_run_names_count_and_results_have_their_ids() -> None:
+    task, named = captioning(img_ids=["b_2.avi", "c.avi"]), NamedImages()
+    task.before_evaluation(named, "val")
+    rows = task.predict(Speaker(["one", "two"]), PICTURES)
+    assert task.predictions(rows, named) == [{"image_id": "b_2.avi", "caption": "two"}]
+    assert [row["id"] for row in captioning(img_ids=[60, "70"]).predict(Speaker(["one", "two"]), PICTURES)] == [70, 60]
+    with pytest.raises(DataError, match=r"names 1 images, but none of the 2 of this split. Its first ids: a_1.avi"):
+        captioning(img_ids=[60]).before_evaluation(named, "val")
+
+
 def test_captions_without_references_or_metrics_are_written_only() -> None:
     rows = [{"id": 1, "index": 0, "caption": "x"}]
     bare = SimpleNamespace(has_text=False, captions=[[]])

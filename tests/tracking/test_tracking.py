@@ -226,7 +226,8 @@ def test_the_curves_are_a_picture(tmp_path):
     assert jsonl.draw(rows + [VAL], picture)
     head = picture.read_bytes()[:24]
     assert head.startswith(b"\x89PNG") and struct.unpack(">II", head[16:]) == (960, 1080)
-    assert jsonl.draw([VAL], tmp_path / "none.png") is False
+    for too_few in ([VAL], [row(1), VAL]):  # a curve needs two points
+        assert jsonl.draw(too_few, tmp_path / "none.png") is False
     assert not (tmp_path / "none.png").exists()
 
 

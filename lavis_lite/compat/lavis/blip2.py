@@ -12,7 +12,7 @@ from lavis_lite.compat.lavis.base_model import BaseModel
 from lavis_lite.compat.lavis.qformer import BertLMHeadModel
 from lavis_lite.compat.lavis.qformer_layers import BertConfig
 from lavis_lite.compat.lavis.sizes import current
-from lavis_lite.compat.lavis.vision import LayerNorm, create_vision_encoder
+from lavis_lite.compat.lavis.vision import LayerNorm, create_vision_encoder, disabled_train
 from lavis_lite.models.plain_text import Side
 from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.processors.lemmatizer import shared_lemmatizer
@@ -24,6 +24,8 @@ class Blip2Base(BaseModel):
     """A vision encoder, a Q-Former under LAVIS' names and a tokenizer, made by LAVIS' calls."""
 
     vit_name: str
+    visual_encoder: nn.Module
+    freeze_vit: bool
 
     @classmethod
     def init_tokenizer(cls, truncation_side: Side = "right") -> Any:
@@ -56,6 +58,17 @@ class Blip2Base(BaseModel):
         encoder = create_vision_encoder(model_name, img_size, drop_path_rate, use_grad_checkpoint, precision)
         self.vit_name = model_name
         return encoder, LayerNorm(encoder.num_features)
+
+    def add_encoder(self, model_name: str, img_size: int, drop_path_rate: float, use_grad_checkpoint: Any,
+                    precision: str, freeze_vit: bool) -> None:
+        """Set visual_encoder and ln_vision; a frozen encoder stays in evaluation mode."""
+        self.freeze_vit = freeze_vit
+        self.visual_encoder, norm = self.init_vision_encoder(
+            model_name, img_size, drop_path_rate, use_grad_checkpoint, precision)
+        self.add_module("ln_vision", norm)
+        if freeze_vit:
+            self.visual_encoder.requires_grad_(False).eval()
+            self.visual_encoder.train = disabled_train  # type: ignore[assignment]
 
     def maybe_autocast(self, dtype: torch.dtype = torch.float16) -> contextlib.AbstractContextManager[Any]:
         """Autocast to `dtype` on a GPU; on a CPU nothing changes."""

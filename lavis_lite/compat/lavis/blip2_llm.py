@@ -23,7 +23,6 @@ from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.compat.lavis.base_model import BaseModel
 from lavis_lite.compat.lavis.blip2 import Blip2Base
 from lavis_lite.compat.lavis.sections import given_name
-from lavis_lite.compat.lavis.vision import disabled_train
 from lavis_lite.models.base import freeze
 from lavis_lite.models.blip2 import llm as core
 from lavis_lite.models.language import LanguageModel, Limits, build_language_model
@@ -47,12 +46,8 @@ class LavisBlip2LLM(Blip2Base, core.Blip2LLM):
         """All parts, by the values of a LAVIS constructor."""
         BaseModel.__init__(self)
         self.tokenizer: Any = self.init_tokenizer(truncation_side="left")
-        self.visual_encoder, self.ln_vision = self.init_vision_encoder(
-            vit_model, img_size, drop_path_rate, use_grad_checkpoint, vit_precision)
-        self.freeze_vit, self.qformer_text_input = freeze_vit, reads_text
-        if freeze_vit:
-            self.visual_encoder.requires_grad_(False).eval()
-            self.visual_encoder.train = disabled_train  # type: ignore[assignment]
+        self.add_encoder(vit_model, img_size, drop_path_rate, use_grad_checkpoint, vit_precision, freeze_vit)
+        self.qformer_text_input = reads_text
         self.Qformer, self.query_tokens = self.init_Qformer(
             num_query_token, self.visual_encoder.num_features)  # type: ignore[arg-type]
         self.Qformer.cls = None

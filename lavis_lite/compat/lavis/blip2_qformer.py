@@ -5,23 +5,34 @@ The parts have LAVIS' names; losses and features are computed by this package's 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lavis_lite.checkpoints.formats.key_maps import from_lavis
 from lavis_lite.compat.lavis.base_model import BaseModel
 from lavis_lite.compat.lavis.blip2 import Blip2Base
 from lavis_lite.compat.lavis.blip2_llm import LavisBlip2LLM
 from lavis_lite.compat.lavis.sizes import current
-from lavis_lite.compat.lavis.vision import disabled_train
 from lavis_lite.errors import ContractError
 from lavis_lite.models.blip2 import stage1
 from lavis_lite.models.qformer.model import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer
 
 OWN = ("lavis_lite.compat.lavis.", "torch.nn.")
+
+
+def _of_core(name: str) -> Any:
+    """The method of this package's stage-1 model, called on `core`."""
+    method = getattr(stage1.Blip2Qformer, name)
+
+    @functools.wraps(method)
+    def call(self: Blip2Qformer, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.core, name)(*args, **kwargs)
+
+    return call
 
 
 class Blip2Qformer(Blip2Base):
@@ -35,11 +46,7 @@ class Blip2Qformer(Blip2Base):
                  max_txt_len: int = 32) -> None:
         BaseModel.__init__(self)
         self.tokenizer = self.init_tokenizer()
-        self.visual_encoder, self.ln_vision = self.init_vision_encoder(
-            vit_model, img_size, drop_path_rate, use_grad_checkpoint, vit_precision)
-        if freeze_vit:
-            self.visual_encoder.requires_grad_(False).eval()
-            self.visual_encoder.train = disabled_train  # type: ignore[assignment]
+        self.add_encoder(vit_model, img_size, drop_path_rate, use_grad_checkpoint, vit_precision, freeze_vit)
         width: Any = self.visual_encoder.num_features
         self.Qformer, self.query_tokens = self.init_Qformer(num_query_token, width, cross_attention_freq)
         self.Qformer.resize_token_embeddings(len(self.tokenizer))
@@ -48,7 +55,7 @@ class Blip2Qformer(Blip2Base):
         self.vision_proj, self.text_proj = nn.Linear(hidden, embed_dim), nn.Linear(hidden, embed_dim)
         self.itm_head = nn.Linear(hidden, 2)
         self.temp = nn.Parameter(torch.tensor(stage1.INITIAL_TEMPERATURE))
-        self.max_txt_len, self.freeze_vit = max_txt_len, freeze_vit
+        self.max_txt_len = max_txt_len
         self.__dict__["tokenizer_name"] = current().tokenizer
 
     from_config = LavisBlip2LLM.__dict__["from_config"]
@@ -81,33 +88,14 @@ class Blip2Qformer(Blip2Base):
             return stage1.Blip2Qformer(encoder, qformer, tokenizer, embed_dim=self.vision_proj.out_features,
                                        freeze_vit=self.freeze_vit)
 
-    def forward(self, samples: dict[str, Any]) -> Any:
-        """loss, loss_itc, loss_itm and loss_lm, as attributes and by name."""
-        return self.core(samples)
-
-    def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
-        """As `lavis_lite.models.blip2.stage1.Blip2Qformer`."""
-        return self.core.loss_terms(samples)
-
-    def forward_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Query hidden states float[B,Q,D] and features float[B,P,Dv]."""
-        return self.core.forward_image(image)
-
-    def forward_text(self, text_tokens: Any) -> Tensor:
-        """Hidden state of [CLS], float[B,D]."""
-        return self.core.forward_text(text_tokens)
-
-    def compute_itm(self, image_inputs: Tensor, text_ids: Tensor, text_atts: Tensor) -> Tensor:
-        """Matching score of pairs, float[B]."""
-        return self.core.compute_itm(image_inputs, text_ids, text_atts)
-
-    def extract_features(self, samples: dict[str, Any], mode: str = "multimodal") -> Any:
-        """Features of images, texts or pairs; mode: multimodal | image | text."""
-        return self.core.extract_features(samples, mode)
-
-    def generate(self, samples: dict[str, Any], *args: Any, **kwargs: Any) -> list[str]:
-        """Captions by the Q-Former alone."""
-        return self.core.generate(samples, *args, **kwargs)
+    forward = _of_core("forward")
+    loss_terms = _of_core("loss_terms")
+    forward_image = _of_core("forward_image")
+    forward_text = _of_core("forward_text")
+    compute_itm = _of_core("compute_itm")
+    extract_features = _of_core("extract_features")
+    score_candidates = _of_core("score_candidates")
+    generate = _of_core("generate")
 
 
 class Blip2ITM(Blip2Qformer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,28 @@ from lavis_lite.compat.lavis.datasets import BaseDataset
 from lavis_lite.errors import DataError
 
 
+def picture(dataset: BaseDataset, name: str) -> Any:
+    """The processed image of that name."""
+    with Image.open(Path(dataset.vis_root) / name) as found:
+        return dataset.vis_processor(found.convert("RGB"))
+
+
+def numbered(names: Iterable[Any]) -> dict[Any, int]:
+    """Different names -> their numbers, in order of appearance."""
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}
+
+
 class CaptionDataset(BaseDataset):
     """Rows {image, caption, image_id}; `img_ids` numbers the images."""
 
     def __init__(self, vis_processor: Any = None, text_processor: Any = None, vis_root: Any = None,
                  ann_paths: Sequence[str] = ()) -> None:
         super().__init__(vis_processor, text_processor, vis_root, ann_paths)
-        names = dict.fromkeys(row.get("image_id", row["image"]) for row in self.annotation)
-        self.img_ids: dict[Any, int] = {name: number for number, name in enumerate(names)}
+        self.img_ids = numbered(row.get("image_id", row["image"]) for row in self.annotation)
 
     def image(self, row: dict[str, Any]) -> Any:
         """The processed image of a row."""
-        with Image.open(Path(self.vis_root) / row["image"]) as found:
-            return self.vis_processor(found.convert("RGB"))
+        return picture(self, row["image"])
 
     def __getitem__(self, index: int) -> Any:
         row = self.annotation[index]
@@ -50,12 +59,20 @@ class ImageTextPairDataset(CaptionDataset):
         return {"image": self.image(row), "text_input": self.text_processor(row["caption"])}
 
 
-class ImageTextPairInstructDataset(ImageTextPairDataset):
-    """As `ImageTextPairDataset`; the caption is `text_output`, an instruction of the text processor `text_input`."""
+class _Instructed(CaptionDataset):
+    """The caption is `text_output`, and `text_input` an instruction of the text processor."""
 
     def __getitem__(self, index: int) -> Any:
         sample = super().__getitem__(index)
         return {**sample, "text_input": self.text_processor(""), "text_output": sample["text_input"]}
+
+
+class CaptionInstructDataset(_Instructed, CaptionDataset):
+    """As `CaptionDataset`, with an instruction."""
+
+
+class ImageTextPairInstructDataset(_Instructed, ImageTextPairDataset):
+    """As `ImageTextPairDataset`, with an instruction."""
 
 
 class RetrievalDataset(CaptionDataset):
@@ -77,8 +94,7 @@ class RetrievalEvalDataset(BaseDataset):
         self.txt2img = {text: image for image, texts in self.img2txt.items() for text in texts}
 
     def __getitem__(self, index: int) -> Any:
-        with Image.open(Path(self.vis_root) / self.image[index]) as found:
-            return {"image": self.vis_processor(found.convert("RGB")), "index": index}
+        return {"image": picture(self, self.image[index]), "index": index}
 
 
 class MultimodalClassificationDataset(BaseDataset):
@@ -87,12 +103,23 @@ class MultimodalClassificationDataset(BaseDataset):
     class_labels: Any = None
 
 
-class CaptionInstructDataset(CaptionDataset):
-    """As `CaptionDataset`; the caption is `text_output`, and `text_input` an instruction of the text processor."""
+class VideoQADataset(MultimodalClassificationDataset):
+    """Rows {video, question, answer, question_id}; `_build_class_labels` reads {answer: number}."""
+
+    def _build_class_labels(self, ans_path: str) -> None:
+        self.class_labels = json.loads(Path(ans_path).read_text(encoding="utf-8"))
+
+    def _get_answer_label(self, answer: str) -> int:
+        """The answer's number; one above the last for an answer without."""
+        return int(self.class_labels.get(answer, len(self.class_labels)))
 
     def __getitem__(self, index: int) -> Any:
-        sample = super().__getitem__(index)
-        return {**sample, "text_input": self.text_processor(""), "text_output": sample["text_input"]}
+        if self.class_labels is None:
+            raise DataError(f"{type(self).__name__}: call _build_class_labels(ans_path) first.")
+        row = self.annotation[index]
+        return {"video": self.vis_processor(str(Path(self.vis_root) / row["video"])),
+                "text_input": self.text_processor(row["question"]), "answers": self._get_answer_label(row["answer"]),
+                "question_id": row["question_id"], "instance_id": row["instance_id"]}
 
 
 class VQADataset(BaseDataset):
@@ -121,8 +148,7 @@ class DialogueDataset(BaseDataset):
                 self.annotation += [{**dialogue, "dialog": turns[:number], "question": turn["question"],
                                      "answer": turn["answer"]} for number, turn in enumerate(turns)]
         self._add_instance_ids()
-        names = dict.fromkeys(row.get("image_id") for row in self.annotation)
-        self.img_ids: dict[Any, int] = {name: number for number, name in enumerate(names)}
+        self.img_ids = numbered(row.get("image_id") for row in self.annotation)
 
 
 class DialogueEvalDataset(DialogueDataset):

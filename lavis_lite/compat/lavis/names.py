@@ -92,15 +92,13 @@ MODULES: dict[str, dict[str, str]] = {
     "lavis.models.clip_vit": _all(".vision", "create_clip_vit_L"),
     "lavis.processors": {
         **_all(".processors", "BaseProcessor", "load_processor", *_IMAGE_PROCESSORS, *_CLIP_PROCESSORS,
-               *_VIDEO_PROCESSORS), **_REGISTRY,
-        "BlipInstructionProcessor": "lavis_lite.processors.instruction:Instruction",
+               *_VIDEO_PROCESSORS, "BlipInstructionProcessor"), **_REGISTRY,
     },
     "lavis.processors.base_processor": _all(".processors", "BaseProcessor"),
     "lavis.processors.blip_processors": _all(".processors", *_IMAGE_PROCESSORS),
     "lavis.processors.clip_processors": _all(".processors", *_CLIP_PROCESSORS),
     "lavis.processors.alpro_processors": _all(".processors", *_VIDEO_PROCESSORS),
-    "lavis.processors.instruction_text_processors": {
-        "BlipInstructionProcessor": "lavis_lite.processors.instruction:Instruction"},
+    "lavis.processors.instruction_text_processors": _all(".processors", "BlipInstructionProcessor"),
     "lavis.processors.randaugment": _all(".augment", "RandomAugment", "VideoRandomAugment"),
     "lavis.datasets": {},
     "lavis.datasets.builders": {
@@ -120,6 +118,7 @@ MODULES: dict[str, dict[str, str]] = {
     "lavis.datasets.datasets.retrieval_datasets": _all(".dataset_classes", "RetrievalDataset", "RetrievalEvalDataset"),
     "lavis.datasets.datasets.multimodal_classification_datasets": _all(".dataset_classes",
                                                                        "MultimodalClassificationDataset"),
+    "lavis.datasets.datasets.video_vqa_datasets": _all(".dataset_classes", "VideoQADataset"),
     "lavis.datasets.datasets.vqa_datasets": _all(".dataset_classes", "VQADataset", "VQAEvalDataset"),
     "lavis.datasets.datasets.dialogue_datasets": _all(".dataset_classes", "DialogueDataset", "DialogueEvalDataset"),
     "lavis.datasets.data_utils": _DATA_UTILS,

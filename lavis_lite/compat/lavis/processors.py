@@ -14,8 +14,10 @@ import torch
 from omegaconf import OmegaConf
 
 from lavis_lite.compat.lavis.sections import as_node, keys_read
+from lavis_lite.config.lavis_keys import INSTRUCTION, templates_of
 from lavis_lite.datasets.media.video import open_video
 from lavis_lite.processors.base import BaseProcessor as CoreProcessor
+from lavis_lite.processors.instruction import Instruction
 from lavis_lite.registry import registry as core
 
 
@@ -104,8 +106,10 @@ class PackagedProcessor(BaseProcessor):
         return cls(**{key: value for key, value in (cfg or {}).items() if key in known})
 
 
-def of_core(name: str) -> type[PackagedProcessor]:
+def of_core(name: str) -> Any:
     """The class with LAVIS' calls of a processor of the package."""
+    if name == INSTRUCTION:
+        return BlipInstructionProcessor
     found = next((cls for cls in PackagedProcessor.__subclasses__() if cls.core_name == name), None)
     return found or type(name, (PackagedProcessor,), {"core_name": name, "__module__": __name__})
 
@@ -130,6 +134,29 @@ BlipCaptionProcessor = of_core("blip_caption")
 BlipQuestionProcessor = of_core("blip_question")
 AlproVideoTrainProcessor = of_core("alpro_video_train")
 AlproVideoEvalProcessor = of_core("alpro_video_eval")
+
+
+class BlipInstructionProcessor(BaseProcessor):
+    """A text -> one of the instructions of its modality and task with it; LAVIS' `blip_instruction`.
+
+    Args:
+        prompt: the only instruction; "": those of this package for the modality and task.
+        max_words: of the text.
+        modality: image | video.
+        task: caption | qa | classification.
+    """
+
+    def __init__(self, prompt: str = "", max_words: int = 50, modality: str = "image", task: str = "caption") -> None:
+        cleaner: Any = core.get_processor_class("blip_caption" if task == "caption" else "blip_question")
+        words, instruction = cleaner(max_words=max_words), Instruction(
+            [prompt] if prompt else templates_of(modality, task))
+        self.transform = lambda text: instruction(words(text))
+
+    @classmethod
+    def from_config(cls, cfg: Any = None) -> Any:
+        """Build from a section."""
+        known = inspect.signature(cls).parameters
+        return cls(**{key: value for key, value in (cfg or {}).items() if key in known})
 
 
 def load_processor(name: str, cfg: Any = None) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lavis_lite.compat.lavis import paths
+from lavis_lite.config.lavis_keys import INSTRUCTION
 from lavis_lite.config.named import dataset_names
 from lavis_lite.errors import RegistryError
 from lavis_lite.registry import Registry
@@ -90,7 +91,7 @@ class LavisRegistry:
 
     def get_processor_class(self, name: str) -> Any:
         """The processor class of that name, with LAVIS' `from_config`."""
-        found = self._find(core.processor, name)
+        found = None if name == INSTRUCTION else self._find(core.processor, name)
         return found if hasattr(found, "from_config") else _adapter_of("processors:of_core")(name)
 
     def get_builder_class(self, name: str) -> Any:

@@ -5,41 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from typing import Any
 
 from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.models.blip2.config import Blip2Config
+
+KEYS = ("tokenizer", "qformer_hidden_size", "qformer_layers", "qformer_heads", "qformer_intermediate_size",
+        "qformer_max_positions", "qformer_dropout", "qformer_initializer_range", "qformer_weights", "vit_weights",
+        "vit_args")
+"""keys of a model section that are sizes; their defaults are LAVIS'"""
+_current: ContextVar[Blip2Config] = ContextVar("lavis_sizes", default=Blip2Config())  # noqa: B039 (never changed)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What `init_Qformer`, `init_tokenizer` and `init_vision_encoder` build; the defaults are LAVIS'.
-
-    A model section sets them by the same keys as `blip2`'s section does.
-    """
-
-    tokenizer: str = "bert-base-uncased"
-    """bert-base-uncased | mini | a folder with vocab.txt"""
-    qformer_hidden_size: int = 768
-    qformer_layers: int = 12
-    qformer_heads: int = 12
-    qformer_intermediate_size: int = 3072
-    qformer_max_positions: int = 512
-    qformer_dropout: float = 0.1
-    qformer_initializer_range: float = 0.02
-    qformer_weights: str | None = "bert-base-uncased"
-    """BERT weights to start from: a name, a folder, or None for random ones"""
-    vit_weights: str | None = None
-    """file or URL of the vision encoder's weights; None: those of `vit_model`; "random": none"""
-    vit_args: dict[str, Any] = field(default_factory=dict)
-    """other dimensions for the vision encoder: depth, width, heads, mlp_ratio, patch_size"""
-
-
-KEYS = tuple(entry.name for entry in fields(Sizes))
-_current: ContextVar[Sizes] = ContextVar("lavis_sizes", default=Sizes())  # noqa: B039 (frozen)
-
-
-def current() -> Sizes:
+def current() -> Blip2Config:
     """The sizes in force."""
     return _current.get()
 

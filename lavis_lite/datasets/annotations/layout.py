@@ -20,7 +20,7 @@ from lavis_lite.datasets.annotations.rows import (
     text,
 )
 from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
-from lavis_lite.datasets.files.image_paths import ImagePattern
+from lavis_lite.datasets.files.image_paths import BETWEEN_NAMES, ImagePattern
 from lavis_lite.errors import ConfigError, did_you_mean
 
 COLUMNS = {"question": "question", "answers": "answers", "answer": "answer", "question_id": "question_id",
@@ -56,6 +56,13 @@ def choice_list(value: Any) -> list[str]:
     return found
 
 
+def file_names(value: Any) -> str:
+    """Names of several images of a row, joined as `ImagesFolder` splits them."""
+    if not isinstance(value, list) or len(value) < 2:
+        raise ValueError(f"must be a list of several file names, not {describe(value)}")
+    return BETWEEN_NAMES.join(map(file_name, value))
+
+
 EXTRAS: dict[str, Callable[[Any], Any]] = {"choices": choice_list, "context": text, "caption": text,
                                            "ocr_tokens": words}
 """what a row has besides, if `columns` names a column for it -> its kind"""
@@ -84,6 +91,7 @@ class Layout:
         row_files: if the split's storage is a folder: its files, one row each.
         exists: see `ImagePattern`.
         form: how the files are written, if that is known.
+        several: a row's image is a list of file names.
         guessed: keys of `columns` that nobody named; files may lack these columns.
         types: values of question_type; questions of other types are left out. Empty: all count.
     """
@@ -102,6 +110,7 @@ class Layout:
     exists: Callable[[str], bool] | None = None
     form: FileFormat = AUTO
     guessed: Sequence[str] = ()
+    several: bool = False
     types: Collection[str] = ()
 
     def __post_init__(self) -> None:
@@ -124,7 +133,7 @@ class Layout:
     def fields(self) -> list[Field]:
         """What a row has besides answers and a required image."""
         optional = {"question_id": identifier, "image_id": identifier, "question_type": text, "answer_type": text,
-                    "image": file_name, "difficult": flag}
+                    "image": file_names if self.several else file_name, "difficult": flag}
         extras = {key: kind for key, kind in EXTRAS.items() if key in self.columns}
         return [Field("question", text, self.name("question")),
                 *(Field(key, kind, self.name(key), required=False) for key, kind in {**optional, **extras}.items())]

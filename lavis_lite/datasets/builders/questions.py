@@ -17,7 +17,7 @@ from lavis_lite.datasets.builders.base import IMAGES, QUESTIONS
 from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageTextBuilder
 from lavis_lite.datasets.files.image_paths import refuse_outside
 from lavis_lite.datasets.files.locate import prepare, sources
-from lavis_lite.datasets.media.images import ImageFolder
+from lavis_lite.datasets.media.images import ImageFolder, ImagesFolder
 from lavis_lite.datasets.qa import Learn, QADataset, QAEvalDataset
 from lavis_lite.datasets.shards.dataset import open_shards
 from lavis_lite.errors import ConfigError, DataError
@@ -74,6 +74,8 @@ class ImageQABuilder(ImageTextBuilder):
     sample_keys: ClassVar[tuple[str, ...]] = QADataset.sample_keys
     eval_dataset: ClassVar[type[Any]] = QAEvalDataset
     ignored_keys: ClassVar[Mapping[str, str]] = {**IMAGES, **QUESTIONS}
+    several: ClassVar[bool] = False
+    """whether a row has several images"""
     cfg: ImageQAConfig
 
     def __init__(self, name: str, cfg: ImageQAConfig) -> None:
@@ -100,6 +102,7 @@ class ImageQABuilder(ImageTextBuilder):
                           nested=cfg.nested, parallel=cfg.parallel, required=cfg.required,
                           join_column=cfg.join_column, answer_words=cfg.answer_words, row_files=cfg.row_files,
                           exists=exists, form=self.file_format(), guessed=self.guessed_columns,
+                          several=self.several,
                           types=cfg.question_types.get(split, ()))
         except ConfigError as error:
             raise ConfigError(f"datasets.{self.name}.{error}") from error
@@ -120,8 +123,8 @@ class ImageQABuilder(ImageTextBuilder):
         if training:
             return QADataset(table, self.kept_features(vis) or folder, vis, text, instruction, space, self.cfg.learn,
                              self.extras())
-        return QAEvalDataset(table, folder, vis, text, instruction, space, self._training_rows, self._candidates(),
-                             self.cfg.learn, self.extras(), self.multiple_choice(table))
+        return self.eval_dataset(table, folder, vis, text, instruction, space, self._training_rows, self._candidates(),
+                                 self.cfg.learn, self.extras(), self.multiple_choice(table))
 
     def open_rows(self, split: str, training: bool) -> tuple[RowTable, ImageFolder, str]:
         """Rows of a split, its images, and what keeps their ids apart from other sets'.
@@ -202,3 +205,18 @@ class ImageQABuilder(ImageTextBuilder):
             return texts(sorted(given, key=lambda answer: given[answer]) if isinstance(given, dict) else given)
         except (ValueError, TypeError) as error:
             raise DataError(f"{path}: must be a JSON list of answers, or {{answer: number}} ({error}).") from error
+
+
+@registry.register_builder("images_qa")
+class ImagesQABuilder(ImageQABuilder):
+    """Questions about several images each, such as NLVR2's pairs: the row's column `image` is a list of file names.
+
+    Samples as `image_qa`, with image float32[3, T, H, W] of the T images of a row, which models read as frames. All
+    rows have equally many.
+    """
+
+    several: ClassVar[bool] = True
+
+    def folder(self, root: Path) -> ImagesFolder:
+        """Reader of the images below `root`."""
+        return ImagesFolder(root, self.cfg.max_pixels, self.follows_links(root))

@@ -11,6 +11,7 @@ from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.builders.base import FEATURES, QUESTIONS, VIDEOS
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageDatasetConfig
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
+from lavis_lite.datasets.caption import RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.media.video import ReaderName, VideoFolder, installed_readers
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
@@ -68,6 +69,14 @@ class VideoCaptionBuilder(ImageCaptionBuilder):
     def missing_packages(self) -> list[str]:
         """A reader of videos, if there is not one."""
         return missing_readers(self.cfg)
+
+
+@registry.register_builder("video_retrieval")
+class VideoRetrievalBuilder(VideoCaptionBuilder):
+    """The files of `video_caption` for retrieval. Training: as captions, with image_id."""
+
+    train_dataset = RetrievalDataset
+    eval_dataset = RetrievalEvalDataset
 
 
 @registry.register_builder("video_qa")

@@ -23,6 +23,8 @@ SYSTEM_FOLDERS = ("/etc", "/proc", "/sys", "/dev", "/boot", "/run/secrets", "/pr
 _MEMORY = "/dev/shm"
 """a folder of /dev into which data sets are copied for speed"""
 LINK = "it is a link to "
+BETWEEN_NAMES = "\n"
+"""between the names of several images of one row"""
 
 
 def is_below(path: str, folder: str) -> bool:

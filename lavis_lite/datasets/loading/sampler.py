@@ -96,25 +96,30 @@ class GlobalSampler:
 
     def __call__(self, step: int) -> list[SampleKey]:
         """The `global_batch` samples of a step (from 0), in their order."""
+        return self.part(step, 0, self.global_batch)
+
+    def part(self, step: int, first: int, end: int) -> list[SampleKey]:
+        """Samples [first, end) of a step's global batch; costs nothing for the others."""
         if self._mix is None:
-            epoch, rows = self._draw(-1, sum(self.sizes), step)
+            epoch, rows = self._draw(-1, sum(self.sizes), step, first, end)
             sets = np.searchsorted(self._starts, rows, side="right") - 1
             rows = rows - self._starts[sets]
         else:
             dataset, draw = self._mix(step)
-            epoch, rows = self._draw(dataset, self.sizes[dataset], draw)
+            epoch, rows = self._draw(dataset, self.sizes[dataset], draw, first, end)
             sets = np.full(len(rows), dataset)
-        first = step * self.global_batch
-        return [SampleKey(dataset, index, epoch, first + number)
+        position = step * self.global_batch + first
+        return [SampleKey(dataset, index, epoch, position + number)
                 for number, (dataset, index) in enumerate(zip(sets.tolist(), rows.tolist(), strict=True))]
 
-    def _draw(self, pool: int, size: int, draw: int) -> tuple[int, NDArray[np.int64]]:
-        """The `draw`-th global batch (from 0) of a pool of samples: its epoch and rows int64[global_batch]."""
+    def _draw(self, pool: int, size: int, draw: int, first: int, end: int) -> tuple[int, NDArray[np.int64]]:
+        """Of the `draw`-th global batch (from 0) of a pool of samples: its epoch and rows int64[end - first]."""
         epoch, batch = divmod(draw, size // self.global_batch)
         held = self._shuffled.get(pool)
         if held is None or held[0] != epoch:
             held = self._shuffled[pool] = (epoch, self._shuffle(pool, size, hash64(ORDER, self.seed, pool, epoch)))
-        return epoch, held[1](batch * self.global_batch, (batch + 1) * self.global_batch)
+        start = batch * self.global_batch
+        return epoch, held[1](start + first, start + end)
 
     def _shuffle(self, pool: int, size: int, base: int) -> Shuffle:
         if self._blocks is None:
@@ -251,10 +256,9 @@ class RankBatches(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for step in range(self.start_step, self.end_step):
-            keys = self.order(step)
             for micro in range(self.accum):
                 first = (micro * self.world_size + self.rank) * self.batch_size
-                yield keys[first:first + self.batch_size]
+                yield self.order.part(step, first, first + self.batch_size)
 
 
 class EvalBatches(Sampler[list[int]]):

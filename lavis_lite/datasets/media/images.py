@@ -37,7 +37,13 @@ from pathlib import Path
 from PIL import UnidentifiedImageError
 
 from lavis_lite.datasets.files.columnar import CELL, Cells
-from lavis_lite.datasets.files.image_paths import Confinement, is_embedded, is_system_file, why_absent
+from lavis_lite.datasets.files.image_paths import (
+    BETWEEN_NAMES,
+    Confinement,
+    is_embedded,
+    is_system_file,
+    why_absent,
+)
 from lavis_lite.errors import DataError
 from lavis_lite.processors.rgb import to_rgb
 
@@ -84,6 +90,8 @@ MAX_PIXELS = 64_000_000
 MOST_BYTES = 64 * 2**20
 """largest file that is read as a whole; of larger ones Pillow reads what it needs"""
 _MOST_FOLDERS = 100_000
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
+"""of pictures in a folder; a named file may have any suffix"""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF")
 """Pillow's names, in the order they are tried; its JPEG reader takes MPO too"""
 
@@ -299,3 +307,18 @@ class ImageFolder:
             return processor(load(self.path(name), self.max_pixels), rng)
         decode = decode_pixels if takes_pixels else decode_rgb
         return processor(decode(content, name[:40], self.max_pixels), rng)
+
+
+class ImagesFolder(ImageFolder):
+    """A folder of images of which a row shows several: names joined by `BETWEEN_NAMES`."""
+
+    def preview(self, name: str) -> bytes | Image.Image:
+        """The first of them."""
+        return super().preview(name.partition(BETWEEN_NAMES)[0])
+
+    def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
+        """What an image processor makes of each, float32[3, T, H, W]."""
+        import torch  # the package reads rows without it
+
+        names = name.split(BETWEEN_NAMES)
+        return torch.stack([super(ImagesFolder, self).view(one, processor, rng) for one in names], 1)

@@ -17,7 +17,7 @@ from typing import Any
 
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.caption import DuplicateIds
-from lavis_lite.datasets.files.image_paths import LINK, missing_files, why_absent
+from lavis_lite.datasets.files.image_paths import BETWEEN_NAMES, LINK, missing_files, why_absent
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.media.video import VideoFolder
 from lavis_lite.datasets.protocols import ImageTable
@@ -160,7 +160,9 @@ def scan(dataset: ImageTable, report: SplitReport, count_tokens: TokenCounter, m
 
 def files_of(row: Any) -> list[str]:
     """The pictures that a row names; videos in conversations are looked at when they are read."""
-    return [name for kind, name in row["media"] if kind == "image"] if "media" in row else [row["image"]]
+    if "media" in row:
+        return [name for kind, name in row["media"] if kind == "image"]
+    return str(row["image"]).split(BETWEEN_NAMES)
 
 
 def _texts_of(row: Any) -> Iterator[tuple[str, str]]:
@@ -283,6 +285,7 @@ def _size_of(folder: ImageFolder, name: str) -> tuple[int, int, int | None]:
     if folder.key != "video":
         image = folder.load(name)
         return image.width, image.height, None
-    with folder.load(name) as video:
+    reader: Any = folder.load(name)
+    with reader as video:
         (frame,) = video.frames([0])
         return frame.shape[1], frame.shape[0], len(video)

@@ -129,6 +129,8 @@ class Blip2QformerConfig(Blip2Config):
     """gradient of ITC to both sides of each similarity; LAVIS: one"""
     itg_weight: float = 1.0
     """factor of image-grounded text generation in the sum of losses; 0: without it (BLIP-2, Table 6)"""
+    pack_text: bool | None = None
+    """compute captions without padding between them; None: on the CPU"""
     itm_negatives: Literal["hard", "random"] = "hard"
     """negatives of image-text matching: drawn in proportion to ITC similarity (section 3.2), or all equally likely"""
 
@@ -229,8 +231,9 @@ class LanguageConfig(ModelConfig):
         if self.llm_train == "full" and self.llm_precision not in ("auto", "fp32"):
             found.append(("llm_precision", f"{self.llm_precision} weights cannot be trained (model.llm_train is full); "
                           "use auto or fp32. run.amp=true gives half-precision arithmetic."))
-        if self.llm_train == "full" and run.fsdp != "none":
-            found.append(("llm_train", "run.fsdp=llm shares frozen weights only; set it to none, or llm_train=lora."))
+        if self.llm_train == "full" and run.fsdp != "none" and run.amp_dtype == "fp16":
+            found.append(("llm_train", "blocks that ranks share do not train under run.amp_dtype=fp16; set it to bf16, "
+                          "or run.fsdp=none."))
         return found
 
     def language_model_name(self) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.qformer.model import ImageKV, QFormer, attention_mask, stage1_mask
+from lavis_lite.models.qformer.packing import pack_matching, pack_unimodal_and_itg
 from lavis_lite.models.text_tokens import TextTokens
 
 
@@ -31,7 +32,8 @@ class UnimodalAndItg:
     """Result of `unimodal_and_itg_pass`.
 
     query: float[B,Q,D]. text_cls: float[B,D], of the text's [CLS], which does not see the image. decoder:
-    float[B,L-1,D], the hidden states that predict tokens 1 to L-1 from the image and the tokens before.
+    float[B,L-1,D], the hidden states that predict tokens 1 to L-1 from the image and the tokens before. Of a
+    packed pass it is float[T,D], without padding.
     """
 
     query: Tensor
@@ -72,6 +74,27 @@ def itm_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[ImageKV], 
     hidden = qformer.embed(query_tokens.expand(len(tokens.ids), -1, -1), tokens.ids)
     mask = attention_mask("bidirectional", count, tokens.mask)
     return qformer.run_layers(hidden, count, mask, images, return_positions=(count, (slice(0, count),)))
+
+
+def packed_unimodal_and_itg_pass(qformer: QFormer, query_tokens: Tensor, image: ImageKV, tokens: TextTokens,
+                                 begin: int) -> UnimodalAndItg:
+    """`unimodal_and_itg_pass` without padding between texts of lengths known to the host."""
+    lengths, count = cast("tuple[int, ...]", tokens.lengths), query_tokens.shape[1]
+    text = pack_unimodal_and_itg(lengths, tokens.ids.shape[1], count, tokens.ids.device)
+    ids = tokens.ids.flatten().index_select(0, text.rows)
+    first, second = ids.split([sum(lengths), sum(lengths) - len(lengths)])
+    second = second.masked_fill(text.positions[len(first):] == 0, begin)
+    hidden = qformer.run_packed(query_tokens, torch.cat([first, second]), text, (image,))
+    query, cls, decoder = hidden.split([len(lengths) * count, len(lengths), len(second)])
+    return UnimodalAndItg(query.unflatten(0, (-1, count)), cls, decoder)
+
+
+def packed_itm_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[ImageKV], tokens: TextTokens) -> Tensor:
+    """`itm_pass` without padding between texts of lengths known to the host."""
+    lengths, count = cast("tuple[int, ...]", tokens.lengths), query_tokens.shape[1]
+    text = pack_matching(lengths, tokens.ids.shape[1], count, tokens.ids.device)
+    ids = tokens.ids.flatten().index_select(0, text.rows)
+    return qformer.run_packed(query_tokens, ids, text, images).unflatten(0, (-1, count))
 
 
 def check_pairs(images: int, texts: int) -> None:
@@ -153,29 +176,27 @@ def _as_number(item: Any) -> int:
     return int.from_bytes(hashlib.blake2b(str(item).encode(), digest_size=8).digest(), "big") >> 1
 
 
-def gather_texts(tokens: TextTokens, keys: Tensor, pad: int) -> tuple[TextTokens, Tensor]:
+def gather_texts(tokens: TextTokens, keys: Tensor, pad: int, width: int) -> tuple[TextTokens, Tensor]:
     """Texts and image keys of all ranks, by one collective of small integers.
 
     Args:
         tokens: this rank's B texts.
         keys: int64[B,2] from `image_keys`.
         pad: id that fills shorter texts.
+        width: the most tokens that a text of any rank has. It is fixed, so that no rank waits to learn it.
 
     Returns:
-        N texts, as wide as the longest of all ranks, and int64[N,2].
+        N texts, of one rank as they are and of several ranks `width` wide, and int64[N,2].
+
+    Raises:
+        DataError: several ranks train and a text is longer.
     """
     if distributed.world_size() == 1:
         return tokens, keys
-    width = max(distributed.all_gather_object(tokens.ids.shape[1]))
+    if tokens.ids.shape[1] > width:
+        raise DataError(f"text_input has {tokens.ids.shape[1]} tokens per row, and model.max_txt_len is {width}. "
+                        "Several processes exchange texts of at most that length.")
     tokens = tokens.padded(width, pad)
     packed = distributed.all_gather(torch.cat([keys, tokens.mask.long(), tokens.ids], 1))
     keys, mask, ids = packed.split([2, width, width], 1)
     return TextTokens(ids, mask.bool()), keys
-
-
-def itm_tokens(tokens: TextTokens, everyone: TextTokens, negatives: Tensor, pad: int) -> TextTokens:
-    """Texts of the three ITM groups in order matching, negative text, negative image: 3B texts."""
-    own = tokens.padded(everyone.ids.shape[1], pad)
-    ids = torch.cat([own.ids, everyone.ids[negatives], own.ids])
-    mask = torch.cat([own.mask, everyone.mask[negatives], own.mask])
-    return TextTokens(ids, mask)

@@ -9,8 +9,7 @@ import torch
 
 from lavis_lite.errors import ConfigError, shown
 from lavis_lite.models.plain_text import as_text
-from lavis_lite.processors.instruction import MOST_OCR_TOKENS, lettered
-from lavis_lite.processors.text import without_marks
+from lavis_lite.processors.text import MOST_OCR_TOKENS, lettered, without_marks
 
 SLOT = "{}"
 FEW_SHOT = "few_shot_samples"

@@ -5,7 +5,7 @@ Axes: B images, M pairs, P patches, Q queries, L text tokens, D Q-Former width, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,17 @@ from torch import Tensor, nn
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.base import known_options
 from lavis_lite.models.blip2 import objectives
-from lavis_lite.models.blip2.base import Blip2Base, ImageBatch
+from lavis_lite.models.blip2.base import Blip2Base, ImageBatch, merged_frames
+from lavis_lite.models.blip2.candidates import candidate_texts, scores
 from lavis_lite.models.blip2.passes import check_pairs, itm_first_layer, itm_from_second_layer, itm_pass, paired
 from lavis_lite.models.decoding import Decoding, QFormerDecoder, decode
+from lavis_lite.models.language.scoring import Candidates, Normalise
 from lavis_lite.models.outputs import Blip2Features, SamplesLike
 from lavis_lite.models.qformer.model import ImageKV
 from lavis_lite.models.text_tokens import TextTokens
+
+if TYPE_CHECKING:
+    from lavis_lite.models.attention import Attention, GradCam
 
 MATCH_HEADS = ("itm", "itc")
 FEATURE_MODES = ("multimodal", "image", "text")
@@ -36,9 +41,26 @@ class Blip2Scorer(Blip2Base):
     vision_proj: nn.Linear
     text_proj: nn.Linear
     itm_head: nn.Linear
+    temp: nn.Parameter
+    ranking_head: ClassVar[Literal["itc", "itm"]] = "itc"
+    """by which objective `score_candidates` compares"""
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """float[B,3,H,W] -> float[B,P,Dv]. A video float[B,3,T,H,W] gives one sequence of its frames, float[B,T*P,Dv].
+
+        BLIP reads videos in this way (section 5.6). An encoder of whole clips takes them unchanged.
+        """
+        own = len(getattr(self.vision_encoder, "input_shape", (3, None, None))) == image.ndim - 1
+        frames, count = (image, 1) if own else merged_frames(image)
+        features = super().encode_image(frames)
+        return features if count == 1 else features.reshape(len(image), -1, features.shape[-1])
 
     def forward_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Image alone: float[B,3,H,W] -> query hidden states float[B,Q,D], features float[B,P,Dv] after ln_vision."""
+        """Image (or video) alone -> query hidden states float[B,Q,D], features float[B,P,Dv] after ln_vision.
+
+        Args:
+            image: float[B,3,H,W], or float[B,3,T,H,W].
+        """
         features = self.ln_vision(self.encode_image(image))
         output = self.qformer(self._queries(len(features)), image=features)
         return output.query, features
@@ -128,6 +150,45 @@ class Blip2Scorer(Blip2Base):
         image_feats = objectives.common_space(query, self.vision_proj)
         text_feats = objectives.common_space(self.forward_text(tokens), self.text_proj)
         return (image_feats @ text_feats[:, :, None])[..., 0].amax(1, keepdim=True).to(query.dtype)
+
+    @known_options
+    def attention(self, samples: SamplesLike) -> list[Attention]:
+        """Where the queries and each word of a caption look, one entry for each sample.
+
+        Args:
+            samples: image float[B,3,H,W]; text_output (optional), B captions; without it, those that `generate` writes.
+        """
+        from lavis_lite.models.blip2.looking import of_caption
+
+        return of_caption(self, samples)
+
+    @known_options
+    def gradcam(self, samples: SamplesLike) -> list[GradCam]:
+        """Where in each image the matching score of a text comes from (ITM; LAVIS' `compute_gradcam`).
+
+        Args:
+            samples: as `match` takes them.
+        """
+        from lavis_lite.models.blip2.looking import cam_of_match
+
+        return cam_of_match(self, samples)
+
+    @known_options
+    @torch.no_grad()
+    def score_candidates(self, samples: SamplesLike, candidates: Candidates, n_segments: int = 1,
+                         normalise: Normalise = "sum") -> Tensor:
+        """How well each candidate fits, float[B,C]; -inf for absent ones. A text is the prompt and the candidate.
+
+        ITC gives the similarity over the temperature, ITM (`blip2_image_text_matching`) the log-probability of a match.
+
+        Args:
+            samples: image (or video) and prompt, one string or B.
+            candidates: strings for all samples, or one list per sample.
+            n_segments: parts in which the texts are scored, to save memory.
+            normalise: without effect here: no likelihoods of tokens are summed up.
+        """
+        images = ImageBatch.of(samples)
+        return scores(self, images, candidate_texts(samples, candidates, len(images)), n_segments)
 
     @known_options
     @torch.no_grad()

@@ -23,7 +23,8 @@ from lavis_lite.models.blip2.passes import (
     gather_texts,
     image_keys,
     itm_pass,
-    itm_tokens,
+    packed_itm_pass,
+    packed_unimodal_and_itg_pass,
     unimodal_and_itg_pass,
 )
 from lavis_lite.models.blip2.scoring import Blip2Scorer
@@ -87,6 +88,7 @@ class Blip2Qformer(Blip2Scorer):
             that a sample is compared with are constants.
         ln_vision_eps: epsilon of the norm over image features.
         itg_weight: factor of the ITG loss in the sum.
+        pack_text: compute texts of lengths known to the host without padding between them; None: on the CPU.
         itm_negatives: draw ITM's negatives by ITC similarity ("hard"), or with equal probability ("random").
     """
 
@@ -96,9 +98,9 @@ class Blip2Qformer(Blip2Scorer):
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer, *, embed_dim: int = 256,
                  freeze_vit: bool = True, lm_reduction: Literal["global", "per_rank"] = "global",
                  itc_full_gradient: bool = False, ln_vision_eps: float = 1e-5, itg_weight: float = 1.0,
-                 itm_negatives: Literal["hard", "random"] = "hard") -> None:
+                 itm_negatives: Literal["hard", "random"] = "hard", pack_text: bool | None = None) -> None:
         super().__init__(vision_encoder, qformer, tokenizer, freeze_vit, ln_vision_eps)
-        self.itg_weight, self.itm_negatives = itg_weight, itm_negatives
+        self.itg_weight, self.itm_negatives, self.pack_text = itg_weight, itm_negatives, pack_text
         width = qformer.cfg.hidden_size
         self.lm_reduction, self.itc_full_gradient = lm_reduction, itc_full_gradient
         self.vision_proj = nn.Linear(width, embed_dim)
@@ -111,7 +113,8 @@ class Blip2Qformer(Blip2Scorer):
         """Build from a `Blip2QformerConfig`."""
         return cls(**build_parts(cfg), embed_dim=cfg.embed_dim, freeze_vit=cfg.encoder_is_frozen,
                    lm_reduction=cfg.lm_reduction, itc_full_gradient=cfg.itc_full_gradient,
-                   ln_vision_eps=cfg.ln_vision_eps, itg_weight=cfg.itg_weight, itm_negatives=cfg.itm_negatives)
+                   ln_vision_eps=cfg.ln_vision_eps, itg_weight=cfg.itg_weight, itm_negatives=cfg.itm_negatives,
+                   pack_text=cfg.pack_text)
 
     # training -------------------------------------------------------------------------------------------------------
     def forward(self, samples: SamplesLike) -> Blip2Output:
@@ -154,9 +157,14 @@ class Blip2Qformer(Blip2Scorer):
         tokens = self.text_of(samples, len(images))                                # int64[B,L]
         features = self.normalise(self.encode_image(images))                       # float[B,P,Dv]
         image = self.qformer.precompute_kv(features, self.ln_vision)
+        run_pass = packed_unimodal_and_itg_pass if self.packs(tokens) else unimodal_and_itg_pass
         begin = self.tokenizer.special_ids.begin
-        return Encoded(features, image, tokens, unimodal_and_itg_pass(
-            self.qformer, self.query_tokens, image, tokens, begin))
+        return Encoded(features, image, tokens, run_pass(self.qformer, self.query_tokens, image, tokens, begin))
+
+    def packs(self, tokens: TextTokens) -> bool:
+        """Whether these texts are computed without padding between them; see `pack_text`."""
+        wanted = self.device.type == "cpu" if self.pack_text is None else self.pack_text
+        return wanted and tokens.lengths is not None
 
     def contrast(self, encoded: Encoded, image_id: Any = None) -> Contrast:
         """Similarities of this rank's images and texts with everyone's (ITC)."""
@@ -167,7 +175,8 @@ class Blip2Qformer(Blip2Scorer):
         sim_i2t = objectives.similarity(image_feats, gather(text_feats)) / temperature
         sim_t2i = objectives.similarity(gather(image_feats), text_feats).T / temperature
         keys = image_keys(image_id, len(image_feats), image_feats.device)
-        everyone, all_keys = gather_texts(encoded.tokens, keys, self.tokenizer.special_ids.pad)
+        everyone, all_keys = gather_texts(encoded.tokens, keys, self.tokenizer.special_ids.pad,
+                                          self.tokenizer.max_length)
         positives = (keys[:, None] == all_keys[None]).all(2)
         return Contrast(sim_i2t, sim_t2i, positives, everyone)
 
@@ -195,26 +204,40 @@ class Blip2Qformer(Blip2Scorer):
 
         The first two groups look at the same images, so they share keys and values.
         """
-        tokens = itm_tokens(encoded.tokens, contrast.everyone, negatives.text_of_image,
-                                 self.tokenizer.special_ids.pad)
-        images = [encoded.image.repeated(2), self._negative_images(encoded, negatives.image_of_text)]
-        queries = itm_pass(self.qformer, self.query_tokens, images, tokens)
+        own, pack = encoded.tokens, self.packs(encoded.tokens)
+        other_image, other_text = self._chosen(encoded, contrast.everyone, negatives, pack)
+        tokens = TextTokens.joined([own, other_text, own], self.tokenizer.special_ids.pad)
+        run_pass = packed_itm_pass if pack else itm_pass
+        queries = run_pass(self.qformer, self.query_tokens, [encoded.image.repeated(2), other_image], tokens)
         return objectives.itm_logits(queries, self.itm_head)
 
-    def _negative_images(self, encoded: Encoded, index: Tensor) -> ImageKV:
-        """Keys and values of chosen images; from other ranks only the chosen images' features come."""
-        if distributed.world_size() == 1:
-            return encoded.image.select(index)
-        return self.qformer.precompute_kv(distributed.fetch_rows(encoded.features, index), self.ln_vision)
+    def _chosen(self, encoded: Encoded, everyone: TextTokens, negatives: Negatives,
+                pack: bool) -> tuple[ImageKV, TextTokens]:
+        """Keys and values of the chosen images, and the chosen texts.
+
+        From other ranks only the chosen images' features come. The host reads once from the device: who sends how
+        many rows, and how long the chosen texts are. One rank that does not pack reads nothing.
+        """
+        texts, images = everyone.select(negatives.text_of_image), negatives.image_of_text
+        alone = distributed.world_size() == 1
+        if alone and not pack:
+            return encoded.image.select(images), texts
+        plan = distributed.plan_rows(images, len(encoded.features), read=texts.ends())
+        texts = texts.trimmed(plan.numbers)
+        if alone:
+            return encoded.image.select(images), texts
+        return self.qformer.precompute_kv(plan.fetch(encoded.features), self.ln_vision), texts
 
     def lm_terms(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
         """Summed ITG loss of this rank and its number of predicted tokens, float[] each."""
-        tokens, hidden = encoded.tokens, encoded.hidden.decoder.flatten(0, 1)
+        tokens, hidden = encoded.tokens, encoded.hidden.decoder
         targets = tokens.ids[:, 1:].masked_fill(~tokens.mask[:, 1:], objectives.IGNORE).flatten()
         rows = tokens.prediction_rows()
         if rows is not None:
             rows = rows.to(hidden.device, non_blocking=True)
-            hidden, targets = hidden.index_select(0, rows), targets.index_select(0, rows)
+            targets = targets.index_select(0, rows)
+        if hidden.dim() == 3:  # of a padded pass
+            hidden = hidden.flatten(0, 1) if rows is None else hidden.flatten(0, 1).index_select(0, rows)
         assert self.qformer.lm_head is not None
         total = objectives.lm_sum(self.qformer.lm_head(hidden), self.qformer.embeddings.word_embeddings.weight,
                                   self.qformer.lm_head.bias, targets)
@@ -228,7 +251,9 @@ class Blip2Qformer(Blip2Scorer):
 
 @registry.register_model("blip2_image_text_matching")
 class Blip2ImageTextMatching(Blip2Qformer):
-    """Stage 1 whose forward scores pairs."""
+    """Stage 1 for scores of pairs: by `forward`, and of candidates by ITM."""
+
+    ranking_head = "itm"
 
     def forward(self, samples: SamplesLike, match_head: str = "itm") -> Tensor:  # type: ignore[override]
         """As `match`: float[B,2] for "itm", float[B,1] for "itc"."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from lavis_lite.conversation import Text
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import BaseModel, known_options
 from lavis_lite.models.blip2.base import ImageBatch
@@ -27,9 +28,11 @@ from lavis_lite.models.blip2.prompts import (
 from lavis_lite.models.decoding import LogitsProcessor
 from lavis_lite.models.language import GenerationConfig, LanguageModel
 from lavis_lite.models.language.scoring import Candidates, Normalise, candidate_lists
+from lavis_lite.models.language.segments import Segment, Vectors
 from lavis_lite.models.outputs import SamplesLike
 
 if TYPE_CHECKING:
+    from lavis_lite.models.attention import Attention, GradCam
     from lavis_lite.models.language.chat import Chat
 
 
@@ -81,6 +84,35 @@ class TextWriter(BaseModel):
 
         return Chat(self.language_model, lambda image, text: self.embed_image(image.to(self.device), [text])[0],
                     self.template if template is None else template, options, system)
+
+    def written_after(self, vectors: Tensor, prompt: str, text: str) -> list[Segment]:
+        """A picture's vectors float[V,D], a prompt, and a text that is learned behind them, as one sequence."""
+        return [Vectors(vectors), *([Text(prompt)] if prompt else []), Text(text, learned=True)]
+
+    def attention(self, samples: SamplesLike) -> list[Attention]:
+        """Where the vectors of each picture and each written word look, one entry for each sample.
+
+        Args:
+            samples: as `generate` takes them; text_output (optional), B texts; without it, those that `generate`
+                writes.
+
+        Raises:
+            ConfigError: the encoder's features are no square grid of patches.
+            DataError: a video.
+        """
+        from lavis_lite.models.blip2.looking import of_text
+
+        return of_text(self, samples)
+
+    def gradcam(self, samples: SamplesLike) -> list[GradCam]:
+        """Where in each picture the likelihood of each written word comes from; arguments as `attention`.
+
+        Raises:
+            ConfigError: the connector has no attention; and as `attention`.
+        """
+        from lavis_lite.models.blip2.looking import cam_of_text
+
+        return cam_of_text(self, samples)
 
     def answer_prompts(self, samples: SamplesLike) -> tuple[ImageBatch, list[str], list[str]]:
         """(images, what the Q-Former reads, what the language model reads) of B samples for `generate`."""

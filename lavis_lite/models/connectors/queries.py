@@ -16,11 +16,23 @@ from lavis_lite.registry import registry
 
 
 class Attention(nn.Module):
-    """Queries float[B,Q,W] look at float[B,T,W]; `inner` is the width of all heads together."""
+    """Queries float[B,Q,W] look at float[B,T,W], features and queries.
 
-    def __init__(self, width: int, inner: int, heads: int, bias: bool, dropout: float = 0.0) -> None:
+    Args:
+        width: W.
+        inner: width of all heads together.
+        heads: of them.
+        bias: of the projections.
+        dropout: of attention weights.
+        features_first: whether the features come first of the T.
+    """
+
+    looks_at_features = True
+
+    def __init__(self, width: int, inner: int, heads: int, bias: bool, dropout: float = 0.0,
+                 features_first: bool = True) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.features_first = heads, dropout, features_first
         self.query, self.key, self.value = (nn.Linear(width, inner, bias=bias) for _ in range(3))
         self.output = nn.Linear(inner, width, bias=bias)
 
@@ -28,10 +40,14 @@ class Attention(nn.Module):
         """-> float[B,Q,W]; mask: bool[B,T] or None."""
         query, key, value = (layer(given).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, given in
                              ((self.query, queries), (self.key, seen), (self.value, seen)))
-        mixed = F.scaled_dot_product_attention(query, key, value, None if mask is None else mask[:, None, None],
-                                               dropout_p=self.dropout if self.training else 0.0)
-        projected: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        projected: Tensor = self.output(self.attend(query, key, value, None if mask is None else mask[:, None, None]))
         return projected
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """float[B,H,Q,d], float[B,H,T,d] twice -> float[B,Q,H*d]."""
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout)
+        return mixed.transpose(1, 2).flatten(2)
 
 
 def all_seen(mask: Tensor | None, queries: Tensor, first: bool) -> Tensor | None:
@@ -116,7 +132,7 @@ class AbstractorLayer(nn.Module):
     def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
         super().__init__()
         self.norm_queries, self.norm_features = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, width, heads, bias=True, dropout=dropout)
+        self.attention = Attention(width, width, heads, bias=True, dropout=dropout, features_first=False)
         self.norm_attended = nn.LayerNorm(width)
         self.gate, self.up, self.down = nn.Linear(width, inner), nn.Linear(width, inner), nn.Linear(inner, width)
         self.norm_inner = nn.LayerNorm(inner)

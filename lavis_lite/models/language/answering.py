@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.models import decoding
-from lavis_lite.models.answer_text import StopAtText, before_stop, pieces
 from lavis_lite.models.decoding import Decoder, Decoding
-from lavis_lite.models.language.rows import Row, check_room, text_ids
+from lavis_lite.models.language.rows import Row, Tokens, check_room, text_ids
 from lavis_lite.models.language.scoring import PAIRS_AT_ONCE, score_table
 from lavis_lite.models.language.segments import Segments, Vectors
+from lavis_lite.models.language.tokens import before_stop
 from lavis_lite.models.text_tokens import SpecialIds
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def stream(model: LanguageModel, sequences: Sequence[Segments], options: Decodin
             ids = found
             yield model.tokenizer.spelled(ids)
 
+    from lavis_lite.models.language.answer_text import pieces  # most answers are given whole
+
     by_words = bool(getattr(model.tokenizer.loaded, "clean_up_tokenization_spaces", False))
     yield from pieces(texts(), lambda: model.tokenizer.decode([ids], options.stop)[0], options.stop, by_words)
 
@@ -94,6 +96,8 @@ def prepared(model: LanguageModel, prefix: Any, options: Decoding) -> tuple[Deco
         begin = -1 if start is None else int(start)
     special = SpecialIds(int(model.model.config.vocab_size), model.pad, begin, model.tokenizer.end)
     if options.stop:
+        from lavis_lite.models.language.answer_text import StopAtText  # most answers end at the end token alone
+
         stops = StopAtText(model.tokenizer.spelled, options.stop, special.end)
         options = replace(options, logits_processors=(*options.logits_processors, stops))
     return decoder, special, options
@@ -114,8 +118,9 @@ def wrote_end(model: LanguageModel, row: Sequence[int], options: Decoding) -> bo
 
 
 def no_losses(model: LanguageModel, sequences: Sequence[Segments]) -> Tensor:
-    """The losses float[0] of sequences without a learned token left; gradients of zero reach all that trains."""
-    vectors = [segment.values for segments in sequences for segment in segments if isinstance(segment, Vectors)]
-    trained = [value for value in model.parameters() if value.requires_grad]
-    nothing = [value.to(model.home).flatten()[:0] for value in [*vectors, *trained]]
-    return torch.cat([torch.zeros(0, device=model.home), *nothing])
+    """The losses float[0] of sequences without a learned token left; gradients of zero reach all that trains.
+
+    Every block runs, for other ranks may wait for it.
+    """
+    vectors = [segment.values[:0] for segments in sequences for segment in segments if isinstance(segment, Vectors)]
+    return model.losses_of([[*vectors, Tokens([model.pad]), Tokens([model.pad], learned=True)]])[:0]

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError, TextTooLongError
-from lavis_lite.models.answer_text import before_stop
 from lavis_lite.models.language.families import LMFamily
 from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, frame, framed
 
@@ -324,3 +323,8 @@ class Room:
         if not self.joint:
             return min(prompt, room), min(target, self.positions)
         return min(prompt, max(room - target, room // 2)), room
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first of the stop strings in it."""
+    return text[:min((at for at in (text.find(one) for one in stop) if at >= 0), default=len(text))]

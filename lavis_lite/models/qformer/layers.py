@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_lite.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lavis_lite.models.qformer.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,14 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Self-attention over queries and text together."""
 
+    def packed(self, hidden: Tensor, packing: Packing) -> Tensor:
+        """The same over a packed batch, float[R,D] -> float[R',D] of the tokens that `packing` keeps."""
+        key, value = self.split_heads(self.key(hidden)), self.split_heads(self.value(hidden))
+        if packing.kept is not None:
+            hidden = hidden.index_select(0, packing.kept)
+        mixed = packing.attend(self.attend, self.split_heads(self.query(hidden)), key, value)
+        return self.finish(mixed, hidden)
+
     def forward(self, hidden: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None,
                 rows: Sequence[slice] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Attend.
@@ -141,6 +153,8 @@ class SelfAttention(Attention):
 
 class CrossAttention(Attention):
     """The queries' look at the image; keys and values come ready-made (`QFormer.precompute_kv`)."""
+
+    looks_at_features = True
 
     def forward(self, hidden: Tensor, images: Sequence[ImageKV], index: int) -> Tensor:
         """float[N,Q,D] -> float[N,Q,D]; the images serve the N rows in order, `images[i].rows` rows each."""
@@ -191,13 +205,26 @@ class Layer(nn.Module):
         query, text = hidden.split([num_query, hidden.shape[1] - num_query], 1)
         parts = []
         if num_query:
-            if self.cross_attention is not None and images:
-                query = self.cross_attention(query, images, index)
-            parts.append(self.query_ffn(query))
+            parts.append(self.after_attention_of_queries(query, images, index))
         if text.shape[1]:
             assert self.text_ffn is not None, "this Q-Former was built without its text half"
             parts.append(self.text_ffn(text))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def after_attention_of_queries(self, query: Tensor, images: Sequence[ImageKV], index: int) -> Tensor:
+        """Cross-attention and the queries' feed-forward: float[N,Q,D] -> float[N,Q,D]."""
+        if self.cross_attention is not None and images:
+            query = self.cross_attention(query, images, index)
+        return self.query_ffn(query)
+
+    def packed(self, hidden: Tensor, shape: tuple[int, int], packing: Packing, images: Sequence[ImageKV],
+               index: int) -> Tensor:
+        """The whole block over a packed batch, N*Q queries first; shape (N,Q): float[R,D] -> float[R',D]."""
+        assert self.text_ffn is not None, "this Q-Former was built without its text half"
+        hidden = self.self_attention.packed(hidden, packing)
+        number = shape[0] * shape[1]
+        query = self.after_attention_of_queries(hidden[:number].unflatten(0, shape), images, index).flatten(0, 1)
+        return query if len(hidden) == number else torch.cat([query, self.text_ffn(hidden[number:])])
 
 
 def _take(tensor: Tensor, rows: Sequence[slice], axis: int) -> Tensor:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lavis_lite.models.qformer.layers import CrossAttention, ImageKV, Layer, QFormerConfig
+
+if TYPE_CHECKING:
+    from lavis_lite.models.qformer.packing import PackedText
 
 Pattern = Literal["uni_modal", "multi_modal_causal", "bidirectional"]
 """uni_modal: queries and text do not see each other. multi_modal_causal: queries see queries, text sees all queries and
@@ -141,9 +144,12 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout)
 
     def words(self, ids: Tensor, positions: Tensor | int = 0) -> Tensor:
-        """int64[B,L] -> float[B,L,D], before norm and dropout; positions: int64[L], or that of the first token."""
+        """int64[B,L] -> float[B,L,D], before norm and dropout; positions: int64[L], or that of the first token.
+
+        Also int64[T] with positions int64[T] -> float[T,D].
+        """
         if isinstance(positions, int):
-            positions = torch.arange(positions, positions + ids.shape[1], device=ids.device)
+            positions = torch.arange(positions, positions + ids.shape[-1], device=ids.device)
         return self.word_embeddings(ids) + self.position_embeddings(positions)
 
     def forward(self, parts: Sequence[Tensor]) -> Tensor:
@@ -257,6 +263,30 @@ class QFormer(nn.Module):
                 hidden, key_value = _run_layer(layer, *given)
             if keep is not None:
                 keep.layers.append(key_value)
+        return hidden
+
+    def run_packed(self, query_tokens: Tensor, ids: Tensor, text: PackedText, images: Sequence[ImageKV]) -> Tensor:
+        """All layers over queries and texts without padding between the texts.
+
+        Args:
+            query_tokens: float[1,Q,D].
+            ids: int64[T], the texts' tokens in the order of `text.rows`.
+            text: layout of the batch.
+            images: keys and values for the N sequences in order.
+
+        Returns:
+            float[R',D]: N*Q queries, then the text tokens that `text.last` keeps.
+        """
+        shape = (sum(image.rows for image in images), query_tokens.shape[1])
+        words = self.embeddings.words(ids, text.positions)
+        hidden = self.embeddings([query_tokens.expand(shape[0], -1, -1).flatten(0, 1)[None], words[None]])[0]
+        for index, layer in enumerate(self.blocks):
+            packing = text.last if index == len(self.layers) - 1 else text.layers
+            given = (hidden, shape, packing, images, index // self.cfg.cross_attention_freq)
+            if self.grad_checkpoint and torch.is_grad_enabled():
+                hidden = checkpoint(layer.packed, *given, use_reentrant=False)
+            else:
+                hidden = layer.packed(*given)
         return hidden
 
     def precompute_kv(self, image: Tensor, norm: nn.LayerNorm | None = None) -> ImageKV:

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from lavis_lite.config.schema import ModelConfig, RunConfig
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.vision.shapes import FEATURES, encoder_error
-from lavis_lite.models.vision.training import training_of
+from lavis_lite.models.vision.shapes import FEATURES, encoder_error, training_of
 from lavis_lite.registry import registry
 
 

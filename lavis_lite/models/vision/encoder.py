@@ -28,8 +28,8 @@ from lavis_lite.models.vision.shapes import (
     chosen_layers,
     cut,
     override,
+    training_of,
 )
-from lavis_lite.models.vision.training import add_adapters, freeze_all_but_last, training_of
 from lavis_lite.models.vision.vits import build_clip, build_eva, mini_vit, resize_pos_embed
 from lavis_lite.torchvision_shim import ensure_torchvision
 
@@ -134,10 +134,10 @@ class VisionEncoder(Encoder):
         self._set_checkpointing(grad_checkpoint)
         if how == "frozen":
             self.freeze()
-        elif how == "last":
-            freeze_all_but_last(self.vit, blocks)
-        elif how == "lora":
-            add_adapters(self.vit)
+        elif how in ("last", "lora"):
+            from lavis_lite.models.vision import training  # most encoders are frozen
+
+            training.freeze_all_but_last(self.vit, blocks) if how == "last" else training.add_adapters(self.vit)
 
     # construction ---------------------------------------------------------------------------------------------------
     def _build(self, drop_path_rate: float, changes: dict[str, Any], pretrained: bool,
@@ -245,6 +245,12 @@ class VisionEncoder(Encoder):
         if next(self.vit.parameters()).dtype is not wanted:
             self.vit.to(wanted)
         return wanted
+
+    def blocks_to_shard(self, device: torch.device) -> list[nn.Module]:
+        """The blocks, in the type in which they will be computed on a device."""
+        if self.frozen:
+            self._settle_dtype(device)
+        return list(self.vit.blocks)
 
     # what others need to know -----------------------------------------------------------------------------------------
     def layer_id(self, name: str) -> int:

@@ -1,10 +1,14 @@
-"""The vision encoders known by name: their sizes, and whether a choice can be built. Imports no torch for them."""
+"""The vision encoders known by name: their sizes, what of them trains, and whether a choice can be built.
+
+Imports no torch for them.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.torchvision_shim import ensure_torchvision
@@ -67,6 +71,25 @@ MINI_DEPTH = 4
 """its blocks"""
 Layer = int | Sequence[int] | None
 """`model.vit_layer`: which layers give the features"""
+How = Literal["frozen", "full", "last", "lora"]
+TRAINING = ("frozen", "full", "last_2", "lora")
+
+
+def training_of(train: str | None, frozen: bool | None = None) -> tuple[How | None, int]:
+    """What `model.vit_train` asks for, and the N of last_N; without it, what `frozen` says (None: nothing yet).
+
+    Raises:
+        ConfigError: another word.
+    """
+    if train is None:
+        return (None if frozen is None else "frozen" if frozen else "full"), 0
+    if train in ("frozen", "full", "lora"):
+        return train, 0  # type: ignore[return-value]  # one of How
+    match = re.fullmatch(r"last_([1-9]\d*)", train)
+    if match is None:
+        raise ConfigError(f"model.vit_train: {train!r} is not frozen, full, last_N (the last N blocks) or lora; "
+                          f"{did_you_mean(train, TRAINING)}")
+    return "last", int(match[1])
 
 
 def chosen_layers(name: str, layer: Layer, total: int) -> list[int]:

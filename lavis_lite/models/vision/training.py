@@ -1,33 +1,12 @@
-"""Which weights of a vision encoder train: none, all, the last blocks, or adapters beside frozen ones."""
+"""Part of a vision encoder trains: its last blocks, or adapters beside frozen weights."""
 
 from __future__ import annotations
 
 import functools
-import re
-from typing import Any, Literal
+from typing import Any
 
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.errors import ConfigError
 from lavis_lite.models.language.families import Lora
-
-How = Literal["frozen", "full", "last", "lora"]
-CHOICES = ("frozen", "full", "last_2", "lora")
-
-
-def training_of(train: str | None, frozen: bool | None = None) -> tuple[How | None, int]:
-    """What `model.vit_train` asks for, and the N of last_N; without it, what `frozen` says (None: nothing yet).
-
-    Raises:
-        ConfigError: another word.
-    """
-    if train is None:
-        return (None if frozen is None else "frozen" if frozen else "full"), 0
-    if train in ("frozen", "full", "lora"):
-        return train, 0  # type: ignore[return-value]  # one of How
-    match = re.fullmatch(r"last_([1-9]\d*)", train)
-    if match is None:
-        raise ConfigError(f"model.vit_train: {train!r} is not frozen, full, last_N (the last N blocks) or lora; "
-                          f"{did_you_mean(train, CHOICES)}")
-    return "last", int(match[1])
 
 
 def freeze_all_but_last(vit: Any, blocks: int) -> None:

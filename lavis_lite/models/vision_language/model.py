@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite.conversation import Conversation, Picture, Text
+from lavis_lite.distributed import shards
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.base import freeze, known_options
 from lavis_lite.models.blip2.base import EncoderModel, ImageBatch, build_encoder, frame_index, merged_frames
@@ -89,12 +90,16 @@ class VisionLanguage(TextLearner, EncoderModel):
         if "conversation" not in samples:
             return super().forward(samples)
         batch = self.chat_batch(samples)
+        nothing = 0.0 if len(batch.image) else self._nothing()  # first: ranks that share blocks run them in one order
         sequences = self.sequences(batch)
-        loss = self.language_model.loss(sequences)
-        return self.weighed(loss if len(batch.image) else loss + self._nothing(), sequences, samples)
+        return self.weighed(self.language_model.loss(sequences) + nothing, sequences, samples)
 
     def _nothing(self) -> Tensor:
         """0, with a gradient of zeros for encoder and connector, which the other ranks wait for."""
+        if shards.has_shards(self.vision_encoder):  # the other ranks wait for its blocks too
+            encoder: Any = self.vision_encoder
+            picture = encoder.example_input(1, self.device)
+            return self.embed_image(picture, [""]).sum() * 0.0
         trained = [value for part in (self.vision_encoder, self.connector) for value in part.parameters()
                    if value.requires_grad]
         zero = torch.zeros((), device=self.device)
@@ -190,6 +195,11 @@ class VisionLanguage(TextLearner, EncoderModel):
             pieces: list[Segment] = [Text(before), Vectors(soft_prompts[image]), Text(after), *learned]
             rows.append([piece for piece in pieces if not (isinstance(piece, Text) and not piece.text)])
         return rows
+
+    def written_after(self, vectors: Tensor, prompt: str, text: str) -> list[Segment]:
+        """As `TextWriter.written_after`; the picture stands at its mark or in front."""
+        rows = self.marked(vectors[None], [prompt], targets=[text])
+        return super().written_after(vectors, prompt, text) if rows is None else rows[0]
 
     def text_loss(self, soft_prompt: Tensor, prompts: list[str], targets: list[str]) -> Tensor:
         """The loss of targets behind prompts; a picture stands at its mark or in front."""

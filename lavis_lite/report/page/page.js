@@ -170,6 +170,15 @@
     });
     return list;
   };
+  const looks = (one) => {
+    const list = make("ol", "strip");
+    for (const each of one.w) {
+      const row = make("li");
+      row.append(picture(each.t, `where the model looks for ${each.x}`), make("span", "", each.x));
+      list.append(row);
+    }
+    return list;
+  };
   const references = (one) => {
     const list = make("ul", "refs");
     for (const text of one.r) list.append(make("li", "", text));
@@ -221,6 +230,7 @@
     if (one.r) words.append(make("h3", "", "references"), references(one));
     const barred = one.c && one.c.some((each) => each.w !== undefined);
     if (one.c) words.append(make("h3", "", barred ? "candidates: share of the probability, log-likelihood" : "candidates"), candidates(one, 200));
+    if (one.w) words.append(make("h3", "", "where the model looks for each word"), looks(one));
     words.append(chips(one, true));
     body.append(words);
     dialog.replaceChildren(head, body);

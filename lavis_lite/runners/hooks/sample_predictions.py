@@ -41,17 +41,13 @@ class SamplePredictions(Hook):
         """Read the samples, show their pictures and what the model makes of them so far.
 
         Raises:
-            ConfigError: no data set has the split; the run shards its language model; nothing writes texts.
+            ConfigError: no data set has the split; nothing writes texts.
         """
-        if run.config.run.fsdp != "none":
-            raise ConfigError("run.hooks.sample_predictions: rank 0 cannot answer alone with a language model that "
-                              "ranks share. Set run.fsdp=none, or run.hooks.sample_predictions=null.")
-        if not run.is_main:
-            return
-        self._dataset = self._find(run)
-        self._batch = self._read(run)
-        for row, picture in enumerate(pictures(self._batch)):
-            run.tracker.image(run.step, f"{self.name}/{row}", picture)
+        if run.is_main:
+            self._dataset = self._find(run)
+            self._batch = self._read(run)
+            for row, picture in enumerate(pictures(self._batch)):
+                run.tracker.image(run.step, f"{self.name}/{row}", picture)
         try:
             self._show(run)
         except DataError as error:  # the task cannot evaluate this data set
@@ -59,8 +55,7 @@ class SamplePredictions(Hook):
 
     def after_step(self, run: RunContext, result: StepResult) -> None:
         """Show what the model writes now."""
-        if run.is_main:
-            self._show(run)
+        self._show(run)
 
     def _find(self, run: RunContext) -> Any:
         cfg = run.config.run
@@ -84,7 +79,12 @@ class SamplePredictions(Hook):
         return batch
 
     def _show(self, run: RunContext) -> None:
-        texts = self._predict(run)
+        from lavis_lite.runners.sharding import whole_blocks
+
+        with whole_blocks(run.model):  # all ranks give their parts, and rank 0 answers
+            texts = self._predict(run) if run.is_main else []
+        if not run.is_main:
+            return
         inputs = next((self._batch[key] for key in INPUTS if isinstance(self._batch.get(key), list)), None)
         lines = [f"{row}. {f'{inputs[row]} -> ' if inputs else ''}{text}" for row, text in enumerate(texts)]
         run.tracker.text(run.step, self.name, "\n".join(lines))

@@ -81,6 +81,11 @@ def test_karpathy_lists(section, coco_folder):
     assert val.text == ["c", "d", "e"] and val.image_ids == [1, 2]
     joined = ImageCaptionBuilder("k", section(coco_folder, {"val": "k_train.json"})).build("val", False)
     assert joined.text == ["a", "b"] and joined.image_ids == [7]
+    assert joined.ids(0) == (7, "coco_7") and val.ids(1) == (2,)
+    clips = [{"image": f"{number}.png", "caption": "c", "image_id": f"x_{number}.avi"} for number in (1, 2)]
+    (coco_folder / "msvd.json").write_text(json.dumps(clips))
+    videos = ImageCaptionBuilder("k", section(coco_folder, {"val": "msvd.json"})).build("val", False)
+    assert videos.image_ids == [1, 2] and videos.ids(1) == ("x_2.avi",)
 
 
 def test_a_split_that_is_not_there_is_none(coco_section):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.plain_images import PlainTrainView, RowsFirstView
+from lavis_lite.bench.twins.images import PlainTrainView, RowsFirstView
 from lavis_lite.datasets.media import images
 from lavis_lite.datasets.media.images import BadSample, ImageFolder, decode_pixels, load_pixels, load_rgb
 from lavis_lite.processors.image import (

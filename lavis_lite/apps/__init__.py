@@ -1,0 +1,1 @@
+"""Programs for people and for other programs: the demo page, and a server of chat completions."""

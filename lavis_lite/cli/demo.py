@@ -1,0 +1,84 @@
+"""`python -m lavis_lite demo`: a page in the browser to try models on pictures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lavis_lite.cli.console import command_parser
+from lavis_lite.cli.generate import QUIET, add_placement
+from lavis_lite.errors import ConfigError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    arguments = command_parser("demo", "Open a page to try models on pictures: caption, ask, converse, match, search, "
+                               "compare.", ["", "--model blip2_opt output/blip2/stage2_opt --folder photos"])
+    add_models(arguments, "the packaged mini models")
+    arguments.add_argument("--folder", default="", help="pictures to search")
+    arguments.add_argument("--host", default=LOOPBACK[0],
+                           help="address to listen on (default: this machine alone). On another address the page offers "
+                                "the models of --model and the pictures of --folder, and no others")
+    arguments.add_argument("--port", type=int, default=7860, help="0: any free one")
+    arguments.add_argument("--max-upload", type=int, default=10, metavar="MB", help="largest file that is accepted")
+    return arguments
+
+
+def add_models(arguments: argparse.ArgumentParser, default: str) -> None:
+    """Add the arguments that name models and say how they are loaded."""
+    arguments.add_argument("--model", nargs="+", metavar="NAME",
+                           help=f"ARCH, ARCH/TYPE or the folder of a run; @CHECKPOINT behind it (default: {default})")
+    add_placement(arguments)
+    arguments.add_argument("--allow-untrained", action="store_true", help="as `generate` takes it")
+
+
+def loading(chosen: argparse.Namespace) -> dict[str, Any]:
+    """How models are loaded, as `load_model_and_preprocess` takes it."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    return {"device": chosen.device, "dtype": chosen.dtype, "quantization": chosen.quantization,
+            "allow_untrained": chosen.allow_untrained}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve the page until the program is stopped.
+
+    Raises:
+        LavisLiteError: gradio is not installed, or there is no such model.
+    """
+    chosen = parser().parse_args(list(argv))
+    if chosen.max_upload < 1:
+        raise ConfigError(f"--max-upload: must be at least 1 MB, not {chosen.max_upload}.")
+    from lavis_lite.apps import demo
+    from lavis_lite.apps.models import Models
+
+    gradio = demo.gradio()
+    local = chosen.host in LOOPBACK
+    models = Models(chosen.model or demo.MINI, loading(chosen), any_name=local)
+    handlers = demo.Page(models, any_folder=local, folder=chosen.folder)
+    page = demo.built(handlers)
+    handlers.warm_up()
+    try:
+        _, address, _ = page.launch(
+            server_name=chosen.host, server_port=chosen.port or _free_port(chosen.host), quiet=True, share=False,
+            max_file_size=chosen.max_upload * 2**20, prevent_thread_lock=True, footer_links=[],
+            theme=gradio.themes.Base(font=demo.FONTS, font_mono=["monospace"]))
+    except OSError as error:
+        raise ConfigError(f"--port: {chosen.host}:{chosen.port} is in use or not of this machine; choose another one "
+                          f"({error}).") from error
+    print(f"the page: {address}\nCtrl+C stops it.", file=sys.stderr, flush=True)
+    page.block_thread()
+    return 0
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    with socket.socket() as free:
+        free.bind((host, 0))
+        return int(free.getsockname()[1])
