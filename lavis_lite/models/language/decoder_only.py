@@ -17,7 +17,6 @@ from torch import Tensor
 from lavis_lite.models.decoding import Decoder
 from lavis_lite.models.language.cache import RowCache, is_plain, select_rows
 from lavis_lite.models.language.contract import LanguageModel
-from lavis_lite.models.language.grouping import in_groups, passes
 from lavis_lite.models.language.head import full, output_layer
 from lavis_lite.models.language.rows import (
     Row,
@@ -73,6 +72,8 @@ class DecoderOnly(LanguageModel):
 
     def losses_of(self, rows: Sequence[Row]) -> Tensor:
         """Negative log-likelihood of every learned token, float[T], rows in order."""
+        from lavis_lite.models.language.grouping import in_groups, passes  # of training only
+
         learned = [learned_tokens(row) for row in rows]
         groups = passes(self, [(size(row),) for row in rows])
 
@@ -80,7 +81,7 @@ class DecoderOnly(LanguageModel):
             """Hidden states float[T,D] that predict the learned tokens of these rows."""
             embeds, _ = self.arranged([rows[number] for number in numbers], "right")
             length = embeds.shape[1]
-            positions = [at + place * length for place, number in enumerate(numbers) for at in learned[number][0]]
+            positions = [at + index * length for index, number in enumerate(numbers) for at in learned[number][0]]
             hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state.to(embeds.device)
             return hidden.flatten(0, 1).index_select(0, _integers(positions, embeds.device))
 

@@ -5,7 +5,7 @@ The encoder reads [soft prompt | prompt | padding]; the decoder writes the targe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from lavis_lite.models.decoding import Decoder
 from lavis_lite.models.language.cache import RowCache
 from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.decoder_only import sum_rows
-from lavis_lite.models.language.grouping import in_groups, passes
 from lavis_lite.models.language.head import full, output_layer
 from lavis_lite.models.language.rows import (
     Part,
@@ -88,7 +87,7 @@ class EncoderDecoder(LanguageModel):
             encoded = self.encode(chosen, [before[number] for number in numbers])
             return self._target_losses(encoded, [after[number] for number in numbers])[0]
 
-        return in_groups(self._passes(read, after), [len(row) for row in after], losses)
+        return self._in_passes(read, after, losses)
 
     def losses_of(self, rows: Sequence[Row]) -> Tensor:
         """Likewise, of rows that end with what the decoder writes."""
@@ -98,10 +97,15 @@ class EncoderDecoder(LanguageModel):
             encoded = self.read_rows([rows[number][:-1] for number in numbers])
             return self._target_losses(encoded, [written[number] for number in numbers])[0]
 
-        return in_groups(self._passes([size(row[:-1]) for row in rows], written), list(map(len, written)), losses)
+        return self._in_passes([size(row[:-1]) for row in rows], written, losses)
 
-    def _passes(self, read: Sequence[int], written: Sequence[Sequence[int]]) -> list[list[int]]:
-        return passes(self, [(first, len(second)) for first, second in zip(read, written, strict=True)])
+    def _in_passes(self, read: Sequence[int], written: Sequence[Sequence[int]],
+                   losses: Callable[[Sequence[int]], Tensor]) -> Tensor:
+        """Losses of all rows in order, rows of similar lengths together; `read` counts what the encoder reads."""
+        from lavis_lite.models.language.grouping import in_groups, passes  # of training only
+
+        counts = [len(row) for row in written]
+        return in_groups(passes(self, list(zip(read, counts, strict=True))), counts, losses)
 
     def training_sequences(self, sequences: Sequence[Segments]) -> list[Row]:
         """A row for every learned text: the encoder reads all that stands before it.
