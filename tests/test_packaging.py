@@ -91,7 +91,7 @@ def test_the_wheel_says_what_it_needs(metadata: Message) -> None:
             "pycocoevalcap", "fairscale"} <= named
     assert metadata["Name"] == "lavis_lite" and metadata["Requires-Python"] == ">=3.10"
     extras = {"dev", "track", "lora", "quant", "devices", "video", "parquet", "hdf5", "eval", "all", "docs",
-              "onnx"}
+              "onnx", "demo", "serve"}
     assert extras == set(metadata.get_all("Provides-Extra", []))
     texts = [path.read_text(encoding="utf-8") for folder in ("lavis_lite", "docs", "projects")
              for path in (REPOSITORY / folder).rglob("*") if path.suffix in (".py", ".md", ".yaml")]
