@@ -334,17 +334,10 @@ class LanguageModel(nn.Module, ABC):
         """Rows as embeddings float[B,S,D], and bool[B,S], true where no padding is."""
         embeds, mask = arrange(rows, self.embed, self.pad, side, self.home)
         if torch.is_grad_enabled() and not embeds.requires_grad:
-<<<<<<< HEAD
             from lavis_lite.distributed import shards  # of training only
 
             # texts alone: the backward pass of the other ranks waits for this one's blocks
             embeds.requires_grad_(shards.has_shards(self))
-=======
-            from lavis_lite.distributed import shards  # training alone
-
-            if shards.has_shards(self):  # texts alone: the backward pass of the other ranks waits for this one's blocks
-                embeds.requires_grad_()
->>>>>>> w-f
         return embeds, mask
 
     def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
