@@ -21,7 +21,7 @@ def manifest() -> Any:
     return ModelManifest(model_id="lavis_lite", simple_class_path=f"{__name__}.LavisLite")
 
 
-class LavisLite(lmms):  # type: ignore[misc]
+class LavisLite(lmms):
     """Answers requests in batches of `batch_size`, in their order.
 
     Args:

@@ -18,7 +18,7 @@ from vlmeval.vlm.base import BaseModel
 from lavis_lite.compat.harness import Answering, one_picture
 
 
-class LavisLite(BaseModel):  # type: ignore[misc]
+class LavisLite(BaseModel):
     """Answers one message at a time: texts joined by line breaks, one picture."""
 
     INSTALL_REQ = False
