@@ -89,6 +89,7 @@ EXTRAS["dev"] = [
     "basedpyright>=1.30",  # pyright, with all its parts in wheels
     "bitsandbytes>=0.46.1; sys_platform == 'linux'",  # so that adapters and quantised weights are tested for real
     "h5py>=3.11",
+    "fastapi>=0.115",
     "hypothesis>=6.100",
     "ipykernel>=6.29",  # with nbclient: notebooks run in tests
     "nbclient>=0.10",
@@ -101,6 +102,7 @@ EXTRAS["dev"] = [
     "ruff>=0.9",
     "setuptools>=70.1",  # tests/test_packaging.py builds a wheel without the network
     "types-PyYAML>=6.0",
+    "uvicorn>=0.32",
 ]
 
 setup(

@@ -74,6 +74,11 @@ def test_a_wrong_option_is_reported_before_any_run(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_an_unknown_recipe_has_its_neighbour(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"blip2/stag1.yaml: there is neither(.|\n)*did you mean 'blip2/stage1'"):
+        plan(find(write(tmp_path, OWN.replace("blip2/stage1", "blip2/stag1"))), tmp_path, [1])
+
+
 def test_equal_steps_are_one_run_and_others_are_not(tmp_path: Path) -> None:
     cells = plan(find(write(tmp_path, OWN)), tmp_path / "out", [1, 2])
     folders = {(variant, seed, step): job.folder for (variant, seed), jobs in cells.items()
