@@ -103,8 +103,21 @@ def _jobs(steps: Mapping[str, Step], out: Path, seed: int, iterations: int | Non
                   1 + max((parent.depth for parent in parents), default=-1), of.folder if of else None, step.every)
         if job not in placed:
             placed[job] = _placed(_with_features(job, out) if step.features else job, out)
+            placed[job][1].extend(_curve_errors(step, of))
         jobs[name] = placed[job][0]
     return jobs
+
+
+def _curve_errors(step: Step, of: Job | None) -> list[str]:
+    """What is wrong if an evaluation wants checkpoints that the training does not save, or does not keep."""
+    if of is None or step.every is None:
+        return []
+    run = of.composition().config.run
+    wanted = (run.max_iters or 0) // step.every
+    if run.save_every and step.every % run.save_every == 0 and run.keep_checkpoints >= wanted:
+        return []
+    return [f"every: {step.every} evaluates {wanted} checkpoints of {of.step}; set there run.save_every: {step.every} "
+            f"and run.keep_checkpoints: {2 * wanted}, some of them for stops in between."]
 
 
 def _file(recipe: str) -> Path:

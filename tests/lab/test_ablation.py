@@ -100,6 +100,14 @@ def test_other_packaged_weights_are_another_run(tmp_path: Path, monkeypatch: pyt
     assert plan(own, tmp_path, [1])["slow", 1]["train"].folder != before
 
 
+def test_checkpoints_that_a_training_does_not_keep_are_an_error(tmp_path: Path) -> None:
+    text = OWN.replace("{of: train,", "{of: train, every: 1,")
+    with pytest.raises(ErrorList, match="every: 1 evaluates 2 checkpoints of train; set there run.save_every: 1"):
+        plan(find(write(tmp_path, text)), tmp_path, [1])
+    kept = text.replace("run.warmup_steps: 0", "run.warmup_steps: 0, run.save_every: 1")
+    assert plan(find(write(tmp_path, kept)), tmp_path, [1])["slow", 1]["scores"].every == 1
+
+
 def test_a_short_try_sets_the_steps_of_every_training(tmp_path: Path) -> None:
     job = plan(find(write(tmp_path, OWN)), tmp_path, [1], iterations=30)["slow", 1]["train"]
     run = job.composition().config.run
