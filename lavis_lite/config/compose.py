@@ -22,6 +22,7 @@ from lavis_lite import redaction
 from lavis_lite.config import schema
 from lavis_lite.config.lavis_keys import file_names, note_unread_prompt, references_of_run, translated
 from lavis_lite.config.layers import (
+    RECIPES,
     Layer,
     base_chain,
     flatten,
@@ -33,7 +34,6 @@ from lavis_lite.config.layers import (
     without,
 )
 from lavis_lite.config.named import dataset_layer, model_layers, without_keys_of_others
-from lavis_lite.config.recipes import ROOT as RECIPES
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.config.typed import Checker
 from lavis_lite.errors import ConfigError, ErrorList, RegistryError
