@@ -26,7 +26,7 @@ from tools.phases import PHASES
 
 SEED = 20261130
 BATCH_SIZE = 16
-STEPS = {"opt": 5500, "t5": 5500}
+STEPS = {"opt": 3000, "t5": 3000}
 WARMUP_STEPS = 50
 CONSTANT = 0.5
 """Share of the steps with the full learning rate, which then falls to zero linearly."""
@@ -74,8 +74,9 @@ def train(learner: Learner, steps: int, seed: int, log_every: int = 100) -> None
         model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for part in (*optimizers, *schedules):
-            part.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         if step % log_every == 0 or step == steps:
             print(f"step {step}/{steps}  loss {loss.item():.3f}  {time.perf_counter() - start:.0f} s", flush=True)
             if step % (5 * log_every) == 0:

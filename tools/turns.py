@@ -7,7 +7,8 @@ one attribute (towards existence).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from lavis_lite.mini_world.captions import describe
 from lavis_lite.mini_world.dice import Dice
@@ -87,7 +88,7 @@ def _attribute(rng: Dice, scene: Scene) -> Turn | None:
     """Whether an object has a value, or a place; many wrong ones are another object's."""
     item, other = rng.choose(scene.objects), rng.choose(scene.objects)
     name, yes = rng.choose((*VALUES, "cell")), rng.chance(0.5)
-    choices = VALUES.get(name, range(len(CELLS)))
+    choices: Sequence[Any] = VALUES.get(name, range(len(CELLS)))
     value = getattr(item if yes else other, name) if yes or rng.chance(0.6) else rng.choose(choices)
     if (value == getattr(item, name)) != yes or not _may_be(scene, item, name, value):
         return None
