@@ -89,6 +89,7 @@ EXTRAS["dev"] = [
     "basedpyright>=1.30",  # pyright, with all its parts in wheels
     "bitsandbytes>=0.46.1; sys_platform == 'linux'",  # so that adapters and quantised weights are tested for real
     "h5py>=3.11",
+    "fastapi>=0.115",
     "hypothesis>=6.100",
     "ipykernel>=6.29",  # with nbclient: notebooks run in tests
     "nbclient>=0.10",
@@ -101,6 +102,7 @@ EXTRAS["dev"] = [
     "ruff>=0.9",
     "setuptools>=70.1",  # tests/test_packaging.py builds a wheel without the network
     "types-PyYAML>=6.0",
+    "uvicorn>=0.32",
 ]
 
 setup(
@@ -122,7 +124,8 @@ setup(
     include_package_data=False,
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["lavis-lite = lavis_lite.cli.main:entry"]},
+    entry_points={"console_scripts": ["lavis-lite = lavis_lite.cli.main:entry"],
+                  "lmms_eval.models": ["lavis_lite = lavis_lite.compat.lmms_eval:manifest"]},
     zip_safe=False,
     classifiers=[
         "Development Status :: 4 - Beta",

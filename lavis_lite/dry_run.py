@@ -5,50 +5,44 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lavis_lite import distributed, engine
-from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.config.compose import Composition
-from lavis_lite.config.schema import Config, ModelConfig, NamesLanguageModel
+from lavis_lite.config.schema import Config
 from lavis_lite.contracts import need
+from lavis_lite.costs.meta import meta_model
+from lavis_lite.costs.page import costs
 from lavis_lite.device import pick_device, to_device
-from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import BaseModel
-from lavis_lite.models.blip2.base import Blip2Base
-from lavis_lite.models.blip2.llm import Blip2LLM
-from lavis_lite.models.language.released import RELEASED
 from lavis_lite.models.protocols import ExampleSamples
-from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.process.launch import Launch, launch_from_environment
-from lavis_lite.registry import registry
 from lavis_lite.runners.runner import Runner
 from lavis_lite.runners.train_state import published_mixing
 
-GIB = 2**30
 
+def dry_run(composition: Composition, needs: list[str], hint: str, gpus: int | None = None) -> None:
+    """One step with the real data or, if `needs` lists missing files, forward and backward on the meta device.
 
-def dry_run(composition: Composition, needs: list[str], hint: str) -> None:
-    """One step with the real data or, if `needs` lists missing files, forward and backward on the meta device."""
+    Both print what a training costs on each of `gpus` GPUs; None: as many as the launcher starts.
+    """
     config = composition.config
     for note in config.notes:
         print(f"note: {note}")
     if not needs:
-        return _one_real_step(config)
+        return _one_real_step(config, gpus)
     print_mixing(published_mixing(config))  # first: the step may lack the language model's configuration
-    _one_meta_step(config)
+    _one_meta_step(config, gpus)
     print(f"\n{len(needs)} missing; the run would stop before it starts:")
     print("\n".join(f"  {number}. {need}" for number, need in enumerate(needs, 1)))
     print(f"fetch what can be fetched with: {hint}")
     return None
 
 
-def _one_real_step(config: Config) -> None:
+def _one_real_step(config: Config, gpus: int | None = None) -> None:
     """The run's first step, or the first batch of every split that it evaluates; no file is written."""
     run = dataclasses.replace(config.run, tensorboard=False, wandb=False)
     short = dataclasses.replace(config, run=run)
@@ -62,6 +56,8 @@ def _one_real_step(config: Config) -> None:
     print(f"weights: {runner.weights(0)}")
     print_parts(runner.model)
     print_mixing([] if run.evaluate else runner.train_state.mixing)
+    if not run.evaluate:
+        print("\n".join(costs(config, gpus)))
     seconds = time.perf_counter() - start
     print(f"dry run: built everything and {did} in {seconds:.1f} s; nothing was kept.")
 
@@ -102,82 +98,9 @@ def print_mixing(lines: list[str]) -> None:
         print("\n".join(f"  {line}" for line in lines))
 
 
-def _one_meta_step(config: Config) -> None:
+def _one_meta_step(config: Config, gpus: int | None) -> None:
     model = meta_model(config.model)
-    batch = config.run.batch_size_train
-    samples = need(model, ExampleSamples, "a dry run without the files").example_samples(batch, torch.device("meta"))
-    loss, how_far = _meta_loss(model, samples)
-    loss.backward()
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    need(model, ExampleSamples, "a dry run without the files")
     print_parts(model)
-    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in samples.items() if torch.is_tensor(value))
-    print(f"dry run on the meta device: forward and backward of {batch} samples per rank fit together{how_far} "
-          f"({shapes}).")
-    memory = trainable * 16 / GIB + frozen * 2 / GIB
-    print(f"{trainable:,} parameters train, {frozen:,} are frozen; weights, gradients and AdamW state take about "
-          f"{memory:.1f} GiB per rank, activations besides.")
-
-
-def meta_model(section: ModelConfig) -> BaseModel:
-    """The model of a section on the meta device: real shapes, no memory, no files.
-
-    A missing language model has the sizes of its published configuration. If the Q-Former's tokenizer is missing, every
-    word is one token.
-    """
-    cls = registry.get_model_class(section.arch)
-    try:
-        with torch.device("meta"):
-            model = cls.from_config(_with_sizes(section))
-    except RuntimeError as error:
-        raise ConfigError(f"model.arch={section.arch}: {cls.__name__} cannot be built on the meta device, as a dry run "
-                          f"without the files does ({str(error).splitlines()[0]}). Get the missing files first, or let "
-                          "its from_config read no weights.") from error
-    if isinstance(model, Blip2Base) and not WeightFile("tokenizer", str(section.get("tokenizer"))).is_local():
-        model.tokenizer = OneIdPerWord(model.tokenizer)  # type: ignore[assignment]
-    return model
-
-
-def _with_sizes(section: ModelConfig) -> ModelConfig:
-    """The section with a language model that can be built here: its folder if present, else its sizes.
-
-    timm downloads nothing: the shapes of an encoder need no weights.
-    """
-    if section.get("vit_weights") == "timm":
-        section = section.replaced(vit_weights="random")
-    if not isinstance(section, NamesLanguageModel) or section.llm_args is not None:
-        return section
-    name = section.language_model_name()
-    here = WeightFile("llm_model", name).local()
-    if here is not None:
-        return section.replaced(llm_model=str(here))
-    return section.replaced(llm_args=RELEASED[name], llm_precision="bf16") if name in RELEASED else section
-
-
-class OneIdPerWord:
-    """Replaces a `TextTokenizer` without files: one id per word, all of them equal.
-
-    Args:
-        real: the tokenizer without its files; it has limits and special ids.
-    """
-
-    def __init__(self, real: TextTokenizer) -> None:
-        self.real = real
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
-
-    def __call__(self, texts: Sequence[str], max_length: int | None = None) -> TextTokens:
-        """As `TextTokenizer`."""
-        most = max_length or self.real.max_length
-        return TextTokens.from_lists([[1] * min(len(text.split()) + 2, most) for text in texts], 0)
-
-
-def _meta_loss(model: BaseModel, samples: dict[str, Any]) -> tuple[torch.Tensor, str]:
-    """A scalar for backward, and how far the forward pass goes: the loss, or the soft prompt of a language model.
-
-    The masks of transformers read values, which tensors on the meta device do not have.
-    """
-    if isinstance(model, Blip2LLM):
-        return model.embed_image(samples["image"], samples["text_input"]).sum(), " up to the language model"
-    return model(samples).loss, ""
+    print("\n".join(costs(config, gpus, model)))
+    print("dry run on the meta device: forward and backward pass fit together.")

@@ -7,6 +7,7 @@ YAML of a page is trained, each command of a `bash` block is run (both shown by 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import runpy
@@ -22,6 +23,7 @@ from PIL import Image
 
 from lavis_lite.cli.main import main, run_command
 from tests.end_to_end.conftest import ROOT, SMALL, environment
+from tests.helpers.processes import free_port
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -184,6 +186,8 @@ def run(words: list[str]) -> int:
         words = with_options(words, [], [*small, "run.output_dir=out_docs/eval"])
     if words[0] == "python" and words[1] in ("train.py", "evaluate.py"):
         return run_command(words[1].removesuffix(".py"), words[2:])
+    if words[:3] == ["python", "-m", "lavis_lite"] and words[3] in SERVERS:
+        return served(words, cache)
     if words[:3] == ["python", "-m", "lavis_lite"]:
         return main(words[3:])
     assert words[0] == "python", words
@@ -195,6 +199,22 @@ def run(words: list[str]) -> int:
         except SystemExit as left:
             return int(left.code or 0)
     return 0
+
+
+SERVERS = {"demo": "gradio", "serve": "uvicorn"}
+"""commands that run until they are stopped -> the package that each needs"""
+
+
+def served(words: list[str], cache: Path) -> int:
+    """Start a command that serves, and stop it when it is ready; 0 as well if its package is not installed."""
+    if importlib.util.find_spec(SERVERS[words[3]]) is None:
+        return 0
+    command = [sys.executable, *words[1:], "--port", str(free_port())]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(cache)) as process:
+        assert process.stderr is not None
+        ready = any("Ctrl+C stops it" in line for line in process.stderr)
+        process.terminate()
+    return 0 if ready else 1
 
 
 @pytest.mark.parametrize("block", [block for block in ALL if block.language == "console"], ids=lambda block: block.page)

@@ -61,10 +61,13 @@ ALLOWED: dict[str, set[str]] = {
     "zoo": SETTINGS | {"checkpoints", "device", "models", "processors", "runs"},
     "capfilt": DATA_AND_MODELS | {"checkpoints"},  # a captioner and a ranker are loaded
     "engine": RUN | {"evaluation", "runners", "runs"},
+    "costs": RUN | {"runners"},
     "lab": SETTINGS | {"checkpoints", "datasets", "engine", "preflight", "report", "runs"},  # it runs recipes
-    "dry_run": RUN | {"engine", "runners"},
+    "dry_run": RUN | {"costs", "engine", "runners"},
     "bench": RUN | {"runners", "mini_world", "zoo"},
-    "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight", "bench", "lab"},
+    "apps": SETTINGS | {"datasets", "models", "processors", "report", "runs", "zoo"},
+    "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight", "bench", "lab",
+                  "apps"},
     "compat": RUN | {"engine", "runners", "zoo"},  # adapters for other packages; nothing imports them
     "__main__": {"cli"},
     "": {"moved"},

@@ -28,7 +28,7 @@ DOCS = [*(path for path in sorted((ROOT / "docs").rglob("*.md")) if path.name no
 NAMES = {
     "Desk": "EvalProgress", "LongWork": "ProgressHandle", "Journal": "EvalCheckpoint", "take_up": "load",
     "Bounds": "TrainSchedule", "ends_unit": "Interval", "TrainingParts": "TrainState", "Stepper": "TrainStep",
-    "rehearse": "warm_up_ddp", "share_out": "place", "leave_shards_alone": "ignore_in_ddp",
+    "rehearse": "warm_up_ddp", "share_out": "move_to_device", "leave_shards_alone": "ignore_in_ddp",
     "may_miss": "allowed_missing", "Need": "WeightSource", "Pictures": "ImageBatch",
     "owners": "image_index", "RoomyLayer": "PreallocatedLayer", "with_room": "preallocate", "settled": "is_dispatched",
     "Setup": "LMLoadOptions", "output_rows": "return_positions", "Remaining": "PendingBatches",

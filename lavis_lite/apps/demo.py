@@ -216,8 +216,8 @@ def _talk_tab(gr: Any, page: Page) -> None:
             text = gr.Textbox(label="Message", placeholder="what color is the circle?")
             with gr.Row():
                 send, fresh = gr.Button("Send", variant="primary"), gr.Button("Begin anew")
-    gr.on([send.click, text.submit], spoken(page.say), [model, picture, text, turns, talk], [turns, talk, text, picture],
-          api_name="say")
+    gr.on([send.click, text.submit], spoken(page.say), [model, picture, text, turns, talk],
+          [turns, talk, text, picture], api_name="say")
     fresh.click(lambda: ([], None), None, [turns, talk], api_name=False)
 
 

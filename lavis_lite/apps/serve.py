@@ -161,6 +161,13 @@ def message_of(error: BaseException) -> str:
     return f"the server failed ({type(error).__name__}); its log says more."
 
 
+def status_of(error: BaseException) -> tuple[int, str]:
+    """HTTP's status of an error, and OpenAI's type."""
+    if isinstance(error, Refused):
+        return error.status, error.kind
+    return (400, "invalid_request_error") if isinstance(error, LavisLiteError) else (500, "server_error")
+
+
 # HTTP -----------------------------------------------------------------------------------------------------------------
 def app_of(service: Service) -> Any:
     """The FastAPI application.
@@ -174,10 +181,8 @@ def app_of(service: Service) -> Any:
     app = fastapi.FastAPI(title="lavis_lite", docs_url=None, redoc_url=None, openapi_url=None)
 
     async def refused(request: Any, error: Exception) -> Any:
-        status = error.status if isinstance(error, Refused) else 400 if isinstance(error, LavisLiteError) else 500
-        kind = error.kind if isinstance(error, Refused) else "invalid_request_error" if status == 400 else "server_error"
-        headers = {"Retry-After": "1"} if status == 429 else {}
-        return JSONResponse(refusal(message_of(error), kind), status, headers)
+        status, kind = status_of(error)
+        return JSONResponse(refusal(message_of(error), kind), status, {"Retry-After": "1"} if status == 429 else {})
 
     for kind in (Refused, LavisLiteError, Exception):
         app.add_exception_handler(kind, refused)
@@ -186,12 +191,12 @@ def app_of(service: Service) -> Any:
         found = service.health()
         return JSONResponse(found, 200 if found["status"] == "ok" else 503)
 
-    async def models(request: fastapi.Request) -> Any:
+    async def models(request: Any) -> Any:
         service.authorise(request.headers.get("authorization"))
         rows = [{"id": name, "object": "model", "created": 0, "owned_by": "lavis_lite"} for name in service.batchers]
         return {"object": "list", "data": rows}
 
-    async def completions(request: fastapi.Request) -> Any:
+    async def completions(request: Any) -> Any:
         service.authorise(request.headers.get("authorization"))
         body = await read_body(request.stream(), service.limits.body)
         chat = await asyncio.to_thread(service.request, body)  # pictures are decoded beside the event loop
@@ -200,7 +205,7 @@ def app_of(service: Service) -> Any:
         return StreamingResponse(await streamed(service, chat), media_type="text/event-stream",
                                  headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
-    for function in (models, completions):  # annotations are strings, and FastAPI is no module of ours
+    for function in (models, completions):  # FastAPI is imported only here
         function.__annotations__["request"] = fastapi.Request
     app.get("/health")(health)
     app.get("/v1/models")(models)

@@ -93,11 +93,21 @@ class Operations(TorchDispatchMode):
 
 
 def peak_flops(device: torch.device, name: str, dtype: torch.dtype) -> float | None:
-    """FLOP/s that MFU is a share of: nominal on a known GPU, measured with a matrix product on a CPU, else None."""
+    """FLOP/s that MFU is a share of: nominal on a known GPU, else None; on a CPU measured, fp32's if `dtype` is slower.
+
+    Args:
+        device: where the work is done.
+        name: of the machine.
+        dtype: of matrix products.
+    """
     if device.type != "cpu":
         return next((peak for word, peak in GPU_PEAKS.items() if word in name), None)
+    return max(_matmul_flops(each) for each in {torch.float32, dtype})
+
+
+def _matmul_flops(dtype: torch.dtype) -> float:
     size = 1024
-    left, right = (torch.randn(size, size, dtype=dtype) for _ in range(2))
+    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(4):
         start = time.process_time()

@@ -30,7 +30,8 @@ class Row:
         peak_mb, peer_peak_mb: most memory of either, in MiB.
         images_per_s, tokens_per_s: of all ranks, by the clock.
         gflop: of matrix products in one turn. mfu: their share of the machine's peak; by processor time on a CPU.
-        host_reads, collective_bytes: of one turn. padding: share of padding among text columns.
+        host_reads, collective_bytes: of one turn. padding: share of text columns that would be
+            padding if a batch were as wide as its longest text.
         data_wait: share of the time that a step waits for its batch.
         load: other processes that wanted to run.
     """

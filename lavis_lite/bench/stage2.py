@@ -119,8 +119,9 @@ def theirs(size: Size, llm: str, device: torch.device, dtype: torch.dtype) -> HF
         model = build_transformers(vision, reader, size.llms[llm], qformer.num_queries,
                                    size.llms[llm]["vocab_size"] - 1)
     shrink_head(model.language_model)
-    for part in (model.language_model, model.vision_model.encoder):
+    for part in (model.language_model, model.vision_model):
         part.to(dtype)
+    model.vision_model.post_layernorm.float()  # it is trained
     return HFStage2(model).train()
 
 

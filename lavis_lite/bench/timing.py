@@ -55,7 +55,7 @@ class Case:
         sides: name -> builds a side; "ours" is first.
         batch: number of the round -> what all sides work on.
         images, tokens: in a turn, of real text; 0: does not apply.
-        padding: share of padding among text columns; None: does not apply.
+        padding: share of padding if a batch were as wide as its longest text; None: does not apply.
         counted: whether FLOPs and host reads of a turn are of interest.
         check: raises if the sides disagree; called before anything is timed.
     """

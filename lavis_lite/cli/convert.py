@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from lavis_lite.cli.console import command_parser
+from lavis_lite.errors import ConfigError
+from lavis_lite.io import files, hub
 
 
 def main(argv: Sequence[str]) -> int:
@@ -15,6 +18,7 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = command_parser("convert", "Convert a checkpoint to another format.", [
         "--to hf --checkpoint RUN/checkpoints/step_00000200 --out model_hf",
+        "--to hf --checkpoint RUN/checkpoints/step_00000200 --out model_hf --push me/my-model",
         "--to lite --checkpoint blip2.pth --model blip2_opt --type pretrain_opt2.7b --out model.safetensors"])
     arguments.add_argument("--to", required=True, metavar="hf|lavis|lite",
                            help="transformers' folder, LAVIS' .pth, or this project's folder (or .safetensors)")
@@ -30,9 +34,18 @@ def main(argv: Sequence[str]) -> int:
     arguments.add_argument("--merge-lora", action="store_true",
                            help="for lite: add LoRA adapters to the language model's weights (hf and lavis always do)")
     arguments.add_argument("--allow-non-finite", action="store_true", help="convert tensors that hold NaN or infinity")
+    arguments.add_argument("--push", metavar="OWNER/NAME",
+                           help="for hf: upload the folder to the hub; a new repository is private")
+    arguments.add_argument("--public", action="store_true", help="with --push: make a new repository public")
     given = arguments.parse_args(list(argv))
+    if given.push:
+        if given.to != "hf":
+            raise ConfigError("--push uploads transformers' folder, which has a model card: use it with --to hf.")
+        hub.check_upload(given.push, files.offline())
     from lavis_lite.checkpoints.convert import convert  # imports torch
 
     print(convert(given.checkpoint, given.to, given.out, model=given.model, model_type=given.type, dtype=given.dtype,
                   whole=given.whole, merge_lora=given.merge_lora, allow_non_finite=given.allow_non_finite))
+    if given.push:
+        print(f"uploaded to {hub.upload(Path(given.out), given.push, given.public)}")
     return 0

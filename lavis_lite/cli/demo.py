@@ -22,8 +22,8 @@ def parser() -> argparse.ArgumentParser:
     add_models(arguments, "the packaged mini models")
     arguments.add_argument("--folder", default="", help="pictures to search")
     arguments.add_argument("--host", default=LOOPBACK[0],
-                           help="address to listen on (default: this machine alone). On another address the page offers "
-                                "the models of --model and the pictures of --folder, and no others")
+                           help="address to listen on (default: this machine alone). On another address the page "
+                                "offers the models of --model and the pictures of --folder, and no others")
     arguments.add_argument("--port", type=int, default=7860, help="0: any free one")
     arguments.add_argument("--max-upload", type=int, default=10, metavar="MB", help="largest file that is accepted")
     return arguments

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lavis_lite.cli.console import add_config, command_parser, print_once
 from lavis_lite.config.compose import Composition, compose, to_yaml
-from lavis_lite.errors import ErrorList
+from lavis_lite.errors import ConfigError, ErrorList
 from lavis_lite.preflight import check, fetch_hint, missing
 
 
@@ -21,6 +21,8 @@ def parser() -> argparse.ArgumentParser:
     add_common(arguments)
     arguments.add_argument("--dry-run", action="store_true",
                            help="build everything, run one step and stop; on the meta device if files are missing")
+    arguments.add_argument("--gpus", type=int, metavar="N",
+                           help="with --dry-run: show the costs per GPU of a run on N GPUs")
     arguments.add_argument("--resume", metavar="auto|PATH",
                            help="continue from a checkpoint folder; auto: from the newest good one under "
                                 "run.output_dir")
@@ -43,6 +45,9 @@ def main(argv: Sequence[str]) -> int:
         LavisLiteError: any mistake in the input, before work starts.
     """
     arguments = parser().parse_args(list(argv))
+    if arguments.gpus is not None and not (arguments.dry_run and arguments.gpus > 0):
+        raise ConfigError(f"--gpus {arguments.gpus}: it says for how many GPUs --dry-run counts the costs, at least 1. "
+                          "Add --dry-run; to train on several GPUs, start with torchrun --nproc_per_node=N.")
     composition = compose(arguments.cfg_path, arguments.options)
     if composition.config.run.evaluate:
         from lavis_lite.runs import resume_evaluation
@@ -90,7 +95,7 @@ def _run(composition: Composition, arguments: argparse.Namespace, needs: list[st
     if arguments.dry_run:  # what follows imports torch: only when there is work
         from lavis_lite.dry_run import dry_run
 
-        dry_run(composition, needs, fetch_hint(cfg_path))
+        dry_run(composition, needs, fetch_hint(cfg_path), getattr(arguments, "gpus", None))
         return 0
     from lavis_lite import engine
 

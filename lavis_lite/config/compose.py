@@ -33,7 +33,6 @@ from lavis_lite.config.layers import (
     without,
 )
 from lavis_lite.config.named import dataset_layer, model_layers, without_keys_of_others
-from lavis_lite.config.recipes import ROOT as RECIPES
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.config.typed import Checker
 from lavis_lite.errors import ConfigError, ErrorList, RegistryError
@@ -147,8 +146,10 @@ def import_plugins(names: Sequence[str], cfg_path: Path) -> list[str]:
     """Import the modules of `imports:`, from the working folder, the installed packages or the package's recipes."""
     if str(Path.cwd()) not in sys.path:  # as with `python train.py`
         sys.path.insert(0, str(Path.cwd()))
-    if str(RECIPES) not in sys.path and any(name.startswith("projects.") for name in names):
-        sys.path.append(str(RECIPES))
+    if any(name.startswith("projects.") for name in names):
+        from lavis_lite.config.recipes import ROOT  # loading a model reads no recipe
+
+        sys.path += [str(ROOT)] if str(ROOT) not in sys.path else []
     errors = []
     for name in names:
         try:

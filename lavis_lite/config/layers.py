@@ -17,7 +17,6 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lavis_lite.config.recipes import ROOT as RECIPES
 from lavis_lite.errors import ConfigError, did_you_mean, shown
 
 DEEPEST = 40
@@ -180,7 +179,12 @@ def base_chain(path: Path) -> list[Layer]:
 
 def _base_file(folder: Path, base: str) -> Path:
     """The file that `base:` names: in the folder of its file, or a recipe of the package (`projects/...`)."""
-    return next((path for path in (folder / base, RECIPES / base) if path.is_file()), folder / base)
+    own = folder / base
+    if own.is_file():
+        return own
+    from lavis_lite.config.recipes import ROOT  # loading a model reads no recipe
+
+    return ROOT / base if (ROOT / base).is_file() else own
 
 
 def _beside(path: Path, folders: Any) -> Any:

@@ -96,6 +96,38 @@ def fetch(name: HubName, offline: bool, patterns: Sequence[str] | None = None) -
         raise DataError(f"{name}: {reason}. To fetch it by hand: {name.command()}") from error
 
 
+def check_upload(repository: str, offline: bool) -> None:
+    """Refuse an upload that cannot work, before anything is computed.
+
+    Raises:
+        DataError: the name is not `owner/name`, or the offline switches forbid the network.
+    """
+    if "/" not in repository or not is_repository(repository):
+        raise DataError(f"{shown(repository)}: write owner/name, as the repository is called on the hub.")
+    if offline:
+        raise DataError(f"{repository}: LAVIS_LITE_OFFLINE or HF_HUB_OFFLINE forbids to upload to the hub.")
+
+
+def upload(folder: Path, repository: str, public: bool = False) -> str:
+    """Upload a folder; returns the address. A repository that is not there is created, private unless `public`.
+
+    Raises:
+        DataError: the hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    client = HfApi()
+    try:
+        client.create_repo(repository, private=not public, exist_ok=True)
+        commit = client.upload_folder(repo_id=repository, folder_path=str(folder),
+                                      commit_message="Upload a model of lavis_lite")
+    except (OSError, ValueError) as error:  # every error of the hub's client derives from one of these
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{repository}: the upload failed: {reason}. {folder} is complete. Log in with `hf auth login` "
+                        f"if the hub does not know you, then: hf upload {repository} {folder} .") from error
+    return str(commit.commit_url)
+
+
 def _load(name: HubName, patterns: Sequence[str] | None, local_only: bool) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 

@@ -19,13 +19,14 @@ ablations in one output folder, are one run.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.config.layers import read_yaml
+from lavis_lite.config.layers import base_chain
 from lavis_lite.config.typed import Checker
 from lavis_lite.errors import ConfigError, ErrorList, did_you_mean
 
@@ -142,12 +143,19 @@ def find(name: str) -> Ablation:
         raise ConfigError(f"no ablation {name!r}; {did_you_mean(name, names())} Your own is named by its file, "
                           "MY.yaml.")
     checker = Checker(lambda key: str(path))
-    found = checker.section(Ablation, {**read_yaml(path), "name": path.stem}, "")
+    content = functools.reduce(merged, (layer.content for layer in base_chain(path)))
+    found = checker.section(Ablation, {**content, "name": path.stem}, "")
     for key, message in errors(found) if not checker.errors else []:
         checker.error(key, message)
     if checker.errors:
         raise ErrorList(f"{path}:", checker.errors)
     return found
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a file over those that its `base:` has."""
+    return {**below, **{key: merged(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict)
+                        else value for key, value in above.items()}}
 
 
 def errors(ablation: Ablation) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """What the rows of an ablation show: means, 95% confidence intervals over seeds, and whether a direction was found.
 
 Intervals are Student's t. A direction compares two variants seed by seed, because runs of one seed share their data
-order. It is found if the interval of the differences is above 0.
+order. It is found if three seeds or more have run, and the interval of the differences is above 0.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from lavis_lite.lab.ablation import Ablation, Expectation
 Row = Mapping[str, Any]
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5th percentile of Student's t for 2 to 10 values; more values have an interval slightly too wide"""
+FEWEST = 3
+"""seeds of a verdict: two can agree by chance, and their interval is then far too narrow"""
 Verdict = Literal["found", "opposite", "undecided", "not run"]
 SENTENCES: dict[Verdict, str] = {
     "found": "the paper's direction is found", "opposite": "the opposite of the paper's direction is found",
-    "undecided": "the direction is not decided: the interval contains 0", "not run": "not run on two seeds or more"}
+    "undecided": "the direction is not decided: the interval contains 0", "not run": f"not run on {FEWEST} seeds or more"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Finding:
     @property
     def verdict(self) -> Verdict:
         """What the interval says."""
-        if self.difference is None or len(self.difference.values) < 2:
+        if self.difference is None or len(self.difference.values) < FEWEST:
             return "not run"
         return "found" if self.difference.low > 0 else "opposite" if self.difference.high < 0 else "undecided"
 

@@ -30,7 +30,7 @@ def page(summaries: Sequence[Summary], figures: Mapping[str, Path]) -> str:
 
 
 def _overview(summaries: Sequence[Summary]) -> str:
-    rows = [(summary.ablation.title, finding.expected.score, f"{finding.expected.better} over {finding.expected.than}",
+    rows = [(summary.ablation.name, finding.expected.score, f"{finding.expected.better} over {finding.expected.than}",
              str(finding.difference or "-"), finding.verdict) for summary in summaries for finding in summary.findings]
     return section("Overview", table(("ablation", "score", "direction", "difference", "verdict"), rows))
 

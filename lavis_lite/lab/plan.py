@@ -11,7 +11,7 @@ from pathlib import Path
 import lavis_lite
 from lavis_lite.checkpoints.weights import required_weights
 from lavis_lite.config.compose import Composition, compose, to_yaml
-from lavis_lite.config.recipes import ROOT
+from lavis_lite.config.recipes import find_recipe, unknown_recipe
 from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import ErrorList
 from lavis_lite.io import atomic
@@ -71,7 +71,7 @@ def plan(ablation: Ablation, out: Path, seeds: Sequence[int], iterations: int | 
 
     Raises:
         ErrorList: a recipe or an option is wrong; every error of all jobs at once.
-        ConfigError: a recipe is missing.
+        ConfigError: there is no such recipe.
     """
     placed: dict[Job, tuple[Job, list[str]]] = {}
     cells = {(variant, seed): _jobs(ablation.steps_of(variant), out, seed, iterations, placed)
@@ -103,13 +103,35 @@ def _jobs(steps: Mapping[str, Step], out: Path, seed: int, iterations: int | Non
                   1 + max((parent.depth for parent in parents), default=-1), of.folder if of else None, step.every)
         if job not in placed:
             placed[job] = _placed(_with_features(job, out) if step.features else job, out)
+            placed[job][1].extend(_curve_errors(step, of))
         jobs[name] = placed[job][0]
     return jobs
 
 
+def _curve_errors(step: Step, of: Job | None) -> list[str]:
+    """What is wrong if an evaluation wants checkpoints that the training does not save, or does not keep."""
+    if of is None or step.every is None:
+        return []
+    run = of.composition().config.run
+    wanted = (run.max_iters or 0) // step.every
+    if run.save_every and step.every % run.save_every == 0 and run.keep_checkpoints >= wanted:
+        return []
+    return [f"every: {step.every} evaluates {wanted} checkpoints of {of.step}; set there run.save_every: {step.every} "
+            f"and run.keep_checkpoints: {2 * wanted}, some of them for stops in between."]
+
+
 def _file(recipe: str) -> Path:
-    """The recipe in the working folder, else in the checkout that has the package."""
-    return next((path for path in (Path(recipe), ROOT / recipe) if path.is_file()), Path(recipe))
+    """A file, or a recipe of the package.
+
+    Raises:
+        ConfigError: it is neither; names the nearest recipe.
+    """
+    if Path(recipe).is_file():
+        return Path(recipe)
+    found = find_recipe(recipe)
+    if found is None:
+        raise unknown_recipe(recipe)
+    return found.path
 
 
 def _with_features(job: Job, out: Path) -> Job:

@@ -78,8 +78,8 @@ def freeze(module: nn.Module) -> nn.Module:
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Autocast switched off on a device; the meta device has none."""
-    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    """Autocast switched off on a device; that of the CPU stands for the meta device, which has none."""
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:

@@ -11,15 +11,17 @@ the vision encoder, E of the space in which images and texts are compared.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from lavis_lite.models.attention import Attention, GradCam
 from lavis_lite.models.outputs import Blip2Features, SamplesLike
 from lavis_lite.models.qformer.model import ImageKV
 from lavis_lite.models.text_tokens import TextTokens
+
+if TYPE_CHECKING:
+    from lavis_lite.models.attention import Attention, GradCam
 
 
 @runtime_checkable

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
 
-def place(model: BaseModel, run: RunConfig, device: torch.device) -> BaseModel:
+def move_to_device(model: BaseModel, run: RunConfig, device: torch.device) -> BaseModel:
     """The model on its device, its blocks shared as `run.fsdp` asks: block by block, so that it need never fit whole.
 
-    One process shares with nobody, and an evaluation alone needs whole weights.
+    A single process shares nothing, and an evaluation alone needs whole weights.
 
     Raises:
         ConfigError: the model has no blocks to share, or they cannot be shared in this run.
@@ -68,14 +68,14 @@ def blocks_of_run(model: BaseModel, run: RunConfig, device: torch.device) -> Blo
     """The blocks that `run.fsdp` names.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: the model has no such blocks.
     """
     vision = model.vision_blocks_to_shard(device) if run.fsdp == "blocks" else []
     blocks = Blocks(vision, model.blocks_to_shard())
     if not blocks.all:
-        raise ConfigError(f"run.fsdp={run.fsdp}: {type(model).__name__} has no transformer blocks to share: neither in "
-                          "an attribute language_model, nor by a method blocks_to_shard of its own. Set run.fsdp=none, "
-                          "or run.fsdp=blocks, which also shares those of a vision encoder.")
+        raise ConfigError(f"run.fsdp={run.fsdp}: {type(model).__name__} has no transformer blocks to share, for it has "
+                          "neither an attribute language_model nor a method blocks_to_shard. Set run.fsdp=none, or "
+                          "run.fsdp=blocks, which also shares those of a vision encoder.")
     return blocks
 
 
@@ -86,15 +86,15 @@ def check(blocks: Blocks, precision: Precision) -> None:
         ConfigError: says why, and what to set.
     """
     if precision.dtype is torch.float16 and any(_trains_whole(block) for block in blocks.all):
-        raise ConfigError("run.amp_dtype: fp16 scales the loss by what each rank's own gradients allow, and ranks have "
-                          "different parts of blocks that train; set run.amp_dtype=bf16, or run.fsdp=none.")
+        raise ConfigError("run.amp_dtype: fp16 scales the loss by what a rank's gradients allow, and ranks have "
+                          "different parts of blocks that train. Set run.amp_dtype=bf16, or run.fsdp=none.")
 
 
 def _trains_whole(block: nn.Module) -> bool:
     return all(parameter.requires_grad for parameter in block.parameters())
 
 
-def _stays_whole(block: nn.Module) -> set[nn.Parameter]:
+def stays_whole(block: nn.Module) -> set[nn.Parameter]:
     """Adapters of a frozen block, and single numbers: little to share, and DDP has their gradients."""
     trains = _trains_whole(block)
     return {value for value in block.parameters() if value.ndim == 0 or value.requires_grad and not trains}
@@ -111,7 +111,7 @@ def _shard(model: nn.Module, blocks: Blocks, device: torch.device) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     how: dict[str, Any] = {"mesh": init_device_mesh(device.type, (distributed.world_size(),))}
     for block in blocks.all:
-        fully_shard(block, reshard_after_forward=True, ignored_params=_stays_whole(block), **how)
+        fully_shard(block, reshard_after_forward=True, ignored_params=stays_whole(block), **how)
     rest = {value for value in model.parameters() if not shards.is_sharded(value)}
     fully_shard(model, ignored_params=rest, **how)
     _prefetch(blocks.all, blocks.with_backward)
@@ -127,7 +127,7 @@ def _prefetch(blocks: Sequence[Any], backward: Sequence[Any]) -> None:
 
 
 def shared_blocks(model: nn.Module) -> list[Any]:
-    """The modules whose weights the ranks share now, in order."""
+    """The blocks that are shared now, in order."""
     if not shards.has_shards(model):
         return []
     from torch.distributed.fsdp import FSDPModule

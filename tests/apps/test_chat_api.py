@@ -47,7 +47,8 @@ def test_a_conversation_with_pictures() -> None:
 
 def test_how_an_answer_is_drawn() -> None:
     drawn = parsed(body(temperature=0.7, top_p=0.5, seed=3, max_completion_tokens=2), Limits()).options
-    assert (drawn.sample, drawn.temperature, drawn.top_p, drawn.seeds, drawn.max_new_tokens) == (True, 0.7, 0.5, (3,), 2)
+    assert (drawn.sample, drawn.temperature, drawn.top_p) == (True, 0.7, 0.5)
+    assert (drawn.seeds, drawn.max_new_tokens) == ((3,), 2)
     assert parsed(body(temperature=1), Limits()).options.seeds != parsed(body(temperature=1), Limits()).options.seeds
     assert not parsed(body(temperature=0, top_p=0.5), Limits(tokens=9)).options.sample
     assert parsed(body(), Limits(tokens=9)).options.max_new_tokens == 9
@@ -58,9 +59,10 @@ def test_how_an_answer_is_drawn() -> None:
     (body(n=2), "n: one answer for each request, not 2"),
     ({"messages": [{"role": "usr", "content": "x"}]}, r"messages\[0\].role: 'usr'; did you mean 'user'"),
     ({"messages": ["x"]}, r"messages\[0\].role: 'x'"),
-    ({"messages": [{"role": "user", "content": 3}]}, r"messages\[0\].content: must be a text or a list of parts, not 3"),
-    ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "the last one must be the "
-     "user's"),
+    ({"messages": [{"role": "user", "content": 3}]},
+     r"messages\[0\].content: must be a text or a list of parts, not 3"),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+     "the last one must be the user's"),
     (body({"type": "audio"}), r"messages\[0\].content\[0\]: a part is .type: text"),
     (body(image("https://example.com/a.png")), "the server fetches nothing; send the picture itself"),
     (body(image("file:///etc/passwd")), "fetches nothing"), (body(image(None)), "a part is"),
@@ -70,8 +72,8 @@ def test_how_an_answer_is_drawn() -> None:
     (body(text("x" * 30)), "30 characters of text; at most 20"), (body(model=3), "model: must be a name"),
     (body(max_tokens=0), "max_tokens: a whole number from 1 to 9, not 0"), (body(max_tokens=10), "not 10"),
     (body(max_tokens=True), "not True"), (body(temperature=3), "temperature: a number from 0 to 2, not 3"),
-    (body(temperature="hot"), "not 'hot'"), (body(top_p=True), "top_p: a number"), (body(stop=[""]), "stop: up to four"),
-    (body(stop=3), "stop: up to four texts"),
+    (body(temperature="hot"), "not 'hot'"), (body(top_p=True), "top_p: a number"),
+    (body(stop=[""]), "stop: up to four"), (body(stop=3), "stop: up to four texts"),
 ])
 def test_what_is_refused(given: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):

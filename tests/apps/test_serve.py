@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from lavis_lite.apps.demo import EXAMPLE
 from lavis_lite.apps.models import Models
 from lavis_lite.apps.serve import Refused, Service
 from lavis_lite.cli.main import main
-from lavis_lite.errors import DataError
+from lavis_lite.errors import ConfigError, DataError
 from tests.apps.test_chat_api import body, image, text
 
 NAMES = ["blip2_t5_instruct", "blip2_opt"]
@@ -67,7 +68,8 @@ def test_a_batch_gives_the_answers_of_its_requests_one_by_one(name: str, service
     together = answers(requests)
     assert together == [one for request in requests for one in answers([request])]
     assert len({answer.text for answer in together}) > 1 and all(answer.read > 1 for answer in together)
-    drawn = [service.request(json.dumps(asked(QUESTIONS[0], temperature=1.5, seed=seed)).encode()) for seed in (1, 2, 3)]
+    drawn = [service.request(json.dumps(asked(QUESTIONS[0], temperature=1.5, seed=seed)).encode())
+             for seed in (1, 2, 3)]
     assert len({answers.kind(one) for one in drawn}) == 1
     assert answers(drawn) == [one for request in drawn for one in answers([request])]
 
@@ -235,7 +237,8 @@ def test_the_command_checks_before_it_loads(tmp_path: Path, capsys: pytest.Captu
     assert "blip2: this model holds no conversations" in error("--model", "blip2")
 
 
-def test_the_command_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                            monkeypatch: pytest.MonkeyPatch) -> None:
     found: dict[str, Any] = {}
     monkeypatch.setattr(serve, "app_of", lambda service: found.update(service=service) or "app")
     monkeypatch.setattr(serve, "run", lambda *given: found.update(run=given[:3]) or given[3]())
@@ -253,3 +256,14 @@ def test_without_fastapi_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, ser
     monkeypatch.setitem(sys.modules, "fastapi", None)
     with pytest.raises(ImportError, match=r"pip install 'lavis_lite\[serve\]'"):
         serve.app_of(service)
+
+
+def test_a_busy_port_is_one_sentence() -> None:
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'lavis_lite[serve]'")
+    closed: list[int] = []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match="--port: 127.0.0.1:.* is in use"):
+            serve.run(lambda: None, "127.0.0.1", taken.getsockname()[1], lambda: closed.append(1))
+    assert closed == [1]

@@ -113,13 +113,15 @@ def test_sides_take_turns_and_every_second_round_is_reversed() -> None:
 
 # --- the benchmarks ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("llm", ["opt", "t5"])
-def test_all_sides_of_stage_2_have_the_same_work(llm: str) -> None:
-    """Without dropout the plain twin's first loss is this package's; transformers has weights of its own."""
-    case = cases(mini("stage2", llm=llm), CPU, 0)[0]
-    assert set(PEERS["stage2"]) < set(case.sides) and 0 < case.padding < 0.4  # type: ignore[operator]
+def test_all_sides_of_stage_2_train_on_the_same_batch_in_bf16(llm: str) -> None:
+    """On a GPU bf16 is the default; there the frozen parts have it too."""
+    case = cases(mini("stage2", llm=llm, precision="bf16", batch=2), CPU, 0)[0]
+    assert set(case.sides) == {"ours", *PEERS["stage2"], "fp32"}
     batch = case.batch(0)
-    assert batch["image"].shape == (8, 3, 28, 28) and max(map(len, batch["after"])) <= 32
+    assert batch["image"].shape == (2, 3, 28, 28) and max(map(len, batch["after"])) <= 32
     assert all(row[0] == 2 for row in batch["after"]) == (llm == "opt")
+    for make in case.sides.values():
+        make().turn(batch)
 
 
 def test_stage_1_is_measured_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +130,7 @@ def test_stage_1_is_measured_and_saved(tmp_path: Path, capsys: pytest.CaptureFix
     row = json.loads(file.read_text())
     assert row["name"] == "stage 1, mini, batch 8" and row["against"] == "plain" and row["steps"] == 2
     assert row["ratio_cpu"] > 0.5 and row["spread_cpu"][0] <= row["ratio_cpu"] <= row["spread_cpu"][1]
-    assert row["host_reads"] == 1  # the last step's vote, which is ready by then
+    assert row["host_reads"] >= 1  # the last step's vote; others are of lengths, which stay on the host
     assert row["gflop"] == pytest.approx(0.63, rel=0.2) and row["command"].endswith(f"--json {file}")
     assert row["peak_mb"] is None and row["collective_bytes"] == {} and 0 < row["mfu"] < 1
     assert "stage 1, mini, batch 8" in capsys.readouterr().out

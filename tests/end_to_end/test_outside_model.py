@@ -16,7 +16,7 @@ from lavis_lite.cli.main import main
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.registry import registry
-from lavis_lite.runners.sharding import place
+from lavis_lite.runners.sharding import move_to_device
 from tests.end_to_end.conftest import ROOT, Train
 
 RECIPE = """
@@ -82,4 +82,4 @@ def test_the_blocks_of_its_language_model_are_shared_among_ranks(project: Path) 
     assert model.blocks_to_shard() == blocks
     model.blocks_to_shard = list
     with pytest.raises(ConfigError, match=r"run.fsdp=llm: LlavaLike has no transformer blocks .*blocks_to_shard"):
-        place(model, RunConfig(fsdp="llm"), torch.device("cpu"))
+        move_to_device(model, RunConfig(fsdp="llm"), torch.device("cpu"))

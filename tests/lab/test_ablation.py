@@ -74,6 +74,11 @@ def test_a_wrong_option_is_reported_before_any_run(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_an_unknown_recipe_has_its_neighbour(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"blip2/stag1.yaml: there is neither(.|\n)*did you mean 'blip2/stage1'"):
+        plan(find(write(tmp_path, OWN.replace("blip2/stage1", "blip2/stag1"))), tmp_path, [1])
+
+
 def test_equal_steps_are_one_run_and_others_are_not(tmp_path: Path) -> None:
     cells = plan(find(write(tmp_path, OWN)), tmp_path / "out", [1, 2])
     folders = {(variant, seed, step): job.folder for (variant, seed), jobs in cells.items()
@@ -93,6 +98,14 @@ def test_other_packaged_weights_are_another_run(tmp_path: Path, monkeypatch: pyt
     assert plan(own, tmp_path, [1])["slow", 1]["train"].folder == before
     monkeypatch.setattr(atomic, "file_sha256", lambda path: f"another {path.name}")
     assert plan(own, tmp_path, [1])["slow", 1]["train"].folder != before
+
+
+def test_checkpoints_that_a_training_does_not_keep_are_an_error(tmp_path: Path) -> None:
+    text = OWN.replace("{of: train,", "{of: train, every: 1,")
+    with pytest.raises(ErrorList, match="every: 1 evaluates 2 checkpoints of train; set there run.save_every: 1"):
+        plan(find(write(tmp_path, text)), tmp_path, [1])
+    kept = text.replace("run.warmup_steps: 0", "run.warmup_steps: 0, run.save_every: 1")
+    assert plan(find(write(tmp_path, kept)), tmp_path, [1])["slow", 1]["scores"].every == 1
 
 
 def test_a_short_try_sets_the_steps_of_every_training(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def scenes(request: pytest.FixtureRequest, unlike: bool = False) -> list[Scene]:
     """Unseen scenes of several objects; `unlike`: no other has the first one's shape. All 200 with --long."""
     found: list[Scene] = []
     number = 0
-    while len(found) < (200 if request.config.getoption("--long") else 20):
+    while len(found) < (200 if request.config.getoption("--long") else 12):
         scene = make_scene(7, "test", number)
         same = sum(item.shape == scene.objects[0].shape for item in scene.objects)
         found += [scene] if len(scene.objects) > 1 and not (unlike and same > 1) else []

@@ -169,6 +169,20 @@ def test_a_browser_filters_by_what_the_address_says(page: Path) -> None:
     assert re.search(r"<dialog[^>]* open", last) and re.findall("<title>(.*?)</title>", last) == ["T"]
 
 
+@needs_chromium
+def test_an_open_sample_shows_where_the_model_looked(tmp_path: Path) -> None:
+    words = [Candidate(text, picture=picture(number)) for number, text in enumerate(["two", "<b>dogs"], 7)]
+    samples = [ReportSample(1, "two <b>dogs", picture=picture(1), attention=words), ReportSample(2, "a cat")]
+    page = write_report(tmp_path / "a.html", "T", {}, samples)
+    rows = data_of(page)["samples"]
+    assert rows[0]["w"] == [{"x": "two", "t": 1}, {"x": "<b>dogs", "t": 2}] and "w" not in rows[1]
+    shown = opened(page, "sample=1")
+    assert text_of(shown).count("where the model looks for each word") == 1
+    assert Document(shown).images == 4, "the card's, the sample's, and one for each word"
+    assert 'alt="where the model looks for &lt;b&gt;dogs"' in shown
+    assert "where the model looks" not in text_of(opened(page, "sample=2"))
+
+
 STATE = """return [location.hash, document.activeElement.id || document.activeElement.className,
   document.getElementById('detail').open, document.querySelectorAll('.card').length,
   document.getElementById('group-field').offsetParent !== null]"""

@@ -23,7 +23,14 @@ from lavis_lite.models.language.build import recompute_blocks
 from lavis_lite.models.language.families import Lora
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.runners.optim import build_optimizer
-from lavis_lite.runners.sharding import Blocks, check, place, sharded_names, shared_blocks, whole_blocks
+from lavis_lite.runners.sharding import (
+    Blocks,
+    check,
+    move_to_device,
+    sharded_names,
+    shared_blocks,
+    whole_blocks,
+)
 from lavis_lite.tasks.base import Row
 from lavis_lite.tracking.tracker import read
 from tests.helpers.processes import run_processes
@@ -186,7 +193,8 @@ def scenarios(folder: str) -> dict[str, Any]:
 
 def travelling() -> list[list[bool]]:
     """Whether the weights of the next block were on their way when a block ran: forward, then backward."""
-    model = place(type("Kind", (Captioner,), {"vision": "last"})(), RunConfig(fsdp="blocks"), torch.device("cpu"))
+    kind = type("Kind", (Captioner,), {"vision": "last"})
+    model = move_to_device(kind(), RunConfig(fsdp="blocks"), torch.device("cpu"))
     blocks: list[Any] = [*model.vision_encoder.blocks, *model.blocks_to_shard()]
     found: list[list[bool]] = [[], []]
 
@@ -319,14 +327,14 @@ def test_the_next_block_travels_while_a_block_computes(two: Any) -> None:
 def test_what_cannot_be_shared_is_refused(two: Any) -> None:
     muon, fp16 = two[1]["refused"]
     assert muon.startswith("run.optimizer: muon ") and "take adamw, or set run.fsdp=none" in muon
-    assert fp16.startswith("run.amp_dtype: fp16 ") and "run.amp_dtype=bf16" in fp16
+    assert fp16.startswith("run.amp_dtype: fp16 ") and "Set run.amp_dtype=bf16" in fp16
 
 
 def refused() -> list[str]:
     found, cpu = [], torch.device("cpu")
     full = type("Kind", (Captioner,), {"full": True})
     run = RunConfig(fsdp="llm", optimizer="muon", device="cpu")
-    shared = place(full(), run, cpu)
+    shared = move_to_device(full(), run, cpu)
     for attempt in (lambda: build_optimizer(shared, run),
                     lambda: check(Blocks([], full().blocks_to_shard()), Precision("cuda", torch.float16))):
         try:
@@ -338,7 +346,7 @@ def refused() -> list[str]:
 
 def test_one_process_shares_with_nobody_and_a_model_needs_a_language_model(tmp_path: Path) -> None:
     assert distributed.world_size() == 1
-    model = place(Captioner(), RunConfig(fsdp="llm"), torch.device("cpu"))
+    model = move_to_device(Captioner(), RunConfig(fsdp="llm"), torch.device("cpu"))
     with whole_blocks(model):
         assert sharded_names(model) == []
     with pytest.raises(ConfigError, match="ToyModel has no transformer blocks"):

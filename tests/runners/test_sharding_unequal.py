@@ -10,7 +10,7 @@ from torch import nn
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.models.language.tokens import Limits
-from lavis_lite.runners.sharding import place, sharded_names
+from lavis_lite.runners.sharding import move_to_device, sharded_names
 from tests.helpers.processes import run_processes
 from tests.models.test_vision_language import build, talk
 
@@ -38,7 +38,7 @@ def unequal() -> dict[str, Any]:
     for case in ("texts alone", "nothing to learn"):
         for kind in ({}, {"freeze_vit": False}, {"llm_train": "full"}):
             whole, own = grads(build(**kind), case)
-            model = place(build(**kind), RunConfig(fsdp="blocks"), torch.device("cpu"))
+            model = move_to_device(build(**kind), RunConfig(fsdp="blocks"), torch.device("cpu"))
             loss, shared = grads(model, case)
             found[f"{case}, {kind}"] = {
                 "losses": [whole, loss], "sharded": len(sharded_names(model)), "compared": len(shared),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import posixpath
 import re
@@ -92,7 +93,7 @@ class Field:
     required: bool = True
     named: bool = False
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The column's name in the file."""
         return self.column or self.key
@@ -325,14 +326,15 @@ def checked(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], f
         DataError: a column that the section names is in no row.
     """
     named = NamedColumns({field.key: field.name for field in fields if field.named})
+    names = [str(file) for file in files]
     for file, number, raw in rows:
         if not isinstance(raw, dict):
-            errors.add(f"{files[file]}:{number}", no_row(raw))
+            errors.add(f"{names[file]}:{number}", no_row(raw))
             continue
         named.note(raw)
         if keep is not None and not keep(raw):
             continue
-        row = checked_row(f"{files[file]}:{number}", raw, fields, errors)
+        row = checked_row(f"{names[file]}:{number}", raw, fields, errors)
         if errors.count:
             continue
         if explode is None:

@@ -34,6 +34,11 @@ QUESTIONS = dict.fromkeys(("captions", "captions_per_image", "captions_required"
 DIALOGUES = dict.fromkeys(("key_column", "row_files", "nested", "parallel", "join_column", "answer_words",
                            "question_types"),
                           "the layout of dialogues is fixed")
+CLASSES = dict.fromkeys(
+    ("columns", "key_column", "row_files", "nested", "parallel", "required", "join_column", "answer_words",
+     "answer_list", "image_pattern", "split_column", "split_values", "val_fraction", "delimiter", "quoting", "encoding",
+     "prepare", "prepare_args", "question_types"), "the folders of the classes are the rows")
+LISTS = dict.fromkeys(("delimiter", "quoting"), "the cells of CSV and TSV files hold no lists of images")
 NEEDS = {"split_values": "split_column", "prepare_args": "prepare"}
 """key -> the key without which it has no effect"""
 BY_SPLIT = ("references", "relevance", "image_pattern", "question_types")

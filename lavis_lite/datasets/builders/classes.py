@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.rows import Row, RowTable
 from lavis_lite.datasets.base import BaseDataset
+from lavis_lite.datasets.builders.base import CLASSES, IMAGES, QUESTIONS
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.qa import QAEvalDataset
 from lavis_lite.errors import DataError
@@ -42,6 +43,7 @@ class ImageClassesBuilder(ImageQABuilder):
 
     config_class: ClassVar[type[DatasetConfig]] = ImageClassesConfig
     eval_dataset: ClassVar[type[Any]] = ClassesDataset
+    ignored_keys: ClassVar[Mapping[str, str]] = {**IMAGES, **QUESTIONS, **CLASSES}
     cfg: ImageClassesConfig
     _split = ""
     """the split that is being built"""
@@ -85,8 +87,8 @@ def class_names(path: Path) -> dict[str, str]:
     Raises:
         DataError: a file of another kind, or fewer than two classes.
     """
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         found = json.loads(text) if path.suffix == ".json" else dict(
             line.split(maxsplit=1) for line in text.splitlines() if line.strip())
         names = {str(folder): str(name).partition(",")[0].strip() for folder, name in found.items()}

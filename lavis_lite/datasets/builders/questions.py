@@ -13,7 +13,7 @@ from lavis_lite.datasets.annotations.questions import read_questions
 from lavis_lite.datasets.annotations.readers import json_object
 from lavis_lite.datasets.annotations.rows import RowTable, texts
 from lavis_lite.datasets.base import BaseDataset
-from lavis_lite.datasets.builders.base import IMAGES, QUESTIONS
+from lavis_lite.datasets.builders.base import IMAGES, LISTS, QUESTIONS
 from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageTextBuilder
 from lavis_lite.datasets.files.image_paths import refuse_outside
 from lavis_lite.datasets.files.locate import prepare, sources
@@ -216,6 +216,7 @@ class ImagesQABuilder(ImageQABuilder):
     """
 
     several: ClassVar[bool] = True
+    ignored_keys: ClassVar[Mapping[str, str]] = {**ImageQABuilder.ignored_keys, **LISTS}
 
     def folder(self, root: Path) -> ImagesFolder:
         """Reader of the images below `root`."""

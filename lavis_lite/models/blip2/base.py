@@ -118,7 +118,7 @@ class EncoderModel(BaseModel):
         Raises:
             DataError: such features of another width, or for an encoder that trains; an empty batch.
         """
-        if not len(image):
+        if image.shape[0] == 0:  # unlike `len`, a symbol for torch.export
             raise DataError("the batch is empty: there is no picture to look at.")
         width, dtype = self.feature_type
         own = len(getattr(self.vision_encoder, "input_shape", (3, None, None))) == image.ndim - 1

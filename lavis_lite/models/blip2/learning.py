@@ -142,9 +142,11 @@ class TextLearner(TextWriter):
 
     def example_samples(self, batch: int, device: torch.device) -> dict[str, Any]:
         """Samples of the right shapes without content, for a dry run; texts are as long as the limits allow."""
-        text = " ".join(["text"] * self.language_model.limits.prompt)
-        return {"image": cast(Any, self).example_image(batch, device), "text_input": [text] * batch,
-                "text_output": ["text"] * batch}
+        limits = self.language_model.limits
+        read, learned = (" ".join(["text"] * count) for count in (limits.prompt, limits.target))
+        return {"image": cast(Any, self).example_image(batch, device), "text_input": [read] * batch,
+                "text_output": [learned] * batch}
+
 
 def language_model_of_section(cfg: LanguageConfig, defaults: ArchDefaults) -> LanguageModel:
     """The language model that a section describes, without its weights."""

@@ -23,7 +23,6 @@ from torch import Tensor
 from lavis_lite import distributed
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.qformer.model import ImageKV, QFormer, attention_mask, stage1_mask
-from lavis_lite.models.qformer.packing import pack_matching, pack_unimodal_and_itg
 from lavis_lite.models.text_tokens import TextTokens
 
 
@@ -79,6 +78,8 @@ def itm_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[ImageKV], 
 def packed_unimodal_and_itg_pass(qformer: QFormer, query_tokens: Tensor, image: ImageKV, tokens: TextTokens,
                                  begin: int) -> UnimodalAndItg:
     """`unimodal_and_itg_pass` without padding between texts of lengths known to the host."""
+    from lavis_lite.models.qformer.packing import pack_unimodal_and_itg  # of training only
+
     lengths, count = cast("tuple[int, ...]", tokens.lengths), query_tokens.shape[1]
     text = pack_unimodal_and_itg(lengths, tokens.ids.shape[1], count, tokens.ids.device)
     ids = tokens.ids.flatten().index_select(0, text.rows)
@@ -91,6 +92,8 @@ def packed_unimodal_and_itg_pass(qformer: QFormer, query_tokens: Tensor, image: 
 
 def packed_itm_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[ImageKV], tokens: TextTokens) -> Tensor:
     """`itm_pass` without padding between texts of lengths known to the host."""
+    from lavis_lite.models.qformer.packing import pack_matching
+
     lengths, count = cast("tuple[int, ...]", tokens.lengths), query_tokens.shape[1]
     text = pack_matching(lengths, tokens.ids.shape[1], count, tokens.ids.device)
     ids = tokens.ids.flatten().index_select(0, text.rows)

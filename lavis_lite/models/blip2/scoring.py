@@ -62,7 +62,7 @@ class Blip2Scorer(Blip2Base):
             image: float[B,3,H,W], or float[B,3,T,H,W].
         """
         features = self.ln_vision(self.encode_image(image))
-        output = self.qformer(self._queries(len(features)), image=features)
+        output = self.qformer(self._queries(features.shape[0]), image=features)
         return output.query, features
 
     def forward_text(self, text: Any) -> Tensor:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite import distributed
-from lavis_lite.distributed import shards
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import freeze, without_autocast
 from lavis_lite.models.decoding import Decoder, Decoding
@@ -334,8 +333,11 @@ class LanguageModel(nn.Module, ABC):
     def arranged(self, rows: Sequence[Row], side: Side) -> tuple[Tensor, Tensor]:
         """Rows as embeddings float[B,S,D], and bool[B,S], true where no padding is."""
         embeds, mask = arrange(rows, self.embed, self.pad, side, self.home)
-        if torch.is_grad_enabled() and not embeds.requires_grad and shards.has_shards(self):
-            embeds.requires_grad_()  # texts alone: the backward pass of the other ranks waits for this one's blocks
+        if torch.is_grad_enabled() and not embeds.requires_grad:
+            from lavis_lite.distributed import shards  # of training only
+
+            # texts alone: the backward pass of the other ranks waits for this one's blocks
+            embeds.requires_grad_(shards.has_shards(self))
         return embeds, mask
 
     def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,

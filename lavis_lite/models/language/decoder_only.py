@@ -25,6 +25,7 @@ from lavis_lite.models.language.rows import (
     cut_end,
     framed_prompt,
     learned_tokens,
+    size,
     split_prompt,
     tokenised_to_answer,
     tokenised_to_learn,
@@ -71,18 +72,22 @@ class DecoderOnly(LanguageModel):
 
     def losses_of(self, rows: Sequence[Row]) -> Tensor:
         """Negative log-likelihood of every learned token, float[T], rows in order."""
+        from lavis_lite.models.language.grouping import in_groups, passes  # of training only
+
+        learned = [learned_tokens(row) for row in rows]
+        groups = passes(self, [(size(row),) for row in rows])
+
+        def predicting(numbers: Sequence[int]) -> Tensor:
+            """Hidden states float[T,D] that predict the learned tokens of these rows."""
+            embeds, _ = self.arranged([rows[number] for number in numbers], "right")
+            length = embeds.shape[1]
+            positions = [at + index * length for index, number in enumerate(numbers) for at in learned[number][0]]
+            hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state.to(embeds.device)
+            return hidden.flatten(0, 1).index_select(0, _integers(positions, embeds.device))
+
         with self.own_precision():
-            embeds, _ = self.arranged(rows, "right")
-            device, length = embeds.device, embeds.shape[1]
-            positions: list[int] = []
-            learned: list[int] = []
-            for number, row in enumerate(rows):
-                before, ids = learned_tokens(row)
-                positions.extend(number * length + at for at in before)
-                learned.extend(ids)
-            hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state.to(device)
-            chosen = hidden.flatten(0, 1).index_select(0, _integers(positions, device))
-            return self.likelihoods(chosen, _integers(learned, device))
+            hidden = in_groups(groups, [len(ids) for _, ids in learned], predicting)
+            return self.likelihoods(hidden, _integers([one for _, ids in learned for one in ids], hidden.device))
 
     def training_sequences(self, sequences: Sequence[Segments]) -> list[Row]:
         """One row per sequence, cut at its end."""

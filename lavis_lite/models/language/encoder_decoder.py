@@ -5,7 +5,7 @@ The encoder reads [soft prompt | prompt | padding]; the decoder writes the targe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,12 +80,32 @@ class EncoderDecoder(LanguageModel):
     def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
                    after: Sequence[Sequence[int]]) -> Tensor:
         """Negative log-likelihood of every learned token of the batch, float[T], rows in order."""
-        return self._target_losses(self.encode(soft_prompt, before), after)[0]
+        read = [soft_prompt.shape[1] + len(row) for row in before]
+
+        def losses(numbers: Sequence[int]) -> Tensor:
+            chosen = soft_prompt if len(numbers) == len(before) else soft_prompt[list(numbers)]
+            encoded = self.encode(chosen, [before[number] for number in numbers])
+            return self._target_losses(encoded, [after[number] for number in numbers])[0]
+
+        return self._in_passes(read, after, losses)
 
     def losses_of(self, rows: Sequence[Row]) -> Tensor:
         """Likewise, of rows that end with what the decoder writes."""
         written = [row[-1].ids for row in rows if isinstance(row[-1], Tokens)]
-        return self._target_losses(self.read_rows([row[:-1] for row in rows]), written)[0]
+
+        def losses(numbers: Sequence[int]) -> Tensor:
+            encoded = self.read_rows([rows[number][:-1] for number in numbers])
+            return self._target_losses(encoded, [written[number] for number in numbers])[0]
+
+        return self._in_passes([size(row[:-1]) for row in rows], written, losses)
+
+    def _in_passes(self, read: Sequence[int], written: Sequence[Sequence[int]],
+                   losses: Callable[[Sequence[int]], Tensor]) -> Tensor:
+        """Losses of all rows in order, rows of similar lengths together; `read` counts what the encoder reads."""
+        from lavis_lite.models.language.grouping import in_groups, passes  # of training only
+
+        counts = [len(row) for row in written]
+        return in_groups(passes(self, list(zip(read, counts, strict=True))), counts, losses)
 
     def training_sequences(self, sequences: Sequence[Segments]) -> list[Row]:
         """A row for every learned text: the encoder reads all that stands before it.

@@ -1,8 +1,8 @@
 """Texts of unequal lengths without padding between them.
 
 A packed batch is one row of R = N*Q + T tokens: the queries of all N sequences, then all their real text tokens.
-Every linear layer, norm and feed-forward runs on this row. Attention alone needs the sequences apart: those with
-equally long texts form a group, and the attention of a group is one dense call without padding. The padded batch
+Every linear layer, norm and feed-forward runs on this row. Attention alone needs the sequences apart. Those with
+equally long texts form a group, and a group needs one dense call without padding. The padded batch
 (`QFormer.run_layers` with a mask) computes the same numbers and is the plain twin.
 """
 

@@ -24,7 +24,7 @@ from lavis_lite.registry import registry
 from tests.datasets.conftest import picture
 
 BUILDERS = ("custom", "image_caption", "image_retrieval", "image_shards", "image_qa", "image_dialogue", "video_caption",
-            "video_qa", "chat")
+            "video_qa", "chat", "video_retrieval", "images_qa", "image_classes")
 ELSEWHERE = {
     "builder": "config.compose chooses the class by it", "type": "config.compose chooses the row by it",
     "sampling_factor": "runners.train_state", "train_size": "runners.train_state",
@@ -38,7 +38,8 @@ IMAGES = 6
 
 def rows() -> list[dict[str, Any]]:
     """Rows that are captions, questions and dialogues at once."""
-    return [{"image": f"{at}.png", "video": f"{at}.avi", "file": f"{at + 1}.png", "clip": f"{at + 1}.avi", "number": at,
+    return [{"image": f"{at}.png", "pair": [f"{at}.png", f"{at + 1}.png"],
+             "video": f"{at}.avi", "file": f"{at + 1}.png", "clip": f"{at + 1}.avi", "number": at,
              "part": "train" if at < 3 else "val", "caption": [f"One {at}!", f"Two {at}."], "says": f"Said {at}.",
              "image_id": 10 + at, "question": f"What is {at}?", "asks": f"Who is {at}?", "answer": f"a{at}",
              "reply": f"b{at}", "options": [f"a{at}", f"b{at}"], "qid": f"q{at}", "hint": "" if at else "h",
@@ -64,6 +65,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "linked").mkdir()
     (place / "linked" / "0.png").symlink_to(place / "outside.png")
     (place / "linked" / "0.avi").symlink_to(place / "media" / "5.avi")
+    for split in ("train", "val"):
+        for at in range(2):
+            (place / "classes" / split / f"n{at}").mkdir(parents=True)
+            picture(at).save(place / "classes" / split / f"n{at}" / "0.png")
     for name, content in annotation_files().items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(content.encode("cp1252"))
@@ -74,8 +79,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def annotation_files() -> dict[str, str]:
     given = rows()
-    pairs = [{key: row[key] for key in ("image", "video", "question", "answer")} for row in given]
-    nested = [{"image": row["image"], "video": row["video"], "inner": [{"question": "A?", "answer": "b"}] * 1}
+    pairs = [{key: row[key] for key in ("image", "pair", "video", "question", "answer")} for row in given]
+    nested = [{"image": row["image"], "pair": row["pair"], "video": row["video"],
+               "inner": [{"question": "A?", "answer": "b"}] * 1}
               for row in given]
     tables = {f"{name}.csv": "\n".join(
         mark.join(quote + str(row[column]).replace('"', '""') + quote if quote else str(row[column])
@@ -101,6 +107,7 @@ def annotation_files() -> dict[str, str]:
         "parallel.json": json.dumps([{**row, "question": ["A?"], "answer": ["b"]} for row in pairs]),
         "facts.json": json.dumps([{"image": row["image"], "video": row["video"], "hint": "h"} for row in given]),
         "folder/a/data.json": json.dumps(pairs[0]),
+        "names.json": json.dumps({"n0": "tench", "n1": "crane"}), "others.json": json.dumps({"n1": "b", "n0": "a"}),
         "answers.json": json.dumps(["a1", "a0"]),
         "references.json": json.dumps([{"image_id": 10 + at, "caption": "Refer."} for at in range(IMAGES)]),
         "dense.json": json.dumps([{"image_id": 0, "round_id": 1, "gt_relevance": [0.5, 0.5]}]),
@@ -174,9 +181,12 @@ def base(name: str, folder: Path, **changes: Any) -> Any:
     train, val = ("shards", "others") if shards else ("train.json", "val.json")
     if name == "chat":
         train, val = "chat.json", "chat_val.json"
+    if name == "image_classes":
+        train = val = "names.json"
     if "file" in changes:
         train = val = changes.pop("file")
-    media = StorageConfig(storage=str(folder / changes.pop("media", "media")),
+    usual = "classes" if name == "image_classes" else "media"
+    media = StorageConfig(storage=str(folder / changes.pop("media", usual)),
                           follow_links=changes.pop("follow_links", None))
     info = BuildInfo(annotations={"train": FileConfig(storage=str(folder / train)),
                                   "val": FileConfig(storage=str(folder / val))},
@@ -187,6 +197,8 @@ def base(name: str, folder: Path, **changes: Any) -> Any:
     changed = dict(changes)
     if name == "custom" and "custom_questions" not in changed:
         changed = {"image_column": "image", "caption_column": "caption", "id_column": "image_id", **changed}
+    if name == "images_qa":
+        changed["columns"] = {"image": "pair", **changed.get("columns", {})}
     changed.pop("custom_questions", None)
     return cls(builder=name, build_info=changed.pop("build_info", info),
                vis_processor=changed.pop("vis_processor", ProcessorPair(train=eye, eval=eye)),
@@ -201,7 +213,7 @@ def question_base(**more: Any) -> dict[str, Any]:
 
 def cases(name: str, folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Key -> (what the section has besides, what is changed in it)."""
-    talks, asks, video = name in ("image_dialogue", "chat"), name in ("image_qa", "video_qa"), name.startswith("video")
+    talks, asks, video = name in ("image_dialogue", "chat"), name.endswith("_qa"), name.startswith("video")
     media = "video" if video else "image"
     small = ProcessorPair(*2 * [{"name": "alpro_video_eval", "image_size": 9, "n_frms": 2} if video else
                                 {"name": "blip_image_eval", "image_size": 9}])
@@ -209,7 +221,8 @@ def cases(name: str, folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, 
         {"image_column": "image", "caption_column": "says", "id_column": None} if name == "custom" else
         {} if talks else {"columns": {"caption": "says", "image": media}})
     found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-        "build_info": ({}, {"file": "others" if name == "image_shards" else "val.json"}),
+        "build_info": ({}, {"file": {"image_shards": "others", "image_classes": "others.json"}.get(name, "val.json")}),
+        "question": ({}, {"question": "an image of a"}),
         "vis_processor": ({}, {"vis_processor": small}),
         "text_processor": ({}, {"text_processor": ProcessorPair(*2 * [{"name": "blip_caption", "prompt": "Say "}])}),
         "kw_processor": ({}, {"kw_processor": {"name": "x"}}),
@@ -221,7 +234,7 @@ def cases(name: str, folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, 
                               {"captions_required": False}),
         "references": ({}, {"references": {"val": FileConfig(storage=str(folder / "references.json"))}}),
         "columns": ({}, {"columns": {media: "clip" if video else "file"} | (
-            {"image": "clip"} if name == "video_caption" else {"image": "file"} if talks else
+            {"image": "clip"} if name in ("video_caption", "video_retrieval") else {"image": "file"} if talks else
             {"question": "asks"} if asks else {"caption": "says"})}),
         "image_pattern": ({}, {"image_pattern": "{image_id}.avi" if video else "{image_id}.png"}),
         "split_column": ({}, {"split_column": "part"}),
@@ -298,9 +311,11 @@ def test_a_key_has_an_effect_or_is_refused(folder: Path, name: str, key: str) ->
     for at in range(IMAGES):
         (folder / "broken" / f"{at}.avi").write_bytes(b"no video")
     besides, changes = cases(name, folder)[key]
+    ignored = registry.get_builder_class(name).ignored_keys
+    if name == "image_classes" and key in ignored:
+        besides, changes = {}, {key: changes[key]}  # what a case has besides is refused as well
     before = observe(name, base(name, folder, **besides)) if besides else unchanged(name, folder)
     after = observe(name, base(name, folder, **{**besides, **changes}))
-    ignored = registry.get_builder_class(name).ignored_keys
     if key in ignored:
         assert after.startswith("refused: ") and f"datasets.own.{key} has no effect" in after
     else:
@@ -320,7 +335,7 @@ def test_folders_of_other_kinds_are_refused(folder: Path, name: str) -> None:
         registry.get_builder_class(name)("own", dataclasses.replace(section, build_info=info))
 
 
-@pytest.mark.parametrize("name", [name for name in BUILDERS if name != "image_shards"])
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name not in ("image_shards", "image_classes")])
 def test_links_are_followed_as_the_section_says(folder: Path, name: str) -> None:
     one = "chat_one.json" if name == "chat" else "one.json"
     seen = {follow: observe(name, base(name, folder, file=one, media="linked", follow_links=follow))

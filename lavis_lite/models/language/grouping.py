@@ -1,0 +1,59 @@
+"""Rows of similar lengths in passes of their own, so that little is computed for padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lavis_lite.distributed import shards
+
+MOST_PADDING = 0.05
+"""largest share of padding in a pass"""
+Size = tuple[int, ...]
+"""tokens of a row; of an encoder-decoder those that are read and those that are written"""
+
+
+def passes(model: nn.Module, sizes: Sequence[Size]) -> list[list[int]]:
+    """`length_groups`; one pass where ranks share the model's blocks, because all ranks must run them equally often."""
+    return [list(range(len(sizes)))] if shards.has_shards(model) else length_groups(sizes)
+
+
+def length_groups(sizes: Sequence[Size], most_padding: float = MOST_PADDING) -> list[list[int]]:
+    """Numbers of the rows of each pass, longest rows first. One pass if no more padding than that comes of it."""
+    if _padding(sizes, range(len(sizes))) <= most_padding:
+        return [list(range(len(sizes)))]
+    groups: list[list[int]] = []
+    for row in sorted(range(len(sizes)), key=lambda number: sizes[number], reverse=True):
+        if groups and _padding(sizes, [*groups[-1], row]) <= most_padding:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def _padding(sizes: Sequence[Size], rows: Sequence[int]) -> float:
+    """Share of padding if these rows make one batch."""
+    chosen = [sizes[row] for row in rows]
+    padded = len(chosen) * sum(map(max, zip(*chosen, strict=True)))
+    return 1 - sum(map(sum, chosen)) / padded if padded else 0.0
+
+
+def in_groups(groups: Sequence[Sequence[int]], counts: Sequence[int],
+              compute: Callable[[Sequence[int]], Tensor]) -> Tensor:
+    """What `compute` gives for all rows, in their order.
+
+    Args:
+        groups: as `length_groups` gives them.
+        counts: results of each row.
+        compute: numbers of rows -> their results, float[T_g, ...].
+
+    Returns:
+        float[T, ...].
+    """
+    if len(groups) == 1:
+        return compute(groups[0])
+    results = torch.cat([compute(group) for group in groups])
+    order = torch.tensor([row for group in groups for row in group for _ in range(counts[row])])
+    return results.index_select(0, torch.argsort(order, stable=True).to(results.device, non_blocking=True))
