@@ -237,7 +237,7 @@ class T5Learner(Learner):
             model.shared.weight.normal_(0, EMBEDDING_STD)
             model.lm_head.weight.normal_(0, WIDTH ** -0.5)
             for block in model.encoder.block:
-                of = block.layer[0].SelfAttention
+                of: Any = block.layer[0].SelfAttention  # type: ignore[index, union-attr]
                 _match_and_copy(of.k, of.q, of.v, of.o)
                 of.q.weight *= (WIDTH // HEADS) ** -0.5  # T5 does not divide its scores by that
         return cls(folder, model)

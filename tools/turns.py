@@ -19,7 +19,7 @@ from lavis_lite.mini_world.questions import (
     make_question,
     mentionable,
     noun_phrase,
-    place_phrase,
+    position_phrase,
     refer,
     values_of,
     with_article,
@@ -55,14 +55,14 @@ def _size(rng: Dice, scene: Scene) -> Turn:
 def _where(rng: Dice, scene: Scene) -> Turn | None:
     item = rng.choose(scene.objects)
     phrase = refer(rng, scene, item)
-    has_place = phrase.endswith(place_phrase(item.cell))
+    has_place = phrase.endswith(position_phrase(item.cell))
     return None if has_place else (f"where is the {phrase}?", CELLS[item.cell])
 
 
 def _what(rng: Dice, scene: Scene) -> Turn:
     cell = rng.choose(scene.objects).cell if rng.chance(0.75) else rng.below(len(CELLS))
     found = next((describe(item) for item in scene.objects if item.cell == cell), "nothing")
-    return f"what is {place_phrase(cell)}?", found
+    return f"what is {position_phrase(cell)}?", found
 
 
 def _places(rng: Dice, scene: Scene) -> Turn:
@@ -89,13 +89,13 @@ def _attribute(rng: Dice, scene: Scene) -> Turn | None:
     item, other = rng.choose(scene.objects), rng.choose(scene.objects)
     name, yes = rng.choose((*VALUES, "cell")), rng.chance(0.5)
     choices: Sequence[Any] = VALUES.get(name, range(len(CELLS)))
-    value = getattr(item if yes else other, name) if yes or rng.chance(0.6) else rng.choose(choices)
+    value: Any = getattr(item if yes else other, name) if yes or rng.chance(0.6) else rng.choose(choices)
     if (value == getattr(item, name)) != yes or not _may_be(scene, item, name, value):
         return None
     phrase = refer(rng, scene, item, name)
-    if name == "cell" and phrase.endswith(place_phrase(item.cell)):
+    if name == "cell" and phrase.endswith(position_phrase(item.cell)):
         return None
-    told = place_phrase(value) if name == "cell" else with_article(value) if name == "shape" else value
+    told = position_phrase(value) if name == "cell" else with_article(value) if name == "shape" else value
     return f"is the {phrase} {told}?", "yes" if yes else "no"
 
 

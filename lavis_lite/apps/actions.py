@@ -43,7 +43,7 @@ def opened(path: str | Path | None) -> Image.Image:
     """An uploaded picture.
 
     Raises:
-        DataError: there is none, or it cannot be read.
+        DataError: no picture was given, or it cannot be read.
     """
     if not path:
         raise DataError("there is no picture yet: choose one first.")
@@ -140,7 +140,7 @@ class Talk:
         model = able(loaded, ChatModel, "hold conversations")
         return cls(loaded, model.chat(template_of(model), Decoding(max_new_tokens=min(tokens, MOST_TOKENS))))
 
-    def say(self, text: str, pictures: Sequence[Image.Image] = ()) -> Iterator[str]:
+    def reply(self, text: str, pictures: Sequence[Image.Image] = ()) -> Iterator[str]:
         """The answer so far, again and again until it is complete."""
         text, answer = checked(text, "message"), ""
         images = [self.loaded.images(one).to(self.loaded.model.device) for one in pictures]
@@ -230,12 +230,12 @@ def read_album(loaded: Loaded, folder: str) -> Album:
         DataError: there is no such folder, or it has no pictures or too many.
     """
     able(loaded, Retriever, "search")
-    place = Path(checked(folder, "folder")).expanduser()
-    if not place.is_dir():
-        raise DataError(f"there is no folder {place}.")
-    files = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
+    root = Path(checked(folder, "folder")).expanduser()
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}.")
+    files = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES)
     if not files or len(files) > MOST_PICTURES:
-        raise DataError(f"{place} has {len(files)} pictures; a search needs at least one and at most {MOST_PICTURES}.")
+        raise DataError(f"{root} has {len(files)} pictures; a search needs at least one and at most {MOST_PICTURES}.")
     paths, features, unread = list[Path](), list[Tensor](), list[str]()
     for start in range(0, len(files), AT_ONCE):
         pictures = []
@@ -247,7 +247,7 @@ def read_album(loaded: Loaded, folder: str) -> Album:
                 unread.append(path.name)
         features += [_features(loaded, pictures)] if pictures else []
     if not paths:
-        raise DataError(f"none of the {len(files)} pictures in {place} can be read.")
+        raise DataError(f"none of the {len(files)} pictures in {root} can be read.")
     return Album(loaded, paths, torch.cat(features), unread)
 
 

@@ -50,7 +50,7 @@ class ChatRequest:
         pictures: in the order of the conversation.
         options: how the answer is written.
         stream: receives its pieces; None: the answer comes as a whole.
-        cancelled: whether nobody waits for it any more.
+        cancelled: whether the client has stopped waiting for it.
     """
 
     model: str

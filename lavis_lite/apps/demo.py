@@ -48,7 +48,7 @@ Shown = tuple[str, Image.Image | None]
 
 
 def spoken(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """A handler whose errors become messages on the page; what is no user's mistake also goes to the log."""
+    """A handler with errors shown as messages on the page; what is no user's mistake also goes to the log."""
     gr = gradio()
 
     @functools.wraps(handler)
@@ -114,7 +114,7 @@ class Page:
                                     self.caption(name, picture, "", looks)):
                 yield *answers[0], *answers[1]
 
-    def say(self, name: str, picture: str | None, text: str, turns: list[dict[str, Any]],
+    def reply(self, name: str, picture: str | None, text: str, turns: list[dict[str, Any]],
             talk: actions.Talk | None) -> Iterator[tuple[list[dict[str, Any]], actions.Talk, str, None]]:
         """The turns with the answer so far, the conversation, an empty box for text, an empty box for the picture."""
         loaded = self.models.get(name)
@@ -123,7 +123,7 @@ class Page:
         images = [actions.opened(picture)] if picture else []
         shown = [{"role": "user", "content": {"path": picture, "alt_text": "your picture"}}] if picture else []
         turns = [*turns, *shown, {"role": "user", "content": text}]
-        for answer in talk.say(text, images):
+        for answer in talk.reply(text, images):
             yield [*turns, {"role": "assistant", "content": answer or "(nothing)"}], talk, "", None
 
     def match(self, name: str, picture: str | None, texts: str) -> Iterator[tuple[list[list[Any]], Any]]:
@@ -144,8 +144,8 @@ class Page:
 
     def _read(self, loaded: Loaded, folder: str) -> actions.Album:
         """The album of a folder; the last one is kept while its folder does not change."""
-        place = Path(folder.strip()).expanduser()
-        key = loaded.name, f"{place} {place.stat().st_mtime_ns if folder.strip() and place.is_dir() else 0}"
+        root = Path(folder.strip()).expanduser()
+        key = loaded.name, f"{root} {root.stat().st_mtime_ns if folder.strip() and root.is_dir() else 0}"
         if self._album is None or self._album[0] != key:
             self._album = key, actions.read_album(loaded, folder)
         return self._album[1]
@@ -215,10 +215,10 @@ def _talk_tab(gr: Any, page: Page) -> None:
             turns = gr.Chatbot(label="Conversation", height=360, buttons=["copy"])
             text = gr.Textbox(label="Message", placeholder="what color is the circle?")
             with gr.Row():
-                send, fresh = gr.Button("Send", variant="primary"), gr.Button("Begin anew")
-    gr.on([send.click, text.submit], spoken(page.say), [model, picture, text, turns, talk],
-          [turns, talk, text, picture], api_name="say")
-    fresh.click(lambda: ([], None), None, [turns, talk], api_name=False)
+                send, restart = gr.Button("Send", variant="primary"), gr.Button("Begin anew")
+    gr.on([send.click, text.submit], spoken(page.reply), [model, picture, text, turns, talk],
+          [turns, talk, text, picture], api_name="reply")
+    restart.click(lambda: ([], None), None, [turns, talk], api_name=False)
 
 
 def _match_tab(gr: Any, page: Page) -> None:

@@ -76,7 +76,7 @@ class Service:
         """A checked request for a model that is served.
 
         Raises:
-            Refused, LavisLiteError: it is none.
+            Refused, LavisLiteError: it is not such a request.
         """
         try:
             request = chat_api.parsed(json.loads(body), self.limits)
@@ -125,7 +125,7 @@ async def whole(service: Service, request: ChatRequest) -> dict[str, Any]:
 
 
 async def streamed(service: Service, request: ChatRequest) -> AsyncIterator[str]:
-    """The answer as server-sent events; the request is in the queue when the first one is asked for."""
+    """The answer as server-sent events; the request is in the queue when the first one is requested."""
     pieces: asyncio.Queue[Any] = asyncio.Queue()
     loop, gone, name = asyncio.get_running_loop(), threading.Event(), chat_api.new_id()
 

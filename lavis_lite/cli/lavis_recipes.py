@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lavis_lite.config.recipes import ROOT
+from lavis_lite.config.layers import RECIPES as ROOT
 
 FOLDER = "lavis/projects/"
 FAMILIES = ("blip2", "instructblip")

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lavis_lite.cli.console import columns, command_parser, program
-from lavis_lite.config.recipes import ROOT, Recipe, find_recipe, recipes, unknown_recipe
+from lavis_lite.config.layers import RECIPES
+from lavis_lite.config.recipes import Recipe, find_recipe, recipes, unknown_recipe
 from lavis_lite.errors import ConfigError, RegistryError, did_you_mean
 
 
@@ -64,6 +65,6 @@ def movable(recipe: Recipe) -> str:
     """The text of a recipe; a `base:` in its folder becomes `projects/...`, which is found from any folder."""
     def from_root(match: re.Match[str]) -> str:
         beside = recipe.path.parent / match[1]
-        return f"base: {Path(os.path.relpath(beside, ROOT)).as_posix()}" if beside.is_file() else match[0]
+        return f"base: {Path(os.path.relpath(beside, RECIPES)).as_posix()}" if beside.is_file() else match[0]
 
     return re.sub(r"^base: (\S+)$", from_root, recipe.path.read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -22,6 +22,7 @@ from lavis_lite import redaction
 from lavis_lite.config import schema
 from lavis_lite.config.lavis_keys import file_names, note_unread_prompt, references_of_run, translated
 from lavis_lite.config.layers import (
+    RECIPES,
     Layer,
     base_chain,
     flatten,

@@ -101,6 +101,10 @@ SECTIONS = ("model", "preprocess", "datasets", "run", "imports", "configs", "bas
 LISTS = ("imports", "configs")
 """sections that are lists, not keys"""
 OPTIONS = "--options"
+_PACKAGE = Path(__file__).resolve().parents[1]
+RECIPES = next((folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent) if (folder / "projects").is_dir()),
+               _PACKAGE)
+"""folder of `projects/`; modules of recipes are imported from there as `projects.NAME`"""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lavis_lite.config.layers import RECIPES
 from lavis_lite.errors import ConfigError, did_you_mean
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-ROOT = next((folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent) if (folder / "projects").is_dir()), _PACKAGE)
-"""folder of `projects/`; modules of recipes are imported from there as `projects.NAME`"""
 FIRST = "blip2"
 """the project that a name alone means, if it has a recipe of that name"""
 
@@ -25,7 +23,7 @@ class Recipe:
     @property
     def path(self) -> Path:
         """Its file."""
-        return ROOT / "projects" / f"{self.name}.yaml"
+        return RECIPES / "projects" / f"{self.name}.yaml"
 
     def header(self) -> list[str]:
         """The comment lines at the top of the file, without their marks."""
@@ -51,7 +49,7 @@ class Recipe:
 
 def recipes() -> list[Recipe]:
     """All recipes of the package but those that only others build on, by name."""
-    home = ROOT / "projects"
+    home = RECIPES / "projects"
     names = (path.relative_to(home).with_suffix("") for path in home.rglob("*.yaml"))
     return [Recipe(name.as_posix()) for name in sorted(names) if "base" not in name.parts]
 

@@ -25,7 +25,8 @@ FEWEST = 3
 Verdict = Literal["found", "opposite", "undecided", "not run"]
 SENTENCES: dict[Verdict, str] = {
     "found": "the paper's direction is found", "opposite": "the opposite of the paper's direction is found",
-    "undecided": "the direction is not decided: the interval contains 0", "not run": f"not run on {FEWEST} seeds or more"}
+    "undecided": "the direction is not decided: the interval contains 0",
+    "not run": f"not run on {FEWEST} seeds or more"}
 
 
 @dataclass(frozen=True)

@@ -79,10 +79,10 @@ def refer(rng: Dice, scene: Scene, item: SceneObject, hidden: str = "") -> str:
         if wanted and count_of(scene, wanted) == 1:
             return noun_phrase(wanted)
     noun = noun_phrase(values_of(item, ("color",))) if hidden == "shape" else noun_phrase(values_of(item, ("shape",)))
-    return f"{noun} {place_phrase(item.cell)}"
+    return f"{noun} {position_phrase(item.cell)}"
 
 
-def place_phrase(cell: int) -> str:
+def position_phrase(cell: int) -> str:
     """``in the center``, ``on the left``, ``at the top left``."""
     position = CELLS[cell]
     if position == "center":

@@ -2,8 +2,8 @@
 
 Fast attention kernels keep no weights. `recorded` computes the same attention with a plain softmax and keeps them.
 
-Axes: W words, N layers and H heads of what writes them, V vectors of the picture (query tokens), C layers and H' heads
-in which these look at P features of the picture; h x w patches are the last of the features.
+Axes: W words, N layers and H heads of what writes them, V vectors of the picture (query tokens). These look at P
+features of the picture in C layers and H' heads. The last of the features are h x w patches.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class GradCam:
     """Which features raised a score: attention weights times their positive gradients, the mean over heads.
 
     Attributes:
-        words: W texts: the words whose log-likelihoods are the scores; for matching the text itself, W = 1.
+        words: W texts: the words; their log-likelihoods are the scores; for matching the text itself, W = 1.
         values: float[W,C,V,P].
         grid: (h, w).
     """
@@ -206,7 +206,7 @@ def texts_of(model: Any, samples: Mapping[str, Any], batch: int) -> list[str]:
 
 
 def shown(model: Any, samples: Mapping[str, Any]) -> Sequence[Attention | GradCam]:
-    """What a picture of written words shows, one entry for each sample: Grad-CAM, or attention where there is none.
+    """What a picture of written words shows, one entry for each sample: Grad-CAM, or attention for a model without it.
 
     Args:
         model: has `attention` and `gradcam`.

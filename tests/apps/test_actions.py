@@ -115,13 +115,13 @@ def test_what_is_missing_is_said(page: Page, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_conversation_streams_and_is_remembered(page: Page) -> None:
-    steps = list(page.say("blip2_t5_instruct", str(EXAMPLE), "what color is the circle?", [], None))
+    steps = list(page.reply("blip2_t5_instruct", str(EXAMPLE), "what color is the circle?", [], None))
     turns, talk, *emptied = steps[-1]
     assert turns[-1] == {"role": "assistant", "content": "white"} and emptied == ["", None]
     assert turns[0]["content"]["path"] == str(EXAMPLE) and len(turns) == 3
-    more, same, *_ = last(page.say("blip2_t5_instruct", None, "is there a triangle?", turns, talk))
+    more, same, *_ = last(page.reply("blip2_t5_instruct", None, "is there a triangle?", turns, talk))
     assert same is talk and len(more) == 5 and len(talk.chat.turns) == 4 and len(talk.chat.vectors) == 1
-    fresh, other, *_ = last(page.say("blip2_opt/mini", None, "hello", more, talk))
+    fresh, other, *_ = last(page.reply("blip2_opt/mini", None, "hello", more, talk))
     assert other is not talk and len(fresh) == 2, "another model begins anew"
 
 
