@@ -231,7 +231,7 @@ class T5Learner(Learner):
             "vocab_size": _size(folder), "d_model": WIDTH, "d_kv": WIDTH // HEADS, "d_ff": 2 * WIDTH, "num_layers": 3,
             "num_decoder_layers": 2, "num_heads": HEADS, "dropout_rate": 0.0, "feed_forward_proj": "gated-gelu",
             "tie_word_embeddings": False, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
-        model = T5ForConditionalGeneration(T5Config(**sizes))
+        model: Any = T5ForConditionalGeneration(T5Config(**sizes))
         prepare(model, FAMILIES["t5"])
         with torch.no_grad():
             model.shared.weight.normal_(0, EMBEDDING_STD)

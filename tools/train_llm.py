@@ -26,7 +26,7 @@ from tools.phases import PHASES
 
 SEED = 20261130
 BATCH_SIZE = 16
-STEPS = {"opt": 5500, "t5": 5500}
+STEPS = {"opt": 3000, "t5": 3000}
 WARMUP_STEPS = 50
 CONSTANT = 0.5
 """Share of the steps with the full learning rate, which then falls to zero linearly."""
