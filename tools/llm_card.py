@@ -24,7 +24,7 @@ CARD = """\
 - Documents: {documents}, each seen once, {batch} a step: a generated scene of the split `vit` told in words, and about
   eight questions and answers (`tools/documents.py`), never a picture. The held-out colour-shape pairs never occur. The
   loss counts what is answered, not what is read.
-- Questions that name something come first, those of yes and no after a quarter of the steps.
+- Questions that name something come first, those of yes and no after a fifth of the steps.
 - {share:.0%} of the documents have a *blended* context: each object is one vector, or two, made of its words'
   embeddings, among vectors that mean nothing, in any order and length. That is what makes a frozen model of this size
   obey soft prompts.
