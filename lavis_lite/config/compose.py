@@ -148,9 +148,7 @@ def import_plugins(names: Sequence[str], cfg_path: Path) -> list[str]:
     if str(Path.cwd()) not in sys.path:  # as with `python train.py`
         sys.path.insert(0, str(Path.cwd()))
     if any(name.startswith("projects.") for name in names):
-        from lavis_lite.config.recipes import ROOT  # loading a model reads no recipe
-
-        sys.path += [str(ROOT)] if str(ROOT) not in sys.path else []
+        sys.path += [str(RECIPES)] if str(RECIPES) not in sys.path else []
     errors = []
     for name in names:
         try:

@@ -186,9 +186,7 @@ def _base_file(folder: Path, base: str) -> Path:
     own = folder / base
     if own.is_file():
         return own
-    from lavis_lite.config.recipes import ROOT  # loading a model reads no recipe
-
-    return ROOT / base if (ROOT / base).is_file() else own
+    return RECIPES / base if (RECIPES / base).is_file() else own
 
 
 def _beside(path: Path, folders: Any) -> Any:

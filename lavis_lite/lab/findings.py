@@ -84,7 +84,7 @@ class Summary:
         scores: (variant, score) -> the last point's interval, where any seed has it.
         curves: (variant, score) -> optimizer step -> interval.
         findings: one per expected direction.
-        seconds: variant -> mean processor time of all its steps, shared ones too; NaN if unknown.
+        seconds: variant -> mean processor time of all its steps, shared ones too, where it is known.
         seeds: those with any row. dates: of the runs.
     """
 
@@ -112,7 +112,8 @@ def summarise(ablation: Ablation, rows: Sequence[Row]) -> Summary:
     own = [row for row in rows if row["variant"] in ablation.variants]
     pairs = [(variant, score) for variant in ablation.variants for score in ablation.scores]
     curves = {pair: found for pair in pairs if (found := _curve(own, *pair))}
-    seconds = {variant: [_seconds(row) for row in own if row["variant"] == variant] for variant in ablation.variants}
+    seconds = {variant: [spent for row in own if row["variant"] == variant and (spent := _seconds(row)) is not None]
+               for variant in ablation.variants}
     return Summary(ablation, {pair: found[max(found)] for pair, found in curves.items()}, curves,
                    [_finding(one, own) for one in ablation.expected],
                    {variant: statistics.mean(values) for variant, values in seconds.items() if values},
@@ -124,9 +125,10 @@ def _curve(rows: Sequence[Row], variant: str, score: str) -> dict[int, Interval]
     return {at: interval([value for step, value in points if step == at]) for at in sorted({at for at, _ in points})}
 
 
-def _seconds(row: Row) -> float:
+def _seconds(row: Row) -> float | None:
+    """Processor time of all steps; None if one of them was stopped in between."""
     known = row["seconds"].values()
-    return math.nan if None in known else sum(known)
+    return None if None in known else sum(known)
 
 
 def _last(rows: Sequence[Row], variant: str, score: str) -> dict[int, float]:

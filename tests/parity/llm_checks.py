@@ -108,6 +108,7 @@ class Trained:
 
     def __init__(self, model: Blip2LLM) -> None:
         self.language_model: Any = model.language_model
+        self.language_model.most_padding = 1.0  # one pass, as it was recorded
         self.queries = model.query_tokens.shape[1]
         self._keep("training_rows", lambda found: setattr(self, "rows", found))
         if self.encodes:

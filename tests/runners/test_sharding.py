@@ -58,6 +58,7 @@ class Captioner(BaseModel):
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.language_model = tiny(self.family)
+        self.language_model.most_padding = 1.0  # blocks that ranks share run once a step, whole ones here too
         if self.lora:
             from lavis_lite.models.language.adapters import add_adapters
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lavis_lite.distributed import shards
 
-MOST_PADDING = 0.05
-"""largest share of padding in a pass"""
+if TYPE_CHECKING:
+    from lavis_lite.models.language.contract import LanguageModel
+
 Size = tuple[int, ...]
 """tokens of a row; of an encoder-decoder those that are read and those that are written"""
 
 
-def passes(model: nn.Module, sizes: Sequence[Size]) -> list[list[int]]:
+def passes(model: LanguageModel, sizes: Sequence[Size]) -> list[list[int]]:
     """`length_groups`; one pass where ranks share the model's blocks, because all ranks must run them equally often."""
-    return [list(range(len(sizes)))] if shards.has_shards(model) else length_groups(sizes)
+    return [list(range(len(sizes)))] if shards.has_shards(model) else length_groups(sizes, model.most_padding)
 
 
-def length_groups(sizes: Sequence[Size], most_padding: float = MOST_PADDING) -> list[list[int]]:
+def length_groups(sizes: Sequence[Size], most_padding: float) -> list[list[int]]:
     """Numbers of the rows of each pass, longest rows first. One pass if no more padding than that comes of it."""
     if _padding(sizes, range(len(sizes))) <= most_padding:
         return [list(range(len(sizes)))]

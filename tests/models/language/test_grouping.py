@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lavis_lite.models.language import grouping
-from lavis_lite.models.language.grouping import MOST_PADDING, in_groups, length_groups
+from lavis_lite.models.language.grouping import in_groups, length_groups
 from tests.models.language.plain_decoding import exact_tiny
 from tests.models.language.tiny import soft_prompts
 
@@ -20,15 +19,15 @@ def padding(sizes: list[tuple[int, ...]], groups: list[list[int]]) -> float:
 
 def test_passes_have_every_row_once_and_little_padding() -> None:
     sizes: list[tuple[int, ...]] = [(32 + length,) for length in (5, 30, 12, 12, 13, 11, 28, 9, 55, 14)] * 4
-    groups = length_groups(sizes)
+    groups = length_groups(sizes, 0.05)
     assert sorted(row for group in groups for row in group) == list(range(len(sizes)))
-    assert padding(sizes, groups) <= MOST_PADDING < padding(sizes, [list(range(len(sizes)))])
+    assert padding(sizes, groups) <= 0.05 < padding(sizes, [list(range(len(sizes)))])
     assert len(groups) <= 5
 
 
 def test_equal_rows_make_one_pass_in_order() -> None:
-    assert length_groups([(7, 3)] * 4) == [[0, 1, 2, 3]]
-    assert length_groups([(40, 3), (40, 4)]) == [[0, 1]]
+    assert length_groups([(7, 3)] * 4, 0.05) == [[0, 1, 2, 3]]
+    assert length_groups([(40, 3), (40, 4)], 0.05) == [[0, 1]]
 
 
 def test_results_come_in_the_order_of_rows() -> None:
@@ -40,11 +39,11 @@ def test_results_come_in_the_order_of_rows() -> None:
 
 
 @pytest.mark.parametrize("name", ["opt", "llama", "t5", "bart"])
-def test_passes_change_neither_loss_nor_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_change_neither_loss_nor_gradient(name: str) -> None:
     model = exact_tiny(name)
     results = []
     for most in (0.0, 1.0):
-        monkeypatch.setattr(grouping.length_groups, "__defaults__", (most,))
+        model.most_padding = most
         vectors = soft_prompts(model, len(TEXTS)).double().requires_grad_()
         loss = model.loss(vectors, [""] * len(TEXTS), TEXTS)
         results.append((loss, *torch.autograd.grad(loss, vectors)))
