@@ -201,7 +201,7 @@ def mini_ranker() -> QFormerRanker:
 @pytest.fixture(scope="module")
 def mini_captioner() -> ZooCaptioner:
     model, images, _ = load_model_and_preprocess("blip2_opt", "mini", True)
-    return ZooCaptioner("mini", model, images["eval"], Sampling(captions=6, top_p=0.95, temperature=1.5))
+    return ZooCaptioner("mini", model, images["eval"], Sampling(captions=6, top_p=0.97, temperature=2.2))
 
 
 def scenes(count: int) -> tuple[list[Image.Image], list[str]]:
