@@ -100,6 +100,7 @@ class Flamingo(VisionLanguage):
         self.gated = nn.ModuleList(GatedLayer(width, heads, head_width, ratio) for _ in chosen)
         self.mark = nn.Parameter(torch.randn(width) * 0.02)
         self.connector.tokens = 1  # in a text
+        self.language_model.most_padding = 1.0  # all rows in one pass: the gated layers know the pictures of each
         model.base_model.register_forward_pre_hook(self.look, with_kwargs=True)
         for layer, block in zip(self.gated, chosen, strict=True):
             block.register_forward_pre_hook(partial(self.attend, layer), with_kwargs=True)

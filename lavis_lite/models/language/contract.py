@@ -51,7 +51,7 @@ class LanguageModel(nn.Module, ABC):
     """
 
     prefix_padding: ClassVar[Side]
-    most_padding: float = 0.05  # largest share of padding of a training pass, see `grouping`
+    most_padding: float = 0.05  # of a training pass, see `grouping`; 1: one pass, for blocks that know the batch's rows
 
     def __init__(self, model: Any, tokenizer: LanguageTokenizer, family: LMFamily, limits: Limits | None = None,
                  lm_reduction: Literal["global", "per_rank"] = "global") -> None:
