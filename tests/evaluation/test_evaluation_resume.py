@@ -128,7 +128,7 @@ def test_an_annotation_files_content_counts_and_its_name_alone_does_not(tmp_path
 
 
 SAME_ROWS = {"report_metric", "caption_metrics", "vqa_rule", "submission", "baselines", "positive", "annotation_file",
-             "caption_key", "load_gt_from_file"}
+             "caption_key", "load_gt_from_file", "report_attention"}
 """keys of tasks by which finished rows are scored and written"""
 
 
