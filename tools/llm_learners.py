@@ -236,8 +236,9 @@ class T5Learner(Learner):
         with torch.no_grad():
             model.shared.weight.normal_(0, EMBEDDING_STD)
             model.lm_head.weight.normal_(0, WIDTH ** -0.5)
-            for block in model.encoder.block:
-                of: Any = block.layer[0].SelfAttention  # type: ignore[index, union-attr]
+            blocks: Any = model.encoder.block
+            for block in blocks:
+                of = block.layer[0].SelfAttention
                 _match_and_copy(of.k, of.q, of.v, of.o)
                 of.q.weight *= (WIDTH // HEADS) ** -0.5  # T5 does not divide its scores by that
         return cls(folder, model)
