@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,7 @@ def test_the_line_that_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_the_users_own_file_and_other_paths_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                            capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the folder `lavis` must not be found by later tests
     own = tmp_path / "lavis" / "projects" / "blip2" / "train" / "pretrain_stage1.yaml"
     own.parent.mkdir(parents=True)
     own.write_text("run: {tsk: vqa}\n")
