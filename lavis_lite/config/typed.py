@@ -285,7 +285,7 @@ def check_optimizer(run: RunConfig, report: Report) -> None:
 # --- rules for values of the run section ------------------------------------------------------------------------------
 POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval",
             "accum_grad_iters", "shuffle_window", "log_freq", "save_every", "val_freq", "keep_checkpoints",
-            "max_grad_norm", "dist_timeout_minutes")
+            "max_grad_norm", "dist_timeout_minutes", "prefetch_factor", "ddp_bucket_mb")
 NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
 FRACTIONS = ("max_bad_fraction", "max_skipped_share", "lr_layer_decay")
 
@@ -329,3 +329,6 @@ def _device_errors(run: RunConfig) -> Iterator[tuple[str, str]]:
         yield "device", f"unknown device {run.device!r}; {did_you_mean(kind, ('auto', 'cpu', 'cuda'))}"
     if kind == "cpu" and run.amp_dtype == "fp16":
         yield "amp_dtype", "fp16 does not train on a CPU; use bf16 or fp32."
+    if run.overlap_exchange and run.fsdp == "blocks":
+        yield "overlap_exchange", ("the blocks of the vision encoder travel between ranks too (run.fsdp=blocks); set "
+                                   "run.fsdp=llm or none, or run.overlap_exchange=false.")
