@@ -46,10 +46,10 @@ def run(cells: Mapping[Cell, Mapping[str, Job]], write_features: WriteFeatures, 
     jobs = unique(cells)
     left = [job for job in jobs if not job.finished]
     log(f"{len(jobs)} runs, {len(jobs) - len(left)} of them finished")
-    for job in left:
-        _make_features(job, write_features, log)
     for depth in sorted({job.depth for job in left}):
         wave = [job for job in left if job.depth == depth]
+        for job in wave:  # not before: a model is built for them, and its weights may be those of an earlier wave
+            _make_features(job, write_features, log)
         for number, job in enumerate(_executed(wave, at_once), 1 + sum(job.depth < depth for job in left)):
             log(f"[{number} of {len(left)}] {job.folder.name}: {_record(job)['seconds'] or '?'} s of processor time")
 
