@@ -141,10 +141,14 @@ def started(name: str, zygote: Zygote, folder: Path, method: str | None = None) 
     run, pattern = COMMANDS[name]
     job = run(zygote, folder, method)
     deadline = time.monotonic() + 30
-    while not any(folder.glob(pattern)) or len(processes_of(job.pid)) < 3:
+    helpers = {"spawn": 1, "forkserver": 2}.get(method or "", 0)  # multiprocessing's own
+    while not any(folder.glob(pattern)) or len(processes_of(job.pid)) < 3 + helpers:
         assert job.poll() is None and time.monotonic() < deadline, job.out.read_text() + texts([job])
         time.sleep(0.005)
-    return job, [pid for pid in processes_of(job.pid) if pid != job.pid]
+    others = [pid for pid in processes_of(job.pid) if pid != job.pid]
+    assert method in (None, "fork") or any(f"multiprocessing.{method}" in Path(f"/proc/{pid}/cmdline").read_text()
+                                           for pid in others)
+    return job, others
 
 
 def newest(pids: Sequence[int]) -> int:
