@@ -88,7 +88,7 @@ class Ablation:
     steps: dict[str, Step] = field(default_factory=dict)
     """name -> run, in order"""
     variants: dict[str, dict[str, dict[str, Any] | None]] = field(default_factory=dict)
-    """name -> step -> options that differ, `recipe` among them; null: without that step"""
+    """name -> step -> options that differ, `recipe` and `features` among them; null: without that step"""
     scores: dict[str, str] = field(default_factory=dict)
     """name -> step.split.metric; metric+metric is their mean"""
     expected: list[Expectation] = field(default_factory=list)
@@ -107,8 +107,9 @@ class Ablation:
 
 def changed(step: Step, changes: dict[str, Any]) -> Step:
     """A step with the options of a variant."""
-    own = {key: value for key, value in changes.items() if key != "recipe"}
-    return Step(changes.get("recipe", step.recipe), {**step.options, **own}, step.of, step.every, step.features)
+    own = {key: value for key, value in changes.items() if key not in ("recipe", "features")}
+    return Step(changes.get("recipe", step.recipe), {**step.options, **own}, step.of, step.every,
+                changes.get("features", step.features))
 
 
 def as_option(key: str, value: Any, folders: dict[str, Path]) -> str:

@@ -15,9 +15,8 @@ mark their places; or a typed part names its own file.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -346,7 +345,8 @@ def _without_nulls(value: Any) -> Any:
 
 # --- files -----------------------------------------------------------------------------------------------------------
 def read_conversations(files: Sequence[Path], layout: ChatLayout, keep: Callable[[Row], bool] | None = None,
-                       kept: str | None = None, form: FileFormat = AUTO) -> RowTable:
+                       kept: str | None = None, form: FileFormat = AUTO,
+                       rows: Iterable[tuple[int, int, Any]] | None = None) -> RowTable:
     """The conversations of a split's files, checked; rows as `read_conversation` makes them.
 
     Args:
@@ -355,17 +355,21 @@ def read_conversations(files: Sequence[Path], layout: ChatLayout, keep: Callable
         keep: whether a raw row counts; None: all do.
         kept: identifies `keep` and `layout`; None: the table is not cached.
         form: how the files are written.
+        rows: (file number, row number, raw row), if they were read before, as those of shards were.
 
     Raises:
         DataError: a file is unreadable or without rows; or up to 20 bad rows, all in one message.
     """
-    return cached_table(files, None if kept is None else f"conversations {kept} {form}",
-                        partial(_checked, files, layout, keep, form), which=" of this split" if keep else "")
+    def checked(errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
+        return _checked(files, layout, keep, numbered_rows(files, form) if rows is None else rows, errors)
+
+    return cached_table(files, None if kept is None else f"conversations {kept} {form}", checked,
+                        which=" of this split" if keep else "")
 
 
-def _checked(files: Sequence[Path], layout: ChatLayout, keep: Callable[[Row], bool] | None, form: FileFormat,
-             errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
-    for file, number, raw in numbered_rows(files, form):
+def _checked(files: Sequence[Path], layout: ChatLayout, keep: Callable[[Row], bool] | None,
+             rows: Iterable[tuple[int, int, Any]], errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
+    for file, number, raw in rows:
         try:
             if not isinstance(raw, dict):
                 raise ValueError(no_row(raw))

@@ -22,6 +22,7 @@ from lavis_lite.datasets.builders.dialogue import ImageDialogueConfig
 from lavis_lite.datasets.builders.images import ImageDatasetConfig
 from lavis_lite.datasets.builders.questions import ImageQAConfig
 from lavis_lite.datasets.files.table_folders import splits_in
+from lavis_lite.datasets.shards.index import ShardIndex
 from lavis_lite.datasets.shards.scan import needs_index
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.io import atomic
@@ -34,7 +35,7 @@ def guess(path: Path, image_root: Path | None = None, named: Mapping[str, str] |
     """(a section that reads a file or a folder of shards, notes on what was guessed).
 
     A file of conversations is read by `chat`, or by `image_dialogue` if every row is about one picture. A file with
-    questions is read by `image_qa`, a folder of tars by `image_shards`, and any other file by `custom`.
+    questions is read by `image_qa`, tars by `chat` or by `image_shards`, and any other file by `custom`.
 
     Args:
         path: JSON, JSONL, CSV, TSV, Parquet or Arrow; a folder with such files; or one with tars and their index.
@@ -136,7 +137,10 @@ def _shards(folder: Path) -> tuple[DatasetConfig, list[str]]:
     if needs_index(folder, again=False):
         raise DataError(f"{folder}: its tars have no index yet. Make it with: python -m lavis_lite data index {folder}")
     info = BuildInfo(annotations={"train": FileConfig(storage=str(folder.absolute()))})
-    return ImageDatasetConfig(builder="image_shards", build_info=info), [f"shards in {folder.absolute()}"]
+    rows = ShardIndex(folder).table([])
+    talks = len(rows) > 0 and is_conversation(list(rows[0]))
+    made, name = (ChatConfig, "chat") if talks else (ImageDatasetConfig, "image_shards")
+    return made(builder=name, build_info=info), [f"shards {'of conversations ' if talks else ''}in {folder.absolute()}"]
 
 
 MakeBuilder = Callable[[DatasetConfig], BaseDatasetBuilder]

@@ -127,7 +127,7 @@ class TextWriter(BaseModel):
                  repetition_penalty: float | None = None, length_penalty: float = 1.0, num_captions: int = 1,
                  temperature: float = 1.0, *, max_new_tokens: int | None = None, min_new_tokens: int | None = None,
                  seeds: tuple[int, ...] | None = None, lavis_lengths: bool = False, penalise_prompt: bool = False,
-                 logits_processors: Sequence[LogitsProcessor] = ()) -> list[str]:
+                 logits_processors: Sequence[LogitsProcessor] = (), stop: Sequence[str] = ()) -> list[str]:
         """Texts for images.
 
         Args:
@@ -141,7 +141,7 @@ class TextWriter(BaseModel):
             length_penalty: a text's score is its log-probability / length ** length_penalty.
             num_captions: texts per image.
             max_new_tokens, min_new_tokens: in place of the lengths, new tokens with the end.
-            seeds, lavis_lengths, penalise_prompt, logits_processors: see `GenerationConfig`.
+            seeds, lavis_lengths, penalise_prompt, logits_processors, stop: see `GenerationConfig`.
 
         Returns:
             B * num_captions texts, images in order.
@@ -155,7 +155,7 @@ class TextWriter(BaseModel):
             longest, shortest, 1 if use_nucleus_sampling else num_beams, sample=use_nucleus_sampling, top_p=top_p,
             temperature=temperature, repetition_penalty=repetition_penalty, length_penalty=length_penalty,
             num_captions=num_captions, seeds=seeds, lavis_lengths=lavis_lengths, penalise_prompt=penalise_prompt,
-            logits_processors=logits_processors)
+            logits_processors=logits_processors, stop=stop)
         options.check_batch(len(images))
         return self._write(images, instructions, prompts, options)
 
@@ -200,7 +200,7 @@ class TextWriter(BaseModel):
                         temperature: float = 1.0, max_new_tokens: int | None = None,
                         min_new_tokens: int | None = None, seeds: tuple[int, ...] | None = None,
                         lavis_lengths: bool = False, penalise_prompt: bool = False,
-                        logits_processors: Sequence[LogitsProcessor] = ()) -> list[str]:
+                        logits_processors: Sequence[LogitsProcessor] = (), stop: Sequence[str] = ()) -> list[str]:
         """Short answers to questions: first lines without blanks around, in base form where that is asked for.
 
         Args:
@@ -214,7 +214,7 @@ class TextWriter(BaseModel):
             prompt: template with `{}` for the question; "": the question as it is.
             length_penalty, repetition_penalty: None: the arch's default.
             max_new_tokens, min_new_tokens: in place of the lengths, new tokens with the end.
-            sample, top_p, temperature, seeds, lavis_lengths, penalise_prompt, logits_processors: see
+            sample, top_p, temperature, seeds, lavis_lengths, penalise_prompt, logits_processors, stop: see
                 `GenerationConfig`.
         """
         images = ImageBatch.of(samples)
@@ -234,7 +234,8 @@ class TextWriter(BaseModel):
         longest, shortest = self._lengths(max_len, min_len, 1, max_new_tokens, min_new_tokens)
         options = GenerationConfig(
             longest, shortest, num_beams, sample, top_p, temperature, repetition_penalty, penalty, seeds=seeds,
-            lavis_lengths=lavis_lengths, penalise_prompt=penalise_prompt, logits_processors=logits_processors)
+            lavis_lengths=lavis_lengths, penalise_prompt=penalise_prompt, logits_processors=logits_processors,
+            stop=stop)
         texts = self._write(images, instructions, prompts, options)
         if not (self.apply_lemmatizer or samples.get("apply_lemmatizer", False)):
             return clean_answers(texts)

@@ -112,8 +112,8 @@ def test_stop_strings_end_texts_in_calls_with_soft_prompts_too() -> None:
 
 
 @pytest.mark.parametrize("stop", ["###", ("",), (1,)])
-def test_a_stop_that_is_no_tuple_of_texts_is_refused(stop: Any) -> None:
-    with pytest.raises(ConfigError, match="stop is .*, but must be a tuple of texts"):
+def test_a_stop_that_is_no_list_of_texts_is_refused(stop: Any) -> None:
+    with pytest.raises(ConfigError, match="stop is .*, but must be a tuple or list of texts"):
         GenerationConfig(stop=stop)
 
 
