@@ -5,7 +5,7 @@ The encoder reads [soft prompt | prompt | padding]; the decoder writes the targe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from lavis_lite.models.language.rows import (
 from lavis_lite.models.language.scoring import Normalise
 from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import pad_rows
+from lavis_lite.models.widths import step_of, width_at
 
 
 @dataclass
@@ -69,6 +70,7 @@ class EncoderDecoder(LanguageModel):
     """A sequence-to-sequence language model behind the contract."""
 
     prefix_padding = "right"
+    traced = ("encoder_states", "decoder_states")
 
     def training_rows(self, prompts: Sequence[str], targets: Sequence[str],
                       vectors: int = 0) -> tuple[list[list[int]], list[list[int]]]:
@@ -77,35 +79,30 @@ class EncoderDecoder(LanguageModel):
         return (self.tokenizer.prompts(prompts, prompt, self.limits.prompt_side),
                 self.tokenizer.targets(targets, [target] * len(targets)))
 
-    def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
-                   after: Sequence[Sequence[int]]) -> Tensor:
-        """Negative log-likelihood of every learned token of the batch, float[T], rows in order."""
-        read = [soft_prompt.shape[1] + len(row) for row in before]
-
-        def losses(numbers: Sequence[int]) -> Tensor:
-            chosen = soft_prompt if len(numbers) == len(before) else soft_prompt[list(numbers)]
-            encoded = self.encode(chosen, [before[number] for number in numbers])
-            return self._target_losses(encoded, [after[number] for number in numbers])[0]
-
-        return self._in_passes(read, after, losses)
-
     def losses_of(self, rows: Sequence[Row]) -> Tensor:
-        """Likewise, of rows that end with what the decoder writes."""
+        """Negative log-likelihood of every token that the decoder writes, which ends a row: float[T], rows in order."""
+        from lavis_lite.models.language.grouping import in_groups, passes  # of training only
+
         written = [row[-1].ids for row in rows if isinstance(row[-1], Tokens)]
 
         def losses(numbers: Sequence[int]) -> Tensor:
-            encoded = self.read_rows([rows[number][:-1] for number in numbers])
-            return self._target_losses(encoded, [written[number] for number in numbers])[0]
+            read, targets = [rows[number][:-1] for number in numbers], [written[number] for number in numbers]
+            columns = self._least(read, targets) if self.few_widths else (0, 0)
+            with self.own_precision():
+                encoded = self.read_embeds(*self.arranged(read, self.prefix_padding, columns[0]))
+            return self._target_losses(encoded, targets, columns[1])[0]
 
-        return self._in_passes([size(row[:-1]) for row in rows], written, losses)
+        counts = list(map(len, written))
+        groups = passes(self, [(size(row[:-1]), count) for row, count in zip(rows, counts, strict=True)])
+        return in_groups(groups, counts, losses)
 
-    def _in_passes(self, read: Sequence[int], written: Sequence[Sequence[int]],
-                   losses: Callable[[Sequence[int]], Tensor]) -> Tensor:
-        """Losses of all rows in order, rows of similar lengths together; `read` counts what the encoder reads."""
-        from lavis_lite.models.language.grouping import in_groups, passes  # of training only
-
-        counts = [len(row) for row in written]
-        return in_groups(passes(self, list(zip(read, counts, strict=True))), counts, losses)
+    def _least(self, read: Sequence[Row], written: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """Columns of encoder and decoder if widths are few; both go up by the same steps."""
+        vectors, limits = len(read[0][0]) if isinstance(read[0][0], Tensor) else 0, self.limits
+        step = max(step_of(max(map(size, read)) - vectors, limits.prompt),
+                   step_of(max(map(len, written)), limits.target))
+        most = self.room.positions or 2**30
+        return (min(vectors + width_at(step, limits.prompt), most), min(width_at(step, limits.target), most))
 
     def training_sequences(self, sequences: Sequence[Segments]) -> list[Row]:
         """A row for every learned text: the encoder reads all that stands before it.
@@ -128,15 +125,16 @@ class EncoderDecoder(LanguageModel):
         """An encoder's row: no end token stands between its texts."""
         return framed_prompt([Tokens(part.ids) if isinstance(part, Tokens) else part for part in parts], self.tokenizer)
 
-    def _target_losses(self, encoded: Encoded, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Losses float[T] of the rows' tokens, and their positions bool[B,L]."""
-        ids, real = pad_rows(rows, self.pad, self.family.training_side, encoded.states.device)
+    def _target_losses(self, encoded: Encoded, rows: Sequence[Sequence[int]],
+                       least: int = 0) -> tuple[Tensor, Tensor]:
+        """Losses float[T] of the rows' tokens, and their positions bool[B,L]; L is not less than `least`."""
+        ids, real = pad_rows(rows, self.pad, self.family.training_side, encoded.states.device, least)
         inputs = torch.cat([torch.full_like(ids[:, :1], self.begin), ids[:, :-1]], 1)
         width = ids.shape[1]
         positions = torch.tensor([row * width + at for row, target in enumerate(rows) for at in range(len(target))])
         positions = positions.to(ids.device, non_blocking=True)
         with self.own_precision():
-            hidden = self.decode(inputs, encoded, use_cache=False).last_hidden_state.to(ids.device)
+            hidden = self.decoder_states(inputs, encoded.states, encoded.mask).to(ids.device)
             chosen = hidden.flatten(0, 1).index_select(0, positions)
             return self.likelihoods(chosen, ids.flatten().index_select(0, positions)), real
 
@@ -147,8 +145,17 @@ class EncoderDecoder(LanguageModel):
 
     def read_embeds(self, embeds: Tensor, mask: Tensor) -> Encoded:
         """Run the encoder on [row | padding]: float[B,S,D], bool[B,S]."""
-        output = self.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask.long())
-        return Encoded(output.last_hidden_state.to(embeds.device), mask)
+        return Encoded(self.encoder_states(embeds, mask).to(embeds.device), mask)
+
+    def encoder_states(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        """The encoder's output, float[B,S,D']."""
+        found: Tensor = self.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
+        return found
+
+    def decoder_states(self, ids: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """The decoder's hidden states at int64[B,L], float[B,L,D'], beside the encoder's float[B,S,D'], bool[B,S]."""
+        found: Tensor = self.decode(ids, Encoded(states, mask), use_cache=False).last_hidden_state
+        return found
 
     def decode(self, ids: Tensor, encoded: Encoded, **given: Any) -> Any:
         """Run the decoder on int64[B,L]."""

@@ -200,8 +200,8 @@ def counted(whole: Sequence[Row], cut: Sequence[Row], tokenizer: LanguageTokeniz
 
 
 # to a batch -----------------------------------------------------------------------------------------------------------
-def arrange(rows: Sequence[Row], embed: Callable[[Tensor], Tensor], pad: int, side: Side,
-            device: torch.device) -> tuple[Tensor, Tensor]:
+def arrange(rows: Sequence[Row], embed: Callable[[Tensor], Tensor], pad: int, side: Side, device: torch.device,
+            least: int = 0) -> tuple[Tensor, Tensor]:
     """Rows as a rectangle of embeddings float[B,S,D], and bool[B,S], true where no padding is.
 
     Args:
@@ -210,13 +210,14 @@ def arrange(rows: Sequence[Row], embed: Callable[[Tensor], Tensor], pad: int, si
         pad: id of padding.
         side: where shorter rows are padded.
         device: of the result.
+        least: S is not less.
     """
     vectors = [part for row in rows for part in row if isinstance(part, Tensor)]
     ids = [id_ for row in rows for part in row if isinstance(part, Tokens) for id_ in part.ids]
     words = embed(torch.tensor([[*ids, pad]]).to(device, non_blocking=True))[0]
     source = torch.cat([*(part.to(words) for part in vectors), words])
     lengths = [size(row) for row in rows]
-    width, last = max(lengths), len(source) - 1
+    width, last = max(*lengths, least), len(source) - 1
     index, mask = [], []
     for order, length in zip(_orders(rows, len(source) - len(words)), lengths, strict=True):
         fill, none, real = [last] * (width - length), [False] * (width - length), [True] * length
