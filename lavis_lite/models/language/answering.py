@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.models import decoding
-from lavis_lite.models.decoding import Decoder, Decoding
+from lavis_lite.models.decoding import Decoder, Decoding, Stops
 from lavis_lite.models.language.rows import Row, Tokens, check_room, text_ids
 from lavis_lite.models.language.scoring import PAIRS_AT_ONCE, score_table
 from lavis_lite.models.language.segments import Segments, Vectors
@@ -59,9 +59,9 @@ def stream(model: LanguageModel, sequences: Sequence[Segments], options: Decodin
         raise ConfigError(f"a stream answers one sequence, not {len(sequences)}.")
     with torch.no_grad():
         rows = prompt_rows(model, sequences, options)
-        decoder, special, options = prepared(model, model.read_rows(rows), options)
+        decoder, special = prepared(model, model.read_rows(rows), options)
     given = text_ids(rows) if options.penalise_prompt and model.room.joint else None
-    steps = decoding.stream(decoder, special, options, model.home, given)
+    steps = decoding.stream(decoder, special, options, model.home, given, stops_of(model, options))
     ids: list[int] = []
 
     def texts() -> Iterator[str]:
@@ -83,24 +83,28 @@ def stream(model: LanguageModel, sequences: Sequence[Segments], options: Decodin
 def written(model: LanguageModel, prefix: Any, prompts: Sequence[Sequence[int]], options: Decoding) -> list[list[int]]:
     """Ids of the answers that follow a state, without their end; `prompts` are the ids read before each."""
     with torch.no_grad(), model.own_precision():
-        decoder, special, options = prepared(model, prefix, options)
+        decoder, special = prepared(model, prefix, options)
         given = prompts if options.penalise_prompt and model.room.joint else None
-        return decoding.decode(decoder, len(prompts), special, options, model.home, given)
+        return decoding.decode(decoder, len(prompts), special, options, model.home, given, stops_of(model, options))
 
 
-def prepared(model: LanguageModel, prefix: Any, options: Decoding) -> tuple[Decoder, SpecialIds, Decoding]:
-    """What `decode` steps, the ids with a role, and options with the stop strings as a logits processor."""
+def prepared(model: LanguageModel, prefix: Any, options: Decoding) -> tuple[Decoder, SpecialIds]:
+    """What `decode` steps, and the ids with a role."""
     decoder, begin = model.decoder_of(prefix, options.max_new_tokens)
     if begin < 0 and options.lavis_lengths:  # a start token that nothing reads, but that is penalised
         start = model.model.config.bos_token_id
         begin = -1 if start is None else int(start)
-    special = SpecialIds(int(model.model.config.vocab_size), model.pad, begin, model.tokenizer.end)
-    if options.stop:
-        from lavis_lite.models.language.answer_text import StopAtText  # most answers end at the end token alone
+    return decoder, SpecialIds(int(model.model.config.vocab_size), model.pad, begin, model.tokenizer.end)
 
-        stops = StopAtText(model.tokenizer.spelled, options.stop, special.end)
-        options = replace(options, logits_processors=(*options.logits_processors, stops))
-    return decoder, special, options
+
+def stops_of(model: LanguageModel, options: Decoding) -> Stops | None:
+    """Whether the ids of a text spell one of the stop strings; None: there are none."""
+
+    def stops(ids: Sequence[int]) -> bool:
+        text = model.tokenizer.spelled(ids)
+        return any(one in text for one in options.stop)
+
+    return stops if options.stop else None
 
 
 def prompt_rows(model: LanguageModel, sequences: Sequence[Segments], options: Decoding) -> list[Row]:
