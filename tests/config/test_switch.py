@@ -111,8 +111,8 @@ def test_null_hides_no_error(tmp_path: Path) -> None:
 
 def test_a_null_over_a_default_of_the_model_type_is_written(tmp_path: Path) -> None:
     """The written run composes over the same defaults: without the null they would come back."""
-    text = "model: {arch: vision_language, model_type: mini, pretrained: null, connector: {type: qformer, depth: null}, " \
-           "max_txt_len: null}"
+    text = ("model: {arch: vision_language, model_type: mini, pretrained: null, max_txt_len: null, "
+            "connector: {type: qformer, depth: null}}")
     first = child(tmp_path, text)
     (tmp_path / "flat.yaml").write_text(to_yaml(first))
     again = compose(tmp_path / "flat.yaml")

@@ -53,7 +53,7 @@ class ChatBuilder(ImageTextBuilder):
     `build_info.annotations.<split>.storage` is an annotation file, or webdataset tars: a folder, DIR/*.tar or
     DIR/{000000..000123}.tar.
 
-    Samples and batches: `ChatDataset`, for training and evaluation alike.
+    Samples and batches: `ChatDataset`, for training and evaluation alike; in evaluation a row may end with a question.
     """
 
     config_class: ClassVar[type[DatasetConfig]] = ChatConfig
@@ -86,16 +86,16 @@ class ChatBuilder(ImageTextBuilder):
         vis = self.processor("vis_processor", training)
         entry = self.shards(split)
         if entry is not None:
-            return self._of_shards(entry, split, vis)
+            return self._of_shards(entry, split, training, vis)
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         paths = self.annotation_files(split, root)
         folder, videos = self.folder_of(paths, root), self._videos(paths)
-        table = self._read(paths, FileNameIn(folder.root), f"{split} {folder.root} {self.cfg}", split)
+        table = self._read(paths, FileNameIn(folder.root), str(folder.root), split, training)
         if self.cfg.check_files:
             refuse_missing(table, {"image": folder.root, "video": videos.root})
         return ChatDataset(table, folder, videos, vis, self.cfg.video_frames)
 
-    def _of_shards(self, entry: FileConfig, split: str, vis: Processor) -> ChatDataset:
+    def _of_shards(self, entry: FileConfig, split: str, training: bool, vis: Processor) -> ChatDataset:
         """The conversations of webdataset tars, each with the pictures of its key."""
         opened = open_shards(entry, self._key(split), [], None, None, self.cfg.max_pixels)
 
@@ -105,15 +105,16 @@ class ChatBuilder(ImageTextBuilder):
                 raise ValueError(f"names {name[:200]!r}, which is in none of the shards")
             return name
 
-        kept = f"{split} {self.cfg} {opened.images.index.sha256}"
-        table = self._read([Path(name) for name in opened.table.files], file, kept, split, opened.table.items())
+        table = self._read([Path(name) for name in opened.table.files], file, opened.images.index.sha256, split,
+                           training, opened.table.items())
         return ChatDataset(table, opened.images, VideoFolder(opened.images.root), vis, self.cfg.video_frames)
 
-    def _read(self, paths: Sequence[Path], file: Callable[[Any], str], kept: str, split: str,
+    def _read(self, paths: Sequence[Path], file: Callable[[Any], str], origin: str, split: str, training: bool,
               rows: Iterable[tuple[int, int, Any]] | None = None) -> RowTable:
         columns = {key: str(value) for key, value in self.cfg.columns.items()}
-        layout = ChatLayout(columns, self.cfg.learn, file)
-        return read_conversations(paths, layout, self.row_filter(split), kept, self.file_format(), rows)
+        layout = ChatLayout(columns, self.cfg.learn, file, answered=training)
+        return read_conversations(paths, layout, self.row_filter(split), f"{split} {training} {origin} {self.cfg}",
+                                  self.file_format(), rows)
 
     def _videos(self, paths: Sequence[Path]) -> VideoFolder:
         """Reader of the videos: below build_info.videos.storage, else beside the images."""

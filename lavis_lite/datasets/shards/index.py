@@ -65,8 +65,8 @@ class ShardIndex:
         folder: of index.json and its arrays; the shards may be elsewhere.
 
     Attributes:
-        shards: in order. sha256: of its arrays. space: keeps their images' ids apart from other data sets'. kinds: field -> name of the kind
-        of its values.
+        shards: in order. sha256: of its arrays. space: keeps their images' ids apart from other data sets'.
+        kinds: field -> name of the kind of its values.
 
     Raises:
         DataError: there is no index, or it is damaged or of a later format.

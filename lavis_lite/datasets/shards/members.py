@@ -111,9 +111,9 @@ class Sample:
 
     @cached_property
     def is_chat(self) -> bool:
-        """Whether its JSON is a conversation."""
+        """Whether its JSON is a conversation, and it has no caption."""
         try:
-            return is_conversation(list(self.content))
+            return is_conversation(list(self.content)) and "caption" not in self.content and "txt" not in self.texts
         except ValueError:  # reported where the content is used
             return False
 

@@ -151,14 +151,15 @@ MODELS: dict[Goal, dict[str, Any]] = {
     "captioning": {"arch": "blip2_opt", "model_type": "mini"},
     "pretrain": {"arch": "blip2", "model_type": "mini"},
     "vqa": {"arch": "blip2_opt", "model_type": "mini_instruct"},
-    "chat": {"arch": "vision_language", "model_type": "mini"},
+    "chat": {"arch": "vision_language", "model_type": "mini_resampler",
+             "template": {"user": "{}\n", "assistant": "{}</s>"}},
 }
 RUNS: dict[Goal, dict[str, Any]] = {
     "captioning": {"task": "captioning", "num_beams": 1, "max_len": 40,
                    "caption_metrics": ["bleu", "rouge_l", "cider"]},
     "pretrain": {"task": "image_text_pretrain"},
     "vqa": {"task": "vqa", "prompt": "question: {} short answer:", "num_beams": 1},
-    "chat": {"task": "image_text_pretrain"},
+    "chat": {"task": "chat", "max_len": 40},
 }
 LOOP = {"runner": "runner_iter", "max_iters": 200, "batch_size_train": 16, "batch_size_eval": 32, "num_workers": 1,
         "init_lr": 1e-4, "min_lr": 1e-5, "warmup_lr": 1e-6, "warmup_steps": 20, "lr_sched": "linear_warmup_cosine_lr",
@@ -174,7 +175,7 @@ HEADING = """\
 #   python train.py --cfg-path {recipe}
 """
 RELEASED: dict[Goal, str] = {"captioning": "caption_coco_opt2.7b", "pretrain": "pretrain", "vqa": "vqa_opt2.7b",
-                            "chat": "mini"}
+                            "chat": "llava15_7b with model.template=vicuna_v1"}
 
 
 def write_recipe(recipe: Path, source: str, name: str, section: DatasetConfig, make: MakeBuilder,
@@ -200,8 +201,7 @@ def write_recipe(recipe: Path, source: str, name: str, section: DatasetConfig, m
     if goal not in fitting:
         raise ConfigError(f"--goal {goal}: {source} has {texts}; choose {' or '.join(fitting)}.")
     held_out = _hold_out(section, make)
-    scored = "valid_splits" if goal == "chat" else "test_splits"
-    run = {**RUNS[goal], **LOOP, scored: held_out, "output_dir": f"output/{name}"}
+    run = {**RUNS[goal], **LOOP, "test_splits": held_out, "output_dir": f"output/{name}"}
     model = dict(MODELS[goal])
     if section.builder == "image_dialogue":
         run |= {"prompt": None, "max_len": 40}

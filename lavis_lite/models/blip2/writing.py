@@ -53,16 +53,17 @@ class TextWriter(BaseModel):
     defaults: ClassVar[ArchDefaults] = ArchDefaults()
     reads_instructions = False
     """whether a soft prompt depends on the instruction too"""
-    _only_measures = False
+    is_measuring = False
+    """whether nothing is written or scored, see `measuring`"""
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
         """Within it texts are built and measured, images are not looked at, and nothing is written or scored."""
-        self._only_measures = True
+        self.is_measuring = True
         try:
             yield
         finally:
-            self._only_measures = False
+            self.is_measuring = False
 
     def soft_prompt_length(self, images: ImageBatch) -> int:
         """Vectors of a soft prompt of such images, known before any is made."""
@@ -176,8 +177,8 @@ class TextWriter(BaseModel):
         """Texts after the prompts; the Q-Former reads the instructions. What is too long is refused first."""
         if not len(images):
             return []
-        self.language_model.prompt_rows(self.measured(prompts), self.soft_prompt_length(images), options)
-        if self._only_measures:
+        self.check_room(images, prompts, options)
+        if self.is_measuring:
             return [""] * (len(images) * options.num_captions)
         return self.answers(images, instructions, prompts, options)
 
@@ -186,6 +187,10 @@ class TextWriter(BaseModel):
         """Texts after the prompts, which are not too long."""
         soft_prompts, index = self.soft_prompts(images, instructions)
         return self.language_model.generate(soft_prompts, prompts, options, index)
+
+    def check_room(self, images: ImageBatch, prompts: list[str], options: GenerationConfig) -> None:
+        """Raise TextTooLongError where images, prompts and the longest answer do not fit; no image is looked at."""
+        self.language_model.prompt_rows(self.measured(prompts), self.soft_prompt_length(images), options)
 
     def measured(self, prompts: list[str]) -> list[str]:
         """Prompts as their length is measured."""
@@ -290,7 +295,7 @@ class TextWriter(BaseModel):
         if not len(images):
             return torch.zeros(0, len(candidates), device=self.device)
         _, rows = self.language_model.scoring_rows(self.measured(prompts), candidates, self.soft_prompt_length(images))
-        if self._only_measures:
+        if self.is_measuring:
             return torch.zeros(len(rows), max(map(len, rows)))
         return self.candidate_scores(images, instructions, prompts, candidates, **how)
 

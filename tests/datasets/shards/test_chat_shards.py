@@ -23,7 +23,6 @@ from lavis_lite.errors import DataError
 from tests.datasets.conftest import pair
 from tests.datasets.test_column_files import png
 
-
 EVAL = pair({"name": "blip_image_eval", "image_size": 16}, {"name": "blip_image_eval", "image_size": 16})
 
 
@@ -55,7 +54,7 @@ def opened(folder: Path, storage: str = "", **keys: Any) -> ChatDataset:
 def test_one_picture_several_and_none(tmp_path: Path) -> None:
     folder = tar(tmp_path / "s", ("a.jpg", png(0)), ("a.json", talk()),                          # the turns alone
                  ("b.0.png", png(1)), ("b.1.png", png(2)), ("b.json", {"conversations": talk("<image> or <image>?")}),
-                 ("c.json", {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]}),
+                 ("c.json", {"query": "Hi", "response": "Yes?"}),
                  ("d.png", png(3)), ("d.json", {"image": "coco/train/7.jpg", "conversations": talk()}))
     dataset = opened(folder)
     samples = [dataset.sample(index) for index in range(len(dataset))]
