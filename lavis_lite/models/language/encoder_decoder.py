@@ -5,8 +5,9 @@ The encoder reads [soft prompt | prompt | padding]; the decoder writes the targe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class EncoderDecoder(LanguageModel):
     """A sequence-to-sequence language model behind the contract."""
 
     prefix_padding = "right"
-    traced = ("encoder_states", "decoder_states")
+    traced = ("states",)
 
     def training_rows(self, prompts: Sequence[str], targets: Sequence[str],
                       vectors: int = 0) -> tuple[list[list[int]], list[list[int]]]:
@@ -89,8 +90,8 @@ class EncoderDecoder(LanguageModel):
             read, targets = [rows[number][:-1] for number in numbers], [written[number] for number in numbers]
             columns = self._least(read, targets) if self.few_widths else (0, 0)
             with self.own_precision():
-                encoded = self.read_embeds(*self.arranged(read, self.prefix_padding, columns[0]))
-            return self._target_losses(encoded, targets, columns[1])[0]
+                embeds, mask = self.arranged(read, self.prefix_padding, columns[0])
+                return self._target_losses(partial(self.states, embeds, mask), targets, embeds.device, columns[1])[0]
 
         counts = list(map(len, written))
         groups = passes(self, [(size(row[:-1]), count) for row, count in zip(rows, counts, strict=True)])
@@ -125,16 +126,28 @@ class EncoderDecoder(LanguageModel):
         """An encoder's row: no end token stands between its texts."""
         return framed_prompt([Tokens(part.ids) if isinstance(part, Tokens) else part for part in parts], self.tokenizer)
 
-    def _target_losses(self, encoded: Encoded, rows: Sequence[Sequence[int]],
+    def states(self, embeds: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
+        """The decoder's hidden states at int64[B,L], float[B,L,D'], beside rows to read float[B,S,D], bool[B,S]."""
+        return self.written_states(self.read_embeds(embeds, mask), ids)
+
+    def written_states(self, encoded: Encoded, ids: Tensor) -> Tensor:
+        """The decoder's hidden states at int64[B,L], float[B,L,D']."""
+        found: Tensor = self.decode(ids, encoded, use_cache=False).last_hidden_state
+        return found
+
+    def _target_losses(self, states: Callable[[Tensor], Tensor], rows: Sequence[Sequence[int]], device: torch.device,
                        least: int = 0) -> tuple[Tensor, Tensor]:
-        """Losses float[T] of the rows' tokens, and their positions bool[B,L]; L is not less than `least`."""
-        ids, real = pad_rows(rows, self.pad, self.family.training_side, encoded.states.device, least)
+        """Losses float[T] of the rows' tokens, and their positions bool[B,L]; L is not less than `least`.
+
+        `states` gives the decoder's hidden states float[B,L,D'] at its inputs int64[B,L].
+        """
+        ids, real = pad_rows(rows, self.pad, self.family.training_side, device, least)
         inputs = torch.cat([torch.full_like(ids[:, :1], self.begin), ids[:, :-1]], 1)
         width = ids.shape[1]
         positions = torch.tensor([row * width + at for row, target in enumerate(rows) for at in range(len(target))])
         positions = positions.to(ids.device, non_blocking=True)
         with self.own_precision():
-            hidden = self.decoder_states(inputs, encoded.states, encoded.mask).to(ids.device)
+            hidden = states(inputs).to(ids.device)
             chosen = hidden.flatten(0, 1).index_select(0, positions)
             return self.likelihoods(chosen, ids.flatten().index_select(0, positions)), real
 
@@ -145,17 +158,8 @@ class EncoderDecoder(LanguageModel):
 
     def read_embeds(self, embeds: Tensor, mask: Tensor) -> Encoded:
         """Run the encoder on [row | padding]: float[B,S,D], bool[B,S]."""
-        return Encoded(self.encoder_states(embeds, mask).to(embeds.device), mask)
-
-    def encoder_states(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        """The encoder's output, float[B,S,D']."""
-        found: Tensor = self.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
-        return found
-
-    def decoder_states(self, ids: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """The decoder's hidden states at int64[B,L], float[B,L,D'], beside the encoder's float[B,S,D'], bool[B,S]."""
-        found: Tensor = self.decode(ids, Encoded(states, mask), use_cache=False).last_hidden_state
-        return found
+        output = self.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask.long())
+        return Encoded(output.last_hidden_state.to(embeds.device), mask)
 
     def decode(self, ids: Tensor, encoded: Encoded, **given: Any) -> Any:
         """Run the decoder on int64[B,L]."""
@@ -173,7 +177,8 @@ class EncoderDecoder(LanguageModel):
     def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
         """Score of candidates after samples of the prefix: float[M]."""
         chosen = torch.tensor(samples).to(prefix.states.device, non_blocking=True)
-        losses, real = self._target_losses(prefix.select(chosen), rows)
+        states = partial(self.written_states, prefix.select(chosen))
+        losses, real = self._target_losses(states, rows, prefix.states.device)
         return -sum_rows(losses, real, normalise)
 
     @property
