@@ -213,7 +213,7 @@ JOINED: list[GenerationConfig] = [
 
 @pytest.mark.parametrize("options", JOINED, ids=["beams", "penalised", "greedy", "draws"])
 @pytest.mark.parametrize(("name", "fixed"), [("opt", False), ("llama", False), ("flan_t5", False), ("opt", True),
-                                             ("t5", True)])
+                                             ("flan_t5", True)])
 @torch.no_grad()
 def test_samples_that_wait_take_the_places_of_the_finished_and_get_the_same_texts(
         name: str, fixed: bool, options: GenerationConfig, monkeypatch: pytest.MonkeyPatch) -> None:
