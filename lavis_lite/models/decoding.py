@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError
+from lavis_lite.models.beam_search import begin
 from lavis_lite.models.qformer.model import Cache, QFormer
-from lavis_lite.models.search import Draws, begin
+from lavis_lite.models.search import Draws, Search
 from lavis_lite.models.text_tokens import SpecialIds
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
@@ -141,6 +142,28 @@ def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
     while len(search):
         search.step()
     return search.texts()
+
+
+def decode_in_turn(searches: Iterator[Search], at_once: int) -> list[list[int]]:
+    """As `decode`, of searches that begin when there is place; the texts of all of them, in their order.
+
+    Args:
+        searches: not begun, with equal options; their decoders join.
+        at_once: samples that are written at the same time. As soon as enough are finished, the next search joins.
+    """
+    running: Search | None = None
+    for search in searches:
+        begun = len(search)
+        search.step()
+        if running is None:
+            running = search
+        else:
+            running.join(search)
+        while len(running) > max(at_once - begun, 0):
+            running.step()
+    while running is not None and len(running):
+        running.step()
+    return [] if running is None else running.texts()
 
 
 def stream(decoder: Decoder, special: SpecialIds, options: Decoding, device: torch.device,

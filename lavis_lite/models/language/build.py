@@ -99,10 +99,11 @@ def prepare(model: Any, family: LMFamily) -> None:
         if model.lm_head.weight is model.shared.weight:
             model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
         config.tie_word_embeddings = False
-    if family.exact_gelu and getattr(config, "dense_act_fn", None) == "gelu_new":
-        for module in model.modules():
-            if {"wi_0", "act"} <= dict(module.named_children()).keys():
-                module.act = nn.GELU()
+    exact = family.exact_gelu and getattr(config, "dense_act_fn", None) == "gelu_new"
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ == "NewGELUActivation":  # eight operations where one does
+                setattr(module, name, nn.GELU("none" if exact else "tanh"))
 
 
 def _config(name: str, sizes: dict[str, Any] | None) -> Any:
