@@ -14,8 +14,8 @@ scores: {text R@1: answers.test.txt_r1}     # step.split.metric
 expected: [{better: with ITG, than: without ITG, score: text R@1}]
 ```
 
-The text `{stage1}` or `{stage1}/file` in an option names the folder of that step. Equal steps of several variants, or of several
-ablations in one output folder, are one run.
+The text `{stage1}` or `{stage1}/file` in an option names the folder of that step. Equal steps of several variants, or
+of several ablations in one output folder, are one run.
 """
 
 from __future__ import annotations
