@@ -27,8 +27,8 @@ def can_pack(network: Any) -> bool:
     """
     return (network.config.model_type in ("t5", "mt5") and not network.training and network.dtype != torch.float16
             and network.config._attn_implementation == "sdpa"
-            and not any(block._forward_hooks or block._forward_pre_hooks for stack in (network.get_encoder(), network.get_decoder())
-                        for block in stack.block))
+            and not any(block._forward_hooks or block._forward_pre_hooks
+                        for stack in (network.get_encoder(), network.get_decoder()) for block in stack.block))
 
 
 def groups_of(lengths: Sequence[Any]) -> list[tuple[int, Any]]:
