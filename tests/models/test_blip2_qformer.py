@@ -402,7 +402,7 @@ def rank_steps(size: int) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_processes_equal_one(count: int) -> None:
     ranks = run_processes(rank_steps, count, count)
     for case, (options, ids) in CASES.items():

@@ -161,13 +161,17 @@ def image_keys(image_id: Any, batch: int, device: torch.device) -> Tensor:
     if image_id is None:
         number = torch.arange(batch, device=device) + distributed.rank() * batch
         return torch.stack([torch.zeros_like(number), number], 1)
-    if isinstance(image_id, Tensor):
-        number = image_id.to(device=device, dtype=torch.long, non_blocking=True)
-    else:
-        number = torch.tensor([_as_number(item) for item in image_id], dtype=torch.long).to(device, non_blocking=True)
+    number = cast(Tensor, image_numbers(image_id)).to(device=device, dtype=torch.long, non_blocking=True)
     if number.numel() != batch:
         raise DataError(f"{batch} images came with {number.numel()} values of image_id; give one for each image.")
     return torch.stack([torch.ones_like(number), number], -1).reshape(batch, 2)
+
+
+def image_numbers(image_id: Any) -> Tensor | None:
+    """Values of image_id as numbers, int64[B]; None stays None."""
+    if image_id is None or isinstance(image_id, Tensor):
+        return image_id
+    return torch.tensor([_as_number(item) for item in image_id], dtype=torch.long)
 
 
 def _as_number(item: Any) -> int:

@@ -7,6 +7,7 @@ text tokens, D Q-Former width, Dv vision width, E embedding width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite import distributed
-from lavis_lite.models.base import Exchange, loss_weight
+from lavis_lite.models.base import BaseModel, Exchange, loss_weight
 from lavis_lite.models.blip2 import objectives
 from lavis_lite.models.blip2.base import ImageBatch, build_parts
 from lavis_lite.models.blip2.config import Blip2QformerConfig
@@ -22,6 +23,7 @@ from lavis_lite.models.blip2.passes import (
     UnimodalAndItg,
     gather_texts,
     image_keys,
+    image_numbers,
     itm_pass,
     packed_itm_pass,
     packed_unimodal_and_itg_pass,
@@ -127,6 +129,30 @@ class Blip2Qformer(Blip2Scorer):
                 uniform (optional), float64[B,2] in [0, 1), chooses the hard negatives: column 0 the image for each
                 text, column 1 the text for each image.
         """
+        output, encoded = self.losses(self.prepared(samples))
+        given = cast("dict[str, Any]", samples)
+        return output if encoded is None else output.plus(self.auxiliary_losses(encoded, given))
+
+    @property
+    def traced(self) -> Sequence[str]:  # type: ignore[override]  # depends on the number of ranks
+        """The losses as one function. Among several ranks its parts, between which the ranks exchange."""
+        return ("losses",) if distributed.world_size() == 1 else ("encode", "match_all", "lm_terms")
+
+    def prepared(self, samples: SamplesLike) -> dict[str, Any]:
+        """The samples as tensors alone: what `losses` reads, with texts as `TextTokens` on the model's device."""
+        image = ImageBatch.of(samples).image                                       # float[B,3,H,W]
+        tokens = self.text_of(samples, len(image))                                 # int64[B,L]
+        uniform, numbers = samples.get("uniform"), image_numbers(samples.get("image_id"))
+        if self.few_widths:
+            tokens = tokens.in_few_widths(self.tokenizer.max_length, self.tokenizer.special_ids.pad)
+            uniform = torch.rand(len(image), 2, dtype=torch.float64) if uniform is None else uniform
+            uniform = uniform.to(self.device, non_blocking=True)
+        return {"image": image, "text_input": tokens, "uniform": uniform,
+                "image_id": None if numbers is None else numbers.to(self.device, non_blocking=True),
+                "loss_weights": samples.get("loss_weights", {})}
+
+    def losses(self, samples: SamplesLike) -> tuple[Blip2Output, Encoded | None]:
+        """The three losses of `prepared` samples; the encoded batch too if there are auxiliary losses."""
         encoded = self.encode(samples)                                             # unimodal and ITG pass
         contrast = self.contrast(encoded, samples.get("image_id"))                 # similarities float[B,N]
         loss_itc = objectives.itc_loss(contrast.sim_i2t, contrast.sim_t2i, contrast.positives)
@@ -138,8 +164,8 @@ class Blip2Qformer(Blip2Scorer):
         loss_lm = loss_lm * loss_weight(samples, "loss_lm", loss_lm)
         loss_itc = loss_itc.to(loss_itm.dtype)
         loss = loss_itc + loss_itm + self.itg_weight * loss_lm
-        further = self.auxiliary_losses(encoded, cast("dict[str, Any]", samples))
-        return Blip2Output(loss, loss_itc, loss_itm, loss_lm).plus(further)
+        has_more = type(self).auxiliary_losses is not BaseModel.auxiliary_losses
+        return Blip2Output(loss, loss_itc, loss_itm, loss_lm), encoded if has_more else None
 
     def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
         """Tokens that ITG predicts; none if every rank and micro-batch counts alike (lm_reduction per_rank).
@@ -225,9 +251,12 @@ class Blip2Qformer(Blip2Scorer):
         own, pack = encoded.tokens, self.packs(encoded.tokens)
         other_image, other_text = self._chosen(encoded, contrast.everyone, negatives, pack)
         tokens = TextTokens.joined([own, other_text, own], self.tokenizer.special_ids.pad)
-        run_pass = packed_itm_pass if pack else itm_pass
-        queries = run_pass(self.qformer, self.query_tokens, [encoded.image.repeated(2), other_image], tokens)
-        return objectives.itm_logits(queries, self.itm_head)
+        return self.match_all([encoded.image.repeated(2), other_image], tokens)
+
+    def match_all(self, images: Sequence[ImageKV], tokens: TextTokens) -> Tensor:
+        """Logits of pairs, float[M,2]; the images serve the M texts in order."""
+        run_pass = packed_itm_pass if self.packs(tokens) else itm_pass
+        return objectives.itm_logits(run_pass(self.qformer, self.query_tokens, images, tokens), self.itm_head)
 
     def _chosen(self, encoded: Encoded, everyone: TextTokens, negatives: Negatives,
                 pack: bool) -> tuple[ImageKV, TextTokens]:
@@ -241,7 +270,7 @@ class Blip2Qformer(Blip2Scorer):
         if alone and not pack:
             return encoded.image.select(images), texts
         plan = distributed.plan_rows(images, len(encoded.features), read=texts.ends())
-        texts = texts.trimmed(plan.numbers)
+        texts = texts if self.few_widths else texts.trimmed(plan.numbers)
         if alone:
             return encoded.image.select(images), texts
         return self.qformer.precompute_kv(plan.fetch(encoded.features), self.ln_vision), texts
