@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lavis_lite.errors import DataError, MissingExtraError
 from lavis_lite.io import atomic
-from lavis_lite.io.files import cache_root
+from lavis_lite.io.files import cache_root, check_regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,6 +115,7 @@ def _pictures(column: pa.Array, names: Sequence[str]) -> list[str | None]:
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     """The content of a file, a part at a time."""
     pyarrow = require_pyarrow(path)
+    check_regular(path)
     try:
         if path.suffix.lower() == ".parquet":
             import pyarrow.parquet as parquet
@@ -255,6 +256,7 @@ def schema_of(path: Path) -> pa.Schema:
         DataError: it cannot be read.
     """
     pyarrow = require_pyarrow(path)
+    check_regular(path)
     try:
         if path.suffix.lower() == ".parquet":
             import pyarrow.parquet as parquet
