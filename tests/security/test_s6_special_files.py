@@ -10,12 +10,12 @@ import pytest
 
 from lavis_lite.checkpoints.reading import read_tensors
 from lavis_lite.config.compose import compose
-from lavis_lite.datasets.annotations.rows import Field, RowErrors, file_name, read_table
+from lavis_lite.datasets.annotations.rows import Field, file_name, read_table
 from lavis_lite.datasets.files.archives import unpack
 from lavis_lite.datasets.media.images import ImageFolder
-from lavis_lite.datasets.shards.members import read_contents
+from lavis_lite.datasets.shards.scan import index_folder
 from lavis_lite.errors import LavisLiteError
-from lavis_lite.preflight import check
+from lavis_lite.preflight import check, missing
 from tests.reliability.faulty import write_config
 
 
@@ -25,20 +25,14 @@ def annotations(path: Path) -> None:
     read_table([path], [Field("image", file_name)])
 
 
-def tar(path: Path) -> None:
-    errors = RowErrors()
-    read_contents(path, errors)
-    errors.stop_if_any()
-
-
 def image(path: Path) -> None:
     ImageFolder(path.parent).load(path.name)
 
 
 READERS: dict[str, Callable[[Path], object]] = {
     ".json": annotations, ".jsonl": annotations, ".csv": annotations, ".parquet": annotations, ".arrow": annotations,
-    ".tar": tar, ".zip": lambda path: unpack(path, path.parent / "out"), ".png": image,
-    ".safetensors": read_tensors, ".pth": read_tensors}
+    ".tar": lambda path: index_folder(path.parent), ".zip": lambda path: unpack(path, path.parent / "out"),
+    ".png": image, ".safetensors": read_tensors, ".pth": read_tensors}
 
 
 @pytest.mark.timeout(30)
@@ -49,6 +43,13 @@ def test_s6_a_pipe_is_no_file(suffix: str, tmp_path: Path) -> None:
     with pytest.raises(LavisLiteError, match="not a regular file") as caught:
         READERS[suffix](path)
     assert str(path) in str(caught.value)
+
+
+def test_s6_weights_that_are_a_pipe_are_refused_before_any_work(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.pth")
+    recipe = Path(__file__).parents[2] / "projects/blip2/stage1.yaml"
+    with pytest.raises(LavisLiteError, match="x.pth: is not a regular file"):
+        missing(compose(recipe, ["model.load_pretrained=true", f"model.pretrained={tmp_path / 'x.pth'}"]).config)
 
 
 @pytest.mark.parametrize("target", ["out", "nowhere"])

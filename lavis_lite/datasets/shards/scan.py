@@ -32,6 +32,7 @@ from lavis_lite.datasets.shards.members import Contents, Dots, Sample, read_cont
 from lavis_lite.datasets.shards.writer import SKIPPED, Log, joined
 from lavis_lite.errors import DataError
 from lavis_lite.io import atomic
+from lavis_lite.io.files import check_regular
 from lavis_lite.process.children import worker_pool
 
 _MOST_LISTED = 100_000
@@ -58,6 +59,8 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
     names = sorted(path.name for path in folder.glob("*.tar"))
     if not names:
         raise DataError(f"{folder}: there are no shards (*.tar) in it.")
+    for name in names:
+        check_regular(folder / name)
     (folder / PARTS).mkdir(exist_ok=True)
     settings = json.dumps([list(keep), dots])
     missing = [name for name in names if not _scanned(folder, name, settings)]
