@@ -146,7 +146,7 @@ def _rows(path: Path, sample: Sample, keep: tuple[str, ...], errors: RowErrors, 
 
 def _conversation(path: Path, sample: Sample) -> Row:
     """The row of a conversation: what its JSON has, with the sample's pictures in the order that the JSON lists."""
-    listed: list[Any] = next((sample.content[name] for name in CHAT_IMAGES if isinstance(sample.content.get(name), list)), [])
+    listed: list[Any] = next((names for key in CHAT_IMAGES if isinstance(names := sample.content.get(key), list)), [])
     order = {str(name).rpartition("/")[2]: number for number, name in enumerate(listed)}
     pictures = sorted(sample.pictures, key=lambda one: order.get(one.name.rpartition("/")[2], len(order)))
     own = {key: value for key, value in sample.content.items() if key not in CHAT_IMAGES}
