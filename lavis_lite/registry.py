@@ -37,7 +37,8 @@ BUILDERS = {
     "image_qa": "questions:ImageQABuilder", "images_qa": "questions:ImagesQABuilder",
     "image_dialogue": "dialogue:ImageDialogueBuilder", "chat": "chat:ChatBuilder",
     "video_caption": "video:VideoCaptionBuilder",
-    "video_qa": "video:VideoQABuilder", "video_retrieval": "video:VideoRetrievalBuilder",
+    "video_qa": "video:VideoQABuilder", "video_dialogue": "video:VideoDialogueBuilder",
+    "video_retrieval": "video:VideoRetrievalBuilder",
 }
 """builders of the package, by their module in the package datasets.builders"""
 

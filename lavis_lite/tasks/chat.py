@@ -44,14 +44,15 @@ class ChatTask(WritingTask[BaseModel, Conversations]):
         model = "/".join(name for name in (config.model.arch, config.model.model_type) if name)
         return cls(replace(run, model_id=run.model_id or model))
 
-    def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
+    def predict(self, model: BaseModel, samples: dict[str, Any]) -> list[Row]:
         """One row per conversation: {id, index, answer, loss, tokens}; loss is the sum over its share of the tokens."""
         if not self.has_samples(samples, "conversation", "index"):
             return []
         talks = dict(enumerate(samples["conversation"]))
         asked = chosen(samples, {row: until_last_question(talk) for row, talk in talks.items()})
-        answers = model.generate(asked, num_beams=self.cfg.num_beams, max_new_tokens=self.cfg.max_len,
-                                 min_new_tokens=self.cfg.min_len, **self.options())
+        writer: Any = model  # it generates, which `model_methods` has checked
+        answers = writer.generate(asked, num_beams=self.cfg.num_beams, max_new_tokens=self.cfg.max_len,
+                                  min_new_tokens=self.cfg.min_len, **self.options())
         learned = {} if getattr(model, "is_measuring", False) else {
             row: talk for row, talk in talks.items() if any(turn.learned for turn in talk.turns)}
         loss, tokens = summed_loss(model, chosen(samples, learned)) if learned else (0.0, 0)
@@ -59,7 +60,7 @@ class ChatTask(WritingTask[BaseModel, Conversations]):
         return [{"id": index, "index": index, "answer": answer.strip(), **shares.get(row, {})}
                 for row, (index, answer) in enumerate(zip(samples["index"], answers, strict=True))]
 
-    def score(self, model: Any, rows: list[Row], dataset: Conversations, split: str) -> dict[str, float]:
+    def score(self, model: BaseModel, rows: list[Row], dataset: Conversations, split: str) -> dict[str, float]:
         """Mean loss of the learned tokens, and the share of exact answers."""
         learned = [row for row in rows if "loss" in row]
         if not learned:
@@ -108,7 +109,7 @@ def chosen(samples: Mapping[str, Any], talks: Mapping[int, Conversation]) -> dic
 
 
 @torch.no_grad()
-def summed_loss(model: Any, samples: dict[str, Any]) -> tuple[float, int]:
+def summed_loss(model: BaseModel, samples: dict[str, Any]) -> tuple[float, int]:
     """(loss summed over the learned tokens, their number; the number of rows if the model does not count tokens)."""
     count = model.loss_terms(samples).get("loss", len(samples["conversation"]))
     return float(split_losses(model(samples))[1]["loss"]) * count, count

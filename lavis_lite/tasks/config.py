@@ -112,6 +112,8 @@ def answer_row(server: Server, name: Any, answer: str, image: str) -> Row:
 
 
 ANSWER_METRICS = ("accuracy", "anls")
+CAPTION_METRICS = ("coco", "bleu", "rouge_l", "cider", "meteor", "spice")
+"""the keys of metrics.caption_report.SCORES, whose tokenizer takes a while to import"""
 
 
 def _unknown(key: str, names: Iterable[str] | None, known: Sequence[str]) -> list[tuple[str, str]]:
@@ -212,11 +214,7 @@ class CaptioningRunConfig(WritingRunConfig):
 
     def task_errors(self) -> list[tuple[str, str]]:
         """Also unknown metrics."""
-        if not self.caption_metrics:
-            return super().task_errors()
-        from lavis_lite.metrics.caption_report import SCORES  # its tokenizer takes a while to import
-
-        return super().task_errors() + _unknown("caption_metrics", self.caption_metrics, (*SCORES, "scene"))
+        return super().task_errors() + _unknown("caption_metrics", self.caption_metrics, (*CAPTION_METRICS, "scene"))
 
 
 @dataclass
@@ -251,8 +249,9 @@ class VQARunConfig(WritingRunConfig):
     cleaning. thirds: A-OKVQA's rule. halves: iVQA's rule. auto: official if each question has at least four annotators,
     else exact"""
     vqa_metrics: list[str] | None = None
-    """accuracy (by vqa_rule) and anls (similarity to the nearest answer, ST-VQA's and DocVQA's); the first is
-    agg_metrics. Absent: accuracy; both for vqa_reading_comprehension"""
+    """accuracy (by vqa_rule), anls (similarity to the nearest answer, ST-VQA's and DocVQA's), and for answers that are
+    sentences (AVSD) those of caption_metrics; the first is agg_metrics. Absent: accuracy; also anls for
+    vqa_reading_comprehension"""
     baselines: bool = field(default=True, metadata=SCORING_ONLY)
     """report the scores of the most frequent training answer, overall and by question"""
 
@@ -262,7 +261,7 @@ class VQARunConfig(WritingRunConfig):
         if self.prompt and self.prompt.count("{}") not in (1, 2):
             found.append(("prompt", f"{self.prompt!r} has no {{}} for the question; write, for example, "
                           "'Question: {} Short answer:'."))
-        return found + _unknown("vqa_metrics", self.vqa_metrics, ANSWER_METRICS)
+        return found + _unknown("vqa_metrics", self.vqa_metrics, (*ANSWER_METRICS, *CAPTION_METRICS))
 
 
 @dataclass

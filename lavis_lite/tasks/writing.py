@@ -7,23 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.contracts import lacking, need
 from lavis_lite.datasets.controls import AblatedImages
 from lavis_lite.datasets.loading.loader import collate
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.protocols import LongestFirst, MapDataset, NamedImages
-from lavis_lite.errors import ConfigError, TextTooLongError, did_you_mean
+from lavis_lite.errors import ConfigError, DataError, TextTooLongError, did_you_mean
 from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.models.protocols import Looker, TextMeasurer
 from lavis_lite.report.sample import Picture, ReportSample
 from lavis_lite.tasks.base import BaseTask, D, M, Row
 from lavis_lite.tasks.config import Server, Submission, WritingRunConfig
+
+if TYPE_CHECKING:
+    from lavis_lite.metrics.caption_report import CaptionReport
 
 PICTURES = ("image", "video", "image_rows")
 """keys of a batch with pictures"""
@@ -121,6 +125,32 @@ def by_dataset(scores: Mapping[str, float]) -> str:
                 f"{name} {value:.4g}" if name != "predictions" else f"{value:.0f} predictions written, not scored")
     mean = f"mean {scores['agg_metrics']:.4g}" if "agg_metrics" in scores else f"{len(lines)} data sets"
     return mean + "".join(f"\n  {dataset}: {', '.join(parts)}" for dataset, parts in lines.items())
+
+
+def caption_scores(captions: Mapping[Any, str], references: Mapping[Any, Sequence[str]], names: Sequence[str],
+                   domains: Mapping[Any, str] | None = None) -> CaptionReport:
+    """The report of caption metrics, by rank 0 alone: one Java program, not one per rank.
+
+    Args:
+        captions, references, domains: as for `caption_report`.
+        names: of the metrics.
+
+    Raises:
+        DataError: the texts cannot be scored; on all ranks, so that no rank waits for the others.
+    """
+    from lavis_lite.metrics.caption_report import caption_report  # its tokenizer takes a while to import
+
+    found: CaptionReport | None = None
+    failure: Exception | None = None
+    if distributed.is_main():
+        try:
+            found = caption_report(captions, references, names, domains)
+        except (DataError, OSError) as error:
+            failure = error
+    found, failure = distributed.broadcast_object((found, failure))
+    if failure is not None or found is None:
+        raise failure or DataError("rank 0 sent no scores.")
+    return found
 
 
 def plain(values: Tensor | Sequence[Any]) -> list[Any]:

@@ -41,6 +41,11 @@ class Limits:
     prompt_side: Side = "left"
     row: int | None = None
 
+    @property
+    def texts(self) -> int:
+        """Most tokens of prompt and target."""
+        return self.together or self.prompt + self.target
+
     def __post_init__(self) -> None:
         if self.row is not None and self.row < 2:
             raise ConfigError(f"model.max_row_len: must be at least 2 tokens, not {self.row}.")
@@ -205,9 +210,10 @@ def _load(source: str) -> Any:
             "folder.") from error
 
 
-def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: Side, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of ids to a rectangle: int64[B,L], and bool[B,L], true for real ones."""
-    width = max(len(row) for row in rows)
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: Side, device: torch.device,
+             least: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of ids to a rectangle of at least `least` columns: int64[B,L], and bool[B,L], true for real ones."""
+    width = max(least, *(len(row) for row in rows))
     ids, mask = [], []
     for row in rows:
         fill, real = [pad] * (width - len(row)), [True] * len(row)
