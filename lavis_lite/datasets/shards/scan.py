@@ -1,7 +1,7 @@
 """The index of shards from another program, made by reading their headers once.
 
-Layouts: <key>.<picture> with <key>.json, <key>.txt or both, as img2dataset and webdataset write them; conversations
-in <key>.json with any number of pictures; or this package's own, whose index is then the same again. Every tar is
+Layouts: <key>.<picture> with <key>.json, <key>.txt or both, as img2dataset and webdataset write them; or this
+package's own. Its index is then the same again. Conversations in <key>.json have any number of pictures. Every tar is
 read, none is unpacked.
 """
 
