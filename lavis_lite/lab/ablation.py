@@ -14,8 +14,8 @@ scores: {text R@1: answers.test.txt_r1}     # step.split.metric
 expected: [{better: with ITG, than: without ITG, score: text R@1}]
 ```
 
-The text `{stage1}` or `{stage1}/file` in an option names the folder of that step. Equal steps of several variants, or of several
-ablations in one output folder, are one run.
+The text `{stage1}` or `{stage1}/file` in an option names the folder of that step. Equal steps of several variants, or
+of several ablations in one output folder, are one run.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Step:
     features: bool = False
     """train on saved features of the frozen vision encoder"""
     command: str = ""
-    """run a command such as `data capfilt` on the recipe's data set, into the folder that is its `--out`, once for all
-    seeds; absent: train or evaluate"""
+    """run this command, such as `data capfilt`, on the recipe's data set. Its `--out` is the step's folder; all seeds
+    share it. Absent: train or evaluate"""
 
 
 @dataclass
