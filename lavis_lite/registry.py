@@ -60,6 +60,7 @@ TASKS = {
     "retrieval": ("retrieval:RetrievalTask", "Retrieval"),
     "captioning": ("captioning:CaptioningTask", "Captioning"),
     "vqa": ("vqa:VQATask", "VQA"),
+    "chat": ("chat:ChatTask", "Chat"),
     "gqa": ("answering:GQATask", "GQA"),
     "aok_vqa": ("answering:AOKVQATask", "AOKVQA"),
     "vqa_reading_comprehension": ("answering:ReadingTask", "Reading"),

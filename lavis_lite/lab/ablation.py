@@ -93,7 +93,7 @@ class Ablation:
     steps: dict[str, Step] = field(default_factory=dict)
     """name -> run, in order"""
     variants: dict[str, dict[str, dict[str, Any] | None]] = field(default_factory=dict)
-    """name -> step -> options that differ, `recipe` among them; null: without that step"""
+    """name -> step -> options that differ, `recipe` and `features` among them; null: without that step"""
     scores: dict[str, str] = field(default_factory=dict)
     """name -> step.split.metric; metric+metric is their mean"""
     expected: list[Expectation] = field(default_factory=list)
@@ -112,8 +112,9 @@ class Ablation:
 
 def changed(step: Step, changes: dict[str, Any]) -> Step:
     """A step with the options of a variant."""
-    own = {key: value for key, value in changes.items() if key != "recipe"}
-    return replace(step, recipe=changes.get("recipe", step.recipe), options={**step.options, **own})
+    own = {key: value for key, value in changes.items() if key not in ("recipe", "features")}
+    return replace(step, recipe=changes.get("recipe", step.recipe), features=changes.get("features", step.features),
+                   options={**step.options, **own})
 
 
 def as_option(key: str, value: Any, folders: dict[str, Path]) -> str:

@@ -52,7 +52,7 @@ def run(cells: Mapping[Cell, Mapping[str, Job]], write_features: WriteFeatures, 
     log(f"{len(jobs)} runs, {len(jobs) - len(left)} of them finished")
     for depth in sorted({job.depth for job in left}):
         wave = [job for job in left if job.depth == depth]
-        for job in wave:
+        for job in wave:  # not before: a model is built for them, and its weights may be those of an earlier wave
             _make_features(job, write_features, log)
         commands = (execute(job, command) for job in wave if job.command)
         done = itertools.chain(commands, _executed([job for job in wave if not job.command], at_once))

@@ -17,10 +17,11 @@ from lavis_lite.metrics.vqa import AnswerRule
 
 # --- predictions for a server ----------------------------------------------------------------------------------------
 Row = dict[str, Any]
-Server = Literal["plain", "vqa", "textvqa", "gqa", "vizwiz", "aokvqa", "hatefulmemes", "visdial", "coco", "nocaps"]
+Server = Literal["plain", "vqa", "textvqa", "gqa", "vizwiz", "aokvqa", "hatefulmemes", "visdial", "coco", "nocaps",
+                 "llava_bench"]
 NAMES: dict[str, str] = {"vqa": "VQA", "textvqa": "TextVQA", "gqa": "GQA", "vizwiz": "VizWiz", "aokvqa": "A-OKVQA",
                          "hatefulmemes": "Hateful Memes", "visdial": "Visual Dialog", "coco": "COCO captions",
-                         "nocaps": "NoCaps"}
+                         "nocaps": "NoCaps", "llava_bench": "LLaVA-Bench"}
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _COLUMNS: dict[str, tuple[str, ...]] = {"hatefulmemes": ("id", "proba", "label")}
 """of servers that take a table"""
@@ -43,7 +44,7 @@ class Submission:
     @property
     def suffix(self) -> str:
         """Ending of the file's name."""
-        return ".csv" if self.server in _COLUMNS else ".json"
+        return ".csv" if self.server in _COLUMNS else ".jsonl" if self.server == "llava_bench" else ".json"
 
     def format_hint(self) -> str:
         """The format of the file, as the end of a sentence."""
@@ -56,6 +57,8 @@ class Submission:
         if self.server in _COLUMNS:
             assert not isinstance(self.content, Mapping), self.server
             return _table(self.content, _COLUMNS[self.server])
+        if self.server == "llava_bench":
+            return "".join(f"{json.dumps(row)}\n" for row in self.content)
         return lines(self.content)
 
 
@@ -212,6 +215,19 @@ class CaptioningRunConfig(WritingRunConfig):
     def task_errors(self) -> list[tuple[str, str]]:
         """Also unknown metrics."""
         return super().task_errors() + _unknown("caption_metrics", self.caption_metrics, (*CAPTION_METRICS, "scene"))
+
+
+@dataclass
+class ChatRunConfig(WritingRunConfig):
+    """The run section of conversations."""
+
+    task: str = "chat"
+    num_beams: int = 1
+    """width of beam search; 1: greedy"""
+    max_len: int = 256
+    """longest answer, in new tokens with the end"""
+    model_id: str | None = field(default=None, metadata=SCORING_ONLY)
+    """name of the model in the file of answers; absent: its arch and type"""
 
 
 @dataclass

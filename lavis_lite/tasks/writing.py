@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -216,7 +217,7 @@ def long_texts(task: BaseTask[Any, Any], model: object, dataset: object, split: 
                        if (sample := _sample(dataset, row, picture)) is not None}
             some = list(samples)
             try:
-                task.predict(model, _batch(list(samples.values())))
+                task.predict(model, _batch(list(samples.values()), dataset))
             except TextTooLongError as error:
                 rows += [some[row] for row in error.rows]
                 reason = reason or str(error)
@@ -233,8 +234,8 @@ def _sample(dataset: LongestFirst, row: int, picture: torch.Tensor) -> dict[str,
         return None
 
 
-def _batch(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    batch = collate(samples)
+def _batch(samples: list[dict[str, Any]], dataset: object) -> dict[str, Any]:
+    batch = getattr(dataset, "collater", collate)(samples)
     assert isinstance(batch, dict), batch  # no file was read, so none failed
     return batch
 
@@ -254,8 +255,14 @@ def without_rows(batch: Mapping[str, Any], rows: Mapping[int, Any]) -> dict[str,
     """
     size = len(batch["index"])
     kept = [row for row in range(size) if row not in rows]
-    shared = ("image", "video") if "image_rows" in batch else ()
-    return {key: value if key in shared else _chosen(value, kept, size) for key, value in batch.items()} if kept else {}
+    if not kept:
+        return {}
+    shared = ("image", "video") if "image_rows" in batch or "picture_counts" in batch else ()
+    left = {key: value if key in shared else _chosen(value, kept, size) for key, value in batch.items()}
+    if "picture_counts" in batch and "image" in batch:
+        starts = [0, *accumulate(batch["picture_counts"])]
+        left["image"] = batch["image"][[number for row in kept for number in range(starts[row], starts[row + 1])]]
+    return left
 
 
 def _chosen(values: Any, kept: list[int], size: int) -> Any:

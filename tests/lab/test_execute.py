@@ -143,6 +143,30 @@ def test_only_some_variants_run(folder: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "--variants: own has no 'ITG'; choose one of: with ITG, without ITG" in capsys.readouterr().err
 
 
+def test_a_later_step_has_features_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model starts from a run that does not exist before the first step is done."""
+    monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path / "cache"))
+    short = "run.max_iters: 1, run.batch_size_train: 2, run.warmup_steps: 0, run.test_splits: []"
+    world = "datasets.mini_world_caption.prepare_args: {train: 4, val: 0, test: 2, ood: 0, seed: %d}"
+    (tmp_path / "two.yaml").write_text(f"""
+title: Two data sets
+paper: none
+steps:
+  stage1:
+    {{recipe: projects/blip2/stage1.yaml, features: true, options: {{{world % 3}, {short}}}}}
+  stage2:
+    recipe: projects/blip2/stage2_opt.yaml
+    features: true
+    options: {{model.pretrained: "{{stage1}}", {world % 4}, {short.replace("[]", "[test]")}}}
+variants: {{usual: {{}}}}
+scores: {{F1: stage2.test.attribute_f1}}
+expected: []
+""", encoding="utf-8")
+    assert run_command("lab", [str(tmp_path / "two.yaml"), "--seeds", "1", "--out", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out" / "features").glob("*/mini_world_caption/manifest.json"))) == 2
+    assert len(read_rows(tmp_path / "out" / "two.jsonl")) == 1
+
+
 COMMANDED = f"""
 title: Captions of a command
 paper: none
