@@ -57,8 +57,7 @@ class VQATask(WritingTask[Answerer, Questions]):
 
     The prompt is text_input, put into `run.prompt` if that is set. Scores (fractions unless counts):
 
-    - accuracy, accuracy_answer_<type>, accuracy_question_<type>; anls and those of captions if `run.vqa_metrics` has
-      them;
+    - accuracy, accuracy_answer_<type>, accuracy_question_<type>; anls and caption scores if run.vqa_metrics has them;
     - majority, majority_by_question: accuracy of the most frequent training answers, if the training split is here;
     - empty_answers: number of empty answers;
     - left_out: number of questions that A-OKVQA calls too difficult for a direct answer and does not count.
