@@ -129,7 +129,7 @@ def stack(pictures: Sequence[Tensor], join: Callable[[list[Tensor]], Tensor] = t
     return first.over(join(values))
 
 
-def _pinned(picture: Pixels) -> Tensor | None:
+def _pinned(picture: Pixels, device: Any = None) -> Tensor | None:
     return picture.over(picture.values.pin_memory()) if picture.is_bytes else None
 
 
