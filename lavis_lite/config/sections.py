@@ -122,6 +122,9 @@ class RunConfig(Section):
     """samples per rank and micro-batch"""
     batch_size_eval: int = field(default=64, metadata=AFFECTS_ROWS)
     """samples per rank and batch of an evaluation"""
+    decode_at_once: int | None = field(default=None, metadata=AFFECTS_ROWS)
+    """of these, so many are answered at the same time; the others wait and take the places of those that are finished;
+    null: all"""
     num_workers: int = 4
     """loader processes per rank"""
     worker_start_method: Literal["fork", "spawn", "forkserver"] | None = None

@@ -20,6 +20,7 @@ from lavis_lite.evaluation.fingerprint import eval_fingerprint
 from lavis_lite.evaluation.results import Evaluation, where_unscored, write_predictions, write_reports, write_result
 from lavis_lite.evaluation.resume import EvalCheckpoint, EvalProgress, EvaluationStopped
 from lavis_lite.io import disk
+from lavis_lite.models.language.contract import language_model_of
 from lavis_lite.tasks.base import BaseTask, ProgressHandle, Row
 from lavis_lite.tasks.config import Submission
 from lavis_lite.tasks.writing import without_rows
@@ -65,6 +66,8 @@ class Evaluator:
         self.predictions: dict[str, list[Row] | Submission] = {}
         self.reports: dict[str, Evaluation] = {}
         self._checkpoints: list[EvalCheckpoint] = []
+        if (writer := language_model_of(model)) is not None:
+            writer.at_once = self.run.decode_at_once
 
     def splits(self, datasets: Datasets, splits: Iterable[str], step: int, epoch: int = 0,
                weights_of: int | None = None,

@@ -278,6 +278,18 @@ class BaseModel(nn.Module):
         """
         return {}
 
+    def exchanged(self, batch: int, ranks: int, dtype: torch.dtype) -> dict[str, int]:
+        """Bytes of a forward and backward pass that cross each of several ranks, by what they are; gradients left out.
+
+        Of a gather or scatter over all ranks, the larger of its two sides counts. The default exchanges nothing.
+
+        Args:
+            batch: samples of each rank.
+            ranks: their number.
+            dtype: of autocast; float32: no autocast.
+        """
+        return {}
+
     def auxiliary_losses(self, encoded: Any, samples: dict[str, Any]) -> dict[str, Tensor]:
         """Further losses of a training step, name -> float[]; they are added to the loss and logged as loss_<name>.
 

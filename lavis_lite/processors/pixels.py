@@ -52,7 +52,7 @@ class Pixels(Tensor):
         scale, shift: float32[3, 1, 1], or [3, 1, 1, 1] of a video.
     """
 
-    values: Tensor
+    raw: Tensor
     scale: Tensor
     shift: Tensor
     floats: Tensor | None
@@ -62,7 +62,7 @@ class Pixels(Tensor):
     def __new__(cls, values: Tensor, scale: Tensor, shift: Tensor) -> Pixels:
         """A tensor that has no memory of its own for floats."""
         made = Tensor._make_wrapper_subclass(cls, values.shape, dtype=torch.float32, device=values.device)
-        made.values, made.scale, made.shift, made.floats, made.lease = values, scale, shift, None, None
+        made.raw, made.scale, made.shift, made.floats, made.lease = values, scale, shift, None, None
         return made
 
     @property
@@ -73,17 +73,17 @@ class Pixels(Tensor):
     def normalised(self) -> Tensor:
         """The floats, a plain tensor."""
         if self.floats is None:
-            self.floats, self.lease = normalise(self.values, self.scale, self.shift), None
+            self.floats, self.lease = normalise(self.raw, self.scale, self.shift), None
         return self.floats
 
     def staged(self, device: torch.device) -> Tensor:
         """The same on a device, still as bytes, without waiting for the copy."""
-        return self.over(self.values.to(device, non_blocking=True)) if self.is_bytes else self.to(device)
+        return self.over(self.raw.to(device, non_blocking=True)) if self.is_bytes else self.to(device)
 
     def over(self, values: Tensor) -> Pixels:
         """Other bytes under the same normalisation."""
         made = Pixels(values, self.scale, self.shift)
-        made.lease = self.lease if values is self.values else None
+        made.lease = self.lease if values is self.raw else None
         return made
 
     def is_like(self, other: Any) -> bool:
@@ -109,7 +109,8 @@ class Pixels(Tensor):
         return func(*_plain(args), **_plain(kwargs))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None  # type: ignore[override]
+                           ) -> Any:
         return func(*_plain(args), **_plain(kwargs or {}))  # calls from C++, which ask no __torch_function__
 
 
@@ -123,14 +124,14 @@ def stack(pictures: Sequence[Tensor], join: Callable[[list[Tensor]], Tensor] = t
     first = pictures[0]
     if not (isinstance(first, Pixels) and all(first.is_like(one) for one in pictures)):
         return None
-    values = [one.values for one in pictures]  # type: ignore[attr-defined]
+    values = [one.raw for one in pictures if isinstance(one, Pixels)]
     if values[0].stride(-3) == 1:  # channels last in memory: copied as they lie
         return first.over(join([each.movedim(-3, -1) for each in values]).movedim(-1, -3))
     return first.over(join(values))
 
 
 def _pinned(picture: Pixels, device: Any = None) -> Tensor | None:
-    return picture.over(picture.values.pin_memory()) if picture.is_bytes else None
+    return picture.over(picture.raw.pin_memory()) if picture.is_bytes else None
 
 
 _ON_BYTES: dict[Any, Any] = {torch.stack: stack, Tensor.pin_memory: _pinned, torch.as_tensor: lambda picture: picture}
@@ -142,7 +143,7 @@ def _to_process(picture: Pixels) -> Any:
     """How another process gets a picture: its bytes by shared memory."""
     if not picture.is_bytes:
         return picture.__reduce_ex__(2)
-    return Pixels, (picture.values, picture.scale, picture.shift)
+    return Pixels, (picture.raw, picture.scale, picture.shift)
 
 
 ForkingPickler.register(Pixels, _to_process)

@@ -39,7 +39,7 @@ def compile_model(model: BaseModel, run: RunConfig, device: torch.device) -> Non
         raise ConfigError(f"run.compile={run.compile}: {type(model).__name__} has nothing to compile in this way. Set "
                           f"run.compile={other} or none.")
     for part in model.modules():
-        if hasattr(part, "few_widths"):
+        if getattr(part, "few_widths", None) is not None:
             part.few_widths = True  # type: ignore[assignment]
 
 

@@ -37,7 +37,7 @@ def staged(batches: Batches, device: torch.device, cuda: Any = torch.cuda) -> Ba
             computes = cuda.current_stream(device)
             computes.wait_stream(copies)
             for tensor in moved.values():  # its memory may be used again only after the step
-                (tensor.values if isinstance(tensor, Pixels) else tensor).record_stream(computes)
+                (tensor.raw if isinstance(tensor, Pixels) else tensor).record_stream(computes)
             yield {**batch, **moved}
 
 

@@ -30,7 +30,7 @@ def pair(seed: int = 0, processor: Any = None) -> tuple[Tensor, Pixels]:
     plain = made(picture(seed), random.Random(seed))
     with keep_pixels():
         held = made(picture(seed), random.Random(seed))
-    assert type(plain) is Tensor and isinstance(held, Pixels) and held.is_bytes and held.values.dtype == torch.uint8
+    assert type(plain) is Tensor and isinstance(held, Pixels) and held.is_bytes and held.raw.dtype == torch.uint8
     return plain, held
 
 

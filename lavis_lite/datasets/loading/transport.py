@@ -69,7 +69,7 @@ class Slots:
 
     def put(self, picture: Pixels) -> Placed | None:
         """The picture in a free slot; None if there is none."""
-        size = picture.values.numel()
+        size = picture.raw.numel()
         free = (number for number, memory in enumerate(self.memory) if len(memory) > size and not memory[-1])
         number = next(free, len(self.memory))
         is_new = number == len(self.memory)
@@ -78,10 +78,10 @@ class Slots:
                 return None
             self.memory.append(torch.empty(size + 1, dtype=torch.uint8).share_memory_())
         memory = self.memory[number]
-        _shaped(memory, picture.values.shape, picture.values.stride()).copy_(picture.values)
+        _shaped(memory, picture.raw.shape, picture.raw.stride()).copy_(picture.raw)
         memory[-1] = 1
-        return Placed(self.origin, number, memory if is_new else None, tuple(picture.values.shape),
-                      picture.values.stride(), picture.scale.numpy(), picture.shift.numpy())
+        return Placed(self.origin, number, memory if is_new else None, tuple(picture.raw.shape),
+                      picture.raw.stride(), picture.scale.numpy(), picture.shift.numpy())
 
 
 @dataclass
@@ -136,7 +136,7 @@ def _fills_its_memory(values: Tensor) -> bool:
 
 
 def _packed(value: Any, slots: Slots) -> Any:
-    if isinstance(value, Pixels) and value.is_bytes and _fills_its_memory(value.values):
+    if isinstance(value, Pixels) and value.is_bytes and _fills_its_memory(value.raw):
         placed = slots.put(value)
         return value if placed is None else placed
     if type(value) is Tensor and value.device.type == "cpu" and value.dtype != torch.bfloat16 and value.is_contiguous():

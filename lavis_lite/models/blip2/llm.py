@@ -60,7 +60,7 @@ class Blip2LLM(TextLearner, Blip2Base):
     """
 
     config_class: ClassVar[type[Blip2LLMConfig]] = Blip2LLMConfig
-    traced = ("prompt_vectors",)
+    traced = ("embed_tokens",)
 
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
                  language_model: LanguageModel, *, prompt: str = "", freeze_vit: bool = True,
@@ -89,7 +89,7 @@ class Blip2LLM(TextLearner, Blip2Base):
         Returns:
             One soft prompt per text if the Q-Former reads texts, else one per image.
         """
-        return self.prompt_vectors(image, self.instruction_tokens(texts), index)
+        return self.embed_tokens(image, self.instruction_tokens(texts), index)
 
     def query_output(self, image: Tensor, texts: list[str] | None = None, index: Tensor | None = None) -> Tensor:
         """The Q-Former's output before the projection: float[B,Q,D'], or float[B,T*Q,D']. As `embed_image`."""
@@ -110,7 +110,7 @@ class Blip2LLM(TextLearner, Blip2Base):
             return tokens
         return tokens.in_few_widths(self.tokenizer.max_length, self.tokenizer.special_ids.pad)
 
-    def prompt_vectors(self, image: Tensor, tokens: TextTokens | None, index: Tensor | None = None) -> Tensor:
+    def embed_tokens(self, image: Tensor, tokens: TextTokens | None, index: Tensor | None = None) -> Tensor:
         """As `embed_image`, of instructions that are tokens."""
         projected: Tensor = self.language_projection(self._queries_of(image, tokens, index))
         return projected

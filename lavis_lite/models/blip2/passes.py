@@ -204,6 +204,8 @@ def gather_texts(tokens: TextTokens, keys: Tensor, pad: int, width: int) -> tupl
         raise DataError(f"text_input has {tokens.ids.shape[1]} tokens per row, and model.max_txt_len is {width}. "
                         "Several processes exchange texts of at most that length.")
     tokens = tokens.padded(width, pad)
-    packed = distributed.all_gather(torch.cat([keys, tokens.mask.long(), tokens.ids], 1))
-    keys, mask, ids = packed.split([2, width, width], 1)
-    return TextTokens(ids, mask.bool()), keys
+    ids = tokens.ids.masked_fill(~tokens.mask, -1).int()
+    packed = distributed.all_gather(torch.cat([keys.view(torch.int32), ids], 1))          # int32[N,4+width]
+    keys, ids = packed[:, :4].contiguous().view(torch.long), packed[:, 4:].long()
+    mask = ids >= 0
+    return TextTokens(ids.masked_fill(~mask, pad), mask), keys

@@ -178,6 +178,16 @@ class Blip2Qformer(Blip2Scorer):
         with uncounted(self.tokenizer.cut):
             return {"loss_lm": int(as_tokens(samples["text_input"], self.tokenizer).mask[:, 1:].sum())}
 
+    def exchanged(self, batch: int, ranks: int, dtype: torch.dtype) -> dict[str, int]:
+        """See `BaseModel`: features of all texts and similarities both ways, ids, and one image for each text."""
+        everyone, encoder = batch * ranks, cast("Any", self.vision_encoder)
+        exact = 8 if dtype == torch.float32 else 4                     # `objectives.common_space`
+        image = getattr(encoder, "num_tokens", 0) * self.feature_type[0] * dtype.itemsize
+        return {"text features": 2 * everyone * self.vision_proj.out_features * exact,
+                "similarities": 2 * everyone * batch * exact,
+                "ids": everyone * (4 * (4 + self.tokenizer.max_length) + 8),
+                "chosen images": batch * image * (1 if self.freeze_vit else 2)}
+
     def encode(self, samples: SamplesLike) -> Encoded:
         """Vision encoder, keys and values of the image, and the pass that ITC and ITG share."""
         images = ImageBatch.of(samples).image                                      # float[B,3,H,W]
@@ -194,13 +204,21 @@ class Blip2Qformer(Blip2Scorer):
         return wanted and tokens.lengths is not None
 
     def contrast(self, encoded: Encoded, image_id: Any = None) -> Contrast:
-        """Similarities of this rank's images and texts with everyone's (ITC)."""
+        """Similarities of this rank's images and texts with everyone's (ITC).
+
+        Texts cross ranks and images do not: an image has Q vectors. A rank compares its own images with all texts, and
+        ranks exchange the similarities of its own texts, one number per pair.
+        """
         image_feats = objectives.common_space(encoded.hidden.query, self.vision_proj)      # float[B,Q,E]
         text_feats = objectives.common_space(encoded.hidden.text_cls, self.text_proj)      # float[B,E]
-        gather = distributed.all_gather_with_grad if self.itc_full_gradient else distributed.all_gather
+        everyones = distributed.all_gather_with_grad(text_feats)                          # float[N,E]
         temperature = self.temp.to(image_feats.dtype)
-        sim_i2t = objectives.similarity(image_feats, gather(text_feats)) / temperature
-        sim_t2i = objectives.similarity(gather(image_feats), text_feats).T / temperature
+        if self.itc_full_gradient:
+            of_images = of_texts = objectives.similarity(image_feats, everyones)
+        else:
+            of_images = objectives.similarity(image_feats, everyones.detach())
+            of_texts = objectives.similarity(image_feats.detach(), everyones)
+        sim_i2t, sim_t2i = of_images / temperature, distributed.global_transpose(of_texts) / temperature
         keys = image_keys(image_id, len(image_feats), image_feats.device)
         everyone, all_keys = gather_texts(encoded.tokens, keys, self.tokenizer.special_ids.pad,
                                           self.tokenizer.max_length)

@@ -57,6 +57,10 @@ def in_groups(groups: Sequence[Sequence[int]], counts: Sequence[int],
     """
     if len(groups) == 1:
         return compute(groups[0])
-    results = torch.cat([compute(group) for group in groups])
+    return in_order(torch.cat([compute(group) for group in groups]), groups, counts)
+
+
+def in_order(results: Tensor, groups: Sequence[Sequence[int]], counts: Sequence[int]) -> Tensor:
+    """Results float[T,...] that stand as their rows in the groups, in the order of the rows."""
     order = torch.tensor([row for group in groups for row in group for _ in range(counts[row])])
     return results.index_select(0, torch.argsort(order, stable=True).to(results.device, non_blocking=True))

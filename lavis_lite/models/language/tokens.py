@@ -48,7 +48,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.row is not None and self.row < 2:
-            raise ConfigError(f"the limit of a row must be at least 2 tokens, not {self.row}.")
+            raise ConfigError(f"model.max_row_len: must be at least 2 tokens, not {self.row}.")
         if min(self.prompt, self.target, self.together or 1) < 1:
             raise ConfigError(f"model.max_txt_len, model.max_output_txt_len: must be at least 1, not {self.prompt} and "
                               f"{self.target}.")
@@ -96,7 +96,7 @@ class LanguageTokenizer:
         """The counts of sequences by what happened to them; empty before the first one."""
         if not self.cut_rows.read:
             return {}
-        return {"sequences were cut at their end (the language model's positions)": self.cut_rows,
+        return {"sequences were cut at their end (model.max_row_len, or the language model's positions)": self.cut_rows,
                 "sequences had no token left to learn": self.lost_rows}
 
     @property
