@@ -154,7 +154,7 @@ class Blip2Qformer(Blip2Scorer):
                 "loss_weights": samples.get("loss_weights", {})}
 
     def losses(self, samples: SamplesLike, with_encoded: bool = True) -> tuple[Blip2Output, Encoded | None]:
-        """The three losses of `prepared` samples, and the encoded batch if it is asked for."""
+        """The three losses of `prepared` samples, and the encoded batch if `with_encoded`."""
         encoded = self.encode(samples)                                             # unimodal and ITG pass
         contrast = self.contrast(encoded, samples.get("image_id"))                 # similarities float[B,N]
         loss_itc = objectives.itc_loss(contrast.sim_i2t, contrast.sim_t2i, contrast.positives)
