@@ -88,7 +88,7 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["full", "blocks"])
+@pytest.mark.parametrize("how", ["full", pytest.param("blocks", marks=pytest.mark.long)])
 def test_stage_1_equals_its_eager_twin_in_few_graphs(how: Any) -> None:
     plain, model = stage1_model(), stage1_model()
     compile_model(model, RunConfig(compile=how), CPU)
@@ -102,6 +102,8 @@ def test_stage_1_equals_its_eager_twin_in_few_graphs(how: Any) -> None:
         for name, value in expected.losses().items():
             assert abs(float(found.losses()[name] - value)) <= 1e-12 * max(1.0, abs(float(value))), name
         close(gradients(model, found.loss), gradients(plain, expected.loss))
+    for number in range(2, 25):
+        model(stage1_batch(number))
     assert len(widths) > 1 and not torch._dynamo.utils.counters["graph_break"]
     assert graphs() <= (4 if how == "full" else 8)  # blocks: of the Q-Former, by what they look at and return
 
@@ -119,28 +121,26 @@ def test_stage_2_equals_its_eager_twin(llm: str) -> None:
     assert not torch._dynamo.utils.counters["graph_break"] and graphs() <= 5
 
 
-def count_graphs(model: nn.Module, loss: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch, steps: int) -> int:
+def count_graphs(model: nn.Module, loss: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(compiling, "BACKEND", "eager")
     compile_model(model, RunConfig(compile="full"), CPU)  # type: ignore[arg-type]
-    for step in range(steps):
+    for step in range(1000):
         with torch.no_grad():
             loss(step)
     return graphs()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["stage 1", "opt", "t5"])
-def test_real_lengths_make_at_most_five_graphs(what: str, monkeypatch: pytest.MonkeyPatch,
-                                               request: pytest.FixtureRequest) -> None:
-    steps = 1000 if request.config.getoption("--long") else 25
+def test_a_thousand_steps_of_real_lengths_make_at_most_five_graphs(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if what == "stage 1":
         first = stage1_model()
-        found = count_graphs(first, lambda step: first(stage1_batch(step, size=3)), monkeypatch, steps)
+        found = count_graphs(first, lambda step: first(stage1_batch(step, size=3)), monkeypatch)
     else:
         second = stage2_model(what)
         options = Options("stage2", size="mini", llm=what, batch=3)
         found = count_graphs(second, lambda step: stage2.LossFromIds(second)(stage2.make_batch(options, 0, step)),
-                             monkeypatch, steps)
+                             monkeypatch)
     assert 1 < found <= 5
 
 
@@ -160,7 +160,7 @@ def two_ranks() -> list[float]:
     return [*found, *(float(value.grad.norm()) for value in model.parameters() if value.grad is not None)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ranks_compile_the_parts_between_their_exchanges() -> None:
     first, second = run_processes(two_ranks, 2, timeout=600)
     assert max(map(abs, first[:2] + second[:2])) <= 1e-12 and first[2:] == second[2:] and len(first) > 20
