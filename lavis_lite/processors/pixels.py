@@ -1,4 +1,4 @@
-"""Pictures that stay bytes until somebody computes with them, so that a quarter of the memory travels.
+"""Pictures that stay bytes until their numbers are used, so that a quarter of the memory travels.
 
 Between an image processor and the device of a model nothing looks at a picture's numbers. There a picture is a
 `Pixels`: to everyone a float32 tensor, in memory its uint8 values with the scale and shift that normalise them.
@@ -67,7 +67,7 @@ class Pixels(Tensor):
 
     @property
     def is_bytes(self) -> bool:
-        """Whether nobody has looked at the floats yet."""
+        """Whether the floats were never used so far."""
         return self.floats is None
 
     def normalised(self) -> Tensor:
@@ -130,7 +130,7 @@ def stack(pictures: Sequence[Tensor], join: Callable[[list[Tensor]], Tensor] = t
     return first.over(join(values))
 
 
-def _pinned(picture: Pixels) -> Tensor | None:
+def _pinned(picture: Pixels, device: Any = None) -> Tensor | None:
     return picture.over(picture.raw.pin_memory()) if picture.is_bytes else None
 
 
