@@ -118,7 +118,7 @@ class Search(ABC):
         if rows is not None and self._in_sample and isinstance(self.decoder, PermutingDecoder):
             self.decoder.permute(rows)
             rows = None
-        logits = self.decoder.step(self._written(begin=True)[:, -1], rows)
+        logits = self.decoder.step(self._written(begin=True)[:, -1].contiguous(), rows)
         self._unread.append((~logits.amax(1).isfinite(), self._per_row(self.ages)))
         return self._ruled(logits)
 
