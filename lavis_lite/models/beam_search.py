@@ -56,7 +56,8 @@ class Beams(Search):
         numbers = [number for some, _, _ in self._gone for number in some]
         if not numbers:
             return []
-        scores, ended = (torch.cat([gone[part] for gone in self._gone]) for part in (1, 2))
+        scores = torch.cat([one for _, one, _ in self._gone])
+        ended = torch.cat([one for *_, one in self._gone])
         (_, width, most), count = ended.shape, self.options.num_captions
         is_text, ids = self._read(scores > -torch.inf, ended)
         texts = _texts_of(ids, most)
@@ -72,7 +73,7 @@ class Beams(Search):
         first = self._samples
         self._samples += other._samples
         self._numbers += [first + number for number in other._numbers]
-        self._gone += [([first + number for number in some], *found) for some, *found in other._gone]
+        self._gone += [([first + number for number in some], scores, ended) for some, scores, ended in other._gone]
 
     def _powers(self, more: int) -> Any:
         """What log-probabilities of texts are divided by, `more` tokens longer than the running: float or [B,1]."""

@@ -58,7 +58,7 @@ class Decoding:
     lavis_lengths: bool = False
     penalise_prompt: bool = False
     logits_processors: Sequence[LogitsProcessor] = ()
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -78,8 +78,8 @@ class Decoding:
             _require(0 < value < math.inf, name, value, "above 0; 1 changes nothing")
         _require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "a finite number")
         stop: object = self.stop
-        _require(isinstance(stop, tuple) and all(isinstance(text, str) and text for text in stop), "stop", stop,
-                "a tuple of texts that are not empty")
+        _require(isinstance(stop, tuple | list) and all(isinstance(text, str) and text for text in stop), "stop", stop,
+                "a tuple or list of texts that are not empty")
         _require(self.sample or self.num_captions <= self.num_beams, "num_captions", self.num_captions,
                 f"at most num_beams, which is {self.num_beams}; sampling (use_nucleus_sampling) has no such limit")
 

@@ -86,7 +86,7 @@ class Search(ABC):
         for search in (self, other):
             search.context = _rows_of(search.context, search._rows)
             if search._rows is not None:
-                search.decoder.keep(search._rows)
+                search.decoder.keep(search._rows)  # type: ignore[union-attr]  # only decoders that can
             search._rows = None
         self.tokens = _stacked([self.tokens, other.tokens])
         self.decoder.join(other.decoder, self.tokens.shape[1])  # type: ignore[attr-defined]  # only if it can

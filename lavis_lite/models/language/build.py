@@ -137,6 +137,7 @@ def recompute_blocks(model: nn.Module) -> None:
     """
     for block in blocks_of(model):
         block.forward = functools.partial(_recomputed, block.forward)
+        setattr(block, "is_recomputed", True)  # noqa: B010  # mypy takes it for a module; for those that compute a block's parts themselves
 
 
 def _recomputed(forward: Any, *args: Any, **given: Any) -> Any:

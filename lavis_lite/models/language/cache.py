@@ -204,7 +204,7 @@ def is_plain(config: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
-def has_whole_masks(model: Any) -> bool:
+def has_whole_masks(network: Any) -> bool:
     """Whether a model of transformers takes masks bool[B,1,N,S] as they are: then it looks at none of their values."""
-    return (model.config._attn_implementation == "sdpa" and bool(getattr(model, "_can_compile_fullgraph", False))
-            and not getattr(model.config, "alibi", False))
+    return (network.config._attn_implementation == "sdpa" and bool(getattr(network, "_can_compile_fullgraph", False))
+            and not getattr(network.config, "alibi", False))

@@ -53,13 +53,14 @@ class LanguageModel(nn.Module, ABC):
     at_once: int | None = None  # answers that are written at the same time, the others of a batch wait; None: all
     fixed_cache: bool | None = None  # whether keys and values have their final shape; None: on a GPU
     most_padding: float = 0.05  # of a training pass, see `grouping`; 1: one pass, for blocks that know the batch's rows
+    traced: ClassVar[Sequence[str]] = ()  # and `few_widths`: as in `BaseModel`
 
     def __init__(self, model: Any, tokenizer: LanguageTokenizer, family: LMFamily, limits: Limits | None = None,
                  lm_reduction: Literal["global", "per_rank"] = "global") -> None:
         super().__init__()
         self.model, self.tokenizer, self.family = model, tokenizer, family
         self.limits, self.lm_reduction = limits or Limits(), lm_reduction
-        self.load_options, self.is_dispatched, self.trains = LMLoadOptions(), False, False
+        self.load_options, self.is_dispatched, self.trains, self.few_widths = LMLoadOptions(), False, False, False
         freeze(self)
 
     def unfreeze(self) -> None:
@@ -328,8 +329,7 @@ class LanguageModel(nn.Module, ABC):
 
         Args:
             soft_prompt: float[B,Q,D].
-            before: ids that are read.
-            after: ids that are learned.
+            before, after: ids that are read and ids that are learned.
         """
         return self.losses_of(short_rows(soft_prompt, before, after))
 
@@ -342,9 +342,9 @@ class LanguageModel(nn.Module, ABC):
         with self.own_precision():
             return self.read_embeds(*self.arranged(rows, self.prefix_padding), padded=len(set(map(size, rows))) > 1)
 
-    def arranged(self, rows: Sequence[Row], side: Side) -> tuple[Tensor, Tensor]:
-        """Rows as embeddings float[B,S,D], and bool[B,S], true where no padding is."""
-        embeds, mask = arrange(rows, self.embed, self.pad, side, self.home)
+    def arranged(self, rows: Sequence[Row], side: Side, least: int = 0) -> tuple[Tensor, Tensor]:
+        """Rows as embeddings float[B,S,D], S not less than `least`, and bool[B,S], true where no padding is."""
+        embeds, mask = arrange(rows, self.embed, self.pad, side, self.home, least)
         if torch.is_grad_enabled() and not embeds.requires_grad:
             from lavis_lite.distributed import shards  # of training only
 

@@ -34,6 +34,7 @@ from lavis_lite.models.language.rows import (
 from lavis_lite.models.language.scoring import Normalise
 from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import pad_rows
+from lavis_lite.models.widths import few
 
 
 @dataclass
@@ -88,6 +89,7 @@ class DecoderOnly(LanguageModel):
     """A causal language model behind the contract."""
 
     prefix_padding = "left"
+    traced = ("states",)
 
     def losses_of(self, rows: Sequence[Row]) -> Tensor:
         """Negative log-likelihood of every learned token, float[T], rows in order."""
@@ -98,15 +100,29 @@ class DecoderOnly(LanguageModel):
 
         def predicting(numbers: Sequence[int]) -> Tensor:
             """Hidden states float[T,D] that predict the learned tokens of these rows."""
-            embeds, _ = self.arranged([rows[number] for number in numbers], "right")
+            chosen = [rows[number] for number in numbers]
+            embeds, _ = self.arranged(chosen, "right", self._least(chosen))
             length = embeds.shape[1]
             positions = [at + index * length for index, number in enumerate(numbers) for at in learned[number][0]]
-            hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state.to(embeds.device)
+            hidden = self.states(embeds).to(embeds.device)
             return hidden.flatten(0, 1).index_select(0, _integers(positions, embeds.device))
 
         with self.own_precision():
             hidden = in_groups(groups, [len(ids) for _, ids in learned], predicting)
             return self.likelihoods(hidden, _integers([one for _, ids in learned for one in ids], hidden.device))
+
+    def states(self, embeds: Tensor) -> Tensor:
+        """Hidden states float[B,S,D] of rows of embeddings."""
+        found: Tensor = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        return found
+
+    def _least(self, rows: Sequence[Row]) -> int:
+        """Columns of a training pass if widths are few; 0: as many as it needs."""
+        if not self.few_widths:
+            return 0
+        vectors = len(rows[0][0]) if isinstance(rows[0][0], Tensor) else 0
+        wanted = vectors + few(max(map(size, rows)) - vectors, self.limits.texts)
+        return min(wanted, self.room.positions or wanted)
 
     def training_sequences(self, sequences: Sequence[Segments]) -> list[Row]:
         """One row per sequence, cut at its end."""

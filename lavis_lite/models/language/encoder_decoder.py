@@ -5,8 +5,9 @@ The encoder reads [soft prompt | prompt | padding]; the decoder writes the targe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from lavis_lite.models.language.rows import (
 from lavis_lite.models.language.scoring import Normalise
 from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import pad_rows
+from lavis_lite.models.widths import step_of, width_at
 
 
 @dataclass
@@ -97,6 +99,7 @@ class EncoderDecoder(LanguageModel):
     """A sequence-to-sequence language model behind the contract."""
 
     prefix_padding = "right"
+    traced = ("states",)
 
     def training_rows(self, prompts: Sequence[str], targets: Sequence[str],
                       vectors: int = 0) -> tuple[list[list[int]], list[list[int]]]:
@@ -107,22 +110,35 @@ class EncoderDecoder(LanguageModel):
 
     def losses_of(self, rows: Sequence[Row]) -> Tensor:
         """Negative log-likelihood of every learned token of rows, float[T]; the decoder writes each row's last part."""
+        from lavis_lite.models.language.grouping import in_groups, in_order, passes  # of training only
+
         read = [row[:-1] for row in rows]
         written = [row[-1].ids for row in rows if isinstance(row[-1], Tokens)]
         sizes = list(zip(map(size, read), map(len, written), strict=True))
 
         def losses(numbers: Sequence[int]) -> Tensor:
-            return self._target_losses(self.read_rows([read[number] for number in numbers]),
-                                       [written[number] for number in numbers])[0]
+            chosen, targets = [read[number] for number in numbers], [written[number] for number in numbers]
+            columns = self._least(chosen, targets) if self.few_widths else (0, 0)
+            padded = self.few_widths or len(set(map(size, chosen))) > 1
+            with self.own_precision():
+                embeds, mask = self.arranged(chosen, self.prefix_padding, columns[0])
+                states = partial(self.states, embeds, mask, padded=padded)
+                return self._target_losses(states, targets, embeds.device, columns[1])[0]
 
-        from lavis_lite.models.language.grouping import in_groups, in_order, passes  # of training only
-
-        groups, counts = passes(self, sizes), [len(row) for row in written]
+        groups, counts = passes(self, sizes), list(map(len, written))
         if len(groups) == 1 or not self._packs:
             return in_groups(groups, counts, losses)
         order = sorted(range(len(rows)), key=lambda number: sizes[number])
         packed = self._packed_losses([read[number] for number in order], [written[number] for number in order])
         return in_order(packed, [order], counts)
+
+    def _least(self, read: Sequence[Row], written: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """Columns of encoder and decoder if widths are few; both go up by the same steps."""
+        vectors, limits = len(read[0][0]) if isinstance(read[0][0], Tensor) else 0, self.limits
+        step = max(step_of(max(map(size, read)) - vectors, limits.prompt),
+                   step_of(max(map(len, written)), limits.target))
+        most = self.room.positions or 2**30
+        return (min(vectors + width_at(step, limits.prompt), most), min(width_at(step, limits.target), most))
 
     @property
     def _packs(self) -> bool:
@@ -165,14 +181,27 @@ class EncoderDecoder(LanguageModel):
         """An encoder's row: no end token stands between its texts."""
         return framed_prompt([Tokens(part.ids) if isinstance(part, Tokens) else part for part in parts], self.tokenizer)
 
-    def _target_losses(self, encoded: Encoded, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Losses float[T] of the rows' tokens, and their positions bool[B,L]."""
-        ids, real = pad_rows(rows, self.pad, self.family.training_side, encoded.states.device)
+    def states(self, embeds: Tensor, mask: Tensor, ids: Tensor, padded: bool = True) -> Tensor:
+        """The decoder's hidden states at int64[B,L], float[B,L,D'], beside rows to read float[B,S,D], bool[B,S]."""
+        return self.written_states(self.read_embeds(embeds, mask, padded), ids)
+
+    def written_states(self, encoded: Encoded, ids: Tensor) -> Tensor:
+        """The decoder's hidden states at int64[B,L], float[B,L,D']."""
+        found: Tensor = self.decode(ids, encoded, use_cache=False).last_hidden_state
+        return found
+
+    def _target_losses(self, states: Callable[[Tensor], Tensor], rows: Sequence[Sequence[int]], device: torch.device,
+                       least: int = 0) -> tuple[Tensor, Tensor]:
+        """Losses float[T] of the rows' tokens, and their positions bool[B,L]; L is not less than `least`.
+
+        `states` gives the decoder's hidden states float[B,L,D'] at its inputs int64[B,L].
+        """
+        ids, real = pad_rows(rows, self.pad, self.family.training_side, device, least)
         inputs = torch.cat([torch.full_like(ids[:, :1], self.begin), ids[:, :-1]], 1)
         width = ids.shape[1]
         positions = self._moved([row * width + at for row, target in enumerate(rows) for at in range(len(target))])
         with self.own_precision():
-            hidden = self.decode(inputs, encoded, use_cache=False).last_hidden_state.to(ids.device)
+            hidden = states(inputs).to(ids.device)
             chosen = hidden.flatten(0, 1).index_select(0, positions)
             return self.likelihoods(chosen, ids.flatten().index_select(0, positions)), real
 
@@ -217,7 +246,8 @@ class EncoderDecoder(LanguageModel):
 
     def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
         """Score of candidates after samples of the prefix: float[M]."""
-        losses, real = self._target_losses(prefix.select(self._moved(samples)), rows)
+        states = partial(self.written_states, prefix.select(self._moved(samples)))
+        losses, real = self._target_losses(states, rows, prefix.states.device)
         return -sum_rows(losses, real, normalise)
 
     @property

@@ -18,8 +18,9 @@ Size = tuple[int, ...]
 
 
 def passes(model: LanguageModel, sizes: Sequence[Size]) -> list[list[int]]:
-    """`length_groups`; one pass where ranks share the model's blocks, because all ranks must run them equally often."""
-    return [list(range(len(sizes)))] if shards.has_shards(model) else length_groups(sizes, model.most_padding)
+    """`length_groups`. One pass if shapes are to be few, or if ranks share blocks: all must run them equally often."""
+    alone = model.few_widths or shards.has_shards(model)
+    return [list(range(len(sizes)))] if alone else length_groups(sizes, model.most_padding)
 
 
 def length_groups(sizes: Sequence[Size], most_padding: float) -> list[list[int]]:

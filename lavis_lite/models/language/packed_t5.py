@@ -7,22 +7,28 @@ H heads, L tokens of a row, n rows of a group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 Groups = Sequence[tuple[int, int]]
 """(n, L) of each group of equally long rows, in the order of their tokens"""
 
 
-def can_pack(model: Any) -> bool:
-    """Whether a model is a T5 that this module computes as transformers does: no dropout, no clamping of fp16."""
-    return (model.config.model_type in ("t5", "mt5") and not model.training and model.dtype != torch.float16
-            and model.config._attn_implementation == "sdpa")
+def can_pack(network: Any) -> bool:
+    """Whether a model is a T5 that this module computes as transformers does: no dropout, no clamping of fp16.
+
+    Blocks that hooks watch must be called themselves.
+    """
+    return (network.config.model_type in ("t5", "mt5") and not network.training and network.dtype != torch.float16
+            and network.config._attn_implementation == "sdpa"
+            and not any(block._forward_hooks or block._forward_pre_hooks
+                        for stack in (network.get_encoder(), network.get_decoder()) for block in stack.block))
 
 
 def groups_of(lengths: Sequence[Any]) -> list[tuple[int, Any]]:
@@ -35,9 +41,20 @@ def encode(stack: Any, embeds: Tensor, groups: Groups) -> Tensor:
     bias = _distances(stack, max(length for _, length in groups))
     hidden = embeds
     for block in stack.block:
-        hidden = _attend_within(block.layer[0], hidden, groups, bias)
-        hidden = block.layer[1](hidden)
+        hidden = _through(block, _encoder_block, hidden, groups, bias)
     return stack.final_layer_norm(hidden)
+
+
+def _encoder_block(block: Any, hidden: Tensor, groups: Groups, bias: Tensor) -> Tensor:
+    found: Tensor = block.layer[1](_attend_within(block.layer[0], hidden, groups, bias))
+    return found
+
+
+def _through(block: Any, compute: Callable[..., Tensor], *given: Any) -> Tensor:
+    """What a block makes, computed again in the backward pass if `build.recompute_blocks` says so."""
+    if getattr(block, "is_recomputed", False) and torch.is_grad_enabled():
+        return checkpoint(compute, block, *given, use_reentrant=False)
+    return compute(block, *given)
 
 
 def decode(stack: Any, ids: Tensor, groups: Groups, encoded: Tensor, read: Groups) -> Tensor:
@@ -55,14 +72,17 @@ def decode(stack: Any, ids: Tensor, groups: Groups, encoded: Tensor, read: Group
     bias = _distances(stack, longest).masked_fill(later, -torch.inf)
     hidden = stack.embed_tokens(ids)
     for block in stack.block:
-        hidden = _attend_within(block.layer[0], hidden, groups, bias)
-        across = block.layer[1]
-        attention = across.EncDecAttention
-        queries = attention.q(across.layer_norm(hidden))
-        hidden = hidden + attention.o(_attend(attention, (queries, attention.k(encoded), attention.v(encoded)),
-                                              (groups, read, read), None))
-        hidden = block.layer[2](hidden)
+        hidden = _through(block, _decoder_block, hidden, groups, bias, encoded, read)
     return stack.final_layer_norm(hidden)
+
+
+def _decoder_block(block: Any, hidden: Tensor, groups: Groups, bias: Tensor, encoded: Tensor, read: Groups) -> Tensor:
+    hidden = _attend_within(block.layer[0], hidden, groups, bias)
+    across = block.layer[1]
+    attention = across.EncDecAttention
+    projected = attention.q(across.layer_norm(hidden)), attention.k(encoded), attention.v(encoded)
+    found: Tensor = block.layer[2](hidden + attention.o(_attend(attention, projected, (groups, read, read), None)))
+    return found
 
 
 def _attend_within(layer: Any, hidden: Tensor, groups: Groups, bias: Tensor) -> Tensor:

@@ -205,8 +205,8 @@ def counted(whole: Sequence[Row], cut: Sequence[Row], tokenizer: LanguageTokeniz
 
 
 # to a batch -----------------------------------------------------------------------------------------------------------
-def arrange(rows: Sequence[Row], embed: Callable[[Tensor], Tensor], pad: int, side: Side,
-            device: torch.device) -> tuple[Tensor, Tensor]:
+def arrange(rows: Sequence[Row], embed: Callable[[Tensor], Tensor], pad: int, side: Side, device: torch.device,
+            least: int = 0) -> tuple[Tensor, Tensor]:
     """Rows as a rectangle of embeddings float[B,S,D], and bool[B,S], true where no padding is.
 
     Args:
@@ -215,10 +215,11 @@ def arrange(rows: Sequence[Row], embed: Callable[[Tensor], Tensor], pad: int, si
         pad: id of padding.
         side: where shorter rows are padded.
         device: of the result.
+        least: S is not less.
     """
     source, word = _source(rows, embed, pad, device)
     lengths = [size(row) for row in rows]
-    width, last = max(lengths), len(source) - 1
+    width, last = max(*lengths, least), len(source) - 1
     index, mask = [], []
     for order, length in zip(_orders(rows, word), lengths, strict=True):
         fill, none, real = [last] * (width - length), [False] * (width - length), [True] * length
