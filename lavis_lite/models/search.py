@@ -118,7 +118,7 @@ class Search(ABC):
         if rows is not None and self._in_sample and isinstance(self.decoder, PermutingDecoder):
             self.decoder.permute(rows)
             rows = None
-        logits = self.decoder.step(self._written(begin=True)[:, -1], rows)
+        logits = self.decoder.step(self._written(begin=True)[:, -1].contiguous(), rows)
         self._unread.append((~logits.amax(1).isfinite(), self._per_row(self.ages)))
         return self._ruled(logits)
 
@@ -257,7 +257,8 @@ def _random_streams(batch: int, options: Decoding) -> Tensor:
 
 def _sample(scores: Tensor, options: Decoding, uniform: Tensor) -> Tensor:
     """Draw from the smallest set of tokens whose mass reaches top_p: float[M,V], float64[M] -> int64[M]."""
-    probabilities, order = (scores.double() / options.temperature).softmax(1).sort(1, descending=True)
+    below = scores.double() - scores.amax(1, keepdim=True)  # else the smallest temperatures make infinities
+    probabilities, order = (below / options.temperature).softmax(1).sort(1, descending=True)
     before = probabilities.cumsum(1) - probabilities
     cumulative = probabilities.masked_fill(before >= options.top_p, 0.0).cumsum(1)
     index = torch.searchsorted(cumulative, cumulative[:, -1:] * uniform[:, None], right=True)

@@ -130,6 +130,7 @@ def reader(model: LanguageModel, soft_prompt: Tensor, prompts: Sequence[Sequence
 def can_join(model: LanguageModel, options: Decoding) -> bool:
     """Whether answers may be at different lengths: masks and positions say so, and no logits processor looks."""
     return (model.takes_whole_masks and not options.logits_processors
+            and options.num_beams <= int(model.model.config.vocab_size)
             and (model.room.joint or getattr(model, "has_distances", False)))
 
 
