@@ -107,6 +107,12 @@ class Precision:
         return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
 
 
+def set_tf32(cfg: RunConfig, device: torch.device) -> None:
+    """Let a GPU multiply float32 matrices in TF32, or not, as `run.tf32` says. For the whole process."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if cfg.tf32 else "highest")
+
+
 def seed_position(*position: int | str) -> None:
     """Seed torch, numpy and Python from a position such as (seed, step, micro-batch, rank)."""
     text = "/".join(str(part) for part in position)

@@ -23,7 +23,7 @@ from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.features.cache import FeatureFolder
 from lavis_lite.datasets.texts import look_through
-from lavis_lite.device import pick_device
+from lavis_lite.device import pick_device, set_tf32
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
 from lavis_lite.evaluation.results import closing_lines
 from lavis_lite.evaluation.resume import find_unfinished
@@ -66,6 +66,7 @@ def main(composition: Composition, resume: str | None = None, start_over: bool =
             on_main(lambda: lock_run_folder(run_dir, checkpoint, held))
             config = on_main(lambda: with_the_global_batch_of(checkpoint, config, launch.world_size))
         seed_everything(run.seed)
+        set_tf32(run, device)
         runner = assemble(config, device, run_dir, launch)
         if checkpoint is not None:
             runner.resume(checkpoint)

@@ -64,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "costs": RUN | {"runners"},
     "lab": SETTINGS | {"checkpoints", "datasets", "engine", "preflight", "report", "runs"},  # it runs recipes
     "dry_run": RUN | {"costs", "engine", "runners"},
-    "bench": RUN | {"runners", "mini_world", "zoo"},
+    "bench": RUN | {"costs", "runners", "mini_world", "zoo"},
     "apps": SETTINGS | {"datasets", "models", "processors", "report", "runs", "zoo"},
     "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight", "bench", "lab",
                   "apps"},

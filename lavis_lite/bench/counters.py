@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from lavis_lite.bench.timing import timed
 
 GPU_PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "A6000": 155e12, "L40S": 362e12}
 """dense FLOP/s in bf16 by a word in the device's name (vendors' nominal figures)"""
@@ -103,15 +104,13 @@ def peak_flops(device: torch.device, name: str, dtype: torch.dtype) -> float | N
     """
     if device.type != "cpu":
         return next((peak for word, peak in GPU_PEAKS.items() if word in name), None)
-    return max(_matmul_flops(each) for each in {torch.float32, dtype})
+    return max(matmul_flops(device, each) for each in {torch.float32, dtype})
 
 
-def _matmul_flops(dtype: torch.dtype) -> float:
-    size = 1024
-    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(4):
-        start = time.process_time()
-        left @ right
-        seconds.append((time.process_time() - start) / torch.get_num_threads())
-    return 2.0 * size ** 3 / min(seconds)
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a product of large matrices, the best of four; of processor time and per thread on a CPU."""
+    on_cpu = device.type == "cpu"
+    size, kind, threads = (1024, "cpu", torch.get_num_threads()) if on_cpu else (8192, "wall", 1)
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = [getattr(timed(lambda: left @ right, device), kind) / threads for _ in range(4)]
+    return 2.0 * size ** 3 / float(min(seconds))

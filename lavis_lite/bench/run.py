@@ -16,6 +16,8 @@ from lavis_lite.bench.counters import Counts, count, peak_flops
 from lavis_lite.bench.memory import peak_of
 from lavis_lite.bench.options import Options
 from lavis_lite.bench.timing import Case, Seconds, Side, WaitTimer, interleave, machine, ratios
+from lavis_lite.bench.training import OurStep
+from lavis_lite.costs.scaling import RANKS
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Row:
         gflop: of matrix products in one turn. mfu: their share of the machine's peak; by processor time on a CPU.
         host_reads, collective_bytes: of one turn. padding: share of text columns that would be
             padding if a batch were as wide as its longest text.
+        phases: seconds of the parts of a step. scaling: number of ranks -> predicted efficiency, see `costs.scaling`.
         data_wait: share of the time that a step waits for its batch.
         load: other processes that wanted to run.
     """
@@ -53,6 +56,8 @@ class Row:
     collective_bytes: dict[str, int] = field(default_factory=dict)
     padding: float | None = None
     data_wait: float | None = None
+    phases: dict[str, float] = field(default_factory=dict)
+    scaling: dict[int, float] = field(default_factory=dict)
     steps: int = 0
     precision: str = ""
     ranks: int = 1
@@ -71,6 +76,8 @@ class Row:
 def _rounded(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_rounded(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
@@ -109,6 +116,9 @@ def _rows_of(case: Case, number: int, options: Options, peers: Sequence[str], de
     row = replace(row, load=load, peak_mb=peaks.get("ours"))
     if case.counted:
         row = _counted(row, sides["ours"], batches.last, device)
+    if isinstance(step := sides["ours"].turn, OurStep) and shared.ranks == 1:
+        scaling = step.scaling(batches.last, case.images)
+        row = replace(row, phases=asdict(scaling.phases), scaling={many: scaling.efficiency(many) for many in RANKS})
     if options.workers is not None and row.wall_s is not None:
         wait = statistics.median(batches.seconds[options.warmup:])
         row = replace(row, data_wait=wait / (wait + row.wall_s), images_per_s=case.images * shared.ranks / (

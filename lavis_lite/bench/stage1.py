@@ -12,7 +12,7 @@ from lavis_lite.bench.loader import with_loaded_images
 from lavis_lite.bench.options import FP32, Options
 from lavis_lite.bench.sizes import TEXT_WIDTH, caption_lengths, padding_share, random_images, random_rows
 from lavis_lite.bench.timing import Case, Side
-from lavis_lite.bench.training import our_step, plain_step
+from lavis_lite.bench.training import OurStep, plain_step
 from lavis_lite.bench.twins.stage1 import PlainStage1
 from lavis_lite.device import Precision
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
@@ -37,7 +37,7 @@ def case(options: Options, device: torch.device, seed: int) -> Case:
         return build(options, device, dtype)
 
     def ours(amp: Precision) -> Side:
-        return Side(our_step(model(amp.dtype), model(amp.dtype), device, amp))
+        return Side(OurStep(model(amp.dtype), model(amp.dtype), device, amp))
 
     def plain() -> Side:
         return Side(plain_step(PlainStage1(model(precision.dtype), TEXT_WIDTH), device, precision))

@@ -14,7 +14,7 @@ from lavis_lite.bench.loader import with_loaded_images
 from lavis_lite.bench.options import FP32, Options
 from lavis_lite.bench.sizes import Size, caption_lengths, padding_share, random_images, random_rows
 from lavis_lite.bench.timing import Case, Side
-from lavis_lite.bench.training import our_step, plain_step
+from lavis_lite.bench.training import OurStep, plain_step
 from lavis_lite.bench.twins.stage2 import PlainStage2
 from lavis_lite.bench.twins.transformers_stage2 import HFStage2
 from lavis_lite.bench.twins.transformers_stage2 import build as build_transformers
@@ -74,7 +74,7 @@ def case(options: Options, device: torch.device, seed: int) -> Case:
         return build(options.dimensions, options.llm, device, dtype)
 
     def ours(amp: Precision) -> Side:
-        return Side(our_step(LossFromIds(model(amp.dtype)), model(amp.dtype), device, amp))
+        return Side(OurStep(LossFromIds(model(amp.dtype)), model(amp.dtype), device, amp))
 
     def plain() -> Side:
         return Side(plain_step(PlainStage2(model(precision.dtype)).train(), device, precision))

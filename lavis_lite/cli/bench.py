@@ -141,6 +141,11 @@ def report(rows: Sequence[Row], file: Path | None, with_head: bool = True) -> No
         if row.collective_bytes:
             sizes = ", ".join(f"{name} {size:,}" for name, size in sorted(row.collective_bytes.items()))
             print_once(f"bytes per step and rank: {sizes}")
+    for row in {row.name: row for row in rows if row.phases}.values():
+        print_once(f"{row.name}: " + ", ".join(f"{name} {took:.3g} s" for name, took in row.phases.items()))
+        print_once("predicted weak scaling: " + ", ".join(f"{share:.2f} at {many:,}" for many, share
+                                                          in row.scaling.items()) +
+                   " ranks like this one, with NVLink in nodes of 8 and 400 Gbit/s per GPU between them")
     if file is not None:
         with file.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row.as_json()) + "\n" for row in rows)

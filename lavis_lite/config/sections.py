@@ -111,6 +111,9 @@ class RunConfig(Section):
     """mixed precision, see amp_dtype"""
     amp_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: with amp, bf16 if the device has it, else fp16 (on a CPU: fp32, with a note); without amp, fp32"""
+    tf32: bool = False
+    """NVIDIA GPUs multiply float32 matrices in TF32, rounded to 11 bits: ITC's similarities, which grow with the ranks,
+    and all of a run without amp"""
     compile: Literal["none", "blocks", "full"] = "none"
     """what of a training torch.compile translates. blocks: each transformer block; full: the losses as a whole.
     Texts are then padded to a few widths, so that little is translated twice. It is meant for GPUs"""
@@ -127,6 +130,8 @@ class RunConfig(Section):
     null: all"""
     num_workers: int = 4
     """loader processes per rank"""
+    prefetch_factor: int = 2
+    """batches that each loader process prepares in advance"""
     worker_start_method: Literal["fork", "spawn", "forkserver"] | None = None
     """how loader processes are started; None: the platform's default"""
     train_splits: list[str] = field(default_factory=lambda: ["train"])
@@ -187,6 +192,13 @@ class RunConfig(Section):
     vision encoder too"""
     find_unused_parameters: bool = False
     """DDP searches for parameters without a gradient in each step"""
+    ddp_bucket_mb: float | None = None
+    """MiB of gradients that ranks exchange at a time; None: torch's choice (25)"""
+    gradient_compression: Literal["none", "bf16"] = "none"
+    """bf16: ranks exchange gradients in half the bytes, rounded to 8 bits; the results change a little"""
+    overlap_exchange: bool = False
+    """while ranks exchange gradients, the frozen vision encoder sees the next step's images. The results are equal; a
+    rank holds one more batch. No effect on one rank, on videos and on encoders that train"""
     dist_timeout_minutes: float = 10.0
     """longest wait for the other ranks within a step"""
     rendezvous_timeout_minutes: float = 5.0

@@ -285,7 +285,7 @@ def check_optimizer(run: RunConfig, report: Report) -> None:
 # --- rules for values of the run section ------------------------------------------------------------------------------
 POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval",
             "decode_at_once", "accum_grad_iters", "shuffle_window", "log_freq", "save_every", "val_freq",
-            "keep_checkpoints", "max_grad_norm", "dist_timeout_minutes")
+            "keep_checkpoints", "max_grad_norm", "dist_timeout_minutes", "prefetch_factor", "ddp_bucket_mb")
 MOST_WORKERS = 1000
 """loader workers of one process; more is a typing error, and starting them takes minutes"""
 NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
@@ -334,3 +334,6 @@ def _device_errors(run: RunConfig) -> Iterator[tuple[str, str]]:
         yield "device", f"unknown device {run.device!r}; {did_you_mean(kind, ('auto', 'cpu', 'cuda'))}"
     if kind == "cpu" and run.amp_dtype == "fp16":
         yield "amp_dtype", "fp16 does not train on a CPU; use bf16 or fp32."
+    if run.overlap_exchange and run.fsdp == "blocks":
+        yield "overlap_exchange", ("the blocks of the vision encoder travel between ranks too (run.fsdp=blocks); set "
+                                   "run.fsdp=llm or none, or run.overlap_exchange=false.")

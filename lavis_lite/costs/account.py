@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,21 +119,30 @@ class _Layer(BaseModel):
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one GPU sends in an optimizer step, as ring collectives do it; those of objectives are not in it."""
+    """Bytes that one GPU sends in an optimizer step, as ring collectives do it."""
 
     gradients: int
     blocks: int
+    objectives: int = 0
 
     @classmethod
-    def of(cls, model: BaseModel, run: RunConfig, gpus: int) -> Traffic:
-        """Of a run on so many GPUs: DDP exchanges gradients once a step; blocks travel in every micro-batch."""
+    def of(cls, model: BaseModel, run: RunConfig, gpus: int, dtype: torch.dtype = torch.float32) -> Traffic:
+        """Of a run on so many GPUs: DDP exchanges gradients once a step; all else travels in every micro-batch."""
         blocks = shared_blocks_of(model, run, gpus)
         shared = {value for block in blocks for value in set(block.parameters()) - stays_whole(block)}
-        whole = sum(value.nbytes for value in model.parameters() if value.requires_grad and value not in shared)
+        whole = gradient_bytes(model, run, shared)
         back = {value for block in blocks_with_backward(model, run, gpus) for value in block.parameters()}
         moved = sum(value.nbytes * (1 + (value in back) + value.requires_grad) for value in shared)
         ring = (gpus - 1) / gpus
-        return cls(round(2 * ring * whole), round(ring * moved * run.accum_grad_iters))
+        objectives = sum(model.exchanged(run.batch_size_train, gpus, dtype)[:3]) if gpus > 1 else 0
+        return cls(round(2 * ring * whole), round(ring * moved * run.accum_grad_iters),
+                   round(ring * objectives * run.accum_grad_iters))
+
+
+def gradient_bytes(model: BaseModel, run: RunConfig, shared: Container[nn.Parameter] = ()) -> int:
+    """Bytes of the gradients that DDP exchanges, those of `shared` blocks left out."""
+    whole = sum(value.nbytes for value in model.parameters() if value.requires_grad and value not in shared)
+    return whole // 2 if run.gradient_compression == "bf16" else whole
 
 
 def blocks_with_backward(model: BaseModel, run: RunConfig, gpus: int) -> list[nn.Module]:

@@ -37,11 +37,13 @@ class StepCount:
         activations: most bytes alive at once besides weights and gradients.
         with_gradients: most bytes alive at once of activations and gradients together.
         flops: of both passes; a multiplication and an addition are two.
+        forward: of the forward pass.
     """
 
     activations: int
     with_gradients: int
     flops: int
+    forward: int = 0
 
 
 def count_step(model: nn.Module, loss_of: Callable[[], Tensor], dtype: torch.dtype = torch.float32) -> StepCount:
@@ -63,10 +65,19 @@ def count_step(model: nn.Module, loss_of: Callable[[], Tensor], dtype: torch.dty
         stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32))
         stack.enter_context(_AsOnGPU(dtype))
         loss = loss_of()
+        forward = live.flops
         # what `loss.backward()` calls; that would switch the stand-ins off, and blocks that run again need them
         Variable._execution_engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (),
                                                 allow_unreachable=True, accumulate_grad=True)
-    return StepCount(live.most_activations, live.most, live.flops)
+    return StepCount(live.most_activations, live.most, live.flops, forward)
+
+
+def count_forward(work: Callable[[], object], dtype: torch.dtype = torch.float32) -> int:
+    """Floating-point operations of some work without gradients, counted as `count_step` does."""
+    live = _Live([])
+    with torch.no_grad(), live, torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32), _AsOnGPU(dtype):
+        work()
+    return live.flops
 
 
 class _Live(TorchDispatchMode):

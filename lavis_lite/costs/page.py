@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lavis_lite.config.schema import Config
-from lavis_lite.costs.account import GPUS, UTILISATION, Memory, Traffic, checkpoint_bytes, memory_of, seconds
+from lavis_lite.config.schema import Config, RunConfig
+from lavis_lite.costs.account import (
+    GPUS,
+    UTILISATION,
+    Memory,
+    Traffic,
+    checkpoint_bytes,
+    gradient_bytes,
+    memory_of,
+    seconds,
+)
 from lavis_lite.costs.meta import meta_model
-from lavis_lite.costs.meter import StepCount, count_step
+from lavis_lite.costs.meter import StepCount, count_forward, count_step
+from lavis_lite.costs.scaling import Phases, Scaling
 from lavis_lite.device import DTYPES
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.protocols import ExampleSamples
 
 META = torch.device("meta")
+SCALED_GPU = "H200 141 GB"
+"""whose weak scaling is predicted"""
 
 
 def costs(config: Config, gpus: int | None = None, model: BaseModel | None = None) -> list[str]:
@@ -34,13 +48,13 @@ def costs(config: Config, gpus: int | None = None, model: BaseModel | None = Non
     model.train()
     samples = model.example_samples(run.batch_size_train, META)
     step = count_step(model, lambda: model(samples).loss, dtype)
-    memory, traffic = memory_of(model, run, step, ranks), Traffic.of(model, run, ranks)
+    memory, traffic = memory_of(model, run, step, ranks), Traffic.of(model, run, ranks, dtype)
     shared = f", run.fsdp={run.fsdp}" if run.fsdp != "none" else ""
     kind = "" if dtype == torch.float32 else f" under {str(dtype).removeprefix('torch.')}"
     return [f"costs per GPU of {ranks}{shared}: {run.batch_size_train} samples{kind}, texts as long as allowed",
             *memory_lines(memory, run.optimizer), *time_lines(step, run.accum_grad_iters, dtype, memory.peak),
-            *([f"  sent           {size(traffic.gradients + traffic.blocks)}   a step, gradients and shared blocks"]
-              if ranks > 1 else []), *disk_lines(config, model)]
+            *(traffic_lines(traffic, scaling_of(model, samples, run, step, dtype)) if ranks > 1 else []),
+            *disk_lines(config, model)]
 
 
 def dtype_of(config: Config) -> torch.dtype:
@@ -72,6 +86,28 @@ def time_lines(step: StepCount, micro_batches: int, dtype: torch.dtype, peak: in
     return [f"  arithmetic     {flops / 1e12:8.2f} TFLOP   an optimizer step and GPU",
             f"  predicted step {', '.join(found)}",
             f"                 a prediction, not a measurement: {UTILISATION:.0%} of the peak, and nothing to wait for"]
+
+
+def scaling_of(model: Any, samples: Any, run: RunConfig, step: StepCount, dtype: torch.dtype) -> Scaling | None:
+    """The prediction for SCALED_GPU, its phases from counted operations; None if ranks share blocks."""
+    if run.fsdp != "none":
+        return None
+    low, full, _ = GPUS[SCALED_GPU]
+    image, speed = samples.get("image"), UTILISATION * (low if dtype != torch.float32 else full)
+    frozen = count_forward(lambda: model.encode_ahead(image), dtype) if isinstance(image, Tensor) else 0
+    phases = Phases(frozen / speed, max(step.forward - frozen, 0) / speed, (step.flops - step.forward) / speed, 0.0)
+    return Scaling(phases, gradient_bytes(model, run), partial(model.exchanged, run.batch_size_train, dtype=dtype),
+                   UTILISATION * (low / 2 if run.tf32 else full), run.accum_grad_iters, run.overlap_exchange)
+
+
+def traffic_lines(traffic: Traffic, scaling: Scaling | None) -> list[str]:
+    """Bytes that a GPU sends, and predicted weak scaling."""
+    parts = ", ".join(f"{name} {size(count).strip()}" for name, count in vars(traffic).items() if count)
+    lines = [f"  sent           {size(sum(vars(traffic).values()))}   a step: {parts}"]
+    if scaling is not None:
+        lines += [f"  weak scaling   {scaling.line()} {SCALED_GPU}",
+                  "                 a prediction: NVLink in nodes of 8, 400 Gbit/s per GPU between them"]
+    return lines
 
 
 def disk_lines(config: Config, model: Any) -> list[str]:

@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence, Set
 from types import MappingProxyType
-from typing import Any, ClassVar, ParamSpec, TypedDict, TypeVar
+from typing import Any, ClassVar, NamedTuple, ParamSpec, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,21 @@ def group_parameters(model: nn.Module, weight_decay: float,
         group["params"].append(parameter)
         group["names"].append(name)
     return sorted(groups.values(), key=lambda group: group["weight_decay"] == 0.0)
+
+
+class Exchange(NamedTuple):
+    """What the loss of one of several ranks takes because there are others; gradients are not in it."""
+
+    all_gather: int = 0
+    """bytes of the results, all ranks' rows"""
+    reduce_scatter: int = 0
+    """bytes of the inputs, all ranks' rows"""
+    all_to_all: int = 0
+    """bytes of the results"""
+    flops: int = 0
+    """float32 operations, forward and backward, of products with other ranks' rows"""
+    calls: int = 0
+    """collectives; each has its latency"""
 
 
 P = ParamSpec("P")
@@ -278,17 +293,22 @@ class BaseModel(nn.Module):
         """
         return {}
 
-    def exchanged(self, batch: int, ranks: int, dtype: torch.dtype) -> dict[str, int]:
-        """Bytes of a forward and backward pass that cross each of several ranks, by what they are; gradients left out.
+    def encode_ahead(self, image: Tensor) -> Tensor:
+        """What frozen parts make of the images of a coming step, to be put in their place in its samples.
 
-        Of a gather or scatter over all ranks, the larger of its two sides counts. The default exchanges nothing.
+        It must change neither the results of that step nor the random numbers of this one. The default is the images.
+        """
+        return image
+
+    def exchanged(self, batch: int, ranks: int, dtype: torch.dtype) -> Exchange:
+        """What a forward and backward pass exchanges with other ranks; by default nothing.
 
         Args:
             batch: samples of each rank.
-            ranks: their number.
+            ranks: their number, at least 2.
             dtype: of autocast; float32: no autocast.
         """
-        return {}
+        return Exchange()
 
     def auxiliary_losses(self, encoded: Any, samples: dict[str, Any]) -> dict[str, Tensor]:
         """Further losses of a training step, name -> float[]; they are added to the loss and logged as loss_<name>.

@@ -7,7 +7,7 @@ the checkpoint. In this order a checkpoint knows the best metric of its own step
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import cached_property, partial
 from itertools import islice
@@ -29,6 +29,7 @@ from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing, resume, schedules
 from lavis_lite.runners.compiling import compile_model, eagerly
 from lavis_lite.runners.hooks.base import Hooks, RunContext, build_hooks
+from lavis_lite.runners.ranks import Ahead
 from lavis_lite.runners.schedules import TrainSchedule
 from lavis_lite.runners.sharding import move_to_device, whole_blocks
 from lavis_lite.runners.signals import EVALUATION_ANSWER, Interrupted, SignalWatch
@@ -139,7 +140,7 @@ class Runner:
                     self.hooks.on_start()
                 self._validate_if_due(after_resume=True)
                 with closing(train.batches(self.step, train.schedule.total)) as batches:
-                    self._loop(train, batches)
+                    self._loop(train, Ahead(batches))
                 self.hooks.on_end()
                 return self._test()
             except EvaluationStopped as stop:
@@ -222,7 +223,7 @@ class Runner:
             self.context.last_step = train.schedule.total
         return self._train_state
 
-    def _loop(self, train: TrainState, batches: Iterator[dict[str, Any]]) -> None:
+    def _loop(self, train: TrainState, batches: Ahead) -> None:
         self.model.train()
         micro = self._next_step(batches)
         if micro:
@@ -230,7 +231,8 @@ class Runner:
         train.speed.lap()
         while self.step < self.context.last_step:
             self.hooks.before_step()
-            result = train.train_step.run(self.step, micro, lambda: self.watch.code, bool(self.context.stop_reason))
+            result = train.train_step.run(self.step, micro, lambda: self.watch.code, bool(self.context.stop_reason),
+                                          batches)
             self.step += 1
             train.speed.steps += 1
             with eagerly(self.run):  # a hook may write texts
@@ -248,10 +250,12 @@ class Runner:
             with train.speed.waiting():
                 micro = self._next_step(batches)
 
-    def _next_step(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _next_step(self, batches: Ahead) -> list[dict[str, Any]]:
         micro = list(islice(batches, self.run.accum_grad_iters))
         for batch in micro:
             self.bad_samples.take(batch, self.run.batch_size_train)
+        if self.run.overlap_exchange and distributed.world_size() > 1:
+            batches.fetch()
         return micro
 
     def _saves(self) -> bool:

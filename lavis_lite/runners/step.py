@@ -8,9 +8,9 @@ needs no saved generator state, and repeats the uninterrupted one bit for bit.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,27 +23,10 @@ from lavis_lite.device import Precision, seed_position, to_device
 from lavis_lite.errors import CheckpointError
 from lavis_lite.runners import optim
 from lavis_lite.runners.outcome import PATIENCE, DivergedError, LossMeter, SkipCounter, Votes
+from lavis_lite.runners.ranks import Ahead, during_exchange
 from lavis_lite.runners.schedules import LRSchedule
-from lavis_lite.runners.sharding import ignore_in_ddp
 
-__all__ = ["PATIENCE", "DivergedError", "StepResult", "TrainStep", "wrap_for_ranks"]
-
-
-def wrap_for_ranks(model: nn.Module, device: torch.device, find_unused_parameters: bool) -> nn.Module:
-    """DistributedDataParallel where there are several ranks, the model itself where there is one.
-
-    Gradients live in DDP's buckets, which saves one copy of them. static_graph stays off: ranks would have different
-    gradients if the first backward of a process runs under no_sync, as it does with accumulation.
-    """
-    if distributed.world_size() == 1:
-        return model
-    names = inspect.signature(DistributedDataParallel.__init__).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # new name
-    settings: dict[str, Any] = {buffers: False}
-    ignore_in_ddp(model)
-    return DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
-        find_unused_parameters=find_unused_parameters, **settings)
+__all__ = ["PATIENCE", "DivergedError", "StepResult", "TrainStep"]
 
 
 @dataclass
@@ -81,7 +64,7 @@ class TrainStep:
 
     Args:
         task: gives loss and loss parts per micro-batch.
-        model: as `wrap_for_ranks` made it.
+        model: as `ranks.wrap_for_ranks` made it.
         optimizer: as `optim.build_optimizer` made it.
         schedule: base learning rate by step.
         cfg: the `run:` section.
@@ -130,7 +113,7 @@ class TrainStep:
                 buffer.copy_(buffers[name])
 
     def run(self, step: int, micro_batches: Sequence[dict[str, Any]], exit_code: Callable[[], int] = lambda: 0,
-            stop: bool = False) -> StepResult:
+            stop: bool = False, ahead: Ahead | None = None) -> StepResult:
         """Do the 0-based step `step`.
 
         Where loss or gradients are not finite on any rank, every rank leaves weights and moments as they are.
@@ -140,10 +123,12 @@ class TrainStep:
             micro_batches: `accum_grad_iters` batches of this rank.
             exit_code: of a pending signal on this rank; 0: no signal. Called as late as ranks can agree.
             stop: whether a hook on this rank asks for the end of the run.
+            ahead: the coming micro-batches. If the next one was fetched, frozen parts see its images while ranks
+                exchange gradients.
         """
         lr = self.schedule.lr_at(step)
         optim.set_lr(self.optimizer, lr)
-        losses = self._gradients(step, micro_batches)
+        losses = self._gradients(step, micro_batches, ahead)
         self.scaler.unscale_(self.optimizer)
         norm = optim.gradient_norm(self.parameters, self.cfg.max_grad_norm)
         bad = ~(torch.isfinite(losses["loss"]) & torch.isfinite(norm))
@@ -152,7 +137,8 @@ class TrainStep:
         self.losses.add({**losses, "grad_norm": norm}, vote[0])
         return StepResult(step, lr, losses, norm)
 
-    def _gradients(self, step: int, micro_batches: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def _gradients(self, step: int, micro_batches: Sequence[dict[str, Any]],
+                   ahead: Ahead | None = None) -> dict[str, Tensor]:
         """Accumulate gradients; ranks exchange them once, with the last micro-batch."""
         self.optimizer.zero_grad(set_to_none=True)
         count = len(micro_batches)
@@ -164,6 +150,8 @@ class TrainStep:
             with self._no_sync(micro < count - 1):
                 with self.precision.autocast():
                     loss, parts = self.task.train_step(self.model, samples)
+                if ahead is not None and ahead.is_known and micro == count - 1:
+                    during_exchange(loss, partial(self._encode, ahead))
                 self.scaler.scale(loss / count).backward()
             each.append(loss.detach())
             for name, value in {**parts, "loss": loss}.items():
@@ -171,6 +159,15 @@ class TrainStep:
                 totals[name] = totals[name] + share if name in totals else share
         self._unread[step] = each
         return totals
+
+    def _encode(self, ahead: Ahead) -> None:
+        """Let frozen parts see the images of the next micro-batch; they draw no random numbers."""
+        with torch.no_grad(), self.precision.autocast():
+            ahead.prepare(lambda image: self._bare_model.encode_ahead(to_device(image, self.device)))
+
+    @property
+    def _bare_model(self) -> Any:
+        return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
 
     def _weighted(self, step: int, micro_batches: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         """The micro-batches, each with its `loss_weights`: its share of the step's terms, times their number.
@@ -192,9 +189,8 @@ class TrainStep:
                 for batch, row in zip(micro_batches, weights, strict=True)]
 
     def _count_terms(self, step: int, micro: int, batch: dict[str, Any]) -> dict[str, int]:
-        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
         seed_position(self.cfg.seed, step, micro, distributed.rank())
-        return self.task.loss_terms(model, batch)
+        return self.task.loss_terms(self._bare_model, batch)
 
     def _no_sync(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
         if wanted and isinstance(self.model, DistributedDataParallel):

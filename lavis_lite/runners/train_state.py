@@ -21,9 +21,10 @@ from lavis_lite.device import Precision
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.registry import registry
 from lavis_lite.runners import optim
+from lavis_lite.runners.ranks import wrap_for_ranks
 from lavis_lite.runners.schedules import TrainSchedule
 from lavis_lite.runners.staging import staged
-from lavis_lite.runners.step import TrainStep, wrap_for_ranks
+from lavis_lite.runners.step import TrainStep
 from lavis_lite.tasks.base import BaseTask
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class TrainState:
         self.lr_schedule = registry.get_lr_scheduler_class(run.lr_sched).from_run(run, self.schedule.total,
                                                                                   self.schedule.interval)
         self.optimizer = optim.build_optimizer(model, run)
-        wrapped = wrap_for_ranks(model, device, run.find_unused_parameters)
+        wrapped = wrap_for_ranks(model, device, run)
         self.train_step = TrainStep(task, wrapped, self.optimizer, self.lr_schedule, run, device, precision)
         self.speed = Speed(global_batch)
 

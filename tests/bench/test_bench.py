@@ -20,7 +20,7 @@ from lavis_lite.bench.options import PEERS, Options
 from lavis_lite.bench.run import run
 from lavis_lite.bench.sizes import CAPTION_LENGTHS, SIZES, caption_lengths, padding_share
 from lavis_lite.bench.timing import Seconds, Side, interleave, ratios
-from lavis_lite.bench.training import our_step
+from lavis_lite.bench.training import OurStep
 from lavis_lite.cli import bench
 from lavis_lite.device import Precision
 from lavis_lite.errors import ConfigError, DataError, LavisLiteError
@@ -205,7 +205,7 @@ def test_training_in_bf16_on_a_cpu_keeps_the_loss(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(TrainStep, "run", noted)
     for dtype in (torch.float32, torch.bfloat16):
         model, processors, _ = load_model_and_preprocess(name, "mini", is_eval=True, device="cpu")
-        turn = our_step(model, model, CPU, Precision("cpu", dtype))
+        turn = OurStep(model, model, CPU, Precision("cpu", dtype))
         for _ in range(3):
             turn({"image": torch.stack([processors["eval"](Image.fromarray(render(scene))) for scene in scenes[1:]]),
                   "text_input": [make_captions(scene)[0] for scene in scenes[:-1]],
@@ -214,6 +214,13 @@ def test_training_in_bf16_on_a_cpu_keeps_the_loss(monkeypatch: pytest.MonkeyPatc
     assert exact[0] > 1
     assert sum(rounded) == pytest.approx(sum(exact), rel=0.005) and rounded != exact
     assert exact[-1] < 0.98 * exact[0]
+
+
+def test_a_step_alone_tells_its_phases_and_predicts_its_scaling() -> None:
+    row = run(mini("stage1"), "")[0]
+    assert set(row.phases) == {"frozen", "forward", "backward", "update"} and min(row.phases.values()) > 0
+    assert list(row.scaling) == [8, 64, 256, 1024]
+    assert 1 > row.scaling[8] > row.scaling[1024] > 0
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

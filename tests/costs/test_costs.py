@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,24 @@ def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("weights", "gathered", "activations", "peak", "TFLOP", "A100 80 GB", "a prediction, not a measurement",
                  "sent", "checkpoint", "features"):
         assert word in page, word
+
+
+def test_the_page_of_many_gpus_predicts_weak_scaling() -> None:
+    settings = ["run.batch_size_train=64"]
+    slow, fast = ("\n".join(costs(compose(str(PROJECTS / "blip2/stage1.yaml"), [*settings, *more]).config, 64))
+                  for more in ([], ["run.gradient_compression=bf16", "run.tf32=true", "run.overlap_exchange=true"]))
+    found = [re.search(r"weak scaling +(0.\d\d) at 8, .* (0.\d\d) at 1,024 H200", page) for page in (slow, fast)]
+    assert all(found) and found[0][2] < found[1][2], (slow, fast)
+    assert "objectives" in slow and "a prediction" in slow
+    assert "weak scaling" not in "\n".join(costs(compose(str(PROJECTS / "blip2/stage1.yaml"), []).config, 1))
+
+
+def test_traffic_has_the_objectives_in_every_micro_batch() -> None:
+    model = meta_model(section_of("stage1", {}))
+    once, twice, half = (Traffic.of(model, RunConfig(batch_size_train=8, **more), 4) for more in (
+        {}, {"accum_grad_iters": 2}, {"gradient_compression": "bf16"}))
+    assert once.objectives == round(0.75 * sum(model.exchanged(8, 4, torch.float32)[:3])) > 0
+    assert twice.objectives == 2 * once.objectives and twice.gradients == once.gradients == 2 * half.gradients
 
 
 PAPER = ["blip2/stage1_vitg", "blip2/stage1_vitl", "blip2/stage2_opt2.7b", "blip2/stage2_opt6.7b", "frozen/paper",

@@ -13,6 +13,7 @@ from lavis_lite.models.base import BaseModel, freeze
 from lavis_lite.models.blip2.llm import OPT, T5, Blip2LLM
 from lavis_lite.models.vision.encoder import VisionEncoder
 from tests.models.language.tiny import tiny
+from tests.models.stage1_helpers import tiny_batch, tiny_model
 from tests.models.test_blip2_llm import CAPTIONS, model_of
 
 VIT = {"depth": 2, "width": 16, "heads": 2, "patch_size": 4, "mlp_ratio": 2.0}
@@ -130,3 +131,26 @@ def test_buffers_of_a_frozen_part_stay_out_though_something_in_it_trains() -> No
     model.part[1].weight.requires_grad_(True)  # type: ignore[index, union-attr]
     assert set(model.trainable_state()) == free | {"part.1.weight"}
     load_state(model, model.trainable_state(), "checkpoint")
+
+
+# seen before its turn -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["opt", "stage 1"])
+def test_images_that_were_encoded_ahead_give_the_same_loss(name: str) -> None:
+    model = whole() if name == "opt" else tiny_model()
+    samples = tiny_batch() if name == "stage 1" else {"image": images(), "text_input": CAPTIONS[:3]}
+    state = torch.get_rng_state()
+    ahead = model.encode_ahead(samples["image"])
+    assert ahead.ndim == 3 and not ahead.requires_grad and torch.equal(torch.get_rng_state(), state)
+    losses = []
+    for image in (samples["image"], ahead):
+        torch.manual_seed(0)
+        losses.append(model({**samples, "image": image}).loss)
+    assert torch.equal(*losses)
+
+
+def test_videos_and_what_an_encoder_learns_from_stay() -> None:
+    video, none, images_ = torch.randn(2, 3, 2, 4, 4), torch.empty(0, 3, 4, 4), tiny_batch()["image"]
+    model = tiny_model()
+    assert model.encode_ahead(video) is video and model.encode_ahead(none) is none
+    assert tiny_model(freeze_vit=False).encode_ahead(images_) is images_
+    assert BaseModel().encode_ahead(images_) is images_

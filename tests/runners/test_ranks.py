@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from lavis_lite import distributed
+from lavis_lite.config.schema import RunConfig
+from lavis_lite.config.typed import run_errors
+from lavis_lite.device import set_tf32
 from lavis_lite.errors import CheckpointError, DataError, DistributedError
+from lavis_lite.runners.ranks import during_exchange
 from lavis_lite.runners.signals import Interrupted
 from lavis_lite.runners.step import DivergedError
 from lavis_lite.tracking.tracker import read
@@ -21,6 +27,27 @@ RUN = {"max_iters": 6, "accum_grad_iters": 2, "valid_splits": ["val"], "iters_pe
        "max_grad_norm": 1.0}
 
 
+class LooksAhead(ExactModel):
+    """Its frozen layer may have seen the images before; `seen_ahead` counts how often it had."""
+
+    seen_ahead = 0
+
+    def encode_ahead(self, image):
+        assert not torch.is_grad_enabled()
+        return self.frozen(image.double())[:, None]
+
+    def forward(self, samples):
+        image = samples["image"]
+        if image.ndim == 2:
+            return super().forward(samples)
+        LooksAhead.seen_ahead += 1
+        frozen, self.frozen = self.frozen, nn.Identity()
+        try:
+            return super().forward({**samples, "image": image[:, 0]})
+        finally:
+            self.frozen = frozen
+
+
 class CountSyncs(ToyTask):
     """Notes for every micro-batch whether ranks will exchange gradients after it."""
 
@@ -29,9 +56,9 @@ class CountSyncs(ToyTask):
         return super().train_step(model, samples)
 
 
-def train(folder, run, resume=None, nan_rows=frozenset(), dropout=0.0):
+def train(folder, run, resume=None, nan_rows=frozenset(), dropout=0.0, model=ExactModel):
     toy = Toy(Path(folder), {**RUN, **run}, dropout=dropout, nan_rows=nan_rows, task_class=CountSyncs,
-              model_class=ExactModel)
+              model_class=model)
     runner = toy.build()
     if resume:
         runner.resume(Path(resume))
@@ -48,6 +75,12 @@ def scenarios(folder):
     found["again"] = train(f"{folder}/drop", {"batch_size_train": 2}, f"{folder}/drop/checkpoints/step_00000003",
                            dropout=0.5)
     found["unused"] = train(f"{folder}/unused", {"batch_size_train": 2, "find_unused_parameters": True})
+    found["buckets"] = train(f"{folder}/buckets", {"batch_size_train": 2, "ddp_bucket_mb": 1e-4})
+    found["bf16"] = train(f"{folder}/bf16", {"batch_size_train": 2, "gradient_compression": "bf16"})
+    for name, resume in (("overlap", None), ("overlap again", f"{folder}/overlap/checkpoints/step_00000003")):
+        found[name] = train(f"{folder}/overlap", {"batch_size_train": 2, "overlap_exchange": True}, resume, dropout=0.5,
+                            model=LooksAhead)
+        found[f"{name}: steps"], LooksAhead.seen_ahead = LooksAhead.seen_ahead, 0
     return found, misfortunes(folder), abandoned(folder)
 
 
@@ -80,11 +113,61 @@ def test_gradients_are_exchanged_once_per_step(two):
     assert two[1][0]["plain"][1] == [False, True] * 6
 
 
-@pytest.mark.parametrize(("whole", "resumed"), [("plain", "resumed"), ("dropout", "again")])
-def test_two_processes_resume_bit_for_bit(two, whole, resumed):
+@pytest.mark.parametrize(("whole", "resumed"), [("plain", "resumed"), ("dropout", "again"), ("plain", "buckets"),
+                                                 ("dropout", "overlap"), ("dropout", "overlap again")])
+def test_runs_that_are_equal_bit_for_bit(two, whole, resumed):
     for rank in two[1]:
         for name, value in rank[whole][0].items():
             np.testing.assert_array_equal(value, rank[resumed][0][name], err_msg=name)
+
+
+def test_frozen_parts_see_the_images_of_every_later_step_in_advance(two):
+    assert [two[1][0][f"{name}: steps"] for name in ("overlap", "overlap again")] == [5, 2]
+    logs = [[row["loss"] for row in read(two[0] / name / "log.jsonl") if "loss" in row] for name in ("drop", "overlap")]
+    assert logs[0] == logs[1] and len(logs[0]) > 5
+
+
+def test_bf16_gradients_change_the_weights_a_little(two):
+    exact, rounded = (two[1][0][name][0]["out.weight"] for name in ("plain", "bf16"))
+    assert 0 < np.abs(exact - rounded).max() < 2e-3
+    np.testing.assert_array_equal(rounded, two[1][1]["bf16"][0]["out.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:.*barrier.*")
+def test_work_is_done_before_gradients_are_waited_for():
+    """The exchange of this test ends with the work alone, or after half a minute with an error."""
+    exchanged = torch.futures.Future()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    guard = threading.Timer(30, lambda: exchanged.set_exception(TimeoutError("DDP waited first")))
+    try:
+        model = nn.parallel.DistributedDataParallel(nn.Linear(3, 1))
+        buckets = []
+        model.register_comm_hook(None, lambda state, bucket: (buckets.append(bucket.buffer()), exchanged)[1])
+        loss = model(torch.ones(2, 3)).sum()
+        during_exchange(loss, lambda: exchanged.set_result(buckets[-1]))
+        guard.start()
+        loss.backward()
+        assert model.module.weight.grad.tolist() == [[2.0, 2.0, 2.0]]
+    finally:
+        guard.cancel()
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("run", "message"), [
+    (RunConfig(overlap_exchange=True, fsdp="blocks", max_iters=1), "overlap_exchange"),
+    (RunConfig(ddp_bucket_mb=0.0, max_iters=1), "ddp_bucket_mb"),
+    (RunConfig(prefetch_factor=0, max_iters=1), "prefetch_factor")])
+def test_settings_that_cannot_be_are_refused(run, message):
+    assert [key for key, _ in run_errors(run)] == [message]
+
+
+def test_tf32_is_for_gpus(monkeypatch):
+    found = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", found.append)
+    for tf32 in (True, False):
+        for device in ("cpu", "cuda"):
+            set_tf32(RunConfig(tf32=tf32), torch.device(device))
+    assert found == ["high", "highest"]
 
 
 def test_ranks_draw_different_noise(two):

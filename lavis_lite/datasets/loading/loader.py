@@ -286,8 +286,9 @@ def eval_loader(dataset: MapDataset, run_cfg: RunConfig, rank: int = 0, world_si
 
 def _settings(run_cfg: RunConfig) -> dict[str, Any]:
     """What both loaders share."""
+    ahead = {"prefetch_factor": run_cfg.prefetch_factor} if run_cfg.num_workers else {}
     return {"workers": run_cfg.num_workers, "start_method": run_cfg.worker_start_method,
-            "pin_memory": _on_gpu(run_cfg.device)}
+            "pin_memory": _on_gpu(run_cfg.device), **ahead}
 
 
 def _on_gpu(device: str) -> bool:

@@ -129,6 +129,10 @@ class EncoderModel(BaseModel):
             features: Tensor = self.vision_encoder(image)
         return features.to(dtype)
 
+    def encode_ahead(self, image: Tensor) -> Tensor:
+        """Features float[B,P,Dv] of images float[B,3,H,W] that a frozen encoder sees; all else stays."""
+        return self.encode_image(image) if self.freeze_vit and image.ndim == 4 and len(image) else image
+
     def _check_features(self, features: Tensor, width: int) -> None:
         if not self.freeze_vit or features.shape[-1] != width:
             trains = "" if self.freeze_vit else ", and this encoder trains"

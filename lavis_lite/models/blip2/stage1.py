@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite import distributed
-from lavis_lite.models.base import BaseModel, loss_weight
+from lavis_lite.models.base import BaseModel, Exchange, loss_weight
 from lavis_lite.models.blip2 import objectives
 from lavis_lite.models.blip2.base import ImageBatch, build_parts
 from lavis_lite.models.blip2.config import Blip2QformerConfig
@@ -178,15 +178,15 @@ class Blip2Qformer(Blip2Scorer):
         with uncounted(self.tokenizer.cut):
             return {"loss_lm": int(as_tokens(samples["text_input"], self.tokenizer).mask[:, 1:].sum())}
 
-    def exchanged(self, batch: int, ranks: int, dtype: torch.dtype) -> dict[str, int]:
-        """See `BaseModel`: features of all texts and similarities both ways, ids, and one image for each text."""
-        everyone, encoder = batch * ranks, cast("Any", self.vision_encoder)
+    def exchanged(self, batch: int, ranks: int, dtype: torch.dtype) -> Exchange:
+        """See `BaseModel`: features and ids of all texts, similarities both ways, and one image for each text."""
+        everyone, width = batch * ranks, self.vision_proj.out_features
         exact = 8 if dtype == torch.float32 else 4                     # `objectives.common_space`
-        image = getattr(encoder, "num_tokens", 0) * self.feature_type[0] * dtype.itemsize
-        return {"text features": 2 * everyone * self.vision_proj.out_features * exact,
-                "similarities": 2 * everyone * batch * exact,
-                "ids": everyone * (4 * (4 + self.tokenizer.max_length) + 8),
-                "chosen images": batch * image * (1 if self.freeze_vit else 2)}
+        image = getattr(self.vision_encoder, "num_tokens", 0) * self.feature_type[0] * dtype.itemsize
+        ids = 4 * (4 + self.tokenizer.max_length) + 8                  # `gather_texts`, and a request of `plan_rows`
+        return Exchange(everyone * (width * exact + ids), everyone * width * exact,
+                        2 * everyone * batch * exact + batch * image * (1 if self.freeze_vit else 2),
+                        4 * 2 * self.query_tokens.shape[1] * width * batch * (everyone - batch), calls=8)
 
     def encode(self, samples: SamplesLike) -> Encoded:
         """Vision encoder, keys and values of the image, and the pass that ITC and ITG share."""
