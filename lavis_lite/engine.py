@@ -21,8 +21,8 @@ from lavis_lite import distributed
 from lavis_lite.checkpoints import weights
 from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
+from lavis_lite.datasets.base import look_through
 from lavis_lite.datasets.features.cache import FeatureFolder
-from lavis_lite.datasets.texts import look_through
 from lavis_lite.device import pick_device
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
 from lavis_lite.evaluation.results import closing_lines
