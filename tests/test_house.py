@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "mini_world": {"errors", "process", "io"},
     "processors": BASE | {"config"},
     "models": BASE | {"config", "distributed", "processors", "torchvision_shim"},  # no io: models read no files
-    "datasets": SETTINGS | {"processors", "mini_world"},  # a row's `prepare:` calls mini_world.generate
+    "datasets": SETTINGS | {"processors", "mini_world"},  # a row's `prepare:` names a generator
     "checkpoints": SETTINGS | {"models", "processors", "torchvision_shim"},
     "tracking": SETTINGS,
     "report": SETTINGS | {"datasets", "processors"},

@@ -27,8 +27,7 @@ from lavis_lite.datasets.builders.base import IMAGES, SHARDS, BaseDatasetBuilder
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset, RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.features.cache import FeatureFolder, open_features
 from lavis_lite.datasets.files.columnar import Cells, table_files
-from lavis_lite.datasets.files.image_paths import with_pattern, within
-from lavis_lite.datasets.files.locate import Source, prepare, sources, was_unpacked_into
+from lavis_lite.datasets.files.image_paths import Source, prepare, sources, was_unpacked_into, with_pattern, within
 from lavis_lite.datasets.loading.randomness import hash64
 from lavis_lite.datasets.media.arrays import ArrayFolder, Stream, open_source
 from lavis_lite.datasets.media.images import MAX_PIXELS, ImageFolder
