@@ -53,6 +53,6 @@ def settings_error(section: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _fits(value: Any, kind: type) -> bool:
     """Whether a value can stand for a default of a kind."""
-    if kind is float:
-        return type(value) in (int, float)
-    return type(value) is kind and (kind is not int or value >= 1)
+    if kind is int:
+        return type(value) is int and value >= 1
+    return type(value) in ((int, float) if kind is float else (kind,))
