@@ -45,7 +45,8 @@ from lavis_lite.mini_world.records import (
 from lavis_lite.mini_world.render import encode_jpeg, render
 from lavis_lite.mini_world.scenes import make_scene
 from lavis_lite.process import exits
-from lavis_lite.process.children import usable_cores, worker_pool
+from lavis_lite.process.children import worker_pool
+from lavis_lite.process.launch import usable_cores
 
 # --- a folder, whole or not at all -----------------------------------------------------------------------------------
 MANIFEST = "manifest.json"

@@ -14,7 +14,6 @@ from lavis_lite import engine
 from lavis_lite.cli import train
 from lavis_lite.config.compose import compose
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.contracts import asked_by, lacking, need
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder
@@ -33,7 +32,7 @@ from lavis_lite.models.protocols import (
     TextCachingMatcher,
     TextMeasurer,
 )
-from lavis_lite.registry import registry
+from lavis_lite.registry import asked_by, lacking, need, registry
 from lavis_lite.tasks.base import BaseTask, unmet_needs
 from lavis_lite.tasks.vqa import VQARunConfig, VQATask
 
