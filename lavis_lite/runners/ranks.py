@@ -44,7 +44,7 @@ def wrap_for_ranks(model: nn.Module, device: torch.device, run: RunConfig) -> nn
     return wrapped
 
 
-def _mean_in_bf16(bucket: dist.GradBucket) -> Any:
+def _mean_in_bf16(bucket: Any) -> Any:
     """DDP's mean of a bucket over ranks; it travels in bf16. The hook of torch refuses gloo."""
     sent = bucket.buffer().div(distributed.world_size()).to(torch.bfloat16)
     return dist.all_reduce(sent, async_op=True).get_future().then(

@@ -209,7 +209,7 @@ class Runner:
         train = self.train_state
         self.model.train()
         with closing(train.batches(0, 1)) as batches:
-            return train.train_step.run(0, self._next_step(batches)).mean_over_ranks()
+            return train.train_step.run(0, self._next_step(Ahead(batches))).mean_over_ranks()
 
     # --- the loop -------------------------------------------------------------------------------------------------
     @property
