@@ -88,7 +88,7 @@ class _LavisRunner:
     @property
     def train_state(self) -> Any:
         """As this package's; the rates are those of an `lr_scheduler` that the project defined."""
-        is_new = self._train_state is None  # type: ignore[attr-defined]
+        is_new = self._train_state is None
         train = super().train_state  # type: ignore[misc]
         if is_new and hasattr(type(self), "lr_scheduler"):
             schedule = ScheduleAdapter(train.lr_schedule.init_lr, steps_per_epoch=train.schedule.interval)
