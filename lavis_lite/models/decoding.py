@@ -131,7 +131,7 @@ def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
         options: how to write.
         device: where the decoder is.
         context: ids of each sample's prompt, which repetition_penalty then counts as written; None: it does not.
-        stops: of texts that end without an end token; None: there are none.
+        stops: of texts that end without an end token; None: no such rule.
 
     Returns:
         Ids of the new tokens, the end left out: num_captions texts of each of the `batch` samples, samples in order.

@@ -144,7 +144,7 @@ def prepared(model: LanguageModel, prefix: Any, options: Decoding) -> tuple[Deco
 
 
 def stops_of(model: LanguageModel, options: Decoding) -> Stops | None:
-    """Whether the ids of a text spell one of the stop strings; None: there are none."""
+    """Whether the ids of a text spell one of the stop strings; None without such strings."""
 
     def stops(ids: Sequence[int]) -> bool:
         text = model.tokenizer.spelled(ids)
