@@ -162,9 +162,11 @@ def pictures(folder: Path) -> list[Path]:
     """Files of 640x480 pixels in a folder, at most PICTURES.
 
     Raises:
-        DataError: there are too few for a batch.
+        DataError: there is no folder, or there are too few for a batch.
     """
-    found = list(_fitting(sorted(folder.iterdir()) if folder.is_dir() else []))[:PICTURES]
+    if not folder.is_dir():
+        raise DataError(f"--images {folder}: there is no such folder. Without --images pictures are generated.")
+    found = list(_fitting(sorted(folder.iterdir())))[:PICTURES]
     if len(found) < BATCH:
         raise DataError(f"--images {folder}: the folder has {len(found)} JPEG files of {SIZE[0]}x{SIZE[1]} pixels; at "
                         f"least {BATCH} are needed. Without --images pictures are generated.")

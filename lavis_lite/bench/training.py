@@ -41,7 +41,7 @@ class _LossTask:
 
 
 def _nothing() -> None:
-    """Nobody measures phases."""
+    """No phase is measured."""
 
 
 def loss_of(output: Any) -> Tensor:

@@ -101,8 +101,9 @@ def benchmarks(chosen: argparse.Namespace) -> list[Options]:
     if chosen.json is not None and not chosen.json.absolute().parent.is_dir():
         raise ConfigError(f"--json {chosen.json}: there is no folder {chosen.json.parent}; make it first, for example "
                           f"with `mkdir -p {chosen.json.parent}`.")
-    if chosen.ranks < 1:
-        raise ConfigError(f"--ranks is {chosen.ranks}, but must be at least 1.")
+    for name in ("ranks", "threads"):
+        if getattr(chosen, name) is not None and getattr(chosen, name) < 1:
+            raise ConfigError(f"--{name} is {getattr(chosen, name)}, but must be at least 1.")
     if chosen.ranks > 1 and chosen.what not in TRAINING:
         raise ConfigError(f"--ranks {chosen.ranks}: only stage1 and stage2 train on several ranks.")
     if chosen.llm and chosen.what not in (*USES_LLM, "all"):

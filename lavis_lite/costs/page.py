@@ -29,7 +29,7 @@ from lavis_lite.models.protocols import ExampleSamples
 
 META = torch.device("meta")
 SCALED_GPU = "H200 141 GB"
-"""whose weak scaling is predicted"""
+"""the GPU of the predicted weak scaling"""
 
 
 def costs(config: Config, gpus: int | None = None, model: BaseModel | None = None) -> list[str]:

@@ -95,8 +95,8 @@ class Scaling:
     def added(self, ranks: int) -> float:
         """Seconds that a step of so many ranks takes longer.
 
-        Gradients travel during the second half of the backward pass, when those of shared layers are complete, but for
-        the last bucket; with `overlap`, also while the frozen encoder sees the next images.
+        Gradients of shared layers are complete in the second half of the backward pass. All but the last bucket travel
+        then. With `overlap` they also travel while the frozen encoder sees the next images.
         """
         more, network, phases = self.exchange(ranks), self.network, self.phases
         objectives = (network.ring(more.all_gather + more.reduce_scatter, ranks) + more.calls * network.call(ranks) +

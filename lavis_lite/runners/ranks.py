@@ -85,9 +85,9 @@ class Ahead(Iterator[Batch]):
 def during_exchange(loss: Tensor, work: Callable[[], None]) -> None:
     """Call `work` as soon as the backward pass of `loss` is computed, before DDP waits for gradients of other ranks.
 
-    autograd makes its last calls in the order in which they were asked for. This one is asked for as the backward pass
-    begins, DDP's, which waits, with the last bucket of gradients. On a GPU the kernels of `work` stand before the wait
-    in the same stream, so they need no stream of their own.
+    autograd makes its last calls in the order of their requests. This request comes as the backward pass begins. DDP's,
+    for the call that waits, comes with the last bucket of gradients. On a GPU the kernels of `work` precede the wait in
+    the same stream, so they need no other one.
     """
     engine: Any = Variable._execution_engine
     loss.register_hook(lambda grad: engine.queue_callback(work))

@@ -239,6 +239,7 @@ def test_a_step_alone_tells_its_phases_and_predicts_its_scaling() -> None:
     (["stage1", "--batch", "-1"], "--batch is -1"),
     (["stage1", "--size", "vitg", "--device", "cpu"], "needs a GPU"),
     (["stage1", "--ranks", "0"], "--ranks is 0"),
+    (["stage1", "--threads", "0"], "--threads is 0"),
 ])
 def test_impossible_options_are_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -248,3 +249,5 @@ def test_impossible_options_are_refused(arguments: list[str], message: str) -> N
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has 0 JPEG files"):
         bench.main(["loader", "--images", str(tmp_path)])
+    with pytest.raises(DataError, match="no such folder"):
+        bench.main(["loader", "--images", str(tmp_path / "nothing")])
