@@ -40,7 +40,8 @@ BUILDERS = {
     "image_qa": "questions:ImageQABuilder", "images_qa": "questions:ImagesQABuilder",
     "image_dialogue": "dialogue:ImageDialogueBuilder", "chat": "chat:ChatBuilder",
     "video_caption": "video:VideoCaptionBuilder",
-    "video_qa": "video:VideoQABuilder", "video_retrieval": "video:VideoRetrievalBuilder",
+    "video_qa": "video:VideoQABuilder", "video_dialogue": "video:VideoDialogueBuilder",
+    "video_retrieval": "video:VideoRetrievalBuilder",
 }
 """builders of the package, by their module in the package datasets.builders"""
 
@@ -62,6 +63,7 @@ TASKS = {
     "retrieval": ("retrieval:RetrievalTask", "Retrieval"),
     "captioning": ("captioning:CaptioningTask", "Captioning"),
     "vqa": ("vqa:VQATask", "VQA"),
+    "chat": ("chat:ChatTask", "Chat"),
     "gqa": ("answering:GQATask", "GQA"),
     "aok_vqa": ("answering:AOKVQATask", "AOKVQA"),
     "vqa_reading_comprehension": ("answering:ReadingTask", "Reading"),

@@ -17,8 +17,9 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 GPU_PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "A6000": 155e12, "L40S": 362e12}
 """dense FLOP/s in bf16 by a word in the device's name (vendors' nominal figures)"""
-READS = {getattr(Tensor, name) for name in ("item", "tolist", "cpu", "nonzero", "masked_select", "__bool__",
-                                            "__int__", "__float__", "__index__")} | {torch.nonzero, torch.masked_select}
+READS = {getattr(Tensor, name) for name in ("item", "tolist", "cpu", "nonzero", "masked_select", "equal", "__bool__",
+                                            "__int__", "__float__", "__index__")} | {
+    torch.nonzero, torch.masked_select, torch.equal}
 """calls that wait for the device if the tensor is there"""
 _ATEN = torch.ops.aten
 _CPU_ATTENTION: dict[Any, Callable[..., int]] = {

@@ -68,7 +68,7 @@ def write_all(config: Config, out: Path | None, dtype: str, per_file: int) -> No
             encode=lambda image: see(image.to(device)),
             facts={"encoder": encoder, "processor": processor}, out=_folder(out, name, datasets[0].folder), dtype=dtype,
             per_file=per_file, batch_size=run.batch_size_train, workers=run.num_workers,
-            skip_bad=run.on_bad_sample == "skip")
+            skip_bad=run.on_bad_sample == "skip", start_method=run.worker_start_method)
         if write_features(job, launch.rank, launch.world_size):
             print(f"features of {len(job.images)} images: {job.out}")
             print(f"to train on them: --options datasets.{name}.features={job.out}")

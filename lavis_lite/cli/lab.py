@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,8 +72,14 @@ def _run(ablations: Sequence[Ablation], chosen: argparse.Namespace, out: Path) -
         if not chosen.report_only:
             print(f"{ablation.name}: {ablation.title}", flush=True)
             wanted = {cell: jobs for cell, jobs in cells.items() if cell[0] in named}
-            execute.run(wanted, write_all, chosen.jobs, lambda line: print(f"  {line}", flush=True))
+            execute.run(wanted, write_all, _command, chosen.jobs, lambda line: print(f"  {line}", flush=True))
         execute.write_rows(rows_file(out, ablation), execute.rows_of(ablation, cells))
+
+
+def _command(words: Sequence[str]) -> int:
+    """Run a command of the package; its errors end the ablation."""
+    code: int = importlib.import_module(f"lavis_lite.cli.{words[0]}").main(words[1:])
+    return code
 
 
 def _variants(ablation: Ablation, named: list[str] | None) -> list[str]:

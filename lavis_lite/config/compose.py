@@ -49,6 +49,7 @@ class Composition:
         tree: the merged layers.
         provenance: dotted key -> name of the layer that set it.
         unset: dotted keys that a layer set to null over another layer's value.
+        named: dotted keys of the defaults of its model type and data sets.
         errors: its errors, one sentence each.
         config: the typed sections.
     """
@@ -56,6 +57,7 @@ class Composition:
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.tree, self.provenance = merge(layers)
         self.unset = unset_keys(layers)
+        self.named: set[str] = set()
         self.errors: list[str] = []
         self.config = Config(ModelConfig(), PreprocessConfig(), {}, RunConfig())
 
@@ -105,6 +107,7 @@ def compose_layers(own: Sequence[Layer], cfg_path: Path) -> Composition:
     own, notes = without_keys_of_others(own)
     defaults, wrong_names = default_layers(chosen)
     composition = Composition([*defaults, *own])
+    composition.named = {key for layer in defaults for key, _ in flatten(layer.content)}
     composition.errors = errors + wrong_names
     _type_run(composition)
     composition.config.notes = notes + composition.config.notes
@@ -115,6 +118,7 @@ def overlaid(composition: Composition, layer: Layer) -> Composition:
     """A composed run with one more layer on top. Errors that do not come from types are kept."""
     tree: Any = OmegaConf.to_container(composition.tree, resolve=False)
     again = Composition([Layer("composed", tree), layer])
+    again.unset, again.named = again.unset | composition.unset, composition.named
     again.provenance = {**composition.provenance, **{key: layer.name for key, _ in flatten(layer.content)}}
     _type_run(again)
     again.errors = [*composition.errors, *(error for error in again.errors if error not in composition.errors)]
@@ -204,7 +208,10 @@ def _filled_in(section: Any, key: str, default: Any) -> Any:
 
 # types ----------------------------------------------------------------------------------------------------------------
 def _type_run(composition: Composition) -> None:
-    """Fill `composition.config` and collect errors. Keys set to null leave the tree."""
+    """Fill `composition.config` and collect errors.
+
+    Keys set to null leave the tree, but for those that the defaults of a model type or data set would set again.
+    """
     checker = Checker(composition.where, composition.unset)
     tree = _resolved(composition.tree)
     composition.config = config = Config(
@@ -216,7 +223,9 @@ def _type_run(composition: Composition) -> None:
         imports=[str(name) for name in tree.get("imports") or []],
         notes=checker.notes,
         provenance=composition.provenance)
-    as_written: Any = without(OmegaConf.to_container(composition.tree, resolve=False), checker.left_out)  # type: ignore[arg-type]
+    gone = [key for key in checker.left_out
+            if not any(f"{other}.".startswith(f"{key}.") for other in composition.named)]
+    as_written: Any = without(OmegaConf.to_container(composition.tree, resolve=False), gone)  # type: ignore[arg-type]
     composition.tree = OmegaConf.create(as_written)
     config.as_written = dict(_interpolations(as_written))
     _fill_processors(config)

@@ -24,7 +24,7 @@ OUT_OF_SCOPE = {
                     "point clouds"),
     **dict.fromkeys(("audiocaps_mm_caption", "audiocaps_mm_caption_instruct", "audioset_mm_caption", "clotho_qa",
                      "esc50_cls"), "sound"),
-    "avsd_dialogue": "features of videos for a GPT-2", "blip_diffusion_finetune": "pictures to generate"}
+    "blip_diffusion_finetune": "pictures to generate"}
 """data sets of LAVIS' other projects -> what they hold"""
 INSTRUCTION = "blip_instruction"
 _TEMPLATES = {("image", "caption"): "caption", ("image", "qa"): "vqa", ("image", "classification"): "choice",

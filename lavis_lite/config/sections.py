@@ -111,6 +111,9 @@ class RunConfig(Section):
     """mixed precision, see amp_dtype"""
     amp_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: with amp, bf16 if the device has it, else fp16 (on a CPU: fp32, with a note); without amp, fp32"""
+    compile: Literal["none", "blocks", "full"] = "none"
+    """what of a training torch.compile translates. blocks: each transformer block; full: the losses as a whole.
+    Texts are then padded to a few widths, so that little is translated twice. It pays on GPUs"""
     lm_reduction: Literal["global", "per_rank"] = "global"
     """average of LM and ITG losses. Over all tokens of a step, independent of ranks and micro-batches; or LAVIS' mean
     of the means of each rank's micro-batches"""
@@ -119,6 +122,9 @@ class RunConfig(Section):
     """samples per rank and micro-batch"""
     batch_size_eval: int = field(default=64, metadata=AFFECTS_ROWS)
     """samples per rank and batch of an evaluation"""
+    decode_at_once: int | None = field(default=None, metadata=AFFECTS_ROWS)
+    """of these, so many are answered at the same time; the others wait and take the places of those that are finished;
+    null: all"""
     num_workers: int = 4
     """loader processes per rank"""
     worker_start_method: Literal["fork", "spawn", "forkserver"] | None = None

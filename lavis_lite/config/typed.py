@@ -284,8 +284,8 @@ def check_optimizer(run: RunConfig, report: Report) -> None:
 
 # --- rules for values of the run section ------------------------------------------------------------------------------
 POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval",
-            "accum_grad_iters", "shuffle_window", "log_freq", "save_every", "val_freq", "keep_checkpoints",
-            "max_grad_norm", "dist_timeout_minutes")
+            "decode_at_once", "accum_grad_iters", "shuffle_window", "log_freq", "save_every", "val_freq",
+            "keep_checkpoints", "max_grad_norm", "dist_timeout_minutes")
 NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
 FRACTIONS = ("max_bad_fraction", "max_skipped_share", "lr_layer_decay")
 

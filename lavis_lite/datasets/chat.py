@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lavis_lite.conversation import Conversation
 from lavis_lite.datasets.annotations.chats import to_conversation
 from lavis_lite.datasets.annotations.rows import Row, RowTable
 from lavis_lite.datasets.base import Sample, TableDataset
@@ -20,7 +21,7 @@ Batch = dict[str, Any]
 
 
 class ChatDataset(TableDataset):
-    """Samples: conversation, a `Conversation`; image, a list of float32[3, H, W]; instance_id str.
+    """Samples: conversation, a `Conversation`; image, a list of float32[3, H, W]; instance_id str; index int.
 
     The frames of a video are pictures side by side, in the video's place. Texts stay as they are written.
 
@@ -35,21 +36,32 @@ class ChatDataset(TableDataset):
         frames: of each video, evenly spread.
     """
 
-    sample_keys: tuple[str, ...] = ("conversation", "image", "instance_id")
+    sample_keys: tuple[str, ...] = ("conversation", "image", "instance_id", "index")
 
     def __init__(self, table: RowTable, folder: ImageFolder, videos: VideoFolder, vis_processor: Processor,
                  frames: int = 8) -> None:
         self.table, self.folder, self.videos, self.frames = table, folder, videos, frames
         self.vis_processor = vis_processor
 
-    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
-        """One conversation; its pictures are drawn from `rng` in order."""
+    def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
+        """One conversation; its pictures are drawn from `rng` in order, or all of them are `picture`."""
         row = self.table[index]
-        views = [self._views(kind, name, rng) for kind, name in row["media"]]
+        views = [self._views(kind, name, rng, picture) for kind, name in row["media"]]
         return {"conversation": to_conversation(row, list(map(len, views))),
-                "image": [view for some in views for view in some], "instance_id": str(index)}
+                "image": [view for some in views for view in some], "instance_id": str(index),
+                "index": index}
 
-    def _views(self, kind: str, name: str, rng: random.Random | None) -> list[Any]:
+    def conversation(self, index: int) -> Conversation:
+        """The turns of a row; a video counts as one picture."""
+        return to_conversation(self.table[index])
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """question_id and category of a row, if it has them."""
+        return dict(self.table[index].get("facts", {}))
+
+    def _views(self, kind: str, name: str, rng: random.Random | None, picture: Any) -> list[Any]:
+        if picture is not None:
+            return [picture] * (1 if kind == "image" else self.frames)
         if kind == "image":
             return [self.folder.view(name, self.vis_processor, rng)]
         return [self.vis_processor(frame, rng) for frame in self._frames(name)]
@@ -82,7 +94,7 @@ class ChatDataset(TableDataset):
                             "data sets that are mixed the same vis_processor image_size.")
         batch = {"conversation": [sample["conversation"] for sample in samples],
                  "picture_counts": [len(sample["image"]) for sample in samples],
-                 "instance_id": [sample["instance_id"] for sample in samples]}
+                 **{key: [sample[key] for sample in samples] for key in ("instance_id", "index")}}
         return {**batch, "image": torch.stack(views)} if views else batch
 
 

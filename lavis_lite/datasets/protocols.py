@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from lavis_lite.conversation import Conversation
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.media.images import ImageFolder
 
@@ -118,6 +119,19 @@ class Questions(MapDataset, Protocol):
 
     def question(self, index: int) -> dict[str, Any]:
         """Row of a question: question and answers (one per annotator), where known question_id and types."""
+        ...
+
+
+@runtime_checkable
+class Conversations(MapDataset, Protocol):
+    """One sample per conversation: what `chat` evaluates. Samples have conversation, picture_counts, image, index."""
+
+    def conversation(self, index: int) -> Conversation:
+        """The turns of a sample."""
+        ...
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """What the row says besides: question_id and category, where it has them."""
         ...
 
 

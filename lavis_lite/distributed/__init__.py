@@ -13,6 +13,7 @@ from lavis_lite.distributed.collectives import (
     barrier,
     broadcast_object,
     fetch_rows,
+    global_transpose,
     is_main,
     local,
     peer_is_gone,
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from lavis_lite.distributed.process_group import group, init, shutdown
 
 __all__ = ["RowPlan", "all_gather", "all_gather_object", "all_gather_with_grad", "all_reduce_sum", "barrier",
-           "broadcast_object", "fetch_rows", "group", "init", "is_main", "local", "peer_is_gone", "plan_rows", "rank",
-           "rank_is_gone", "shutdown", "world_size"]
+           "broadcast_object", "fetch_rows", "global_transpose", "group", "init", "is_main", "local", "peer_is_gone",
+           "plan_rows", "rank", "rank_is_gone", "shutdown", "world_size"]
 
 # models call collectives, and a model alone joins no group
 __getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(("group", "init", "shutdown"), __name__ + ".process_group"))

@@ -18,7 +18,9 @@ from torch import Tensor
 from lavis_lite.errors import DistributedError
 
 T = TypeVar("T")
-_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
+# renamed in torch 2.13
+_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class _State:
@@ -87,10 +89,9 @@ class _AllGatherGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        start = dist.get_rank() * ctx.rows
-        return total[start:start + ctx.rows]
+        own = grads[0].new_empty((ctx.rows, *grads[0].shape[1:]))
+        _reduce_scatter(own, grads[0].contiguous())
+        return own
 
 
 def all_gather_with_grad(tensor: Tensor) -> Tensor:
@@ -142,6 +143,20 @@ def _all_to_all(rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
     out = rows.new_empty((sum(receive), *rows.shape[1:]))
     dist.all_to_all_single(out, rows.contiguous(), receive, send)
     return out
+
+
+def global_transpose(rows: Tensor) -> Tensor:
+    """This rank's rows of the transpose of a matrix that all ranks have together: float[B,N] -> float[B,N], N = W*B.
+
+    A rank sends B x B numbers to each other one; gradients go back the same way.
+    """
+    if world_size() == 1:
+        return rows.T
+    size = len(rows)
+    blocks = rows.unflatten(1, (-1, size)).transpose(0, 1).flatten(0, 1)                  # float[W*B,B], by rank
+    equal = [size] * world_size()
+    received: Tensor = _Exchange.apply(blocks, equal, equal)
+    return received.T
 
 
 @dataclass(frozen=True)

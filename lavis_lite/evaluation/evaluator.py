@@ -29,6 +29,7 @@ from lavis_lite.evaluation.resume import (
     config_fingerprint,
 )
 from lavis_lite.io import disk, files
+from lavis_lite.models.language.contract import language_model_of
 from lavis_lite.tasks.base import BaseTask, ProgressHandle, Row
 from lavis_lite.tasks.config import Submission
 from lavis_lite.tasks.writing import without_rows
@@ -78,6 +79,8 @@ class Evaluator:
         self.predictions: dict[str, list[Row] | Submission] = {}
         self.reports: dict[str, Evaluation] = {}
         self._checkpoints: list[EvalCheckpoint] = []
+        if (writer := language_model_of(model)) is not None:
+            writer.at_once = self.run.decode_at_once
 
     def splits(self, datasets: Datasets, splits: Iterable[str], step: int, epoch: int = 0,
                weights_of: int | None = None,

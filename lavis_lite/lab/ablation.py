@@ -6,6 +6,7 @@ paper: what the paper reports
 steps:                      # in this order; each is one run of a recipe
   stage1: {recipe: projects/blip2/stage1.yaml, options: {run.max_iters: 200}, features: true}
   answers: {of: stage1, recipe: projects/blip2/eval/mini_retrieval.yaml, every: 100}
+  captions: {command: data capfilt --ranker blip2:mini, recipe: projects/blip2/stage1.yaml}
 variants:                   # step -> options that differ; null: without that step
   with ITG: {}
   without ITG: {stage1: {model.itg_weight: 0}}
@@ -13,16 +14,17 @@ scores: {text R@1: answers.test.txt_r1}     # step.split.metric
 expected: [{better: with ITG, than: without ITG, score: text R@1}]
 ```
 
-The text `{stage1}` in an option is the run folder of that step. Equal steps of several variants, or of several
-ablations in one output folder, are one run.
+The text `{stage1}` or `{stage1}/file` in an option names the folder of that step. Equal steps of several variants, or
+of several ablations in one output folder, are one run.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ class Step:
     """One run of a recipe."""
 
     recipe: str = ""
-    """YAML of the run, or of the evaluation if `of` is given"""
+    """YAML of the run, of the evaluation if `of` is given, or of the command's data set"""
     options: dict[str, Any] = field(default_factory=dict)
     """dotted key -> value, over the recipe's"""
     of: str | None = None
@@ -47,6 +49,9 @@ class Step:
     """evaluate the checkpoints of every so many optimizer steps as well as the last; `of` must save them"""
     features: bool = False
     """train on saved features of the frozen vision encoder"""
+    command: str = ""
+    """run a command such as `data capfilt` on the recipe's data set, into the folder that is its `--out`, once for all
+    seeds; absent: train or evaluate"""
 
 
 @dataclass
@@ -88,7 +93,7 @@ class Ablation:
     steps: dict[str, Step] = field(default_factory=dict)
     """name -> run, in order"""
     variants: dict[str, dict[str, dict[str, Any] | None]] = field(default_factory=dict)
-    """name -> step -> options that differ, `recipe` among them; null: without that step"""
+    """name -> step -> options that differ, `recipe` and `features` among them; null: without that step"""
     scores: dict[str, str] = field(default_factory=dict)
     """name -> step.split.metric; metric+metric is their mean"""
     expected: list[Expectation] = field(default_factory=list)
@@ -107,21 +112,22 @@ class Ablation:
 
 def changed(step: Step, changes: dict[str, Any]) -> Step:
     """A step with the options of a variant."""
-    own = {key: value for key, value in changes.items() if key != "recipe"}
-    return Step(changes.get("recipe", step.recipe), {**step.options, **own}, step.of, step.every, step.features)
+    own = {key: value for key, value in changes.items() if key not in ("recipe", "features")}
+    return replace(step, recipe=changes.get("recipe", step.recipe), features=changes.get("features", step.features),
+                   options={**step.options, **own})
 
 
 def as_option(key: str, value: Any, folders: dict[str, Path]) -> str:
-    """`key=value` for the command line, with the run folders of steps in place of `{step}`.
+    """`key=value` for the command line, with the folders of steps in place of a leading `{step}`.
 
     Raises:
         ConfigError: the value names a step that the variant does not have.
     """
-    if isinstance(value, str) and value.startswith("{") and value.endswith("}"):
-        name = value[1:-1]
+    if isinstance(value, str) and (found := re.fullmatch(r"\{(\w+)\}((?:/.*)?)", value)):
+        name, inside = found.groups()
         if name not in folders:
             raise ConfigError(f"{key}: {value}: no earlier step {name!r}; {did_you_mean(name, folders)}")
-        return f"{key}={folders[name]}"
+        return f"{key}={folders[name]}{inside}"
     return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +32,31 @@ Log = Callable[[str], None]
 Row = dict[str, Any]
 WriteFeatures = Callable[[Config, Path, str, int], None]
 """(configuration, output folder, dtype, images per file), as `data cache-features` does"""
+Command = Callable[[Sequence[str]], int]
+"""runs a command of the package, such as ["data", "capfilt", ...]"""
 
 
-def run(cells: Mapping[Cell, Mapping[str, Job]], write_features: WriteFeatures, at_once: int = 1,
+def run(cells: Mapping[Cell, Mapping[str, Job]], write_features: WriteFeatures, command: Command, at_once: int = 1,
         log: Log = print) -> None:
     """Run every job without a record, those first that others start from.
 
     Args:
         cells: from `plan`.
         write_features: writes the features that trainings share.
+        command: runs a command of the package.
         at_once: jobs at a time, each in a process of its own.
         log: receives a line per job.
     """
     jobs = unique(cells)
     left = [job for job in jobs if not job.finished]
     log(f"{len(jobs)} runs, {len(jobs) - len(left)} of them finished")
-    for job in left:
-        _make_features(job, write_features, log)
     for depth in sorted({job.depth for job in left}):
         wave = [job for job in left if job.depth == depth]
-        for number, job in enumerate(_executed(wave, at_once), 1 + sum(job.depth < depth for job in left)):
+        for job in wave:  # not before: a model is built for them, and its weights may be those of an earlier wave
+            _make_features(job, write_features, log)
+        commands = (execute(job, command) for job in wave if job.command)
+        done = itertools.chain(commands, _executed([job for job in wave if not job.command], at_once))
+        for number, job in enumerate(done, 1 + sum(job.depth < depth for job in left)):
             log(f"[{number} of {len(left)}] {job.folder.name}: {_record(job)['seconds'] or '?'} s of processor time")
 
 
@@ -73,12 +79,12 @@ def _make_features(job: Job, write_features: WriteFeatures, log: Log) -> None:
         write_features(dataclasses.replace(config, datasets=first), job.features.parent, "fp32", 1000)
 
 
-def execute(job: Job) -> Job:
-    """Run one job and write its record."""
+def execute(job: Job, command: Command | None = None) -> Job:
+    """Run one job, a command if that is given, and write its record."""
     continued = job.of is None and any(runs_below(job.folder))
     began = time.process_time()
     with _output(job.folder / "log.txt"):
-        points = _train(job) if job.of is None else _evaluate(job)
+        points = _run_command(job, command) if command else _train(job) if job.of is None else _evaluate(job)
     seconds = None if continued else round(time.process_time() - began, 1)
     atomic.write_text(job.folder / RECORD, json.dumps({
         "step": job.step, "seed": job.seed, "options": job.options, "points": points, "seconds": seconds,
@@ -92,6 +98,11 @@ def _output(path: Path) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         yield
+
+
+def _run_command(job: Job, command: Command) -> list[Row]:
+    command([*job.command, "--cfg-path", str(job.recipe), "--options", *job.options, "--out", str(job.folder)])
+    return []
 
 
 def _train(job: Job) -> list[Row]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lavis_lite
-from lavis_lite.checkpoints.weights import required_weights
+from lavis_lite.checkpoints.weights import packaged, packaged_names, required_weights
 from lavis_lite.config.compose import Composition, compose, to_yaml
 from lavis_lite.config.recipes import find_recipe, unknown_recipe
 from lavis_lite.config.schema import ModelConfig
@@ -36,6 +36,7 @@ class Job:
         of: folder of the training that is evaluated; None: this is a training.
         every: also evaluate checkpoints of every so many optimizer steps.
         features: folder of saved features that the training reads; None: pictures.
+        command: words of the command that is run instead.
     """
 
     step: str
@@ -47,6 +48,7 @@ class Job:
     of: Path | None = None
     every: int | None = None
     features: Path | None = None
+    command: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -95,12 +97,15 @@ def _jobs(steps: Mapping[str, Step], out: Path, seed: int, iterations: int | Non
     for name, step in steps.items():
         folders = {earlier: job.folder for earlier, job in jobs.items()}
         options = [as_option(key, value, folders) for key, value in step.options.items()]
-        if step.of is None and iterations is not None:
+        if step.of is None and iterations is not None and not step.command:
             options += [f"run.max_iters={iterations}", f"run.warmup_steps={iterations // 10}"]
+        own_seed = 0 if step.command else seed
+        options += [] if step.command else [*ALWAYS, f"run.seed={seed}"]
         of = jobs[step.of] if step.of is not None else None
         parents = [job for job in jobs.values() if of is job or any(str(job.folder) in text for text in options)]
-        job = Job(name, _file(step.recipe), (*options, *ALWAYS, f"run.seed={seed}"), seed, out / "runs",
-                  1 + max((parent.depth for parent in parents), default=-1), of.folder if of else None, step.every)
+        job = Job(name, _file(step.recipe), tuple(options), own_seed, out / "runs",
+                  1 + max((parent.depth for parent in parents), default=-1), of.folder if of else None, step.every,
+                  command=tuple(step.command.split()))
         if job not in placed:
             placed[job] = _placed(_with_features(job, out) if step.features else job, out)
             placed[job][1].extend(_curve_errors(step, of))
@@ -153,15 +158,23 @@ def _placed(job: Job, out: Path) -> tuple[Job, list[str]]:
     """
     composition = job.composition()
     errors = check(composition) or [f"missing: {need}" for need in missing(composition.config) if str(out) not in need]
-    facts = [lavis_lite.__version__, to_yaml(composition), str(job.of), job.every,
-             *_packaged_weights(composition.config.model)]
+    facts = [lavis_lite.__version__, to_yaml(composition), str(job.of), job.every, *job.command,
+             *(_weights_here() if job.command else _packaged_weights(composition.config.model))]
     name = f"{job.step}_seed{job.seed}_{_digest(json.dumps(facts).replace(str(out), ''))}"
     return replace(job, folder=out / "runs" / name), errors
 
 
 def _packaged_weights(section: ModelConfig) -> list[str]:
     """Checksums of the package's own weights that a model starts from: other weights make another run."""
-    paths = [need.local() for need in required_weights(section) if need.value.split("/")[0] == "mini"]
+    return _checksums(need.local() for need in required_weights(section) if need.value.split("/")[0] == "mini")
+
+
+def _weights_here() -> list[str]:
+    """Checksums of all weights of the package: a command may read any of them."""
+    return _checksums(map(packaged, packaged_names()))
+
+
+def _checksums(paths: Iterable[Path | None]) -> list[str]:
     return [atomic.file_sha256(file) for path in paths if path is not None
             for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])]
 

@@ -6,10 +6,11 @@ index; ``question_id`` is made the same way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lavis_lite.mini_world.captions import make_captions
+from lavis_lite.mini_world.dice import Dice
 from lavis_lite.mini_world.questions import TYPES, Question, make_questions
 from lavis_lite.mini_world.scenes import IMAGE_SIZE, Scene
 
@@ -41,6 +42,13 @@ def describe_scene(scene: Scene) -> SceneRecord:
     count = QUESTIONS_PER_IMAGE.get(scene.split, len(TYPES))
     name = file_name(scene.split, scene.index)
     return SceneRecord(scene, name, make_captions(scene), make_questions(scene, count))
+
+
+def with_swapped_captions(records: list[SceneRecord], share: float, seed: int) -> list[SceneRecord]:
+    """A share of the pictures, drawn by the seed, with the captions of the next one of them, as web texts may be."""
+    drawn = Dice(seed, len(records)).shuffled(range(len(records)))[:round(share * len(records))]
+    captions = {here: records[there].captions for here, there in zip(drawn, drawn[1:] + drawn[:1], strict=True)}
+    return [replace(record, captions=captions.get(index, record.captions)) for index, record in enumerate(records)]
 
 
 def caption_file(records: list[SceneRecord], info: dict[str, Any]) -> dict[str, Any]:

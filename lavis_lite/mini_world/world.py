@@ -40,6 +40,7 @@ from lavis_lite.mini_world.records import (
     file_name,
     question_file,
     scene_file,
+    with_swapped_captions,
 )
 from lavis_lite.mini_world.render import encode_jpeg, render
 from lavis_lite.mini_world.scenes import make_scene
@@ -141,6 +142,7 @@ def prepare_mini_world(
     test: int = DEFAULT_SIZES["test"],
     ood: int = DEFAULT_SIZES["ood"],
     seed: int = DEFAULT_SEED,
+    caption_noise: float = 0.0,
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
@@ -153,18 +155,22 @@ def prepare_mini_world(
         test: pictures in test.
         ood: pictures in ood, the split of held-out colour-shape pairs.
         seed: of the whole world; same seed, same bytes.
+        caption_noise: share of the pictures in train (0 to 1) whose captions belong to another picture.
         workers: processes that render; default one per available core, at most 8. The result does not depend on it.
         progress: show a progress line on stderr.
 
     Raises:
-        DataError: the folder holds something else or cannot be written, or a size is negative.
+        DataError: the folder holds something else or cannot be written, a size is negative, or a share is not one.
     """
     root = Path(root).expanduser().absolute()
     sizes = {"train": train, "val": val, "test": test, "ood": ood}
     bad = [f"{split}={size}" for split, size in sizes.items() if not 0 <= size < 1_000_000]
     if bad:
         raise DataError(f"mini world: {', '.join(bad)}: the pictures of a split must be 0 to 999999")
-    wanted = {"name": "mini_world", "version": WORLD_VERSION, "seed": seed, "sizes": sizes}
+    if not 0 <= caption_noise <= 1:
+        raise DataError(f"mini world: caption_noise={caption_noise:g}: must be a share from 0 to 1")
+    wanted = {"name": "mini_world", "version": WORLD_VERSION, "seed": seed, "sizes": sizes,
+              **({"caption_noise": caption_noise} if caption_noise else {})}
     if not workers:
         workers = min(usable_cores(), 8)
     report = _progress_line(sum(sizes.values())) if progress else lambda done: None
@@ -186,7 +192,8 @@ def _write_splits(root: Path, wanted: dict[str, Any], workers: int, report: Call
                 records += chunk
                 report(done + len(records))
             done += len(records)
-            for name, content in (("captions", caption_file(records, info)),
+            told = with_swapped_captions(records, wanted.get("caption_noise", 0), seed) if split == "train" else records
+            for name, content in (("captions", caption_file(told, info)),
                                   ("questions", question_file(records, info, split)),
                                   ("vqa_annotations", answer_file(records, info, split)),
                                   ("scenes", scene_file(records, info))):
@@ -239,6 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for split, size in DEFAULT_SIZES.items():
         parser.add_argument(f"--{split}", type=int, default=size, help=f"pictures in {split} (default {size})")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    parser.add_argument("--caption-noise", type=float, default=0.0,
+                        help="share of the pictures in train with captions of another one (default 0)")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core, at most 8)")
     options = vars(parser.parse_args(argv))
     try:

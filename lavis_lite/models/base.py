@@ -20,6 +20,7 @@ from lavis_lite.config.schema import ModelConfig, RunConfig
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.provenance import FOLLOWED, WeightRecord, sources_of
+from lavis_lite.models.qformer.layers import Layer
 
 
 class ParameterGroup(TypedDict, total=False):
@@ -159,6 +160,11 @@ class BaseModel(nn.Module):
     """start of a parameter's name -> factor on its learning rate"""
     allow_non_finite: bool = False
     """whether checkpoints with NaN or infinity may be loaded; the section says so"""
+    few_widths: bool = False
+    """whether texts of training are padded to a few widths (`lavis_lite.models.widths`); `run.compile` sets it"""
+    traced: Sequence[str] = ()
+    """methods from tensors to tensors that `run.compile=full` compiles. What they compute depends on no length that
+    only the host knows, if `few_widths` is set"""
 
     @classmethod
     def from_config(cls, cfg: Any) -> BaseModel:
@@ -231,6 +237,11 @@ class BaseModel(nn.Module):
         named = getattr(getattr(self, "vision_encoder", None), "blocks_to_shard", None)
         return [] if named is None else named(device)
 
+    def blocks_to_compile(self, device: torch.device) -> list[nn.Module]:
+        """Blocks that `run.compile=blocks` compiles: those that could be shared, and the layers of a Q-Former."""
+        layers = [module for module in self.modules() if isinstance(module, Layer)]
+        return [*self.vision_blocks_to_shard(device), *layers, *self.blocks_to_shard()]
+
     def frozen_parts(self) -> list[str]:
         """Top-level children all of whose parameters are frozen."""
         parts = []
@@ -264,6 +275,18 @@ class BaseModel(nn.Module):
 
         Args:
             samples: as `forward` gets them, on the CPU.
+        """
+        return {}
+
+    def exchanged(self, batch: int, ranks: int, dtype: torch.dtype) -> dict[str, int]:
+        """Bytes of a forward and backward pass that cross each of several ranks, by what they are; gradients left out.
+
+        Of a gather or scatter over all ranks, the larger of its two sides counts. The default exchanges nothing.
+
+        Args:
+            batch: samples of each rank.
+            ranks: their number.
+            dtype: of autocast; float32: no autocast.
         """
         return {}
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError, DataError, shown
 from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, as_text, frame, framed
+from lavis_lite.models.widths import few
 from lavis_lite.processors.text import without_control_tokens
 
 BEGIN_TOKEN = "[DEC]"
@@ -72,6 +73,11 @@ class TextTokens:
             return self
         return TextTokens(torch.nn.functional.pad(self.ids, (0, more), value=pad),
                           torch.nn.functional.pad(self.mask, (0, more), value=False), self.lengths)
+
+    def in_few_widths(self, most: int, pad: int) -> TextTokens:
+        """The same texts in one of a few widths, their lengths unknown to the host; see `widths`."""
+        wide = self.padded(few(self.ids.shape[1], most), pad)
+        return TextTokens(wide.ids, wide.mask)
 
     def select(self, rows: Tensor) -> TextTokens:
         """The texts `rows` (int64[M]); their lengths stay on the device."""
@@ -149,7 +155,7 @@ class TextTokenizer:
         """[CLS] and [SEP], as the tokenizer puts them."""
         return frame(self.loaded)
 
-    @property
+    @cached_property
     def special_ids(self) -> SpecialIds:
         """Size and special ids; needs no file for a known name."""
         if self.name in KNOWN_IDS:

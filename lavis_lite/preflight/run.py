@@ -14,6 +14,7 @@ from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, RunConf
 from lavis_lite.config.typed import check_arguments, check_hooks, check_optimizer, run_errors
 from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean, shown
 from lavis_lite.io import files
+from lavis_lite.process.compiler import why_not
 from lavis_lite.process.launch import launch_from_environment
 from lavis_lite.redaction import mask
 from lavis_lite.registry import registry
@@ -37,6 +38,8 @@ def check(composition: Composition) -> list[str]:
         report(f"run.{key}", message)
     check_optimizer(config.run, report)
     check_hooks(config, report)
+    if config.run.compile != "none":
+        _check_compile(config.run, report)
     for key, message in config.model.errors(config.run):
         report(f"model.{key}", message)
     _check_packages(config.run, report)
@@ -53,6 +56,14 @@ def _check_packages(run: RunConfig, report: Report) -> None:
         if getattr(run, key) and find_spec(package) is None:
             name = f"'lavis_lite[{extra}]'" if extra else package
             report(f"run.{key}", f"needs the package {package}: pip install {name}, or set run.{key}=false.")
+
+
+def _check_compile(run: RunConfig, report: Report) -> None:
+    if run.fsdp != "none":
+        report("run.compile", f"{run.compile} does not go with run.fsdp={run.fsdp}: shared blocks gather their weights "
+               "outside of what is compiled. Set one of the two to none.")
+    elif not run.evaluate and (reason := why_not(run.device)):
+        report("run.compile", reason)
 
 
 def _notes(config: Config) -> list[str]:

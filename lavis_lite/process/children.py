@@ -73,6 +73,11 @@ def stop_signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+_SERVER_KILLED = ("the process that starts loader workers (run.worker_start_method) was killed, most likely because "
+                  "memory ran out. Lower run.num_workers, or give the job more memory (SLURM: --mem; a container: "
+                  "--memory).")
+
+
 class _Worker:
     """Base of the process classes of all start methods."""
 
@@ -85,10 +90,17 @@ class _Worker:
 
     @classmethod
     def _Popen(cls, process: Any) -> Any:  # noqa: N802 (multiprocessing's name)
-        """Start the process; multiprocessing calls `terminate` of what is returned when the parent leaves."""
+        """Start the process; multiprocessing calls `terminate` of what is returned when the parent leaves.
+
+        Raises:
+            WorkerError: the server that starts processes was killed.
+        """
         process._config["tempdir"] = temporary_folder()
-        with stop_signals_blocked():
-            started = super()._Popen(process)  # type: ignore[misc]
+        try:
+            with stop_signals_blocked():
+                started = super()._Popen(process)  # type: ignore[misc]
+        except (EOFError, ConnectionError) as error:  # from the socket or pipe to it
+            raise WorkerError(_SERVER_KILLED) from error
         started.terminate = started.kill
         return started
 

@@ -27,6 +27,7 @@ from lavis_lite.evaluation.resume import EvaluationStopped
 from lavis_lite.process.launch import Launch
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing, resume, schedules
+from lavis_lite.runners.compiling import compile_model, eagerly
 from lavis_lite.runners.hooks.base import Hooks, RunContext, build_hooks
 from lavis_lite.runners.schedules import TrainSchedule
 from lavis_lite.runners.sharding import move_to_device, whole_blocks
@@ -65,6 +66,7 @@ class Runner:
         self.device = device or pick_device(self.run.device, self.launch.local_rank)
         self.precision = Precision.from_run(self.run, self.device)
         self.model = move_to_device(model, self.run, self.device)
+        compile_model(self.model, self.run, self.device)
         self.tracker = tracker or Tracker.from_run(self.run, self.run_dir, distributed.is_main())
         self.watch = SignalWatch()
         self.bad_samples = BadSamples(self.run, self.run_dir)
@@ -298,7 +300,8 @@ class Runner:
             self._save()
 
     def _evaluate(self, splits: Sequence[str], weights_of: int | None = None) -> dict[str, Scores]:
-        with self.hooks.during_evaluation(), whole_blocks(self.model), self.watch.answering(EVALUATION_ANSWER):
+        with self.hooks.during_evaluation(), whole_blocks(self.model), eagerly(self.run), \
+                self.watch.answering(EVALUATION_ANSWER):
             return self.evaluator.splits(self.datasets, splits, self.step, self.train_state.schedule.epoch(self.step),
                                          weights_of, self.hooks.after_evaluation)
 

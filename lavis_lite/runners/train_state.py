@@ -22,6 +22,7 @@ from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.registry import registry
 from lavis_lite.runners import optim
 from lavis_lite.runners.schedules import TrainSchedule
+from lavis_lite.runners.staging import staged
 from lavis_lite.runners.step import TrainStep, wrap_for_ranks
 from lavis_lite.tasks.base import BaseTask
 
@@ -69,8 +70,9 @@ class TrainState:
 
     def batches(self, start: int, end: int) -> Generator[dict[str, Any], None, None]:
         """This rank's micro-batches of steps [start, end); close it to end the loader's workers."""
-        return iter(train_loader(self.datasets, self.order, self.run, distributed.rank(), distributed.world_size(),
-                                 start, end))
+        loader = train_loader(self.datasets, self.order, self.run, distributed.rank(), distributed.world_size(), start,
+                              end)
+        return staged(iter(loader), self.train_step.device)
 
 
 def training_sets(run: RunConfig, datasets: Datasets) -> tuple[list[str], list[Any]]:

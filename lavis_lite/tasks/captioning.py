@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
-from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.base import location_of
 from lavis_lite.datasets.protocols import Captions, Domains, Identities
 from lavis_lite.errors import DataError
-from lavis_lite.metrics.caption_report import EMPTY, CaptionReport, caption_report
+from lavis_lite.metrics.caption_report import EMPTY, CaptionReport
 from lavis_lite.metrics.scenes import image_scores, scene_scores
 from lavis_lite.models.protocols import Captioner
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.config import CaptioningRunConfig, Server, Submission
-from lavis_lite.tasks.writing import CONTROLS, WritingTask, pictures_of, plain
+from lavis_lite.tasks.writing import CONTROLS, WritingTask, caption_scores, pictures_of, plain
 
 SCENE = "scene"
 SCENE_SCORES = ("attribute_f1", "attribute_precision", "attribute_recall", "exact", "agg_metrics", EMPTY)
@@ -115,20 +114,11 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
 
     def _reported(self, names: list[str], captions: dict[Any, str], rows: list[Row],
                   dataset: Captions) -> dict[str, float]:
-        """Scores against the references, by rank 0 alone: one Java program, not one per rank."""
-        failure: Exception | None = None
-        if distributed.is_main():
-            references = {row["id"]: dataset.references(row["index"]) for row in rows}
-            domains = {row["id"]: domain_of(dataset, row["index"]) for row in rows}
-            try:
-                self._found = caption_report(captions, references, names, domains)
-            except (DataError, OSError) as error:  # all ranks raise it together, so that no rank waits for the others
-                failure = error
-        found, failure = distributed.broadcast_object((self._found, failure))
-        if failure is not None:
-            raise failure
-        self._found = found
-        return dict(found.scores)
+        """Scores against the references."""
+        references = {row["id"]: dataset.references(row["index"]) for row in rows}
+        self._found = caption_scores(captions, references, names,
+                                     {row["id"]: domain_of(dataset, row["index"]) for row in rows})
+        return dict(self._found.scores)
 
     def predictions(self, rows: list[Row], dataset: Captions) -> list[Row] | Submission:
         """The official results format, image_id and caption; the file's name is the one that COCO's server requires."""

@@ -17,10 +17,11 @@ from lavis_lite.metrics.vqa import AnswerRule
 
 # --- predictions for a server ----------------------------------------------------------------------------------------
 Row = dict[str, Any]
-Server = Literal["plain", "vqa", "textvqa", "gqa", "vizwiz", "aokvqa", "hatefulmemes", "visdial", "coco", "nocaps"]
+Server = Literal["plain", "vqa", "textvqa", "gqa", "vizwiz", "aokvqa", "hatefulmemes", "visdial", "coco", "nocaps",
+                 "llava_bench"]
 NAMES: dict[str, str] = {"vqa": "VQA", "textvqa": "TextVQA", "gqa": "GQA", "vizwiz": "VizWiz", "aokvqa": "A-OKVQA",
                          "hatefulmemes": "Hateful Memes", "visdial": "Visual Dialog", "coco": "COCO captions",
-                         "nocaps": "NoCaps"}
+                         "nocaps": "NoCaps", "llava_bench": "LLaVA-Bench"}
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _COLUMNS: dict[str, tuple[str, ...]] = {"hatefulmemes": ("id", "proba", "label")}
 """of servers that take a table"""
@@ -43,7 +44,7 @@ class Submission:
     @property
     def suffix(self) -> str:
         """Ending of the file's name."""
-        return ".csv" if self.server in _COLUMNS else ".json"
+        return ".csv" if self.server in _COLUMNS else ".jsonl" if self.server == "llava_bench" else ".json"
 
     def format_hint(self) -> str:
         """The format of the file, as the end of a sentence."""
@@ -56,6 +57,8 @@ class Submission:
         if self.server in _COLUMNS:
             assert not isinstance(self.content, Mapping), self.server
             return _table(self.content, _COLUMNS[self.server])
+        if self.server == "llava_bench":
+            return "".join(f"{json.dumps(row)}\n" for row in self.content)
         return lines(self.content)
 
 
@@ -109,6 +112,8 @@ def answer_row(server: Server, name: Any, answer: str, image: str) -> Row:
 
 
 ANSWER_METRICS = ("accuracy", "anls")
+CAPTION_METRICS = ("coco", "bleu", "rouge_l", "cider", "meteor", "spice")
+"""the keys of metrics.caption_report.SCORES, whose tokenizer takes a while to import"""
 
 
 def _unknown(key: str, names: Iterable[str] | None, known: Sequence[str]) -> list[tuple[str, str]]:
@@ -209,11 +214,20 @@ class CaptioningRunConfig(WritingRunConfig):
 
     def task_errors(self) -> list[tuple[str, str]]:
         """Also unknown metrics."""
-        if not self.caption_metrics:
-            return super().task_errors()
-        from lavis_lite.metrics.caption_report import SCORES  # its tokenizer takes a while to import
+        return super().task_errors() + _unknown("caption_metrics", self.caption_metrics, (*CAPTION_METRICS, "scene"))
 
-        return super().task_errors() + _unknown("caption_metrics", self.caption_metrics, (*SCORES, "scene"))
+
+@dataclass
+class ChatRunConfig(WritingRunConfig):
+    """The run section of conversations."""
+
+    task: str = "chat"
+    num_beams: int = 1
+    """width of beam search; 1: greedy"""
+    max_len: int = 256
+    """longest answer, in new tokens with the end"""
+    model_id: str | None = field(default=None, metadata=SCORING_ONLY)
+    """name of the model in the file of answers; absent: its arch and type"""
 
 
 @dataclass
@@ -235,8 +249,9 @@ class VQARunConfig(WritingRunConfig):
     cleaning. thirds: A-OKVQA's rule. halves: iVQA's rule. auto: official if each question has at least four annotators,
     else exact"""
     vqa_metrics: list[str] | None = None
-    """accuracy (by vqa_rule) and anls (similarity to the nearest answer, ST-VQA's and DocVQA's); the first is
-    agg_metrics. Absent: accuracy; both for vqa_reading_comprehension"""
+    """accuracy (by vqa_rule), anls (similarity to the nearest answer, ST-VQA's and DocVQA's), and for answers that are
+    sentences (AVSD) those of caption_metrics; the first is agg_metrics. Absent: accuracy; also anls for
+    vqa_reading_comprehension"""
     baselines: bool = field(default=True, metadata=SCORING_ONLY)
     """report the scores of the most frequent training answer, overall and by question"""
 
@@ -246,7 +261,7 @@ class VQARunConfig(WritingRunConfig):
         if self.prompt and self.prompt.count("{}") not in (1, 2):
             found.append(("prompt", f"{self.prompt!r} has no {{}} for the question; write, for example, "
                           "'Question: {} Short answer:'."))
-        return found + _unknown("vqa_metrics", self.vqa_metrics, ANSWER_METRICS)
+        return found + _unknown("vqa_metrics", self.vqa_metrics, (*ANSWER_METRICS, *CAPTION_METRICS))
 
 
 @dataclass

@@ -29,7 +29,17 @@ from lavis_lite.registry import need, registry
 from lavis_lite.report.sample import Candidate, ReportSample
 from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.config import ANSWER_METRICS, Server, Submission, VQARunConfig, answer_row
-from lavis_lite.tasks.writing import CONTROLS, PICTURES, WritingTask, context_of, counted, in_prompt, pictures_of, plain
+from lavis_lite.tasks.writing import (
+    CONTROLS,
+    PICTURES,
+    WritingTask,
+    caption_scores,
+    context_of,
+    counted,
+    in_prompt,
+    pictures_of,
+    plain,
+)
 
 LEFT_OUT = "left_out"
 EMPTY = "empty_answers"
@@ -46,7 +56,8 @@ class VQATask(WritingTask[Answerer, Questions]):
 
     The prompt is text_input, put into `run.prompt` if that is set. Scores (fractions unless counts):
 
-    - accuracy, accuracy_answer_<type>, accuracy_question_<type>; anls if run.vqa_metrics has it;
+    - accuracy, accuracy_answer_<type>, accuracy_question_<type>; anls and those of captions if `run.vqa_metrics` has
+      them;
     - majority, majority_by_question: accuracy of the most frequent training answers, if the training split is here;
     - empty_answers: number of empty answers;
     - left_out: number of questions that A-OKVQA calls too difficult for a direct answer and does not count.
@@ -63,7 +74,11 @@ class VQATask(WritingTask[Answerer, Questions]):
 
     def __init__(self, cfg: VQARunConfig) -> None:
         super().__init__(cfg)
-        self.metrics = self.default_metrics if cfg.vqa_metrics is None else tuple(cfg.vqa_metrics)
+        named = self.default_metrics if cfg.vqa_metrics is None else tuple(cfg.vqa_metrics)
+        self.metrics = [name for name in named if name in ANSWER_METRICS]
+        self.caption_metrics = [name for name in named if name not in ANSWER_METRICS]
+        self._first = named[0] if named else ""
+        self._captioned: dict[str, float] = {}
         self._answers: list[str] = []
         self._majority: tuple[Any, Majority | None] = (None, None)
         self._rule: tuple[Any, Rule] = (None, "official")
@@ -147,15 +162,19 @@ class VQATask(WritingTask[Answerer, Questions]):
                 scores["anls"] = anls(list(answers.values()), [truth.answers for truth in truths.values()])
             else:
                 scores |= accuracies(question_scores(answers, truths, self.rule(dataset)), truths)
+        if self.caption_metrics:
+            references = {name: truth.answers for name, truth in truths.items()}
+            self._captioned = caption_scores(answers, references, self.caption_metrics).scores
+            scores |= self._captioned
         if self.cfg.baselines and "accuracy" in scores:
             scores |= self._baselines(dataset, {name: asked[name]["question"] for name in answers}, truths)
         counts = {LEFT_OUT: len(rows) - len(answers), EMPTY: sum(not row["answer"] for row in rows)}
         return (scores | {name: float(count) for name, count in counts.items() if count}
-                | {"agg_metrics": scores[self.metrics[0]]})
+                | ({"agg_metrics": scores[self._first]} if self._first in scores else {}))
 
     def scores(self, dataset: Questions) -> bool:
         """Whether the run scores the data set."""
-        return bool(dataset.has_answers and self.cfg.report_metric and self.metrics)
+        return bool(dataset.has_answers and self.cfg.report_metric and self._first)
 
     def _baselines(self, dataset: Questions, questions: dict[Any, str], truths: dict[Any, Truth]) -> dict[str, float]:
         if self._majority[0] is not dataset:  # the training answers of a large data set take seconds to count
@@ -201,7 +220,7 @@ class VQATask(WritingTask[Answerer, Questions]):
                 for text, value, share in row.get("likeliest", ())]
 
     def _is_right(self, scores: dict[str, float]) -> bool:
-        return scores[self.metrics[0]] >= 0.5
+        return next(iter(scores.values())) >= 0.5
 
     def _scores(self, answer: str, asked: dict[str, Any], rule: Rule) -> dict[str, float]:
         """The scores of one question."""
@@ -216,7 +235,8 @@ class VQATask(WritingTask[Answerer, Questions]):
         """The scores, the majority's, and the numbers of empty answers and of questions left out."""
         plainly = self._rule[1] in ("exact", "thirds", "halves", "scienceqa")  # another score than VQA's own
         names = {"accuracy": "accuracy" if plainly else "VQA accuracy", "anls": "ANLS"}
-        line = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in ANSWER_METRICS if name in scores)
+        names |= {name: name for name in self._captioned if not name.islower()}
+        line = ", ".join(f"{shown} {scores[name]:.3f}" for name, shown in names.items() if name in scores)
         line += CONTROLS[self.cfg.control]
         if "majority" in scores:
             line += f" (majority {scores['majority']:.3f}, by question {scores['majority_by_question']:.3f})"

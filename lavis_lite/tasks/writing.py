@@ -6,18 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.controls import AblatedImages
 from lavis_lite.datasets.loading.loader import collate
 from lavis_lite.datasets.media.images import BadSample, decode_rgb
 from lavis_lite.datasets.protocols import LongestFirst, MapDataset, NamedImages
-from lavis_lite.errors import ConfigError, TextTooLongError, did_you_mean
+from lavis_lite.errors import ConfigError, DataError, TextTooLongError, did_you_mean
 from lavis_lite.models.attention import shown
 from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.models.protocols import Looker, TextMeasurer
@@ -26,6 +28,9 @@ from lavis_lite.report.overlay import Map, as_seen, overlay
 from lavis_lite.report.sample import Candidate, Picture, ReportSample
 from lavis_lite.tasks.base import BaseTask, D, M, Row
 from lavis_lite.tasks.config import Server, Submission, WritingRunConfig
+
+if TYPE_CHECKING:
+    from lavis_lite.metrics.caption_report import CaptionReport
 
 PICTURES = ("image", "video", "image_rows")
 """keys of a batch with pictures"""
@@ -125,6 +130,32 @@ def by_dataset(scores: Mapping[str, float]) -> str:
     return mean + "".join(f"\n  {dataset}: {', '.join(parts)}" for dataset, parts in lines.items())
 
 
+def caption_scores(captions: Mapping[Any, str], references: Mapping[Any, Sequence[str]], names: Sequence[str],
+                   domains: Mapping[Any, str] | None = None) -> CaptionReport:
+    """The report of caption metrics, by rank 0 alone: one Java program, not one per rank.
+
+    Args:
+        captions, references, domains: as for `caption_report`.
+        names: of the metrics.
+
+    Raises:
+        DataError: the texts cannot be scored; on all ranks, so that no rank waits for the others.
+    """
+    from lavis_lite.metrics.caption_report import caption_report  # its tokenizer takes a while to import
+
+    found: CaptionReport | None = None
+    failure: Exception | None = None
+    if distributed.is_main():
+        try:
+            found = caption_report(captions, references, names, domains)
+        except (DataError, OSError) as error:
+            failure = error
+    found, failure = distributed.broadcast_object((found, failure))
+    if failure is not None or found is None:
+        raise failure or DataError("rank 0 sent no scores.")
+    return found
+
+
 def plain(values: Tensor | Sequence[Any]) -> list[Any]:
     """A column of a batch as Python values; a tensor leaves the device in one copy."""
     return list(values.tolist() if isinstance(values, Tensor) else values)
@@ -189,7 +220,7 @@ def long_texts(task: BaseTask[Any, Any], model: object, dataset: object, split: 
                        if (sample := _sample(dataset, row, picture)) is not None}
             some = list(samples)
             try:
-                task.predict(model, _batch(list(samples.values())))
+                task.predict(model, _batch(list(samples.values()), dataset))
             except TextTooLongError as error:
                 rows += [some[row] for row in error.rows]
                 reason = reason or str(error)
@@ -206,8 +237,8 @@ def _sample(dataset: LongestFirst, row: int, picture: torch.Tensor) -> dict[str,
         return None
 
 
-def _batch(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    batch = collate(samples)
+def _batch(samples: list[dict[str, Any]], dataset: object) -> dict[str, Any]:
+    batch = getattr(dataset, "collater", collate)(samples)
     assert isinstance(batch, dict), batch  # no file was read, so none failed
     return batch
 
@@ -227,8 +258,14 @@ def without_rows(batch: Mapping[str, Any], rows: Mapping[int, Any]) -> dict[str,
     """
     size = len(batch["index"])
     kept = [row for row in range(size) if row not in rows]
-    shared = ("image", "video") if "image_rows" in batch else ()
-    return {key: value if key in shared else _chosen(value, kept, size) for key, value in batch.items()} if kept else {}
+    if not kept:
+        return {}
+    shared = ("image", "video") if "image_rows" in batch or "picture_counts" in batch else ()
+    left = {key: value if key in shared else _chosen(value, kept, size) for key, value in batch.items()}
+    if "picture_counts" in batch and "image" in batch:
+        starts = [0, *accumulate(batch["picture_counts"])]
+        left["image"] = batch["image"][[number for row in kept for number in range(starts[row], starts[row + 1])]]
+    return left
 
 
 def _chosen(values: Any, kept: list[int], size: int) -> Any:

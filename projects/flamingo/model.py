@@ -37,11 +37,14 @@ class FlamingoConfig(VisionLanguageConfig):
     look_head_width: int = 64
     look_ratio: int = 4
     """width of a gated layer's feed-forward part over D"""
+    gate_lr_scale: float = 1.0
+    """factor on the learning rate of the tanh gates; Adam moves a gate by at most the learning rate in a step"""
 
     def errors(self, run: RunConfig) -> list[tuple[str, str]]:
         """As `VisionLanguageConfig`, and numbers that must be positive."""
         names = ("look_every", "look_heads", "look_head_width", "look_ratio")
         found = [(name, f"must be at least 1, not {getattr(self, name)}.") for name in names if getattr(self, name) < 1]
+        found += [("gate_lr_scale", "must be above 0.")] if not self.gate_lr_scale > 0 else []
         return super().errors(run) + found
 
 
@@ -88,6 +91,8 @@ class Flamingo(VisionLanguage):
         """Build from a section; all weights are random, and all gates 0."""
         model = super().from_config(cfg)
         model.insert(cfg.look_every, cfg.look_heads, cfg.look_head_width, cfg.look_ratio)
+        gates = {f"gated.{number}.gates": cfg.gate_lr_scale for number in range(len(model.gated))}
+        model.lr_scales = {**model.lr_scales, **gates}
         return model
 
     def insert(self, every: int, heads: int, head_width: int, ratio: int) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lavis_lite.config.compose import Composition, compose, to_yaml
+from lavis_lite.config.compose import Composition, compose, overlaid, to_yaml
+from lavis_lite.config.layers import Layer
 from lavis_lite.preflight import check
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,3 +107,16 @@ def test_null_for_a_key_that_nothing_set_is_still_a_typing_error(tmp_path: Path)
 
 def test_null_hides_no_error(tmp_path: Path) -> None:
     assert any("must be above 0" in error for error in check(child(tmp_path, "run: {max_epoch: 0, init_lr: null}")))
+
+
+def test_a_null_over_a_default_of_the_model_type_is_written(tmp_path: Path) -> None:
+    """The written run composes over the same defaults: without the null they would come back."""
+    text = ("model: {arch: vision_language, model_type: mini, pretrained: null, max_txt_len: null, "
+            "connector: {type: qformer, depth: null}}")
+    first = child(tmp_path, text)
+    (tmp_path / "flat.yaml").write_text(to_yaml(first))
+    again = compose(tmp_path / "flat.yaml")
+    assert first.errors == again.errors == [] and again.config.model == first.config.model
+    assert first.config.model["connector"] == {"type": "qformer"}
+    more = overlaid(again, Layer("more", {"run": {"seed": 3}}))
+    assert more.errors == [] and more.config.model == first.config.model and more.config.run.seed == 3

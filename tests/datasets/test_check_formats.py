@@ -106,6 +106,20 @@ def test_formats_load_unmodified(name: str, work_folder: Path, capsys: pytest.Ca
     assert all(dataset[0] for dataset in built)
 
 
+@pytest.mark.parametrize("name", ["mixed", "hub"])
+def test_the_recipe_of_conversations_trains(name: str, work_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = MADE[name][0](work_folder).split()
+    assert run_command("data", ["check", *source, "--write-yaml", "recipe.yaml"]) == 0
+    short = ["run.max_iters=12", "run.batch_size_train=4", "run.num_workers=0", "run.warmup_steps=2",
+             "run.init_lr=3e-3", "run.log_freq=1", "run.output_dir=out", "run.save_every=null"]
+    assert run_command("train", ["--cfg-path", "recipe.yaml", "--options", *short]) == 0, capsys.readouterr().err
+    (log,) = work_folder.glob("out/*/log.jsonl")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    found = [line["loss"] for line in lines if line.get("split", "train") == "train" and "loss" in line]
+    assert len(found) >= 12 and sum(found[8:12]) / 4 < 0.9 * sum(found[:2]) / 2
+    assert "val: loss" in capsys.readouterr().out or name == "hub"  # hub's own split is called test
+
+
 def test_conversations_have_errors_by_row(work_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[Any] = [DIALECTS["ShareGPT"][0], {"messages": [{"role": "user", "content": "<image>"}]},
                        {"messages": [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]}]

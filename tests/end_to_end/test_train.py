@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from tests.end_to_end.conftest import ROOT, Train, command, environment, losses, read_log
+from tests.helpers.processes import free_port
+from tests.reliability.harness import Job, Zygote, finish, start, texts, wait_for
 
 KEYS = {"step", "loss", "loss_itc", "loss_itm", "loss_lm", "lr", "images_per_second"}
 
@@ -23,11 +23,19 @@ def weights(output: Path, step: int) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in load_file(file).items()}
 
 
-def free_port() -> str:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Zygote]:
+    """A process that has imported what trainings need; they are forked from it."""
+    server = Zygote()
+    server.ask({"import": "tests.helpers.heavy_imports"})
+    yield server
+    server.close()
+
+
+def forked(warm: Zygote, cache: Path, folder: Path, *options: str, **env: str) -> Job:
+    """A training in a process of its own; what runs together shares a folder, and writes to its `out`."""
+    argv = command(*options, f"run.output_dir={folder / 'out'}", cfg=str(ROOT / "projects/blip2/stage1.yaml"))[2:]
+    return start(warm, folder, "train", argv, environment(cache, **env))
 
 
 def test_a_whole_run(train_here: Train, tmp_path: Path) -> None:
@@ -50,17 +58,14 @@ def test_a_whole_run(train_here: Train, tmp_path: Path) -> None:
         key: first[key] for key in first if key not in ("step", "epoch", "checkpoint_step")}
 
 
-def test_a_killed_run_goes_on_bit_for_bit(train_here: Train, cache: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_bit_for_bit(train_here: Train, warm: Zygote, cache: Path, tmp_path: Path) -> None:
     options = ["run.max_iters=8", "run.save_every=2", "run.test_splits=[]"]
     assert train_here(*options, f"run.output_dir={tmp_path / 'whole'}").returncode == 0
-    killed = tmp_path / "killed"
-    process = subprocess.Popen(command(*options, f"run.output_dir={killed}"), cwd=ROOT, env=environment(cache),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(killed.glob("*/checkpoints/step_00000004")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    killed = tmp_path / "out"
+    job = forked(warm, cache, tmp_path, *options)
+    wait_for(killed, "*/checkpoints/step_00000004", [job], 120)
+    os.kill(job.pid, signal.SIGKILL)
+    assert finish([job]) == [-signal.SIGKILL]
     resumed = train_here(*options, "run.num_workers=1", f"run.output_dir={killed}", flags=("--resume", "auto"))
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming from" in resumed.stdout
@@ -68,34 +73,33 @@ def test_a_killed_run_goes_on_bit_for_bit(train_here: Train, cache: Path, tmp_pa
     assert weights(killed, 8) == weights(tmp_path / "whole", 8)
 
 
-def test_two_ranks_equal_one_on_the_same_global_batch(train: Train, train_here: Train, tmp_path: Path) -> None:
-    """The first step's losses are equal but for rounding. Later ones follow Adam, which makes whole steps of the
+def test_two_ranks_equal_one_on_the_same_global_batch(train_here: Train, warm: Zygote, cache: Path,
+                                                      tmp_path: Path) -> None:
+    """The first step's losses are equal but for rounding; later ones stay near.
 
-    rounding of gradients near zero: they stay near.
+    Adam makes whole steps of the rounding of gradients near zero. Under torchrun itself: tests/reliability.
     """
     options = ["run.max_iters=3", "run.test_splits=[]", "model.qformer_dropout=0"]
     one = train_here(*options, "run.batch_size_train=4", f"run.output_dir={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}")
-    two = train(*options, "run.batch_size_train=2", f"run.output_dir={tmp_path / 'two'}", launcher=launcher)
-    assert two.returncode == 0, two.stderr
-    alone, together = losses(tmp_path / "one"), losses(tmp_path / "two")
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    jobs = [forked(warm, cache, tmp_path, *options, "run.batch_size_train=2", RANK=rank, LOCAL_RANK=rank, **group)
+            for rank in "01"]
+    assert finish(jobs, 240) == [0, 0], texts(jobs)
+    alone, together = losses(tmp_path / "one"), losses(tmp_path / "out")
     assert alone.keys() == together.keys() == {1, 2, 3}
     for step, values in alone.items():
         assert together[step] == pytest.approx(values, rel=5e-6 if step == 1 else 1e-3), step
 
 
-def test_two_processes_with_slurms_variables(cache: Path, tmp_path: Path) -> None:
+def test_two_processes_with_slurms_variables(warm: Zygote, cache: Path, tmp_path: Path) -> None:
     shared = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
-              "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": "7", "MASTER_PORT": free_port()}
-    words = command("run.max_iters=2", "run.test_splits=[]", f"run.output_dir={tmp_path / 'out'}")
-    processes = [subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                  env=environment(cache, **shared, SLURM_PROCID=rank, SLURM_LOCALID=rank))
-                 for rank in "01"]
-    finished = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], finished
-    assert "2 processes" in finished[0][0]
-    assert sorted(losses(tmp_path / "out")) == [1, 2]
+              "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": "7", "MASTER_PORT": str(free_port())}
+    jobs = [forked(warm, cache, tmp_path, "run.max_iters=1", "run.test_splits=[]", **shared, SLURM_PROCID=rank,
+                   SLURM_LOCALID=rank) for rank in "01"]
+    assert finish(jobs, 240) == [0, 0], texts(jobs)
+    assert "2 processes" in jobs[0].out.read_text()
+    assert sorted(losses(tmp_path / "out")) == [1]
 
 
 def test_dry_run_steps_once_and_keeps_nothing(train_here: Train, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_every_error_names_key_and_choice(tmp_path: Path, old: str, new: str, me
 
 def test_a_step_stands_for_its_run_folder() -> None:
     assert as_option("model.pretrained", "{stage1}", {"stage1": Path("/runs/a")}) == "model.pretrained=/runs/a"
+    assert as_option("a.storage", "{stage1}/x.jsonl", {"stage1": Path("/runs/a")}) == "a.storage=/runs/a/x.jsonl"
     assert as_option("run.sampling", None, {}) == "run.sampling=null"
     assert as_option("run.prompt", "question: {} answer:", {}) == "run.prompt=question: {} answer:"
     with pytest.raises(ConfigError, match=r"\{stage2\}: no earlier step 'stage2'; did you mean 'stage1'"):

@@ -141,3 +141,61 @@ def test_only_some_variants_run(folder: Path, monkeypatch: pytest.MonkeyPatch, c
     assert ran == ["stage1", "search"]
     assert run_command("lab", [str(folder / "own.yaml"), "--out", str(folder / "out"), "--variants", "ITG"]) == 2
     assert "--variants: own has no 'ITG'; choose one of: with ITG, without ITG" in capsys.readouterr().err
+
+
+def test_a_later_step_has_features_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model starts from a run that does not exist before the first step is done."""
+    monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path / "cache"))
+    short = "run.max_iters: 1, run.batch_size_train: 2, run.warmup_steps: 0, run.test_splits: []"
+    world = "datasets.mini_world_caption.prepare_args: {train: 4, val: 0, test: 2, ood: 0, seed: %d}"
+    (tmp_path / "two.yaml").write_text(f"""
+title: Two data sets
+paper: none
+steps:
+  stage1:
+    {{recipe: projects/blip2/stage1.yaml, features: true, options: {{{world % 3}, {short}}}}}
+  stage2:
+    recipe: projects/blip2/stage2_opt.yaml
+    features: true
+    options: {{model.pretrained: "{{stage1}}", {world % 4}, {short.replace("[]", "[test]")}}}
+variants: {{usual: {{}}}}
+scores: {{F1: stage2.test.attribute_f1}}
+expected: []
+""", encoding="utf-8")
+    assert run_command("lab", [str(tmp_path / "two.yaml"), "--seeds", "1", "--out", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out" / "features").glob("*/mini_world_caption/manifest.json"))) == 2
+    assert len(read_rows(tmp_path / "out" / "two.jsonl")) == 1
+
+
+COMMANDED = f"""
+title: Captions of a command
+paper: none
+steps:
+  captions:
+    command: data capfilt --ranker blip2:mini --k 1 --keep 1 --max-new-tokens 4
+    recipe: projects/blip2/stage1.yaml
+    options: {{datasets.mini_world_caption.prepare_args: {WORLD[:-1]}, caption_noise: 0.5}}}}
+  stage1:
+    recipe: projects/blip2/stage1.yaml
+    options:
+      datasets.mini_world_caption.prepare_args: {WORLD[:-1]}, caption_noise: 0.5}}
+      datasets.mini_world_caption.build_info.annotations.train.storage: "{{captions}}/parts/00000.jsonl"
+      run.max_iters: 1
+      run.batch_size_train: 4
+      run.warmup_steps: 0
+      run.k_test: 2
+variants: {{after the command: {{}}}}
+scores: {{R@1: stage1.test.itm_txt_r1}}
+seeds: [1, 2]
+"""
+
+
+def test_a_step_may_be_a_command_that_all_seeds_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "own.yaml").write_text(COMMANDED, encoding="utf-8")
+    assert run_command("lab", [str(tmp_path / "own.yaml"), "--out", str(tmp_path / "out")]) == 0
+    assert [row["seed"] for row in read_rows(tmp_path / "out" / "own.jsonl")] == [1, 2]
+    captions, = (tmp_path / "out" / "runs").glob("captions_*")
+    assert len((captions / "parts" / "00000.jsonl").read_text().splitlines()) == 24
+    config = next((tmp_path / "out" / "runs").glob("stage1_seed2_*/*/config.yaml")).read_text()
+    assert f"{captions.name}/parts/00000.jsonl" in config

@@ -113,11 +113,14 @@ def test_what_is_missing_is_named(package: Path, tmp_path: Path, monkeypatch: py
 @pytest.mark.shared
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not shutil.which("java") or not find_spec("pycocoevalcap"), reason="needs Java and pycocoevalcap")
-def test_meteor_is_the_official_one(shared_dir: Path) -> None:
+def test_meteor_is_the_official_one(shared_dir: Path, pytestconfig: pytest.Config) -> None:
+    """The score of an image does not depend on the others; with --long all 5,000, and the score of all."""
     folder = shared_dir / "data" / "metrics"
     captions = json.loads((folder / "human_loo_val2017.json").read_text(encoding="utf-8"))
     expected = json.loads((folder / "expected_human_loo.json").read_text(encoding="utf-8"))
-    found = tokenized({key: one[0] for key, one in captions["cands"].items()}, captions["refs"])
+    keys = list(captions["cands"])[:None if pytestconfig.getoption("--long") else 200]
+    found = tokenized({key: captions["cands"][key][0] for key in keys}, {key: captions["refs"][key] for key in keys})
     whole, each = meteor_scores(found, patience=300)
-    assert whole == pytest.approx(expected["scores"]["METEOR"], abs=1e-9)
+    if len(keys) > 200:
+        assert whole == pytest.approx(expected["scores"]["METEOR"], abs=1e-9)
     assert each == pytest.approx(np.array([expected["per_image"]["METEOR"][key] for key in found.ids]), abs=1e-9)

@@ -44,6 +44,18 @@ def test_pycocotools_reads_the_captions(world: Path) -> None:
                 assert (picture.size, picture.mode) == ((image["width"], image["height"]), "RGB")
 
 
+def test_a_share_of_the_training_pictures_has_captions_of_another_one(world: Path, tmp_path: Path) -> None:
+    noisy = prepare_mini_world(tmp_path / "noisy", **SMALL, caption_noise=0.5, workers=1, progress=False)
+    right, wrong = ([row["caption"] for row in load(root, "captions_train.json")["annotations"]]
+                    for root in (world, noisy))
+    swapped = sum(right[at:at + 5] != wrong[at:at + 5] for at in range(0, len(right), 5))
+    assert swapped == SMALL["train"] // 2 and sorted(right) == sorted(wrong)
+    assert {name: content for name, content in contents(world).items() if "captions_train" not in name
+            and name != "manifest.json"}.items() <= contents(noisy).items()
+    with pytest.raises(DataError, match="caption_noise=1.5: must be a share"):
+        prepare_mini_world(tmp_path / "other", **SMALL, caption_noise=1.5)
+
+
 def test_identifiers_are_unique_over_all_splits(world: Path) -> None:
     files = [load(world, f"captions_{split}.json") for split in SMALL]
     images = [image["id"] for file in files for image in file["images"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,18 @@ def test_transformers_generates_the_same_from_the_embedded_prompt(name: str, def
                          eos_token_id=words.end, pad_token_id=words.end, logits_processor=[no_repeats])
     rows = [row[:row.index(words.end)] if words.end in row else row for row in ids[:, name == "t5":].tolist()]
     assert ours == words.decode(rows) != model.generate(samples, num_beams=1, max_new_tokens=6)
+
+
+@pytest.mark.parametrize("method", ["generate", "predict_answers"])
+def test_a_text_ends_before_a_stop_string(method: str) -> None:
+    model = model_of().eval()
+    samples = {"image": images(), "prompt": "a photo of", "text_input": ["what is it"] * 3}
+    write: Any = partial(getattr(model, method), samples, num_beams=1, max_new_tokens=6)
+    whole = write()
+    stop = whole[0][1:3]
+    assert write(stop=[stop]) == [text.partition(stop)[0].strip() for text in whole] != whole
+    with pytest.raises(ConfigError, match="stop is 'xy', but must be a tuple or list of texts"):
+        write(stop="xy")
 
 
 def test_a_logits_processor_must_keep_the_shape() -> None:

@@ -187,3 +187,15 @@ def test_learning_rates_by_part() -> None:
     scales = {name.split(".")[0]: group["lr_scale"] for group in model.optimizer_groups(RunConfig())
               for name in group["names"]}
     assert scales == {"language_model": 0.1, "connector": 0.01}
+
+
+def test_a_row_limit_cuts_conversations_at_their_end(image: Tensor) -> None:
+    short: dict[str, Any] = {"template": {"user": "{} ", "assistant": "{}</s>"}}
+    cut = build(**short, max_row_len=72)
+    samples = {"conversation": [talk(1, "what is it?", "a red dog and a blue cat")], "picture_counts": [1],
+               "image": image[:1]}
+    assert 0 < cut.loss_terms(samples)["loss"] < build(**short).loss_terms(samples)["loss"]
+    cut(samples)
+    assert cut.cut_texts()["sequences were cut at their end (model.max_row_len, or the language model's positions)"].cut
+    assert ("max_row_len", "must be at least 2, not 1.") in VisionLanguageConfig(**MINI, max_row_len=1).errors(
+        RunConfig())

@@ -112,7 +112,7 @@ class Trained:
         self.queries = model.query_tokens.shape[1]
         self._keep("training_rows", lambda found: setattr(self, "rows", found))
         if self.encodes:
-            self._keep("prefix_embeds", lambda found: setattr(self, "read", found))
+            self._keep("arranged", lambda found: setattr(self, "read", found))
         else:
             self.language_model._base().register_forward_pre_hook(self._embeds, with_kwargs=True)
         plain = self.language_model.likelihoods

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lavis_lite.errors import WorkerError
 from lavis_lite.process import children as processes
 from lavis_lite.process.children import remove_stale_folders
 
@@ -33,6 +34,16 @@ def test_a_process_that_is_dead_but_not_collected_counts_as_gone(tmp_path: Path,
         running.kill()
         for process in folders:
             process.wait()
+
+
+@pytest.mark.parametrize("error", [EOFError("unexpected EOF"), ConnectionRefusedError(111, "Connection refused")])
+def test_a_server_of_workers_that_was_killed_is_told_of(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(process: object) -> None:
+        raise error
+
+    monkeypatch.setattr("multiprocessing.popen_forkserver.Popen", lost)
+    with pytest.raises(WorkerError, match="that starts loader workers .* was killed, most likely because memory"):
+        processes.worker_context("forkserver").Process(target=print).start()  # type: ignore[attr-defined]
 
 
 def test_the_end_of_a_rank_skips_pythons_teardown_and_nothing_else() -> None:

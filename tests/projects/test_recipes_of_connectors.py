@@ -19,7 +19,7 @@ TRAINED = {"llava/mini_stage1": {"connector"}, "llava/mini_stage2": {"connector"
 
 
 def test_there_is_no_code() -> None:
-    assert len(RECIPES) == 12
+    assert len(RECIPES) == 13
     assert [path for name in NAMES for path in (ROOT / "projects" / name).rglob("*.py")] == []
 
 

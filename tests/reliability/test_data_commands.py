@@ -9,7 +9,9 @@ import signal
 import tarfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -23,6 +25,7 @@ from tests.reliability.harness import (
     environment,
     fill,
     finish,
+    free_port,
     left_behind,
     processes_of,
     small_disk,
@@ -32,11 +35,18 @@ from tests.reliability.harness import (
 )
 
 
-def data(zygote: Zygote, folder: Path, *argv: str, method: str | None = None) -> Job:
+@pytest.fixture(scope="module", autouse=True)
+def imported(zygote: Zygote) -> None:
+    """What commands with models take seconds to import."""
+    for module in ("tests.helpers.heavy_imports", "lavis_lite.models.blip2.llm", "lavis_lite.zoo.loading"):
+        zygote.ask({"import": module})
+
+
+def data(zygote: Zygote, folder: Path, *argv: str, method: str | None = None, **env: str) -> Job:
     """A data command; what it writes goes to `folder/disk`."""
     (folder / "disk").mkdir(parents=True, exist_ok=True)
-    return start(zygote, folder, "data", argv, environment(folder, LAVIS_LITE_CACHE=str(folder / "disk/cache")),
-                 method=method)
+    env = environment(folder, LAVIS_LITE_CACHE=str(folder / "disk/cache"), **env)
+    return start(zygote, folder, "data", argv, env, method=method)
 
 
 def world(zygote: Zygote, folder: Path, method: str | None = None) -> Job:
@@ -57,20 +67,20 @@ def index(zygote: Zygote, folder: Path, method: str | None = None) -> Job:
     return data(zygote, folder, "index", str(folder / "disk/tars"), "--workers", "2", method=method)
 
 
-def features(zygote: Zygote, folder: Path, method: str | None = None) -> Job:
-    """The frozen vision encoder over pictures."""
+def features(zygote: Zygote, folder: Path, method: str | None = None, per_file: int = 10, **env: str) -> Job:
+    """The frozen vision encoder over pictures that two loader workers read."""
     _write_pictures(folder)
     return data(zygote, folder, "cache-features", "--cfg-path", str(folder / "data.yaml"), "--out",
-                str(folder / "disk/features"), "--images-per-file", "5", "--options", "model.arch=blip2",
-                "run.max_iters=1", method=method)
+                str(folder / "disk/features"), "--images-per-file", str(per_file), "--options", "model.arch=blip2",
+                "run.max_iters=1", "run.num_workers=2", f"run.worker_start_method={method or 'fork'}", **env)
 
 
-def capfilt(zygote: Zygote, folder: Path, method: str | None = None) -> Job:
-    """Captions of pictures, written by one model and ranked by another."""
+def capfilt(zygote: Zygote, folder: Path, method: str | None = None, **env: str) -> Job:
+    """Captions of pictures, written by one model and ranked by another; it has no workers."""
     _write_pictures(folder)
     return data(zygote, folder, "capfilt", "--dataset", "mine", "--cfg-path", str(folder / "data.yaml"), "--out",
                 str(folder / "disk/capfilt"), "--captioner", "blip2_opt", "--type", "mini", "--ranker", "blip2:mini",
-                "--k", "2", "--batch-size", "5", "--images-per-part", "5", method=method)
+                "--k", "2", "--batch-size", "5", "--images-per-part", "10", method=method, **env)
 
 
 def _write_tars(folder: Path) -> None:
@@ -109,12 +119,21 @@ datasets:
     build_info: {{annotations: {{train: {{storage: {folder}/rows.csv}}}}}}
     vis_processor: {{train: {{name: blip_image_eval, image_size: 64}}}}
 """
-COMMANDS = {"world": (world, "disk/cache/**/.*.partial/images/train/*"), "shards": (shards, "disk/shards/.tmp-*"),
-            "index": (index, "disk/tars/.parts/*")}
+COMMANDS: dict[str, tuple[Callable[..., Job], str]] = {
+    "world": (world, "disk/cache/**/.*.partial/images/train/*"), "shards": (shards, "disk/shards/.tmp-*"),
+    "index": (index, "disk/tars/.parts/*"), "features": (partial(features, per_file=60), "disk/features/mine")}
 """name -> how it is started, and the files that show that its workers are at work"""
-WAYS = [("world", "fork"), ("shards", "fork"), ("index", "fork"),
-        *(pytest.param("index", method, marks=pytest.mark.long) for method in ("spawn", "forkserver"))]
-"""(name, start method); on Linux worlds and shards are always written by forked processes"""
+
+
+def ways(*always: str) -> list[Any]:
+    """(name, start method): these commands by default, all with --long.
+
+    On Linux worlds and shards are always written by forked processes.
+    """
+    methods = [(name, method) for name in COMMANDS for method in ("fork", "spawn", "forkserver")
+               if method == "fork" or name in ("index", "features")]
+    return [pytest.param(*way, marks=() if way[0] in always and way[1] == "fork" else pytest.mark.long)
+            for way in methods]
 
 
 def started(name: str, zygote: Zygote, folder: Path, method: str | None = None) -> tuple[Job, list[int]]:
@@ -122,10 +141,14 @@ def started(name: str, zygote: Zygote, folder: Path, method: str | None = None) 
     run, pattern = COMMANDS[name]
     job = run(zygote, folder, method)
     deadline = time.monotonic() + 30
-    while not any(folder.glob(pattern)) or len(processes_of(job.pid)) < 3:
+    helpers = {"spawn": 1, "forkserver": 2}.get(method or "", 0)  # multiprocessing's own
+    while not any(folder.glob(pattern)) or len(processes_of(job.pid)) < 3 + helpers:
         assert job.poll() is None and time.monotonic() < deadline, job.out.read_text() + texts([job])
         time.sleep(0.005)
-    return job, [pid for pid in processes_of(job.pid) if pid != job.pid]
+    others = [pid for pid in processes_of(job.pid) if pid != job.pid]
+    assert method in (None, "fork") or any(f"multiprocessing.{method}" in Path(f"/proc/{pid}/cmdline").read_text()
+                                           for pid in others)
+    return job, others
 
 
 def newest(pids: Sequence[int]) -> int:
@@ -143,7 +166,7 @@ def gone(pids: Sequence[int], seconds: float) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("name", "method"), [pytest.param(*WAYS[0], marks=pytest.mark.long), *WAYS[1:]])  # a minute
+@pytest.mark.parametrize(("name", "method"), ways("index"))
 def test_a_killed_command_leaves_no_workers_and_can_be_repeated(name: str, method: str, zygote: Zygote,
                                                                 tmp_path: Path) -> None:
     job, others = started(name, zygote, tmp_path, method)
@@ -156,45 +179,55 @@ def test_a_killed_command_leaves_no_workers_and_can_be_repeated(name: str, metho
 
 
 @pytest.mark.parametrize("number", STOPPING)
-@pytest.mark.parametrize(("name", "method"), WAYS)
+@pytest.mark.parametrize(("name", "method"), ways("shards"))
 def test_a_signal_ends_a_command_and_leaves_nothing(name: str, method: str, number: int, zygote: Zygote,
                                                     tmp_path: Path) -> None:
     job, _ = started(name, zygote, tmp_path, method)
-    check_end(tmp_path, job, lambda: job.signal_group(number), code_of(number), "stopped")
+    check_end(tmp_path, [job], lambda: job.signal_group(number), code_of(number), "stopped")
 
 
-@pytest.mark.parametrize(("name", "method"), WAYS)
+@pytest.mark.parametrize(("name", "method"), ways("world", "features"))
 def test_a_worker_that_is_killed_is_told_of(name: str, method: str, zygote: Zygote, tmp_path: Path) -> None:
     job, others = started(name, zygote, tmp_path, method)
-    check_end(tmp_path, job, lambda: os.kill(newest(others), signal.SIGKILL), 2,
+    check_end(tmp_path, [job], lambda: os.kill(newest(others), signal.SIGKILL), 2,
               "was killed, most likely because memory ran out")
 
 
-def check_end(folder: Path, job: Job, happen: Callable[[], None], code: int, words: str) -> None:
+def check_end(folder: Path, jobs: Sequence[Job], happen: Callable[[], object], code: int, words: str) -> None:
     """A command ends soon after something happens, as documented, and leaves nothing."""
     happen()
     since = time.time()
-    assert finish([job]) == [code], texts([job])
-    assert job.ended - since < within(LIMIT)
-    assert words in texts([job]) and "Traceback" not in texts([job])
-    assert left_behind(folder, [job]) == []
+    assert finish(jobs) == [code] * len(jobs), texts(jobs)
+    assert max(job.ended for job in jobs) - since < within(LIMIT)
+    assert words in texts(jobs) and "Traceback" not in texts(jobs)
+    assert left_behind(folder, jobs) == []
 
 
-EVERY = {**{name: run for name, (run, _) in COMMANDS.items()}, "features": features, "capfilt": capfilt}
+def started_as(ranks: int, run: Callable[..., Job], zygote: Zygote, folder: Path) -> list[Job]:
+    """A command as one process, or as torchrun starts it."""
+    if ranks == 1:
+        return [run(zygote, folder)]
+    group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [run(zygote, folder, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(ranks)]
 
 
-@pytest.mark.parametrize("name", ["shards", *(pytest.param(name, marks=pytest.mark.long)
-                                              for name in ("features", "capfilt"))])
-def test_an_unreadable_picture_ends_a_command(name: str, zygote: Zygote, tmp_path: Path) -> None:
-    """The error of a worker or of the command itself, told once."""
+EVERY: dict[str, Callable[..., Job]] = {"world": world, "shards": shards, "index": index, "features": features,
+                                        "capfilt": capfilt}
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("shards", 1), *(pytest.param(name, ranks, marks=pytest.mark.long)
+                                                               for name in ("features", "capfilt")
+                                                               for ranks in (1, 2))])
+def test_an_unreadable_picture_ends_a_command(name: str, ranks: int, zygote: Zygote, tmp_path: Path) -> None:
+    """The error of a worker or of the command itself, told once; another rank finishes its share."""
     _write_pictures(tmp_path)
     (tmp_path / "44.png").unlink()
     if name != "shards":  # they take pictures as they are
         (tmp_path / "44.png").write_bytes(b"no picture")
-    job = EVERY[name](zygote, tmp_path)
-    assert finish([job], 120) == [2], texts([job])
-    assert texts([job]).count("error:") == 1 and "44.png" in texts([job]) and "Traceback" not in texts([job])
-    assert left_behind(tmp_path, [job]) == []
+    jobs = started_as(ranks, EVERY[name], zygote, tmp_path)
+    assert finish(jobs, 120) == [2, 0][:ranks], texts(jobs)
+    assert texts(jobs).count("error:") == 1 and "44.png" in texts(jobs) and "Traceback" not in texts(jobs)
+    assert left_behind(tmp_path, jobs) == []
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long if name != "shards" else ())
@@ -217,15 +250,15 @@ PARTS = {"features": (features, "disk/features/**/*.safetensors"),
          "capfilt": (capfilt, "disk/capfilt/**/parts/*.jsonl")}
 
 
-def with_a_part(name: str, zygote: Zygote, folder: Path) -> Job:
-    """A command that has written its first part, with more to come."""
+def with_a_part(name: str, zygote: Zygote, folder: Path, ranks: int = 1) -> list[Job]:
+    """The processes of a command that has written its first part, with more to come."""
     run, pattern = PARTS[name]
-    job = run(zygote, folder)
+    jobs = started_as(ranks, run, zygote, folder)
     deadline = time.monotonic() + 60
     while not any(folder.glob(pattern)):
-        assert job.poll() is None and time.monotonic() < deadline, job.out.read_text() + texts([job])
+        assert all(job.poll() is None for job in jobs) and time.monotonic() < deadline, texts(jobs)
         time.sleep(0.005)
-    return job
+    return jobs
 
 
 def contents(name: str, folder: Path) -> dict[str, bytes]:
@@ -233,22 +266,31 @@ def contents(name: str, folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob(PARTS[name][1])}
 
 
-@pytest.mark.parametrize("name", ["features", pytest.param("capfilt", marks=pytest.mark.long)])
-def test_a_job_in_parts_that_is_killed_goes_on_and_ends_alike(name: str, zygote: Zygote, tmp_path: Path) -> None:
+def both(always: str, ranks: int) -> list[Any]:
+    """(name, ranks): one by default, all with --long."""
+    return [pytest.param(*way, marks=() if way == (always, ranks) else pytest.mark.long)
+            for way in [(name, count) for name in PARTS for count in (1, 2)]]
+
+
+@pytest.mark.parametrize(("name", "ranks"), both("features", 2))
+def test_a_job_in_parts_that_is_killed_goes_on_and_ends_alike(name: str, ranks: int, zygote: Zygote,
+                                                              tmp_path: Path) -> None:
+    """Ranks do not wait for each other: the other one finishes its share, and the same command completes the rest."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     for folder in (killed, whole):
         (folder / "tmp").mkdir(parents=True)
-    job = with_a_part(name, zygote, killed)
+    *others, job = with_a_part(name, zygote, killed, ranks)
     workers = [pid for pid in processes_of(job.pid) if pid != job.pid]
     job.signal(signal.SIGKILL)
-    assert gone(workers, within(LIMIT)) and finish([job]) == [-signal.SIGKILL]
+    assert gone(workers, within(LIMIT)) and finish([job, *others], 120) == [-signal.SIGKILL, *[0] * (ranks - 1)]
+    assert all("the last process to finish" in other.out.read_text() for other in others)
     assert finish([PARTS[name][0](zygote, folder) for folder in (killed, whole)], 120) == [0, 0]
-    assert len(contents(name, whole)) >= 12
+    assert len(contents(name, whole)) >= 6
     assert contents(name, killed) == contents(name, whole)
 
 
 @pytest.mark.parametrize("number", STOPPING)
-@pytest.mark.parametrize("name", ["capfilt", pytest.param("features", marks=pytest.mark.long)])
-def test_a_signal_ends_a_job_in_parts(name: str, number: int, zygote: Zygote, tmp_path: Path) -> None:
-    job = with_a_part(name, zygote, tmp_path)
-    check_end(tmp_path, job, lambda: job.signal_group(number), code_of(number), "stopped")
+@pytest.mark.parametrize(("name", "ranks"), both("capfilt", 1))
+def test_a_signal_ends_a_job_in_parts(name: str, ranks: int, number: int, zygote: Zygote, tmp_path: Path) -> None:
+    jobs = with_a_part(name, zygote, tmp_path, ranks)
+    check_end(tmp_path, jobs, lambda: [job.signal_group(number) for job in jobs], code_of(number), "stopped")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
@@ -20,10 +22,7 @@ from lavis_lite.runs import folder as run_folder
 from lavis_lite.runs.folder import RunBusyError, RunLock
 from tests.helpers.toy import Toy
 from tests.reliability.faulty import write_config
-from tests.reliability.harness import REPOSITORY, Zygote, environment, finish, start, texts
-
-HOLD = "import sys, time; from lavis_lite.runs.folder import RunLock; lock = RunLock(sys.argv[1]).acquire(); " \
-       "print('held', flush=True); time.sleep(600)"
+from tests.reliability.harness import Zygote, environment, finish, start, texts
 
 
 @pytest.fixture
@@ -48,11 +47,21 @@ def damage(out: Path) -> None:
         path.write_bytes(content)
 
 
-def holder(run_dir: Path) -> subprocess.Popen[str]:
+def hold(run_dir: Path, told: Connection) -> None:
+    """Train in a run folder, as it looks from outside."""
+    lock = RunLock(run_dir).acquire()
+    told.send("held")
+    time.sleep(600)
+    lock.release()
+
+
+def holder(run_dir: Path) -> ForkProcess:
     """Another process that trains in a run folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run_dir)], stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    process = context.Process(target=hold, args=(run_dir, there), daemon=True)
+    process.start()
+    assert here.poll(30) and here.recv() == "held"
     return process
 
 
@@ -105,13 +114,13 @@ def test_a_second_start_learns_who_trains_there(out: Path) -> None:
         RunLock(out / "one").acquire().release()
     finally:
         other.kill()
-        other.wait()
+        other.join()
 
 
 def test_the_lock_of_a_dead_process_does_not_block(out: Path) -> None:
     other = holder(out / "two")
-    other.send_signal(signal.SIGKILL)
-    other.wait()
+    other.kill()
+    other.join()
     assert (out / "two" / run_folder.LOCK).exists()
     lock = RunLock(out / "two").acquire()
     assert json.loads((out / "two" / run_folder.HOLDER).read_text())["pid"] == os.getpid()
@@ -159,7 +168,7 @@ def test_strays_of_killed_runs_are_removed_and_nothing_else(out: Path) -> None:
         assert not stray.exists() and busy.exists() and foreign.exists() and other_file.exists()
     finally:
         other.kill()
-        other.wait()
+        other.join()
     run_folder.remove_leftovers(out)
     assert not busy.exists() and find(out) == out / "two/checkpoints/step_00000004"
 
@@ -170,7 +179,7 @@ def test_the_lock_of_a_killed_run_is_removed_by_the_next_start(out: Path) -> Non
     run_folder.remove_leftovers(out)
     assert (out / "one" / run_folder.HOLDER).exists()  # it runs
     other.kill()
-    other.wait()
+    other.join()
     run_folder.remove_leftovers(out)
     assert not list(out.glob("*/.lock*")) and (out / "one/checkpoints/step_00000004").exists()
 

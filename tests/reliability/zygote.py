@@ -10,6 +10,7 @@ Each job leads a session of its own, so that what it leaves behind can be found,
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -28,6 +29,8 @@ def preload() -> None:
     import lavis_lite.cli.train
     import lavis_lite.dry_run  # noqa: F401
 
+    with contextlib.suppress(ImportError):
+        import matplotlib.backends.backend_agg  # noqa: F401
     weight = torch.nn.Parameter(torch.zeros(1))
     weight.grad = torch.zeros(1)
     torch.optim.AdamW([weight]).step()  # imports half of torch

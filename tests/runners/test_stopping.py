@@ -49,7 +49,7 @@ def kill_after(seconds, run_dir):
     return bool(finished)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_killed_at_random_points_it_ends_bit_for_bit_alike(whole, tmp_path, seed):
     log, expected, seconds = whole
     rng, kills = random.Random(seed), 0

@@ -151,3 +151,10 @@ def test_a_batch_without_some_rows() -> None:
     assert without_rows(batch, dict.fromkeys(range(3), 9)) == {}
     own = {"index": torch.arange(2), "video": torch.zeros(2, 3, 1, 4, 4)}
     assert without_rows(own, {0: 9})["video"].shape == (1, 3, 1, 4, 4)
+
+
+def test_rows_of_conversations_leave_with_their_pictures() -> None:
+    batch = {"index": [5, 6, 7], "picture_counts": [1, 0, 2], "conversation": ["a", "b", "c"],
+             "image": torch.arange(3.0)}
+    left = without_rows(batch, {0: 9})
+    assert left["index"] == [6, 7] and left["picture_counts"] == [0, 2] and left["image"].tolist() == [1.0, 2.0]

@@ -175,6 +175,21 @@ def test_similarity_to_the_nearest_answer_besides_accuracy() -> None:
         vqa(vqa_metrics=["anl"])
 
 
+def test_answers_that_are_sentences_are_scored_as_captions() -> None:
+    told = Questions()
+    told.rows = [{**row, "answers": ["the red ball is on the left", "it is a red ball"]} for row in Questions.rows]
+    task = vqa(vqa_metrics=["cider", "bleu", "accuracy"], vqa_rule="exact", baselines=False)
+    scores, *_ = answer_all(task, told, ["the red ball is on the left"] * 3)
+    assert scores["Bleu_4"] == pytest.approx(1) and scores["accuracy"] == 1
+    assert scores["agg_metrics"] == scores["CIDEr"] + scores["Bleu_4"]
+    assert task.summary(scores).startswith("accuracy 1.000, ") and "Bleu_4 1.000" in task.summary(scores)
+    worse, *_ = answer_all(vqa(vqa_metrics=["bleu"]), told, ["a cat"] * 3)
+    assert worse["Bleu_4"] < 0.1 and "accuracy" not in worse
+    shown = task.report([{"id": 1, "index": 0, "answer": "it is a red ball"}], told, "val")
+    assert shown[0].right is True
+    assert vqa(vqa_metrics=["cider"]).report([{"id": 1, "index": 0, "answer": "x"}], told, "val")[0].right is None
+
+
 def test_data_sets_and_models_that_do_not_fit() -> None:
     assert (vqa().takes(Questions()), vqa().takes(IMAGES), captioning().takes(IMAGES)) == (True, False, True)
     with pytest.raises(DataError, match="SimpleNamespace, which lacks the protocol Questions .no question.*image_qa"):

@@ -7,6 +7,7 @@
 | query (ms-swift) | `query`, `response`, `history: [[query, response], ...]` |
 | alpaca (LLaMA-Factory) | `instruction`, `input`, `output`, `history` |
 | pairs (XTuner, ms-swift) | `conversation: [{human, assistant, system}, ...]` |
+| questions (LLaVA-Bench) | `question_id`, `text`; the picture comes first |
 
 Pictures and videos are named in the row (`image`, `images`, `video`, `videos`). `<image>` and `<video>` in the texts
 mark their places; or a typed part names its own file.
@@ -15,9 +16,8 @@ mark their places; or a typed part names its own file.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -48,8 +48,10 @@ FLAGS = ("loss", "train", "weight", "loss_scale")
 """keys of a turn that say whether it is learned"""
 COLUMNS = {"image": ("image", "images"), "video": ("video", "videos")}
 """kind -> columns that name a row's files"""
-READ = ("conversations", "messages", "conversation", "query", "response", "history", "instruction", "input", "output",
-        "system", "image", "images", "video", "videos", *FLAGS)
+FACTS = ("question_id", "category")
+"""columns that evaluations repeat"""
+READ = (*FACTS, "conversations", "messages", "conversation", "query", "response", "history", "instruction", "input",
+        "output", "system", "image", "images", "video", "videos", *FLAGS)
 """columns of all dialects"""
 MOST_CHARACTERS = 200_000
 """of a turn"""
@@ -64,11 +66,13 @@ class ChatLayout:
         columns: image, video or turns -> the column's name in the file, if it has an unusual one.
         learn: all: every answer that no flag excepts; last: the last one of each row only.
         file: checks the name of a file; a ValueError with a clause.
+        answered: whether every row must have an answer to learn; false: a row may end with a question.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     learn: Learn = "all"
     file: Callable[[Any], str] = file_name
+    answered: bool = True
 
     def names(self, kind: Kind) -> tuple[str, ...]:
         """Columns that may name files of a kind."""
@@ -122,13 +126,16 @@ def read_conversation(raw: Row, layout: ChatLayout) -> Row:
     files.check()
     turns = _in_order(turns)
     learned = [number for number, turn in enumerate(turns) if turn[1]]
-    if not learned:
+    if not any(turn[0] == "user" for turn in turns):
+        raise ValueError("has no question: no turn is from the user")
+    if not learned and layout.answered:
         raise ValueError("has no answer to learn: " + (
             "no turn is from the assistant" if all(turn[0] != "assistant" for turn in turns) else
             f"every answer is excepted by {' or '.join(FLAGS)}"))
     if layout.learn == "last":
-        turns = [[role, number == learned[-1], parts] for number, (role, _, parts) in enumerate(turns)]
-    return {"turns": turns, "media": [list(pair) for pair in files.taken]}
+        turns = [[role, number in learned[-1:], parts] for number, (role, _, parts) in enumerate(turns)]
+    facts = {key: raw[key] for key in FACTS if isinstance(raw.get(key), str | int)}
+    return {"turns": turns, "media": [list(pair) for pair in files.taken], **({"facts": facts} if facts else {})}
 
 
 def to_conversation(row: Row, pictures: Sequence[int] | None = None) -> Conversation:
@@ -193,6 +200,9 @@ def _of_pair(where: str, turn: Any) -> Iterator[tuple[str, Any]]:
 
 def _of_query(raw: Row) -> Iterator[tuple[str, Any]]:
     """The turns of a row of queries and responses."""
+    if {"question_id", "text"} <= set(raw):
+        unmarked = "<image>" not in str(raw["text"]) and any(raw.get(name) for name in COLUMNS["image"])
+        raw = {**raw, "query": f"<image>\n{raw['text']}" if unmarked else raw["text"]}
     ask, answer = ("query", "response") if "query" in raw or "response" in raw else ("instruction", "output")
     if ask not in raw and answer not in raw:
         raise ValueError("has no turns: none of the fields messages, conversations, conversation, query and response "
@@ -346,7 +356,8 @@ def _without_nulls(value: Any) -> Any:
 
 # --- files -----------------------------------------------------------------------------------------------------------
 def read_conversations(files: Sequence[Path], layout: ChatLayout, keep: Callable[[Row], bool] | None = None,
-                       kept: str | None = None, form: FileFormat = AUTO) -> RowTable:
+                       kept: str | None = None, form: FileFormat = AUTO,
+                       rows: Iterable[tuple[int, int, Any]] | None = None) -> RowTable:
     """The conversations of a split's files, checked; rows as `read_conversation` makes them.
 
     Args:
@@ -355,17 +366,21 @@ def read_conversations(files: Sequence[Path], layout: ChatLayout, keep: Callable
         keep: whether a raw row counts; None: all do.
         kept: identifies `keep` and `layout`; None: the table is not cached.
         form: how the files are written.
+        rows: (file number, row number, raw row), if they were read before, as those of shards were.
 
     Raises:
         DataError: a file is unreadable or without rows; or up to 20 bad rows, all in one message.
     """
-    return cached_table(files, None if kept is None else f"conversations {kept} {form}",
-                        partial(_checked, files, layout, keep, form), which=" of this split" if keep else "")
+    def checked(errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
+        return _checked(files, layout, keep, numbered_rows(files, form) if rows is None else rows, errors)
+
+    return cached_table(files, None if kept is None else f"conversations {kept} {form}", checked,
+                        which=" of this split" if keep else "")
 
 
-def _checked(files: Sequence[Path], layout: ChatLayout, keep: Callable[[Row], bool] | None, form: FileFormat,
-             errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
-    for file, number, raw in numbered_rows(files, form):
+def _checked(files: Sequence[Path], layout: ChatLayout, keep: Callable[[Row], bool] | None,
+             rows: Iterable[tuple[int, int, Any]], errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
+    for file, number, raw in rows:
         try:
             if not isinstance(raw, dict):
                 raise ValueError(no_row(raw))

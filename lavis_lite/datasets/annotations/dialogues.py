@@ -1,7 +1,9 @@
 """Files of dialogues about images -> questions, each with the dialogue before it.
 
-Two published layouts: VisDial v1.0's object, whose rounds refer to lists of questions and answers, and LLaVA-Instruct's
-lists {image, id, conversations: [{from: human, value}, ...]}. A dialogue is held once, however many questions it has.
+Three published layouts: VisDial v1.0's object, whose rounds refer to lists of questions and answers; AVSD's, the same
+object with texts in the rounds, {dialogs: [{image_id, caption, dialog: [{question, answer}, ...]}]}; and
+LLaVA-Instruct's lists {image, id, conversations: [{from: human, value}, ...]}. A dialogue is held once, however many
+questions it has.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from lavis_lite.errors import DataError
 SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 """speaker -> the parity of the turn"""
 MARK = "<image>"
+UNDISCLOSED = "__UNDISCLOSED__"
+"""AVSD's answer to the question that is to be answered"""
 _MARK = re.compile(rf"\s*{MARK}\s*")
 OTHER_LAYOUTS = ("messages", "query", "turns", "dialog", "dialogue")
 """columns in which other layouts have their turns"""
@@ -50,13 +54,14 @@ class TurnTable(RowTable):
             numbers of the turns that are samples}; texts, or their numbers in `texts`.
         texts: those of VisDial; None: the turns have texts.
         turn: a question and its answer in the history, with two `{}`.
+        last: only the last of a dialogue's asked turns is a row.
     """
 
-    def __init__(self, dialogues: RowTable, texts: Texts | None, turn: str) -> None:
-        self.dialogues, self.texts, self.turn = dialogues, texts, turn
+    def __init__(self, dialogues: RowTable, texts: Texts | None, turn: str, last: bool = False) -> None:
+        self.dialogues, self.texts, self.turn, self.first_asked = dialogues, texts, turn, -1 if last else 0
         self.files, self.kinds = dialogues.files, {}
         self.relevance: Mapping[str, list[float]] = {}
-        counts = [len(dialogues[index]["asked"]) for index in range(len(dialogues))]
+        counts = [len(dialogues[index]["asked"][self.first_asked:]) for index in range(len(dialogues))]
         self._turns = np.cumsum(counts, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -74,7 +79,8 @@ class TurnTable(RowTable):
 
     def content_hash(self) -> str:
         """Hash of the dialogues, their texts, and the form of the history."""
-        return " ".join([*(table.content_hash() for table in (self.dialogues, *(self.texts or ()))), self.turn])
+        return " ".join([*(table.content_hash() for table in (self.dialogues, *(self.texts or ()))), self.turn,
+                         *(["last"] if self.first_asked else [])])
 
     def nbytes(self) -> int:
         """Bytes in memory."""
@@ -83,7 +89,7 @@ class TurnTable(RowTable):
     def __getitem__(self, index: int) -> Row:
         dialogue, number = self._find(index)
         row = self.dialogues[dialogue]
-        turn = row["asked"][number]
+        turn = row["asked"][self.first_asked:][number]
         question, answer, label, candidates = row["turns"][turn]
         history = "\n".join(self._in_history(*earlier[:2]) for earlier in row["turns"][:turn])
         found = self._question(row, turn, question, answer, history)
@@ -103,7 +109,7 @@ class TurnTable(RowTable):
         """All rows in order, without candidates and relevance; a dialogue and its texts are decoded once."""
         for row in self.dialogues.skim():
             history: list[str] = []
-            asked = set(row["asked"])
+            asked = set(row["asked"][self.first_asked:])
             for turn, (question, answer, *_) in enumerate(row["turns"]):
                 if turn in asked:
                     yield self._question(row, turn, question, answer, "\n".join(history))
@@ -121,15 +127,16 @@ class TurnTable(RowTable):
         return f"{before}{self._text(question, 0)}{between}{'' if answer is None else self._text(answer, 1)}{after}"
 
 
-def read_dialogues(paths: Sequence[Path], layout: Layout, training: bool, turn: str) -> TurnTable:
+def read_dialogues(paths: Sequence[Path], layout: Layout, training: bool, turn: str, last: bool = False) -> TurnTable:
     """The questions of a split.
 
     Args:
-        paths: one VisDial file, or lists of conversations.
+        paths: one file of VisDial or AVSD, or lists of conversations.
         layout: the image's column or pattern, and which rows count; the files fix the rest.
         training: questions with an answer are samples, candidates are left out; else those with candidates, or with
             an answer if the split has no candidates.
         turn: see `TurnTable`.
+        last: only the last of these questions of each dialogue.
 
     Raises:
         DataError: as `read_questions`.
@@ -144,7 +151,7 @@ def read_dialogues(paths: Sequence[Path], layout: Layout, training: bool, turn: 
     else:
         dialogues, texts = found
     errors.stop_if_any()
-    table = TurnTable(dialogues, texts, turn)
+    table = TurnTable(dialogues, texts, turn, last)
     table.left_out = errors.left_out
     if not len(table):
         lacking = f"; rows that lack what `required` names: {errors.left_out}" if errors.left_out else ""
@@ -194,12 +201,17 @@ def _read_visdial(path: Path, layout: Layout, training: bool, errors: RowErrors)
     dialogues, texts = tables["dialogs"], (tables["questions"], tables["answers"])
     for index in range(len(dialogues)):
         for question, answer, _, candidates in dialogues[index]["turns"]:
-            most = max([answer if answer is not None else 0, *(candidates or [])])
-            if question >= len(texts[0]) or most >= len(texts[1]):
+            named = [number for number in (answer, *(candidates or [])) if isinstance(number, int)]
+            if _beyond([question], texts[0]) or _beyond(named, texts[1]):
                 errors.add(dialogues.location(index), f"refers to a text that the file has not (it has "
                            f"{len(texts[0])} questions, {len(texts[1])} answers)")
                 break
     return (dialogues, texts) if is_visdial else None
+
+
+def _beyond(numbers: Iterable[str | int], texts: RowTable) -> bool:
+    """Whether any of the numbers names no text; turns may be texts themselves."""
+    return any(isinstance(number, int) and number >= len(texts) for number in numbers)
 
 
 def _visdial_texts(path: Path, rows: Any, member: str, errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
@@ -224,7 +236,8 @@ def _visdial_dialogue(row: Any, layout: Layout, training: bool) -> Row:
         raise ValueError("must be an object with 'dialog', a list of rounds")
     turns = [_round(number, turn) for number, turn in enumerate(row["dialog"], 1)]
     ranked = not training and any(turn[3] is not None for turn in turns)
-    asked = [index for index, turn in enumerate(turns) if turn[3 if ranked else 1] is not None]
+    open_turns = [] if training or ranked else [index for index, turn in enumerate(turns) if turn[1] is None]
+    asked = open_turns or [index for index, turn in enumerate(turns) if turn[3 if ranked else 1] is not None]
     if training:
         turns = [[question, answer, None, None] for question, answer, _, _ in turns]
     found = {"image": _image_of(row, layout), "image_id": row.get("image_id"), "name": row.get("image_id"),
@@ -236,13 +249,19 @@ def _round(number: int, turn: Any) -> list[Any]:
     """[question, answer or None, index of the right candidate or None, candidates or None] of one round."""
     given = turn if isinstance(turn, dict) else {}
     question, answer, options, label = (given.get(key) for key in ("question", "answer", "answer_options", "gt_index"))
-    if not _is_index(question) or not (answer is None or _is_index(answer)):
-        raise ValueError(f"round {number}: question and answer must be numbers of texts")
+    answer = None if answer == UNDISCLOSED else answer
+    if not _is_named(question) or not (answer is None or _is_named(answer)):
+        raise ValueError(f"round {number}: question and answer must be texts, or numbers of texts")
     if options is not None and not (isinstance(options, list) and all(map(_is_index, options))):
         raise ValueError(f"round {number}: answer_options must be numbers of answers")
     if label is not None and not (_is_index(label) and options is not None and label < len(options)):
         raise ValueError(f"round {number}: gt_index is {label!r}, not a place among the answer_options")
     return [question, answer, label, options]
+
+
+def _is_named(value: Any) -> bool:
+    """Whether it is a text, or the number of one."""
+    return _is_index(value) or isinstance(value, str) and bool(value.strip())
 
 
 def _is_index(value: Any) -> bool:

@@ -38,7 +38,8 @@ COMPANIONS = ("info", "license", "licenses", "categories", "version", "meta", "m
 """members beside the rows that say nothing about single rows"""
 _PANDAS = " Convert it, for example with: python -c \"import pandas; pandas.{}(...).to_json('rows.jsonl', {})\""
 _CONVERT = {suffix: _PANDAS.format(reader, "orient='records', lines=True") for suffix, reader in
-            ((".xlsx", "read_excel"), (".xls", "read_excel"), (".pkl", "read_pickle"))}
+            ((".xlsx", "read_excel"), (".xls", "read_excel"), (".pkl", "read_pickle"))} | {
+    ".tar": " Tars are read by their index: run `python -m lavis_lite data index DIR`, and name their folder DIR."}
 
 
 def read_rows(path: Path, form: FileFormat = AUTO, file: int = 0) -> Iterator[NumberedRow]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lavis_lite.config.schema import DatasetConfig, StorageConfig
+from lavis_lite.config.schema import DatasetConfig, FileConfig, StorageConfig
 from lavis_lite.datasets.annotations.chats import COLUMNS, ChatLayout, Learn, read_conversations
-from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable
+from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable, file_name
 from lavis_lite.datasets.builders.base import IMAGES, QUESTIONS
 from lavis_lite.datasets.builders.images import ImageTextBuilder
 from lavis_lite.datasets.builders.video import VideoDatasetConfig, missing_readers
+from lavis_lite.datasets.caption import Processor
 from lavis_lite.datasets.chat import ChatDataset
 from lavis_lite.datasets.files.image_paths import FileNameIn, missing_files, prepare
 from lavis_lite.datasets.media.video import VideoFolder
+from lavis_lite.datasets.shards.dataset import open_shards
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.io import files
 from lavis_lite.registry import registry
@@ -47,7 +49,10 @@ class ChatConfig(VideoDatasetConfig):
 class ChatBuilder(ImageTextBuilder):
     """Conversations: LLaVA, ShareGPT, messages with roles or typed parts, query and response.
 
-    Samples and batches: `ChatDataset`, for training and evaluation alike.
+    `build_info.annotations.<split>.storage` is an annotation file, or webdataset tars: a folder, DIR/*.tar or
+    DIR/{000000..000123}.tar.
+
+    Samples and batches: `ChatDataset`, for training and evaluation alike; in evaluation a row may end with a question.
     """
 
     config_class: ClassVar[type[DatasetConfig]] = ChatConfig
@@ -78,19 +83,37 @@ class ChatBuilder(ImageTextBuilder):
         if split not in self.splits():
             return None
         vis = self.processor("vis_processor", training)
+        entry = self.shards(split)
+        if entry is not None:
+            return self._of_shards(entry, split, training, vis)
         root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         paths = self.annotation_files(split, root)
         folder, videos = self.folder_of(paths, root), self._videos(paths)
-        table = self._read(paths, folder.root, split)
+        table = self._read(paths, FileNameIn(folder.root), str(folder.root), split, training)
         if self.cfg.check_files:
             refuse_missing(table, {"image": folder.root, "video": videos.root})
         return ChatDataset(table, folder, videos, vis, self.cfg.video_frames)
 
-    def _read(self, paths: Sequence[Path], root: Path, split: str) -> RowTable:
+    def _of_shards(self, entry: FileConfig, split: str, training: bool, vis: Processor) -> ChatDataset:
+        """The conversations of webdataset tars, each with the pictures of its key."""
+        opened = open_shards(entry, self._key(split), [], None, None, self.cfg.max_pixels)
+
+        def file(value: Any) -> str:
+            name = file_name(value)
+            if self.cfg.check_files and name not in opened.images:
+                raise ValueError(f"names {name[:200]!r}, which is in none of the shards")
+            return name
+
+        table = self._read([Path(name) for name in opened.table.files], file, opened.images.index.sha256, split,
+                           training, opened.table.items())
+        return ChatDataset(table, opened.images, VideoFolder(opened.images.root), vis, self.cfg.video_frames)
+
+    def _read(self, paths: Sequence[Path], file: Callable[[Any], str], origin: str, split: str, training: bool,
+              rows: Iterable[tuple[int, int, Any]] | None = None) -> RowTable:
         columns = {key: str(value) for key, value in self.cfg.columns.items()}
-        layout = ChatLayout(columns, self.cfg.learn, FileNameIn(root))
-        return read_conversations(paths, layout, self.row_filter(split), f"{split} {root} {self.cfg}",
-                                  self.file_format())
+        layout = ChatLayout(columns, self.cfg.learn, file, answered=training)
+        return read_conversations(paths, layout, self.row_filter(split), f"{split} {training} {origin} {self.cfg}",
+                                  self.file_format(), rows)
 
     def _videos(self, paths: Sequence[Path]) -> VideoFolder:
         """Reader of the videos: below build_info.videos.storage, else beside the images."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lavis_lite.config.schema import DatasetConfig, FileConfig
 from lavis_lite.datasets.annotations.dialogues import TurnTable, read_dialogues, read_relevance
@@ -21,10 +21,12 @@ from lavis_lite.registry import registry
 
 @dataclass
 class ImageDialogueConfig(ImageQAConfig):
-    """Section of a data set of dialogues: a VisDial v1.0 file, or lists of conversations as LLaVA-Instruct has them."""
+    """Section of a data set of dialogues: VisDial v1.0's or AVSD's file, or lists of conversations as LLaVA's."""
 
     turn: str = "Q: {} A: {}"
     """an earlier question and its answer as they stand in the history, one per line"""
+    asked: Literal["all", "last"] = "all"
+    """evaluation: every turn is a question, or only the last one of a dialogue"""
     relevance: dict[str, FileConfig] = field(default_factory=dict)
     """by split: VisDial's dense annotations, [{image_id, round_id, gt_relevance}], for NDCG"""
 
@@ -65,7 +67,7 @@ class ImageDialogueBuilder(ImageQABuilder):
 
     def read(self, paths: Sequence[Path], layout: Layout, training: bool) -> TurnTable:
         """The questions of a split's dialogues."""
-        table = read_dialogues(paths, layout, training, self.cfg.turn)
+        table = read_dialogues(paths, layout, training, self.cfg.turn, last=self.cfg.asked == "last" and not training)
         dense = None if training else self.cfg.relevance.get(layout.split)
         if dense is not None and (dense.storage or dense.url):
             root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from lavis_lite.config.schema import DatasetConfig
-from lavis_lite.datasets.builders.base import FEATURES, QUESTIONS, VIDEOS
-from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageDatasetConfig
+from lavis_lite.datasets.builders.base import DIALOGUES, FEATURES, QUESTIONS, VIDEOS
+from lavis_lite.datasets.builders.dialogue import ImageDialogueBuilder, ImageDialogueConfig
+from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageDatasetConfig, ImageTextBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.caption import RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.media.video import ReaderName, VideoFolder, installed_readers
@@ -30,14 +31,9 @@ class VideoQAConfig(ImageQAConfig, VideoDatasetConfig):
     """Section of a data set of questions about videos; `image_pattern` gives the path of a row's video."""
 
 
-def video_folder(root: Path, cfg: VideoDatasetConfig, follow_links: bool) -> VideoFolder:
-    """Reader of the videos below a folder.
-
-    Raises:
-        ConfigError: no package that reads videos is installed.
-    """
-    installed_readers(cfg.reader)
-    return VideoFolder(root, cfg.max_pixels, cfg.reader, follow_links)
+@dataclass
+class VideoDialogueConfig(ImageDialogueConfig, VideoDatasetConfig):
+    """Section of a data set of dialogues about videos; `image_pattern` gives the path of a dialogue's video."""
 
 
 def missing_readers(cfg: VideoDatasetConfig) -> list[str]:
@@ -49,8 +45,29 @@ def missing_readers(cfg: VideoDatasetConfig) -> list[str]:
     return []
 
 
+class Videos(ImageTextBuilder):
+    """What the builders of videos share: the folder, and the package that reads it."""
+
+    media: ClassVar[str] = "videos"
+    cfg: VideoDatasetConfig
+
+    def folder(self, root: Path) -> VideoFolder:
+        """Reader of the videos below `root`.
+
+        Raises:
+            ConfigError: no package that reads videos is installed.
+        """
+        if not self.cfg.arrays:
+            installed_readers(self.cfg.reader)
+        return VideoFolder(root, self.cfg.max_pixels, self.cfg.reader, self.follows_links(root))
+
+    def missing_packages(self) -> list[str]:
+        """A reader of videos, if videos are read and there is not one."""
+        return [] if self.cfg.arrays else missing_readers(self.cfg)
+
+
 @registry.register_builder("video_caption")
-class VideoCaptionBuilder(ImageCaptionBuilder):
+class VideoCaptionBuilder(Videos, ImageCaptionBuilder):
     """Captioned videos: lists {video, caption, image_id}, the caption one text or several.
 
     Samples as `image_caption`, with video float32[3, T, H, W] in the place of image.
@@ -59,16 +76,6 @@ class VideoCaptionBuilder(ImageCaptionBuilder):
     config_class: ClassVar[type[DatasetConfig]] = VideoDatasetConfig
     sample_keys: ClassVar[tuple[str, ...]] = ("video", *ImageCaptionBuilder.sample_keys[1:])
     ignored_keys: ClassVar[Mapping[str, str]] = {**VIDEOS, **FEATURES}
-    media: ClassVar[str] = "videos"
-    cfg: VideoDatasetConfig
-
-    def folder(self, root: Path) -> VideoFolder:
-        """Reader of the videos below `root`."""
-        return video_folder(root, self.cfg, self.follows_links(root))
-
-    def missing_packages(self) -> list[str]:
-        """A reader of videos, if there is not one."""
-        return missing_readers(self.cfg)
 
 
 @registry.register_builder("video_retrieval")
@@ -80,7 +87,7 @@ class VideoRetrievalBuilder(VideoCaptionBuilder):
 
 
 @registry.register_builder("video_qa")
-class VideoQABuilder(ImageQABuilder):
+class VideoQABuilder(Videos, ImageQABuilder):
     """Questions about videos: lists {video, question, answer, question_id}, and whatever `image_qa` reads.
 
     Samples as `image_qa`, with video float32[3, T, H, W] in the place of image.
@@ -89,17 +96,25 @@ class VideoQABuilder(ImageQABuilder):
     config_class: ClassVar[type[DatasetConfig]] = VideoQAConfig
     sample_keys: ClassVar[tuple[str, ...]] = ("video", *ImageQABuilder.sample_keys[1:])
     ignored_keys: ClassVar[Mapping[str, str]] = {**VIDEOS, **FEATURES, **QUESTIONS}
-    media: ClassVar[str] = "videos"
     cfg: VideoQAConfig
-
-    def folder(self, root: Path) -> VideoFolder:
-        """Reader of the videos below `root`."""
-        return video_folder(root, self.cfg, self.follows_links(root))
-
-    def missing_packages(self) -> list[str]:
-        """A reader of videos, if there is not one."""
-        return missing_readers(self.cfg)
 
     def columns(self) -> dict[str, str | list[str]]:
         """As for images, but a row names its `video`."""
+        return {"image": "video", **super().columns()}
+
+
+@registry.register_builder("video_dialogue")
+class VideoDialogueBuilder(Videos, ImageDialogueBuilder):
+    """Dialogues about videos: the layout of AVSD, and whatever `image_dialogue` reads.
+
+    Samples as `image_dialogue`, with video float32[3, T, H, W] in the place of image.
+    """
+
+    config_class: ClassVar[type[DatasetConfig]] = VideoDialogueConfig
+    sample_keys: ClassVar[tuple[str, ...]] = ("video", *ImageDialogueBuilder.sample_keys[1:])
+    ignored_keys: ClassVar[Mapping[str, str]] = {**VIDEOS, **FEATURES, **QUESTIONS, **DIALOGUES}
+    cfg: VideoDialogueConfig
+
+    def columns(self) -> dict[str, str | list[str]]:
+        """As for images, but a dialogue names its `video`."""
         return {"image": "video", **super().columns()}

@@ -41,6 +41,7 @@ class FeatureJob:
         out: the folder. dtype: of the features: bf16 | fp16 | fp32.
         per_file: images of a file. batch_size: images encoded at once. workers: processes that read images.
         skip_bad: leave out images that cannot be used; otherwise the job stops.
+        start_method: of the workers: fork | spawn | forkserver; None: the platform's default.
     """
 
     images: Sequence[str]
@@ -54,6 +55,7 @@ class FeatureJob:
     batch_size: int = 64
     workers: int = 0
     skip_bad: bool = False
+    start_method: str | None = None
 
     def names(self, file: int) -> Sequence[str]:
         """The images of one file."""
@@ -135,7 +137,8 @@ def _as_list(items: list[Any]) -> list[Any]:
 
 def _write_file(job: FeatureJob, file: int) -> None:
     names, kept, hashes = job.names(file), [], []
-    for items in Loader(_Pictures(job, names), job.workers, batch_size=job.batch_size, collate_fn=_as_list):
+    for items in Loader(_Pictures(job, names), job.workers, job.start_method, batch_size=job.batch_size,
+                        collate_fn=_as_list):
         good = [(index, image) for index, image in items if isinstance(image, Tensor)]
         bad = [error for _, error in items if isinstance(error, str)]
         if bad and not job.skip_bad:

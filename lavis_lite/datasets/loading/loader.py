@@ -17,10 +17,12 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.loading.policy import IMAGE_ROWS, DrawnSamples, EvaluationSamples, Failure, TrainingSamples
 from lavis_lite.datasets.loading.sampler import EvalBatches, GlobalSampler, PendingBatches, RankBatches
+from lavis_lite.datasets.loading.transport import Sender
 from lavis_lite.datasets.protocols import MapDataset, Ordered
 from lavis_lite.errors import ConfigError, ContractError, DataError, LavisLiteError, WorkerError
 from lavis_lite.process import exits
 from lavis_lite.process.children import worker_context
+from lavis_lite.processors.pixels import stack
 
 # --- samples -> batch ------------------------------------------------------------------------------------------------
 Batch = dict[str, Any]
@@ -99,7 +101,8 @@ def _join(key: str, values: list[Any]) -> Any:
         if len(shapes) > 1:
             raise DataError(f"samples of one batch have {key!r} of different shapes: {', '.join(map(str, shapes))}. "
                             "Give the data sets that are mixed the same vis_processor image_size.")
-        return default_collate(tensors)  # a stack that a loader worker makes in shared memory, without a second copy
+        held = stack(tensors)
+        return default_collate(tensors) if held is None else held  # in a worker: in shared memory at once
     return values
 
 
@@ -181,6 +184,8 @@ class Loader(DataLoader[Any]):
 
     def __init__(self, dataset: Dataset[Any], workers: int = 0, start_method: str | None = None,
                  **settings: Any) -> None:
+        if workers:
+            settings["collate_fn"] = Sender(settings["collate_fn"], self)
         with exits.explained():
             super().__init__(dataset, num_workers=workers, worker_init_fn=_one_thread,
                              multiprocessing_context=worker_context(start_method) if workers else None,

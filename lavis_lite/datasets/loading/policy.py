@@ -27,6 +27,7 @@ from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.protocols import MapDataset, SeededSamples, SwappableImages
 from lavis_lite.errors import DataError, TextTooLongError
 from lavis_lite.io import disk
+from lavis_lite.processors.pixels import keep_pixels
 from lavis_lite.redaction import mask_all
 from lavis_lite.registry import need
 
@@ -52,8 +53,9 @@ class Failure:
 
 
 def read_sample(dataset: MapDataset, index: int, rng: random.Random) -> Sample:
-    """`dataset.sample(index, rng)`; any other map-style data set is simply indexed."""
-    return dict(dataset.sample(index, rng) if isinstance(dataset, SeededSamples) else dataset[index])
+    """`dataset.sample(index, rng)`, its pictures as bytes; any other map-style data set is simply indexed."""
+    with keep_pixels():
+        return dict(dataset.sample(index, rng) if isinstance(dataset, SeededSamples) else dataset[index])
 
 
 def _record(dataset: MapDataset, index: int, error: BadSample) -> BadRecord:
@@ -191,7 +193,8 @@ class _Album:
 
     def _picture(self, index: int, rng: random.Random) -> Any:
         try:
-            return self.dataset.picture(index, rng)
+            with keep_pixels():
+                return self.dataset.picture(index, rng)
         except BadSample as error:
             return error
 

@@ -24,11 +24,16 @@ def hash64(*parts: int) -> int:
     """64 well mixed bits of any integers, in their order."""
     state = 0
     for part in parts:
-        state = (state * 3 + (part & _MASK) + _GOLDEN) & _MASK
-        state = ((state ^ (state >> 30)) * _FIRST) & _MASK
-        state = ((state ^ (state >> 27)) * _SECOND) & _MASK
-        state ^= state >> 31
+        state = _scrambled(state * 3 + (part & _MASK) + _GOLDEN)
     return state
+
+
+def _scrambled(state: int) -> int:
+    """SplitMix64's finaliser of an integer, modulo 2^64."""
+    state &= _MASK
+    state = ((state ^ (state >> 30)) * _FIRST) & _MASK
+    state = ((state ^ (state >> 27)) * _SECOND) & _MASK
+    return state ^ (state >> 31)
 
 
 def hash_stream(base: int, counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -68,7 +73,8 @@ def sample_rng(seed: int, epoch: int, dataset: int, index: int) -> random.Random
 
 def negative_uniforms(seed: int, position: int) -> NDArray[np.float64]:
     """float64[2] in [0, 1): which negatives (image, text) the sample at this global position draws for ITM."""
-    return uniforms(hash64(NEGATIVES, seed, position), np.arange(2, dtype=np.uint64))
+    base = hash64(NEGATIVES, seed, position)
+    return np.array([(_scrambled(base + counter * _GOLDEN) >> 11) * 2.0**-53 for counter in range(2)])
 
 
 def replacement(seed: int, epoch: int, dataset: int, index: int, attempt: int, size: int) -> int:

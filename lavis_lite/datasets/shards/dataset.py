@@ -22,7 +22,7 @@ from PIL import Image
 from lavis_lite.config.schema import FileConfig
 from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked
 from lavis_lite.datasets.annotations.tables import Row, RowTable
-from lavis_lite.datasets.files.columnar import splits_in
+from lavis_lite.datasets.files.columnar import Cells, splits_in
 from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder, decode_pixels, decode_rgb
 from lavis_lite.datasets.shards.cache import LocalShards, RemoteShards, fetch_index, remote_folder
 from lavis_lite.datasets.shards.index import EXPLODED, INDEX, Location, ShardIndex
@@ -104,7 +104,7 @@ class ShardImages(ImageFolder):
 
     def __init__(self, index: ShardIndex, shards: LocalShards | RemoteShards, max_pixels: int = MAX_PIXELS) -> None:
         self.index, self.shards, self.max_pixels = index, shards, max_pixels
-        self.root = index.folder
+        self.root, self.cells = index.folder, Cells([])
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -112,6 +112,9 @@ class ShardImages(ImageFolder):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, index=ShardIndex(state["index"]))
+
+    def __contains__(self, name: str) -> bool:
+        return self.index.find(name) is not None
 
     def path(self, name: str) -> Path:
         """The tar that holds an image.
@@ -123,14 +126,12 @@ class ShardImages(ImageFolder):
 
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `images.load_rgb`."""
-        at = self._find(name)
-        return decode_rgb(self._content(at, name), self._label(at, name), self.max_pixels)
+        return decode_rgb(*self._bytes(name), self.max_pixels)
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
         """The result of an image processor for an image, as `ImageFolder.view`."""
-        at = self._find(name)
         decode: Callable[..., Any] = decode_pixels if getattr(processor, "takes", "image") == "pixels" else decode_rgb
-        return processor(decode(self._content(at, name), self._label(at, name), self.max_pixels), rng)
+        return processor(decode(*self._bytes(name), self.max_pixels), rng)
 
     def read(self, name: str) -> bytes:
         """The image's bytes as they were packed.
@@ -138,7 +139,15 @@ class ShardImages(ImageFolder):
         Raises:
             BadSample: there is no such image, or its shard is missing, cut short or damaged; names shard and image.
         """
-        return self._content(self._find(name), name)
+        return self._bytes(name)[0]
+
+    def _bytes(self, name: str) -> tuple[bytes, str]:
+        """(content, name in messages) of an image in a shard or of a `data:` address."""
+        content = self.embedded(name)
+        if content is not None:
+            return content, name[:40]
+        at = self._find(name)
+        return self._content(at, name), self._label(at, name)
 
     def _find(self, name: str) -> Location:
         found = self.index.find(name)

@@ -65,8 +65,8 @@ class ShardIndex:
         folder: of index.json and its arrays; the shards may be elsewhere.
 
     Attributes:
-        shards: in order. space: keeps their images' ids apart from other data sets'. kinds: field -> name of the kind
-        of its values.
+        shards: in order. sha256: of its arrays. space: keeps their images' ids apart from other data sets'.
+        kinds: field -> name of the kind of its values.
 
     Raises:
         DataError: there is no index, or it is damaged or of a later format.
@@ -79,9 +79,9 @@ class ShardIndex:
         try:
             self.shards = _shards(content["shards"])
             self.space, self.kinds, self.samples = content["space"], content["kinds"], content["samples"]
-            size, self._sha256 = content["arrays"]["bytes"], content["arrays"]["sha256"]
+            size, self.sha256 = content["arrays"]["bytes"], content["arrays"]["sha256"]
             digest = content["arrays"]["digest"]
-            if not (isinstance(self.space, str) and _is_texts(self.kinds) and isinstance(self._sha256, str)):
+            if not (isinstance(self.space, str) and _is_texts(self.kinds) and isinstance(self.sha256, str)):
                 raise TypeError("its space, kinds or sha256 are not text")
             if self.samples != sum(shard.samples for shard in self.shards):
                 raise TypeError(f"{self.samples!r} samples are not those of its shards together")
@@ -114,7 +114,7 @@ class ShardIndex:
             first, count: which shards; by default all.
         """
         start, end = self._row_range(first, count)
-        return MappedTable(self.folder / ARRAYS, names, start, end, self._sha256, self._remedy)
+        return MappedTable(self.folder / ARRAYS, names, start, end, self.sha256, self._remedy)
 
     def exploded(self, table: RowTable, first: int = 0, count: int | None = None) -> RowTable:
         """The same with one row per caption."""

@@ -1,7 +1,8 @@
 """The members of a tar from another program -> samples: one picture and one text under one key.
 
 A key ends at the first dot of a member's name, as in webdataset. If names have more dots, it ends at the last one if
-only so a picture and a text share a key. Members that belong to no sample are counted by their ending and reported.
+only so a picture and a text share a key. A sample whose JSON is a conversation has any number of pictures, `<key>.jpg`
+or `<key>.0.jpg`. Members that belong to no sample are counted by their ending and reported.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from lavis_lite.datasets.annotations.chats import is_conversation
 from lavis_lite.datasets.annotations.rows import RowErrors
+from lavis_lite.datasets.annotations.text_files import DECODER, codec_of, json_error
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif"}
 ARRAYS = {"npy", "safetensors"}
@@ -78,15 +82,47 @@ class Sample:
         """Its picture; without one, its array."""
         return (self.pictures or self.arrays)[0]
 
-    def text(self, ending: str) -> bytes | None:
-        """Content of its `.json` or `.txt`."""
-        return self.texts[ending][0].text if ending in self.texts else None
+    def text(self, ending: str = "txt") -> str | None:
+        """Its `.json` or `.txt`, decoded.
+
+        Raises:
+            UnicodeDecodeError: it is no text.
+        """
+        encoded = self.texts[ending][0].text if ending in self.texts else None
+        return None if encoded is None else encoded.decode(codec_of(encoded)).strip()
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The object in its `.json`, a list being the turns of a conversation; {} if it has none.
+
+        Raises:
+            ValueError: its JSON is something else; the message is a clause.
+        """
+        text = self.text("json")
+        try:
+            content = {} if text is None else DECODER.decode(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(json_error(error)) from error
+        if isinstance(content, list):
+            content = {"conversations": content}
+        if not isinstance(content, dict):
+            raise ValueError("its JSON is no object")
+        return content
+
+    @cached_property
+    def is_chat(self) -> bool:
+        """Whether its JSON is a conversation, and it has no caption."""
+        try:
+            return is_conversation(list(self.content)) and "caption" not in self.content and "txt" not in self.texts
+        except ValueError:  # reported where the content is used
+            return False
 
     def error(self) -> str | None:
         """Why it is no sample, as a clause; None if it is one."""
         items = self.pictures or self.arrays
-        twice = next((found for found in (items, *self.texts.values()) if len(found) > 1), None)
-        if not items:
+        several = [] if self.is_chat and self.pictures else [items]
+        twice = next((found for found in (*several, *self.texts.values()) if len(found) > 1), None)
+        if not items and not self.is_chat:
             return "has no image"
         if not self.texts:
             return "has no text (.json or .txt)"
@@ -209,9 +245,10 @@ def _samples(path: Path, members: list[Member], dots: Dots, contents: Contents, 
         key, ending = member.last
         if dots == "first" or (dots == "auto" and not member.is_plain):
             parent = plain.get(member.first[0])
-            part = parent is not None and parent.whole
+            part = parent is not None and (parent.whole or parent.is_chat)
             if dots == "first" or (part and not by_last[key].whole):
-                key, ending = member.first
+                key, rest = member.first
+                ending = ending if parent is not None and parent.is_chat and ending in PICTURES else rest
             elif part and member.first[0] != key:
                 errors.add(f"{path}:{member.name}", f"may be of a sample of its own or a part of {member.first[0]!r}; "
                                                     "set --dots last or --dots first")

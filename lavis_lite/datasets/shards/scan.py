@@ -1,7 +1,8 @@
 """The index of shards from another program, made by reading their headers once.
 
-Layouts: <key>.<picture> with <key>.json, <key>.txt or both, as img2dataset and webdataset write them; or this
-package's own, whose index is then the same again. Every tar is read, none is unpacked.
+Layouts: <key>.<picture> with <key>.json, <key>.txt or both, as img2dataset and webdataset write them; conversations
+in <key>.json with any number of pictures; or this package's own, whose index is then the same again. Every tar is
+read, none is unpacked.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lavis_lite.datasets.annotations.chats import COLUMNS
 from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked_row, describe, file_name, texts
 from lavis_lite.datasets.annotations.tables import Row
-from lavis_lite.datasets.annotations.text_files import DECODER, codec_of, json_error
 from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.shards.index import (
     EXPLODED,
@@ -28,7 +29,7 @@ from lavis_lite.datasets.shards.index import (
     part_path,
     write_index,
 )
-from lavis_lite.datasets.shards.members import Contents, Dots, Sample, read_contents
+from lavis_lite.datasets.shards.members import Contents, Dots, Member, Sample, read_contents
 from lavis_lite.datasets.shards.writer import SKIPPED, Log, joined
 from lavis_lite.errors import DataError
 from lavis_lite.io import atomic
@@ -36,6 +37,7 @@ from lavis_lite.process.children import worker_pool
 
 _MOST_LISTED = 100_000
 """errors of one tar that are listed in skipped.jsonl; the others are counted"""
+CHAT_IMAGES = COLUMNS["image"]
 _OTHER_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -100,17 +102,20 @@ def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "aut
     """Read one tar and write its part of the index."""
     path, errors = folder / name, RowErrors(_MOST_LISTED)
     contents = read_contents(path, errors, dots)
-    images, rows = [], []
+    images, rows, samples = [], [], 0
     for sample in contents.samples:
-        found = _rows(path, sample, keep, errors, contents)
-        if found:
-            image = sample.image
-            images.append((found[0]["image"], image.offset, image.size, image.crc))
-            rows += [(len(images), row) for row in found]
-    kinds = {"image": file_name.__name__}
+        if sample.is_chat:
+            found, pictures = [_conversation(path, sample)], {_name(path, one): one for one in sample.pictures}
+        else:
+            found = _rows(path, sample, keep, errors, contents)
+            pictures = {found[0]["image"]: sample.image} if found else {}
+        images += [(name, one.offset, one.size, one.crc) for name, one in pictures.items()]
+        samples += bool(found)
+        rows += [(samples, row) for row in found]
+    kinds = {"image": file_name.__name__} if all("image" in row for _, row in rows) else {}
     if rows and all(EXPLODED in row for _, row in rows):
         kinds[EXPLODED] = texts.__name__
-    shard = Shard(name, path.stat().st_size, len(images), atomic.file_sha256(path))
+    shard = Shard(name, path.stat().st_size, samples, atomic.file_sha256(path))
     kept = {key: sum(key in row for _, row in rows) for key in keep}
     Part(shard, images, rows, kinds).save(
         folder, settings=settings, stamp=_stamp(path), faults=json.dumps(errors.shown), count=str(errors.count),
@@ -121,7 +126,7 @@ def _rows(path: Path, sample: Sample, keep: tuple[str, ...], errors: RowErrors, 
     """The rows of a sample; none if its JSON or text is wrong. A second text is counted in `contents`."""
     where, before = f"{path}:{sample.key}", errors.count
     try:
-        content, text = _content(sample.text("json")), _text(sample.text("txt"))
+        content, text = sample.content, sample.text()
     except (ValueError, RecursionError) as error:
         errors.add(where, f"its text cannot be read ({error})")
         return []
@@ -131,7 +136,7 @@ def _rows(path: Path, sample: Sample, keep: tuple[str, ...], errors: RowErrors, 
         caption = content.get(EXPLODED)
         if text and isinstance(caption, str) and caption.strip() not in ("", text):
             contents.leave("texts in .txt other than the caption in the .json", sample.image.name)
-        row = {"image": f"{path.stem}/{sample.image.name}", EXPLODED: text if caption in (None, "", []) else caption}
+        row = {"image": _name(path, sample.image), EXPLODED: text if caption in (None, "", []) else caption}
         if row[EXPLODED] is None and EXPLODED not in content:
             row = {"image": row["image"], **{key: value for key, value in content.items() if key != "image"}}
         kept = [checked_row(where, row, [Field("image", file_name), Field(EXPLODED, texts)], errors)
@@ -139,23 +144,17 @@ def _rows(path: Path, sample: Sample, keep: tuple[str, ...], errors: RowErrors, 
     return joined(kept) if errors.count == before else []
 
 
-def _content(encoded: bytes | None) -> dict[str, Any]:
-    """The object in a sample's JSON; {} if it has none."""
-    if encoded is None:
-        return {}
-    try:
-        content = DECODER.decode(encoded.decode(codec_of(encoded)).strip())
-    except UnicodeDecodeError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise ValueError(json_error(error)) from error
-    if not isinstance(content, dict):
-        raise ValueError("its JSON is no object")
-    return content
+def _conversation(path: Path, sample: Sample) -> Row:
+    """The row of a conversation: what its JSON has, with the sample's pictures in the order that the JSON lists."""
+    listed: Any = next((sample.content[name] for name in CHAT_IMAGES if isinstance(sample.content.get(name), list)), [])
+    order = {str(name).rpartition("/")[2]: number for number, name in enumerate(listed)}
+    pictures = sorted(sample.pictures, key=lambda one: order.get(one.name.rpartition("/")[2], len(order)))
+    own = {key: value for key, value in sample.content.items() if key not in CHAT_IMAGES}
+    return {**own, "images": [_name(path, one) for one in pictures]} if pictures else own
 
 
-def _text(encoded: bytes | None) -> str | None:
-    return None if encoded is None else encoded.decode(codec_of(encoded)).strip()
+def _name(path: Path, member: Member) -> str:
+    return f"{path.stem}/{member.name}"
 
 
 def _own_rows(where: str, content: dict[str, Any], errors: RowErrors) -> Iterator[Row]:

@@ -22,6 +22,7 @@ from lavis_lite.datasets.builders.dialogue import ImageDialogueConfig
 from lavis_lite.datasets.builders.images import ImageDatasetConfig
 from lavis_lite.datasets.builders.questions import ImageQAConfig
 from lavis_lite.datasets.files.columnar import splits_in
+from lavis_lite.datasets.shards.index import ShardIndex
 from lavis_lite.datasets.shards.scan import needs_index
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.io import atomic
@@ -34,7 +35,7 @@ def guess(path: Path, image_root: Path | None = None, named: Mapping[str, str] |
     """(a section that reads a file or a folder of shards, notes on what was guessed).
 
     A file of conversations is read by `chat`, or by `image_dialogue` if every row is about one picture. A file with
-    questions is read by `image_qa`, a folder of tars by `image_shards`, and any other file by `custom`.
+    questions is read by `image_qa`, tars by `chat` or by `image_shards`, and any other file by `custom`.
 
     Args:
         path: JSON, JSONL, CSV, TSV, Parquet or Arrow; a folder with such files; or one with tars and their index.
@@ -136,7 +137,10 @@ def _shards(folder: Path) -> tuple[DatasetConfig, list[str]]:
     if needs_index(folder, again=False):
         raise DataError(f"{folder}: its tars have no index yet. Make it with: python -m lavis_lite data index {folder}")
     info = BuildInfo(annotations={"train": FileConfig(storage=str(folder.absolute()))})
-    return ImageDatasetConfig(builder="image_shards", build_info=info), [f"shards in {folder.absolute()}"]
+    rows = ShardIndex(folder).table([])
+    talks = len(rows) > 0 and is_conversation(list(rows[0]))
+    made, name = (ChatConfig, "chat") if talks else (ImageDatasetConfig, "image_shards")
+    return made(builder=name, build_info=info), [f"shards {'of conversations ' if talks else ''}in {folder.absolute()}"]
 
 
 MakeBuilder = Callable[[DatasetConfig], BaseDatasetBuilder]
@@ -147,14 +151,15 @@ MODELS: dict[Goal, dict[str, Any]] = {
     "captioning": {"arch": "blip2_opt", "model_type": "mini"},
     "pretrain": {"arch": "blip2", "model_type": "mini"},
     "vqa": {"arch": "blip2_opt", "model_type": "mini_instruct"},
-    "chat": {"arch": "vision_language", "model_type": "mini"},
+    "chat": {"arch": "vision_language", "model_type": "mini_resampler",
+             "template": {"user": "{}\n", "assistant": "{}</s>"}},
 }
 RUNS: dict[Goal, dict[str, Any]] = {
     "captioning": {"task": "captioning", "num_beams": 1, "max_len": 40,
                    "caption_metrics": ["bleu", "rouge_l", "cider"]},
     "pretrain": {"task": "image_text_pretrain"},
     "vqa": {"task": "vqa", "prompt": "question: {} short answer:", "num_beams": 1},
-    "chat": {"task": "image_text_pretrain"},
+    "chat": {"task": "chat", "max_len": 40},
 }
 LOOP = {"runner": "runner_iter", "max_iters": 200, "batch_size_train": 16, "batch_size_eval": 32, "num_workers": 1,
         "init_lr": 1e-4, "min_lr": 1e-5, "warmup_lr": 1e-6, "warmup_steps": 20, "lr_sched": "linear_warmup_cosine_lr",
@@ -170,7 +175,7 @@ HEADING = """\
 #   python train.py --cfg-path {recipe}
 """
 RELEASED: dict[Goal, str] = {"captioning": "caption_coco_opt2.7b", "pretrain": "pretrain", "vqa": "vqa_opt2.7b",
-                            "chat": "mini"}
+                            "chat": "llava15_7b with model.template=vicuna_v1"}
 
 
 def write_recipe(recipe: Path, source: str, name: str, section: DatasetConfig, make: MakeBuilder,
@@ -196,8 +201,7 @@ def write_recipe(recipe: Path, source: str, name: str, section: DatasetConfig, m
     if goal not in fitting:
         raise ConfigError(f"--goal {goal}: {source} has {texts}; choose {' or '.join(fitting)}.")
     held_out = _hold_out(section, make)
-    scored = "valid_splits" if goal == "chat" else "test_splits"
-    run = {**RUNS[goal], **LOOP, scored: held_out, "output_dir": f"output/{name}"}
+    run = {**RUNS[goal], **LOOP, "test_splits": held_out, "output_dir": f"output/{name}"}
     model = dict(MODELS[goal])
     if section.builder == "image_dialogue":
         run |= {"prompt": None, "max_len": 40}

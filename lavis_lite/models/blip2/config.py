@@ -158,6 +158,8 @@ class LanguageConfig(ModelConfig):
     max_output_txt_len: int | None = 256
     """tokens of a target, its end included, where samples have a text_output; max_txt_len is for what is read.
     null: max_txt_len for both"""
+    max_row_len: int | None = None
+    """tokens and vectors of a conversation in training, cut at its end; null: the language model's positions"""
     llm_model: str = ""
     """folder or hub name of the language model, in transformers' format"""
     apply_lemmatizer: bool = False
@@ -204,6 +206,8 @@ class LanguageConfig(ModelConfig):
         found += self._training_errors(run)
         if self.max_output_txt_len is not None and self.max_output_txt_len < 1:
             found.append(("max_output_txt_len", f"must be at least 1, not {self.max_output_txt_len}."))
+        if self.max_row_len is not None and self.max_row_len < 2:
+            found.append(("max_row_len", f"must be at least 2, not {self.max_row_len}."))
         if not 0 <= self.few_shot_prob <= 1:
             found.append(("few_shot_prob", f"must be between 0 and 1, not {self.few_shot_prob}."))
         elif self.num_few_shot_examples < (least := int(self.few_shot_prob > 0)):

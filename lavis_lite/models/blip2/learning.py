@@ -155,5 +155,5 @@ def language_model_of_section(cfg: LanguageConfig, defaults: ArchDefaults) -> La
     return build_language_model(
         cfg.language_model_name(), sizes=cfg.llm_args, tokenizer=cfg.llm_tokenizer,
         family=cfg.llm_family or defaults.family, precision=cfg.llm_precision,
-        limits=Limits(cfg.max_txt_len, target, together, defaults.prompt_side), lm_reduction=cfg.lm_reduction,
-        setup=cfg.setup())
+        limits=Limits(cfg.max_txt_len, target, together, defaults.prompt_side, cfg.max_row_len),
+        lm_reduction=cfg.lm_reduction, setup=cfg.setup())

@@ -33,7 +33,7 @@ from lavis_lite.models.blip2.config import (
 from lavis_lite.models.blip2.learning import TextLearner, language_model_of_section
 from lavis_lite.models.language import LanguageModel
 from lavis_lite.models.qformer.model import QFormer
-from lavis_lite.models.text_tokens import TextTokenizer
+from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.registry import registry
 
 NEW_AFTER_STAGE1 = (r"language_projection\..*",)
@@ -60,6 +60,7 @@ class Blip2LLM(TextLearner, Blip2Base):
     """
 
     config_class: ClassVar[type[Blip2LLMConfig]] = Blip2LLMConfig
+    traced = ("embed_tokens",)
 
     def __init__(self, vision_encoder: nn.Module, qformer: QFormer, tokenizer: TextTokenizer,
                  language_model: LanguageModel, *, prompt: str = "", freeze_vit: bool = True,
@@ -88,24 +89,42 @@ class Blip2LLM(TextLearner, Blip2Base):
         Returns:
             One soft prompt per text if the Q-Former reads texts, else one per image.
         """
-        queries = self.query_output(image, texts, index)                     # float[B,Q,D']
-        projected: Tensor = self.language_projection(queries)                # float[B,Q,D]
-        return projected
+        return self.embed_tokens(image, self.instruction_tokens(texts), index)
 
     def query_output(self, image: Tensor, texts: list[str] | None = None, index: Tensor | None = None) -> Tensor:
         """The Q-Former's output before the projection: float[B,Q,D'], or float[B,T*Q,D']. As `embed_image`."""
+        return self._queries_of(image, self.instruction_tokens(texts), index)
+
+    def instruction_tokens(self, texts: list[str] | None) -> TextTokens | None:
+        """B instructions as the Q-Former reads them; None if it reads none.
+
+        Raises:
+            ConfigError: it reads them, and there are none.
+        """
+        if not self.qformer.cfg.with_text:
+            return None
+        if texts is None:
+            raise ConfigError("this Q-Former reads the instruction: give the texts along with the images.")
+        tokens = self.tokenize(texts)
+        if not (self.few_widths and self.training):
+            return tokens
+        return tokens.in_few_widths(self.tokenizer.max_length, self.tokenizer.special_ids.pad)
+
+    def embed_tokens(self, image: Tensor, tokens: TextTokens | None, index: Tensor | None = None) -> Tensor:
+        """As `embed_image`, of instructions that are tokens."""
+        projected: Tensor = self.language_projection(self._queries_of(image, tokens, index))
+        return projected
+
+    def _queries_of(self, image: Tensor, tokens: TextTokens | None, index: Tensor | None) -> Tensor:
         count = len(image)
         image, frames = merged_frames(image)                                 # float[B*T,3,H,W]
         features = self.normalise(self.encode_image(image))                  # float[B*T,P,Dv]
         image_kv = self.qformer.precompute_kv(features, self.ln_vision)
-        if not self.qformer.cfg.with_text:
+        if tokens is None:
             output = self.qformer(self._queries(image_kv.rows), image=image_kv).query
             return output.reshape(count, -1, output.shape[-1])
-        if texts is None:
-            raise ConfigError("this Q-Former reads the instruction: give the texts along with the images.")
         if index is not None:
             count, image_kv = len(index), image_kv.select(frame_index(index, frames))
-        tokens = self.tokenize(texts)
         ids, mask = (part.repeat_interleave(frames, 0) for part in (tokens.ids, tokens.mask))
         output = self.qformer(self._queries(image_kv.rows), ids, mask, image_kv, "bidirectional").query
         return output.reshape(count, -1, output.shape[-1])

@@ -52,7 +52,9 @@ def similarity(queries: Tensor, texts: Tensor) -> Tensor:
     """
     with without_autocast(queries.device):
         queries, texts = _at_least_float32(queries), _at_least_float32(texts)
-        return (queries.flatten(0, 1) @ texts.T).unflatten(0, queries.shape[:2]).amax(1)
+        every = (queries.flatten(0, 1) @ texts.T).unflatten(0, queries.shape[:2])
+        # for its gradient `max` keeps I x J indices, and `amax` all I x Q x J products
+        return every.max(1).values if every.requires_grad else every.amax(1)
 
 
 def itc_loss(sim_i2t: Tensor, sim_t2i: Tensor, positives: Tensor, label_smoothing: float = LABEL_SMOOTHING) -> Tensor:

@@ -161,13 +161,17 @@ def image_keys(image_id: Any, batch: int, device: torch.device) -> Tensor:
     if image_id is None:
         number = torch.arange(batch, device=device) + distributed.rank() * batch
         return torch.stack([torch.zeros_like(number), number], 1)
-    if isinstance(image_id, Tensor):
-        number = image_id.to(device=device, dtype=torch.long, non_blocking=True)
-    else:
-        number = torch.tensor([_as_number(item) for item in image_id], dtype=torch.long).to(device, non_blocking=True)
+    number = cast(Tensor, image_numbers(image_id)).to(device=device, dtype=torch.long, non_blocking=True)
     if number.numel() != batch:
         raise DataError(f"{batch} images came with {number.numel()} values of image_id; give one for each image.")
     return torch.stack([torch.ones_like(number), number], -1).reshape(batch, 2)
+
+
+def image_numbers(image_id: Any) -> Tensor | None:
+    """Values of image_id as numbers, int64[B]; None stays None."""
+    if image_id is None or isinstance(image_id, Tensor):
+        return image_id
+    return torch.tensor([_as_number(item) for item in image_id], dtype=torch.long)
 
 
 def _as_number(item: Any) -> int:
@@ -200,6 +204,8 @@ def gather_texts(tokens: TextTokens, keys: Tensor, pad: int, width: int) -> tupl
         raise DataError(f"text_input has {tokens.ids.shape[1]} tokens per row, and model.max_txt_len is {width}. "
                         "Several processes exchange texts of at most that length.")
     tokens = tokens.padded(width, pad)
-    packed = distributed.all_gather(torch.cat([keys, tokens.mask.long(), tokens.ids], 1))
-    keys, mask, ids = packed.split([2, width, width], 1)
-    return TextTokens(ids, mask.bool()), keys
+    ids = tokens.ids.masked_fill(~tokens.mask, -1).int()
+    packed = distributed.all_gather(torch.cat([keys.view(torch.int32), ids], 1))          # int32[N,4+width]
+    keys, ids = packed[:, :4].contiguous().view(torch.long), packed[:, 4:].long()
+    mask = ids >= 0
+    return TextTokens(ids.masked_fill(~mask, pad), mask), keys

@@ -7,6 +7,7 @@ text tokens, D Q-Former width, Dv vision width, E embedding width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite import distributed
-from lavis_lite.models.base import loss_weight
+from lavis_lite.models.base import BaseModel, loss_weight
 from lavis_lite.models.blip2 import objectives
 from lavis_lite.models.blip2.base import ImageBatch, build_parts
 from lavis_lite.models.blip2.config import Blip2QformerConfig
@@ -22,6 +23,7 @@ from lavis_lite.models.blip2.passes import (
     UnimodalAndItg,
     gather_texts,
     image_keys,
+    image_numbers,
     itm_pass,
     packed_itm_pass,
     packed_unimodal_and_itg_pass,
@@ -127,6 +129,30 @@ class Blip2Qformer(Blip2Scorer):
                 uniform (optional), float64[B,2] in [0, 1), chooses the hard negatives: column 0 the image for each
                 text, column 1 the text for each image.
         """
+        output, encoded = self.losses(self.prepared(samples))
+        given = cast("dict[str, Any]", samples)
+        return output if encoded is None else output.plus(self.auxiliary_losses(encoded, given))
+
+    @property
+    def traced(self) -> Sequence[str]:  # type: ignore[override]  # depends on the number of ranks
+        """The losses as one function. Among several ranks its parts, between which the ranks exchange."""
+        return ("losses",) if distributed.world_size() == 1 else ("encode", "match_all", "lm_terms")
+
+    def prepared(self, samples: SamplesLike) -> dict[str, Any]:
+        """The samples as tensors alone: what `losses` reads, with texts as `TextTokens` on the model's device."""
+        image = ImageBatch.of(samples).image                                       # float[B,3,H,W]
+        tokens = self.text_of(samples, len(image))                                 # int64[B,L]
+        uniform, numbers = samples.get("uniform"), image_numbers(samples.get("image_id"))
+        if self.few_widths:
+            tokens = tokens.in_few_widths(self.tokenizer.max_length, self.tokenizer.special_ids.pad)
+            uniform = torch.rand(len(image), 2, dtype=torch.float64) if uniform is None else uniform
+            uniform = uniform.to(self.device, non_blocking=True)
+        return {"image": image, "text_input": tokens, "uniform": uniform,
+                "image_id": None if numbers is None else numbers.to(self.device, non_blocking=True),
+                "loss_weights": samples.get("loss_weights", {})}
+
+    def losses(self, samples: SamplesLike) -> tuple[Blip2Output, Encoded | None]:
+        """The three losses of `prepared` samples; the encoded batch too if there are auxiliary losses."""
         encoded = self.encode(samples)                                             # unimodal and ITG pass
         contrast = self.contrast(encoded, samples.get("image_id"))                 # similarities float[B,N]
         loss_itc = objectives.itc_loss(contrast.sim_i2t, contrast.sim_t2i, contrast.positives)
@@ -138,8 +164,8 @@ class Blip2Qformer(Blip2Scorer):
         loss_lm = loss_lm * loss_weight(samples, "loss_lm", loss_lm)
         loss_itc = loss_itc.to(loss_itm.dtype)
         loss = loss_itc + loss_itm + self.itg_weight * loss_lm
-        further = self.auxiliary_losses(encoded, cast("dict[str, Any]", samples))
-        return Blip2Output(loss, loss_itc, loss_itm, loss_lm).plus(further)
+        has_more = type(self).auxiliary_losses is not BaseModel.auxiliary_losses
+        return Blip2Output(loss, loss_itc, loss_itm, loss_lm), encoded if has_more else None
 
     def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
         """Tokens that ITG predicts; none if every rank and micro-batch counts alike (lm_reduction per_rank).
@@ -150,6 +176,16 @@ class Blip2Qformer(Blip2Scorer):
             return {}
         with uncounted(self.tokenizer.cut):
             return {"loss_lm": int(as_tokens(samples["text_input"], self.tokenizer).mask[:, 1:].sum())}
+
+    def exchanged(self, batch: int, ranks: int, dtype: torch.dtype) -> dict[str, int]:
+        """See `BaseModel`: features of all texts and similarities both ways, ids, and one image for each text."""
+        everyone, encoder = batch * ranks, cast("Any", self.vision_encoder)
+        exact = 8 if dtype == torch.float32 else 4                     # `objectives.common_space`
+        image = getattr(encoder, "num_tokens", 0) * self.feature_type[0] * dtype.itemsize
+        return {"text features": 2 * everyone * self.vision_proj.out_features * exact,
+                "similarities": 2 * everyone * batch * exact,
+                "ids": everyone * (4 * (4 + self.tokenizer.max_length) + 8),
+                "chosen images": batch * image * (1 if self.freeze_vit else 2)}
 
     def encode(self, samples: SamplesLike) -> Encoded:
         """Vision encoder, keys and values of the image, and the pass that ITC and ITG share."""
@@ -167,13 +203,21 @@ class Blip2Qformer(Blip2Scorer):
         return wanted and tokens.lengths is not None
 
     def contrast(self, encoded: Encoded, image_id: Any = None) -> Contrast:
-        """Similarities of this rank's images and texts with everyone's (ITC)."""
+        """Similarities of this rank's images and texts with everyone's (ITC).
+
+        Texts cross ranks and images do not: an image has Q vectors. A rank compares its own images with all texts, and
+        ranks exchange the similarities of its own texts, one number per pair.
+        """
         image_feats = objectives.common_space(encoded.hidden.query, self.vision_proj)      # float[B,Q,E]
         text_feats = objectives.common_space(encoded.hidden.text_cls, self.text_proj)      # float[B,E]
-        gather = distributed.all_gather_with_grad if self.itc_full_gradient else distributed.all_gather
+        everyones = distributed.all_gather_with_grad(text_feats)                          # float[N,E]
         temperature = self.temp.to(image_feats.dtype)
-        sim_i2t = objectives.similarity(image_feats, gather(text_feats)) / temperature
-        sim_t2i = objectives.similarity(gather(image_feats), text_feats).T / temperature
+        if self.itc_full_gradient:
+            of_images = of_texts = objectives.similarity(image_feats, everyones)
+        else:
+            of_images = objectives.similarity(image_feats, everyones.detach())
+            of_texts = objectives.similarity(image_feats.detach(), everyones)
+        sim_i2t, sim_t2i = of_images / temperature, distributed.global_transpose(of_texts) / temperature
         keys = image_keys(image_id, len(image_feats), image_feats.device)
         everyone, all_keys = gather_texts(encoded.tokens, keys, self.tokenizer.special_ids.pad,
                                           self.tokenizer.max_length)
@@ -207,9 +251,12 @@ class Blip2Qformer(Blip2Scorer):
         own, pack = encoded.tokens, self.packs(encoded.tokens)
         other_image, other_text = self._chosen(encoded, contrast.everyone, negatives, pack)
         tokens = TextTokens.joined([own, other_text, own], self.tokenizer.special_ids.pad)
-        run_pass = packed_itm_pass if pack else itm_pass
-        queries = run_pass(self.qformer, self.query_tokens, [encoded.image.repeated(2), other_image], tokens)
-        return objectives.itm_logits(queries, self.itm_head)
+        return self.match_all([encoded.image.repeated(2), other_image], tokens)
+
+    def match_all(self, images: Sequence[ImageKV], tokens: TextTokens) -> Tensor:
+        """Logits of pairs, float[M,2]; the images serve the M texts in order."""
+        run_pass = packed_itm_pass if self.packs(tokens) else itm_pass
+        return objectives.itm_logits(run_pass(self.qformer, self.query_tokens, images, tokens), self.itm_head)
 
     def _chosen(self, encoded: Encoded, everyone: TextTokens, negatives: Negatives,
                 pack: bool) -> tuple[ImageKV, TextTokens]:
@@ -223,7 +270,7 @@ class Blip2Qformer(Blip2Scorer):
         if alone and not pack:
             return encoded.image.select(images), texts
         plan = distributed.plan_rows(images, len(encoded.features), read=texts.ends())
-        texts = texts.trimmed(plan.numbers)
+        texts = texts if self.few_widths else texts.trimmed(plan.numbers)
         if alone:
             return encoded.image.select(images), texts
         return self.qformer.precompute_kv(plan.fetch(encoded.features), self.ln_vision), texts

@@ -53,16 +53,17 @@ class TextWriter(BaseModel):
     defaults: ClassVar[ArchDefaults] = ArchDefaults()
     reads_instructions = False
     """whether a soft prompt depends on the instruction too"""
-    _only_measures = False
+    is_measuring = False
+    """whether nothing is written or scored, see `measuring`"""
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
         """Within it texts are built and measured, images are not looked at, and nothing is written or scored."""
-        self._only_measures = True
+        self.is_measuring = True
         try:
             yield
         finally:
-            self._only_measures = False
+            self.is_measuring = False
 
     def soft_prompt_length(self, images: ImageBatch) -> int:
         """Vectors of a soft prompt of such images, known before any is made."""
@@ -127,7 +128,7 @@ class TextWriter(BaseModel):
                  repetition_penalty: float | None = None, length_penalty: float = 1.0, num_captions: int = 1,
                  temperature: float = 1.0, *, max_new_tokens: int | None = None, min_new_tokens: int | None = None,
                  seeds: tuple[int, ...] | None = None, lavis_lengths: bool = False, penalise_prompt: bool = False,
-                 logits_processors: Sequence[LogitsProcessor] = ()) -> list[str]:
+                 logits_processors: Sequence[LogitsProcessor] = (), stop: Sequence[str] = ()) -> list[str]:
         """Texts for images.
 
         Args:
@@ -141,7 +142,7 @@ class TextWriter(BaseModel):
             length_penalty: a text's score is its log-probability / length ** length_penalty.
             num_captions: texts per image.
             max_new_tokens, min_new_tokens: in place of the lengths, new tokens with the end.
-            seeds, lavis_lengths, penalise_prompt, logits_processors: see `GenerationConfig`.
+            seeds, lavis_lengths, penalise_prompt, logits_processors, stop: see `GenerationConfig`.
 
         Returns:
             B * num_captions texts, images in order.
@@ -155,7 +156,7 @@ class TextWriter(BaseModel):
             longest, shortest, 1 if use_nucleus_sampling else num_beams, sample=use_nucleus_sampling, top_p=top_p,
             temperature=temperature, repetition_penalty=repetition_penalty, length_penalty=length_penalty,
             num_captions=num_captions, seeds=seeds, lavis_lengths=lavis_lengths, penalise_prompt=penalise_prompt,
-            logits_processors=logits_processors)
+            logits_processors=logits_processors, stop=stop)
         options.check_batch(len(images))
         return self._write(images, instructions, prompts, options)
 
@@ -176,8 +177,8 @@ class TextWriter(BaseModel):
         """Texts after the prompts; the Q-Former reads the instructions. What is too long is refused first."""
         if not len(images):
             return []
-        self.language_model.prompt_rows(self.measured(prompts), self.soft_prompt_length(images), options)
-        if self._only_measures:
+        self.check_room(images, prompts, options)
+        if self.is_measuring:
             return [""] * (len(images) * options.num_captions)
         return self.answers(images, instructions, prompts, options)
 
@@ -186,6 +187,10 @@ class TextWriter(BaseModel):
         """Texts after the prompts, which are not too long."""
         soft_prompts, index = self.soft_prompts(images, instructions)
         return self.language_model.generate(soft_prompts, prompts, options, index)
+
+    def check_room(self, images: ImageBatch, prompts: list[str], options: GenerationConfig) -> None:
+        """Raise TextTooLongError where images, prompts and the longest answer do not fit; no image is looked at."""
+        self.language_model.prompt_rows(self.measured(prompts), self.soft_prompt_length(images), options)
 
     def measured(self, prompts: list[str]) -> list[str]:
         """Prompts as their length is measured."""
@@ -200,7 +205,7 @@ class TextWriter(BaseModel):
                         temperature: float = 1.0, max_new_tokens: int | None = None,
                         min_new_tokens: int | None = None, seeds: tuple[int, ...] | None = None,
                         lavis_lengths: bool = False, penalise_prompt: bool = False,
-                        logits_processors: Sequence[LogitsProcessor] = ()) -> list[str]:
+                        logits_processors: Sequence[LogitsProcessor] = (), stop: Sequence[str] = ()) -> list[str]:
         """Short answers to questions: first lines without blanks around, in base form where that is asked for.
 
         Args:
@@ -214,7 +219,7 @@ class TextWriter(BaseModel):
             prompt: template with `{}` for the question; "": the question as it is.
             length_penalty, repetition_penalty: None: the arch's default.
             max_new_tokens, min_new_tokens: in place of the lengths, new tokens with the end.
-            sample, top_p, temperature, seeds, lavis_lengths, penalise_prompt, logits_processors: see
+            sample, top_p, temperature, seeds, lavis_lengths, penalise_prompt, logits_processors, stop: see
                 `GenerationConfig`.
         """
         images = ImageBatch.of(samples)
@@ -234,7 +239,8 @@ class TextWriter(BaseModel):
         longest, shortest = self._lengths(max_len, min_len, 1, max_new_tokens, min_new_tokens)
         options = GenerationConfig(
             longest, shortest, num_beams, sample, top_p, temperature, repetition_penalty, penalty, seeds=seeds,
-            lavis_lengths=lavis_lengths, penalise_prompt=penalise_prompt, logits_processors=logits_processors)
+            lavis_lengths=lavis_lengths, penalise_prompt=penalise_prompt, logits_processors=logits_processors,
+            stop=stop)
         texts = self._write(images, instructions, prompts, options)
         if not (self.apply_lemmatizer or samples.get("apply_lemmatizer", False)):
             return clean_answers(texts)
@@ -289,7 +295,7 @@ class TextWriter(BaseModel):
         if not len(images):
             return torch.zeros(0, len(candidates), device=self.device)
         _, rows = self.language_model.scoring_rows(self.measured(prompts), candidates, self.soft_prompt_length(images))
-        if self._only_measures:
+        if self.is_measuring:
             return torch.zeros(len(rows), max(map(len, rows)))
         return self.candidate_scores(images, instructions, prompts, candidates, **how)
 

@@ -1,42 +1,10 @@
-"""An answer as text while it is written: stop strings, and pieces that never have to be taken back."""
+"""An answer as text while it is written, in pieces that never have to be taken back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import torch
-from torch import Tensor
-
 from lavis_lite.models.language.tokens import before_stop
-
-Spell = Callable[[Sequence[int]], str]
-"""ids -> text"""
-
-
-class StopAtText:
-    """A logits processor: a text that contains a stop string ends.
-
-    Its end token then has the likelihood 1, so that every search ends such a text alike and its score stays.
-
-    Args:
-        spell: ids to text.
-        stop: strings.
-        end: id of the end token.
-    """
-
-    def __init__(self, spell: Spell, stop: Sequence[str], end: int) -> None:
-        self.spell, self.stop, self.end = spell, stop, end
-
-    def __call__(self, written: Tensor, scores: Tensor) -> Tensor:
-        """int64[M,T], float[M,V] -> float[M,V]."""
-        stopped = torch.tensor([self._stops(row) for row in written.tolist()], device=scores.device)
-        ended = torch.full_like(scores, -torch.inf)
-        ended[:, self.end] = 0.0
-        return torch.where(stopped[:, None], ended, scores)
-
-    def _stops(self, row: list[int]) -> bool:
-        text = self.spell(row)
-        return any(one in text for one in self.stop)
 
 
 def pieces(texts: Iterable[str], final: Callable[[], str], stop: Sequence[str], whole_words: bool) -> Iterator[str]:

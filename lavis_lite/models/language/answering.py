@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.models import decoding
-from lavis_lite.models.decoding import Decoder, Decoding
+from lavis_lite.models.beam_search import begin
+from lavis_lite.models.decoding import Decoder, Decoding, Stops
 from lavis_lite.models.language.rows import Row, Tokens, check_room, text_ids
 from lavis_lite.models.language.scoring import PAIRS_AT_ONCE, score_table
 from lavis_lite.models.language.segments import Segments, Vectors
 from lavis_lite.models.language.tokens import before_stop
+from lavis_lite.models.search import Search
 from lavis_lite.models.text_tokens import SpecialIds
 
 if TYPE_CHECKING:
@@ -41,8 +43,9 @@ def answers(model: LanguageModel, sequences: Sequence[Segments], options: Decodi
     rows = prompt_rows(model, sequences, options)
     if not rows:
         return []
-    prefix = model.read_rows(rows)
-    ids = written(model, prefix, text_ids(rows), options)
+    prefix = model.read_rows(rows) if scored else None
+    ids = written(model, lambda some: model.read_rows([rows[number] for number in some]) if prefix is None else prefix,
+                  text_ids(rows), options, joins=not scored)
     texts = [Answer(text) for text in model.tokenizer.decode(ids, options.stop)]
     if not scored:
         return texts
@@ -59,9 +62,9 @@ def stream(model: LanguageModel, sequences: Sequence[Segments], options: Decodin
         raise ConfigError(f"a stream answers one sequence, not {len(sequences)}.")
     with torch.no_grad():
         rows = prompt_rows(model, sequences, options)
-        decoder, special, options = prepared(model, model.read_rows(rows), options)
+        decoder, special = prepared(model, model.read_rows(rows), options)
     given = text_ids(rows) if options.penalise_prompt and model.room.joint else None
-    steps = decoding.stream(decoder, special, options, model.home, given)
+    steps = decoding.stream(decoder, special, options, model.home, given, stops_of(model, options))
     ids: list[int] = []
 
     def texts() -> Iterator[str]:
@@ -80,27 +83,73 @@ def stream(model: LanguageModel, sequences: Sequence[Segments], options: Decodin
     yield from pieces(texts(), lambda: model.tokenizer.decode([ids], options.stop)[0], options.stop, by_words)
 
 
-def written(model: LanguageModel, prefix: Any, prompts: Sequence[Sequence[int]], options: Decoding) -> list[list[int]]:
-    """Ids of the answers that follow a state, without their end; `prompts` are the ids read before each."""
+def written(model: LanguageModel, read: Callable[[Sequence[int]], Any], prompts: Sequence[Sequence[int]],
+            options: Decoding, joins: bool = True) -> list[list[int]]:
+    """Ids of the answers to all prompts, without their end.
+
+    Args:
+        model: what writes.
+        read: numbers of prompts -> the state after these.
+        prompts: ids read before each answer.
+        options: how to write.
+        joins: whether `read` takes some of the numbers; else all at once.
+    """
+    at_once = model.at_once if joins and can_join(model, options) else None
+    count = len(prompts) if at_once is None or len(prompts) <= at_once else max(at_once // 4, 1)
+
+    def search(some: Sequence[int]) -> Search:
+        decoder, special = prepared(model, read(some), options)
+        given = [prompts[number] for number in some] if options.penalise_prompt and model.room.joint else None
+        seeds = None if options.seeds is None else tuple(options.seeds[number] for number in some)
+        return begin(decoder, len(some), special, replace(options, seeds=seeds), model.home, given,
+                     stops_of(model, options))
+
+    options.check_batch(len(prompts))
     with torch.no_grad(), model.own_precision():
-        decoder, special, options = prepared(model, prefix, options)
-        given = prompts if options.penalise_prompt and model.room.joint else None
-        return decoding.decode(decoder, len(prompts), special, options, model.home, given)
+        groups = (range(len(prompts))[start:start + count] for start in range(0, len(prompts), count))
+        return decoding.decode_in_turn(map(search, groups), at_once or len(prompts))
 
 
-def prepared(model: LanguageModel, prefix: Any, options: Decoding) -> tuple[Decoder, SpecialIds, Decoding]:
-    """What `decode` steps, the ids with a role, and options with the stop strings as a logits processor."""
+def reader(model: LanguageModel, soft_prompt: Tensor, prompts: Sequence[Sequence[int]],
+           image_index: Tensor | None) -> Callable[[Sequence[int]], Any]:
+    """What reads some of the prompts, neighbours of each other, and the soft prompts that they follow."""
+
+    def read(numbers: Sequence[int]) -> Any:
+        if len(numbers) == len(prompts):
+            return model.read(soft_prompt, prompts, image_index)
+        chosen = slice(numbers[0], numbers[-1] + 1)
+        soft, index = soft_prompt[chosen], None
+        if image_index is not None:
+            used, index = image_index[chosen].unique(return_inverse=True)
+            soft = soft_prompt[used]
+        return model.read(soft, prompts[chosen], index)
+
+    return read
+
+
+def can_join(model: LanguageModel, options: Decoding) -> bool:
+    """Whether answers may be at different lengths: masks and positions say so, and no logits processor looks."""
+    return (model.takes_whole_masks and not options.logits_processors
+            and (model.room.joint or getattr(model, "has_distances", False)))
+
+
+def prepared(model: LanguageModel, prefix: Any, options: Decoding) -> tuple[Decoder, SpecialIds]:
+    """What `decode` steps, and the ids with a role."""
     decoder, begin = model.decoder_of(prefix, options.max_new_tokens)
     if begin < 0 and options.lavis_lengths:  # a start token that nothing reads, but that is penalised
         start = model.model.config.bos_token_id
         begin = -1 if start is None else int(start)
-    special = SpecialIds(int(model.model.config.vocab_size), model.pad, begin, model.tokenizer.end)
-    if options.stop:
-        from lavis_lite.models.language.answer_text import StopAtText  # most answers end at the end token alone
+    return decoder, SpecialIds(int(model.model.config.vocab_size), model.pad, begin, model.tokenizer.end)
 
-        stops = StopAtText(model.tokenizer.spelled, options.stop, special.end)
-        options = replace(options, logits_processors=(*options.logits_processors, stops))
-    return decoder, special, options
+
+def stops_of(model: LanguageModel, options: Decoding) -> Stops | None:
+    """Whether the ids of a text spell one of the stop strings; None: there are none."""
+
+    def stops(ids: Sequence[int]) -> bool:
+        text = model.tokenizer.spelled(ids)
+        return any(one in text for one in options.stop)
+
+    return stops if options.stop else None
 
 
 def prompt_rows(model: LanguageModel, sequences: Sequence[Segments], options: Decoding) -> list[Row]:

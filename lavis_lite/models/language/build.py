@@ -99,10 +99,11 @@ def prepare(model: Any, family: LMFamily) -> None:
         if model.lm_head.weight is model.shared.weight:
             model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
         config.tie_word_embeddings = False
-    if family.exact_gelu and getattr(config, "dense_act_fn", None) == "gelu_new":
-        for module in model.modules():
-            if {"wi_0", "act"} <= dict(module.named_children()).keys():
-                module.act = nn.GELU()
+    exact = family.exact_gelu and getattr(config, "dense_act_fn", None) == "gelu_new"
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ == "NewGELUActivation":  # eight operations where one does
+                setattr(module, name, nn.GELU("none" if exact else "tanh"))
 
 
 def _config(name: str, sizes: dict[str, Any] | None) -> Any:
@@ -136,6 +137,7 @@ def recompute_blocks(model: nn.Module) -> None:
     """
     for block in blocks_of(model):
         block.forward = functools.partial(_recomputed, block.forward)
+        setattr(block, "is_recomputed", True)  # noqa: B010  # mypy takes it for a module; for those that compute a block's parts themselves
 
 
 def _recomputed(forward: Any, *args: Any, **given: Any) -> Any:

@@ -8,39 +8,81 @@ attention (a sliding window, a recurrent state) stays as transformers made it an
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from lavis_lite.models.plain_text import Side
+
 
 class RowCache:
-    """The cache of a batch of which rows are repeated, reordered and dropped.
+    """The cache of a batch of which rows are repeated, reordered, dropped and joined by others.
 
     Args:
         cache: of transformers, after the beginnings of M samples; it stays as it is.
-        samples: int64[M], a number for each.
+        mask: bool[M,S], which of its columns a row sees.
         room: how many more tokens a row will have.
+        fixed: keys, values and mask have their final shape from the start, see `FixedLayer`.
     """
 
-    def __init__(self, cache: Any, samples: Tensor, room: int) -> None:
-        self.cache, self.samples = _copy(cache), samples
+    def __init__(self, cache: Any, mask: Tensor, room: int, fixed: bool = False) -> None:
+        self.cache, self.room, self.fixed, self.end = _copy(cache), room, fixed, mask.shape[1]
+        self.mask = F.pad(mask, (0, room))
+        kind = FixedLayer if fixed else PreallocatedLayer
         own = _parts(self.cache)[0]  # what attends to an encoder gets no new tokens
-        own.layers = preallocated(own.layers, room)
+        own.layers = [kind(layer.keys, layer.values, room) if _is_full(layer) else layer for layer in own.layers]
 
-    def select(self, rows: Tensor) -> bool:
-        """Keep the rows int64[M'], with repetition; whether there is a row whose beginning is now another one."""
-        samples = self.samples.index_select(0, rows)
-        moved, self.samples = not torch.equal(samples, self.samples), samples
-        own, *encoder = _parts(self.cache)
-        if moved:
-            for part in (own, *encoder):
-                part.reorder_cache(rows)
-            return True
-        for layer in own.layers:
+    def advance(self) -> Tensor:
+        """Make place for one more token of each row: bool[M,S+1], or bool[M,S+room], what the rows then see."""
+        self.mask[:, self.end] = True
+        self.end += 1
+        return self.mask if self.fixed else self.mask[:, :self.end]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the rows int64[M'], with repetition."""
+        self.mask = self.mask.index_select(0, rows)
+        for part in _parts(self.cache):
+            part.reorder_cache(rows)
+
+    def permute(self, rows: Tensor) -> None:
+        """As `select` with int64[M] where every row takes one of its own sample's: common beginnings stay in place."""
+        for layer in _parts(self.cache)[0].layers:
             getattr(layer, "permute", layer.reorder_cache)(rows)
-        return False
+
+    def join(self, other: RowCache, width: int, common: int) -> None:
+        """Put the rows of another one behind, the newest tokens of all side by side.
+
+        Args:
+            other: of the same model; all its layers have full attention.
+            width: columns that stay, the newest ones.
+            common: of these, the first ones that no row has written itself.
+        """
+        (own, *encoder), (theirs, *their_encoder) = _parts(self.cache), _parts(other.cache)
+        for layer, new in zip(own.layers, theirs.layers, strict=True):
+            both = zip(layer.parts, new.parts, strict=True)
+            layer.start([stacked([one[:, :, :self.end], two[:, :, :other.end]], "left", width) for one, two in both],
+                        common, self.room)
+        for part, more in zip(encoder, their_encoder, strict=True):
+            for layer, new in zip(part.layers, more.layers, strict=True):
+                layer.keys, layer.values = (stacked([getattr(one, name) for one in (layer, new)], "right")
+                                            for name in ("keys", "values"))
+        masks = stacked([self.mask[:, :self.end], other.mask[:, :other.end]], "left", width, axis=1)
+        self.mask, self.end = F.pad(masks, (0, self.room)), width
+
+
+def stacked(parts: Sequence[Tensor], side: Side, width: int | None = None, axis: int = -2) -> Tensor:
+    """Tensors one behind the other, of which an axis is filled with zeros, or cut, on one side to the same width."""
+    width = max(part.shape[axis] for part in parts) if width is None else width
+    fitted = []
+    for part in parts:
+        lacking = width - part.shape[axis]
+        fill = (lacking, 0) if side == "left" else (0, lacking)
+        fitted.append(F.pad(part.transpose(axis, -1), fill).transpose(axis, -1))
+    return torch.cat(fitted)
 
 
 def select_rows(cache: Any, rows: Tensor) -> Any:
@@ -89,11 +131,13 @@ class PreallocatedLayer(DynamicLayer):
 
     def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
         super().__init__()
-        self.common = self.end = keys.shape[2]
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self.parts = [part.new_empty(*part.shape[:2], self.common + room, part.shape[3]) for part in (keys, values)]
-        for part, old in zip(self.parts, (keys, values), strict=True):
-            part[:, :, :self.end] = old
+        self.start([keys, values], keys.shape[2], room)
+
+    def start(self, parts: Sequence[Tensor], common: int, room: int) -> None:
+        """Begin with keys and values of which `common` columns are common to the rows of a sample."""
+        self.common, self.end = common, parts[0].shape[2]
+        self.parts = [F.pad(part, (0, 0, 0, room)) for part in parts]
         self._show()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -112,21 +156,45 @@ class PreallocatedLayer(DynamicLayer):
     def permute(self, rows: Tensor) -> None:
         """As `reorder_cache` with int64[M] where every row takes one of its own sample's: the common part may stay."""
         rows = rows.to(self.device)
-        for part in self.parts:
-            written = part[:, :, self.common:self.end]
-            written.copy_(written.index_select(0, rows))
+        for part in self._show():
+            part[:, :, self.common:] = part[:, :, self.common:].index_select(0, rows)
 
     def _show(self) -> tuple[Tensor, Tensor]:
-        keys, values = (part[:, :, :self.end] for part in self.parts)
-        self.keys, self.values = keys, values
+        self.keys, self.values = keys, values = self.parts[0][:, :, :self.end], self.parts[1][:, :, :self.end]
         return keys, values
 
 
-def preallocated(layers: list[Any], room: int) -> list[Any]:
-    """The layers; those that hold the keys and values of all tokens, and nothing else, as copies with room."""
-    return [PreallocatedLayer(layer.keys, layer.values, room)
-            if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None else layer
-            for layer in layers]
+class FixedLayer(PreallocatedLayer):
+    """Keys and values of the final shape; what is not written yet is zero, and a mask must hide it.
+
+    No shape and no number of the host changes from token to token, so that a compiled step or a CUDA graph takes them
+    all. Tokens are written one at a time.
+    """
+
+    def start(self, parts: Sequence[Tensor], common: int, room: int) -> None:
+        """See `PreallocatedLayer.start`."""
+        self.at = torch.full((1,), parts[0].shape[2], device=parts[0].device)
+        super().start(parts, common, room)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write float[M,H,1,d] and float[M,H,1,d'] in place; everything, with room behind."""
+        for part, new in zip(self.parts, (key_states, value_states), strict=True):
+            part.index_copy_(2, self.at, new)
+        self.at += 1
+        return self._show()
+
+    def get_seq_length(self) -> Any:
+        """Tokens so far, as int64[] on the device."""
+        return self.at[0]
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = keys, values = self.parts
+        return keys, values
+
+
+def _is_full(layer: Any) -> bool:
+    """Whether a layer of transformers holds the keys and values of all tokens, and nothing else."""
+    return type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None
 
 
 def is_plain(config: Any) -> bool:
@@ -134,3 +202,9 @@ def is_plain(config: Any) -> bool:
     if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo keeps all, but looks through a window
         return False
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+def has_whole_masks(network: Any) -> bool:
+    """Whether a model of transformers takes masks bool[B,1,N,S] as they are: then it looks at none of their values."""
+    return (network.config._attn_implementation == "sdpa" and bool(getattr(network, "_can_compile_fullgraph", False))
+            and not getattr(network.config, "alibi", False))

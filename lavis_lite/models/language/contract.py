@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite import distributed
-from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import freeze, without_autocast
 from lavis_lite.models.decoding import Decoder, Decoding
 from lavis_lite.models.language import answering, head, scoring
 from lavis_lite.models.language.families import LMFamily, LMLoadOptions
-from lavis_lite.models.language.rows import Row, arrange, learned_tokens, short_rows
-from lavis_lite.models.language.scoring import PAIRS_AT_ONCE, Candidates, ImageIndex, Normalise, check_image_index
+from lavis_lite.models.language.rows import Row, arrange, learned_tokens, short_rows, size
+from lavis_lite.models.language.scoring import PAIRS_AT_ONCE, Candidates, ImageIndex, Normalise
 from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import LanguageTokenizer, Limits, Room, positions_of
 from lavis_lite.models.plain_text import Side, uncounted
@@ -51,14 +50,17 @@ class LanguageModel(nn.Module, ABC):
     """
 
     prefix_padding: ClassVar[Side]
+    at_once: int | None = None  # answers that are written at the same time, the others of a batch wait; None: all
+    fixed_cache: bool | None = None  # whether keys and values have their final shape; None: on a GPU
     most_padding: float = 0.05  # of a training pass, see `grouping`; 1: one pass, for blocks that know the batch's rows
+    traced: ClassVar[Sequence[str]] = ()  # and `few_widths`: as in `BaseModel`
 
     def __init__(self, model: Any, tokenizer: LanguageTokenizer, family: LMFamily, limits: Limits | None = None,
                  lm_reduction: Literal["global", "per_rank"] = "global") -> None:
         super().__init__()
         self.model, self.tokenizer, self.family = model, tokenizer, family
         self.limits, self.lm_reduction = limits or Limits(), lm_reduction
-        self.load_options, self.is_dispatched, self.trains = LMLoadOptions(), False, False
+        self.load_options, self.is_dispatched, self.trains, self.few_widths = LMLoadOptions(), False, False, False
         freeze(self)
 
     def unfreeze(self) -> None:
@@ -285,8 +287,18 @@ class LanguageModel(nn.Module, ABC):
         """Rows to answer, which are read whole; see `generate` for what is refused."""
 
     @abstractmethod
-    def read_embeds(self, embeds: Tensor, mask: Tensor) -> Any:
-        """State after rows float[B,S,D], bool[B,S], to answer from."""
+    def read_embeds(self, embeds: Tensor, mask: Tensor, padded: bool = True) -> Any:
+        """State after rows float[B,S,D], bool[B,S], to answer from; `padded`: whether the mask leaves anything out."""
+
+    @property
+    @abstractmethod
+    def takes_whole_masks(self) -> bool:
+        """Whether masks may be given as attention needs them; transformers reads none of them then."""
+
+    @property
+    def fixes_cache(self) -> bool:
+        """Whether what is written next has a cache of its final shape."""
+        return self.takes_whole_masks and (self.home.type == "cuda" if self.fixed_cache is None else self.fixed_cache)
 
     @abstractmethod
     def decoder_of(self, prefix: Any, room: int) -> tuple[Decoder, int]:
@@ -317,8 +329,7 @@ class LanguageModel(nn.Module, ABC):
 
         Args:
             soft_prompt: float[B,Q,D].
-            before: ids that are read.
-            after: ids that are learned.
+            before, after: ids that are read and ids that are learned.
         """
         return self.losses_of(short_rows(soft_prompt, before, after))
 
@@ -329,11 +340,11 @@ class LanguageModel(nn.Module, ABC):
     def read_rows(self, rows: Sequence[Row]) -> Any:
         """State after rows, to answer from."""
         with self.own_precision():
-            return self.read_embeds(*self.arranged(rows, self.prefix_padding))
+            return self.read_embeds(*self.arranged(rows, self.prefix_padding), padded=len(set(map(size, rows))) > 1)
 
-    def arranged(self, rows: Sequence[Row], side: Side) -> tuple[Tensor, Tensor]:
-        """Rows as embeddings float[B,S,D], and bool[B,S], true where no padding is."""
-        embeds, mask = arrange(rows, self.embed, self.pad, side, self.home)
+    def arranged(self, rows: Sequence[Row], side: Side, least: int = 0) -> tuple[Tensor, Tensor]:
+        """Rows as embeddings float[B,S,D], S not less than `least`, and bool[B,S], true where no padding is."""
+        embeds, mask = arrange(rows, self.embed, self.pad, side, self.home, least)
         if torch.is_grad_enabled() and not embeds.requires_grad:
             from lavis_lite.distributed import shards  # of training only
 
@@ -351,16 +362,12 @@ class LanguageModel(nn.Module, ABC):
         """As `generate`, from prompts' ids to answers' ids without their end."""
         if not prompts:
             return []
-        prefix = self.read(soft_prompt, prompts, _as_tensor(image_index, soft_prompt.device))
-        return answering.written(self, prefix, prompts, options)
+        index = _as_tensor(image_index, soft_prompt.device)
+        return answering.written(self, answering.reader(self, soft_prompt, prompts, index), prompts, options)
 
     def likelihoods(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood of targets int64[T] at hidden states float[T,D]: float[T]."""
-        project = head.output_layer(self.model)
-        layer = self.model.get_output_embeddings()
-        if any(value.requires_grad for value in layer.parameters()):
-            return head.token_losses_plain(hidden, project, targets)
-        return head.token_losses(hidden, project, targets, head.tokens_at_once(len(layer.weight)))
+        return head.likelihoods(self.model, hidden, targets)
 
     @property
     def pad(self) -> int:
@@ -378,14 +385,7 @@ class LanguageModel(nn.Module, ABC):
 
     def _check(self, soft_prompt: Tensor, *texts: Sequence[str], image_index: ImageIndex | None = None) -> Tensor:
         """The soft prompt, where the word embeddings are."""
-        if soft_prompt.ndim != 3 or soft_prompt.shape[2] != self.hidden_size:
-            raise ConfigError(f"a soft prompt has shape (B, Q, {self.hidden_size}) here, not "
-                              f"{tuple(soft_prompt.shape)}.")
-        samples = len(soft_prompt) if image_index is None else check_image_index(image_index, len(soft_prompt))
-        for rows in texts:
-            if isinstance(rows, str) or len(rows) != samples:
-                count = "one string" if isinstance(rows, str) else f"{len(rows)} texts"
-                raise ConfigError(f"{samples} samples came with {count}; give a list with one for each.")
+        scoring.check_samples(soft_prompt, self.hidden_size, texts, image_index)
         return soft_prompt.to(self.home) if self.is_dispatched else soft_prompt
 
 

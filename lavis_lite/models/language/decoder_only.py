@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.models.decoding import Decoder
-from lavis_lite.models.language.cache import RowCache, is_plain, select_rows
+from lavis_lite.models.language.cache import RowCache, has_whole_masks, is_plain, select_rows
 from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.head import full, output_layer
 from lavis_lite.models.language.rows import (
@@ -23,6 +23,7 @@ from lavis_lite.models.language.rows import (
     closed,
     counted,
     cut_end,
+    differ,
     framed_prompt,
     learned_tokens,
     size,
@@ -33,42 +34,62 @@ from lavis_lite.models.language.rows import (
 from lavis_lite.models.language.scoring import Normalise
 from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import pad_rows
+from lavis_lite.models.widths import few
 
 
 @dataclass
 class Prefix:
-    """What an answer follows: the cache of B prefixes, their mask bool[B,S], and the last hidden state float[B,D]."""
+    """What an answer follows: the cache of B prefixes, their mask bool[B,S], and the last hidden state float[B,D].
+
+    padded: whether the mask leaves anything out.
+    """
 
     cache: Any
     mask: Tensor
     last: Tensor
+    padded: bool = True
 
 
 class CausalDecoder:
     """What continues a prefix token by token, by at most `room` tokens."""
 
     def __init__(self, owner: DecoderOnly, prefix: Prefix, room: int) -> None:
-        self.owner, self.mask = owner, prefix.mask
+        self.owner, self.padded, self.width = owner, prefix.padded, prefix.mask.shape[1]
         self.last: Tensor | None = prefix.last
-        self.rows = RowCache(prefix.cache, torch.arange(len(prefix.mask), device=prefix.mask.device), room)
+        self.rows = RowCache(prefix.cache, prefix.mask, room, owner.fixes_cache)
 
     def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
         """int64[M] -> float[M,V]; the first call continues the prefix and ignores its tokens."""
         if self.last is not None:
             hidden, self.last = self.last, None
         else:
-            if rows is not None and self.rows.select(rows):
-                self.mask = self.mask.index_select(0, rows)
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
-            states, self.rows.cache = self.owner.hidden(self.owner.embed(tokens[:, None]), self.mask, self.rows.cache)
+            if rows is not None:
+                self.keep(rows)
+            mask = self.rows.advance()
+            states, self.rows.cache = self.owner.hidden(self.owner.embed(tokens[:, None]), mask, self.rows.cache,
+                                                        self.padded or self.rows.fixed)
             hidden = states[:, -1]
         return full(output_layer(self.owner.model)(hidden))
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep the rows int64[M'], with repetition."""
+        self.rows.select(rows)
+
+    def permute(self, rows: Tensor) -> None:
+        """Keep the rows int64[M], each of the same sample as before."""
+        self.rows.permute(rows)
+
+    def join(self, other: CausalDecoder, tokens: int) -> None:
+        """Put another decoder's rows behind; the oldest row of both has so many tokens, the newest still to be read."""
+        self.width, self.padded = max(self.width, other.width), True
+        self.rows.join(other.rows, self.width + tokens - 1, self.width)
 
 
 class DecoderOnly(LanguageModel):
     """A causal language model behind the contract."""
 
     prefix_padding = "left"
+    traced = ("states",)
 
     def losses_of(self, rows: Sequence[Row]) -> Tensor:
         """Negative log-likelihood of every learned token, float[T], rows in order."""
@@ -79,15 +100,29 @@ class DecoderOnly(LanguageModel):
 
         def predicting(numbers: Sequence[int]) -> Tensor:
             """Hidden states float[T,D] that predict the learned tokens of these rows."""
-            embeds, _ = self.arranged([rows[number] for number in numbers], "right")
+            chosen = [rows[number] for number in numbers]
+            embeds, _ = self.arranged(chosen, "right", self._least(chosen))
             length = embeds.shape[1]
             positions = [at + index * length for index, number in enumerate(numbers) for at in learned[number][0]]
-            hidden = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state.to(embeds.device)
+            hidden = self.states(embeds).to(embeds.device)
             return hidden.flatten(0, 1).index_select(0, _integers(positions, embeds.device))
 
         with self.own_precision():
             hidden = in_groups(groups, [len(ids) for _, ids in learned], predicting)
             return self.likelihoods(hidden, _integers([one for _, ids in learned for one in ids], hidden.device))
+
+    def states(self, embeds: Tensor) -> Tensor:
+        """Hidden states float[B,S,D] of rows of embeddings."""
+        found: Tensor = self._base()(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        return found
+
+    def _least(self, rows: Sequence[Row]) -> int:
+        """Columns of a training pass if widths are few; 0: as many as it needs."""
+        if not self.few_widths:
+            return 0
+        vectors = len(rows[0][0]) if isinstance(rows[0][0], Tensor) else 0
+        wanted = vectors + few(max(map(size, rows)) - vectors, self.limits.texts)
+        return min(wanted, self.room.positions or wanted)
 
     def training_sequences(self, sequences: Sequence[Segments]) -> list[Row]:
         """One row per sequence, cut at its end."""
@@ -135,12 +170,12 @@ class DecoderOnly(LanguageModel):
                 return self._read_shared(soft_prompt, prompts, image_index)
             if image_index is not None:
                 soft_prompt = soft_prompt.index_select(0, image_index)
-            return self.read_embeds(*self.prefix_embeds(soft_prompt, prompts))
+            return self.read_embeds(*self.prefix_embeds(soft_prompt, prompts), padded=differ(prompts))
 
-    def read_embeds(self, embeds: Tensor, mask: Tensor) -> Prefix:
+    def read_embeds(self, embeds: Tensor, mask: Tensor, padded: bool = True) -> Prefix:
         """State after [padding | row]: float[B,S,D], bool[B,S]."""
-        hidden, cache = self.hidden(embeds, mask, None)
-        return Prefix(cache, mask, hidden[:, -1])
+        hidden, cache = self.hidden(embeds, mask, None, padded)
+        return Prefix(cache, mask, hidden[:, -1], padded)
 
     def can_share(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> bool:
         """Whether soft prompts float[U,Q,D] can be read before B prompts: fewer of them, and nothing goes by slots.
@@ -156,10 +191,10 @@ class DecoderOnly(LanguageModel):
     def _read_shared(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], image_index: Tensor) -> Prefix:
         """[soft prompt | padding | prompt], the soft prompts' cache spread over their prompts."""
         ids, mask = pad_rows(prompts, self.pad, "left", soft_prompt.device)
-        _, cache = self.hidden(soft_prompt.to(self.dtype), mask.new_ones(soft_prompt.shape[:2]), None)
-        mask = torch.cat([mask.new_ones(len(mask), soft_prompt.shape[1]), mask], 1)
-        hidden, cache = self.hidden(self.embed(ids), mask, select_rows(cache, image_index))
-        return Prefix(cache, mask, hidden[:, -1])
+        _, cache = self.hidden(soft_prompt.to(self.dtype), mask.new_ones(soft_prompt.shape[:2]), None, False)
+        mask, padded = torch.cat([mask.new_ones(len(mask), soft_prompt.shape[1]), mask], 1), differ(prompts)
+        hidden, cache = self.hidden(self.embed(ids), mask, select_rows(cache, image_index), padded)
+        return Prefix(cache, mask, hidden[:, -1], padded)
 
     def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
         """Score of candidates after samples of the prefix: float[M]."""
@@ -169,25 +204,42 @@ class DecoderOnly(LanguageModel):
             hidden = prefix.last.index_select(0, chosen)[:, None]
             if ids.shape[1] > 1:
                 mask = torch.cat([prefix.mask.index_select(0, chosen), real[:, :-1]], 1)
-                more, _ = self.hidden(self.embed(ids[:, :-1]), mask, select_rows(prefix.cache, chosen))
+                more, _ = self.hidden(self.embed(ids[:, :-1]), mask, select_rows(prefix.cache, chosen), prefix.padded)
                 hidden = torch.cat([hidden, more], 1)
             losses = self.likelihoods(hidden[real], ids[real])
         return -sum_rows(losses, real, normalise)
 
-    def hidden(self, embeds: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    def hidden(self, embeds: Tensor, mask: Tensor, cache: Any, padded: bool = True) -> tuple[Tensor, Any]:
         """Hidden states of new tokens and the cache with them.
 
         Args:
             embeds: float[B,N,D].
             mask: bool[B,S+N], over earlier and new tokens.
             cache: of the S earlier tokens, or None.
+            padded: whether the mask leaves out anything before a token that counts.
         """
-        base = self._base()
-        given: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": mask.long(), "past_key_values": cache}
+        seen = self._seen(mask, embeds.shape[1], padded) if self.takes_whole_masks else mask.long()
+        given: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": seen, "past_key_values": cache}
         if self._takes_positions():
             given["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1]:]
-        output = base(**given, use_cache=True)
+        output = self._base()(**given, use_cache=True)
         return output.last_hidden_state.to(embeds.device), output.past_key_values
+
+    @staticmethod
+    def _seen(mask: Tensor, new: int, padded: bool) -> Tensor | None:
+        """What each of the last `new` tokens sees, bool[B,1,N,S+N]; None: all before it. Padding sees itself."""
+        if not padded:
+            return None
+        if new == 1:
+            return mask[:, None, None]
+        after = mask.shape[1] - new
+        whole = mask.new_ones(new, mask.shape[1])
+        return mask[:, None, None] & whole.tril(after) | (whole.tril(after) & whole.triu(after))
+
+    @property
+    def takes_whole_masks(self) -> bool:
+        """Whether masks and positions may be given as attention needs them; transformers reads none of them then."""
+        return has_whole_masks(self.model) and is_plain(self.model.config) and self._takes_positions()
 
     def _takes_positions(self) -> bool:
         return "position_ids" in inspect.signature(self._base().forward).parameters

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lavis_lite.models.decoding import Decoder
-from lavis_lite.models.language.cache import RowCache
+from lavis_lite.models.language import packed_t5
+from lavis_lite.models.language.cache import RowCache, has_whole_masks, stacked
 from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.decoder_only import sum_rows
 from lavis_lite.models.language.head import full, output_layer
@@ -23,7 +25,9 @@ from lavis_lite.models.language.rows import (
     Tokens,
     counted,
     cut_end,
+    differ,
     framed_prompt,
+    in_a_row,
     size,
     tokenised_to_answer,
     tokenised_to_learn,
@@ -31,44 +35,71 @@ from lavis_lite.models.language.rows import (
 from lavis_lite.models.language.scoring import Normalise
 from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import pad_rows
+from lavis_lite.models.widths import step_of, width_at
 
 
 @dataclass
 class Encoded:
-    """What the decoder looks at: float[B,S,D'] and bool[B,S]."""
+    """What the decoder looks at: float[B,S,D'] and bool[B,S]; `padded`: whether the mask leaves anything out."""
 
     states: Tensor
     mask: Tensor
+    padded: bool = True
 
     def select(self, rows: Tensor) -> Encoded:
         """The batch rows `rows`, with repetition."""
-        return Encoded(self.states.index_select(0, rows), self.mask.index_select(0, rows))
+        return Encoded(self.states.index_select(0, rows), self.mask.index_select(0, rows), self.padded)
+
+    def joined(self, other: Encoded) -> Encoded:
+        """These rows and those of another one."""
+        padded = self.padded or other.padded or self.mask.shape != other.mask.shape
+        return Encoded(stacked([self.states, other.states], "right"),
+                       stacked([self.mask, other.mask], "right", axis=1), padded)
 
 
 class Seq2SeqDecoder:
     """The decoder half, continued token by token, by at most `room` tokens."""
 
     def __init__(self, owner: EncoderDecoder, encoded: Encoded, room: int) -> None:
-        self.owner, self.encoded, self.room = owner, encoded, room
+        self.owner, self.encoded, self.room, self.ragged = owner, encoded, room, False
         self.rows: RowCache | None = None
 
     def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
         """int64[M] -> float[M,V]."""
-        if self.rows is not None and rows is not None and self.rows.select(rows):
-            self.encoded = self.encoded.select(rows)
+        if rows is not None:
+            self.keep(rows)
+        mask = self.encoded.mask.new_ones(len(tokens), 1) if self.rows is None else self.rows.advance()
+        needed = self.ragged or self.owner.fixes_cache or not self.owner.has_distances
+        given = {"attention_mask": mask[:, None, None]} if needed and self.owner.takes_whole_masks else {}
         cache = None if self.rows is None else self.rows.cache
-        output = self.owner.decode(tokens[:, None], self.encoded, past_key_values=cache, use_cache=True)
+        output = self.owner.decode(tokens[:, None], self.encoded, past_key_values=cache, use_cache=True, **given)
         if self.rows is None:
-            self.rows = RowCache(output.past_key_values, torch.arange(len(tokens), device=tokens.device), self.room)
-        else:
-            self.rows.cache = output.past_key_values
+            self.rows = RowCache(output.past_key_values, mask, self.room, self.owner.fixes_cache)
         return full(output_layer(self.owner.model)(output.last_hidden_state[:, -1].to(tokens.device)))
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep the rows int64[M'], with repetition."""
+        self.encoded = self.encoded.select(rows)
+        if self.rows is not None:
+            self.rows.select(rows)
+
+    def permute(self, rows: Tensor) -> None:
+        """Keep the rows int64[M], each of the same sample as before."""
+        if self.rows is not None:
+            self.rows.permute(rows)
+
+    def join(self, other: Seq2SeqDecoder, tokens: int) -> None:
+        """Put another decoder's rows behind; the oldest row of both has so many tokens, the newest still to be read."""
+        assert self.rows is not None and other.rows is not None, "both have made a step"
+        self.encoded, self.ragged = self.encoded.joined(other.encoded), True
+        self.rows.join(other.rows, tokens, 1)
 
 
 class EncoderDecoder(LanguageModel):
     """A sequence-to-sequence language model behind the contract."""
 
     prefix_padding = "right"
+    traced = ("states",)
 
     def training_rows(self, prompts: Sequence[str], targets: Sequence[str],
                       vectors: int = 0) -> tuple[list[list[int]], list[list[int]]]:
@@ -77,35 +108,57 @@ class EncoderDecoder(LanguageModel):
         return (self.tokenizer.prompts(prompts, prompt, self.limits.prompt_side),
                 self.tokenizer.targets(targets, [target] * len(targets)))
 
-    def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
-                   after: Sequence[Sequence[int]]) -> Tensor:
-        """Negative log-likelihood of every learned token of the batch, float[T], rows in order."""
-        read = [soft_prompt.shape[1] + len(row) for row in before]
-
-        def losses(numbers: Sequence[int]) -> Tensor:
-            chosen = soft_prompt if len(numbers) == len(before) else soft_prompt[list(numbers)]
-            encoded = self.encode(chosen, [before[number] for number in numbers])
-            return self._target_losses(encoded, [after[number] for number in numbers])[0]
-
-        return self._in_passes(read, after, losses)
-
     def losses_of(self, rows: Sequence[Row]) -> Tensor:
-        """Likewise, of rows that end with what the decoder writes."""
+        """Negative log-likelihood of every learned token of rows, float[T]; the decoder writes each row's last part."""
+        from lavis_lite.models.language.grouping import in_groups, in_order, passes  # of training only
+
+        read = [row[:-1] for row in rows]
         written = [row[-1].ids for row in rows if isinstance(row[-1], Tokens)]
+        sizes = list(zip(map(size, read), map(len, written), strict=True))
 
         def losses(numbers: Sequence[int]) -> Tensor:
-            encoded = self.read_rows([rows[number][:-1] for number in numbers])
-            return self._target_losses(encoded, [written[number] for number in numbers])[0]
+            chosen, targets = [read[number] for number in numbers], [written[number] for number in numbers]
+            columns = self._least(chosen, targets) if self.few_widths else (0, 0)
+            padded = self.few_widths or len(set(map(size, chosen))) > 1
+            with self.own_precision():
+                embeds, mask = self.arranged(chosen, self.prefix_padding, columns[0])
+                states = partial(self.states, embeds, mask, padded=padded)
+                return self._target_losses(states, targets, embeds.device, columns[1])[0]
 
-        return self._in_passes([size(row[:-1]) for row in rows], written, losses)
+        groups, counts = passes(self, sizes), list(map(len, written))
+        if len(groups) == 1 or not self._packs:
+            return in_groups(groups, counts, losses)
+        order = sorted(range(len(rows)), key=lambda number: sizes[number])
+        packed = self._packed_losses([read[number] for number in order], [written[number] for number in order])
+        return in_order(packed, [order], counts)
 
-    def _in_passes(self, read: Sequence[int], written: Sequence[Sequence[int]],
-                   losses: Callable[[Sequence[int]], Tensor]) -> Tensor:
-        """Losses of all rows in order, rows of similar lengths together; `read` counts what the encoder reads."""
-        from lavis_lite.models.language.grouping import in_groups, passes  # of training only
+    def _least(self, read: Sequence[Row], written: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """Columns of encoder and decoder if widths are few; both go up by the same steps."""
+        vectors, limits = len(read[0][0]) if isinstance(read[0][0], Tensor) else 0, self.limits
+        step = max(step_of(max(map(size, read)) - vectors, limits.prompt),
+                   step_of(max(map(len, written)), limits.target))
+        most = self.room.positions or 2**30
+        return (min(vectors + width_at(step, limits.prompt), most), min(width_at(step, limits.target), most))
 
-        counts = [len(row) for row in written]
-        return in_groups(passes(self, list(zip(read, counts, strict=True))), counts, losses)
+    @property
+    def _packs(self) -> bool:
+        """Whether rows are computed without padding between them; on a GPU the many small groups would wait."""
+        return self.home.type == "cpu" and not self.is_dispatched and packed_t5.can_pack(self.model)
+
+    def _packed_losses(self, read: Sequence[Row], written: Sequence[Sequence[int]]) -> Tensor:
+        """Losses float[T] of the tokens of rows in the order of their sizes."""
+        ids = [id_ for row in written for id_ in row]
+        shifted = [id_ for row in written for id_ in [self.begin, *row][:len(row)]]
+        both = packed_t5.groups_of([(size(row), len(target)) for row, target in zip(read, written, strict=True)])
+        reading, writing = ([(rows, sizes[at]) for rows, sizes in both] for at in (0, 1))
+        with self.own_precision():
+            embeds = in_a_row(read, self.embed, self.pad, self.home)
+            encoded = packed_t5.encode(self.model.get_encoder(), embeds, packed_t5.groups_of(list(map(size, read))))
+            hidden = packed_t5.decode(self.model.get_decoder(), self._moved(shifted), writing, encoded, reading)
+            return self.likelihoods(hidden, self._moved(ids))
+
+    def _moved(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers).to(self.home, non_blocking=True)
 
     def training_sequences(self, sequences: Sequence[Segments]) -> list[Row]:
         """A row for every learned text: the encoder reads all that stands before it.
@@ -128,32 +181,60 @@ class EncoderDecoder(LanguageModel):
         """An encoder's row: no end token stands between its texts."""
         return framed_prompt([Tokens(part.ids) if isinstance(part, Tokens) else part for part in parts], self.tokenizer)
 
-    def _target_losses(self, encoded: Encoded, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Losses float[T] of the rows' tokens, and their positions bool[B,L]."""
-        ids, real = pad_rows(rows, self.pad, self.family.training_side, encoded.states.device)
+    def states(self, embeds: Tensor, mask: Tensor, ids: Tensor, padded: bool = True) -> Tensor:
+        """The decoder's hidden states at int64[B,L], float[B,L,D'], beside rows to read float[B,S,D], bool[B,S]."""
+        return self.written_states(self.read_embeds(embeds, mask, padded), ids)
+
+    def written_states(self, encoded: Encoded, ids: Tensor) -> Tensor:
+        """The decoder's hidden states at int64[B,L], float[B,L,D']."""
+        found: Tensor = self.decode(ids, encoded, use_cache=False).last_hidden_state
+        return found
+
+    def _target_losses(self, states: Callable[[Tensor], Tensor], rows: Sequence[Sequence[int]], device: torch.device,
+                       least: int = 0) -> tuple[Tensor, Tensor]:
+        """Losses float[T] of the rows' tokens, and their positions bool[B,L]; L is not less than `least`.
+
+        `states` gives the decoder's hidden states float[B,L,D'] at its inputs int64[B,L].
+        """
+        ids, real = pad_rows(rows, self.pad, self.family.training_side, device, least)
         inputs = torch.cat([torch.full_like(ids[:, :1], self.begin), ids[:, :-1]], 1)
         width = ids.shape[1]
-        positions = torch.tensor([row * width + at for row, target in enumerate(rows) for at in range(len(target))])
-        positions = positions.to(ids.device, non_blocking=True)
+        positions = self._moved([row * width + at for row, target in enumerate(rows) for at in range(len(target))])
         with self.own_precision():
-            hidden = self.decode(inputs, encoded, use_cache=False).last_hidden_state.to(ids.device)
+            hidden = states(inputs).to(ids.device)
             chosen = hidden.flatten(0, 1).index_select(0, positions)
             return self.likelihoods(chosen, ids.flatten().index_select(0, positions)), real
 
     def encode(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> Encoded:
         """Run the encoder."""
         with self.own_precision():
-            return self.read_embeds(*self.prefix_embeds(soft_prompt, prompts))
+            return self.read_embeds(*self.prefix_embeds(soft_prompt, prompts), padded=differ(prompts))
 
-    def read_embeds(self, embeds: Tensor, mask: Tensor) -> Encoded:
+    def read_embeds(self, embeds: Tensor, mask: Tensor, padded: bool = True) -> Encoded:
         """Run the encoder on [row | padding]: float[B,S,D], bool[B,S]."""
-        output = self.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask.long())
-        return Encoded(output.last_hidden_state.to(embeds.device), mask)
+        output = self.model.get_encoder()(inputs_embeds=embeds, attention_mask=self._seen(mask, padded))
+        return Encoded(output.last_hidden_state.to(embeds.device), mask, padded)
 
     def decode(self, ids: Tensor, encoded: Encoded, **given: Any) -> Any:
         """Run the decoder on int64[B,L]."""
         return self.model.get_decoder()(input_ids=ids, encoder_hidden_states=encoded.states,
-                                        encoder_attention_mask=encoded.mask.long(), **given)
+                                        encoder_attention_mask=self._seen(encoded.mask, encoded.padded), **given)
+
+    def _seen(self, mask: Tensor, padded: bool) -> Tensor | None:
+        """Which of the tokens that the encoder reads are seen, as transformers wants it; None: all."""
+        if not self.takes_whole_masks:
+            return mask.long()
+        return mask[:, None, None] if padded else None
+
+    @property
+    def takes_whole_masks(self) -> bool:
+        """Whether masks may be given as attention needs them; transformers reads none of them then."""
+        return has_whole_masks(self.model)
+
+    @property
+    def has_distances(self) -> bool:
+        """Whether the decoder knows distances between tokens and no positions (T5)."""
+        return str(self.model.config.model_type) in ("t5", "mt5", "umt5")
 
     def decoder_of(self, prefix: Encoded, room: int) -> tuple[Decoder, int]:
         """What continues a state by at most `room` tokens, and the id it starts from."""
@@ -165,8 +246,8 @@ class EncoderDecoder(LanguageModel):
 
     def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
         """Score of candidates after samples of the prefix: float[M]."""
-        chosen = torch.tensor(samples).to(prefix.states.device, non_blocking=True)
-        losses, real = self._target_losses(prefix.select(chosen), rows)
+        states = partial(self.written_states, prefix.select(self._moved(samples)))
+        losses, real = self._target_losses(states, rows, prefix.states.device)
         return -sum_rows(losses, real, normalise)
 
     @property

@@ -18,8 +18,9 @@ Size = tuple[int, ...]
 
 
 def passes(model: LanguageModel, sizes: Sequence[Size]) -> list[list[int]]:
-    """`length_groups`; one pass where ranks share the model's blocks, because all ranks must run them equally often."""
-    return [list(range(len(sizes)))] if shards.has_shards(model) else length_groups(sizes, model.most_padding)
+    """`length_groups`. One pass if shapes are to be few, or if ranks share blocks: all must run them equally often."""
+    alone = model.few_widths or shards.has_shards(model)
+    return [list(range(len(sizes)))] if alone else length_groups(sizes, model.most_padding)
 
 
 def length_groups(sizes: Sequence[Size], most_padding: float) -> list[list[int]]:
@@ -56,6 +57,10 @@ def in_groups(groups: Sequence[Sequence[int]], counts: Sequence[int],
     """
     if len(groups) == 1:
         return compute(groups[0])
-    results = torch.cat([compute(group) for group in groups])
+    return in_order(torch.cat([compute(group) for group in groups]), groups, counts)
+
+
+def in_order(results: Tensor, groups: Sequence[Sequence[int]], counts: Sequence[int]) -> Tensor:
+    """Results float[T,...] that stand as their rows in the groups, in the order of the rows."""
     order = torch.tensor([row for group in groups for row in group for _ in range(counts[row])])
     return results.index_select(0, torch.argsort(order, stable=True).to(results.device, non_blocking=True))

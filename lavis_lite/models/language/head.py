@@ -42,6 +42,14 @@ def output_layer(model: Any) -> Project:
     return project
 
 
+def likelihoods(network: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    """`token_losses` by a model's output layer, which may train: float[T]."""
+    project, layer = output_layer(network), network.get_output_embeddings()
+    if any(value.requires_grad for value in layer.parameters()):
+        return token_losses_plain(hidden, project, targets)
+    return token_losses(hidden, project, targets, tokens_at_once(len(layer.weight)))
+
+
 def token_losses_plain(hidden: Tensor, project: Project, targets: Tensor) -> Tensor:
     """As `token_losses` with all logits in memory; its reference."""
     return F.cross_entropy(full(project(hidden)), targets, reduction="none")

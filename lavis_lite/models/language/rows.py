@@ -6,7 +6,7 @@ prompt, and what closes a prompt (T5: the end token) follows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 
 import torch
@@ -148,6 +148,11 @@ def size(row: Row) -> int:
     return sum(map(len, row))
 
 
+def differ(rows: Sequence[Sized]) -> bool:
+    """Whether rows differ in length, so that a batch of them has padding."""
+    return len(set(map(len, rows))) > 1
+
+
 def check_room(room: Room, rows: Sequence[Row], longest: Sequence[int]) -> None:
     """Refuse rows that are too long, or empty.
 
@@ -200,8 +205,8 @@ def counted(whole: Sequence[Row], cut: Sequence[Row], tokenizer: LanguageTokeniz
 
 
 # to a batch -----------------------------------------------------------------------------------------------------------
-def arrange(rows: Sequence[Row], embed: Callable[[Tensor], Tensor], pad: int, side: Side,
-            device: torch.device) -> tuple[Tensor, Tensor]:
+def arrange(rows: Sequence[Row], embed: Callable[[Tensor], Tensor], pad: int, side: Side, device: torch.device,
+            least: int = 0) -> tuple[Tensor, Tensor]:
     """Rows as a rectangle of embeddings float[B,S,D], and bool[B,S], true where no padding is.
 
     Args:
@@ -210,21 +215,36 @@ def arrange(rows: Sequence[Row], embed: Callable[[Tensor], Tensor], pad: int, si
         pad: id of padding.
         side: where shorter rows are padded.
         device: of the result.
+        least: S is not less.
     """
-    vectors = [part for row in rows for part in row if isinstance(part, Tensor)]
-    ids = [id_ for row in rows for part in row if isinstance(part, Tokens) for id_ in part.ids]
-    words = embed(torch.tensor([[*ids, pad]]).to(device, non_blocking=True))[0]
-    source = torch.cat([*(part.to(words) for part in vectors), words])
+    source, word = _source(rows, embed, pad, device)
     lengths = [size(row) for row in rows]
-    width, last = max(lengths), len(source) - 1
+    width, last = max(*lengths, least), len(source) - 1
     index, mask = [], []
-    for order, length in zip(_orders(rows, len(source) - len(words)), lengths, strict=True):
+    for order, length in zip(_orders(rows, word), lengths, strict=True):
         fill, none, real = [last] * (width - length), [False] * (width - length), [True] * length
         index.append([*fill, *order] if side == "left" else [*order, *fill])
         mask.append([*none, *real] if side == "left" else [*real, *none])
     chosen = torch.tensor(index, dtype=torch.long).reshape(len(rows), width).to(device, non_blocking=True)
     embeds = source.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
     return embeds, torch.tensor(mask, dtype=torch.bool).reshape(chosen.shape).to(device, non_blocking=True)
+
+
+def in_a_row(rows: Sequence[Row], embed: Callable[[Tensor], Tensor], pad: int, device: torch.device) -> Tensor:
+    """The embeddings of all rows behind each other, float[T,D]; arguments as `arrange`."""
+    source, word = _source(rows, embed, pad, device)
+    order = [index for row in _orders(rows, word) for index in row]
+    return source.index_select(0, torch.tensor(order, dtype=torch.long).to(device, non_blocking=True))
+
+
+def _source(rows: Sequence[Row], embed: Callable[[Tensor], Tensor], pad: int,
+            device: torch.device) -> tuple[Tensor, int]:
+    """All vectors, all tokens' embeddings and that of padding, float[N,D]; and where the tokens begin."""
+    vectors = [part for row in rows for part in row if isinstance(part, Tensor)]
+    ids = [id_ for row in rows for part in row if isinstance(part, Tokens) for id_ in part.ids]
+    words = embed(torch.tensor([[*ids, pad]]).to(device, non_blocking=True))[0]
+    source = torch.cat([*(part.to(words) for part in vectors), words])
+    return source, len(source) - len(words)
 
 
 def _orders(rows: Sequence[Row], word: int) -> Iterator[list[int]]:

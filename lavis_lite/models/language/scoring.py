@@ -120,3 +120,19 @@ def score_table(model: LanguageModel, read: Callable[[], Any], rows: list[list[l
 
 def _not_finite(pairs: Sequence[tuple[int, int]], row: int) -> str:
     return f"score: the likelihoods of sample {pairs[row][0]} are NaN or infinite."
+
+
+def check_samples(soft_prompt: Tensor, width: int, texts: Sequence[Sequence[str]],
+                  image_index: ImageIndex | None = None) -> None:
+    """Refuse soft prompts of another shape than float[B,Q,width], and anything but B texts.
+
+    Raises:
+        ConfigError: says what came.
+    """
+    if soft_prompt.ndim != 3 or soft_prompt.shape[2] != width:
+        raise ConfigError(f"a soft prompt has shape (B, Q, {width}) here, not {tuple(soft_prompt.shape)}.")
+    samples = len(soft_prompt) if image_index is None else check_image_index(image_index, len(soft_prompt))
+    for rows in texts:
+        if isinstance(rows, str) or len(rows) != samples:
+            count = "one string" if isinstance(rows, str) else f"{len(rows)} texts"
+            raise ConfigError(f"{samples} samples came with {count}; give a list with one for each.")

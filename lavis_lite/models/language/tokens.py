@@ -41,9 +41,14 @@ class Limits:
     prompt_side: Side = "left"
     row: int | None = None
 
+    @property
+    def texts(self) -> int:
+        """Most tokens of prompt and target."""
+        return self.together or self.prompt + self.target
+
     def __post_init__(self) -> None:
         if self.row is not None and self.row < 2:
-            raise ConfigError(f"the limit of a row must be at least 2 tokens, not {self.row}.")
+            raise ConfigError(f"model.max_row_len: must be at least 2 tokens, not {self.row}.")
         if min(self.prompt, self.target, self.together or 1) < 1:
             raise ConfigError(f"model.max_txt_len, model.max_output_txt_len: must be at least 1, not {self.prompt} and "
                               f"{self.target}.")
@@ -91,7 +96,7 @@ class LanguageTokenizer:
         """The counts of sequences by what happened to them; empty before the first one."""
         if not self.cut_rows.read:
             return {}
-        return {"sequences were cut at their end (the language model's positions)": self.cut_rows,
+        return {"sequences were cut at their end (model.max_row_len, or the language model's positions)": self.cut_rows,
                 "sequences had no token left to learn": self.lost_rows}
 
     @property
@@ -205,9 +210,10 @@ def _load(source: str) -> Any:
             "folder.") from error
 
 
-def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: Side, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of ids to a rectangle: int64[B,L], and bool[B,L], true for real ones."""
-    width = max(len(row) for row in rows)
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: Side, device: torch.device,
+             least: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of ids to a rectangle of at least `least` columns: int64[B,L], and bool[B,L], true for real ones."""
+    width = max(least, *(len(row) for row in rows))
     ids, mask = [], []
     for row in rows:
         fill, real = [pad] * (width - len(row)), [True] * len(row)

@@ -80,6 +80,10 @@ class ImageKV:
         """The same images, looked at by `groups` batches of queries; nothing is copied."""
         return replace(self, groups=groups)
 
+    def only(self, index: int) -> ImageKV:
+        """Those of the index-th cross-attention layer alone."""
+        return replace(self, parts=self.layer(index))
+
     @property
     def rows(self) -> int:
         """Number of hidden-state rows that look at these images."""
@@ -199,6 +203,17 @@ class Layer(nn.Module):
         self.cross_attention = CrossAttention(cfg, cfg.vision_width) if with_cross_attention else None
         self.query_ffn = FeedForward(cfg)
         self.text_ffn = FeedForward(cfg) if cfg.with_text else None
+
+    def forward(self, hidden: Tensor, num_query: int, mask: Tensor | None, images: Sequence[ImageKV],
+                past: tuple[Tensor, Tensor] | None,
+                rows: Sequence[slice] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The whole block: float[N,S,D] -> float[N,R,D], and the keys and values of its self-attention.
+
+        `images` have the keys and values of this layer only; the other arguments are those of `SelfAttention` and
+        `after_attention`.
+        """
+        hidden, key_value = self.self_attention(hidden, mask, past, rows)
+        return self.after_attention(hidden, num_query, images, 0), key_value
 
     def after_attention(self, hidden: Tensor, num_query: int, images: Sequence[ImageKV], index: int) -> Tensor:
         """Cross-attention and feed-forwards: float[B,S,D] -> float[B,S,D]; the first num_query rows are queries."""

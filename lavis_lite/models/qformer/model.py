@@ -256,11 +256,13 @@ class QFormer(nn.Module):
             if index == last and return_positions is not None:
                 num_query, rows = return_positions
             earlier = None if past is None else past.layers[index]
-            given = (hidden, num_query, mask, images, index // self.cfg.cross_attention_freq, earlier, rows)
+            own = () if layer.cross_attention is None else tuple(
+                image.only(index // self.cfg.cross_attention_freq) for image in images)
+            given = (hidden, num_query, mask, own, earlier, rows)
             if self.grad_checkpoint and torch.is_grad_enabled() and keep is None:
-                hidden, key_value = checkpoint(_run_layer, layer, *given, use_reentrant=False)
+                hidden, key_value = checkpoint(layer, *given, use_reentrant=False)
             else:
-                hidden, key_value = _run_layer(layer, *given)
+                hidden, key_value = layer(*given)
             if keep is not None:
                 keep.layers.append(key_value)
         return hidden
@@ -342,14 +344,6 @@ class QFormer(nn.Module):
                 return None
             text_mask = torch.ones_like(text_ids, dtype=torch.bool)
         return attention_mask(pattern, num_query, text_mask)
-
-
-def _run_layer(layer: Layer, hidden: Tensor, num_query: int, mask: Tensor | None, images: Sequence[ImageKV],
-               index: int, earlier: tuple[Tensor, Tensor] | None,
-               rows: Sequence[slice] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """One layer: hidden states float[N,S,D] -> float[N,R,D], and the keys and values of its self-attention."""
-    hidden, key_value = layer.self_attention(hidden, mask, earlier, rows)
-    return layer.after_attention(hidden, num_query, images, index), key_value
 
 
 def _decoding_mask(text_ids: Tensor, cache: Cache) -> Tensor | None:

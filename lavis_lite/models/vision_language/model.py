@@ -25,6 +25,7 @@ from lavis_lite.models.blip2.learning import TextLearner, language_model_of_sect
 from lavis_lite.models.blip2.llm import NEW_ADAPTERS, NOT_FOR_GENERATION
 from lavis_lite.models.connectors.base import Connector, build_connector
 from lavis_lite.models.language import GenerationConfig, LanguageModel
+from lavis_lite.models.language.answering import prompt_rows
 from lavis_lite.models.language.segments import Segment, Vectors, insert_pictures
 from lavis_lite.models.outputs import Blip2Features, ModelOutput, SamplesLike
 from lavis_lite.models.vision_language.config import VisionLanguageConfig
@@ -241,6 +242,13 @@ class VisionLanguage(TextLearner, EncoderModel):
             return super().answers(images, instructions, prompts, options)
         soft_prompts, index = self.soft_prompts(images, instructions)
         return self.language_model.generate(self.marked(soft_prompts, prompts, index) or [], options)
+
+    def check_room(self, images: ImageBatch, prompts: list[str], options: GenerationConfig) -> None:
+        """As `TextWriter.check_room`, of conversations too."""
+        if isinstance(images, ChatBatch):
+            prompt_rows(self.language_model, self._placed(images, self._blank(len(images.image))), options)
+        else:
+            super().check_room(images, prompts, options)
 
     def candidate_scores(self, images: ImageBatch, instructions: list[str], prompts: list[str], candidates: Any,
                          **how: Any) -> Tensor:

@@ -63,6 +63,20 @@ def test_features_are_what_the_encoder_gives(job, dtype, kind):
     assert stored.dtype == kind and torch.equal(stored[1], kept.load(done.images[1]))
 
 
+def test_workers_start_as_the_run_wants_them_to(job, monkeypatch):
+    """A process that threads must not fork asks for spawn or forkserver."""
+    asked = []
+    make = feature_writer.Loader
+
+    def noted(dataset: Any, workers: int, method: str | None, **settings: Any) -> Any:
+        asked.append((workers, method))
+        return make(dataset, 0, **settings)
+
+    monkeypatch.setattr(feature_writer, "Loader", noted)
+    assert write_features(job(workers=2, start_method="spawn"), log=quiet)
+    assert asked and set(asked) == {(2, "spawn")}
+
+
 def test_training_reads_them_in_place_of_images(job, coco_section):
     done = job()
     write_features(done, log=quiet)

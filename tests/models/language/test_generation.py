@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lavis_lite.bench.counters import HostReads
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.language import GenerationConfig, LanguageModel
 from lavis_lite.models.language.cache import RowCache
+from lavis_lite.models.search import Search
 from tests.models.language.plain_decoding import PlainDecoder, exact_tiny, rounding, written
 from tests.models.language.tiny import CAUSAL, SEQ2SEQ, SIZES, soft_prompts, tiny
 
@@ -60,9 +64,9 @@ def lengths_read(model: LanguageModel, **more: Any) -> list[tuple[int, int]]:
     seen: list[tuple[int, int]] = []
     plain = model.hidden
 
-    def hidden(embeds: Tensor, mask: Tensor, cache: Any) -> Any:
+    def hidden(embeds: Tensor, *given: Any) -> Any:
         seen.append((embeds.shape[0], embeds.shape[1]))
-        return plain(embeds, mask, cache)
+        return plain(embeds, *given)
 
     model.hidden = hidden
     model.generate_ids(options=GenerationConfig(max_new_tokens=1), **more)
@@ -130,10 +134,117 @@ def test_beams_move_only_what_was_written_after_their_beginning(name: str) -> No
     storage = [part.layers[0].keys.data_ptr() for part in parts]
     layer.keys[1, :, :common] = 7.0
     late = layer.keys[:, :, common:].clone()
-    assert not rows.select(torch.tensor([1, 0, 0, 5, 4, 4]))
+    decoder.permute(torch.tensor([1, 0, 0, 5, 4, 4]))
     assert bool((layer.keys[1, :, :common] == 7.0).all()) and not bool((layer.keys[0, :, :common] == 7.0).any())
     torch.testing.assert_close(layer.keys[:, :, common:], late[[1, 0, 0, 5, 4, 4]])
     decoder.step(tokens, None)
     assert [part.layers[0].keys.data_ptr() for part in parts] == storage, "written in place"
-    assert rows.select(torch.tensor([3, 4, 5])), "the first sample left"
+    decoder.keep(torch.tensor([3, 4, 5]))
     assert len(layer.keys) == 3
+
+
+class DeviceReads(TorchDispatchMode):
+    """Counts operations whose value the host waits for, Python's own (`tolist`) left out."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func.overloadpacket.__name__ in ("_local_scalar_dense", "equal", "nonzero", "masked_select",
+                                                        "is_nonzero", "_unique2")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stop", [(), ("a", "e", "9")], ids=["end", "stop"])
+@pytest.mark.parametrize("options", [GREEDY, replace(BEAMS, num_beams=5), replace(DRAWS, seeds=None)],
+                         ids=["greedy", "beams", "draws"])
+@pytest.mark.parametrize("name", ["opt", "llama", "flan_t5", "bart"])
+@torch.no_grad()
+def test_the_host_reads_once_per_token_at_most(name: str, options: GenerationConfig, stop: tuple[str, ...],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    model, steps = tiny(name), []
+    soft, prompts = given(model)
+    plain = type(model).decoder_of
+
+    def decoder_of(self: Any, prefix: Any, room: int) -> Any:
+        decoder, begin = plain(self, prefix, room)
+        step = decoder.step
+        decoder.step = lambda tokens, rows: steps.append(len(tokens)) or step(tokens, rows)
+        return decoder, begin
+
+    monkeypatch.setattr(type(model), "decoder_of", decoder_of)
+    options = replace(options, max_new_tokens=9, repetition_penalty=1.2, stop=stop)
+    with HostReads(torch.device("cpu")) as reads, DeviceReads() as hidden:
+        model.generate_ids(soft, prompts, options, OWNERS)
+    assert 0 < reads.number <= len(steps) and hidden.number == 0
+
+
+FIXED = [("opt", BEAMS), ("llama", BEAMS), ("gpt2", DRAWS), ("flan_t5", BEAMS), ("t5", GREEDY), ("bart", BEAMS)]
+
+
+@pytest.mark.parametrize(("name", "options"), FIXED)
+@torch.no_grad()
+def test_a_cache_of_fixed_shape_gives_the_same_ids_and_scores(name: str, options: GenerationConfig) -> None:
+    model = exact_tiny(name)
+    soft, prompts = given(model)
+    found = []
+    for fixed in (False, True):
+        model.fixed_cache = fixed
+        decoder, _ = model.decoder(soft[OWNERS], prompts, options.max_new_tokens)
+        found.append(written(model, decoder, options, len(prompts)))
+        layers: Any = getattr(decoder.rows.cache, "self_attention_cache", decoder.rows.cache).layers
+        widths = {layer.keys.shape[2] - options.max_new_tokens for layer in layers}
+        assert (widths == {decoder.rows.mask.shape[1] - options.max_new_tokens}) == fixed
+        assert model.generate_ids(soft[OWNERS], prompts, options) == found[0][0]
+    (ids, growing), (same, scores) = found
+    assert ids == same
+    for one, two in zip(growing, scores, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=ROUNDED.get(name, 1e-12))
+
+
+WAITING = [f"{text} {number}"[number % 7:] for number in range(11) for text in PROMPTS[number % 4:number % 4 + 1]]
+JOINED: list[GenerationConfig] = [
+    GenerationConfig(max_new_tokens=12, min_new_tokens=0, num_beams=3, stop=tuple("aeiou")),
+    GenerationConfig(max_new_tokens=12, min_new_tokens=2, num_beams=2, num_captions=2, repetition_penalty=1.3,
+                     penalise_prompt=True, lavis_lengths=True, stop=tuple("abcdef")),
+    GenerationConfig(max_new_tokens=12, min_new_tokens=3, repetition_penalty=1.5, stop=tuple("aeiou")),
+    GenerationConfig(max_new_tokens=12, min_new_tokens=0, sample=True, num_captions=2, seeds=tuple(range(11)),
+                     stop=tuple("abcdefgh"))]
+
+
+@pytest.mark.parametrize("options", JOINED, ids=["beams", "penalised", "greedy", "draws"])
+@pytest.mark.parametrize(("name", "fixed"), [("opt", False), ("llama", False), ("flan_t5", False), ("opt", True),
+                                             ("flan_t5", True)])
+@torch.no_grad()
+def test_samples_that_wait_take_the_places_of_the_finished_and_get_the_same_texts(
+        name: str, fixed: bool, options: GenerationConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, joins, running = exact_tiny(name), list[int](), list[int]()
+    soft, prompts = soft_prompts(model, 3).detach().to(model.dtype), model.tokenizer.prompts(WAITING)
+    owners = [number // 4 for number in range(len(prompts))]
+    expected = model.generate_ids(soft, prompts, options, owners)
+    plain, step = Search.join, Search._scores
+    monkeypatch.setattr(Search, "join", lambda self, other: joins.append(len(self)) or plain(self, other))
+    monkeypatch.setattr(Search, "_scores", lambda self: running.append(len(self)) or step(self))
+    model.at_once, model.fixed_cache = 4, fixed
+    assert model.generate_ids(soft, prompts, options, owners) == expected
+    assert any(joins) and max(running) <= 4 * options.num_captions
+    one_by_one = [model.generate_ids(soft[[owner]], [prompt], replace(options, seeds=options.seeds and (number,)))
+                  for number, (owner, prompt) in enumerate(zip(owners, prompts, strict=True))]
+    assert [text for texts in one_by_one for text in texts] == expected
+    assert len({len(text) for text in expected}) > 2, "texts of several lengths"
+
+
+@torch.no_grad()
+def test_where_texts_may_not_join_they_are_written_as_ever() -> None:
+    seen: list[int] = []
+
+    def processor(tokens: Tensor, scores: Tensor) -> Tensor:
+        seen.append(len(tokens))
+        return scores
+
+    for name, options in (("bart", GREEDY), ("opt", replace(GREEDY, logits_processors=(processor,)))):
+        model = tiny(name)
+        soft, prompts = given(model)
+        expected = model.generate_ids(soft, prompts, options, OWNERS)
+        model.at_once = 1
+        assert model.generate_ids(soft, prompts, options, OWNERS) == expected
+    assert max(seen) == len(PROMPTS)

@@ -1,0 +1,153 @@
+"""How a batch leaves a loader worker: pictures in shared memory that is used again, small tensors by value.
+
+torch makes a new shared file for each tensor of a batch. Making, mapping and passing them costs more than the pictures'
+copy. Here a worker has a few `Slots`, and the reader tells it by one byte when a slot is free again.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lavis_lite.processors.pixels import Pixels
+
+MOST_SLOTS = 12
+"""per worker; further batches that somebody holds travel torch's way"""
+SMALL = 2**16
+"""bytes of a tensor that goes through the pipe with the strings"""
+Origin = tuple[int, int]
+"""number of the loader, process id of the worker"""
+
+_NUMBERS = count()
+_KNOWN: dict[tuple[Origin, int], Tensor] = {}
+"""the reader's side of the slots, which come along with their first batch"""
+
+
+class Sender:
+    """A collate function for workers, whose batches arrive by `transport`.
+
+    Args:
+        collate: samples -> batch.
+        loader: the slots are forgotten when it is gone.
+    """
+
+    def __init__(self, collate: Callable[[Sequence[Any]], Any], loader: object) -> None:
+        self.collate, self.number = collate, next(_NUMBERS)
+        self._slots: Slots | None = None
+        weakref.finalize(loader, _forget, self.number)
+
+    def __call__(self, samples: Sequence[Any]) -> Any:
+        """The batch, on its way."""
+        if self._slots is None:
+            self._slots = Slots((self.number, os.getpid()))
+        batch = self.collate(samples)
+        return Parcel(batch, self._slots) if isinstance(batch, dict) else batch
+
+
+class Parcel:
+    """A batch on its way; unpickled, it is the batch again."""
+
+    def __init__(self, batch: dict[str, Any], slots: Slots) -> None:
+        self.items = {key: _packed(value, slots) for key, value in batch.items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, (self.items,)
+
+
+class Slots:
+    """A worker's shared memory. The last byte of a slot says whether it is in use."""
+
+    def __init__(self, origin: Origin) -> None:
+        self.origin, self.memory = origin, list[Tensor]()
+
+    def put(self, picture: Pixels) -> Placed | None:
+        """The picture in a free slot; None if there is none."""
+        size = picture.raw.numel()
+        free = (number for number, memory in enumerate(self.memory) if len(memory) > size and not memory[-1])
+        number = next(free, len(self.memory))
+        is_new = number == len(self.memory)
+        if is_new:
+            if number == MOST_SLOTS:
+                return None
+            self.memory.append(torch.empty(size + 1, dtype=torch.uint8).share_memory_())
+        memory = self.memory[number]
+        _shaped(memory, picture.raw.shape, picture.raw.stride()).copy_(picture.raw)
+        memory[-1] = 1
+        return Placed(self.origin, number, memory if is_new else None, tuple(picture.raw.shape),
+                      picture.raw.stride(), picture.scale.numpy(), picture.shift.numpy())
+
+
+@dataclass
+class Placed:
+    """Where a picture lies; see `Slots`."""
+
+    origin: Origin
+    number: int
+    memory: Tensor | None
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    scale: Any
+    shift: Any
+
+    def opened(self) -> Tensor:
+        """The picture; the slot is free again when nobody has it."""
+        place = (self.origin, self.number)
+        memory = _KNOWN[place] if self.memory is None else _KNOWN.setdefault(place, self.memory)
+        values = _shaped(memory, self.shape, self.stride)
+        picture = Pixels(values, torch.from_numpy(self.scale), torch.from_numpy(self.shift))
+        picture.lease = Lease(memory)
+        return picture
+
+
+@dataclass
+class Small:
+    """A tensor by value."""
+
+    array: Any
+
+    def opened(self) -> Tensor:
+        """The tensor."""
+        return torch.from_numpy(self.array)
+
+
+class Lease:
+    """The use of a slot by whoever holds its picture."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self.in_use = memory.numpy()[-1:]
+
+    def __del__(self) -> None:
+        self.in_use[0] = 0
+
+
+def _shaped(memory: Tensor, shape: Sequence[int], stride: Sequence[int]) -> Tensor:
+    return memory.as_strided(tuple(shape), tuple(stride))
+
+
+def _fills_its_memory(values: Tensor) -> bool:
+    return values.is_contiguous() or values.movedim(-3, -1).is_contiguous()
+
+
+def _packed(value: Any, slots: Slots) -> Any:
+    if isinstance(value, Pixels) and value.is_bytes and _fills_its_memory(value.raw):
+        placed = slots.put(value)
+        return value if placed is None else placed
+    if type(value) is Tensor and value.device.type == "cpu" and value.dtype != torch.bfloat16 and value.is_contiguous():
+        return Small(value.detach().numpy()) if value.numel() * value.element_size() <= SMALL else value
+    return value
+
+
+def _opened(items: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.opened() if isinstance(value, Placed | Small) else value for key, value in items.items()}
+
+
+def _forget(number: int) -> None:
+    for place in [place for place in _KNOWN if place[0][0] == number]:
+        del _KNOWN[place]

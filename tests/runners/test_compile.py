@@ -1,0 +1,193 @@
+"""run.compile: equal losses and gradients, few graphs, no breaks, unchanged names; and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lavis_lite.bench import stage2
+from lavis_lite.bench.options import Options
+from lavis_lite.bench.sizes import caption_lengths, random_rows
+from lavis_lite.config.schema import RunConfig
+from lavis_lite.errors import ConfigError
+from lavis_lite.models.base import BaseModel
+from lavis_lite.models.language.tokens import Limits
+from lavis_lite.models.text_tokens import TextTokens
+from lavis_lite.process import compiler
+from lavis_lite.runners import compiling
+from lavis_lite.runners.compiling import compile_model, eagerly
+from tests.helpers.processes import run_processes
+from tests.models.stage1_helpers import gradients, tiny_batch, tiny_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def whole_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without a compiler of C++; a break of a graph is an error, and so is a read of the host inside."""
+    use(monkeypatch.setattr)
+    yield
+    torch._dynamo.reset()
+
+
+def use(put: Callable[[Any, str, Any], None], backend: str = "aot_eager") -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    put(compiling, "BACKEND", backend)
+    plain = torch.compile
+    put(torch, "compile", lambda function, **how: plain(function, fullgraph=True, **how))
+
+
+def graphs() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def stage1_batch(number: int, size: int = 6) -> dict[str, Any]:
+    """Texts of real lengths, from a vocabulary of 61."""
+    random = torch.Generator().manual_seed(number)
+    rows = [[1, *row[2:], 2] for row in random_rows(caption_lengths(size, random), 61, random)]
+    tokens = TextTokens.from_lists([row[:16] for row in rows], pad=0)  # `tiny_model` has room for 16
+    return tiny_batch(size, number, torch.float64) | {"text_input": tokens}
+
+
+def stage2_model(llm: str) -> nn.Module:
+    model = stage2.build(Options("stage2", size="mini").dimensions, llm, CPU, torch.float32)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    for part in (model.qformer, model.language_model.model, model.ln_vision, model.language_projection):
+        for value in part.parameters():
+            value.data = value.data.double()
+    model.query_tokens.data = model.query_tokens.data.double()
+    model.language_model.limits = Limits(32, 32, 32)  # LAVIS' max_txt_len
+    return model
+
+
+def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    largest = max(float(value.abs().max()) for value in expected.values())
+    assert found.keys() == expected.keys()
+    assert max(float((found[name] - value).abs().max()) for name, value in expected.items()) <= 1e-10 * largest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["full", "blocks"])
+def test_stage_1_equals_its_eager_twin_in_few_graphs(how: Any) -> None:
+    plain, model = (tiny_model(freeze_vit=True).double() for _ in range(2))
+    compile_model(model, RunConfig(compile=how), CPU)
+    assert list(model.state_dict()) == list(plain.state_dict()) and model.trainable_state().keys() == (
+        plain.trainable_state().keys())
+    widths = set()
+    for number in range(3):
+        samples = stage1_batch(number) | {"image_id": ["a", "b", "a", "c", "d", "e"]}
+        widths.add(samples["text_input"].ids.shape[1])
+        found, expected = model(samples), plain(samples)
+        for name, value in expected.losses().items():
+            assert abs(float(found.losses()[name] - value)) <= 1e-12 * max(1.0, abs(float(value))), name
+        close(gradients(model, found.loss), gradients(plain, expected.loss))
+    assert len(widths) > 1 and not torch._dynamo.utils.counters["graph_break"]
+    assert graphs() <= (4 if how == "full" else 8)  # blocks: of the Q-Former, by what they look at and return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("llm", ["opt", "t5"])
+def test_stage_2_equals_its_eager_twin(llm: str) -> None:
+    plain, model = (stage2_model(llm) for _ in range(2))
+    model.load_state_dict(plain.state_dict())
+    compile_model(model, RunConfig(compile="full"), CPU)
+    options = Options("stage2", size="mini", llm=llm)
+    for number in range(2):
+        samples = stage2.make_batch(options, 0, number)
+        expected, found = (stage2.LossFromIds(one)(samples) for one in (plain, model))
+        assert abs(float(found - expected)) <= 1e-12 * abs(float(expected))
+        close(gradients(model, found), gradients(plain, expected))
+    assert not torch._dynamo.utils.counters["graph_break"] and graphs() <= 5
+
+
+def count_graphs(model: nn.Module, loss: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch, steps: int) -> int:
+    use(monkeypatch.setattr, "eager")
+    compile_model(model, RunConfig(compile="full"), CPU)  # type: ignore[arg-type]
+    for step in range(steps):
+        with torch.no_grad():
+            loss(step)
+    return graphs()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["stage 1", "opt", "t5"])
+def test_real_lengths_make_at_most_five_graphs(what: str, monkeypatch: pytest.MonkeyPatch,
+                                               request: pytest.FixtureRequest) -> None:
+    steps = 1000 if request.config.getoption("--long") else 25
+    if what == "stage 1":
+        first = tiny_model().double()
+        found = count_graphs(first, lambda step: first(stage1_batch(step, size=3)), monkeypatch, steps)
+    else:
+        second = stage2_model(what)
+        options = Options("stage2", size="mini", llm=what, batch=3)
+        found = count_graphs(second, lambda step: stage2.LossFromIds(second)(stage2.make_batch(options, 0, step)),
+                             monkeypatch, steps)
+    assert 1 < found <= 5
+
+
+def two_ranks() -> list[float]:
+    use(setattr, "eager")
+    plain, model = (tiny_model().double() for _ in range(2))
+    model = nn.parallel.DistributedDataParallel(model)
+    compile_model(model.module, RunConfig(compile="full"), CPU)
+    rank = torch.distributed.get_rank()
+    found = []
+    for number in range(2):
+        samples = stage1_batch(2 * number + rank)
+        loss, expected = model(samples).loss, plain(samples).loss
+        model.zero_grad()
+        loss.backward()
+        found.append(float((loss - expected).detach()))
+    return [*found, *(float(value.grad.norm()) for value in model.parameters() if value.grad is not None)]
+
+
+@pytest.mark.slow
+def test_ranks_compile_the_parts_between_their_exchanges() -> None:
+    first, second = run_processes(two_ranks, 2, timeout=600)
+    assert max(map(abs, first[:2] + second[:2])) <= 1e-12 and first[2:] == second[2:] and len(first) > 20
+
+
+def test_an_evaluation_runs_as_it_is_written() -> None:
+    called: list[str] = []
+    model = tiny_model()
+    run = RunConfig(compile="full")
+    compile_model(model, run, CPU)
+    with eagerly(run), torch.no_grad():
+        model(tiny_batch())
+    assert graphs() == 0 and not called
+    compile_model(untouched := tiny_model(), RunConfig(compile="full", evaluate=True), CPU)
+    assert "losses" not in vars(untouched) and not untouched.few_widths
+
+
+class Nothing(BaseModel):
+    """Has no blocks, and no method to compile."""
+
+
+def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for how, other in (("full", "blocks"), ("blocks", "full")):
+        with pytest.raises(ConfigError, match=f"Nothing has nothing to compile.*run.compile={other}"):
+            compile_model(Nothing(), RunConfig(compile=how), CPU)
+    monkeypatch.setattr(compiling, "BACKEND", "inductor")
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"run.compile=full: .*no g\+\+ on this machine.*run.compile=none"):
+        compile_model(tiny_model(), RunConfig(compile="full"), CPU)
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
+    monkeypatch.setenv("CXX", "icpx")
+    assert "no icpx on" in str(compiler.why_not("cpu")) and "no gcc or clang on" in str(compiler.why_not("cuda:1"))
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: name if name == "gcc" else None)
+    monkeypatch.setattr(compiler.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert "Python.h is missing" in str(compiler.why_not("auto"))
+    (tmp_path / "Python.h").touch()
+    assert compiler.why_not("auto") is None
