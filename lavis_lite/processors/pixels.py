@@ -106,7 +106,15 @@ class Pixels(Tensor):
             found = _ON_BYTES[func](*args)
             if found is not None:
                 return found
+        if func is Tensor.to and isinstance(args[0], Pixels):
+            args = (args[0]._before_move(*args[1:2], **kwargs), *args[1:])
         return func(*_plain(args), **_plain(kwargs))
+
+    def _before_move(self, device: Any = None, **rest: Any) -> Tensor:
+        """The picture that `.to(device)` starts from: of another device, its bytes there, to be normalised there."""
+        if not isinstance(device, torch.device | str) or torch.device(device).type == self.device.type:
+            return self
+        return self.staged(torch.device(device))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None  # type: ignore[override]
