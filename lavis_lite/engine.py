@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,6 @@ from lavis_lite.datasets.base import look_through
 from lavis_lite.datasets.features.cache import FeatureFolder
 from lavis_lite.device import pick_device, set_tf32
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
-from lavis_lite.evaluation.results import closing_lines
 from lavis_lite.evaluation.resume import find_unfinished
 from lavis_lite.io import atomic
 from lavis_lite.models.base import BaseModel
@@ -308,3 +308,18 @@ def removed_if_unused(run_dir: Path) -> Iterator[None]:
         if distributed.is_main() and written == [run_dir / manifest.CONFIG]:
             shutil.rmtree(run_dir)
         raise
+
+
+def closing_lines(runner: Runner) -> list[str]:
+    """The paths of a finished run's results and, after a training, its best checkpoint and how to evaluate it."""
+    run_dir = runner.run_dir
+    paths = {"report": run_dir / "results/report.html", "curves": run_dir / "curves.png"}
+    found = [f"{name}: {path}" for name, path in paths.items() if path.exists()]
+    if runner.run.evaluate:
+        return [*found, f"results: {run_dir / 'results'}", f"weights: {runner.weights(runner.step)}"]
+    if not runner.saved_step:
+        return [*found, f"no checkpoint was kept (run.save_last=false); log: {run_dir / 'log.jsonl'}"]
+    best = runner.best
+    step, why = (best["step"], f"best, {best['split']} {best['metric']:.4g}") if best else (runner.saved_step, "last")
+    return [*found, f"checkpoint: {runner.store.path(step)} ({why})", f"weights: {runner.weights(step)}",
+            f"evaluate it: python -m lavis_lite evaluate --run {shlex.quote(str(run_dir))}"]

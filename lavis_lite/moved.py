@@ -154,6 +154,7 @@ MOVED = {
     "runners.reporting": "evaluation.results",
     "runners.run_folder": "runs.folder",
     "runners.run_lock": "runs.folder",
+    "runners.staging": "runners.train_state",
     "runners.step_records": "runners.standard_hooks",
     "runners.train_schedule": "runners.schedules",
     "runners.training_log": "runners.standard_hooks",
