@@ -6,39 +6,31 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config, RunConfig
-from lavis_lite.datasets.loading.loader import train_loader
+from lavis_lite.datasets.loading.loader import PICTURES, train_loader
 from lavis_lite.datasets.loading.randomness import hash64
 from lavis_lite.datasets.loading.sampler import GlobalSampler
 from lavis_lite.datasets.protocols import Hashed
 from lavis_lite.datasets.shards.dataset import shard_sizes
 from lavis_lite.device import Precision
 from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.processors.pixels import Pixels
 from lavis_lite.registry import registry
 from lavis_lite.runners import optim
 from lavis_lite.runners.ranks import wrap_for_ranks
 from lavis_lite.runners.schedules import TrainSchedule
-<<<<<<< HEAD
-from lavis_lite.runners.staging import staged
 from lavis_lite.runners.step import TrainStep
-=======
-from lavis_lite.runners.step import TrainStep, wrap_for_ranks
->>>>>>> w-b
 from lavis_lite.tasks.base import BaseTask
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
-from contextlib import closing
-
-from torch import Tensor
-
-from lavis_lite.datasets.loading.loader import PICTURES
-from lavis_lite.processors.pixels import Pixels
 
 Datasets = Mapping[str, Mapping[str, Any]]
 
