@@ -19,6 +19,7 @@ import torch
 
 from lavis_lite.checkpoints.weights import build_model
 from lavis_lite.cli.data_cache_features import write_all
+from lavis_lite.cli.main import run_command
 from lavis_lite.io import atomic
 from lavis_lite.lab import execute
 from lavis_lite.lab.ablation import find
@@ -49,7 +50,8 @@ def run(steps: int | None, rows: Sequence[str], out: Path, records: Path = RECOR
     """
     cells = plan(ABLATION, out.absolute(), ABLATION.seeds, steps)
     for cell in [cell for cell in cells if cell[0] in rows]:
-        execute.run({cell: cells[cell]}, write_all, log=lambda line: print(line, flush=True))
+        execute.run({cell: cells[cell]}, write_all, lambda words: run_command(words[0], words[1:]),
+                    log=lambda line: print(line, flush=True))
         done = execute.rows_of(ABLATION, cells)
         found = [{**row, **sizes(cells[row["variant"], row["seed"]]["captions"])} for row in done]
         records.parent.mkdir(parents=True, exist_ok=True)

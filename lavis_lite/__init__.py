@@ -6,8 +6,7 @@ registry is `lavis_lite.registry.registry`.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lavis_lite import moved
 
@@ -48,11 +47,7 @@ __all__ = ["BaseDataset", "BaseDatasetBuilder", "BaseModel", "BaseTask", "Hook",
            "Samples", "__version__", "dataset_zoo", "list_models", "load_dataset", "load_model",
            "load_model_and_preprocess", "load_preprocess", "model_zoo"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'lavis_lite' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+__getattr__, _ = moved.lazy_names(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

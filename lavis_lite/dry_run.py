@@ -13,13 +13,13 @@ import torch
 from lavis_lite import distributed, engine
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config
-from lavis_lite.contracts import need
 from lavis_lite.costs.meta import meta_model
 from lavis_lite.costs.page import costs
 from lavis_lite.device import pick_device, to_device
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.protocols import ExampleSamples
 from lavis_lite.process.launch import Launch, launch_from_environment
+from lavis_lite.registry import need
 from lavis_lite.runners.runner import Runner
 from lavis_lite.runners.train_state import published_mixing
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
+import shlex
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,14 +20,13 @@ import numpy as np
 import torch
 
 from lavis_lite import distributed
-from lavis_lite.checkpoints import weights
+from lavis_lite.checkpoints import manifest, weights
 from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
+from lavis_lite.datasets.base import look_through
 from lavis_lite.datasets.features.cache import FeatureFolder
-from lavis_lite.datasets.texts import look_through
 from lavis_lite.device import pick_device, set_tf32
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
-from lavis_lite.evaluation.results import closing_lines
 from lavis_lite.evaluation.resume import find_unfinished
 from lavis_lite.io import atomic
 from lavis_lite.models.base import BaseModel
@@ -52,7 +53,8 @@ def main(composition: Composition, resume: str | None = None, start_over: bool =
             loads its weights and step number, a training its whole state.
         start_over: with "auto": begin at step 0 if every checkpoint is damaged, which is an error otherwise.
     """
-    composition = resume_evaluation(composition, resume)
+    if composition.config.run.evaluate:
+        composition = resume_evaluation(composition, resume)
     config = composition.config
     run = config.run
     device = pick_device(run.device, launch_from_environment().local_rank)
@@ -60,7 +62,7 @@ def main(composition: Composition, resume: str | None = None, start_over: bool =
           contextlib.ExitStack() as held):
         checkpoint = None if run.evaluate else on_main(lambda: find_checkpoint(run, resume, start_over))
         run_dir = on_main(lambda: open_run_folder(composition, checkpoint))
-        held.enter_context(run_folder.removed_if_unused(run_dir))
+        held.enter_context(removed_if_unused(run_dir))
         exits.report_to(run_dir)
         if not run.evaluate:
             on_main(lambda: lock_run_folder(run_dir, checkpoint, held))
@@ -291,3 +293,33 @@ def _new_run_folder(parent: Path, config_yaml: str) -> Path:
             continue
     atomic.write_text(folder / "config.yaml", config_yaml)
     return folder
+
+
+@contextlib.contextmanager
+def removed_if_unused(run_dir: Path) -> Iterator[None]:
+    """Context manager: if a `LavisLiteError` ends the run, remove its folder if only its configuration was written.
+
+    Other errors keep the folder, because their traceback is written there.
+    """
+    try:
+        yield
+    except LavisLiteError:
+        written = [path for path in run_dir.rglob("*") if not path.is_dir()]
+        if distributed.is_main() and written == [run_dir / manifest.CONFIG]:
+            shutil.rmtree(run_dir)
+        raise
+
+
+def closing_lines(runner: Runner) -> list[str]:
+    """The paths of a finished run's results and, after a training, its best checkpoint and how to evaluate it."""
+    run_dir = runner.run_dir
+    paths = {"report": run_dir / "results/report.html", "curves": run_dir / "curves.png"}
+    found = [f"{name}: {path}" for name, path in paths.items() if path.exists()]
+    if runner.run.evaluate:
+        return [*found, f"results: {run_dir / 'results'}", f"weights: {runner.weights(runner.step)}"]
+    if not runner.saved_step:
+        return [*found, f"no checkpoint was kept (run.save_last=false); log: {run_dir / 'log.jsonl'}"]
+    best = runner.best
+    step, why = (best["step"], f"best, {best['split']} {best['metric']:.4g}") if best else (runner.saved_step, "last")
+    return [*found, f"checkpoint: {runner.store.path(step)} ({why})", f"weights: {runner.weights(step)}",
+            f"evaluate it: python -m lavis_lite evaluate --run {shlex.quote(str(run_dir))}"]

@@ -1,6 +1,6 @@
-"""Modules that have moved: an import of the old name gives the new module and a DeprecationWarning.
+"""Names that are resolved on first use: public names of a package, and modules that have moved.
 
-The table goes with version 0.3.
+An import of a module's old name gives the new module and a DeprecationWarning. The table goes with version 0.3.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 PACKAGE = "lavis_lite."
 
@@ -28,6 +29,7 @@ MOVED = {
     "config.protocols": "config.schema",
     "config.run_rules": "config.typed",
     "config.switch": "config.named",
+    "contracts": "registry",
     "convert": "checkpoints.convert",
     "datasets.annotations.conversations": "datasets.annotations.dialogues",
     "datasets.annotations.json_files": "datasets.annotations.readers",
@@ -39,9 +41,11 @@ MOVED = {
     "datasets.doctor.examine": "datasets.validate.checks",
     "datasets.doctor.guess": "datasets.validate.recipe",
     "datasets.files.blocks": "datasets.files.mapped",
+    "datasets.files.locate": "datasets.files.image_paths",
     "datasets.files.names": "datasets.files.image_paths",
     "datasets.files.paths": "datasets.files.image_paths",
     "datasets.files.patterns": "datasets.files.image_paths",
+    "datasets.files.table_folders": "datasets.files.columnar",
     "datasets.loading.collate": "datasets.loading.loader",
     "datasets.loading.pending": "datasets.loading.sampler",
     "datasets.media.jpeg": "datasets.media.images",
@@ -50,15 +54,19 @@ MOVED = {
     "datasets.prepare.mini_tasks": "mini_world.tasks",
     "datasets.prepare.mini_world": "mini_world.world",
     "datasets.retrieval": "datasets.caption",
+    "datasets.texts": "datasets.base",
     "disk": "io.disk",
     "download": "io.download",
+    "evaluation.fingerprint": "evaluation.resume",
     "evaluation.progress": "evaluation.resume",
     "exits": "process.exits",
     "files": "io.files",
     "following": "checkpoints.assembly",
     "hub": "io.hub",
     "io.sealed": "io.atomic",
+    "late_dynamo": "torchvision_shim",
     "launch": "process.launch",
+    "lazy": "moved",
     "limits": "process.exits",
     "loading": "zoo.loading",
     "manifest": "checkpoints.manifest",
@@ -100,7 +108,7 @@ MOVED = {
     "models.language_model.transplant": "models.language.pretrained",
     "models.llm_styles": "models.blip2.config",
     "models.masks": "models.qformer.model",
-    "models.mini_vit": "models.vision.vits",
+    "models.mini_vit": "models.vision.encoder",
     "models.objectives": "models.blip2.objectives",
     "models.optimizer_groups": "models.base",
     "models.options": "models.base",
@@ -112,6 +120,7 @@ MOVED = {
     "models.stage1": "models.blip2.passes",
     "models.vision.check": "models.vision.shapes",
     "models.vision.presets": "models.vision.encoder",
+    "models.vision.vits": "models.vision.encoder",
     "models.vision_encoder": "models.vision.encoder",
     "models.vision_presets": "models.vision.encoder",
     "preflight.data": "preflight.run",
@@ -135,7 +144,7 @@ MOVED = {
     "runners.evaluation": "evaluation.evaluator",
     "runners.evaluations": "evaluation.evaluator",
     "runners.hooks.hooks": "runners.hooks.base",
-    "runners.identity": "evaluation.fingerprint",
+    "runners.identity": "evaluation.resume",
     "runners.journal": "evaluation.resume",
     "runners.loss_meter": "runners.outcome",
     "runners.mixing": "runners.train_state",
@@ -145,6 +154,7 @@ MOVED = {
     "runners.reporting": "evaluation.results",
     "runners.run_folder": "runs.folder",
     "runners.run_lock": "runs.folder",
+    "runners.staging": "runners.train_state",
     "runners.step_records": "runners.standard_hooks",
     "runners.train_schedule": "runners.schedules",
     "runners.training_log": "runners.standard_hooks",
@@ -153,6 +163,7 @@ MOVED = {
     "tasks.gallery": "tasks.retrieval_parts",
     "tasks.likelihood": "tasks.vqa",
     "tasks.long_texts": "tasks.writing",
+    "tasks.looking": "tasks.writing",
     "tasks.needs": "tasks.base",
     "tasks.submission": "tasks.config",
     "threads": "checkpoints.weights",
@@ -203,3 +214,19 @@ def install() -> None:
     """Let old names be imported."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())
+
+
+def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package.
+
+    Args:
+        package: its `__name__`.
+        homes: public name -> the module that defines it.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(homes[name]), name)
+
+    return get, lambda: sorted({*vars(sys.modules[package]), *homes})

@@ -23,7 +23,7 @@ SOURCES = sorted([*REPOSITORY.glob("*.py"), *(path for name in FOLDERS for path 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
-BASE = {"errors", "conversation", "finite", "redaction", "registry", "contracts", "process"}
+BASE = {"errors", "conversation", "finite", "redaction", "registry", "moved", "process"}
 SETTINGS = BASE | {"config", "io", "distributed"}
 DATA_AND_MODELS = SETTINGS | {"processors", "models", "datasets", "torchvision_shim"}
 RUN = DATA_AND_MODELS | {"device", "checkpoints", "metrics", "report", "tasks", "tracking"}
@@ -31,26 +31,23 @@ RUN = DATA_AND_MODELS | {"device", "checkpoints", "metrics", "report", "tasks", 
 ALLOWED: dict[str, set[str]] = {
     "moved": set(),
     "conversation": set(),
-    "late_dynamo": set(),
-    "torchvision_shim": {"late_dynamo"},
+    "torchvision_shim": set(),
     "redaction": set(),
     "errors": {"redaction"},
     "finite": {"errors"},
     "registry_base": {"errors"},
     "registry": {"errors", "registry_base"},
-    "contracts": {"errors", "registry"},
     "process": {"errors", "redaction"},
     "io": {"errors", "redaction", "process"},
-    "distributed": BASE | {"lazy"},
-    "lazy": set(),
+    "distributed": BASE,
     "config": BASE,
     "device": {"errors", "config"},
     "metrics": {"errors", "finite"},
     "mini_world": {"errors", "process", "io"},
     "processors": BASE | {"config"},
-    "models": BASE | {"config", "distributed", "lazy", "processors", "torchvision_shim"},  # no io: models read no files
-    "datasets": SETTINGS | {"processors", "mini_world"},  # a row's `prepare:` calls mini_world.generate
-    "checkpoints": SETTINGS | {"lazy", "models", "processors", "torchvision_shim"},
+    "models": BASE | {"config", "distributed", "processors", "torchvision_shim"},  # no io: models read no files
+    "datasets": SETTINGS | {"processors", "mini_world"},  # a row's `prepare:` names a generator
+    "checkpoints": SETTINGS | {"models", "processors", "torchvision_shim"},
     "tracking": SETTINGS,
     "report": SETTINGS | {"datasets", "processors"},
     "tasks": (DATA_AND_MODELS - {"io"}) | {"metrics", "report"},  # no io: tasks write no files

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lavis_lite.late_dynamo import DYNAMO, import_dynamo_late
+from lavis_lite.torchvision_shim import DYNAMO, import_dynamo_late
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-LATE = "import sys\nfrom lavis_lite.late_dynamo import import_dynamo_late\nimport_dynamo_late()\n"
+LATE = "import sys\nfrom lavis_lite.torchvision_shim import import_dynamo_late\nimport_dynamo_late()\n"
 LOADED = "'torch._dynamo.eval_frame' in sys.modules"
 
 

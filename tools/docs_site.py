@@ -13,7 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 API = {
     "Loading models": ["lavis_lite.zoo.catalogue", "lavis_lite.conversation"],
-    "Contracts": ["lavis_lite.models.protocols", "lavis_lite.datasets.protocols", "lavis_lite.contracts"],
+    "Contracts": ["lavis_lite.models.protocols", "lavis_lite.datasets.protocols", "lavis_lite.registry"],
     "Models": ["lavis_lite.models.base", "lavis_lite.models.outputs", "lavis_lite.models.blip2.stage1",
                "lavis_lite.models.blip2.llm"],
     "Data sets": ["lavis_lite.datasets.base", "lavis_lite.datasets.load", "lavis_lite.datasets.builders.base"],

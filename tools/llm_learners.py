@@ -235,10 +235,11 @@ class T5Learner(Learner):
         prepare(model, FAMILIES["t5"])
         with torch.no_grad():
             model.shared.weight.normal_(0, EMBEDDING_STD)
-            model.lm_head.weight.normal_(0, WIDTH ** -0.5)
+            model.lm_head.weight.copy_(model.shared.weight * WIDTH ** -0.5 / EMBEDDING_STD)  # copies, as OPT's does
             blocks: Any = model.encoder.block
-            for block in blocks:
-                of = block.layer[0].SelfAttention
+            readers = [block.layer[0].SelfAttention for block in blocks]
+            readers += [block.layer[1].EncDecAttention for block in model.decoder.block]
+            for of in readers:
                 _match_and_copy(of.k, of.q, of.v, of.o)
                 of.q.weight *= (WIDTH // HEADS) ** -0.5  # T5 does not divide its scores by that
         return cls(folder, model)

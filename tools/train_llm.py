@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tools import build_llm_tokenizer
 from tools.documents import Document, make_document
 from tools.llm_card import card
-from tools.llm_learners import LEARNERS, Learner, Predictions
+from tools.llm_learners import HEADS, LEARNERS, WIDTH, Learner, Predictions
 from tools.llm_scores import evaluate, save
 from tools.muon import Muon
 from tools.phases import PHASES
@@ -53,7 +53,10 @@ def optimizers_of(model: nn.Module) -> list[torch.optim.Optimizer]:
                 and "lm_head" not in name and "shared" not in name]
     chosen = {id(weight) for weight in matrices}
     others = [weight for _, weight in named if id(weight) not in chosen]
-    return [Muon(matrices, MATRIX_RATE, weight_decay=0.05),
+    queries = {id(weight) for name, weight in named if name.endswith(".q.weight")}  # of a T5, which are far smaller
+    groups = [([weight for weight in matrices if id(weight) not in queries], MATRIX_RATE),
+              ([weight for weight in matrices if id(weight) in queries], MATRIX_RATE * (WIDTH // HEADS) ** -0.5)]
+    return [*(Muon(some, rate, weight_decay=0.05) for some, rate in groups if some),
             torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.05)]
 
 

@@ -20,8 +20,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from lavis_lite.datasets.loading.loader import Loader
-from lavis_lite.models.vision.vits import MINI_WIDTH as WIDTH
-from lavis_lite.models.vision.vits import mini_vit
+from lavis_lite.models.vision.encoder import MINI_WIDTH as WIDTH
+from lavis_lite.models.vision.encoder import mini_vit
 from tools.patches import ATTRIBUTES, IGNORE, PatchBatches
 from tools.probe import probe_model
 

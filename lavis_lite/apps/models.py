@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite.config.named import model_types
-from lavis_lite.contracts import lacking
 from lavis_lite.errors import ConfigError, did_you_mean
-from lavis_lite.registry import registry
+from lavis_lite.registry import lacking, registry
 from lavis_lite.zoo import load_model_and_preprocess
 
 MOST_LOADED = 6

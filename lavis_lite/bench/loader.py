@@ -1,7 +1,9 @@
 """JPEG files of 640x480 pixels to training views and batches, against PIL, torchvision and torch's DataLoader.
 
 Views: decoding, a random crop resized to 224, mirror, normalisation, with the same crops on both sides. Loaders: rows,
-views, collation and transport from one worker, epochs long enough that starting the worker hardly counts.
+views, collation, transport from one worker and normalisation, epochs long enough that starting the worker hardly
+counts. The peer `views` is what a GPU leaves to the CPU: views as bytes, without any loader. Shards: a loader of two
+workers that reads tars, and the tokens of its captions.
 """
 
 from __future__ import annotations
@@ -27,12 +29,19 @@ from lavis_lite.datasets.caption import CaptionDataset
 from lavis_lite.datasets.loading.loader import train_loader
 from lavis_lite.datasets.loading.sampler import GlobalSampler
 from lavis_lite.datasets.media.images import ImageFolder
+from lavis_lite.datasets.shards.cache import LocalShards
+from lavis_lite.datasets.shards.dataset import ShardImages
+from lavis_lite.datasets.shards.writer import make_plan, write_shards
+from lavis_lite.device import to_device
 from lavis_lite.errors import DataError
+from lavis_lite.models.text_tokens import MINI, TextTokenizer
 from lavis_lite.processors.image import Blip2ImageTrain
+from lavis_lite.processors.pixels import keep_pixels
 from lavis_lite.processors.text import BlipCaption
 
 SIZE = (640, 480)
 PICTURES, BATCH, EPOCHS = 48, 16, 6
+CPU = torch.device("cpu")
 
 
 def case(options: Options, device: torch.device, seed: int) -> list[Case]:
@@ -41,7 +50,9 @@ def case(options: Options, device: torch.device, seed: int) -> list[Case]:
     kind = "photographs" if options.images_from else "generated pictures"
     data = captions(paths)
     return [_views(paths, f"views of {kind}"),
-            *(_loaders(data, paths, workers, f"loader, {kind}, {workers} workers") for workers in (0, 1))]
+            *(_loaders(data, paths, workers, f"loader, {kind}, {workers} workers") for workers in (0, 1)),
+            *(_bytes(data, paths, workers, f"bytes of {kind}, {workers} workers") for workers in (0, 1)),
+            _shards(data, len(paths), f"shards and tokens, {kind}, 2 workers")]
 
 
 def _views(paths: Sequence[Path], name: str) -> Case:
@@ -62,11 +73,9 @@ def _views(paths: Sequence[Path], name: str) -> Case:
 def _loaders(data: CaptionDataset, paths: Sequence[Path], workers: int, name: str) -> Case:
     epochs = EPOCHS if workers else 1
     steps = epochs * len(paths) // BATCH
-    run = RunConfig(batch_size_train=BATCH, num_workers=workers, device="cpu", seed=0)
 
     def ours(number: int) -> None:
-        order = GlobalSampler([len(data)], number, BATCH)
-        _read(train_loader([data], order, run, 0, 1, 0, steps))
+        _read(to_device(batch, CPU) for batch in _batches(data, workers, number, steps))
 
     def theirs(number: int) -> None:
         torch.manual_seed(number)
@@ -75,6 +84,41 @@ def _loaders(data: CaptionDataset, paths: Sequence[Path], workers: int, name: st
 
     return Case(name, {"ours": lambda: Side(ours), "plain": lambda: Side(theirs)}, lambda number: number, steps * BATCH,
                 counted=False)
+
+
+def _bytes(data: CaptionDataset, paths: Sequence[Path], workers: int, name: str) -> Case:
+    epochs = EPOCHS if workers else 1
+    steps = epochs * len(paths) // BATCH
+
+    def ours(number: int) -> None:
+        _read(_batches(data, workers, number, steps))
+
+    def views(number: int) -> None:
+        with keep_pixels():
+            for item in range(epochs * len(paths)):
+                data.folder.view(paths[item % len(paths)].name, data.vis_processor, random.Random(item))
+
+    return Case(name, {"ours": lambda: Side(ours), "views": lambda: Side(views)}, lambda number: number, steps * BATCH,
+                counted=False)
+
+
+def _shards(data: CaptionDataset, images: int, name: str) -> Case:
+    folder = tempfile.TemporaryDirectory()
+    _FOLDERS.append(folder)
+    index = write_shards(make_plan(data.table, data.folder, Path(folder.name), BATCH), "", log=lambda line: None)
+    shown = ShardImages(index, LocalShards(index.folder, index.shards))
+    sharded = CaptionDataset(data.table, shown, data.vis_processor, data.text_processor)
+    tokenizer, steps = TextTokenizer(MINI), EPOCHS * images // BATCH
+
+    def ours(number: int) -> None:
+        _read(tokenizer(batch["text_input"]) for batch in _batches(sharded, 2, number, steps))
+
+    return Case(name, {"ours": lambda: Side(ours)}, lambda number: number, steps * BATCH, counted=False)
+
+
+def _batches(data: CaptionDataset, workers: int, seed: int, steps: int) -> Iterator[dict[str, Any]]:
+    run = RunConfig(batch_size_train=BATCH, num_workers=workers, device="cpu", seed=0)
+    return iter(train_loader([data], GlobalSampler([len(data)], seed, BATCH), run, 0, 1, 0, steps))
 
 
 def _read(batches: Any) -> None:

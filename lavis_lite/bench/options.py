@@ -13,7 +13,7 @@ from lavis_lite.device import Precision, pick_device
 from lavis_lite.errors import ConfigError, did_you_mean
 
 PEERS = {"stage1": ("plain",), "stage2": ("plain", "transformers"), "generate": ("transformers",),
-         "retrieval": ("plain",), "loader": ("plain",)}
+         "retrieval": ("plain",), "loader": ("plain", "views")}
 """benchmark -> what it can be compared with"""
 TRAINING = ("stage1", "stage2")
 FP32 = "fp32"

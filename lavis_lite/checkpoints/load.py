@@ -191,10 +191,14 @@ def _notes(content: Content, taken: list[str]) -> list[str]:
     return [*content.notes, *notes]
 
 
+MINIGPT4 = "llama_proj."
+"""how the names of MiniGPT-4's release begin: its linear layer is all that it has"""
+
+
 def is_known_layout(names: Iterable[str]) -> bool:
-    """Whether names are LAVIS', Hugging Face's or LLaVA's."""
+    """Whether names are LAVIS', Hugging Face's, LLaVA's or MiniGPT-4's."""
     names = list(names)
-    return is_llava(names) or any(name.startswith(LAVIS_STARTS + HF_STARTS) for name in names)
+    return is_llava(names) or any(name.startswith((*LAVIS_STARTS, *HF_STARTS, MINIGPT4)) for name in names)
 
 
 def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> tuple[str, Translated]:
@@ -203,6 +207,9 @@ def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> tuple[s
         return "lavis_lite", _for_lavis_names(tensors, own)
     if any(name.startswith(LAVIS_STARTS) for name in tensors):
         return "LAVIS", from_lavis(tensors)
+    if tensors and all(name.startswith(MINIGPT4) for name in tensors):
+        return "MiniGPT-4", Translated({name.replace(MINIGPT4, "connector.language_projection."): tensor
+                                        for name, tensor in tensors.items()})
     if is_llava(tensors):
         from lavis_lite.checkpoints.formats.llava import from_llava  # most checkpoints are none
 

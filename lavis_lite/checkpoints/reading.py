@@ -219,6 +219,8 @@ def read_content(source: str | Path) -> Content:
         return _read_folder(path)
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {source} (looked at {path.absolute()}{_neighbours(path)}).")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a regular file (a pipe or a device); give a checkpoint.")
     _check_downloaded(path)
     content = _read_file(path)
     if content is None:

@@ -71,7 +71,11 @@ class WeightFile:
     value: str
 
     def local(self) -> Path | None:
-        """Where it is on this machine, or None. Nothing is downloaded."""
+        """Where it is on this machine, or None. Nothing is downloaded.
+
+        Raises:
+            DataError: a pipe or a device has this name.
+        """
         if self.value == "mini" and self.key in PACKAGED:
             return assets() / PACKAGED[self.key]
         if self.value.startswith(PACKAGED_PREFIX):
@@ -81,6 +85,7 @@ class WeightFile:
         path = files.resolve(self.value)
         if self.key in CHECKPOINTS:
             path = checkpoint_of_run(path)
+        files.check_regular(path)
         here = path if path.exists() else None
         if here is None and (repository := self._repository()) is not None:
             here = hub.cached(repository, HUB_FILES.get(self.key))

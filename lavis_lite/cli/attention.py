@@ -8,10 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from lavis_lite.contracts import lacking, need
 from lavis_lite.errors import ConfigError
 from lavis_lite.io import atomic
-from lavis_lite.registry import registry
+from lavis_lite.registry import lacking, need, registry
 
 
 def targets(name: str | None, pictures: Sequence[Path], arch: str) -> dict[Path, Path]:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from lavis_lite.cli.console import command_parser
 from lavis_lite.cli.generate import QUIET, add_placement, model_source
-from lavis_lite.contracts import lacking
 from lavis_lite.errors import ConfigError, LavisLiteError
 from lavis_lite.models.protocols import ChatModel
-from lavis_lite.registry import registry
+from lavis_lite.registry import lacking, registry
 
 if TYPE_CHECKING:
     from lavis_lite.models.language.chat import Chat

@@ -19,7 +19,7 @@ from lavis_lite.config.compose import compose
 from lavis_lite.errors import LavisLiteError
 from lavis_lite.io.files import cache_root
 from lavis_lite.preflight import check, fetch_hint, missing
-from lavis_lite.process.children import usable_cores
+from lavis_lite.process.launch import usable_cores
 
 PROBLEMS = 1
 """exit status if something does not work here"""

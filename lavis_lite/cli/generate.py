@@ -139,8 +139,8 @@ def generation_settings(chosen: argparse.Namespace, arch: str) -> dict[str, Any]
     if chosen.penalise_prompt:
         settings["penalise_prompt"] = True
     cls = registry.get_model_class(arch)
-    from lavis_lite.contracts import lacking
     from lavis_lite.models.protocols import Captioner
+    from lavis_lite.registry import lacking
 
     if lacking(cls, Captioner):
         raise ConfigError(f"{arch}: this model writes no text; try blip2_opt.")
@@ -224,8 +224,8 @@ def answers(chosen: argparse.Namespace, source: ModelSource, settings: dict[str,
 def _write(model: BaseModel, images: list[Any], chosen: argparse.Namespace,
            settings: dict[str, Any]) -> list[list[str]]:
     """A list of texts for each image."""
-    from lavis_lite.contracts import need
     from lavis_lite.models.protocols import Captioner
+    from lavis_lite.registry import need
 
     if not images:
         return []

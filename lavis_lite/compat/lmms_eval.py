@@ -26,12 +26,13 @@ class LavisLite(lmms):
 
     Args:
         arguments: of `Answering`, without device and batch size.
-        device, batch_size: as the harness passes them.
+        device, batch_size: as the harness passes them. max_batch_size: unused, the batch size is fixed.
     """
 
     is_simple = True
 
-    def __init__(self, batch_size: int | str = 1, device: str | None = None, **arguments: Any) -> None:
+    def __init__(self, batch_size: int | str = 1, device: str | None = None, max_batch_size: int | None = None,
+                 **arguments: Any) -> None:
         super().__init__()
         self.answering = Answering(device=device or "auto", **arguments)
         self.batch_size_per_gpu = int(batch_size)

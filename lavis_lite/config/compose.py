@@ -20,7 +20,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lavis_lite import redaction
 from lavis_lite.config import schema
-from lavis_lite.config.lavis_keys import file_names, note_unread_prompt, references_of_run, translated
+from lavis_lite.config.lavis_keys import (
+    file_names,
+    note_unread_prompt,
+    only_shards,
+    references_of_run,
+    translated,
+)
 from lavis_lite.config.layers import (
     RECIPES,
     Layer,
@@ -34,7 +40,7 @@ from lavis_lite.config.layers import (
     without,
 )
 from lavis_lite.config.named import dataset_layer, model_layers, without_keys_of_others
-from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig, RunConfig
+from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, OpenSection, PreprocessConfig, RunConfig
 from lavis_lite.config.typed import Checker
 from lavis_lite.errors import ConfigError, ErrorList, RegistryError
 from lavis_lite.registry import Registry, registry
@@ -191,7 +197,8 @@ def default_layers(chosen: DictConfig) -> tuple[list[Layer], list[str]]:
     layers, errors = model_layers(arch, model_type)
     for name, section in (chosen.get("datasets") or {}).items():
         named = {key: _filled_in(section or {}, key, None) for key in ("builder", "type")}
-        named["files"] = file_names(OmegaConf.to_container(section) if OmegaConf.is_config(section) else section)
+        written = OmegaConf.to_container(section) if OmegaConf.is_config(section) else section
+        named |= {"files": file_names(written), "only_shards": only_shards(written) or None}
         found, wrong = dataset_layer(str(name), {key: value for key, value in named.items() if value is not None})
         layers, errors = layers + found, errors + wrong
     return layers, errors
@@ -292,9 +299,7 @@ def _run_section(checker: Checker, run: dict[str, Any]) -> RunConfig:
 
 
 def _dataset_section(checker: Checker, name: str, section: Any) -> DatasetConfig:
-    section = translated(name, section or {}, checker.note, checker.error)
-    if isinstance(section.get("data_type"), list):  # LAVIS also writes [images]
-        section["data_type"] = ",".join(map(str, section["data_type"]))
+    section = dict(section or {})
     builder = section.get("builder") or name
     if builder not in registry.builder.names():
         try:
@@ -302,8 +307,12 @@ def _dataset_section(checker: Checker, name: str, section: Any) -> DatasetConfig
         except RegistryError as error:
             if section.get("builder"):
                 checker.error(f"datasets.{name}.builder", str(error))
-    typed: DatasetConfig = checker.section(_section_class(registry.builder, builder, DatasetConfig), section,
-                                           f"datasets.{name}")
+    section_class = _section_class(registry.builder, builder, DatasetConfig)
+    if not issubclass(section_class, OpenSection):  # else the builder reads LAVIS' keys itself
+        section = translated(name, section, checker.note, checker.error)
+        if isinstance(section.get("data_type"), list):  # LAVIS also writes [images]
+            section["data_type"] = ",".join(map(str, section["data_type"]))
+    typed: DatasetConfig = checker.section(section_class, section, f"datasets.{name}")
     return typed
 
 

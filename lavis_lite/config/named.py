@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lavis_lite.config.lavis_keys import OUT_OF_SCOPE, type_of_files
+from lavis_lite.config.lavis_keys import type_of_files, without_row
 from lavis_lite.config.layers import Layer, base_chain, merge, read_yaml, section_errors
 from lavis_lite.config.schema import ModelConfig, OpenSection, RunConfig
 from lavis_lite.errors import ConfigError, RegistryError, did_you_mean
@@ -173,14 +173,14 @@ def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[list[Layer], l
     """(the default layer of a data set if it has one, errors of its name or type)."""
     if name not in dataset_files():
         load_plugins()
-    path = dataset_files().get(name)
+    own = name in registry.builder and name not in registry.builder.builtins  # a user's class before a packaged row
+    path = None if own else dataset_files().get(name)
     rows = dataset_rows(name) if path is not None else _rows_of_builder(name)
     if rows is None:
         if section.get("builder") or name in registry.builder:
             return [], []
-        if name in OUT_OF_SCOPE:
-            return [], [f"datasets.{name}: holds {OUT_OF_SCOPE[name]}, which are outside of this package's scope "
-                        "(docs/guide/coming_from_lavis.md lists such data sets)."]
+        if why := without_row(name):
+            return [], [f"datasets.{name}: {why}"]
         return [], [f"datasets.{name}: neither a named data set nor a registered builder; "
                     f"{did_you_mean(name, [*dataset_names(), *registry.builder.names()])} "
                     "For your own files add `builder: custom`."]
@@ -189,7 +189,10 @@ def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[list[Layer], l
         return [], [f"datasets.{name}.type: no type {kind!r}; {did_you_mean(kind, rows)}"]
     where = _layer_name(path) if path is not None else f"builder {name}"
     named = {} if section.get("type") or kind == "default" else {"type": kind}
-    return [Layer(where, {"datasets": {name: {**rows[kind], **named}}})], []
+    row = dict(rows[kind])
+    if section.get("only_shards"):  # the user's place beats the packaged one, which has another key
+        row["build_info"] = {key: value for key, value in row["build_info"].items() if key != "annotations"}
+    return [Layer(where, {"datasets": {name: {**row, **named}}})], []
 
 
 def without_keys_of_others(layers: Sequence[Layer]) -> tuple[list[Layer], list[str]]:

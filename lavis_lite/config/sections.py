@@ -116,7 +116,7 @@ class RunConfig(Section):
     and all of a run without amp"""
     compile: Literal["none", "blocks", "full"] = "none"
     """what of a training torch.compile translates. blocks: each transformer block; full: the losses as a whole.
-    Texts are then padded to a few widths, so that little is translated twice. It pays on GPUs"""
+    Texts are then padded to a few widths, so that little is translated twice. It is meant for GPUs"""
     lm_reduction: Literal["global", "per_rank"] = "global"
     """average of LM and ITG losses. Over all tokens of a step, independent of ranks and micro-batches; or LAVIS' mean
     of the means of each rank's micro-batches"""

@@ -285,8 +285,9 @@ def check_optimizer(run: RunConfig, report: Report) -> None:
 # --- rules for values of the run section ------------------------------------------------------------------------------
 POSITIVE = ("max_epoch", "max_iters", "iters_per_inner_epoch", "batch_size_train", "batch_size_eval",
             "decode_at_once", "accum_grad_iters", "shuffle_window", "log_freq", "save_every", "val_freq",
-            "keep_checkpoints", "max_grad_norm", "dist_timeout_minutes", "prefetch_factor",
-            "ddp_bucket_mb")
+            "keep_checkpoints", "max_grad_norm", "dist_timeout_minutes", "prefetch_factor", "ddp_bucket_mb")
+MOST_WORKERS = 1000
+"""loader workers of one process; more is a typing error, and starting them takes minutes"""
 NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
 FRACTIONS = ("max_bad_fraction", "max_skipped_share", "lr_layer_decay")
 
@@ -306,6 +307,9 @@ def _number_errors(run: RunConfig) -> Iterator[tuple[str, str]]:
     for key in NOT_NEGATIVE:
         if not getattr(run, key) >= 0:
             yield key, f"must not be negative, but is {getattr(run, key)}."
+    if run.num_workers > MOST_WORKERS:
+        yield "num_workers", (f"must be at most {MOST_WORKERS}, not {run.num_workers}. Each worker is a process; "
+                              "about one per core is usual.")
     for key in FRACTIONS:
         if not 0.0 <= getattr(run, key) <= 1.0:
             yield key, f"must be between 0 and 1, not {getattr(run, key)}."

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from lavis_lite.datasets.annotations.tables import RowTable
+from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.protocols import Located
 
 Sample = dict[str, Any]
@@ -97,3 +100,133 @@ def image_number(space: str, image: str) -> int:
     """
     digest = hashlib.blake2b(f"{space.rstrip('/')}/{image}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+MOST_ROWS = 1_000_000
+"""rows of a data set up to which all texts are checked before a run: some seconds"""
+SOME_ROWS = 200_000
+"""evenly spaced rows that are checked of a larger data set"""
+MOST_SHOWN = 20
+_SHOWN_CHARACTERS = 80
+
+
+def as_it_is(item: Any, rng: Any = None) -> Any:
+    """The processor that changes nothing."""
+    return item
+
+
+def has_content(text: str) -> bool:
+    """Whether a text has a letter, a digit, or a symbol that is no ASCII mark, such as an emoji."""
+    return text[:1].isalnum() or any(map(str.isalnum, text)) or any(  # most begin with one
+        not character.isascii() and unicodedata.category(character)[0] not in "PZC" for character in text)
+
+
+def processed(processor: Callable[..., Any], text: str, rng: Any, kind: str) -> str:
+    """The result of a text processor; `kind` (caption or question) is for messages.
+
+    Raises:
+        BadSample: nothing is left of the text but punctuation and white space.
+    """
+    made: str = processor(text, rng)
+    if not is_left(processor, made):
+        raise BadSample(f"{kind} {text[:_SHOWN_CHARACTERS]!r}", f"has {no_words(processor)}")
+    return made
+
+
+def is_left(processor: Callable[..., Any], made: str) -> bool:
+    """Whether a processed text has content besides the prompt that the processor puts before each."""
+    return has_content(made.removeprefix(getattr(processor, "prompt", "")))
+
+
+def is_cut(processor: Callable[..., Any], text: str) -> bool:
+    """Whether a text processor leaves the end of a text out."""
+    cuts: Callable[[str], bool] | None = getattr(processor, "cuts", None)
+    return cuts is not None and cuts(text)
+
+
+def main_texts(row: Any) -> Iterator[tuple[str, str]]:
+    """(caption | question, text) of a row: the texts that a text processor is applied to."""
+    caption = row.get("caption") if "question" not in row else None
+    for text in [caption] if isinstance(caption, str) else caption or []:
+        if text:
+            yield "caption", text
+    if "question" in row:
+        yield "question", row["question"]
+
+
+@dataclass
+class TextReport:
+    """The effect of text processing on a data set.
+
+    Attributes:
+        rows: of the data set. looked_at: how many of them were read. texts: in these.
+        empty: texts with nothing left. shown: the first of these, `file:row: text`. cut: texts that lose their end.
+        processor: its name. reason: why a text counts as empty.
+        left_out: rows of the files that are not used because they lack what the section requires.
+    """
+
+    rows: int = 0
+    looked_at: int = 0
+    texts: int = 0
+    empty: int = 0
+    cut: int = 0
+    left_out: int = 0
+    processor: str = ""
+    reason: str = ""
+    shown: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{self.empty:,} with {self.reason}" if self.empty else "",
+                 f"{self.cut:,} cut by {self.processor}" if self.cut else ""]
+        some = f" (of {self.looked_at:,} of {self.rows:,} rows)" if self.looked_at < self.rows else ""
+        lines = [f"{self.texts:,} texts{some}, {', '.join(filter(None, parts))}"] if any(parts) else []
+        if self.left_out:
+            lines.append(f"rows left out, which lack what `required` names: {self.left_out:,}")
+        return "; ".join(lines)
+
+
+def look_through(dataset: object, most: int = MOST_ROWS, some: int = SOME_ROWS) -> TextReport:
+    """Process the texts of a data set's rows; an empty report if it has no table of rows or no text processor.
+
+    Args:
+        dataset: with `table`, `text_processor` and `place`.
+        most: rows up to which all are read. some: how many are read of more rows, evenly spaced.
+    """
+    table, processor = getattr(dataset, "table", None), getattr(dataset, "text_processor", None)
+    if table is None or processor is None:
+        return TextReport()
+    looked_at = len(table) if len(table) <= most else some
+    report = TextReport(len(table), looked_at, left_out=table.left_out, processor=name_of(processor),
+                        reason=no_words(processor))
+    plain = processor is as_it_is or getattr(processor, "keeps_words", False)
+    cuts = getattr(processor, "cuts", None)
+    for index, row in _rows(table, looked_at):
+        for kind, text in main_texts(row):
+            report.texts += 1
+            cut = cuts is not None and cuts(text)
+            report.cut += cut
+            if (cut or not plain or not has_content(text)) and not is_left(processor, processor(text, None)):
+                report.empty += 1
+                if len(report.shown) < MOST_SHOWN:
+                    report.shown.append(f"{location_of(dataset, index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")
+    return report
+
+
+def _rows(table: RowTable, count: int) -> Iterator[tuple[int, Any]]:
+    if count == len(table):
+        yield from enumerate(table.skim())
+    else:
+        for number in range(count):
+            index = number * len(table) // count
+            yield index, table[index]
+
+
+def no_words(processor: Any) -> str:
+    """Why a text that a processor leaves nothing of is bad, for messages."""
+    return "no words" if processor is as_it_is else f"no words left after {name_of(processor)}"
+
+
+def name_of(processor: Any) -> str:
+    """A processor's name in messages."""
+    return str(getattr(processor, "__name__", type(processor).__name__))

@@ -10,10 +10,9 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable
-from lavis_lite.datasets.base import Sample, TableDataset, image_number
+from lavis_lite.datasets.base import Sample, TableDataset, image_number, processed
 from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.datasets.protocols import Located
-from lavis_lite.datasets.texts import processed
 
 Processor = Callable[..., Any]
 """(item, rng) -> item"""

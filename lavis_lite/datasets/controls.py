@@ -6,11 +6,11 @@ import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lavis_lite.contracts import lacking, need
 from lavis_lite.datasets.base import BaseDataset, Sample, location_of
 from lavis_lite.datasets.loading.randomness import hash64, permutation
 from lavis_lite.datasets.protocols import MapDataset, Ordered, SwappableImages
 from lavis_lite.errors import DataError
+from lavis_lite.registry import lacking, need
 
 Control = Literal["none", "wrong_image", "blind"]
 _SEED = 5

@@ -1,6 +1,6 @@
 """What data sets give besides samples, by name. Tasks, checks and tools ask for these instead of for classes.
 
-A data set has a protocol if it has the names; any map-style data set may. `lavis_lite.contracts.lacking` says what one
+A data set has a protocol if it has the names; any map-style data set may. `lavis_lite.registry.lacking` says what one
 lacks. `index` counts the samples of the data set from 0.
 """
 

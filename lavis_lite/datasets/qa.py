@@ -14,9 +14,8 @@ from typing import Any, ClassVar, Literal
 
 from lavis_lite.datasets.annotations.layout import NOTHING
 from lavis_lite.datasets.annotations.rows import Row, RowTable
-from lavis_lite.datasets.base import Sample, TableDataset, image_number
+from lavis_lite.datasets.base import Sample, TableDataset, image_number, processed
 from lavis_lite.datasets.media.images import ImageFolder
-from lavis_lite.datasets.texts import processed
 
 Processor = Callable[..., Any]
 """(item, rng) -> item"""

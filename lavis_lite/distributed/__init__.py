@@ -22,7 +22,7 @@ from lavis_lite.distributed.collectives import (
     rank_is_gone,
     world_size,
 )
-from lavis_lite.lazy import lazy_names
+from lavis_lite.moved import lazy_names
 
 if TYPE_CHECKING:
     from lavis_lite.distributed.process_group import group, init, shutdown

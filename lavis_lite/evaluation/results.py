@@ -12,7 +12,6 @@ If a split is in several data sets, `_<data set>` is inserted before the last wo
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from lavis_lite.tasks.config import Submission, lines
 from lavis_lite.tracking.tracker import Panels, panels, read
 
 if TYPE_CHECKING:
-    from lavis_lite.runners.runner import Runner
+    pass
 
 Predictions = Mapping[str, list[Row] | Submission]
 """data set -> predictions of the split"""
@@ -153,18 +152,3 @@ def page_facts(cfg: Config, run_dir: Path, step: int, weights: str) -> dict[str,
     facts = {"task": run.task, "model": f"{cfg.model.arch} {cfg.model.model_type}", "step": f"{step:,}",
              "run": run_dir.name, "weights": weights, "prompt": prompt, "control": control}
     return {name: value for name, value in facts.items() if value}
-
-
-def closing_lines(runner: Runner) -> list[str]:
-    """The paths of a finished run's results and, after a training, its best checkpoint and how to evaluate it."""
-    run_dir = runner.run_dir
-    paths = {"report": run_dir / "results/report.html", "curves": run_dir / "curves.png"}
-    found = [f"{name}: {path}" for name, path in paths.items() if path.exists()]
-    if runner.run.evaluate:
-        return [*found, f"results: {run_dir / 'results'}", f"weights: {runner.weights(runner.step)}"]
-    if not runner.saved_step:
-        return [*found, f"no checkpoint was kept (run.save_last=false); log: {run_dir / 'log.jsonl'}"]
-    best = runner.best
-    step, why = (best["step"], f"best, {best['split']} {best['metric']:.4g}") if best else (runner.saved_step, "last")
-    return [*found, f"checkpoint: {runner.store.path(step)} ({why})", f"weights: {runner.weights(step)}",
-            f"evaluate it: python -m lavis_lite evaluate --run {shlex.quote(str(run_dir))}"]

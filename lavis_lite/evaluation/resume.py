@@ -1,27 +1,28 @@
 """Progress of an evaluation, and what a stopped one resumes from: each finished batch is a line in a file.
 
 One file per rank, `<run folder>/results/.unfinished/<split>_<data set>_step<N>.rank<r>.jsonl`. The first line is the
-fingerprint of the evaluation. Every other line is one batch, or one finished part of the scoring, with a checksum.
-Rank 0 reads the files of all ranks, so the number of ranks may change.
+fingerprint of the evaluation: what its rows depend on. Every other line is one batch, or one finished part of the
+scoring, with a checksum. Rank 0 reads the files of all ranks, so the number of ranks may change.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import importlib
 import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from lavis_lite import distributed
+from lavis_lite.config.layers import flatten
 from lavis_lite.config.schema import Config
-from lavis_lite.evaluation.fingerprint import Fingerprint, config_fingerprint, differences
 from lavis_lite.redaction import mask_all
 from lavis_lite.tasks.base import ProgressHandle, Row
 from lavis_lite.tracking.tracker import Tracker
@@ -31,9 +32,45 @@ fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 FOLDER = Path("results") / ".unfinished"
 FORMAT = 1
 SYNC_SECONDS = 1.0
+LONGEST = 60
+"""characters of a value in a message"""
 Entry = dict[str, Any]
+Fingerprint = dict[str, Any]
+"""name -> plain value; the names of configured values are dotted keys. Values, not one hash, so that a refusal can say
+what differs"""
 
 
+# --- what the rows depend on ------------------------------------------------------------------------------------------
+def config_fingerprint(cfg: Config, dataset: str) -> Fingerprint:
+    """The configured part: model, preprocess, the data set's own section, and the run keys that affect rows."""
+    whole = asdict(cfg)
+    sections = {"model": whole["model"], "preprocess": whole["preprocess"],
+                "datasets": {name: section for name, section in whole["datasets"].items() if name == dataset},
+                "run": {key: value for key, value in whole["run"].items() if cfg.run.affects_rows(key)}}
+    return {key: _without_secret(value) for key, value in flatten(json.loads(json.dumps(sections, default=str)))}
+
+
+def _without_secret(value: Any) -> Any:
+    """A value with its secrets masked, and a short hash that tells another secret."""
+    masked = mask_all(value)
+    return value if masked == value else f"{masked} (sha256 {hashlib.sha256(str(value).encode()).hexdigest()[:8]}...)"
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """One clause for each value that differs; a value that only one side has differs, too."""
+    changed = (key for key in sorted(saved.keys() | current.keys()) if saved.get(key) != current.get(key))
+    return [_difference(key, saved.get(key), current.get(key)) for key in changed]
+
+
+def _difference(key: str, *values: Any) -> str:
+    if key == "weights" or key.startswith("content of"):
+        return f"{key} differ" if key == "weights" else f"{key} differs"
+    texts = (json.dumps(value, ensure_ascii=False) for value in values)
+    before, now = (text if len(text) <= LONGEST else f"{text[:LONGEST]}..." for text in texts)
+    return f"{key} was {before} and is {now}"
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
 @dataclass
 class CompletedBatches:
     """What an earlier try of an evaluation completed.
@@ -58,16 +95,17 @@ class EvalCheckpoint:
         fingerprint: what the rows depend on, see `eval_fingerprint`.
         standalone: whether the evaluation is a run of its own and not part of a training.
         rank: of this process.
+
+    Attributes:
+        problem: why nothing is written any more.
     """
 
     def __init__(self, run_dir: Path, name: str, fingerprint: Fingerprint, standalone: bool, rank: int) -> None:
         self.folder, self.name, self.rank = Path(run_dir) / FOLDER, name, rank
         self.path = self.folder / f"{name}.rank{rank}.jsonl"
         self.header: Entry = {"format": FORMAT, "alone": standalone, "evaluation": fingerprint}
-        self.problem = ""
-        """why nothing is written any more"""
+        self.problem, self._synced = "", 0.0
         self._file: IO[bytes] | None = None
-        self._synced = 0.0
 
     def paths(self) -> list[Path]:
         """The files of all ranks."""
@@ -86,14 +124,12 @@ class EvalCheckpoint:
             if _is_busy(path):
                 raise OSError(errno.EAGAIN, "another process is writing it", str(path))
             header, entries = read(path)
-            changed = ["it is damaged"] if header is None else differences(
-                header["evaluation"], self.header["evaluation"])
+            changed = differences(header["evaluation"], self.header["evaluation"]) if header else ["it is damaged"]
             if changed:
                 renamed = path.with_name(f"{path.name}.other")
                 os.replace(path, renamed)
                 messages.append(f"{renamed}: this unfinished evaluation is not resumed: {'; '.join(changed[:3])}")
-                continue
-            for entry in entries:
+            for entry in () if changed else entries:
                 if "batch" in entry:
                     completed.batches.setdefault(entry["batch"], entry)
                 else:
@@ -139,11 +175,7 @@ class EvalCheckpoint:
             self._file = None
 
     def remove(self) -> None:
-        """Remove the files and, once it is empty, their folder.
-
-        Rank 0 removes those of all ranks. Other ranks remove their own, which rank 0 does not see if disks are not
-        shared.
-        """
+        """Remove this rank's file and, on rank 0, those of all ranks and then their folder, if disks are shared."""
         for path in [self.path] if self.rank else self.paths():
             path.unlink(missing_ok=True)
         if not self.rank:
@@ -151,7 +183,6 @@ class EvalCheckpoint:
                 self.folder.rmdir()
 
 
-# --- lines ------------------------------------------------------------------------------------------------------------
 def is_plain(value: Any) -> bool:
     """Whether JSON returns a value unchanged: None, bool, int, float (bit for bit), str, lists and dicts of these."""
     try:
@@ -178,19 +209,14 @@ def decode_line(line: bytes) -> Entry | None:
     return entry if isinstance(entry, dict) else None
 
 
-def decode_header(line: bytes) -> Entry | None:
-    """The first line of a file; None if it is damaged or of another format."""
-    header = decode_line(line) or {}
-    valid = (header.get("format") == FORMAT and isinstance(header.get("alone"), bool)
-             and isinstance(header.get("evaluation"), dict))
-    return header if valid else None
-
-
 def read(path: Path) -> tuple[Entry | None, Iterator[Entry]]:
     """(header, the other valid lines) of a file; without a valid header none of its lines counts."""
     first, *others = path.read_bytes().split(b"\n")
-    header = decode_header(first)
-    return header, (entry for entry in map(decode_line, others if header else []) if entry and _is_valid(entry))
+    header = decode_line(first) or {}
+    valid = (header.get("format") == FORMAT and isinstance(header.get("alone"), bool)
+             and isinstance(header.get("evaluation"), dict))
+    return (header if valid else None,
+            (entry for entry in map(decode_line, others if valid else []) if entry and _is_valid(entry)))
 
 
 def _is_valid(entry: Entry) -> bool:
@@ -203,13 +229,13 @@ def _is_valid(entry: Entry) -> bool:
 
 def _lock(file: IO[bytes]) -> bool:
     """Lock an open file until it is closed or this process ends; False if another process has the lock."""
-    if fcntl is not None:
-        try:
+    try:
+        if fcntl is not None:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system without locks
-            return True
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
     return True
 
 
@@ -219,15 +245,13 @@ def _is_busy(path: Path) -> bool:
         return not _lock(file)
 
 
-# --- finding the folder of a stopped evaluation ----------------------------------------------------------------------
 def find_unfinished(output_dir: Path, cfg: Config) -> tuple[Path | None, str]:
     """(the newest run folder in which an evaluation with this configuration was stopped, a message or "").
 
     Only evaluations that are runs of their own are searched. Weights and data are compared later, once they are loaded.
     """
     message = ""
-    for run_dir, header in _unfinished(Path(output_dir)):
-        saved = header["evaluation"]
+    for run_dir, saved in _unfinished(Path(output_dir)):
         if saved.get("split", "") not in {*cfg.run.valid_splits, *cfg.run.test_splits}:
             continue
         configured = {key: value for key, value in saved.items()
@@ -240,25 +264,20 @@ def find_unfinished(output_dir: Path, cfg: Config) -> tuple[Path | None, str]:
     return None, message
 
 
-def _unfinished(output_dir: Path) -> Iterator[tuple[Path, Entry]]:
-    """(run folder, header) of files of stopped standalone evaluations, newest first.
-
-    Files that this user may not read, or that vanish meanwhile, are skipped.
-    """
-    found: list[tuple[float, Path, Entry]] = []
+def _unfinished(output_dir: Path) -> Iterator[tuple[Path, Fingerprint]]:
+    """(run folder, fingerprint) of stopped standalone evaluations, newest first, without those that are running."""
+    found: list[tuple[float, Path, Fingerprint]] = []
     busy = set()
     for path in output_dir.glob(f"*/{FOLDER}/*.rank*.jsonl"):
         run_dir = path.parents[len(FOLDER.parts)]
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # files that this user may not read, or that vanish meanwhile
             if _is_busy(path):
                 busy.add(run_dir)
-            with open(path, "rb") as file:
-                header = decode_header(file.readline().rstrip(b"\n"))
+            header, _ = read(path)
             if header is not None and header["alone"]:
-                found.append((path.stat().st_mtime, run_dir, header))
-    for _, run_dir, header in sorted(found, key=lambda one: one[0], reverse=True):
-        if run_dir not in busy:
-            yield run_dir, header
+                found.append((path.stat().st_mtime, run_dir, header["evaluation"]))
+    newest = sorted(found, key=lambda one: one[0], reverse=True)
+    return ((run_dir, saved) for _, run_dir, saved in newest if run_dir not in busy)
 
 
 # --- progress of one data set --------------------------------------------------------------------------------------
@@ -283,7 +302,7 @@ class EvalProgress(ProgressHandle):
         resume: whether to load what an earlier try finished; else it is removed.
         tracker: shows the bars.
         title: of the bars, `<split> <data set>`.
-        stop_code: returns the exit code of a pending signal; 0: no signal.
+        stop_code: returns the exit code of a pending signal on this rank; 0: no signal.
 
     Attributes:
         completed: finished batches by number; their rows are on rank 0 only, which reads the files.
@@ -304,21 +323,21 @@ class EvalProgress(ProgressHandle):
         self._own = 0
 
     def _load(self, resume: bool) -> CompletedBatches:
-        if not resume:
-            self.checkpoint.remove()
-            return CompletedBatches()
+        completed = CompletedBatches()
+        messages: list[str] = []
         try:
-            completed, messages = self.checkpoint.load()
+            if resume:
+                completed, messages = self.checkpoint.load()
+            else:
+                self.checkpoint.remove()
         except OSError as error:
             self.writable = False
-            completed, messages = CompletedBatches(), [
-                f"{error.filename or self.checkpoint.folder}: {error.strerror}; this evaluation begins from the start "
-                "and saves no finished batches"]
+            messages = [f"{error.filename or self.checkpoint.folder}: {error.strerror}; this evaluation begins from "
+                        "the start and saves no finished batches"]
         for message in messages:
             self.tracker.log(message)
         return completed
 
-    # --- finished work --------------------------------------------------------------------------------------------
     def save_batch(self, number: int, rows: list[Row], bad: list[Any], samples: int) -> None:
         """Save a finished batch, unless JSON would change its rows."""
         if is_plain(rows):
@@ -332,11 +351,10 @@ class EvalProgress(ProgressHandle):
         """Save a finished part of the scoring."""
         self._append({"key": key, "value": value})
 
-    def _append(self, entry: dict[str, Any]) -> None:
+    def _append(self, entry: Entry) -> None:
         if self.writable and (problem := self.checkpoint.append(entry)):
             self.tracker.log(problem)
 
-    # --- the bar --------------------------------------------------------------------------------------------------
     def begin(self, title: str, total: int, unit: str, done: int = 0) -> None:
         """Show a bar of `total` units of all ranks, `done` of them finished earlier."""
         self.end()
@@ -356,7 +374,6 @@ class EvalProgress(ProgressHandle):
             self.tracker.end()
             self._bar = None
 
-    # --- leaving --------------------------------------------------------------------------------------------------
     def stop_requested(self) -> int:
         """Exit code of a pending signal on this rank; 0: none."""
         return self._stop_code()

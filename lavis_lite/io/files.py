@@ -57,6 +57,16 @@ def resolve(path: Path | str) -> Path:
     return here if here.exists() else cache_root() / path
 
 
+def check_regular(path: Path) -> None:
+    """Check that a path is no pipe, socket or device: reading one may never end.
+
+    Raises:
+        DataError: it is one.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path}: is not a regular file (a pipe or a device); give a file.")
+
+
 def name_problem(path: Path) -> str:
     """Why no file can have this name, as a clause; "" when one can."""
     if "\0" in str(path):

@@ -50,8 +50,8 @@ class Step:
     features: bool = False
     """train on saved features of the frozen vision encoder"""
     command: str = ""
-    """run a command such as `data capfilt` on the recipe's data set, into the folder that is its `--out`, once for all
-    seeds; absent: train or evaluate"""
+    """run this command, such as `data capfilt`, on the recipe's data set. Its `--out` is the step's folder; all seeds
+    share it. Absent: train or evaluate"""
 
 
 @dataclass

@@ -45,7 +45,8 @@ from lavis_lite.mini_world.records import (
 from lavis_lite.mini_world.render import encode_jpeg, render
 from lavis_lite.mini_world.scenes import make_scene
 from lavis_lite.process import exits
-from lavis_lite.process.children import usable_cores, worker_pool
+from lavis_lite.process.children import worker_pool
+from lavis_lite.process.launch import usable_cores
 
 # --- a folder, whole or not at all -----------------------------------------------------------------------------------
 MANIFEST = "manifest.json"
@@ -154,7 +155,7 @@ def prepare_mini_world(
         test: pictures in test.
         ood: pictures in ood, the split of held-out colour-shape pairs.
         seed: of the whole world; same seed, same bytes.
-        caption_noise: share of the pictures in train (0 to 1) whose captions belong to another picture.
+        caption_noise: share of the training pictures, 0 to 1, with the captions of another picture.
         workers: processes that render; default one per available core, at most 8. The result does not depend on it.
         progress: show a progress line on stderr.
 
@@ -191,8 +192,8 @@ def _write_splits(root: Path, wanted: dict[str, Any], workers: int, report: Call
                 records += chunk
                 report(done + len(records))
             done += len(records)
-            told = with_swapped_captions(records, wanted.get("caption_noise", 0), seed) if split == "train" else records
-            for name, content in (("captions", caption_file(told, info)),
+            noise = wanted.get("caption_noise", 0) if split == "train" else 0
+            for name, content in (("captions", caption_file(with_swapped_captions(records, noise, seed), info)),
                                   ("questions", question_file(records, info, split)),
                                   ("vqa_annotations", answer_file(records, info, split)),
                                   ("scenes", scene_file(records, info))):

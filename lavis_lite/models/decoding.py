@@ -76,7 +76,9 @@ class Decoding:
         for name in ("temperature", "repetition_penalty"):
             value = getattr(self, name)
             _require(0 < value < math.inf, name, value, "above 0; 1 changes nothing")
-        _require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "a finite number")
+        largest = self.length_penalty * math.log(self.max_new_tokens + 1)
+        _require(abs(largest) < 700, "length_penalty", self.length_penalty,
+                 "a finite number, so near to 0 that lengths to this power are finite too")
         stop: object = self.stop
         _require(isinstance(stop, tuple | list) and all(isinstance(text, str) and text for text in stop), "stop", stop,
                 "a tuple or list of texts that are not empty")
@@ -129,7 +131,7 @@ def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding,
         options: how to write.
         device: where the decoder is.
         context: ids of each sample's prompt, which repetition_penalty then counts as written; None: it does not.
-        stops: of texts that end without an end token; None: there are none.
+        stops: of texts that end without an end token; None: no such rule.
 
     Returns:
         Ids of the new tokens, the end left out: num_captions texts of each of the `batch` samples, samples in order.

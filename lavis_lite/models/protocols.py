@@ -1,7 +1,7 @@
 """What models can do, by name. Tasks, filters and the command line ask for these instead of for classes.
 
 A model has a protocol if it has the methods; it derives from nothing but `BaseModel`. Methods and properties alone are
-named here, so that `isinstance(model, Captioner)` works, and `lavis_lite.contracts.lacking` on a class before it is
+named here, so that `isinstance(model, Captioner)` works, and `lavis_lite.registry.lacking` on a class before it is
 built.
 
 Axes: B samples, C candidates, N images, M texts, L tokens, Q query tokens, P patches. Widths: D of the Q-Former, Dv of

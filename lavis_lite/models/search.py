@@ -1,8 +1,9 @@
 """How texts are searched for: greedily, by sampling, or by beams; on the device, with one read per token.
 
-A search holds the running texts of some samples, and what they have finished. A finished beam search ignores later
-tokens, and sampling has a random stream per sample, so that a sample's texts do not depend on the others. Finished
-samples leave when they are an eighth of the batch; other searches may then join, whose texts are at other lengths.
+A search holds the running texts of some samples, and what they have finished. A sample's
+texts do not depend on the others: a finished beam search ignores later tokens, and sampling has a random stream per
+sample. Finished samples leave when they are an eighth of the batch. Other searches may then join; their texts may have
+other lengths.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Search(ABC):
     Args:
         decoder: what gives the next tokens' logits.
         batch: number of samples.
-        special: ids with a role; below 0: there is none.
+        special: ids with a role; below 0: no such id.
         options: how to write.
         device: where the decoder is.
         context: ids of each sample's prompt, which repetition_penalty then counts as written.
@@ -106,7 +107,7 @@ class Search(ABC):
         return [number for number, done in enumerate(over) if not done]
 
     def _continue(self, staying: list[int], rows: Tensor) -> None:
-        """Go on with some samples, and these rows int64[M'] of the running texts."""
+        """Keep some samples, and these rows int64[M'] of the running texts."""
         self.ages = [self.ages[number] for number in staying]
         self.tokens = self.tokens[rows, self.tokens.shape[1] - max(self.ages, default=0):]
         self._choose(rows)
@@ -118,7 +119,7 @@ class Search(ABC):
         if rows is not None and self._in_sample and isinstance(self.decoder, PermutingDecoder):
             self.decoder.permute(rows)
             rows = None
-        logits = self.decoder.step(self._written(begin=True)[:, -1], rows)
+        logits = self.decoder.step(self._written(begin=True)[:, -1].contiguous(), rows)
         self._unread.append((~logits.amax(1).isfinite(), self._per_row(self.ages)))
         return self._ruled(logits)
 
@@ -256,8 +257,9 @@ def _random_streams(batch: int, options: Decoding) -> Tensor:
 
 
 def _sample(scores: Tensor, options: Decoding, uniform: Tensor) -> Tensor:
-    """Draw from the smallest set of tokens whose mass reaches top_p: float[M,V], float64[M] -> int64[M]."""
-    probabilities, order = (scores.double() / options.temperature).softmax(1).sort(1, descending=True)
+    """Draw from the smallest set of tokens with at least the mass top_p: float[M,V], float64[M] -> int64[M]."""
+    below = scores.double() - scores.amax(1, keepdim=True)  # else the smallest temperatures make infinities
+    probabilities, order = (below / options.temperature).softmax(1).sort(1, descending=True)
     before = probabilities.cumsum(1) - probabilities
     cumulative = probabilities.masked_fill(before >= options.top_p, 0.0).cumsum(1)
     index = torch.searchsorted(cumulative, cumulative[:, -1:] * uniform[:, None], right=True)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError, DataError, shown
 from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, as_text, frame, framed
-from lavis_lite.models.widths import few
 from lavis_lite.processors.text import without_control_tokens
 
 BEGIN_TOKEN = "[DEC]"
@@ -76,6 +75,8 @@ class TextTokens:
 
     def in_few_widths(self, most: int, pad: int) -> TextTokens:
         """The same texts in one of a few widths, their lengths unknown to the host; see `widths`."""
+        from lavis_lite.models.widths import few  # of training only
+
         wide = self.padded(few(self.ids.shape[1], most), pad)
         return TextTokens(wide.ids, wide.mask)
 

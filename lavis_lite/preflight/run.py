@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
@@ -87,10 +88,11 @@ def _check_output(run: RunConfig, report: Report) -> None:
     """Check that the output folder can be written, with a temporary file in its nearest existing parent."""
     try:
         folder = Path(run.output_dir).absolute()
-        while not folder.exists() and folder != folder.parent:
+        while not os.path.lexists(folder) and folder != folder.parent:
             folder = folder.parent
         if not folder.is_dir():
-            raise NotADirectoryError(f"{folder} is a file")
+            what = "a file" if folder.exists() else "a symbolic link that leads nowhere"
+            raise NotADirectoryError(f"{folder} is {what}")
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -38,12 +38,6 @@ _SET_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux' prctl"""
 
 
-def usable_cores() -> int:
-    """Processor cores that this process may use; a scheduler may allow fewer than the machine has."""
-    allowed = getattr(os, "sched_getaffinity", None)  # absent on macOS and Windows
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
-
-
 def follow_parent(sign: int = getattr(signal, "SIGKILL", signal.SIGTERM)) -> None:
     """Let this process end with its parent: Linux sends it `sign`, on other systems a thread ends it.
 

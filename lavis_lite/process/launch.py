@@ -1,4 +1,4 @@
-"""This process among all, from the environment that the launcher (torchrun, srun or none) set."""
+"""This process among all, from the environment that the launcher (torchrun, srun or none) set; its cores."""
 
 from __future__ import annotations
 
@@ -101,3 +101,9 @@ def first_host(nodelist: str) -> str:
     if match is None:
         raise DistributedError(f"cannot read SLURM's node list {nodelist!r}; export MASTER_ADDR=<host of rank 0>.")
     return match.group(1) + (match.group(2) or "")
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use; a scheduler may allow fewer than the machine has."""
+    allowed = getattr(os, "sched_getaffinity", None)  # absent on macOS and Windows
+    return len(allowed(0)) if allowed else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Pictures that stay bytes until somebody computes with them, so that a quarter of the memory travels.
+"""Pictures that stay bytes until their numbers are used, so that a quarter of the memory travels.
 
 Between an image processor and the device of a model nothing looks at a picture's numbers. There a picture is a
 `Pixels`: to everyone a float32 tensor, in memory its uint8 values with the scale and shift that normalise them.
@@ -67,7 +67,7 @@ class Pixels(Tensor):
 
     @property
     def is_bytes(self) -> bool:
-        """Whether nobody has looked at the floats yet."""
+        """Whether the floats were never used so far."""
         return self.floats is None
 
     def normalised(self) -> Tensor:
@@ -106,7 +106,15 @@ class Pixels(Tensor):
             found = _ON_BYTES[func](*args)
             if found is not None:
                 return found
+        if func is Tensor.to and isinstance(args[0], Pixels):
+            args = (args[0]._before_move(*args[1:2], **kwargs), *args[1:])
         return func(*_plain(args), **_plain(kwargs))
+
+    def _before_move(self, device: Any = None, **rest: Any) -> Tensor:
+        """The picture that `.to(device)` starts from: of another device, its bytes there, to be normalised there."""
+        if not isinstance(device, torch.device | str) or torch.device(device).type == self.device.type:
+            return self
+        return self.staged(torch.device(device))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None  # type: ignore[override]
@@ -130,7 +138,7 @@ def stack(pictures: Sequence[Tensor], join: Callable[[list[Tensor]], Tensor] = t
     return first.over(join(values))
 
 
-def _pinned(picture: Pixels) -> Tensor | None:
+def _pinned(picture: Pixels, device: Any = None) -> Tensor | None:
     return picture.over(picture.raw.pin_memory()) if picture.is_bytes else None
 
 

@@ -243,16 +243,34 @@ def write_report(path: Path, title: str, scores: Mapping[str, float], samples: I
     data = {"scores": named, "samples": rows, "total": len(every), "main": mains[0] if mains else None,
             "chunk": CHUNK, "errors": missing}
     links = "".join(f'<a href="{escaped(quote(file))}">{escaped(name)}</a>' for name, file in (others or {}).items())
-    script, style = part("page.js"), part("page.css")
-    atomic.write_text(path, filled(part("page.html"), {
-        "title": escaped(title), "policy": policy(script, style), "style": style, "script": script,
-        "facts": "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(str(value))}</dd></div>"
-                         for name, value in (facts or {}).items()),
-        "others": f'<nav class="others" aria-label="Other pages">{links}</nav>\n' if links else "",
-        "curves": figures(curves or {}), "data": inert(data),
+    script = part("page.js")
+    content = filled(part("samples.html"), {
+        "script": script, "curves": figures(curves or {}), "data": inert(data),
         "chunks": "".join(f'<script type="text/plain" id="chunk{number}">{lines}</script>\n'
-                          for number, lines in enumerate(chunks))}))
+                          for number, lines in enumerate(chunks))})
+    nav = f'<nav class="others" aria-label="Other pages">{links}</nav>\n' if links else ""
+    atomic.write_text(path, framed(title, content, facts or {}, script, nav))
     return path
+
+
+def framed(title: str, content: str, facts: Mapping[str, Any], script: str = "", others: str = "",
+           kind: str = "") -> str:
+    """A page around its content.
+
+    Args:
+        title: also the heading.
+        content: HTML after the heading.
+        facts: under the heading, name -> value.
+        script: the only one that the page may run.
+        others: HTML of links to other pages.
+        kind: class of the body.
+    """
+    style = part("page.css")
+    return filled(part("frame.html"), {
+        "title": escaped(title), "policy": policy(script, style), "style": style, "content": content, "others": others,
+        "kind": f' class="{kind}"' if kind else "",
+        "facts": "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(str(value))}</dd></div>"
+                         for name, value in facts.items())})
 
 
 def make_newest(page: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 
-from lavis_lite.report.page import escaped, filled, part, policy
+from lavis_lite.report.page import escaped, framed
 
 Cells = Sequence[str]
 
@@ -18,11 +18,7 @@ def static_page(heading: str, body: str, facts: Mapping[str, str] | None = None)
         body: HTML, from the functions below.
         facts: under the heading, name -> value.
     """
-    style = part("page.css")
-    shown = "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>"
-                    for name, value in (facts or {}).items())
-    return filled(part("static_page.html"), {"policy": policy("", style), "style": style, "heading": escaped(heading),
-                                             "facts": shown, "body": body})
+    return framed(heading, f"<main>{body}</main>\n", facts or {}, kind="comparison")
 
 
 def section(heading: str, content: str) -> str:

@@ -137,13 +137,12 @@ def trained_names(optimizer: torch.optim.Optimizer) -> list[str]:
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
     """The optimizer's memory by parameter name, such as {"exp_avg", "exp_avg_sq", "step"} each for AdamW. Collective.
 
-    It is kept by name, so that no state ever reaches another parameter. It has none of the groups' settings: after a
-    resume too, the YAML decides about weight decay and freezing.
+    It is kept by name, so that no state ever reaches another parameter; one that had no gradient yet has none. It has
+    none of the groups' settings: after a resume too, the YAML decides about weight decay and freezing.
     """
     return {name: {key: shards.gather(value) if isinstance(value, Tensor) else value
-                   for key, value in optimizer.state[parameter].items()}
-            for name, parameter in zip(trained_names(optimizer), trained_parameters(optimizer), strict=True)
-            if parameter in optimizer.state}
+                   for key, value in optimizer.state.get(parameter, {}).items()}
+            for name, parameter in zip(trained_names(optimizer), trained_parameters(optimizer), strict=True)}
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
@@ -163,7 +162,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, dict
         # torch keeps the number of steps on the host, unless an optimizer's kernels want it on the device
         on_host = not (group.get("fused") or group.get("capturable"))
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            if name in state:
+            if state.get(name):
                 optimizer.state[parameter] = {
                     key: _copy(value, parameter, torch.device("cpu") if key == "step" and on_host else parameter.device)
                     for key, value in state[name].items()}

@@ -136,7 +136,8 @@ class Runner:
             self.tracker.open(self.step, train.schedule.total)
             try:
                 self.task.before_training(self.model, self.datasets)
-                self.hooks.on_start()
+                with eagerly(self.run):
+                    self.hooks.on_start()
                 self._validate_if_due(after_resume=True)
                 with closing(train.batches(self.step, train.schedule.total)) as batches:
                     self._loop(train, Ahead(batches))
@@ -234,7 +235,8 @@ class Runner:
                                           batches)
             self.step += 1
             train.speed.steps += 1
-            self.hooks.after_step(result)
+            with eagerly(self.run):  # a hook may write texts
+                self.hooks.after_step(result)
             due = self._saves() or self._validates()
             verdict = train.train_step.agree(flush=due or self.step == self.context.last_step)
             if verdict.exit_code:

@@ -6,24 +6,26 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config, RunConfig
-from lavis_lite.datasets.loading.loader import train_loader
+from lavis_lite.datasets.loading.loader import PICTURES, train_loader
 from lavis_lite.datasets.loading.randomness import hash64
 from lavis_lite.datasets.loading.sampler import GlobalSampler
 from lavis_lite.datasets.protocols import Hashed
 from lavis_lite.datasets.shards.dataset import shard_sizes
 from lavis_lite.device import Precision
 from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.processors.pixels import Pixels
 from lavis_lite.registry import registry
 from lavis_lite.runners import optim
 from lavis_lite.runners.ranks import wrap_for_ranks
 from lavis_lite.runners.schedules import TrainSchedule
-from lavis_lite.runners.staging import staged
 from lavis_lite.runners.step import TrainStep
 from lavis_lite.tasks.base import BaseTask
 
@@ -176,3 +178,37 @@ def published_mixing(cfg: Config) -> list[str]:
         return []
     names, counts = list(known), list(known.values())
     return mixing_lines(names, counts, mixing_ratios(cfg, names, counts))
+
+
+# --- pictures on their way to a GPU -----------------------------------------------------------------------------------
+Batches = Generator[dict[str, Any], None, None]
+
+
+def staged(batches: Batches, device: torch.device, cuda: Any = torch.cuda) -> Batches:
+    """The batches, their pictures copied to a GPU on a stream of its own; elsewhere the batches as they are.
+
+    The copy of a batch begins as soon as the loader has it. The stream that computes waits for the copy, the host does
+    not. So a GPU holds the pictures of one step more; they stay bytes until the step begins.
+
+    Args:
+        batches: closed with the result.
+        device: of the run.
+        cuda: makes streams, as torch.cuda does.
+    """
+    with closing(batches):
+        if device.type != "cuda":
+            yield from batches
+            return
+        copies = cuda.Stream(device)
+        for batch in batches:
+            with cuda.stream(copies):
+                moved = {key: _moved(batch[key], device) for key in PICTURES if isinstance(batch.get(key), Tensor)}
+            computes = cuda.current_stream(device)
+            computes.wait_stream(copies)
+            for tensor in moved.values():  # its memory may be used again only after the step
+                (tensor.raw if isinstance(tensor, Pixels) else tensor).record_stream(computes)
+            yield {**batch, **moved}
+
+
+def _moved(picture: Tensor, device: torch.device) -> Tensor:
+    return picture.staged(device) if isinstance(picture, Pixels) else picture.to(device, non_blocking=True)

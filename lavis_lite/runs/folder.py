@@ -9,14 +9,12 @@ import shutil
 import socket
 import time
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from lavis_lite import distributed
 from lavis_lite.checkpoints.manifest import CONFIG, STATE
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError, LavisLiteError
@@ -73,20 +71,6 @@ def accumulation_to_go_on(checkpoint: Path, run: RunConfig, ranks: int) -> int:
           f"{before} samples per step with {ranks} process{'es' if ranks > 1 else ''} and "
           f"run.batch_size_train={run.batch_size_train}", flush=True)
     return int(before // micro)
-
-
-@contextlib.contextmanager
-def removed_if_unused(run_dir: Path) -> Iterator[None]:
-    """Context manager: if a `LavisLiteError` ends the run, remove its folder if only its configuration was written.
-
-    Other errors keep the folder, because their traceback is written there.
-    """
-    try:
-        yield
-    except LavisLiteError:
-        if distributed.is_main() and [path for path in run_dir.rglob("*") if not path.is_dir()] == [run_dir / CONFIG]:
-            shutil.rmtree(run_dir)
-        raise
 
 
 def remove_leftovers(output_dir: Path) -> None:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic
 from torch import Tensor, nn
 
 from lavis_lite.config.schema import Config, RunConfig
-from lavis_lite.contracts import lacking, names_with, need
 from lavis_lite.errors import ConfigError, ContractError, DataError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.outputs import split_losses
-from lavis_lite.registry import registry
+from lavis_lite.registry import lacking, names_with, need, registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.config import Submission
 

@@ -26,9 +26,9 @@ from lavis_lite.tasks.writing import WritingTask
 class ChatTask(WritingTask[BaseModel, Conversations]):
     """Trains on conversations and evaluates them.
 
-    Scores: loss, the mean over all learned tokens of the split; exact, the share of last answers that are written word
-    for word; agg_metrics = -loss. The answers are written in the layout of LLaVA-Bench, one object a line:
-    question_id, prompt, text, answer_id, model_id, metadata.
+    The score `loss` is the mean over all learned tokens of the split, and agg_metrics is -loss. The score `exact` is
+    the share of last answers that are written word for word. The answers are written in the layout of LLaVA-Bench,
+    one object a line: question_id, prompt, text, answer_id, model_id, metadata.
     """
 
     config_class: ClassVar[type[RunConfig]] = ChatRunConfig

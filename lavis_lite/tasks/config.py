@@ -113,7 +113,7 @@ def answer_row(server: Server, name: Any, answer: str, image: str) -> Row:
 
 ANSWER_METRICS = ("accuracy", "anls")
 CAPTION_METRICS = ("coco", "bleu", "rouge_l", "cider", "meteor", "spice")
-"""the keys of metrics.caption_report.SCORES, whose tokenizer takes a while to import"""
+"""the keys of metrics.caption_report.SCORES, named here because its tokenizer takes a while to import"""
 
 
 def _unknown(key: str, names: Iterable[str] | None, known: Sequence[str]) -> list[tuple[str, str]]:
@@ -249,8 +249,8 @@ class VQARunConfig(WritingRunConfig):
     cleaning. thirds: A-OKVQA's rule. halves: iVQA's rule. auto: official if each question has at least four annotators,
     else exact"""
     vqa_metrics: list[str] | None = None
-    """accuracy (by vqa_rule), anls (similarity to the nearest answer, ST-VQA's and DocVQA's), and for answers that are
-    sentences (AVSD) those of caption_metrics; the first is agg_metrics. Absent: accuracy; also anls for
+    """accuracy (by vqa_rule) and anls (similarity to the nearest answer, ST-VQA's and DocVQA's). Answers that are
+    sentences (AVSD) may have those of caption_metrics. The first is agg_metrics. Absent: accuracy; also anls for
     vqa_reading_comprehension"""
     baselines: bool = field(default=True, metadata=SCORING_ONLY)
     """report the scores of the most frequent training answer, overall and by question"""

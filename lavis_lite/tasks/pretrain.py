@@ -9,7 +9,6 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.contracts import lacking
 from lavis_lite.datasets.protocols import CaptionedImages
 from lavis_lite.errors import DataError
 from lavis_lite.finite import check_finite
@@ -17,7 +16,7 @@ from lavis_lite.metrics.retrieval import as_lists
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.outputs import split_losses
 from lavis_lite.models.protocols import Matcher, Retriever
-from lavis_lite.registry import registry
+from lavis_lite.registry import lacking, registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.config import PretrainRunConfig

@@ -212,8 +212,8 @@ class DialogueTask(RankingTask):
     def before_evaluation(self, dataset: Choices, split: str) -> None:
         """Refuse questions that are not rounds of dialogues, and dialogues without candidates."""
         if "history" in getattr(dataset, "extras", ()) and not dataset.multiple_choice:
-            raise DataError(f"split {split!r}: these dialogues have no candidates to rank, as AVSD's. Write the "
-                            "answers: run.task=vqa run.vqa_metrics=[cider,bleu,rouge_l].")
+            raise DataError(f"split {split!r}: these dialogues have no candidates to rank. Write the answers: "
+                            "run.task=vqa run.vqa_metrics=[cider,bleu,rouge_l].")
         super().before_evaluation(dataset, split)
         if "history" not in dataset.extras:
             raise DataError(f"split {split!r} has questions without a dialogue. Use a data set of the builder "

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from lavis_lite import distributed
-from lavis_lite.contracts import need
 from lavis_lite.finite import check_finite
 from lavis_lite.models.protocols import ImageCachingMatcher, Matcher, Retriever, TextCachingMatcher
 from lavis_lite.models.qformer.model import ImageKV
+from lavis_lite.registry import need
 from lavis_lite.tasks.base import ProgressHandle
 from lavis_lite.tasks.retrieval_parts import (
     BothWays,

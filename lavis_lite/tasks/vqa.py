@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.contracts import need
 from lavis_lite.datasets.protocols import AnswerList, MajorityAnswers, NamedImages, Questions
 from lavis_lite.errors import DataError
 from lavis_lite.metrics.anls import anls, anls_score
@@ -26,7 +25,7 @@ from lavis_lite.metrics.vqa import (
 from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.models.language.scoring import PAIRS_AT_ONCE
 from lavis_lite.models.protocols import Answerer, Ranker
-from lavis_lite.registry import registry
+from lavis_lite.registry import need, registry
 from lavis_lite.report.sample import Candidate, ReportSample
 from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.config import ANSWER_METRICS, Server, Submission, VQARunConfig, answer_row
@@ -57,8 +56,7 @@ class VQATask(WritingTask[Answerer, Questions]):
 
     The prompt is text_input, put into `run.prompt` if that is set. Scores (fractions unless counts):
 
-    - accuracy, accuracy_answer_<type>, accuracy_question_<type>; anls and those of captions if `run.vqa_metrics` has
-      them;
+    - accuracy, accuracy_answer_<type>, accuracy_question_<type>; anls and caption scores if run.vqa_metrics has them;
     - majority, majority_by_question: accuracy of the most frequent training answers, if the training split is here;
     - empty_answers: number of empty answers;
     - left_out: number of questions that A-OKVQA calls too difficult for a direct answer and does not count.

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.contracts import lacking, need
 from lavis_lite.datasets.controls import AblatedImages
 from lavis_lite.datasets.loading.loader import collate
-from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.datasets.media.images import BadSample, decode_rgb
 from lavis_lite.datasets.protocols import LongestFirst, MapDataset, NamedImages
 from lavis_lite.errors import ConfigError, DataError, TextTooLongError, did_you_mean
+from lavis_lite.models.attention import shown
 from lavis_lite.models.blip2.prompts import question_prompts
 from lavis_lite.models.protocols import Looker, TextMeasurer
-from lavis_lite.report.sample import Picture, ReportSample
+from lavis_lite.registry import lacking, need
+from lavis_lite.report.overlay import Map, as_seen, overlay
+from lavis_lite.report.sample import Candidate, Picture, ReportSample
 from lavis_lite.tasks.base import BaseTask, D, M, Row
 from lavis_lite.tasks.config import Server, Submission, WritingRunConfig
 
@@ -84,7 +87,7 @@ class WritingTask(BaseTask[M, D]):
     def illustrated(self, model: M, rows: list[Row], dataset: D,
                     samples: Sequence[ReportSample]) -> Sequence[ReportSample]:
         """The samples, the first `run.report_attention` with where the model looks for each word."""
-        from lavis_lite.tasks.looking import with_attention  # few runs ask for it
+        from lavis_lite.tasks.writing import with_attention  # few runs ask for it
 
         shown = self.cfg.report_attention
         return [*with_attention(self.asked, model, rows, self.evaluated(dataset), samples[:shown]), *samples[shown:]]
@@ -306,3 +309,46 @@ def context_of(asked: Mapping[str, Any]) -> str:
     known = {"caption": asked.get("caption"), "context": asked.get("context"), "history": asked.get("history"),
             "OCR tokens": ", ".join(asked.get("ocr_tokens") or [])}
     return "\n".join(f"{name}: {text}" if name != "history" else str(text) for name, text in known.items() if text)
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+def with_attention(asked: Callable[[dict[str, Any]], dict[str, Any]], model: Any, rows: Sequence[Row], dataset: Any,
+                   samples: Sequence[ReportSample]) -> Iterator[ReportSample]:
+    """Samples with a picture for each word; without, if the data set has no pictures to show.
+
+    Args:
+        asked: a batch -> what the model is given of it to write its texts.
+        model: a `Looker`.
+        rows: of the samples, and perhaps others.
+        dataset: as it was evaluated.
+        samples: of the report.
+    """
+    index = {row["id"]: row["index"] for row in rows}
+    for sample in samples:
+        if sample.picture is None or not sample.prediction:
+            yield sample
+            continue
+        batch = collate([dataset.sample(index[sample.id])])
+        assert isinstance(batch, dict), batch  # the sample was predicted, so its file can be read
+        given = asked(batch) | {"text_output": [sample.prediction]}
+        try:
+            [found] = shown(model, given | {"image": given["image"].to(model.device)})
+        except TextTooLongError:  # the answer took all positions, and its end has none
+            yield sample
+            continue
+        processor = getattr(dataset, "dataset", dataset).vis_processor
+        yield replace(sample, attention=list(_pictures(sample, processor, found.words, found.maps())))
+
+
+def _pictures(sample: ReportSample, processor: Any, words: Sequence[str], maps: Map) -> Iterator[Candidate]:
+    """Made when the page is written."""
+    assert sample.picture is not None
+    for number, (word, values) in enumerate(zip(words, maps, strict=True)):
+        yield Candidate(word, picture=Picture(f"{sample.id} word {number}",
+                                              partial(_drawn, sample.picture, processor, values)))
+
+
+def _drawn(picture: Picture, processor: Any, values: Map) -> Image.Image:
+    content = picture.load()
+    image = decode_rgb(content, picture.name) if isinstance(content, bytes) else content
+    return overlay(as_seen(processor, image), values)

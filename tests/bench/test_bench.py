@@ -180,7 +180,7 @@ def test_re_ranking_is_that_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None
 def test_loaders_read_as_many_pictures_as_they_report(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, ...]] = []
     monkeypatch.setattr(loader, "_read", lambda batches: shapes.extend(tuple(each["image"].shape) for each in batches))
-    views, alone, _ = cases(mini("loader"), CPU, 0)
+    views, alone, *_ = cases(mini("loader"), CPU, 0)
     assert views.images == alone.images == 48
     for make in alone.sides.values():
         make().turn(0)

@@ -72,3 +72,33 @@ def make_bank(folder: Path) -> None:
         rows.append({"video": f"{number}.npy", "question": "which colour?", "answer": name, "question_id": number})
     (folder / "train.json").write_text(json.dumps(rows[:8]))
     (folder / "test.json").write_text(json.dumps(rows[8:]))
+
+
+def make_views(folder: Path) -> None:
+    """Pictures of one colour with a caption each, in LAVIS' layout of retrieval."""
+    rows = _pictures(folder / "images", 12)
+    for split, own in (("train", rows[:8]), ("val", rows[8:])):
+        (folder / f"{split}.json").write_text(json.dumps([
+            {"image": name, "caption": f"A {colour} picture, number {number}.", "image_id": f"id_{number}"}
+            for number, name, colour in own]))
+
+
+def make_count(folder: Path) -> None:
+    """The same pictures with questions that a number answers, one picture missing, and the list of answers."""
+    rows = [{"image": name, "question": f"how many {colour} things?", "answer": str(number % 3), "count": number % 3,
+             "question_id": number} for number, name, colour in _pictures(folder / "images", 13)]
+    (folder / "images" / rows[3]["image"]).unlink()
+    for split, own in (("train", rows[:9]), ("val", rows[9:])):
+        (folder / f"{split}.json").write_text(json.dumps(own))
+    (folder / "answer_list.json").write_text(json.dumps(["0", "1", "2"]))
+
+
+def _pictures(folder: Path, count: int) -> list[tuple[int, str, str]]:
+    """(number, file name, colour) of each."""
+    folder.mkdir(parents=True)
+    found = []
+    for number in range(count):
+        name, colour = list(COLOURS.items())[number % 3]
+        Image.new("RGB", (80, 64), colour).save(folder / f"{number}.png")
+        found.append((number, f"{number}.png", name))
+    return found

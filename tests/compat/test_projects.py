@@ -90,6 +90,30 @@ def test_a_video_q_former_with_a_memory_bank(workplace: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_stage_1_with_learned_prompts_and_a_runner_of_its_own(workplace: Path) -> None:
+    made_data.make_views(workplace / "cache" / "views")
+    run, scores = checks("prompted_search", "val", 4)
+    assert set(scores) == {"txt_r1", "txt_r2", "agg_metrics"}
+    assert len((run / "evaluate.txt").read_text().splitlines()) == 3  # steps 2, 4, and 4 resumed
+    assert len(json.loads((run / "result" / "val_4.json").read_text())) == 4
+    kept = load_file(run / "checkpoints" / "step_00000004" / "model.safetensors")
+    assert "prompt_tokens" in kept and not [name for name in kept if "Qformer" in name or "visual" in name]
+    rates = [row["lr"] for row in read_log(Path("out")) if "lr" in row]
+    assert rates[:4] == pytest.approx([1e-6, (1e-3 + 1e-6) / 2, 1e-5, 1e-5])  # the runner's own: warm up, hold, drop
+
+
+@pytest.mark.slow
+def test_a_t5_that_counts_with_a_loop_of_evaluation_of_its_own(workplace: Path) -> None:
+    made_data.make_count(workplace / "cache" / "count")
+    run, scores = checks("counting_t5", "val", 4)
+    assert scores["answered"] == 4 and scores["acc"] == scores["agg_metrics"]
+    answers = {row["answer"] for row in json.loads((run / "result" / "val_vqa_result.json").read_text())}
+    assert answers <= {"0", "1", "2"}  # of the list that build_datasets found
+    kept = load_file(run / "checkpoints" / "step_00000004" / "model.safetensors")
+    assert {"gate", "count_head.weight", "t5_proj.weight"} <= kept.keys()
+
+
+@pytest.mark.slow
 def test_the_dialogue_tutorial(workplace: Path) -> None:
     made_data.make_gpt2(workplace / "gpt2")
     made_data.make_avsd(workplace / "data" / "avsd")

@@ -33,6 +33,37 @@ def inventory(shared_dir: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return json.loads((shared_dir / "facts/lavis_yaml_inventory.json").read_text())
 
 
+RUN = """
+model: {arch: blip2, model_type: mini}
+datasets: {%s: %s}
+run: {task: image_text_pretrain, max_iters: 1}
+"""
+
+
+def with_data(folder: Path, name: str, section: str) -> Composition:
+    path = folder / "own.yaml"
+    path.write_text(RUN % (name, section))
+    return compose(path)
+
+
+@pytest.mark.parametrize("name", ["laion400M", "laion2B_multi", "laion400M_instruct"])
+def test_shards_at_the_place_where_lavis_names_them(tmp_path: Path, name: str) -> None:
+    found = with_data(tmp_path, name, "{build_info: {storage: '/laion/{00000..01743}.tar'}}")
+    info = found.config.datasets[name].build_info
+    assert not errors_of(found) and (info.storage, info.annotations) == ("/laion/{00000..01743}.tar", {})
+    both = with_data(tmp_path, name, "{build_info: {storage: a.tar, annotations: {train: {storage: b.tar}}}}")
+    assert any("storage has no effect beside" in error for error in errors_of(both))
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("audiocaps_mm_qa", "holds sound, which are outside"), ("objaverse_mm_caption_instruct", "holds point clouds"),
+    ("webvid_caption", r"has no row here. Its lists \{video, caption\} are read by `builder: video_caption`"),
+    ("msvd_captions", "neither a named data set nor a registered builder; did you mean 'msvd_caption'"),
+])
+def test_a_data_set_without_a_row_says_why(tmp_path: Path, name: str, words: str) -> None:
+    assert re.search(words, "\n".join(with_data(tmp_path, name, "{}").errors))
+
+
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in flat.items():

@@ -164,7 +164,7 @@ PAPER = ["blip2/stage1_vitg", "blip2/stage1_vitl", "blip2/stage2_opt2.7b", "blip
          "blip2/stage2_flant5xl", "blip2/stage2_flant5xxl", "blip2/stage2_vicuna7b", "blip2/caption_coco_opt2.7b",
          "blip2/vqa_flant5xl", "blip2/retrieval_coco_vitg", "instructblip/vicuna7b", "instructblip/vicuna13b",
          "instructblip/flant5xl", "instructblip/flant5xxl", "llava/stage1", "llava/stage2", "llava/stage2_lora",
-         "minigpt4/stage1", "minigpt4/stage2", "mplug_owl/stage1", "mplug_owl/stage2"]
+         "minigpt4/stage1", "minigpt4/stage2", "mplug_owl/stage1", "mplug_owl/stage2", "flamingo/openflamingo_9b"]
 
 
 @pytest.mark.parametrize("recipe", [PAPER[0], *(pytest.param(name, marks=pytest.mark.long) for name in PAPER[1:])])

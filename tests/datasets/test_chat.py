@@ -72,6 +72,23 @@ def test_published_dialects(name):
     assert (to_conversation(row), row["media"]) == (conversation, media)
 
 
+def test_questions_of_benchmarks_have_their_picture_first_and_need_no_answer():
+    layout = ChatLayout(answered=False)
+    row = {"question_id": "q1", "category": "conv", "image": "0.png", "text": "How many?"}
+    found = read_conversation(row, layout)
+    assert found == {"turns": [["user", False, [0, "\nHow many?"]]], "media": [["image", "0.png"]],
+                     "facts": {"question_id": "q1", "category": "conv"}}
+    assert read_conversation({**row, "text": "<image>\nHow many?"}, layout) == found
+    asked = read_conversation({"question_id": 7, "text": "not this", "query": "Hi", "response": "Hello."}, ChatLayout())
+    assert [turn[2] for turn in asked["turns"]] == [["Hi"], ["Hello."]]
+    with pytest.raises(ValueError, match="has no answer to learn"):
+        read_conversation(row, ChatLayout())
+    with pytest.raises(ValueError, match="query: its content must be text or a list of parts, not a number"):
+        read_conversation({**row, "text": 5}, layout)
+    with pytest.raises(ValueError, match="has no question: no turn is from the user"):
+        read_conversation(said(("system", "Be brief.")), layout)
+
+
 @pytest.mark.parametrize("flag", [{"loss": False}, {"train": False}, {"weight": 0}, {"loss_scale": 0.0}])
 def test_answers_with_a_flag_are_read_and_not_learned(flag):
     raw = said(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))

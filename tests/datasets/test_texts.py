@@ -12,12 +12,12 @@ import pytest
 from lavis_lite import engine
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.datasets.base import as_it_is, has_content, look_through
 from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.loading.policy import TrainingSamples
 from lavis_lite.datasets.loading.sampler import SampleKey
 from lavis_lite.datasets.media.images import BadSample
-from lavis_lite.datasets.texts import as_it_is, has_content, look_through
 from lavis_lite.errors import DataError
 from lavis_lite.processors.text import AsWritten, BlipCaption, BlipQuestion
 

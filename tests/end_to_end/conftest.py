@@ -36,27 +36,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def command(*options: str, launcher: tuple[str, ...] = (), script: str = "train.py",
-            cfg: str = "projects/blip2/stage1.yaml", flags: tuple[str, ...] = (),
-            common: Sequence[str] = SMALL) -> list[str]:
+def command(*options: str, script: str = "train.py", cfg: str = "projects/blip2/stage1.yaml",
+            flags: tuple[str, ...] = (), common: Sequence[str] = SMALL) -> list[str]:
     """The words of a run."""
-    return [sys.executable, *launcher, script, "--cfg-path", cfg, *flags, "--options", *common, *options]
-
-
-@pytest.fixture
-def train(cache: Path) -> Train:
-    """train(*options, flags=(), launcher=(), env={}) -> the finished process."""
-
-    def run(*options: str, env: dict[str, str] | None = None, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command(*options, **kwargs), cwd=ROOT, env=environment(cache, **(env or {})), text=True,
-                              capture_output=True, timeout=240, check=False)
-
-    return run
+    return [sys.executable, script, "--cfg-path", cfg, *flags, "--options", *common, *options]
 
 
 @pytest.fixture
 def train_here(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Train:
-    """As `train`, in this process: no interpreter to start."""
+    """train_here(*options, flags=(), ...) -> the command's end, run in this process: no interpreter to start."""
     monkeypatch.chdir(ROOT)
     given = environment(cache)
     for name in list(os.environ):

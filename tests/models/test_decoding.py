@@ -140,6 +140,12 @@ def test_nucleus_draws_only_from_the_nucleus_and_varies() -> None:
     assert drawn == allowed and len(allowed) > 1
 
 
+def test_the_smallest_temperature_draws_the_likeliest_tokens() -> None:
+    options = Decoding(max_new_tokens=6, min_new_tokens=0)
+    cold = replace(options, sample=True, temperature=1e-320)
+    assert decode(TableDecoder(3), 3, SPECIAL, cold, CPU) == decode(TableDecoder(3), 3, SPECIAL, options, CPU)
+
+
 def test_repetition_penalty_discourages_what_was_written() -> None:
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "num_beams": 1}
     plain = tiny_model().generate(tiny_batch(), **options)
@@ -154,7 +160,8 @@ def test_lavis_lengths_count_the_begin_token() -> None:
         model.generate(samples, max_new_tokens=6, min_new_tokens=6))
 
 
-@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"num_beams": 0}, {"top_p": 0.0}, {"temperature": 0.0}])
+@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"num_beams": 0}, {"top_p": 0.0}, {"temperature": 0.0},
+                                 {"length_penalty": 1000.0}, {"length_penalty": -1e9}])
 def test_impossible_options_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="generate"):
         Decoding(**bad)  # type: ignore[arg-type]

@@ -57,12 +57,21 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     (STAGE1, [f"{DATA}.captions_per_image=0"], "captions_per_image must be at least 1"),
     (STAGE1, ["run.train_splits=[trian]"], "has no split 'trian'; did you mean 'train'"),
     (STAGE1, ["datasets.coco_caption={}", "run.valid_splits=[vall]"], "none of the data sets has a split 'vall'"),
+    (STAGE1, ["run.compile=full", "run.fsdp=llm"], "run.compile: full does not go with run.fsdp=llm"),
+    (STAGE1, ["run.compile=block"], "did you mean 'blocks'"),
     (STAGE1, ["run.sampling=ratios"], "run.sampling: ratios needs run.train_dataset_ratios"),
     (STAGE1, ["datasets.coco_caption={}", "run.train_dataset_ratios={coco_caption: 1}"], "lacks mini_world_caption"),
 ])
 def test_what_would_stop_the_building_is_known_before(recipe: str, options: list[str], words: str) -> None:
     errors = check(compose(recipe, options))
     assert any(words in error for error in errors), errors
+
+
+def test_a_machine_without_a_compiler_is_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "why_not", lambda device: f"no compiler for {device}.")
+    options = ["run.compile=blocks", "run.device=cuda"]
+    assert any("run.compile: no compiler for cuda." in error for error in check(compose(STAGE1, options)))
+    assert not check(compose(STAGE1, [*options, "run.evaluate=true"]))
 
 
 @pytest.mark.parametrize("option", ["run.max_itres=3", "model.vit_model=vit_base_patch16_siglip_225",

@@ -72,6 +72,16 @@ def test_stacks_stay_bytes() -> None:
     assert torch.equal(moved.to("cpu"), torch.stack([plain for plain, _ in pairs]))
 
 
+def test_moved_to_another_device_it_is_normalised_there() -> None:
+    _, held = pair()
+    for moved in (held.to("meta"), held.to(torch.device("meta"), non_blocking=True), held.to(device="meta")):
+        assert type(moved) is Tensor and moved.device.type == "meta" and moved.dtype == torch.float32
+    assert torch.zeros(1).to(held).dtype == torch.float32
+    held = pair()[1]
+    assert held.to("meta") is not held and held.is_bytes and held.to("meta", torch.float16).dtype == torch.float16
+    assert held.to(torch.float64).dtype == torch.float64 and not held.is_bytes
+
+
 def test_pictures_under_two_normalisations_become_floats() -> None:
     one, other = pair(0), pair(1, BlipImageEval(24, mean=[0.5] * 3, std=[0.5] * 3))
     batch = torch.stack([one[1], other[1]])

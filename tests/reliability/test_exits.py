@@ -110,9 +110,13 @@ def test_an_error_ends_the_run(case: Case, zygote: Zygote, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.long)])
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_sigkill_of_a_rank_leaves_no_process(ranks: int, method: str, zygote: Zygote, tmp_path: Path) -> None:
-    jobs = Case(workers=1, ranks=ranks, method=method, env=SLOW).start(zygote, tmp_path)
-    wait_for(tmp_path, STEP, jobs)
+@pytest.mark.parametrize("command", ["train", pytest.param("evaluate", marks=pytest.mark.long)])
+def test_sigkill_of_a_rank_leaves_no_process(command: str, ranks: int, method: str, zygote: Zygote,
+                                             tmp_path: Path) -> None:
+    fault, shown_by = {"train": ("", STEP), "evaluate": ("evaluation:nothing", "fault")}[command]
+    case = Case(fault, 1, ranks, method, command, env={**SLOW, "BATCH_SECONDS": "0.5"})
+    jobs = case.start(zygote, tmp_path)
+    wait_for(tmp_path, shown_by, jobs)
     jobs[-1].signal(signal.SIGKILL)
     killed = time.time()
     codes = finish(jobs)

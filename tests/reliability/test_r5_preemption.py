@@ -40,6 +40,7 @@ def test_r5_a_preempted_run_saves_and_goes_on(point: int, zygote: Zygote, tmp_pa
         job.signal_group(number)
     asked = time.time()
     assert finish(jobs) == [143] * ranks, texts(jobs)
+    assert texts(jobs).count("finishing this step") == ranks and "Traceback" not in texts(jobs)
     assert max(job.ended for job in jobs) - asked < within(LIMIT)
     assert damaged(tmp_path) == [] and left_behind(tmp_path, jobs) == []
     newest = checkpointing.newest_good(tmp_path / "out")

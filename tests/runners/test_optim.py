@@ -80,3 +80,14 @@ def test_optimizer_state_travels_by_name_and_refuses_other_parameters():
     freeze(twin.out)
     with pytest.raises(CheckpointError, match="out.bias"):
         optim.load_optimizer_state(optim.build_optimizer(twin, RunConfig()), state)
+
+
+def test_a_parameter_without_a_gradient_so_far_resumes_without_a_state():
+    model, other = ToyModel(), ToyModel()
+    optimizer, resumed = (optim.build_optimizer(one, RunConfig()) for one in (model, other))
+    model.tokens.sum().backward()
+    optimizer.step()
+    state = optim.optimizer_state(optimizer)
+    assert state["scale"] == {} and state["tokens"]
+    optim.load_optimizer_state(resumed, state)
+    assert not resumed.state.get(other.scale) and int(resumed.state[other.tokens]["step"]) == 1

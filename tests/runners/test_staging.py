@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lavis_lite.processors.pixels import Pixels
-from lavis_lite.runners import staging
-from lavis_lite.runners.staging import staged
+from lavis_lite.runners import train_state
+from lavis_lite.runners.train_state import staged
 
 
 class Cuda:
@@ -43,7 +43,7 @@ class Cuda:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     fake = Cuda()
-    monkeypatch.setattr(staging, "_moved", lambda tensor, device: fake.said.append(f"copy on {fake.now}") or tensor)
+    monkeypatch.setattr(train_state, "_moved", lambda tensor, device: fake.said.append(f"copy on {fake.now}") or tensor)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: fake.said.append(
         f"{tensor.dtype} kept for {type(stream).__name__}"))
     return fake

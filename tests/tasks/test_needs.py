@@ -14,7 +14,6 @@ from lavis_lite import engine
 from lavis_lite.cli import train
 from lavis_lite.config.compose import compose
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.contracts import asked_by, lacking, need
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder
@@ -33,7 +32,7 @@ from lavis_lite.models.protocols import (
     TextCachingMatcher,
     TextMeasurer,
 )
-from lavis_lite.registry import registry
+from lavis_lite.registry import asked_by, lacking, need, registry
 from lavis_lite.tasks.base import BaseTask, unmet_needs
 from lavis_lite.tasks.vqa import VQARunConfig, VQATask
 
@@ -71,7 +70,7 @@ def test_a_class_is_asked_for_methods_and_an_instance_for_attributes_too() -> No
     ("projects/blip2/stage1.yaml", ["run.task=captioning", "model.arch=blip2_image_text_matching"], None),
     ("projects/blip2/stage1.yaml", ["run.task=vqa"],
      ["datasets.mini_world_caption: run.task=vqa cannot evaluate CaptionEvalDataset, which lacks the protocol",
-      "Builders of such data sets: image_classes, image_dialogue, image_qa, images_qa, video_qa"]),
+      "Builders of such data sets: image_classes, image_dialogue, image_qa, images_qa, video_dialogue, video_qa"]),
     ("projects/blip2/stage2_opt.yaml", ["run.task=retrieval"],
      ["model.arch=blip2_opt: run.task=retrieval cannot evaluate Blip2OPT, which has no compute_itm, forward_image",
       "Models that it can evaluate: blip2, ", "blip2_feature_extractor, blip2_image_text_matching",

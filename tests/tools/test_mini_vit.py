@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lavis_lite
-from lavis_lite.models.vision.vits import ConvStem, mini_vit
+from lavis_lite.models.vision.encoder import ConvStem, mini_vit
 from tools import train_vit
 from tools.patches import ATTRIBUTES, IGNORE, scene_batch
 from tools.probe import fit_probe, probe_model, score_probe

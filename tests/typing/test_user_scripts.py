@@ -11,12 +11,11 @@ from typing import get_args
 import pytest
 
 import lavis_lite
-from lavis_lite.contracts import lacking
 from lavis_lite.datasets.protocols import Captions
 from lavis_lite.models.blip2.llm import Blip2LLM
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from lavis_lite.models.protocols import Captioner
-from lavis_lite.registry import registry
+from lavis_lite.registry import lacking, registry
 from lavis_lite.zoo import catalogue
 from tests.typing import caption, dataset, model, task, vqa
 

@@ -28,6 +28,7 @@ class LavisDatasetConfig(DatasetConfig):
     """What the package needs of such a section; build_info is as the builder reads it."""
 
     build_info: Any = field(default_factory=dict)
+    data_type: Any = "images"
 
 
 class BaseDatasetBuilder:

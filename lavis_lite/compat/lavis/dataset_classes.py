@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from lavis_lite.compat.lavis.datasets import BaseDataset
@@ -123,11 +125,45 @@ class VideoQADataset(MultimodalClassificationDataset):
 
 
 class VQADataset(BaseDataset):
-    """Rows of questions; a subclass defines `__getitem__`."""
+    """Rows of questions; a subclass defines `__getitem__`, with `answers` and `weights` of each sample."""
+
+    def collater(self, samples: Sequence[Any]) -> Any:
+        """As the base class; but `answer` str and `weight` float[A] of all samples in a row, `n_answers` int64[B]."""
+        kept = [sample for sample in samples if sample is not None]
+        if not kept or not {"answers", "weights"} <= kept[0].keys():
+            return super().collater(kept)
+        rest = [{key: value for key, value in one.items() if key not in ("answers", "weights")} for one in kept]
+        return {**super().collater(rest), "answer": [answer for one in kept for answer in one["answers"]],
+                "weight": torch.tensor([float(weight) for one in kept for weight in one["weights"]]),
+                "n_answers": torch.tensor([len(one["answers"]) for one in kept])}
+
+
+class COCOVQADataset(VQADataset):
+    """Rows {image, question, answer: [text, ...]}; an answer weighs as many times as it was given."""
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.annotation[index]
+        counts = Counter(row["answer"])
+        return {"image": picture(self, row["image"]), "text_input": self.text_processor(row["question"]),
+                "answers": list(counts), "weights": [count / len(row["answer"]) for count in counts.values()]}
 
 
 class VQAEvalDataset(BaseDataset):
-    """As `VQADataset`, for evaluation."""
+    """Rows of questions, for evaluation."""
+
+
+class COCOVQAEvalDataset(VQAEvalDataset):
+    """Rows {image, question, question_id}; a second file is the list of answers."""
+
+    def __init__(self, vis_processor: Any = None, text_processor: Any = None, vis_root: Any = None,
+                 ann_paths: Sequence[str] = ()) -> None:
+        super().__init__(vis_processor, text_processor, vis_root, ann_paths[:1])
+        self.answer_list = json.loads(Path(ann_paths[1]).read_text(encoding="utf-8")) if len(ann_paths) > 1 else None
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.annotation[index]
+        return {"image": picture(self, row["image"]), "text_input": self.text_processor(row["question"]),
+                "question_id": row["question_id"], "instance_id": row["instance_id"]}
 
 
 class DialogueDataset(BaseDataset):

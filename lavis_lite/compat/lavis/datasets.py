@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,7 @@ class BaseDataset(Dataset[Any]):
     Args:
         vis_processor, text_processor: what samples go through.
         vis_root: folder of the images.
-        ann_paths: JSON files; a list of rows, or a dictionary of lists.
+        ann_paths: JSON files; a list of rows, a dictionary of lists, or one of rows, where the key becomes sample_id.
     """
 
     def __init__(self, vis_processor: Any = None, text_processor: Any = None, vis_root: Any = None,
@@ -70,9 +71,11 @@ def read_rows(path: str | Path) -> list[Any]:
         raise DataError(f"annotations {path}: {error.strerror or error}.") from error
     except ValueError as error:
         raise DataError(f"annotations {path}: not JSON ({error}).") from error
-    if isinstance(found, dict):
-        return [row for rows in found.values() if isinstance(rows, list) for row in rows]
-    return list(found)
+    if isinstance(found, list):
+        return found
+    lists = [row for rows in found.values() if isinstance(rows, list) for row in rows]
+    return lists or [{"sample_id": name, **(row if isinstance(row, dict) else {"data": row})}
+                     for name, row in found.items()]
 
 
 class ConcatDataset(TorchConcat[Any]):
@@ -89,6 +92,15 @@ class ConcatDataset(TorchConcat[Any]):
         return first.collater([{key: sample[key] for key in sample if key in shared} for sample in usable])
 
 
+WRITTEN = "written"
+"""key of a sample that is no dictionary, on its way to the data set's own collater"""
+
+
+def collate_written(collater: Any, samples: Sequence[dict[str, Any]]) -> Any:
+    """The batch of a project's collater, from its own samples."""
+    return collater([sample[WRITTEN] if sample.keys() == {WRITTEN} else sample for sample in samples])
+
+
 class DatasetAdapter(CoreDataset):
     """A data set of LAVIS, or any map-style one, as the package reads it.
 
@@ -100,7 +112,7 @@ class DatasetAdapter(CoreDataset):
         self.written, self.name = written, name
         collater = getattr(written, "collater", None)
         if collater is not None and getattr(collater, "__func__", None) is not BaseDataset.collater:
-            self.collater = collater
+            self.collater = functools.partial(collate_written, collater)
 
     def __len__(self) -> int:
         return len(self.written)
@@ -110,16 +122,18 @@ class DatasetAdapter(CoreDataset):
 
         Raises:
             BadSample: the data set gives None.
-            DataError: it gives something else than a dictionary.
+            DataError: it gives something else than a dictionary, and has no `collater` for that.
         """
         with seeded(rng):
             found = self.written[index]
         if found is None:
             raise BadSample(f"sample {index} of {self.name}", "could not be made: its data set gave None")
-        if not isinstance(found, dict):
+        if isinstance(found, dict):
+            return found
+        if "collater" not in self.__dict__:
             raise DataError(f"{self.name}: sample {index} is of type {type(found).__name__}; a data set gives "
-                            "dictionaries.")
-        return found
+                            "dictionaries, or has a `collater` of its own.")
+        return {WRITTEN: found}
 
     def location(self, index: int) -> str:
         """The row, for messages."""

@@ -99,6 +99,11 @@ MODULES: dict[str, dict[str, str]] = {
     "lavis.processors.clip_processors": _all(".processors", *_CLIP_PROCESSORS),
     "lavis.processors.alpro_processors": _all(".processors", *_VIDEO_PROCESSORS),
     "lavis.processors.instruction_text_processors": _all(".processors", "BlipInstructionProcessor"),
+    "lavis.processors.transforms_video": _all(
+        "torchvision.transforms._transforms_video", "RandomCropVideo", "RandomResizedCropVideo", "CenterCropVideo",
+        "NormalizeVideo", "ToTensorVideo", "RandomHorizontalFlipVideo"),
+    "lavis.processors.functional_video": _all("torchvision.transforms._functional_video", "crop", "resize",
+                                              "resized_crop", "center_crop", "to_tensor", "normalize", "hflip"),
     "lavis.processors.randaugment": _all(".augment", "RandomAugment", "VideoRandomAugment"),
     "lavis.datasets": {},
     "lavis.datasets.builders": {
@@ -120,6 +125,7 @@ MODULES: dict[str, dict[str, str]] = {
                                                                        "MultimodalClassificationDataset"),
     "lavis.datasets.datasets.video_vqa_datasets": _all(".dataset_classes", "VideoQADataset"),
     "lavis.datasets.datasets.vqa_datasets": _all(".dataset_classes", "VQADataset", "VQAEvalDataset"),
+    "lavis.datasets.datasets.coco_vqa_datasets": _all(".dataset_classes", "COCOVQADataset", "COCOVQAEvalDataset"),
     "lavis.datasets.datasets.dialogue_datasets": _all(".dataset_classes", "DialogueDataset", "DialogueEvalDataset"),
     "lavis.datasets.data_utils": _DATA_UTILS,
     "lavis.tasks": {**_TASKS, **_REGISTRY},
@@ -140,6 +146,10 @@ ABSENT = {
     **{f"lavis.models.{family}": "this package has BLIP-2 and InstructBLIP, not this family of models." for family in (
         "albef_models", "alpro_models", "blip_models", "blip_diffusion_models", "clip_models", "gpt_models",
         "img2prompt_models", "pnp_vqa_models", "ulip_models", "beats", "vit", "med", "timesformer")},
+    "lavis.processors.gpt_processors": "they prepare features for GPT-2, which is not here. A project may bring "
+                                       "them.",
+    "lavis.tasks.vqa_reading_comprehension": "it belongs to PNP-VQA. run.task: vqa_reading_comprehension is here "
+                                             "another task.",
     "lavis.datasets.builders": "data sets are rows of YAML here: `python -m lavis_lite data list` names them.",
     "lavis.datasets.datasets": "data sets are rows of YAML here; BaseDataset, and those for captions, questions and "
                                "dialogues, may be subclassed.",

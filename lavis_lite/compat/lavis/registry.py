@@ -9,16 +9,20 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from functools import partialmethod
 from typing import Any
 
 from lavis_lite.compat.lavis import paths
 from lavis_lite.config.lavis_keys import INSTRUCTION
 from lavis_lite.config.named import dataset_names
 from lavis_lite.errors import RegistryError
-from lavis_lite.registry import Registry
 from lavis_lite.registry import registry as core
 
 Decorator = Callable[[type], type]
+ADAPTERS = {"processor": "processors:adapted", "builder": "builders:adapted", "task": "tasks:adapted",
+            "lr_scheduler": "runners:adapted_schedule"}
+"""kind -> what makes this package's class of LAVIS' one"""
+KINDS = ("builder", "task", "processor", "model", "lr_scheduler", "runner")
 STATE = {"MAX_INT": sys.maxsize, "SPLIT_NAMES": ["train", "val", "test"]}
 
 
@@ -46,44 +50,30 @@ class LavisRegistry:
 
         return decorate
 
-    def register_processor(self, name: str) -> Decorator:
-        """Decorator: register a processor."""
-        return self._through(core.processor, name, "processors:adapted")
+    def _register(self, kind: str, name: str) -> Decorator:
+        def decorate(cls: type) -> type:
+            getattr(core, kind).register(name)(_adapter_of(ADAPTERS[kind])(cls))
+            self._written.setdefault(kind, {})[name] = cls
+            return cls
 
-    def register_builder(self, name: str) -> Decorator:
-        """Decorator: register a data set builder.
+        return decorate
 
-        Raises:
-            RegistryError: the package has a data set of that name.
-        """
-        if name in dataset_names():
-            raise RegistryError(f"builder name {name!r} is registered twice: the package has a data set of that name. "
-                                "Choose another name.")
-        return self._through(core.builder, name, "builders:adapted")
-
-    def register_task(self, name: str) -> Decorator:
-        """Decorator: register a task."""
-        return self._through(core.task, name, "tasks:adapted")
-
-    def register_lr_scheduler(self, name: str) -> Decorator:
-        """Decorator: register a learning-rate schedule."""
-        return self._through(core.lr_scheduler, name, "runners:adapted_schedule")
+    register_processor = partialmethod(_register, "processor")
+    register_builder = partialmethod(_register, "builder")  # it takes the place of the package's data set of that name
+    register_task = partialmethod(_register, "task")
+    register_lr_scheduler = partialmethod(_register, "lr_scheduler")
 
     def register_runner(self, name: str) -> Decorator:
         """Decorator: register a runner, a subclass of this package's."""
         return core.register_runner(name)
 
-    def _through(self, kind: Registry[Any], name: str, adapter: str) -> Decorator:
-        def decorate(cls: type) -> type:
-            kind.register(name)(_adapter_of(adapter)(cls))
-            self._written.setdefault(kind.kind, {})[name] = cls
-            return cls
-
-        return decorate
-
     # finding ----------------------------------------------------------------------------------------------------------
-    def _find(self, kind: Registry[Any], name: str) -> Any:
-        return self._written.get(kind.kind, {}).get(name) or kind.get(name)
+    def _find(self, kind: str, name: str) -> Any:
+        return self._written.get(kind, {}).get(name) or getattr(core, kind).get(name)
+
+    get_builder_class = partialmethod(_find, "builder")
+    get_task_class = partialmethod(_find, "task")
+    get_lr_scheduler_class = partialmethod(_find, "lr_scheduler")
 
     def get_model_class(self, name: str) -> Any:
         """The model class of that name; an unknown name is a RegistryError (a KeyError) with the nearest names."""
@@ -91,44 +81,22 @@ class LavisRegistry:
 
     def get_processor_class(self, name: str) -> Any:
         """The processor class of that name, with LAVIS' `from_config`."""
-        found = None if name == INSTRUCTION else self._find(core.processor, name)
+        found = None if name == INSTRUCTION else self._find("processor", name)
         return found if hasattr(found, "from_config") else _adapter_of("processors:of_core")(name)
-
-    def get_builder_class(self, name: str) -> Any:
-        """The builder class of that name."""
-        return self._find(core.builder, name)
-
-    def get_task_class(self, name: str) -> Any:
-        """The task class of that name."""
-        return self._find(core.task, name)
-
-    def get_lr_scheduler_class(self, name: str) -> Any:
-        """The schedule class of that name."""
-        return self._find(core.lr_scheduler, name)
 
     def get_runner_class(self, name: str) -> Any:
         """The runner class of that name, with LAVIS' constructor if it is one of the package's."""
         return _adapter_of("runners:with_lavis_constructor")(core.get_runner_class(name))
 
-    def list_models(self) -> list[str]:
-        """Names of all models."""
-        return core.list_models()
+    def _names(self, kind: str) -> list[str]:
+        found: list[str] = getattr(core, kind).names()
+        return found
 
-    def list_processors(self) -> list[str]:
-        """Names of all processors."""
-        return core.list_processors()
-
-    def list_tasks(self) -> list[str]:
-        """Names of all tasks."""
-        return core.list_tasks()
-
-    def list_runners(self) -> list[str]:
-        """Names of all runners."""
-        return core.list_runners()
-
-    def list_lr_schedulers(self) -> list[str]:
-        """Names of all schedules."""
-        return core.list_lr_schedulers()
+    list_models = partialmethod(_names, "model")
+    list_processors = partialmethod(_names, "processor")
+    list_tasks = partialmethod(_names, "task")
+    list_runners = partialmethod(_names, "runner")
+    list_lr_schedulers = partialmethod(_names, "lr_scheduler")
 
     def list_datasets(self) -> list[str]:
         """Names of all data sets: the package's rows, and builders that carry a data set's name."""
@@ -137,11 +105,9 @@ class LavisRegistry:
     @property
     def mapping(self) -> dict[str, dict[str, Any]]:
         """What is registered by kind, state and paths; a copy."""
-        kinds: dict[str, Registry[Any]] = {
-            "builder": core.builder, "task": core.task, "processor": core.processor, "model": core.model,
-            "lr_scheduler": core.lr_scheduler, "runner": core.runner}
-        found = {f"{kind}_name_mapping": {name: self._written.get(kind, {}).get(name, where.builtins.get(name))
-                                          for name in where.names()} for kind, where in kinds.items()}
+        found = {f"{kind}_name_mapping": {
+            name: self._written.get(kind, {}).get(name, getattr(core, kind).builtins.get(name))
+            for name in getattr(core, kind).names()} for kind in KINDS}
         return {**found, "state": dict(self._state), "paths": dict(paths.ROOTS)}
 
     # paths and state --------------------------------------------------------------------------------------------------

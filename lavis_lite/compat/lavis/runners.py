@@ -1,11 +1,13 @@
 """LAVIS' runners and schedules.
 
-The step loop is this package's. `RunnerBase` and `RunnerIter` are its runners with LAVIS' constructor; a subclass may
-not put in a loop of its own. Schedules of a project keep LAVIS' `step(cur_epoch, cur_step)`.
+The step loop is this package's. `RunnerBase` and `RunnerIter` are its runners with LAVIS' constructor and attributes. A
+subclass may have its own constructor and `lr_scheduler`, but no loop. Schedules of a project keep LAVIS'
+`step(cur_epoch, cur_step)`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,16 +24,25 @@ from lavis_lite.runners.runner import EpochRunner, IterationRunner
 from lavis_lite.runners.schedules import LRSchedule
 
 REPLACED = ("train_epoch", "train_iters", "eval_epoch", "train_loader", "valid_step", "create_loaders", "dataloaders",
-            "optimizer", "scaler", "lr_scheduler", "setup_output_dir", "_save_checkpoint", "_load_checkpoint",
+            "optimizer", "scaler", "setup_output_dir", "_save_checkpoint", "_load_checkpoint",
             "_reload_best_model", "log_stats", "log_config", "wrap_dataset", "unwrap_dist_model")
 """methods of LAVIS' runners; this package does their work in another way"""
 
 
 class _LavisRunner:
-    """LAVIS' constructor over this package's."""
+    """LAVIS' constructor and attributes over this package's."""
+
+    cfg: Any
+    given: dict[str, Any] | None = None
+    """this package's arguments, while a constructor of the project's own is under way with LAVIS'"""
+    _lr_sched: Any = None
+    _rates: Any = None
 
     def __init__(self, cfg: Any, task: Any, model: Any, datasets: Mapping[str, Mapping[str, Any]], *args: Any,
                  job_id: str | None = None, **kwargs: Any) -> None:
+        if self.given is not None:
+            super().__init__(model=model, **self.given)  # type: ignore[call-arg]
+            return
         if not isinstance(cfg, Config):
             super().__init__(cfg, task, model, datasets, *args, **kwargs)  # type: ignore[call-arg]
             return
@@ -49,11 +60,61 @@ class _LavisRunner:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _as_lavis_calls_it(cls.__init__)  # type: ignore[method-assign]
         own = [name for name in REPLACED if name in cls.__dict__]
         if own:
             raise ContractError(f"{cls.__name__}.{own[0]}: the loop over steps, its loaders, optimizer and checkpoints "
                                 "are this package's. Write a hook for what happens every so many steps, and "
                                 "register optimizers and schedules by name (docs/guide/extending_training.md).")
+
+
+    def __getattr__(self, name: str) -> Any:
+        run = None if name.startswith("_") else self.__dict__.get("run")
+        if run is None or not hasattr(run, name):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(run, name)  # LAVIS' properties that read the run section: max_epoch, init_lr, ...
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+        return Config(self.cfg)
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer; while `lr_scheduler` is made, one that only keeps the rate."""
+        return self._rates or self.train_state.optimizer
+
+    @property
+    def train_state(self) -> Any:
+        """As this package's; the rates are those of an `lr_scheduler` that the project defined."""
+        is_new = self._train_state is None
+        train = super().train_state  # type: ignore[misc]
+        if is_new and hasattr(type(self), "lr_scheduler"):
+            schedule = ScheduleAdapter(train.lr_schedule.init_lr, steps_per_epoch=train.schedule.interval)
+            self._rates = schedule.optimizer = one_rate(schedule.init_lr)
+            schedule.made, self._rates = self.lr_scheduler, None
+            train.lr_schedule = train.train_step.schedule = schedule
+        return train
+
+
+def _as_lavis_calls_it(written: Any) -> Any:
+    """A project's constructor, which gets LAVIS' arguments where the engine gives this package's."""
+
+    @functools.wraps(written)
+    def constructed(self: Any, cfg: Any, task: Any, model: Any, datasets: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(cfg, Config) or self.given is not None:
+            written(self, cfg, task, model, datasets, *args, **kwargs)
+            return
+        folder = args[0] if args else kwargs.pop("run_dir")
+        self.given = {"cfg": cfg, "task": task, "datasets": datasets, "run_dir": folder, **kwargs}
+        try:
+            written(self, cfg=Config(cfg), task=getattr(task, "task", task), model=model, datasets=datasets,
+                    job_id=Path(folder).name)
+        finally:
+            self.given = None
+
+    return constructed
 
 
 class RunnerBase(_LavisRunner, EpochRunner):
@@ -70,6 +131,11 @@ def with_lavis_constructor(runner: type) -> type:
     return known.get(runner, runner)
 
 
+def one_rate(rate: float) -> Any:
+    """An optimizer that only keeps a rate."""
+    return SimpleNamespace(param_groups=[{"lr": rate, "lr_scale": 1.0}])
+
+
 class ScheduleAdapter(LRSchedule):
     """A schedule of LAVIS, which sets the rate of an optimizer, as a function of the step."""
 
@@ -82,7 +148,7 @@ class ScheduleAdapter(LRSchedule):
         """The schedule of a run; it gets LAVIS' arguments and an optimizer with one group."""
         schedule = cls(cfg.init_lr, min_lr=cfg.min_lr, warmup_lr=cfg.warmup_lr, warmup_steps=cfg.warmup_steps,
                        total_steps=total_steps, steps_per_epoch=steps_per_epoch)
-        schedule.optimizer = SimpleNamespace(param_groups=[{"lr": cfg.init_lr, "lr_scale": 1.0}])
+        schedule.optimizer = one_rate(cfg.init_lr)
         schedule.made = cls.written(
             optimizer=schedule.optimizer, max_epoch=cfg.max_epoch or -(-total_steps // max(steps_per_epoch, 1)),
             max_iters=total_steps, iters_per_inner_epoch=steps_per_epoch, min_lr=cfg.min_lr, init_lr=cfg.init_lr,

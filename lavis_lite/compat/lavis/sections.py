@@ -24,6 +24,7 @@ from lavis_lite.checkpoints.weights import PACKAGED_PREFIX, packaged, packaged_n
 from lavis_lite.compat.lavis.sizes import KEYS as SIZE_KEYS
 from lavis_lite.config.schema import OpenSection, Section
 from lavis_lite.errors import ConfigError
+from lavis_lite.registry import registry as core
 
 SIMILAR = 0.8
 """likeness above which a key that nothing reads is taken for a misspelt one that something reads"""
@@ -56,7 +57,8 @@ class LavisSection(OpenSection):
         """The class for a section with these keys."""
         fixed = {entry.name for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
         more = [str(key) for key in content if key not in fixed and _is_field_name(str(key))]
-        read, mentioned = keys_read(cls.reader), names_in_source(cls.reader)
+        readers = [cls.reader, *_named_in(content)]
+        read, mentioned = (frozenset().union(*map(names, readers)) for names in (keys_read, names_in_source))
         suspects = {key for key in more if mentioned and key not in {*mentioned, *READ_ELSEWHERE, *SIZE_KEYS}}
         misspelt = {key for key in suspects if difflib.get_close_matches(key, read, 1, SIMILAR)}
         fields = [(key, Any, dataclasses.field(default=None)) for key in more if key not in misspelt]
@@ -68,6 +70,15 @@ class LavisSection(OpenSection):
     def __reduce__(self) -> tuple[Any, ...]:  # the class is made at run time; ranks send sections to each other
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}  # type: ignore[arg-type]
         return _restored, (self.base, self.reader, self.given, values)
+
+
+def _named_in(section: Mapping[str, Any]) -> Iterator[type]:
+    """Classes of a project that a run section names: they read keys of it too."""
+    for key, kind in (("runner", core.runner), ("lr_sched", core.lr_scheduler)):
+        name = str(section.get(key))
+        if name in kind and name not in kind.builtins:
+            found: Any = kind.get(name)
+            yield getattr(found, "written", found)
 
 
 def _restored(base: type[Section], reader: type, given: frozenset[str], values: dict[str, Any]) -> LavisSection:

@@ -74,13 +74,23 @@ class VQATask(_WritingTask):
 
     @classmethod
     def _more(cls, run: Any) -> dict[str, Any]:
-        return {"num_ans_candidates": run.get("num_ans_candidates", 128), "prompt": run.get("prompt", ""),
+        return {"num_ans_candidates": run.get("num_ans_candidates", 128), "prompt": run.get("prompt") or "",
                 "inference_method": run.get("inference_method", "generate")}
+
+    answer_list: Any = None
+
+    def build_datasets(self, cfg: Any) -> Any:
+        """As the base class; keeps the answers to rank of a data set that has an `answer_list`."""
+        datasets = super().build_datasets(cfg)
+        found = [getattr(dataset, "answer_list", None) for splits in datasets.values() for dataset in splits.values()]
+        self.answer_list = next(filter(None, found), self.answer_list)
+        return datasets
 
     def valid_step(self, model: Any, samples: Any) -> list[dict[str, Any]]:
         """Answers of a batch."""
         answers = model.predict_answers(
-            samples=samples, num_beams=self.num_beams, max_len=self.max_len, min_len=self.min_len,
+            samples=samples, answer_list=self.answer_list, num_beams=self.num_beams, max_len=self.max_len,
+            min_len=self.min_len, num_ans_candidates=getattr(self, "num_ans_candidates", 128),
             inference_method=getattr(self, "inference_method", "generate"), prompt=getattr(self, "prompt", ""))
         return [{"question_id": plain(number), "answer": answer}
                 for answer, number in zip(answers, samples["question_id"], strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,11 +45,14 @@ class BaseTask:
 
         return build_model(cfg.core.model, print)
 
+    built: dict[str, dict[str, Any]] | None = None
+    """data sets that the engine built already"""
+
     def build_datasets(self, cfg: Config) -> dict[str, dict[str, Any]]:
-        """Data set -> split -> data set."""
+        """Data set -> split -> data set. In a run, a project's override is called with those that the run uses."""
         from lavis_lite.engine import build_datasets
 
-        return build_datasets(cfg.core)
+        return build_datasets(cfg.core) if self.built is None else self.built
 
     def train_step(self, model: Any, samples: Any) -> tuple[Tensor, dict[str, Any]]:
         """One batch -> (the loss, every value of the model's output with "loss" in its name)."""
@@ -117,9 +120,9 @@ class TaskAdapter(CoreTask):
 
     def __init__(self, cfg: RunConfig, config: Config | None = None) -> None:
         super().__init__(cfg)
-        config = config or Config(CoreConfig(ModelConfig(), PreprocessConfig(), {}, cfg))
+        self.config = config or Config(CoreConfig(ModelConfig(), PreprocessConfig(), {}, cfg))
         with reading("run", self.written):
-            self.task: Any = self.written.setup_task(cfg=config)
+            self.task: Any = self.written.setup_task(cfg=self.config)
         self._evaluated: Any = None
 
     @classmethod
@@ -131,7 +134,15 @@ class TaskAdapter(CoreTask):
     def before_training(self, model: Any, datasets: Mapping[str, Mapping[str, Any]]) -> None:
         """Tell the task, and so the model; the data set is that of the first training split."""
         found = [splits[split] for splits in datasets.values() for split in self.cfg.train_splits if split in splits]
-        self.task.before_training(model=model, dataset=getattr(found[0], "written", found[0]) if found else None)
+        self._show(datasets)
+        self.task.before_training(model=model, dataset=as_written(found[0]) if found else None)
+
+    def _show(self, datasets: Mapping[str, Mapping[str, Any]]) -> None:
+        """Call the project's own `build_datasets`, if it has one, with data sets that are there: it may keep parts."""
+        if self.written.build_datasets is not BaseTask.build_datasets:
+            self.task.built = {name: {split: as_written(dataset) for split, dataset in splits.items()}
+                               for name, splits in datasets.items()}
+            self.task.build_datasets(self.config)
 
     def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """One micro-batch -> (loss, its parts)."""
@@ -143,6 +154,10 @@ class TaskAdapter(CoreTask):
     def before_evaluation(self, dataset: Any, split: str) -> None:
         """Remember the data set: LAVIS' method of this name wants the model too, which comes with the first batch."""
         self._evaluated = dataset
+        if self.task.built is None:  # else it knows those of the training
+            name = next(iter(self.config.core.datasets), "")
+            self._show({name: {split: dataset}})
+            self.task.built = None
 
     def evaluated(self, dataset: Any) -> Any:
         """Nothing to predict for tasks that loop over the loader themselves."""
@@ -160,7 +175,7 @@ class TaskAdapter(CoreTask):
     def _prepare(self, model: Any) -> None:
         if self._evaluated is not None:
             dataset, self._evaluated = self._evaluated, None
-            self.task.before_evaluation(model=model, dataset=getattr(dataset, "written", dataset))
+            self.task.before_evaluation(model=model, dataset=as_written(dataset))
 
     def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
         """Metrics by LAVIS' `after_evaluation`, those of rank 0."""
@@ -177,8 +192,26 @@ class TaskAdapter(CoreTask):
 
     def _own_evaluation(self, model: Any, dataset: Any) -> Any:
         loader = eval_loader(dataset, self.cfg, distributed.rank(), distributed.world_size())
-        batches = (to_device(batch, model.device) for batch in loader)
-        return self.task.evaluation(model, batches, cuda_enabled=model.device.type == "cuda")
+        return self.task.evaluation(model, Batches(loader, model.device, as_written(dataset)),
+                                    cuda_enabled=model.device.type == "cuda")
+
+
+class Batches:
+    """A loader as a project's loop sees it: with its length and data set, its batches on a device."""
+
+    def __init__(self, loader: Any, device: torch.device, dataset: Any) -> None:
+        self.loader, self.device, self.dataset = loader, device, dataset
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (to_device(batch, self.device) for batch in self.loader)
+
+
+def as_written(dataset: Any) -> Any:
+    """The data set of a project, without the adapter."""
+    return getattr(dataset, "written", dataset)
 
 
 def merged(rows: list[Row]) -> list[Any]:

@@ -200,9 +200,10 @@ def _of_pair(where: str, turn: Any) -> Iterator[tuple[str, Any]]:
 
 def _of_query(raw: Row) -> Iterator[tuple[str, Any]]:
     """The turns of a row of queries and responses."""
-    if {"question_id", "text"} <= set(raw):
-        unmarked = "<image>" not in str(raw["text"]) and any(raw.get(name) for name in COLUMNS["image"])
-        raw = {**raw, "query": f"<image>\n{raw['text']}" if unmarked else raw["text"]}
+    if {"question_id", "text"} <= set(raw) and not {"query", "response", "instruction", "output"} & set(raw):
+        question, pictured = raw["text"], any(raw.get(name) for name in COLUMNS["image"])
+        unmarked = pictured and isinstance(question, str) and "<image>" not in question
+        raw = {**raw, "query": f"<image>\n{question}" if unmarked else question}
     ask, answer = ("query", "response") if "query" in raw or "response" in raw else ("instruction", "output")
     if ask not in raw and answer not in raw:
         raise ValueError("has no turns: none of the fields messages, conversations, conversation, query and response "

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavis_lite.datasets.annotations.tables import MOST_CHARACTERS, ExplodedTable, Row, RowTable
-from lavis_lite.datasets.files.columnar import batches_of, is_columnar, named_rows
+from lavis_lite.datasets.files.columnar import batches_of, named_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -118,14 +118,14 @@ def open_columns(files: Sequence[Path], kinds: Sequence[ColumnKind], explode: st
     """A table over columns if every value of them is usual; None: read the files row by row.
 
     Args:
-        files: of any format.
+        files: Parquet or Arrow.
         kinds: see `ColumnKind`.
         explode: see `read_table`.
 
     Raises:
         DataError: a file cannot be read.
     """
-    if not all(map(is_columnar, files)) or any(kind not in _KINDS for _, _, kind, _ in kinds):
+    if any(kind not in _KINDS for _, _, kind, _ in kinds):
         return None
     table = ColumnTable(files, kinds)
     if not len(table) or not all(_is_usual(table, kind) for kind in kinds):

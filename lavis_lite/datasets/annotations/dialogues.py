@@ -1,9 +1,8 @@
 """Files of dialogues about images -> questions, each with the dialogue before it.
 
-Three published layouts: VisDial v1.0's object, whose rounds refer to lists of questions and answers; AVSD's, the same
-object with texts in the rounds, {dialogs: [{image_id, caption, dialog: [{question, answer}, ...]}]}; and
-LLaVA-Instruct's lists {image, id, conversations: [{from: human, value}, ...]}. A dialogue is held once, however many
-questions it has.
+VisDial v1.0's file has rounds that refer to lists of questions and answers. AVSD's has texts in the rounds:
+{dialogs: [{image_id, caption, dialog: [{question, answer}, ...]}]}. LLaVA-Instruct has lists
+{image, id, conversations: [{from: human, value}, ...]}. A dialogue is held once, however many questions it has.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from lavis_lite.datasets.annotations.column_tables import open_columns
 from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
 from lavis_lite.datasets.annotations.tables import MOST_CHARACTERS, MappedTable, Row, RowTable
 from lavis_lite.datasets.annotations.text_files import AUTO
+from lavis_lite.datasets.files.columnar import is_columnar
 from lavis_lite.errors import DataError, did_you_mean
 from lavis_lite.io.files import cache_root
 
@@ -201,9 +202,10 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
     """
     plain = [(field.key, field.name, field.kind.__name__, field.required or field.named) for field in fields
              if type(field) is Field]
-    by_column = open_columns(files, plain, explode) if keep is None and len(plain) == len(fields) else None
-    if by_column is not None:
-        return by_column
+    if keep is None and len(plain) == len(fields) and all(map(is_columnar, files)):
+        by_column = open_columns(files, plain, explode)
+        if by_column is not None:
+            return by_column
     names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required, field.named)
              for field in fields]
     known = (kept is not None or keep is None) and not any("<" in kind for _, _, kind, *_ in names)  # else a lambda

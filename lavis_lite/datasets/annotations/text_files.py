@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.io.files import check_regular
 
 Quoting = Literal["auto", "minimal", "none"]
 NumberedRow = tuple[int, Any]
@@ -47,9 +48,11 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     """The text of a file, without its byte-order mark.
 
     Raises:
-        DataError: missing, unreadable, empty, in another encoding, or with null characters; names the line.
+        DataError: missing, unreadable, no regular file, empty, in another encoding, or with null characters; names the
+            line.
         ConfigError: the encoding is unknown.
     """
+    check_regular(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:

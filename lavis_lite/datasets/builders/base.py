@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig, ProcessorPair
-from lavis_lite.datasets.texts import as_it_is
+from lavis_lite.datasets.base import as_it_is
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.registry import registry
 

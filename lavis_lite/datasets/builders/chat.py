@@ -15,8 +15,7 @@ from lavis_lite.datasets.builders.images import ImageTextBuilder
 from lavis_lite.datasets.builders.video import VideoDatasetConfig, missing_readers
 from lavis_lite.datasets.caption import Processor
 from lavis_lite.datasets.chat import ChatDataset
-from lavis_lite.datasets.files.image_paths import FileNameIn, missing_files
-from lavis_lite.datasets.files.locate import prepare
+from lavis_lite.datasets.files.image_paths import FileNameIn, missing_files, prepare
 from lavis_lite.datasets.media.video import VideoFolder
 from lavis_lite.datasets.shards.dataset import open_shards
 from lavis_lite.errors import ConfigError, did_you_mean

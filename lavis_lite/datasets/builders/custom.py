@@ -14,7 +14,7 @@ from lavis_lite.datasets.annotations.rows import Field, file_name, identifier, t
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageTextBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
-from lavis_lite.datasets.files.locate import prepare
+from lavis_lite.datasets.files.image_paths import prepare
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.registry import registry
 

@@ -13,7 +13,7 @@ from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.rows import RowTable
 from lavis_lite.datasets.builders.base import DIALOGUES, IMAGES, QUESTIONS
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
-from lavis_lite.datasets.files.locate import prepare, sources
+from lavis_lite.datasets.files.image_paths import prepare, sources
 from lavis_lite.errors import ConfigError
 from lavis_lite.processors.instruction import Instruction
 from lavis_lite.registry import registry

@@ -15,8 +15,7 @@ from lavis_lite.datasets.annotations.rows import RowTable, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.base import IMAGES, LISTS, QUESTIONS
 from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageTextBuilder
-from lavis_lite.datasets.files.image_paths import refuse_outside
-from lavis_lite.datasets.files.locate import prepare, sources
+from lavis_lite.datasets.files.image_paths import prepare, refuse_outside, sources
 from lavis_lite.datasets.media.images import ImageFolder, ImagesFolder
 from lavis_lite.datasets.qa import Learn, QADataset, QAEvalDataset
 from lavis_lite.datasets.shards.dataset import open_shards

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
-from lavis_lite.datasets.files.locate import MARKERS
+from lavis_lite.datasets.files.image_paths import MARKERS
 from lavis_lite.errors import DataError
 from lavis_lite.io import atomic, files
 
@@ -101,6 +101,7 @@ def unpack(archive: Path, folder: Path) -> int:
             its own size, or with a member that leads out of the folder, is a link, or is no file; nothing of such a
             member is written.
     """
+    files.check_regular(archive)
     folder.mkdir(parents=True, exist_ok=True)
     count, real = 0, Path(os.path.realpath(folder))
     try:

@@ -185,7 +185,7 @@ class Loader(DataLoader[Any]):
     def __init__(self, dataset: Dataset[Any], workers: int = 0, start_method: str | None = None,
                  **settings: Any) -> None:
         if workers:
-            settings["collate_fn"] = Sender(settings["collate_fn"], self)
+            settings["collate_fn"] = Sender(settings.get("collate_fn", default_collate), self)
         with exits.explained():
             super().__init__(dataset, num_workers=workers, worker_init_fn=_one_thread,
                              multiprocessing_context=worker_context(start_method) if workers else None,

@@ -20,7 +20,6 @@ from torch.utils.data import Dataset
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.contracts import need
 from lavis_lite.datasets.base import Sample, location_of
 from lavis_lite.datasets.loading.randomness import negative_uniforms, replacement, sample_rng
 from lavis_lite.datasets.loading.sampler import SampleKey
@@ -30,6 +29,7 @@ from lavis_lite.errors import DataError, TextTooLongError
 from lavis_lite.io import disk
 from lavis_lite.processors.pixels import keep_pixels
 from lavis_lite.redaction import mask_all
+from lavis_lite.registry import need
 
 _MOST_ATTEMPTS = 20
 IMAGE_ROWS = "image_rows"

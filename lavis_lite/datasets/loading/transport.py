@@ -1,7 +1,7 @@
 """How a batch leaves a loader worker: pictures in shared memory that is used again, small tensors by value.
 
 torch makes a new shared file for each tensor of a batch. Making, mapping and passing them costs more than the pictures'
-copy. Here a worker has a few `Slots`, and the reader tells it by one byte when a slot is free again.
+copy. Here a worker has a few `Slots`. One byte of a slot says whether its reader still uses it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch import Tensor
 from lavis_lite.processors.pixels import Pixels
 
 MOST_SLOTS = 12
-"""per worker; further batches that somebody holds travel torch's way"""
+"""per worker; if all are in use, pictures travel torch's way"""
 SMALL = 2**16
 """bytes of a tensor that goes through the pipe with the strings"""
-Origin = tuple[int, int]
+WorkerId = tuple[int, int]
 """number of the loader, process id of the worker"""
 
 _NUMBERS = count()
-_KNOWN: dict[tuple[Origin, int], Tensor] = {}
+_KNOWN: dict[tuple[WorkerId, int], Tensor] = {}
 """the reader's side of the slots, which come along with their first batch"""
 
 
 class Sender:
-    """A collate function for workers, whose batches arrive by `transport`.
+    """A collate function for workers. Its batches travel as this module describes.
 
     Args:
         collate: samples -> batch.
@@ -64,11 +64,11 @@ class Parcel:
 class Slots:
     """A worker's shared memory. The last byte of a slot says whether it is in use."""
 
-    def __init__(self, origin: Origin) -> None:
-        self.origin, self.memory = origin, list[Tensor]()
+    def __init__(self, worker: WorkerId) -> None:
+        self.worker, self.memory = worker, list[Tensor]()
 
     def put(self, picture: Pixels) -> Placed | None:
-        """The picture in a free slot; None if there is none."""
+        """The picture in a free slot; None if all slots are in use."""
         size = picture.raw.numel()
         free = (number for number, memory in enumerate(self.memory) if len(memory) > size and not memory[-1])
         number = next(free, len(self.memory))
@@ -80,7 +80,7 @@ class Slots:
         memory = self.memory[number]
         _shaped(memory, picture.raw.shape, picture.raw.stride()).copy_(picture.raw)
         memory[-1] = 1
-        return Placed(self.origin, number, memory if is_new else None, tuple(picture.raw.shape),
+        return Placed(self.worker, number, memory if is_new else None, tuple(picture.raw.shape),
                       picture.raw.stride(), picture.scale.numpy(), picture.shift.numpy())
 
 
@@ -88,7 +88,7 @@ class Slots:
 class Placed:
     """Where a picture lies; see `Slots`."""
 
-    origin: Origin
+    worker: WorkerId
     number: int
     memory: Tensor | None
     shape: tuple[int, ...]
@@ -97,9 +97,9 @@ class Placed:
     shift: Any
 
     def opened(self) -> Tensor:
-        """The picture; the slot is free again when nobody has it."""
-        place = (self.origin, self.number)
-        memory = _KNOWN[place] if self.memory is None else _KNOWN.setdefault(place, self.memory)
+        """The picture; the slot is free again after the last reference to it."""
+        key = (self.worker, self.number)
+        memory = _KNOWN[key] if self.memory is None else _KNOWN.setdefault(key, self.memory)
         values = _shaped(memory, self.shape, self.stride)
         picture = Pixels(values, torch.from_numpy(self.scale), torch.from_numpy(self.shift))
         picture.lease = Lease(memory)
@@ -118,7 +118,7 @@ class Small:
 
 
 class Lease:
-    """The use of a slot by whoever holds its picture."""
+    """The use of a slot; it ends with the last reference."""
 
     def __init__(self, memory: Tensor) -> None:
         self.in_use = memory.numpy()[-1:]
@@ -149,5 +149,5 @@ def _opened(items: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forget(number: int) -> None:
-    for place in [place for place in _KNOWN if place[0][0] == number]:
-        del _KNOWN[place]
+    for key in [key for key in _KNOWN if key[0][0] == number]:
+        del _KNOWN[key]

@@ -22,8 +22,7 @@ from PIL import Image
 from lavis_lite.config.schema import FileConfig
 from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked
 from lavis_lite.datasets.annotations.tables import Row, RowTable
-from lavis_lite.datasets.files.columnar import Cells
-from lavis_lite.datasets.files.table_folders import splits_in
+from lavis_lite.datasets.files.columnar import Cells, splits_in
 from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder, decode_pixels, decode_rgb
 from lavis_lite.datasets.shards.cache import LocalShards, RemoteShards, fetch_index, remote_folder
 from lavis_lite.datasets.shards.index import EXPLODED, INDEX, Location, ShardIndex

@@ -1,8 +1,8 @@
 """The members of a tar from another program -> samples: one picture and one text under one key.
 
 A key ends at the first dot of a member's name, as in webdataset. If names have more dots, it ends at the last one if
-only so a picture and a text share a key. A sample whose JSON is a conversation has any number of pictures, `<key>.jpg`
-or `<key>.0.jpg`. Members that belong to no sample are counted by their ending and reported.
+only so a picture and a text share a key. A conversation (in `<key>.json`) has any number of pictures, `<key>.jpg` or
+`<key>.0.jpg`. Members that belong to no sample are counted by their ending and reported.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The index of shards from another program, made by reading their headers once.
 
-Layouts: <key>.<picture> with <key>.json, <key>.txt or both, as img2dataset and webdataset write them; conversations
-in <key>.json with any number of pictures; or this package's own, whose index is then the same again. Every tar is
+Layouts: <key>.<picture> with <key>.json, <key>.txt or both, as img2dataset and webdataset write them; or this
+package's own. Its index is then the same again. Conversations in <key>.json have any number of pictures. Every tar is
 read, none is unpacked.
 """
 
@@ -33,6 +33,7 @@ from lavis_lite.datasets.shards.members import Contents, Dots, Member, Sample, r
 from lavis_lite.datasets.shards.writer import SKIPPED, Log, joined
 from lavis_lite.errors import DataError
 from lavis_lite.io import atomic
+from lavis_lite.io.files import check_regular
 from lavis_lite.process.children import worker_pool
 
 _MOST_LISTED = 100_000
@@ -60,6 +61,8 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
     names = sorted(path.name for path in folder.glob("*.tar"))
     if not names:
         raise DataError(f"{folder}: there are no shards (*.tar) in it.")
+    for name in names:
+        check_regular(folder / name)
     (folder / PARTS).mkdir(exist_ok=True)
     settings = json.dumps([list(keep), dots])
     missing = [name for name in names if not _scanned(folder, name, settings)]
@@ -146,7 +149,7 @@ def _rows(path: Path, sample: Sample, keep: tuple[str, ...], errors: RowErrors, 
 
 def _conversation(path: Path, sample: Sample) -> Row:
     """The row of a conversation: what its JSON has, with the sample's pictures in the order that the JSON lists."""
-    listed: Any = next((sample.content[name] for name in CHAT_IMAGES if isinstance(sample.content.get(name), list)), [])
+    listed: list[Any] = next((names for key in CHAT_IMAGES if isinstance(names := sample.content.get(key), list)), [])
     order = {str(name).rpartition("/")[2]: number for number, name in enumerate(listed)}
     pictures = sorted(sample.pictures, key=lambda one: order.get(one.name.rpartition("/")[2], len(order)))
     own = {key: value for key, value in sample.content.items() if key not in CHAT_IMAGES}

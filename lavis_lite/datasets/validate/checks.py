@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lavis_lite.datasets.base import as_it_is, is_cut, is_left, main_texts, no_words
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.caption import DuplicateIds
 from lavis_lite.datasets.files.image_paths import BETWEEN_NAMES, LINK, missing_files, why_absent
@@ -22,7 +23,6 @@ from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.media.video import VideoFolder
 from lavis_lite.datasets.protocols import ImageTable
 from lavis_lite.datasets.shards.dataset import ShardImages
-from lavis_lite.datasets.texts import as_it_is, is_cut, is_left, main_texts, no_words
 from lavis_lite.datasets.validate.contact_sheet import Thumbnail, draw_sheet
 from lavis_lite.datasets.validate.report import Problem, Report, SplitReport, Summary
 from lavis_lite.errors import ConfigError, DataError

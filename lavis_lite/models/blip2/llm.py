@@ -99,7 +99,7 @@ class Blip2LLM(TextLearner, Blip2Base):
         """B instructions as the Q-Former reads them; None if it reads none.
 
         Raises:
-            ConfigError: it reads them, and there are none.
+            ConfigError: it reads them, and they are missing.
         """
         if not self.qformer.cfg.with_text:
             return None

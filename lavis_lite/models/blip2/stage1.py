@@ -129,9 +129,11 @@ class Blip2Qformer(Blip2Scorer):
                 uniform (optional), float64[B,2] in [0, 1), chooses the hard negatives: column 0 the image for each
                 text, column 1 the text for each image.
         """
-        output, encoded = self.losses(self.prepared(samples))
-        given = cast("dict[str, Any]", samples)
-        return output if encoded is None else output.plus(self.auxiliary_losses(encoded, given))
+        has_more = getattr(self.auxiliary_losses, "__func__", None) is not BaseModel.auxiliary_losses
+        output, encoded = self.losses(self.prepared(samples), has_more)
+        if encoded is None:
+            return output
+        return output.plus(self.auxiliary_losses(encoded, cast("dict[str, Any]", samples)))
 
     @property
     def traced(self) -> Sequence[str]:  # type: ignore[override]  # depends on the number of ranks
@@ -151,8 +153,8 @@ class Blip2Qformer(Blip2Scorer):
                 "image_id": None if numbers is None else numbers.to(self.device, non_blocking=True),
                 "loss_weights": samples.get("loss_weights", {})}
 
-    def losses(self, samples: SamplesLike) -> tuple[Blip2Output, Encoded | None]:
-        """The three losses of `prepared` samples; the encoded batch too if there are auxiliary losses."""
+    def losses(self, samples: SamplesLike, with_encoded: bool = True) -> tuple[Blip2Output, Encoded | None]:
+        """The three losses of `prepared` samples, and the encoded batch if `with_encoded`."""
         encoded = self.encode(samples)                                             # unimodal and ITG pass
         contrast = self.contrast(encoded, samples.get("image_id"))                 # similarities float[B,N]
         loss_itc = objectives.itc_loss(contrast.sim_i2t, contrast.sim_t2i, contrast.positives)
@@ -164,8 +166,7 @@ class Blip2Qformer(Blip2Scorer):
         loss_lm = loss_lm * loss_weight(samples, "loss_lm", loss_lm)
         loss_itc = loss_itc.to(loss_itm.dtype)
         loss = loss_itc + loss_itm + self.itg_weight * loss_lm
-        has_more = type(self).auxiliary_losses is not BaseModel.auxiliary_losses
-        return Blip2Output(loss, loss_itc, loss_itm, loss_lm), encoded if has_more else None
+        return Blip2Output(loss, loss_itc, loss_itm, loss_lm), encoded if with_encoded else None
 
     def loss_terms(self, samples: dict[str, Any]) -> dict[str, int]:
         """Tokens that ITG predicts; none if every rank and micro-batch counts alike (lm_reduction per_rank).

@@ -5,7 +5,6 @@ Axes: B images, P features of each, Dv their width, n vectors, D width of the la
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,11 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.errors import ConfigError
+from lavis_lite.models.connectors.settings import settings_error
 from lavis_lite.registry import registry
-
-SIZES = ("features", "feature_width", "width")
-"""arguments that follow from the encoder and the language model; all others are keys of the section"""
 
 
 class Connector(nn.Module):
@@ -72,17 +69,10 @@ def build_connector(section: Mapping[str, Any], features: int | None, feature_wi
     Raises:
         ConfigError: no type, an unknown one, or settings that it does not take.
     """
+    if wrong := settings_error(section):
+        raise ConfigError(f"model.{wrong[0]}: {wrong[1]}")
     settings = dict(section)
-    name = settings.pop("type", None)
-    names = registry.connector.names()
-    if name not in names:
-        given = "names no type" if name is None else f"there is no connector {name!r}"
-        raise ConfigError(f"model.connector: {given}; {did_you_mean(str(name), names)}")
-    kind = registry.connector.get(name)
-    known = [key for key in inspect.signature(kind).parameters if key not in SIZES]
-    for key in settings:
-        if key not in known:
-            raise ConfigError(f"model.connector.{key}: {name} has no such setting; {did_you_mean(key, known)}")
+    kind = registry.connector.get(settings.pop("type"))
     connector: Connector = kind(features, feature_width, width, **settings)
     return connector
 

@@ -130,6 +130,7 @@ def reader(model: LanguageModel, soft_prompt: Tensor, prompts: Sequence[Sequence
 def can_join(model: LanguageModel, options: Decoding) -> bool:
     """Whether answers may be at different lengths: masks and positions say so, and no logits processor looks."""
     return (model.takes_whole_masks and not options.logits_processors
+            and options.num_beams <= int(model.model.config.vocab_size)
             and (model.room.joint or getattr(model, "has_distances", False)))
 
 
@@ -143,7 +144,7 @@ def prepared(model: LanguageModel, prefix: Any, options: Decoding) -> tuple[Deco
 
 
 def stops_of(model: LanguageModel, options: Decoding) -> Stops | None:
-    """Whether the ids of a text spell one of the stop strings; None: there are none."""
+    """Whether the ids of a text spell one of the stop strings; None without such strings."""
 
     def stops(ids: Sequence[int]) -> bool:
         text = model.tokenizer.spelled(ids)

@@ -34,7 +34,6 @@ from lavis_lite.models.language.rows import (
 from lavis_lite.models.language.scoring import Normalise
 from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import pad_rows
-from lavis_lite.models.widths import few
 
 
 @dataclass
@@ -120,6 +119,8 @@ class DecoderOnly(LanguageModel):
         """Columns of a training pass if widths are few; 0: as many as it needs."""
         if not self.few_widths:
             return 0
+        from lavis_lite.models.widths import few  # of training only
+
         vectors = len(rows[0][0]) if isinstance(rows[0][0], Tensor) else 0
         wanted = vectors + few(max(map(size, rows)) - vectors, self.limits.texts)
         return min(wanted, self.room.positions or wanted)

@@ -35,7 +35,6 @@ from lavis_lite.models.language.rows import (
 from lavis_lite.models.language.scoring import Normalise
 from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import pad_rows
-from lavis_lite.models.widths import step_of, width_at
 
 
 @dataclass
@@ -134,6 +133,8 @@ class EncoderDecoder(LanguageModel):
 
     def _least(self, read: Sequence[Row], written: Sequence[Sequence[int]]) -> tuple[int, int]:
         """Columns of encoder and decoder if widths are few; both go up by the same steps."""
+        from lavis_lite.models.widths import step_of, width_at  # of training only
+
         vectors, limits = len(read[0][0]) if isinstance(read[0][0], Tensor) else 0, self.limits
         step = max(step_of(max(map(size, read)) - vectors, limits.prompt),
                    step_of(max(map(len, written)), limits.target))

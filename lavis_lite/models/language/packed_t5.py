@@ -1,7 +1,7 @@
 """T5 without padding: all rows' tokens behind each other in one matrix, attention by groups of equally long rows.
 
-Every projection is then one matrix product of as many rows as there are tokens. transformers' own modules compute; only
-the order of the tokens, the masks and the loop over the layers are made here. Axes: T tokens of all rows, D width,
+Every projection is then one matrix product of as many rows as there are tokens. The modules of transformers compute.
+Only the order of the tokens, the masks and the loop over the layers are made here. Axes: T tokens of all rows, D width,
 H heads, L tokens of a row, n rows of a group.
 """
 

@@ -25,6 +25,11 @@ def _vicuna(width: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
             "num_hidden_layers": layers, "num_attention_heads": heads, "rms_norm_eps": 1e-6}
 
 
+def _mpt(width: int, layers: int, heads: int) -> dict[str, Any]:
+    return {"model_type": "mpt", "vocab_size": 50432, "d_model": width, "n_layers": layers, "n_heads": heads,
+            "expansion_ratio": 4, "max_seq_len": 2048, "no_bias": True}
+
+
 _SMOLLM2 = _vicuna(576, 1536, 30, 9) | {
     "vocab_size": 49152, "num_key_value_heads": 3, "max_position_embeddings": 8192, "rope_theta": 100000.0,
     "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
@@ -37,8 +42,10 @@ RELEASED: dict[str, dict[str, Any]] = {
     "google/flan-t5-xl": _flan_t5(2048, 5120, 32),
     "google/flan-t5-xxl": _flan_t5(4096, 10240, 64),
     "HuggingFaceTB/SmolLM2-135M": _SMOLLM2,
+    "huggyllama/llama-7b": _vicuna(4096, 11008, 32, 32),
     "lmsys/vicuna-7b-v1.1": _vicuna(4096, 11008, 32, 32),
     "lmsys/vicuna-13b-v1.1": _vicuna(5120, 13824, 40, 40),
     "lmsys/vicuna-7b-v1.5": _vicuna(4096, 11008, 32, 32) | {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+    "mosaicml/mpt-7b": _mpt(4096, 32, 32),
 }
 """hub name -> `model.llm_args` of a model of its shape"""

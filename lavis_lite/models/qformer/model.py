@@ -61,7 +61,7 @@ def attention_mask(pattern: Pattern, num_query: int, text_mask: Tensor | None) -
     is_query = torch.arange(total, device=real.device) < num_query
     seen = torch.cat([real.new_ones(batch, num_query), real], 1)[:, None, None, :]
     if pattern == "uni_modal":
-        allowed = is_query[:, None] == is_query[None, :]
+        allowed = ~(is_query[:, None] ^ is_query[None, :])  # torch.compile cannot translate == of bools
     elif pattern == "multi_modal_causal":
         causal = torch.ones(total, total, dtype=torch.bool, device=real.device).tril()
         allowed = torch.where(is_query[:, None], is_query[None, :], causal)

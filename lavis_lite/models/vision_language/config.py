@@ -8,6 +8,7 @@ from typing import Any, Literal
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.blip2.config import AnyLanguageConfig
+from lavis_lite.models.connectors.settings import settings_error
 from lavis_lite.models.vision.config import EncoderConfig
 from lavis_lite.processors.chat_templates import find_template
 
@@ -32,10 +33,12 @@ class VisionLanguageConfig(AnyLanguageConfig, EncoderConfig):
 
     def errors(self, run: RunConfig) -> list[tuple[str, str]]:
         """What encoder, connector and language model cannot be or cannot do in this run."""
-        from lavis_lite.models.connectors.base import connector_error  # needs torch
-
         found = super().errors(run)
-        wrong = connector_error(self.connector)
+        wrong = settings_error(self.connector)
+        if wrong is None and not found:
+            from lavis_lite.models.connectors.base import connector_error  # needs torch: not before the rest is right
+
+            wrong = connector_error(self.connector)
         found += [wrong] if wrong else []
         if not 0 < self.connector_lr_scale < float("inf"):
             found.append(("connector_lr_scale", f"must be above 0, not {self.connector_lr_scale}."))

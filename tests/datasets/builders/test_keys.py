@@ -24,7 +24,7 @@ from lavis_lite.registry import registry
 from tests.datasets.conftest import picture
 
 BUILDERS = ("custom", "image_caption", "image_retrieval", "image_shards", "image_qa", "image_dialogue", "video_caption",
-            "video_qa", "chat", "video_retrieval", "images_qa", "image_classes")
+            "video_qa", "video_dialogue", "chat", "video_retrieval", "images_qa", "image_classes")
 ELSEWHERE = {
     "builder": "config.compose chooses the class by it", "type": "config.compose chooses the row by it",
     "sampling_factor": "runners.train_state", "train_size": "runners.train_state",
@@ -112,7 +112,7 @@ def annotation_files() -> dict[str, str]:
         "references.json": json.dumps([{"image_id": 10 + at, "caption": "Refer."} for at in range(IMAGES)]),
         "dense.json": json.dumps([{"image_id": 0, "round_id": 1, "gt_relevance": [0.5, 0.5]}]),
         "visdial.json": json.dumps({"data": {"questions": ["q"], "answers": ["a", "b"], "dialogs": [
-            {"image_id": 0, "image": "0.png", "caption": "c", "dialog": [
+            {"image_id": 0, "image": "0.png", "video": "0.avi", "caption": "c", "dialog": [
                 {"question": 0, "answer": 0, "answer_options": [0, 1], "gt_index": 0}] * 2}]}}),
     }
 
@@ -213,7 +213,7 @@ def question_base(**more: Any) -> dict[str, Any]:
 
 def cases(name: str, folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Key -> (what the section has besides, what is changed in it)."""
-    talks, asks, video = name in ("image_dialogue", "chat"), name.endswith("_qa"), name.startswith("video")
+    talks, asks, video = name.endswith(("_dialogue", "chat")), name.endswith("_qa"), name.startswith("video")
     media = "video" if video else "image"
     small = ProcessorPair(*2 * [{"name": "alpro_video_eval", "image_size": 9, "n_frms": 2} if video else
                                 {"name": "blip_image_eval", "image_size": 9}])
@@ -263,7 +263,7 @@ def cases(name: str, folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, 
                    {"reader": "av"}),
         "question_types": ({"columns": {"question_type": "part"}} if asks else {},
                            {"question_types": {"train": ["val"]}}),
-        "turn": ({}, {"turn": "Ask {} Say {}"}),
+        "turn": ({}, {"turn": "Ask {} Say {}"}), "asked": ({}, {"asked": "last"}),
         "relevance": ({"file": "visdial.json"}, {"relevance": {"val": FileConfig(storage=str(folder / "dense.json"))}}),
         "image_column": ({}, {"image_column": "file"}), "caption_column": ({}, {"caption_column": "says"}),
         "question_column": (question_base(), {"question_column": "asks"}),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +17,12 @@ from torch import Tensor, nn
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.connectors.base import Connector, build_connector, connector_error
 from lavis_lite.models.connectors.queries import AbstractorLayer, ResamplerLayer
+from lavis_lite.models.connectors.settings import SIZES as FROM_OUTSIDE
+from lavis_lite.models.connectors.settings import settings_error, settings_of
 from lavis_lite.models.qformer.model import QFormer
 from lavis_lite.registry import registry
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 P, DV, D = 9, 16, 20
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 24, "dropout": 0.0}
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -129,6 +136,30 @@ def test_a_qformer_that_reads_the_instruction() -> None:
 def test_settings_that_cannot_be(section: dict[str, Any], key: str, words: str) -> None:
     found = connector_error(section)
     assert found is not None and found[0] == key and words in found[1]
+
+
+@pytest.mark.parametrize(("section", "words"), [
+    ({"type": "mlp", "depth": True}, "depth: must be a whole number of at least 1, not True"),
+    ({"type": "qformer", "frozen": "no"}, "frozen: must be true or false, not 'no'"),
+    ({"type": "abstractor", "dropout": "0.1"}, "dropout: must be a number, not '0.1'")])
+def test_values_of_another_kind(section: dict[str, Any], words: str) -> None:
+    found = settings_error(section)
+    assert found is not None and words in ": ".join(found)
+    assert connector_error(section) == found
+
+
+@pytest.mark.parametrize("name", sorted(registry.connector.builtins))
+def test_settings_are_read_from_the_source_as_python_has_them(name: str) -> None:
+    given = inspect.signature(registry.connector.get(name)).parameters
+    assert settings_of(name) == {key: one.default for key, one in given.items() if key not in FROM_OUTSIDE}
+
+
+def test_a_wrong_setting_is_answered_without_torch() -> None:
+    code = ("import sys; from lavis_lite.config.compose import compose; from lavis_lite.preflight import check\n"
+            "found = check(compose('projects/llava/mini_stage1.yaml', ['model.connector.dept=2']))\n"
+            "assert 'torch' not in sys.modules; print(*found)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert "model.connector.dept: mlp has no such setting; did you mean 'depth'" in done.stdout
 
 
 @pytest.mark.parametrize(("name", "section"), SECTIONS.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -199,6 +200,33 @@ def test_a_cache_of_fixed_shape_gives_the_same_ids_and_scores(name: str, options
     assert ids == same
     for one, two in zip(growing, scores, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=ROUNDED.get(name, 1e-12))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["opt", "flan_t5"])
+@torch.no_grad()
+def test_a_compiled_step_takes_all_tokens_with_one_graph(name: str) -> None:
+    """Without a break; the shapes of a cache of fixed shape do not change."""
+    model, options = exact_tiny(name), replace(BEAMS, max_new_tokens=6, min_new_tokens=6)
+    soft, prompts = given(model)
+    model.fixed_cache = True
+    expected = model.generate_ids(soft, prompts, options, OWNERS)
+    graphs: list[Any] = []
+    inner: Any = model.model
+    base = inner.get_decoder() if inner.config.is_encoder_decoder else getattr(inner, inner.base_model_prefix)
+    plain = base.forward
+    compiled = torch.compile(plain, backend=lambda graph, inputs: graphs.append(graph) or graph, fullgraph=True,
+                             dynamic=False)
+
+    @functools.wraps(plain)
+    def forward(*args: Any, **named: Any) -> Any:
+        tokens = named["input_ids"] if named.get("inputs_embeds") is None else named["inputs_embeds"]
+        writes = tokens.shape[1] == 1 and named.get("past_key_values") is not None
+        return (compiled if writes else plain)(*args, **named)
+
+    base.forward = forward
+    assert model.generate_ids(soft, prompts, options, OWNERS) == expected
+    assert len(graphs) == 1
 
 
 WAITING = [f"{text} {number}"[number % 7:] for number in range(11) for text in PROMPTS[number % 4:number % 4 + 1]]

@@ -1,0 +1,1 @@
+from prompted_search import builder, model, processors, runner, task  # noqa: F401
