@@ -112,13 +112,13 @@ def without_row(name: str) -> str | None:
             "name the files." if name.startswith(CLIPS) else None)
 
 
-def only_shards(section: Any) -> bool:
+def only_shards(section: object) -> bool:
     """Whether a section names shards by LAVIS' build_info.storage, and no annotations beside them."""
     info = section.get("build_info") if isinstance(section, Mapping) else None
     return isinstance(info, Mapping) and bool(info.get("storage")) and not info.get("annotations")
 
 
-def file_names(section: Any) -> tuple[str, ...]:
+def file_names(section: object) -> tuple[str, ...]:
     """Names of the annotation files that a section lists, without their folders."""
     info = section.get("build_info") if isinstance(section, Mapping) else None
     entries = info.get("annotations") if isinstance(info, Mapping) else None

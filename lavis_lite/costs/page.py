@@ -88,7 +88,7 @@ def time_lines(step: StepCount, micro_batches: int, dtype: torch.dtype, peak: in
             f"                 a prediction, not a measurement: {UTILISATION:.0%} of the peak, and nothing to wait for"]
 
 
-def scaling_of(model: Any, samples: Any, run: RunConfig, step: StepCount, dtype: torch.dtype) -> Scaling | None:
+def scaling_of(model: BaseModel, samples: Any, run: RunConfig, step: StepCount, dtype: torch.dtype) -> Scaling | None:
     """The prediction for SCALED_GPU, its phases from counted operations; None if ranks share blocks."""
     if run.fsdp != "none":
         return None
@@ -110,7 +110,7 @@ def traffic_lines(traffic: Traffic, scaling: Scaling | None) -> list[str]:
     return lines
 
 
-def disk_lines(config: Config, model: Any) -> list[str]:
+def disk_lines(config: Config, model: BaseModel) -> list[str]:
     """Checkpoints, and features of a frozen vision encoder if they are saved."""
     one = checkpoint_bytes(model, config.run)
     lines = [f"  checkpoint     {size(one)}   each; {config.run.keep_checkpoints} newest and the best are kept"]

@@ -40,7 +40,7 @@ def pair(seed: int = 0, processor: Any = None) -> tuple[Tensor, Pixels]:
     lambda one: torch.zeros(3, 24, 24).copy_(one), lambda one: torch.cat([one]), lambda one: torch.tensor(one.tolist()),
     lambda one: pickle.loads(pickle.dumps(one)), copy.deepcopy, lambda one: torch.where(one == one, one, 0.0),
     lambda one: one.clone(), lambda one: default_collate([one])[0], lambda one: torch.stack(list(one)),
-], ids=str)
+])
 def test_whoever_looks_sees_the_floats_bit_for_bit(look: Any) -> None:
     plain, held = pair()
     seen = look(held)
