@@ -192,7 +192,7 @@ def _look_tab(gr: Any, page: Page) -> None:
     with gr.Tab("Ask"), gr.Row():
         with gr.Column():
             picture, model = _picture(gr), _model(gr, page, Answerer)
-            question = gr.Textbox("what color is the circle?", label="Question")
+            question = gr.Textbox("what color is the triangle?", label="Question")
             looks = gr.Checkbox(True, label="Show where it looks")
             ask = gr.Button("Ask", variant="primary")
             writer = _model(gr, page, Captioner, "Model for captions", which=2)
@@ -213,7 +213,7 @@ def _talk_tab(gr: Any, page: Page) -> None:
         with gr.Column():
             talk = gr.State(None, time_to_live=3600)
             turns = gr.Chatbot(label="Conversation", height=360, buttons=["copy"])
-            text = gr.Textbox(label="Message", placeholder="what color is the circle?")
+            text = gr.Textbox(label="Message", placeholder="what color is the triangle?")
             with gr.Row():
                 send, restart = gr.Button("Send", variant="primary"), gr.Button("Begin anew")
     gr.on([send.click, text.submit], spoken(page.reply), [model, picture, text, turns, talk],
@@ -256,7 +256,7 @@ def _compare_tab(gr: Any, page: Page) -> None:
         with gr.Row():
             picture = _picture(gr)
             with gr.Column():
-                question = gr.Textbox("what color is the circle?", label="Question; empty: captions")
+                question = gr.Textbox("what color is the triangle?", label="Question; empty: captions")
                 looks = gr.Checkbox(True, label="Show where they look")
                 go = gr.Button("Compare", variant="primary")
         boxes, names = [], []

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 _KEEP: ContextVar[bool] = ContextVar("keep_pixels", default=False)
 
@@ -154,7 +155,13 @@ def _to_process(picture: Pixels) -> Any:
     return Pixels, (picture.raw, picture.scale, picture.shift)
 
 
+def _collated(pictures: Sequence[Tensor], *, collate_fn_map: Any = None) -> Tensor:
+    """`default_collate` of pictures; its own way fills a storage that they lack."""
+    return torch.stack(list(pictures))
+
+
 ForkingPickler.register(Pixels, _to_process)
+default_collate_fn_map[Pixels] = _collated
 
 
 def _plain(value: Any) -> Any:

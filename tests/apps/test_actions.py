@@ -86,15 +86,15 @@ def test_models_are_loaded_once_and_only_if_they_are_offered(known: Models, monk
 
 # texts ----------------------------------------------------------------------------------------------------------------
 def test_captions_and_answers_and_where_they_come_from(page: Page) -> None:
-    answers = list(page.ask("blip2_t5_instruct", str(EXAMPLE), " what color is the circle? ", True))
-    assert [text for text, _ in answers] == ["white"] * 2 and answers[0][1] is None
+    answers = list(page.ask("blip2_t5_instruct", str(EXAMPLE), " what color is the triangle? ", True))
+    assert [text for text, _ in answers] == ["blue"] * 2 and answers[0][1] is None
     assert answers[1][1].size == (2 * 200 + 8, 230)
     [(caption, nothing)] = page.caption("blip2_opt/mini", str(EXAMPLE), "", False)
     assert "triangle" in caption and nothing is None
     again, drawn = last(page.caption("blip2", str(EXAMPLE), "", True))
     assert again and drawn.width == 3 * 200 + 8
-    both = last(page.compare("blip2_t5_instruct", "blip2_opt/mini", str(EXAMPLE), "what color is the circle?", True))
-    assert both[0] == "white" and both[1] is not None and both[2] and both[3] is not None
+    both = last(page.compare("blip2_t5_instruct", "blip2_opt/mini", str(EXAMPLE), "what color is the triangle?", True))
+    assert both[0] == "blue" and both[1] is not None and both[2] and both[3] is not None
     assert last(page.compare("blip2_opt/mini", "blip2", str(EXAMPLE), "", False)) == (caption, None, again, None)
 
 
@@ -115,9 +115,9 @@ def test_what_is_missing_is_said(page: Page, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_conversation_streams_and_is_remembered(page: Page) -> None:
-    steps = list(page.reply("blip2_t5_instruct", str(EXAMPLE), "what color is the circle?", [], None))
+    steps = list(page.reply("blip2_t5_instruct", str(EXAMPLE), "what color is the triangle?", [], None))
     turns, talk, *emptied = steps[-1]
-    assert turns[-1] == {"role": "assistant", "content": "white"} and emptied == ["", None]
+    assert turns[-1] == {"role": "assistant", "content": "blue"} and emptied == ["", None]
     assert turns[0]["content"]["path"] == str(EXAMPLE) and len(turns) == 3
     more, same, *_ = last(page.reply("blip2_t5_instruct", None, "is there a triangle?", turns, talk))
     assert same is talk and len(more) == 5 and len(talk.chat.turns) == 4 and len(talk.chat.vectors) == 1

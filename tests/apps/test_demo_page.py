@@ -116,7 +116,7 @@ def test_a_browser_asks_talks_and_reads_errors(address: str) -> None:
         browser.visit(address)
         browser.until(READY)
         browser.js(CLICK.format("Ask"))
-        assert browser.until(ANSWER.format("Answer")) == "white"
+        assert browser.until(ANSWER.format("Answer")) == "blue"
         assert browser.until("return [...document.querySelectorAll('.tabitem img')].filter("
                              "one => one.offsetParent && one.naturalWidth === 408).length") == 1
         browser.js("document.querySelector('button[aria-label=\"Remove Image\"], button[aria-label=Clear]').click()")
@@ -125,10 +125,10 @@ def test_a_browser_asks_talks_and_reads_errors(address: str) -> None:
         assert "there is no picture yet: choose one first." in browser.until(TOAST)
         browser.js(TAB.format("Talk"))
         browser.until("return [...document.querySelectorAll('textarea')].filter("
-                      "one => one.offsetParent && one.placeholder.includes('circle')).map(one => one.focus()).length")
-        browser.press("what color is the circle?", "enter")
+                      "one => one.offsetParent && one.placeholder.includes('triangle')).map(one => one.focus()).length")
+        browser.press("what color is the triangle?", "enter")
         assert browser.until("return [...document.querySelectorAll('.bot .message-content, .bot.message')].map("
-                             "one => one.textContent.trim()).join()").startswith("white")
+                             "one => one.textContent.trim()).join()").startswith("blue")
         elsewhere = "return performance.getEntriesByType('resource').map(one => one.name).filter("
         assert browser.js(f"{elsewhere} name => !name.startsWith('{address}'))") == []
 

@@ -39,7 +39,7 @@ MEASURED = {
     "`python evaluate.py --cfg-path F`":
         "tests/end_to_end/test_runs.py::test_a_run_with_validation_in_every_other_way",
     "`python -m torch.distributed.run --nproc_per_node=8 train.py --cfg-path F`":
-        "tests/runners/test_ranks.py::test_two_processes_resume_bit_for_bit",
+        "tests/runners/test_ranks.py::test_two_processes_equal_one_on_the_same_global_batch",
     "`bash run_scripts/blip2/eval/eval_ret_coco.sh` and the 12 others of `run_scripts/blip2`":
         "tests/cli/test_lavis_recipes.py::test_all_scripts_of_lavis_start_their_recipe",
     "`--cfg-path lavis/projects/blip2/train/pretrain_stage1.yaml` and the 14 others of BLIP-2":

@@ -43,7 +43,7 @@ def test_tables_and_recipes_agree(project: str) -> None:
 def test_every_task_has_a_recipe_on_the_embedded_default() -> None:
     asked = {re.search(r"^  task: (\S+)$", path.read_text(), re.MULTILINE)[1]  # type: ignore[index]
              for path in RECIPES if path.name.startswith("mini_")}
-    assert asked == registry.task.builtins.keys()
+    assert asked | {"chat"} == registry.task.builtins.keys(), "conversations: projects/llava/llava_bench.yaml"
 
 
 FINE_TUNED = {  # file -> epochs, warm-up, rate, batch over 16 GPUs, betas, decay of rates by layer, pixels

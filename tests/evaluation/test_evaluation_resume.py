@@ -128,13 +128,13 @@ def test_an_annotation_files_content_counts_and_its_name_alone_does_not(tmp_path
 
 
 SAME_ROWS = {"report_metric", "caption_metrics", "vqa_rule", "submission", "baselines", "positive", "annotation_file",
-             "caption_key", "load_gt_from_file", "report_attention"}
+             "caption_key", "load_gt_from_file", "report_attention", "model_id"}
 """keys of tasks by which finished rows are scored and written"""
 
 
 def test_run_keys_that_affect_rows():
     assert {field.name for field in dataclasses.fields(RunConfig) if RunConfig.affects_rows(field.name)} == {
-        "task", "batch_size_eval", "seed"}
+        "task", "batch_size_eval", "decode_at_once", "seed"}
     tasks = {registry.get_task_class(name).config_class for name in registry.list_tasks()}
     own = {(field.name, cls.affects_rows(field.name)) for cls in tasks for field in dataclasses.fields(cls)
            if field.name not in RunConfig.__dataclass_fields__}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from lavis_lite.processors.image import Blip2ImageTrain, BlipImageEval
 from lavis_lite.processors.pixels import Pixels, keep_pixels, stack
@@ -116,3 +116,10 @@ def test_a_processor_with_its_own_normalisation_gives_what_it_makes() -> None:
     with keep_pixels():
         made = Halves(24)(picture())
     assert type(made) is Tensor and float(made.max()) <= 0.5
+
+
+def test_torch_s_own_collate_works_in_a_worker() -> None:
+    """There it fills shared memory itself, which pictures as bytes do not have."""
+    plain, held = pair()
+    batches = list(DataLoader([{"image": held, "id": 1}, {"image": held, "id": 2}], 2, num_workers=1))  # type: ignore[arg-type]
+    assert torch.equal(batches[0]["image"] + 0, torch.stack([plain, plain])) and batches[0]["id"].tolist() == [1, 2]

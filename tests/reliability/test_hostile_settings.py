@@ -77,7 +77,8 @@ def test_every_number_of_a_run_is_tried_or_would_only_take_long() -> None:
     numbers = {name for name, kind in RunConfig.__annotations__.items()
                if kind.partition(" ")[0] in ("int", "float")}
     takes_long = {"max_epoch", "max_iters", "accum_grad_iters", "batch_size_train", "batch_size_eval", "num_workers",
-                  "save_every", "decode_at_once", "dist_timeout_minutes", "rendezvous_timeout_minutes", "world_size"}
+                  "save_every", "decode_at_once", "ddp_bucket_mb", "prefetch_factor",
+                  "dist_timeout_minutes", "rendezvous_timeout_minutes", "world_size"}
     assert numbers == {*RATES, *SHARES, *COUNTS} | takes_long
 
 

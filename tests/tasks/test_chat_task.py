@@ -125,4 +125,4 @@ def test_a_model_without_conversations_is_named_before_anything_is_built(monkeyp
     monkeypatch.chdir(ROOT)
     (error,) = unmet_needs(compose("projects/llava/llava_bench.yaml", [
         "model.arch=blip2_opt", "model.model_type=mini"]).config)
-    assert "Models that it can evaluate: vision_language" in error
+    assert "which has no chat_batch. Models that it can evaluate: " in error and "vision_language" in error

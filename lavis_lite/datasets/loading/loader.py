@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -185,7 +185,8 @@ class Loader(DataLoader[Any]):
     def __init__(self, dataset: Dataset[Any], workers: int = 0, start_method: str | None = None,
                  **settings: Any) -> None:
         if workers:
-            settings["collate_fn"] = Sender(settings.get("collate_fn", default_collate), self)
+            usual = default_convert if settings.get("batch_size", 1) is None else default_collate  # as torch chooses
+            settings["collate_fn"] = Sender(settings.get("collate_fn", usual), self)
         with exits.explained():
             super().__init__(dataset, num_workers=workers, worker_init_fn=_one_thread,
                              multiprocessing_context=worker_context(start_method) if workers else None,

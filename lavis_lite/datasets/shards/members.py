@@ -103,7 +103,7 @@ class Sample:
             content = {} if text is None else DECODER.decode(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(json_error(error)) from error
-        if isinstance(content, list):
+        if isinstance(content, list) and content and all(isinstance(turn, dict) for turn in content):
             content = {"conversations": content}
         if not isinstance(content, dict):
             raise ValueError("its JSON is no object")

@@ -89,7 +89,10 @@ class Blip2LLM(TextLearner, Blip2Base):
         Returns:
             One soft prompt per text if the Q-Former reads texts, else one per image.
         """
-        return self.embed_tokens(image, self.instruction_tokens(texts), index)
+        if self.few_widths and type(self).query_output is Blip2LLM.query_output:
+            return self.embed_tokens(image, self.instruction_tokens(texts), index)  # what `run.compile` traces
+        projected: Tensor = self.language_projection(self.query_output(image, texts, index))
+        return projected
 
     def query_output(self, image: Tensor, texts: list[str] | None = None, index: Tensor | None = None) -> Tensor:
         """The Q-Former's output before the projection: float[B,Q,D'], or float[B,T*Q,D']. As `embed_image`."""

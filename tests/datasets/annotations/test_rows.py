@@ -156,8 +156,8 @@ FAULTS = [
      r":1: conversations\[1\]: is from 'gpt', but a dialogue begins(.|\n)*:2: conversations\[1\]: value is empty"),
     ("visdial", {**visdial("train"), "visdial/annotations/visdial_1.0_train.json": {"data": {
         "questions": ["a"], "answers": ["b"], "dialogs": [{"image_id": 1, "dialog": [{"question": 0, "answer": 4}]},
-                                                          {"image_id": 2, "dialog": [{"question": "a"}]}]}}},
-     r"question and answer must be numbers of texts(.|\n)*:1: refers to a text that the file has not"),
+                                                          {"image_id": 2, "dialog": [{"question": ["a"]}]}]}}},
+     r"question and answer must be texts, or numbers of texts(.|\n)*:1: refers to a text that the file has not"),
     ("aok_vqa_mc", {"aokvqa/annotations/aokvqa_v1p0_train.json": [
         {"image_id": 1, "question": "a?", "choices": ["b", "c"], "correct_choice_idx": 2}]},
      r":1: field 'correct_choice_idx' is 2, not a place among the 2 choices"),
