@@ -309,8 +309,8 @@ def wait_channels(session: int) -> list[str]:
 
 
 def left_behind(folder: Path, jobs: Sequence[Job], seconds: float = 2.0) -> list[str]:
-    """Processes, temporary files and shared memory that outlive the jobs by more than `seconds`."""
-    deadline = time.monotonic() + seconds
+    """Processes, temporary files and shared memory that outlive the jobs by more than `within(seconds)`."""
+    deadline = time.monotonic() + within(seconds)  # workers that start end a little later
     while (found := list(_left(folder, jobs))) and time.monotonic() < deadline:
         time.sleep(0.05)
     return found
