@@ -151,8 +151,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_chromium
 def test_a_browser_shows_samples_and_loads_only_pictures_that_come_near(page: Path) -> None:
-    dom = opened(page)
-    document = Document(dom)
+    for budget in (3000, 30_000):  # on a busy machine Chromium may not see which pictures are near in the first one
+        document = Document(dom := opened(page, budget=budget))
+        if document.images:
+            break
     assert document.cards == [str(n) for n in range(48)] and document.found == 128
     assert document.holders == 48 and 4 <= document.images < 40
     assert "question 0?" in text_of(dom) and document.root["data-ready"] is not None
