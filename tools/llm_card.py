@@ -24,7 +24,7 @@ CARD = """\
 - Documents: {documents}, each seen once, {batch} a step: a generated scene of the split `vit` told in words, and about
   eight questions and answers (`tools/documents.py`), never a picture. The held-out colour-shape pairs never occur. The
   loss counts what is answered, not what is read.
-- Questions that name something come first, those of yes and no after a fifth of the steps.
+- Questions that name something come first, those of yes and no after {naming:.0%} of the steps.
 - {share:.0%} of the documents have a *blended* context: each object is one vector, or two, made of its words'
   embeddings, among vectors that mean nothing, in any order and length. That is what makes a frozen model of this size
   obey soft prompts.
@@ -57,14 +57,14 @@ def card(learner: Learner, steps: int, batch: int, seed: int, minutes: float, sc
         scores: of `llm_scores.evaluate`.
         count: how many scenes the scores are about.
     """
-    config = learner.model.config
+    config, phases = learner.model.config, PHASES[learner.family]
     about = ABOUT[learner.family].format(width=config.hidden_size, layers=config.num_hidden_layers,
                                          decoder_layers=getattr(config, "num_decoder_layers", 0))
     return CARD.format(
         family=learner.family, about=about, words=len(learner.tokenizer.loaded), steps=steps, seed=seed, batch=batch,
         parameters=sum(p.numel() for p in learner.model.parameters()) / 1e6, documents=steps * batch,
-        share=PHASES[-1][1].blended, minutes=minutes, date=datetime.date.today().isoformat(), count=count,
-        machine=platform.machine(), torch=torch.__version__.split("+")[0], table=table_of(scores),
+        share=phases[-1][1].blended, naming=phases[1][0], minutes=minutes, date=datetime.date.today().isoformat(),
+        count=count, machine=platform.machine(), torch=torch.__version__.split("+")[0], table=table_of(scores),
         vectors=VECTORS, world_seed=DEFAULT_SEED)
 
 

@@ -22,21 +22,21 @@ from tools.llm_card import card
 from tools.llm_learners import HEADS, LEARNERS, WIDTH, Learner, Predictions
 from tools.llm_scores import evaluate, save
 from tools.muon import Muon
-from tools.phases import PHASES
+from tools.phases import PHASES, Phases
 
 SEED = 20261130
 BATCH_SIZE = 16
-STEPS = {"opt": 3000, "t5": 3000}
+STEPS = {"opt": 5500, "t5": 3000}
 WARMUP_STEPS = 50
 CONSTANT = 0.5
 """Share of the steps with the full learning rate, which then falls to zero linearly."""
 MATRIX_RATE, OTHER_RATE = 5e-3, 3e-3
 
 
-def batches(seed: int, steps: int) -> Iterator[list[Document]]:
+def batches(seed: int, steps: int, phases: Phases) -> Iterator[list[Document]]:
     """`steps` batches, each document once."""
     for step in range(steps):
-        mix = next(mix for until, mix in PHASES if step < until * steps)
+        mix = next(mix for until, mix in phases if step < until * steps)
         yield [make_document(seed, number, mix) for number in range(step * BATCH_SIZE, (step + 1) * BATCH_SIZE)]
 
 
@@ -72,7 +72,7 @@ def train(learner: Learner, steps: int, seed: int, log_every: int = 100) -> None
     optimizers = optimizers_of(model)
     schedules = [torch.optim.lr_scheduler.LambdaLR(one, lambda step: rate_at(step, steps)) for one in optimizers]
     start = time.perf_counter()
-    for step, documents in enumerate(batches(seed, steps), 1):
+    for step, documents in enumerate(batches(seed, steps, PHASES[learner.family]), 1):
         loss = loss_of(learner.predict(documents, noise=True))
         model.zero_grad(set_to_none=True)
         loss.backward()
