@@ -144,7 +144,7 @@ MOVED = {
     "runners.evaluation": "evaluation.evaluator",
     "runners.evaluations": "evaluation.evaluator",
     "runners.hooks.hooks": "runners.hooks.base",
-    "runners.identity": "evaluation.resume",
+    "runners.identity": "evaluation.fingerprint",
     "runners.journal": "evaluation.resume",
     "runners.loss_meter": "runners.outcome",
     "runners.mixing": "runners.train_state",
