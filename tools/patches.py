@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 
 from lavis_lite.mini_world.render import encode_jpeg, patch_owners, render
 from lavis_lite.mini_world.scenes import CELLS, COLORS, SHAPES, SIZES, TEXTURES, Scene, make_scene
-from lavis_lite.models.vision.shapes import MINI_PATCH_SIZE as PATCH_SIZE
+from lavis_lite.models.vision.config import MINI_PATCH_SIZE as PATCH_SIZE
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

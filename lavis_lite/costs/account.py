@@ -14,7 +14,7 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.costs.meter import StepCount
 from lavis_lite.models.base import BaseModel
 from lavis_lite.runners.optim import build_optimizer
-from lavis_lite.runners.sharding import Blocks, blocks_of_run, stays_whole
+from lavis_lite.runners.placement import Blocks, blocks_of_run, stays_whole
 
 UTILISATION = 0.4
 """share of a GPU's peak that predictions assume"""

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
-from lavis_lite import __version__, distributed
-from lavis_lite.config.schema import Config, DatasetConfig
+from lavis_lite import distributed
+from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.policy import BadSampleAccount
 from lavis_lite.datasets.loading.sampler import PendingBatches
 from lavis_lite.datasets.protocols import MapDataset
 from lavis_lite.device import Precision, seed_position, to_device
-from lavis_lite.distributed.shards import is_sharded
 from lavis_lite.errors import ConfigError, ContractError, DataError, TextTooLongError, did_you_mean
+from lavis_lite.evaluation.fingerprint import eval_fingerprint
 from lavis_lite.evaluation.results import Evaluation, where_unscored, write_predictions, write_reports, write_result
-from lavis_lite.evaluation.resume import (
-    EvalCheckpoint,
-    EvalProgress,
-    EvaluationStopped,
-    Fingerprint,
-    config_fingerprint,
-)
-from lavis_lite.io import disk, files
+from lavis_lite.evaluation.resume import EvalCheckpoint, EvalProgress, EvaluationStopped
+from lavis_lite.io import disk
 from lavis_lite.models.language.contract import language_model_of
 from lavis_lite.tasks.base import BaseTask, ProgressHandle, Row
 from lavis_lite.tasks.config import Submission
@@ -39,10 +30,6 @@ if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
 AGGREGATE = "agg_metrics"
-SAMPLES = 256
-"""elements of a tensor, or blocks of a file, that are hashed"""
-BLOCK = 4096
-"""bytes of a hashed block of a file"""
 Scores = dict[str, float]
 Datasets = Mapping[str, Mapping[str, Any]]
 """data set name -> split -> data set"""
@@ -235,7 +222,7 @@ class Evaluator:
                     progress.save_batch(number, found, bad, samples)
                 rows += found
                 progress.advance(samples)
-        progress.end()
+        self.tracker.end()
         return rows
 
     def _predict_batch(self, dataset: MapDataset, batch: dict[str, Any]) -> list[Row]:
@@ -309,58 +296,3 @@ def _merged(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     merged = {f"{name}/{key}": value for name, one in scores.items() for key, value in one.items()}
     totals = [one[AGGREGATE] for one in scores.values() if AGGREGATE in one]
     return {**merged, AGGREGATE: sum(totals) / len(totals)} if totals else merged
-
-
-# --- what the rows depend on -------------------------------------------------------------------------------------
-def eval_fingerprint(cfg: Config, model: nn.Module, dataset: str, samples: int, **facts: Any) -> Fingerprint:
-    """The whole fingerprint: the configured part, the weights, and the annotation files.
-
-    Args:
-        cfg: the whole configuration.
-        model: its weights are hashed.
-        dataset: name of the data set that is evaluated.
-        samples: number of its samples.
-        facts: more plain values, such as the split and the precision.
-    """
-    section = cfg.datasets.get(dataset)
-    return {**config_fingerprint(cfg, dataset), **(annotation_hashes(section) if section else {}),
-            "number of samples": samples, "weights": weights_hash(model),
-            "versions": f"lavis_lite {__version__}, torch {torch.__version__}", **facts}
-
-
-def weights_hash(model: nn.Module) -> str:
-    """Hash of evenly spaced elements of every parameter and buffer.
-
-    Half precision is hashed as float32, because some models widen their weights on a CPU. Of sharded tensors only name
-    and shape count: these are frozen, and the model's section names their source.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        if tensor.numel() and not is_sharded(tensor) and not tensor.is_meta:
-            part = tensor.detach().reshape(-1)[::max(1, tensor.numel() // SAMPLES)]
-            part = part.float() if part.is_floating_point() else part
-            digest.update(part.contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def annotation_hashes(section: DatasetConfig) -> Fingerprint:
-    """Size and hash of every annotation file that exists on this machine; its path does not count."""
-    hashes = {}
-    for split, file in section.build_info.get("annotations", {}).items():
-        stored = file.get("storage")
-        for number, name in enumerate(stored if isinstance(stored, list) else [stored], 1):
-            path = None if name is None or files.is_url(str(name)) else files.resolve(name)
-            if path is not None and path.is_file():
-                hashes[f"content of {split} annotation file {number}"] = _file_hash(path)
-    return hashes
-
-
-def _file_hash(path: Path) -> str:
-    """Size, and a hash of evenly spaced blocks with both ends among them."""
-    size, digest = path.stat().st_size, hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        for offset in sorted({number * max(0, size - BLOCK) // (SAMPLES - 1) for number in range(SAMPLES)}):
-            file.seek(offset)
-            digest.update(file.read(BLOCK))
-    return f"{size} bytes, {digest.hexdigest()}"

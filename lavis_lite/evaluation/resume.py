@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import importlib
 import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from lavis_lite import distributed
-from lavis_lite.config.layers import flatten
 from lavis_lite.config.schema import Config
+from lavis_lite.evaluation.fingerprint import Fingerprint, config_fingerprint, differences
 from lavis_lite.redaction import mask_all
 from lavis_lite.tasks.base import ProgressHandle, Row
 from lavis_lite.tracking.tracker import Tracker
@@ -32,42 +31,7 @@ fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 FOLDER = Path("results") / ".unfinished"
 FORMAT = 1
 SYNC_SECONDS = 1.0
-LONGEST = 60
-"""characters of a value in a message"""
 Entry = dict[str, Any]
-Fingerprint = dict[str, Any]
-"""name -> plain value; the names of configured values are dotted keys. Values, not one hash, so that a refusal can say
-what differs"""
-
-
-# --- what the rows depend on ------------------------------------------------------------------------------------------
-def config_fingerprint(cfg: Config, dataset: str) -> Fingerprint:
-    """The configured part: model, preprocess, the data set's own section, and the run keys that affect rows."""
-    whole = asdict(cfg)
-    sections = {"model": whole["model"], "preprocess": whole["preprocess"],
-                "datasets": {name: section for name, section in whole["datasets"].items() if name == dataset},
-                "run": {key: value for key, value in whole["run"].items() if cfg.run.affects_rows(key)}}
-    return {key: _without_secret(value) for key, value in flatten(json.loads(json.dumps(sections, default=str)))}
-
-
-def _without_secret(value: Any) -> Any:
-    """A value with its secrets masked, and a short hash that tells another secret."""
-    masked = mask_all(value)
-    return value if masked == value else f"{masked} (sha256 {hashlib.sha256(str(value).encode()).hexdigest()[:8]}...)"
-
-
-def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """One clause for each value that differs; a value that only one side has differs, too."""
-    changed = (key for key in sorted(saved.keys() | current.keys()) if saved.get(key) != current.get(key))
-    return [_difference(key, saved.get(key), current.get(key)) for key in changed]
-
-
-def _difference(key: str, *values: Any) -> str:
-    if key == "weights" or key.startswith("content of"):
-        return f"{key} differ" if key == "weights" else f"{key} differs"
-    texts = (json.dumps(value, ensure_ascii=False) for value in values)
-    before, now = (text if len(text) <= LONGEST else f"{text[:LONGEST]}..." for text in texts)
-    return f"{key} was {before} and is {now}"
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -147,32 +111,32 @@ class EvalCheckpoint:
         if self.problem:
             return ""
         try:
-            file = self._opened()
-            file.write(encode_line(entry))
-            file.flush()
+            self._file = self._file or self._opened()
+            self._file.write(encode_line(entry))
+            self._file.flush()
             if time.monotonic() - self._synced > SYNC_SECONDS:
-                os.fsync(file.fileno())
+                os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
         except OSError as error:
             self.problem = f"{self.path} cannot be written ({error}); if this run is killed, what follows is lost"
         return self.problem
 
     def _opened(self) -> IO[bytes]:
-        if self._file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "ab")
-            if not _lock(self._file):
-                raise OSError("another process writes it")
-            # a kill may have torn the last line: the next one must not continue it
-            self._file.write(b"\n" if self._file.tell() else encode_line(self.header))
-        return self._file
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = open(self.path, "ab")
+        if not _lock(file):
+            file.close()
+            raise OSError("another process writes it")
+        # a kill may have torn the last line: the next one must not continue it
+        file.write(b"\n" if file.tell() else encode_line(self.header))
+        return file
 
     def close(self) -> None:
         """Close the file; it stays on the disk."""
-        if self._file is not None:
+        file, self._file = self._file, None
+        if file is not None:
             with contextlib.suppress(OSError):  # `append` has reported a full disk already
-                self._file.close()
-            self._file = None
+                file.close()
 
     def remove(self) -> None:
         """Remove this rank's file and, on rank 0, those of all ranks and then their folder, if disks are shared."""
@@ -211,20 +175,17 @@ def decode_line(line: bytes) -> Entry | None:
 
 def read(path: Path) -> tuple[Entry | None, Iterator[Entry]]:
     """(header, the other valid lines) of a file; without a valid header none of its lines counts."""
-    first, *others = path.read_bytes().split(b"\n")
-    header = decode_line(first) or {}
-    valid = (header.get("format") == FORMAT and isinstance(header.get("alone"), bool)
-             and isinstance(header.get("evaluation"), dict))
-    return (header if valid else None,
-            (entry for entry in map(decode_line, others if valid else []) if entry and _is_valid(entry)))
+    lines = map(decode_line, path.read_bytes().split(b"\n"))
+    header = next(lines)
+    if header is None or header.get("format") != FORMAT or not _has(header, alone=bool, evaluation=dict):
+        return None, iter(())
+    return header, (entry for entry in lines if entry and (
+        _has(entry, batch=int, samples=int, rows=list, bad=list) if "batch" in entry else
+        _has(entry, key=str, value=object)))
 
 
-def _is_valid(entry: Entry) -> bool:
-    """Whether an entry is a finished batch or a part of the scoring."""
-    if "batch" not in entry:
-        return isinstance(entry.get("key"), str) and "value" in entry
-    return (isinstance(entry["batch"], int) and isinstance(entry.get("samples"), int)
-            and all(isinstance(entry.get(key), list) for key in ("rows", "bad")))
+def _has(entry: Entry, **types: type) -> bool:
+    return all(key in entry and isinstance(entry[key], of) for key, of in types.items())
 
 
 def _lock(file: IO[bytes]) -> bool:
@@ -276,8 +237,8 @@ def _unfinished(output_dir: Path) -> Iterator[tuple[Path, Fingerprint]]:
             header, _ = read(path)
             if header is not None and header["alone"]:
                 found.append((path.stat().st_mtime, run_dir, header["evaluation"]))
-    newest = sorted(found, key=lambda one: one[0], reverse=True)
-    return ((run_dir, saved) for _, run_dir, saved in newest if run_dir not in busy)
+    found.sort(key=lambda one: one[0], reverse=True)
+    return ((run_dir, saved) for _, run_dir, saved in found if run_dir not in busy)
 
 
 # --- progress of one data set --------------------------------------------------------------------------------------
@@ -319,12 +280,10 @@ class EvalProgress(ProgressHandle):
         done, self._parts, self.writable = distributed.broadcast_object(
             (list(earlier.batches), earlier.parts, self.writable))
         self.done = frozenset(done)
-        self._bar: tuple[int, int] | None = None
-        self._own = 0
+        self._total = self._done = 0
 
     def _load(self, resume: bool) -> CompletedBatches:
-        completed = CompletedBatches()
-        messages: list[str] = []
+        completed, messages = CompletedBatches(), list[str]()
         try:
             if resume:
                 completed, messages = self.checkpoint.load()
@@ -357,22 +316,13 @@ class EvalProgress(ProgressHandle):
 
     def begin(self, title: str, total: int, unit: str, done: int = 0) -> None:
         """Show a bar of `total` units of all ranks, `done` of them finished earlier."""
-        self.end()
-        self._bar, self._own = (total, done), 0
+        self._total, self._done = total, done
         self.tracker.begin(f"{self.title} {title}".rstrip(), total, done, unit)
 
     def advance(self, count: int = 1) -> None:
         """Move the bar as far as all ranks get while this one finishes `count` units."""
-        if self._bar is not None:
-            total, done = self._bar
-            self._own += count
-            self.tracker.proceed(min(done + self._own * distributed.world_size(), total))
-
-    def end(self) -> None:
-        """Remove the bar, if there is one."""
-        if self._bar is not None:
-            self.tracker.end()
-            self._bar = None
+        self._done += count * distributed.world_size()
+        self.tracker.proceed(min(self._done, self._total))
 
     def stop_requested(self) -> int:
         """Exit code of a pending signal on this rank; 0: none."""
@@ -390,5 +340,5 @@ class EvalProgress(ProgressHandle):
 
     def close(self) -> None:
         """Remove the bar and close the file, which stays on the disk."""
-        self.end()
+        self.tracker.end()
         self.checkpoint.close()

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.runners.sharding import ignore_in_ddp
+from lavis_lite.runners.placement import ignore_in_ddp
 
 Batch = dict[str, Any]
 

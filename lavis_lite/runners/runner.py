@@ -27,11 +27,10 @@ from lavis_lite.evaluation.resume import EvaluationStopped
 from lavis_lite.process.launch import Launch
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing, resume, schedules
-from lavis_lite.runners.compiling import compile_model, eagerly
 from lavis_lite.runners.hooks.base import Hooks, RunContext, build_hooks
+from lavis_lite.runners.placement import eagerly, prepare_for_training, whole_blocks
 from lavis_lite.runners.ranks import Ahead
 from lavis_lite.runners.schedules import TrainSchedule
-from lavis_lite.runners.sharding import move_to_device, whole_blocks
 from lavis_lite.runners.signals import EVALUATION_ANSWER, Interrupted, SignalWatch
 from lavis_lite.runners.standard_hooks import BadSamples, TrainingLog, skipped_record
 from lavis_lite.runners.train_state import Datasets, TrainState
@@ -66,8 +65,8 @@ class Runner:
         self.run_dir, self.launch = Path(run_dir), launch or Launch()
         self.device = device or pick_device(self.run.device, self.launch.local_rank)
         self.precision = Precision.from_run(self.run, self.device)
-        self.model = move_to_device(model, self.run, self.device)
-        compile_model(self.model, self.run, self.device)
+        self.model = (model.to(self.device) if self.run.evaluate else
+                      prepare_for_training(model, self.run, self.device))
         self.tracker = tracker or Tracker.from_run(self.run, self.run_dir, distributed.is_main())
         self.watch = SignalWatch()
         self.bad_samples = BadSamples(self.run, self.run_dir)

@@ -16,7 +16,7 @@ from lavis_lite.cli.main import main
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.registry import registry
-from lavis_lite.runners.sharding import move_to_device
+from lavis_lite.runners.placement import move_to_device
 from tests.end_to_end.conftest import ROOT, Train
 
 RECIPE = """

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lavis_lite.config.schema import BuildInfo, DatasetConfig, FileConfig, RunConfig
-from lavis_lite.evaluation import evaluator, resume
+from lavis_lite.evaluation import fingerprint, resume
 from lavis_lite.evaluation.resume import EvalCheckpoint, EvalProgress, decode_line, encode_line, is_plain, read
 from lavis_lite.registry import registry
 from lavis_lite.tracking.tracker import Tracker
@@ -96,7 +96,7 @@ def test_a_file_that_another_process_writes_is_left_alone(tmp_path):
 
 def parts_of(tmp_path, model=None, **run):
     toy = Toy(tmp_path, run)
-    return evaluator.eval_fingerprint(toy.config(), model or ToyModel(), "toy", 11, step=0)
+    return fingerprint.eval_fingerprint(toy.config(), model or ToyModel(), "toy", 11, step=0)
 
 
 def test_the_identity_knows_weights_settings_and_data_and_no_more(tmp_path):
@@ -104,20 +104,20 @@ def test_the_identity_knows_weights_settings_and_data_and_no_more(tmp_path):
     for key, value in (("num_workers", 3), ("output_dir", "x"), ("tensorboard", True), ("init_lr", 1.0)):
         assert parts_of(tmp_path, **{key: value}) == base, key
     for key, value in (("batch_size_eval", 5), ("seed", 1), ("task", "vqa")):
-        assert [one.split()[0] for one in resume.differences(base, parts_of(tmp_path, **{key: value}))] == [
+        assert [one.split()[0] for one in fingerprint.differences(base, parts_of(tmp_path, **{key: value}))] == [
             f"run.{key}"]
     model = ToyModel()
     assert parts_of(tmp_path, model)["weights"] == base["weights"]
     assert parts_of(tmp_path, model.double())["weights"] == base["weights"]
     with torch.no_grad():
         model.seen += 1
-    assert resume.differences(base, parts_of(tmp_path, model)) == ["weights differ"]
+    assert fingerprint.differences(base, parts_of(tmp_path, model)) == ["weights differ"]
 
 
 def test_an_annotation_files_content_counts_and_its_name_alone_does_not(tmp_path):
     def of(path, text):
         path.write_text(text)
-        return evaluator.annotation_hashes(
+        return fingerprint.annotation_hashes(
             DatasetConfig(build_info=BuildInfo({"val": FileConfig(storage=str(path))})))
 
     text = "x" * 100_000
@@ -151,7 +151,7 @@ def test_the_folder_of_an_evaluation_that_was_stopped_is_found(tmp_path, monkeyp
 
     def leave(name, alone=True, step=0, split="val", **run):
         own = replace(config, run=replace(config.run, **run))
-        parts = {**resume.config_fingerprint(own, "toy"), "data set": "toy", "step": step, "split": split}
+        parts = {**fingerprint.config_fingerprint(own, "toy"), "data set": "toy", "step": step, "split": split}
         checkpoint = EvalCheckpoint(tmp_path / name, f"{split}_toy_step{step}", parts, alone, 0)
         checkpoint.append({"key": "k", "value": 1})
         return checkpoint

@@ -15,7 +15,7 @@ from lavis_lite.config.compose import compose
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.engine import open_run_folder
 from lavis_lite.errors import DataError
-from lavis_lite.evaluation import resume
+from lavis_lite.evaluation.fingerprint import config_fingerprint
 from lavis_lite.evaluation.resume import FOLDER, EvalCheckpoint, encode_line
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.runners import checkpointing
@@ -131,7 +131,7 @@ def test_killed_within_a_line_and_again_and_again(whole, tmp_path, monkeypatch):
             if entry["batch"] != batch:
                 return append(self, entry)
             line = encode_line(entry)
-            file = self._opened()
+            file = self._file or self._opened()
             file.write(line[:len(line) // 2])
             file.flush()
             return os.kill(os.getpid(), signal.SIGKILL)
@@ -311,7 +311,7 @@ def test_the_engine_takes_up_the_folder_of_an_evaluation_that_was_stopped(tmp_pa
 
     composed, first = folder()
     name = next(iter(composed.config.datasets))
-    parts = {**resume.config_fingerprint(composed.config, name), "data set": name, "step": 0, "split": "test"}
+    parts = {**config_fingerprint(composed.config, name), "data set": name, "step": 0, "split": "test"}
     journal = EvalCheckpoint(first, f"test_{name}_step0", parts, True, 0)
     journal.append({"key": "k", "value": 1})
     journal.close()

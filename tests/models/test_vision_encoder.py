@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError, MissingExtraError
+from lavis_lite.models.vision.config import build_timm
 from lavis_lite.models.vision.encoder import VisionEncoder, resize_pos_embed
-from lavis_lite.models.vision.shapes import build_timm
 
 TINY = {"depth": 3, "width": 48, "heads": 4}
 

@@ -11,8 +11,8 @@ from lavis_lite.checkpoints.formats.vision import load_vision_state
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.blip2.config import Blip2Config
+from lavis_lite.models.vision.config import training_of
 from lavis_lite.models.vision.encoder import VisionEncoder
-from lavis_lite.models.vision.shapes import training_of
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 CLIP: dict[str, Any] = {"depth": 4, "width": 32, "heads": 4, "mlp_ratio": 2.0, "patch_size": 8}

@@ -20,8 +20,8 @@ from lavis_lite.models.language.tokens import Limits
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.models.text_tokens import TextTokens
 from lavis_lite.process import compiler
-from lavis_lite.runners import compiling
-from lavis_lite.runners.compiling import compile_model, eagerly
+from lavis_lite.runners import placement
+from lavis_lite.runners.placement import compile_model, eagerly
 from tests.helpers.processes import run_processes
 from tests.helpers.toy import Toy, ToyModel, same, weights
 from tests.models.stage1_helpers import gradients, tiny_batch, tiny_model
@@ -43,7 +43,7 @@ def whole_graphs(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 def use(put: Callable[[Any, str, Any], None], backend: str = "eager") -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    put(compiling, "BACKEND", backend)
+    put(placement, "BACKEND", backend)
     plain = torch.compile
     put(torch, "compile", lambda function, **how: plain(function, **{"fullgraph": True, **how}))
 
@@ -122,7 +122,7 @@ def test_stage_2_equals_its_eager_twin(llm: str) -> None:
 
 
 def count_graphs(model: nn.Module, loss: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    monkeypatch.setattr(placement, "BACKEND", "eager")
     compile_model(model, RunConfig(compile="full"), CPU)  # type: ignore[arg-type]
     for step in range(1000):
         with torch.no_grad():
@@ -173,8 +173,14 @@ def test_an_evaluation_runs_as_it_is_written() -> None:
     with eagerly(run), torch.no_grad():
         model(tiny_batch())
     assert graphs() == 0
-    compile_model(untouched := tiny_model(), RunConfig(compile="full", evaluate=True), CPU)
+    compile_model(untouched := tiny_model(), RunConfig(compile="none"), CPU)
     assert "losses" not in vars(untouched) and not untouched.few_widths
+
+
+@pytest.mark.parametrize("evaluate", [False, True])
+def test_a_run_that_only_evaluates_compiles_nothing(tmp_path: Any, evaluate: bool) -> None:
+    runner = Toy(tmp_path, {"compile": "full", "evaluate": evaluate}, model_class=CompiledToy).build()
+    assert ("loss_of" in vars(runner.model)) is not evaluate
 
 
 class Nothing(BaseModel):
@@ -185,7 +191,7 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     for how, other in (("full", "blocks"), ("blocks", "full")):
         with pytest.raises(ConfigError, match=f"Nothing has nothing to compile.*run.compile={other}"):
             compile_model(Nothing(), RunConfig(compile=how), CPU)
-    monkeypatch.setattr(compiling, "BACKEND", "inductor")
+    monkeypatch.setattr(placement, "BACKEND", "inductor")
     monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match=r"run.compile=full: .*no g\+\+ on this machine.*run.compile=none"):
         compile_model(tiny_model(), RunConfig(compile="full"), CPU)
@@ -217,7 +223,7 @@ class CompiledToy(ToyModel):
 
 def test_a_compiled_run_resumes_bit_for_bit_and_its_checkpoints_are_those_of_any_run(
         tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    monkeypatch.setattr(placement, "BACKEND", "eager")
     ends = {}
     for name, how in (("eager", "none"), ("compiled", "full"), ("resumed", "full")):
         toy = Toy(tmp_path / name, {"max_iters": 4, "save_every": 2, "valid_splits": ["val"], "compile": how},

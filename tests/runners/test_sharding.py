@@ -23,7 +23,7 @@ from lavis_lite.models.language.build import recompute_blocks
 from lavis_lite.models.language.families import Lora
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.runners.optim import build_optimizer
-from lavis_lite.runners.sharding import (
+from lavis_lite.runners.placement import (
     Blocks,
     check,
     move_to_device,

@@ -10,7 +10,7 @@ from torch import nn
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.models.language.tokens import Limits
-from lavis_lite.runners.sharding import move_to_device, sharded_names
+from lavis_lite.runners.placement import move_to_device, sharded_names
 from tests.helpers.processes import run_processes
 from tests.models.test_vision_language import build, talk
 

@@ -10,7 +10,7 @@ import pytest
 from lavis_lite.config.compose import compose, to_yaml
 from lavis_lite.engine import open_run_folder
 from lavis_lite.errors import CheckpointError, ConfigError
-from lavis_lite.evaluation import resume
+from lavis_lite.evaluation.fingerprint import config_fingerprint
 from lavis_lite.evaluation.resume import EvalCheckpoint
 from lavis_lite.preflight import check
 from lavis_lite.runs import RunCheckpoint, compose_evaluation, model_sections, resume_evaluation
@@ -102,7 +102,7 @@ def test_an_evaluation_that_was_stopped_goes_on_in_its_folder(tmp_path: Path, ca
     first = open_run_folder(composition, None)
     assert first.parent == chosen.run_dir / "evaluations"
     name = next(iter(composition.config.datasets))
-    parts = {**resume.config_fingerprint(composition.config, name), "data set": name, "step": 2, "split": "test"}
+    parts = {**config_fingerprint(composition.config, name), "data set": name, "step": 2, "split": "test"}
     journal = EvalCheckpoint(first, f"test_{name}_step2", parts, True, 0)
     journal.append({"key": "k", "value": 1})
     journal.close()

@@ -21,9 +21,8 @@ from lavis_lite.models.blip2.config import Blip2Config
 from lavis_lite.models.plain_text import CutTexts, Side
 from lavis_lite.models.qformer.model import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
-from lavis_lite.models.vision.config import EncoderConfig
+from lavis_lite.models.vision.config import FEATURES, EncoderConfig
 from lavis_lite.models.vision.encoder import Encoder, VisionEncoder
-from lavis_lite.models.vision.shapes import FEATURES
 from lavis_lite.registry import registry
 
 

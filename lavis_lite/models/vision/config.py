@@ -1,17 +1,233 @@
-"""The keys of a `model` section about its encoder. Imports no torch."""
+"""The vision encoders known by name, whether a choice can be built, and the keys of a `model` section about them.
+
+Imports no torch for an encoder of the tables below.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_lite.config.schema import ModelConfig, RunConfig
-from lavis_lite.errors import ConfigError
-from lavis_lite.models.vision.shapes import FEATURES, encoder_error, training_of
+from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.registry import registry
+from lavis_lite.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TIMM_MODULES = ["vision_transformer", "deit", "eva"]
+"""timm's modules whose models are plain ViTs: patches, prefix tokens, a list of equal blocks."""
 
 
+@dataclass(frozen=True)
+class ViTShape:
+    """Dimensions of a ViT; `depth` counts its blocks without the last one."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float
+    patch_size: int
+    """pixels per side"""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"vision encoder: width {self.width} is not a multiple of {self.heads} heads.")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row of the table below.
+
+    Attributes:
+        kind: the family, which decides the builder: "eva" or "clip".
+        shape: dimensions, each of which a caller may override.
+        align_corners: how position embeddings are interpolated to another resolution (as LAVIS does per family).
+    """
+
+    kind: str
+    shape: ViTShape
+    align_corners: bool
+
+
+PRESETS = {
+    # EVA-CLIP's ViT-g/14 has 40 blocks, CLIP's ViT-L/14 has 24; the last one is not run
+    "eva_clip_g": Preset("eva", ViTShape(1408, 39, 16, 4.3637, 14), align_corners=False),
+    "clip_L": Preset("clip", ViTShape(1024, 23, 16, 4.0, 14), align_corners=True),
+}
+
+FEATURES = "features"
+"""samples bring features, no encoder runs"""
+MINI = "mini"
+"""The embedded default: 64-pixel images, weights in the package."""
+MINI_PATCH_SIZE = 8
+"""pixels per side"""
+SIZES = ("depth", "width", "heads", "mlp_ratio", "patch_size")
+"""dimensions of an encoder that a caller may override"""
+
+MINI_DEPTH = 4
+"""its blocks"""
+Layer = int | Sequence[int] | None
+"""`model.vit_layer`: which layers give the features"""
+How = Literal["frozen", "full", "last", "lora"]
+TRAINING = ("frozen", "full", "last_2", "lora")
+
+
+def training_of(train: str | None, frozen: bool | None = None) -> tuple[How | None, int]:
+    """What `model.vit_train` asks for, and the N of last_N; without it, what `frozen` says (None: nothing yet).
+
+    Raises:
+        ConfigError: another word.
+    """
+    if train is None:
+        return (None if frozen is None else "frozen" if frozen else "full"), 0
+    if train in ("frozen", "full", "lora"):
+        return train, 0  # type: ignore[return-value]  # one of How
+    match = re.fullmatch(r"last_([1-9]\d*)", train)
+    if match is None:
+        raise ConfigError(f"model.vit_train: {train!r} is not frozen, full, last_N (the last N blocks) or lora; "
+                          f"{did_you_mean(train, TRAINING)}")
+    return "last", int(match[1])
+
+
+def chosen_layers(name: str, layer: Layer, total: int) -> list[int]:
+    """After how many blocks features are taken, in the given order; `total` includes the final norm.
+
+    Args:
+        name: of the encoder.
+        layer: 1 to `total`, or from the end: -1 the last with the final norm, -2 the one before without it (as BLIP-2
+            and LLaVA read it). A list joins several along the channels. None: -2, and -1 of the embedded default.
+        total: blocks of the whole ViT.
+
+    Raises:
+        ConfigError: no such layer.
+    """
+    if layer is None:
+        layer = -1 if name == MINI else -2
+    wanted = [layer] if isinstance(layer, int) else list(layer)
+    found = [number if number > 0 else total + 1 + number for number in wanted]
+    wrong = [number for number, at in zip(wanted, found, strict=True) if not 1 <= at <= total or number == 0]
+    if wrong or not found:
+        given = f"{wrong[0]} is no layer" if wrong else "an empty list names no layer"
+        raise ConfigError(f"model.vit_layer: {given} of {name!r}; it has {total}: 1 to {total}, or -1 (the last) to "
+                          f"-{total}.")
+    return found
+
+
+def override(shape: ViTShape, changes: dict[str, Any]) -> ViTShape:
+    """The shape with every change that is not None."""
+    return replace(shape, **{name: value for name, value in changes.items() if value is not None})
+
+
+def check_image_size(name: str, image_size: int, patch_size: int) -> None:
+    """Raise ConfigError unless the image divides into whole patches."""
+    if image_size < patch_size or image_size % patch_size:
+        near = max(round(image_size / patch_size), 1) * patch_size
+        raise ConfigError(f"model.image_size: {image_size} pixels are not a whole number of {name}'s "
+                          f"{patch_size}-pixel patches; the nearest is {near}.")
+
+
+def check_mini(image_size: int, sizes: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless the embedded default has these sizes."""
+    if any(value is not None for value in sizes.values()):
+        raise ConfigError("model.vit_args: the dimensions of 'mini' are fixed; only image_size can change.")
+    check_image_size(MINI, image_size, MINI_PATCH_SIZE)
+
+
+def check_timm_name(name: str) -> None:
+    """Raise ConfigError unless `name` is a plain ViT of timm; nothing is built."""
+    ensure_torchvision()
+    import timm
+
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        names = [*PRESETS, MINI, *timm.list_models(module="vision_transformer"), *timm.list_models(module="eva")]
+        raise ConfigError(f"model.vit_model: unknown vision encoder {name!r}: {did_you_mean(name, names)}")
+    if not timm.models.is_model_in_modules(architecture, TIMM_MODULES):
+        raise ConfigError(f"model.vit_model: timm's {name!r} is not a plain ViT (patch tokens through equal blocks). "
+                          f"Take one of {', '.join(PRESETS)} or a name from timm.list_models('vit_*').")
+
+
+def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[str, Any], pretrained: bool,
+               layer: Layer = None) -> tuple[nn.Module, list[int], int]:
+    """Any ViT of timm by its name (`vit_base_patch16_224.augreg_in21k`), cut behind the last layer that is read.
+
+    Returns:
+        The ViT, what `chosen_layers` says, and how many blocks it had.
+
+    Raises:
+        ConfigError: unknown to timm (nearest names are given), not a plain ViT, without a given image size or layer.
+    """
+    check_timm_name(name)
+    import timm
+
+    renamed = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "mlp_ratio": "mlp_ratio",
+               "patch_size": "patch_size"}
+    arguments = {renamed[key]: value for key, value in changes.items() if value is not None}
+    if "depth" in arguments:
+        arguments["depth"] += 1  # the caller counts the blocks that run
+    vit: Any = timm.create_model(name, pretrained=pretrained, img_size=image_size, num_classes=0,
+                            drop_path_rate=drop_path_rate, **arguments)
+    blocks = getattr(vit, "blocks", None)
+    if blocks is None or len(blocks) < 2:
+        raise ConfigError(f"model.vit_model: timm's {name!r} has no list of at least two blocks to read features from.")
+    total = len(blocks)
+    layers = chosen_layers(name, layer, total)
+    cut(vit, max(layers))
+    return vit, layers, total
+
+
+def cut(vit: Any, depth: int) -> None:
+    """Drop the head of a ViT of timm, what is behind `depth` blocks and, if any block is, the final norm."""
+    vit.prune_intermediate_layers([depth - 1], prune_norm=depth < len(vit.blocks), prune_head=True)
+
+
+def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weights: bool,
+                  layer: Layer = None) -> tuple[str, str] | None:
+    """(key of the model section, sentence) of what is wrong with a vision encoder; None if it can be built.
+
+    A preset is compared with its table. A timm model is built on the meta device: without memory or a download.
+
+    Args:
+        name: as in `VisionEncoder`.
+        image_size: pixels per side.
+        sizes: of model.vit_args.
+        own_weights: whether timm's own weights are requested.
+        layer: as in `chosen_layers`.
+    """
+    for key in sizes:
+        if key not in SIZES:
+            return f"vit_args.{key}", f"a vision encoder has no such size; {did_you_mean(key, SIZES)}"
+    try:
+        if name == MINI:
+            check_mini(image_size, sizes)
+            chosen_layers(name, layer, MINI_DEPTH)
+        elif name in PRESETS:
+            shape = override(PRESETS[name].shape, dict(sizes))
+            check_image_size(name, image_size, shape.patch_size)
+            chosen_layers(name, layer, shape.depth + 1)
+        else:
+            check_timm_name(name)
+            import torch
+
+            with torch.device("meta"):
+                built: Any = build_timm(name, image_size, 0.0, dict(sizes), pretrained=False, layer=layer)
+            check_image_size(name, image_size, int(built[0].patch_embed.patch_size[0]))
+    except ConfigError as error:
+        key, _, sentence = str(error).partition(": ")
+        return key.removeprefix("model.") if key.startswith("model.") else "vit_args", sentence
+    except (ValueError, AssertionError, TypeError, ZeroDivisionError, RuntimeError) as error:  # timm's own
+        return "vit_args", f"timm cannot build {name!r} like this: {(str(error) or repr(error)).splitlines()[0]}"
+    if own_weights and (name == MINI or name in PRESETS):
+        return "vit_weights", f"timm has no weights of {name!r}; name a file, or leave the key out."
+    return None
+
+
+# --- the section ------------------------------------------------------------------------------------------------------
 @dataclass
 class EncoderConfig(ModelConfig):
     """What the sections of all models with an encoder share: LAVIS' keys, then this package's."""

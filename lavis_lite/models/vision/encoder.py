@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lavis_lite.errors import ConfigError, DataError, MissingExtraError
 from lavis_lite.models.base import freeze as keep_frozen
 from lavis_lite.models.base import without_autocast
-from lavis_lite.models.vision.shapes import (
+from lavis_lite.models.vision.config import (
     MINI,
     MINI_DEPTH,
     MINI_PATCH_SIZE,
@@ -27,6 +27,7 @@ from lavis_lite.models.vision.shapes import (
     ViTShape,
     build_timm,
     check_image_size,
+    check_mini,
     chosen_layers,
     cut,
     override,
@@ -66,11 +67,9 @@ class Encoder(nn.Module):
         Raises:
             DataError: it has another shape than the encoder takes.
         """
-        wanted = self.input_shape
-        fits = image.ndim == len(wanted) + 1 and all(size in (None, own) for size, own in
-                                                     zip(wanted, image.shape[1:], strict=False))
-        if not fits:
-            shape = ", ".join("any" if size is None else str(size) for size in wanted)
+        sizes = zip(self.input_shape, image.shape[1:], strict=False)
+        if image.ndim != len(self.input_shape) + 1 or any(size not in (None, own) for size, own in sizes):
+            shape = ", ".join("any" if size is None else str(size) for size in self.input_shape)
             raise DataError(f"{type(self).__name__} takes input of shape (B, {shape}), not {tuple(image.shape)}.")
 
     def example_input(self, batch: int, device: torch.device) -> Tensor:
@@ -96,7 +95,7 @@ class VisionEncoder(Encoder):
         frozen: True: freeze now; False: it trains, so that precision must be fp32; None: `freeze()` may follow.
         pretrained: take timm's own weights for a timm name (a download). All else starts at random, to be filled by
             `lavis_lite.checkpoints.load_vision_weights`.
-        layer: see `lavis_lite.models.vision.shapes.chosen_layers`.
+        layer: see `lavis_lite.models.vision.config.chosen_layers`.
         prefix: keep | drop the tokens in front of the patches: class token, register tokens.
         train: frozen | full | last_N (the last N of the blocks that run) | lora; None: by `frozen`.
         depth, width, heads, mlp_ratio, patch_size: override the preset's dimensions (depth: blocks before the last).
@@ -127,10 +126,10 @@ class VisionEncoder(Encoder):
         changes = {"depth": depth, "width": width, "heads": heads, "mlp_ratio": mlp_ratio, "patch_size": patch_size}
         self.align_corners = False
         self.vit, self.layers, self.total_layers = self._build(drop_path_rate, changes, pretrained, layer)
-        check_image_size(name, image_size, int(self.vit.patch_embed.patch_size[0]))
+        self.patch_size = int(self.vit.patch_embed.patch_size[0])
+        check_image_size(name, image_size, self.patch_size)
         self.width = int(self.vit.embed_dim) * len(self.layers)
         self.num_layers = len(self.vit.blocks)
-        self.patch_size = int(self.vit.patch_embed.patch_size[0])
         self.num_patches = int(self.vit.patch_embed.num_patches)
         prefixes = int(getattr(self.vit, "num_prefix_tokens", 0))
         self.dropped = prefixes if prefix == "drop" else 0
@@ -149,9 +148,7 @@ class VisionEncoder(Encoder):
         """The ViT, after how many blocks it is read, and how many it would have."""
         ensure_torchvision()  # timm imports it
         if self.name == MINI:
-            if any(value is not None for value in changes.values()):
-                raise ConfigError("model.vit_model: the dimensions of 'mini' are fixed; only image_size can change.")
-            check_image_size(self.name, self.image_size, MINI_PATCH_SIZE)
+            check_mini(self.image_size, changes)
             vit, layers = mini_vit(self.image_size), chosen_layers(self.name, layer, MINI_DEPTH)
             if max(layers) < MINI_DEPTH:
                 cut(vit, max(layers))
@@ -167,17 +164,22 @@ class VisionEncoder(Encoder):
         check_image_size(self.name, self.image_size, shape.patch_size)
         total = shape.depth + 1
         layers = chosen_layers(self.name, layer, total)
-        build = {"eva": build_eva, "clip": build_clip}[preset.kind]
-        run = max(layers)
-        return build(replace(shape, depth=run), self.image_size, drop_path_rate, run == total), layers, total
+        shape = replace(shape, depth=max(layers))
+        vit = build_preset(preset.kind, shape, self.image_size, drop_path_rate, with_norm=shape.depth == total)
+        return vit, layers, total
 
     def _set_checkpointing(self, how: bool | str) -> None:
         if how is True:
             self.vit.set_grad_checkpointing(True)
         elif how == "fairscale":
-            wrap = _fairscale_wrapper()
+            try:
+                from fairscale.nn.checkpoint import checkpoint_wrapper
+            except ImportError as error:
+                raise MissingExtraError("model.use_grad_checkpoint: 'fairscale' needs the package fairscale: pip "
+                                        "install fairscale, or set it to true for torch's own "
+                                        "checkpointing.") from error
             for block in self.vit.blocks:
-                wrap(block)  # replaces the block's forward, so that names stay
+                checkpoint_wrapper(block)  # replaces the block's forward, so that names stay
         elif how is not False:
             raise ConfigError(f"model.use_grad_checkpoint: {how!r} is not one of true, false, 'fairscale'.")
 
@@ -231,21 +233,16 @@ class VisionEncoder(Encoder):
                               f"{tuple(image.shape)}. {maker[0].upper()}{maker[1:]} makes them; in a YAML give "
                               "model.image_size and the image_size of datasets.*.vis_processor the same value.")
 
-    def example_input(self, batch: int, device: torch.device) -> Tensor:
-        """Images of the right size without content, for a dry run."""
-        return torch.zeros(batch, 3, self.image_size, self.image_size, device=device)
-
     def _check_trainable(self) -> None:
         if self.precision != "fp32":
             raise ConfigError(f"model.vit_precision: {self.precision} weights cannot be trained (freeze_vit or "
-                              "vit_train asks for that). "
-                              "Set model.vit_precision=fp32; run.amp=true gives half-precision arithmetic.")
+                              "vit_train asks for that). Set model.vit_precision=fp32; run.amp=true gives "
+                              "half-precision arithmetic.")
 
     def _settle_dtype(self, device: torch.device) -> torch.dtype:
         """Bring frozen weights to the dtype they are computed in; fp16 arithmetic on a CPU is slow and incomplete."""
-        wanted = DTYPES[self.precision]
-        if device.type == "cpu" and wanted is torch.float16:
-            wanted = torch.float32
+        on_cpu = device.type == "cpu" and self.precision == "fp16"
+        wanted = torch.float32 if on_cpu else DTYPES[self.precision]
         if next(self.vit.parameters()).dtype is not wanted:
             self.vit.to(wanted)
         return wanted
@@ -265,10 +262,8 @@ class VisionEncoder(Encoder):
         """
         parts = name.split(".")
         if "blocks" in parts[:-1]:
-            index = parts[parts.index("blocks") + 1]
-            return int(index) + 1
-        after_blocks = {"norm", "fc_norm", "attn_pool"}
-        return self.num_layers if after_blocks & set(parts) else 0
+            return int(parts[parts.index("blocks") + 1]) + 1
+        return self.num_layers if {"norm", "fc_norm", "attn_pool"} & set(parts) else 0
 
     def layer_scale(self, name: str, decay: float) -> float:
         """Learning-rate factor of a parameter: decay ** (distance from the layer after the last block)."""
@@ -284,49 +279,35 @@ class VisionEncoder(Encoder):
             return table
         prefix = own.shape[1] - self.num_patches
         patches = table.shape[1] - prefix
-        if patches < 1 or round(patches**0.5) ** 2 != patches:
-            return table
-        return resize_pos_embed(table, round(self.num_patches**0.5), prefix, self.align_corners)
+        square = patches >= 1 and round(patches**0.5) ** 2 == patches
+        return resize_pos_embed(table, round(self.num_patches**0.5), prefix, self.align_corners) if square else table
 
     def extra_repr(self) -> str:
         """One line for `print(model)`."""
         return f"{self.name}, {self.image_size} px, {self.precision}, {'frozen' if self.frozen else 'trainable'}"
 
 
-def _fairscale_wrapper() -> Any:
-    try:
-        from fairscale.nn.checkpoint import checkpoint_wrapper
-    except ImportError as error:
-        raise MissingExtraError("model.use_grad_checkpoint: 'fairscale' needs the package fairscale: pip install "
-                                "fairscale, or set it to true for torch's own checkpointing.") from error
-    return checkpoint_wrapper
-
-
 # --- ViTs without weights ---------------------------------------------------------------------------------------------
 MINI_WIDTH, MINI_HEADS = 128, 4
 
 
-def build_eva(shape: ViTShape, image_size: int, drop_path_rate: float, with_norm: bool = False) -> nn.Module:
-    """EVA-CLIP's ViT: absolute positions, fused qkv with separate q and v biases and none for k, eps 1e-6, no head."""
+def build_preset(kind: str, shape: ViTShape, image_size: int, drop_path_rate: float, with_norm: bool) -> nn.Module:
+    """The ViT of a preset, without a head.
+
+    eva: EVA-CLIP's, with fused qkv, biases of q and v but none of k, eps 1e-6. clip: CLIP's, with a norm before the
+    blocks, no patch bias, QuickGELU, eps 1e-5. Both have absolute positions.
+    """
     from timm.models.eva import Eva
-
-    vit = Eva(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="", embed_dim=shape.width,
-              depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio, qkv_bias=True, qkv_fused=True,
-              drop_path_rate=drop_path_rate, use_abs_pos_emb=True, use_rot_pos_emb=False,
-              norm_layer=partial(nn.LayerNorm, eps=1e-6))
-    if not with_norm:
-        vit.norm = nn.Identity()
-    return vit
-
-
-def build_clip(shape: ViTShape, image_size: int, drop_path_rate: float, with_norm: bool = False) -> nn.Module:
-    """CLIP's image ViT: a norm before the blocks, no patch bias, QuickGELU, eps 1e-5, no head."""
     from timm.models.vision_transformer import VisionTransformer
 
-    vit = VisionTransformer(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="",
-                            embed_dim=shape.width, depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio,
-                            pre_norm=True, norm_layer=partial(nn.LayerNorm, eps=1e-5), act_layer="quick_gelu",
-                            drop_path_rate=drop_path_rate)
+    cls, eps, own = {
+        "eva": (Eva, 1e-6, {"qkv_bias": True, "qkv_fused": True, "use_abs_pos_emb": True, "use_rot_pos_emb": False}),
+        "clip": (VisionTransformer, 1e-5, {"pre_norm": True, "act_layer": "quick_gelu"}),
+    }[kind]
+    make: Any = cls
+    vit: nn.Module = make(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="",
+                          embed_dim=shape.width, depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio,
+                          drop_path_rate=drop_path_rate, norm_layer=partial(nn.LayerNorm, eps=eps), **own)
     if not with_norm:
         vit.norm = nn.Identity()
     return vit
@@ -363,9 +344,9 @@ class ConvStem(nn.Module):
 def mini_vit(image_size: int = 64) -> VisionTransformer:
     """The embedded default's encoder: a ViT of 0.9M parameters for 64-pixel images, with random weights.
 
-    `model.forward_features(image float[B, 3, S, S])` gives float[B, 1 + (S / 8)^2, 128] after all four blocks and the
-    final norm: the class token, then the patches in reading order. Images are normalised with CLIP's mean and
-    deviation. The packaged weights (assets/mini/vit.safetensors, fp16) are for 64 pixels.
+    `model.forward_features(image float[B, 3, S, S])` gives float[B, 1 + (S / 8)^2, 128] after the final norm: the class
+    token, then the patches in reading order. The packaged weights (assets/mini/vit.safetensors, fp16) are for 64 pixels
+    and images normalised as CLIP's are.
     """
     ensure_torchvision()
     from timm.models.vision_transformer import VisionTransformer
@@ -375,21 +356,14 @@ def mini_vit(image_size: int = 64) -> VisionTransformer:
 
 
 def resize_pos_embed(table: torch.Tensor, grid: int, prefix: int, align_corners: bool) -> torch.Tensor:
-    """Interpolate position embeddings to another square grid, bicubic; entries of prefix tokens stay as they are.
+    """float[1, prefix + g*g, D] -> float[1, prefix + grid*grid, D], bicubic; EVA does not align corners, CLIP does.
 
-    Args:
-        table: float[1, prefix + g*g, D].
-        grid: patches per side that are wanted.
-        prefix: how many leading entries belong to no patch.
-        align_corners: False as EVA, True as CLIP in LAVIS.
-
-    Returns:
-        float[1, prefix + grid*grid, D] in the dtype of `table`.
+    The `prefix` leading entries belong to no patch and stay as they are.
     """
     first, patches = table[:, :prefix], table[:, prefix:]
     side = round(patches.shape[1] ** 0.5)
     if side == grid:
         return table
-    image = patches.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    image = patches.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
     image = nn.functional.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=align_corners)
-    return torch.cat([first, image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
+    return torch.cat([first, image.flatten(2).mT.to(table.dtype)], dim=1)

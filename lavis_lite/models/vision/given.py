@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite.errors import ConfigError
+from lavis_lite.models.vision.config import FEATURES
 from lavis_lite.models.vision.encoder import Encoder
-from lavis_lite.models.vision.shapes import FEATURES
 from lavis_lite.registry import registry
 
 
@@ -54,7 +54,7 @@ class GivenFeatures(Encoder):
 
 
 def registered_error(name: str, sizes: Mapping[str, Any]) -> tuple[str, str] | None:
-    """As `shapes.encoder_error`, of an encoder that is no ViT: it is built on the meta device."""
+    """As `config.encoder_error`, of an encoder that is no ViT: it is built on the meta device."""
     try:
         with torch.device("meta"):
             (GivenFeatures if name == FEATURES else registry.encoder.get(name))(**sizes)

@@ -79,7 +79,7 @@ class SamplePredictions(Hook):
         return batch
 
     def _show(self, run: RunContext) -> None:
-        from lavis_lite.runners.sharding import whole_blocks
+        from lavis_lite.runners.placement import whole_blocks
 
         with whole_blocks(run.model):  # all ranks give their parts, and rank 0 answers
             texts = self._predict(run) if run.is_main else []

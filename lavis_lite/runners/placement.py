@@ -1,7 +1,11 @@
-"""Transformer blocks, frozen or trained, that the ranks share (FSDP2): `run.fsdp`.
+"""The model of a training: on its device, its blocks shared by the ranks (`run.fsdp`), and compiled (`run.compile`).
 
-All blocks stand under one root, the model, so that the weights of the next block travel while a block computes. What
-is in no block (word embeddings, the Q-Former, a projection, adapters) stays whole on every rank under DDP.
+FSDP2 shares transformer blocks, frozen or trained. All stand under one root, the model, so that the weights of the next
+block travel while a block computes. What is in no block (word embeddings, the Q-Former, a projection, adapters) stays
+whole on every rank under DDP.
+
+Compiled modules keep their names, so checkpoints are those of an eager run. Evaluation stays eager: beams and caches
+change their shapes with every token.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import inspect
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
+from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,20 +27,34 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.device import Precision
 from lavis_lite.distributed import shards
 from lavis_lite.errors import ConfigError
+from lavis_lite.process.compiler import why_not
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
+
+BACKEND = "inductor"
+
+
+def prepare_for_training(model: BaseModel, run: RunConfig, device: torch.device) -> BaseModel:
+    """`move_to_device`, then `compile_model`. An evaluation alone needs neither, but whole eager weights.
+
+    Raises:
+        ConfigError: the model cannot be shared or compiled as the run asks.
+    """
+    model = move_to_device(model, run, device)
+    compile_model(model, run, device)
+    return model
 
 
 def move_to_device(model: BaseModel, run: RunConfig, device: torch.device) -> BaseModel:
     """The model on its device, its blocks shared as `run.fsdp` asks: block by block, so that it need never fit whole.
 
-    A single process shares nothing, and an evaluation alone needs whole weights.
+    A single process shares nothing.
 
     Raises:
         ConfigError: the model has no blocks to share, or they cannot be shared in this run.
     """
-    blocks = None if run.fsdp == "none" or run.evaluate else blocks_of_run(model, run, device)
+    blocks = None if run.fsdp == "none" else blocks_of_run(model, run, device)
     if blocks is None or distributed.world_size() == 1:
         return model.to(device)
     check(blocks, Precision.from_run(run, device))
@@ -46,6 +65,7 @@ def move_to_device(model: BaseModel, run: RunConfig, device: torch.device) -> Ba
     return placed
 
 
+# --- blocks that ranks share ------------------------------------------------------------------------------------------
 class Blocks(NamedTuple):
     """The blocks that ranks share, in the order in which they run."""
 
@@ -160,3 +180,54 @@ def ignore_in_ddp(model: nn.Module) -> None:
     names = sharded_names(model)
     if names:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+
+
+# --- run.compile ------------------------------------------------------------------------------------------------------
+def compile_model(model: BaseModel, run: RunConfig, device: torch.device) -> None:
+    """Compile what `run.compile` names, at its first use.
+
+    Raises:
+        ConfigError: the model has no such parts, or this machine cannot compile.
+    """
+    if run.compile == "none":
+        return
+    reason = why_not(device.type) if BACKEND == "inductor" else None
+    if reason:
+        raise ConfigError(f"run.compile={run.compile}: {reason}")
+    compiled = _compile_blocks(model, device) if run.compile == "blocks" else _compile_losses(model, device)
+    if not compiled:
+        other = "full" if run.compile == "blocks" else "blocks"
+        raise ConfigError(f"run.compile={run.compile}: {type(model).__name__} has nothing to compile in this way. Set "
+                          f"run.compile={other} or none.")
+    for part in model.modules():
+        if getattr(part, "few_widths", None) is not None:
+            part.few_widths = True  # type: ignore[assignment]
+
+
+def _compile_blocks(model: BaseModel, device: torch.device) -> int:
+    """Compile each block for all widths at once; the number of blocks."""
+    blocks = model.blocks_to_compile(device)
+    for block in blocks:
+        block.compile(backend=BACKEND, dynamic=True)
+    return len(blocks)
+
+
+def _compile_losses(model: BaseModel, device: torch.device) -> int:
+    """Compile the methods that a model and its language model name, for each width; the number of methods of its own.
+
+    They are compiled as functions of the model, so that a copy of it runs with its own weights.
+    """
+    model.vision_blocks_to_shard(device)  # a frozen encoder takes its final dtype, which no compiled code can do
+    for part in model.modules() if model.traced else ():
+        for name in getattr(part, "traced", ()):
+            function = torch.compile(getattr(type(part), name), backend=BACKEND, dynamic=False)
+            setattr(part, name, MethodType(function, part))
+    return len(model.traced)
+
+
+def eagerly(run: RunConfig) -> contextlib.AbstractContextManager[None]:
+    """Within it, nothing is compiled and compiled parts run as they are written."""
+    if run.compile == "none":
+        return contextlib.nullcontext()  # the compiler is not even imported
+    stance: contextlib.AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
