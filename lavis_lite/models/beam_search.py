@@ -88,11 +88,12 @@ class Beams(Search):
         Returns:
             The best continuation's log-probability float[B,1], ended or not.
         """
-        (batch, beams), width, vocabulary = self.totals.shape, self.options.num_beams, scores.shape[1]
-        everything = (self.totals[:, :, None] + scores.unflatten(0, (batch, beams))).flatten(1)
+        (batch, beams), width = self.totals.shape, self.options.num_beams
+        more, tokens = scores.topk(min(2 * width, scores.shape[1]), dim=1)  # no text has more among the best of all
+        everything = (self.totals.flatten()[:, None] + more).view(batch, -1)
         best, flat = everything.topk(min(2 * width, everything.shape[1]), dim=1)
-        source = flat // vocabulary + torch.arange(batch, device=flat.device)[:, None] * beams
-        token = flat % vocabulary
+        source = flat // more.shape[1] + torch.arange(batch, device=flat.device)[:, None] * beams
+        token = tokens.view(batch, -1).gather(1, flat)
         ends = token == self.special.end
         self._note(best[:, :width].masked_fill(~ends[:, :width], -torch.inf), source[:, :width], self._powers(0))
         kept = best.masked_fill(ends, -torch.inf).topk(min(width, best.shape[1]), dim=1)

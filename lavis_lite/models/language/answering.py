@@ -136,7 +136,8 @@ def can_join(model: LanguageModel, options: Decoding) -> bool:
 
 def prepared(model: LanguageModel, prefix: Any, options: Decoding) -> tuple[Decoder, SpecialIds]:
     """What `decode` steps, and the ids with a role."""
-    decoder, begin = model.decoder_of(prefix, options.max_new_tokens)
+    beams = options.num_beams if not options.sample and options.num_beams <= model.model.config.vocab_size else 1
+    decoder, begin = model.decoder_of(prefix, options.max_new_tokens, beams)
     if begin < 0 and options.lavis_lengths:  # a start token that nothing reads, but that is penalised
         start = model.model.config.bos_token_id
         begin = -1 if start is None else int(start)

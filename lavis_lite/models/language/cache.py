@@ -1,8 +1,8 @@
 """The keys and values that decoding carries from step to step, over transformers' caches.
 
-Memory for all new tokens is allocated once and written in place. Rows that continue one sample (beams, draws) share its
-beginning: when they are reordered among themselves, only what was written after it moves. A layer without plain full
-attention (a sliding window, a recurrent state) stays as transformers made it and moves as a whole.
+Memory for all new tokens is allocated once and written in place. The beams of a sample share it where the model takes
+masks as they are. A layer without plain full attention (a sliding window, a recurrent state) stays as transformers made
+it and moves as a whole.
 """
 
 from __future__ import annotations
@@ -22,55 +22,68 @@ from lavis_lite.models.plain_text import Side
 class RowCache:
     """The cache of a batch of which rows are repeated, reordered, dropped and joined by others.
 
+    A row holds one text, or the K beams of a sample: these write their tokens side by side, and a mask says which of
+    them each has come from. Beams that change places then move nothing but the mask.
+
     Args:
         cache: of transformers, after the beginnings of M samples; it stays as it is.
         mask: bool[M,S], which of its columns a row sees.
-        room: how many more tokens a row will have.
+        room: how many more tokens a text will have.
         fixed: keys, values and mask have their final shape from the start, see `FixedLayer`.
+        beams: texts that a row will hold, after the first `keep`.
     """
 
-    def __init__(self, cache: Any, mask: Tensor, room: int, fixed: bool = False) -> None:
-        self.cache, self.room, self.fixed, self.end = _copy(cache), room, fixed, mask.shape[1]
-        self.mask = F.pad(mask, (0, room))
+    def __init__(self, cache: Any, mask: Tensor, room: int, fixed: bool = False, beams: int = 1) -> None:
+        self.cache, self.room, self.fixed, self.end = _copy(cache), room * beams, fixed, mask.shape[1]
+        self.most, self.beams = beams, 1
+        self.mask = F.pad(mask, (0, self.room))[:, None]
         kind = FixedLayer if fixed else PreallocatedLayer
         own = _parts(self.cache)[0]  # what attends to an encoder gets no new tokens
-        own.layers = [kind(layer.keys, layer.values, room) if _is_full(layer) else layer for layer in own.layers]
+        own.layers = [kind(layer.keys, layer.values, self.room) if _is_full(layer) else layer for layer in own.layers]
 
     def advance(self) -> Tensor:
-        """Make place for one more token of each row: bool[M,S+1], or bool[M,S+room], what the rows then see."""
-        self.mask[:, self.end] = True
-        self.end += 1
-        return self.mask if self.fixed else self.mask[:, :self.end]
+        """Make place for one more token of each text: bool[M,K,S+K], or all columns, what each text then sees."""
+        start, self.end = self.end, self.end + self.beams
+        self.mask[:, :, start:self.end] = torch.eye(self.beams, dtype=torch.bool, device=self.mask.device)
+        return self.mask if self.fixed else self.mask[:, :, :self.end]
 
-    def select(self, rows: Tensor) -> None:
-        """Keep the rows int64[M'], with repetition."""
-        self.mask = self.mask.index_select(0, rows)
-        for part in _parts(self.cache):
+    def keep(self, texts: Tensor, in_sample: bool = False) -> Tensor:
+        """Keep the texts int64[M'*K], with repetition; those of a row are neighbours.
+
+        Args:
+            texts: their numbers.
+            in_sample: each is of the same sample as the one whose place it takes.
+
+        Returns:
+            The rows that they were in, int64[M'].
+        """
+        grouped = texts.view(-1, self.most)
+        rows = grouped[:, 0] // self.beams
+        parts = _parts(self.cache)
+        if in_sample:  # what an encoder gave is the same for all of them
+            parts = parts[:1] if self.most == 1 else []
+        for part in parts:
             part.reorder_cache(rows)
+        self.mask, self.beams = self.mask[rows[:, None], grouped % self.beams], self.most
+        return rows
 
-    def permute(self, rows: Tensor) -> None:
-        """As `select` with int64[M] where every row takes one of its own sample's: common beginnings stay in place."""
-        for layer in _parts(self.cache)[0].layers:
-            getattr(layer, "permute", layer.reorder_cache)(rows)
-
-    def join(self, other: RowCache, width: int, common: int) -> None:
+    def join(self, other: RowCache, width: int) -> None:
         """Put the rows of another one behind, the newest tokens of all side by side.
 
         Args:
             other: of the same model; all its layers have full attention.
             width: columns that stay, the newest ones.
-            common: of these, the first ones that no row has written itself.
         """
         (own, *encoder), (theirs, *their_encoder) = _parts(self.cache), _parts(other.cache)
         for layer, new in zip(own.layers, theirs.layers, strict=True):
             both = zip(layer.parts, new.parts, strict=True)
             layer.start([stacked([one[:, :, :self.end], two[:, :, :other.end]], "left", width) for one, two in both],
-                        common, self.room)
+                        self.room)
         for part, more in zip(encoder, their_encoder, strict=True):
             for layer, new in zip(part.layers, more.layers, strict=True):
                 layer.keys, layer.values = (stacked([getattr(one, name) for one in (layer, new)], "right")
                                             for name in ("keys", "values"))
-        masks = stacked([self.mask[:, :self.end], other.mask[:, :other.end]], "left", width, axis=1)
+        masks = stacked([self.mask[..., :self.end], other.mask[..., :other.end]], "left", width, axis=-1)
         self.mask, self.end = F.pad(masks, (0, self.room)), width
 
 
@@ -121,22 +134,22 @@ def _copy_layer(layer: Any) -> Any:
 
 
 class PreallocatedLayer(DynamicLayer):
-    """Keys and values with room behind them; the tokens it starts from are common to the rows of a sample.
+    """Keys and values with room behind them.
 
     Args:
         keys: float[M,H,S,d].
         values: float[M,H,S,d'].
-        room: how many more tokens will be written.
+        room: how many more columns will be written.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self.start([keys, values], keys.shape[2], room)
+        self.start([keys, values], room)
 
-    def start(self, parts: Sequence[Tensor], common: int, room: int) -> None:
-        """Begin with keys and values of which `common` columns are common to the rows of a sample."""
-        self.common, self.end = common, parts[0].shape[2]
+    def start(self, parts: Sequence[Tensor], room: int) -> None:
+        """Begin with keys and values."""
+        self.end = parts[0].shape[2]
         self.parts = [F.pad(part, (0, 0, 0, room)) for part in parts]
         self._show()
 
@@ -153,12 +166,6 @@ class PreallocatedLayer(DynamicLayer):
         self.parts = [part.index_select(0, rows) for part in self.parts]
         self._show()
 
-    def permute(self, rows: Tensor) -> None:
-        """As `reorder_cache` with int64[M] where every row takes one of its own sample's: the common part may stay."""
-        rows = rows.to(self.device)
-        for part in self._show():
-            part[:, :, self.common:] = part[:, :, self.common:].index_select(0, rows)
-
     def _show(self) -> tuple[Tensor, Tensor]:
         self.keys, self.values = keys, values = self.parts[0][:, :, :self.end], self.parts[1][:, :, :self.end]
         return keys, values
@@ -168,23 +175,25 @@ class FixedLayer(PreallocatedLayer):
     """Keys and values of the final shape; what is not written yet is zero, and a mask must hide it.
 
     No shape and no number of the host changes from token to token, so that a compiled step or a CUDA graph takes them
-    all. Tokens are written one at a time.
+    all.
     """
 
-    def start(self, parts: Sequence[Tensor], common: int, room: int) -> None:
+    def start(self, parts: Sequence[Tensor], room: int) -> None:
         """See `PreallocatedLayer.start`."""
         self.at = torch.full((1,), parts[0].shape[2], device=parts[0].device)
-        super().start(parts, common, room)
+        super().start(parts, room)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write float[M,H,1,d] and float[M,H,1,d'] in place; everything, with room behind."""
+        """Write float[M,H,N,d] and float[M,H,N,d'] in place; everything, with room behind."""
+        count = key_states.shape[2]
+        places = self.at + torch.arange(count, device=self.at.device)
         for part, new in zip(self.parts, (key_states, value_states), strict=True):
-            part.index_copy_(2, self.at, new)
-        self.at += 1
+            part.index_copy_(2, places, new)
+        self.at += count
         return self._show()
 
     def get_seq_length(self) -> Any:
-        """Tokens so far, as int64[] on the device."""
+        """Columns so far, as int64[] on the device."""
         return self.at[0]
 
     def _show(self) -> tuple[Tensor, Tensor]:

@@ -301,8 +301,11 @@ class LanguageModel(nn.Module, ABC):
         return self.takes_whole_masks and (self.home.type == "cuda" if self.fixed_cache is None else self.fixed_cache)
 
     @abstractmethod
-    def decoder_of(self, prefix: Any, room: int) -> tuple[Decoder, int]:
-        """What continues a state by at most `room` tokens, and the id it starts from (-1: none)."""
+    def decoder_of(self, prefix: Any, room: int, beams: int = 1) -> tuple[Decoder, int]:
+        """What continues a state by at most `room` tokens, and the id it starts from (-1: none).
+
+        `beams`: texts of each sample after the first step; 1: any number.
+        """
 
     @abstractmethod
     def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], image_index: Tensor | None = None) -> Any:
@@ -353,9 +356,9 @@ class LanguageModel(nn.Module, ABC):
         return embeds, mask
 
     def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
-                image_index: Tensor | None = None) -> tuple[Decoder, int]:
-        """What `decode` steps, at most `room` times, and the id it starts from (-1: none)."""
-        return self.decoder_of(self.read(soft_prompt, prompts, image_index), room)
+                image_index: Tensor | None = None, beams: int = 1) -> tuple[Decoder, int]:
+        """What `decode` steps, at most `room` times, and the id it starts from; see `decoder_of`."""
+        return self.decoder_of(self.read(soft_prompt, prompts, image_index), room, beams)
 
     def generate_ids(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]],
                      options: GenerationConfig, image_index: ImageIndex | None = None) -> list[list[int]]:

@@ -50,12 +50,12 @@ class Prefix:
 
 
 class CausalDecoder:
-    """What continues a prefix token by token, by at most `room` tokens."""
+    """What continues a prefix token by token, by at most `room` tokens; `beams` of a sample go through as one row."""
 
-    def __init__(self, owner: DecoderOnly, prefix: Prefix, room: int) -> None:
+    def __init__(self, owner: DecoderOnly, prefix: Prefix, room: int, beams: int = 1) -> None:
         self.owner, self.padded, self.width = owner, prefix.padded, prefix.mask.shape[1]
         self.last: Tensor | None = prefix.last
-        self.rows = RowCache(prefix.cache, prefix.mask, room, owner.fixes_cache)
+        self.rows = RowCache(prefix.cache, prefix.mask, room, owner.fixes_cache, beams)
 
     def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
         """int64[M] -> float[M,V]; the first call continues the prefix and ignores its tokens."""
@@ -64,24 +64,24 @@ class CausalDecoder:
         else:
             if rows is not None:
                 self.keep(rows)
-            mask = self.rows.advance()
-            states, self.rows.cache = self.owner.hidden(self.owner.embed(tokens[:, None]), mask, self.rows.cache,
-                                                        self.padded or self.rows.fixed)
-            hidden = states[:, -1]
+            beams = self.rows.beams
+            states, self.rows.cache = self.owner.hidden(self.owner.embed(tokens.view(-1, beams)), self.rows.advance(),
+                                                        self.rows.cache, self.padded or self.rows.fixed or beams > 1)
+            hidden = states.flatten(0, 1)
         return full(output_layer(self.owner.model)(hidden))
 
     def keep(self, rows: Tensor) -> None:
-        """Keep the rows int64[M'], with repetition."""
-        self.rows.select(rows)
+        """Keep the texts int64[M'], with repetition."""
+        self.rows.keep(rows)
 
     def permute(self, rows: Tensor) -> None:
-        """Keep the rows int64[M], each of the same sample as before."""
-        self.rows.permute(rows)
+        """Keep the texts int64[M], each of the same sample as before."""
+        self.rows.keep(rows, in_sample=True)
 
     def join(self, other: CausalDecoder, tokens: int) -> None:
         """Put another decoder's rows behind; the oldest row of both has so many tokens, the newest still to be read."""
         self.width, self.padded = max(self.width, other.width), True
-        self.rows.join(other.rows, self.width + tokens - 1, self.width)
+        self.rows.join(other.rows, self.width + (tokens - 1) * self.rows.beams)
 
 
 class DecoderOnly(LanguageModel):
@@ -156,9 +156,9 @@ class DecoderOnly(LanguageModel):
                     before[row], after[row] = [], [*before[row], *after[row]]
         return before, after
 
-    def decoder_of(self, prefix: Prefix, room: int) -> tuple[Decoder, int]:
+    def decoder_of(self, prefix: Prefix, room: int, beams: int = 1) -> tuple[Decoder, int]:
         """What continues a state by at most `room` tokens; it starts from none."""
-        return CausalDecoder(self, prefix, room), -1
+        return CausalDecoder(self, prefix, room, beams if self.takes_whole_masks else 1), -1
 
     def candidate_texts(self, prompt: str, texts: Sequence[str]) -> list[str]:
         """Candidates as they appear after their prompt."""
@@ -215,14 +215,19 @@ class DecoderOnly(LanguageModel):
 
         Args:
             embeds: float[B,N,D].
-            mask: bool[B,S+N], over earlier and new tokens.
+            mask: bool[B,S+N], over earlier and new tokens; or bool[B,N,S+N], what each new one sees.
             cache: of the S earlier tokens, or None.
             padded: whether the mask leaves out anything before a token that counts.
         """
-        seen = self._seen(mask, embeds.shape[1], padded) if self.takes_whole_masks else mask.long()
+        if self.takes_whole_masks:
+            seen = self._seen(mask, embeds.shape[1], padded)
+        else:
+            mask = mask if mask.ndim == 2 else mask[:, 0]
+            seen = mask.long()
         given: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": seen, "past_key_values": cache}
         if self._takes_positions():
-            given["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1]:]
+            before = mask.sum(2) if mask.ndim == 3 else mask.long().cumsum(1)[:, -embeds.shape[1]:]
+            given["position_ids"] = (before - 1).clamp(min=0)
         output = self._base()(**given, use_cache=True)
         return output.last_hidden_state.to(embeds.device), output.past_key_values
 
@@ -231,8 +236,8 @@ class DecoderOnly(LanguageModel):
         """What each of the last `new` tokens sees, bool[B,1,N,S+N]; None: all before it. Padding sees itself."""
         if not padded:
             return None
-        if new == 1:
-            return mask[:, None, None]
+        if mask.ndim == 3:
+            return mask[:, None]
         after = mask.shape[1] - new
         whole = mask.new_ones(new, mask.shape[1])
         return mask[:, None, None] & whole.tril(after) | (whole.tril(after) & whole.triu(after))

@@ -57,41 +57,58 @@ class Encoded:
 
 
 class Seq2SeqDecoder:
-    """The decoder half, continued token by token, by at most `room` tokens."""
+    """The decoder half, continued token by token, by at most `room` tokens; see `RowCache` for `beams`."""
 
-    def __init__(self, owner: EncoderDecoder, encoded: Encoded, room: int) -> None:
+    def __init__(self, owner: EncoderDecoder, encoded: Encoded, room: int, beams: int = 1) -> None:
         self.owner, self.encoded, self.room, self.ragged = owner, encoded, room, False
+        self.is_t5 = packed_t5.can_pack(owner.model) and not owner.is_dispatched
+        self.beams = beams if self.is_t5 else 1
+        self.distances = packed_t5.distances(owner.model.get_decoder(), room) if self.is_t5 else None
         self.rows: RowCache | None = None
 
     def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
         """int64[M] -> float[M,V]."""
         if rows is not None:
             self.keep(rows)
-        mask = self.encoded.mask.new_ones(len(tokens), 1) if self.rows is None else self.rows.advance()
+        hidden = self._first(tokens) if self.rows is None else self._next(tokens, self.rows)
+        return full(output_layer(self.owner.model)(hidden.to(tokens.device)))
+
+    def _first(self, tokens: Tensor) -> Tensor:
+        mask = self.encoded.mask.new_ones(len(tokens), 1)
+        hidden, cache = self._by_transformers(tokens, mask[:, None], None)
+        self.rows = RowCache(cache, mask, self.room, self.owner.fixes_cache, self.beams)
+        return hidden
+
+    def _next(self, tokens: Tensor, rows: RowCache) -> Tensor:
+        seen = rows.advance()
+        if self.distances is None:
+            return self._by_transformers(tokens, seen, rows.cache)[0]
+        encoded = self.encoded.mask[:, None, None] if self.encoded.padded else None
+        bias = packed_t5.seen_distances(self.distances, seen, rows.end)
+        return packed_t5.step(self.owner.model.get_decoder(), tokens.view(-1, rows.beams), bias, rows.cache, encoded)
+
+    def _by_transformers(self, tokens: Tensor, seen: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Hidden states float[M,D'] and the cache with the tokens int64[M], which see bool[M,1,S]."""
         needed = self.ragged or self.owner.fixes_cache or not self.owner.has_distances
-        given = {"attention_mask": mask[:, None, None]} if needed and self.owner.takes_whole_masks else {}
-        cache = None if self.rows is None else self.rows.cache
+        given = {"attention_mask": seen[:, None]} if needed and self.owner.takes_whole_masks else {}
         output = self.owner.decode(tokens[:, None], self.encoded, past_key_values=cache, use_cache=True, **given)
-        if self.rows is None:
-            self.rows = RowCache(output.past_key_values, mask, self.room, self.owner.fixes_cache)
-        return full(output_layer(self.owner.model)(output.last_hidden_state[:, -1].to(tokens.device)))
+        return output.last_hidden_state[:, -1], output.past_key_values
 
     def keep(self, rows: Tensor) -> None:
-        """Keep the rows int64[M'], with repetition."""
-        self.encoded = self.encoded.select(rows)
-        if self.rows is not None:
-            self.rows.select(rows)
+        """Keep the texts int64[M'], with repetition."""
+        assert self.rows is not None, "a step was made"
+        self.encoded = self.encoded.select(self.rows.keep(rows))
 
     def permute(self, rows: Tensor) -> None:
-        """Keep the rows int64[M], each of the same sample as before."""
-        if self.rows is not None:
-            self.rows.permute(rows)
+        """Keep the texts int64[M], each of the same sample as before."""
+        assert self.rows is not None, "a step was made"
+        self.rows.keep(rows, in_sample=True)
 
     def join(self, other: Seq2SeqDecoder, tokens: int) -> None:
         """Put another decoder's rows behind; the oldest row of both has so many tokens, the newest still to be read."""
         assert self.rows is not None and other.rows is not None, "both have made a step"
         self.encoded, self.ragged = self.encoded.joined(other.encoded), True
-        self.rows.join(other.rows, tokens, 1)
+        self.rows.join(other.rows, 1 + (tokens - 1) * self.rows.beams)
 
 
 class EncoderDecoder(LanguageModel):
@@ -237,9 +254,9 @@ class EncoderDecoder(LanguageModel):
         """Whether the decoder knows distances between tokens and no positions (T5)."""
         return str(self.model.config.model_type) in ("t5", "mt5", "umt5")
 
-    def decoder_of(self, prefix: Encoded, room: int) -> tuple[Decoder, int]:
+    def decoder_of(self, prefix: Encoded, room: int, beams: int = 1) -> tuple[Decoder, int]:
         """What continues a state by at most `room` tokens, and the id it starts from."""
-        return Seq2SeqDecoder(self, prefix, room), self.begin
+        return Seq2SeqDecoder(self, prefix, room, beams), self.begin
 
     def read(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], image_index: Tensor | None = None) -> Encoded:
         """The encoder's output. It sees soft prompt and prompt together, so that prompts share nothing."""

@@ -85,6 +85,63 @@ def _decoder_block(block: Any, hidden: Tensor, groups: Groups, bias: Tensor, enc
     return found
 
 
+def distances(stack: Any, room: int) -> Tensor:
+    """What the decoder's attention adds for 0, 1 ... room - 1 tokens between two, float[H,room]."""
+    attention = stack.block[0].layer[0].SelfAttention
+    back = torch.arange(0, -room, -1, device=attention.relative_attention_bias.weight.device)
+    buckets = attention._relative_position_bucket(back, False, attention.relative_attention_num_buckets,
+                                                  attention.relative_attention_max_distance)
+    found: Tensor = attention.relative_attention_bias(buckets).T
+    return found
+
+
+def seen_distances(added: Tensor, seen: Tensor, end: int) -> Tensor:
+    """What attention adds for columns, float[B,H,K,C], -inf for what is not seen.
+
+    Args:
+        added: float[H,room], by distance.
+        seen: bool[B,K,C]; the K texts of a row have written a column each for a token.
+        end: behind the newest column.
+    """
+    beams, columns = seen.shape[1:]
+    back = torch.arange(end - 1, end - 1 - columns, -1, device=seen.device).div(beams, rounding_mode="floor")
+    return torch.where(seen[:, None], added[:, back.clamp(0, added.shape[1] - 1)][None, :, None], -torch.inf)
+
+
+def step(stack: Any, ids: Tensor, bias: Tensor, cache: Any, encoded: Tensor | None) -> Tensor:
+    """The decoder's output float[B*K,D] for the next tokens of texts, which share the keys and values of their row.
+
+    Args:
+        stack: the decoder.
+        ids: int64[B,K].
+        bias: float[B,H,K,C], as `seen_distances`.
+        cache: of transformers, with the B rows.
+        encoded: bool[B,1,1,S], what is seen of the encoder's output; None: all.
+    """
+    hidden = stack.embed_tokens(ids)
+    layers = zip(stack.block, cache.self_attention_cache.layers, cache.cross_attention_cache.layers, strict=True)
+    for block, own, read in layers:
+        within, across, last = block.layer
+        attention, normed = within.SelfAttention, within.layer_norm(hidden)
+        keys, values = own.update(_heads(attention, attention.k(normed)), _heads(attention, attention.v(normed)))
+        hidden = hidden + _attended(attention, normed, keys, values, bias)
+        hidden = last(hidden + _attended(across.EncDecAttention, across.layer_norm(hidden), read.keys, read.values,
+                                         encoded))
+    found: Tensor = stack.final_layer_norm(hidden).flatten(0, 1)
+    return found
+
+
+def _heads(attention: Any, projected: Tensor) -> Tensor:
+    """float[B,N,H*d] -> float[B,H,N,d]."""
+    return projected.unflatten(2, (attention.n_heads, attention.key_value_proj_dim)).transpose(1, 2)
+
+
+def _attended(attention: Any, normed: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    found = F.scaled_dot_product_attention(_heads(attention, attention.q(normed)), keys, values, mask, scale=1.0)
+    out: Tensor = attention.o(found.transpose(1, 2).flatten(2))
+    return out
+
+
 def _attend_within(layer: Any, hidden: Tensor, groups: Groups, bias: Tensor) -> Tensor:
     attention, normed = layer.SelfAttention, layer.layer_norm(hidden)
     projected = attention.q(normed), attention.k(normed), attention.v(normed)
