@@ -7,7 +7,6 @@ those are found and taken off.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -275,11 +274,8 @@ def tensor_names(source: str | Path) -> set[str]:
     found = next((path / name for name in (WEIGHTS, INDEX) if (path / name).is_file()), path)
     if found.suffix != ".safetensors" or not found.is_file():
         return set(read_tensors(path))
-    try:
-        with safe_open(found, "pt") as content:
-            return set(content.keys())
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{found} cannot be read as safetensors ({error}); it is damaged.") from error
+    with manifest.reading_safetensors(found), safe_open(found, "pt") as content:
+        return set(content.keys())
 
 
 def read_extra(source: str | Path) -> dict[str, Tensor]:
@@ -307,18 +303,13 @@ def _read_folder(folder: Path) -> Content:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     manifest.prove(path)
-    try:
+    with manifest.reading_safetensors(path):
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({error}); it is damaged.") from error
 
 
 def _read_shards(index: Path) -> Content:
-    try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({Path(name).name for name in files.values()})
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise CheckpointError(f"{index} is not an index of shards (weight_map: name -> file): {error}") from error
+    files = manifest.shards_of(index)
+    names = sorted(set(files.values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise CheckpointError(f"{index.parent} lacks {len(missing)} of {len(names)} shards: {', '.join(missing[:5])}.")
