@@ -183,10 +183,11 @@ def weight_files(path: Path) -> list[Path]:
     """The files that hold the tensors of a checkpoint or of a model's folder; empty if there are no such files."""
     if path.is_file():
         return [path]
-    found = next((path / name for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX) if (path / name).is_file()), None)
-    if found is None or found.name in (WEIGHTS, TORCH_WEIGHTS):
-        return [] if found is None else [found]
-    return sorted({path / name for name in shards_of(found).values()})
+    for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX):
+        if (path / name).is_file():
+            shards = set(shards_of(path / name).values()) if name.endswith(".json") else {name}
+            return sorted(path / shard for shard in shards)
+    return []
 
 
 def shards_of(index: Path) -> dict[str, str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite.checkpoints import weights
-from lavis_lite.checkpoints.export import CONFIG, CheckpointMetadata
+from lavis_lite.checkpoints.export import CheckpointMetadata
 from lavis_lite.checkpoints.formats.hf_config import section_of
-from lavis_lite.checkpoints.manifest import WEIGHTS, json_object, safetensors_metadata
+from lavis_lite.checkpoints.manifest import CONFIG, WEIGHTS, json_object, safetensors_metadata
 from lavis_lite.checkpoints.reading import EXTRA, read_tensors
 from lavis_lite.checkpoints.report import seems_to_be
 from lavis_lite.checkpoints.unpickling import read_torch_file

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lavis_lite.checkpoints import manifest
+from lavis_lite.checkpoints.formats.key_maps import same_values
 from lavis_lite.checkpoints.manifest import INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
+from lavis_lite.checkpoints.report import ADAPTERS_ALONE
 from lavis_lite.errors import CheckpointError
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
@@ -144,16 +145,12 @@ def _without_pieces(tensors: Mapping[str, Tensor], pieces: list[str],
         split = name.split(".")
         short = ".".join(piece for piece in split if piece not in pieces) or name
         taken.update(dict.fromkeys(f"{piece}." for piece in split if piece in pieces))
-        if short in found and not _same(found[short], tensor):
+        if short in found and not same_values(found[short], tensor):
             raise CheckpointError(
                 f"{where}: {before[short]!r} and {name!r} are two tensors of one name ({short!r}) once the wrappers' "
                 f"names ({', '.join(taken)}) are taken off. Keep one of them and save the file again.")
         found[short], before[short] = tensor, name
     return found, list(taken)
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and (first.is_meta or torch.equal(first, second))
 
 
 def _foreign_prefix(names: list[str], known: Callable[[Iterable[str]], bool]) -> str:
@@ -177,7 +174,6 @@ def common_pieces(names: list[str]) -> int:
 EXTRA = "lavis_lite_extra.safetensors"
 """beside weights in another format: tensors under this project's names that have no place in that format"""
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-ADAPTERS = "adapter_model.safetensors"
 DEEPSPEED = "mp_rank_00_model_states.pt"
 ONE_SHARD = re.compile(r".+-\d{5}-of-\d{5}")
 """the name of one of several files that hold a model together"""
@@ -189,8 +185,7 @@ FOREIGN_FOLDERS = [
                  "torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pth`"),
     ("**/zero_pp_rank_*", "shards of DeepSpeed's ZeRO; join them with `python zero_to_fp32.py {folder} model.bin`, by "
                           "the script that DeepSpeed left there"),
-    (ADAPTERS, "LoRA adapters alone, in peft's format; load the run's checkpoint that they were saved from, or merge "
-               "them with peft's merge_and_unload()"),
+    ("adapter_model.safetensors", ADAPTERS_ALONE),
 ]
 """files that give a folder away -> what it is and what to do"""
 
