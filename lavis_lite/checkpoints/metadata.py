@@ -14,7 +14,7 @@ from lavis_lite.checkpoints.reading import EXTRA, read_tensors
 from lavis_lite.checkpoints.report import seems_to_be
 from lavis_lite.checkpoints.unpickling import read_torch_file
 from lavis_lite.config.compose import import_plugins
-from lavis_lite.config.layers import read_yaml
+from lavis_lite.config.layers import Layer, read_yaml, section_errors
 from lavis_lite.config.named import model_types, type_content
 from lavis_lite.config.schema import ModelConfig, NamesLanguageModel
 from lavis_lite.config.typed import Checker
@@ -78,12 +78,14 @@ def _sections(content: Mapping[str, Any], where: str | Path) -> CheckpointMetada
     Raises:
         CheckpointError: they are no mappings.
     """
-    found = {name: content.get(name) or {} for name in ("model", "preprocess")}
-    for name, section in found.items():
-        if not isinstance(section, Mapping):
-            raise CheckpointError(f"{where}: {name} must be a mapping of keys, not {type(section).__name__}; it was "
-                                  "altered. Name the model: --model ARCH --type TYPE.")
-    return CheckpointMetadata(**{name: dict(section) for name, section in found.items()})
+    found = {name: content.get(name) for name in ("model", "preprocess")}
+    _check_shapes(found, where)
+    return CheckpointMetadata(**{name: dict(section or {}) for name, section in found.items()})
+
+
+def _check_shapes(sections: dict[str, Any], where: str | Path) -> None:
+    if errors := section_errors([Layer(str(where), sections)]):
+        raise CheckpointError(f"{' '.join(errors)} It was altered; name the model: --model ARCH --type TYPE.")
 
 
 def metadata_from_safetensors(path: Path) -> CheckpointMetadata | None:
@@ -114,10 +116,8 @@ def metadata_from_yaml(path: Path) -> CheckpointMetadata | None:
     if not (path / CONFIG).is_file():
         return None
     content = read_yaml(path / CONFIG)
-    names = content.get("imports") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{path / CONFIG}: imports must be a list of modules, not {names!r}; it was altered.")
-    if faults := import_plugins(names, path / CONFIG):
+    _check_shapes({"imports": content.get("imports")}, path / CONFIG)
+    if faults := import_plugins(content.get("imports") or [], path / CONFIG):
         raise ErrorList(f"{path / CONFIG}:", faults)
     return _afresh(content, path / CONFIG) if content.get("model") else None
 

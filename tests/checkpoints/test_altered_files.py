@@ -18,8 +18,8 @@ TENSORS = {"a": torch.zeros(1)}
 
 @pytest.mark.parametrize(("text", "reason"), [
     ("{", "cannot be read as JSON"), ("[]", "not a JSON object, but list"),
-    ('{"model": "x"}', "model must be a mapping of keys, not str"),
-    ('{"model": {"arch": "blip2"}, "preprocess": 3}', "preprocess must be a mapping of keys, not int"),
+    ('{"model": "x"}', "model: must be a section of keys, not .x"),
+    ('{"model": {"arch": "blip2"}, "preprocess": 3}', "preprocess: must be a section of keys, not 3"),
     ("{}", "does not record which model")])
 def test_the_header_of_a_file(text: str, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
@@ -48,9 +48,9 @@ def test_the_config_of_a_folder(text: str, reason: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "reason"), [
-    ("model: x", "model must be a mapping of keys, not str"),
-    ("model: {arch: blip2}\npreprocess: 3", "preprocess must be a mapping of keys, not int"),
-    ("imports: 3\nmodel: {arch: blip2}", "imports must be a list of modules, not 3")])
+    ("model: x", "model: must be a section of keys, not .x"),
+    ("model: {arch: blip2}\npreprocess: 3", "preprocess: must be a section of keys, not 3"),
+    ("imports: 3\nmodel: {arch: blip2}", "imports: must be a list of modules")])
 def test_the_configuration_of_a_run(text: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(CheckpointError, match=rf"config\.yaml.*{reason}"):
@@ -60,7 +60,7 @@ def test_the_configuration_of_a_run(text: str, reason: str, tmp_path: Path) -> N
 def test_sections_within_a_pth(tmp_path: Path) -> None:
     file = tmp_path / "model.pth"
     torch.save({"lavis_lite": "1", "config": {"model": {"arch": "blip2"}, "preprocess": 3}, "model": TENSORS}, file)
-    with pytest.raises(CheckpointError, match=r"model\.pth.*preprocess must be a mapping"):
+    with pytest.raises(CheckpointError, match=r"model\.pth.*preprocess: must be a section"):
         metadata_of(file)
 
 
