@@ -13,7 +13,7 @@ from torch import nn
 
 from lavis_lite.checkpoints.formats.vision import load_vision_weights
 from lavis_lite.checkpoints.load import fit_state, frozen_tensors, load_checkpoint, refuse_other_settings
-from lavis_lite.checkpoints.manifest import CHECKPOINTS, hash_of, source_of, stored_record
+from lavis_lite.checkpoints.manifest import CHECKPOINTS, CONFIG, hash_of, source_of, stored_record
 from lavis_lite.checkpoints.reading import Content, read_content, read_extra
 from lavis_lite.checkpoints.report import LoadReport
 from lavis_lite.config.layers import read_yaml
@@ -33,7 +33,6 @@ from lavis_lite.models.provenance import (
 
 # --- frozen tensors that a checkpoint leaves out ----------------------------------------------------------------------
 Locate = Callable[[WeightSource], Path | None]
-CONFIG = "config.yaml"
 ANY = ""
 """part of a source of which is not known what it brought"""
 

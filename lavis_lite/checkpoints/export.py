@@ -27,6 +27,7 @@ from lavis_lite.checkpoints.formats.key_maps import WITHOUT_PLACE, to_hf, to_lav
 from lavis_lite.checkpoints.formats.language_fit import language_kind, vocabulary_names, with_words
 from lavis_lite.checkpoints.formats.llava import to_llava
 from lavis_lite.checkpoints.formats.model_card import CARD, model_card
+from lavis_lite.checkpoints.manifest import CONFIG as CONFIG
 from lavis_lite.checkpoints.manifest import RECORD, WEIGHTS
 from lavis_lite.checkpoints.reading import EXTRA
 from lavis_lite.errors import CheckpointError
@@ -37,8 +38,6 @@ from lavis_lite.models.provenance import WeightRecord
 from lavis_lite.models.vision_language.model import VisionLanguage
 
 SHARD_SIZE = "5GB"
-CONFIG = "config.yaml"
-"""as a run's checkpoint has it: sections `model` and `preprocess`"""
 DTYPE_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 

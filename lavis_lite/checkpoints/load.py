@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence, Set
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lavis_lite.checkpoints.formats.key_maps import (
     LANGUAGE_MODEL,
@@ -34,48 +33,15 @@ from lavis_lite.checkpoints.report import (
 )
 from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_weights
-from lavis_lite.models.base import frozen_roots
+from lavis_lite.models.base import BaseModel, frozen_roots
+from lavis_lite.models.vision.encoder import VisionEncoder
 
 LAVIS_STARTS = ("Qformer.", "visual_encoder.")
 HF_STARTS = ("qformer.encoder.", "vision_model.")
 """what names of a whole model begin with, by layout"""
 
 
-class Loadable(Protocol):
-    """What a model must offer; `lavis_lite.models.base.BaseModel` does."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """All tensors by name."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
-        """Copy values in."""
-
-    def named_modules(self) -> Iterable[tuple[str, nn.Module]]:
-        """All modules by name."""
-
-    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
-        """All parameters by name."""
-
-    def frozen_names(self) -> set[str]:
-        """Names of parameters that are not part of a checkpoint."""
-
-    def allowed_differences(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
-        """Regular expressions of what a file with these names may lack, and of what the model may leave unused."""
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """What a vision encoder must offer; `lavis_lite.models.vision.encoder.VisionEncoder` does."""
-
-    name: str
-    num_layers: int
-    vit: Any
-
-    def fit_pos_embed(self, table: Tensor) -> Tensor:
-        """Position embeddings brought to the encoder's resolution."""
-
-
-def load_checkpoint(model: Loadable, source: str | Path, *, allowed_missing: Iterable[str] = (),
+def load_checkpoint(model: BaseModel, source: str | Path, *, allowed_missing: Iterable[str] = (),
                     allowed_unexpected: Iterable[str] = (), only: Container[str] | None = None,
                     allow_non_finite: bool = False) -> LoadReport:
     """Load a checkpoint of this project, of LAVIS or of Hugging Face; the layout is recognised by its names.
@@ -106,7 +72,7 @@ def refuse_other_settings(model: object, source: str | Path) -> None:
         hf_fields.refuse_other_settings(model, source)
 
 
-def load_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: str, *,
+def load_state(model: BaseModel, tensors: Mapping[str, Tensor] | Content, source: str, *,
                allowed_missing: Iterable[str] = (), allowed_unexpected: Iterable[str] = (),
                extra: Mapping[str, Tensor] | None = None, only: Container[str] | None = None,
                allow_non_finite: bool = False) -> LoadReport:
@@ -126,7 +92,7 @@ def load_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source:
     return report
 
 
-def fit_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: str, *,
+def fit_state(model: BaseModel, tensors: Mapping[str, Tensor] | Content, source: str, *,
               allowed_missing: Iterable[str] = (), allowed_unexpected: Iterable[str] = (),
               extra: Mapping[str, Tensor] | None = None,
               allow_non_finite: bool = False) -> tuple[dict[str, Tensor], LoadReport]:
@@ -138,7 +104,7 @@ def fit_state(model: Loadable, tensors: Mapping[str, Tensor] | Content, source: 
     own = model.state_dict()
     named, taken = take_off_wrappers(content.tensors, source, own, is_known_layout)
     layout, translated = recognise(named, own)
-    translated.tensors = behind_adapters(in_connector(translated.tensors, own), own)
+    translated.tensors = where_the_model_has(translated.tensors, own)
     if not own.keys() & translated.tensors.keys():
         way_on = _way_on(content, source, named)
         raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(named)}.{way_on}")
@@ -228,7 +194,7 @@ def _for_lavis_names(tensors: Mapping[str, Tensor], own: Iterable[str]) -> Trans
     return Translated({**translated.tensors, **{name: tensors[name] for name in translated.unknown}})
 
 
-def _check_language_model(model: Loadable, layout: str, names: Iterable[str], source: str) -> None:
+def _check_language_model(model: BaseModel, layout: str, names: Iterable[str], source: str) -> None:
     """Refuse a projection to another kind of language model, even if its shape fits."""
     if layout != "LAVIS":
         return
@@ -250,12 +216,12 @@ def _ignore(report: LoadReport, translated: Translated, own: Mapping[str, Tensor
         report.ignored.append(name)
 
 
-def fit_resolution(model: Loadable, tensors: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
+def fit_resolution(model: BaseModel, tensors: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
     """The same tensors, with position embeddings of vision encoders brought to the model's resolution."""
     fitted = dict(tensors)
     for path, module in model.named_modules():
         name = f"{path}.vit.pos_embed".lstrip(".")
-        if isinstance(module, Encoder) and name in fitted:
+        if isinstance(module, VisionEncoder) and name in fitted:
             table = module.fit_pos_embed(fitted[name])
             if table is not fitted[name]:
                 fitted[name] = table
@@ -263,7 +229,7 @@ def fit_resolution(model: Loadable, tensors: Mapping[str, Tensor], report: LoadR
     return fitted
 
 
-def _sort_missing(model: Loadable, own: Mapping[str, Tensor], fitted: Mapping[str, Tensor], report: LoadReport,
+def _sort_missing(model: BaseModel, own: Mapping[str, Tensor], fitted: Mapping[str, Tensor], report: LoadReport,
                   allowed_missing: Iterable[str]) -> list[str]:
     """Sort the names of the model that are not in the file into the report; return those that are not allowed."""
     frozen = frozen_tensors(model, own)
@@ -317,37 +283,30 @@ def is_plain_float(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_quantized
 
 
-def frozen_tensors(model: Loadable, own: Mapping[str, Tensor]) -> set[str]:
+def frozen_tensors(model: BaseModel, own: Mapping[str, Tensor]) -> set[str]:
     """Frozen parameters under all of their names, and the buffers of parts that are frozen as a whole."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     frozen = model.frozen_names() | {name for name, value in parameters.items() if not value.requires_grad}
     trained_parts = {name.split(".")[0] for name in parameters if name not in frozen}
     frozen_parts = {name.split(".")[0] for name in frozen} - trained_parts
-    roots = frozen_roots(cast(nn.Module, model))
+    roots = frozen_roots(model)
     return frozen | {name for name in own if name not in parameters
                      and (name.split(".")[0] in frozen_parts or name.startswith(roots))}
 
 
-def in_connector(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors; those of BLIP-2's Q-Former go to the model's connector if it is one."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        inner = f"connector.{name}"
-        renamed[inner if name not in own and inner in own else name] = tensor
-    return renamed
+def where_the_model_has(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names that a wrapped part has in the model.
+
+    BLIP-2's Q-Former may be the model's `connector`, and a layer with an adapter keeps its own weights under
+    `base_layer`.
+    """
+    for pattern, name in ((r"^", "connector."), (r"(^|\.)([^.]+)$", r"\1base_layer.\2")):
+        inner = {old: re.sub(pattern, name, old, count=1) for old in tensors.keys() - own.keys()}
+        tensors = {inner[old] if inner.get(old) in own else old: tensor for old, tensor in tensors.items()}
+    return dict(tensors)
 
 
-def behind_adapters(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors; a layer that has an adapter in the model keeps its own weights under `base_layer`."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        layer, _, leaf = name.rpartition(".")
-        inner = f"{layer}.base_layer.{leaf}"
-        renamed[inner if name not in own and inner in own else name] = tensor
-    return renamed
-
-
-def _tied_to(model: Loadable, fitted: Mapping[str, Tensor]) -> set[str]:
+def _tied_to(model: BaseModel, fitted: Mapping[str, Tensor]) -> set[str]:
     """Second names of parameters that the file has under a first name."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     given = {id(value) for name, value in parameters.items() if name in fitted}

@@ -9,6 +9,7 @@ One that was altered, comes from elsewhere, or has other types than these is a C
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -184,13 +185,57 @@ def weight_files(path: Path) -> list[Path]:
         return [path]
     for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX):
         if (path / name).is_file():
-            return sorted(_shards(path / name)) if name in (INDEX, TORCH_INDEX) else [path / name]
+            shards = set(shards_of(path / name).values()) if name.endswith(".json") else {name}
+            return sorted(path / shard for shard in shards)
     return []
 
 
-def _shards(index: Path) -> set[Path]:
-    content = json.loads(index.read_text(encoding="utf-8"))
-    return {index.parent / str(name) for name in content["weight_map"].values()}
+def shards_of(index: Path) -> dict[str, str]:
+    """Name of each tensor -> name of the file beside the index that has it.
+
+    Raises:
+        CheckpointError: it is not an index of shards.
+    """
+    try:
+        return {name: Path(file).name for name, file in json.loads(index.read_bytes())["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{index} is not an index of shards (weight_map: name -> file): {error}") from error
+
+
+@contextlib.contextmanager
+def reading_safetensors(path: Path) -> Iterator[None]:
+    """Within it a damaged .safetensors file is a CheckpointError."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({error}); it is damaged.") from error
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """The texts in the header of a .safetensors file; empty for other files, or if there is no file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    with reading_safetensors(path), safe_open(path, "pt") as content:
+        return content.metadata() or {}
+
+
+def json_object(content: str | bytes, where: str | Path) -> dict[str, Any]:
+    """A JSON text that must be an object; `where` is what messages call it.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise CheckpointError(f"{where} cannot be read as JSON ({error}); it was altered or damaged.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{where} is not a JSON object, but {type(found).__name__}; it was altered or damaged.")
+    return found
 
 
 def hash_of(path: str | Path) -> str:
@@ -199,14 +244,14 @@ def hash_of(path: str | Path) -> str:
     facts = [file.stat() for file in found]
     if not found or sum(fact.st_size for fact in facts) > MOST_HASHED:
         return ""
-    hashes = [_hash_file(str(file), fact.st_size, fact.st_mtime_ns) for file, fact in zip(found, facts, strict=True)]
+    hashes = [_hash_file(file, fact.st_size, fact.st_mtime_ns) for file, fact in zip(found, facts, strict=True)]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 @lru_cache(maxsize=64)
-def _hash_file(path: str, size: int, changed: int) -> str:
+def _hash_file(path: Path, size: int, changed: int) -> str:
     """Of one file; kept while its size and the time of its last change stay the same."""
-    return atomic.file_sha256(Path(path))
+    return atomic.file_sha256(path)
 
 
 def stored_record(path: str | Path) -> WeightRecord | None:
@@ -241,24 +286,8 @@ def _stored(path: Path) -> dict[str, Any]:
         of_run = read_manifest(path if path.is_dir() else path.parent)
         return {**of_run.extra, "step": of_run.step}
     file = path / WEIGHTS if path.is_dir() else path
-    if file.suffix != ".safetensors" or not file.is_file():
-        return {}
-    try:
-        with safe_open(file, "pt") as content:
-            text = (content.metadata() or {}).get(RECORD)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read as safetensors ({error}); it is damaged.") from error
-    return {} if text is None else {RECORD: _as_json(file, text)}
-
-
-def _as_json(where: Path, text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{where}: not JSON ({error}); it was altered or damaged.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{where}: not a JSON object; it was altered or damaged.")
-    return content
+    text = safetensors_metadata(file).get(RECORD)
+    return {} if text is None else {RECORD: json_object(text, f"{file}: {RECORD}")}
 
 
 CHECKPOINTS = ("pretrained_stage1", "pretrained", "finetuned")

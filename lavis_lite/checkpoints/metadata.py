@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from lavis_lite.checkpoints import weights
-from lavis_lite.checkpoints.export import CONFIG, CheckpointMetadata
+from lavis_lite.checkpoints.export import CheckpointMetadata
 from lavis_lite.checkpoints.formats.hf_config import section_of
-from lavis_lite.checkpoints.manifest import WEIGHTS
+from lavis_lite.checkpoints.manifest import CONFIG, WEIGHTS, json_object, safetensors_metadata
 from lavis_lite.checkpoints.reading import EXTRA, read_tensors
 from lavis_lite.checkpoints.report import seems_to_be
 from lavis_lite.checkpoints.unpickling import read_torch_file
 from lavis_lite.config.compose import import_plugins
-from lavis_lite.config.layers import read_yaml
+from lavis_lite.config.layers import Layer, read_yaml, section_errors
 from lavis_lite.config.named import model_types, type_content
 from lavis_lite.config.schema import ModelConfig, NamesLanguageModel
 from lavis_lite.config.typed import Checker
@@ -63,34 +60,44 @@ def _of_type(arch: str, model_type: str | None) -> CheckpointMetadata:
     if model_type not in types:
         raise ConfigError(f"--type: {arch} has no type {model_type!r}; {did_you_mean(model_type, types)}")
     content = type_content(arch, model_type)
-    return _afresh({**content.get("model", {}), "arch": arch, "model_type": model_type}, content.get("preprocess"))
+    model = {**content.get("model", {}), "arch": arch, "model_type": model_type}
+    return _afresh({**content, "model": model}, f"{arch}/{model_type}")
 
 
-def _afresh(model: Mapping[str, Any], preprocess: Mapping[str, Any] | None) -> CheckpointMetadata:
+def _afresh(content: Mapping[str, Any], where: str | Path) -> CheckpointMetadata:
     """Sections without the checkpoints that they started from: these weights take their place."""
     none = {"load_pretrained": False, "pretrained": None, "load_finetuned": False, "finetuned": None}
-    kept = {key: value for key, value in model.items() if key != "pretrained_stage1"}
-    return CheckpointMetadata({**kept, **none}, dict(preprocess or {}))
+    found = _sections(content, where)
+    kept = {key: value for key, value in found.model.items() if key != "pretrained_stage1"}
+    return CheckpointMetadata({**kept, **none}, found.preprocess)
+
+
+def _sections(content: Mapping[str, Any], where: str | Path) -> CheckpointMetadata:
+    """Sections `model` and `preprocess` as they were written; empty ones if there are none.
+
+    Raises:
+        CheckpointError: they are no mappings.
+    """
+    found = {name: content.get(name) for name in ("model", "preprocess")}
+    _check_shapes(found, where)
+    return CheckpointMetadata(**{name: dict(section or {}) for name, section in found.items()})
+
+
+def _check_shapes(sections: dict[str, Any], where: str | Path) -> None:
+    if errors := section_errors([Layer(str(where), sections)]):
+        raise CheckpointError(f"{' '.join(errors)} It was altered; name the model: --model ARCH --type TYPE.")
 
 
 def metadata_from_safetensors(path: Path) -> CheckpointMetadata | None:
     """What `export` wrote into a .safetensors file."""
     for file in (path, path / EXTRA, path / WEIGHTS):
-        text = _metadata(file).get("lavis_lite") if file.suffix == ".safetensors" and file.is_file() else None
-        if text and (section := json.loads(text)["model"]):
-            if section.keys() <= {"arch", "model_type"}:  # a packaged checkpoint names its type only
-                return _of_type(section["arch"], section["model_type"])
-            origin = CheckpointMetadata(**json.loads(text))
+        text = safetensors_metadata(file).get("lavis_lite")
+        origin = _sections(json_object(text, file), file) if text else CheckpointMetadata()
+        if origin.model:
+            if origin.model.keys() == {"arch", "model_type"}:  # a packaged checkpoint names its type only
+                return _of_type(**origin.model)
             return _with_own_language_model(origin, path) if file.name == EXTRA else origin
     return None
-
-
-def _metadata(file: Path) -> dict[str, str]:
-    try:
-        with safe_open(file, "pt") as content:
-            return content.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read as safetensors ({error}); it is damaged.") from error
 
 
 def _with_own_language_model(origin: CheckpointMetadata, folder: Path) -> CheckpointMetadata:
@@ -99,7 +106,7 @@ def _with_own_language_model(origin: CheckpointMetadata, folder: Path) -> Checkp
     if not isinstance(section, NamesLanguageModel) or section.llm_args is not None or weights.WeightFile(
             "llm_model", section.language_model_name()).is_local():
         return origin
-    keys = section_of(json.loads((folder / "config.json").read_text(encoding="utf-8")), folder)
+    keys = section_of(_hf_config(folder), folder)
     taken: dict[str, Any] = {key: keys[key] for key in ("llm_args", "llm_tokenizer", "llm_family") if key in keys}
     return CheckpointMetadata({**origin.model, **taken}, origin.preprocess)
 
@@ -109,16 +116,19 @@ def metadata_from_yaml(path: Path) -> CheckpointMetadata | None:
     if not (path / CONFIG).is_file():
         return None
     content = read_yaml(path / CONFIG)
+    _check_shapes({"imports": content.get("imports")}, path / CONFIG)
     if faults := import_plugins(content.get("imports") or [], path / CONFIG):
         raise ErrorList(f"{path / CONFIG}:", faults)
-    return _afresh(content["model"], content.get("preprocess")) if content.get("model") else None
+    return _afresh(content, path / CONFIG) if content.get("model") else None
 
 
 def metadata_from_hf_config(path: Path) -> CheckpointMetadata | None:
     """The config.json of a folder in transformers' format."""
-    if not (path / "config.json").is_file():
-        return None
-    return CheckpointMetadata(section_of(json.loads((path / "config.json").read_text(encoding="utf-8")), path))
+    return CheckpointMetadata(section_of(_hf_config(path), path)) if (path / "config.json").is_file() else None
+
+
+def _hf_config(folder: Path) -> dict[str, Any]:
+    return json_object((folder / "config.json").read_bytes(), folder / "config.json")
 
 
 def metadata_from_pth(path: Path) -> CheckpointMetadata | None:
@@ -131,7 +141,7 @@ def metadata_from_pth(path: Path) -> CheckpointMetadata | None:
     if not isinstance(model, Mapping) or "arch" not in model:
         return None
     if "lavis_lite" in content:  # written by `export_lavis`: a whole section
-        return _afresh(model, config.get("preprocess") if config else None)
+        return _afresh(config, path)  # type: ignore[arg-type]  # it has a model
     arch, kind = str(model["arch"]), str(model.get("model_type"))
     return _of_type(arch, kind) if arch in registry.list_models() and kind in model_types(arch) else None
 

@@ -7,20 +7,20 @@ those are found and taken off.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lavis_lite.checkpoints import manifest
+from lavis_lite.checkpoints.formats.key_maps import same_values
 from lavis_lite.checkpoints.manifest import INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
+from lavis_lite.checkpoints.report import ADAPTERS_ALONE
 from lavis_lite.errors import CheckpointError
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
@@ -145,16 +145,12 @@ def _without_pieces(tensors: Mapping[str, Tensor], pieces: list[str],
         split = name.split(".")
         short = ".".join(piece for piece in split if piece not in pieces) or name
         taken.update(dict.fromkeys(f"{piece}." for piece in split if piece in pieces))
-        if short in found and not _same(found[short], tensor):
+        if short in found and not same_values(found[short], tensor):
             raise CheckpointError(
                 f"{where}: {before[short]!r} and {name!r} are two tensors of one name ({short!r}) once the wrappers' "
                 f"names ({', '.join(taken)}) are taken off. Keep one of them and save the file again.")
         found[short], before[short] = tensor, name
     return found, list(taken)
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and (first.is_meta or torch.equal(first, second))
 
 
 def _foreign_prefix(names: list[str], known: Callable[[Iterable[str]], bool]) -> str:
@@ -178,7 +174,6 @@ def common_pieces(names: list[str]) -> int:
 EXTRA = "lavis_lite_extra.safetensors"
 """beside weights in another format: tensors under this project's names that have no place in that format"""
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-ADAPTERS = "adapter_model.safetensors"
 DEEPSPEED = "mp_rank_00_model_states.pt"
 ONE_SHARD = re.compile(r".+-\d{5}-of-\d{5}")
 """the name of one of several files that hold a model together"""
@@ -190,8 +185,7 @@ FOREIGN_FOLDERS = [
                  "torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pth`"),
     ("**/zero_pp_rank_*", "shards of DeepSpeed's ZeRO; join them with `python zero_to_fp32.py {folder} model.bin`, by "
                           "the script that DeepSpeed left there"),
-    (ADAPTERS, "LoRA adapters alone, in peft's format; load the run's checkpoint that they were saved from, or merge "
-               "them with peft's merge_and_unload()"),
+    ("adapter_model.safetensors", ADAPTERS_ALONE),
 ]
 """files that give a folder away -> what it is and what to do"""
 
@@ -275,11 +269,8 @@ def tensor_names(source: str | Path) -> set[str]:
     found = next((path / name for name in (WEIGHTS, INDEX) if (path / name).is_file()), path)
     if found.suffix != ".safetensors" or not found.is_file():
         return set(read_tensors(path))
-    try:
-        with safe_open(found, "pt") as content:
-            return set(content.keys())
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{found} cannot be read as safetensors ({error}); it is damaged.") from error
+    with manifest.reading_safetensors(found), safe_open(found, "pt") as content:
+        return set(content.keys())
 
 
 def read_extra(source: str | Path) -> dict[str, Tensor]:
@@ -307,18 +298,13 @@ def _read_folder(folder: Path) -> Content:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     manifest.prove(path)
-    try:
+    with manifest.reading_safetensors(path):
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({error}); it is damaged.") from error
 
 
 def _read_shards(index: Path) -> Content:
-    try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({Path(name).name for name in files.values()})
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise CheckpointError(f"{index} is not an index of shards (weight_map: name -> file): {error}") from error
+    files = manifest.shards_of(index)
+    names = sorted(set(files.values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise CheckpointError(f"{index.parent} lacks {len(missing)} of {len(names)} shards: {', '.join(missing[:5])}.")

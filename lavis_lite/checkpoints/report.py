@@ -12,10 +12,10 @@ from lavis_lite.errors import nearest
 SHOWN = 5
 """names shown of each kind of error"""
 
+ADAPTERS_ALONE = ("LoRA adapters alone, in peft's format; load the run's checkpoint that they were saved from, or "
+                  "merge them with peft's merge_and_unload()")
 SIGNATURES = [
-    (r"base_model\.model\..*lora_[AB]\..*",
-     "LoRA adapters alone, in peft's format; load the run's checkpoint that they were saved from, or merge them with "
-     "peft's merge_and_unload()"),
+    (r"base_model\.model\..*lora_[AB]\..*", ADAPTERS_ALONE),
     (r"opt_model\..*|opt_proj\..*", "a BLIP-2 model on OPT in LAVIS' layout"),
     (r"t5_model\..*|t5_proj\..*", "a BLIP-2 or InstructBLIP model on T5 in LAVIS' layout"),
     (r"llm_model\..*|llm_proj\..*", "a BLIP-2 or InstructBLIP model on Vicuna in LAVIS' layout"),

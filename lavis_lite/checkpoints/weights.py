@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from lavis_lite.checkpoints.manifest import CHECKPOINTS, checkpoint_of_run
+from lavis_lite.checkpoints.manifest import CHECKPOINTS, checkpoint_of_run, shards_of
 from lavis_lite.config.schema import HoldsLanguageModel, ModelConfig, NamesLanguageModel
 from lavis_lite.errors import ConfigError, DataError, ErrorList, did_you_mean
 from lavis_lite.io import files, hub
@@ -154,8 +153,7 @@ class WeightFile:
 def _has_weights(folder: Path) -> bool:
     """Whether a language model's folder has its weights, every shard of them: a cached configuration alone has not."""
     for index in (*folder.glob("*.safetensors.index.json"), *folder.glob("pytorch_model.bin.index.json")):
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if all((folder / shard).exists() for shard in shards):
+        if all((folder / shard).exists() for shard in shards_of(index).values()):
             return True
     return any(path.exists() for path in (folder / "model.safetensors", folder / "pytorch_model.bin"))
 

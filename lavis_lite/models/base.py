@@ -98,6 +98,18 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
     return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """The type of autocast on a device; None: it is off, or the device has none."""
+    if device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """float64 stays, any other type becomes float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 

@@ -16,6 +16,7 @@ from lavis_lite.datasets.base import location_of
 from lavis_lite.datasets.protocols import CaptionedImages
 from lavis_lite.errors import DataError
 from lavis_lite.metrics.retrieval import as_lists
+from lavis_lite.models.base import at_least_float32
 
 
 def check_captions(dataset: CaptionedImages, split: str) -> None:
@@ -175,8 +176,3 @@ def trimmed(ids: Tensor, mask: Tensor, device: torch.device) -> tuple[Tensor, Te
     """Right-padded ids and mask without columns of padding alone, on the model's device."""
     longest = max(int(mask.sum(1).max()), 1)
     return ids[:, :longest].to(device), mask[:, :longest].to(device)
-
-
-def at_least_float32(scores: Tensor) -> Tensor:
-    """Scores of half precision as float32, others as they are."""
-    return scores if scores.dtype == torch.float64 else scores.float()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lavis_lite import distributed
 from lavis_lite.finite import check_finite
+from lavis_lite.models.base import at_least_float32
 from lavis_lite.models.protocols import ImageCachingMatcher, Matcher, Retriever, TextCachingMatcher
 from lavis_lite.models.qformer.model import ImageKV
 from lavis_lite.registry import need
@@ -29,7 +30,6 @@ from lavis_lite.tasks.retrieval_parts import (
     OwnImages,
     Sizes,
     Texts,
-    at_least_float32,
     best,
     by_index,
     trimmed,

@@ -23,6 +23,7 @@ from lavis_lite import distributed
 from lavis_lite.errors import shown
 from lavis_lite.finite import check_finite
 from lavis_lite.metrics.retrieval import KS, ranks_from_candidates, recalls
+from lavis_lite.models.base import autocast_type
 from lavis_lite.models.protocols import Retriever
 from lavis_lite.tasks.base import ProgressHandle
 from lavis_lite.tasks.retrieval_parts import (
@@ -156,17 +157,10 @@ def image_rows(model: Retriever, samples: dict[str, Any], keep_embeds: bool) -> 
     rows: list[dict[str, Any]] = [
         {"id": index, "image_feats": features} for index, features in zip(image_index, found, strict=True)]
     if keep_embeds:
-        for row, embed in zip(rows, _in_autocasts_type(embeds).cpu(), strict=True):
+        # in autocast's type, in which keys and values are computed: half the memory, the same bits
+        for row, embed in zip(rows, embeds.to(dtype=autocast_type(embeds.device)).cpu(), strict=True):
             row["image_embeds"] = embed
     return rows
-
-
-def _in_autocasts_type(embeds: Tensor) -> Tensor:
-    """The features in autocast's dtype, in which keys and values are computed: half the memory, the same bits."""
-    kind = embeds.device.type
-    if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
-        return embeds.to(torch.get_autocast_dtype(kind))
-    return embeds
 
 
 def retrieve(model: Retriever, rows: Sequence[dict[str, Any]], gallery: Gallery, k_test: int, sizes: Sizes,

@@ -87,10 +87,8 @@ class WritingTask(BaseTask[M, D]):
     def illustrated(self, model: M, rows: list[Row], dataset: D,
                     samples: Sequence[ReportSample]) -> Sequence[ReportSample]:
         """The samples, the first `run.report_attention` with where the model looks for each word."""
-        from lavis_lite.tasks.writing import with_attention  # few runs ask for it
-
-        shown = self.cfg.report_attention
-        return [*with_attention(self.asked, model, rows, self.evaluated(dataset), samples[:shown]), *samples[shown:]]
+        first = self.cfg.report_attention
+        return [*with_attention(self.asked, model, rows, self.evaluated(dataset), samples[:first]), *samples[first:]]
 
     def unscored(self, rows: Sequence[Row], labelled: bool = False) -> dict[str, float]:
         """Metrics of a split that is not scored.

@@ -8,47 +8,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lavis_lite.checkpoints.formats.key_maps import QFORMER_MAP
 from lavis_lite.checkpoints.load import in_model_dtype
 from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_weights
 from lavis_lite.models.qformer.model import QFormer
 from lavis_lite.torchvision_shim import ensure_torchvision
 
-LAYER_NAMES = {
-    "self_attention.query": "attention.self.query",
-    "self_attention.key": "attention.self.key",
-    "self_attention.value": "attention.self.value",
-    "self_attention.output": "attention.output.dense",
-    "self_attention.norm": "attention.output.LayerNorm",
-    "text_ffn.up": "intermediate.dense",
-    "text_ffn.down": "output.dense",
-    "text_ffn.norm": "output.LayerNorm",
-    "query_ffn.up": "intermediate.dense",
-    "query_ffn.down": "output.dense",
-    "query_ffn.norm": "output.LayerNorm",
-}
-OTHER_NAMES = {
-    "embeddings.word_embeddings.weight": "bert.embeddings.word_embeddings.weight",
-    "embeddings.position_embeddings.weight": "bert.embeddings.position_embeddings.weight",
-    "embeddings.norm.weight": "bert.embeddings.LayerNorm.weight",
-    "embeddings.norm.bias": "bert.embeddings.LayerNorm.bias",
-    "lm_head.transform.weight": "cls.predictions.transform.dense.weight",
-    "lm_head.transform.bias": "cls.predictions.transform.dense.bias",
-    "lm_head.norm.weight": "cls.predictions.transform.LayerNorm.weight",
-    "lm_head.norm.bias": "cls.predictions.transform.LayerNorm.bias",
-    "lm_head.bias": "cls.predictions.bias",
-}
 ROWS_MAY_BE_FEWER = {"embeddings.word_embeddings.weight", "lm_head.bias"}
 """BERT has no [DEC]: the last row keeps its random start"""
 
 
 def bert_name(name: str) -> str | None:
-    """BERT's name of a Q-Former parameter; None for cross-attention, which BERT lacks."""
-    if name in OTHER_NAMES:
-        return OTHER_NAMES[name]
-    _, layer, rest = name.split(".", 2)
-    stem, _, kind = rest.rpartition(".")
-    return f"bert.encoder.layer.{layer}.{LAYER_NAMES[stem]}.{kind}" if stem in LAYER_NAMES else None
+    """BERT's name of a Q-Former parameter, which LAVIS keeps; None for cross-attention, which BERT lacks."""
+    (theirs,) = QFORMER_MAP.to_theirs({f"qformer.{name}": torch.empty(0)}).tensors
+    return None if ".crossattention." in theirs else theirs.removeprefix("Qformer.").replace("_query.", ".")
 
 
 def initialise_from_bert(qformer: QFormer, source: str, allow_non_finite: bool = False) -> list[str]:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from lavis_lite.checkpoints.formats.hf_fields import completed, completed_text, refuse_uncarried
+from lavis_lite.checkpoints.formats.hf_fields import (
+    completed,
+    completed_text,
+    mlp_ratio,
+    precision_of,
+    refuse_uncarried,
+)
 from lavis_lite.checkpoints.formats.key_maps import to_hf
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.blip2.base import Blip2Base
@@ -185,18 +191,11 @@ def section_of(config: Mapping[str, Any], folder: Path | str | None = None) -> d
 
 def _vision_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     vision = config["vision_config"]
-    dtype = str(config.get("dtype") or config.get("torch_dtype"))
-    precision = {"float16": "fp16", "bfloat16": "bf16"}.get(dtype, "fp32")
-    return {"vit_model": "eva_clip_g", "image_size": vision["image_size"], "vit_precision": precision,
+    return {"vit_model": "eva_clip_g", "image_size": vision["image_size"], "vit_precision": precision_of(config),
             "ln_vision_eps": vision["layer_norm_eps"],
             "vit_args": {"depth": vision["num_hidden_layers"], "width": vision["hidden_size"],
                          "heads": vision["num_attention_heads"], "patch_size": vision["patch_size"],
-                         "mlp_ratio": _ratio(vision["intermediate_size"], vision["hidden_size"])}}
-
-
-def _ratio(inner: int, width: int) -> float:
-    """A factor that int(width * factor) turns into exactly `inner`."""
-    return inner / width if int(width * (inner / width)) == inner else (inner + 0.5) / width
+                         "mlp_ratio": mlp_ratio(vision)}}
 
 
 def _qformer_keys(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,11 @@ transformers adds is refused as soon as a checkpoint uses it, and not dropped.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lavis_lite.checkpoints.manifest import json_object
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.blip2.base import Blip2Base
 from lavis_lite.torchvision_shim import ensure_torchvision
@@ -53,12 +53,41 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     classes = _classes(str(config.get("model_type")))
     full = {**_defaults(classes[""]), **config}
+    full["text_config"] = part_of(full, "text_config")
     for part in PARTS[:2]:
-        given = config.get(part) or {}
-        if not isinstance(given, Mapping):
-            raise CheckpointError(f"config.json: {part} must be an object, not {type(given).__name__}.")
-        full[part] = {**_defaults(classes[part]), **given}
+        full[part] = {**_defaults(classes[part]), **part_of(config, part)}
     return full
+
+
+def part_of(config: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """A sub-configuration of a config.json; empty if there is none.
+
+    Raises:
+        CheckpointError: it is no object.
+    """
+    given = config.get(part) or {}
+    if not isinstance(given, Mapping):
+        raise CheckpointError(f"config.json: {part} must be an object, not {type(given).__name__}.")
+    return dict(given)
+
+
+def precision_of(config: Mapping[str, Any]) -> str:
+    """In which type the weights of a config.json are stored: fp32 | fp16 | bf16."""
+    dtype = str(config.get("dtype") or config.get("torch_dtype"))
+    return {"float16": "fp16", "bfloat16": "bf16"}.get(dtype, "fp32")
+
+
+def mlp_ratio(vision: Mapping[str, Any]) -> float:
+    """A factor that int(width * factor) turns into exactly the width inside a vision_config's feed-forward layers.
+
+    Raises:
+        CheckpointError: one of the two widths is no number above 0.
+    """
+    inner, width = vision["intermediate_size"], vision["hidden_size"]
+    if not all(isinstance(size, int) and size > 0 for size in (inner, width)):
+        raise CheckpointError(f"config.json: vision_config.intermediate_size and hidden_size are widths, not {inner!r} "
+                              f"and {width!r}.")
+    return inner / width if int(width * (inner / width)) == inner else (inner + 0.5) / width
 
 
 def completed_text(text: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,8 +128,10 @@ def refuse_other_settings(model: object, folder: str | Path) -> None:
     such a config.json pass.
     """
     path = Path(folder) / "config.json"
-    content = _content(path) if path.is_file() and isinstance(model, Blip2Base) else {}
-    if content.get("model_type") not in MODEL_TYPES or not isinstance(model, Blip2Base):
+    if not isinstance(model, Blip2Base) or not path.is_file():
+        return
+    content = json_object(path.read_bytes(), path)
+    if content.get("model_type") not in MODEL_TYPES:
         return
     config = completed(content)
     refuse_uncarried(config)
@@ -111,14 +142,6 @@ def refuse_other_settings(model: object, folder: str | Path) -> None:
         raise CheckpointError(f"{path}: {'; '.join(errors)}. The tensors would fit, and the outputs would be others. "
                               "Give the section model these values, or convert the folder with `--to lite`, which "
                               "writes them down.")
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the folder again.") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _settings(model: Blip2Base) -> dict[str, dict[str, Any]]:

@@ -106,25 +106,23 @@ def _translate(tensors: Mapping[str, Tensor], rows: list[tuple[re.Pattern[str], 
         for pattern, template, leading in rows:
             match = pattern.fullmatch(name)
             if match:
-                result.tensors[template.format(**match.groupdict())] = _with_leading(tensor, leading)
+                shape = (1,) * leading + tuple(tensor.shape)[max(-leading, 0):]  # leading < 0: axes to take away
+                result.tensors[template.format(**match.groupdict())] = tensor.reshape(shape)
                 break
         else:
             result.unknown.append(name)
     return result
 
 
-def _with_leading(tensor: Tensor, axes: int) -> Tensor:
-    """Add axes of size 1 in front (axes > 0) or take them away (axes < 0)."""
-    if axes >= 0:
-        return tensor.reshape((1,) * axes + tuple(tensor.shape))
-    return tensor.reshape(tuple(tensor.shape)[-axes:])
 
 # LAVIS --------------------------------------------------------------------------------------------------------------
 # Every row is a plain rename. LAVIS also stores what can be derived: `position_ids`, and the language-model head's
 # output layer, which is tied to the word embeddings and to the head's bias. Reading checks that such copies are copies;
 # writing adds them again.
 _HEAD = "Qformer.cls.predictions."
-_CLIP, _VIT = "visual_encoder.transformer.resblocks.{i}.", "vision_encoder.vit.blocks.{i}."
+VIT = "vision_encoder.vit."
+"""the beginning of a ViT's names in a whole model"""
+_CLIP, _VIT = "visual_encoder.transformer.resblocks.{i}.", VIT + "blocks.{i}."
 
 QFORMER_ROWS = [
     Row("Qformer.bert.embeddings.word_embeddings.weight", "qformer.embeddings.word_embeddings.weight"),
@@ -167,6 +165,7 @@ def lavis_map(clip: bool, language_model: str) -> KeyMap:
     """The map of a model with that vision encoder and that kind of language model (no matter where it has none)."""
     return KeyMap([*TOP_ROWS, *QFORMER_ROWS, *(CLIP_ROWS if clip else EVA_ROWS), *language_rows(language_model)])
 
+QFORMER_MAP = KeyMap(QFORMER_ROWS)
 EVA_MAP, CLIP_MAP = lavis_map(False, "opt"), lavis_map(True, "opt")
 
 POSITION_IDS = "Qformer.bert.embeddings.position_ids"
@@ -182,7 +181,7 @@ def from_lavis(tensors: Mapping[str, Tensor]) -> Translated:
     dropped = {name: derived(name) for name in tensors if derived(name)}
     rest = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     for copy, original in COPIES.items():
-        if copy in rest and original in rest and _equal(rest[copy], rest[original]):
+        if copy in rest and original in rest and same_values(rest[copy], rest[original]):
             del rest[copy]
             dropped[copy] = f"the same tensor as {original}"
     clip = any(name.startswith("visual_encoder.conv1.") for name in rest)
@@ -218,10 +217,9 @@ def to_lavis(tensors: Mapping[str, Tensor], language_model: str = "opt", max_pos
     return result
 
 
-def _equal(first: Tensor, second: Tensor) -> bool:
-    if first.is_meta or second.is_meta:
-        return first.shape == second.shape
-    return torch.equal(first, second)
+def same_values(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are equal; on the meta device, whether their shapes are."""
+    return first.shape == second.shape and (first.is_meta or second.is_meta or torch.equal(first, second))
 
 # transformers -------------------------------------------------------------------------------------------------------
 # Three classes share most names: `Blip2ForImageTextRetrieval` (stage 1), `Blip2ForConditionalGeneration` (stage 2) and
@@ -241,6 +239,11 @@ HF_EMBEDDING_ROWS = {
            Row("qformer.embeddings.layernorm.{p}", _NORM)],
 }
 """Whether it is InstructBLIP -> rows of the Q-Former's embeddings."""
+HF_BLOCK_ROWS = [
+    Row(_HF_BLOCK + "self_attn.qkv.{p}", _VIT + "attn.qkv.{p}"),  # CLIP's is joined from three, see `join_qkv`
+    *(Row(f"{_HF_BLOCK}{theirs}.{{p}}", f"{_VIT}{ours}.{{p}}") for theirs, ours in (
+        ("layer_norm1", "norm1"), ("layer_norm2", "norm2"), ("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2")))]
+"""a ViT's block as BLIP-2 and CLIP have it"""
 HF_ROWS = [
     Row("query_tokens", "query_tokens"),
     Row("vision_projection.{p}", "vision_proj.{p}"),
@@ -251,14 +254,10 @@ HF_ROWS = [
     Row("vision_model.embeddings.position_embedding", "vision_encoder.vit.pos_embed"),
     Row("vision_model.embeddings.patch_embedding.{p}", "vision_encoder.vit.patch_embed.proj.{p}"),
     Row("vision_model.post_layernorm.{p}", "ln_vision.{p}"),
-    Row(_HF_BLOCK + "self_attn.qkv.{p}", _VIT + "attn.qkv.{p}"),
+    *HF_BLOCK_ROWS,
     Row(_HF_BLOCK + "self_attn.q_bias", _VIT + "attn.q_bias"),  # these two stand for EVA's qkv.bias, see below
     Row(_HF_BLOCK + "self_attn.v_bias", _VIT + "attn.v_bias"),
     Row(_HF_BLOCK + "self_attn.projection.{p}", _VIT + "attn.proj.{p}"),
-    Row(_HF_BLOCK + "layer_norm1.{p}", _VIT + "norm1.{p}"),
-    Row(_HF_BLOCK + "layer_norm2.{p}", _VIT + "norm2.{p}"),
-    Row(_HF_BLOCK + "mlp.fc1.{p}", _VIT + "mlp.fc1.{p}"),
-    Row(_HF_BLOCK + "mlp.fc2.{p}", _VIT + "mlp.fc2.{p}"),
     Row("language_projection.{p}", "language_projection.{p}"),
     Row("language_model.{rest}", "language_model.model.{rest}"),
 ]
@@ -312,20 +311,13 @@ def to_hf(tensors: Mapping[str, Tensor], instruct: bool = False) -> Translated:
 
 
 # CLIP's vision model in transformers --------------------------------------------------------------------------------
-VIT = "vision_encoder.vit."
-"""the beginning of a ViT's names in a whole model"""
-_HF_CLIP_BLOCK = "vision_model.encoder.layers.{i}."
 HF_CLIP_MAP = KeyMap([
     Row("vision_model.embeddings.class_embedding", VIT + "cls_token", leading=2),
     Row("vision_model.embeddings.position_embedding.weight", VIT + "pos_embed", leading=1),
     Row("vision_model.embeddings.patch_embedding.weight", VIT + "patch_embed.proj.weight"),
     Row("vision_model.pre_layrnorm.{p}", VIT + "norm_pre.{p}"),  # spelt so in that layout
-    Row(_HF_CLIP_BLOCK + "self_attn.qkv.{p}", VIT + "blocks.{i}.attn.qkv.{p}"),  # joined from three, see below
-    Row(_HF_CLIP_BLOCK + "self_attn.out_proj.{p}", VIT + "blocks.{i}.attn.proj.{p}"),
-    Row(_HF_CLIP_BLOCK + "layer_norm1.{p}", VIT + "blocks.{i}.norm1.{p}"),
-    Row(_HF_CLIP_BLOCK + "layer_norm2.{p}", VIT + "blocks.{i}.norm2.{p}"),
-    Row(_HF_CLIP_BLOCK + "mlp.fc1.{p}", VIT + "blocks.{i}.mlp.fc1.{p}"),
-    Row(_HF_CLIP_BLOCK + "mlp.fc2.{p}", VIT + "blocks.{i}.mlp.fc2.{p}"),
+    *HF_BLOCK_ROWS,
+    Row(_HF_BLOCK + "self_attn.out_proj.{p}", _VIT + "attn.proj.{p}"),
     Row("vision_model.post_layernorm.{p}", VIT + "norm.{p}"),
     Row("vision_model.{rest}", VIT + "{rest}"),
 ])

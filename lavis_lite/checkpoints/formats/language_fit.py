@@ -7,25 +7,18 @@ they began with: rows were added for the image token.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lavis_lite.checkpoints.formats.key_maps import LANGUAGE_MODEL
 from lavis_lite.checkpoints.report import LoadReport
+from lavis_lite.models.base import BaseModel
 from lavis_lite.models.language.contract import language_model_of
 
 LOGITS_BIAS = LANGUAGE_MODEL + "final_logits_bias"
 """BART's: one column per word"""
-
-
-class HasTensors(Protocol):
-    """A model, as far as names and shapes are compared."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """All tensors by name."""
-        ...
 
 
 def _inner(model: object) -> Any:
@@ -57,7 +50,7 @@ def vocabulary_names(model: object) -> tuple[set[str], set[str]]:
     return found[0], found[1]
 
 
-def fit_language_model(model: HasTensors, tensors: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
+def fit_language_model(model: BaseModel, tensors: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
     """The same tensors, with the words that the model does not have cut off, and an output layer that was tied.
 
     Args:
@@ -83,13 +76,13 @@ def fit_language_model(model: HasTensors, tensors: Mapping[str, Tensor], report:
     return fitted
 
 
-def word_axes(model: HasTensors) -> set[str]:
+def word_axes(model: BaseModel) -> set[str]:
     """Names of all tensors of the model's language model that have a row (or a column) for every word."""
     words, output = vocabulary_names(model)
     return words | output | ({LOGITS_BIAS} & model.state_dict().keys())
 
 
-def with_words(model: HasTensors, tensors: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+def with_words(model: BaseModel, tensors: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """The same tensors for a vocabulary of at least `count` words.
 
     A new word is the mean of all others, so that its logit is their mean too: it is never the likeliest.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lavis_lite.checkpoints.formats.hf_fields import mlp_ratio, part_of, precision_of
 from lavis_lite.checkpoints.formats.key_maps import HF_CLIP_MAP, VIT, Translated, derived, join_qkv
 from lavis_lite.errors import CheckpointError
 
@@ -103,33 +104,30 @@ def llava_section(config: Mapping[str, Any], folder: Path | str | None = None) -
     """
     from transformers import CONFIG_MAPPING, LlavaConfig
 
-    full: dict[str, Any] = LlavaConfig(**{key: value for key, value in config.items() if key != "model_type"}).to_dict()
+    given = {part: part_of(config, part) for part in ("vision_config", "text_config") if part in config}
+    try:
+        full: dict[str, Any] = LlavaConfig(**{**config, **given}).to_dict()
+    except Exception as error:  # the checks of transformers raise several kinds
+        raise CheckpointError(f"config.json: transformers' LlavaConfig refuses it: {error}") from error
     vision, text = full["vision_config"], full["text_config"]
     _refuse(full, vision)
     depth, layers = int(vision["num_hidden_layers"]), full["vision_feature_layer"]
     numbers = [layers] if isinstance(layers, int) else list(layers)
     read = [number if number >= 0 else depth + 1 + number for number in numbers]
     blocks = depth if depth in read else depth - 1  # of ours the last one is followed by a norm, which theirs is not
-    given = dict(config.get("text_config") or {})
-    kind = given.setdefault("model_type", text["model_type"])
-    sizes = {key: value for key, value in given.items() if value is not None}
-    ratio = (vision["intermediate_size"] + 0.5) / vision["hidden_size"]
+    kind = text["model_type"]
+    sizes = {key: value for key, value in given.get("text_config", {}).items() if value is not None}
     section = {
         "arch": "vision_language", "pretrained": None, "load_pretrained": False, "vit_weights": "random",
-        "vit_model": "clip_L", "image_size": vision["image_size"], "vit_precision": _precision(config),
+        "vit_model": "clip_L", "image_size": vision["image_size"], "vit_precision": precision_of(config),
         "vit_layer": read if len(read) > 1 else read[0],
         "vit_cls": "drop" if full["vision_feature_select_strategy"] == "default" else "keep",
         "vit_args": {"depth": blocks, "width": vision["hidden_size"], "heads": vision["num_attention_heads"],
-                     "patch_size": vision["patch_size"], "mlp_ratio": ratio},
+                     "patch_size": vision["patch_size"], "mlp_ratio": mlp_ratio(vision)},
         "connector": {"type": "mlp", "depth": 2},
-        "llm_args": {"vocab_size": CONFIG_MAPPING[kind]().vocab_size, **sizes},
+        "llm_args": {"vocab_size": CONFIG_MAPPING[kind]().vocab_size, "model_type": kind, **sizes},
         "llm_family": kind if kind == "llama" else "general"}
     return section if folder is None else {**section, "llm_tokenizer": str(folder)}
-
-
-def _precision(config: Mapping[str, Any]) -> str:
-    dtype = str(config.get("dtype") or config.get("torch_dtype"))
-    return {"float16": "fp16", "bfloat16": "bf16"}.get(dtype, "fp32")
 
 
 def _refuse(config: Mapping[str, Any], vision: Mapping[str, Any]) -> None:

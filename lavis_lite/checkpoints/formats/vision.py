@@ -9,18 +9,19 @@ from pathlib import Path
 from torch import Tensor
 
 from lavis_lite.checkpoints.formats.key_maps import HF_CLIP_MAP, VIT, from_hf, from_lavis, join_qkv, to_lavis
-from lavis_lite.checkpoints.load import Encoder, behind_adapters, check_fit, in_model_dtype
+from lavis_lite.checkpoints.load import check_fit, in_model_dtype, where_the_model_has
 from lavis_lite.checkpoints.reading import read_content, take_off_wrappers
 from lavis_lite.checkpoints.report import LoadReport, seems_to_be
 from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_weights
+from lavis_lite.models.vision.encoder import VisionEncoder
 
 AFTER_THE_FEATURES = re.compile(r"(norm|fc_norm|head|head_dist|attn_pool|ln_post|post_layernorm)\..+|proj|mask_token|"
                                 r".+\.k_bias|.*position_ids")
 """Names of a ViT that the features do not depend on: its end, training aids, constants."""
 
 
-def load_vision_weights(encoder: Encoder, source: str | Path, *, allow_non_finite: bool = False) -> LoadReport:
+def load_vision_weights(encoder: VisionEncoder, source: str | Path, *, allow_non_finite: bool = False) -> LoadReport:
     """Load a ViT's weights: timm's layout, LAVIS' (eva_vit_g.pth, clip_vit_L.pth), OpenAI's CLIP or Hugging Face's.
 
     The file may be of a whole model (only its vision part is read) and have one block more than the encoder runs.
@@ -34,18 +35,18 @@ def load_vision_weights(encoder: Encoder, source: str | Path, *, allow_non_finit
     return load_vision_state(encoder, content.tensors, str(source), allow_non_finite=allow_non_finite)
 
 
-def load_vision_state(encoder: Encoder, tensors: Mapping[str, Tensor], source: str, *,
+def load_vision_state(encoder: VisionEncoder, tensors: Mapping[str, Tensor], source: str, *,
                       allow_non_finite: bool = False) -> LoadReport:
     """As `load_vision_weights`, from tensors in memory; `source` is what messages call them."""
     own = {name: value for name, value in encoder.vit.state_dict().items() if ".lora_" not in name}
     tensors, taken = take_off_wrappers(tensors, source, own, _is_known)
     layout, found = _vit_names(tensors)
-    found = behind_adapters(found, own)
+    found = where_the_model_has(found, own)
     if not own.keys() & found.keys():
         raise CheckpointError(f"{source} has no weights of vision encoder {encoder.name!r}: it seems to be "
                               f"{seems_to_be(tensors)}.")
     report = LoadReport(source, layout, notes=[f"names without {', '.join(taken)}"] if taken else [])
-    total = max(getattr(encoder, "total_layers", 0), encoder.num_layers + 1)
+    total = max(encoder.total_layers, encoder.num_layers + 1)
     behind = tuple(f"blocks.{number}." for number in range(encoder.num_layers, total))
     for name in [name for name in found if name not in own]:
         if name.startswith(behind) or AFTER_THE_FEATURES.fullmatch(name):
@@ -62,7 +63,7 @@ def load_vision_state(encoder: Encoder, tensors: Mapping[str, Tensor], source: s
     return report
 
 
-def vision_state(encoder: Encoder, layout: str) -> dict[str, Tensor]:
+def vision_state(encoder: VisionEncoder, layout: str) -> dict[str, Tensor]:
     """The encoder's weights in another layout: "timm", "LAVIS" (names as in its own weight files) or "OpenAI".
 
     LAVIS' names of EVA are timm's; its names of CLIP are OpenAI's without `visual.`.

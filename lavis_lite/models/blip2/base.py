@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_lite.errors import ConfigError, DataError, TextTooLongError
-from lavis_lite.models.base import BaseModel, freeze
+from lavis_lite.models.base import BaseModel, autocast_type, freeze
 from lavis_lite.models.blip2.config import Blip2Config
 from lavis_lite.models.plain_text import CutTexts, Side
 from lavis_lite.models.qformer.model import QFormer, QFormerConfig
@@ -214,10 +214,7 @@ class Blip2Base(EncoderModel):
         The cast is the one the next matrix product would make; done here, ranks exchange half the bytes.
         """
         normalised = F.layer_norm(features, features.shape[-1:], eps=self.ln_vision.eps)
-        kind = normalised.device.type
-        if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
-            return normalised.to(torch.get_autocast_dtype(kind))
-        return normalised
+        return normalised.to(dtype=autocast_type(normalised.device))
 
     def _queries(self, batch: int) -> Tensor:
         return self.query_tokens.expand(batch, -1, -1)
@@ -270,9 +267,8 @@ def build_parts(cfg: Blip2Config, *, with_text: bool = True, with_lm_head: bool 
     Raises:
         ConfigError: sizes that do not go together.
     """
-    if with_text and cfg.max_txt_len > cfg.qformer_max_positions:
-        raise ConfigError(f"model.max_txt_len: {cfg.max_txt_len} tokens are more than the {cfg.qformer_max_positions} "
-                          "positions of model.qformer_max_positions.")
+    if with_text and (error := cfg.length_error()):
+        raise ConfigError(f"model.max_txt_len: {error}")
     encoder = build_encoder(cfg)
     tokenizer = TextTokenizer(cfg.tokenizer, cfg.max_txt_len, truncation_side)
     vocab_size = tokenizer.special_ids.vocab_size if with_text else 0

@@ -113,10 +113,16 @@ class Blip2Config(EncoderConfig):
         if not any("qformer" in key for key, _ in found) and self.qformer_hidden_size % self.qformer_heads:
             found.append(("qformer_hidden_size", f"{self.qformer_hidden_size} is not a multiple of qformer_heads: "
                           f"{self.qformer_heads}."))
-        if self.reads_text and self.max_txt_len > self.qformer_max_positions:
-            found.append(("max_txt_len", f"{self.max_txt_len} tokens are more than the {self.qformer_max_positions} "
-                          "positions of model.qformer_max_positions."))
+        if self.reads_text and (error := self.length_error()):
+            found.append(("max_txt_len", error))
         return found
+
+    def length_error(self) -> str:
+        """Why the Q-Former cannot read texts of max_txt_len; "" if it can."""
+        if self.max_txt_len <= self.qformer_max_positions:
+            return ""
+        return (f"{self.max_txt_len} tokens are more than the {self.qformer_max_positions} positions of "
+                "model.qformer_max_positions.")
 
 
 @dataclass
@@ -208,11 +214,7 @@ class LanguageConfig(ModelConfig):
             found.append(("max_output_txt_len", f"must be at least 1, not {self.max_output_txt_len}."))
         if self.max_row_len is not None and self.max_row_len < 2:
             found.append(("max_row_len", f"must be at least 2, not {self.max_row_len}."))
-        if not 0 <= self.few_shot_prob <= 1:
-            found.append(("few_shot_prob", f"must be between 0 and 1, not {self.few_shot_prob}."))
-        elif self.num_few_shot_examples < (least := int(self.few_shot_prob > 0)):
-            found.append(("num_few_shot_examples", f"must be at least {least} if model.few_shot_prob is "
-                          f"{self.few_shot_prob}, not {self.num_few_shot_examples}."))
+        found += few_shot_errors(self.num_few_shot_examples, self.few_shot_prob)
         try:
             family_of("", self.llm_family)
         except ConfigError as error:
@@ -325,6 +327,15 @@ class Blip2VicunaInstructConfig(Blip2VicunaConfig):
 
     max_txt_len: int = 128
     qformer_text_input: bool = True
+
+
+def few_shot_errors(count: int, probability: float) -> list[tuple[str, str]]:
+    """What is wrong with model.num_few_shot_examples and model.few_shot_prob: (key, sentence)."""
+    least = int(probability > 0)
+    if not 0 <= probability <= 1:
+        return [("few_shot_prob", f"must be between 0 and 1, not {probability}.")]
+    return [] if count >= least else [
+        ("num_few_shot_examples", f"must be at least {least} if model.few_shot_prob is {probability}, not {count}.")]
 
 
 def _has_gpu(run: RunConfig) -> bool:

@@ -56,7 +56,7 @@ class TextLearner(TextWriter):
         self.defaults = own  # type: ignore[misc]  # of this model: its class does not know the language model
 
     def forward(self, samples: SamplesLike) -> ModelOutput:
-        """The language-model loss of B samples.
+        """The language-model loss of B samples: BLIP-2's figure 3 from left to right (section 3.3).
 
         Args:
             samples: image float[B,3,H,W], or video float[B,3,T,H,W]; text_input, B strings; text_output (optional), B
@@ -67,8 +67,8 @@ class TextLearner(TextWriter):
         images = ImageBatch.of(samples)                                      # float[B,3,H,W]
         instructions, targets = self.training_texts(samples, len(images))    # B strings each
         prompts = self._with_examples(instructions, samples)                 # B strings
-        soft_prompt = self.embed_image(images.repeated(), instructions)      # float[B,Q,D]
-        loss = self.text_loss(soft_prompt, prompts, targets)                 # float[]
+        soft_prompt = self.embed_image(images.repeated(), instructions)      # float[B,Q,D], by the Q-Former
+        loss = self.text_loss(soft_prompt, prompts, targets)                 # float[], by the language model
         return self.weighed(loss, soft_prompt, samples)
 
     def text_loss(self, soft_prompt: Tensor, prompts: list[str], targets: list[str]) -> Tensor:

@@ -1,7 +1,8 @@
 """BLIP-2 stage 2 and InstructBLIP: vision encoder -> Q-Former -> projection -> a frozen language model.
 
-Stage 2 (BLIP-2, section 3.3, figure 3) learns captions after a soft prompt; InstructBLIP also lets the Q-Former read
-the instruction. One class does both; the registered archs differ in a few facts (`ArchDefaults`).
+Stage 2 (BLIP-2, section 3.3, figure 3) learns captions after a soft prompt. InstructBLIP (section 2.3, figure 3) also
+lets the Q-Former read the instruction. One class does both; the registered archs differ in a few facts
+(`ArchDefaults`). `TextLearner.forward` is the figure from left to right, `embed_image` its part up to the projection.
 
 Axes: B samples, U different images, T frames of a video (or several images), P patches, Q queries. Widths: Dv of the
 vision encoder, D' of the Q-Former, D of the language model. A video's soft prompt has T*Q vectors.
@@ -89,7 +90,7 @@ class Blip2LLM(TextLearner, Blip2Base):
         Returns:
             One soft prompt per text if the Q-Former reads texts, else one per image.
         """
-        if self.few_widths and type(self).query_output is Blip2LLM.query_output:
+        if type(self).query_output is Blip2LLM.query_output:
             return self.embed_tokens(image, self.instruction_tokens(texts), index)  # what `run.compile` traces
         projected: Tensor = self.language_projection(self.query_output(image, texts, index))
         return projected
@@ -114,22 +115,21 @@ class Blip2LLM(TextLearner, Blip2Base):
         return tokens.in_few_widths(self.tokenizer.max_length, self.tokenizer.special_ids.pad)
 
     def embed_tokens(self, image: Tensor, tokens: TextTokens | None, index: Tensor | None = None) -> Tensor:
-        """As `embed_image`, of instructions that are tokens."""
+        """As `embed_image`, of instructions that are tokens: float[B,Q,D], or float[B,T*Q,D]."""
         projected: Tensor = self.language_projection(self._queries_of(image, tokens, index))
         return projected
 
     def _queries_of(self, image: Tensor, tokens: TextTokens | None, index: Tensor | None) -> Tensor:
-        count = len(image)
-        image, frames = merged_frames(image)                                 # float[B*T,3,H,W]
+        count, (image, frames) = len(image), merged_frames(image)            # float[B*T,3,H,W]
         features = self.normalise(self.encode_image(image))                  # float[B*T,P,Dv]
         image_kv = self.qformer.precompute_kv(features, self.ln_vision)
-        if tokens is None:
-            output = self.qformer(self._queries(image_kv.rows), image=image_kv).query
-            return output.reshape(count, -1, output.shape[-1])
-        if index is not None:
-            count, image_kv = len(index), image_kv.select(frame_index(index, frames))
-        ids, mask = (part.repeat_interleave(frames, 0) for part in (tokens.ids, tokens.mask))
-        output = self.qformer(self._queries(image_kv.rows), ids, mask, image_kv, "bidirectional").query
+        ids = mask = None
+        if tokens is not None:                                               # int64[B*T,L], bool[B*T,L]
+            ids, mask = (part.repeat_interleave(frames, 0) for part in (tokens.ids, tokens.mask))
+            if index is not None:
+                count, image_kv = len(index), image_kv.select(frame_index(index, frames))
+        queries = self._queries(image_kv.rows)                               # float[B*T,Q,D']
+        output = self.qformer(queries, ids, mask, image_kv, "bidirectional").query
         return output.reshape(count, -1, output.shape[-1])
 
     # construction ---------------------------------------------------------------------------------------------------

@@ -12,14 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis_lite.models.base import without_autocast
+from lavis_lite.models.base import at_least_float32, autocast_type, without_autocast
 
 LABEL_SMOOTHING = 0.1
 IGNORE = -100
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def common_space(features: Tensor, projection: nn.Linear, dtype: torch.dtype | None = None) -> Tensor:
@@ -33,15 +29,14 @@ def common_space(features: Tensor, projection: nn.Linear, dtype: torch.dtype | N
         projection: vision_proj or text_proj.
         dtype: of the result; None: as computed.
     """
-    kind = features.device.type
-    if kind not in ("cpu", "cuda") or torch.is_autocast_enabled(kind):
+    if features.device.type not in ("cpu", "cuda") or autocast_type(features.device) is not None:
         return F.normalize(projection(features).float(), dim=-1)
     weight, bias = projection.weight.double(), projection.bias.double()
     return F.normalize(F.linear(features.double(), weight, bias), dim=-1).to(dtype)
 
 
 def similarity(queries: Tensor, texts: Tensor) -> Tensor:
-    """Image-text similarity: the best of an image's queries counts.
+    """Image-text similarity, max over q of z_q . t: the highest of an image's Q queries counts (section 3.2, ITC).
 
     Args:
         queries: float[I,Q,E], unit length.
@@ -51,14 +46,14 @@ def similarity(queries: Tensor, texts: Tensor) -> Tensor:
         float[I,J].
     """
     with without_autocast(queries.device):
-        queries, texts = _at_least_float32(queries), _at_least_float32(texts)
+        queries, texts = at_least_float32(queries), at_least_float32(texts)
         every = (queries.flatten(0, 1) @ texts.T).unflatten(0, queries.shape[:2])
         # for its gradient `max` keeps I x J indices, and `amax` all I x Q x J products
         return every.max(1).values if every.requires_grad else every.amax(1)
 
 
 def itc_loss(sim_i2t: Tensor, sim_t2i: Tensor, positives: Tensor, label_smoothing: float = LABEL_SMOOTHING) -> Tensor:
-    """Image-text contrastive loss, mean of both directions.
+    """Image-text contrastive loss: the mean of the cross-entropies H(y, softmax(s / temp)) of both directions.
 
     Args:
         sim_i2t: float[B,N], image to texts, divided by the temperature.
@@ -109,7 +104,7 @@ def choose_negatives(sim: Tensor, positives: Tensor, uniform: Tensor) -> tuple[T
 
 
 def itm_terms(positive: Tensor, negatives: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Image-text matching: summed two-class cross-entropy and the number of its terms.
+    """Image-text matching (ITM): summed two-class cross-entropy and the number of its terms.
 
     Args:
         positive: float[B,2], logits of matching pairs (class 1).
@@ -120,35 +115,35 @@ def itm_terms(positive: Tensor, negatives: Tensor, valid: Tensor) -> tuple[Tenso
         float[] sum and float[] count; the loss is their ratio.
     """
     with without_autocast(positive.device):
-        positive, negatives = _at_least_float32(positive), _at_least_float32(negatives)
+        positive, negatives = at_least_float32(positive), at_least_float32(negatives)
         match = F.log_softmax(positive, 1)[:, 1]
         no_match = torch.where(valid, F.log_softmax(negatives, 1)[:, 0], 0.0)
         return -match.sum() - no_match.sum(), valid.sum().to(match.dtype) + len(match)
 
 
 def itm_logits(queries: Tensor, head: nn.Linear) -> Tensor:
-    """Two-class logits averaged over queries: float[N,Q,D] -> float[N,2].
+    """Two-class logits averaged over queries (section 3.2, ITM): float[N,Q,D] -> float[N,2].
 
     The head is linear, so that averaging first gives the same and is cheaper.
     """
     with without_autocast(queries.device):
-        mean = _at_least_float32(queries).mean(1)
+        mean = at_least_float32(queries).mean(1)
         return F.linear(mean.to(head.weight.dtype), head.weight, head.bias)
 
 
 def lm_sum_plain(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor,
                  label_smoothing: float = LABEL_SMOOTHING) -> Tensor:
     """Summed language-model loss with all logits in memory; the reference of `lm_sum`. Same arguments and result."""
-    logits = _at_least_float32(F.linear(hidden, weight, bias))
+    logits = at_least_float32(F.linear(hidden, weight, bias))
     return F.cross_entropy(logits, targets, ignore_index=IGNORE, label_smoothing=label_smoothing, reduction="sum")
 
 
 def lm_sum(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, label_smoothing: float = LABEL_SMOOTHING,
            chunk: int = 1024) -> Tensor:
-    """Summed label-smoothed next-token loss; the logits exist for `chunk` tokens at a time only.
+    """ITG: the sum of -log p(next token | image, earlier tokens), label-smoothed, `chunk` tokens at a time.
 
-    The gradient of a chunk is computed with its loss, in one visit. Under autocast the matrix products run in the
-    autocast type, the softmax in float32.
+    The logits exist for one chunk only. The gradient of a chunk is computed with its loss, in one visit. Under autocast
+    the matrix products run in the autocast type, the softmax in float32.
 
     Args:
         hidden: float[T,D], output of the language-model head's transform at the positions that predict.
@@ -161,8 +156,7 @@ def lm_sum(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, label_
     Returns:
         float[], sum over tokens.
     """
-    if hidden.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
+    if (dtype := autocast_type(hidden.device)) is not None:
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     with without_autocast(hidden.device):
         return _LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, chunk)
@@ -176,7 +170,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk: int) -> Tensor:
         """Loss and, where needed, its gradients at once."""
         needed = any(ctx.needs_input_grad[:3])
-        total = hidden.new_zeros((), dtype=_at_least_float32(hidden[:0]).dtype)
+        total = hidden.new_zeros((), dtype=at_least_float32(hidden[:0]).dtype)
         grads: list[Tensor] = []
         for start in range(0, max(len(targets), 1), chunk):
             rows = slice(start, start + chunk)
@@ -208,7 +202,7 @@ def _add_gradients(grads: list[Tensor], d_logits: Tensor, hidden: Tensor, weight
 def _chunk_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float,
                 with_grad: bool) -> tuple[Tensor, Tensor | None]:
     """Loss of some tokens and the gradient of their logits, float[t,V]."""
-    logits = _at_least_float32(F.linear(hidden, weight, bias.to(weight.dtype)))
+    logits = at_least_float32(F.linear(hidden, weight, bias.to(weight.dtype)))
     kept = (targets != IGNORE).to(logits.dtype)
     safe = targets.clamp(min=0)[:, None]
     normaliser = logits.logsumexp(1)

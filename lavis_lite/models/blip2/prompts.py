@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lavis_lite.errors import ConfigError, shown
+from lavis_lite.models.blip2.config import few_shot_errors
 from lavis_lite.models.plain_text import as_text
 from lavis_lite.processors.text import MOST_OCR_TOKENS, lettered, without_marks
 
@@ -147,20 +148,9 @@ def _fill(template: str, *values: str) -> str:
 # data set of LAVIS yields them. Here examples are text, for every language model, in training and in answering. The
 # Q-Former reads the sample's own instruction only, as in LAVIS.
 def check_few_shot(count: int, probability: float) -> None:
-    """Check the settings of examples in front of prompts.
-
-    Args:
-        count: model.num_few_shot_examples.
-        probability: model.few_shot_prob.
-
-    Raises:
-        ConfigError: a probability outside 0 to 1, or one above 0 without a number of examples.
-    """
-    if not 0 <= probability <= 1:
-        raise ConfigError(f"model.few_shot_prob: must be between 0 and 1, not {probability}.")
-    if count < 0 or (probability > 0 and count < 1):
-        raise ConfigError(f"model.num_few_shot_examples: must be at least {int(probability > 0)} where "
-                          f"model.few_shot_prob is {probability}, not {count}.")
+    """Raise ConfigError for a probability outside 0 to 1, or one above 0 without a number of examples."""
+    for key, message in few_shot_errors(count, probability):
+        raise ConfigError(f"model.{key}: {message}")
 
 
 def draw_few_shot(samples: Mapping[str, Any], count: int, probability: float) -> int:

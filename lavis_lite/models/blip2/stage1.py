@@ -120,7 +120,7 @@ class Blip2Qformer(Blip2Scorer):
 
     # training -------------------------------------------------------------------------------------------------------
     def forward(self, samples: SamplesLike) -> Blip2Output:
-        """The three losses.
+        """The sum of the three losses, ITC + ITM + ITG (section 3.2), and each of them.
 
         Args:
             samples: image float[B,3,H,W], or features float[B,P,Dv]; text_input, B strings or `TextTokens`.
@@ -277,7 +277,7 @@ class Blip2Qformer(Blip2Scorer):
         return self.qformer.precompute_kv(plan.fetch(encoded.features), self.ln_vision), texts
 
     def lm_terms(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        """Summed ITG loss of this rank and its number of predicted tokens, float[] each."""
+        """Summed loss of image-grounded text generation (ITG) of this rank and its predicted tokens, float[] each."""
         tokens, hidden = encoded.tokens, encoded.hidden.decoder
         targets = tokens.ids[:, 1:].masked_fill(~tokens.mask[:, 1:], objectives.IGNORE).flatten()
         rows = tokens.prediction_rows()
