@@ -24,6 +24,10 @@ def _load(target: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def _address(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
 def _location(cls: type) -> str:
     """`file:line` of a class, for messages."""
     try:
@@ -47,6 +51,31 @@ class Registry(Generic[T]):
                  sections: Mapping[str, str] | None = None) -> None:
         self.kind, self.base, self.builtins, self.sections = kind, base, dict(builtins), dict(sections or {})
         self._classes: dict[str, type[T]] = {}
+        self.replaced: set[str] = set()
+        """built-in names that a class from outside took over"""
+
+    def replace(self, name: str) -> Callable[[C], C]:
+        """As `register`; a built-in class of that name gives way."""
+        if name in self.builtins and not self.is_own(name):
+            self._classes.pop(name, None)
+            self.replaced.add(name)
+        return self.register(name)
+
+    def is_own(self, name: str) -> bool:
+        """Whether a class from outside of the package has that name."""
+        held = self._classes.get(name)
+        return held is not None and _address(held) != self.builtins.get(name)
+
+    def builtin(self, name: str) -> type[T]:
+        """The package's own class of that name, whatever is registered under it.
+
+        Raises:
+            RegistryError: it has none.
+        """
+        if name not in self.builtins:
+            raise RegistryError(f"unknown {self.kind} {shown(name)}: {did_you_mean(name, self.builtins)}")
+        found: type[T] = _load(self.builtins[name])
+        return found
 
     def register(self, *names: str) -> Callable[[C], C]:
         """Decorator: makes a class known under `names`.
@@ -60,6 +89,8 @@ class Registry(Generic[T]):
             if not (inspect.isclass(cls) and issubclass(cls, base)):
                 raise RegistryError(f"{_location(cls)}: a {self.kind} must derive from {self.base.replace(':', '.')}.")
             for name in names:
+                if name in self.replaced and self.builtins[name] == _address(cls):
+                    continue
                 self._check_free(name, cls)
                 self._classes[name] = cast("type[T]", cls)
             return cls
@@ -67,10 +98,10 @@ class Registry(Generic[T]):
         return decorate
 
     def _check_free(self, name: str, cls: type) -> None:
-        here = f"{cls.__module__}:{cls.__qualname__}"
         held = self._classes.get(name)
-        taken = f"{held.__module__}:{held.__qualname__}" if held is not None else self.builtins.get(name)
-        if taken is not None and taken != here:  # the same class again is a reload, not a clash
+        builtin = None if name in self.replaced else self.builtins.get(name)
+        taken = _address(held) if held is not None else builtin
+        if taken is not None and taken != _address(cls):  # the same class again is a reload, not a clash
             first = _location(held) if held is not None else taken
             raise RegistryError(f"{self.kind} name {name!r} is registered twice: at {first} and at {_location(cls)}.")
 

@@ -26,6 +26,7 @@ from lavis_lite.config.lavis_keys import (
     only_shards,
     references_of_run,
     translated,
+    without_row,
 )
 from lavis_lite.config.layers import (
     RECIPES,
@@ -116,8 +117,15 @@ def compose_layers(own: Sequence[Layer], cfg_path: Path) -> Composition:
     composition.named = {key for layer in defaults for key, _ in flatten(layer.content)}
     composition.errors = errors + wrong_names
     _type_run(composition)
-    composition.config.notes = notes + composition.config.notes
+    composition.config.notes = notes + _replaced() + composition.config.notes
     return composition
+
+
+def _replaced() -> list[str]:
+    """A note about the names that classes of imported modules took over."""
+    kinds = [kind for kind in vars(registry).values() if isinstance(kind, Registry)]
+    taken = [f"{kind.kind} {name} ({kind.get(name).__module__})" for kind in kinds for name in sorted(kind.replaced)]
+    return [f"imports: these take the place of the package's own: {', '.join(taken)}."] if taken else []
 
 
 def overlaid(composition: Composition, layer: Layer) -> Composition:
@@ -196,7 +204,7 @@ def default_layers(chosen: DictConfig) -> tuple[list[Layer], list[str]]:
     arch, model_type = (str(_filled_in(model, key, getattr(ModelConfig, key))) for key in ("arch", "model_type"))
     layers, errors = model_layers(arch, model_type)
     for name, section in (chosen.get("datasets") or {}).items():
-        named = {key: _filled_in(section or {}, key, None) for key in ("builder", "type")}
+        named = {key: _filled_in(section or {}, key, None) for key in ("builder", "type", "data_type")}
         written = OmegaConf.to_container(section) if OmegaConf.is_config(section) else section
         named |= {"files": file_names(written), "only_shards": only_shards(written) or None}
         found, wrong = dataset_layer(str(name), {key: value for key, value in named.items() if value is not None})
@@ -308,6 +316,8 @@ def _dataset_section(checker: Checker, name: str, section: Any) -> DatasetConfig
             if section.get("builder"):
                 checker.error(f"datasets.{name}.builder", str(error))
     section_class = _section_class(registry.builder, builder, DatasetConfig)
+    if builder == name and name not in registry.builder and without_row(name):
+        return DatasetConfig()  # its name is reported; nothing else of it is read
     if not issubclass(section_class, OpenSection):  # else the builder reads LAVIS' keys itself
         section = translated(name, section, checker.note, checker.error)
         if isinstance(section.get("data_type"), list):  # LAVIS also writes [images]

@@ -17,8 +17,15 @@ UNREAD = {"dataset_card": "LAVIS shows it to people; `python -m lavis_lite data 
 UNREAD_BY_PROCESSORS = {("alpro_video_eval", "min_scale"): "LAVIS' class does not use it: evaluation never crops",
                         ("alpro_video_eval", "max_scale"): "LAVIS' class does not use it: evaluation never crops",
                         ("alpro_video_train", "full_video"): "frames are always drawn from the whole video",
-                        ("alpro_video_eval", "full_video"): "frames are always drawn from the whole video"}
+                        ("alpro_video_eval", "full_video"): "frames are always drawn from the whole video",
+                        ("blip_question", "prompt"): "LAVIS' class does not use it; run.prompt is put around questions"}
 """(processor, parameter) -> why it has no effect"""
+RENAMED = {"video_processor": "vis_processor", "image_processor": "vis_processor",
+           "build_info.video": "build_info.videos", "build_info.image": "build_info.images",
+           **{f"build_info.{split}": f"build_info.annotations.{split}" for split in ("train", "val", "test")}}
+"""keys that some of LAVIS' sections write in this way -> where the others have them"""
+OTHER_SENSES = {"sound": ("audio_processor", "build_info.audio"), "point clouds": ("pc_processor", "build_info.pc")}
+"""what is outside of the scope -> keys of a section that hold it"""
 OUT_OF_SCOPE = {
     "point clouds": ("modelnet40_", "objaverse_", "shapenet_", "image_pc_"),
     "sound": ("audiocaps_", "audioset_", "audio_", "clotho_", "esc50_", "wavcaps_", "musicavqa", "music_avqa", "valor_",
@@ -46,6 +53,8 @@ def translated(name: str, section: Mapping[str, Any], note: Report, error: Repor
     for key, why in UNREAD.items():
         if _take(found, key.split(".")) is not None:
             note(f"datasets.{name}.{key}", f"has no effect: {why}.")
+    _keys_of_others(name, found, error)
+    _features(found)
     _answer_list(found)
     for kind in ("vis_processor", "text_processor"):
         pair = found.get(kind)
@@ -57,6 +66,19 @@ def translated(name: str, section: Mapping[str, Any], note: Report, error: Repor
     return _instructions(name, found)
 
 
+def _keys_of_others(name: str, found: dict[str, Any], error: Report) -> None:
+    """Keys that some sections write in another place, and those of other senses."""
+    if (ratio := _take(found, ["sample_ratio"])) is not None:
+        error(f"datasets.{name}.sample_ratio", f"the run has it: run.train_dataset_ratios: {{{name}: {ratio}, ...}}.")
+    for key, other in RENAMED.items():
+        if (value := _take(found, key.split("."))) is not None:
+            _put(found, other.split("."), value)
+    for held, keys in OTHER_SENSES.items():
+        if given := [key for key in keys if _take(found, key.split(".")) is not None]:
+            error(f"datasets.{name}.{given[0]}", f"is for {held}, outside of this package's scope; take it out, with "
+                                                 "what belongs to it in build_info and data_type.")
+
+
 def _take(section: dict[str, Any], keys: list[str]) -> Any:
     """Remove a nested key and return its value; the containers on the way are copied."""
     for key in keys[:-1]:
@@ -65,6 +87,23 @@ def _take(section: dict[str, Any], keys: list[str]) -> Any:
             return None
         section[key] = section = dict(inner)
     return section.pop(keys[-1], None)
+
+
+def _put(section: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Set a nested key; the containers on the way are copied."""
+    for key in keys[:-1]:
+        section[key] = section = dict(section.get(key) or {})
+    section[keys[-1]] = value
+
+
+def _features(section: dict[str, Any]) -> None:
+    """LAVIS' build_info.features names the folder of all arrays; here each has its own."""
+    arrays, info = section.get("arrays"), section.get("build_info")
+    folder = info.get("features") if isinstance(info, Mapping) else None
+    if isinstance(arrays, Mapping) and isinstance(folder, Mapping) and folder.get("storage"):
+        home = str(folder["storage"]).rstrip("/")
+        section["arrays"] = {name: {**array, "storage": f"{home}/{name}"} for name, array in arrays.items()}
+        _take(section, ["build_info", "features"])
 
 
 def _processor(key: str, spec: Mapping[str, Any], note: Report, error: Report) -> dict[str, Any]:

@@ -64,11 +64,16 @@ def model_types(arch: str) -> dict[str, Path]:
         RegistryError: unknown arch.
     """
     types = _yaml_files(f"models/{MODEL_CONFIG_HOME.get(arch, arch)}")
-    if arch not in registry.model.builtins:
-        cls = registry.get_model_class(arch)
-        home = Path(sys.modules[cls.__module__].__file__ or ".").parent
-        types |= {name: home / path for name, path in getattr(cls, "PRETRAINED_MODEL_CONFIG_DICT", {}).items()}
+    if arch not in registry.model.builtins or registry.model.is_own(arch):
+        types |= _listed(registry.get_model_class(arch), "PRETRAINED_MODEL_CONFIG_DICT")
     return types
+
+
+def _listed(cls: type, table: str) -> dict[str, Path]:
+    """type -> YAML of a class's own table: relative to its module, or where its `locate_config` finds it."""
+    home = Path(sys.modules[cls.__module__].__file__ or ".").parent
+    locate = getattr(cls, "locate_config", home.joinpath)
+    return {name: Path(locate(path)) for name, path in getattr(cls, table, {}).items()}
 
 
 def model_layers(arch: str, model_type: str) -> tuple[list[Layer], list[str]]:
@@ -79,7 +84,7 @@ def model_layers(arch: str, model_type: str) -> tuple[list[Layer], list[str]]:
             load_plugins()
             types = model_types(arch)
     except RegistryError as error:
-        return [], [f"model.arch: {error}"]
+        return [], [f"model.arch: {error}{_archs_with(arch.removeprefix('instruct_'))}"]
     if not types:
         return [], []
     if model_type not in types:
@@ -158,14 +163,15 @@ def _rows(name: str, path: Path) -> dict[str, Any]:
     return rows
 
 
-def _rows_of_builder(name: str) -> dict[str, Any] | None:
-    """type -> section by LAVIS' DATASET_CONFIG_DICT of a user's builder class; None if it has none."""
-    if name in registry.builder.builtins or name not in registry.builder:
+def _rows_of_builder(name: str, wanted: str) -> dict[str, Any] | None:
+    """type -> section by LAVIS' DATASET_CONFIG_DICT of a user's builder class; None if it has none.
+
+    Files that are not there are left out, but for that of the type `wanted`.
+    """
+    if not registry.builder.is_own(name):
         return None
-    cls = registry.get_builder_class(name)
-    listed: Mapping[str, str] = getattr(cls, "DATASET_CONFIG_DICT", {})
-    home = Path(sys.modules[cls.__module__].__file__ or ".").parent
-    rows = {kind: _rows(name, home / path) for kind, path in listed.items()}
+    listed = _listed(registry.get_builder_class(name), "DATASET_CONFIG_DICT")
+    rows = {kind: _rows(name, path) for kind, path in listed.items() if path.is_file() or kind == wanted}
     return {kind: own.get(kind, own.get("default")) for kind, own in rows.items()} or None
 
 
@@ -173,9 +179,9 @@ def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[list[Layer], l
     """(the default layer of a data set if it has one, errors of its name or type)."""
     if name not in dataset_files():
         load_plugins()
-    own = name in registry.builder and name not in registry.builder.builtins  # a user's class before a packaged row
-    path = None if own else dataset_files().get(name)
-    rows = dataset_rows(name) if path is not None else _rows_of_builder(name)
+    path = None if registry.builder.is_own(name) else dataset_files().get(name)  # a user's class before a row
+    rows = (dataset_rows(name) if path is not None
+            else _rows_of_builder(name, str(section.get("type") or "default")))
     if rows is None:
         if section.get("builder") or name in registry.builder:
             return [], []
@@ -184,7 +190,8 @@ def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[list[Layer], l
         return [], [f"datasets.{name}: neither a named data set nor a registered builder; "
                     f"{did_you_mean(name, [*dataset_names(), *registry.builder.names()])} "
                     "For your own files add `builder: custom`."]
-    kind = str(section.get("type") or type_of_files(section.get("files", ()), rows))
+    of_arrays = "features" if section.get("data_type") == "features" and "features" in rows else ""
+    kind = str(section.get("type") or of_arrays or type_of_files(section.get("files", ()), rows))
     if kind not in rows:
         return [], [f"datasets.{name}.type: no type {kind!r}; {did_you_mean(kind, rows)}"]
     where = _layer_name(path) if path is not None else f"builder {name}"

@@ -166,7 +166,7 @@ def _modes(run: RunConfig, splits: list[str]) -> Iterator[bool]:
 def _check_processors(builder: Any, section: DatasetConfig, training: bool, config: Config, report: Report) -> None:
     """Build the processors of a mode, which checks their parameters, and check their image size."""
     mode = "train" if training else "eval"
-    outside = (section.builder or builder.name) not in registry.builder.builtins
+    outside = registry.builder.is_own(section.builder or builder.name)
     for kind in ("vis_processor", "text_processor"):
         if outside and getattr(getattr(section, kind), mode) is None:
             continue  # a builder from outside may read its data without

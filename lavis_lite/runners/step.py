@@ -146,7 +146,7 @@ class TrainStep:
         each: list[Tensor] = []
         for micro, batch in enumerate(self._weighted(step, micro_batches)):
             seed_position(self.cfg.seed, step, micro, distributed.rank())
-            samples = to_device(batch, self.device)
+            samples = {**to_device(batch, self.device), **self._position(step, micro, count)}
             with self._no_sync(micro < count - 1):
                 with self.precision.autocast():
                     loss, parts = self.task.train_step(self.model, samples)
@@ -159,6 +159,12 @@ class TrainStep:
                 totals[name] = totals[name] + share if name in totals else share
         self._unread[step] = each
         return totals
+
+    def _position(self, step: int, micro: int, count: int) -> dict[str, int]:
+        """Where the training is, under the keys of LAVIS' loop: its (inner) epochs, counted in micro-batches."""
+        epoch, inside = divmod(step, self.schedule.steps_per_epoch)
+        return {"epoch": epoch, "num_iters_per_epoch": self.schedule.steps_per_epoch * count,
+                "iters": inside * count + micro}
 
     def _encode(self, ahead: Ahead) -> None:
         """Let frozen parts see the images of the next micro-batch; they draw no random numbers."""

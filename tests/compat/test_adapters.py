@@ -229,7 +229,7 @@ def test_paths_and_state(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from lavis_lite.compat.lavis import paths
 
-    monkeypatch.setattr(paths, "ROOTS", {})
+    monkeypatch.setattr(paths, "ROOTS", paths.Roots())
     assert registry.get_path("cache_root") and registry.get_path("nowhere") is None
     registry.register_path("library_root", "/my/project")
     assert get_abs_path("configs/a.yaml") == "/my/project/configs/a.yaml"

@@ -15,7 +15,6 @@ from tests.compat.lavis_imports import pairs
 from tests.end_to_end.conftest import ROOT
 
 OUT_OF_SCOPE = ("lavis.models.gpt_models.gpt_dialogue", "lavis.processors.gpt_processors",
-                "lavis.datasets.builders.dialogue_builder", "lavis.datasets.datasets.avsd_dialogue_datasets",
                 "lavis.tasks.vqa_reading_comprehension")
 """modules for GPT-2's dialogues and for PNP-VQA"""
 
@@ -52,7 +51,7 @@ def test_star_imports_bring_the_names() -> None:
     ("import lavis.models.albef_models.albef_vqa", "not this family of models"),
     ("import lavis.modles", "did you mean 'lavis.models'"),
     ("from lavis.models import Blip2OPTT", "did you mean 'Blip2OPT'"),
-    ("from lavis.datasets.builders.caption_builder import COCOCapBuilder", "data list"),
+    ("from lavis.datasets.builders.audio_caption_builder import AudioCapsCapBuilder", "data list"),
 ])
 def test_what_is_not_carried_is_refused_in_words(statement: str, words: str) -> None:
     with pytest.raises(ImportError, match=words):

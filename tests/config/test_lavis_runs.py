@@ -198,6 +198,41 @@ def test_names_of_lavis_resolve(name: str, tmp_path: Path) -> None:
     assert [line for line in errors_of(composed(tmp_path, {name: {}})) if f"datasets.{name}:" in line] == []
 
 
+def test_splits_beside_annotations_are_annotations(tmp_path: Path) -> None:
+    files = {"train": {"storage": ["vsr/train.jsonl"]}, "val": {"storage": ["vsr/dev.jsonl"]}}
+    composition = composed(tmp_path, {"vsr_caption": {"build_info": {**files, "images": {"storage": "vsr/images"}}}})
+    info = composition.config.datasets["vsr_caption"].build_info
+    assert errors_of(composition) == [] and info.annotations["val"].storage == ["vsr/dev.jsonl"]
+
+
+def test_the_folder_of_all_arrays_is_that_of_each(tmp_path: Path) -> None:
+    own = {"data_type": "features", "build_info": {"features": {"storage": "my/features/"}}}
+    section = composed(tmp_path, {"avsd_dialogue": own}, task="vqa").config.datasets["avsd_dialogue"]
+    assert section.type == "features" and section.arrays["i3d_rgb"].storage == "my/features/i3d_rgb"
+
+
+def test_what_is_out_of_scope_is_named_once(tmp_path: Path) -> None:
+    clips = {"video_processor": {"eval": {"name": "alpro_video_eval", "n_frms": 2, "image_size": 64}}}
+    assert errors_of(composed(tmp_path, {"vatex_caption": clips})) == []
+    sound = {**clips, "audio_processor": {"eval": {"name": "beats_audio"}}, "build_info": {"audio": {"storage": "x"}}}
+    assert re.findall(r"(\w+_processor): is for sound", "\n".join(errors_of(composed(
+        tmp_path, {"vatex_caption": sound})))) == ["audio_processor"]
+    (error,) = errors_of(composed(tmp_path, {"modelnet40_cls": {"pc_processor": {}, "build_info": {"pc": {}}}}))
+    assert "holds point clouds" in error
+
+
+@pytest.mark.parametrize(("model", "section", "words"), [
+    ({"arch": "instruct_vicuna7b"}, {}, "'vicuna7b' is a type of blip2_vicuna_instruct."),
+    ({}, {"sample_ratio": 4}, "run.train_dataset_ratios: {coco_caption: 4, ...}"),
+])
+def test_habits_of_lavis_forks_are_explained(tmp_path: Path, model: dict[str, Any], section: dict[str, Any],
+                                             words: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"model": {"arch": "blip2_opt", "model_type": "mini", **model},
+                                    "datasets": {"coco_caption": section}, "run": {"max_iters": 1}}))
+    assert words in "\n".join(compose(path).errors)
+
+
 def test_full_video_is_what_is_read(tmp_path: Path) -> None:
     clip = {"name": "alpro_video_eval", "image_size": 64, "n_frms": 2}
     section = {"msvd_caption": {"vis_processor": {"eval": {**clip, "full_video": False}}}}

@@ -23,7 +23,7 @@ from lavis_lite.checkpoints.load import load_checkpoint
 from lavis_lite.checkpoints.manifest import source_of
 from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.compat.lavis.backbones import mark_backbones
-from lavis_lite.compat.lavis.paths import config_path
+from lavis_lite.compat.lavis.paths import config_path, located
 from lavis_lite.compat.lavis.sections import as_node, given_name, reading, section_class
 from lavis_lite.compat.lavis.sizes import sizes, sizes_in
 from lavis_lite.config.schema import ModelConfig, RunConfig
@@ -74,6 +74,11 @@ class BaseModel(CoreModel):
         if model_type not in types:
             raise ConfigError(f"{cls.__name__} has no model type {model_type!r}; {did_you_mean(model_type, types)}")
         return config_path(cls, types[model_type])
+
+    @classmethod
+    def locate_config(cls, name: str) -> Path:
+        """Where the YAML is that the class names."""
+        return located(cls, name)
 
     def load_checkpoint(self, url_or_filename: str) -> Any:
         """Load what fits of a checkpoint: LAVIS' (.pth, a URL), a run's folder, or a packaged one such as mini/stage1.

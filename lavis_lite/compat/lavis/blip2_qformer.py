@@ -15,6 +15,7 @@ from lavis_lite.checkpoints.formats.key_maps import from_lavis
 from lavis_lite.compat.lavis.base_model import BaseModel
 from lavis_lite.compat.lavis.blip2 import Blip2Base
 from lavis_lite.compat.lavis.blip2_llm import LavisBlip2LLM
+from lavis_lite.compat.lavis.retrieval import compute_sim_matrix
 from lavis_lite.compat.lavis.sizes import current
 from lavis_lite.errors import ContractError
 from lavis_lite.models.blip2 import stage1
@@ -88,6 +89,10 @@ class Blip2Qformer(Blip2Base):
             return stage1.Blip2Qformer(encoder, qformer, tokenizer, embed_dim=self.vision_proj.out_features,
                                        freeze_vit=self.freeze_vit)
 
+    def compute_sim_matrix(self, data_loader: Any, task_cfg: Any) -> tuple[Any, Any]:
+        """Scores of all images with all texts, and of all texts with all images."""
+        return compute_sim_matrix(self, data_loader, k_test=task_cfg.get("k_test", 128))
+
     forward = _of_core("forward")
     loss_terms = _of_core("loss_terms")
     forward_image = _of_core("forward_image")
@@ -134,14 +139,3 @@ def share_parameters(model: Blip2Qformer, core: nn.Module) -> None:
     for name in wanted:
         owner, _, leaf = name.rpartition(".")
         core.get_submodule(owner)._parameters[leaf] = given[name]
-
-
-@torch.no_grad()
-def compute_sim_matrix(model: Blip2Qformer, data_loader: Any, **kwargs: Any) -> Any:
-    """Scores of all images with all texts of a retrieval data set, both ways.
-
-    Raises:
-        ContractError: always; the task `retrieval` of this package does it, in any number of processes.
-    """
-    raise ContractError("compute_sim_matrix is not carried: name the task in the YAML, run.task: retrieval. It scores "
-                        "the models blip2 and blip2_image_text_matching, sharing the work among ranks.")

@@ -5,20 +5,23 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lavis_lite import distributed
 from lavis_lite.compat.lavis.datasets import DatasetAdapter
-from lavis_lite.compat.lavis.paths import config_path
+from lavis_lite.compat.lavis.paths import config_path, located
 from lavis_lite.compat.lavis.processors import BaseProcessor
 from lavis_lite.compat.lavis.registry import registry
 from lavis_lite.compat.lavis.sections import as_node, reading, section_class
+from lavis_lite.config.compose import compose_dataset
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder as CoreBuilder
-from lavis_lite.errors import ConfigError, ContractError, DataError
+from lavis_lite.errors import ConfigError, ContractError, DataError, ErrorList
 from lavis_lite.io import files
+from lavis_lite.registry import registry as core
 
 SPLITS = ("train", "val", "test")
 
@@ -117,6 +120,38 @@ class BaseDatasetBuilder:
         return datasets
 
 
+class PackagedBuilder(BaseDatasetBuilder):
+    """A data set of this package behind LAVIS' calls; `name` is its name.
+
+    Args:
+        cfg: the section `datasets.<name>` of a run; None: the package's row.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, cfg: Any = None) -> None:
+        self.section = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg or {})
+
+    def build_datasets(self) -> dict[str, Any]:
+        """Split -> data set.
+
+        Raises:
+            ErrorList: the section does not fit.
+        """
+        composition = compose_dataset(self.name, section=self.section)  # type: ignore[arg-type]
+        if composition.errors:
+            raise ErrorList(f"{self.name}:", composition.errors)
+        section = composition.config.datasets[self.name]
+        builder = core.get_builder_class(section.builder or self.name)(self.name, section)
+        made = {split: builder.build(split, split.startswith("train")) for split in builder.splits()}
+        return {split: dataset for split, dataset in made.items() if dataset is not None}
+
+
+def of_core(name: str) -> type[PackagedBuilder]:
+    """The class with LAVIS' calls of a data set of the package."""
+    return type(name, (PackagedBuilder,), {"name": name, "__module__": __name__})
+
+
 def as_paths(value: Any) -> list[str]:
     """One path or several -> a list."""
     if value is None:
@@ -206,9 +241,5 @@ def adapted(written: type) -> type:
     """The adapter of a builder class."""
     return type(written.__name__, (BuilderAdapter,), {
         "written": written, "section_class": section_class(LavisDatasetConfig, written),
-        "DATASET_CONFIG_DICT": _config_files(written), "__module__": written.__module__})
-
-
-def _config_files(written: type) -> dict[str, str]:
-    """Type -> YAML, of the files that are there."""
-    return {kind: config_path(written, name) for kind, name in getattr(written, "DATASET_CONFIG_DICT", {}).items()}
+        "DATASET_CONFIG_DICT": getattr(written, "DATASET_CONFIG_DICT", {}),
+        "locate_config": partial(located, written), "__module__": written.__module__})

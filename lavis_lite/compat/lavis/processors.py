@@ -91,7 +91,7 @@ class PackagedProcessor(BaseProcessor):
     core_name: ClassVar[str] = ""
 
     def __init__(self, **settings: Any) -> None:
-        self.processor = core.get_processor_class(self.core_name)(**settings)
+        self.processor: Any = core.processor.builtin(self.core_name)(**settings)
 
     def __call__(self, item: Any) -> Any:
         """The processed item; a video may be given by its path."""
@@ -102,7 +102,7 @@ class PackagedProcessor(BaseProcessor):
     @classmethod
     def from_config(cls, cfg: Any = None) -> Any:
         """Build from a section; keys that LAVIS' class does not read either are left alone."""
-        known = inspect.signature(core.get_processor_class(cls.core_name)).parameters
+        known = inspect.signature(core.processor.builtin(cls.core_name)).parameters
         return cls(**{key: value for key, value in (cfg or {}).items() if key in known})
 
 
@@ -123,6 +123,22 @@ class BlipImageBaseProcessor(BaseProcessor):
         super().__init__()
         self.normalize = transforms.Normalize(mean or (0.48145466, 0.4578275, 0.40821073),
                                               std or (0.26862954, 0.26130258, 0.27577711))
+
+
+class ToUint8:
+    """float[...] -> uint8[...]."""
+
+    def __call__(self, tensor: Any) -> Any:
+        """The tensor as whole numbers."""
+        return tensor.to(torch.uint8)
+
+
+class ToTHWC:
+    """float[C,T,H,W] -> float[T,H,W,C]."""
+
+    def __call__(self, tensor: Any) -> Any:
+        """The clip with its channels last."""
+        return tensor.permute(1, 2, 3, 0)
 
 
 BlipImageTrainProcessor = of_core("blip_image_train")
@@ -147,7 +163,7 @@ class BlipInstructionProcessor(BaseProcessor):
     """
 
     def __init__(self, prompt: str = "", max_words: int = 50, modality: str = "image", task: str = "caption") -> None:
-        cleaner: Any = core.get_processor_class("blip_caption" if task == "caption" else "blip_question")
+        cleaner: Any = core.processor.builtin("blip_caption" if task == "caption" else "blip_question")
         words, instruction = cleaner(max_words=max_words), Instruction(
             [prompt] if prompt else templates_of(modality, task))
         self.transform = lambda text: instruction(words(text))

@@ -1,15 +1,17 @@
 """LAVIS' `registry`: what is registered there becomes a registered part of this package.
 
 Models derive from this package's base class and are registered as they are. Tasks, builders, processors and schedules
-keep LAVIS' own methods, some of which have this package's names with other arguments; each gets an adapter.
+keep LAVIS' own methods, some of which have this package's names with other arguments; each gets an adapter. A project
+that grew out of LAVIS registers its changed classes under LAVIS' names: they take the place of the package's.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partialmethod
+from types import SimpleNamespace
 from typing import Any
 
 from lavis_lite.compat.lavis import paths
@@ -38,13 +40,15 @@ class LavisRegistry:
     def __init__(self) -> None:
         self._written: dict[str, dict[str, type]] = {}
         self._state: dict[str, Any] = dict(STATE)
+        self.built: Mapping[str, Mapping[str, Any]] = {}
+        """data sets of a run, while its task is shown them"""
 
     # registering ------------------------------------------------------------------------------------------------------
     def register_model(self, name: str) -> Decorator:
         """Decorator: register a model."""
 
         def decorate(cls: type) -> type:
-            core.register_model(name)(cls)
+            core.model.replace(name)(cls)
             _adapter_of("base_model:adopt")(cls)
             return cls
 
@@ -52,7 +56,7 @@ class LavisRegistry:
 
     def _register(self, kind: str, name: str) -> Decorator:
         def decorate(cls: type) -> type:
-            getattr(core, kind).register(name)(_adapter_of(ADAPTERS[kind])(cls))
+            getattr(core, kind).replace(name)(_adapter_of(ADAPTERS[kind])(cls))
             self._written.setdefault(kind, {})[name] = cls
             return cls
 
@@ -65,15 +69,21 @@ class LavisRegistry:
 
     def register_runner(self, name: str) -> Decorator:
         """Decorator: register a runner, a subclass of this package's."""
-        return core.register_runner(name)
+        return core.runner.replace(name)
 
     # finding ----------------------------------------------------------------------------------------------------------
     def _find(self, kind: str, name: str) -> Any:
         return self._written.get(kind, {}).get(name) or getattr(core, kind).get(name)
 
-    get_builder_class = partialmethod(_find, "builder")
     get_task_class = partialmethod(_find, "task")
     get_lr_scheduler_class = partialmethod(_find, "lr_scheduler")
+
+    def get_builder_class(self, name: str) -> Any:
+        """The builder of that name, for a data set of the package too; in a run its data sets are those of the run."""
+        if name in self.built:
+            return lambda cfg=None: SimpleNamespace(config=cfg, build_datasets=lambda: dict(self.built[name]))
+        known = name in self._written.get("builder", {}) or name not in dataset_names()
+        return self._find("builder", name) if known else _adapter_of("builders:of_core")(name)
 
     def get_model_class(self, name: str) -> Any:
         """The model class of that name; an unknown name is a RegistryError (a KeyError) with the nearest names."""
@@ -104,11 +114,11 @@ class LavisRegistry:
 
     @property
     def mapping(self) -> dict[str, dict[str, Any]]:
-        """What is registered by kind, state and paths; a copy."""
+        """What is registered by kind (a copy), state and paths (which may be set here)."""
         found = {f"{kind}_name_mapping": {
             name: self._written.get(kind, {}).get(name, getattr(core, kind).builtins.get(name))
             for name in getattr(core, kind).names()} for kind in KINDS}
-        return {**found, "state": dict(self._state), "paths": dict(paths.ROOTS)}
+        return {**found, "state": self._state, "paths": paths.ROOTS}
 
     # paths and state --------------------------------------------------------------------------------------------------
     def register_path(self, name: str, path: str) -> None:
@@ -123,7 +133,7 @@ class LavisRegistry:
 
     def get_path(self, name: str) -> str | None:
         """A folder by its name; None for an unknown name."""
-        return paths.root(name) or None
+        return paths.ROOTS[name] or None
 
     def register(self, name: str, obj: Any) -> None:
         """Keep an object under a dotted name."""

@@ -76,7 +76,7 @@ def _named_in(section: Mapping[str, Any]) -> Iterator[type]:
     """Classes of a project that a run section names: they read keys of it too."""
     for key, kind in (("runner", core.runner), ("lr_sched", core.lr_scheduler)):
         name = str(section.get(key))
-        if name in kind and name not in kind.builtins:
+        if kind.is_own(name):
             found: Any = kind.get(name)
             yield getattr(found, "written", found)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
+
 from lavis_lite.compat.lavis.registry import registry
 from lavis_lite.compat.lavis.tasks import BaseTask
+from lavis_lite.metrics.retrieval import ranks_from_scores, recalls
 
 logger = logging.getLogger("lavis")
 
@@ -143,9 +146,9 @@ class DialogueTask(_WritingTask):
 
 
 class RetrievalTask(BaseTask):
-    """`model.compute_sim_matrix(loader, task_cfg)` gives both matrices of scores; the subclass measures them.
+    """Recalls in percent, from both matrices of scores that `model.compute_sim_matrix(loader, task_cfg)` gives.
 
-    A run that names the task `retrieval` uses this package's task, which measures recalls.
+    A run that names the task `retrieval` uses this package's task.
     """
 
     def __init__(self, cfg: Any = None) -> None:
@@ -158,8 +161,21 @@ class RetrievalTask(BaseTask):
         return cls(cfg.run_cfg)
 
     def evaluation(self, model: Any, data_loader: Any, cuda_enabled: bool = True) -> Any:
-        """Both matrices."""
-        return model.compute_sim_matrix(data_loader, task_cfg=self.cfg)
+        """Recalls of a split."""
+        found = model.compute_sim_matrix(data_loader, task_cfg=self.cfg)
+        return self._report_metrics(*found, data_loader.dataset.txt2img, data_loader.dataset.img2txt)
+
+    def after_evaluation(self, val_result: Any, **kwargs: Any) -> Any:
+        """The recalls."""
+        return val_result
+
+    @staticmethod
+    def _report_metrics(scores_i2t: Any, scores_t2i: Any, txt2img: Any, img2txt: Any) -> dict[str, float]:
+        """txt_r1, txt_r5, txt_r10 and txt_r_mean of the images (numpy float[N,M]), img_* of the texts, r_mean."""
+        ranks = [ranks_from_scores(torch.from_numpy(scores), truth)
+                 for scores, truth in ((scores_i2t, img2txt), (scores_t2i, txt2img))]
+        found = {name: 100 * value for name, value in recalls(*ranks).items()}
+        return {**found, "agg_metrics": found["r_mean"]}
 
 
 def plain(value: Any) -> Any:

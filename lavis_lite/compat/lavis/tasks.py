@@ -14,6 +14,7 @@ from torch import Tensor
 from lavis_lite import distributed
 from lavis_lite.compat.lavis import paths
 from lavis_lite.compat.lavis.config import Config
+from lavis_lite.compat.lavis.registry import registry
 from lavis_lite.compat.lavis.sections import reading, section_class
 from lavis_lite.config.schema import Config as CoreConfig
 from lavis_lite.config.schema import ModelConfig, PreprocessConfig, RunConfig
@@ -45,14 +46,11 @@ class BaseTask:
 
         return build_model(cfg.core.model, print)
 
-    built: dict[str, dict[str, Any]] | None = None
-    """data sets that the engine built already"""
-
-    def build_datasets(self, cfg: Config) -> dict[str, dict[str, Any]]:
+    def build_datasets(self, cfg: Config) -> Mapping[str, Mapping[str, Any]]:
         """Data set -> split -> data set. In a run, a project's override is called with those that the run uses."""
         from lavis_lite.engine import build_datasets
 
-        return build_datasets(cfg.core) if self.built is None else self.built
+        return registry.built or build_datasets(cfg.core)
 
     def train_step(self, model: Any, samples: Any) -> tuple[Tensor, dict[str, Any]]:
         """One batch -> (the loss, every value of the model's output with "loss" in its name)."""
@@ -124,6 +122,7 @@ class TaskAdapter(CoreTask):
         with reading("run", self.written):
             self.task: Any = self.written.setup_task(cfg=self.config)
         self._evaluated: Any = None
+        self._shown = False
 
     @classmethod
     def from_config(cls, config: CoreConfig) -> TaskAdapter:
@@ -140,9 +139,12 @@ class TaskAdapter(CoreTask):
     def _show(self, datasets: Mapping[str, Mapping[str, Any]]) -> None:
         """Call the project's own `build_datasets`, if it has one, with data sets that are there: it may keep parts."""
         if self.written.build_datasets is not BaseTask.build_datasets:
-            self.task.built = {name: {split: as_written(dataset) for split, dataset in splits.items()}
-                               for name, splits in datasets.items()}
-            self.task.build_datasets(self.config)
+            registry.built = {name: {split: as_written(dataset) for split, dataset in splits.items()}
+                              for name, splits in datasets.items()}
+            try:
+                self.task.build_datasets(self.config)
+            finally:
+                registry.built, self._shown = {}, True
 
     def train_step(self, model: Any, samples: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """One micro-batch -> (loss, its parts)."""
@@ -154,10 +156,9 @@ class TaskAdapter(CoreTask):
     def before_evaluation(self, dataset: Any, split: str) -> None:
         """Remember the data set: LAVIS' method of this name wants the model too, which comes with the first batch."""
         self._evaluated = dataset
-        if self.task.built is None:  # else it knows those of the training
-            name = next(iter(self.config.core.datasets), "")
-            self._show({name: {split: dataset}})
-            self.task.built = None
+        if not self._shown:  # else it knows those of the training
+            self._show({next(iter(self.config.core.datasets), ""): {split: dataset}})
+            self._shown = False
 
     def evaluated(self, dataset: Any) -> Any:
         """Nothing to predict for tasks that loop over the loader themselves."""
@@ -241,7 +242,5 @@ def adapted(written: type) -> type:
 
 def setup_task(cfg: Config) -> Any:
     """The task of a run."""
-    from lavis_lite.compat.lavis.registry import registry
-
     found = registry.get_task_class(cfg.run_cfg.task)
     return found.setup_task(cfg=cfg) if hasattr(found, "setup_task") else PackagedTask(found.from_config(cfg.core))

@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import re
+import shutil
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,8 @@ from omegaconf import OmegaConf
 
 from lavis_lite import distributed
 from lavis_lite.compat.lavis.base_model import download_cached_file
-from lavis_lite.compat.lavis.paths import get_abs_path, root
+from lavis_lite.compat.lavis.media import extract_archive
+from lavis_lite.compat.lavis.paths import ROOTS, get_abs_path
 from lavis_lite.device import pick_device
 from lavis_lite.io import files
 from lavis_lite.process.launch import launch_from_environment
@@ -85,13 +87,25 @@ def is_url(url_or_filename: str) -> bool:
 
 def get_cache_path(rel_path: str) -> str:
     """A path relative to the cache, as an absolute one."""
-    return str(Path(root("cache_root")) / Path(rel_path).expanduser())
+    return str(Path(ROOTS["cache_root"]) / Path(rel_path).expanduser())
 
 
 def makedir(dir_path: str) -> bool:
     """Make a folder and its parents; whether it is there then."""
     Path(dir_path).mkdir(parents=True, exist_ok=True)
     return True
+
+
+def cleanup_dir(dir: str) -> bool:
+    """Remove a folder and what it holds; whether it was there."""
+    found = Path(dir).exists()
+    shutil.rmtree(dir, ignore_errors=not found)
+    return found
+
+
+def is_convertible_to_int(value: Any) -> bool:
+    """Whether a text is a whole number."""
+    return re.fullmatch(r"-?\d+", str(value)) is not None
 
 
 def load_json(filename: str) -> Any:
@@ -117,6 +131,13 @@ def load_file(filename: str, **unused: Any) -> Any:
 def download_url(url: str, root: str, filename: str | None = None, md5: str | None = None) -> None:
     """Fetch a URL into a folder."""
     files.fetch(url, md5=md5, to=Path(root) / (filename or url.rsplit("/", 1)[-1]))
+
+
+def download_and_extract_archive(url: str, download_root: str, extract_root: str | None = None,
+                                 filename: str | None = None, md5: str | None = None, **unused: Any) -> None:
+    """Fetch an archive into a folder, and unpack it there or in another one."""
+    download_url(url, download_root, filename, md5)
+    extract_archive(str(Path(download_root) / (filename or url.rsplit("/", 1)[-1])), extract_root or download_root)
 
 
 # lavis.common.logger --------------------------------------------------------------------------------------------------

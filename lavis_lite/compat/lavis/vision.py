@@ -64,11 +64,16 @@ def create_vision_encoder(model_name: str, img_size: int = 224, drop_path_rate: 
     vit.__dict__["keeper"] = keeper  # not a submodule: it contains the ViT
     vit.num_features = vit.embed_dim
     if precision == "fp16" and torch.cuda.is_available():
-        for module in vit.modules():
-            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
-                module.half()
+        convert_weights_to_fp16(vit)
     encoder: nn.Module = vit
     return encoder
+
+
+def convert_weights_to_fp16(model: nn.Module) -> None:
+    """Halve the precision of convolutions and linear layers."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            module.half()
 
 
 def create_eva_vit_g(img_size: int = 224, drop_path_rate: float = 0.4, use_checkpoint: bool = False,
