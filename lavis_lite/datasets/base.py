@@ -145,14 +145,12 @@ def is_cut(processor: Callable[..., Any], text: str) -> bool:
     return cuts is not None and cuts(text)
 
 
-def main_texts(row: Any) -> Iterator[tuple[str, str]]:
+def main_texts(row: Any) -> list[tuple[str, str]]:
     """(caption | question, text) of a row: the texts that a text processor is applied to."""
-    caption = row.get("caption") if "question" not in row else None
-    for text in [caption] if isinstance(caption, str) else caption or []:
-        if text:
-            yield "caption", text
     if "question" in row:
-        yield "question", row["question"]
+        return [("question", row["question"])]
+    caption = row.get("caption") or []
+    return [("caption", text) for text in ([caption] if isinstance(caption, str) else caption) if text]
 
 
 @dataclass
@@ -202,11 +200,14 @@ def look_through(dataset: object, most: int = MOST_ROWS, some: int = SOME_ROWS) 
     plain = processor is as_it_is or getattr(processor, "keeps_words", False)
     cuts = getattr(processor, "cuts", None)
     for index, row in _rows(table, looked_at):
-        for kind, text in main_texts(row):
-            report.texts += 1
+        texts = main_texts(row)
+        report.texts += len(texts)
+        for kind, text in texts:
             cut = cuts is not None and cuts(text)
+            if plain and not cut and has_content(text):
+                continue
             report.cut += cut
-            if (cut or not plain or not has_content(text)) and not is_left(processor, processor(text, None)):
+            if not is_left(processor, processor(text, None)):
                 report.empty += 1
                 if len(report.shown) < MOST_SHOWN:
                     report.shown.append(f"{location_of(dataset, index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError, DataError, shown
 from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, as_text, frame, framed
+from lavis_lite.models.word_pieces import WordPieces
 from lavis_lite.processors.text import without_control_tokens
 
 BEGIN_TOKEN = "[DEC]"
@@ -144,24 +145,35 @@ class TextTokenizer:
         """
         if self._loaded is None:
             self._loaded = _load(self.name, self.truncation_side)
+            for made in ("plain", "_frame", "_light"):  # a caller may change what it gets
+                self.__dict__.pop(made, None)
         return self._loaded
+
+    @cached_property
+    def _light(self) -> WordPieces:
+        return WordPieces(MINI_FOLDER / "tokenizer.json", BEGIN_TOKEN)
+
+    @property
+    def _words(self) -> Any:
+        """What reads and writes text: the transformers tokenizer, or its equal without transformers."""
+        return self._light if _folder(self.name) == MINI_FOLDER and self._loaded is None else self.loaded
 
     @cached_property
     def plain(self) -> PlainEncoder:
         """Texts to ids without special tokens."""
-        return PlainEncoder(self.loaded)
+        return PlainEncoder(self._words)
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
         """[CLS] and [SEP], as the tokenizer puts them."""
-        return frame(self.loaded)
+        return frame(self._words)
 
     @cached_property
     def special_ids(self) -> SpecialIds:
         """Size and special ids; needs no file for a known name."""
         if self.name in KNOWN_IDS:
             return KNOWN_IDS[self.name]
-        tokenizer = self.loaded
+        tokenizer = self._words
         return SpecialIds(len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
 
     def __call__(self, texts: Sequence[str], max_length: int | None = None) -> TextTokens:
@@ -192,13 +204,17 @@ class TextTokenizer:
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Ids to strings, special tokens left out."""
-        return [self.loaded.decode(list(row), skip_special_tokens=True).strip() for row in rows]
+        return [self._words.decode(list(row), skip_special_tokens=True).strip() for row in rows]
+
+
+def _folder(name: str) -> Path:
+    return MINI_FOLDER if name == MINI else Path(name)
 
 
 def _load(name: str, side: Side) -> Any:
     from transformers import AutoTokenizer, BertTokenizer
 
-    folder = MINI_FOLDER if name == MINI else Path(name)
+    folder = _folder(name)
     try:
         if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
             tokenizer = BertTokenizer.from_pretrained(str(folder), truncation_side=side)

@@ -44,7 +44,8 @@ def without_control_tokens(text: str) -> str:
     return without_marks(MARKED.sub("", text))
 
 
-_PUNCTUATION = re.compile(r'[.!"()*#:;~]')
+_MARKS_OF_CAPTIONS = '.!"()*#:;~'
+_PUNCTUATION = re.compile(f"[{re.escape(_MARKS_OF_CAPTIONS)}]")
 _SPACES = re.compile(r"\s+")
 
 
@@ -58,11 +59,6 @@ class TextProcessor(BaseProcessor):
     def cuts(self, item: Any) -> bool:
         """Whether the end of a text is left out."""
         return False
-
-
-def _may_exceed(text: Any, words: int) -> bool:
-    """Whether a text can have more words: each takes at least a letter and a blank."""
-    return len(str(text)) > 2 * words
 
 
 def _first_words(text: str, most: int) -> str:
@@ -89,7 +85,10 @@ class BlipCaption(TextProcessor):
 
     def cuts(self, item: Any) -> bool:
         """Whether words of a caption are left out because it has more than `max_words`."""
-        return _may_exceed(item, self.max_words) and self._plain(item).count(" ") >= self.max_words
+        text, most = str(item), self.max_words
+        if len(text) <= 2 * most or len(text.split()) + sum(map(text.count, _MARKS_OF_CAPTIONS)) <= most:
+            return False  # a word takes a letter and a blank, and ends at white space or a mark
+        return self._plain(text).count(" ") >= most
 
     def _plain(self, item: Any) -> str:
         return _SPACES.sub(" ", _PUNCTUATION.sub(" ", str(item).lower())).strip(" ")
@@ -114,7 +113,8 @@ class BlipQuestion(TextProcessor):
 
     def cuts(self, item: Any) -> bool:
         """Whether words of a question are left out because it has more than `max_words`."""
-        return _may_exceed(item, self.max_words) and self._plain(item).count(" ") >= self.max_words
+        text = str(item)
+        return text.count(" ") >= self.max_words and self._plain(text).count(" ") >= self.max_words
 
     def _plain(self, item: Any) -> str:
         return _PUNCTUATION.sub("", str(item).lower()).rstrip(" ")
