@@ -1,7 +1,8 @@
 """Errors that a user can cause and fix, and helpers for their messages.
 
 The command line prints the message of these classes without a traceback and exits with 2. Any other exception is a
-defect of the package: the command line prints one line, writes the traceback to a file and exits with 1.
+defect of the package: the command line prints one line, writes the traceback to a file and exits with 1. All exit
+codes: `lavis_lite.process.exits`.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Options:
     @property
     def images(self) -> int:
         """Per turn and rank."""
-        return self.batch or self.dimensions.batch
+        return self.dimensions.batch if self.batch is None else self.batch
 
     def torch_device(self, local_rank: int = 0) -> torch.device:
         """The device of this process."""
@@ -88,8 +88,8 @@ class Options:
             return known
         for name in self.against:
             if name not in known:
-                hint = f"{name} is compared with --precision bf16" if name == FP32 else did_you_mean(name, known)
-                raise ConfigError(f"--against {name}: {self.what} has no such peer; {hint}.")
+                hint = f"{name} is compared with --precision bf16." if name == FP32 else did_you_mean(name, known)
+                raise ConfigError(f"--against {name}: {self.what} has no such peer; {hint}")
         return self.against
 
     def check(self) -> None:

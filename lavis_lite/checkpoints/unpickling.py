@@ -179,5 +179,6 @@ def _refusal(path: Path, classes: list[str], error: Exception) -> CheckpointErro
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    """The first line; of torch's unpickler what it met, without the advice to load whatever a file holds."""
+    lines = str(error).rpartition("WeightsUnpickler error: ")[2].strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.io import atomic
+from lavis_lite.io import atomic, disk
 from lavis_lite.registry import lacking, need, registry
 
 
@@ -22,7 +22,8 @@ def targets(name: str | None, pictures: Sequence[Path], arch: str) -> dict[Path,
         arch: of the model.
 
     Raises:
-        ConfigError: one file for several pictures, or a model that does not show where it looks.
+        ConfigError: one file for several pictures, a picture's own file, a path that cannot be written, or a model
+            that does not show where it looks.
     """
     if name is None:
         return {}
@@ -31,16 +32,24 @@ def targets(name: str | None, pictures: Sequence[Path], arch: str) -> dict[Path,
     if lacking(registry.get_model_class(arch), Looker):
         raise ConfigError(f"--attention: {arch} does not show where it looks; try blip2_opt.")
     path = Path(name).expanduser()
-    if path.suffix.lower() == ".png":
-        if len(pictures) > 1:
-            raise ConfigError(f"--attention: {name} is one file for {len(pictures)} pictures; name a folder, such as "
-                              f"{path.with_suffix('')}.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return {pictures[0]: path}
-    path.mkdir(parents=True, exist_ok=True)
+    is_file = path.suffix.lower() == ".png"
+    if is_file and len(pictures) > 1:
+        raise ConfigError(f"--attention: {name} is one file for {len(pictures)} pictures; name a folder, such as "
+                          f"{path.with_suffix('')}.")
+    if reason := disk.why_not_writable(path, folder=not is_file):
+        raise ConfigError(f"--attention {name} cannot be written ({reason}); name a .png file or a folder.")
+    found = {pictures[0]: path} if is_file else _in_folder(path, pictures)
+    if own := {picture.resolve() for picture in pictures} & {target.resolve() for target in found.values()}:
+        raise ConfigError(f"--attention {name} would replace the picture {min(own)}; name another file or folder.")
+    (path.parent if is_file else path).mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def _in_folder(folder: Path, pictures: Sequence[Path]) -> dict[Path, Path]:
+    """A file for each picture, with a number in its name if two pictures have the same name."""
     digits = len(str(len(pictures)))
     several = len({picture.stem for picture in pictures}) < len(pictures)
-    return {picture: path / f"{f'{number:0{digits}}_' if several else ''}{picture.stem}.png"
+    return {picture: folder / f"{f'{number:0{digits}}_' if several else ''}{picture.stem}.png"
             for number, picture in enumerate(pictures)}
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_lite.cli.console import columns, command_parser, print_once
+from lavis_lite.cli.console import columns, command_parser, new_file, print_once
 from lavis_lite.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--images", metavar="FOLDER",
                            help="JPEG files of 640x480 pixels for loader and --workers (default: generated ones)")
     arguments.add_argument("--no-memory", action="store_true", help="leave peak memory out, which takes a process each")
-    arguments.add_argument("--json", metavar="FILE", type=Path, help="append every row as a line of JSON")
+    arguments.add_argument("--json", metavar="FILE", type=new_file, help="append every row as a line of JSON")
     return arguments
 
 
@@ -93,14 +93,10 @@ def benchmarks(chosen: argparse.Namespace) -> list[Options]:
     """The benchmarks that the command line asks for.
 
     Raises:
-        ConfigError: --llm or --ranks for a benchmark that has no use for it, --against for all of them, or no folder
-            for --json.
+        ConfigError: --llm or --ranks for a benchmark that has no use for it, or --against for all of them.
     """
     from lavis_lite.bench.options import TRAINING, Options
 
-    if chosen.json is not None and not chosen.json.absolute().parent.is_dir():
-        raise ConfigError(f"--json {chosen.json}: there is no folder {chosen.json.parent}; make it first, for example "
-                          f"with `mkdir -p {chosen.json.parent}`.")
     for name in ("ranks", "threads"):
         if getattr(chosen, name) is not None and getattr(chosen, name) < 1:
             raise ConfigError(f"--{name} is {getattr(chosen, name)}, but must be at least 1.")
@@ -148,6 +144,7 @@ def report(rows: Sequence[Row], file: Path | None, with_head: bool = True) -> No
                                                           in row.scaling.items()) +
                    " ranks like this one, with NVLink in nodes of 8 and 400 Gbit/s per GPU between them")
     if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row.as_json()) + "\n" for row in rows)
 

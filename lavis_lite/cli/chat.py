@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--system", help="the system turn (default: the template's)")
     arguments.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer")
     arguments.add_argument("--temperature", type=float, help="sample instead of taking the likeliest token")
-    arguments.add_argument("--top-p", type=float, default=0.9, help="with --temperature: share of the probability")
+    arguments.add_argument("--top-p", type=float, help="with --temperature: share of the probability (default: 0.9)")
     arguments.add_argument("--seed", type=int, default=42, help="of --temperature")
     add_placement(arguments)
     arguments.add_argument("--allow-untrained", action="store_true", help="as `generate` takes it")
@@ -60,6 +60,8 @@ def main(argv: Sequence[str]) -> int:
     for path in chosen.image:
         if not Path(path).is_file():
             raise ConfigError(f"--image: there is no file {path}.")
+    if chosen.top_p is not None and chosen.temperature is None:
+        raise ConfigError("--top-p belongs to sampling: add --temperature, or leave it out.")
     chat, view = _open(chosen, source.arguments)
     images = [view(path) for path in chosen.image]
     for text in chosen.message or ():
@@ -83,7 +85,7 @@ def _open(chosen: argparse.Namespace, arguments: dict[str, Any]) -> tuple[Chat, 
         allow_untrained=chosen.allow_untrained)
     torch.manual_seed(chosen.seed)
     drawn = {} if chosen.temperature is None else {
-        "sample": True, "temperature": chosen.temperature, "top_p": chosen.top_p}
+        "sample": True, "temperature": chosen.temperature, "top_p": 0.9 if chosen.top_p is None else chosen.top_p}
     options = Decoding(max_new_tokens=chosen.max_new_tokens, **drawn)
     chat: Chat = model.chat(chosen.template, options, chosen.system)
     return chat, lambda path: images["eval"](load_rgb(path))

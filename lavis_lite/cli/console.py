@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from lavis_lite.cli.lavis_recipes import counterpart, without_counterpart
 from lavis_lite.config.recipes import find_recipe, unknown_recipe
+from lavis_lite.errors import ConfigError, nearest
+from lavis_lite.io.disk import why_not_writable
 
 SCRIPT = "lavis-lite"
 """the command that an installed package brings"""
@@ -34,8 +36,19 @@ def command_parser(command: str, description: str, examples: Sequence[str] = ())
     """
     name = program(command)
     shown = "".join(f"\n  {name} {example}" for example in examples)
-    return argparse.ArgumentParser(name, description=description, epilog=f"examples:{shown}" if shown else None,
-                                   formatter_class=_HelpPage if shown else argparse.HelpFormatter)
+    return _Parser(name, description=description, epilog=f"examples:{shown}" if shown else None,
+                   formatter_class=_HelpPage if shown else argparse.HelpFormatter)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong arguments as all other errors are reported: in one line, with the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a ConfigError."""
+        unknown = message.rpartition("unrecognized arguments: ")[2].split()[0].partition("=")[0]
+        near = nearest(unknown, self._option_string_actions, 1) if unknown.startswith("--") else []
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise ConfigError(f"{message}{hint} `{self.prog} --help` lists the arguments.")
 
 
 class _HelpPage(argparse.HelpFormatter):
@@ -88,6 +101,30 @@ def recipe_path(path: str) -> str:
     if why := without_counterpart(path):
         print_once(f"note: {why}", sys.stderr)
     return path
+
+
+def new_file(path: str) -> Path:
+    """Type of an argument: a file to write. A path that cannot be written is an error before any work."""
+    return _writable(path, folder=False)
+
+
+def new_folder(path: str) -> Path:
+    """Type of an argument: a folder to write into, as `new_file`."""
+    return _writable(path, folder=True)
+
+
+def _writable(name: str, folder: bool) -> Path:
+    path = Path(name).expanduser()
+    if reason := why_not_writable(path, folder):
+        raise argparse.ArgumentTypeError(f"{name!r} cannot be written ({reason}); choose another path")
+    return path
+
+
+def port(text: str) -> int:
+    """Type of an argument: a TCP port."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, a number from 0 to 65535")
+    return int(text)
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

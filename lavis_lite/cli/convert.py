@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from lavis_lite.cli.console import command_parser
+from lavis_lite.cli.console import command_parser, new_file
 from lavis_lite.errors import ConfigError
 from lavis_lite.io import files, hub
 
@@ -25,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     arguments.add_argument("--checkpoint", required=True, metavar="SRC",
                            help="a run's checkpoint folder, .pth, .safetensors, a folder or hub name in transformers' "
                                 "format")
-    arguments.add_argument("--out", required=True, metavar="DST", help="must not exist")
+    arguments.add_argument("--out", required=True, metavar="DST", type=new_file, help="must not exist")
     arguments.add_argument("--model", metavar="ARCH", help="of SRC, if SRC does not name it")
     arguments.add_argument("--type", metavar="TYPE", help="a model type of ARCH")
     arguments.add_argument("--dtype", metavar="fp32|fp16|bf16", help="of the tensors; by default unchanged")
@@ -38,6 +37,8 @@ def main(argv: Sequence[str]) -> int:
                            help="for hf: upload the folder to the hub; a new repository is private")
     arguments.add_argument("--public", action="store_true", help="with --push: make a new repository public")
     given = arguments.parse_args(list(argv))
+    if given.public and not given.push:
+        raise ConfigError("--public makes a repository of --push public; add --push OWNER/NAME.")
     if given.push:
         if given.to != "hf":
             raise ConfigError("--push uploads transformers' folder, which has a model card: use it with --to hf.")
@@ -47,5 +48,5 @@ def main(argv: Sequence[str]) -> int:
     print(convert(given.checkpoint, given.to, given.out, model=given.model, model_type=given.type, dtype=given.dtype,
                   whole=given.whole, merge_lora=given.merge_lora, allow_non_finite=given.allow_non_finite))
     if given.push:
-        print(f"uploaded to {hub.upload(Path(given.out), given.push, given.public)}")
+        print(f"uploaded to {hub.upload(given.out, given.push, given.public)}")
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.cli.console import add_config, command_parser
+from lavis_lite.cli.console import add_config, command_parser, new_folder
 from lavis_lite.cli.train import raise_errors
 from lavis_lite.config.compose import compose
 from lavis_lite.config.schema import Config
@@ -31,8 +31,8 @@ def main(argv: Sequence[str]) -> int:
                                "a run and save its outputs. If it was stopped, the same command continues.",
                                ["--cfg-path projects/blip2/stage1.yaml"])
     add_config(arguments, required=True)
-    arguments.add_argument("--out", type=Path, metavar="DIR", help="by default `features` beside the images or in the "
-                                                                   "folder of the shards")
+    arguments.add_argument("--out", type=new_folder, metavar="DIR",
+                           help="by default `features` beside the images or in the folder of the shards")
     arguments.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16")
     arguments.add_argument("--images-per-file", type=int, default=1000, metavar="N")
     chosen = arguments.parse_args(list(argv))

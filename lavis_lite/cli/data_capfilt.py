@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_lite.cli.console import add_config, command_parser
+from lavis_lite.cli.console import add_config, command_parser, new_folder
 from lavis_lite.cli.sections import dataset_section, table_split, with_processors
 from lavis_lite.errors import ConfigError
 
@@ -25,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--dataset", metavar="NAME", help="a data set of the package, or one of those in --cfg-path")
     add_config(arguments)
     arguments.add_argument("--split", default="train")
-    arguments.add_argument("--out", required=True, type=Path, metavar="DIR")
+    arguments.add_argument("--out", required=True, type=new_folder, metavar="DIR")
     _add_models(arguments)
     arguments.add_argument("--seed", type=int, default=42)
     arguments.add_argument("--batch-size", type=int, default=16, metavar="N", help="images per forward pass")

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from lavis_lite.cli.console import add_config, command_parser
+from lavis_lite.cli.console import add_config, command_parser, new_file
 from lavis_lite.cli.sections import dataset_section, with_processors
 from lavis_lite.config.named import dataset_names
 from lavis_lite.config.schema import DatasetConfig
@@ -21,9 +21,8 @@ from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.validate.checks import CheckOptions, examine
 from lavis_lite.datasets.validate.recipe import Goal, guess, write_recipe
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.process import exits
 from lavis_lite.registry import registry
-
-SOMETHING_WRONG = 1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,9 +47,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--images", type=int, default=1000, metavar="N", help="files of a split that are decoded")
     arguments.add_argument("--tokenizer", default="mini", help="mini, bert-base-uncased or a folder")
     arguments.add_argument("--max-tokens", type=int, default=32, metavar="N", help="tokens read by the Q-Former")
-    arguments.add_argument("--sheet", type=Path, metavar="PNG", help="draw samples with their texts")
+    arguments.add_argument("--sheet", type=new_file, metavar="PNG", help="draw samples with their texts")
     arguments.add_argument("--samples", type=int, default=12, metavar="N", help="of each split on the sheet")
-    arguments.add_argument("--write-yaml", type=Path, metavar="YAML",
+    arguments.add_argument("--write-yaml", type=new_file, metavar="YAML",
                            help="of a FILE or DIR: write the recipe that trains on it")
     arguments.add_argument("--goal", choices=get_args(Goal),
                            help="what to learn; by default captioning, vqa for questions, or chat for conversations")
@@ -59,14 +58,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the report; returns 1 if it has errors.
+    """Print the report; returns `exits.PROBLEMS` if it has errors.
 
     Raises:
         LavisLiteError: no such data set, file, split or tokenizer.
     """
     chosen = parser().parse_args(list(argv))
-    if chosen.images < 0 or chosen.samples < 1:
-        raise ConfigError("--images must be at least 0 and --samples at least 1.")
+    if chosen.images < 0 or chosen.samples < 1 or chosen.max_tokens < 1:
+        raise ConfigError("--images must be at least 0, --samples and --max-tokens at least 1.")
+    if chosen.sheet is not None and chosen.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ConfigError(f"--sheet {chosen.sheet}: the sheet is a picture; its name ends in .png, .jpg or .jpeg.")
+    if chosen.write_yaml is not None and not is_file(chosen):
+        raise ConfigError("--write-yaml goes with a FILE or DIR; a data set of the package has recipes already.")
     how = check_options(chosen)
     name, section, notes, training = chosen_section(chosen)
     report = examine(chosen.target, builder_of(name, section), how, chosen.splits, notes, training)
@@ -74,13 +77,11 @@ def main(argv: Sequence[str]) -> int:
     if chosen.sheet is not None and not chosen.json:
         print(f"samples: {chosen.sheet}")
     if chosen.write_yaml is not None:
-        if not is_file(chosen):
-            raise ConfigError("--write-yaml goes with a FILE or DIR; a data set of the package has recipes already.")
         if not report.healthy:
             print(f"{chosen.write_yaml} was not written: fix the problems above first.")
-            return SOMETHING_WRONG
+            return exits.PROBLEMS
         print(write_recipe(chosen.write_yaml, chosen.target, name, section, partial(builder_of, name), chosen.goal))
-    return 0 if report.healthy else SOMETHING_WRONG
+    return exits.SUCCESS if report.healthy else exits.PROBLEMS
 
 
 def builder_of(name: str, section: DatasetConfig) -> BaseDatasetBuilder:

@@ -9,14 +9,14 @@ from typing import get_args
 from lavis_lite.cli.console import command_parser
 from lavis_lite.datasets.shards import scan as shard_scan
 from lavis_lite.datasets.shards.members import Dots
-from lavis_lite.errors import DataError
+from lavis_lite.errors import ConfigError, DataError
 
 
 def main(argv: Sequence[str]) -> int:
     """Write DIR/index.json and DIR/index.safetensors.
 
     Raises:
-        DataError: see `scan.index_folder`.
+        LavisLiteError: see `scan.index_folder`.
     """
     arguments = command_parser("data index", "Read the headers of all tars in a folder (webdataset's layout, as "
                                "img2dataset writes it) and write their index.", ["laion_shards --keep url --workers 8"])
@@ -32,6 +32,8 @@ def main(argv: Sequence[str]) -> int:
     chosen = arguments.parse_args(list(argv))
     if not chosen.folder.is_dir():
         raise DataError(f"{chosen.folder}: there is no such folder.")
+    if chosen.workers < 1:
+        raise ConfigError(f"--workers must be at least 1, not {chosen.workers}.")
     if not shard_scan.needs_index(chosen.folder, chosen.again):
         print(f"{chosen.folder} has an index; --again replaces it")
         return 0

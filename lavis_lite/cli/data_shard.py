@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from lavis_lite.cli.console import add_config, command_parser
+from lavis_lite.cli.console import add_config, command_parser, new_folder
 from lavis_lite.cli.sections import dataset_section, table_split
 from lavis_lite.errors import ConfigError
 
@@ -22,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     arguments.add_argument("--dataset", metavar="NAME", help="a data set of the package, or one of those in --cfg-path")
     add_config(arguments)
     arguments.add_argument("--split", default="train")
-    arguments.add_argument("--out", required=True, type=Path, metavar="DIR")
+    arguments.add_argument("--out", required=True, type=new_folder, metavar="DIR")
     arguments.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="images per tar")
     arguments.add_argument("--workers", type=int, default=1, metavar="N", help="processes that write")
     arguments.add_argument("--skip-bad", action="store_true", help="skip unreadable images, and list them")

@@ -6,9 +6,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from lavis_lite.cli.console import command_parser
+from lavis_lite.cli.console import command_parser, port
 from lavis_lite.cli.generate import QUIET, add_placement
 from lavis_lite.errors import ConfigError
 
@@ -24,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--host", default=LOOPBACK[0],
                            help="address to listen on (default: this machine alone). On another address the page "
                                 "offers the models of --model and the pictures of --folder, and no others")
-    arguments.add_argument("--port", type=int, default=7860, help="0: any free one")
+    arguments.add_argument("--port", type=port, default=7860, help="0: any free one")
     arguments.add_argument("--max-upload", type=int, default=10, metavar="MB", help="largest file that is accepted")
     return arguments
 
@@ -54,6 +55,8 @@ def main(argv: Sequence[str]) -> int:
     chosen = parser().parse_args(list(argv))
     if chosen.max_upload < 1:
         raise ConfigError(f"--max-upload: must be at least 1 MB, not {chosen.max_upload}.")
+    if chosen.folder and not Path(chosen.folder).expanduser().is_dir():
+        raise ConfigError(f"--folder: there is no folder {chosen.folder}.")
     from lavis_lite.apps import demo
     from lavis_lite.apps.models import Models
 

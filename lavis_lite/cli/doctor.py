@@ -19,17 +19,16 @@ from lavis_lite.config.compose import compose
 from lavis_lite.errors import LavisLiteError
 from lavis_lite.io.files import cache_root
 from lavis_lite.preflight import check, fetch_hint, missing
+from lavis_lite.process import exits
 from lavis_lite.process.launch import usable_cores
 
-PROBLEMS = 1
-"""exit status if something does not work here"""
 SHOWN = ("torch", "torchvision", "transformers", "timm", "huggingface_hub", "tokenizers", "omegaconf", "numpy",
          "pillow")
 SLOW = "slow for more than the mini models"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print what is found; returns 1 if a requirement is not met, or if the recipe cannot run."""
+    """Print what is found; returns `exits.PROBLEMS` if a requirement is not met, or if the recipe cannot run."""
     arguments = command_parser("doctor", "Show the machine, versions, devices, caches, and what a recipe still needs.",
                                ["", "stage2_opt2.7b"])
     add_config(arguments, help_="a recipe to check", positional=True)
@@ -48,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"\n{len(problems)} problem{'s' if len(problems) != 1 else ''} found.")
     if any(problem.startswith("missing: ") for problem in problems):
         print(f"fetch what can be fetched with: {fetch_hint(chosen.cfg_path)}")
-    return PROBLEMS if problems else 0
+    return exits.PROBLEMS if problems else exits.SUCCESS
 
 
 def _machine() -> Iterator[tuple[str, str]]:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from lavis_lite.cli import attention
 from lavis_lite.cli.console import command_parser
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.process import exits
 from lavis_lite.registry import registry
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
-SOME_FAILED = 1
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 """hides progress bars and notes of transformers; the user's own settings win"""
 OPTIONS = {
@@ -33,6 +33,10 @@ OPTIONS = {
     "repetition_penalty": (float, "above 1: tokens already written become less likely"),
     "length_penalty": (float, "of beam search: above 0 favours long texts, below 0 short ones"),
 }
+
+
+DRAWN = ("top_p", "temperature")
+"""options without a meaning in beam search"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,7 +78,7 @@ def add_placement(arguments: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write texts for every picture; returns 1 if a picture could not be read.
+    """Write texts for every picture; returns `exits.PROBLEMS` if a picture could not be read.
 
     Raises:
         LavisLiteError: impossible settings or names, before the model is built.
@@ -98,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
             print(json.dumps({"image": str(path), "texts": texts}, ensure_ascii=False), flush=True)
         else:
             print("\n".join(f"{path}: {text}" for text in texts), flush=True)
-    return SOME_FAILED if failed else 0
+    return exits.PROBLEMS if failed else exits.SUCCESS
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,8 @@ def generation_settings(chosen: argparse.Namespace, arch: str) -> dict[str, Any]
     settings = {name: getattr(chosen, name) for name in OPTIONS if getattr(chosen, name) is not None}
     if chosen.nucleus:
         settings["use_nucleus_sampling"] = True
+    elif drawn := [name for name in DRAWN if name in settings]:
+        raise ConfigError(f"--{drawn[0].replace('_', '-')} belongs to sampling: add --nucleus, or leave it out.")
     if chosen.penalise_prompt:
         settings["penalise_prompt"] = True
     cls = registry.get_model_class(arch)

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from lavis_lite.cli.console import columns, command_parser
+from lavis_lite.cli.console import columns, command_parser, new_folder
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.io import atomic
 from lavis_lite.lab.ablation import Ablation, find, names
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="values of run.seed (default: the "
                                                                                 "ablation's, mostly 1 2 3)")
     arguments.add_argument("--steps", type=int, metavar="N", help="optimizer steps of every training, for a short try")
-    arguments.add_argument("--out", type=Path, default=Path("output/lab"), metavar="DIR",
+    arguments.add_argument("--out", type=new_folder, default=Path("output/lab"), metavar="DIR",
                            help="folder of runs, figures and reports (default: output/lab); ablations in one folder "
                                 "share runs")
     arguments.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, one thread each "
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     for name, value in (("--steps", chosen.steps), ("--jobs", chosen.jobs)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}.")
-    out = chosen.out.expanduser().absolute()
+    out = chosen.out.absolute()
     ablations = [find(name) for name in (names() if chosen.ablation == ["all"] else chosen.ablation)]
     _run(ablations, chosen, out)
     _report(ablations, out)

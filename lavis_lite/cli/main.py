@@ -21,6 +21,8 @@ from lavis_lite.redaction import masked_output
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """a disk that is full, limited or read-only"""
+PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+"""a path that the system refuses"""
 TRACEBACK = "--traceback"
 """an option of every command"""
 
@@ -115,8 +117,15 @@ def _code_and_message(error: BaseException) -> tuple[int, str]:
             "`bash run_scripts/setup_env.sh` and use its Python: `source .venv/bin/activate`.")
     if isinstance(error, OSError) and error.errno in DISK_ERRORS and isinstance(error.filename, str):
         return exits.USER_ERROR, disk.cannot_write(Path(error.filename), error)
+    if isinstance(error, OSError) and error.errno in PATH_ERRORS and not _is_own(error.filename):
+        return exits.USER_ERROR, f"{error.filename}: {error.strerror}. {TRACEBACK} shows which step needs this path."
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
     return exits.UNEXPECTED, exits.describe_unexpected(error, rank)
+
+
+def _is_own(filename: object) -> bool:
+    """Whether a file is the package's, or unknown: then an error with it is a defect."""
+    return not isinstance(filename, str) or Path(filename).absolute().is_relative_to(exits.PACKAGE)
 
 
 def _reported_by_another(error: BaseException) -> bool:

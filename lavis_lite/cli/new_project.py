@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from string import Template
 
 from lavis_lite.cli.console import command_parser, program
 from lavis_lite.errors import ConfigError
+from lavis_lite.io.disk import why_not_writable
 from lavis_lite.registry import registry
 
 FILES = {"recipe.yaml": "recipe.yaml", "model.py": "model.py", "test_project.py": "test_{name}.py",
@@ -51,3 +53,7 @@ def _check(name: str, folder: Path) -> None:
         raise ConfigError(f"{name!r} is a model of the package; choose another name.")
     if folder.exists():
         raise ConfigError(f"{folder.absolute()} exists; choose another name or folder.")
+    if importlib.util.find_spec(name):
+        raise ConfigError(f"{name!r} is a Python module already, which the project would hide; choose another name.")
+    if reason := why_not_writable(folder, folder=True):
+        raise ConfigError(f"{folder.absolute()} cannot be written ({reason}); choose another working folder.")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lavis_lite.cli.console import columns, command_parser, program
+from lavis_lite.cli.console import columns, command_parser, new_file, program
 from lavis_lite.config.layers import RECIPES
 from lavis_lite.config.recipes import Recipe, find_recipe, recipes, unknown_recipe
 from lavis_lite.errors import ConfigError, RegistryError, did_you_mean
@@ -24,10 +24,14 @@ def main(argv: Sequence[str]) -> int:
     arguments = command_parser("recipes", "List the recipes of the package: what each does and costs.",
                                ["", "'blip2/*'", "--eval 'instructblip/*'", "--copy blip2/stage1"])
     arguments.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="of names (default: all)")
-    arguments.add_argument("--eval", action="store_true", help="list evaluations instead of trainings")
-    arguments.add_argument("--copy", metavar="NAME", help="write this recipe to a file of your own")
-    arguments.add_argument("--to", type=Path, metavar="FILE", help="with --copy: the file (default: NAME.yaml here)")
+    kinds = arguments.add_mutually_exclusive_group()
+    kinds.add_argument("--eval", action="store_true", help="list evaluations instead of trainings")
+    kinds.add_argument("--copy", metavar="NAME", help="write this recipe to a file of your own")
+    arguments.add_argument("--to", type=new_file, metavar="FILE",
+                           help="with --copy: the file (default: NAME.yaml here)")
     chosen = arguments.parse_args(list(argv))
+    if chosen.to and not chosen.copy:
+        raise ConfigError(f"--to {chosen.to} is the file of --copy; add --copy NAME.")
     if chosen.copy:
         return _copy(chosen.copy, chosen.to)
     kind = [recipe for recipe in recipes() if ("/eval/" in recipe.name) == chosen.eval]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lavis_lite.cli.console import command_parser
+from lavis_lite.cli.console import command_parser, port
 from lavis_lite.cli.demo import LOOPBACK, add_models, loading
 from lavis_lite.errors import ConfigError
 
@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     add_models(arguments, "blip2_t5_instruct")
     arguments.add_argument("--host", default=LOOPBACK[0],
                            help="address to listen on (default: this machine alone); another one needs a token")
-    arguments.add_argument("--port", type=int, default=8000)
+    arguments.add_argument("--port", type=port, default=8000)
     arguments.add_argument("--token-file", metavar="FILE",
                            help=f"its first line is the token that requests must bring (default: ${TOKEN})")
     arguments.add_argument("--batch-size", type=int, default=8, help="requests that are answered together")

@@ -27,12 +27,17 @@ def main(argv: Sequence[str]) -> int:
     chosen = arguments.parse_args(list(argv))
     rows = describe(chosen.pattern)
     if not rows:
-        raise RegistryError(f"no model matches {chosen.pattern!r}; {did_you_mean(chosen.pattern, list_models())}")
+        raise no_model(chosen.pattern)
     if chosen.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1, ensure_ascii=False))
     else:
         print(table(rows))
     return 0
+
+
+def no_model(pattern: str) -> RegistryError:
+    """The error for a pattern that matches no arch."""
+    return RegistryError(f"no model matches {pattern!r}; {did_you_mean(pattern, list_models())}")
 
 
 def table(rows: Sequence[ZooRow]) -> str:

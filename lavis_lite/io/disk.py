@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,26 @@ _SLACK = MIB
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def why_not_writable(path: Path, folder: bool = False) -> str:
+    """Why no file (with `folder`: no folder) can be written at a path; "" if it can. Tries a temporary file there."""
+    place = path.absolute()
+    try:
+        if not folder and place.exists():
+            if not place.is_file():
+                return f"{place} is {'a folder' if place.is_dir() else 'not a regular file'}"
+            if not os.access(place, os.W_OK):
+                return "it is read-only"
+            place = place.parent
+        while not os.path.lexists(place) and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            return f"{place} is {'a file' if place.exists() else 'a symbolic link that leads nowhere'}"
+        with tempfile.TemporaryFile(dir=place):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def cannot_write(path: Path, error: BaseException, needed: int = 0, what: str = "") -> str:

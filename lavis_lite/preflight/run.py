@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +13,7 @@ from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, RunConf
 from lavis_lite.config.typed import check_arguments, check_hooks, check_optimizer, run_errors
 from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean, shown
 from lavis_lite.io import files
+from lavis_lite.io.disk import why_not_writable
 from lavis_lite.process.compiler import why_not
 from lavis_lite.process.launch import launch_from_environment
 from lavis_lite.redaction import mask
@@ -86,17 +85,7 @@ def _notes(config: Config) -> list[str]:
 
 def _check_output(run: RunConfig, report: Report) -> None:
     """Check that the output folder can be written, with a temporary file in its nearest existing parent."""
-    try:
-        folder = Path(run.output_dir).absolute()
-        while not os.path.lexists(folder) and folder != folder.parent:
-            folder = folder.parent
-        if not folder.is_dir():
-            what = "a file" if folder.exists() else "a symbolic link that leads nowhere"
-            raise NotADirectoryError(f"{folder} is {what}")
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
+    if reason := why_not_writable(Path(run.output_dir), folder=True):
         report("run.output_dir", f"{shown(run.output_dir, 1000)} cannot be written ({reason}); choose another with "
                "--options run.output_dir=PATH")
 

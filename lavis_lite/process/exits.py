@@ -25,7 +25,8 @@ from lavis_lite.errors import LavisLiteError, WorkerError
 from lavis_lite.process.children import STOP_SIGNALS
 from lavis_lite.redaction import mask
 
-SUCCESS, UNEXPECTED, USER_ERROR = 0, 1, 2
+SUCCESS, UNEXPECTED, USER_ERROR, PROBLEMS = 0, 1, 2, 3
+"""PROBLEMS: the command did its work and reported problems with a part of its input"""
 HANGUP, INTERRUPTED, UNREAD, TERMINATED = 129, 130, 141, 143
 GRACE = 3.0
 PACKAGE = Path(__file__).resolve().parents[1]

@@ -53,7 +53,7 @@ def find_run(path: Path) -> tuple[Path, str]:
     """
     path = path.expanduser()
     if path.is_file():
-        raise ConfigError(f"{path} is a file; give the run folder, or its results/: {path.parent}")
+        raise ConfigError(f"{path} is a file; give the run folder, or its results/.")
     if not path.is_dir():
         near = did_you_mean(path.name, [other.name for other in path.parent.iterdir() if other.is_dir()]) \
             if path.parent.is_dir() else ""

@@ -13,6 +13,7 @@ import lavis_lite
 from lavis_lite.cli import completion, doctor
 from lavis_lite.cli.main import COMMANDS, main
 from lavis_lite.device import pick_device
+from lavis_lite.process import exits
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,7 +39,7 @@ def test_what_this_machine_has(healthy: Path, capsys: pytest.CaptureFixture[str]
 
 def test_what_a_recipe_needs(healthy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "stage1"]) == 0 and "can run here" in capsys.readouterr().out
-    assert main(["doctor", "stage2_opt2.7b"]) == doctor.PROBLEMS
+    assert main(["doctor", "stage2_opt2.7b"]) == exits.PROBLEMS
     shown = capsys.readouterr().out
     assert "cannot run yet" in shown and "problem: missing: model.llm_model: 'facebook/opt-2.7b'" in shown
     assert "lavis_lite fetch --cfg-path" in shown
@@ -46,7 +47,7 @@ def test_what_a_recipe_needs(healthy: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_requirements_that_are_not_met(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(doctor, "_requirements", lambda: [Requirement("torch>=99"), Requirement("nosuch>=1")])
-    assert main(["doctor"]) == doctor.PROBLEMS
+    assert main(["doctor"]) == exits.PROBLEMS
     shown = capsys.readouterr().out
     assert f"torch>=99 is needed, and {torch.__version__} is installed: pip install 'torch>=99'" in shown
     assert "nosuch>=1 is needed, and it is not installed" in shown and "2 problems found." in shown

@@ -15,6 +15,7 @@ from lavis_lite.cli.generate import QUIET
 from lavis_lite.cli.main import main
 from lavis_lite.config.layers import read_yaml
 from lavis_lite.config.named import CONFIGS, MODEL_CONFIG_HOME, model_types
+from lavis_lite.process import exits
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def test_every_picture_is_told_and_what_is_broken_costs_no_other(folder: Path, w
                                                                  capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", "--model", "blip2_opt", "--image", str(folder), "nowhere.jpg", "--prompt", "wide ",
              "--batch-size", "2", "--num-beams", "3", "--penalise-prompt"]
-    assert main(words) == 1
+    assert main(words) == exits.PROBLEMS
     told = capsys.readouterr()
     assert told.out.splitlines() == [f"{folder / name}.png: wide {width}.0/0" for name, width in
                                      (("0", 40), ("1", 41), ("10", 50))]
@@ -71,7 +72,7 @@ def test_every_picture_is_told_and_what_is_broken_costs_no_other(folder: Path, w
 def test_json_is_a_line_for_each(folder: Path, writer: Writer, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", "--model", "blip2_opt", "--image", str(folder / "0.png"), str(folder / "broken.jpg"),
              "--num-captions", "2", "--nucleus", "--json"]
-    assert main(words) == 1
+    assert main(words) == exits.PROBLEMS
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert rows == [{"image": str(folder / "0.png"), "texts": ["40.0/0", "40.0/1"]},
                     {"image": str(folder / "broken.jpg"), "error": "is not an image of a known format"}]

@@ -82,7 +82,8 @@ def check_suffix(path: Path) -> None:
         DataError: names the suffix and the known ones.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{path}: annotation files end in {', '.join(SUFFIXES)}, not in {path.suffix or 'nothing'!r}."
+        ending = f"not in {path.suffix!r}" if path.suffix else "and this name has no ending"
+        raise DataError(f"{path}: annotation files end in {', '.join(SUFFIXES)}, {ending}."
                         f"{_CONVERT.get(path.suffix.lower(), '')}")
 
 

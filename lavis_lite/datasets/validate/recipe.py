@@ -134,6 +134,8 @@ def _refuse_lacking(path: Path, columns: Columns, text: str) -> None:
 
 def _shards(folder: Path) -> tuple[DatasetConfig, list[str]]:
     """The section that reads a folder of tars; a DataError if they have no index."""
+    if not any(folder.glob("*.tar")):
+        raise DataError(f"{folder}: the folder has neither annotation files (JSON, CSV, Parquet ...) nor tars.")
     if needs_index(folder, again=False):
         raise DataError(f"{folder}: its tars have no index yet. Make it with: python -m lavis_lite data index {folder}")
     info = BuildInfo(annotations={"train": FileConfig(storage=str(folder.absolute()))})
