@@ -17,7 +17,7 @@ from itertools import accumulate
 from lavis_lite.mini_world import captions
 from lavis_lite.mini_world.dice import Dice
 from lavis_lite.mini_world.scenes import CELLS, MAX_OBJECTS, Scene, SceneObject, make_scene
-from lavis_lite.processors.instruction import CAPTION, VQA
+from lavis_lite.processors.instruction import TEMPLATES
 from tools.turns import Turn, ask
 
 QUESTION_PROMPTS = (
@@ -149,7 +149,7 @@ def blend(rng: Dice, scene: Scene, vectors: int) -> tuple[Group, ...]:
 def _caption(rng: Dice, scene: Scene) -> tuple[Turn, ...]:
     if not rng.chance(CAPTIONED):
         return ()
-    prompts = CAPTION if rng.chance(INSTRUCTED) else CAPTION_PROMPTS
+    prompts = TEMPLATES["caption"] if rng.chance(INSTRUCTED) else CAPTION_PROMPTS
     return ((rng.choose(prompts).lower(), captions.canonical_caption(scene)),)
 
 
@@ -162,5 +162,5 @@ def _questions(rng: Dice, scene: Scene, kinds: Sequence[str]) -> tuple[Turn, ...
 def phrase(rng: Dice, question: str) -> str:
     """A question in one of the prompts that it may come in."""
     draw = rng.uniform(0, 1)
-    prompts = ("{}",) if draw < BARE else VQA if draw < BARE + INSTRUCTED else QUESTION_PROMPTS
+    prompts = ("{}",) if draw < BARE else TEMPLATES["vqa"] if draw < BARE + INSTRUCTED else QUESTION_PROMPTS
     return rng.choose(prompts).replace("{}", question)

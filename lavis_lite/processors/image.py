@@ -182,17 +182,31 @@ def _channels(name: str, values: Sequence[float]) -> NDArray[np.float32]:
     return np.array([float(value) for value in values], np.float32)
 
 
+def checked_scale(smallest: float, largest: float) -> tuple[float, float]:
+    """The shares of the area that a crop may cover.
+
+    Raises:
+        ConfigError: they are no shares, or out of order.
+    """
+    if not 0 < smallest <= largest <= 1:
+        raise ConfigError(f"crops need 0 < min_scale <= max_scale <= 1; they are {smallest} and {largest}.")
+    return smallest, largest
+
+
 class _RandomCrop(ImageProcessor):
-    """Random resized crop, mirrored with probability one half."""
+    """Random resized crop, mirrored with probability one half.
+
+    Args:
+        image_size, mean, std: see `ImageProcessor`.
+        min_scale, max_scale: share of the area that a crop covers.
+    """
 
     mirror = True
 
-    def __init__(self, image_size: int | Sequence[int], mean: Sequence[float] | None, std: Sequence[float] | None,
-                 min_scale: float, max_scale: float) -> None:
+    def __init__(self, image_size: int | Sequence[int], mean: Sequence[float] | None = None,
+                 std: Sequence[float] | None = None, min_scale: float = 0.5, max_scale: float = 1.0) -> None:
         super().__init__(image_size, mean, std)
-        if not 0 < min_scale <= max_scale <= 1:
-            raise ConfigError(f"crops need 0 < min_scale <= max_scale <= 1; they are {min_scale} and {max_scale}.")
-        self.scale = (min_scale, max_scale)
+        self.scale = checked_scale(min_scale, max_scale)
 
     def pixels(self, image: Picture, rng: random.Random) -> Tensor:
         """A random crop, resized and perhaps mirrored: uint8[3, height, width]."""
@@ -207,13 +221,7 @@ class _RandomCrop(ImageProcessor):
 
 @registry.register_processor("blip_image_train")
 class BlipImageTrain(_RandomCrop):
-    """BLIP's training view: random resized crop, mirror, then RandAugment of two operations at level 5.
-
-    Args:
-        image_size: output pixels, a number or [height, width].
-        mean, std: normalisation per channel.
-        min_scale, max_scale: share of the area that a crop covers.
-    """
+    """BLIP's training view: random resized crop, mirror, then RandAugment of two operations at level 5."""
 
     def __init__(self, image_size: int | Sequence[int] = 384, mean: Sequence[float] | None = None,
                  std: Sequence[float] | None = None, min_scale: float = 0.5, max_scale: float = 1.0) -> None:
@@ -228,13 +236,7 @@ class BlipImageTrain(_RandomCrop):
 
 @registry.register_processor("blip2_image_train")
 class Blip2ImageTrain(_RandomCrop):
-    """BLIP-2's training view: random resized crop and mirror.
-
-    Args:
-        image_size: output pixels, a number or [height, width].
-        mean, std: normalisation per channel.
-        min_scale, max_scale: share of the area that a crop covers.
-    """
+    """BLIP-2's training view: random resized crop and mirror."""
 
     def __init__(self, image_size: int | Sequence[int] = 364, mean: Sequence[float] | None = None,
                  std: Sequence[float] | None = None, min_scale: float = 0.5, max_scale: float = 1.0) -> None:
@@ -243,13 +245,7 @@ class Blip2ImageTrain(_RandomCrop):
 
 @registry.register_processor("clip_image_train")
 class ClipImageTrain(_RandomCrop):
-    """CLIP's training view: a random resized crop of nearly the whole picture, never mirrored.
-
-    Args:
-        image_size: output pixels, a number or [height, width].
-        mean, std: normalisation per channel.
-        min_scale, max_scale: share of the area that a crop covers.
-    """
+    """CLIP's training view: a random resized crop of nearly the whole picture, never mirrored."""
 
     mirror = False
 
@@ -260,12 +256,7 @@ class ClipImageTrain(_RandomCrop):
 
 @registry.register_processor("blip_image_eval")
 class BlipImageEval(ImageProcessor):
-    """The whole picture, stretched to the output size (LAVIS does not keep the aspect ratio here).
-
-    Args:
-        image_size: output pixels, a number or [height, width].
-        mean, std: normalisation per channel.
-    """
+    """The whole picture, stretched to the output size (LAVIS does not keep the aspect ratio here)."""
 
     is_random = False
 
@@ -280,12 +271,7 @@ class BlipImageEval(ImageProcessor):
 
 @registry.register_processor("clip_image_eval")
 class ClipImageEval(ImageProcessor):
-    """The picture resized until it covers the output size, then its middle.
-
-    Args:
-        image_size: output pixels, a number or [height, width].
-        mean, std: normalisation per channel.
-    """
+    """The picture resized until it covers the output size, then its middle."""
 
     is_random = False
 
@@ -299,9 +285,8 @@ class ClipImageEval(ImageProcessor):
         whole = _without_far_ends(to_pixels(image), 8 * max(height / width, width / height))
         factor = max(height / whole.shape[1], width / whole.shape[2])
         covering = max(height, int(whole.shape[1] * factor)), max(width, int(whole.shape[2] * factor))
-        large = resize(whole, covering)
         top, left = round((covering[0] - height) / 2), round((covering[1] - width) / 2)
-        return large[:, top:top + height, left:left + width]
+        return resize(whole, covering)[:, top:top + height, left:left + width]
 
 
 def _without_far_ends(pixels: Tensor, most: float) -> Tensor:

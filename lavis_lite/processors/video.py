@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from lavis_lite.errors import ConfigError, InputTypeError, did_you_mean
 from lavis_lite.processors.augment import rand_augment
-from lavis_lite.processors.image import ImageProcessor, cut, random_crop_box, resize, to_pixels
+from lavis_lite.processors.image import ImageProcessor, checked_scale, cut, random_crop_box, resize, to_pixels
 from lavis_lite.registry import registry
 
 if TYPE_CHECKING:
@@ -120,8 +121,7 @@ class AlproVideoTrain(_VideoProcessor):
     """The training view of a clip: one random resized crop, mirror and RandAugment for all its frames.
 
     Args:
-        image_size: output pixels, a number or [height, width].
-        mean, std: normalisation per channel.
+        image_size, mean, std: see `ImageProcessor`.
         min_scale, max_scale: share of the area that the crop covers.
         n_frms: frames of a clip.
         sampling: headtail (random frames, half of them from each half), random (one of each equal part) or uniform.
@@ -131,22 +131,16 @@ class AlproVideoTrain(_VideoProcessor):
                  std: Sequence[float] | None = None, min_scale: float = 0.5, max_scale: float = 1.0,
                  n_frms: int = 4, sampling: str = "headtail") -> None:
         super().__init__(image_size, mean, std, n_frms, sampling)
-        if not 0 < min_scale <= max_scale <= 1:
-            raise ConfigError(f"crops need 0 < min_scale <= max_scale <= 1; they are {min_scale} and {max_scale}.")
-        self.scale = (min_scale, max_scale)
+        self.scale = checked_scale(min_scale, max_scale)
 
     def views(self, frames: Iterator[NDArray[np.uint8]], rng: random.Random) -> Iterator[Tensor]:
         """Each frame -> uint8[3, height, width]."""
         first = next(frames)
         box = random_crop_box(first.shape[0], first.shape[1], self.scale, rng)
-        mirrored, augmentation = rng.random() < 0.5, rng.getrandbits(64)
-        yield self._view(first, box, mirrored, augmentation)
-        for frame in frames:
-            yield self._view(frame, box, mirrored, augmentation)
-
-    def _view(self, frame: NDArray[np.uint8], box: tuple[int, int, int, int], mirrored: bool, seed: int) -> Tensor:
-        view = resize(cut(frame, box), self.size)
-        return rand_augment(view.flip(-1) if mirrored else view, random.Random(seed), count=2, level=5)
+        mirrored, seed = rng.random() < 0.5, rng.getrandbits(64)
+        for frame in chain([first], frames):
+            view = resize(cut(frame, box), self.size)
+            yield rand_augment(view.flip(-1) if mirrored else view, random.Random(seed), count=2, level=5)
 
 
 @registry.register_processor("alpro_video_eval")
@@ -154,8 +148,7 @@ class AlproVideoEval(_VideoProcessor):
     """Whole frames, stretched to the output size (LAVIS does not keep the aspect ratio here).
 
     Args:
-        image_size: output pixels, a number or [height, width].
-        mean, std: normalisation per channel.
+        image_size, mean, std: see `ImageProcessor`.
         n_frms: frames of a clip.
         sampling: uniform; headtail and random are not the same twice.
     """

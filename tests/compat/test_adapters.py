@@ -21,7 +21,7 @@ from lavis_lite.compat.lavis.tasks import adapted as adapted_task
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import ConfigError, ContractError, DataError, RegistryError
-from lavis_lite.processors.instruction import VIDEO_CAPTION
+from lavis_lite.processors.instruction import TEMPLATES
 from lavis_lite.registry import registry as core
 from lavis_lite.runners.optim import build_optimizer
 
@@ -89,7 +89,7 @@ def test_instructions_of_lavis_are_drawn_by_modality_and_task() -> None:
     assert "what is this" in asked
     assert load_processor("blip_instruction", {"prompt": "Say: {}", "max_words": 2})("a b c") == "Say: a b"
     clips = {load_processor("blip_instruction").build(modality="video")("x") for _ in range(60)}
-    assert len(clips) > 3 and clips <= set(VIDEO_CAPTION)
+    assert len(clips) > 3 and clips <= set(TEMPLATES["video_caption"])
 
 
 def test_a_data_set_is_read_with_the_sample_s_own_randomness() -> None:

@@ -18,22 +18,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from lavis_lite.conversation import Conversation, Picture, Role, Turn
-from lavis_lite.datasets.annotations.rows import (
-    Row,
-    RowErrors,
-    RowTable,
-    cached_table,
-    describe,
-    file_name,
-    no_row,
-    numbered_rows,
-    text,
-)
+from lavis_lite.datasets.annotations.kinds import describe, file_name, text
+from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable, cached_table, made_rows, numbered_rows
 from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
 from lavis_lite.errors import did_you_mean
 
@@ -146,16 +138,13 @@ def to_conversation(row: Row, pictures: Sequence[int] | None = None) -> Conversa
         pictures: how many pictures each file is (a video is several); None: one each.
     """
     counts = [1] * len(row["media"]) if pictures is None else list(pictures)
-    starts = [sum(counts[:number]) for number in range(len(counts))]
+    ends = list(accumulate(counts))
 
-    def parts(items: Sequence[str | int]) -> Iterator[str | Picture]:
-        for item in items:
-            if isinstance(item, str):
-                yield item
-            else:
-                yield from (Picture(starts[item] + frame) for frame in range(counts[item]))
+    def parts(item: str | int) -> list[str | Picture]:
+        return [item] if isinstance(item, str) else [*map(Picture, range(ends[item] - counts[item], ends[item]))]
 
-    turns = tuple(Turn(role, tuple(parts(items)), learned) for role, learned, items in row["turns"])
+    turns = tuple(Turn(role, tuple(part for item in items for part in parts(item)), learned)
+                  for role, learned, items in row["turns"])
     return Conversation(turns, sum(counts))
 
 
@@ -168,8 +157,8 @@ def is_conversation(columns: Sequence[str]) -> bool:
 # --- turns -----------------------------------------------------------------------------------------------------------
 def _raw_turns(raw: Row, layout: ChatLayout) -> Iterator[tuple[str, Any]]:
     """(place in the row, turn) of all turns, a system text of the row first."""
-    named = layout.columns.get("turns")
-    name = named or next((key for key in ("messages", "conversations", "conversation") if key in raw), None)
+    name = layout.columns.get("turns") or next(
+        (key for key in ("messages", "conversations", "conversation") if key in raw), None)
     if name is not None:
         value = raw.get(name)
         if not isinstance(value, list) or not value:
@@ -287,7 +276,7 @@ def _file(where: str, value: Any, layout: ChatLayout) -> str:
         value = next((value[key] for key in ("path", "url", "image", "video") if value.get(key)), value)
     if not isinstance(value, str):
         raise ValueError(f"{where} must name a file, not {describe(value)}")
-    scheme = urlsplit(value[:40]).scheme.lower()
+    scheme = value[:40].partition(":")[0].strip().lower() if ":" in value[:40] else ""
     if scheme in ("http", "https", "ftp", "s3", "gs", "hf"):
         raise ValueError(f"{where} is behind a network address ({value[:60]}); download the pictures, for example with "
                          "img2dataset, and name the files")
@@ -338,7 +327,10 @@ def _marked(where: str, value: Any, files: _Files) -> Iterator[str | int]:
     if len(value) > MOST_CHARACTERS:
         raise ValueError(f"{where} has {len(value)} characters; at most {MOST_CHARACTERS} are taken")
     if value.strip():
-        text(value[:20_000])
+        try:
+            text(value[:20_000])
+        except ValueError as error:
+            raise ValueError(f"{where} {error}") from error
     for number, piece in enumerate(_MARK.split(value)):
         if number % 2:
             index = files.next_index("video" if piece == "video" else "image")
@@ -373,19 +365,8 @@ def read_conversations(files: Sequence[Path], layout: ChatLayout, keep: Callable
         DataError: a file is unreadable or without rows; or up to 20 bad rows, all in one message.
     """
     def checked(errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
-        return _checked(files, layout, keep, numbered_rows(files, form) if rows is None else rows, errors)
+        return made_rows(numbered_rows(files, form) if rows is None else rows, files, errors, lambda _, __, raw: (
+            read_conversation(raw, layout) if keep is None or keep(raw) else None))
 
     return cached_table(files, None if kept is None else f"conversations {kept} {form}", checked,
                         which=" of this split" if keep else "")
-
-
-def _checked(files: Sequence[Path], layout: ChatLayout, keep: Callable[[Row], bool] | None,
-             rows: Iterable[tuple[int, int, Any]], errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
-    for file, number, raw in rows:
-        try:
-            if not isinstance(raw, dict):
-                raise ValueError(no_row(raw))
-            if keep is None or keep(raw):
-                yield file, number, read_conversation(raw, layout)
-        except ValueError as error:
-            errors.add(f"{files[file]}:{number}", str(error))

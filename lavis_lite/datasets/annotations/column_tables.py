@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lavis_lite.datasets.annotations.tables import MOST_CHARACTERS, ExplodedTable, Row, RowTable
+from lavis_lite.datasets.annotations.kinds import MOST_CHARACTERS
+from lavis_lite.datasets.annotations.tables import ExplodedTable, Row, RowTable
 from lavis_lite.datasets.files.columnar import batches_of, named_rows
 
 if TYPE_CHECKING:
@@ -57,30 +58,26 @@ class ColumnTable(RowTable):
 
     def _find(self, index: int) -> tuple[int, int, pa.RecordBatch, int]:
         """(file, row of the file, batch, its row)."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
         number = bisect_right(self.starts, index) - 1
         file, first, batch = self.batches[number]
         within = index - self.starts[number]
         return file, first + within, batch, within
 
-    def __getitem__(self, index: int) -> Row:
+    def row(self, index: int) -> Row:
+        """One row."""
         file, row, batch, within = self._find(index)
-        return self._row(next(named_rows(batch.slice(within, 1), row, file)))
+        return self._checked(next(named_rows(batch.slice(within, 1), row, file)))
 
-    def _row(self, raw: Row) -> Row:
-        found = {}
-        for key, column, kind, _ in self.fields:
-            value = raw.get(column)
-            if value is not None:
-                found[key] = [value] if kind == "texts" and isinstance(value, str) else value
-        return found
+    def _checked(self, raw: Row) -> Row:
+        return {key: [value] if kind == "texts" and isinstance(value, str) else value
+                for key, column, kind, _ in self.fields if (value := raw.get(column)) is not None}
 
     def skim(self) -> Iterator[Row]:
         """All rows in order."""
-        return (self._row(raw) for file, first, batch in self.batches for raw in named_rows(batch, first, file))
+        return (self._checked(raw) for file, first, batch in self.batches for raw in named_rows(batch, first, file))
 
-    def _origin(self, index: int) -> tuple[int, int]:
+    def origin(self, index: int) -> tuple[int, int]:
+        """(file number, row number) of a row."""
         file, row, _, _ = self._find(index)
         return file, row + 1
 

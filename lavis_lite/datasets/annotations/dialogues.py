@@ -7,25 +7,18 @@ VisDial v1.0's file has rounds that refer to lists of questions and answers. AVS
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from lavis_lite.datasets.annotations.kinds import describe, file_name, identifier, text
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.readers import read_members, read_rows
-from lavis_lite.datasets.annotations.rows import (
-    Row,
-    RowErrors,
-    RowTable,
-    describe,
-    file_name,
-    no_row,
-    numbered_rows,
-    text,
-)
+from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable, made_rows, numbered_rows
 from lavis_lite.errors import DataError
 
 SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
@@ -37,6 +30,7 @@ _MARK = re.compile(rf"\s*{MARK}\s*")
 OTHER_LAYOUTS = ("messages", "query", "turns", "dialog", "dialogue")
 """columns in which other layouts have their turns"""
 WRITE = ('write them as "conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}, ...]')
+T = TypeVar("T")
 Texts = tuple[RowTable, RowTable]
 """(questions, answers) of a VisDial file"""
 
@@ -60,7 +54,7 @@ class TurnTable(RowTable):
         self.dialogues, self.texts, self.turn, self.first_asked = dialogues, texts, turn, -1 if last else 0
         self.files, self.kinds = dialogues.files, {}
         self.relevance: Mapping[str, list[float]] = {}
-        counts = [len(dialogues[index]["asked"][self.first_asked:]) for index in range(len(dialogues))]
+        counts = [len(row["asked"][self.first_asked:]) for row in dialogues.skim()]
         self._turns = np.cumsum(counts, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -68,13 +62,12 @@ class TurnTable(RowTable):
 
     def _find(self, index: int) -> tuple[int, int]:
         """(dialogue, which of its asked turns) of a row."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
         dialogue = int(np.searchsorted(self._turns, index, side="right"))
         return dialogue, index - (int(self._turns[dialogue - 1]) if dialogue else 0)
 
-    def _origin(self, index: int) -> tuple[int, int]:
-        return self.dialogues._origin(self._find(index)[0])
+    def origin(self, index: int) -> tuple[int, int]:
+        """(file number, row number) of a row's dialogue."""
+        return self.dialogues.origin(self._find(index)[0])
 
     def content_hash(self) -> str:
         """Hash of the dialogues, their texts, and the form of the history."""
@@ -85,7 +78,8 @@ class TurnTable(RowTable):
         """Bytes in memory."""
         return sum(table.nbytes() for table in (self.dialogues, *(self.texts or ()))) + self._turns.nbytes
 
-    def __getitem__(self, index: int) -> Row:
+    def row(self, index: int) -> Row:
+        """One question."""
         dialogue, number = self._find(index)
         row = self.dialogues[dialogue]
         turn = row["asked"][self.first_asked:][number]
@@ -121,8 +115,7 @@ class TurnTable(RowTable):
         return found if which or found.endswith("?") else found + "?"  # VisDial's questions come without
 
     def _in_history(self, question: str | int, answer: str | int | None) -> str:
-        before, _, rest = self.turn.partition("{}")
-        between, _, after = rest.partition("{}")
+        before, between, after = self.turn.split("{}")
         return f"{before}{self._text(question, 0)}{between}{'' if answer is None else self._text(answer, 1)}{after}"
 
 
@@ -165,10 +158,20 @@ def _image_of(row: Row, layout: Layout) -> str:
     column = layout.name("image")
     if row.get(column) in (None, "", []):
         raise ValueError(f"field {column!r} is missing or empty; `required: [{column}]` leaves such rows out")
+    return _checked(row, column, file_name)
+
+
+def _checked(row: Row, column: str, kind: Callable[[Any], T]) -> T:
+    """A value of a row; a ValueError with a clause that names the column."""
     try:
-        return file_name(row[column])
+        return kind(row[column])
     except ValueError as error:
         raise ValueError(f"field {column!r} {error}") from error
+
+
+def _id_of(row: Row, column: str, number: int) -> int | str:
+    """The id of a dialogue; without one, its number in the file."""
+    return number if row.get(column) in (None, "") else _checked(row, column, identifier)
 
 
 # --- VisDial v1.0 ----------------------------------------------------------------------------------------------------
@@ -180,10 +183,12 @@ def read_relevance(path: Path) -> dict[str, list[float]]:
     """
     found = {}
     for number, row in read_rows(path):
-        values = row.get("gt_relevance") if isinstance(row, dict) else None
-        if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+        image, turn, values = (row.get(key) if isinstance(row, dict) else None
+                               for key in ("image_id", "round_id", "gt_relevance"))
+        if image is None or turn is None or not isinstance(values, list) or not all(
+                isinstance(value, int | float) and math.isfinite(value) for value in values):
             raise DataError(f"{path}:{number}: must have image_id, round_id and gt_relevance, a list of numbers.")
-        found[f"{row.get('image_id')}-{row.get('round_id')}"] = [float(value) for value in values]
+        found[f"{image}-{turn}"] = [float(value) for value in values]
     return found
 
 
@@ -198,17 +203,16 @@ def _read_visdial(path: Path, layout: Layout, training: bool, errors: RowErrors)
                     _visdial_texts(path, value, member, errors))
             tables[member] = RowTable(rows, [path])
     dialogues, texts = tables["dialogs"], (tables["questions"], tables["answers"])
-    for index in range(len(dialogues)):
-        for question, answer, _, candidates in dialogues[index]["turns"]:
-            named = [number for number in (answer, *(candidates or [])) if isinstance(number, int)]
-            if _beyond([question], texts[0]) or _beyond(named, texts[1]):
+    for index, row in enumerate(dialogues.skim()):
+        for question, answer, _, candidates in row["turns"]:
+            if _beyond([question], texts[0]) or _beyond([answer, *(candidates or [])], texts[1]):
                 errors.add(dialogues.location(index), f"refers to a text that the file has not (it has "
                            f"{len(texts[0])} questions, {len(texts[1])} answers)")
                 break
     return (dialogues, texts) if is_visdial else None
 
 
-def _beyond(numbers: Iterable[str | int], texts: RowTable) -> bool:
+def _beyond(numbers: Iterable[str | int | None], texts: RowTable) -> bool:
     """Whether any of the numbers names no text; turns may be texts themselves."""
     return any(isinstance(number, int) and number >= len(texts) for number in numbers)
 
@@ -222,16 +226,22 @@ def _visdial_texts(path: Path, rows: Any, member: str, errors: RowErrors) -> Ite
 
 def _visdial_dialogues(path: Path, rows: Any, layout: Layout, training: bool,
                        errors: RowErrors) -> Iterator[tuple[int, int, Row]]:
-    for number, row in rows:
-        try:
-            if not isinstance(row, dict) or layout.takes(row, errors):
-                yield 0, number, _visdial_dialogue(row, layout, training)
-        except ValueError as error:
-            errors.add(f"{path}:{number}", str(error))
+    seen: dict[int | str, int] = {}
+
+    def make(_: int, number: int, row: Row) -> Row | None:
+        if not layout.takes(row, errors):
+            return None
+        found = _visdial_dialogue(number, row, layout, training)
+        first = seen.setdefault(found["name"], number)
+        if first != number and not training:  # results and relevances could be of either
+            raise ValueError(f"image_id {found['name']!r} was there before, at {path}:{first}")
+        return found
+
+    return made_rows(((0, number, row) for number, row in rows), [path], errors, make)
 
 
-def _visdial_dialogue(row: Any, layout: Layout, training: bool) -> Row:
-    if not isinstance(row, dict) or not isinstance(row.get("dialog"), list):
+def _visdial_dialogue(number: int, row: Row, layout: Layout, training: bool) -> Row:
+    if not isinstance(row.get("dialog"), list):
         raise ValueError("must be an object with 'dialog', a list of rounds")
     turns = [_round(number, turn) for number, turn in enumerate(row["dialog"], 1)]
     ranked = not training and any(turn[3] is not None for turn in turns)
@@ -239,9 +249,9 @@ def _visdial_dialogue(row: Any, layout: Layout, training: bool) -> Row:
     asked = open_turns or [index for index, turn in enumerate(turns) if turn[3 if ranked else 1] is not None]
     if training:
         turns = [[question, answer, None, None] for question, answer, _, _ in turns]
-    found = {"image": _image_of(row, layout), "image_id": row.get("image_id"), "name": row.get("image_id"),
-             "turns": turns, "asked": asked}
-    return {**found, "caption": text(row["caption"])} if row.get("caption") else found
+    name = _id_of(row, "image_id", number)
+    found = {"image": _image_of(row, layout), "image_id": name, "name": name, "turns": turns, "asked": asked}
+    return {**found, "caption": _checked(row, "caption", text)} if row.get("caption") else found
 
 
 def _round(number: int, turn: Any) -> list[Any]:
@@ -278,17 +288,14 @@ def conversations(rows: Iterable[tuple[int, int, Any]], paths: Sequence[Path], l
         layout: what an image is called, and which rows count.
         errors: receives rows that cannot be read, and counts those left out.
     """
-    for file, number, row in rows:
-        try:
-            if not isinstance(row, dict):
-                raise ValueError(no_row(row))
-            if layout.takes(row, errors):
-                turns = _pairs(row)
-                yield file, number, {"image": _image_of(row, layout), "image_id": row.get("id", number), "turns": turns,
-                                     "name": f"{file}-{number}" if file else str(number),
-                                     "asked": list(range(len(turns)))}
-        except ValueError as error:
-            errors.add(f"{paths[file]}:{number}", str(error))
+    def make(file: int, number: int, row: Row) -> Row | None:
+        if not layout.takes(row, errors):
+            return None
+        turns = _pairs(row)
+        return {"image": _image_of(row, layout), "image_id": _id_of(row, "id", number), "turns": turns,
+                "name": f"{file}-{number}" if file else str(number), "asked": list(range(len(turns)))}
+
+    return made_rows(rows, paths, errors, make)
 
 
 def _pairs(row: Row) -> list[list[Any]]:
@@ -327,7 +334,7 @@ def _check_speaker(number: int, speaker: Any, where: str) -> None:
     if speaker == "system":
         raise ValueError(f"{where}: is a system turn, which is not read; take it out, and put its text into the "
                          "section's `instruction`")
-    if speaker not in SPEAKERS:
+    if not isinstance(speaker, str) or speaker not in SPEAKERS:
         raise ValueError(f"{where}: must be from one of {', '.join(SPEAKERS)}, not {speaker!r}")
     if SPEAKERS[speaker] == number % 2:
         return

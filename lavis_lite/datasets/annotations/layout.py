@@ -9,58 +9,26 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from lavis_lite.datasets.annotations.rows import (
+from lavis_lite.datasets.annotations.kinds import (
     MOST_CHARACTERS,
-    Field,
-    Row,
-    RowErrors,
+    choice_list,
     describe,
     file_name,
+    file_names,
+    flag,
     identifier,
     text,
+    words,
 )
+from lavis_lite.datasets.annotations.rows import Field, Row, RowErrors
 from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
-from lavis_lite.datasets.files.image_paths import BETWEEN_NAMES, ImagePattern
+from lavis_lite.datasets.files.image_paths import ImagePattern
 from lavis_lite.errors import ConfigError, did_you_mean
 
 COLUMNS = {"question": "question", "answers": "answers", "answer": "answer", "question_id": "question_id",
            "image_id": "image_id", "image": "image", "question_type": "question_type", "answer_type": "answer_type",
            "difficult": "difficult"}
 """what a row may have -> its usual name in a file"""
-
-
-def words(value: Any) -> list[str]:
-    """A list of texts or numbers, empty ones left out -> list of texts."""
-    if not isinstance(value, list):
-        raise ValueError(f"must be a list of texts, not {describe(value)}")
-    for index, item in enumerate(value):
-        if isinstance(item, bool) or not isinstance(item, str | int | float):
-            raise ValueError(f"[{index}] must be text, not {describe(item)}")
-    return [text(str(item)) for item in value if str(item).strip()]
-
-
-def flag(value: Any) -> bool:
-    """True or false, or the word for it, as tables have it."""
-    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-        return value.strip().lower() == "true"
-    if not isinstance(value, bool):
-        raise ValueError(f"must be true or false, not {describe(value)}")
-    return value
-
-
-def choice_list(value: Any) -> list[str]:
-    """At least one option, none of them empty."""
-    found = words(value)
-    if not found or len(found) < len(value):
-        raise ValueError("must be options, none of them empty")
-    return found
-
-
-def file_names(value: Any) -> str:
-    """Names of several images of a row, joined as `ImagesFolder` splits them."""
-    if not isinstance(value, list) or len(value) < 2:
-        raise ValueError(f"must be a list of several file names, not {describe(value)}")
-    return BETWEEN_NAMES.join(map(file_name, value))
 
 
 EXTRAS: dict[str, Callable[[Any], Any]] = {"choices": choice_list, "context": text, "caption": text,
@@ -161,8 +129,8 @@ class Layout:
 
     def answer_names(self) -> list[str]:
         """Columns any of which shows that a split has answers."""
-        return [self.name(key) for key in (["answer_index"] if "answer_index" in self.columns
-                                           else ["answers", "answer"])]
+        keys = ("answer_index",) if "answer_index" in self.columns else ("answers", "answer")
+        return [self.name(key) for key in keys]
 
     def answers_of(self, row: Row) -> tuple[str, Any] | None:
         """(column, value) of a row's answers, None where it has none; of several columns the filled ones as a list."""
@@ -170,7 +138,8 @@ class Layout:
         if isinstance(several, list):
             given = [row[column] for column in several if row.get(column) not in (None, "")]
             return (", ".join(several), given) if any(column in row for column in several) else None
-        return next(((column, row[column]) for column in self.answer_names() if column in row), None)
+        given = [(column, row[column]) for column in self.answer_names() if column in row]
+        return next((pair for pair in given if pair[1] is not None), given[0] if given else None)
 
     def answer(self, value: Any, row: Row) -> Row:
         """{"answers", "counts"} of a row's raw answers; of multiple choice also "label", the index among the choices.
@@ -190,7 +159,7 @@ class Layout:
         if "answer_index" not in self.columns:
             return answer_texts(value)
         choices = row.get("choices", [])
-        index = int(value) if isinstance(value, str) and value.isdigit() else value
+        index = int(value) if isinstance(value, str) and value.isdecimal() else value
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(choices):
             raise ValueError(f"is {value!r}, not a place among the {len(choices)} choices")
         return {"answers": [choices[index]], "counts": [1], "label": index}

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lavis_lite.datasets.annotations.kinds import file_name, identifier
 from lavis_lite.datasets.annotations.layout import EXTRAS, LABELS, Layout, answer_texts
 from lavis_lite.datasets.annotations.readers import COMPANIONS, read_folder, read_members
-from lavis_lite.datasets.annotations.rows import NamedColumns, Row, RowErrors, RowTable, checked_row, file_name, no_row
+from lavis_lite.datasets.annotations.rows import NamedColumns, Row, RowErrors, RowTable, checked_row, no_row
 from lavis_lite.errors import DataError, did_you_mean
 
 __all__ = ["Layout", "answer_texts", "read_questions"]
@@ -95,24 +96,19 @@ def _read_file(number: int, path: Path, layout: Layout, errors: RowErrors, named
         if isinstance(value, str | int | float):
             found.facts[member] = value
         elif member in ROWS and not isinstance(value, dict):
-            _put_rows(found, _table(found, value, errors, layout), layout)
-        elif member == "annotations":
-            found.annotations = _table(found, value, errors)
-        elif member == "images":
-            found.images = _table(found, value, errors)
+            table = _table(found, value, errors, layout)
+            if layout.join_column is not None and len(table) and layout.name("question") not in table[0]:
+                found.joined = table
+            else:
+                found.rows.append(table)
+        elif member in ("annotations", "images"):
+            setattr(found, member, _table(found, value, errors))
         elif member not in COMPANIONS and _has_rows(value):
             errors.add(f"{path}: {member}", "is a list of rows that would not be read; rows belong in 'questions' or "
                                             "'data'. Write this list to a file of its own")
     if found.images is not None:
         found.annotations = None  # those of a COCO file are captions or boxes
     return found
-
-
-def _put_rows(found: _File, table: RowTable, layout: Layout) -> None:
-    if layout.join_column is not None and len(table) and layout.name("question") not in table[0]:
-        found.joined = table
-    else:
-        found.rows.append(table)
 
 
 def _has_rows(value: Any) -> bool:
@@ -158,9 +154,9 @@ class _ById:
     def __init__(self, tables: Sequence[RowTable], column: str, errors: RowErrors) -> None:
         self._found: dict[Any, tuple[RowTable, int]] = {}
         for table in tables:
-            for index in range(len(table)):
-                name = table[index].get(column)
-                if not isinstance(name, int | str) or isinstance(name, bool):
+            for index, row in enumerate(table.skim()):
+                name = _identity(row.get(column))
+                if name is None:
                     errors.add(table.location(index), f"field {column!r} is missing, or neither a number nor text")
                 elif name in self._found:
                     other, first = self._found[name]
@@ -173,10 +169,16 @@ class _ById:
 
     def get(self, name: Any) -> tuple[Row, str] | None:
         """(row, its location), or None."""
-        if name not in self._found:
-            return None
-        table, index = self._found[name]
-        return table[index], table.location(index)
+        table, index = self._found.get(_identity(name), (None, 0))
+        return None if table is None else (table[index], table.location(index))
+
+
+def _identity(value: Any) -> int | str | None:
+    """An id as `identifier` writes it; None if it is none."""
+    try:
+        return identifier(value)
+    except ValueError:
+        return None
 
 
 class _Join:
@@ -198,24 +200,22 @@ class _Join:
         return _ById(tables, column, self.errors) if tables else None
 
     def has_answers(self) -> bool:
-        """Whether the split has answers: an annotations file, or an answer in any of its rows."""
-        if self.annotations is not None:
-            return True
-        names = set(self.layout.answer_names())
-        return any(not names.isdisjoint(table[index]) for file in self.files for table in file.rows
-                   for index in range(len(table)))
+        """Whether the split has answers: an annotations file, or an answer in any of its rows that is not empty."""
+        return self.annotations is not None or any(
+            (self.layout.answers_of(row) or ("", None))[1] not in (None, "", [])
+            for file in self.files for table in file.rows for row in table.skim())
 
     def rows(self, with_answers: bool) -> Iterator[tuple[int, int, Row]]:
         """Checked rows of all files; after the first error, only more errors are looked for."""
         count = 0
         for file in self.files:
             for table in file.rows:
-                for index in range(len(table)):
-                    where = table.location(index)
-                    row = self._row(table[index], where, count, file, with_answers)
+                for index, raw in enumerate(table.skim()):
+                    row = self._row(raw, table.location(index), count, file, with_answers)
                     count += 1
-                    if not self.errors.count and self._is_of_type(row):
-                        yield file.number, int(where.rpartition(":")[2]), row
+                    self.types.add(kind := row.get("question_type", ""))
+                    if not self.errors.count and (not self.layout.types or kind in self.layout.types):
+                        yield *table.origin(index), row
 
     def _row(self, raw: Row, where: str, count: int, file: _File, with_answers: bool) -> Row:
         if self.joined is not None:
@@ -260,11 +260,6 @@ class _Join:
         except ValueError as error:
             self.errors.add(where, f"field {column!r} {error}, for question_id {row['question_id']!r}")
         return note
-
-    def _is_of_type(self, row: Row) -> bool:
-        """Whether the question is of one of the layout's types."""
-        self.types.add(row.get("question_type", ""))
-        return not self.layout.types or row.get("question_type", "") in self.layout.types
 
     def refuse_unseen_types(self, names: str) -> None:
         """Refuse a question type that no question of the files has."""

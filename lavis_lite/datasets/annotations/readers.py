@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Generator, Iterator
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,10 @@ def read_rows(path: Path, form: FileFormat = AUTO, file: int = 0) -> Iterator[Nu
     content, suffix = read_text(path, form.encoding), path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         return table_rows(path, content, form)
-    is_list = content[_skip_space(content, 0)] == "["
+    cursor = _Cursor(path, content)
     if suffix == ".json":
-        return _list_rows(path, content) if is_list else _object_rows(path, content)
-    if is_list:
+        return cursor.whole_list() if cursor.mark() == "[" else _object_rows(path, content)
+    if cursor.mark() == "[":
         raise DataError(f"{path}: begins with a list, but has one object per line by its name. Name it .json if it is "
                         "one list of objects.")
     return _line_rows(content)
@@ -98,12 +99,12 @@ def read_members(path: Path, within: str | None = None, form: FileFormat = AUTO,
     Raises:
         DataError: as `read_rows`; or a member that appears twice.
     """
-    content = read_text(path, form.encoding) if path.suffix.lower() == ".json" else ""
-    if not content or content[_skip_space(content, 0)] != "{":
+    cursor = _Cursor(path, read_text(path, form.encoding) if path.suffix.lower() == ".json" else "")
+    if cursor.mark() != "{":
         yield "", read_rows(path, form, file)
         return
     seen: set[str] = set()
-    for name, value in _members(path, content, _skip_space(content, 0), within):
+    for name, value in cursor.members(within):
         if name in seen:
             raise DataError(f"{path}: key {name!r} appears twice in one object.")
         seen.add(name)
@@ -133,10 +134,9 @@ def json_object(path: Path) -> Any:
     Raises:
         DataError: missing, unreadable, empty or not JSON.
     """
-    content = read_text(path)
-    value, end = _decoded(str(path), content, _skip_space(content, 0))
-    if _skip_space(content, end) < len(content):
-        raise DataError(f"{path}: there is text after the value's end.")
+    cursor = _Cursor(path, read_text(path))
+    value = cursor.value(str(path))
+    cursor.end("value")
     return value
 
 
@@ -152,95 +152,78 @@ def _line_rows(content: str) -> Iterator[NumberedRow]:
         yield number, row
 
 
-# --- JSON, element by element; `at` is an index in the text ----------------------------------------------------------
-def _skip_space(content: str, at: int) -> int:
-    while at < len(content) and content[at] in " \t\r\n":
-        at += 1
-    return at
+# --- JSON, element by element ----------------------------------------------------------------------------------------
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def _decoded(where: str, content: str, at: int) -> tuple[Any, int]:
-    """(the value that begins at an index, the index after it)."""
-    try:
-        return DECODER.raw_decode(content, at)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: {json_error(error)}.") from error
+class _Cursor:
+    """A position in the text of a JSON file; what is read moves it on."""
 
+    def __init__(self, path: Path, content: str) -> None:
+        self.path, self.content, self.at = path, content, 0
 
-def _list_rows(path: Path, content: str) -> Iterator[NumberedRow]:
-    end = yield from _elements(path, content, _skip_space(content, 0))
-    if _skip_space(content, end) < len(content):
-        raise DataError(f"{path}: there is text after the list's end.")
+    def mark(self) -> str:
+        """The next character that is no space; "" at the end of the file."""
+        self.at = _SPACE.match(self.content, self.at).end()  # type: ignore[union-attr]
+        return self.content[self.at:self.at + 1]
 
-
-def _elements(path: Path, content: str, at: int, member: str = "") -> Generator[NumberedRow, None, int]:
-    """Elements of the list that begins at an index, numbered from 1; returns the index after the list."""
-    number, at = 0, _skip_space(content, at + 1)
-    closed = content[at:at + 1] == "]"
-    if closed:
-        at += 1
-    while not closed:
-        number += 1
-        where = f"{path}: {member}[{number}]" if member else f"{path}:{number}"
-        row, at = _decoded(where, content, at)
-        at = _skip_space(content, at)
-        mark = content[at:at + 1]
-        if mark not in (",", "]") or mark == "":
-            raise DataError(f"{where}: after this row a ',' or ']' is expected"
-                            + (", but the file ends." if mark == "" else f", not {mark!r}."))
-        yield number, row
-        closed, at = mark == "]", _skip_space(content, at + 1)
-    return at
-
-
-class _Elements:
-    """An iterator over a list's elements that knows the index after the list."""
-
-    def __init__(self, path: Path, content: str, at: int, member: str) -> None:
-        self._rows, self._end = _elements(path, content, at, member), -1
-
-    def __iter__(self) -> Iterator[NumberedRow]:
-        return self
-
-    def __next__(self) -> NumberedRow:
+    def value(self, where: str) -> Any:
+        """The value that begins here."""
         try:
-            return next(self._rows)
-        except StopIteration as stop:
-            self._end = self._end if stop.value is None else stop.value  # None if it is called once more
-            raise
+            value, self.at = DECODER.raw_decode(self.content, _SPACE.match(self.content, self.at).end())  # type: ignore
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: {json_error(error)}.") from error
+        return value
 
-    def end(self) -> int:
-        """The index after the list; elements that nobody took are read and dropped."""
-        for _ in self:
-            continue
-        return self._end
+    def end(self, what: str) -> None:
+        """Check that nothing follows."""
+        if self.mark():
+            raise DataError(f"{self.path}: there is text after the {what}'s end.")
 
+    def whole_list(self) -> Iterator[NumberedRow]:
+        """The elements of the list that is all of the file."""
+        yield from self.elements()
+        self.end("list")
 
-def _members(path: Path, content: str, at: int, within: str | None) -> Generator[tuple[str, Any], None, int]:
-    """Members of the object that begins at an index; returns the index after it."""
-    first = _skip_space(content, at + 1)
-    empty = content[first:first + 1] == "}"
-    mark = "" if empty else ","
-    while mark == ",":
-        name, at = _decoded(str(path), content, _skip_space(content, at + 1))
-        at = _skip_space(content, at)
-        if not isinstance(name, str) or content[at:at + 1] != ":":
-            raise DataError(f"{path}: not JSON (after {name!r} a ':' is expected).")
-        at = _skip_space(content, at + 1)
-        if content[at:at + 1] == "[":
-            rows = _Elements(path, content, at, name)
-            yield name, rows
-            at = rows.end()
-        elif name == within and content[at:at + 1] == "{":
-            at = yield from _members(path, content, at, None)
-        else:
-            value, at = _decoded(str(path), content, at)
-            yield name, value
-        at = _skip_space(content, at)
-        mark = content[at:at + 1]
-        if mark not in (",", "}") or mark == "":
-            raise DataError(f"{path}: not JSON (after {name!r} a ',' or '}}' is expected).")
-    return first + 1 if empty else at + 1
+    def elements(self, member: str = "") -> Iterator[NumberedRow]:
+        """(number from 1, element) of the list that begins here."""
+        self.at += 1
+        number, mark = 0, "]" if self.mark() == "]" else ","
+        while mark == ",":
+            number += 1
+            where = f"{self.path}: {member}[{number}]" if member else f"{self.path}:{number}"
+            row, mark = self.value(where), self.mark()
+            if mark not in (",", "]"):
+                raise DataError(f"{where}: after this row a ',' or ']' is expected"
+                                + (f", not {mark!r}." if mark else ", but the file ends."))
+            self.at += mark == ","
+            yield number, row
+        self.at += 1
+
+    def members(self, within: str | None) -> Iterator[tuple[str, Any]]:
+        """(name, value) of the object that begins here; lists and `within` as in `read_members`."""
+        self.at += 1
+        mark = "}" if self.mark() == "}" else ","
+        while mark == ",":
+            name = self.value(str(self.path))
+            if not isinstance(name, str) or self.mark() != ":":
+                raise DataError(f"{self.path}: not JSON (after {name!r} a ':' is expected).")
+            self.at += 1
+            opening = self.mark()
+            if opening == "[":
+                rows = self.elements(name)
+                yield name, rows
+                for _ in rows:  # those that the caller left
+                    continue
+            elif name == within and opening == "{":
+                yield from self.members(None)
+            else:
+                yield name, self.value(str(self.path))
+            mark = self.mark()
+            if mark not in (",", "}"):
+                raise DataError(f"{self.path}: not JSON (after {name!r} a ',' or '}}' is expected).")
+            self.at += mark == ","
+        self.at += 1
 
 
 # --- JSON files that are an object: COCO captions, or a list of rows with facts about it -----------------------------
@@ -253,65 +236,56 @@ def _object_rows(path: Path, content: str) -> Iterator[NumberedRow]:
         raise DataError(f"{path}: {json_error(error)}.{hint}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: must be a list of objects, or a COCO captions file.")
-    lists = [name for name, rows in value.items() if name not in COMPANIONS and isinstance(rows, list)
-             and any(isinstance(row, dict) for row in rows)]
-    if isinstance(value.get("images"), list) and isinstance(value.get("annotations"), list):
-        _refuse_others(path, lists, ("images", "annotations"))
-        return _coco_rows(path, value)
-    if isinstance(value.get("images"), list):  # those of a split without published captions
-        _refuse_others(path, lists, ("images",))
-        _check_coco(path, {**value, "annotations": []})
-        return ((number, _of_image(image)) for number, image in enumerate(value["images"], 1))
-    name = next((name for name in LISTS if isinstance(value.get(name), list)), None)
-    if name is not None:
-        _refuse_others(path, lists, (name,))
-        return iter(list(enumerate(value[name], 1)))
+    # "images" alone: those of a split without published captions
+    for read in (("images", "annotations"), ("images",), *((name,) for name in LISTS)):
+        if all(isinstance(value.get(name), list) for name in read):
+            _refuse_others(path, value, read)
+            return _coco_rows(path, *map(value.get, read)) if "images" in read else enumerate(value[read[0]], 1)
     raise DataError(f"{path}: must be a list of objects, or a COCO captions file with 'images' and 'annotations'; it "
                     f"is an object with {', '.join(map(repr, list(value)[:6])) or 'nothing'}.")
 
 
-def _refuse_others(path: Path, lists: list[str], read: tuple[str, ...]) -> None:
+def _refuse_others(path: Path, value: dict[str, Any], read: tuple[str, ...]) -> None:
     """Check that no list of rows would be ignored."""
-    others = [name for name in lists if name not in read]
+    others = [name for name, rows in value.items() if name not in (*COMPANIONS, *read) and isinstance(rows, list)
+              and any(isinstance(row, dict) for row in rows)]
     if others:
         raise DataError(f"{path}: has rows in {', '.join(map(repr, [*read, *others]))}; only {' and '.join(read)} "
                         "would be read. Write each list to a file of its own.")
 
 
-def _of_image(image: dict[str, Any]) -> dict[str, Any]:
-    named = {"image": image["file_name"]} if "file_name" in image else {}
-    return {**image, **named, "image_id": image["id"]}
-
-
-def _coco_rows(path: Path, value: dict[str, Any]) -> Iterator[NumberedRow]:
+def _coco_rows(path: Path, images: list[Any], annotations: list[Any] | None = None) -> Iterator[NumberedRow]:
     """Captions joined with their images through pycocotools' index, grouped by image in the order of `images`."""
-    _check_coco(path, value)
+    _check_coco(path, images, annotations or [])
+    facts = [{**image, **({"image": image["file_name"]} if "file_name" in image else {}), "image_id": image["id"]}
+             for image in images]
+    if annotations is None:
+        yield from enumerate(facts, 1)
+        return
     from pycocotools.coco import COCO  # imported here: only files of this layout need it
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         index = COCO()
-        numbers = {id(annotation): number for number, annotation in enumerate(value["annotations"], 1)}
-        index.dataset = value
+        index.dataset = {"images": images, "annotations": annotations}
         index.createIndex()
-    for image in value["images"]:
-        facts = _of_image(image)
-        for annotation in index.imgToAnns.get(image["id"], []):
-            yield numbers[id(annotation)], {**facts, **annotation, "image_id": image["id"]}
+    numbers = {id(annotation): number for number, annotation in enumerate(annotations, 1)}
+    for row in facts:
+        for annotation in index.imgToAnns.get(row["image_id"], []):
+            yield numbers[id(annotation)], {**row, **annotation, "image_id": row["image_id"]}
 
 
-def _check_coco(path: Path, value: dict[str, Any]) -> None:
+def _check_coco(path: Path, images: list[Any], annotations: list[Any]) -> None:
     """Check the ids, which pycocotools answers with a bare KeyError or ignores."""
-    for kind, keys in (("images", ("id",)), ("annotations", ("id", "image_id"))):
-        for number, item in enumerate(value[kind], 1):
+    known: dict[Any, int] = {}
+    for kind, items, keys in (("images", images, ("id",)), ("annotations", annotations, ("id", "image_id"))):
+        for number, item in enumerate(items, 1):
+            where = f"{path}: {kind}[{number}]"
             bad = [key for key in keys if not isinstance(item, dict) or not isinstance(item.get(key), int | str)]
             if bad:
-                raise DataError(f"{path}: {kind}[{number}]: field {bad[0]!r} is missing, or neither a number nor text.")
-    known: dict[Any, int] = {}
-    for number, image in enumerate(value["images"], 1):
-        if image["id"] in known:
-            raise DataError(f"{path}: images[{number}]: id {image['id']!r} was there before, at "
-                            f"images[{known[image['id']]}]; captions could belong to either.")
-        known[image["id"]] = number
-    for number, annotation in enumerate(value["annotations"], 1):
-        if (name := annotation["image_id"]) not in known:
-            raise DataError(f"{path}: annotations[{number}]: image_id {name!r} is not among 'images'.")
+                raise DataError(f"{where}: field {bad[0]!r} is missing, or neither a number nor text.")
+            name = item[keys[-1]]
+            if kind == "annotations" and name not in known:
+                raise DataError(f"{where}: image_id {name!r} is not among 'images'.")
+            if kind == "images" and known.setdefault(name, number) != number:
+                raise DataError(f"{where}: id {name!r} was there before, at images[{known[name]}]; captions could "
+                                "belong to either.")

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import posixpath
-import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +15,16 @@ from typing import Any
 
 from lavis_lite import __version__
 from lavis_lite.datasets.annotations.column_tables import open_columns
+from lavis_lite.datasets.annotations.kinds import MOST_CHARACTERS, describe, file_name, identifier, text, texts
 from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
-from lavis_lite.datasets.annotations.tables import MOST_CHARACTERS, MappedTable, Row, RowTable
+from lavis_lite.datasets.annotations.tables import MappedTable, Row, RowTable
 from lavis_lite.datasets.annotations.text_files import AUTO
 from lavis_lite.datasets.files.columnar import is_columnar
 from lavis_lite.errors import DataError, did_you_mean
 from lavis_lite.io.files import cache_root
 
-__all__ = ["MOST_CHARACTERS", "RowErrors", "Field", "Row", "RowTable", "checked", "checked_row", "file_name",
-           "identifier", "read_table", "text", "texts", "with_references"]
+__all__ = ["MOST_CHARACTERS", "Field", "Row", "RowErrors", "RowTable", "checked", "checked_row", "describe",
+           "file_name", "identifier", "read_table", "text", "texts", "with_references"]
 
 MOST_ERRORS = 20
 CACHED_FROM = 8_000_000
@@ -86,6 +85,7 @@ class Field:
         column: its name in the file; by default `key`.
         required: whether every row must have it.
         named: whether the section names the column: then at least one row must have it.
+        made: raw row -> raw value, if it is made of other columns; raises ValueError.
     """
 
     key: str
@@ -93,87 +93,12 @@ class Field:
     column: str | None = None
     required: bool = True
     named: bool = False
+    made: Callable[[Row], Any] | None = None
 
     @functools.cached_property
     def name(self) -> str:
         """The column's name in the file."""
         return self.column or self.key
-
-    def given(self, raw: Row) -> bool:
-        """Whether a raw row has it."""
-        return self.name in raw
-
-    def value(self, raw: Row) -> Any:
-        """Its raw value, if it is given."""
-        return raw[self.name]
-
-
-def text(value: Any) -> str:
-    """A non-empty string."""
-    if not isinstance(value, str):
-        raise ValueError(f"must be text, not {describe(value)}")
-    if not value.strip():
-        raise ValueError("is empty")
-    if len(value) > MOST_CHARACTERS:
-        raise ValueError(f"has {len(value)} characters; at most {MOST_CHARACTERS} are taken")
-    if "\0" in value:
-        raise ValueError("has a null character")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("has half of a surrogate pair, which is not a character")
-    return value
-
-
-def texts(value: Any) -> list[str]:
-    """One non-empty string or a non-empty list of them -> list."""
-    if not isinstance(value, list):
-        return [text(value)]
-    if not value:
-        raise ValueError("is an empty list")
-    for index, item in enumerate(value):
-        try:
-            text(item)
-        except ValueError as error:
-            raise ValueError(f"[{index}] {error}") from error
-    return value
-
-
-def file_name(value: Any) -> str:
-    """A path relative to the image folder; a list of one path is that path."""
-    if isinstance(value, list) and len(value) != 1:
-        raise ValueError(f"names {len(value)} files; a row has one")
-    value = text(value[0] if isinstance(value, list) else value)
-    if ".." in value and posixpath.normpath(value.replace("\\", "/")).split("/")[0] == "..":
-        raise ValueError(f"leads out of its folder: {value[:200]!r}")
-    return value
-
-
-_WHOLE = re.compile(r"\d+\.0")
-_SHORTENED = re.compile(r"\d[.,]\d+[eE]\+\d+")
-
-
-def identifier(value: Any) -> int | str:
-    """A number or a name; 391895.0, as pandas writes whole numbers in a column with gaps, is 391895, as text too."""
-    if isinstance(value, float):
-        if not value.is_integer():
-            raise ValueError(f"is {value}, which is no whole number")
-        if abs(value) >= 2**53:  # from here on a float may stand for several whole numbers
-            raise ValueError(f"is {value!r}, whose last digits may be lost; write it without a point and exponent")
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"must be a number or text, not {describe(value)}")
-    if isinstance(value, int):
-        if not -2**63 <= value < 2**63:
-            raise ValueError("is a number of more than 64 bits")
-        return value
-    if _SHORTENED.fullmatch(text(value)):
-        raise ValueError(f"is {value!r}, which a spreadsheet has made of a longer number; export the column as text")
-    return value.partition(".")[0] if _WHOLE.fullmatch(value) else value
-
-
-def describe(value: Any) -> str:
-    """The kind of a value, for messages."""
-    names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def no_row(value: Any) -> str:
@@ -200,10 +125,9 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
     Raises:
         DataError: a file is missing, unreadable or without rows; or up to 20 bad rows, all in one message.
     """
-    plain = [(field.key, field.name, field.kind.__name__, field.required or field.named) for field in fields
-             if type(field) is Field]
-    if keep is None and len(plain) == len(fields) and all(map(is_columnar, files)):
-        by_column = open_columns(files, plain, explode)
+    if keep is None and not any(field.made for field in fields) and all(map(is_columnar, files)):
+        by_column = open_columns(files, [(field.key, field.name, field.kind.__name__, field.required or field.named)
+                                         for field in fields], explode)
         if by_column is not None:
             return by_column
     names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required, field.named)
@@ -222,6 +146,21 @@ def numbered_rows(files: Sequence[Path], form: FileFormat = AUTO) -> Iterator[tu
     """(file number, row number, raw row) of all rows of the files in order."""
     return ((file, number, row) for file, one in enumerate(files)
             for number, row in read_rows(one, form, file))
+
+
+def made_rows(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path], errors: RowErrors,
+              make: Callable[[int, int, Row], Row | None]) -> Iterator[tuple[int, int, Row]]:
+    """What `make` makes of (file number, row number, raw row); its None is left out, its ValueErrors go to `errors`."""
+    for file, number, raw in rows:
+        try:
+            if not isinstance(raw, dict):
+                raise ValueError(no_row(raw))
+            row = make(file, number, raw)
+        except ValueError as error:
+            errors.add(f"{files[file]}:{number}", str(error))
+        else:
+            if row is not None:
+                yield file, number, row
 
 
 def cached_table(files: Sequence[Path], made_from: str | None,
@@ -252,7 +191,7 @@ def cached_table(files: Sequence[Path], made_from: str | None,
 
 
 def _cache_entry(files: Sequence[Path], made_from: str | None) -> tuple[Path | None, str]:
-    """(path of a table in the cache, what it must be made of); None if the table is not to be cached."""
+    """(path of a table in the cache, what it must be made of); None if the table is not cached."""
     stats = [path.stat() for path in files if path.is_file()]
     if made_from is None or sum(stat.st_size for stat in stats) < CACHED_FROM:
         return None, ""
@@ -312,9 +251,8 @@ class RowErrors:
         if not self.count:
             return
         shown = self.shown[:MOST_ERRORS]
-        more = self.count - len(shown)
-        lines = shown + ([f"  and {more} more"] if more else [])
-        raise DataError(f"{self.count} faulty annotation row{'s' if self.count > 1 else ''}:\n" + "\n".join(lines))
+        more = [f"  and {self.count - len(shown)} more"] if self.count > len(shown) else []
+        raise DataError("\n".join([f"{self.count} faulty annotation row{'s' * (self.count > 1)}:", *shown, *more]))
 
 
 def checked(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], fields: Sequence[Field],
@@ -351,17 +289,18 @@ def checked_row(location: str, raw: Row, fields: Sequence[Field], errors: RowErr
     """The row's fields, checked; those that are wrong are left out and reported with their `location`, file:row."""
     row: Row = {}
     for field in fields:
-        if not field.given(raw):
+        name = field.name
+        if name not in raw and field.made is None:
             if field.required:
                 near = ", ".join(sorted(map(str, raw))[:8])
-                errors.add(location, f"field {field.name!r} is missing (it has: {near or 'nothing'})")
+                errors.add(location, f"field {name!r} is missing (it has: {near or 'nothing'})")
             continue
         try:
-            row[field.key] = field.kind(field.value(raw))
+            row[field.key] = field.kind(field.made(raw) if field.made else raw[name])
         except ValueError as error:
-            if field.required or field.value(raw) not in (None, ""):
+            if field.required or raw[name] not in (None, ""):
                 clause = str(error)
-                errors.add(location, f"field {field.name!r}{'' if clause.startswith('[') else ' '}{clause}")
+                errors.add(location, f"field {name!r}{'' if clause.startswith('[') else ' '}{clause}")
     return row
 
 

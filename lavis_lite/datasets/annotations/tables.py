@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from lavis_lite.datasets.files.mapped import LazyArray, Mapped, write_arrays
 
 Row = dict[str, Any]
-MOST_CHARACTERS = 20_000
-"""of a caption, a question or a file name"""
 ELEMENT = "text"
 """kind of the elements of a list that is exploded"""
 BLOCK = 1024
@@ -79,6 +77,10 @@ class RowTable:
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
+        return self.row(index)
+
+    def row(self, index: int) -> Row:
+        """One row; `index` is known to be in the table."""
         first, end = self._ends[index:index + 2].tolist()
         return json.loads(self._data.numpy()[first:end].tobytes())
 
@@ -94,28 +96,26 @@ class RowTable:
 
     def location(self, index: int) -> str:
         """`file:row` of a row, for messages. Rows of JSON lists count from 1; of line files it is the line number."""
-        file, number = self._origin(index)
+        file, number = self.origin(index)
         return f"{self.files[file]}:{number}"
 
     def items(self) -> Iterator[tuple[int, int, Row]]:
         """(file number, row number, row) of every row, as the constructor takes them."""
-        for index in range(len(self)):
-            yield *self._origin(index), self[index]
+        return ((*self.origin(index), self[index]) for index in range(len(self)))
 
-    def _origin(self, index: int) -> tuple[int, int]:
+    def origin(self, index: int) -> tuple[int, int]:
         """(file number, row number) of a row."""
-        file, number = self._origins[index].tolist()
-        return file, number
+        return tuple(self._origins[index].tolist())  # type: ignore[return-value]
 
     def first_of_each(self, key: str, most: int) -> RowTable:
         """A table of the first `most` rows of every value of `key`, in order."""
         seen: Counter[Any] = Counter()
-        kept: list[tuple[int, int, Row]] = []
-        for file, number, row in self.items():
+
+        def counts(row: Row) -> bool:
             seen[row[key]] += 1
-            if seen[row[key]] <= most:
-                kept.append((file, number, row))
-        return RowTable(kept, self.files, self.kinds)
+            return seen[row[key]] <= most
+
+        return RowTable((item for item in self.items() if counts(item[2])), self.files, self.kinds)
 
     def file_sizes(self) -> list[int]:
         """Rows that come from each file, in order; files without rows are left out."""
@@ -180,9 +180,8 @@ class MappedTable(RowTable):
         data.rows(int(bounds[0]), int(bounds[-1]))
         origins.whole()
 
-    def __getitem__(self, index: int) -> Row:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
+    def row(self, index: int) -> Row:
+        """One row."""
         data, ends, _ = self._lazy
         first, end = ends.rows(index, index + 2).tolist()
         return json.loads(data.rows(first, end).tobytes())
@@ -192,9 +191,10 @@ class MappedTable(RowTable):
         self.check_all()
         return super().skim()
 
-    def _origin(self, index: int) -> tuple[int, int]:
+    def origin(self, index: int) -> tuple[int, int]:
+        """(file number, row number) of a row."""
         self._lazy[2].rows(index, index + 1)
-        return super()._origin(index)
+        return super().origin(index)
 
     def file_sizes(self) -> list[int]:
         """Rows that come from each file, in order."""
@@ -224,16 +224,15 @@ class ExplodedTable(RowTable):
     def __len__(self) -> int:
         return int(self.starts[len(self.starts) - 1] - self.starts[0])
 
-    def _row(self, index: int) -> tuple[int, int]:
+    def _find(self, index: int) -> tuple[int, int]:
         """(row of the table, index in its list)."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
         element = index + int(self.starts[0])
         row = self.starts.search(element + 1) - 1
         return row, element - int(self.starts[row])
 
-    def __getitem__(self, index: int) -> Row:
-        row, element = self._row(index)
+    def row(self, index: int) -> Row:
+        """One row."""
+        row, element = self._find(index)
         whole = self.table[row]
         return {**whole, self.key: whole[self.key][element]}
 
@@ -241,8 +240,9 @@ class ExplodedTable(RowTable):
         """All rows in order."""
         return (self[index] for index in range(len(self)))
 
-    def _origin(self, index: int) -> tuple[int, int]:
-        return self.table._origin(self._row(index)[0])
+    def origin(self, index: int) -> tuple[int, int]:
+        """(file number, row number) of a row."""
+        return self.table.origin(self._find(index)[0])
 
     def file_sizes(self) -> list[int]:
         """Rows that come from each file, in order."""

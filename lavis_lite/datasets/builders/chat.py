@@ -15,7 +15,7 @@ from lavis_lite.datasets.builders.images import ImageTextBuilder
 from lavis_lite.datasets.builders.video import VideoDatasetConfig, missing_readers
 from lavis_lite.datasets.caption import Processor
 from lavis_lite.datasets.chat import ChatDataset
-from lavis_lite.datasets.files.image_paths import FileNameIn, missing_files, prepare
+from lavis_lite.datasets.files.image_paths import FileNameIn, missing_files
 from lavis_lite.datasets.media.video import VideoFolder
 from lavis_lite.datasets.shards.dataset import open_shards
 from lavis_lite.errors import ConfigError, did_you_mean
@@ -86,9 +86,8 @@ class ChatBuilder(ImageTextBuilder):
         entry = self.shards(split)
         if entry is not None:
             return self._of_shards(entry, split, training, vis)
-        root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
-        paths = self.annotation_files(split, root)
-        folder, videos = self.folder_of(paths, root), self._videos(paths)
+        paths = self.annotation_files(split)
+        folder, videos = self.folder_of(paths), self._videos(paths)
         table = self._read(paths, FileNameIn(folder.root), str(folder.root), split, training)
         if self.cfg.check_files:
             refuse_missing(table, {"image": folder.root, "video": videos.root})
@@ -118,7 +117,7 @@ class ChatBuilder(ImageTextBuilder):
     def _videos(self, paths: Sequence[Path]) -> VideoFolder:
         """Reader of the videos: below build_info.videos.storage, else beside the images."""
         storage: StorageConfig = self.cfg.build_info.videos
-        root = files.resolve(storage.storage) if storage.storage else self._media_root(paths, None)
+        root = files.resolve(storage.storage) if storage.storage else self._media_root(paths)
         return VideoFolder(root, self.cfg.max_pixels, self.cfg.reader, self.follows_links(root))
 
     def _is_val(self, row: Row) -> bool:

@@ -59,7 +59,7 @@ class ImageClassesBuilder(ImageQABuilder):
         Raises:
             DataError: a class has no folder, or no class has a picture.
         """
-        names, root = class_names(paths[0]), self._media_root(paths, None)
+        names, root = class_names(paths[0]), self._media_root(paths)
         lacking = [folder for folder in names if not (root / layout.split / folder).is_dir()]
         if lacking:
             raise DataError(f"{root / layout.split}: has no folder for {len(lacking)} of the {len(names)} classes of "
@@ -77,7 +77,7 @@ class ImageClassesBuilder(ImageQABuilder):
                             "question_id": number, "answers": [name], "counts": [1]}
 
     def _candidates(self) -> list[str]:
-        (path, *_) = self.annotation_files(self._split, None)
+        (path, *_) = self.annotation_files(self._split)
         return list(dict.fromkeys(class_names(path).values()))
 
 

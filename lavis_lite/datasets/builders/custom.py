@@ -14,7 +14,6 @@ from lavis_lite.datasets.annotations.rows import Field, file_name, identifier, t
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageTextBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
-from lavis_lite.datasets.files.image_paths import prepare
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.registry import registry
 
@@ -180,5 +179,4 @@ class CustomBuilder(BaseDatasetBuilder):
         split = next(iter(self.cfg.build_info.annotations), None)
         if split is None or self._files.shards(split) is not None:
             return None
-        root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
-        return self._files.annotation_files(split, root)[0]
+        return self._files.annotation_files(split)[0]

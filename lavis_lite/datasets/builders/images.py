@@ -9,18 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, Section, StorageConfig
-from lavis_lite.datasets.annotations.rows import (
-    Field,
-    Row,
-    RowTable,
-    file_name,
-    identifier,
-    read_table,
-    text,
-    texts,
-    with_references,
-)
+from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, Section
+from lavis_lite.datasets.annotations.kinds import file_name, identifier, text, texts
+from lavis_lite.datasets.annotations.rows import Field, Row, RowTable, read_table, with_references
 from lavis_lite.datasets.annotations.text_files import FileFormat, Quoting
 from lavis_lite.datasets.base import BaseDataset, as_it_is
 from lavis_lite.datasets.builders.base import IMAGES, SHARDS, BaseDatasetBuilder, refuse_unknown_splits
@@ -113,6 +104,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def __init__(self, name: str, cfg: ImageDatasetConfig) -> None:
         super().__init__(name, cfg)
+        self._roots: dict[str, Path | None] = {}
         if cfg.split_column and not cfg.build_info.annotations:
             raise ConfigError(f"datasets.{name}.split_column needs a file: set build_info.annotations.train.storage.")
         if self.media == "images" and "video" in cfg.data_type:
@@ -127,11 +119,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         self.refuse_unknown_columns()
 
     def refuse_unknown_columns(self) -> None:
-        """Check the keys of `columns`.
-
-        Raises:
-            ConfigError: names the nearest key.
-        """
+        """Check the keys of `columns`; a ConfigError names the nearest one."""
         for key in self.cfg.columns:
             if key not in COLUMNS_OF_CAPTIONS:
                 raise ConfigError(f"datasets.{self.name}.columns.{key}: no such column; "
@@ -164,30 +152,34 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def with_arrays(self, items: ImageFolder) -> ImageFolder:
         """The arrays of the section's streams, by the names of these items; without streams the items themselves."""
-        streams: dict[str, Stream] = {}
-        for name, stream in self.cfg.arrays.items():
-            key = f"datasets.{self.name}.arrays.{name}"
-            streams[name] = Stream(open_source(key, stream.storage, stream.suffix, items), stream.tokens)
+        key = f"datasets.{self.name}.arrays."
+        streams = {name: Stream(open_source(key + name, one.storage, one.suffix, items), one.tokens)
+                   for name, one in self.cfg.arrays.items()}
         return ArrayFolder(items.root, streams) if streams else items
 
     def open_rows(self, split: str, training: bool) -> tuple[RowTable, ImageFolder, str]:
-        """Rows of a split (for training one per caption), its images, and what keeps their ids apart from other sets'.
-
-        Both are in shards where the split's annotation entry names those.
-        """
+        """Rows of a split (for training one per caption), its images, and what keeps their ids apart from others'."""
         explode = "caption" if training and self.cfg.captions == "each" else None
         entry = self.shards(split)
         if entry is not None:
             opened = open_shards(entry, self._key(split), self.fields(training), explode, self.row_filter(split),
                                  self.cfg.max_pixels)
             return opened.table, opened.images, opened.space
-        root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
-        paths = self.annotation_files(split, root)
-        folder, exists = self.folder_of(paths, root), self._exists(paths, root)
-        fields = with_pattern(f"datasets.{self.name}", self.fields(training), self.pattern_of(split), split, exists)
+        paths = self.annotation_files(split)
+        folder = self.folder_of(paths)
+        fields = with_pattern(f"datasets.{self.name}", self.fields(training), self.pattern_of(split), split,
+                              self._exists(paths))
         table = read_table(paths, within(fields, folder.root), explode, self.row_filter(split),
                            kept=f"{split} {self.cfg}", form=self.file_format())
         return table, folder, self._storage() or self.name
+
+    @property
+    def root(self) -> Path | None:
+        """The folder of generated files, which are made on first use; None: the section names no generator."""
+        key = repr((self.cfg.prepare, self.cfg.prepare_args))
+        if key not in self._roots:
+            self._roots[key] = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
+        return self._roots[key]
 
     def shards(self, split: str) -> FileConfig | None:
         """The entry of a split that is in shards; None: annotation files and loose files of media."""
@@ -209,9 +201,9 @@ class ImageTextBuilder(BaseDatasetBuilder):
                 Field("image_id", identifier, named["image_id"], False, "image_id" in self.cfg.columns),
                 *([] if training else [Field("domain", text, required=False)])]
 
-    def _exists(self, paths: Sequence[Path], root: Path | None) -> Callable[[str], bool]:
+    def _exists(self, paths: Sequence[Path]) -> Callable[[str], bool]:
         """Whether there is a media file of a name."""
-        folder = self._media_root(paths, root)
+        folder = self._media_root(paths)
         return lambda name: (folder / name).is_file()
 
     def row_filter(self, split: str) -> Callable[[Row], bool] | None:
@@ -231,25 +223,25 @@ class ImageTextBuilder(BaseDatasetBuilder):
         named = next((row[column] for column in self.image_columns() if row.get(column) is not None), None)
         return hash64(*str(named).encode("utf-8", "surrogatepass")) < self.cfg.val_fraction * 2**64
 
-    def annotation_files(self, split: str, root: Path | None) -> list[Path]:
+    def annotation_files(self, split: str) -> list[Path]:
         """The files of a split, fetched if need be, of a folder those in it; DataError if one is missing."""
-        paths = [source.fetch() for source in self._sources(split, root)]
+        paths = [source.fetch() for source in self._sources(split)]
         return [file for path in paths for file in table_files(path) or [path]]
 
-    def folder_of(self, paths: Sequence[Path], root: Path | None) -> ImageFolder:
+    def folder_of(self, paths: Sequence[Path]) -> ImageFolder:
         """Reader of the media of a split with these annotation files, and of pictures in their cells."""
-        folder = self.folder(self._media_root(paths, root))
+        folder = self.folder(self._media_root(paths))
         folder.cells = Cells(paths).prepared()
         return folder
 
-    def _sources(self, split: str, root: Path | None) -> list[Source]:
+    def _sources(self, split: str) -> list[Source]:
         own = self._own(split)
-        return sources(self._key(own), self.cfg.build_info.annotations[own], root)
+        return sources(self._key(own), self.cfg.build_info.annotations[own], self.root)
 
     def _with_references(self, table: RowTable, split: str) -> RowTable:
         """The rows with the captions of the split's own file of them; as they are where that file cannot be had."""
         entry, key = self.cfg.references.get(split), f"datasets.{self.name}.references.{split}"
-        for source in sources(key, entry, None) if entry is not None else []:
+        for source in sources(key, entry, self.root) if entry is not None else []:
             try:
                 path = source.fetch()
             except DataError as error:
@@ -266,23 +258,19 @@ class ImageTextBuilder(BaseDatasetBuilder):
         return f"datasets.{self.name}.build_info.annotations.{split}"
 
     def processor(self, kind: str, training: bool) -> Callable[..., Any]:
-        """As in the base class.
-
-        Raises:
-            ConfigError: also where a video processor is to read images, or the reverse.
-        """
-        if kind == "vis_processor" and self.cfg.arrays:
-            return super().processor(kind, training) if self._names_processor(training) else as_it_is
-        made = super().processor(kind, training)
-        if kind == "vis_processor" and (getattr(made, "takes", "image") == "video") != (self.media == "videos"):
-            near = "alpro_video_train, alpro_video_eval" if self.media == "videos" else "for example blip2_image_train"
-            raise ConfigError(f"datasets.{self.name}.vis_processor.{'train' if training else 'eval'}: "
-                              f"{type(made).__name__} does not take {self.media}; those that do: {near}.")
-        return made
-
-    def _names_processor(self, training: bool) -> bool:
+        """As in the base class; a ConfigError also if a video processor would read images, or the reverse."""
         pair = self.cfg.vis_processor
-        return bool(pair.train if training else pair.eval)
+        arrays = kind == "vis_processor" and bool(self.cfg.arrays)
+        if arrays and not (pair.train if training else pair.eval):
+            return as_it_is
+        made = super().processor(kind, training)
+        takes_video = getattr(made, "takes", "image") == "video"
+        if kind == "vis_processor" and not arrays and takes_video != (self.media == "videos"):
+            raise ConfigError(
+                f"datasets.{self.name}.vis_processor.{'train' if training else 'eval'}: {type(made).__name__} does not "
+                f"take {self.media}; those that do: " + ("for example blip2_image_train." if takes_video else
+                                                         "alpro_video_train, alpro_video_eval."))
+        return made
 
     def folder(self, root: Path) -> ImageFolder:
         """Reader of the files below `root`."""
@@ -290,56 +278,47 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def follows_links(self, root: Path) -> bool:
         """Whether links in the folder of files may lead out of it."""
-        storage: StorageConfig = getattr(self.cfg.build_info, self.media)
-        return not was_unpacked_into(root) if storage.follow_links is None else storage.follow_links
+        follow = getattr(self.cfg.build_info, self.media).follow_links
+        return not was_unpacked_into(root) if follow is None else follow
 
     def file_format(self) -> FileFormat:
         """How the annotation files are written, as far as the section says."""
         return FileFormat(self.cfg.delimiter, self.cfg.quoting, self.cfg.encoding)
 
     def _storage(self) -> str | None:
-        storage: StorageConfig = getattr(self.cfg.build_info, self.media)
-        return storage.storage
+        return getattr(self.cfg.build_info, self.media).storage
 
-    def _media_root(self, annotations: Sequence[Path], root: Path | None) -> Path:
+    def _media_root(self, annotations: Sequence[Path]) -> Path:
         storage = self._storage()
         if storage is None:
             return annotations[0].parent
-        prepared = root / storage if root else None
+        prepared = self.root / storage if self.root else None
         return prepared if prepared is not None and prepared.exists() else files.resolve(storage)
 
     def missing_files(self, splits: Sequence[str] | None = None) -> list[str]:
-        """One finished sentence per file that is not here.
-
-        Annotations that `build` can fetch are listed only beside something it cannot, or when offline.
-        """
+        """One sentence per file that is not here; those that `build` fetches only beside others, or when offline."""
         if self.cfg.prepare:
             return []
-        fetchable: list[str] = []
-        missing: list[str] = []
         wanted = self.splits() if splits is None else [split for split in splits if split in self.splits()]
-        loose = [split for split in wanted if self.shards(split) is None]
-        for split in wanted:
-            entry = self.shards(split)
-            if entry is not None:
-                missing += missing_shards(entry, self._key(split), self.cfg.how_to_get)
-        for split in loose:
-            for source in self._sources(split, None):
-                if not source.here():
-                    (fetchable if source.fetchable() else missing).append(source.how_to_get())
-        missing += self._missing_media() if loose or not wanted else []
+        entries = {split: self.shards(split) for split in wanted}
+        missing = [line for split, entry in entries.items() if entry is not None
+                   for line in missing_shards(entry, self._key(split), self.cfg.how_to_get)]
+        absent = [source for split, entry in entries.items() if entry is None
+                  for source in self._sources(split) if not source.here()]
+        fetchable = [source.how_to_get() for source in absent if source.fetchable()]
+        missing += [source.how_to_get() for source in absent if not source.fetchable()]
+        missing += self._missing_media() if None in entries.values() or not wanted else []
         return list(dict.fromkeys(fetchable + missing)) if missing or files.offline() else []
 
     def fetch(self) -> None:
         """Annotation files of all splits, the indexes of remote shards, or the generated data set."""
-        root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
         for split in self.splits():
             entry = self.shards(split)
             if entry is not None:
                 open_shards(entry, self._key(split), [])
-                continue
-            for source in self._sources(split, root):
-                source.fetch()
+            else:
+                for source in self._sources(split):
+                    source.fetch()
 
     def _missing_media(self) -> list[str]:
         storage = self._storage()
@@ -382,9 +361,8 @@ class ImageShardBuilder(ImageCaptionBuilder):
             raise ConfigError(f"datasets.{name}.build_info.storage has no effect beside build_info.annotations. "
                               "Take it out.")
         if info.storage:
-            train = {"train": FileConfig(storage=info.storage)}
             cfg = copy.copy(cfg)
-            cfg.build_info = replace(info, annotations=train)
+            cfg.build_info = replace(info, annotations={"train": FileConfig(storage=info.storage)})
         super().__init__(name, cfg)
 
     def shards(self, split: str) -> FileConfig | None:

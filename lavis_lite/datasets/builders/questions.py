@@ -15,7 +15,7 @@ from lavis_lite.datasets.annotations.rows import RowTable, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.base import IMAGES, LISTS, QUESTIONS
 from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageTextBuilder
-from lavis_lite.datasets.files.image_paths import prepare, refuse_outside, sources
+from lavis_lite.datasets.files.image_paths import refuse_outside, sources
 from lavis_lite.datasets.media.images import ImageFolder, ImagesFolder
 from lavis_lite.datasets.qa import Learn, QADataset, QAEvalDataset
 from lavis_lite.datasets.shards.dataset import open_shards
@@ -132,8 +132,8 @@ class ImageQABuilder(ImageTextBuilder):
         """
         entry = self.shards(split)
         if entry is None:
-            table, paths, root = self._read(split, training)
-            return table, self.folder_of(paths, root), self._storage() or self.name
+            table, paths = self._read(split, training)
+            return table, self.folder_of(paths), self._storage() or self.name
         if self.row_filter(split) is not None:
             raise ConfigError(f"{self._key(split)}: shards of questions hold the rows of one split; pack each split "
                               "into shards of its own.")
@@ -164,15 +164,13 @@ class ImageQABuilder(ImageTextBuilder):
         """Whether the rows bring the answers to choose among."""
         return self.layout("train").multiple_choice
 
-    def _read(self, split: str, answers_required: bool) -> tuple[RowTable, list[Path], Path | None]:
-        root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
-        paths = self.annotation_files(split, root)
-        key = split, answers_required
+    def _read(self, split: str, answers_required: bool) -> tuple[RowTable, list[Path]]:
+        paths, key = self.annotation_files(split), (split, answers_required)
         if key not in self._tables:
-            table = self.read(paths, self.layout(split, self._exists(paths, root)), answers_required)
-            refuse_outside(table, self._media_root(paths, root))
+            table = self.read(paths, self.layout(split, self._exists(paths)), answers_required)
+            refuse_outside(table, self._media_root(paths))
             self._tables[key] = table
-        return self._tables[key], paths, root
+        return self._tables[key], paths
 
     def read(self, paths: Sequence[Path], layout: Layout, training: bool) -> RowTable:
         """The rows of a split's files; for training they must have answers."""
@@ -184,19 +182,16 @@ class ImageQABuilder(ImageTextBuilder):
 
     def _training_rows(self) -> RowTable | None:
         """The rows of `train` where its files are here; nothing is fetched for it."""
-        if "train" in self.splits() and self.shards("train") is not None:
-            return self.open_rows("train", True)[0]
-        root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
-        if "train" not in self.splits() or not all(source.here() for source in self._sources("train", root)):
+        if "train" not in self.splits():
             return None
-        return self._read("train", True)[0]
+        here = self.shards("train") is not None or all(source.here() for source in self._sources("train"))
+        return self.open_rows("train", True)[0] if here else None
 
     def _candidates(self) -> list[str] | None:
         listed = self.cfg.answer_list
         if not (listed.url or listed.storage):
             return None
-        root = prepare(self.name, self.cfg.prepare, self.cfg.prepare_args)
-        (source,) = sources(f"datasets.{self.name}.answer_list", listed, root)
+        (source,) = sources(f"datasets.{self.name}.answer_list", listed, self.root)
         path = source.fetch()
         try:
             given = json_object(path)

@@ -94,7 +94,8 @@ def _is_picture(kind: pa.DataType) -> bool:
     """Whether a type is that of pictures: bytes, or an object with bytes."""
     import pyarrow as pa
 
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or (
+    return any(is_bytes(kind) for is_bytes in (
+        pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)) or (
         pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
 

@@ -5,20 +5,21 @@ A file is on disk, behind a URL, or made by a generator of the package.
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import importlib
+import math
 import os
 import string
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from lavis_lite.config.schema import FileConfig
-from lavis_lite.datasets.annotations.rows import Field, Row, RowErrors, file_name
+from lavis_lite.datasets.annotations.kinds import describe, file_name
+from lavis_lite.datasets.annotations.rows import Field, RowErrors
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.files.columnar import CELL
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
@@ -31,8 +32,6 @@ SYSTEM_FOLDERS = ("/etc", "/proc", "/sys", "/dev", "/boot", "/run/secrets", "/pr
 _MEMORY = "/dev/shm"
 """a folder of /dev into which data sets are copied for speed"""
 LINK = "it is a link to "
-BETWEEN_NAMES = "\n"
-"""between the names of several images of one row"""
 
 
 def is_below(path: str, folder: str) -> bool:
@@ -145,11 +144,7 @@ class FileNameIn:
 
 def within(fields: Sequence[Field], root: Path | str) -> list[Field]:
     """The fields, with file names confined to a folder."""
-    confined = [copy.copy(field) for field in fields]  # whatever class of fields they are
-    for field in confined:
-        if field.kind is file_name:
-            object.__setattr__(field, "kind", FileNameIn(root))
-    return confined
+    return [dataclasses.replace(field, kind=FileNameIn(root)) if field.kind is file_name else field for field in fields]
 
 
 def refuse_outside(table: RowTable, root: Path | str) -> None:
@@ -170,6 +165,13 @@ def refuse_outside(table: RowTable, root: Path | str) -> None:
 # --- built from columns ----------------------------------------------------------------------------------------------
 class _Formatter(string.Formatter):
     """`str.format`, with one more format: `{column:suffix}` is the ending of a file name or URL, its dot included."""
+
+    def get_value(self, key: int | str, args: Any, kwargs: Any) -> Any:
+        value = super().get_value(key, args, kwargs)
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or (
+                isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"field {key!r} is {describe(value)}")
+        return value
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if format_spec == "suffix":
@@ -192,12 +194,8 @@ class ImagePattern:
     def __init__(self, patterns: str | Sequence[str], exists: Callable[[str], bool] | None = None) -> None:
         self.patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         self._exists = exists
-        self.columns: list[str] = []
         for pattern in self.patterns:
-            self.columns += _columns(pattern)
-
-    def __str__(self) -> str:
-        return " | ".join(self.patterns)
+            _check_braces(pattern)
 
     def fill(self, facts: Mapping[str, Any]) -> str:
         """The path.
@@ -218,7 +216,7 @@ class ImagePattern:
         return names[0]
 
 
-def _columns(pattern: str) -> list[str]:
+def _check_braces(pattern: str) -> None:
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None]
     except ValueError as error:
@@ -226,25 +224,6 @@ def _columns(pattern: str) -> list[str]:
     for name in names:
         if not name.isidentifier():
             raise ConfigError(f"image_pattern {pattern!r}: {{{name}}} must be the name of a column.")
-    return names
-
-
-class PatternField(Field):
-    """The image of a row that has no column with its path."""
-
-    def __init__(self, pattern: ImagePattern, split: str) -> None:
-        super().__init__("image", file_name, str(pattern))
-        object.__setattr__(self, "pattern", pattern)
-        object.__setattr__(self, "split", split)
-
-    def given(self, raw: Row) -> bool:
-        """Always; `value` reports a missing column."""
-        return True
-
-    def value(self, raw: Row) -> str:
-        """The path."""
-        pattern: ImagePattern = self.pattern  # type: ignore[attr-defined]
-        return pattern.fill({"split": self.split, **raw})  # type: ignore[attr-defined]
 
 
 def with_pattern(section: str, fields: list[Field], patterns: str | Sequence[str] | None, split: str,
@@ -257,9 +236,11 @@ def with_pattern(section: str, fields: list[Field], patterns: str | Sequence[str
     if patterns is None:
         return fields
     try:
-        image = PatternField(ImagePattern(patterns, exists), split)
+        pattern = ImagePattern(patterns, exists)
     except ConfigError as error:
         raise ConfigError(f"{section}.{error}") from error
+    image = Field("image", file_name, " | ".join(pattern.patterns),
+                  made=lambda row: pattern.fill({"split": split, **row}))
     return [image, *(field for field in fields if field.key != "image")]
 
 
@@ -268,7 +249,7 @@ MARKERS = ".unpacked"
 """folder of the markers of unpacked archives"""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Source:
     """One annotation file: `url`, `storage`, `sha256` and `md5` as in FileConfig.
 

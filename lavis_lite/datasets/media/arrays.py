@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,19 +49,14 @@ class FolderArrays:
 
     def array(self, name: str) -> Any:
         """The array in an item's file."""
-        content = self.folder.read(name + self.suffix)
-        try:
-            if (name + self.suffix).endswith(".safetensors"):
+        path = name + self.suffix
+        content = self.folder.read(path)
+        with _named_errors(path, "is no array in .npy or .safetensors"):
+            if path.endswith(".safetensors"):
                 from safetensors.numpy import load
 
                 return _only(load(content))
             return np.load(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, OSError, EOFError, KeyError, RuntimeError, TypeError) as error:
-            raise BadSample(name + self.suffix, f"is no array in .npy or .safetensors ({error})") from error
-        except Exception as error:  # SafetensorError is derived from Exception alone
-            if type(error).__name__ == "SafetensorError":
-                raise BadSample(name + self.suffix, f"is no safetensors file ({error})") from error
-            raise
 
 
 class FileArrays:
@@ -84,7 +80,7 @@ class FileArrays:
 
     def array(self, name: str) -> Any:
         """The array of that name."""
-        try:
+        with _named_errors(f"{self.path}:{name}", "cannot be read"):
             if self.path.suffix in HDF5:
                 import h5py
 
@@ -94,12 +90,17 @@ class FileArrays:
 
             self._open = self._open or safe_open(self.path, "np")
             return self._open.get_tensor(name)
-        except (KeyError, OSError, ValueError, TypeError) as error:
-            raise BadSample(f"{self.path}:{name}", f"cannot be read ({error})") from error
-        except Exception as error:  # SafetensorError is derived from Exception alone
-            if type(error).__name__ == "SafetensorError":
-                raise BadSample(f"{self.path}:{name}", f"cannot be read ({error})") from error
-            raise
+
+
+@contextmanager
+def _named_errors(name: str, clause: str) -> Iterator[None]:
+    """What the libraries raise for an array that they cannot read becomes a BadSample."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (ValueError, OSError, EOFError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        raise BadSample(name, f"{clause} ({error})") from error
 
 
 @dataclass(frozen=True)

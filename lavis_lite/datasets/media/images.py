@@ -13,18 +13,6 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from lavis_lite.processors.rgb import orientation, upright
-
-try:
-    import simplejpeg
-except ImportError:  # no wheel for this platform
-    simplejpeg = None
 import os
 import random
 import stat
@@ -33,19 +21,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from PIL import UnidentifiedImageError
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
+from lavis_lite.datasets.annotations.kinds import BETWEEN_NAMES
 from lavis_lite.datasets.files.columnar import CELL, Cells
-from lavis_lite.datasets.files.image_paths import (
-    BETWEEN_NAMES,
-    Confinement,
-    is_embedded,
-    is_system_file,
-    why_absent,
-)
+from lavis_lite.datasets.files.image_paths import Confinement, is_embedded, is_system_file, why_absent
 from lavis_lite.errors import DataError
-from lavis_lite.processors.rgb import to_rgb
+from lavis_lite.processors.rgb import orientation, to_rgb, upright
+
+try:
+    import simplejpeg
+except ImportError:  # no wheel for this platform
+    simplejpeg = None
 
 Pixels = NDArray[np.uint8]
 """uint8[H, W, 3], upright RGB"""
@@ -54,37 +45,6 @@ _MARKER, _SCAN, _NOTES = 0xFF, 0xDA, 0xE1
 """first byte of every segment; kind of the segment before the compressed data; kind of EXIF and XMP"""
 _COLOUR_SPACES = ("YCbCr", "RGB", "Gray")
 """CMYK is left to Pillow, which knows Adobe's inverted kind"""
-
-
-def decode_jpeg(content: bytes, max_pixels: int) -> Pixels | None:
-    """Upright RGB pixels of a JPEG's bytes; None: no JPEG, too large, damaged or rare: Pillow decodes or refuses it."""
-    if simplejpeg is None or not content.startswith(_START):
-        return None
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-        if width * height > max_pixels or colours not in _COLOUR_SPACES:
-            return None
-        pixels: Any = simplejpeg.decode_jpeg(content, "RGB")
-    except ValueError:  # also what Pillow only warns of
-        return None
-    if not _has_notes(content):
-        return pixels
-    with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-        return upright(pixels, orientation(image))
-
-
-def _has_notes(content: bytes) -> bool:
-    """Whether there is EXIF or XMP that may say how to turn the picture; True if the segments cannot be followed."""
-    at = 2
-    while at + 4 <= len(content) and content[at] == _MARKER:
-        kind = content[at + 1]
-        if kind in (_SCAN, _NOTES):
-            return kind == _NOTES
-        # a marker may be padded with more bytes 255
-        at += 1 if kind == _MARKER else 2 + int.from_bytes(content[at + 2:at + 4], "big")
-    return True
-
-
 MAX_PIXELS = 64_000_000
 """largest width x height that is decoded: 192 MB as RGB"""
 MOST_BYTES = 64 * 2**20
@@ -142,6 +102,35 @@ def decode_pixels(content: bytes, name: Path | str, max_pixels: int = MAX_PIXELS
     with _named_errors(name):
         pixels = decode_jpeg(content, max_pixels)
     return np.array(decode_rgb(content, name, max_pixels), copy=True) if pixels is None else pixels
+
+
+def decode_jpeg(content: bytes, max_pixels: int) -> Pixels | None:
+    """Upright RGB pixels of a JPEG's bytes; None: no JPEG, too large, damaged or rare: Pillow decodes or refuses it."""
+    if simplejpeg is None or not content.startswith(_START):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        if width * height > max_pixels or colours not in _COLOUR_SPACES:
+            return None
+        pixels: Any = simplejpeg.decode_jpeg(content, "RGB")
+    except ValueError:  # also what Pillow only warns of
+        return None
+    if not _has_notes(content):
+        return pixels
+    with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+        return upright(pixels, orientation(image))
+
+
+def _has_notes(content: bytes) -> bool:
+    """Whether there is EXIF or XMP that may say how to turn the picture; True if the segments cannot be followed."""
+    at = 2
+    while at + 4 <= len(content) and content[at] == _MARKER:
+        kind = content[at + 1]
+        if kind in (_SCAN, _NOTES):
+            return kind == _NOTES
+        # a marker may be padded with more bytes 255
+        at += 1 if kind == _MARKER else 2 + int.from_bytes(content[at + 2:at + 4], "big")
+    return True
 
 
 def _pillow_image(source: Any, name: Path | str, max_pixels: int) -> Image.Image:
@@ -273,11 +262,16 @@ class ImageFolder:
         except ValueError as error:
             raise BadSample(f"{name[:40]}...", f"is not in base64 ({error})") from error
 
+    def source(self, name: str) -> tuple[Path | bytes, str]:
+        """(path of a file, or the content of a picture that is no file; its name in messages); errors as `path`."""
+        content = self.embedded(name)
+        return (self.path(name), name) if content is None else (content, name[:40])
+
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `load_rgb`."""
-        content = self.embedded(name)
-        return (load_rgb(self.path(name), self.max_pixels) if content is None else
-                decode_rgb(content, name[:40], self.max_pixels))
+        source, label = self.source(name)
+        return (decode_rgb(source, label, self.max_pixels) if isinstance(source, bytes) else
+                load_rgb(source, self.max_pixels))
 
     def read(self, name: str) -> bytes:
         """The file's bytes as they are.
@@ -285,15 +279,14 @@ class ImageFolder:
         Raises:
             BadSample: see `path`; missing, unreadable or not a regular file.
         """
-        content = self.embedded(name)
-        if content is not None:
-            return content
-        path = self.path(name)
-        check_regular(path)
+        source, _ = self.source(name)
+        if isinstance(source, bytes):
+            return source
+        check_regular(source)
         try:
-            return path.read_bytes()
+            return source.read_bytes()
         except OSError as error:
-            raise BadSample(path, f"cannot be read ({error.strerror or error})") from error
+            raise BadSample(source, f"cannot be read ({error.strerror or error})") from error
 
     def preview(self, name: str) -> bytes | Image.Image:
         """What a person can be shown of a file: its bytes, or of a video its middle frame; errors as `read`."""
@@ -301,12 +294,11 @@ class ImageFolder:
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
         """What an image processor makes of a file: decoded straight to pixels where the processor takes those."""
-        takes_pixels, content = getattr(processor, "takes", "image") == "pixels", self.embedded(name)
-        if content is None:
-            load = load_pixels if takes_pixels else load_rgb
-            return processor(load(self.path(name), self.max_pixels), rng)
-        decode = decode_pixels if takes_pixels else decode_rgb
-        return processor(decode(content, name[:40], self.max_pixels), rng)
+        if getattr(processor, "takes", "image") != "pixels":
+            return processor(self.load(name), rng)
+        source, label = self.source(name)
+        return processor(decode_pixels(source, label, self.max_pixels) if isinstance(source, bytes) else
+                         load_pixels(source, self.max_pixels), rng)
 
 
 class ImagesFolder(ImageFolder):

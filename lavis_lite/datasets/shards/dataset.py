@@ -7,7 +7,6 @@ and no command is run: the index names offsets in a shard, and the bytes there a
 from __future__ import annotations
 
 import os
-import random
 import re
 import tarfile
 import zlib
@@ -17,13 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image
-
 from lavis_lite.config.schema import FileConfig
 from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked
 from lavis_lite.datasets.annotations.tables import Row, RowTable
 from lavis_lite.datasets.files.columnar import Cells, splits_in
-from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder, decode_pixels, decode_rgb
+from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder
 from lavis_lite.datasets.shards.cache import LocalShards, RemoteShards, fetch_index, remote_folder
 from lavis_lite.datasets.shards.index import EXPLODED, INDEX, Location, ShardIndex
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
@@ -124,25 +121,12 @@ class ShardImages(ImageFolder):
         """
         return self.shards.path(self._find(name).shard)
 
-    def load(self, name: str) -> Image.Image:
-        """The image of that name, as `images.load_rgb`."""
-        return decode_rgb(*self._bytes(name), self.max_pixels)
-
-    def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
-        """The result of an image processor for an image, as `ImageFolder.view`."""
-        decode: Callable[..., Any] = decode_pixels if getattr(processor, "takes", "image") == "pixels" else decode_rgb
-        return processor(decode(*self._bytes(name), self.max_pixels), rng)
-
-    def read(self, name: str) -> bytes:
-        """The image's bytes as they were packed.
+    def source(self, name: str) -> tuple[bytes, str]:
+        """(content, name in messages) of an image in a shard or of a `data:` address.
 
         Raises:
             BadSample: there is no such image, or its shard is missing, cut short or damaged; names shard and image.
         """
-        return self._bytes(name)[0]
-
-    def _bytes(self, name: str) -> tuple[bytes, str]:
-        """(content, name in messages) of an image in a shard or of a `data:` address."""
         content = self.embedded(name)
         if content is not None:
             return content, name[:40]

@@ -81,7 +81,8 @@ class ShardIndex:
             self.space, self.kinds, self.samples = content["space"], content["kinds"], content["samples"]
             size, self.sha256 = content["arrays"]["bytes"], content["arrays"]["sha256"]
             digest = content["arrays"]["digest"]
-            if not (isinstance(self.space, str) and _is_texts(self.kinds) and isinstance(self.sha256, str)):
+            if not isinstance(self.kinds, dict) or not all(
+                    isinstance(text, str) for text in (self.space, self.sha256, *self.kinds.values())):
                 raise TypeError("its space, kinds or sha256 are not text")
             if self.samples != sum(shard.samples for shard in self.shards):
                 raise TypeError(f"{self.samples!r} samples are not those of its shards together")
@@ -132,23 +133,17 @@ def _shards(content: Any) -> list[Shard]:
         raise TypeError("its shards are not a list")
     shards = [Shard(**shard) for shard in content]
     for shard in shards:
-        if not _is_plain(shard.name):  # else a name could lead to any file
-            raise TypeError(f"{shown(shard.name)} is not the name of a file in this folder")
+        name = shard.name
+        # else a name could lead to any file
+        if not isinstance(name, str) or set(name) & set("/\\\0") or name in ("", ".", ".."):
+            raise TypeError(f"{shown(name)} is not the name of a file in this folder")
         if not (_is_count(shard.bytes) and _is_count(shard.samples) and isinstance(shard.sha256, str)):
-            raise TypeError(f"bytes, samples or sha256 of {shard.name} are of another type")
+            raise TypeError(f"bytes, samples or sha256 of {name} are of another type")
     return shards
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _is_texts(content: object) -> bool:
-    return isinstance(content, dict) and all(isinstance(text, str) for text in content.values())
-
-
-def _is_plain(name: object) -> bool:
-    return isinstance(name, str) and not set(name) & set("/\\\0") and name not in ("", ".", "..")
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from typing import Any, BinaryIO, Literal
 from lavis_lite.datasets.annotations.chats import is_conversation
 from lavis_lite.datasets.annotations.rows import RowErrors
 from lavis_lite.datasets.annotations.text_files import DECODER, codec_of, json_error
+from lavis_lite.datasets.media.images import SUFFIXES
 
-PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif"}
+PICTURES = {suffix[1:] for suffix in SUFFIXES}
 ARRAYS = {"npy", "safetensors"}
 """stand in for a picture where a sample has none"""
 TEXTS = {"json", "txt"}
@@ -123,9 +124,9 @@ class Sample:
         several = [] if self.is_chat and self.pictures else [items]
         twice = next((found for found in (*several, *self.texts.values()) if len(found) > 1), None)
         if not items and not self.is_chat:
-            return "has no image"
+            return f"has no image{self._hint()}"
         if not self.texts:
-            return "has no text (.json or .txt)"
+            return f"has no text (.json or .txt){self._hint()}"
         if twice is not None:
             kind = "images" if twice is items else "texts of one ending"
             return f"has {len(twice)} {kind}: {', '.join(member.name for member in twice[:3])}"
@@ -133,6 +134,12 @@ class Sample:
         if large is not None:
             return f"has a text of {large.size:,} bytes, {large.name}; at most {MOST_TEXT:,} are read"
         return None
+
+    def _hint(self) -> str:
+        """Where the dot in a member's name may have parted what belongs together."""
+        members = [*self.pictures, *(one for found in self.texts.values() for one in found)]
+        dotted = next((member.name for member in members if not member.is_plain), None)
+        return f" under the name up to the last dot of {dotted!r}" if dotted else ""
 
 
 @dataclass
@@ -173,8 +180,11 @@ def read_contents(path: Path, errors: RowErrors, dots: Dots = "auto") -> Content
     except (tarfile.TarError, OSError, ValueError) as error:
         after = members[-1].name if members else "none"
         errors.add(f"{path}:{len(members)}", f"cut short or damaged after member {after} ({_why(path, error)})")
-    contents.samples = [sample for sample in _samples(path, members, dots, contents, errors)
-                        if _usable(path, sample, errors)]
+    for sample in _samples(path, members, dots, contents, errors):
+        if error := sample.error():
+            errors.add(f"{path}:{sample.key}", error)
+        else:
+            contents.samples.append(sample)
     if not members and not errors.count:
         errors.add(str(path), "holds no image and no text")
     return contents
@@ -269,13 +279,3 @@ def _grouped(members: list[Member], where: str) -> dict[str, Sample]:
         groups.setdefault(key, Sample(key)).add(member, ending)
     return groups
 
-
-def _usable(path: Path, sample: Sample, errors: RowErrors) -> bool:
-    error = sample.error()
-    if error is None:
-        return True
-    members: list[Any] = [*sample.pictures, *(one for found in sample.texts.values() for one in found)]
-    dotted = next((member.name for member in members if not member.is_plain), None)
-    hint = f" under the name up to the last dot of {dotted!r}" if dotted and "has no" in error else ""
-    errors.add(f"{path}:{sample.key}", error + hint)
-    return False

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lavis_lite.datasets.annotations.tables import ELEMENT, Row, RowTable
 from lavis_lite.datasets.files.mapped import Mapped
-from lavis_lite.datasets.media.images import BadSample, ImageFolder
+from lavis_lite.datasets.media.images import SUFFIXES, BadSample, ImageFolder
 from lavis_lite.datasets.shards.index import (
     EXPLODED,
     INDEX,
@@ -44,7 +44,6 @@ from lavis_lite.io import atomic
 from lavis_lite.process.children import worker_pool
 
 SKIPPED = "skipped.jsonl"
-_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
 Log = Callable[[str], None]
 
 
@@ -130,7 +129,8 @@ def write_shards(plan: Plan, space: str, workers: int = 1, log: Log = print) -> 
 
 def _check_folder(plan: Plan) -> None:
     note = plan.out / PARTS / "plan.json"
-    _remove_strays(plan.out)
+    for folder in (plan.out, plan.out / PARTS):  # the folder is locked: no other process writes half a shard
+        atomic.remove_strays(folder)
     present = json.loads(note.read_text()) if note.exists() else None
     if present is None and (any(plan.out.glob("*.tar")) or (plan.out / INDEX).exists()):
         raise DataError(f"{plan.out} holds shards that were not written by this command; choose another --out.")
@@ -140,18 +140,11 @@ def _check_folder(plan: Plan) -> None:
     atomic.write_text(note, json.dumps(plan.fingerprint))
 
 
-def _remove_strays(out: Path) -> None:
-    """Remove half-written shards and notes on them; the folder is locked, so no other process writes them."""
-    for folder in (out, out / PARTS):
-        atomic.remove_strays(folder)
-
-
 def _finished(out: Path, name: str) -> bool:
     """Whether a shard and its part of the index are there."""
     facts = part_facts(out, name)
-    if facts is None or not (out / name).exists():
-        return False
-    return int(json.loads(facts["shard"])["bytes"]) == (out / name).stat().st_size
+    return facts is not None and (out / name).exists() and (
+        int(json.loads(facts["shard"])["bytes"]) == (out / name).stat().st_size)
 
 
 class _Worker:
@@ -180,20 +173,9 @@ def _each(plan: Plan, numbers: Sequence[int], workers: int) -> Iterator[int]:
     try:
         with worker_pool(min(workers, len(numbers)), "writing shards", how, _Worker.start, (plan,)) as pool:
             yield from pool.map(_Worker.write, numbers)
-    finally:
-        _remove_strays(plan.out)  # of processes that were killed
-
-
-class _Hashing:
-    """A file being written, its size, and the sha256 of its content."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest, self.size = file, hashlib.sha256(), 0
-
-    def write(self, content: bytes) -> int:
-        self.digest.update(content)
-        self.size += len(content)
-        return self.file.write(content)
+    finally:  # of processes that were killed
+        for folder in (plan.out, plan.out / PARTS):
+            atomic.remove_strays(folder)
 
 
 def write_shard(plan: Plan, number: int) -> None:
@@ -205,13 +187,13 @@ def write_shard(plan: Plan, number: int) -> None:
     from webdataset import TarWriter  # imported here: only writing needs it
 
     name, members = plan.names[number], _Members()
-    with atomic.replaced(plan.out / name) as temporary, temporary.open("wb") as file:
-        hashing = _Hashing(file)
+    with atomic.replaced(plan.out / name) as temporary:
         # no owner and no time, so that the bytes are the same whoever writes them
-        with TarWriter(hashing, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
+        with temporary.open("wb") as file, TarWriter(
+                file, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
             for sample, rows in plan.samples(number):
                 members.add(tar, sample, rows, plan)
-    shard = Shard(name, hashing.size, len(members.images), hashing.digest.hexdigest())
+        shard = Shard(name, temporary.stat().st_size, len(members.images), atomic.file_sha256(temporary))
     kinds = {field: "texts" if field == EXPLODED and kind == ELEMENT else kind
              for field, kind in plan.table.kinds.items()}
     Part(shard, members.images, members.rows, kinds).save(plan.out, skipped=json.dumps(members.skipped))
@@ -256,7 +238,7 @@ def joined(rows: list[Row]) -> list[Row]:
 def suffix_of(name: str, content: bytes) -> str:
     """The suffix by which readers of webdataset know a picture: its name's, or else its format's."""
     suffix = name.rsplit("/", 1)[-1].rpartition(".")[2].lower()
-    if suffix in _SUFFIXES:
+    if f".{suffix}" in SUFFIXES:
         return suffix
     with contextlib.suppress(UnidentifiedImageError, OSError), Image.open(io.BytesIO(content)) as image:
         return {"JPEG": "jpg", "TIFF": "tif"}.get(str(image.format), str(image.format).lower())

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lavis_lite.datasets.annotations.kinds import BETWEEN_NAMES
 from lavis_lite.datasets.base import as_it_is, is_cut, is_left, main_texts, no_words
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.caption import DuplicateIds
-from lavis_lite.datasets.files.image_paths import BETWEEN_NAMES, LINK, missing_files, why_absent
+from lavis_lite.datasets.files.image_paths import LINK, missing_files, why_absent
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.media.video import VideoFolder
 from lavis_lite.datasets.protocols import ImageTable

@@ -1,0 +1,114 @@
+"""Kinds of values in annotation rows: raw value -> value of the table, or a ValueError with a clause."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from typing import Any
+
+MOST_CHARACTERS = 20_000
+"""of a caption, a question or a file name"""
+BETWEEN_NAMES = "\n"
+"""between the names of several images of one row"""
+
+
+def text(value: Any) -> str:
+    """A non-empty string."""
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, not {describe(value)}")
+    if not value.strip():
+        raise ValueError("is empty")
+    if len(value) > MOST_CHARACTERS:
+        raise ValueError(f"has {len(value)} characters; at most {MOST_CHARACTERS} are taken")
+    if "\0" in value:
+        raise ValueError("has a null character")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("has half of a surrogate pair, which is not a character")
+    return value
+
+
+def texts(value: Any) -> list[str]:
+    """One non-empty string or a non-empty list of them -> list."""
+    if not isinstance(value, list):
+        return [text(value)]
+    if not value:
+        raise ValueError("is an empty list")
+    for index, item in enumerate(value):
+        try:
+            text(item)
+        except ValueError as error:
+            raise ValueError(f"[{index}] {error}") from error
+    return value
+
+
+def file_name(value: Any) -> str:
+    """A path relative to the image folder; a list of one path is that path."""
+    if isinstance(value, list) and len(value) != 1:
+        raise ValueError(f"names {len(value)} files; a row has one")
+    value = text(value[0] if isinstance(value, list) else value)
+    if ".." in value and posixpath.normpath(value.replace("\\", "/")).split("/")[0] == "..":
+        raise ValueError(f"leads out of its folder: {value[:200]!r}")
+    return value
+
+
+_WHOLE = re.compile(r"\d+\.0")
+_SHORTENED = re.compile(r"\d[.,]\d+[eE]\+\d+")
+
+
+def identifier(value: Any) -> int | str:
+    """A number or a name; 391895.0, as pandas writes whole numbers in a column with gaps, is 391895, as text too."""
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise ValueError(f"is {value}, which is no whole number")
+        if abs(value) >= 2**53:  # from here on a float may stand for several whole numbers
+            raise ValueError(f"is {value!r}, whose last digits may be lost; write it without a point and exponent")
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"must be a number or text, not {describe(value)}")
+    if isinstance(value, int):
+        if not -2**63 <= value < 2**63:
+            raise ValueError("is a number of more than 64 bits")
+        return value
+    if _SHORTENED.fullmatch(text(value)):
+        raise ValueError(f"is {value!r}, which a spreadsheet has made of a longer number; export the column as text")
+    return value.partition(".")[0] if _WHOLE.fullmatch(value) else value
+
+
+def describe(value: Any) -> str:
+    """The kind of a value, for messages."""
+    names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def words(value: Any) -> list[str]:
+    """A list of texts or numbers, empty ones left out -> list of texts."""
+    if not isinstance(value, list):
+        raise ValueError(f"must be a list of texts, not {describe(value)}")
+    for index, item in enumerate(value):
+        if isinstance(item, bool) or not isinstance(item, str | int | float):
+            raise ValueError(f"[{index}] must be text, not {describe(item)}")
+    return [text(str(item)) for item in value if str(item).strip()]
+
+
+def flag(value: Any) -> bool:
+    """True or false, or the word for it, as tables have it."""
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {describe(value)}")
+    return value
+
+
+def choice_list(value: Any) -> list[str]:
+    """At least one option, none of them empty."""
+    found = words(value)
+    if not found or len(found) < len(value):
+        raise ValueError("must be options, none of them empty")
+    return found
+
+
+def file_names(value: Any) -> str:
+    """Names of several images of a row, joined as `ImagesFolder` splits them."""
+    if not isinstance(value, list) or len(value) < 2:
+        raise ValueError(f"must be a list of several file names, not {describe(value)}")
+    return BETWEEN_NAMES.join(map(file_name, value))
