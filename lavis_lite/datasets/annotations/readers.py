@@ -240,7 +240,8 @@ def _object_rows(path: Path, content: str) -> Iterator[NumberedRow]:
     for read in (("images", "annotations"), ("images",), *((name,) for name in LISTS)):
         if all(isinstance(value.get(name), list) for name in read):
             _refuse_others(path, value, read)
-            return _coco_rows(path, *map(value.get, read)) if "images" in read else enumerate(value[read[0]], 1)
+            lists = [value[name] for name in read]
+            return _coco_rows(path, *lists) if "images" in read else enumerate(lists[0], 1)
     raise DataError(f"{path}: must be a list of objects, or a COCO captions file with 'images' and 'annotations'; it "
                     f"is an object with {', '.join(map(repr, list(value)[:6])) or 'nothing'}.")
 

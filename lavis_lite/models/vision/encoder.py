@@ -149,10 +149,10 @@ class VisionEncoder(Encoder):
         ensure_torchvision()  # timm imports it
         if self.name == MINI:
             check_mini(self.image_size, changes)
-            vit, layers = mini_vit(self.image_size), chosen_layers(self.name, layer, MINI_DEPTH)
+            mini, layers = mini_vit(self.image_size), chosen_layers(self.name, layer, MINI_DEPTH)
             if max(layers) < MINI_DEPTH:
-                cut(vit, max(layers))
-            return vit, layers, MINI_DEPTH
+                cut(mini, max(layers))
+            return mini, layers, MINI_DEPTH
         if self.name not in PRESETS:
             return build_timm(self.name, self.image_size, drop_path_rate, changes, pretrained, layer)
         if pretrained:
@@ -300,11 +300,11 @@ def build_preset(kind: str, shape: ViTShape, image_size: int, drop_path_rate: fl
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
-    cls, eps, own = {
+    kinds: dict[str, tuple[Any, float, dict[str, Any]]] = {
         "eva": (Eva, 1e-6, {"qkv_bias": True, "qkv_fused": True, "use_abs_pos_emb": True, "use_rot_pos_emb": False}),
         "clip": (VisionTransformer, 1e-5, {"pre_norm": True, "act_layer": "quick_gelu"}),
-    }[kind]
-    make: Any = cls
+    }
+    make, eps, own = kinds[kind]
     vit: nn.Module = make(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="",
                           embed_dim=shape.width, depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio,
                           drop_path_rate=drop_path_rate, norm_layer=partial(nn.LayerNorm, eps=eps), **own)
