@@ -87,8 +87,6 @@ class WritingTask(BaseTask[M, D]):
     def illustrated(self, model: M, rows: list[Row], dataset: D,
                     samples: Sequence[ReportSample]) -> Sequence[ReportSample]:
         """The samples, the first `run.report_attention` with where the model looks for each word."""
-        from lavis_lite.tasks.writing import with_attention  # few runs ask for it
-
         shown = self.cfg.report_attention
         return [*with_attention(self.asked, model, rows, self.evaluated(dataset), samples[:shown]), *samples[shown:]]
 
@@ -349,6 +347,10 @@ def _pictures(sample: ReportSample, processor: Any, words: Sequence[str], maps: 
 
 
 def _drawn(picture: Picture, processor: Any, values: Map) -> Image.Image:
+    return overlay(as_seen(processor, decoded(picture)), values)
+
+
+def decoded(picture: Picture) -> Image.Image:
+    """The image of a picture; a BadSample if its file cannot be read."""
     content = picture.load()
-    image = decode_rgb(content, picture.name) if isinstance(content, bytes) else content
-    return overlay(as_seen(processor, image), values)
+    return decode_rgb(content, picture.name) if isinstance(content, bytes) else content

@@ -33,7 +33,7 @@ class EncoderConfig(ModelConfig):
     vit_weights: str | None = None
     """file or URL of the vision encoder's weights; None: the preset's own; "timm": timm's download; "random": none"""
     vit_args: dict[str, Any] = field(default_factory=dict)
-    """other dimensions for the vision encoder: depth, width, heads, mlp_ratio, patch_size"""
+    """other dimensions for the vision encoder: depth, width, heads, mlp_ratio, patch_size; norm_eps of its norms"""
     vit_layer: Any = None
     """which layer gives the features: from 1, or from the end (-1: the last with its norm, -2: the one before). A list
     joins several along the channels. null: -2, of mini -1"""

@@ -99,7 +99,7 @@ class VisionEncoder(Encoder):
         layer: see `lavis_lite.models.vision.shapes.chosen_layers`.
         prefix: keep | drop the tokens in front of the patches: class token, register tokens.
         train: frozen | full | last_N (the last N of the blocks that run) | lora; None: by `frozen`.
-        depth, width, heads, mlp_ratio, patch_size: override the preset's dimensions (depth: blocks before the last).
+        depth, width, heads, mlp_ratio, patch_size, norm_eps: override the preset's (depth: blocks before the last).
 
     Attributes:
         vit: timm's model; its parameter names are those of LAVIS' EVA ViT.
@@ -116,7 +116,8 @@ class VisionEncoder(Encoder):
                  grad_checkpoint: bool | str = False, precision: Precision = "fp32", frozen: bool | None = None,
                  pretrained: bool = False, *, layer: Layer = None, prefix: Literal["keep", "drop"] = "keep",
                  train: str | None = None, depth: int | None = None, width: int | None = None,
-                 heads: int | None = None, mlp_ratio: float | None = None, patch_size: int | None = None) -> None:
+                 heads: int | None = None, mlp_ratio: float | None = None, patch_size: int | None = None,
+                 norm_eps: float | None = None) -> None:
         super().__init__()
         if precision not in get_args(Precision):
             raise ConfigError(f"model.vit_precision: {precision!r} is not one of {', '.join(get_args(Precision))}.")
@@ -124,7 +125,8 @@ class VisionEncoder(Encoder):
         how, blocks = training_of(train, frozen)
         if how not in ("frozen", None):
             self._check_trainable()
-        changes = {"depth": depth, "width": width, "heads": heads, "mlp_ratio": mlp_ratio, "patch_size": patch_size}
+        changes = {"depth": depth, "width": width, "heads": heads, "mlp_ratio": mlp_ratio, "patch_size": patch_size,
+                   "norm_eps": norm_eps}
         self.align_corners = False
         self.vit, self.layers, self.total_layers = self._build(drop_path_rate, changes, pretrained, layer)
         check_image_size(name, image_size, int(self.vit.patch_embed.patch_size[0]))
@@ -307,25 +309,25 @@ MINI_WIDTH, MINI_HEADS = 128, 4
 
 
 def build_eva(shape: ViTShape, image_size: int, drop_path_rate: float, with_norm: bool = False) -> nn.Module:
-    """EVA-CLIP's ViT: absolute positions, fused qkv with separate q and v biases and none for k, eps 1e-6, no head."""
+    """EVA-CLIP's ViT: absolute positions, fused qkv with separate q and v biases and none for k, no head."""
     from timm.models.eva import Eva
 
     vit = Eva(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="", embed_dim=shape.width,
               depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio, qkv_bias=True, qkv_fused=True,
               drop_path_rate=drop_path_rate, use_abs_pos_emb=True, use_rot_pos_emb=False,
-              norm_layer=partial(nn.LayerNorm, eps=1e-6))
+              norm_layer=partial(nn.LayerNorm, eps=shape.norm_eps))
     if not with_norm:
         vit.norm = nn.Identity()
     return vit
 
 
 def build_clip(shape: ViTShape, image_size: int, drop_path_rate: float, with_norm: bool = False) -> nn.Module:
-    """CLIP's image ViT: a norm before the blocks, no patch bias, QuickGELU, eps 1e-5, no head."""
+    """CLIP's image ViT: a norm before the blocks, no patch bias, QuickGELU, no head."""
     from timm.models.vision_transformer import VisionTransformer
 
     vit = VisionTransformer(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="",
                             embed_dim=shape.width, depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio,
-                            pre_norm=True, norm_layer=partial(nn.LayerNorm, eps=1e-5), act_layer="quick_gelu",
+                            pre_norm=True, norm_layer=partial(nn.LayerNorm, eps=shape.norm_eps), act_layer="quick_gelu",
                             drop_path_rate=drop_path_rate)
     if not with_norm:
         vit.norm = nn.Identity()
