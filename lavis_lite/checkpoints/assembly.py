@@ -30,6 +30,7 @@ from lavis_lite.models.provenance import (
     record_of,
     sources_of,
 )
+from lavis_lite.models.vision.config import timm_repository
 
 # --- frozen tensors that a checkpoint leaves out ----------------------------------------------------------------------
 Locate = Callable[[WeightSource], Path | None]
@@ -198,7 +199,7 @@ class Assembly:
             mark_loaded(encoder, self._source("encoder", "vit_weights"))
         elif section.get("vit_weights") == "timm":
             mark_loaded(model.vision_encoder,  # type: ignore[arg-type]
-                        WeightSource("", "encoder", f"timm/{section['vit_model']}"))
+                        WeightSource("", "encoder", timm_repository(section["vit_model"])))
         if "llm_model" in self.names:
             from lavis_lite.models.language.pretrained import load_pretrained
 

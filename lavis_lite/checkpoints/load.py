@@ -20,6 +20,7 @@ from lavis_lite.checkpoints.formats.key_maps import (
     language_prefix,
     to_lavis,
 )
+from lavis_lite.checkpoints.formats.owl import from_owl, is_owl
 from lavis_lite.checkpoints.reading import Content, read_content, read_extra, take_off_wrappers
 from lavis_lite.checkpoints.report import (
     LoadReport,
@@ -103,7 +104,7 @@ def fit_state(model: BaseModel, tensors: Mapping[str, Tensor] | Content, source:
     content = tensors if isinstance(tensors, Content) else Content(dict(tensors))
     own = model.state_dict()
     named, taken = take_off_wrappers(content.tensors, source, own, is_known_layout)
-    layout, translated = recognise(named, own)
+    layout, translated = recognise(named, own, vision_heads(model))
     translated.tensors = where_the_model_has(translated.tensors, own)
     if not own.keys() & translated.tensors.keys():
         way_on = _way_on(content, source, named)
@@ -162,13 +163,20 @@ MINIGPT4 = "llama_proj."
 
 
 def is_known_layout(names: Iterable[str]) -> bool:
-    """Whether names are LAVIS', Hugging Face's, LLaVA's or MiniGPT-4's."""
+    """Whether names are LAVIS', Hugging Face's, LLaVA's, mPLUG-Owl's or MiniGPT-4's."""
     names = list(names)
-    return is_llava(names) or any(name.startswith((*LAVIS_STARTS, *HF_STARTS, MINIGPT4)) for name in names)
+    starts = (*LAVIS_STARTS, *HF_STARTS, MINIGPT4)
+    return is_llava(names) or is_owl(names) or any(name.startswith(starts) for name in names)
 
 
-def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> tuple[str, Translated]:
-    """(layout, tensors under the model's names); `own` are the names of the model they are for, where there is one."""
+def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = (), heads: int = 1) -> tuple[str, Translated]:
+    """(layout, tensors under the model's names).
+
+    Args:
+        tensors: of a file.
+        own: names of the model that they are for, if there is one.
+        heads: of its vision encoder.
+    """
     if any(name.startswith(LAVIS_STARTS) for name in own):
         return "lavis_lite", _for_lavis_names(tensors, own)
     if any(name.startswith(LAVIS_STARTS) for name in tensors):
@@ -176,6 +184,8 @@ def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> tuple[s
     if tensors and all(name.startswith(MINIGPT4) for name in tensors):
         return "MiniGPT-4", Translated({name.replace(MINIGPT4, "connector.language_projection."): tensor
                                         for name, tensor in tensors.items()})
+    if is_owl(tensors):
+        return "Hugging Face", from_owl(tensors, heads)
     if is_llava(tensors):
         from lavis_lite.checkpoints.formats.llava import from_llava  # most checkpoints are none
 
@@ -183,6 +193,12 @@ def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> tuple[s
     if any(name.startswith(HF_STARTS) for name in tensors):
         return "Hugging Face", from_hf(tensors, any(name.endswith(".attn.qkv.bias") for name in own))
     return "lavis_lite", Translated(dict(tensors))
+
+
+def vision_heads(model: object) -> int:
+    """Heads of a model's vision encoder; 1: it has none that is a ViT."""
+    blocks = getattr(getattr(getattr(model, "vision_encoder", None), "vit", None), "blocks", None)
+    return 1 if blocks is None else int(getattr(blocks[0].attn, "num_heads", 1))
 
 
 def _for_lavis_names(tensors: Mapping[str, Tensor], own: Iterable[str]) -> Translated:

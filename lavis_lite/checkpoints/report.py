@@ -14,8 +14,13 @@ SHOWN = 5
 
 ADAPTERS_ALONE = ("LoRA adapters alone, in peft's format; load the run's checkpoint that they were saved from, or "
                   "merge them with peft's merge_and_unload()")
+_CONNECTED = "; a model of arch vision_language with the same connector takes it"
 SIGNATURES = [
     (r"base_model\.model\..*lora_[AB]\..*", ADAPTERS_ALONE),
+    (r"abstractor\..*", f"an mPLUG-Owl{_CONNECTED}"),
+    (r"(model\.)?(multi_modal_projector|mm_projector)\..*", f"a LLaVA{_CONNECTED}"),
+    (r"llama_proj\..*", f"MiniGPT-4's linear layer{_CONNECTED}"),
+    (r"lang_encoder\..*|perceiver\.latents", "an OpenFlamingo; `python -m projects.flamingo.openflamingo` converts it"),
     (r"opt_model\..*|opt_proj\..*", "a BLIP-2 model on OPT in LAVIS' layout"),
     (r"t5_model\..*|t5_proj\..*", "a BLIP-2 or InstructBLIP model on T5 in LAVIS' layout"),
     (r"llm_model\..*|llm_proj\..*", "a BLIP-2 or InstructBLIP model on Vicuna in LAVIS' layout"),

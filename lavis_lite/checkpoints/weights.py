@@ -23,6 +23,7 @@ from lavis_lite.config.schema import HoldsLanguageModel, ModelConfig, NamesLangu
 from lavis_lite.errors import ConfigError, DataError, ErrorList, did_you_mean
 from lavis_lite.io import files, hub
 from lavis_lite.models.provenance import WeightSource
+from lavis_lite.models.vision.config import timm_repository
 from lavis_lite.redaction import reveal
 from lavis_lite.registry import registry
 
@@ -180,7 +181,7 @@ def timm_weights(model: ModelConfig) -> list[WeightFile]:
     """The repository that timm reads for `vit_weights: timm`, if the encoder's name says which weights it has."""
     name = str(model.get("vit_model"))
     wanted = model.get("vit_weights") == "timm" and "." in name and not model.brings_backbones
-    return [WeightFile("vit_weights", f"timm/{name}")] if wanted else []
+    return [WeightFile("vit_weights", timm_repository(name))] if wanted else []
 
 
 def _brings_encoder(model: ModelConfig) -> bool:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from lavis_lite.cli.console import command_parser
 from lavis_lite.cli.generate import QUIET, add_placement, model_source
-from lavis_lite.errors import ConfigError, LavisLiteError
+from lavis_lite.errors import ConfigError, LavisLiteError, TextTooLongError
 from lavis_lite.models.protocols import ChatModel
 from lavis_lite.registry import lacking, registry
 
 if TYPE_CHECKING:
+    from lavis_lite.models.decoding import Decoding
     from lavis_lite.models.language.chat import Chat
 
 HELP = "/image PATH adds a picture to your next words, /reset begins anew, /quit or the end of the input leaves"
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
                                               "docs/guide/conversations.md")
     arguments.add_argument("--system", help="the system turn (default: the template's)")
     arguments.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer")
-    arguments.add_argument("--temperature", type=float, help="sample instead of taking the likeliest token")
+    arguments.add_argument("--temperature", type=float, default=0.0, help="sample; 0 (default): the likeliest tokens")
     arguments.add_argument("--top-p", type=float, help="with --temperature: share of the probability (default: 0.9)")
     arguments.add_argument("--seed", type=int, default=42, help="of --temperature")
     add_placement(arguments)
@@ -54,15 +55,21 @@ def main(argv: Sequence[str]) -> int:
     chosen = parser().parse_args(list(argv))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    from lavis_lite.models.decoding import Decoding
+    from lavis_lite.processors.chat_templates import find_template
+
     source = model_source(chosen)
     if lacking(registry.get_model_class(source.arch), ChatModel):
         raise ConfigError(f"{source.arch}: this model holds no conversations; try vision_language or blip2_opt.")
     for path in chosen.image:
         if not Path(path).is_file():
             raise ConfigError(f"--image: there is no file {path}.")
-    if chosen.top_p is not None and chosen.temperature is None:
+    if chosen.top_p is not None and not chosen.temperature:
         raise ConfigError("--top-p belongs to sampling: add --temperature, or leave it out.")
-    chat, view = _open(chosen, source.arguments)
+    find_template(chosen.template or "plain")
+    drawn = {} if not chosen.temperature else {
+        "sample": True, "temperature": chosen.temperature, "top_p": 0.9 if chosen.top_p is None else chosen.top_p}
+    chat, view = _open(chosen, source.arguments, Decoding(max_new_tokens=chosen.max_new_tokens, **drawn))
     images = [view(path) for path in chosen.image]
     for text in chosen.message or ():
         _answer(chat, text, images)
@@ -72,21 +79,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _open(chosen: argparse.Namespace, arguments: dict[str, Any]) -> tuple[Chat, Any]:
+def _open(chosen: argparse.Namespace, arguments: dict[str, Any], options: Decoding) -> tuple[Chat, Any]:
     """The conversation, and the function from a path to a picture for it."""
     import torch
 
     from lavis_lite.datasets.media.images import load_rgb
-    from lavis_lite.models.decoding import Decoding
     from lavis_lite.zoo import load_model_and_preprocess
 
     model, images, _ = load_model_and_preprocess(
         **arguments, is_eval=True, device=chosen.device, dtype=chosen.dtype, quantization=chosen.quantization,
         allow_untrained=chosen.allow_untrained)
     torch.manual_seed(chosen.seed)
-    drawn = {} if chosen.temperature is None else {
-        "sample": True, "temperature": chosen.temperature, "top_p": 0.9 if chosen.top_p is None else chosen.top_p}
-    options = Decoding(max_new_tokens=chosen.max_new_tokens, **drawn)
     chat: Chat = model.chat(chosen.template, options, chosen.system)
     return chat, lambda path: images["eval"](load_rgb(path))
 
@@ -114,7 +117,8 @@ def _talk(chat: Chat, view: Any, images: list[Any]) -> None:
                 _answer(chat, line, images)
                 images.clear()
         except LavisLiteError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            hint = " (/reset begins a new conversation)" if isinstance(error, TextTooLongError) else ""
+            print(f"error: {error}{hint}", file=sys.stderr, flush=True)
 
 
 def _lines() -> Iterator[str]:

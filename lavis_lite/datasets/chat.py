@@ -44,9 +44,16 @@ class ChatDataset(TableDataset):
         self.vis_processor = vis_processor
 
     def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
-        """One conversation; its pictures are drawn from `rng` in order, or all of them are `picture`."""
-        row = self.table[index]
-        views = [self._views(kind, name, rng, picture) for kind, name in row["media"]]
+        """One conversation; its pictures are drawn from `rng` in order.
+
+        Args:
+            picture: stands for all of them, or is a list with the views of each of the row's files.
+        """
+        row, media = self.table[index], self.media(index)
+        if isinstance(picture, list):
+            views = picture
+        else:
+            views = [self.views(*file, rng) if picture is None else [picture] * self._count(file[0]) for file in media]
         return {"conversation": to_conversation(row, list(map(len, views))),
                 "image": [view for some in views for view in some], "instance_id": str(index),
                 "index": index}
@@ -59,12 +66,22 @@ class ChatDataset(TableDataset):
         """question_id and category of a row, if it has them."""
         return dict(self.table[index].get("facts", {}))
 
-    def _views(self, kind: str, name: str, rng: random.Random | None, picture: Any) -> list[Any]:
-        if picture is not None:
-            return [picture] * (1 if kind == "image" else self.frames)
+    def media(self, index: int) -> list[tuple[str, str]]:
+        """(image | video, name) of a row's files, in order."""
+        return [(kind, name) for kind, name in self.table[index]["media"]]
+
+    def _count(self, kind: str) -> int:
+        return 1 if kind == "image" else self.frames
+
+    def views(self, kind: str, name: str, rng: random.Random | None = None) -> list[Any]:
+        """The processed image of a file, or the frames of a video."""
         if kind == "image":
             return [self.folder.view(name, self.vis_processor, rng)]
         return [self.vis_processor(frame, rng) for frame in self._frames(name)]
+
+    def preview(self, kind: str, name: str) -> Any:
+        """What a person can be shown of a file: its bytes, or the middle frame of a video."""
+        return self.folder.preview(name) if kind == "image" else self.videos.preview(name)
 
     def _frames(self, name: str) -> list[Any]:
         """Frames of a video as the image processor takes them."""

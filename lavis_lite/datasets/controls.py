@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import cycle, islice
+from typing import Any, ClassVar, Literal
 
 from lavis_lite.datasets.base import BaseDataset, Sample, location_of
 from lavis_lite.datasets.loading.randomness import hash64, permutation
-from lavis_lite.datasets.protocols import MapDataset, Ordered, SwappableImages
+from lavis_lite.datasets.protocols import ManyImages, MapDataset, Ordered, SwappableImages
 from lavis_lite.errors import DataError
-from lavis_lite.registry import lacking, need
+from lavis_lite.registry import lacking
 
 Control = Literal["none", "wrong_image", "blind"]
 _SEED = 5
@@ -31,13 +32,16 @@ class AblatedImages(BaseDataset):
         DataError: a split of one picture has no other.
     """
 
+    needs: ClassVar[type] = SwappableImages
+    dataset: Any
+
     def __init__(self, dataset: MapDataset, control: Control) -> None:
-        if lost := lacking(dataset, SwappableImages):
+        if lost := lacking(dataset, self.needs):
             raise DataError(f"run.control={control} needs a data set that gives its pictures apart; "
                             f"{type(dataset).__name__} has no {', '.join(lost)}. Set run.control=none.")
-        self.dataset, self.control = need(dataset, SwappableImages, "run.control"), control
+        self.dataset, self.control = dataset, control
         self.sample_keys = getattr(dataset, "sample_keys", ())
-        self.others = _others(self.dataset) if control == "wrong_image" else {}
+        self.others = self._others() if control == "wrong_image" else {}
         if (collater := getattr(dataset, "collater", None)) is not None:  # its own way to make batches stays
             self.collater = collater
 
@@ -64,9 +68,7 @@ class AblatedImages(BaseDataset):
     def picture(self, index: int, rng: random.Random | None = None) -> Any:
         """The picture that replaces the row's own."""
         if self.control == "blind":
-            import torch  # here, so that sections which name a control load without it
-
-            return torch.zeros_like(torch.as_tensor(self.dataset.picture(index, rng)))
+            return blank(self.dataset.picture(index, rng))
         return self.dataset.picture(self.others[self.image_name(index)], rng)
 
     def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> Sample:
@@ -74,14 +76,47 @@ class AblatedImages(BaseDataset):
         shown = self.picture(index, rng) if picture is None else picture
         return self.dataset.sample(index, rng, shown)
 
+    def _others(self) -> dict[Any, Any]:
+        """Image name -> a row with another image."""
+        first: dict[str, int] = {}
+        for index in range(len(self)):
+            first.setdefault(self.image_name(index), index)
+        return {name: first[other] for name, other in _ring(first).items()}
 
-def _others(dataset: SwappableImages) -> dict[str, int]:
-    """Image name -> a row with another image: a shuffled ring of all images, each followed by its substitute."""
-    first: dict[str, int] = {}
-    for index in range(len(dataset)):
-        first.setdefault(dataset.image_name(index), index)
-    if len(first) < 2:
+
+class AblatedConversations(AblatedImages):
+    """Conversations with other pictures: each of a row's images and videos is replaced, rows without any stay.
+
+    A video that stands for an image gives its first frame; an image that stands for a video is repeated.
+    """
+
+    needs: ClassVar[type] = ManyImages
+
+    def picture(self, index: int, rng: random.Random | None = None) -> list[list[Any]]:
+        """For each of the row's images and videos, the pictures that replace its own."""
+        found = []
+        for file in self.dataset.media(index):
+            own = self.dataset.views(*file, rng)
+            shown = self.dataset.views(*self.others[file], rng) if self.others else map(blank, own)
+            found.append(list(islice(cycle(shown), len(own))))
+        return found
+
+    def _others(self) -> dict[Any, Any]:
+        """(kind, name) of a file -> that of another."""
+        return _ring(dict.fromkeys(file for index in range(len(self)) for file in self.dataset.media(index)))
+
+
+def blank(picture: Any) -> Any:
+    """Zeros in the shape of a processed picture."""
+    import torch  # here, so that sections which name a control load without it
+
+    return torch.zeros_like(torch.as_tensor(picture))
+
+
+def _ring(given: Iterable[Hashable]) -> dict[Any, Any]:
+    """Each of different names -> another one: a shuffled ring, in which each is followed by its substitute."""
+    names = list(given)
+    if len(names) < 2:
         raise DataError("run.control=wrong_image needs at least two different images in the split.")
-    names = list(first)
     ring = [names[index] for index in permutation(hash64(_SEED), len(names)).tolist()]
-    return {name: first[other] for name, other in zip(ring, [*ring[1:], ring[0]], strict=True)}
+    return dict(zip(ring, [*ring[1:], ring[0]], strict=True))

@@ -188,6 +188,23 @@ class SwappableImages(NamedImages, MapDataset, Protocol):
 
 
 @runtime_checkable
+class ManyImages(MapDataset, Protocol):
+    """Rows with any number of images and videos, each of which another may replace."""
+
+    def media(self, index: int) -> list[tuple[str, str]]:
+        """(image | video, name) of a row's files, in order."""
+        ...
+
+    def views(self, kind: str, name: str, rng: random.Random | None = None) -> list[Any]:
+        """The processed image of a file, or the frames."""
+        ...
+
+    def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> dict[str, Any]:
+        """The sample at `index`, with `picture` in it, a list of views for each of the row's files, if it is given."""
+        ...
+
+
+@runtime_checkable
 class LongestFirst(Located, MapDataset, Protocol):
     """Knows which of its texts are longest."""
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
-from lavis_lite.conversation import Conversation, Picture, Text, Turn
+from lavis_lite.conversation import Conversation, Picture, Role, Text, Turn
 from lavis_lite.errors import ConfigError, DataError, did_you_mean, shown
 from lavis_lite.processors.text import control_token, without_marks
 
@@ -153,12 +153,24 @@ def apply_template(conversation: Conversation, template: str | Mapping[str, Any]
 
     Raises:
         ConfigError: see `find_template`; or the tokenizer has no template of its own.
-        DataError: the tokenizer's template refuses the conversation, or changes what stood before.
+        DataError: a turn is from another role, or of the system and not the first; or the tokenizer's template refuses
+            the conversation, or changes what stood before.
     """
+    _check_roles(conversation)
     found = find_template(template)
     if found is None:
         return list(_closed(joined(_by_tokenizer(conversation, tokenizer, answering))))
     return list(_closed(joined(_by_template(conversation, found, answering))))
+
+
+def _check_roles(conversation: Conversation) -> None:
+    """Raise DataError unless only the first turn is the system's, and all others are the user's or the assistant's."""
+    for number, turn in enumerate(conversation.turns, 1):
+        if turn.role not in get_args(Role):
+            raise DataError(f"turn {number} of a conversation is from {turn.role!r}; "
+                            f"{did_you_mean(str(turn.role), get_args(Role))}")
+        if turn.role == "system" and number > 1:
+            raise DataError(f"turn {number} of a conversation is the system's; a system turn comes first.")
 
 
 def _closed(pieces: Iterable[Piece]) -> Iterator[Piece]:

@@ -33,6 +33,17 @@ def as_seen(processor: Any, picture: Image.Image) -> Image.Image:
     return Image.fromarray(processor.pixels(to_rgb(picture), random.Random(0)).permute(1, 2, 0).numpy())
 
 
+def side_by_side(pictures: Sequence[Image.Image], tile: int = TILE) -> Image.Image:
+    """Pictures of any sizes as one, each `tile` pixels high."""
+    tiles = [one.resize((max(round(one.width * tile / one.height), 1), tile)) for one in map(to_rgb, pictures)]
+    canvas = Image.new("RGB", (sum(one.width + GAP for one in tiles) - GAP, tile), PAPER)
+    left = 0
+    for one in tiles:
+        canvas.paste(one, (left, 0))
+        left += one.width + GAP
+    return canvas
+
+
 def overlay(picture: Image.Image, values: Map, most: float | None = None) -> Image.Image:
     """A picture under a map.
 

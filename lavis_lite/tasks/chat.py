@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from math import fsum
 from typing import Any, ClassVar
@@ -13,13 +14,17 @@ import torch
 
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.conversation import Conversation, Picture
+from lavis_lite.datasets.controls import AblatedConversations
 from lavis_lite.datasets.protocols import Conversations
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.outputs import split_losses
 from lavis_lite.registry import registry
+from lavis_lite.report import sample as report
+from lavis_lite.report.overlay import side_by_side
+from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.config import ChatRunConfig, Server, Submission
-from lavis_lite.tasks.writing import WritingTask
+from lavis_lite.tasks.writing import WritingTask, decoded
 
 
 @registry.register_task("chat")
@@ -27,8 +32,8 @@ class ChatTask(WritingTask[BaseModel, Conversations]):
     """Trains on conversations and evaluates them.
 
     The score `loss` is the mean over all learned tokens of the split, and agg_metrics is -loss. The score `exact` is
-    the share of last answers that are written word for word. The answers are written in the layout of LLaVA-Bench,
-    one object a line: question_id, prompt, text, answer_id, model_id, metadata.
+    the share of last answers that are written word for word, of the rows that end with an answer. Predictions are
+    written in the layout of LLaVA-Bench, one object a line: question_id, prompt, text, answer_id, model_id, metadata.
     """
 
     config_class: ClassVar[type[RunConfig]] = ChatRunConfig
@@ -43,6 +48,10 @@ class ChatTask(WritingTask[BaseModel, Conversations]):
         run: Any = config.run
         model = "/".join(name for name in (config.model.arch, config.model.model_type) if name)
         return cls(replace(run, model_id=run.model_id or model))
+
+    def evaluated(self, dataset: Conversations) -> Any:
+        """The data set, with the pictures that `run.control` chooses."""
+        return dataset if self.cfg.control == "none" else AblatedConversations(dataset, self.cfg.control)
 
     def predict(self, model: BaseModel, samples: dict[str, Any]) -> list[Row]:
         """One row per conversation: {id, index, answer, loss, tokens}; loss is the sum over its share of the tokens."""
@@ -66,12 +75,31 @@ class ChatTask(WritingTask[BaseModel, Conversations]):
         if not learned:
             return self.unscored(rows)
         loss = fsum(row["loss"] for row in learned) / max(fsum(row["tokens"] for row in learned), 1.0)
-        exact = [row["answer"] == last_answer(dataset.conversation(row["index"])) for row in learned]
-        return {"loss": loss, "exact": sum(exact) / len(exact), "agg_metrics": -loss}
+        exact = [found for row in rows if (found := self._exact(row, dataset)) is not None]
+        return {"loss": loss, **({"exact": sum(exact) / len(exact)} if exact else {}), "agg_metrics": -loss}
+
+    def _exact(self, row: Row, dataset: Conversations) -> bool | None:
+        """Whether the answer is the row's own; None: the row ends with the question."""
+        reference = last_answer(dataset.conversation(row["index"]))
+        return None if reference is None else bool(row["answer"] == reference)
 
     def predictions(self, rows: list[Row], dataset: Conversations) -> Submission:
         """Answers in the layout of LLaVA-Bench."""
         return self.submitted([self._answer(row, dataset) for row in rows])
+
+    def report(self, rows: list[Row], dataset: Conversations, split: str) -> list[ReportSample]:
+        """Last question, answer and reference, the turns before them, and the pictures that were shown."""
+        shown, samples = self.evaluated(dataset), []
+        for row in rows:
+            talk, exact = dataset.conversation(row["index"]), self._exact(row, dataset)
+            *before, question = until_last_question(talk).turns
+            reference = last_answer(talk)
+            samples.append(ReportSample(
+                row["id"], row["answer"], text_of(question.parts).strip(), [] if reference is None else [reference],
+                {} if exact is None else {"exact": float(exact)}, exact, pictures_of(shown, row["index"]),
+                group=str(dataset.facts(row["index"]).get("category", "")),
+                context="\n".join(f"{turn.role}: {text_of(turn.parts).strip()}" for turn in before)))
+        return samples
 
     def _answer(self, row: Row, dataset: Conversations) -> Row:
         facts = dataset.facts(row["index"])
@@ -89,14 +117,29 @@ def until_last_question(talk: Conversation) -> Conversation:
     return Conversation(turns, sum(isinstance(part, Picture) for turn in turns for part in turn.parts))
 
 
-def last_answer(talk: Conversation) -> str:
-    """The text of the last turn."""
-    return text_of(talk.turns[-1].parts).strip()
+def last_answer(talk: Conversation) -> str | None:
+    """The text of the last turn; None if that is a question."""
+    last = talk.turns[-1]
+    return text_of(last.parts).strip() if last.role == "assistant" else None
 
 
 def text_of(parts: tuple[str | Picture, ...]) -> str:
     """The texts of a turn, without its pictures."""
     return "".join(part for part in parts if isinstance(part, str))
+
+
+def pictures_of(dataset: Any, index: int) -> report.Picture | None:
+    """The pictures of a row as the model saw them, side by side; None: there are none, or they are blank."""
+    others: Mapping[Any, Any] = {}
+    if isinstance(dataset, AblatedConversations):
+        if dataset.control == "blind":
+            return None
+        others, dataset = dataset.others, dataset.dataset
+    files = [others.get(file, file) for file in dataset.media(index)] if hasattr(dataset, "preview") else []
+    every = [report.Picture(name, partial(dataset.preview, kind, name)) for kind, name in files]
+    if len(every) < 2:
+        return every[0] if every else None
+    return report.Picture(" | ".join(one.name for one in every), lambda: side_by_side(list(map(decoded, every))))
 
 
 def chosen(samples: Mapping[str, Any], talks: Mapping[int, Conversation]) -> dict[str, Any]:

@@ -347,6 +347,10 @@ def _pictures(sample: ReportSample, processor: Any, words: Sequence[str], maps: 
 
 
 def _drawn(picture: Picture, processor: Any, values: Map) -> Image.Image:
+    return overlay(as_seen(processor, decoded(picture)), values)
+
+
+def decoded(picture: Picture) -> Image.Image:
+    """The image of a picture; a BadSample if its file cannot be read."""
     content = picture.load()
-    image = decode_rgb(content, picture.name) if isinstance(content, bytes) else content
-    return overlay(as_seen(processor, image), values)
+    return decode_rgb(content, picture.name) if isinstance(content, bytes) else content

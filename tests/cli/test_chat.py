@@ -24,7 +24,7 @@ def test_messages_are_answered_in_one_conversation(picture: str, capsys: pytest.
     assert main([*MODEL, "--image", picture, *turns]) == 0
     both = capsys.readouterr().out.splitlines()
     assert len(both) == 2
-    assert main([*MODEL, "--image", picture, *turns[:4]]) == 0
+    assert main([*MODEL, "--image", picture, "--temperature", "0", *turns[:4]]) == 0
     assert capsys.readouterr().out.splitlines() == both[:1]
 
 
@@ -41,6 +41,7 @@ def test_a_terminal_adds_pictures_and_goes_on_after_an_error(picture: str, capsy
     (["chat", "--model", "blip2", "--message", "a"], "this model holds no conversations"),
     ([*MODEL, "--image", "nowhere.png", "--message", "a"], "--image: there is no file nowhere.png"),
     ([*MODEL, "--template", "vicuna_v2", "--message", "a"], "vicuna_v1"),
+    ([*MODEL, "--temperature", "-1", "--message", "a"], "temperature is -1.0, but must be above 0"),
 ])
 def test_what_cannot_be_is_one_error(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2

@@ -17,6 +17,7 @@ from lavis_lite.conversation import Conversation, Picture, Turn
 from lavis_lite.datasets.annotations.chats import ChatLayout, read_conversation, to_conversation
 from lavis_lite.datasets.builders.chat import ChatBuilder, ChatConfig
 from lavis_lite.datasets.chat import ChatDataset
+from lavis_lite.datasets.controls import AblatedConversations
 from lavis_lite.datasets.loading.loader import train_loader
 from lavis_lite.datasets.loading.sampler import GlobalSampler
 from lavis_lite.errors import ConfigError, DataError
@@ -189,6 +190,47 @@ def test_batches_have_all_pictures_in_the_order_of_rows(folder):
     assert [conversation.pictures for conversation in batch["conversation"]] == [2, 0, 1]
     assert "image" not in dataset.collater([dataset[1]])
     assert torch.equal(dataset[2]["image"][0], dataset[0]["image"][0])  # a data: address of the same picture
+
+
+def test_controls_replace_every_picture_of_a_row_by_another_one(folder):
+    rows = [said(("user", "<image>?"), ("assistant", "One."), images=["0.png"]), DIALECTS["ShareGPT"][0],
+            said(("user", "<image> or <image>?"), ("assistant", "Both."), images=["0.png", "1.png"]),
+            said(("user", "<image> and <image>?"), ("assistant", "Both."), images=["2.png", "1.png"])]
+    dataset = ChatBuilder("talks", section(folder, rows)).build("train", False)
+    assert dataset is not None
+    wrong, blind = AblatedConversations(dataset, "wrong_image"), AblatedConversations(dataset, "blind")
+    for index in range(4):
+        own, other, none = (data[index] for data in (dataset, wrong, blind))
+        assert own["conversation"] == other["conversation"] == none["conversation"]
+        assert len(own["image"]) == len(other["image"]) == len(none["image"])
+        assert not any(map(torch.equal, own["image"], other["image"])) and not any(one.any() for one in none["image"])
+    assert sorted(wrong.others.values()) == sorted(wrong.others)  # each picture stands for one other
+    assert wrong.collater([wrong[2], wrong[1]])["picture_counts"] == [2, 0]
+    texts = ChatBuilder("talks", section(folder, [DIALECTS["ShareGPT"][0]])).build("train", False)
+    assert AblatedConversations(texts, "blind")[0]["image"] == []
+    with pytest.raises(DataError, match="needs at least two different images"):
+        AblatedConversations(texts, "wrong_image")
+    with pytest.raises(DataError, match="list has no media, sample, views"):
+        AblatedConversations([], "blind")
+
+
+def test_a_video_and_an_image_can_stand_for_each_other():
+    class Files:
+        def media(self, index: int) -> list[tuple[str, str]]:
+            return [[("image", "a")], [("video", "b")]][index]
+
+        def views(self, kind: str, name: str, rng: Any = None) -> list[Any]:
+            return [torch.full((1,), ord(name) + frame) for frame in range(1 if kind == "image" else 3)]
+
+        def sample(self, index: int, rng: Any = None, picture: Any = None) -> Any:
+            return [[int(view) for view in views] for views in picture]
+
+        def __len__(self) -> int:
+            return 2
+
+        __getitem__ = sample
+
+    assert [AblatedConversations(Files(), "wrong_image")[row] for row in (0, 1)] == [[[98]], [[97, 97, 97]]]
 
 
 def test_samples_are_a_function_of_seed_and_index(folder):

@@ -50,6 +50,27 @@ def questions(folder: Path) -> str:
     return "q.parquet"
 
 
+def bench(folder: Path) -> str:
+    """LLaVA-Bench's own file: questions to be answered."""
+    files_of(folder / "pics", 4)
+    write(folder / "questions.jsonl", [{"question_id": n, "image": f"{n}.png", "category": "conv", "text": f"What {n}?"}
+                                       for n in range(4)])
+    return "questions.jsonl --image-root pics"
+
+
+def unanswered(folder: Path) -> str:
+    files_of(folder / "pics", 4)
+    write(folder / "q.jsonl", [{"question_id": n, "image": f"{n}.png", "question": f"What {n}?"} for n in range(4)])
+    return "q.jsonl --image-root pics"
+
+
+def pope(folder: Path) -> str:
+    files_of(folder / "pics", NUMBER)
+    write(folder / "pope.jsonl", [{"question_id": n, "image": f"{n}.png", "text": f"Is there {n}?", "label": "yes"}
+                                  for n in range(NUMBER)])
+    return "pope.jsonl --image-root pics"
+
+
 def hub(folder: Path) -> str:
     rows = [{"messages": [{"role": "user", "content": "<image>Which?"}, {"role": "assistant", "content": "This."}],
              "images": [{"bytes": png(n), "path": None}]} for n in range(NUMBER)]
@@ -77,6 +98,8 @@ MADE: dict[str, tuple[Callable[[Path], str], str, int]] = {
     "OpenAI": (dialect("OpenAI"), "chat", 12), "ms-swift": (dialect("ms-swift"), "chat", 12),
     "mixed": (mixed, "chat", 12), "LLaVA": (dialect("LLaVA"), "image_dialogue", 12),
     "parquet": (parquet_captions, "custom", 12), "parquet questions": (questions, "image_qa", 12),
+    **{name: (dialect(name), "chat", 12) for name in ("alpaca", "pairs", "Hugging Face")},
+    "LLaVA-Bench": (bench, "chat", 4), "unanswered": (unanswered, "image_qa", 4), "POPE": (pope, "image_qa", 12),
     "hub": (hub, "chat", 15), "datasets": (datasets_folder, "custom", 16), "imagefolder": (imagefolder, "custom", 12)}
 
 
@@ -104,6 +127,23 @@ def test_formats_load_unmodified(name: str, work_folder: Path, capsys: pytest.Ca
     built = [dataset for split in made.splits() if (dataset := made.build(split, split == "train"))]
     assert sum(len(dataset.table) for dataset in built) == count
     assert all(dataset[0] for dataset in built)
+
+
+def test_questions_without_answers_are_answered_by_their_recipe(work_folder: Path,
+                                                                capsys: pytest.CaptureFixture[str]) -> None:
+    source = unanswered(work_folder).split()
+    assert run_command("data", ["check", *source, "--write-yaml", "recipe.yaml"]) == 0
+    assert "Answer with: python evaluate.py --cfg-path recipe.yaml" in capsys.readouterr().out
+    assert run_command("evaluate", ["--cfg-path", "recipe.yaml", "--options", "run.output_dir=out",
+                                    "run.num_workers=0"]) == 0, capsys.readouterr().err
+    (path,) = work_folder.glob("out/*/results/*_predictions.json")
+    assert [row["question_id"] for row in json.loads(path.read_text())] == [0, 1, 2, 3]
+    bench(work_folder / "bench")
+    asked = ["check", "bench/questions.jsonl", "--image-root", "bench/pics", "--write-yaml", "bench.yaml"]
+    assert run_command("data", asked) == 0
+    run = yaml.safe_load((work_folder / "bench.yaml").read_text())["run"]
+    assert run["task"] == "chat" and run["evaluate"] and run["test_splits"] == ["test"] and "max_iters" not in run
+    assert "evaluate.py --cfg-path bench.yaml --options model.load_pretrained=true" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["mixed", "hub"])

@@ -148,3 +148,11 @@ def test_a_tokenizer_without_a_template_is_refused_with_the_choices():
 def test_a_template_that_does_not_extend_or_refuses(template, told):
     with pytest.raises(DataError, match=told):
         apply_template(TALK, "tokenizer", Tokenizer(template))
+
+
+@pytest.mark.parametrize(("role", "told"), [
+    ("narrator", "turn 3 of a conversation is from 'narrator'; "),
+    ("system", "turn 3 of a conversation is the system's; a system turn comes first")])
+def test_other_roles_are_not_taken_for_answers(role: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        apply_template(Conversation((*TALK.turns[:2], Turn(role, ("Be brief.",))), 1), "vicuna_v1")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lavis_lite.conversation import Picture
+from lavis_lite.conversation import Picture, Turn
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.controls import AblatedImages
 from projects.flamingo.shots import ShotsDataset
@@ -59,11 +59,25 @@ def test_examples_of_text_alone_have_no_pictures() -> None:
     assert sample["conversation"].turns[-1].parts == (Picture(0), "q4")
 
 
-def test_training_draws_how_many_and_learns_every_answer() -> None:
+def test_training_draws_examples_and_learns_every_answer() -> None:
     samples = [shots(2, training=True).sample(0, random.Random(seed)) for seed in range(20)]
-    assert {len(sample["image"]) for sample in samples} == {1, 2, 3}
+    assert len({int(sample["image"][0][0, 0, 0]) for sample in samples}) > 4  # others every time
+    assert {len(sample["image"]) for sample in samples} == {3}  # so that 0, 1 and 2 examples are learned equally often
     assert all(turn.learned == (turn.role == "assistant") for sample in samples
                for turn in sample["conversation"].turns)
+
+
+def test_captions_in_turns() -> None:
+    class Captions(Questions):
+        def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> dict[str, Any]:
+            return {"image": self.picture(index), "text_input": f"caption {index}", "instance_id": str(index)}
+
+    captions = Captions(True)
+    captions.sample_keys = ("image", "text_input", "instance_id")
+    sample = ShotsDataset(captions, captions, 1, 0, True, prompt="a photo of").sample(4)
+    last = sample["conversation"].turns[2:]
+    assert last == (Turn("user", (Picture(1), "a photo of")), Turn("assistant", ("caption 4",), True))
+    assert sample["image"][1][0, 0, 0] == 4.0
 
 
 def test_batches_and_the_control_with_other_pictures() -> None:

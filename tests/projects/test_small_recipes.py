@@ -42,4 +42,5 @@ def test_each_stage_starts_from_the_one_before() -> None:
         assert stage2.model.pretrained == compose(Recipe("blip2/small_stage1").path).config.run.output_dir
         assert tuned.model.pretrained == stage2.run.output_dir and tuned.model["qformer_text_input"]
         assert tuned.model["pretrained_stage1"] == stage2.model.pretrained and stage2.model.load_pretrained
+        assert "quickgelu" in tuned.model["vit_model"]  # the activation that these weights were trained with
         assert [need.value for need in timm_weights(tuned.model)] == ["timm/vit_base_patch16_clip_224.openai"]

@@ -8,16 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from lavis_lite.checkpoints.weights import build_model
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.compose import compose
+from lavis_lite.config.schema import BuildInfo, FileConfig, StorageConfig
 from lavis_lite.conversation import Conversation, Picture, Turn
+from lavis_lite.datasets.builders.chat import ChatBuilder, ChatConfig
 from lavis_lite.models.vision_language.config import VisionLanguageConfig
 from lavis_lite.preflight import check
+from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import unmet_needs
 from lavis_lite.tasks.chat import ChatTask, chosen, summed_loss, until_last_question
 from lavis_lite.tasks.config import ChatRunConfig
+from tests.datasets.conftest import pair
 from tests.datasets.test_column_files import files_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,7 +108,8 @@ def test_llava_bench_is_answered_from_its_own_files(tmp_path: Path, monkeypatch:
     files_of(tmp_path / "images", 3)
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in BENCH))
     monkeypatch.chdir(ROOT)
-    options = ["model.model_type=mini", "model.load_pretrained=false", "run.amp=false", "run.max_len=3",
+    options = ["run.control=wrong_image", "run.amp=false", "run.max_len=3", "model.model_type=mini",
+               "model.load_pretrained=false",
                f"datasets.llava_bench.build_info.annotations.test.storage={tmp_path}/questions.jsonl",
                f"datasets.llava_bench.build_info.images.storage={tmp_path}/images", f"run.output_dir={tmp_path}/out",
                "run.num_workers=0", "run.allow_untrained=true"]
@@ -114,11 +120,45 @@ def test_llava_bench_is_answered_from_its_own_files(tmp_path: Path, monkeypatch:
     assert [(one["question_id"], one["prompt"], one["metadata"]) for one in answers] == [
         (row["question_id"], row["text"], {"category": "conv"}) for row in BENCH]
     assert {one["model_id"] for one in answers} == {"vision_language/mini"}
-    assert "LLaVA-Bench" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "with other samples' images" in out and "LLaVA-Bench" in out
+    page = next(tmp_path.glob("out/*/results/report.html")).read_text()
+    samples = json.loads(next(tmp_path.glob("out/*/results/*_samples.json")).read_text())["samples"]
+    assert all(row["text"] in page for row in BENCH) and page.count("/9j/") >= 3  # three thumbnails, JPEGs in base64
+    assert [(one["prompt"], one["group"], "references" in one) for one in samples] == [
+        (row["text"], "conv", False) for row in BENCH]
     with_training = ["run.evaluate=false", "run.train_splits=[test]", "run.max_iters=1", "run.test_splits=[]"]
     assert run_command("train", ["--cfg-path", "projects/llava/llava_bench.yaml", "--options", *options,
                                  *with_training]) != 0
     assert "questions.jsonl:1: has no answer to learn" in capsys.readouterr().err
+
+
+def test_a_page_shows_the_turns_before_and_all_pictures(tmp_path: Path) -> None:
+    files_of(tmp_path / "images", 2)
+    rows = [{"system": "Be brief.", "image": ["0.png", "1.png"], "conversations": [
+                {"from": "human", "value": "<image>or<image>?"}, {"from": "gpt", "value": "Both."},
+                {"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "Yes."}]},
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."},
+                               {"from": "human", "value": "Bye"}]}]
+    (tmp_path / "talks.json").write_text(json.dumps(rows))
+    info = BuildInfo(annotations={"test": FileConfig(storage=str(tmp_path / "talks.json"))},
+                     images=StorageConfig(storage=str(tmp_path / "images")))
+    eyes = {"name": "blip_image_eval", "image_size": 16}
+    dataset = ChatBuilder("talks", ChatConfig(builder="chat", build_info=info, vis_processor=pair(eyes, eyes))).build(
+        "test", False)
+    found = [{"id": 0, "index": 0, "answer": "Yes.", "loss": 1.0, "tokens": 2.0},
+             {"id": 1, "index": 1, "answer": "Bye", "loss": 1.0, "tokens": 2.0}]
+    for control, shown in (("none", "0.png | 1.png"), ("wrong_image", "1.png | 0.png"), ("blind", None)):
+        task = ChatTask(ChatRunConfig(control=control))
+        first, second = task.report(found, dataset, "test")
+        assert first == ReportSample(0, "Yes.", "Sure?", ["Yes."], {"exact": 1.0}, True, first.picture,
+                                     context="system: Be brief.\nuser: or?\nassistant: Both.")
+        assert (first.picture and first.picture.name) == shown
+        assert second.references == [] and second.right is None and second.picture is None and not second.scores
+        assert task.score(None, found, dataset, "test") == {"loss": 0.5, "exact": 1.0, "agg_metrics": -0.5}
+        if first.picture is not None:
+            image = first.picture.load()
+            assert isinstance(image, Image.Image) and image.width > 1.9 * image.height
 
 
 def test_a_model_without_conversations_is_named_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from lavis_lite.checkpoints.formats.hf_fields import (
     refuse_uncarried,
 )
 from lavis_lite.checkpoints.formats.key_maps import to_hf
+from lavis_lite.checkpoints.formats.owl import owl_section
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.blip2.base import Blip2Base
 from lavis_lite.models.language.contract import language_model_of
@@ -166,16 +167,18 @@ def section_of(config: Mapping[str, Any], folder: Path | str | None = None) -> d
         folder: where it lies, with the tokenizers; None: `tokenizer` and `llm_tokenizer` are left to the caller.
 
     Raises:
-        CheckpointError: it is not a BLIP-2, InstructBLIP or LLaVA model, or has fields that no section can follow.
+        CheckpointError: it is no BLIP-2, InstructBLIP, LLaVA or mPLUG-Owl, or has fields that no section can follow.
     """
     kind = config.get("model_type")
     if kind == "llava":
         from lavis_lite.checkpoints.formats.llava import llava_section  # most configurations are none
 
         return llava_section(config, folder)
+    if kind == "mplug-owl":
+        return owl_section(config, folder)
     if kind not in MODEL_TYPES.values():
         raise CheckpointError(f"config.json is of a {kind!r}, not of a BLIP-2, InstructBLIP or LLaVA model of "
-                              "transformers.")
+                              "transformers, and not of mPLUG-Owl's first version.")
     config = completed(config)
     refuse_uncarried(config)
     retrieval = RETRIEVAL in (config.get("architectures") or [])

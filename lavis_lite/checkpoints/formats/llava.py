@@ -20,7 +20,6 @@ from lavis_lite.errors import CheckpointError
 if TYPE_CHECKING:
     from lavis_lite.models.vision_language.model import VisionLanguage
 
-CLIP_EPS = 1e-5
 BEGINNINGS = (
     ("model.vision_tower.vision_tower.", "vision_tower."),
     ("model.vision_tower.", "vision_tower."),
@@ -123,7 +122,8 @@ def llava_section(config: Mapping[str, Any], folder: Path | str | None = None) -
         "vit_layer": read if len(read) > 1 else read[0],
         "vit_cls": "drop" if full["vision_feature_select_strategy"] == "default" else "keep",
         "vit_args": {"depth": blocks, "width": vision["hidden_size"], "heads": vision["num_attention_heads"],
-                     "patch_size": vision["patch_size"], "mlp_ratio": mlp_ratio(vision)},
+                     "patch_size": vision["patch_size"], "mlp_ratio": mlp_ratio(vision),
+                     "norm_eps": vision["layer_norm_eps"]},
         "connector": {"type": "mlp", "depth": 2},
         "llm_args": {"vocab_size": CONFIG_MAPPING[kind]().vocab_size, "model_type": kind, **sizes},
         "llm_family": kind if kind == "llama" else "general"}
@@ -132,7 +132,7 @@ def llava_section(config: Mapping[str, Any], folder: Path | str | None = None) -
 
 def _refuse(config: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
     """Raise a CheckpointError that names what `vision_language` computes in another way."""
-    wanted = {"model_type": "clip_vision_model", "hidden_act": "quick_gelu", "layer_norm_eps": CLIP_EPS}
+    wanted = {"model_type": "clip_vision_model", "hidden_act": "quick_gelu"}
     errors = [f"vision_config.{key} is {vision.get(key)!r} (here {value!r})" for key, value in wanted.items()
               if vision.get(key) != value]
     for key, value in (("projector_hidden_act", "gelu"), ("multimodal_projector_bias", True)):
@@ -171,7 +171,7 @@ def llava_config(model: VisionLanguage, text_config: dict[str, Any], image_token
     vision = {"model_type": "clip_vision_model", "hidden_size": encoder.vit.embed_dim, "num_hidden_layers": depth,
               "intermediate_size": block.mlp.fc1.out_features, "num_attention_heads": block.attn.num_heads,
               "image_size": encoder.image_size, "patch_size": encoder.patch_size, "hidden_act": "quick_gelu",
-              "layer_norm_eps": CLIP_EPS}
+              "layer_norm_eps": block.norm1.eps}
     content: dict[str, Any] = LlavaConfig(
         vision_config=vision, text_config=text_config, image_token_index=image_token,
         image_seq_length=encoder.num_tokens, vision_feature_layer=layers if len(layers) > 1 else layers[0],

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from lavis_lite.conversation import Conversation, Picture, Role, Turn
+from lavis_lite.datasets.annotations.columns import KNOWN
 from lavis_lite.datasets.annotations.kinds import describe, file_name, text
 from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable, cached_table, made_rows, numbered_rows
 from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
@@ -43,7 +44,7 @@ COLUMNS = {"image": ("image", "images"), "video": ("video", "videos")}
 FACTS = ("question_id", "category")
 """columns that evaluations repeat"""
 READ = (*FACTS, "conversations", "messages", "conversation", "query", "response", "history", "instruction", "input",
-        "output", "system", "image", "images", "video", "videos", *FLAGS)
+        "output", "system", "text", "image", "images", "video", "videos", *FLAGS)
 """columns of all dialects"""
 MOST_CHARACTERS = 200_000
 """of a turn"""
@@ -148,9 +149,14 @@ def to_conversation(row: Row, pictures: Sequence[int] | None = None) -> Conversa
     return Conversation(turns, sum(counts))
 
 
+def is_benchmark(columns: Sequence[str]) -> bool:
+    """Whether a file with these columns has questions to be answered, in the layout of LLaVA-Bench."""
+    return {"question_id", "text"} <= set(columns) and not {"caption", "output", *KNOWN["answer"]} & set(columns)
+
+
 def is_conversation(columns: Sequence[str]) -> bool:
     """Whether a file with these columns has conversations; its rows may be of several dialects."""
-    return bool({"conversations", "messages", "conversation"} & set(columns)) or any(
+    return is_benchmark(columns) or bool({"conversations", "messages", "conversation"} & set(columns)) or any(
         set(pair) <= set(columns) for pair in (("query", "response"), ("instruction", "output")))
 
 

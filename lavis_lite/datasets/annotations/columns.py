@@ -77,6 +77,8 @@ def guess_columns(path: Path, named: Mapping[str, str] | None = None, form: File
             found[key] = fitting[0]
             if len(fitting) > 1:
                 others[key] = fitting[1:]
+    if "question" not in found and {"question_id", "answer"} <= found.keys() and found.get("caption") == "text":
+        found["question"] = found.pop("caption")  # POPE's layout
     return Columns(present, {key: found[key] for key in KNOWN if key in found}, others)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from lavis_lite.config.schema import BuildInfo, DatasetConfig, FileConfig, StorageConfig
-from lavis_lite.datasets.annotations.chats import COLUMNS, READ, is_conversation
+from lavis_lite.datasets.annotations.chats import COLUMNS, READ, is_benchmark, is_conversation
 from lavis_lite.datasets.annotations.columns import KNOWN, Columns, guess_columns, split_values
 from lavis_lite.datasets.annotations.dialogues import read_dialogues
 from lavis_lite.datasets.annotations.layout import Layout
@@ -35,7 +35,8 @@ def guess(path: Path, image_root: Path | None = None, named: Mapping[str, str] |
     """(a section that reads a file or a folder of shards, notes on what was guessed).
 
     A file of conversations is read by `chat`, or by `image_dialogue` if every row is about one picture. A file with
-    questions is read by `image_qa`, tars by `chat` or by `image_shards`, and any other file by `custom`.
+    questions is read by `image_qa`, tars by `chat` or by `image_shards`, and any other file by `custom`. Questions
+    without an answer are the split test.
 
     Args:
         path: JSON, JSONL, CSV, TSV, Parquet or Arrow; a folder with such files; or one with tars and their index.
@@ -57,6 +58,9 @@ def guess(path: Path, image_root: Path | None = None, named: Mapping[str, str] |
     first = next(iter(splits.values()))[0]
     columns = guess_columns(first, named, form)
     root = (image_root or first.parent).absolute()
+    asked = is_benchmark(columns.present) or "question" in columns.found and "answer" not in columns.found
+    if asked and list(splits) == ["train"]:  # nothing to learn
+        splits = {"test": splits["train"]}
     storage = {split: [str(file.absolute()) for file in files] for split, files in splits.items()}
     info = BuildInfo({split: FileConfig(storage=files[0] if len(files) == 1 else list(files))
                       for split, files in storage.items()}, images=StorageConfig(storage=str(root)))
@@ -166,6 +170,8 @@ RUNS: dict[Goal, dict[str, Any]] = {
 LOOP = {"runner": "runner_iter", "max_iters": 200, "batch_size_train": 16, "batch_size_eval": 32, "num_workers": 1,
         "init_lr": 1e-4, "min_lr": 1e-5, "warmup_lr": 1e-6, "warmup_steps": 20, "lr_sched": "linear_warmup_cosine_lr",
         "log_freq": 10, "save_every": 100, "train_splits": ["train"]}
+TRAINING = LOOP.keys() - {"batch_size_eval", "num_workers"}
+"""keys of a run that an evaluation does not need"""
 HELD: dict[str, tuple[str, tuple[Goal, ...]]] = {
     "image_qa": ("questions", ("vqa",)), "image_dialogue": ("questions", ("vqa",)),
     "chat": ("conversations", ("chat",))}
@@ -174,7 +180,7 @@ HEADING = """\
 # Written by `data check {source}`: {what}.
 # The packaged mini model knows the words and shapes of a generated world. For real pictures choose another
 # model.model_type, for example {released}; `python -m lavis_lite zoo` lists them all.
-#   python train.py --cfg-path {recipe}
+#   {command}
 """
 RELEASED: dict[Goal, str] = {"captioning": "caption_coco_opt2.7b", "pretrain": "pretrain", "vqa": "vqa_opt2.7b",
                             "chat": "llava15_7b with model.template=vicuna_v1"}
@@ -208,14 +214,20 @@ def write_recipe(recipe: Path, source: str, name: str, section: DatasetConfig, m
     if section.builder == "image_dialogue":
         run |= {"prompt": None, "max_len": 40}
         model["max_txt_len"] = 64  # the history is part of the prompt
+    what, way_on = f"{goal} on its {texts}, " + (
+        f"scored on {', '.join(held_out)}" if held_out else "without a held-out split: the images are too few"), "train"
+    if "train" not in section.build_info.annotations:
+        what, way_on = f"answers to its {texts}, which nothing is learned from", "evaluate"
+        run = {"evaluate": True, **{key: value for key, value in run.items() if key not in TRAINING}}
     tree = {"model": model, "datasets": {name: _as_yaml(section)}, "run": run}
-    what = f"{goal} on its {texts}, " + (
-        f"scored on {', '.join(held_out)}" if held_out else "without a held-out split: the images are too few")
-    heading = HEADING.format(source=source, what=what, released=RELEASED[goal], recipe=recipe)
+    command = f"python {way_on}.py --cfg-path {recipe}"
+    if way_on == "evaluate" and goal == "chat":  # the packaged connectors are not trained
+        command += " --options model.load_pretrained=true model.pretrained=RUN"
+    heading = HEADING.format(source=source, what=what, released=RELEASED[goal], command=command)
     text = heading + "\n" + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
     recipe.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(recipe, text)
-    return f"{recipe}: {what}. Train with: python train.py --cfg-path {recipe}"
+    return f"{recipe}: {what}. {'Train' if way_on == 'train' else 'Answer'} with: {command}"
 
 
 def _hold_out(section: DatasetConfig, make: MakeBuilder) -> list[str]:
@@ -223,7 +235,8 @@ def _hold_out(section: DatasetConfig, make: MakeBuilder) -> list[str]:
 
     A column that says which split a row belongs to is used; else a share of the images is held out.
     """
-    if getattr(section, "split_column", None) or len(section.build_info.annotations) > 1:
+    named = section.build_info.annotations
+    if getattr(section, "split_column", None) or len(named) > 1 or "train" not in named:
         return [split for split in HELD_OUT if split in make(section).splits()]
     for fraction in FRACTIONS if "val_fraction" in section else ():
         section.val_fraction = fraction  # type: ignore[attr-defined]

@@ -135,7 +135,7 @@ class AbstractorLayer(nn.Module):
         self.attention = Attention(width, width, heads, bias=True, dropout=dropout, features_first=False)
         self.norm_attended = nn.LayerNorm(width)
         self.gate, self.up, self.down = nn.Linear(width, inner), nn.Linear(width, inner), nn.Linear(inner, width)
-        self.norm_inner = nn.LayerNorm(inner)
+        self.norm_inner = nn.LayerNorm(inner, eps=1e-6)  # the release's: 1e-6 here, torch's own in the other norms
 
     def forward(self, queries: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
         """float[B,Q,Dv], float[B,P,Dv] -> float[B,Q,Dv]."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.conversation import Conversation, Picture, Turn
+from lavis_lite.errors import ConfigError
 from lavis_lite.models.decoding import Decoding
 from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.segments import insert_pictures
@@ -52,15 +53,20 @@ class Chat:
         return "".join(self.stream(text, images))
 
     def stream(self, text: str, images: Sequence[Tensor] = ()) -> Iterator[str]:
-        """The answer to a user's turn, piece by piece. An answer that is not read to its end is forgotten.
+        """The answer to a user's turn, piece by piece.
+
+        An answer is forgotten if it is not read to its end, or if the conversation went on or began anew meanwhile.
 
         Args:
             text: of the turn.
             images: its pictures, each float[3,H,W] as the image processor gives it; they come before the text.
 
         Raises:
+            ConfigError: the turn is no text, or a picture no such tensor.
             TextTooLongError: the conversation has no more room in the model's positions.
         """
+        _check_turn(text, images)
+        begun = self.turns
         with torch.no_grad():
             vectors = [*self.vectors, *(self.embed(image[None], text) for image in images)]
         pictures = tuple(Picture(number) for number in range(len(self.vectors), len(vectors)))
@@ -71,4 +77,17 @@ class Chat:
         for piece in self.language_model.generate_stream([insert_pictures(pieces, vectors)], self.options):
             answer += piece
             yield piece
-        self.turns, self.vectors = [*turns, Turn("assistant", (answer or " ",))], vectors
+        if self.turns is begun:
+            self.turns, self.vectors = [*turns, Turn("assistant", (answer or " ",))], vectors
+
+
+def _check_turn(text: object, images: object) -> None:
+    """Raise ConfigError unless a turn is a text and a list of processed pictures."""
+    if not isinstance(text, str):
+        raise ConfigError(f"chat: a turn is a text, not {type(text).__name__}.")
+    given = images if isinstance(images, list | tuple) else [images]
+    wrong = next((one for one in given if not isinstance(one, Tensor) or one.ndim != 3), None)
+    if wrong is not None or given is not images:
+        found = f"float{list(images.shape)}" if isinstance(images, Tensor) else type(wrong).__name__
+        raise ConfigError(f"chat: images must be a list of tensors float[3,H,W], as vis_processors['eval'](picture) "
+                          f"makes them, not {found}.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +34,8 @@ class ViTShape:
     mlp_ratio: float
     patch_size: int
     """pixels per side"""
+    norm_eps: float = 1e-6
+    """added to the variance in every norm"""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -57,7 +60,7 @@ class Preset:
 PRESETS = {
     # EVA-CLIP's ViT-g/14 has 40 blocks, CLIP's ViT-L/14 has 24; the last one is not run
     "eva_clip_g": Preset("eva", ViTShape(1408, 39, 16, 4.3637, 14), align_corners=False),
-    "clip_L": Preset("clip", ViTShape(1024, 23, 16, 4.0, 14), align_corners=True),
+    "clip_L": Preset("clip", ViTShape(1024, 23, 16, 4.0, 14, 1e-5), align_corners=True),
 }
 
 FEATURES = "features"
@@ -66,8 +69,8 @@ MINI = "mini"
 """The embedded default: 64-pixel images, weights in the package."""
 MINI_PATCH_SIZE = 8
 """pixels per side"""
-SIZES = ("depth", "width", "heads", "mlp_ratio", "patch_size")
-"""dimensions of an encoder that a caller may override"""
+SIZES = ("depth", "width", "heads", "mlp_ratio", "patch_size", "norm_eps")
+"""dimensions of an encoder that a caller may override, and the epsilon of its norms"""
 
 MINI_DEPTH = 4
 """its blocks"""
@@ -152,6 +155,11 @@ def check_timm_name(name: str) -> None:
                           f"Take one of {', '.join(PRESETS)} or a name from timm.list_models('vit_*').")
 
 
+def timm_repository(name: str) -> str:
+    """The repository with the weights of a name of timm: one serves both activations of CLIP's ViTs."""
+    return f"timm/{name.replace('_quickgelu', '')}"
+
+
 def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[str, Any], pretrained: bool,
                layer: Layer = None) -> tuple[nn.Module, list[int], int]:
     """Any ViT of timm by its name (`vit_base_patch16_224.augreg_in21k`), cut behind the last layer that is read.
@@ -164,10 +172,12 @@ def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[
     """
     check_timm_name(name)
     import timm
+    import torch
 
-    renamed = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "mlp_ratio": "mlp_ratio",
-               "patch_size": "patch_size"}
-    arguments = {renamed[key]: value for key, value in changes.items() if value is not None}
+    renamed = {"width": "embed_dim", "heads": "num_heads"}
+    arguments = {renamed.get(key, key): value for key, value in changes.items() if value is not None}
+    if "norm_eps" in arguments:
+        arguments["norm_layer"] = partial(torch.nn.LayerNorm, eps=arguments.pop("norm_eps"))
     if "depth" in arguments:
         arguments["depth"] += 1  # the caller counts the blocks that run
     vit: Any = timm.create_model(name, pretrained=pretrained, img_size=image_size, num_classes=0,
@@ -249,7 +259,7 @@ class EncoderConfig(ModelConfig):
     vit_weights: str | None = None
     """file or URL of the vision encoder's weights; None: the preset's own; "timm": timm's download; "random": none"""
     vit_args: dict[str, Any] = field(default_factory=dict)
-    """other dimensions for the vision encoder: depth, width, heads, mlp_ratio, patch_size"""
+    """other dimensions for the vision encoder: depth, width, heads, mlp_ratio, patch_size; norm_eps of its norms"""
     vit_layer: Any = None
     """which layer gives the features: from 1, or from the end (-1: the last with its norm, -2: the one before). A list
     joins several along the channels. null: -2, of mini -1"""

@@ -98,7 +98,7 @@ class VisionEncoder(Encoder):
         layer: see `lavis_lite.models.vision.config.chosen_layers`.
         prefix: keep | drop the tokens in front of the patches: class token, register tokens.
         train: frozen | full | last_N (the last N of the blocks that run) | lora; None: by `frozen`.
-        depth, width, heads, mlp_ratio, patch_size: override the preset's dimensions (depth: blocks before the last).
+        depth, width, heads, mlp_ratio, patch_size, norm_eps: override the preset's (depth: blocks before the last).
 
     Attributes:
         vit: timm's model; its parameter names are those of LAVIS' EVA ViT.
@@ -115,7 +115,8 @@ class VisionEncoder(Encoder):
                  grad_checkpoint: bool | str = False, precision: Precision = "fp32", frozen: bool | None = None,
                  pretrained: bool = False, *, layer: Layer = None, prefix: Literal["keep", "drop"] = "keep",
                  train: str | None = None, depth: int | None = None, width: int | None = None,
-                 heads: int | None = None, mlp_ratio: float | None = None, patch_size: int | None = None) -> None:
+                 heads: int | None = None, mlp_ratio: float | None = None, patch_size: int | None = None,
+                 norm_eps: float | None = None) -> None:
         super().__init__()
         if precision not in get_args(Precision):
             raise ConfigError(f"model.vit_precision: {precision!r} is not one of {', '.join(get_args(Precision))}.")
@@ -123,7 +124,8 @@ class VisionEncoder(Encoder):
         how, blocks = training_of(train, frozen)
         if how not in ("frozen", None):
             self._check_trainable()
-        changes = {"depth": depth, "width": width, "heads": heads, "mlp_ratio": mlp_ratio, "patch_size": patch_size}
+        changes = {"depth": depth, "width": width, "heads": heads, "mlp_ratio": mlp_ratio, "patch_size": patch_size,
+                   "norm_eps": norm_eps}
         self.align_corners = False
         self.vit, self.layers, self.total_layers = self._build(drop_path_rate, changes, pretrained, layer)
         self.patch_size = int(self.vit.patch_embed.patch_size[0])
@@ -294,20 +296,20 @@ MINI_WIDTH, MINI_HEADS = 128, 4
 def build_preset(kind: str, shape: ViTShape, image_size: int, drop_path_rate: float, with_norm: bool) -> nn.Module:
     """The ViT of a preset, without a head.
 
-    eva: EVA-CLIP's, with fused qkv, biases of q and v but none of k, eps 1e-6. clip: CLIP's, with a norm before the
-    blocks, no patch bias, QuickGELU, eps 1e-5. Both have absolute positions.
+    eva: EVA-CLIP's, with fused qkv and biases of q and v alone. clip: CLIP's, with a norm before the blocks, no patch
+    bias, QuickGELU. Both have absolute positions.
     """
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
-    kinds: dict[str, tuple[Any, float, dict[str, Any]]] = {
-        "eva": (Eva, 1e-6, {"qkv_bias": True, "qkv_fused": True, "use_abs_pos_emb": True, "use_rot_pos_emb": False}),
-        "clip": (VisionTransformer, 1e-5, {"pre_norm": True, "act_layer": "quick_gelu"}),
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "eva": (Eva, {"qkv_bias": True, "qkv_fused": True, "use_abs_pos_emb": True, "use_rot_pos_emb": False}),
+        "clip": (VisionTransformer, {"pre_norm": True, "act_layer": "quick_gelu"}),
     }
-    make, eps, own = kinds[kind]
+    make, own = kinds[kind]
     vit: nn.Module = make(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="",
                           embed_dim=shape.width, depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio,
-                          drop_path_rate=drop_path_rate, norm_layer=partial(nn.LayerNorm, eps=eps), **own)
+                          drop_path_rate=drop_path_rate, norm_layer=partial(nn.LayerNorm, eps=shape.norm_eps), **own)
     if not with_norm:
         vit.norm = nn.Identity()
     return vit

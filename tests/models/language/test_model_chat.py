@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lavis_lite.conversation import Conversation, Picture, Turn
+from lavis_lite.errors import ConfigError
 from lavis_lite.models.blip2.llm import Blip2LLM
 from lavis_lite.models.decoding import Decoding
 from lavis_lite.models.language.segments import insert_pictures
@@ -55,6 +56,31 @@ def test_an_answer_that_is_not_read_to_its_end_is_forgotten(model):
     assert chat.turns == [Turn("system", ("Be brief.",))] and chat.vectors == []
     assert "".join(chat.stream("what is it?", images(1))) == model.chat(OWN, OPTIONS, "Be brief.").ask(
         "what is it?", images(1))
+
+
+def test_an_answer_that_the_conversation_has_left_behind_is_forgotten(model):
+    chat = model.chat(OWN, OPTIONS)
+    late = chat.stream("what is it?", images(1))
+    next(late)
+    chat.ask("and this?")
+    after = list(chat.turns)
+    assert "".join(late) and chat.turns == after and chat.vectors == []
+    late = chat.stream("what is it?", images(1))
+    next(late)
+    chat.reset()
+    assert "".join(late) and chat.turns == []
+
+
+@pytest.mark.parametrize(("text", "given", "told"), [
+    (5, [], "a turn is a text, not int"),
+    ("hi", torch.zeros(3, 64, 64), r"not float\[3, 64, 64\]"),
+    ("hi", [torch.zeros(1, 3, 64, 64)], "images must be a list of tensors"),
+    ("hi", ["scene.jpg"], r"images must be a list of tensors float\[3,H,W\], as vis_processors.*not str")])
+def test_a_turn_is_a_text_with_processed_pictures(model, text, given, told):
+    chat = model.chat(OWN, OPTIONS)
+    with pytest.raises(ConfigError, match=told):
+        chat.ask(text, given)
+    assert chat.turns == []
 
 
 def test_answers_end_at_the_templates_separator(model):
