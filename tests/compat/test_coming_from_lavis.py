@@ -78,10 +78,45 @@ MEASURED = {
 }
 """first cell of a row -> the test that measures its meaning"""
 
+PORTED = {
+    "keys of a section": "test_sections::test_all_keys_are_kept_and_handed_over_as_lavis_does",
+    "a class under a name that LAVIS itself has, as in a copy of LAVIS that was changed in place":
+        "test_forks::test_lavis_names_are_the_fork_s_and_lavis_files_the_package_s",
+    "`PRETRAINED_MODEL_CONFIG_DICT`, `DATASET_CONFIG_DICT`":
+        "test_forks::test_yamls_that_only_lavis_has_are_made_of_the_package_s",
+    '`registry.mapping["paths"][...] = folder`':
+        "test_forks::test_lavis_names_are_the_fork_s_and_lavis_files_the_package_s",
+    '`samples["epoch"]`, `["iters"]`, `["num_iters_per_epoch"]`':
+        "test_forks::test_a_fork_that_changed_lavis_in_place",
+    "`compute_sim_matrix`": "test_forks::test_the_matrix_holds_itm_and_itc_of_the_best_candidates",
+    "`load_checkpoint`, `load_checkpoint_from_config`": "test_blip2_models::test_checkpoints_by_config",
+    "random numbers in a data set or processor":
+        "test_adapters::test_a_data_set_is_read_with_the_sample_s_own_randomness",
+    "samples that are no dictionaries": "test_adapters::test_questions_of_lavis_layout_become_flat_answers",
+    "a data set that returns None": "test_adapters::test_a_data_set_is_read_with_the_sample_s_own_randomness",
+    "`collater`": "test_adapters::test_batches_of_several_data_sets_have_shared_keys",
+    "`valid_step`, `after_evaluation`": "test_projects::test_two_ranks_see_what_one_sees",
+    "`build_datasets` of a task": "test_forks::test_a_fork_that_changed_lavis_in_place",
+    "a runner's `__init__(cfg, task, model, datasets, job_id)` and `lr_scheduler`":
+        "test_projects::test_a_stage_1_with_learned_prompts_and_a_runner_of_its_own",
+    "`epoch` in `after_evaluation`": "test_projects::test_a_chat_model_with_its_own_builder_and_keys",
+    "`get_optimizer_params(weight_decay, lr_scale)`":
+        "test_adapters::test_a_model_s_own_groups_reach_the_optimizer",
+    "`self.Qformer`": "test_qformer::test_queries_and_text_together",
+    "`Qformer.generate`": "test_own_copies::test_the_q_former_generates_as_the_package_does",
+    "a language model with words added": "test_own_copies::test_stage_2_in_half_precision_with_tokens_added",
+    "float16 weights": "test_own_copies::test_stage_2_in_half_precision_with_tokens_added",
+    "`torch.distributed` in a class": "test_own_copies::test_stage_1_that_calls_torch_distributed_itself",
+    "an option of a task that a class's `generate` does not take":
+        "test_own_copies::test_stage_1_that_calls_torch_distributed_itself",
+    "a vision encoder": "test_blip2_models::test_the_parts_people_touch",
+}
+"""first cell of a row of porting_a_lavis_project.md -> the test of this folder that measures it"""
 
-def tables(section: str) -> list[list[Row]]:
-    """The tables of a section of the page, without their heads; an empty first cell repeats the one above."""
-    text = re.search(rf"^## {section}\n(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+
+def tables(section: str, page: Path = PAGE) -> list[list[Row]]:
+    """The tables of a section of a page, without their heads; an empty first cell repeats the one above."""
+    text = re.search(rf"^## {section}\n(.*?)(?=^## |\Z)", page.read_text(encoding="utf-8"), re.M | re.S)
     assert text, section
     found: list[list[Row]] = []
     for block in re.findall(r"(?:^\|.*\|\n)+", text[1], re.M):
@@ -164,6 +199,14 @@ def is_measured(row: Row) -> bool:
 @rows("Commands and recipes")
 def test_commands_are_measured(row: Row) -> None:
     assert is_measured(row)
+
+
+def test_what_porting_says_is_measured() -> None:
+    (found,) = tables("What is the same, and what is not", PAGE.with_name("porting_a_lavis_project.md"))
+    assert [row[0] for row in found] == [*PORTED]
+    for target in PORTED.values():
+        module, _, name = target.partition("::")
+        assert f"def {name}(" in (Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"), target
 
 
 @rows("Training and decoding")

@@ -259,11 +259,6 @@ def concat_all_gather(tensor: Tensor) -> Tensor:
     return distributed.all_gather(tensor.detach())
 
 
-def all_gather_with_grad(tensor: Tensor) -> Tensor:
-    """The tensors of all ranks, joined along the first axis; the gradient comes back to each rank."""
-    return distributed.all_gather_with_grad(tensor)
-
-
 def tile(x: Tensor, dim: int, n_tile: int) -> Tensor:
     """Each entry of an axis `n_tile` times in a row."""
     return x.repeat_interleave(n_tile, dim)

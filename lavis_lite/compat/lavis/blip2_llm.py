@@ -41,27 +41,31 @@ class LavisBlip2LLM(Blip2Base, core.Blip2LLM):
     """what LAVIS calls the language model: opt | t5 | llm"""
 
     def _build(self, vit_model: str, img_size: int, drop_path_rate: float, use_grad_checkpoint: Any,
-               vit_precision: str, freeze_vit: bool, num_query_token: int, language_model: str, prompt: str,
-               max_txt_len: int, max_output_txt_len: int | None, reads_text: bool) -> None:
+               vit_precision: str, freeze_vit: bool, num_query_token: int, prompt: str, max_txt_len: int,
+               apply_lemmatizer: bool, max_output_txt_len: int | None = None, qformer_text_input: bool = False,
+               num_few_shot_examples: int = 0, few_shot_prob: float = 0.0, **language_model: str) -> None:
         """All parts, by the values of a LAVIS constructor."""
         BaseModel.__init__(self)
         self.tokenizer: Any = self.init_tokenizer(truncation_side="left")
         self.add_encoder(vit_model, img_size, drop_path_rate, use_grad_checkpoint, vit_precision, freeze_vit)
-        self.qformer_text_input = reads_text
+        self.qformer_text_input = qformer_text_input
         self.Qformer, self.query_tokens = self.init_Qformer(
             num_query_token, self.visual_encoder.num_features)  # type: ignore[arg-type]
         self.Qformer.cls = None
-        if reads_text:
+        if qformer_text_input:
             self.Qformer.resize_token_embeddings(len(self.tokenizer))
         else:
             drop_text_half(self.Qformer)
-        self._add_language_model(language_model, max_txt_len, max_output_txt_len)
+        self._add_language_model(language_model[f"{self.part}_model"], max_txt_len, max_output_txt_len)
         width = self.Qformer.config.hidden_size
         setattr(self, f"{self.part}_proj", nn.Linear(width, self.language_model.hidden_size))
         self.prompt, self.max_txt_len, self.max_output_txt_len = prompt, max_txt_len, max_output_txt_len
         ids = getattr(self, f"{self.part}_tokenizer")(prompt, return_tensors="pt").attention_mask
         self.prompt_length = int(ids.sum())
-        self.num_few_shot_examples, self.few_shot_prob, self.apply_lemmatizer = 0, 0.0, False
+        self.num_few_shot_examples, self.few_shot_prob = num_few_shot_examples, few_shot_prob
+        self.apply_lemmatizer = apply_lemmatizer
+        if self.part == "opt":
+            self.eos_token_id = self.language_model.tokenizer.end
 
     def _add_language_model(self, name: str, max_txt_len: int, max_output_txt_len: int | None) -> None:
         joint = max_txt_len if self.defaults.joint_limit else None
@@ -184,59 +188,48 @@ def drop_text_half(qformer: Any) -> None:
         layer.output = layer.intermediate = None
 
 
+def constructor(**settings: Any) -> Any:
+    """A constructor of LAVIS: its parameters in LAVIS' order, with LAVIS' defaults."""
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    signature = inspect.Signature([own, *(own.replace(name=name, default=value) for name, value in settings.items())])
+
+    def __init__(self: LavisBlip2LLM, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        self._build(**{name: value for name, value in bound.arguments.items() if name != "self"})
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    return __init__
+
+
+VISION = {"vit_model": "eva_clip_g", "img_size": 224, "drop_path_rate": 0, "use_grad_checkpoint": False,
+          "vit_precision": "fp16", "freeze_vit": True, "num_query_token": 32}
+T5 = {**VISION, "t5_model": "google/flan-t5-xl", "prompt": ""}
+LONG = {"max_txt_len": 128, "max_output_txt_len": 256, "apply_lemmatizer": False}
+
+
 class Blip2OPT(LavisBlip2LLM, core.Blip2OPT):
     """Stage 2 over OPT."""
 
     part = "opt"
-
-    def __init__(self, vit_model: str = "eva_clip_g", img_size: int = 224, drop_path_rate: float = 0,
-                 use_grad_checkpoint: Any = False, vit_precision: str = "fp16", freeze_vit: bool = True,
-                 num_query_token: int = 32, opt_model: str = "facebook/opt-2.7b", prompt: str = "",
-                 max_txt_len: int = 32, apply_lemmatizer: bool = False) -> None:
-        self._build(vit_model, img_size, drop_path_rate, use_grad_checkpoint, vit_precision, freeze_vit,
-                    num_query_token, opt_model, prompt, max_txt_len, None, reads_text=False)
-        self.eos_token_id = self.language_model.tokenizer.end
-        self.apply_lemmatizer = apply_lemmatizer
+    __init__ = constructor(**VISION, opt_model="facebook/opt-2.7b", prompt="", max_txt_len=32, apply_lemmatizer=False)
 
 
 class Blip2T5(LavisBlip2LLM, core.Blip2T5):
     """Stage 2 over FlanT5."""
 
     part = "t5"
-
-    def __init__(self, vit_model: str = "eva_clip_g", img_size: int = 224, drop_path_rate: float = 0,
-                 use_grad_checkpoint: Any = False, vit_precision: str = "fp16", freeze_vit: bool = True,
-                 num_query_token: int = 32, t5_model: str = "google/flan-t5-xl", prompt: str = "",
-                 max_txt_len: int = 32, apply_lemmatizer: bool = False) -> None:
-        self._build(vit_model, img_size, drop_path_rate, use_grad_checkpoint, vit_precision, freeze_vit,
-                    num_query_token, t5_model, prompt, max_txt_len, None, reads_text=False)
-        self.apply_lemmatizer = apply_lemmatizer
+    __init__ = constructor(**T5, max_txt_len=32, apply_lemmatizer=False)
 
 
 class Blip2T5Instruct(LavisBlip2LLM, core.Blip2T5Instruct):
     """InstructBLIP over FlanT5."""
 
     part = "t5"
-
-    def __init__(self, vit_model: str = "eva_clip_g", img_size: int = 224, drop_path_rate: float = 0,
-                 use_grad_checkpoint: Any = False, vit_precision: str = "fp16", freeze_vit: bool = True,
-                 num_query_token: int = 32, t5_model: str = "google/flan-t5-xl", prompt: str = "",
-                 max_txt_len: int = 128, max_output_txt_len: int = 256, apply_lemmatizer: bool = False,
-                 num_few_shot_examples: int = 0, few_shot_prob: float = 0, qformer_text_input: bool = True) -> None:
-        self._build(vit_model, img_size, drop_path_rate, use_grad_checkpoint, vit_precision, freeze_vit,
-                    num_query_token, t5_model, prompt, max_txt_len, max_output_txt_len, qformer_text_input)
-        self.apply_lemmatizer = apply_lemmatizer
-        self.num_few_shot_examples, self.few_shot_prob = num_few_shot_examples, few_shot_prob
+    __init__ = constructor(**T5, **LONG, num_few_shot_examples=0, few_shot_prob=0, qformer_text_input=True)
 
 
 class Blip2VicunaInstruct(LavisBlip2LLM, core.Blip2VicunaInstruct):
     """InstructBLIP over Vicuna."""
 
-    def __init__(self, vit_model: str = "eva_clip_g", img_size: int = 224, drop_path_rate: float = 0,
-                 use_grad_checkpoint: Any = False, vit_precision: str = "fp16", freeze_vit: bool = True,
-                 num_query_token: int = 32, llm_model: str = "", prompt: str = "", max_txt_len: int = 128,
-                 max_output_txt_len: int = 256, apply_lemmatizer: bool = False,
-                 qformer_text_input: bool = True) -> None:
-        self._build(vit_model, img_size, drop_path_rate, use_grad_checkpoint, vit_precision, freeze_vit,
-                    num_query_token, llm_model, prompt, max_txt_len, max_output_txt_len, qformer_text_input)
-        self.apply_lemmatizer = apply_lemmatizer
+    __init__ = constructor(**VISION, llm_model="", prompt="", **LONG, qformer_text_input=True)

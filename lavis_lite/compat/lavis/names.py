@@ -29,8 +29,12 @@ _IMAGE_PROCESSORS = ("BlipImageBaseProcessor", "BlipImageTrainProcessor", "Blip2
                      "BlipImageEvalProcessor", "BlipCaptionProcessor", "BlipQuestionProcessor")
 _CLIP_PROCESSORS = ("ClipImageTrainProcessor", "ClipImageEvalProcessor")
 _VIDEO_PROCESSORS = ("AlproVideoTrainProcessor", "AlproVideoEvalProcessor")
-_DIST = ("get_rank", "get_world_size", "get_dist_info", "is_main_process", "is_dist_avail_and_initialized",
-         "main_process", "init_distributed_mode", "download_cached_file")
+_DIST = {
+    "get_rank": "lavis_lite.distributed:rank", "get_world_size": "lavis_lite.distributed:world_size",
+    "is_main_process": "lavis_lite.distributed:is_main",
+    **_all(".utils", "get_dist_info", "is_dist_avail_and_initialized", "main_process", "init_distributed_mode"),
+    **_all(".base_model", "download_cached_file"),
+}
 _DATA_UTILS = {
     **_all(".datasets", "apply_to_sample", "move_to_cuda", "prepare_sample", "concat_datasets",
            "reorg_datasets_by_split"),
@@ -49,11 +53,11 @@ MODULES: dict[str, dict[str, str]] = {
     "lavis.common": {},
     "lavis.common.registry": {**_REGISTRY, "Registry": ".registry:LavisRegistry"},
     "lavis.common.config": _all(".config", "Config"),
-    "lavis.common.dist_utils": _all(".utils", *_DIST),
+    "lavis.common.dist_utils": _DIST,
     "lavis.common.utils": {
-        **_all(".utils", "now", "is_url", "get_cache_path", "get_abs_path", "makedir", "load_json", "load_file",
-               "download_url", "load_yaml", "is_abs", "get_file_size", "cleanup_dir", "is_convertible_to_int",
-               "download_and_extract_archive"),
+        **_all(".utils", "now", "is_url", "get_cache_path", "makedir", "load_json", "load_file", "download_url",
+               "load_yaml", "get_file_size", "cleanup_dir", "is_convertible_to_int", "download_and_extract_archive"),
+        "is_abs": "os.path:isabs", "get_abs_path": ".paths:get_abs_path",
         "registry": _REGISTRY["registry"],
     },
     "lavis.common.logger": _all(".utils", "MetricLogger", "SmoothedValue", "AttrDict", "setup_logger"),
@@ -63,8 +67,9 @@ MODULES: dict[str, dict[str, str]] = {
     "lavis.common.vqa_tools.vqa": _all(".vqa_tools", "VQA"),
     "lavis.common.vqa_tools.vqa_eval": _all(".vqa_tools", "VQAEval"),
     "lavis.models": {**_MODELS, **_ZOO, **_REGISTRY},
-    "lavis.models.base_model": _all(".base_model", "BaseModel", "BaseEncoder", "concat_all_gather",
-                                    "all_gather_with_grad", "tile"),
+    "lavis.models.base_model": {
+        **_all(".base_model", "BaseModel", "BaseEncoder", "concat_all_gather", "tile"),
+        **_all("lavis_lite.distributed", "all_gather_with_grad")},
     "lavis.models.blip2_models": {},
     BLIP2 + "blip2": {
         **_all(".blip2", "Blip2Base"), **_all(".vision", "LayerNorm", "disabled_train"),

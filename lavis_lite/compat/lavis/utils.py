@@ -18,35 +18,17 @@ import torch
 from omegaconf import OmegaConf
 
 from lavis_lite import distributed
-from lavis_lite.compat.lavis.base_model import download_cached_file
 from lavis_lite.compat.lavis.media import extract_archive
-from lavis_lite.compat.lavis.paths import ROOTS, get_abs_path
+from lavis_lite.compat.lavis.paths import ROOTS
 from lavis_lite.device import pick_device
 from lavis_lite.io import files
 from lavis_lite.process.launch import launch_from_environment
 
-__all__ = ["download_cached_file", "get_abs_path"]
-
 
 # lavis.common.dist_utils ----------------------------------------------------------------------------------------------
-def get_rank() -> int:
-    """This process among all."""
-    return distributed.rank()
-
-
-def get_world_size() -> int:
-    """How many processes there are."""
-    return distributed.world_size()
-
-
 def get_dist_info() -> tuple[int, int]:
     """(rank, world size)."""
     return distributed.rank(), distributed.world_size()
-
-
-def is_main_process() -> bool:
-    """Whether this is rank 0."""
-    return distributed.is_main()
 
 
 def is_dist_avail_and_initialized() -> bool:
@@ -115,17 +97,22 @@ def load_json(filename: str) -> Any:
 
 def load_file(filename: str, **unused: Any) -> Any:
     """The content of a JSON, JSON-lines, YAML or text file, by its ending."""
-    path = Path(filename)
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        return json.loads(text)
-    if path.suffix == ".jsonl":
+    kind, text = Path(filename).suffix, Path(filename).read_text(encoding="utf-8")
+    if kind == ".jsonl":
         return [json.loads(line) for line in text.splitlines() if line.strip()]
-    if path.suffix in (".yaml", ".yml"):
-        import yaml
+    if kind in (".yaml", ".yml"):
+        return load_yaml(filename)
+    return json.loads(text) if kind == ".json" else text
 
-        return yaml.safe_load(text)
-    return text
+
+def get_file_size(filename: str) -> float:
+    """Size of a file in MB."""
+    return Path(filename).stat().st_size / 2**20
+
+
+def load_yaml(filename: str) -> Any:
+    """The content of a YAML file."""
+    return OmegaConf.to_container(OmegaConf.load(filename))
 
 
 def download_url(url: str, root: str, filename: str | None = None, md5: str | None = None) -> None:
@@ -242,18 +229,3 @@ class MetricLogger:
 
     def __str__(self) -> str:
         return self.delimiter.join(f"{name}: {meter}" for name, meter in self.meters.items())
-
-
-def load_yaml(filename: str) -> Any:
-    """The content of a YAML file."""
-    return OmegaConf.to_container(OmegaConf.load(filename))
-
-
-def is_abs(filename: str) -> bool:
-    """Whether a path is absolute."""
-    return Path(filename).is_absolute()
-
-
-def get_file_size(filename: str) -> float:
-    """Size of a file in MB."""
-    return Path(filename).stat().st_size / 2**20
