@@ -300,14 +300,14 @@ def build_preset(kind: str, shape: ViTShape, image_size: int, drop_path_rate: fl
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
-    cls, eps, own = {
+    kinds: dict[str, tuple[Any, float, dict[str, Any]]] = {
         "eva": (Eva, 1e-6, {"qkv_bias": True, "qkv_fused": True, "use_abs_pos_emb": True, "use_rot_pos_emb": False}),
         "clip": (VisionTransformer, 1e-5, {"pre_norm": True, "act_layer": "quick_gelu"}),
-    }[kind]
-    make: Any = cls
-    vit: nn.Module = make(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="",
-                          embed_dim=shape.width, depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio,
-                          drop_path_rate=drop_path_rate, norm_layer=partial(nn.LayerNorm, eps=eps), **own)
+    }
+    cls, eps, own = kinds[kind]
+    vit: nn.Module = cls(img_size=image_size, patch_size=shape.patch_size, num_classes=0, global_pool="",
+                         embed_dim=shape.width, depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_ratio,
+                         drop_path_rate=drop_path_rate, norm_layer=partial(nn.LayerNorm, eps=eps), **own)
     if not with_norm:
         vit.norm = nn.Identity()
     return vit

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lavis_lite.conversation import Conversation, Picture, Text
 from lavis_lite.distributed import shards
-from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.errors import ConfigError, ContractError, DataError
 from lavis_lite.models.base import freeze, known_options
 from lavis_lite.models.blip2.base import EncoderModel, ImageBatch, build_encoder, frame_index, merged_frames
 from lavis_lite.models.blip2.learning import TextLearner, language_model_of_section
@@ -126,6 +126,10 @@ class VisionLanguage(TextLearner, EncoderModel):
                 features, mask = features[rows], None if mask is None else mask[rows]
             texts = [text for text in texts or () for _ in range(frames)] if texts is not None else None
         vectors = self.connector(features, mask, texts)                      # float[B*T,n,D]
+        expected = (len(features), self.connector.tokens, self.connector.width)
+        if tuple(vectors.shape) != expected:
+            raise ContractError(f"the connector {type(self.connector).__name__} must return vectors of shape "
+                                f"{expected}, images x its `tokens` x its `width`, not {tuple(vectors.shape)}.")
         return vectors.reshape(count, -1, vectors.shape[-1])
 
     @property
