@@ -26,7 +26,7 @@ from lavis_lite.models.blip2.llm import NEW_ADAPTERS, NOT_FOR_GENERATION
 from lavis_lite.models.connectors.base import Connector, build_connector
 from lavis_lite.models.language import GenerationConfig, LanguageModel
 from lavis_lite.models.language.answering import prompt_rows
-from lavis_lite.models.language.segments import Segment, Vectors, insert_pictures
+from lavis_lite.models.language.rows import Segment, Vectors, insert_pictures
 from lavis_lite.models.outputs import Blip2Features, ModelOutput, SamplesLike
 from lavis_lite.models.vision_language.config import VisionLanguageConfig
 from lavis_lite.processors.chat_templates import apply_template
