@@ -13,8 +13,7 @@ from torch import Tensor
 from lavis_lite.errors import ConfigError, shown
 from lavis_lite.finite import check_finite
 from lavis_lite.models import decoding
-from lavis_lite.models.beam_search import begin
-from lavis_lite.models.decoding import Decoder, Decoding, Stops
+from lavis_lite.models.decoding import Decoder, Decoding, Stops, begin
 from lavis_lite.models.language.rows import Row, Segments, Tokens, Vectors, check_room, tail, text_ids
 from lavis_lite.models.language.tokens import before_stop
 from lavis_lite.models.plain_text import as_text
