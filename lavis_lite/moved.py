@@ -98,6 +98,8 @@ MOVED = {
     "models.few_shot": "models.blip2.prompts",
     "models.language.load_options": "models.language.families",
     "models.language.placement": "models.language.build",
+    "models.language.scoring": "models.language.answering",
+    "models.language.segments": "models.language.rows",
     "models.language.text_limits": "models.language.tokens",
     "models.language_model": "models.language",
     "models.language_model.quantization": "models.language.pretrained",

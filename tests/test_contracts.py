@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "lavis_lite"
 NAMES = {"model", "dataset", "section"}
-MOST_ANY = 35
+MOST_ANY = 20
 """arguments called `model`, `dataset` or `section` that are annotated `Any`; transformers' own models are among them"""
 MOST_HASATTR = 14
 """calls of hasattr: about the platform and libraries, not about models and data sets"""

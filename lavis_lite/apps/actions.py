@@ -96,7 +96,7 @@ def _template(template: str) -> str:
     return template if template.count("{}") == 1 else "{}"
 
 
-def _prompted(model: Any, prompt: str) -> dict[str, Any]:
+def _prompted(model: object, prompt: str) -> dict[str, Any]:
     """The prompt, for models that take one."""
     return {"prompt": prompt} if prompt and hasattr(model, "prompt") else {}
 
@@ -122,7 +122,7 @@ PLAIN = ChatTemplate(user="{} ", assistant="{}</s>")
 """turns as they are, for models that were never trained on conversations"""
 
 
-def template_of(model: Any) -> ChatTemplate | None:
+def template_of(model: object) -> ChatTemplate | None:
     """How conversations with a model are written; None: as the model says."""
     return PLAIN if isinstance(model, Blip2Base) else None
 

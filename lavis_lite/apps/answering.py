@@ -14,8 +14,7 @@ from lavis_lite.apps.chat_api import ChatAnswer, ChatRequest
 from lavis_lite.apps.models import Loaded
 from lavis_lite.conversation import Picture, Turn
 from lavis_lite.models.decoding import Decoding
-from lavis_lite.models.language.rows import size
-from lavis_lite.models.language.segments import Segment, insert_pictures
+from lavis_lite.models.language.rows import Segment, insert_pictures, size
 from lavis_lite.models.protocols import ChatModel
 from lavis_lite.processors.chat_templates import apply_template
 from lavis_lite.registry import need

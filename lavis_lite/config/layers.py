@@ -290,12 +290,16 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
     """All layers merged (later wins) and, per dotted key, the name of the layer that set it.
 
-    A data set with the section null is removed, so a derived YAML can drop a data set of its base.
+    A data set with the section null is removed, so a derived YAML can drop a data set of its base. A layer that names
+    another connector takes none of the settings that the former one had.
     """
     merged: dict[str, Any] = {}
     provenance: dict[str, str] = {}
     for layer in layers:
         content = {key: named_hooks(section) if key == "run" else section for key, section in layer.content.items()}
+        if _names_another_connector(merged, content):
+            del merged["model"]["connector"]
+            provenance = {key: name for key, name in provenance.items() if not key.startswith("model.connector.")}
         _overlay(merged, content)
         for key, _ in flatten(content):
             provenance[key] = layer.name
@@ -303,6 +307,13 @@ def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
     if isinstance(datasets, dict):
         merged["datasets"] = {name: section for name, section in datasets.items() if section is not None}
     return OmegaConf.create(merged), provenance
+
+
+def _names_another_connector(merged: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
+    models = [tree.get("model") for tree in (merged, content)]
+    before, now = (model.get("connector") if isinstance(model, Mapping) else None for model in models)
+    return (isinstance(before, Mapping) and isinstance(now, Mapping)
+            and now.get("type", before.get("type")) != before.get("type"))
 
 
 def named_hooks(run: Any) -> Any:

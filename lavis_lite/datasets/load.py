@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def _section_of(path: Path, name: str) -> dict[str, Any]:
     return dict(content.get("default") or {})
 
 
-def _own_processors_only(cfg: Any, section: Any) -> None:
+def _own_processors_only(cfg: Any, section: Mapping[str, Any]) -> None:
     """Remove the processors that come from a model, not from the section itself."""
     for kind in ("vis_processor", "text_processor"):
         for mode in ("train", "eval"):

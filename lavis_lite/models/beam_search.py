@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import compress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lavis_lite.models.search import NOTHING, Draws, Search
-from lavis_lite.models.text_tokens import SpecialIds
-
-if TYPE_CHECKING:
-    from lavis_lite.models.decoding import Decoder, Decoding, Stops
+from lavis_lite.models.search import NOTHING, Search
 
 
 class Beams(Search):
@@ -137,13 +132,6 @@ class Beams(Search):
         rows = [number * beams + beam for number in staying for beam in range(beams)]
         self.stopped = [self.stopped[row] for row in rows] if self.stopped else []
         self._continue(staying, self._on_device(rows).long())
-
-
-def begin(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding, device: torch.device,
-          context: Sequence[Sequence[int]] | None = None, stops: Stops | None = None) -> Search:
-    """The search that the options ask for; arguments as `Search`."""
-    kind = Beams if options.num_beams > 1 and not options.sample else Draws
-    return kind(decoder, batch, special, options, device, context, stops)
 
 
 def _texts_of(ids: list[int], width: int) -> list[list[int]]:

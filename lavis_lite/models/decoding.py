@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.beam_search import begin
 from lavis_lite.models.qformer.model import Cache, QFormer
 from lavis_lite.models.search import Draws, Search
 from lavis_lite.models.text_tokens import SpecialIds
@@ -118,6 +117,15 @@ class QFormerDecoder:
         self.cache = output.cache
         logits: Tensor = self.qformer.logits(output.text[:, -1])
         return logits.float()
+
+
+def begin(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding, device: torch.device,
+          context: Sequence[Sequence[int]] | None = None, stops: Stops | None = None) -> Search:
+    """The search that the options ask for; arguments as `Search`."""
+    kind: type[Search] = Draws
+    if options.num_beams > 1 and not options.sample:
+        from lavis_lite.models.beam_search import Beams as kind  # a model is often used without
+    return kind(decoder, batch, special, options, device, context, stops)
 
 
 def decode(decoder: Decoder, batch: int, special: SpecialIds, options: Decoding, device: torch.device,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.protocols import Questions
+from lavis_lite.datasets.protocols import MapDataset, Questions
 from lavis_lite.errors import DataError
 from lavis_lite.registry import registry
 from lavis_lite.tasks.base import Row
@@ -86,7 +86,7 @@ class AOKVQATask(TaskRouter):
         cfg = replace(self.cfg, submission="aokvqa")
         return [MultipleChoiceTask(cfg), VQATask(cfg)]
 
-    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission | None:
+    def predictions(self, rows: list[Row], dataset: MapDataset) -> list[Row] | Submission | None:
         """The part's predictions; on a split without labels, merged with those of the other part."""
         found = super().predictions(rows, dataset)
         if not isinstance(found, Submission) or not isinstance(found.content, Mapping):

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
+from lavis_lite.datasets.protocols import MapDataset
 from lavis_lite.errors import DataError
+from lavis_lite.models.base import BaseModel
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
@@ -45,7 +47,7 @@ class VisDialTask(DialogueTask):
                 and "history" in getattr(dataset, "extras", ("history",)))
 
 
-class TaskRouter(WritingTask[Any, Any]):
+class TaskRouter(WritingTask[BaseModel, MapDataset]):
     """Hands the evaluation of a data set to the first of its parts that takes it."""
 
     def __init__(self, cfg: WritingRunConfig) -> None:
@@ -73,7 +75,7 @@ class TaskRouter(WritingTask[Any, Any]):
         """What the current part needs, which the last `before_evaluation` chose."""
         return self._now.lacking_methods(model)
 
-    def before_evaluation(self, dataset: Any, split: str) -> None:
+    def before_evaluation(self, dataset: MapDataset, split: str) -> None:
         """Choose the part.
 
         Raises:
@@ -85,23 +87,23 @@ class TaskRouter(WritingTask[Any, Any]):
         self._now = fitting[0]
         self._now.before_evaluation(dataset, split)
 
-    def predict(self, model: Any, samples: dict[str, Any]) -> list[Row]:
+    def predict(self, model: BaseModel, samples: dict[str, Any]) -> list[Row]:
         """Rows of the part."""
         return self._now.predict(model, samples)
 
-    def score(self, model: Any, rows: list[Row], dataset: Any, split: str) -> dict[str, float]:
+    def score(self, model: BaseModel, rows: list[Row], dataset: MapDataset, split: str) -> dict[str, float]:
         """Scores of the part."""
         return self._now.score(model, rows, dataset, split)
 
-    def predictions(self, rows: list[Row], dataset: Any) -> list[Row] | Submission | None:
+    def predictions(self, rows: list[Row], dataset: MapDataset) -> list[Row] | Submission | None:
         """Predictions of the part."""
         return self._now.predictions(rows, dataset)
 
-    def report(self, rows: list[Row], dataset: Any, split: str) -> Sequence[ReportSample] | None:
+    def report(self, rows: list[Row], dataset: MapDataset, split: str) -> Sequence[ReportSample] | None:
         """Samples of the part."""
         return self._now.report(rows, dataset, split)
 
-    def illustrated(self, model: Any, rows: list[Row], dataset: Any,
+    def illustrated(self, model: BaseModel, rows: list[Row], dataset: MapDataset,
                     samples: Sequence[ReportSample]) -> Sequence[ReportSample]:
         """Samples of the part, with pictures."""
         return self._now.illustrated(model, rows, dataset, samples)

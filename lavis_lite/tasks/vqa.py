@@ -23,7 +23,7 @@ from lavis_lite.metrics.vqa import (
     vqa_accuracy,
 )
 from lavis_lite.models.blip2.prompts import question_prompts
-from lavis_lite.models.language.scoring import PAIRS_AT_ONCE
+from lavis_lite.models.language.answering import PAIRS_AT_ONCE
 from lavis_lite.models.protocols import Answerer, Ranker
 from lavis_lite.registry import need, registry
 from lavis_lite.report.sample import Candidate, ReportSample

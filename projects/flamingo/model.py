@@ -18,7 +18,7 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.base import blocks_of
 from lavis_lite.models.blip2.base import ImageBatch
-from lavis_lite.models.language.segments import Segment
+from lavis_lite.models.language.rows import Segment
 from lavis_lite.models.outputs import ModelOutput, SamplesLike
 from lavis_lite.models.vision_language.config import VisionLanguageConfig
 from lavis_lite.models.vision_language.model import ChatBatch, VisionLanguage

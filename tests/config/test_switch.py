@@ -120,3 +120,13 @@ def test_a_null_over_a_default_of_the_model_type_is_written(tmp_path: Path) -> N
     assert first.config.model["connector"] == {"type": "qformer"}
     more = overlaid(again, Layer("more", {"run": {"seed": 3}}))
     assert more.errors == [] and more.config.model == first.config.model and more.config.run.seed == 3
+
+
+def test_another_connector_takes_no_settings_of_the_former_one(tmp_path: Path) -> None:
+    text = "model: {arch: vision_language, model_type: mini_mlp, pretrained: null, max_txt_len: null, connector: {%s}}"
+    other = child(tmp_path, text % "type: resampler, queries: 4")
+    assert other.errors == [] and other.config.model["connector"] == {"type": "resampler", "queries": 4}
+    assert not any(key.endswith("connector.depth") for key in other.config.provenance)
+    same = child(tmp_path, text % "type: mlp")
+    assert same.config.model["connector"] == {"type": "mlp", "depth": 2}
+    assert child(tmp_path, text % "depth: 3").config.model["connector"] == {"type": "mlp", "depth": 3}

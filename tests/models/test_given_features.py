@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lavis_lite.errors import DataError
+from lavis_lite.errors import ContractError, DataError
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from lavis_lite.models.qformer.model import QFormer
-from lavis_lite.models.vision.given import GivenFeatures
+from lavis_lite.models.vision.encoder import Encoder
+from lavis_lite.models.vision.given import GivenFeatures, registered_error
+from lavis_lite.registry import registry
 from tests.models.stage1_helpers import TINY, NumberTokenizer, gradients, tiny_batch
 
 WIDTH, COUNTS = 24, [4, 7, 1, 6, 3, 7]
@@ -99,3 +101,32 @@ def test_other_shapes_are_refused():
         model_of({"video": 4, "sound": 3})(batch_of(features([5] * len(COUNTS), 5)[:, :5]))
     with pytest.raises(DataError, match=r"takes input of shape \(B, any, 24\)"):
         model_of()(batch_of(torch.zeros(6, 5, 8, dtype=torch.float64)))
+
+
+class Colours(Encoder):
+    """An encoder of a project that breaks the contract as told."""
+
+    def __init__(self, width: int | None = WIDTH, found: int = 8):
+        super().__init__()
+        if width is not None:
+            self.width = width
+        self.found = found
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.zeros(len(image), 5, self.found)
+
+
+def test_what_a_registered_encoder_lacks_is_told_before_data_is_made(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(registry.encoder._classes, "colours", Colours)
+    assert registered_error("colours", {}) is None
+    assert registered_error("colours", {"width": None}) == (
+        "vit_model", "Colours must set `width`, the width of its features, to a whole number, not None.")
+    assert registered_error("colours", {"widht": 3}) == (
+        "vit_args.widht", "Colours has no such parameter; did you mean 'width'?")
+
+
+def test_features_of_another_shape_than_an_encoder_announces_name_the_encoder():
+    model = model_of()
+    model.vision_encoder = Colours()
+    with pytest.raises(ContractError, match=r"Colours must return features of shape \(B, P, 24\).*not \(2, 5, 8\)"):
+        model.encode_image(torch.zeros(2, 3, 8, 8))

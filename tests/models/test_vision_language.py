@@ -13,7 +13,7 @@ from lavis_lite.checkpoints.export import export_lite
 from lavis_lite.checkpoints.weights import build_model
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.conversation import Conversation, Picture, Turn
-from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.errors import ConfigError, ContractError, DataError
 from lavis_lite.models.blip2.writing import TextWriter
 from lavis_lite.models.protocols import Answerer, Captioner, FeatureExtractor, Ranker, Retriever
 from lavis_lite.models.vision_language.config import VisionLanguageConfig
@@ -69,6 +69,15 @@ def test_the_types_train_and_write(kind: str, image: Tensor) -> None:
     assert model.score_candidates({"image": image, "prompt": "a"}, ["circle", "blue square"]).shape == (3, 2)
     width = model.language_model.hidden_size
     assert model.extract_features(samples).image_embeds.shape == (3, model.connector.tokens, width)
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(3, 128), (4, 7)])
+def test_vectors_of_another_shape_than_a_connector_announces_name_the_connector(
+        model: VisionLanguage, image: Tensor, monkeypatch: pytest.MonkeyPatch, tokens: int, width: int) -> None:
+    monkeypatch.setattr(model.connector, "tokens", 4)
+    monkeypatch.setattr(type(model.connector), "forward", lambda self, *_: torch.zeros(3, tokens, width))
+    with pytest.raises(ContractError, match=rf"connector \w+ must return .*\(3, 4, 128\).* \(3, {tokens}, {width}\)"):
+        model.embed_image(image)
 
 
 def test_conversations_one_by_one_equal_the_batch(image: Tensor) -> None:

@@ -58,7 +58,7 @@ def collate(samples: Sequence[Any]) -> Batch | Failure:
     return batch
 
 
-def collate_of(dataset: Any) -> Collate:
+def collate_of(dataset: object) -> Collate:
     """The function that makes batches of a data set's samples: its own `collater`, if it has one, else `collate`.
 
     `collater(samples) -> batch` is LAVIS' name. It gets the samples as the data set made them, unusable ones left out.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis_lite.errors import ConfigError, DataError, TextTooLongError
+from lavis_lite.errors import ConfigError, ContractError, DataError, TextTooLongError
 from lavis_lite.models.base import BaseModel, autocast_type, freeze
 from lavis_lite.models.blip2.config import Blip2Config
 from lavis_lite.models.plain_text import CutTexts, Side
@@ -116,6 +116,7 @@ class EncoderModel(BaseModel):
 
         Raises:
             DataError: such features of another width, or for an encoder that trains; an empty batch.
+            ContractError: the encoder returns something else.
         """
         if image.shape[0] == 0:  # unlike `len`, a symbol for torch.export
             raise DataError("the batch is empty: there is no picture to look at.")
@@ -126,6 +127,9 @@ class EncoderModel(BaseModel):
             return image.to(dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vit):
             features: Tensor = self.vision_encoder(image)
+        if features.ndim != 3 or features.shape[2] != width:
+            raise ContractError(f"the encoder {type(self.vision_encoder).__name__} must return features of shape "
+                                f"(B, P, {width}), {width} being its `width`, not {tuple(features.shape)}.")
         return features.to(dtype)
 
     def encode_ahead(self, image: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from lavis_lite.errors import ConfigError
 from lavis_lite.models.blip2 import objectives
 from lavis_lite.models.blip2.base import ImageBatch
 from lavis_lite.models.blip2.prompts import as_list
-from lavis_lite.models.language.scoring import Candidates, candidate_lists
+from lavis_lite.models.language.answering import Candidates, candidate_lists
 
 if TYPE_CHECKING:
     from lavis_lite.models.blip2.scoring import Blip2Scorer

@@ -18,7 +18,7 @@ from lavis_lite.models.blip2.base import Blip2Base, ImageBatch, merged_frames
 from lavis_lite.models.blip2.candidates import candidate_texts, scores
 from lavis_lite.models.blip2.passes import check_pairs, itm_first_layer, itm_from_second_layer, itm_pass, paired
 from lavis_lite.models.decoding import Decoding, QFormerDecoder, decode
-from lavis_lite.models.language.scoring import Candidates, Normalise
+from lavis_lite.models.language.answering import Candidates, Normalise
 from lavis_lite.models.outputs import Blip2Features, SamplesLike
 from lavis_lite.models.qformer.model import ImageKV
 from lavis_lite.models.text_tokens import TextTokens

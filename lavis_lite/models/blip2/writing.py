@@ -27,8 +27,8 @@ from lavis_lite.models.blip2.prompts import (
 )
 from lavis_lite.models.decoding import LogitsProcessor
 from lavis_lite.models.language import GenerationConfig, LanguageModel
-from lavis_lite.models.language.scoring import Candidates, Normalise, candidate_lists
-from lavis_lite.models.language.segments import Segment, Vectors
+from lavis_lite.models.language.answering import Candidates, Normalise, candidate_lists
+from lavis_lite.models.language.rows import Segment, Vectors
 from lavis_lite.models.outputs import SamplesLike
 
 if TYPE_CHECKING:

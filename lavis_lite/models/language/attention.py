@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError, TextTooLongError
 from lavis_lite.models.language.contract import LanguageModel
-from lavis_lite.models.language.rows import Row, learned_tokens
-from lavis_lite.models.language.segments import Segments
+from lavis_lite.models.language.rows import Row, Segments, learned_tokens
 from lavis_lite.models.plain_text import uncounted
 
 

@@ -13,7 +13,7 @@ from lavis_lite.conversation import Conversation, Picture, Turn
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.decoding import Decoding
 from lavis_lite.models.language.contract import LanguageModel
-from lavis_lite.models.language.segments import insert_pictures
+from lavis_lite.models.language.rows import insert_pictures
 from lavis_lite.processors.chat_templates import END, SLOT, ChatTemplate, apply_template, find_template
 
 Embed = Callable[[Tensor, str], Tensor]

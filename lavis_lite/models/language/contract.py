@@ -1,6 +1,6 @@
 """What a language model is to a vision-language model: sequences of segments in; a loss, texts or scores out.
 
-A sequence is a list of texts and vectors (`lavis_lite.models.language.segments`). Its shortest form, a soft prompt,
+A sequence is a list of texts and vectors (`lavis_lite.models.language.rows`). Its shortest form, a soft prompt,
 a prompt and a target, has a call of its own.
 
 Axes: B samples, Q vectors of the soft prompt, D width of the model's word embeddings, L text tokens, T tokens to
@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from lavis_lite import distributed
 from lavis_lite.models.base import freeze, without_autocast
 from lavis_lite.models.decoding import Decoder, Decoding
-from lavis_lite.models.language import answering, head, scoring
+from lavis_lite.models.language import answering, head
+from lavis_lite.models.language.answering import PAIRS_AT_ONCE, Candidates, ImageIndex, Normalise
 from lavis_lite.models.language.families import LMFamily, LMLoadOptions
-from lavis_lite.models.language.rows import Row, arrange, learned_tokens, short_rows, size
-from lavis_lite.models.language.scoring import PAIRS_AT_ONCE, Candidates, ImageIndex, Normalise
-from lavis_lite.models.language.segments import Segments
+from lavis_lite.models.language.rows import Row, Segments, arrange, learned_tokens, short_rows, size
 from lavis_lite.models.language.tokens import LanguageTokenizer, Limits, Room, positions_of
 from lavis_lite.models.plain_text import Side, uncounted
 
@@ -243,9 +242,9 @@ class LanguageModel(nn.Module, ABC):
             soft_prompt = self._check(soft_prompt, prompts, image_index=image_index)
             before, rows = self.scoring_rows(prompts, candidates, soft_prompt.shape[1])
             index = _as_tensor(image_index, soft_prompt.device)
-            return scoring.score_table(self, lambda: self.read(soft_prompt, before, index), rows, normalise, pairs)
-        read, rows = scoring.scoring_rows(self, soft_prompt, prompts)
-        return scoring.score_table(self, lambda: self.read_rows(read), rows, normalise, pairs)
+            return answering.score_table(self, lambda: self.read(soft_prompt, before, index), rows, normalise, pairs)
+        read, rows = answering.scoring_rows(self, soft_prompt, prompts)
+        return answering.score_table(self, lambda: self.read_rows(read), rows, normalise, pairs)
 
     def scoring_rows(self, prompts: Sequence[str], candidates: Candidates,
                      vectors: int) -> tuple[list[list[int]], list[list[list[int]]]]:
@@ -255,7 +254,7 @@ class LanguageModel(nn.Module, ABC):
             ConfigError: see `score`; or a candidate without any token.
             TextTooLongError: see `score`.
         """
-        rows = scoring.candidate_rows(self, prompts, candidates)
+        rows = answering.candidate_rows(self, prompts, candidates)
         before = self.tokenizer.prompts(prompts)
         longest = [max(map(len, own)) for own in rows]
         self.room.check_candidates(longest)
@@ -388,7 +387,7 @@ class LanguageModel(nn.Module, ABC):
 
     def _check(self, soft_prompt: Tensor, *texts: Sequence[str], image_index: ImageIndex | None = None) -> Tensor:
         """The soft prompt, where the word embeddings are."""
-        scoring.check_samples(soft_prompt, self.hidden_size, texts, image_index)
+        answering.check_samples(soft_prompt, self.hidden_size, texts, image_index)
         return soft_prompt.to(self.home) if self.is_dispatched else soft_prompt
 
 

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from lavis_lite.models.decoding import Decoder
+from lavis_lite.models.language.answering import Normalise
 from lavis_lite.models.language.cache import RowCache, has_whole_masks, is_plain, select_rows
 from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.head import full, output_layer
 from lavis_lite.models.language.rows import (
     Row,
+    Segments,
     closed,
     counted,
     cut_end,
@@ -31,8 +33,6 @@ from lavis_lite.models.language.rows import (
     tokenised_to_answer,
     tokenised_to_learn,
 )
-from lavis_lite.models.language.scoring import Normalise
-from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import pad_rows
 
 

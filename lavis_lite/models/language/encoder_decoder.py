@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lavis_lite.models.decoding import Decoder
 from lavis_lite.models.language import packed_t5
+from lavis_lite.models.language.answering import Normalise
 from lavis_lite.models.language.cache import RowCache, has_whole_masks, stacked
 from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.decoder_only import sum_rows
@@ -22,6 +23,7 @@ from lavis_lite.models.language.head import full, output_layer
 from lavis_lite.models.language.rows import (
     Part,
     Row,
+    Segments,
     Tokens,
     counted,
     cut_end,
@@ -32,8 +34,6 @@ from lavis_lite.models.language.rows import (
     tokenised_to_answer,
     tokenised_to_learn,
 )
-from lavis_lite.models.language.scoring import Normalise
-from lavis_lite.models.language.segments import Segments
 from lavis_lite.models.language.tokens import pad_rows
 
 

@@ -148,7 +148,8 @@ def check_timm_name(name: str) -> None:
 
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        names = [*PRESETS, MINI, *timm.list_models(module="vision_transformer"), *timm.list_models(module="eva")]
+        of_timm = [name for module in ("vision_transformer", "eva") for name in timm.list_models(module=module)]
+        names = [*PRESETS, MINI, *registry.encoder.names(), *of_timm]
         raise ConfigError(f"model.vit_model: unknown vision encoder {name!r}: {did_you_mean(name, names)}")
     if not timm.models.is_model_in_modules(architecture, TIMM_MODULES):
         raise ConfigError(f"model.vit_model: timm's {name!r} is not a plain ViT (patch tokens through equal blocks). "

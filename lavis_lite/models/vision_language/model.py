@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lavis_lite.conversation import Conversation, Picture, Text
 from lavis_lite.distributed import shards
-from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.errors import ConfigError, ContractError, DataError
 from lavis_lite.models.base import freeze, known_options
 from lavis_lite.models.blip2.base import EncoderModel, ImageBatch, build_encoder, frame_index, merged_frames
 from lavis_lite.models.blip2.learning import TextLearner, language_model_of_section
@@ -26,7 +26,7 @@ from lavis_lite.models.blip2.llm import NEW_ADAPTERS, NOT_FOR_GENERATION
 from lavis_lite.models.connectors.base import Connector, build_connector
 from lavis_lite.models.language import GenerationConfig, LanguageModel
 from lavis_lite.models.language.answering import prompt_rows
-from lavis_lite.models.language.segments import Segment, Vectors, insert_pictures
+from lavis_lite.models.language.rows import Segment, Vectors, insert_pictures
 from lavis_lite.models.outputs import Blip2Features, ModelOutput, SamplesLike
 from lavis_lite.models.vision_language.config import VisionLanguageConfig
 from lavis_lite.processors.chat_templates import apply_template
@@ -126,6 +126,10 @@ class VisionLanguage(TextLearner, EncoderModel):
                 features, mask = features[rows], None if mask is None else mask[rows]
             texts = [text for text in texts or () for _ in range(frames)] if texts is not None else None
         vectors = self.connector(features, mask, texts)                      # float[B*T,n,D]
+        expected = (len(features), self.connector.tokens, self.connector.width)
+        if tuple(vectors.shape) != expected:
+            raise ContractError(f"the connector {type(self.connector).__name__} must return vectors of shape "
+                                f"{expected}, images x its `tokens` x its `width`, not {tuple(vectors.shape)}.")
         return vectors.reshape(count, -1, vectors.shape[-1])
 
     @property

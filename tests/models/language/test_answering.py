@@ -13,8 +13,7 @@ from lavis_lite.errors import ConfigError, DataError, TextTooLongError
 from lavis_lite.models.language import GenerationConfig, LanguageModel
 from lavis_lite.models.language.answer_text import pieces
 from lavis_lite.models.language.answering import written
-from lavis_lite.models.language.rows import text_ids
-from lavis_lite.models.language.segments import Segment, Vectors
+from lavis_lite.models.language.rows import Segment, Vectors, text_ids
 from lavis_lite.models.language.tokens import before_stop
 from tests.models.language.plain_decoding import exact_tiny, rounding
 from tests.models.language.test_contract import FAMILIES, PROMPTS

@@ -9,7 +9,7 @@ from lavis_lite.conversation import Conversation, Picture, Turn
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.blip2.llm import Blip2LLM
 from lavis_lite.models.decoding import Decoding
-from lavis_lite.models.language.segments import insert_pictures
+from lavis_lite.models.language.rows import insert_pictures
 from lavis_lite.processors.chat_templates import apply_template
 from lavis_lite.zoo import load_model
 

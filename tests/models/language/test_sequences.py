@@ -9,7 +9,7 @@ from torch import Tensor
 from lavis_lite.conversation import Picture, Text
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.language import LanguageModel, Limits
-from lavis_lite.models.language.segments import Segment, Vectors, insert_pictures
+from lavis_lite.models.language.rows import Segment, Vectors, insert_pictures
 from lavis_lite.models.plain_text import PlainEncoder
 from lavis_lite.processors.text import control_token
 from tests.models.language.plain_decoding import exact_tiny
