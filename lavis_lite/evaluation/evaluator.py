@@ -67,7 +67,7 @@ class Evaluator:
         self.reports: dict[str, Evaluation] = {}
         self._checkpoints: list[EvalCheckpoint] = []
         if (writer := language_model_of(model)) is not None:
-            writer.at_once = self.run.decode_at_once
+            writer.at_once, writer.fixed_cache = self.run.decode_at_once, self.run.fixed_cache
 
     def splits(self, datasets: Datasets, splits: Iterable[str], step: int, epoch: int = 0,
                weights_of: int | None = None,

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from lavis_lite.models.search import NOTHING, Search
 
+BLOCK = 64
+"""words of the vocabulary that `best_of` looks at together"""
+
 
 class Beams(Search):
     """The num_beams likeliest running texts of each sample; a text that ends leaves the beam.
@@ -84,7 +87,7 @@ class Beams(Search):
             The best continuation's log-probability float[B,1], ended or not.
         """
         (batch, beams), width = self.totals.shape, self.options.num_beams
-        more, tokens = scores.topk(min(2 * width, scores.shape[1]), dim=1)  # no text has more among the best of all
+        more, tokens = best_of(scores, min(2 * width, scores.shape[1]))  # no text has more among the best of all
         everything = (self.totals.flatten()[:, None] + more).view(batch, -1)
         best, flat = everything.topk(min(2 * width, everything.shape[1]), dim=1)
         source = flat // more.shape[1] + torch.arange(batch, device=flat.device)[:, None] * beams
@@ -132,6 +135,23 @@ class Beams(Search):
         rows = [number * beams + beam for number in staying for beam in range(beams)]
         self.stopped = [self.stopped[row] for row in rows] if self.stopped else []
         self._continue(staying, self._on_device(rows).long())
+
+
+def best_of(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `topk` along the vocabulary, float[M,V] -> float[M,count], int64[M,count].
+
+    On a CPU the blocks with the highest maxima are looked at alone, which is faster: a maximum needs one reading.
+    """
+    blocks = scores.shape[1] // BLOCK
+    if scores.device.type != "cpu" or blocks <= 2 * count:
+        return scores.topk(count, dim=1)
+    whole, rest = scores[:, :blocks * BLOCK].unflatten(1, (blocks, BLOCK)), scores[:, blocks * BLOCK:]
+    chosen = whole.amax(2).topk(count, dim=1).indices
+    tokens = torch.cat([(chosen[:, :, None] * BLOCK + torch.arange(BLOCK)).flatten(1),
+                        torch.arange(blocks * BLOCK, scores.shape[1]).expand(len(scores), -1)], 1)
+    looked_at = whole.gather(1, chosen[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
+    found = torch.cat([looked_at, rest], 1).topk(count, dim=1)
+    return found.values, tokens.gather(1, found.indices)
 
 
 def _texts_of(ids: list[int], width: int) -> list[list[int]]:

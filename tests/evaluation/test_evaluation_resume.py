@@ -134,7 +134,7 @@ SAME_ROWS = {"report_metric", "caption_metrics", "vqa_rule", "submission", "base
 
 def test_run_keys_that_affect_rows():
     assert {field.name for field in dataclasses.fields(RunConfig) if RunConfig.affects_rows(field.name)} == {
-        "task", "batch_size_eval", "decode_at_once", "seed"}
+        "task", "batch_size_eval", "decode_at_once", "fixed_cache", "seed"}
     tasks = {registry.get_task_class(name).config_class for name in registry.list_tasks()}
     own = {(field.name, cls.affects_rows(field.name)) for cls in tasks for field in dataclasses.fields(cls)
            if field.name not in RunConfig.__dataclass_fields__}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import CheckpointError, ConfigError
+from lavis_lite.models.beam_search import BLOCK, best_of
 from lavis_lite.models.decoding import Decoding, decode
 from lavis_lite.models.text_tokens import SpecialIds
 from tests.models.stage1_helpers import tiny_batch, tiny_model
@@ -178,3 +179,14 @@ def test_scores_that_are_no_numbers_are_told_of_and_write_nothing(kind: dict[str
     later.table[1, 4] = torch.nan  # after the begin token and one more
     with pytest.raises(CheckpointError, match="at token 2"):
         decode(later, 3, SPECIAL, Decoding(max_new_tokens=4, min_new_tokens=4, **kind), CPU)
+
+
+@pytest.mark.parametrize("vocabulary", [30 * BLOCK + 17, 40 * BLOCK, 3 * BLOCK, 5])
+def test_the_best_words_by_blocks_are_those_of_topk(vocabulary: int) -> None:
+    scores = torch.randn(7, vocabulary, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    scores[1] = -torch.inf
+    scores[1, -1], scores[2, -2] = 0.0, 9.0
+    found, expected = best_of(scores, 4), scores.topk(4, dim=1)
+    assert torch.equal(found[0], expected.values)
+    finite = expected.values > -torch.inf
+    assert torch.equal(found[1][finite], expected.indices[finite])

@@ -9,28 +9,27 @@ predict, C candidates.
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lavis_lite import distributed
-from lavis_lite.models.base import freeze, without_autocast
 from lavis_lite.models.decoding import Decoder, Decoding
-from lavis_lite.models.language import answering, head
+from lavis_lite.models.language import answering
 from lavis_lite.models.language.answering import PAIRS_AT_ONCE, Candidates, ImageIndex, Normalise
 from lavis_lite.models.language.families import LMFamily, LMLoadOptions
 from lavis_lite.models.language.rows import Row, Segments, arrange, learned_tokens, short_rows, size
 from lavis_lite.models.language.tokens import LanguageTokenizer, Limits, Room, positions_of
+from lavis_lite.models.language.weights import HeldWeights
 from lavis_lite.models.plain_text import Side, uncounted
 
 GenerationConfig = Decoding
 
 
-class LanguageModel(nn.Module, ABC):
+class LanguageModel(HeldWeights, ABC):
     """A language model that is prompted by vectors; frozen, unless `unfreeze` is called.
 
     Args:
@@ -41,10 +40,7 @@ class LanguageModel(nn.Module, ABC):
         lm_reduction: average the loss over the tokens of all ranks ("global") or of this rank (LAVIS).
 
     Attributes:
-        hidden_size: D.
-        trains: whether all weights train.
-        setup: how the weights are held; adapters, if any, are what trains.
-        is_dispatched: the weights lie where they belong and have their type: `.to()` leaves them alone.
+        load_options: how the weights are held; adapters, if any, are what trains.
         prefix_padding: side on which rows that are answered are padded.
     """
 
@@ -56,45 +52,9 @@ class LanguageModel(nn.Module, ABC):
 
     def __init__(self, model: Any, tokenizer: LanguageTokenizer, family: LMFamily, limits: Limits | None = None,
                  lm_reduction: Literal["global", "per_rank"] = "global") -> None:
-        super().__init__()
-        self.model, self.tokenizer, self.family = model, tokenizer, family
-        self.limits, self.lm_reduction = limits or Limits(), lm_reduction
-        self.load_options, self.is_dispatched, self.trains, self.few_widths = LMLoadOptions(), False, False, False
-        freeze(self)
-
-    def unfreeze(self) -> None:
-        """Let every weight train: float32, under the autocast around it. It stays in eval mode, without dropout."""
-        self.trains, self.stays_frozen = True, False
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(True)
-            parameter.data = parameter.data.float()
-
-    @property
-    def hidden_size(self) -> int:
-        """D, the width of a soft prompt's vectors: that of the word embeddings."""
-        return int(self.model.get_input_embeddings().weight.shape[1])
-
-    @property
-    def home(self) -> torch.device:
-        """Device of the word embeddings: where rows enter and results come back to."""
-        words = self.model.get_input_embeddings()
-        # where accelerate keeps weights elsewhere, its hook knows where they are used
-        device = getattr(getattr(words, "_hf_hook", None), "execution_device", None)
-        return words.weight.device if device is None else torch.device(device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the word embeddings; the model runs in its own type, whatever autocast is around it."""
-        return self.model.get_input_embeddings().weight.dtype
-
-    def _apply(self, fn: Any, recurse: bool = True) -> LanguageModel:
-        """Move weights without a change of their type, in `.to()` and its like; dispatched ones stay where they are."""
-
-        def move(tensor: Tensor) -> Tensor:
-            moved: Tensor = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return self if self.is_dispatched else super()._apply(move, recurse)
+        super().__init__(model)
+        self.tokenizer, self.family, self.limits = tokenizer, family, limits or Limits()
+        self.lm_reduction, self.load_options, self.few_widths = lm_reduction, LMLoadOptions(), False
 
     @property
     def room(self) -> Room:
@@ -354,11 +314,6 @@ class LanguageModel(nn.Module, ABC):
             embeds.requires_grad_(shards.has_shards(self))
         return embeds, mask
 
-    def decoder(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]], room: int,
-                image_index: Tensor | None = None, beams: int = 1) -> tuple[Decoder, int]:
-        """What `decode` steps, at most `room` times, and the id it starts from; see `decoder_of`."""
-        return self.decoder_of(self.read(soft_prompt, prompts, image_index), room, beams)
-
     def generate_ids(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]],
                      options: GenerationConfig, image_index: ImageIndex | None = None) -> list[list[int]]:
         """As `generate`, from prompts' ids to answers' ids without their end."""
@@ -367,23 +322,10 @@ class LanguageModel(nn.Module, ABC):
         index = _as_tensor(image_index, soft_prompt.device)
         return answering.written(self, answering.reader(self, soft_prompt, prompts, index), prompts, options)
 
-    def likelihoods(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Negative log-likelihood of targets int64[T] at hidden states float[T,D]: float[T]."""
-        return head.likelihoods(self.model, hidden, targets)
-
     @property
     def pad(self) -> int:
         """Id that fills shorter rows; never seen by any attention, so any id serves where there is none."""
         return int(self.tokenizer.loaded.pad_token_id or 0)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Word embeddings: int64[B,L] -> float[B,L,D]."""
-        words: Tensor = self.model.get_input_embeddings()(ids)
-        return words
-
-    def own_precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Autocast switched off around frozen weights, which have their type; weights that train follow it."""
-        return contextlib.nullcontext() if self.trains else without_autocast(self.home)
 
     def _check(self, soft_prompt: Tensor, *texts: Sequence[str], image_index: ImageIndex | None = None) -> Tensor:
         """The soft prompt, where the word embeddings are."""

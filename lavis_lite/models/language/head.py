@@ -95,10 +95,12 @@ class _TokenLosses(torch.autograd.Function):
         for start in range(0, len(targets), chunk):
             rows = hidden[start:start + chunk].detach().requires_grad_(needed)
             with torch.set_grad_enabled(needed):
-                found = F.cross_entropy(full(project(rows)), targets[start:start + chunk], reduction="none")
-                if needed:
-                    grads.append(torch.autograd.grad(found.sum(), rows)[0])
-            losses.append(found.detach())
+                logits = full(project(rows))
+            likely, chosen = logits.detach().log_softmax(1), targets[start:start + chunk, None]
+            losses.append(-likely.gather(1, chosen)[:, 0])
+            if needed:  # probabilities minus one-hot targets, in the memory of the log-probabilities
+                slope = likely.exp_().scatter_add_(1, chosen, -torch.ones_like(losses[-1])[:, None])
+                grads.append(torch.autograd.grad(logits, rows, slope)[0])
         ctx.save_for_backward(torch.cat(grads))
         return torch.cat(losses)
 

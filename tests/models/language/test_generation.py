@@ -41,7 +41,7 @@ def test_ids_and_scores_equal_those_without_cache(name: str, options: Generation
     expected, plain = written(model, PlainDecoder(model, soft[OWNERS], prompts), options, len(prompts))
     for read, image_index in ((soft[OWNERS], None), (soft, torch.tensor(OWNERS))):
         for beams in {1, options.num_beams}:  # each text a row of its own, or the beams of a sample in one
-            decoder, _ = model.decoder(read, prompts, options.max_new_tokens, image_index, beams)
+            decoder, _ = model.decoder_of(model.read(read, prompts, image_index), options.max_new_tokens, beams)
             found, logits = written(model, decoder, options, len(prompts))
             assert found == expected
             for ours, theirs in zip(logits, plain, strict=True):
@@ -125,7 +125,7 @@ def test_impossible_image_index(image_index: Any, words: str) -> None:
 def test_beams_share_what_they_have_read_and_move_nothing(name: str) -> None:
     model = tiny(name)
     soft, prompts = given(model)
-    decoder: Any = model.decoder(soft, prompts[:2], 4, beams=3)[0]
+    decoder: Any = model.decoder_of(model.read(soft, prompts[:2]), 4, 3)[0]
     tokens = torch.arange(6)
     decoder.step(tokens[:2], None)
     decoder.step(tokens, torch.tensor([0, 0, 0, 1, 1, 1]))
@@ -188,7 +188,7 @@ def test_a_cache_of_fixed_shape_gives_the_same_ids_and_scores(name: str, options
     found = []
     for fixed in (False, True):
         model.fixed_cache = fixed
-        decoder, _ = model.decoder(soft[OWNERS], prompts, options.max_new_tokens, beams=options.num_beams)
+        decoder, _ = model.decoder_of(model.read(soft[OWNERS], prompts), options.max_new_tokens, options.num_beams)
         found.append(written(model, decoder, options, len(prompts)))
         layers: Any = getattr(decoder.rows.cache, "self_attention_cache", decoder.rows.cache).layers
         assert ({layer.keys.shape[2] for layer in layers} == {decoder.rows.mask.shape[2]}) == fixed

@@ -18,7 +18,7 @@ def prompts_of_likely_tokens(model: LanguageModel, soft: Tensor) -> list[list[in
     """Prompts that hold the 40 tokens that the model likes best after them, so that the penalty has something to do."""
     rows = []
     for sample, [ids] in enumerate(model.tokenizer.prompts([prompt]) for prompt in PROMPTS):
-        decoder, _ = model.decoder(soft[sample:sample + 1], [ids], 1)
+        decoder, _ = model.decoder_of(model.read(soft[sample:sample + 1], [ids]), 1)
         best = decoder.step(torch.zeros(1, dtype=torch.long), None)[0].topk(40).indices.tolist()
         rows.append([*ids, *best])
     return rows
