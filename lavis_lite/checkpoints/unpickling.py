@@ -90,7 +90,7 @@ def read_torch_file(path: Path) -> tuple[Any, list[str]]:
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError:
+    except (pickle.UnpicklingError, PermissionError):
         raise
     except Exception as error:  # a damaged pickle can raise anything
         if "TorchScript" in str(error):

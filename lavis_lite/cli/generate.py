@@ -177,18 +177,20 @@ def pictures(names: Sequence[str]) -> tuple[list[Path], list[str]]:
     """(files to read, errors of the other names); the pictures of a folder are sorted by name."""
     from lavis_lite.datasets.media.images import SUFFIXES
 
-    paths, errors = [], []
+    paths, errors = list[Path](), list[str]()
     for name in names:
         path = Path(name).expanduser()
-        if path.is_dir():
-            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES)
-            paths += inside
-            if not inside:
-                errors.append(f"{name}: the folder has no pictures (suffixes: {', '.join(SUFFIXES)})")
-        elif path.exists():
-            paths.append(path)
-        else:
-            errors.append(f"{name}: there is no such file")
+        try:
+            path.stat()
+            inside = sorted(path.iterdir()) if path.is_dir() else None
+        except OSError as error:
+            reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
+            errors.append(f"{name}: {reason}")
+            continue
+        found = [path] if inside is None else [item for item in inside if item.suffix.lower() in SUFFIXES]
+        paths += found
+        if not found:
+            errors.append(f"{name}: the folder has no pictures (suffixes: {', '.join(SUFFIXES)})")
     return paths, errors
 
 

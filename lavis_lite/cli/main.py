@@ -76,6 +76,7 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     with_traceback = TRACEBACK in arguments
     exits.report_to(None)
+    exits.open_closed_streams()
     with masked_output(), exits.stop_signals_raise():
         try:
             with exits.explained():
@@ -115,8 +116,9 @@ def _code_and_message(error: BaseException) -> tuple[int, str]:
         return exits.USER_ERROR, (
             f"Python package {error.name!r} is not installed in this environment ({sys.prefix}). Install with "
             "`bash run_scripts/setup_env.sh` and use its Python: `source .venv/bin/activate`.")
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS and isinstance(error.filename, str):
-        return exits.USER_ERROR, disk.cannot_write(Path(error.filename), error)
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return exits.USER_ERROR, (disk.cannot_write(Path(error.filename), error) if isinstance(error.filename, str)
+                                  else f"the output cannot be written: {error.strerror}.")
     if isinstance(error, OSError) and error.errno in PATH_ERRORS and not _is_own(error.filename):
         return exits.USER_ERROR, f"{error.filename}: {error.strerror}. {TRACEBACK} shows which step needs this path."
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)

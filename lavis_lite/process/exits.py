@@ -95,6 +95,16 @@ def _restore(before: dict[signal.Signals, Any]) -> None:
             signal.signal(number, handler)
 
 
+def open_closed_streams() -> None:
+    """Connect standard streams that were closed at the start (`<&-`, `>&-`) to the null device.
+
+    Without it Python has None in their place, and the next file that is opened gets their number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+
+
 def leave(code: int) -> NoReturn:
     """End the process with an exit code that no late signal changes.
 

@@ -71,7 +71,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("generate --model blip2_opt --image a.png --attention file/x.png", "--attention file/x.png cannot be written ("),
     ("generate --model blip2_opt --image a.png --attention a.png", "a.png would replace the picture"),
     ("generate --model blip2_opt --image a.png --attention .", "--attention . would replace the picture"),
-    (f"generate --model blip2_opt --image {'a' * 300}.png", ".png: File name too long. --traceback shows which"),
+    (f"generate --model blip2_opt --image {'a' * 300}.png", ".png: File name too long\n"),
+    (f"train {'a' * 300}.yaml", ".yaml: File name too long. --traceback shows which step"),
 ])
 def test_one_line_and_nothing_written(line: str, message: str, folder: Path,
                                       capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,3 +100,15 @@ def test_why_a_path_cannot_be_written(tmp_path: Path) -> None:
     assert not why_not_writable(tmp_path / "dir", folder=True) and not why_not_writable(tmp_path / "x/y", folder=True)
     assert why_not_writable(tmp_path / "link" / "x", folder=True).endswith("a symbolic link that leads nowhere")
     assert not list(tmp_path.glob("new*"))
+
+
+def test_closed_streams_and_a_full_output(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def overflow(argv: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as `print` does with `> /dev/full`
+
+    monkeypatch.setattr("lavis_lite.cli.zoo.main", overflow)
+    assert main(["zoo"]) == exits.USER_ERROR
+    assert "error: the output cannot be written: No space left on device." in capsys.readouterr().err
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(f"sys.{name}", None)
+    assert main(["models", "blip2"]) == exits.SUCCESS
