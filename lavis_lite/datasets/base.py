@@ -141,8 +141,7 @@ def is_left(processor: Callable[..., Any], made: str) -> bool:
 
 def is_cut(processor: Callable[..., Any], text: str) -> bool:
     """Whether a text processor leaves the end of a text out."""
-    cuts: Callable[[str], bool] | None = getattr(processor, "cuts", None)
-    return cuts is not None and cuts(text)
+    return bool(getattr(processor, "cuts", lambda _: False)(text))
 
 
 def main_texts(row: Any) -> Iterator[tuple[str, str]]:
@@ -200,26 +199,16 @@ def look_through(dataset: object, most: int = MOST_ROWS, some: int = SOME_ROWS) 
     report = TextReport(len(table), looked_at, left_out=table.left_out, processor=name_of(processor),
                         reason=no_words(processor))
     plain = processor is as_it_is or getattr(processor, "keeps_words", False)
-    cuts = getattr(processor, "cuts", None)
-    for index, row in _rows(table, looked_at):
+    chosen = (number * len(table) // looked_at for number in range(looked_at))
+    for index, row in enumerate(table.skim()) if looked_at == len(table) else ((one, table[one]) for one in chosen):
         for kind, text in main_texts(row):
             report.texts += 1
-            cut = cuts is not None and cuts(text)
-            report.cut += cut
+            report.cut += (cut := is_cut(processor, text))
             if (cut or not plain or not has_content(text)) and not is_left(processor, processor(text, None)):
                 report.empty += 1
                 if len(report.shown) < MOST_SHOWN:
                     report.shown.append(f"{location_of(dataset, index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")
     return report
-
-
-def _rows(table: RowTable, count: int) -> Iterator[tuple[int, Any]]:
-    if count == len(table):
-        yield from enumerate(table.skim())
-    else:
-        for number in range(count):
-            index = number * len(table) // count
-            yield index, table[index]
 
 
 def no_words(processor: Any) -> str:
