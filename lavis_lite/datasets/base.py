@@ -139,12 +139,6 @@ def is_left(processor: Callable[..., Any], made: str) -> bool:
     return has_content(made.removeprefix(getattr(processor, "prompt", "")))
 
 
-def is_cut(processor: Callable[..., Any], text: str) -> bool:
-    """Whether a text processor leaves the end of a text out."""
-    cuts: Callable[[str], bool] | None = getattr(processor, "cuts", None)
-    return cuts is not None and cuts(text)
-
-
 def main_texts(row: Any) -> list[tuple[str, str]]:
     """(caption | question, text) of a row: the texts that a text processor is applied to."""
     if "question" in row:
@@ -198,12 +192,14 @@ def look_through(dataset: object, most: int = MOST_ROWS, some: int = SOME_ROWS) 
     report = TextReport(len(table), looked_at, left_out=table.left_out, processor=name_of(processor),
                         reason=no_words(processor))
     plain = processor is as_it_is or getattr(processor, "keeps_words", False)
-    cuts = getattr(processor, "cuts", None)
-    for index, row in _rows(table, looked_at):
+    cuts = getattr(processor, "cuts", lambda _: False)
+    chosen = (number * len(table) // looked_at for number in range(looked_at))
+    rows = enumerate(table.skim()) if looked_at == len(table) else ((one, table[one]) for one in chosen)
+    for index, row in rows:
         texts = main_texts(row)
         report.texts += len(texts)
         for kind, text in texts:
-            cut = cuts is not None and cuts(text)
+            cut = cuts(text)
             if plain and not cut and has_content(text):
                 continue
             report.cut += cut
@@ -212,15 +208,6 @@ def look_through(dataset: object, most: int = MOST_ROWS, some: int = SOME_ROWS) 
                 if len(report.shown) < MOST_SHOWN:
                     report.shown.append(f"{location_of(dataset, index)}: {kind} {text[:_SHOWN_CHARACTERS]!r}")
     return report
-
-
-def _rows(table: RowTable, count: int) -> Iterator[tuple[int, Any]]:
-    if count == len(table):
-        yield from enumerate(table.skim())
-    else:
-        for number in range(count):
-            index = number * len(table) // count
-            yield index, table[index]
 
 
 def no_words(processor: Any) -> str:

@@ -74,18 +74,13 @@ def _sources(name: str, split: str, entry: FileConfig) -> list[Source]:
 
 def media_state(cfg: DatasetConfig) -> tuple[bool | None, bool]:
     """(whether the media files are here, whether archives of them can be fetched)."""
-    named = [entry for _, entry in _media(cfg) if entry.storage]
-    if not named:
+    storages = [storage for kind in MEDIA if (storage := getattr(cfg.build_info, kind).storage)]
+    if not storages:
         return None, False
-    archives = [archive for _, archive in archives_of("", cfg)]
-    folders = [files.resolve(str(entry.storage)) for entry in named]
-    whole = all(archive.here() for archive in archives) if archives else True
+    archives, folders = archives_of("", cfg), [files.resolve(storage) for storage in storages]
+    whole = all(archive.here() for _, archive in archives)
     by_hand = all(folder.is_dir() and any(folder.iterdir()) and not was_unpacked_into(folder) for folder in folders)
     return by_hand or (whole and all(folder.is_dir() for folder in folders)), bool(archives)
-
-
-def _media(cfg: DatasetConfig) -> Iterator[tuple[str, StorageConfig]]:
-    yield from ((kind, getattr(cfg.build_info, kind)) for kind in MEDIA)
 
 
 def archives_of(name: str, cfg: DatasetConfig) -> list[tuple[str, Archive]]:
@@ -95,7 +90,8 @@ def archives_of(name: str, cfg: DatasetConfig) -> list[tuple[str, Archive]]:
         ConfigError: archives without a folder to unpack them to.
     """
     found = []
-    for kind, entry in _media(cfg):
+    for kind in MEDIA:
+        entry: StorageConfig = getattr(cfg.build_info, kind)
         if entry.url is None:
             continue
         key = f"datasets.{name}.build_info.{kind}"

@@ -16,6 +16,7 @@ mark their places; or a typed part names its own file.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -25,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 from lavis_lite.conversation import Conversation, Picture, Role, Turn
 from lavis_lite.datasets.annotations.columns import KNOWN
-from lavis_lite.datasets.annotations.kinds import describe, file_name, text
+from lavis_lite.datasets.annotations.kinds import describe, file_name, readable
 from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable, cached_table, made_rows, numbered_rows
 from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
 from lavis_lite.errors import did_you_mean
@@ -74,34 +75,29 @@ class ChatLayout:
 
 @dataclass
 class _Files:
-    """The files of a row, given to the marks in order. `unused` are those without a mark so far."""
+    """The files of a row, given to the marks in order."""
 
     listed: dict[Kind, list[str]]
     taken: list[tuple[Kind, str]] = field(default_factory=list)
-    marks: dict[str, int] = field(default_factory=dict)
+    marks: Counter[str] = field(default_factory=Counter)
 
     def next_index(self, kind: Kind, own: str | None = None) -> int:
         """Index of the file of the next mark; -1 if the row lists no more."""
         if own is None:
-            number = self.marks.get(kind, 0)
-            self.marks[kind] = number + 1
-            if number >= len(self.listed[kind]):
+            self.marks[kind] += 1
+            if self.marks[kind] > len(self.listed[kind]):
                 return -1
-            own = self.listed[kind][number]
+            own = self.listed[kind][self.marks[kind] - 1]
         self.taken.append((kind, own))
         return len(self.taken) - 1
 
     def check(self) -> None:
         """Check that the row has as many marks as files."""
         for kind, names in self.listed.items():
-            marks = self.marks.get(kind, 0)
-            if marks != len(names):
-                raise ValueError(f"has {_count(marks, f'mark <{kind}>', f'marks <{kind}>')} and "
-                                 f"{_count(len(names), kind, f'{kind}s')}; write one mark for each {kind}")
-
-
-def _count(number: int, one: str, more: str) -> str:
-    return f"{number or 'no'} {one if number == 1 else more}"
+            marks, count = self.marks[kind], len(names)
+            if marks != count:
+                raise ValueError(f"has {marks or 'no'} mark{'s' * (marks != 1)} <{kind}> and {count or 'no'} {kind}"
+                                 f"{'s' * (count != 1)}; write one mark for each {kind}")
 
 
 def read_conversation(raw: Row, layout: ChatLayout) -> Row:
@@ -163,18 +159,17 @@ def is_conversation(columns: Sequence[str]) -> bool:
 # --- turns -----------------------------------------------------------------------------------------------------------
 def _raw_turns(raw: Row, layout: ChatLayout) -> Iterator[tuple[str, Any]]:
     """(place in the row, turn) of all turns, a system text of the row first."""
-    name = layout.columns.get("turns") or next(
-        (key for key in ("messages", "conversations", "conversation") if key in raw), None)
+    usual = (key for key in ("messages", "conversations", "conversation") if key in raw)
+    name = layout.columns.get("turns") or next(usual, None)
     if name is not None:
         value = raw.get(name)
         if not isinstance(value, list) or not value:
             raise ValueError(f"field {name!r} {'is missing' if value is None else 'must be a list of turns'}")
-        turns = [(f"{name}[{number}]", turn) for number, turn in enumerate(value, 1)]
-        turns = [pair for where, turn in turns for pair in _of_pair(where, turn)]
+        turns = [pair for number, turn in enumerate(value, 1) for pair in _of_pair(f"{name}[{number}]", turn)]
     else:
         turns = list(_of_query(raw))
-    own_system = any(isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from")) for _, turn in turns)
-    if raw.get("system") and not own_system:
+    if raw.get("system") and not any(
+            isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from")) for _, turn in turns):
         yield "system", {"role": "system", "content": raw["system"]}
     yield from turns
 
@@ -199,16 +194,16 @@ def _of_query(raw: Row) -> Iterator[tuple[str, Any]]:
         question, pictured = raw["text"], any(raw.get(name) for name in COLUMNS["image"])
         unmarked = pictured and isinstance(question, str) and "<image>" not in question
         raw = {**raw, "query": f"<image>\n{question}" if unmarked else question}
-    ask, answer = ("query", "response") if "query" in raw or "response" in raw else ("instruction", "output")
+    ask, answer = ("query", "response") if {"query", "response"} & set(raw) else ("instruction", "output")
     if ask not in raw and answer not in raw:
         raise ValueError("has no turns: none of the fields messages, conversations, conversation, query and response "
                          f"(it has: {', '.join(sorted(map(str, raw))[:8]) or 'nothing'})")
     history = raw.get("history", [])
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise ValueError("field 'history' must be a list of pairs [query, response]")
-    for number, (question, reply) in enumerate(history, 1):
-        yield f"history[{number}]", {"role": "user", "content": question}
-        yield f"history[{number}]", {"role": "assistant", "content": reply}
+    for number, pair in enumerate(history, 1):
+        yield from ((f"history[{number}]", {"role": role, "content": said})
+                    for role, said in zip(("user", "assistant"), pair, strict=True))
     more = raw.get("input") if ask == "instruction" else None
     question = raw.get(ask)
     yield ask, {"role": "user", "content": f"{question}\n{more}" if more and isinstance(question, str) else question}
@@ -226,23 +221,19 @@ def _turn(where: str, turn: Any, layout: ChatLayout, files: _Files) -> list[Any]
     if not isinstance(speaker, str) or speaker not in ROLES:
         raise ValueError(f"{where} is from {speaker!r}; {did_you_mean(str(speaker), ROLES)}")
     content = turn.get("content", turn.get("value"))
-    marks = sum(files.marks.values())
+    marks = sum(files.marks.values())  # also those of files that the row lacks
     parts = list(_parts(where, content, layout, files))
-    has_marks = sum(files.marks.values()) > marks  # also those of files that the row lacks
-    if not has_marks and not any(part.strip() if isinstance(part, str) else True for part in parts):
+    if sum(files.marks.values()) == marks and not any(isinstance(part, int) or part.strip() for part in parts):
         raise ValueError(f"{where} is empty")
-    role = ROLES[speaker]
-    return [role, role == "assistant" and _is_learned(where, turn), parts]
+    return [ROLES[speaker], ROLES[speaker] == "assistant" and _is_learned(where, turn), parts]
 
 
 def _is_learned(where: str, turn: Row) -> bool:
-    for key in FLAGS:
-        value = turn.get(key)
-        if value is not None and value not in (0, 1):
+    flags = {key: turn[key] for key in FLAGS if turn.get(key) is not None}
+    for key, value in flags.items():
+        if value not in (0, 1):
             raise ValueError(f"{where}: {key} is {value!r}; an answer is learned (1, true) or not (0, false)")
-        if value is not None and not value:
-            return False
-    return True
+    return all(flags.values())
 
 
 def _in_order(turns: list[list[Any]]) -> list[list[Any]]:
@@ -304,12 +295,10 @@ def _parts(where: str, content: Any, layout: ChatLayout, files: _Files) -> Itera
     if not isinstance(content, list):
         raise ValueError(f"{where}: its content must be text or a list of parts, not {describe(content)}")
     for number, part in enumerate(content, 1):
-        part_name = f"{where}: part {number}"
-        if isinstance(part, str):
-            part = {"type": "text", "text": part}
+        part = {"type": "text", "text": part} if isinstance(part, str) else part
         if not isinstance(part, dict):
-            raise ValueError(f"{part_name} must be an object with a type, not {describe(part)}")
-        yield from _typed(part_name, part, layout, files)
+            raise ValueError(f"{where}: part {number} must be an object with a type, not {describe(part)}")
+        yield from _typed(f"{where}: part {number}", part, layout, files)
 
 
 def _typed(where: str, part: Row, layout: ChatLayout, files: _Files) -> Iterator[str | int]:
@@ -332,11 +321,10 @@ def _marked(where: str, value: Any, files: _Files) -> Iterator[str | int]:
         raise ValueError(f"{where}: its text must be text, not {describe(value)}")
     if len(value) > MOST_CHARACTERS:
         raise ValueError(f"{where} has {len(value)} characters; at most {MOST_CHARACTERS} are taken")
-    if value.strip():
-        try:
-            text(value[:20_000])
-        except ValueError as error:
-            raise ValueError(f"{where} {error}") from error
+    try:
+        readable(value)
+    except ValueError as error:
+        raise ValueError(f"{where} {error}") from error
     for number, piece in enumerate(_MARK.split(value)):
         if number % 2:
             index = files.next_index("video" if piece == "video" else "image")

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 ColumnKind = tuple[str, str, str, bool]
 """(key, column, kind: text, texts, file_name or identifier, whether every row has it)"""
-
-
 _KINDS = ("text", "texts", "file_name", "identifier")
 
 

@@ -20,6 +20,11 @@ def text(value: Any) -> str:
         raise ValueError("is empty")
     if len(value) > MOST_CHARACTERS:
         raise ValueError(f"has {len(value)} characters; at most {MOST_CHARACTERS} are taken")
+    return readable(value)
+
+
+def readable(value: str) -> str:
+    """A string of characters that belong to texts."""
     if "\0" in value:
         raise ValueError("has a null character")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):

@@ -120,10 +120,9 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def refuse_unknown_columns(self) -> None:
         """Check the keys of `columns`; a ConfigError names the nearest one."""
-        for key in self.cfg.columns:
-            if key not in COLUMNS_OF_CAPTIONS:
-                raise ConfigError(f"datasets.{self.name}.columns.{key}: no such column; "
-                                  f"{did_you_mean(key, COLUMNS_OF_CAPTIONS)}")
+        for key in [key for key in self.cfg.columns if key not in COLUMNS_OF_CAPTIONS]:
+            hint = did_you_mean(key, COLUMNS_OF_CAPTIONS)
+            raise ConfigError(f"datasets.{self.name}.columns.{key}: no such column; {hint}")
 
     def splits(self) -> list[str]:
         """Splits with files of their own, those of split_values, and val if val_fraction makes one."""
@@ -132,8 +131,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def pattern_of(self, split: str) -> str | list[str] | None:
         """The split's image pattern, or several to try."""
-        pattern = self.cfg.image_pattern
-        return pattern.get(split) if isinstance(pattern, dict) else pattern
+        return pattern.get(split) if isinstance(pattern := self.cfg.image_pattern, dict) else pattern
 
     def build(self, split: str, training: bool) -> BaseDataset | None:
         """The data set of a split; None where there is no such split. Fetches annotation files that have a URL."""
@@ -143,12 +141,12 @@ class ImageTextBuilder(BaseDatasetBuilder):
         table, folder, space = self.open_rows(split, training)
         folder = self.with_arrays(folder)
         if training:
-            if self.cfg.captions_per_image is not None:
-                table = table.first_of_each("image", self.cfg.captions_per_image)
+            most = self.cfg.captions_per_image
+            table = table if most is None else table.first_of_each("image", most)
             return self.train_dataset(table, self.kept_features(vis) or folder, vis, text, space=space,
                                       instruction=self.instruction(True))
-        table = self._with_references(table, split)
-        return self.eval_dataset(table, folder, vis, text, instruction=self.instruction(False))
+        return self.eval_dataset(self._with_references(table, split), folder, vis, text,
+                                 instruction=self.instruction(False))
 
     def with_arrays(self, items: ImageFolder) -> ImageFolder:
         """The arrays of the section's streams, by the names of these items; without streams the items themselves."""
@@ -162,9 +160,8 @@ class ImageTextBuilder(BaseDatasetBuilder):
         explode = "caption" if training and self.cfg.captions == "each" else None
         entry = self.shards(split)
         if entry is not None:
-            opened = open_shards(entry, self._key(split), self.fields(training), explode, self.row_filter(split),
-                                 self.cfg.max_pixels)
-            return opened.table, opened.images, opened.space
+            return open_shards(entry, self._key(split), self.fields(training), explode, self.row_filter(split),
+                               self.cfg.max_pixels)
         paths = self.annotation_files(split)
         folder = self.folder_of(paths)
         fields = with_pattern(f"datasets.{self.name}", self.fields(training), self.pattern_of(split), split,
@@ -188,21 +185,19 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def kept_features(self, vis: Callable[..., Any]) -> FeatureFolder | None:
         """What stands in place of the training images, where the section names such."""
-        folder, processor = self.cfg.features, self.cfg.vis_processor.train
-        return open_features(folder, f"datasets.{self.name}", processor, vis) if folder else None
+        folder = self.cfg.features
+        return open_features(folder, f"datasets.{self.name}", self.cfg.vis_processor.train, vis) if folder else None
 
     def fields(self, training: bool) -> list[Field]:
         """What a row of the annotation files has."""
-        captions_required = training or self.cfg.captions_required
         usual = {"image": self.media[:-1]}
         named = {key: str(self.cfg.columns.get(key, usual.get(key, key))) for key in COLUMNS_OF_CAPTIONS}
         return [Field("image", file_name, named["image"]),
-                Field("caption", texts, named["caption"], required=captions_required),
+                Field("caption", texts, named["caption"], training or self.cfg.captions_required),
                 Field("image_id", identifier, named["image_id"], False, "image_id" in self.cfg.columns),
                 *([] if training else [Field("domain", text, required=False)])]
 
     def _exists(self, paths: Sequence[Path]) -> Callable[[str], bool]:
-        """Whether there is a media file of a name."""
         folder = self._media_root(paths)
         return lambda name: (folder / name).is_file()
 
@@ -239,7 +234,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         return sources(self._key(own), self.cfg.build_info.annotations[own], self.root)
 
     def _with_references(self, table: RowTable, split: str) -> RowTable:
-        """The rows with the captions of the split's own file of them; as they are where that file cannot be had."""
+        """The rows with the captions of the split's own file of them; unchanged if that file is not available."""
         entry, key = self.cfg.references.get(split), f"datasets.{self.name}.references.{split}"
         for source in sources(key, entry, self.root) if entry is not None else []:
             try:
@@ -307,26 +302,21 @@ class ImageTextBuilder(BaseDatasetBuilder):
                   for source in self._sources(split) if not source.here()]
         fetchable = [source.how_to_get() for source in absent if source.fetchable()]
         missing += [source.how_to_get() for source in absent if not source.fetchable()]
-        missing += self._missing_media() if None in entries.values() or not wanted else []
+        storage = self._storage()
+        loose = storage is not None and (None in entries.values() or not wanted)
+        if loose and not files.resolve(str(storage)).is_dir():
+            how = self.cfg.how_to_get or f"Set this key to the folder that holds the {self.media}."
+            missing.append(f"datasets.{self.name}.build_info.{self.media}.storage: there is no folder "
+                           f"{files.resolve(str(storage))}. {how}")
         return list(dict.fromkeys(fetchable + missing)) if missing or files.offline() else []
 
     def fetch(self) -> None:
         """Annotation files of all splits, the indexes of remote shards, or the generated data set."""
         for split in self.splits():
-            entry = self.shards(split)
-            if entry is not None:
+            if (entry := self.shards(split)) is not None:
                 open_shards(entry, self._key(split), [])
-            else:
-                for source in self._sources(split):
-                    source.fetch()
-
-    def _missing_media(self) -> list[str]:
-        storage = self._storage()
-        if storage is None or files.resolve(storage).is_dir():
-            return []
-        how = self.cfg.how_to_get or f"Set this key to the folder that holds the {self.media}."
-        key = f"datasets.{self.name}.build_info.{self.media}.storage"
-        return [f"{key}: there is no folder {files.resolve(storage)}. {how}"]
+            for source in self._sources(split) if entry is None else ():
+                source.fetch()
 
 
 @registry.register_builder("image_caption")

@@ -145,7 +145,7 @@ class ImageQABuilder(ImageTextBuilder):
         if lacking:
             raise DataError(f"{self._key(split)}: the rows of these shards have no {' and no '.join(sorted(lacking))}; "
                             "pack them with: python -m lavis_lite data shard")
-        return opened.table, opened.images, opened.space
+        return opened
 
     def default_instruction(self, training: bool, ranked: bool) -> Callable[..., Any] | None:
         """What puts a question into a prompt if the section names no `instruction`; None: it stays as it is.

@@ -7,7 +7,6 @@ import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,21 +130,18 @@ class _Pictures(Dataset[tuple[int, Any]]):
             return index, str(error)
 
 
-def _as_list(items: list[Any]) -> list[Any]:
-    return items
-
-
 def _write_file(job: FeatureJob, file: int) -> None:
     names, kept, hashes = job.names(file), [], []
     for items in Loader(_Pictures(job, names), job.workers, job.start_method, batch_size=job.batch_size,
-                        collate_fn=_as_list):
+                        collate_fn=list):
         good = [(index, image) for index, image in items if isinstance(image, Tensor)]
         bad = [error for _, error in items if isinstance(error, str)]
         if bad and not job.skip_bad:
             raise DataError(f"{bad[0]}. Fix it, or set run.on_bad_sample=skip to leave such images out.")
         if not good:
             continue
-        features = check_finite(_encoded(job, [image for _, image in good]), partial(_features_of, names, good))
+        features = check_finite(_encoded(job, [image for _, image in good]), lambda row, good=good: (
+            f"cache-features: the vision encoder's features of {names[good[row][0]]!r} are NaN or infinite."))
         kept.append(features.view(torch.uint16).numpy() if job.dtype == "bf16" else features.numpy())
         hashes += [name_hash(names[index]) for index, _ in good]
     if not kept:
@@ -154,10 +150,6 @@ def _write_file(job: FeatureJob, file: int) -> None:
     write_arrays(job.out / file_of(file),
                  {"features": kept, "hash": np.array(hashes, np.uint64), "crc": np.array(crc, np.uint32)},
                  {"made_of": _made_of(job, file)}, bf16=["features"] if job.dtype == "bf16" else [])
-
-
-def _features_of(names: Sequence[str], good: Sequence[tuple[int, Any]], row: int) -> str:
-    return f"cache-features: the vision encoder's features of {names[good[row][0]]!r} are NaN or infinite."
 
 
 def _encoded(job: FeatureJob, images: list[Tensor]) -> Tensor:

@@ -10,9 +10,11 @@ of a Parquet file cannot be read.
 from __future__ import annotations
 
 import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,6 @@ from lavis_lite.io.files import cache_root, check_regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
-import json
 
 SUFFIXES = (".parquet", ".arrow", ".feather")
 CELL = "cell:"
@@ -167,24 +168,15 @@ class Mapped:
             self.batches = [batch for batch in _mapped(_arrow_of(path)) if batch.num_rows]
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: {_reason(error)}") from error
-        self.starts = [0]
-        for batch in self.batches:
-            self.starts.append(self.starts[-1] + batch.num_rows)
-
-    def find(self, row: int) -> tuple[pa.RecordBatch, int]:
-        """(batch, its row) of a row from 0."""
-        number = bisect_right(self.starts, row) - 1
-        return self.batches[number], row - self.starts[number]
+        self.starts = [0, *accumulate(batch.num_rows for batch in self.batches)]
 
     def content(self, row: int, column: str, item: int | None) -> bytes:
         """The bytes of a picture; `item`: which one of a list."""
-        batch, number = self.find(row)
-        cell = batch.column(column)[number]
+        number = bisect_right(self.starts, row) - 1
+        cell = self.batches[number].column(column)[row - self.starts[number]]
         if item is not None:
             cell = cell[item]
-        value = cell["bytes"] if _has_fields(cell) else cell
-        content: bytes = value.as_py()
-        return content
+        return (cell["bytes"] if _has_fields(cell) else cell).as_py()
 
 
 def _copy_of(path: Path) -> Path:
@@ -314,23 +306,16 @@ def table_files(folder: Path) -> list[Path]:
 def splits_in(folder: Path) -> dict[str, list[Path]]:
     """Split -> its annotation files, of a folder of any of the kinds; one split without a name is "train"."""
     own = _files_in(folder) or _files_in(folder / "data")
-    if own:
-        return _by_name(own)
-    return {_split_of(inner.name): files for inner in sorted(folder.iterdir())
-            if inner.is_dir() and (files := _files_in(inner))}
-
-
-def _split_of(name: str) -> str:
-    return next((split for split, names in SPLITS.items() if name.lower() in names), name)
-
-
-def _by_name(files: list[Path]) -> dict[str, list[Path]]:
-    """Parquet files `train-00000-of-00002.parquet` by what comes before the first dash."""
-    if any("-" not in path.stem for path in files) or files[0].name.startswith("data-"):
-        return {"train": files}
+    if own and (any("-" not in path.stem for path in own) or own[0].name.startswith("data-")):
+        return {"train": own}
+    # else files `train-00000-of-00002.parquet`, or one folder per split
+    named = [(path.stem.partition("-")[0], [path]) for path in own] or [
+        (inner.name, _files_in(inner)) for inner in sorted(folder.iterdir()) if inner.is_dir()]
     found: dict[str, list[Path]] = {}
-    for path in files:
-        found.setdefault(_split_of(path.stem.partition("-")[0]), []).append(path)
+    for name, files in named:
+        if files:
+            split = next((split for split, names in SPLITS.items() if name.lower() in names), name)
+            found[split] = [*found.get(split, []), *files]
     return found
 
 

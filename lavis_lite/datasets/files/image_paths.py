@@ -154,9 +154,9 @@ def refuse_outside(table: RowTable, root: Path | str) -> None:
         DataError: up to 20 rows whose file is not in the folder, in one message.
     """
     errors, check = RowErrors(), FileNameIn(root)
-    for index in range(len(table)):
+    for index, row in enumerate(table.skim()):
         try:
-            check(table[index].get("image", "."))
+            check(row.get("image", "."))
         except ValueError as error:
             errors.add(table.location(index), f"field 'image' {error}")
     errors.stop_if_any()
@@ -203,17 +203,17 @@ class ImagePattern:
         Raises:
             ValueError: a column is missing or does not fit its format; the message is a clause.
         """
-        names = []
-        for pattern in self.patterns:
-            try:
-                names.append(file_name(_Formatter().vformat(pattern, (), facts)))
-            except KeyError as error:
-                raise ValueError(f"image_pattern takes {error.args[0]!r}, which the row has not") from error
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"image_pattern {pattern!r} does not fit: {error}") from error
-        if len(names) > 1 and self._exists is not None:
-            return next((name for name in names if self._exists(name)), names[0])
-        return names[0]
+        names = [self._filled(pattern, facts) for pattern in self.patterns]
+        exists = self._exists if len(names) > 1 else None
+        return next((name for name in names if exists is not None and exists(name)), names[0])
+
+    def _filled(self, pattern: str, facts: Mapping[str, Any]) -> str:
+        try:
+            return file_name(_Formatter().vformat(pattern, (), facts))
+        except KeyError as error:
+            raise ValueError(f"image_pattern takes {error.args[0]!r}, which the row has not") from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"image_pattern {pattern!r} does not fit: {error}") from error
 
 
 def _check_braces(pattern: str) -> None:
@@ -349,9 +349,8 @@ def prepare(name: str, generator: str | None, arguments: Mapping[str, Any]) -> P
     label = ",".join(f"{key}={value}" for key, value in sorted(settings.items()) if key != "workers") or "default"
     root = files.resolve(settings.pop("root", None) or files.cache_root() / generator / label)
     module, _, function = GENERATORS[generator].partition(":")
-    make = getattr(importlib.import_module(module), function)
     try:
-        return Path(make(root, **settings))
+        return Path(getattr(importlib.import_module(module), function)(root, **settings))
     except TypeError as error:
         raise ConfigError(f"datasets.{name}.prepare_args: {error}.") from error
 

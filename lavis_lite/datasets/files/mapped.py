@@ -12,8 +12,8 @@ import json
 import math
 import os
 import zlib
-from array import array
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,43 +64,13 @@ def write_arrays(path: Path, arrays: Arrays, facts: Mapping[str, str], bf16: Seq
     text = json.dumps({"__metadata__": dict(facts), **entries}).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    with atomic.replaced(path) as temporary, temporary.open("wb") as file:
+    with atomic.replaced(path) as temporary, temporary.open("w+b") as file:
         file.write(head)
-        sums = _BlockSums()
         for part in (part for name in names for part in parts[name]):
-            content = np.ascontiguousarray(part)
-            file.write(content.data)
-            sums.add(content)
-        file.write(_seal(head, sums.bytes()))
-
-
-class _BlockSums:
-    """Checksums of what is written, block by block."""
-
-    def __init__(self) -> None:
-        self._sums = array("I")
-        self._open, self._filled = 0, 0
-        """checksum of the block that is being filled, and its bytes so far"""
-
-    def add(self, written: Array) -> None:
-        """The next contiguous array."""
-        content = written.reshape(-1).view(np.uint8).data if written.size else memoryview(b"")
-        while len(content):
-            piece = content[:BLOCK - self._filled]
-            self._open, self._filled = zlib.crc32(piece, self._open), self._filled + len(piece)
-            content = content[len(piece):]
-            if self._filled == BLOCK:
-                self._end_block()
-
-    def _end_block(self) -> None:
-        self._sums.append(self._open)
-        self._open = self._filled = 0
-
-    def bytes(self) -> bytes:
-        """The checksums, four bytes each; the last block may be a short one."""
-        if self._filled:
-            self._end_block()
-        return np.array(self._sums, "<u4").tobytes()
+            file.write(np.ascontiguousarray(part).data)
+        file.seek(len(head))
+        sums = np.array([zlib.crc32(block) for block in iter(partial(file.read, BLOCK), b"")], "<u4")
+        file.write(_seal(head, sums.tobytes()))
 
 
 def _block_count(size: int) -> int:

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from lavis_lite.config.schema import FileConfig
 from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked
@@ -197,8 +197,7 @@ def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
 
 
 # --- opening -------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class OpenedShards:
+class OpenedShards(NamedTuple):
     """Rows and images of one split; `space` keeps the images' ids apart from other data sets'."""
 
     table: RowTable

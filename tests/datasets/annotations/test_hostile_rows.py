@@ -125,7 +125,8 @@ def test_relevances_that_belong_nowhere(tmp_path: Path, row: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(("content", "words"), [
-    ("a\0", r"^messages\[1\] has a null character"), ("a\ud800", r"^messages\[1\] has half of a surrogate"),
+    ("a" * 30_000 + "\0", r"^messages\[1\] has a null character"),
+    ("a\ud800", r"^messages\[1\] has half of a surrogate"),
     ([{"type": "image", "image": "http://[bad"}], r"^messages\[1\]: part 1 is behind a network address"),
     ([{"type": "image", "image": "file://[bad"}], r"^messages\[1\]: part 1 Invalid"),
 ])
