@@ -38,8 +38,8 @@ def as_lists(positives: Positives) -> list[list[int]]:
     by_query = {int(query): [found] if isinstance(found, int) else [int(one) for one in found]
                 for query, found in items}
     if missing := set(range(len(by_query))) - by_query.keys():
-        raise DataError(f"the right candidates of query {min(missing)} are missing; queries are numbered from 0 without "
-                        "gaps (img2txt and txt2img of the data set).")
+        raise DataError(f"the right candidates of query {min(missing)} are missing; queries have the numbers from 0 on "
+                        "without gaps (img2txt and txt2img of the data set).")
     return [by_query[query] for query in range(len(by_query))]
 
 
