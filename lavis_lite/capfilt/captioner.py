@@ -24,7 +24,6 @@ class Captioner(Protocol):
 
     def write(self, pictures: Sequence[Image.Image], seeds: Sequence[int]) -> list[list[str]]:
         """Captions of each picture, determined by the picture and its seed."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -123,11 +123,19 @@ def _check_folder(job: Job, plan: Plan) -> None:
     (job.out / PARTS).mkdir(parents=True, exist_ok=True)
     note = job.out / PLAN
     with FileLock(str(job.out / ".lock")):
-        if note.exists() and json.loads(note.read_text())["made_of"] != wanted:
+        if note.exists() and _made_of(note) != wanted:
             raise DataError(f"{job.out} holds captions of other images, models or settings; choose another --out, or "
                             "remove that folder.")
         atomic.write_text(note, json.dumps({"made_of": wanted, "captioner": job.captioner.name,
                                             "ranker": job.ranker.name, "keep": job.keep, "seed": job.seed}))
+
+
+def _made_of(note: Path) -> str:
+    """What a folder's results were made of; "" if its note is damaged."""
+    try:
+        return str(json.loads(note.read_bytes())["made_of"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _write_part(job: Job, plan: Plan, number: int) -> None:
@@ -173,10 +181,12 @@ def _filtered(job: Job, pictures: list[_Picture]) -> Iterator[Row]:
     pixels = [picture.pixels for picture in pictures]
     for picture, written in zip(pictures, job.captioner.write(pixels, seeds), strict=True):
         picture.written = written
-    texts = [picture.candidates() for picture in pictures]
-    for picture, candidates, scores in zip(pictures, texts, job.ranker.scores(pixels, texts), strict=True):
-        if candidates:
-            yield best(picture.name, candidates, scores, picture.original, job.keep)
+    described = [(picture, candidates) for picture in pictures if (candidates := picture.candidates())]
+    if not described:
+        return
+    ranked = job.ranker.scores([picture.pixels for picture, _ in described], [texts for _, texts in described])
+    for (picture, candidates), scores in zip(described, ranked, strict=True):
+        yield best(picture.name, candidates, scores, picture.original, job.keep)
 
 
 def best(name: str, candidates: Sequence[str], scores: Sequence[float], original: Sequence[str], keep: int) -> Row:

@@ -32,7 +32,6 @@ class Ranker(Protocol):
 
     def scores(self, pictures: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """For each picture the similarity of each of its texts, -1 .. 1."""
-        ...
 
 
 def grouped(image: Tensor, text: Tensor, counts: Sequence[int]) -> list[list[float]]:

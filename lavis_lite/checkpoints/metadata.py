@@ -73,7 +73,7 @@ def _afresh(content: Mapping[str, Any], where: str | Path) -> CheckpointMetadata
 
 
 def _sections(content: Mapping[str, Any], where: str | Path) -> CheckpointMetadata:
-    """Sections `model` and `preprocess` as they were written; empty ones if there are none.
+    """Sections `model` and `preprocess` as they were written; absent ones are empty.
 
     Raises:
         CheckpointError: they are no mappings.

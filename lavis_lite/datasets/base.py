@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,6 +137,11 @@ def processed(processor: Callable[..., Any], text: str, rng: Any, kind: str) -> 
 def is_left(processor: Callable[..., Any], made: str) -> bool:
     """Whether a processed text has content besides the prompt that the processor puts before each."""
     return has_content(made.removeprefix(getattr(processor, "prompt", "")))
+
+
+def is_cut(processor: Callable[..., Any], text: str) -> bool:
+    """Whether a text processor leaves the end of a text out."""
+    return bool(getattr(processor, "cuts", lambda _: False)(text))
 
 
 def main_texts(row: Any) -> list[tuple[str, str]]:

@@ -56,9 +56,11 @@ def anls(predictions: Sequence[str], answers: Sequence[Sequence[str]], rule: Rul
     """Mean of `anls_score` over questions.
 
     Raises:
-        DataError: there is no question, or not one list of answers per prediction.
+        DataError: there is no question, not one list of answers per prediction, or a list is empty.
     """
     if not predictions or len(predictions) != len(answers):
         raise DataError(f"ANLS needs one list of answers per prediction; there are {len(predictions)} predictions and "
                         f"{len(answers)} lists of answers.")
+    if (bare := sum(not right for right in answers)):
+        raise DataError(f"{bare} of {len(answers)} questions have no answers, so that ANLS cannot score them.")
     return sum(anls_score(one, right, rule) for one, right in zip(predictions, answers, strict=True)) / len(predictions)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lavis_lite.errors import MissingExtraError
+from lavis_lite.errors import ConfigError, MissingExtraError, did_you_mean
 from lavis_lite.metrics.captions import TokenizedCaptions, token_scores, tokenized
 from lavis_lite.metrics.java_scores import Floats, JavaScoreError, Scored, meteor_of_parts, spice_of_parts
 
@@ -59,9 +59,12 @@ def caption_report(predictions: Mapping[Any, str], references: Mapping[Any, Sequ
         domains: id -> domain, such as in-domain, near-domain or out-domain (NoCaps). Each domain is scored separately.
 
     Raises:
+        ConfigError: a name is not one of SCORES.
         DataError: the captions cannot be scored.
     """
     names = list(dict.fromkeys(names))
+    if unknown := [name for name in names if name not in SCORES]:
+        raise ConfigError(f"there are no caption scores {unknown[0]!r}; {did_you_mean(unknown[0], SCORES)}")
     wanted = list(dict.fromkeys(score for name in names for score in SCORES[name]))
     captions = tokenized(predictions, references)
     indices = _by_domain(captions.ids, domains or {})

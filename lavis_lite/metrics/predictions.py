@@ -65,8 +65,12 @@ def read_references(path: str | Path) -> tuple[dict[Id, list[str]], dict[Id, str
     for index, row in enumerate(notes, 1):
         name = _value(row, ("image_id",), int | str, f"{path}: annotations[{index}]")
         captions.setdefault(name, []).append(_value(row, ("caption",), str, f"{path}: annotations[{index}]"))
-    images = [image for image in value.get("images", []) if isinstance(image, dict)]
-    return captions, {image["id"]: image["domain"] for image in images if image.get("domain")}
+    images = value.get("images", [])
+    if not isinstance(images, list):
+        raise DataError(f"{path}: field 'images' must be a list of objects, not {type(images).__name__}.")
+    return captions, {_value(image, ("id",), int | str, f"{path}: images[{index}]"):
+                      _value(image, ("domain",), str, f"{path}: images[{index}]")
+                      for index, image in enumerate(images, 1) if isinstance(image, dict) and image.get("domain")}
 
 
 def read_truths(path: str | Path, split: str | None = None) -> dict[Id, Truth]:

@@ -18,6 +18,8 @@ from math import comb
 import torch
 from torch import Tensor
 
+from lavis_lite.errors import DataError
+
 Positives = Sequence[int | Sequence[int]] | Mapping[int, int | Sequence[int]]
 """Right candidates of each query: query index -> candidate index or several (LAVIS' img2txt and txt2img)."""
 
@@ -27,10 +29,17 @@ MISSED = torch.iinfo(torch.int64).max
 
 
 def as_lists(positives: Positives) -> list[list[int]]:
-    """`positives` with one list per query, in the order of the query indices."""
+    """`positives` with one list per query, in the order of the query indices.
+
+    Raises:
+        DataError: an index is missing.
+    """
     items = positives.items() if isinstance(positives, Mapping) else enumerate(positives)
     by_query = {int(query): [found] if isinstance(found, int) else [int(one) for one in found]
                 for query, found in items}
+    if missing := set(range(len(by_query))) - by_query.keys():
+        raise DataError(f"the right candidates of query {min(missing)} are missing; queries have the numbers from 0 on "
+                        "without gaps (img2txt and txt2img of the data set).")
     return [by_query[query] for query in range(len(by_query))]
 
 

@@ -178,6 +178,10 @@ def truth_score(prediction: str, truth: Truth, rule: Rule) -> float:
 
 def lacking(truth: Truth, rule: Rule) -> str:
     """What a question lacks for a rule, and what to do about it; "" if it lacks nothing."""
+    if rule in LEAVES_ONE_OUT and not truth.answers:
+        return f"the rule {rule} needs the answers of annotators, but the question has none. Leave the question out"
+    if rule == "vizwiz" and len(truth.confidences) not in (0, len(truth.answers)):
+        return f"it has {len(truth.confidences)} confidences for {len(truth.answers)} answers"
     if rule == "vizwiz" and not truth.confidences:
         return ("the rule vizwiz needs annotations with answer_confidence and without answer_id. Use VizWiz' own "
                 "annotations, or score with the rule official")

@@ -271,12 +271,8 @@ class BaseModel(nn.Module):
 
     def frozen_parts(self) -> list[str]:
         """Top-level children all of whose parameters are frozen."""
-        parts = []
-        for name, child in self.named_children():
-            parameters = list(child.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
-                parts.append(name)
-        return parts
+        return [name for name, child in self.named_children() if (parameters := list(child.parameters()))
+                and not any(parameter.requires_grad for parameter in parameters)]
 
     def count_parameters(self) -> dict[str, tuple[int, int]]:
         """(trainable, frozen) parameter counts by top-level part, shown at the start of a run."""
@@ -284,10 +280,8 @@ class BaseModel(nn.Module):
         for name, parameter in self.named_parameters():
             part = name.split(".")[0]
             trainable, frozen = counts.get(part, (0, 0))
-            if parameter.requires_grad:
-                counts[part] = (trainable + parameter.numel(), frozen)
-            else:
-                counts[part] = (trainable, frozen + parameter.numel())
+            own = (parameter.numel(), 0) if parameter.requires_grad else (0, parameter.numel())
+            counts[part] = (trainable + own[0], frozen + own[1])
         return counts
 
     def cut_texts(self) -> dict[str, CutTexts]:

@@ -100,7 +100,6 @@ class Decoder(Protocol):
 
     def step(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
         """Keep the `rows` of the cache, append tokens int64[M], return the logits of the next ones, float[M,V]."""
-        ...
 
 
 class QFormerDecoder:

@@ -35,7 +35,6 @@ class Captioner(Protocol):
         The task also passes what the run sets of use_nucleus_sampling, top_p, temperature, length_penalty,
         repetition_penalty and penalise_prompt.
         """
-        ...
 
 
 @runtime_checkable
@@ -50,7 +49,6 @@ class Answerer(Protocol):
         `prompt` has `{}` for the question. With inference_method "rank" the answers come from `answer_list`. The task
         also passes what the run sets of length_penalty, repetition_penalty and penalise_prompt.
         """
-        ...
 
 
 @runtime_checkable
@@ -67,7 +65,6 @@ class Ranker(Protocol):
             n_segments: score in so many parts, to save memory.
             normalise: "sum" of a candidate's log-likelihoods, or their "mean".
         """
-        ...
 
 
 @runtime_checkable
@@ -77,27 +74,21 @@ class Retriever(Protocol):
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
-        ...
 
     def tokenize(self, text: list[str]) -> TextTokens:
         """M texts -> ids int64[M,L] and mask bool[M,L], right-padded."""
-        ...
 
     def forward_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """float[N,3,H,W] -> query hidden states float[N,Q,D], image features float[N,P,Dv] for `Matcher`."""
-        ...
 
     def forward_text(self, text: TextTokens) -> Tensor:
         """Tokens -> float[M,D]."""
-        ...
 
     def project_image(self, hidden: Tensor) -> Tensor:
         """float[N,Q,D] -> float32[N,Q,E], unit length."""
-        ...
 
     def project_text(self, hidden: Tensor) -> Tensor:
         """float[M,D] -> float32[M,E], unit length."""
-        ...
 
 
 @runtime_checkable
@@ -106,7 +97,6 @@ class Matcher(Protocol):
 
     def compute_itm(self, image_inputs: Tensor, text_ids: Tensor, text_atts: Tensor) -> Tensor:
         """float[B,P,Dv], int64[B,L], bool[B,L] -> match scores float[B]."""
-        ...
 
 
 @runtime_checkable
@@ -115,11 +105,9 @@ class ImageCachingMatcher(Protocol):
 
     def image_kv(self, features: Tensor) -> ImageKV:
         """Keys and values of float[B,P,Dv]."""
-        ...
 
     def match_logits(self, image: ImageKV, tokens: TextTokens) -> Tensor:
         """Two-class logits float[M,2] of M texts with the images."""
-        ...
 
 
 @runtime_checkable
@@ -128,11 +116,9 @@ class TextCachingMatcher(ImageCachingMatcher, Protocol):
 
     def match_start(self, tokens: TextTokens) -> Tensor:
         """float[M,Q+L,D], the part of matching that needs no image."""
-        ...
 
     def match_started(self, image: ImageKV, start: Tensor, mask: Tensor) -> Tensor:
         """Two-class logits float[M,2] of texts begun by `match_start`; mask bool[M,L]."""
-        ...
 
 
 @runtime_checkable
@@ -141,7 +127,6 @@ class FeatureExtractor(Protocol):
 
     def extract_features(self, samples: SamplesLike, mode: str = ...) -> Blip2Features:
         """Features of samples with image and/or text_input; mode: multimodal | image | text."""
-        ...
 
 
 @runtime_checkable
@@ -150,11 +135,9 @@ class Looker(Protocol):
 
     def attention(self, samples: SamplesLike) -> list[Attention]:
         """Weights per layer and head, of B samples with image float[B,3,H,W] and texts."""
-        ...
 
     def gradcam(self, samples: SamplesLike) -> list[GradCam]:
         """Where the score of a text, or of each written word, comes from."""
-        ...
 
 
 @runtime_checkable
@@ -163,7 +146,6 @@ class ChatModel(Protocol):
 
     def chat(self, template: Any = ..., options: Any = ..., system: str | None = ...) -> Any:
         """A `lavis_lite.models.language.chat.Chat`."""
-        ...
 
 
 @runtime_checkable
@@ -172,7 +154,6 @@ class TextMeasurer(Protocol):
 
     def measuring(self) -> AbstractContextManager[None]:
         """Within it too long texts raise TextTooLongError, and nothing is written."""
-        ...
 
 
 @runtime_checkable
@@ -181,4 +162,3 @@ class ExampleSamples(Protocol):
 
     def example_samples(self, batch: int, device: torch.device) -> dict[str, Any]:
         """So many samples without content."""
-        ...

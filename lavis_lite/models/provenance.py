@@ -171,14 +171,12 @@ def sources_of(model: nn.Module) -> dict[str, WeightSource]:
 
     Tied tensors have one source under all of their names.
     """
-    marks = sorted(((count, path, source, names) for path, module in model.named_modules()
-                    for count, source, names in getattr(module, _MARKS, ())), key=lambda mark: mark[0])
     parameters = dict(model.named_parameters(remove_duplicate=False))
     identity = {name: id(parameters[name]) if name in parameters else name for name in model.state_dict()}
     # a layer that got an adapter after it was loaded has its weights one level deeper now
     identity |= {name.replace(".base_layer.", "."): key for name, key in identity.items() if ".base_layer." in name}
     found: dict[Any, WeightSource] = {}
-    for _, path, source, names in marks:
+    for path, source, names in _marks(model):
         for name in names:
             full = f"{path}.{name}" if path else name
             found[identity.get(full, full)] = source
@@ -196,17 +194,18 @@ def record_of(model: nn.Module, without_use: Iterable[str] = ()) -> WeightRecord
     for name, source in sources.items():
         key = name.split(".")[0], source
         counts[key] = counts.get(key, 0) + 1
-    order = {source: index for index, source in enumerate(dict.fromkeys(_in_order(model)))}
+    order = {source: index for index, source in enumerate(dict.fromkeys(source for _, source, _ in _marks(model)))}
     rows = sorted(counts, key=lambda key: order.get(key[1], -1))
     unneeded = set(without_use)
     return WeightRecord([replace(source, part=part, tensors=counts[part, source]) for part, source in rows],
                         [name for name, source in sources.items() if source.kind == "random" and name not in unneeded])
 
 
-def _in_order(model: nn.Module) -> list[WeightSource]:
-    """The sources of all marks, in the order of loading."""
-    marks = [(count, source) for module in model.modules() for count, source, _ in getattr(module, _MARKS, ())]
-    return [source for _, source in sorted(marks, key=lambda mark: mark[0])]
+def _marks(model: nn.Module) -> list[tuple[str, WeightSource, frozenset[str]]]:
+    """(path of the module, source, names within the module) of all marks, in the order of loading."""
+    marks = [(count, path, source, names) for path, module in model.named_modules()
+             for count, source, names in getattr(module, _MARKS, ())]
+    return [(path, source, names) for _, path, source, names in sorted(marks, key=lambda mark: mark[0])]
 
 
 def refuse_untrained(model: BaseModel, remedies: str) -> None:

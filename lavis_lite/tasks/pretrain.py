@@ -113,12 +113,10 @@ def validation_losses(model: BaseModel, samples: dict[str, Any], captions: list[
     Raises:
         CheckpointError: a loss is NaN or infinite.
     """
-    generator = torch.Generator().manual_seed(indices(samples)[0])
+    first, key = indices(samples)[0], picture_key(samples)
+    generator = torch.Generator().manual_seed(first)
     uniform = torch.rand(len(captions), 2, dtype=torch.float64, generator=generator)
-    key = picture_key(samples)
-    output = model({key: samples[key], "text_input": captions, "uniform": uniform})
-    losses = split_losses(output)[1]
-    first = indices(samples)[0]
+    losses = split_losses(model({key: samples[key], "text_input": captions, "uniform": uniform}))[1]
     check_finite(torch.stack([value.float() for value in losses.values()])[None],
                  lambda _: f"validation: the losses of the batch that begins with image {first} are NaN or infinite.")
     return {name: float(value) for name, value in losses.items()}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,30 @@ def test_other_settings_need_another_folder(tmp_path):
     for change in ({"keep": 1}, {"seed": 1}, {"per_part": 4}):
         with pytest.raises(DataError, match="other images, models or settings"):
             run_job(job(tmp_path, **change), log=quiet)
+
+
+def test_a_damaged_note_needs_another_folder_too(tmp_path):
+    run_job(job(tmp_path), log=quiet)
+    for text in ("{", "[]", "{}", "3"):
+        (tmp_path / "out" / "plan.json").write_text(text)
+        with pytest.raises(DataError, match="other images, models or settings"):
+            run_job(job(tmp_path), log=quiet)
+
+
+def test_images_without_any_caption_are_not_ranked(tmp_path):
+    class Silent(Stub):
+        def write(self, pictures, seeds):
+            return [[" "] for _ in seeds]
+
+        def scores(self, pictures, texts):
+            assert len(pictures) == len(texts) and all(texts), "rankers take no empty lists"
+            return super().scores(pictures, texts)
+
+    silent = Silent()
+    whole = job(tmp_path, captioner=silent, ranker=silent)
+    rows = [(0, number + 1, {"image": f"{number}.png", "caption": "" if number < 5 else "a"}) for number in range(10)]
+    index = run_job(replace(whole, table=RowTable(rows, ["a.json"])), log=quiet)
+    assert index is not None and index.samples == 5
 
 
 def test_bad_images_stop_or_are_left_out_and_listed(tmp_path):

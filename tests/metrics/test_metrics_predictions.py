@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.metrics.anls import anls
 from lavis_lite.metrics.caption_report import caption_report
 from lavis_lite.metrics.captions import caption_scores
 from lavis_lite.metrics.predictions import by_id, read_predictions, read_references, read_truths
+from lavis_lite.metrics.retrieval import as_lists
 from lavis_lite.metrics.vqa import Truth, vqa_accuracy
 
 
@@ -90,3 +92,25 @@ def test_rules_by_name_and_answers_that_are_no_text() -> None:
             vqa_accuracy({1: odd}, many)  # type: ignore[dict-item]
     with pytest.raises(DataError, match="question_id '1'. The annotations have 1: ids must be numbers in both files"):
         vqa_accuracy({"1": "yes"}, many)
+
+
+@pytest.mark.parametrize(("images", "reason"), [
+    (3, "field 'images' must be a list of objects, not int"), ([{"domain": "x"}], r"images\[1\]: has no 'id'"),
+    ([{"id": [1], "domain": "x"}], r"images\[1\]: field 'id' is of the wrong kind"),
+    ([{"id": 1, "domain": ["x"]}], r"images\[1\]: field 'domain' is of the wrong kind")])
+def test_domains_that_cannot_be_read(images: Any, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=reason):
+        read_references(put(tmp_path, {"images": images, "annotations": [{"image_id": 1, "caption": "a"}]}))
+
+
+def test_questions_without_what_their_score_needs() -> None:
+    with pytest.raises(DataError, match="question_id 1: the rule official needs the answers of annotators"):
+        vqa_accuracy({1: "a"}, {1: Truth([])})
+    with pytest.raises(DataError, match="question_id 1: it has 1 confidences for 2 answers"):
+        vqa_accuracy({1: "a"}, {1: Truth(["a", "b"], confidences=["yes"])}, "vizwiz")
+    with pytest.raises(DataError, match="1 of 2 questions have no answers"):
+        anls(["a", "b"], [["a"], []])
+    with pytest.raises(ConfigError, match="there are no caption scores 'cidr'; did you mean 'cider'"):
+        caption_report({1: "a"}, {1: ["a"]}, ["cidr"])
+    with pytest.raises(DataError, match="right candidates of query 1 are missing"):
+        as_lists({0: [0], 2: [1]})

@@ -60,7 +60,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def part_of(config: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """A sub-configuration of a config.json; empty if there is none.
+    """A sub-configuration of a config.json; an absent one is empty.
 
     Raises:
         CheckpointError: it is no object.

@@ -83,13 +83,13 @@ def save_processor(model: Any, folder: Path, tokenizer: Any, preprocess: Mapping
     from lavis_lite.processors.image import MEAN, STD
 
     given, size = preprocess or {}, model.vision_encoder.image_size
+    pixels = {"image_mean": list(given.get("mean") or MEAN), "image_std": list(given.get("std") or STD)}
     if hf_class(model) == LLAVA:
-        _save_llava(model.vision_encoder, folder, tokenizer, given)
+        _save_llava(model.vision_encoder, folder, tokenizer, pixels)
         return
     questions = copy.deepcopy(model.tokenizer.loaded)
     _pad_on(questions, "right")
-    image = BlipImageProcessor(size={"height": size, "width": size}, image_mean=list(given.get("mean") or MEAN),
-                               image_std=list(given.get("std") or STD))
+    image = BlipImageProcessor(size={"height": size, "width": size}, **pixels)
     kind, count = hf_class(model), int(model.query_tokens.shape[1])
     if kind == INSTRUCT:
         InstructBlipProcessor(image, tokenizer, questions, num_query_tokens=count).save_pretrained(folder)
@@ -100,13 +100,10 @@ def save_processor(model: Any, folder: Path, tokenizer: Any, preprocess: Mapping
         Blip2Processor(image, tokenizer, num_query_tokens=count).save_pretrained(folder)
 
 
-def _save_llava(encoder: Any, folder: Path, tokenizer: Any, given: Mapping[str, Any]) -> None:
+def _save_llava(encoder: Any, folder: Path, tokenizer: Any, pixels: Mapping[str, Any]) -> None:
     from transformers import CLIPImageProcessor, LlavaProcessor
 
-    from lavis_lite.processors.image import MEAN, STD
-
     size = encoder.image_size
-    image = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size},
-                               image_mean=list(given.get("mean") or MEAN), image_std=list(given.get("std") or STD))
+    image = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **pixels)
     LlavaProcessor(image, tokenizer, patch_size=encoder.patch_size, num_additional_image_tokens=1,
                    vision_feature_select_strategy="default" if encoder.dropped else "full").save_pretrained(folder)

@@ -143,7 +143,7 @@ class EncoderModel(BaseModel):
                             f"this one {tuple(features.shape)}{trains}.")
 
     def example_image(self, batch: int, device: torch.device) -> Tensor:
-        """Input of the encoder without content, for a dry run."""
+        """Input of the encoder without content, float[B,3,H,W] or what it takes, for a dry run."""
         encoder: Any = self.vision_encoder
         image: Tensor = encoder.example_input(batch, device)
         return image

@@ -57,7 +57,7 @@ def parts(texts: Sequence[str], at_once: int) -> Iterator[list[str]]:
 
 
 def itc_scores(model: Blip2Scorer, images: ImageBatch, texts: Texts, at_once: int) -> Iterator[Tensor]:
-    """For each sample the similarities over ITC's temperature; each different text is encoded once."""
+    """For each sample float[C], the similarities over ITC's temperature; each different text is encoded once."""
     different = list(dict.fromkeys(chain.from_iterable(texts)))
     column = {text: number for number, text in enumerate(different)}
     query, _ = model.forward_image(images.image)
@@ -70,7 +70,7 @@ def itc_scores(model: Blip2Scorer, images: ImageBatch, texts: Texts, at_once: in
 
 
 def itm_scores(model: Blip2Scorer, images: ImageBatch, texts: Texts, at_once: int) -> Iterator[Tensor]:
-    """For each sample the log-probabilities that image and text fit."""
+    """For each sample float[C], the log-probabilities that image and text fit."""
     _, features = model.forward_image(images.image)
     for sample, own in enumerate(texts):
         row = sample if images.index is None else int(images.index[sample])

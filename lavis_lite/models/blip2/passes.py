@@ -77,7 +77,7 @@ def itm_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[ImageKV], 
 
 def packed_unimodal_and_itg_pass(qformer: QFormer, query_tokens: Tensor, image: ImageKV, tokens: TextTokens,
                                  begin: int) -> UnimodalAndItg:
-    """`unimodal_and_itg_pass` without padding between texts of lengths known to the host."""
+    """`unimodal_and_itg_pass` without padding between texts of known lengths; `decoder` is float[T,D]."""
     from lavis_lite.models.qformer.packing import pack_unimodal_and_itg  # of training only
 
     lengths, count = cast("tuple[int, ...]", tokens.lengths), query_tokens.shape[1]
@@ -91,7 +91,7 @@ def packed_unimodal_and_itg_pass(qformer: QFormer, query_tokens: Tensor, image: 
 
 
 def packed_itm_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[ImageKV], tokens: TextTokens) -> Tensor:
-    """`itm_pass` without padding between texts of lengths known to the host."""
+    """`itm_pass` without padding between texts of lengths known to the host: float[M,Q,D]."""
     from lavis_lite.models.qformer.packing import pack_matching
 
     lengths, count = cast("tuple[int, ...]", tokens.lengths), query_tokens.shape[1]

@@ -226,7 +226,12 @@ class Blip2Qformer(Blip2Scorer):
         return Contrast(sim_i2t, sim_t2i, positives, everyone)
 
     def draw_negatives(self, contrast: Contrast, uniform: Tensor | None) -> Negatives:
-        """One negative image per text and one text per image, by ITC similarity or with equal probability."""
+        """One negative image per text and one text per image, by ITC similarity or with equal probability.
+
+        Args:
+            contrast: the similarities; their softmax weighs the candidates that are not positives (section 3.2, ITM).
+            uniform: float64[B,2] in [0, 1), see `forward`; None: drawn here.
+        """
         batch, device = len(contrast.positives), contrast.positives.device
         if uniform is None:
             uniform = torch.rand(batch, 2, dtype=torch.float64, device=device)

@@ -207,7 +207,7 @@ class QFormer(nn.Module):
             text_ids: int64[B,L] or None.
             text_mask: bool or int[B,L], true for real tokens; None: all real.
             image: features float[B,P,Dv], or their keys and values; None: the queries see no image.
-            pattern: who sees whom (`masks.Pattern`).
+            pattern: who sees whom, see `Pattern`.
             cache: earlier tokens; the new text sees all of them and, among itself, only what came before.
             use_cache: return a cache that includes these tokens.
 

@@ -182,7 +182,13 @@ class VisionLanguage(TextLearner, EncoderModel):
     # marks in prompts -----------------------------------------------------------------------------------------------
     def marked(self, soft_prompts: Tensor, prompts: Sequence[str], index: Tensor | None = None,
                targets: Sequence[str] | None = None) -> list[list[Segment]] | None:
-        """Sequences of prompts that say where their picture stands; None if none of them does.
+        """Sequences of prompts that say where their picture stands; None if no prompt does.
+
+        Args:
+            soft_prompts: float[U,n,D], the vectors of each image.
+            prompts: B strings.
+            index: int64[B], the image of each prompt; None: prompt b goes with image b.
+            targets: B strings that are learned behind the prompts.
 
         Raises:
             DataError: a prompt has several marks.
@@ -207,7 +213,7 @@ class VisionLanguage(TextLearner, EncoderModel):
         return super().written_after(vectors, prompt, text) if rows is None else rows[0]
 
     def text_loss(self, soft_prompt: Tensor, prompts: list[str], targets: list[str]) -> Tensor:
-        """The loss of targets behind prompts; a picture stands at its mark or in front."""
+        """The loss float[] of targets behind prompts; a picture, float[B,n,D], stands at its mark or in front."""
         rows = self.marked(soft_prompt, prompts, targets=targets)
         return super().text_loss(soft_prompt, prompts, targets) if rows is None else self.language_model.loss(rows)
 
