@@ -20,7 +20,6 @@ from lavis_lite.checkpoints.formats.key_maps import (
     language_prefix,
     to_lavis,
 )
-from lavis_lite.checkpoints.formats.owl import from_owl, is_owl
 from lavis_lite.checkpoints.reading import Content, read_content, read_extra, take_off_wrappers
 from lavis_lite.checkpoints.report import (
     LoadReport,
@@ -159,14 +158,15 @@ def _notes(content: Content, taken: list[str]) -> list[str]:
 
 
 MINIGPT4 = "llama_proj."
+OWL = "abstractor.encoder."
 """how the names of MiniGPT-4's release begin: its linear layer is all that it has"""
 
 
 def is_known_layout(names: Iterable[str]) -> bool:
     """Whether names are LAVIS', Hugging Face's, LLaVA's, mPLUG-Owl's or MiniGPT-4's."""
     names = list(names)
-    starts = (*LAVIS_STARTS, *HF_STARTS, MINIGPT4)
-    return is_llava(names) or is_owl(names) or any(name.startswith(starts) for name in names)
+    starts = (*LAVIS_STARTS, *HF_STARTS, MINIGPT4, OWL)
+    return is_llava(names) or any(name.startswith(starts) for name in names)
 
 
 def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = (), heads: int = 1) -> tuple[str, Translated]:
@@ -184,10 +184,12 @@ def recognise(tensors: Mapping[str, Tensor], own: Iterable[str] = (), heads: int
     if tensors and all(name.startswith(MINIGPT4) for name in tensors):
         return "MiniGPT-4", Translated({name.replace(MINIGPT4, "connector.language_projection."): tensor
                                         for name, tensor in tensors.items()})
-    if is_owl(tensors):
+    if any(name.startswith(OWL) for name in tensors):
+        from lavis_lite.checkpoints.formats.owl import from_owl  # most checkpoints are neither this nor the next
+
         return "Hugging Face", from_owl(tensors, heads)
     if is_llava(tensors):
-        from lavis_lite.checkpoints.formats.llava import from_llava  # most checkpoints are none
+        from lavis_lite.checkpoints.formats.llava import from_llava
 
         return "Hugging Face", from_llava(tensors)
     if any(name.startswith(HF_STARTS) for name in tensors):

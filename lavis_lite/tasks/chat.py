@@ -15,7 +15,7 @@ import torch
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.conversation import Conversation, Picture
 from lavis_lite.datasets.controls import AblatedConversations
-from lavis_lite.datasets.protocols import Conversations
+from lavis_lite.datasets.protocols import Conversations, PreviewedMedia
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.outputs import split_losses
 from lavis_lite.registry import registry
@@ -128,14 +128,16 @@ def text_of(parts: tuple[str | Picture, ...]) -> str:
     return "".join(part for part in parts if isinstance(part, str))
 
 
-def pictures_of(dataset: Any, index: int) -> report.Picture | None:
+def pictures_of(dataset: object, index: int) -> report.Picture | None:
     """The pictures of a row as the model saw them, side by side; None: there are none, or they are blank."""
     others: Mapping[Any, Any] = {}
     if isinstance(dataset, AblatedConversations):
         if dataset.control == "blind":
             return None
         others, dataset = dataset.others, dataset.dataset
-    files = [others.get(file, file) for file in dataset.media(index)] if hasattr(dataset, "preview") else []
+    if not isinstance(dataset, PreviewedMedia):
+        return None
+    files = [others.get(file, file) for file in dataset.media(index)]
     every = [report.Picture(name, partial(dataset.preview, kind, name)) for kind, name in files]
     if len(every) < 2:
         return every[0] if every else None

@@ -46,11 +46,6 @@ SIZES: dict[str, dict[str, Any]] = {
 """fields of the parts that a section has keys for -> what the release's classes fill in"""
 
 
-def is_owl(names: Iterable[str]) -> bool:
-    """Whether names are those of an mPLUG-Owl, or of its abstractor alone."""
-    return any(name.startswith("abstractor.encoder.") for name in names)
-
-
 def from_owl(tensors: Mapping[str, Tensor], heads: int) -> Translated:
     """The release's layout -> ours.
 

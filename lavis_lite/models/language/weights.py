@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lavis_lite.models.base import freeze, without_autocast
 from lavis_lite.models.language import head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class HeldWeights(nn.Module):
@@ -20,9 +23,10 @@ class HeldWeights(nn.Module):
         is_dispatched: the weights lie where they belong and have their type: `.to()` leaves them alone.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model, self.is_dispatched, self.trains = model, False, False
+        self.model: Any = model
+        self.is_dispatched, self.trains = False, False
         freeze(self)
 
     def unfreeze(self) -> None:
