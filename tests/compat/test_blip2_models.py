@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import lavis_lite.compat.lavis  # noqa: F401  (makes `lavis` importable)
 from lavis_lite import load_model
@@ -14,6 +16,8 @@ from lavis_lite.errors import ConfigError, ContractError
 from lavis_lite.registry import registry
 from tests.compat.helpers import MINI, VISION, lavis_tensors
 
+from lavis.common.config import Config  # isort: skip
+from lavis.common.registry import registry as lavis_registry  # isort: skip
 from lavis.models.blip2_models.blip2_opt import Blip2OPT  # isort: skip
 from lavis.models.blip2_models.blip2_image_text_matching import Blip2ITM  # isort: skip
 from lavis.models.blip2_models.blip2_qformer import Blip2Qformer  # isort: skip
@@ -169,3 +173,16 @@ def test_parameters_are_grouped_by_decay_and_layer() -> None:
     scales = {group["lr_scale"] for group in groups}
     assert scales == {1.0, *(0.5 ** distance for distance in range(1, 6))}
     assert all(parameter.ndim > 1 for group in groups if group["weight_decay"] for parameter in group["params"])
+
+
+def test_a_class_of_the_registry_builds_and_loads_as_lavis_does(opt: Any, tmp_path: Any) -> None:
+    cls = lavis_registry.get_model_class("blip2_opt")
+    assert cls is Blip2OPT and lavis_registry.mapping["model_name_mapping"]["blip2_opt"] is cls
+    assert {"pretrain_opt2.7b", "caption_coco_opt6.7b"} <= cls.PRETRAINED_MODEL_CONFIG_DICT.keys()
+    (tmp_path / "run.yaml").write_text("model: {arch: blip2_opt, model_type: mini}\nrun: {evaluate: true}\n")
+    config = Config(SimpleNamespace(cfg_path=str(tmp_path / "run.yaml"), options=["model.prompt=a photo of"]))
+    model = cls.from_config(config.model_cfg).eval()
+    samples = {"image": pictures(), "text_input": ["a red circle", "two blue squares and a dog"]}
+    torch.testing.assert_close(model(samples)["loss"], opt(samples)["loss"])
+    section = OmegaConf.load(cls.default_config_path("caption_coco_opt2.7b")).model
+    assert section.image_size == 364 and section.load_finetuned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from lavis_lite.compat.lavis import sizes
 from lavis_lite.compat.lavis.blip2 import Blip2Base
 from lavis_lite.compat.lavis.qformer import BertLMHeadModel
-from lavis_lite.errors import DataError
+from lavis_lite.errors import ContractError, DataError
 from lavis_lite.models.blip2 import objectives
 from lavis_lite.models.qformer import QFormer, QFormerConfig
 from tests.compat.helpers import lavis_tensors
@@ -129,6 +130,38 @@ def test_a_layer_s_attention_may_be_replaced(both: tuple[BertLMHeadModel, QForme
     theirs.bert.encoder.layer[1].attention.self.__class__ = Loud
     theirs.bert(query_embeds=queries, encoder_hidden_states=image)
     assert Loud.calls == 1
+
+
+def test_an_attention_of_lavis_signature_may_take_its_place(both: tuple[BertLMHeadModel, QFormer]) -> None:
+    theirs, _ = both
+    queries, image, _, _ = inputs()
+    wanted = theirs.bert(query_embeds=queries, encoder_hidden_states=image, output_hidden_states=True)
+    assert len(wanted.hidden_states) == len(theirs.bert.encoder.layer) + 1 and wanted.pooler_output is None
+    torch.testing.assert_close(wanted.hidden_states[-1], wanted.last_hidden_state)
+
+    class Plain(torch.nn.Module):
+        def __init__(self, attn: Any) -> None:
+            super().__init__()
+            self.attn = attn
+
+        def forward(self, hidden_states: Any, attention_mask: Any = None, head_mask: Any = None,
+                    encoder_hidden_states: Any = None, encoder_attention_mask: Any = None,
+                    past_key_value: Any = None, output_attentions: bool = False) -> Any:
+            attn, source = self.attn, hidden_states if encoder_hidden_states is None else encoder_hidden_states
+            key, value = (attn.transpose_for_scores(part(source)) for part in (attn.key, attn.value))
+            scores = attn.transpose_for_scores(attn.query(hidden_states)) @ key.transpose(-1, -2)
+            assert head_mask is None and attn.position_embedding_type == "absolute"
+            mixed = (scores / attn.attention_head_size ** 0.5).softmax(-1) @ value
+            return mixed.permute(0, 2, 1, 3).reshape(*hidden_states.shape[:2], attn.all_head_size), (key, value)
+
+    for layer in theirs.bert.encoder.layer:
+        layer.attention.self = Plain(layer.attention.self)
+        if layer.has_cross_attention:
+            layer.crossattention.self = Plain(layer.crossattention.self)
+    found = theirs.bert(query_embeds=queries, encoder_hidden_states=image).last_hidden_state
+    torch.testing.assert_close(found, wanted.last_hidden_state)
+    with pytest.raises(ContractError, match="output_attentions is not carried"):
+        theirs.bert(query_embeds=queries, encoder_hidden_states=image, output_attentions=True)
 
 
 def test_resized_words_stay_tied(both: tuple[BertLMHeadModel, QFormer]) -> None:

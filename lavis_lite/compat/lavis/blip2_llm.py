@@ -22,6 +22,7 @@ from lavis_lite.checkpoints.manifest import source_of
 from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.compat.lavis.base_model import BaseModel
 from lavis_lite.compat.lavis.blip2 import Blip2Base
+from lavis_lite.compat.lavis.paths import types_of
 from lavis_lite.compat.lavis.sections import given_name
 from lavis_lite.models.base import freeze
 from lavis_lite.models.blip2 import llm as core
@@ -211,25 +212,26 @@ LONG = {"max_txt_len": 128, "max_output_txt_len": 256, "apply_lemmatizer": False
 class Blip2OPT(LavisBlip2LLM, core.Blip2OPT):
     """Stage 2 over OPT."""
 
-    part = "opt"
+    part, PRETRAINED_MODEL_CONFIG_DICT = "opt", types_of("blip2_opt")
     __init__ = constructor(**VISION, opt_model="facebook/opt-2.7b", prompt="", max_txt_len=32, apply_lemmatizer=False)
 
 
 class Blip2T5(LavisBlip2LLM, core.Blip2T5):
     """Stage 2 over FlanT5."""
 
-    part = "t5"
+    part, PRETRAINED_MODEL_CONFIG_DICT = "t5", types_of("blip2_t5")
     __init__ = constructor(**T5, max_txt_len=32, apply_lemmatizer=False)
 
 
 class Blip2T5Instruct(LavisBlip2LLM, core.Blip2T5Instruct):
     """InstructBLIP over FlanT5."""
 
-    part = "t5"
+    part, PRETRAINED_MODEL_CONFIG_DICT = "t5", types_of("blip2_t5_instruct")
     __init__ = constructor(**T5, **LONG, num_few_shot_examples=0, few_shot_prob=0, qformer_text_input=True)
 
 
 class Blip2VicunaInstruct(LavisBlip2LLM, core.Blip2VicunaInstruct):
     """InstructBLIP over Vicuna."""
 
+    PRETRAINED_MODEL_CONFIG_DICT = types_of("blip2_vicuna_instruct")
     __init__ = constructor(**VISION, llm_model="", prompt="", **LONG, qformer_text_input=True)

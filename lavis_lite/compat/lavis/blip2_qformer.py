@@ -15,6 +15,7 @@ from lavis_lite.checkpoints.formats.key_maps import from_lavis
 from lavis_lite.compat.lavis.base_model import BaseModel
 from lavis_lite.compat.lavis.blip2 import Blip2Base
 from lavis_lite.compat.lavis.blip2_llm import LavisBlip2LLM
+from lavis_lite.compat.lavis.paths import types_of
 from lavis_lite.compat.lavis.retrieval import compute_sim_matrix
 from lavis_lite.compat.lavis.sizes import current
 from lavis_lite.errors import ContractError
@@ -39,6 +40,7 @@ def _of_core(name: str) -> Any:
 class Blip2Qformer(Blip2Base):
     """Stage 1: visual_encoder, ln_vision, Qformer, query_tokens, vision_proj, text_proj, itm_head and temp."""
 
+    PRETRAINED_MODEL_CONFIG_DICT = types_of("blip2")
     in_batch_negatives = True
 
     def __init__(self, vit_model: str = "eva_clip_g", img_size: int = 224, drop_path_rate: float = 0,

@@ -96,6 +96,14 @@ def _model(path: Path) -> Any:
     return None if found is None else merge(base_chain(found))[0]
 
 
+def types_of(arch: str) -> dict[str, str]:
+    """Type -> LAVIS' name of its YAML, of a model that LAVIS has too."""
+    kinds = sorted(path.stem for path in (CONFIGS / "models" / arch).glob("*.yaml"))
+    start = "instruct_" if arch.endswith("_instruct") else ""
+    return {kind: f"configs/models/blip2/blip2_{start}{kind.replace('caption_coco_', 'caption_')}.yaml"
+            for kind in kinds if not kind.startswith("mini")}
+
+
 def _dataset(path: Path) -> Any:
     """configs/datasets/coco/eval_vqa.yaml -> the type `eval` of coco_vqa."""
     folder, stem = path.parent.name, path.stem.removesuffix("_instruct")

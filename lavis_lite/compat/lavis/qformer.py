@@ -21,7 +21,7 @@ from lavis_lite.compat.lavis.bert import initialise_from_bert
 from lavis_lite.compat.lavis.qformer_layers import BertConfig, BertEmbeddings, BertLayer, BertOnlyMLMHead, Past
 from lavis_lite.compat.lavis.qformer_text import generate
 from lavis_lite.compat.lavis.sizes import current
-from lavis_lite.errors import DataError
+from lavis_lite.errors import ContractError, DataError
 from lavis_lite.models.outputs import Output
 
 
@@ -31,6 +31,9 @@ class BertOutputs(Output):
 
     last_hidden_state: Tensor
     past_key_values: tuple[Past, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    """before the first layer and after each, with output_hidden_states"""
+    pooler_output = None
 
     def __getitem__(self, key: Any) -> Any:
         return (self.last_hidden_state, self.past_key_values)[key] if isinstance(key, int) else super().__getitem__(key)
@@ -63,10 +66,11 @@ class BertModel(nn.Module):
         self.encoder = BertEncoder(config)
 
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-                position_ids: Tensor | None = None, query_embeds: Tensor | None = None,
+                position_ids: Tensor | None = None, head_mask: None = None, query_embeds: Tensor | None = None,
                 encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None,
-                past_key_values: Any = None, use_cache: bool | None = None, return_dict: bool = True,
-                is_decoder: bool = False, **unused: Any) -> Any:
+                past_key_values: Any = None, use_cache: bool | None = None, output_attentions: bool | None = None,
+                output_hidden_states: bool | None = None, return_dict: bool = True, is_decoder: bool = False,
+                **unused: Any) -> Any:
         """Run queries, text, or both.
 
         Args:
@@ -78,21 +82,32 @@ class BertModel(nn.Module):
             encoder_attention_mask: int[B,P]; None: all.
             past_key_values: of an earlier call with use_cache.
             use_cache: return keys and values.
+            output_hidden_states: return the hidden states of every layer.
             return_dict: False: a tuple.
             is_decoder: text tokens see the queries and the text before them; queries see queries.
+            head_mask, unused: of LAVIS' signature; without effect.
+
+        Raises:
+            ContractError: `output_attentions` is asked for.
         """
+        if output_attentions:
+            raise ContractError("Qformer.bert: output_attentions is not carried, as torch's attention keeps no "
+                                "weights. Replace `attention.self` of a layer by a module that keeps them.")
         past_length = 0 if past_key_values is None else past_key_values[0][0].shape[2]
         queries = 0 if query_embeds is None else query_embeds.shape[1]
         text_past = past_length - self.config.query_length if past_length else 0
         hidden = self.embeddings(input_ids, position_ids, query_embeds, max(text_past, 0))
         mask = extended_mask(attention_mask, hidden, past_length, queries, is_decoder)
         image_mask = None if encoder_attention_mask is None else additive(encoder_attention_mask[:, None, None], hidden)
-        presents = []
+        presents: list[Past] = []
+        states = [hidden]
         for number, layer in enumerate(self.encoder.layer):
             past = None if past_key_values is None else past_key_values[number]
             hidden, present = layer(hidden, mask, encoder_hidden_states, image_mask, past, queries)
             presents.append(present)
-        found = BertOutputs(hidden, tuple(presents) if use_cache else None)
+            states += [hidden] if output_hidden_states else []
+        found = BertOutputs(hidden, tuple(presents) if use_cache else None,
+                            tuple(states) if output_hidden_states else None)
         return found if return_dict else tuple(found.values())
 
 

@@ -86,7 +86,9 @@ class BertSelfAttention(nn.Module):
             raise ConfigError(f"the Q-Former's width {config.hidden_size} is not a multiple of its "
                               f"{config.num_attention_heads} heads.")
         width = config.encoder_width if is_cross_attention else config.hidden_size
-        self.num_attention_heads = config.num_attention_heads
+        self.num_attention_heads, self.all_head_size = config.num_attention_heads, config.hidden_size
+        self.attention_head_size = config.hidden_size // config.num_attention_heads
+        self.position_embedding_type = "absolute"
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key, self.value = nn.Linear(width, config.hidden_size), nn.Linear(width, config.hidden_size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
@@ -95,20 +97,24 @@ class BertSelfAttention(nn.Module):
         """float[B,S,D] -> float[B,H,S,D/H]."""
         return x.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None,
-                encoder_hidden_states: Tensor | None = None, past_key_value: Past | None = None) -> tuple[Tensor, Past]:
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, head_mask: None = None,
+                encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None,
+                past_key_value: Past | None = None, output_attentions: bool = False) -> tuple[Tensor, Past]:
         """Attend.
 
         Args:
             hidden_states: float[B,S,D].
-            attention_mask: additive, float broadcast to [B,H,S,T]; None: all is visible.
+            attention_mask: of the sequence itself, additive, float broadcast to [B,H,S,T]; None: all is visible.
+            head_mask, output_attentions: of LAVIS' signature; they have no effect.
             encoder_hidden_states: float[B,P,Dv]; None: the sequence itself.
+            encoder_attention_mask: of these, as `attention_mask`.
             past_key_value: keys and values of earlier tokens, put in front.
 
         Returns:
             float[B,S,D], and keys and values.
         """
         looked_at = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        attention_mask = attention_mask if encoder_hidden_states is None else encoder_attention_mask
         key, value = (self.transpose_for_scores(layer(looked_at)) for layer in (self.key, self.value))
         if past_key_value is not None:
             key, value = torch.cat([past_key_value[0], key], 2), torch.cat([past_key_value[1], value], 2)
@@ -192,7 +198,7 @@ class BertLayer(nn.Module):
         parts = []
         if query_length:
             if self.has_cross_attention and image is not None:
-                query = self.crossattention(query, image_mask, image)[0]
+                query = self.crossattention(query, encoder_hidden_states=image, encoder_attention_mask=image_mask)[0]
             parts.append(self.output_query(self.intermediate_query(query), query))
         if text.shape[1]:
             if self.intermediate is None or self.output is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partialmethod
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,11 @@ Decorator = Callable[[type], type]
 ADAPTERS = {"processor": "processors:adapted", "builder": "builders:adapted", "task": "tasks:adapted",
             "lr_scheduler": "runners:adapted_schedule"}
 """kind -> what makes this package's class of LAVIS' one"""
+MODELS = {"blip2": "blip2_qformer:Blip2Qformer", "blip2_feature_extractor": "blip2_qformer:Blip2Qformer",
+          "blip2_image_text_matching": "blip2_qformer:Blip2ITM", "blip2_opt": "blip2_llm:Blip2OPT",
+          "blip2_t5": "blip2_llm:Blip2T5", "blip2_t5_instruct": "blip2_llm:Blip2T5Instruct",
+          "blip2_vicuna_instruct": "blip2_llm:Blip2VicunaInstruct"}
+"""the package's models that LAVIS has too, with LAVIS' methods"""
 KINDS = ("builder", "task", "processor", "model", "lr_scheduler", "runner")
 STATE = {"MAX_INT": sys.maxsize, "SPLIT_NAMES": ["train", "val", "test"]}
 
@@ -32,6 +37,22 @@ def _adapter_of(target: str) -> Any:
     """`module:function` of this room: imported by name, since these modules use the registry themselves."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(f"lavis_lite.compat.lavis.{module}"), name)
+
+
+class Names(Mapping[str, Any]):
+    """Name -> class of a kind."""
+
+    def __init__(self, registry: LavisRegistry, kind: str) -> None:
+        self.registry, self.kind = registry, kind
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self.registry, f"get_{self.kind}_class")(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.registry.list_datasets() if self.kind == "builder" else self.registry._names(self.kind))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 class LavisRegistry:
@@ -86,8 +107,9 @@ class LavisRegistry:
         return self._find("builder", name) if known else _adapter_of("builders:of_core")(name)
 
     def get_model_class(self, name: str) -> Any:
-        """The model class of that name; an unknown name is a RegistryError (a KeyError) with the nearest names."""
-        return core.get_model_class(name)
+        """The model class of that name, with LAVIS' methods; an unknown name is a RegistryError (a KeyError)."""
+        of_lavis = name in MODELS and not core.model.is_own(name)
+        return _adapter_of(MODELS[name]) if of_lavis else core.get_model_class(name)
 
     def get_processor_class(self, name: str) -> Any:
         """The processor class of that name, with LAVIS' `from_config`."""
@@ -113,12 +135,10 @@ class LavisRegistry:
         return sorted({*dataset_names(), *core.list_builders()})
 
     @property
-    def mapping(self) -> dict[str, dict[str, Any]]:
-        """What is registered by kind (a copy), state and paths (which may be set here)."""
-        found = {f"{kind}_name_mapping": {
-            name: self._written.get(kind, {}).get(name, getattr(core, kind).builtins.get(name))
-            for name in getattr(core, kind).names()} for kind in KINDS}
-        return {**found, "state": self._state, "paths": paths.ROOTS}
+    def mapping(self) -> dict[str, Any]:
+        """What is registered by kind (looked up when it is used), state and paths (which may be set here)."""
+        return {**{f"{kind}_name_mapping": Names(self, kind) for kind in KINDS}, "state": self._state,
+                "paths": paths.ROOTS}
 
     # paths and state --------------------------------------------------------------------------------------------------
     def register_path(self, name: str, path: str) -> None:

@@ -108,8 +108,9 @@ def as_node(section: Any) -> DictConfig:
 
 
 def whole_node(section: Section) -> DictConfig:
-    """As `as_node`, with the defaults of keys that were not given."""
+    """As `as_node`, with the defaults of keys that were not given; null only where it is given or no default."""
     given: frozenset[str] = getattr(section, "given", frozenset())
+    given |= {entry.name for entry in dataclasses.fields(section) if entry.default is not None}  # type: ignore[arg-type]
     content = {key: value for key, value in dataclasses.asdict(section).items()  # type: ignore[call-overload]
                if value is not None or key in given}
     node: DictConfig = OmegaConf.create(_with_packaged(content))
