@@ -15,7 +15,7 @@ from lavis_lite.config.compose import compose_layers
 from lavis_lite.config.layers import Layer
 from lavis_lite.config.schema import Config, ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.config.typed import check_hooks
-from lavis_lite.errors import ConfigError, RegistryError
+from lavis_lite.errors import ConfigError, ContractError, RegistryError
 from lavis_lite.preflight import check
 from lavis_lite.registry import registry
 from lavis_lite.runners.hooks import Hook, RunContext
@@ -120,6 +120,45 @@ def test_an_exception_of_a_hook_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a hook fails"):
         Toy(tmp_path, {"hooks": {"recorder": {"fail_at": 3}}}).build().train()
     assert CALLS[-1] == "after 3" and not list(tmp_path.glob("checkpoints/step_*"))
+
+
+@registry.register_hook("careless")
+class Careless(Hook):
+    """Breaks the contract of hooks in the way that it is told."""
+
+    def __init__(self, breaks: str) -> None:
+        self.breaks = breaks
+        if breaks == "arguments":
+            self.after_step = lambda run: None  # type: ignore[assignment, misc]
+
+    def after_step(self, run: RunContext, result: Any) -> None:
+        values = {"vector": torch.ones(2), "text": "3", "scalar": torch.tensor(0.5)}
+        run.log_scalars("careless", {name: value for name, value in values.items() if name == self.breaks})
+
+    def during_evaluation(self, run: RunContext) -> Any:
+        return None if self.breaks == "context" else super().during_evaluation(run)
+
+    def state(self) -> dict[str, Any]:
+        return {"seen": [1, {"of": self if self.breaks == "state" else None}]}
+
+
+@pytest.mark.parametrize(("breaks", "words"), [
+    ("arguments", r"run.hooks.careless: Careless.after_step must take \(run, result\): too many positional"),
+    ("vector", r"run.hooks.careless: log_scalars takes numbers, and 'vector' is tensor"),
+    ("text", "log_scalars takes numbers, and 'text' is '3'"),
+    ("context", "run.hooks.careless: during_evaluation must return a context manager, not None"),
+    ("state", r"run.hooks.careless: state\(\)\['seen'\]\[1\]\['of'\] is a Careless, which a checkpoint cannot keep"),
+])
+def test_what_a_hook_does_wrong_names_the_hook(tmp_path: Path, breaks: str, words: str) -> None:
+    run = {"max_iters": 1, "valid_splits": ["val"], "hooks": {"careless": {"breaks": breaks}}}
+    with pytest.raises(ContractError, match=words):
+        Toy(tmp_path, run).build().train()
+    assert not list(tmp_path.glob("checkpoints/step_*"))
+
+
+def test_a_tensor_of_one_number_is_logged(tmp_path: Path) -> None:
+    Toy(tmp_path, {"max_iters": 1, "hooks": {"careless": {"breaks": "scalar"}}}).build().train()
+    assert [row["scalar"] for row in read(tmp_path / "log.jsonl") if row.get("hook") == "careless"] == [0.5]
 
 
 # stopping -----------------------------------------------------------------------------------------------------------

@@ -167,8 +167,8 @@ class VisionEncoder(Encoder):
         total = shape.depth + 1
         layers = chosen_layers(self.name, layer, total)
         shape = replace(shape, depth=max(layers))
-        vit = build_preset(preset.kind, shape, self.image_size, drop_path_rate, with_norm=shape.depth == total)
-        return vit, layers, total
+        with_norm = shape.depth == total
+        return build_preset(preset.kind, shape, self.image_size, drop_path_rate, with_norm), layers, total
 
     def _set_checkpointing(self, how: bool | str) -> None:
         if how is True:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.errors import ConfigError, ContractError
+from lavis_lite.errors import ConfigError, ContractError, shown
 from lavis_lite.registry import registry
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lavis_lite.runners.train_state import TrainState
     from lavis_lite.tasks.base import BaseTask
     from lavis_lite.tracking.tracker import Tracker
+
 
 @dataclass
 class RunContext:
@@ -69,8 +71,13 @@ class RunContext:
         self.tracker.log(text)
 
     def log_scalars(self, hook: str, values: Mapping[str, float]) -> None:
-        """Numbers of the present step, for the log, TensorBoard (tags `<hook>/<name>`) and W&B."""
-        self.tracker.record({"step": self.step, "hook": hook, **values})
+        """Numbers of the present step, for the log, TensorBoard (tags `<hook>/<name>`) and W&B.
+
+        Raises:
+            ContractError: a value is no number.
+        """
+        self.tracker.record({"step": self.step, "hook": hook,
+                             **{name: _number(hook, name, value) for name, value in values.items()}})
 
     def stop(self, reason: str) -> None:
         """Ask for a normal end of the run. It ends, saved and tested, as soon as all ranks know of it.
@@ -143,6 +150,7 @@ def build_hooks(run: RunConfig) -> list[Hook]:
     Raises:
         ConfigError: a hook refuses its arguments.
         RegistryError: unknown hook.
+        ContractError: one of its methods takes other arguments than `Hook`'s.
     """
     return [build_hook(name, arguments) for name, arguments in run.hooks.items() if arguments is not None]
 
@@ -156,10 +164,44 @@ def build_hook(name: str, arguments: Mapping[str, Any]) -> Hook:
         hook: Hook = cls(**given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"run.hooks.{name}: it refuses its arguments: {error}") from error
+    _check_methods(name, hook)
     hook.name, hook.every = name, hook.every if every is None else every
     if hook.every < 1:
         raise ConfigError(f"run.hooks.{name}.every: must be above 0, not {hook.every}.")
     return hook
+
+
+def _check_methods(name: str, hook: Hook) -> None:
+    """Raise ContractError unless each method can be called as `Hook`'s is."""
+    for method, own in inspect.getmembers(Hook, inspect.isfunction):
+        arguments = list(inspect.signature(own).parameters)[1:]
+        try:
+            inspect.signature(getattr(hook, method)).bind(*arguments)
+        except TypeError as error:
+            raise ContractError(f"run.hooks.{name}: {type(hook).__name__}.{method} must take ({', '.join(arguments)}): "
+                                f"{error}.") from error
+
+
+def _number(hook: str, name: str, value: Any) -> float:
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):  # as a tensor of several elements raises
+        if not isinstance(value, str):
+            return value if isinstance(value, int | float) else float(value)
+    raise ContractError(f"run.hooks.{hook}: log_scalars takes numbers, and {name!r} is {shown(value)}.")
+
+
+def _not_plain(value: Any, place: str) -> str:
+    """Which part of a state is neither a tensor nor plain, as a clause; "": none. Subclasses are not plain."""
+    import torch
+
+    if value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor):
+        return ""
+    if type(value) in (dict, OrderedDict):
+        inner = {f"{place}[{key!r}]": one for key, one in value.items()}
+    elif type(value) in (list, tuple):
+        inner = {f"{place}[{number}]": one for number, one in enumerate(value)}
+    else:
+        return f"{place} is a {type(value).__name__}"
+    return next(filter(None, (_not_plain(one, where) for where, one in inner.items())), "")
 
 
 class Hooks:
@@ -177,6 +219,7 @@ class Hooks:
         """Training begins or continues."""
         for hook in self.hooks:
             hook.on_start(self.context)
+        self.state()  # what a checkpoint could not keep is told now
 
     def before_step(self) -> None:
         """The next step's batch is there."""
@@ -195,7 +238,11 @@ class Hooks:
         """All hooks' contexts, the last one innermost."""
         with contextlib.ExitStack() as stack:
             for hook in self.hooks:
-                stack.enter_context(hook.during_evaluation(self.context))
+                context: object = hook.during_evaluation(self.context)
+                if not isinstance(context, contextlib.AbstractContextManager):
+                    raise ContractError(f"run.hooks.{hook.name}: during_evaluation must return a context manager, not "
+                                        f"{context!r}; contextlib.contextmanager makes one of a function that yields.")
+                stack.enter_context(context)
             yield
 
     def after_evaluation(self, split: str, scores: Mapping[str, float]) -> None:
@@ -220,8 +267,16 @@ class Hooks:
         return any(distributed.all_gather_object(bool(self.context.stop_reason)))
 
     def state(self) -> dict[str, Any]:
-        """The state of every hook that has any, by name."""
+        """The state of every hook that has any, by name.
+
+        Raises:
+            ContractError: a value that a checkpoint could not give back.
+        """
         states = {hook.name: hook.state() for hook in self.hooks}
+        for name, state in states.items():
+            if wrong := _not_plain(state, "state()"):
+                raise ContractError(f"run.hooks.{name}: {wrong}, which a checkpoint cannot keep. Return a dict of "
+                                    "tensors, numbers, texts, lists and dicts.")
         return {name: state for name, state in states.items() if state}
 
     def load_state(self, states: Mapping[str, Any], kept: Sequence[str]) -> list[str]:
