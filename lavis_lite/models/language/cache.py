@@ -57,7 +57,7 @@ class RowCache:
         Returns:
             The rows that they were in, int64[M'].
         """
-        grouped = texts.view(-1, self.most)
+        grouped = texts.view(len(texts) // self.most, self.most)  # there may be none
         rows = grouped[:, 0] // self.beams
         parts = _parts(self.cache)
         if in_sample:  # what an encoder gave is the same for all of them

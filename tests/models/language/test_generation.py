@@ -259,6 +259,16 @@ def test_samples_that_wait_take_the_places_of_the_finished_and_get_the_same_text
     assert len({len(text) for text in expected}) > 2, "texts of several lengths"
 
 
+@pytest.mark.parametrize("name", ["opt", "flan_t5"])
+@torch.no_grad()
+def test_a_sample_may_take_the_place_of_all_others(name: str) -> None:
+    model = exact_tiny(name)
+    soft, prompts = given(model)
+    expected = model.generate_ids(soft, prompts, JOINED[0], OWNERS)
+    model.at_once = 1
+    assert model.generate_ids(soft, prompts, JOINED[0], OWNERS) == expected
+
+
 @torch.no_grad()
 def test_where_texts_may_not_join_they_are_written_as_ever() -> None:
     seen: list[int] = []
