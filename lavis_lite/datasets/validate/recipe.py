@@ -174,7 +174,7 @@ HEADING = """\
 # Written by `data check {source}`: {what}.
 # The packaged mini model knows the words and shapes of a generated world. For real pictures choose another
 # model.model_type, for example {released}; `python -m lavis_lite zoo` lists them all.
-#   python train.py --cfg-path {recipe}
+#   python -m lavis_lite train {recipe}
 """
 RELEASED: dict[Goal, str] = {"captioning": "caption_coco_opt2.7b", "pretrain": "pretrain", "vqa": "vqa_opt2.7b",
                             "chat": "llava15_7b with model.template=vicuna_v1"}
@@ -215,7 +215,7 @@ def write_recipe(recipe: Path, source: str, name: str, section: DatasetConfig, m
     text = heading + "\n" + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
     recipe.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(recipe, text)
-    return f"{recipe}: {what}. Train with: python train.py --cfg-path {recipe}"
+    return f"{recipe}: {what}. Train with: python -m lavis_lite train {recipe}"
 
 
 def _hold_out(section: DatasetConfig, make: MakeBuilder) -> list[str]:
