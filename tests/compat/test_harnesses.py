@@ -1,4 +1,7 @@
-"""Adapters of lmms-eval and VLMEvalKit against stand-ins of their base classes: they answer as `evaluate` does."""
+"""Adapters of lmms-eval and VLMEvalKit answer as `evaluate` does.
+
+Most tests use stand-ins of the harnesses' base classes. One runs the real lmms-eval and skips if it is not installed.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from PIL import Image
 
 from lavis_lite.cli.main import main
 from lavis_lite.errors import DataError
+from lavis_lite.torchvision_shim import ensure_torchvision
 from tests.end_to_end.conftest import ROOT, cache, environment  # noqa: F401  (a fixture)
 
-SMALL = ["datasets.mini_world_vqa.prepare_args={train: 24, val: 8, test: 12, ood: 4, seed: 3}", "run.num_workers=0"]
+SMALL = "datasets.mini_world_vqa.prepare_args={{train: 24, val: 8, test: {scenes}, ood: 4, seed: 3}}"
 ARGUMENTS = {"arch": "blip2_opt", "model_type": "mini_instruct", "prompt": "question: {} short answer:"}
 
 
@@ -47,13 +51,15 @@ def adapters(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
 
 
 @pytest.fixture
-def evaluated(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str, str]]:  # noqa: F811
-    """(picture, question, answer) of every question, as `evaluate` answers them."""
+def evaluated(request: pytest.FixtureRequest, cache: Path, tmp_path: Path,  # noqa: F811
+              monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str, str]]:
+    """(picture, question, answer) of every question about some scenes (12), as `evaluate` answers them."""
+    small = SMALL.format(scenes=getattr(request, "param", 12))
     for name, value in environment(cache).items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(ROOT)
-    assert main(["evaluate", "mini_vqa_opt", "--options", *SMALL, "model.model_type=mini_instruct", "run.num_beams=1",
-                 f"run.output_dir={tmp_path}"]) == 0
+    assert main(["evaluate", "mini_vqa_opt", "--options", small, "run.num_workers=0", "model.model_type=mini_instruct",
+                 "run.num_beams=1", f"run.output_dir={tmp_path}"]) == 0
     [samples] = tmp_path.rglob("test_step*_samples.json")
     answers = {row["id"]: row["prediction"] for row in json.loads(samples.read_text())["samples"]}
     [questions] = cache.glob("mini_world/*/annotations/questions_test.json")
@@ -99,3 +105,49 @@ def test_vlmevalkit_gets_the_answers_of_evaluate(adapters: tuple[Any, Any], eval
 def test_the_adapters_are_short() -> None:
     for name in ("harness", "lmms_eval", "vlmevalkit"):
         assert len((ROOT / "lavis_lite" / "compat" / f"{name}.py").read_text().splitlines()) < 120
+
+
+TASK = """
+task: mini_world
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function functions.pictures
+doc_to_text: !function functions.question
+doc_to_target: answer
+generation_kwargs: {max_new_tokens: 10, until: ["\\n\\n"]}
+process_results: !function functions.score
+metric_list: [{metric: same, aggregation: mean, higher_is_better: true}]
+"""
+FUNCTIONS = """
+from PIL import Image
+
+def pictures(document):
+    return [Image.open(document["picture"])]
+
+def question(document, settings=None):
+    return document["question"]
+
+def score(document, results):
+    return {"same": float(results[0] == document["answer"])}
+"""
+
+
+@pytest.mark.parametrize("evaluated", [170], indirect=True)
+def test_the_real_lmms_eval_gets_the_answers_of_evaluate(evaluated: Any, tmp_path: Path) -> None:
+    pytest.importorskip("lmms_eval")
+    ensure_torchvision()
+    evaluator, tasks = (importlib.import_module(f"lmms_eval.{name}") for name in ("evaluator", "tasks"))
+    folder = tmp_path / "task"
+    folder.mkdir()
+    (folder / "documents.jsonl").write_text("".join(
+        json.dumps({"picture": str(picture), "question": question, "answer": answer}) + "\n"
+        for picture, question, answer in evaluated))
+    (folder / "mini_world.yaml").write_text(TASK % (folder / "documents.jsonl"))
+    (folder / "functions.py").write_text(FUNCTIONS)
+    found = evaluator.simple_evaluate(
+        "lavis_lite", ",".join(f"{key}={value}" for key, value in ARGUMENTS.items()) + ",device=cpu", ["mini_world"],
+        task_manager=tasks.TaskManager(include_path=str(folder)), batch_size=8, limit=500)
+    answers = [row["filtered_resps"][0] for row in found["samples"]["mini_world"]]
+    assert answers == [answer for _, _, answer in evaluated[:500]] and len(answers) == 500

@@ -215,7 +215,7 @@ def test_a_file_becomes_a_trained_and_scored_model(make: Callable[[Path], str], 
                                                    capsys: pytest.CaptureFixture[str]) -> None:
     source = make(folder)
     assert run_command("data", ["check", source, "--write-yaml", "recipe.yaml"]) == 0
-    assert "Train with: python train.py --cfg-path recipe.yaml" in capsys.readouterr().out
+    assert "Train with: python -m lavis_lite train recipe.yaml" in capsys.readouterr().out
     quick = ["run.max_iters=2", "run.num_workers=0", "run.tensorboard=false", "run.warmup_steps=1", "run.max_len=4",
              "run.batch_size_train=4"]
     assert run_command("train", ["--cfg-path", "recipe.yaml", "--options", *quick]) == 0

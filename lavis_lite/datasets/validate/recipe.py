@@ -220,7 +220,7 @@ def write_recipe(recipe: Path, source: str, name: str, section: DatasetConfig, m
         what, way_on = f"answers to its {texts}, which nothing is learned from", "evaluate"
         run = {"evaluate": True, **{key: value for key, value in run.items() if key not in TRAINING}}
     tree = {"model": model, "datasets": {name: _as_yaml(section)}, "run": run}
-    command = f"python {way_on}.py --cfg-path {recipe}"
+    command = f"python -m lavis_lite {way_on} {recipe}"
     if way_on == "evaluate" and goal == "chat":  # the packaged connectors are not trained
         command += " --options model.load_pretrained=true model.pretrained=RUN"
     heading = HEADING.format(source=source, what=what, released=RELEASED[goal], command=command)
