@@ -169,7 +169,8 @@ class _Cursor:
     def value(self, where: str) -> Any:
         """The value that begins here."""
         try:
-            value, self.at = DECODER.raw_decode(self.content, _SPACE.match(self.content, self.at).end())  # type: ignore
+            begins = _SPACE.match(self.content, self.at).end()  # type: ignore[union-attr]
+            value, self.at = DECODER.raw_decode(self.content, begins)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: {json_error(error)}.") from error
         return value
@@ -239,7 +240,8 @@ def _object_rows(path: Path, content: str) -> Iterator[NumberedRow]:
     for read in (("images", "annotations"), ("images",), *((name,) for name in LISTS)):
         if all(isinstance(value.get(name), list) for name in read):
             _refuse_others(path, value, read)
-            return _coco_rows(path, *map(value.get, read)) if "images" in read else enumerate(value[read[0]], 1)
+            lists = [value[name] for name in read]
+            return _coco_rows(path, *lists) if "images" in read else enumerate(lists[0], 1)
     raise DataError(f"{path}: must be a list of objects, or a COCO captions file with 'images' and 'annotations'; it "
                     f"is an object with {', '.join(map(repr, list(value)[:6])) or 'nothing'}.")
 

@@ -105,7 +105,7 @@ class RowTable:
 
     def origin(self, index: int) -> tuple[int, int]:
         """(file number, row number) of a row."""
-        return tuple(self._origins[index].tolist())  # type: ignore[return-value]
+        return tuple(self._origins[index].tolist())
 
     def first_of_each(self, key: str, most: int) -> RowTable:
         """A table of the first `most` rows of every value of `key`, in order."""

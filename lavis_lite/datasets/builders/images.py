@@ -18,7 +18,8 @@ from lavis_lite.datasets.builders.base import IMAGES, SHARDS, BaseDatasetBuilder
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset, RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.features.cache import FeatureFolder, open_features
 from lavis_lite.datasets.files.columnar import Cells, table_files
-from lavis_lite.datasets.files.image_paths import Source, prepare, sources, was_unpacked_into, with_pattern, within
+from lavis_lite.datasets.files.image_paths import with_pattern, within
+from lavis_lite.datasets.files.locate import Source, prepare, sources, was_unpacked_into
 from lavis_lite.datasets.loading.randomness import hash64
 from lavis_lite.datasets.media.arrays import ArrayFolder, Stream, open_source
 from lavis_lite.datasets.media.images import MAX_PIXELS, ImageFolder
@@ -198,8 +199,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
                 *([] if training else [Field("domain", text, required=False)])]
 
     def _exists(self, paths: Sequence[Path]) -> Callable[[str], bool]:
-        folder = self._media_root(paths)
-        return lambda name: (folder / name).is_file()
+        return lambda name, folder=self._media_root(paths): (folder / name).is_file()
 
     def row_filter(self, split: str) -> Callable[[Row], bool] | None:
         """Which rows belong to a split, by split_column or by the hash that makes val; None: all rows of its file."""
