@@ -41,7 +41,6 @@ MOVED = {
     "datasets.doctor.examine": "datasets.validate.checks",
     "datasets.doctor.guess": "datasets.validate.recipe",
     "datasets.files.blocks": "datasets.files.mapped",
-    "datasets.files.locate": "datasets.files.image_paths",
     "datasets.files.names": "datasets.files.image_paths",
     "datasets.files.paths": "datasets.files.image_paths",
     "datasets.files.patterns": "datasets.files.image_paths",

@@ -231,8 +231,17 @@ def test_damaged_files(tmp_path, name):
 
 def test_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(MissingExtraError, match=r"needs pyarrow. Install it with: pip install 'lavis_lite\[parquet\]'"):
-        read_table([tmp_path / "a.parquet"], FIELDS)
+    for read in (lambda: read_table([tmp_path / "a.parquet"], FIELDS),
+                 columnar.Cells([tmp_path / "a.parquet"]).prepared):  # builders open these first
+        with pytest.raises(MissingExtraError, match=r"needs pyarrow.* pip install 'lavis_lite\[parquet\]'"):
+            read()
+
+
+def test_folders_of_one_split_are_read_together(tmp_path):
+    for name in ("valid", "validation"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metadata.csv").write_text("file_name,text\n")
+    assert splits_in(tmp_path) == {"val": [tmp_path / name / "metadata.csv" for name in ("valid", "validation")]}
 
 
 def test_names_of_cells_open_no_other_file(tmp_path):

@@ -170,7 +170,8 @@ class _Cursor:
     def value(self, where: str) -> Any:
         """The value that begins here."""
         try:
-            value, self.at = DECODER.raw_decode(self.content, _SPACE.match(self.content, self.at).end())  # type: ignore
+            begins = _SPACE.match(self.content, self.at).end()  # type: ignore[union-attr]
+            value, self.at = DECODER.raw_decode(self.content, begins)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: {json_error(error)}.") from error
         return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,13 @@ from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.annotations.layout import Layout
+from lavis_lite.datasets.annotations.readers import json_object
 from lavis_lite.datasets.annotations.rows import Row, RowTable
+from lavis_lite.datasets.annotations.text_files import lines_of, read_text
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.base import CLASSES, IMAGES, QUESTIONS
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
+from lavis_lite.datasets.media.images import SUFFIXES
 from lavis_lite.datasets.qa import QAEvalDataset
 from lavis_lite.errors import DataError
 from lavis_lite.registry import registry
@@ -71,7 +73,8 @@ class ImageClassesBuilder(ImageQABuilder):
 
     def _rows(self, names: dict[str, str], root: Path) -> Iterator[tuple[int, int, Row]]:
         files = [(line, name, file) for line, (folder, name) in enumerate(names.items(), 1)
-                 for file in sorted((root / folder).iterdir()) if file.is_file()]
+                 for file in sorted((root / folder).iterdir())
+                 if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()]
         for number, (line, name, file) in enumerate(files):
             yield 0, line, {"image": f"{root.name}/{file.parent.name}/{file.name}", "question": self.cfg.question,
                             "question_id": number, "answers": [name], "counts": [1]}
@@ -88,9 +91,11 @@ def class_names(path: Path) -> dict[str, str]:
         DataError: a file of another kind, or fewer than two classes.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else dict(
-            line.split(maxsplit=1) for line in text.splitlines() if line.strip())
+        pairs = list(json_object(path).items()) if path.suffix == ".json" else [
+            line.split(maxsplit=1) for line in lines_of(read_text(path)) if line.strip()]
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a folder is named twice")
         names = {str(folder): str(name).partition(",")[0].strip() for folder, name in found.items()}
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path}: must have lines '<folder> <name of the class>', or be JSON {{folder: name}} "

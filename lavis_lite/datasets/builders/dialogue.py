@@ -13,7 +13,7 @@ from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.rows import RowTable
 from lavis_lite.datasets.builders.base import DIALOGUES, IMAGES, QUESTIONS
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
-from lavis_lite.datasets.files.image_paths import sources
+from lavis_lite.datasets.files.locate import one_source
 from lavis_lite.errors import ConfigError
 from lavis_lite.processors.instruction import Instruction
 from lavis_lite.registry import registry
@@ -70,6 +70,6 @@ class ImageDialogueBuilder(ImageQABuilder):
         table = read_dialogues(paths, layout, training, self.cfg.turn, last=self.cfg.asked == "last" and not training)
         dense = None if training else self.cfg.relevance.get(layout.split)
         if dense is not None and (dense.storage or dense.url):
-            (source,) = sources(f"datasets.{self.name}.relevance.{layout.split}", dense, self.root)
+            source = one_source(f"datasets.{self.name}.relevance.{layout.split}", dense, self.root)
             table.relevance = read_relevance(source.fetch())
         return table

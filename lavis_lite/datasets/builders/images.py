@@ -18,7 +18,8 @@ from lavis_lite.datasets.builders.base import IMAGES, SHARDS, BaseDatasetBuilder
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset, RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.features.cache import FeatureFolder, open_features
 from lavis_lite.datasets.files.columnar import Cells, table_files
-from lavis_lite.datasets.files.image_paths import Source, prepare, sources, was_unpacked_into, with_pattern, within
+from lavis_lite.datasets.files.image_paths import with_pattern, within
+from lavis_lite.datasets.files.locate import Source, prepare, sources, was_unpacked_into
 from lavis_lite.datasets.loading.randomness import hash64
 from lavis_lite.datasets.media.arrays import ArrayFolder, Stream, open_source
 from lavis_lite.datasets.media.images import MAX_PIXELS, ImageFolder
@@ -141,8 +142,8 @@ class ImageTextBuilder(BaseDatasetBuilder):
         table, folder, space = self.open_rows(split, training)
         folder = self.with_arrays(folder)
         if training:
-            most = self.cfg.captions_per_image
-            table = table if most is None else table.first_of_each("image", most)
+            if (most := self.cfg.captions_per_image) is not None:
+                table = table.first_of_each("image", most)
             return self.train_dataset(table, self.kept_features(vis) or folder, vis, text, space=space,
                                       instruction=self.instruction(True))
         return self.eval_dataset(self._with_references(table, split), folder, vis, text,
@@ -150,9 +151,8 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def with_arrays(self, items: ImageFolder) -> ImageFolder:
         """The arrays of the section's streams, by the names of these items; without streams the items themselves."""
-        key = f"datasets.{self.name}.arrays."
-        streams = {name: Stream(open_source(key + name, one.storage, one.suffix, items), one.tokens)
-                   for name, one in self.cfg.arrays.items()}
+        streams = {name: Stream(open_source(f"datasets.{self.name}.arrays.{name}", one.storage, one.suffix, items),
+                                one.tokens) for name, one in self.cfg.arrays.items()}
         return ArrayFolder(items.root, streams) if streams else items
 
     def open_rows(self, split: str, training: bool) -> tuple[RowTable, ImageFolder, str]:
@@ -190,11 +190,11 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def fields(self, training: bool) -> list[Field]:
         """What a row of the annotation files has."""
-        usual = {"image": self.media[:-1]}
-        named = {key: str(self.cfg.columns.get(key, usual.get(key, key))) for key in COLUMNS_OF_CAPTIONS}
-        return [Field("image", file_name, named["image"]),
-                Field("caption", texts, named["caption"], training or self.cfg.captions_required),
-                Field("image_id", identifier, named["image_id"], False, "image_id" in self.cfg.columns),
+        image, image_id = self.image_columns()
+        caption = str(self.cfg.columns.get("caption", "caption"))
+        return [Field("image", file_name, image),
+                Field("caption", texts, caption, training or self.cfg.captions_required),
+                Field("image_id", identifier, image_id, False, "image_id" in self.cfg.columns),
                 *([] if training else [Field("domain", text, required=False)])]
 
     def _exists(self, paths: Sequence[Path]) -> Callable[[str], bool]:
@@ -211,7 +211,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         return None
 
     def image_columns(self) -> Sequence[str]:
-        """Columns that may name a raw row's image, the first that is there counts."""
+        """Columns that may name a raw row's image; the first that is there counts."""
         return (str(self.cfg.columns.get("image", self.media[:-1])), str(self.cfg.columns.get("image_id", "image_id")))
 
     def _is_val(self, row: Row) -> bool:

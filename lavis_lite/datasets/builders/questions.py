@@ -15,7 +15,8 @@ from lavis_lite.datasets.annotations.rows import RowTable, texts
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.base import IMAGES, LISTS, QUESTIONS
 from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageTextBuilder
-from lavis_lite.datasets.files.image_paths import refuse_outside, sources
+from lavis_lite.datasets.files.image_paths import refuse_outside
+from lavis_lite.datasets.files.locate import one_source
 from lavis_lite.datasets.media.images import ImageFolder, ImagesFolder
 from lavis_lite.datasets.qa import Learn, QADataset, QAEvalDataset
 from lavis_lite.datasets.shards.dataset import open_shards
@@ -191,8 +192,7 @@ class ImageQABuilder(ImageTextBuilder):
         listed = self.cfg.answer_list
         if not (listed.url or listed.storage):
             return None
-        (source,) = sources(f"datasets.{self.name}.answer_list", listed, self.root)
-        path = source.fetch()
+        path = one_source(f"datasets.{self.name}.answer_list", listed, self.root).fetch()
         try:
             given = json_object(path)
             # LAVIS' {answer: its number}, the commonest first

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
-from lavis_lite.datasets.files.image_paths import MARKERS
+from lavis_lite.datasets.files.locate import MARKERS
 from lavis_lite.errors import DataError
 from lavis_lite.io import atomic, files
 

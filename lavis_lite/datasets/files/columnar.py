@@ -236,11 +236,10 @@ class Cells:
 
 
 def has_pictures(path: Path) -> bool:
-    """Whether a file has a column of pictures."""
-    import pyarrow as pa
-
+    """Whether a file has a column of pictures; errors as `schema_of`."""
     kinds = [field.type for field in schema_of(path)]
-    return any(_is_picture(kind) or (pa.types.is_list(kind) and _is_picture(kind.value_type)) for kind in kinds)
+    is_list = require_pyarrow(path).types.is_list
+    return any(_is_picture(kind) or (is_list(kind) and _is_picture(kind.value_type)) for kind in kinds)
 
 
 def schema_of(path: Path) -> pa.Schema:

@@ -181,8 +181,8 @@ def read_contents(path: Path, errors: RowErrors, dots: Dots = "auto") -> Content
         after = members[-1].name if members else "none"
         errors.add(f"{path}:{len(members)}", f"cut short or damaged after member {after} ({_why(path, error)})")
     for sample in _samples(path, members, dots, contents, errors):
-        if fault := sample.error():
-            errors.add(f"{path}:{sample.key}", fault)
+        if reason := sample.error():
+            errors.add(f"{path}:{sample.key}", reason)
         else:
             contents.samples.append(sample)
     if not members and not errors.count:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from lavis_lite.config.schema import FileConfig
 from lavis_lite.datasets.annotations.chats import ChatLayout, read_conversation
 from lavis_lite.datasets.annotations.dialogues import read_dialogues, read_relevance
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.questions import read_questions
 from lavis_lite.datasets.files.image_paths import ImagePattern
-from lavis_lite.errors import DataError
+from lavis_lite.datasets.files.locate import one_source
+from lavis_lite.errors import ConfigError, DataError
 
 ROW = {"image": "a.jpg", "question": "what?", "answer": "x", "question_id": 1}
 ASKED = {"question_id": 1, "image_id": 5, "question": "what?"}
@@ -134,3 +136,8 @@ def test_errors_of_turns_say_which_turn(content: Any, words: str) -> None:
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "b"}]
     with pytest.raises(ValueError, match=words):
         read_conversation({"messages": turns}, ChatLayout())
+
+
+def test_a_key_of_one_file_takes_no_two() -> None:
+    with pytest.raises(ConfigError, match="datasets.x.answer_list: names 2 files; it is one file"):
+        one_source("datasets.x.answer_list", FileConfig(storage=["a.json", "b.json"]), None)

@@ -58,12 +58,20 @@ def test_a_folder_is_a_class_and_all_names_are_candidates(classes: dict[str, Any
 
 @pytest.mark.parametrize(("names", "words"), [
     ("n1 tench\nn9 heron\n", "has no folder for 1 of the 2 classes of .*'n9'"),
-    ("n1\n", "must have lines"), ("n1 tench\n", "names 1 classes"),
+    ("n1\n", "must have lines"), ("n1 tench\n", "names 1 classes"), ("n1 tench\nn1 crane\n", "a folder is named twice"),
 ])
 def test_class_files_that_cannot_be(names: str, words: str, classes: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text(names)
     with pytest.raises(DataError, match=words):
         built("imagenet", classes, tmp_path, "val")
+
+
+def test_files_beside_the_pictures_are_no_pictures(classes: dict[str, Any], tmp_path: Path) -> None:
+    for name in (".DS_Store", "Thumbs.db", "._0.png"):
+        (tmp_path / "images" / "val" / "n1" / name).write_bytes(b"x")
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfn1 tench\r\nn2 crane\r\nn3 crane\r\n")  # as Windows writes it
+    dataset = built("imagenet", classes, tmp_path, "val")
+    assert len(dataset) == 4 and dataset.answer_list == ["tench", "crane"]
 
 
 # several pictures -----------------------------------------------------------------------------------------------------
