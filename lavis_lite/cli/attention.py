@@ -22,8 +22,8 @@ def targets(name: str | None, pictures: Sequence[Path], arch: str) -> dict[Path,
         arch: of the model.
 
     Raises:
-        ConfigError: one file for several pictures, a picture's own file, a path that cannot be written, or a model
-            that does not show where it looks.
+        ConfigError: one file for several pictures, a picture's own file, or a path that cannot be written. Or the model
+            does not show where it looks.
     """
     if name is None:
         return {}
