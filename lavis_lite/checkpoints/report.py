@@ -100,7 +100,7 @@ def seems_to_be(names: Iterable[str]) -> str:
         return "a file without tensors"
     for pattern, words in SIGNATURES:
         if any(re.fullmatch(pattern, name) for name in names):
-            arch = likely_arch(names)
+            arch = "" if words.endswith(_CONNECTED) else likely_arch(names)
             return f"{words} (arch {arch})" if arch else words
     shown = ", ".join(names[:SHOWN])
     beginnings = describe_beginnings(names)

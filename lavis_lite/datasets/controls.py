@@ -94,12 +94,12 @@ class AblatedConversations(AblatedImages):
 
     def picture(self, index: int, rng: random.Random | None = None) -> list[list[Any]]:
         """For each of the row's images and videos, the pictures that replace its own."""
-        found = []
-        for file in self.dataset.media(index):
-            own = self.dataset.views(*file, rng)
-            shown = self.dataset.views(*self.others[file], rng) if self.others else map(blank, own)
-            found.append(list(islice(cycle(shown), len(own))))
-        return found
+        files = self.dataset.media(index)
+        if self.control == "blind":
+            return [list(map(blank, self.dataset.views(*file, rng))) for file in files]
+        counts = [1 if kind == "image" else self.dataset.frames for kind, _ in files]
+        return [list(islice(cycle(self.dataset.views(*self.others[file], rng)), count))
+                for file, count in zip(files, counts, strict=True)]
 
     def _others(self) -> dict[Any, Any]:
         """(kind, name) of a file -> that of another."""

@@ -191,6 +191,9 @@ class SwappableImages(NamedImages, MapDataset, Protocol):
 class ManyImages(MapDataset, Protocol):
     """Rows with any number of images and videos, each of which another may replace."""
 
+    frames: int
+    """of a video"""
+
     def media(self, index: int) -> list[tuple[str, str]]:
         """(image | video, name) of a row's files, in order."""
         ...

@@ -210,12 +210,14 @@ def test_controls_replace_every_picture_of_a_row_by_another_one(folder):
     assert AblatedConversations(texts, "blind")[0]["image"] == []
     with pytest.raises(DataError, match="needs at least two different images"):
         AblatedConversations(texts, "wrong_image")
-    with pytest.raises(DataError, match="list has no media, sample, views"):
+    with pytest.raises(DataError, match="list has no frames, media, sample, views"):
         AblatedConversations([], "blind")
 
 
 def test_a_video_and_an_image_can_stand_for_each_other():
     class Files:
+        frames = 3
+
         def media(self, index: int) -> list[tuple[str, str]]:
             return [[("image", "a")], [("video", "b")]][index]
 
