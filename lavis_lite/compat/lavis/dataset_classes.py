@@ -250,7 +250,7 @@ class DialogueEvalDataset(DialogueDataset):
 
 
 class AVSDDialDataset(DialogueDataset):
-    """Dialogues about clips; the project's processors read and pad the arrays."""
+    """Dialogues about clips; the project's processors read and pad the clips' arrays."""
 
     def __getitem__(self, index: int) -> Any:
         row = self.annotation[index]

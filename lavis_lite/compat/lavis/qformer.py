@@ -88,7 +88,7 @@ class BertModel(nn.Module):
             head_mask, unused: of LAVIS' signature; without effect.
 
         Raises:
-            ContractError: `output_attentions` is set.
+            ContractError: `output_attentions` is true.
         """
         if output_attentions:
             raise ContractError("Qformer.bert: output_attentions is not carried, as torch's attention keeps no "

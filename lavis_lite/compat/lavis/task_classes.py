@@ -162,9 +162,8 @@ class RetrievalTask(BaseTask):
 
     def evaluation(self, model: Any, data_loader: Any, cuda_enabled: bool = True) -> Any:
         """Recalls of a split."""
-        scores_i2t, scores_t2i = model.compute_sim_matrix(data_loader, task_cfg=self.cfg)
-        dataset = data_loader.dataset
-        return self._report_metrics(scores_i2t, scores_t2i, dataset.txt2img, dataset.img2txt)
+        images, texts = model.compute_sim_matrix(data_loader, task_cfg=self.cfg)
+        return self._report_metrics(images, texts, data_loader.dataset.txt2img, data_loader.dataset.img2txt)
 
     def after_evaluation(self, val_result: Any, **kwargs: Any) -> Any:
         """The recalls."""
