@@ -21,7 +21,7 @@ from lavis_lite.models.blip2.config import Blip2Config
 from lavis_lite.models.plain_text import CutTexts, Side
 from lavis_lite.models.qformer.model import QFormer, QFormerConfig
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens, as_tokens
-from lavis_lite.models.vision.config import FEATURES, EncoderConfig
+from lavis_lite.models.vision.config import EncoderConfig
 from lavis_lite.models.vision.encoder import Encoder, VisionEncoder
 from lavis_lite.registry import registry
 
@@ -246,11 +246,7 @@ def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with
 
 
 def build_encoder(cfg: EncoderConfig) -> Encoder:
-    """The encoder that `vit_model` names: a ViT, one that is registered, or that of samples which bring features."""
-    if cfg.vit_model == FEATURES:
-        from lavis_lite.models.vision.given import GivenFeatures
-
-        return GivenFeatures(**cfg.vit_args)
+    """The encoder that `vit_model` names: one that is registered, or a ViT."""
     if cfg.vit_model in registry.encoder.names():
         return registry.encoder.get(cfg.vit_model)(**cfg.vit_args)
     return VisionEncoder(cfg.vit_model, cfg.image_size, cfg.drop_path_rate, cfg.use_grad_checkpoint,

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_lite.config.schema import ModelConfig, RunConfig
+from lavis_lite.config.typed import check_arguments
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.registry import registry
 from lavis_lite.torchvision_shim import ensure_torchvision
@@ -60,8 +61,6 @@ PRESETS = {
     "clip_L": Preset("clip", ViTShape(1024, 23, 16, 4.0, 14), align_corners=True),
 }
 
-FEATURES = "features"
-"""samples bring features, no encoder runs"""
 MINI = "mini"
 """The embedded default: 64-pixel images, weights in the package."""
 MINI_PATCH_SIZE = 8
@@ -228,6 +227,27 @@ def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weig
     return None
 
 
+def registered_error(name: str, settings: Mapping[str, Any]) -> tuple[str, str] | None:
+    """As `encoder_error`, of a registered encoder: it is built on the meta device."""
+    kind: Any = registry.encoder.get(name)
+    wrong: list[tuple[str, str]] = []
+    check_arguments(kind, settings, "vit_args", lambda *error: wrong.append(error))
+    if wrong:
+        return wrong[0]
+    import torch
+
+    try:
+        with torch.device("meta"):
+            encoder = kind(**settings)
+    except (ConfigError, TypeError, ValueError) as error:
+        return "vit_args", f"{name!r} cannot be built with {dict(settings)}: {error}"
+    width = getattr(encoder, "width", None)
+    if type(width) is not int or width < 1:
+        return "vit_model", (f"{kind.__name__} must set `width`, the width of its features, to a whole number, not "
+                             f"{width!r}.")
+    return None
+
+
 # --- the section ------------------------------------------------------------------------------------------------------
 @dataclass
 class EncoderConfig(ModelConfig):
@@ -292,9 +312,7 @@ class EncoderConfig(ModelConfig):
         return []
 
     def _encoder_error(self) -> tuple[str, str] | None:
-        if self.vit_model == FEATURES or self.vit_model in registry.encoder.names():
-            from lavis_lite.models.vision.given import registered_error  # needs torch
-
+        if self.vit_model in registry.encoder.names():
             return registered_error(self.vit_model, self.vit_args)
         numbers = self.vit_layer if isinstance(self.vit_layer, list) else [self.vit_layer]
         if self.vit_layer is not None and not all(type(number) is int for number in numbers):

@@ -6,18 +6,16 @@ Shapes: B samples, P features of each, Dv width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lavis_lite.config.typed import check_arguments
 from lavis_lite.errors import ConfigError
-from lavis_lite.models.vision.config import FEATURES
 from lavis_lite.models.vision.encoder import Encoder
 from lavis_lite.registry import registry
 
 
+@registry.register_encoder("features")
 class GivenFeatures(Encoder):
     """The encoder of samples that bring features, float[B,P,Dv], of any encoder that ran elsewhere.
 
@@ -52,22 +50,3 @@ class GivenFeatures(Encoder):
             return features
         counts = torch.tensor(list(self.sizes.values()), device=features.device)
         return features + self.streams.repeat_interleave(counts, 0)
-
-
-def registered_error(name: str, sizes: Mapping[str, Any]) -> tuple[str, str] | None:
-    """As `config.encoder_error`, of an encoder that is no ViT: it is built on the meta device."""
-    kind: Any = GivenFeatures if name == FEATURES else registry.encoder.get(name)
-    wrong: list[tuple[str, str]] = []
-    check_arguments(kind, sizes, "vit_args", lambda *error: wrong.append(error))
-    if wrong:
-        return wrong[0]
-    try:
-        with torch.device("meta"):
-            encoder = kind(**sizes)
-    except (ConfigError, TypeError, ValueError) as error:
-        return "vit_args", f"{name!r} cannot be built with {dict(sizes)}: {error}"
-    width = getattr(encoder, "width", None)
-    if type(width) is not int or width < 1:
-        return "vit_model", (f"{kind.__name__} must set `width`, the width of its features, to a whole number, not "
-                             f"{width!r}.")
-    return None
