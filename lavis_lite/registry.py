@@ -103,9 +103,8 @@ class Registries:
             "task", "lavis_lite.tasks.base:BaseTask", {name: home + cls for name, (cls, _) in TASKS.items()},
             {name: f"{home}config:{section}RunConfig" for name, (_, section) in TASKS.items()})
         # encoder: raw input -> float[B,P,Dv], and its `width`; a `model.vit_model` beside the ViTs of timm.
-        home = "lavis_lite.models.vision."
-        self.encoder: Registry[Encoder] = Registry("encoder", home + "encoder:Encoder", {
-            "features": home + "given:GivenFeatures"})
+        self.encoder: Registry[Encoder] = Registry("encoder", "lavis_lite.models.vision.encoder:Encoder", {
+            "features": "lavis_lite.models.vision.given:GivenFeatures"})
         # connector: those features -> float[B,n,D] for a language model; a `type` of model.connector.
         home = "lavis_lite.models.connectors."
         self.connector: Registry[Connector] = Registry("connector", home + "base:Connector", {

@@ -12,8 +12,9 @@ from torch import Tensor
 from lavis_lite.errors import ContractError, DataError
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from lavis_lite.models.qformer.model import QFormer
+from lavis_lite.models.vision.config import registered_error
 from lavis_lite.models.vision.encoder import Encoder
-from lavis_lite.models.vision.given import GivenFeatures, registered_error
+from lavis_lite.models.vision.given import GivenFeatures
 from lavis_lite.registry import registry
 from tests.models.stage1_helpers import TINY, NumberTokenizer, gradients, tiny_batch
 

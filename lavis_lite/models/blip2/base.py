@@ -243,7 +243,7 @@ def qformer_config(cfg: Blip2Config, vocab_size: int, vision_width: int, *, with
 
 
 def build_encoder(cfg: EncoderConfig) -> Encoder:
-    """The encoder that `vit_model` names: a registered one, or a ViT."""
+    """The encoder that `vit_model` names: one that is registered, or a ViT."""
     if cfg.vit_model in registry.encoder.names():
         return registry.encoder.get(cfg.vit_model)(**cfg.vit_args)
     return VisionEncoder(cfg.vit_model, cfg.image_size, cfg.drop_path_rate, cfg.use_grad_checkpoint,

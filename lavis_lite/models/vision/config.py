@@ -237,20 +237,20 @@ def encoder_error(name: str, image_size: int, sizes: Mapping[str, Any], own_weig
     return None
 
 
-def registered_error(name: str, sizes: Mapping[str, Any]) -> tuple[str, str] | None:
+def registered_error(name: str, settings: Mapping[str, Any]) -> tuple[str, str] | None:
     """As `encoder_error`, of a registered encoder: it is built on the meta device."""
-    import torch
-
     kind: Any = registry.encoder.get(name)
     wrong: list[tuple[str, str]] = []
-    check_arguments(kind, sizes, "vit_args", lambda *error: wrong.append(error))
+    check_arguments(kind, settings, "vit_args", lambda *error: wrong.append(error))
     if wrong:
         return wrong[0]
+    import torch
+
     try:
         with torch.device("meta"):
-            encoder = kind(**sizes)
+            encoder = kind(**settings)
     except (ConfigError, TypeError, ValueError) as error:
-        return "vit_args", f"{name!r} cannot be built with {dict(sizes)}: {error}"
+        return "vit_args", f"{name!r} cannot be built with {dict(settings)}: {error}"
     width = getattr(encoder, "width", None)
     if type(width) is not int or width < 1:
         return "vit_model", (f"{kind.__name__} must set `width`, the width of its features, to a whole number, not "

@@ -14,6 +14,7 @@ from lavis_lite.errors import ConfigError
 from lavis_lite.models.vision.encoder import Encoder
 
 
+@registry.register_encoder("features")
 class GivenFeatures(Encoder):
     """The encoder of samples that bring features, float[B,P,Dv], of any encoder that ran elsewhere.
 

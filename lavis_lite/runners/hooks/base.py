@@ -189,18 +189,18 @@ def _number(hook: str, name: str, value: Any) -> float:
     raise ContractError(f"run.hooks.{hook}: log_scalars takes numbers, and {name!r} is {shown(value)}.")
 
 
-def _not_plain(value: Any, where: str) -> str:
+def _not_plain(value: Any, location: str) -> str:
     """Which part of a state is neither a tensor nor plain, as a clause; "": none. Subclasses are not plain."""
     import torch
 
     if value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor):
         return ""
     if type(value) in (dict, OrderedDict):
-        inner = {f"{where}[{key!r}]": one for key, one in value.items()}
+        inner = {f"{location}[{key!r}]": one for key, one in value.items()}
     elif type(value) in (list, tuple):
-        inner = {f"{where}[{number}]": one for number, one in enumerate(value)}
+        inner = {f"{location}[{number}]": one for number, one in enumerate(value)}
     else:
-        return f"{where} is a {type(value).__name__}"
+        return f"{location} is a {type(value).__name__}"
     return next(filter(None, (_not_plain(one, where) for where, one in inner.items())), "")
 
 
