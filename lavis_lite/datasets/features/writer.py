@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,7 @@ def _write_file(job: FeatureJob, file: int) -> None:
             raise DataError(f"{bad[0]}. Fix it, or set run.on_bad_sample=skip to leave such images out.")
         if not good:
             continue
-        features = check_finite(_encoded(job, [image for _, image in good]), lambda row, good=good: (
-            f"cache-features: the vision encoder's features of {names[good[row][0]]!r} are NaN or infinite."))
+        features = check_finite(_encoded(job, [image for _, image in good]), partial(_not_finite, names, good))
         kept.append(features.view(torch.uint16).numpy() if job.dtype == "bf16" else features.numpy())
         hashes += [name_hash(names[index]) for index, _ in good]
     if not kept:
@@ -150,6 +150,10 @@ def _write_file(job: FeatureJob, file: int) -> None:
     write_arrays(job.out / file_of(file),
                  {"features": kept, "hash": np.array(hashes, np.uint64), "crc": np.array(crc, np.uint32)},
                  {"made_of": _made_of(job, file)}, bf16=["features"] if job.dtype == "bf16" else [])
+
+
+def _not_finite(names: Sequence[str], good: Sequence[tuple[int, Any]], row: int) -> str:
+    return f"cache-features: the vision encoder's features of {names[good[row][0]]!r} are NaN or infinite."
 
 
 def _encoded(job: FeatureJob, images: list[Tensor]) -> Tensor:
