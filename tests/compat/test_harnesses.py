@@ -134,7 +134,8 @@ def score(document, results):
 """
 
 
-@pytest.mark.parametrize("evaluated", [170], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("evaluated", [100], indirect=True)
 def test_the_real_lmms_eval_gets_the_answers_of_evaluate(evaluated: Any, tmp_path: Path) -> None:
     pytest.importorskip("lmms_eval")
     ensure_torchvision()
