@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lavis_lite.cli import data, data_card, main
+from lavis_lite.cli import data, data_card, data_list, main
 from lavis_lite.config import schema
 from lavis_lite.config.named import dataset_names
 from lavis_lite.lab import ablation, findings
@@ -220,8 +220,14 @@ def datasets_page() -> str:
              "of its files where they are on this machine. Relative paths are looked up in the working folder, then\n"
              "in the cache root. For licences see the sources that texts and links name.\n"]
     names = dataset_names()
-    cards = [data_card.card(name, level="##") + (f"\n`{name}_instruct` has instructions around its texts.\n"
-                                                 if f"{name}_instruct" in names else "")
+    builders = sorted({entry.builder for name in names for entry in data_list.entries_of(name)})
+    keys = {builder: data_card.sample_keys(builder) for builder in builders}
+    rows = [f"| `{builder}` | {found.get('training', '')} | {found.get('evaluation', '')} |"
+            for builder, found in keys.items() if found]
+    parts.append("\n".join(["| builder | keys of a training sample | keys of an evaluation sample |", "|---|---|---|",
+                            *rows]) + "\n")
+    cards = [data_card.card(name, level="##", with_keys=False)
+             + (f"\n`{name}_instruct` has instructions around its texts.\n" if f"{name}_instruct" in names else "")
              for name in names if name.removesuffix("_instruct") == name or name.removesuffix("_instruct") not in names]
     return "\n".join([*parts, *cards])
 

@@ -36,25 +36,28 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def card(name: str, entries: Sequence[Entry] | None = None, level: str = "#") -> str:
+def card(name: str, entries: Sequence[Entry] | None = None, level: str = "#", with_keys: bool = True) -> str:
     """The card of a data set as Markdown: the facts of its YAML file, the same on every machine.
 
     Args:
         name: of the data set.
         entries: its types; None: looked up.
         level: of its heading.
+        with_keys: whether it has the keys of the samples, which depend on the builder alone.
     """
     text = [f"{level} {name}\n\n{comment(name)}\n"]
     for entry in entries or entries_of(name):
-        text.append(f"Type `{entry.type}`:\n\n" + "\n".join(f"- {line}" for line in facts(entry)) + "\n")
+        keys = sample_keys(entry.builder) if with_keys else {}
+        lines = [*facts(entry), *(f"keys of a sample, {kind}: {named}" for kind, named in keys.items())]
+        text.append(f"Type `{entry.type}`, builder `{entry.builder}`"
+                    + (f", {entry.train_size:,} training samples" if entry.train_size else "")
+                    + ":\n\n" + "\n".join(f"- {line}" for line in lines) + "\n")
     return "\n".join(text)
 
 
 def facts(entry: Entry) -> Iterator[str]:
     """The facts about one type of a data set, a line each."""
     section = section_of(entry)
-    builder: Any = registry.get_builder_class(section.builder or entry.name)
-    yield f"builder: `{entry.builder}`" + (f"; training samples: {entry.train_size:,}" if entry.train_size else "")
     for split, file in section.build_info.annotations.items():
         yield f"{split}: {_files(file)}"
     for kind in ("images", "videos"):
@@ -63,11 +66,17 @@ def facts(entry: Entry) -> Iterator[str]:
     given = {key: getattr(section, key, None) for key in LAYOUT}
     if layout := {key: value for key, value in given.items() if value}:
         yield "layout: " + ", ".join(f"`{key}: {_plain(value)}`" for key, value in layout.items())
-    for kind, cls in (("training", builder), ("evaluation", builder.evaluation_class())):
-        if keys := getattr(cls, "sample_keys", ()):
-            yield f"keys of a sample, {kind}: {', '.join(f'`{key}`' for key in keys)}"
     if how := getattr(section, "how_to_get", None):
         yield f"how to get it: {how}"
+
+
+def sample_keys(builder: str) -> dict[str, str]:
+    """training and evaluation -> the keys of a sample of this builder; without what has no keys of its own."""
+    training: Any = registry.get_builder_class(builder)
+    media = getattr(training, "sample_keys", ())[:1]  # image or video, in an evaluation too
+    found = {kind: ", ".join(f"`{key}`" for key in (*media, *getattr(cls, "sample_keys", ())[1:]))
+             for kind, cls in (("training", training), ("evaluation", training.evaluation_class()))}
+    return {kind: keys for kind, keys in found.items() if keys}
 
 
 def section_of(entry: Entry) -> DatasetConfig:

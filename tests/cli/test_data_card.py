@@ -15,11 +15,11 @@ def test_a_card_says_what_the_row_says(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path))
     text = card("ok_vqa")
     assert text.startswith("# ok_vqa\n\nOK-VQA: 9,009 / 5,046 questions")
-    assert "Type `default`" in text and "Type `lavis`" in text and "builder: `image_qa`" in text
+    assert "Type `default`" in text and "Type `lavis`" in text and "Type `lavis`, builder `image_qa`" in text
     assert "[`okvqa/annotations/okvqa_train.json`](https://storage.googleapis.com/" in text
     assert "keys of a sample, training: `image`, `text_input`, `text_output`" in text
     assert "how to get it: Get http://images.cocodataset.org/zips/train2014.zip" in text
-    assert "columns: {" in card("iconqa") and "`video`" in card("msvd_qa")
+    assert "columns: {" in card("iconqa") and card("msvd_qa").count("`video`") == 2
 
 
 def test_the_first_row_of_files_that_are_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,

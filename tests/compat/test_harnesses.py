@@ -134,7 +134,8 @@ def score(document, results):
 """
 
 
-@pytest.mark.parametrize("evaluated", [170], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("evaluated", [100], indirect=True)
 def test_the_real_lmms_eval_gets_the_answers_of_evaluate(evaluated: Any, tmp_path: Path) -> None:
     pytest.importorskip("lmms_eval")
     ensure_torchvision()
@@ -147,7 +148,8 @@ def test_the_real_lmms_eval_gets_the_answers_of_evaluate(evaluated: Any, tmp_pat
     (folder / "mini_world.yaml").write_text(TASK % (folder / "documents.jsonl"))
     (folder / "functions.py").write_text(FUNCTIONS)
     found = evaluator.simple_evaluate(
-        "lavis_lite", ",".join(f"{key}={value}" for key, value in ARGUMENTS.items()) + ",device=cpu", ["mini_world"],
-        task_manager=tasks.TaskManager(include_path=str(folder)), batch_size=8, limit=500)
+        model="lavis_lite", model_args=",".join(f"{key}={value}" for key, value in ARGUMENTS.items()) + ",device=cpu",
+        tasks=["mini_world"], task_manager=tasks.TaskManager(include_path=str(folder)), batch_size=8,
+        limit=500, log_samples=True)
     answers = [row["filtered_resps"][0] for row in found["samples"]["mini_world"]]
     assert answers == [answer for _, _, answer in evaluated[:500]] and len(answers) == 500

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.vision.encoder import Encoder
+from lavis_lite.registry import registry
 
 
 @registry.register_encoder("features")
