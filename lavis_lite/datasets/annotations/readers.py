@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lavis_lite.datasets.annotations.text_files import (
     BadRow,
     FileFormat,
     NumberedRow,
+    decoded,
     json_error,
     lines_of,
     read_text,
@@ -141,17 +143,22 @@ def json_object(path: Path) -> Any:
 
 def _line_rows(content: str) -> Iterator[NumberedRow]:
     for number, line in enumerate(lines_of(content), 1):
+        line = line.strip(" \t")
         if not line.strip():
             continue
-        row: Any
         try:
-            row = DECODER.decode(line.strip(" \t"))
+            row, end = decoded(line, 0)
+            if end < len(line):
+                row = DECODER.decode(line)  # white space, or the error
         except (ValueError, RecursionError) as error:
             row = BadRow(json_error(error))
         yield number, row
 
 
 # --- JSON, element by element; `at` is an index in the text ----------------------------------------------------------
+_SEPARATOR = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
+
+
 def _skip_space(content: str, at: int) -> int:
     while at < len(content) and content[at] in " \t\r\n":
         at += 1
@@ -161,7 +168,7 @@ def _skip_space(content: str, at: int) -> int:
 def _decoded(where: str, content: str, at: int) -> tuple[Any, int]:
     """(the value that begins at an index, the index after it)."""
     try:
-        return DECODER.raw_decode(content, at)
+        return decoded(content, at)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: {json_error(error)}.") from error
 
@@ -175,21 +182,27 @@ def _list_rows(path: Path, content: str) -> Iterator[NumberedRow]:
 def _elements(path: Path, content: str, at: int, member: str = "") -> Generator[NumberedRow, None, int]:
     """Elements of the list that begins at an index, numbered from 1; returns the index after the list."""
     number, at = 0, _skip_space(content, at + 1)
-    closed = content[at:at + 1] == "]"
-    if closed:
-        at += 1
-    while not closed:
+    mark = content[at:at + 1]
+    if mark == "]":
+        at = _skip_space(content, at + 1)
+    while mark != "]":
         number += 1
-        where = f"{path}: {member}[{number}]" if member else f"{path}:{number}"
-        row, at = _decoded(where, content, at)
-        at = _skip_space(content, at)
-        mark = content[at:at + 1]
-        if mark not in (",", "]") or mark == "":
-            raise DataError(f"{where}: after this row a ',' or ']' is expected"
-                            + (", but the file ends." if mark == "" else f", not {mark!r}."))
+        try:
+            row, end = decoded(content, at)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{_element(path, member, number)}: {json_error(error)}.") from error
+        found = _SEPARATOR.match(content, end)
+        if found is None:
+            left = content[_skip_space(content, end):][:1]
+            raise DataError(f"{_element(path, member, number)}: after this row a ',' or ']' is expected"
+                            + (f", not {left!r}." if left else ", but the file ends."))
         yield number, row
-        closed, at = mark == "]", _skip_space(content, at + 1)
+        mark, at = found[1], found.end()
     return at
+
+
+def _element(path: Path, member: str, number: int) -> str:
+    return f"{path}: {member}[{number}]" if member else f"{path}:{number}"
 
 
 class _Elements:
