@@ -76,6 +76,8 @@ def main(argv: Sequence[str]) -> int:
     for options in asked:
         options.check()
         options.peers(max(chosen.ranks, launch.world_size))
+    for rank in range(chosen.ranks if launch.world_size == 1 else 0):  # before any process is started
+        asked[0].torch_device(rank)
     if chosen.ranks > 1 and launch.world_size == 1:
         return _start_ranks(chosen.ranks, argv)
     if chosen.threads:

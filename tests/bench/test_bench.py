@@ -239,6 +239,7 @@ def test_a_step_alone_tells_its_phases_and_predicts_its_scaling() -> None:
     (["stage1", "--batch", "-1"], "--batch is -1"),
     (["stage1", "--size", "vitg", "--device", "cpu"], "needs a GPU"),
     (["stage1", "--ranks", "0"], "--ranks is 0"),
+    (["stage1", "--ranks", "2", "--device", "cuda:99"], "cuda:99 is not here"),
     (["stage1", "--threads", "0"], "--threads is 0"),
 ])
 def test_impossible_options_are_refused(arguments: list[str], message: str) -> None:

@@ -1,15 +1,46 @@
-"""Kinds of values in annotation rows: raw value -> value of the table, or a ValueError with a clause."""
+"""The values of annotation rows: fields, and their kinds (raw value -> value of the table, or a ValueError)."""
 
 from __future__ import annotations
 
+import functools
 import posixpath
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+
+from lavis_lite.datasets.annotations.tables import Row
 
 MOST_CHARACTERS = 20_000
 """of a caption, a question or a file name"""
 BETWEEN_NAMES = "\n"
 """between the names of several images of one row"""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One value that every row must (or may) have.
+
+    Args:
+        key: its key in the table.
+        kind: raw value -> value of the table; raises ValueError with a clause that says what is wrong.
+        column: its name in the file; by default `key`.
+        required: whether every row must have it.
+        named: whether the section names the column: then at least one row must have it.
+        made: raw row -> raw value, if it is made of other columns; raises ValueError.
+    """
+
+    key: str
+    kind: Callable[[Any], Any]
+    column: str | None = None
+    required: bool = True
+    named: bool = False
+    made: Callable[[Row], Any] | None = None
+
+    @functools.cached_property
+    def name(self) -> str:
+        """The column's name in the file."""
+        return self.column or self.key
 
 
 def text(value: Any) -> str:
@@ -62,6 +93,8 @@ _SHORTENED = re.compile(r"\d[.,]\d+[eE]\+\d+")
 
 def identifier(value: Any) -> int | str:
     """A number or a name; 391895.0, as pandas writes whole numbers in a column with gaps, is 391895, as text too."""
+    if type(value) is int and -2**63 <= value < 2**63:  # nearly all are
+        return value
     if isinstance(value, float):
         if not value.is_integer():
             raise ValueError(f"is {value}, which is no whole number")

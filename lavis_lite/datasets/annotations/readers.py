@@ -21,6 +21,7 @@ from lavis_lite.datasets.annotations.text_files import (
     BadRow,
     FileFormat,
     NumberedRow,
+    decoded,
     json_error,
     lines_of,
     read_text,
@@ -135,18 +136,20 @@ def json_object(path: Path) -> Any:
         DataError: missing, unreadable, empty or not JSON.
     """
     cursor = _Cursor(path, read_text(path))
-    value = cursor.value(str(path))
+    value = cursor.value()
     cursor.end("value")
     return value
 
 
 def _line_rows(content: str) -> Iterator[NumberedRow]:
     for number, line in enumerate(lines_of(content), 1):
+        line = line.strip(" \t")
         if not line.strip():
             continue
-        row: Any
         try:
-            row = DECODER.decode(line.strip(" \t"))
+            row, end = decoded(line, 0)
+            if end < len(line):
+                row = DECODER.decode(line)  # white space, or the error
         except (ValueError, RecursionError) as error:
             row = BadRow(json_error(error))
         yield number, row
@@ -167,13 +170,17 @@ class _Cursor:
         self.at = _SPACE.match(self.content, self.at).end()  # type: ignore[union-attr]
         return self.content[self.at:self.at + 1]
 
-    def value(self, where: str) -> Any:
-        """The value that begins here."""
+    def where(self, member: str = "", number: int = 0) -> str:
+        """The file, or an element of a list in it, for messages."""
+        return f"{self.path}: {member}[{number}]" if member else f"{self.path}:{number}" if number else str(self.path)
+
+    def value(self, member: str = "", number: int = 0) -> Any:
+        """The value that begins here; the arguments are those of `where`."""
         try:
             begins = _SPACE.match(self.content, self.at).end()  # type: ignore[union-attr]
-            value, self.at = DECODER.raw_decode(self.content, begins)
+            value, self.at = decoded(self.content, begins)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: {json_error(error)}.") from error
+            raise DataError(f"{self.where(member, number)}: {json_error(error)}.") from error
         return value
 
     def end(self, what: str) -> None:
@@ -192,10 +199,9 @@ class _Cursor:
         number, mark = 0, "]" if self.mark() == "]" else ","
         while mark == ",":
             number += 1
-            where = f"{self.path}: {member}[{number}]" if member else f"{self.path}:{number}"
-            row, mark = self.value(where), self.mark()
+            row, mark = self.value(member, number), self.mark()
             if mark not in (",", "]"):
-                raise DataError(f"{where}: after this row a ',' or ']' is expected"
+                raise DataError(f"{self.where(member, number)}: after this row a ',' or ']' is expected"
                                 + (f", not {mark!r}." if mark else ", but the file ends."))
             self.at += mark == ","
             yield number, row
@@ -206,7 +212,7 @@ class _Cursor:
         self.at += 1
         mark = "}" if self.mark() == "}" else ","
         while mark == ",":
-            name = self.value(str(self.path))
+            name = self.value()
             if not isinstance(name, str) or self.mark() != ":":
                 raise DataError(f"{self.path}: not JSON (after {name!r} a ':' is expected).")
             self.at += 1
@@ -219,7 +225,7 @@ class _Cursor:
             elif name == within and opening == "{":
                 yield from self.members(None)
             else:
-                yield name, self.value(str(self.path))
+                yield name, self.value()
             mark = self.mark()
             if mark not in (",", "}"):
                 raise DataError(f"{self.path}: not JSON (after {name!r} a ',' or '}}' is expected).")

@@ -7,12 +7,14 @@ object in it is ever touched. A row becomes a dict only while it is looked at.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import json.encoder
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +28,26 @@ BLOCK = 1024
 """rows that are decoded at once by `skim`"""
 ENCODE, DECODE = json.JSONEncoder(separators=(",", ":")).encode, json.JSONDecoder().raw_decode
 """made once: json.dumps and json.loads take twice the time"""
+QUOTE = json.encoder.encode_basestring_ascii
+
+
+class Block(NamedTuple):
+    """Rows of a table, written already.
+
+    Attributes:
+        origins: (file number, row number) of each.
+        rows: each as JSON in ASCII, without spaces.
+    """
+
+    origins: list[tuple[int, int]]
+    rows: list[str]
 
 
 class RowTable:
     """Rows of one or more annotation files, in order. Indexing decodes one row.
 
     Args:
-        rows: (file number, row number in that file, row) in order.
+        rows: (file number, row number in that file, row) in order, or blocks of rows.
         files: the files, for messages.
         kinds: field -> name of the kind that all its values were checked to be.
 
@@ -42,14 +57,19 @@ class RowTable:
 
     left_out = 0
 
-    def __init__(self, rows: Iterable[tuple[int, int, Row]], files: Sequence[Path | str],
+    def __init__(self, rows: Iterable[tuple[int, int, Row] | Block], files: Sequence[Path | str],
                  kinds: Mapping[str, str] | None = None) -> None:
         self.files, self.kinds = [str(path) for path in files], dict(kinds or {})
         data, ends, origins = bytearray(), array("q", [0]), array("i")
-        for file, number, row in rows:
-            data += ENCODE(row).encode("ascii")
-            ends.append(len(data))
-            origins.extend((file, number))
+        for item in rows:
+            if isinstance(item, Block):
+                ends.extend(itertools.islice(itertools.accumulate(map(len, item.rows), initial=len(data)), 1, None))
+                data += "".join(item.rows).encode("ascii")
+                origins.extend(itertools.chain.from_iterable(item.origins))
+            else:
+                data += ENCODE(item[2]).encode("ascii")
+                ends.append(len(data))
+                origins.extend(item[:2])
         self._hold(np.frombuffer(data, np.uint8), np.frombuffer(ends, np.int64),
                    np.frombuffer(origins, np.int32).reshape(-1, 2))
 

@@ -132,6 +132,24 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+_LENIENT = json.JSONDecoder().raw_decode
+
+
+def decoded(content: str, at: int) -> tuple[Any, int]:
+    """As `DECODER.raw_decode`: (the value that begins at an index, the index after it).
+
+    An object with as many colons as keys has no key twice. Then no Python code sees its pairs, which halves the time.
+
+    Raises:
+        ValueError, RecursionError: see `json_error`.
+    """
+    try:
+        value, end = _LENIENT(content, at)
+    except ValueError:
+        return DECODER.raw_decode(content, at)  # says it, or finds another error before it
+    if type(value) is dict and content.count(":", at, end) == len(value):
+        return value, end
+    return DECODER.raw_decode(content, at)
 
 
 def json_error(error: Exception) -> str:
