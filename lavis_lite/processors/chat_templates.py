@@ -153,13 +153,8 @@ def apply_template(conversation: Conversation, template: str | Mapping[str, Any]
 
     Raises:
         ConfigError: see `find_template`; or the tokenizer has no template of its own.
-<<<<<<< HEAD
-        DataError: a turn is from another role, or of the system and not the first. Or the tokenizer's template refuses
-            the conversation, or changes earlier turns.
-=======
         DataError: a turn is from an unknown role, or a late one of the system. Or the tokenizer's template refuses the
-            conversation, or changes what stood before.
->>>>>>> w-a
+            conversation, or changes earlier turns.
     """
     _check_roles(conversation)
     found = find_template(template)
