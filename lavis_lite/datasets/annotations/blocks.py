@@ -1,4 +1,4 @@
-"""Rows without a fault, checked and written a block at a time: most rows of most files.
+"""Rows without an error, checked and written a block at a time: most rows of most files.
 
 A loop of Python over values costs more than reading the file. Whole columns of a block are looked at by functions in C.
 What is not plain text or whole numbers, or might be wrong, is left to the check row by row, which knows the messages.

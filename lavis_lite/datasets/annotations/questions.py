@@ -174,7 +174,7 @@ class _ById:
 
 
 def _identity(value: Any) -> int | str | None:
-    """An id as `identifier` writes it; None if it is none."""
+    """An id as `identifier` writes it; None if it is not an id."""
     try:
         return identifier(value)
     except ValueError:

@@ -249,7 +249,7 @@ def checked(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], f
 def checked_blocks(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path | str], fields: Sequence[Field],
                    errors: RowErrors, explode: str | None = None,
                    keep: Callable[[Row], bool] | None = None) -> Iterator[tuple[int, int, Row] | Block]:
-    """As `checked`, for a table: rows without a fault come as blocks, in a third of the time."""
+    """As `checked`, for a table: rows without an error come as blocks, in a third of the time."""
     names = [str(file) for file in files]
     for block in _noted(rows, files, fields, errors, keep):
         made = None if errors.count else faultless(block, fields, explode)
