@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError, shown
 from lavis_lite.finite import check_finite
-from lavis_lite.models import decoding
-from lavis_lite.models.decoding import Decoder, Decoding, Stops, begin
+from lavis_lite.models.decoding import Decoder, Decoding, Stops, begin, decode_in_turn
+from lavis_lite.models.decoding import stream as decoding_stream
 from lavis_lite.models.language.rows import Row, Segments, Tokens, Vectors, check_room, tail, text_ids
 from lavis_lite.models.language.tokens import before_stop
 from lavis_lite.models.plain_text import as_text
@@ -72,7 +72,7 @@ def stream(model: LanguageModel, sequences: Sequence[Segments], options: Decodin
         rows = prompt_rows(model, sequences, options)
         decoder, special = prepared(model, model.read_rows(rows), options)
     given = text_ids(rows) if options.penalise_prompt and model.room.joint else None
-    steps = decoding.stream(decoder, special, options, model.home, given, stops_of(model, options))
+    steps = decoding_stream(decoder, special, options, model.home, given, stops_of(model, options))
     ids: list[int] = []
 
     def texts() -> Iterator[str]:
@@ -115,7 +115,7 @@ def written(model: LanguageModel, read: Callable[[Sequence[int]], Any], prompts:
     options.check_batch(len(prompts))
     with torch.no_grad(), model.own_precision():
         groups = (range(len(prompts))[start:start + count] for start in range(0, len(prompts), count))
-        return decoding.decode_in_turn(map(search, groups), at_once or len(prompts))
+        return decode_in_turn(map(search, groups), at_once or len(prompts))
 
 
 def reader(model: LanguageModel, soft_prompt: Tensor, prompts: Sequence[Sequence[int]],
