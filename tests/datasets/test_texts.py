@@ -53,7 +53,8 @@ def test_processors_know_whether_they_cut():
 def test_whether_a_text_is_cut_is_what_the_processor_does():
     rng = random.Random(0)
     for _ in range(2000):
-        text = "".join(rng.choices(["a", "bc ", " ", "\n", "\u2003", ".", "x.y", "*", "\u0130 ", ";", "?"], k=rng.randrange(24)))
+        pieces = ["a", "bc ", " ", "\n", "\u2003", ".", "x.y", "*", "\u0130 ", ";", "?"]
+        text = "".join(rng.choices(pieces, k=rng.randrange(24)))
         for kind in (BlipCaption, BlipQuestion):
             assert kind(max_words=4).cuts(text) == (kind(max_words=4)(text) != kind(max_words=99)(text)), (kind, text)
 

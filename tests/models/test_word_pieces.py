@@ -11,8 +11,8 @@ import torch
 from lavis_lite import load_model
 from lavis_lite.models.text_tokens import TextTokenizer
 
-PIECES = ("a red dog", "Café", "naïve ", "日本", "[SEP]", "[DEC]", "##s", "\u200b", "\x00", "🙂", "don't", "x" * 101, "\n",
-          "½", "[ PAD ]", "\ud800", "two small blue triangles", "!", "ＡＢＣ", "ß", "")
+PIECES = ("a red dog", "Café", "naïve ", "日本", "[SEP]", "[DEC]", "##s", "\u200b", "\x00", "🙂", "don't", "x" * 101,
+          "\n", "½", "[ PAD ]", "\ud800", "two small blue triangles", "!", "ＡＢＣ", "ß", "")
 
 
 @pytest.fixture(scope="module")

@@ -37,11 +37,13 @@ def one(rng: random.Random, odd: float) -> Any:
 
 
 @pytest.mark.parametrize("explode", [None, "caption"])
-def test_blocks_hold_the_same_rows_and_find_the_same_errors(explode: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_hold_the_same_rows_and_find_the_same_errors(explode: str | None,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lavis_lite.datasets.annotations.rows.BLOCK", 3)
     rng, blocks, bad = random.Random(0), 0, 0
     for _ in range(300):
-        rows = [(rng.randrange(2), number, one(rng, rng.choice([0, 0, 0.05, 0.3]))) for number in range(rng.randrange(9))]
+        rows = [(rng.randrange(2), number, one(rng, rng.choice([0, 0, 0.05, 0.3])))
+                for number in range(rng.randrange(9))]
         each, made = RowErrors(), RowErrors()
         plain = RowTable(checked(rows, ["f", "g"], FIELDS, each, explode), ["f", "g"])
         found = list(checked_blocks(rows, ["f", "g"], FIELDS, made, explode))
