@@ -129,8 +129,8 @@ class RunConfig(Section):
     """of these, so many are answered at the same time; the others wait and take the places of those that are finished;
     null: all"""
     fixed_cache: bool | None = field(default=None, metadata=AFFECTS_ROWS)
-    """keys and values of a language model that answers have their final shape from the first token on, so that shapes
-    do not change from token to token; null: on a GPU"""
+    """a language model that answers gives keys and values their final shape. Then no shape changes from token to token.
+    null: on a GPU"""
     num_workers: int = 4
     """loader processes per rank"""
     prefetch_factor: int = 2

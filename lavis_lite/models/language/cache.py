@@ -52,7 +52,7 @@ class RowCache:
 
         Args:
             texts: their numbers.
-            in_sample: each is of the same sample as the one whose place it takes.
+            in_sample: each replaces one of its own sample.
 
         Returns:
             The rows that they were in, int64[M'].
@@ -186,9 +186,9 @@ class FixedLayer(PreallocatedLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write float[M,H,N,d] and float[M,H,N,d'] in place; everything, with room behind."""
         count = key_states.shape[2]
-        places = self.at + torch.arange(count, device=self.at.device)
+        columns = self.at + torch.arange(count, device=self.at.device)
         for part, new in zip(self.parts, (key_states, value_states), strict=True):
-            part.index_copy_(2, places, new)
+            part.index_copy_(2, columns, new)
         self.at += count
         return self._show()
 
