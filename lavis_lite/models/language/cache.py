@@ -52,7 +52,7 @@ class RowCache:
 
         Args:
             texts: their numbers.
-            in_sample: each is of the same sample as the one whose place it takes.
+            in_sample: each replaces one of its own sample.
 
         Returns:
             The rows that they were in, int64[M'].
