@@ -22,7 +22,7 @@ def targets(name: str | None, pictures: Sequence[Path], arch: str) -> dict[Path,
         arch: of the model.
 
     Raises:
-        ConfigError: one file for several pictures, a picture's own file, a path that cannot be written, or a model
+        ConfigError: one file for several pictures, a path that is one of them or cannot be written. Also: a model
             that does not show where it looks.
     """
     if name is None:

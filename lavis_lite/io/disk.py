@@ -22,19 +22,19 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 def why_not_writable(path: Path, folder: bool = False) -> str:
     """Why no file (with `folder`: no folder) can be written at a path; "" if it can. Tries a temporary file there."""
-    place = path.absolute()
+    nearest = path.absolute()
     try:
-        if not folder and place.exists():
-            if not place.is_file():
-                return f"{place} is {'a folder' if place.is_dir() else 'not a regular file'}"
-            if not os.access(place, os.W_OK):
+        if not folder and nearest.exists():
+            if not nearest.is_file():
+                return f"{nearest} is {'a folder' if nearest.is_dir() else 'not a regular file'}"
+            if not os.access(nearest, os.W_OK):
                 return "it is read-only"
-            place = place.parent
-        while not os.path.lexists(place) and place != place.parent:
-            place = place.parent
-        if not place.is_dir():
-            return f"{place} is {'a file' if place.exists() else 'a symbolic link that leads nowhere'}"
-        with tempfile.TemporaryFile(dir=place):
+            nearest = nearest.parent
+        while not os.path.lexists(nearest) and nearest != nearest.parent:
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            return f"{nearest} is {'a file' if nearest.exists() else 'a symbolic link that leads nowhere'}"
+        with tempfile.TemporaryFile(dir=nearest):
             return ""
     except OSError as error:
         return error.strerror or str(error)
