@@ -22,13 +22,8 @@ def targets(name: str | None, pictures: Sequence[Path], arch: str) -> dict[Path,
         arch: of the model.
 
     Raises:
-<<<<<<< HEAD
-        ConfigError: one file for several pictures, a picture's own file, or a path that cannot be written. Or the model
-            does not show where it looks.
-=======
         ConfigError: one file for several pictures, a path that is one of them or cannot be written. Also: a model
             that does not show where it looks.
->>>>>>> w-f
     """
     if name is None:
         return {}

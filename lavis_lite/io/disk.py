@@ -22,21 +22,6 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 def why_not_writable(path: Path, folder: bool = False) -> str:
     """Why no file (with `folder`: no folder) can be written at a path; "" if it can. Tries a temporary file there."""
-<<<<<<< HEAD
-    target = path.absolute()
-    try:
-        if not folder and target.exists():
-            if not target.is_file():
-                return f"{target} is {'a folder' if target.is_dir() else 'not a regular file'}"
-            if not os.access(target, os.W_OK):
-                return "it is read-only"
-            target = target.parent
-        while not os.path.lexists(target) and target != target.parent:
-            target = target.parent
-        if not target.is_dir():
-            return f"{target} is {'a file' if target.exists() else 'a symbolic link that leads nowhere'}"
-        with tempfile.TemporaryFile(dir=target):
-=======
     nearest = path.absolute()
     try:
         if not folder and nearest.exists():
@@ -50,7 +35,6 @@ def why_not_writable(path: Path, folder: bool = False) -> str:
         if not nearest.is_dir():
             return f"{nearest} is {'a file' if nearest.exists() else 'a symbolic link that leads nowhere'}"
         with tempfile.TemporaryFile(dir=nearest):
->>>>>>> w-f
             return ""
     except OSError as error:
         return error.strerror or str(error)
