@@ -237,14 +237,14 @@ JOINED: list[GenerationConfig] = [
                      stop=tuple("abcdefgh"))]
 
 
-WAITING = [("opt", False), ("llama", False), ("flan_t5", False), ("opt", True), ("flan_t5", True)]
-KINDS = ("beams", "penalised", "greedy", "draws")
+JOINING = [("opt", False), ("llama", False), ("flan_t5", False), ("opt", True), ("flan_t5", True)]
+WAYS = ("beams", "penalised", "greedy", "draws")
 
 
 @pytest.mark.parametrize(("options", "name", "fixed"), [  # each model and each way once; all pairs with --long
     pytest.param(options, *model, id="-".join(map(str, (*model, kind))),
                  marks=[] if (at - number) % len(JOINED) == 0 else pytest.mark.long)
-    for at, model in enumerate(WAITING) for number, (kind, options) in enumerate(zip(KINDS, JOINED, strict=True))])
+    for at, model in enumerate(JOINING) for number, (kind, options) in enumerate(zip(WAYS, JOINED, strict=True))])
 @torch.no_grad()
 def test_samples_that_wait_take_the_places_of_the_finished_and_get_the_same_texts(
         name: str, fixed: bool, options: GenerationConfig, monkeypatch: pytest.MonkeyPatch) -> None:
