@@ -15,7 +15,7 @@ import torch
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.conversation import Conversation, Picture
 from lavis_lite.datasets.controls import AblatedConversations
-from lavis_lite.datasets.protocols import Conversations
+from lavis_lite.datasets.protocols import Conversations, ManyImages
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.outputs import split_losses
 from lavis_lite.registry import registry
@@ -135,7 +135,7 @@ def pictures_of(dataset: Any, index: int) -> report.Picture | None:
         if dataset.control == "blind":
             return None
         others, dataset = dataset.others, dataset.dataset
-    files = [others.get(file, file) for file in dataset.media(index)] if hasattr(dataset, "preview") else []
+    files = [others.get(file, file) for file in dataset.media(index)] if isinstance(dataset, ManyImages) else []
     every = [report.Picture(name, partial(dataset.preview, kind, name)) for kind, name in files]
     if len(every) < 2:
         return every[0] if every else None
