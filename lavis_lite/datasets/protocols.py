@@ -202,6 +202,10 @@ class ManyImages(MapDataset, Protocol):
         """The processed image of a file, or the frames."""
         ...
 
+    def preview(self, kind: str, name: str) -> Any:
+        """What a person can be shown of a file: its bytes, or an image."""
+        ...
+
     def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> dict[str, Any]:
         """The sample at `index`, with `picture` in it, a list of views for each of the row's files, if it is given."""
         ...

@@ -210,7 +210,7 @@ def test_controls_replace_every_picture_of_a_row_by_another_one(folder):
     assert AblatedConversations(texts, "blind")[0]["image"] == []
     with pytest.raises(DataError, match="needs at least two different images"):
         AblatedConversations(texts, "wrong_image")
-    with pytest.raises(DataError, match="list has no frames, media, sample, views"):
+    with pytest.raises(DataError, match="list has no frames, media, preview, sample, views"):
         AblatedConversations([], "blind")
 
 
@@ -223,6 +223,9 @@ def test_a_video_and_an_image_can_stand_for_each_other():
 
         def views(self, kind: str, name: str, rng: Any = None) -> list[Any]:
             return [torch.full((1,), ord(name) + frame) for frame in range(1 if kind == "image" else 3)]
+
+        def preview(self, kind: str, name: str) -> Any:
+            return None
 
         def sample(self, index: int, rng: Any = None, picture: Any = None) -> Any:
             return [[int(view) for view in views] for views in picture]
