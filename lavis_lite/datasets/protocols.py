@@ -212,19 +212,6 @@ class ManyImages(MapDataset, Protocol):
 
 
 @runtime_checkable
-class PreviewedMedia(Protocol):
-    """Images and videos of a row, each of which a report can show."""
-
-    def media(self, index: int) -> list[tuple[str, str]]:
-        """(kind, name) of each of a row's images and videos."""
-        ...
-
-    def preview(self, kind: str, name: str) -> Any:
-        """A picture of one of them."""
-        ...
-
-
-@runtime_checkable
 class LongestFirst(Located, MapDataset, Protocol):
     """Knows which of its texts are longest."""
 

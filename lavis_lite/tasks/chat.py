@@ -15,11 +15,7 @@ import torch
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.conversation import Conversation, Picture
 from lavis_lite.datasets.controls import AblatedConversations
-<<<<<<< HEAD
-from lavis_lite.datasets.protocols import Conversations, PreviewedMedia
-=======
 from lavis_lite.datasets.protocols import Conversations, ManyImages
->>>>>>> w-a
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.outputs import split_losses
 from lavis_lite.registry import registry
@@ -139,13 +135,9 @@ def pictures_of(dataset: object, index: int) -> report.Picture | None:
         if dataset.control == "blind":
             return None
         others, dataset = dataset.others, dataset.dataset
-<<<<<<< HEAD
-    if not isinstance(dataset, PreviewedMedia):
+    if not isinstance(dataset, ManyImages):
         return None
     files = [others.get(file, file) for file in dataset.media(index)]
-=======
-    files = [others.get(file, file) for file in dataset.media(index)] if isinstance(dataset, ManyImages) else []
->>>>>>> w-a
     every = [report.Picture(name, partial(dataset.preview, kind, name)) for kind, name in files]
     if len(every) < 2:
         return every[0] if every else None
