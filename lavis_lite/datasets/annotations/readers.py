@@ -164,23 +164,26 @@ class _Cursor:
 
     def __init__(self, path: Path, content: str) -> None:
         self.path, self.content, self.at = path, content, 0
+        self.element: tuple[str, int] | None = None
+        """(member, number) of the element of a list that is read now"""
+
+    def where(self) -> str:
+        """The file and the element, for messages; made when it is needed, not for every row."""
+        member, number = self.element or ("", 0)
+        return f"{self.path}: {member}[{number}]" if member else f"{self.path}:{number}" if number else str(self.path)
 
     def mark(self) -> str:
         """The next character that is no space; "" at the end of the file."""
         self.at = _SPACE.match(self.content, self.at).end()  # type: ignore[union-attr]
         return self.content[self.at:self.at + 1]
 
-    def where(self, member: str = "", number: int = 0) -> str:
-        """The file, or an element of a list in it, for messages."""
-        return f"{self.path}: {member}[{number}]" if member else f"{self.path}:{number}" if number else str(self.path)
-
-    def value(self, member: str = "", number: int = 0) -> Any:
-        """The value that begins here; the arguments are those of `where`."""
+    def value(self) -> Any:
+        """The value that begins here."""
         try:
             begins = _SPACE.match(self.content, self.at).end()  # type: ignore[union-attr]
             value, self.at = decoded(self.content, begins)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.where(member, number)}: {json_error(error)}.") from error
+            raise DataError(f"{self.where()}: {json_error(error)}.") from error
         return value
 
     def end(self, what: str) -> None:
@@ -199,13 +202,14 @@ class _Cursor:
         number, mark = 0, "]" if self.mark() == "]" else ","
         while mark == ",":
             number += 1
-            row, mark = self.value(member, number), self.mark()
+            self.element = member, number
+            row, mark = self.value(), self.mark()
             if mark not in (",", "]"):
-                raise DataError(f"{self.where(member, number)}: after this row a ',' or ']' is expected"
+                raise DataError(f"{self.where()}: after this row a ',' or ']' is expected"
                                 + (f", not {mark!r}." if mark else ", but the file ends."))
             self.at += mark == ","
             yield number, row
-        self.at += 1
+        self.at, self.element = self.at + 1, None
 
     def members(self, within: str | None) -> Iterator[tuple[str, Any]]:
         """(name, value) of the object that begins here; lists and `within` as in `read_members`."""

@@ -291,14 +291,14 @@ def checked_row(location: str, raw: Row, fields: Sequence[Field], errors: RowErr
     """The row's fields, checked; those that are wrong are left out and reported with their `location`, file:row."""
     row: Row = {}
     for field in fields:
-        name = field.name
-        if name not in raw and field.made is None:
+        name, made = field.name, field.made
+        if made is None and name not in raw:
             if field.required:
                 near = ", ".join(sorted(map(str, raw))[:8])
                 errors.add(location, f"field {name!r} is missing (it has: {near or 'nothing'})")
             continue
         try:
-            row[field.key] = field.kind(field.made(raw) if field.made else raw[name])
+            row[field.key] = field.kind(raw[name] if made is None else made(raw))
         except ValueError as error:
             if field.required or raw[name] not in (None, ""):
                 clause = str(error)
