@@ -18,7 +18,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.loading.policy import IMAGE_ROWS, DrawnSamples, EvaluationSamples, Failure, TrainingSamples
 from lavis_lite.datasets.loading.sampler import EvalBatches, GlobalSampler, PendingBatches, RankBatches
-from lavis_lite.datasets.loading.transport import Sender, joined
+from lavis_lite.datasets.loading.transport import SMALL, Sender, joined
 from lavis_lite.datasets.protocols import MapDataset, Ordered
 from lavis_lite.errors import ConfigError, ContractError, DataError, LavisLiteError, WorkerError
 from lavis_lite.process import exits
@@ -103,6 +103,8 @@ def _join(key: str, values: list[Any]) -> Any:
             raise DataError(f"samples of one batch have {key!r} of different shapes: {', '.join(map(str, shapes))}. "
                             "Give the data sets that are mixed the same vis_processor image_size.")
         held = stack(tensors, joined)
+        if held is None and len(tensors) * tensors[0].nbytes <= SMALL:  # goes by value, needs no shared memory
+            return torch.stack(tensors)
         return default_collate(tensors) if held is None else held
     return values
 
