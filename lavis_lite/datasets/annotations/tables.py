@@ -102,7 +102,7 @@ class RowTable:
     def row(self, index: int) -> Row:
         """One row; `index` is known to be in the table."""
         first, end = self._ends[index:index + 2].tolist()
-        return json.loads(self._data.numpy()[first:end].tobytes())
+        return json.loads(self._data.numpy()[first:end].tobytes().decode())  # bytes would be searched for an encoding
 
     def skim(self) -> Iterator[Row]:
         """All rows in order, sooner than by index; a table may leave out candidates and what belongs to them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Container, Generator, Sequence
 from functools import partial
 from numbers import Number
@@ -17,7 +18,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.loading.policy import IMAGE_ROWS, DrawnSamples, EvaluationSamples, Failure, TrainingSamples
 from lavis_lite.datasets.loading.sampler import EvalBatches, GlobalSampler, PendingBatches, RankBatches
-from lavis_lite.datasets.loading.transport import Sender
+from lavis_lite.datasets.loading.transport import SMALL, Sender, joined
 from lavis_lite.datasets.protocols import MapDataset, Ordered
 from lavis_lite.errors import ConfigError, ContractError, DataError, LavisLiteError, WorkerError
 from lavis_lite.process import exits
@@ -101,8 +102,10 @@ def _join(key: str, values: list[Any]) -> Any:
         if len(shapes) > 1:
             raise DataError(f"samples of one batch have {key!r} of different shapes: {', '.join(map(str, shapes))}. "
                             "Give the data sets that are mixed the same vis_processor image_size.")
-        held = stack(tensors)
-        return default_collate(tensors) if held is None else held  # in a worker: in shared memory at once
+        held = stack(tensors, joined)
+        if held is None and len(tensors) * tensors[0].nbytes <= SMALL:  # goes by value, needs no shared memory
+            return torch.stack(tensors)
+        return default_collate(tensors) if held is None else held
     return values
 
 
@@ -118,6 +121,8 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
     """
 
     def __init__(self, loader: Any) -> None:
+        import numpy.random  # noqa: F401  # each worker seeds it, and would import it
+
         try:
             super().__init__(loader)
         except BaseException:  # the third of four workers could not be started
@@ -188,7 +193,7 @@ class Loader(DataLoader[Any]):
             usual = default_convert if settings.get("batch_size", 1) is None else default_collate  # as torch chooses
             settings["collate_fn"] = Sender(settings.get("collate_fn", usual), self)
         with exits.explained():
-            super().__init__(dataset, num_workers=workers, worker_init_fn=_one_thread,
+            super().__init__(dataset, num_workers=workers, worker_init_fn=_prepare,
                              multiprocessing_context=worker_context(start_method) if workers else None,
                              generator=torch.Generator(),  # its own: torch's global one belongs to the run
                              **settings)
@@ -296,6 +301,7 @@ def _on_gpu(device: str) -> bool:
     return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
-def _one_thread(worker: int) -> None:
-    """Workers are the parallelism: torch's own threads in each would only fight over the cores."""
-    torch.set_num_threads(1)
+def _prepare(worker: int) -> None:
+    """First call in a worker."""
+    torch.set_num_threads(1)  # workers are the parallelism: threads in each would only fight over the cores
+    gc.freeze()  # else the first full collection copies every page of objects that a fork shares with its parent

@@ -52,10 +52,13 @@ class Failure:
     message: str
 
 
-def read_sample(dataset: MapDataset, index: int, rng: random.Random) -> Sample:
-    """`dataset.sample(index, rng)`, its pictures as bytes; any other map-style data set is simply indexed."""
-    with keep_pixels():
-        return dict(dataset.sample(index, rng) if isinstance(dataset, SeededSamples) else dataset[index])
+def reader_of(dataset: MapDataset) -> Callable[[int, random.Random], Sample]:
+    """(row, rng) -> sample: the data set's own `sample`; any other map-style data set is simply indexed."""
+    return dataset.sample if isinstance(dataset, SeededSamples) else partial(_indexed, dataset)
+
+
+def _indexed(dataset: MapDataset, index: int, rng: random.Random) -> Sample:
+    return dataset[index]
 
 
 def _record(dataset: MapDataset, index: int, error: BadSample) -> BadRecord:
@@ -89,6 +92,7 @@ class TrainingSamples(Dataset[Sample | Failure]):
 
     def __init__(self, datasets: Sequence[Any], seed: int, on_bad_sample: str = "raise", mixed: bool = True) -> None:
         self.datasets, self.seed, self.on_bad_sample = list(datasets), seed, on_bad_sample
+        self._readers = [reader_of(dataset) for dataset in self.datasets]
         keys = [set(dataset.sample_keys) for dataset in self.datasets if getattr(dataset, "sample_keys", ())]
         self.keys = set.intersection(*keys) if mixed and len(keys) == len(self.datasets) > 1 else None
 
@@ -97,9 +101,13 @@ class TrainingSamples(Dataset[Sample | Failure]):
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> DrawnSamples:
         """The samples of a micro-batch; loaders call this in place of one key after another."""
-        return DrawnSamples((self[key] for key in keys), keys[0].dataset)
+        with keep_pixels():
+            return DrawnSamples(map(self._sample, keys), keys[0].dataset)
 
     def __getitem__(self, key: SampleKey) -> Sample | Failure:
+        return self.__getitems__([key])[0]
+
+    def _sample(self, key: SampleKey) -> Sample | Failure:
         sample = self._read(key)
         if isinstance(sample, Failure):
             return sample
@@ -109,10 +117,10 @@ class TrainingSamples(Dataset[Sample | Failure]):
         return sample
 
     def _read(self, key: SampleKey) -> Sample | Failure:
-        dataset, index, bad = self.datasets[key.dataset], key.index, []
+        dataset, read, index, bad = self.datasets[key.dataset], self._readers[key.dataset], key.index, []
         for attempt in range(_MOST_ATTEMPTS):
             try:
-                sample = read_sample(dataset, index, sample_rng(self.seed, key.epoch, key.dataset, index))
+                sample = dict(read(index, sample_rng(self.seed, key.epoch, key.dataset, index)))
             except BadSample as error:
                 bad.append(_record(dataset, index, error))
                 if self.on_bad_sample == "raise":
@@ -148,19 +156,23 @@ class EvaluationSamples(Dataset[Sample | Failure]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample | Failure:
-        return self._sample(index, partial(read_sample, self.dataset))
+        return self._samples([index], reader_of(self.dataset))[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | Failure]:
         """The samples of a batch; loaders call this instead of reading rows one by one."""
         if not self.shares:
-            return [self[index] for index in indices]
+            return self._samples(indices, reader_of(self.dataset))
         album = _Album(self.dataset)
-        samples = [self._sample(index, album.sample) for index in indices]
+        samples = self._samples(indices, album.sample)
         numbered = [sample for sample in samples if isinstance(sample, dict) and IMAGE_ROWS in sample]
         if len(numbered) == len(album.numbers):  # all different: an ordinary batch
             for sample in numbered:
                 del sample[IMAGE_ROWS]
         return samples
+
+    def _samples(self, indices: Sequence[int], read: Callable[[int, random.Random], Sample]) -> list[Sample | Failure]:
+        with keep_pixels():
+            return [self._sample(index, read) for index in indices]
 
     def _sample(self, index: int, read: Callable[[int, random.Random], Sample]) -> Sample | Failure:
         try:
@@ -193,8 +205,7 @@ class _Album:
 
     def _picture(self, index: int, rng: random.Random) -> Any:
         try:
-            with keep_pixels():
-                return self.dataset.picture(index, rng)
+            return self.dataset.picture(index, rng)
         except BadSample as error:
             return error
 

@@ -7,6 +7,7 @@ that its generators give the same numbers in its next release, and a resumed run
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,20 @@ ORDER, MIX, AUGMENT, NEGATIVES, REPLACEMENT = range(1, 6)
 
 def hash64(*parts: int) -> int:
     """64 well mixed bits of any integers, in their order."""
+    return _added(_first_of(parts[:-1]), parts[-1]) if parts else 0
+
+
+@lru_cache
+def _first_of(parts: tuple[int, ...]) -> int:
+    """`hash64`, kept: hashes that follow each other, of the samples of an epoch, differ in the last part."""
     state = 0
     for part in parts:
-        state = _scrambled(state * 3 + (part & _MASK) + _GOLDEN)
+        state = _added(state, part)
     return state
+
+
+def _added(state: int, part: int) -> int:
+    return _scrambled(state * 3 + (part & _MASK) + _GOLDEN)
 
 
 def _scrambled(state: int) -> int:

@@ -1,14 +1,17 @@
 """How a batch leaves a loader worker: pictures in shared memory that is used again, small tensors by value.
 
 torch makes a new shared file for each tensor of a batch. Making, mapping and passing them costs more than the pictures'
-copy. Here a worker has a few `Slots`. One byte of a slot says whether its reader still uses it.
+copy. Here a worker has a few `Slots`, and `collate` stacks pictures there. One byte of a slot says whether its reader
+still uses it.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -26,6 +29,8 @@ WorkerId = tuple[int, int]
 """number of the loader, process id of the worker"""
 
 _NUMBERS = count()
+_SLOTS: ContextVar[Slots | None] = ContextVar("slots", default=None)
+"""of the worker that makes a batch now"""
 _KNOWN: dict[tuple[WorkerId, int], Tensor] = {}
 """the reader's side of the slots, which come along with their first batch"""
 
@@ -47,8 +52,18 @@ class Sender:
         """The batch, on its way."""
         if self._slots is None:
             self._slots = Slots((self.number, os.getpid()))
-        batch = self.collate(samples)
+        token = _SLOTS.set(self._slots)
+        try:
+            batch = self.collate(samples)
+        finally:
+            _SLOTS.reset(token)
         return Parcel(batch, self._slots) if isinstance(batch, dict) else batch
+
+
+def joined(pictures: list[Tensor]) -> Tensor:
+    """`torch.stack`; in a worker into a free slot, so that `Slots.put` copies nothing."""
+    slots = _SLOTS.get()
+    return torch.stack(pictures, out=None if slots is None else slots.room([len(pictures), *pictures[0].shape]))
 
 
 class Parcel:
@@ -66,22 +81,43 @@ class Slots:
 
     def __init__(self, worker: WorkerId) -> None:
         self.worker, self.memory = worker, list[Tensor]()
+        self._filled: dict[int, int] = {}
+        """address of a slot that `room` gave -> its number"""
+        self._sent = set[int]()
+
+    def room(self, shape: Sequence[int]) -> Tensor | None:
+        """A free slot as uint8[shape], from now on in use; None if all are. It is lost if its picture is never put."""
+        number = self._take(math.prod(shape))
+        if number is None:
+            return None
+        memory = self.memory[number]
+        self._filled[memory.data_ptr()] = number
+        return memory[:math.prod(shape)].view(*shape)
 
     def put(self, picture: Pixels) -> Placed | None:
-        """The picture in a free slot; None if all slots are in use."""
-        size = picture.raw.numel()
+        """The picture in a slot: its own, if `room` gave it, else a free one; None if all slots are in use."""
+        raw = picture.raw
+        number = self._filled.pop(raw.data_ptr(), None)
+        if number is None:
+            number = self._take(raw.numel())
+            if number is None:
+                return None
+            _shaped(self.memory[number], raw.shape, raw.stride()).copy_(raw)
+        memory = None if number in self._sent else self.memory[number]
+        self._sent.add(number)
+        return Placed(self.worker, number, memory, tuple(raw.shape), raw.stride(), picture.scale.numpy(),
+                      picture.shift.numpy())
+
+    def _take(self, size: int) -> int | None:
+        """Number of a free slot of at least `size` bytes, from now on in use."""
         free = (number for number, memory in enumerate(self.memory) if len(memory) > size and not memory[-1])
         number = next(free, len(self.memory))
-        is_new = number == len(self.memory)
-        if is_new:
+        if number == len(self.memory):
             if number == MOST_SLOTS:
                 return None
             self.memory.append(torch.empty(size + 1, dtype=torch.uint8).share_memory_())
-        memory = self.memory[number]
-        _shaped(memory, picture.raw.shape, picture.raw.stride()).copy_(picture.raw)
-        memory[-1] = 1
-        return Placed(self.worker, number, memory if is_new else None, tuple(picture.raw.shape),
-                      picture.raw.stride(), picture.scale.numpy(), picture.shift.numpy())
+        self.memory[number][-1] = 1
+        return number
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lavis_lite.datasets.loading import transport
 from lavis_lite.datasets.loading.loader import Loader, collate
-from lavis_lite.datasets.loading.transport import MOST_SLOTS, SMALL, Parcel, Slots, _opened
+from lavis_lite.datasets.loading.transport import MOST_SLOTS, SMALL, Parcel, Sender, Slots, _opened
 from lavis_lite.processors.pixels import Pixels
 
 SCALE, SHIFT = torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), -1.0)
@@ -92,3 +92,36 @@ def test_a_larger_picture_gets_a_slot_of_its_own() -> None:
     sent({"image": pixels(0)}, slots)
     large = Pixels(torch.ones(3, 30, 30, dtype=torch.uint8), SCALE, SHIFT)
     assert torch.equal(sent({"image": large}, slots)["image"] + 0, large + 0) and len(slots.memory) == 2
+
+
+def test_a_worker_stacks_pictures_in_the_slot_they_travel_in() -> None:
+    stored = torch.stack
+
+    def counted(tensors: Any, *rest: Any, out: Tensor | None = None) -> Tensor:
+        filled.append(None if out is None else out.data_ptr())
+        return stored(tensors, *rest, out=out)
+
+    sender, filled = Sender(collate, collate), list[int | None]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "stack", counted)
+        parcel = sender([{"image": pixels(3)}, {"image": pixels(4)}])
+    assert sender._slots is not None and filled == [sender._slots.memory[0].data_ptr()]
+    batch = _opened(parcel.items)
+    assert torch.equal(batch["image"] + 0, torch.stack([pixels(3), pixels(4)]) + 0) and len(sender._slots.memory) == 1
+
+
+@pytest.mark.parametrize("shape", ["twice", "nested"])
+def test_a_picture_that_is_sent_twice_or_inside_another_value_is_not_written_over(shape: str) -> None:
+    def twice(samples: Sequence[Any]) -> dict[str, Any]:
+        image = collate(samples)["image"]
+        return {"image": image, "again": image} if shape == "twice" else {"inside": [image]}
+
+    sender = Sender(twice, twice)
+    batches = [_opened(sender([{"image": pixels(number)}]).items) for number in (0, 1)]
+    if shape == "twice":
+        for batch in batches:
+            del batch["image"]  # its slot is free again, the other's is not
+    batches.append(_opened(sender([{"image": pixels(2)}]).items))
+    for number, batch in enumerate(batches):
+        image = batch["again"] if shape == "twice" else batch["inside"][0]
+        assert torch.equal(image[0] + 0, pixels(number) + 0)
