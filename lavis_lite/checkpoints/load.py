@@ -158,8 +158,9 @@ def _notes(content: Content, taken: list[str]) -> list[str]:
 
 
 MINIGPT4 = "llama_proj."
-OWL = "abstractor.encoder."
 """how the names of MiniGPT-4's release begin: its linear layer is all that it has"""
+OWL = "abstractor.encoder."
+"""how mPLUG-Owl's names of its abstractor's layers begin"""
 
 
 def is_known_layout(names: Iterable[str]) -> bool:

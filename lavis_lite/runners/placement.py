@@ -227,7 +227,7 @@ def _compile_losses(model: BaseModel, device: torch.device) -> int:
 
 def eagerly(run: RunConfig) -> contextlib.AbstractContextManager[None]:
     """Within it, nothing is compiled and compiled parts run as they are written."""
-    if run.compile == "none":
+    if run.compile == "none" or run.evaluate:
         return contextlib.nullcontext()  # the compiler is not even imported
     stance: contextlib.AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance

@@ -116,7 +116,7 @@ class VQATask(WritingTask[Answerer, Questions]):
         for index in range(len(dataset)):
             asked = dataset.question(index)
             truth, where = truth_of(asked), f"split {split!r}, question_id {asked.get('question_id', index)!r}"
-            if len(truth.answers) < 2 and rule in LEAVES_ONE_OUT:
+            if len(truth.answers) == 1 and rule in LEAVES_ONE_OUT:
                 other = "scienceqa for written options, exact for other answers" if truth.choices else "exact"
                 raise DataError(f"{where} has one answer; run.vqa_rule={self.cfg.vqa_rule} leaves one annotator out "
                                 f"and would give 0 to every answer. Set run.vqa_rule={other}.")

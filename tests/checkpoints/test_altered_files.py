@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lavis_lite.checkpoints import manifest
+from lavis_lite.checkpoints.formats.hf_config import section_of
 from lavis_lite.checkpoints.metadata import metadata_of
 from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.errors import CheckpointError
@@ -70,3 +71,9 @@ def test_the_index_of_shards(text: str, tmp_path: Path) -> None:
     for read in (manifest.hash_of, manifest.weight_files, lambda path: WeightFile("llm_model", str(path)).local()):
         with pytest.raises(CheckpointError, match=r"index\.json is not an index of shards"):
             read(tmp_path)
+
+
+def test_a_part_that_is_null_has_the_defaults_of_an_absent_one() -> None:
+    config = {"model_type": "llava", "text_config": {"model_type": "llama"}}
+    assert section_of({**config, "vision_config": None}) == section_of(config)
+    assert section_of(config)["vit_args"]["width"] == 1024

@@ -195,6 +195,22 @@ def test_what_cannot_be_carried_is_said(folder: Path, part: str, key: str, value
         metadata_of(folder)
 
 
+def test_a_vision_encoder_with_other_heads_is_told_by_its_shapes(folder: Path) -> None:
+    model = load(folder)
+    for name in ("weight", "bias"):  # 48 rows are no whole number of 5 heads' queries, keys and values
+        assert len(from_owl(stand_in(), 5).tensors[f"vision_encoder.vit.blocks.0.attn.qkv.{name}"]) == 3 * WIDTH
+    model.vision_encoder.vit.blocks[0].attn.num_heads = 5
+    wider = {**stand_in(), "vision_model.encoder.layers.0.self_attn.query_key_value.bias": torch.zeros(51)}
+    with pytest.raises(CheckpointError, match=r"attn\.qkv\.bias.*51"):
+        load_state(model, wider, "release")
+
+
+def test_a_part_that_is_no_object_is_told(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "vision_config": [1]}))
+    with pytest.raises(CheckpointError, match="vision_config must be an object, not list"):
+        metadata_of(folder)
+
+
 def test_a_release_over_bloom_and_the_second_version_are_refused(folder: Path) -> None:
     words = {"language_model.transformer.word_embeddings_layernorm.weight": torch.zeros(2)}
     with pytest.raises(CheckpointError, match="stands on BLOOM"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -175,6 +176,9 @@ def test_an_evaluation_runs_as_it_is_written() -> None:
     assert graphs() == 0
     compile_model(untouched := tiny_model(), RunConfig(compile="none"), CPU)
     assert "losses" not in vars(untouched) and not untouched.few_widths
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.compiler, "set_stance", None)  # would import the compiler
+        assert isinstance(eagerly(RunConfig(compile="full", evaluate=True)), contextlib.nullcontext)
 
 
 @pytest.mark.parametrize("evaluate", [False, True])

@@ -36,6 +36,7 @@ def test_the_default_rule_gives_every_question_a_chance(counts: tuple[int, ...],
 
 @pytest.mark.parametrize(("rule", "last", "reason"), [
     ("official", 1, "has one answer; run.vqa_rule=official leaves one"),
+    ("official", 0, "the rule official needs the answers of annotators, but the question has none"),
     ("vizwiz", 10, "run.vqa_rule=vizwiz: the rule vizwiz needs annotations with answer_confidence")])
 def test_a_rule_is_checked_on_every_question(rule: Any, last: int, reason: str) -> None:
     class Told(Questions):

@@ -16,6 +16,7 @@ from torch import Tensor
 from lavis_lite.checkpoints.formats.hf_fields import mlp_ratio, part_of, precision_of
 from lavis_lite.checkpoints.formats.key_maps import HF_CLIP_MAP, VIT, Translated, derived, join_qkv
 from lavis_lite.errors import CheckpointError
+from lavis_lite.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
     from lavis_lite.models.vision_language.model import VisionLanguage
@@ -101,9 +102,11 @@ def llava_section(config: Mapping[str, Any], folder: Path | str | None = None) -
     Raises:
         CheckpointError: a part that `vision_language` does not have.
     """
+    ensure_torchvision()  # transformers imports it
     from transformers import CONFIG_MAPPING, LlavaConfig
 
-    given = {part: part_of(config, part) for part in ("vision_config", "text_config") if part in config}
+    # an absent part has other defaults than an empty one
+    given = {part: part_of(config, part) for part in ("vision_config", "text_config") if config.get(part) is not None}
     try:
         full: dict[str, Any] = LlavaConfig(**{**config, **given}).to_dict()
     except Exception as error:  # the checks of transformers raise several kinds

@@ -7,12 +7,14 @@ Its encoder keeps the projections of a head together, query, key and value; ours
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from lavis_lite.checkpoints.formats.hf_fields import mlp_ratio, part_of, precision_of
 from lavis_lite.checkpoints.formats.key_maps import VIT, KeyMap, Row, Translated, derived
 from lavis_lite.errors import CheckpointError
 
@@ -61,21 +63,25 @@ def from_owl(tensors: Mapping[str, Tensor], heads: int) -> Translated:
                               "Here they would pass that norm, and the outputs would differ. Nothing was loaded; the "
                               "releases over LLaMA can be loaded.")
     dropped = {name: derived(name) for name in tensors if derived(name)}
-    found = OWL_MAP.to_ours(_regrouped(tensors, lambda tensor: tensor.unflatten(0, (heads, 3, -1)), dropped))
+    found = OWL_MAP.to_ours(_regrouped(tensors, (heads, 3), dropped))
     found.dropped = dropped
     return found
 
 
 def to_owl(tensors: Mapping[str, Tensor], heads: int) -> Translated:
     """Ours -> the release's layout; arguments as `from_owl`."""
-    return OWL_MAP.to_theirs(_regrouped(tensors, lambda tensor: tensor.unflatten(0, (3, heads, -1))))
+    return OWL_MAP.to_theirs(_regrouped(tensors, (3, heads)))
 
 
-def _regrouped(tensors: Mapping[str, Tensor], apart: Callable[[Tensor], Tensor],
+def _regrouped(tensors: Mapping[str, Tensor], counts: tuple[int, int],
                without: Iterable[str] = ()) -> dict[str, Tensor]:
-    """The tensors; in joined projections, which `apart` gives two axes, kinds and heads change places."""
+    """The tensors; in joined projections kinds and heads, of which there are `counts`, change places.
+
+    One that has no such parts fits no model with these heads; it stays, and the check of shapes names it.
+    """
     joined = re.compile(r".*\.(self_attn\.query_key_value|attn\.qkv)\.(weight|bias)")
-    return {name: apart(tensor).transpose(0, 1).flatten(0, 2) if joined.fullmatch(name) else tensor
+    return {name: tensor.unflatten(0, (*counts, -1)).transpose(0, 1).flatten(0, 2)
+            if joined.fullmatch(name) and len(tensor) % prod(counts) == 0 else tensor
             for name, tensor in tensors.items() if name not in without}
 
 
@@ -87,10 +93,10 @@ def owl_section(config: Mapping[str, Any], folder: Path | str | None = None) -> 
         folder: where it lies, with the tokenizer; None: `llm_tokenizer` is left to the caller.
 
     Raises:
-        CheckpointError: a part that `vision_language` does not have.
+        CheckpointError: a part that `vision_language` does not have, or that is no object.
     """
-    vision, abstractor = ({**sizes, **(config.get(part) or {})} for part, sizes in SIZES.items())
-    text = {"model_type": "llama", **(config.get("text_config") or {})}
+    vision, abstractor = ({**sizes, **part_of(config, part)} for part, sizes in SIZES.items())
+    text = {"model_type": "llama", **part_of(config, "text_config")}
     width = vision["hidden_size"]
     wanted = (("vision_config.hidden_act", vision.get("hidden_act", "quick_gelu"), "quick_gelu"),
               *((f"visual_abstractor_config.{key}", abstractor.get(key, width), width)
@@ -101,14 +107,13 @@ def owl_section(config: Mapping[str, Any], folder: Path | str | None = None) -> 
     if errors:
         raise CheckpointError(f"config.json: {'; '.join(errors)}. This package's mPLUG-Owl has the values in brackets, "
                               "and its outputs would differ. Nothing was loaded.")
-    dtype = str(config.get("dtype") or config.get("torch_dtype"))
     section = {
         "arch": "vision_language", "pretrained": None, "load_pretrained": False, "vit_weights": "random",
         "vit_model": "clip_L", "image_size": vision["image_size"], "vit_layer": -1, "vit_cls": "keep",
-        "vit_precision": {"float16": "fp16", "bfloat16": "bf16"}.get(dtype, "fp32"),
+        "vit_precision": precision_of(config),
         "vit_args": {"depth": vision["num_hidden_layers"] - 1, "width": width,
                      "heads": vision["num_attention_heads"], "patch_size": vision["patch_size"],
-                     "mlp_ratio": (vision["intermediate_size"] + 0.5) / width, "norm_eps": vision["layer_norm_eps"]},
+                     "mlp_ratio": mlp_ratio(vision), "norm_eps": vision["layer_norm_eps"]},
         "connector": {"type": "abstractor", "queries": config.get("num_query_tokens", 64),
                       "depth": abstractor["num_hidden_layers"], "heads": abstractor["num_attention_heads"],
                       "inner": abstractor["intermediate_size"], "dropout": abstractor["attention_probs_dropout_prob"]},

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lavis_lite.models.base import at_least_float32
 from lavis_lite.models.decoding import Decoder
 from lavis_lite.models.language.answering import Normalise
 from lavis_lite.models.language.cache import RowCache, has_whole_masks, is_plain, select_rows
 from lavis_lite.models.language.contract import LanguageModel
-from lavis_lite.models.language.head import full, output_layer
+from lavis_lite.models.language.head import output_layer
 from lavis_lite.models.language.rows import (
     Row,
     Segments,
@@ -68,7 +69,7 @@ class CausalDecoder:
             states, self.rows.cache = self.owner.hidden(self.owner.embed(tokens.view(-1, beams)), self.rows.advance(),
                                                         self.rows.cache, self.padded or self.rows.fixed or beams > 1)
             hidden = states.flatten(0, 1)
-        return full(output_layer(self.owner.model)(hidden))
+        return at_least_float32(output_layer(self.owner.model)(hidden))
 
     def keep(self, rows: Tensor) -> None:
         """Keep the texts int64[M'], with repetition."""

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lavis_lite.models.base import at_least_float32
 from lavis_lite.models.decoding import Decoder
 from lavis_lite.models.language import packed_t5
 from lavis_lite.models.language.answering import Normalise
 from lavis_lite.models.language.cache import RowCache, has_whole_masks, stacked
 from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.decoder_only import sum_rows
-from lavis_lite.models.language.head import full, output_layer
+from lavis_lite.models.language.head import output_layer
 from lavis_lite.models.language.rows import (
     Part,
     Row,
@@ -71,7 +72,7 @@ class Seq2SeqDecoder:
         if rows is not None:
             self.keep(rows)
         hidden = self._first(tokens) if self.rows is None else self._next(tokens, self.rows)
-        return full(output_layer(self.owner.model)(hidden.to(tokens.device)))
+        return at_least_float32(output_layer(self.owner.model)(hidden.to(tokens.device)))
 
     def _first(self, tokens: Tensor) -> Tensor:
         mask = self.encoded.mask.new_ones(len(tokens), 1)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lavis_lite.models.base import at_least_float32
+
 Project = Callable[[Tensor], Tensor]
 LOGITS_AT_ONCE = 2**23
 """32 MB in float32, and two or three times that while their gradient is made"""
@@ -52,7 +54,7 @@ def likelihoods(network: Any, hidden: Tensor, targets: Tensor) -> Tensor:
 
 def token_losses_plain(hidden: Tensor, project: Project, targets: Tensor) -> Tensor:
     """As `token_losses` with all logits in memory; its reference."""
-    return F.cross_entropy(full(project(hidden)), targets, reduction="none")
+    return F.cross_entropy(at_least_float32(project(hidden)), targets, reduction="none")
 
 
 def token_losses(hidden: Tensor, project: Project, targets: Tensor, chunk: int) -> Tensor:
@@ -79,11 +81,6 @@ def tokens_at_once(vocabulary: int) -> int:
     return max(LOGITS_AT_ONCE // vocabulary, LEAST_TOKENS)
 
 
-def full(tensor: Tensor) -> Tensor:
-    """In float32, or float64 where it already is."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 class _TokenLosses(torch.autograd.Function):
     """Cross-entropy per token of a constant output layer."""
 
@@ -91,11 +88,11 @@ class _TokenLosses(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, project: Project, targets: Tensor, chunk: int) -> Tensor:
         """Losses and, where needed, the gradient of each with respect to its hidden state."""
         needed = ctx.needs_input_grad[0]
-        losses, grads = [hidden.new_zeros(0, dtype=full(hidden[:0]).dtype)], [hidden[:0]]
+        losses, grads = [hidden.new_zeros(0, dtype=at_least_float32(hidden[:0]).dtype)], [hidden[:0]]
         for start in range(0, len(targets), chunk):
             rows = hidden[start:start + chunk].detach().requires_grad_(needed)
             with torch.set_grad_enabled(needed):
-                logits = full(project(rows))
+                logits = at_least_float32(project(rows))
             likely, chosen = logits.detach().log_softmax(1), targets[start:start + chunk, None]
             losses.append(-likely.gather(1, chosen)[:, 0])
             if needed:  # probabilities minus one-hot targets, in the memory of the log-probabilities

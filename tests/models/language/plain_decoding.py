@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lavis_lite.models.base import at_least_float32
 from lavis_lite.models.decoding import Decoder, Decoding, decode
 from lavis_lite.models.language import LanguageModel
-from lavis_lite.models.language.head import full, output_layer
+from lavis_lite.models.language.head import output_layer
 from lavis_lite.models.text_tokens import SpecialIds
 from tests.models.language.tiny import tiny
 
@@ -33,10 +34,11 @@ class PlainDecoder:
         if model.config.is_encoder_decoder:
             embeds = torch.cat([soft, self.model.embed(torch.tensor(prompt))])[None]
             output = model(inputs_embeds=embeds, decoder_input_ids=torch.tensor([text]), use_cache=False)
-            return full(output.logits[0, -1])
+            return at_least_float32(output.logits[0, -1])
         embeds = torch.cat([soft, self.model.embed(torch.tensor([*prompt, *text], dtype=torch.long))])[None]
         base = getattr(model, model.base_model_prefix)
-        return full(output_layer(model)(base(inputs_embeds=embeds, use_cache=False).last_hidden_state[0, -1]))
+        hidden = base(inputs_embeds=embeds, use_cache=False).last_hidden_state[0, -1]
+        return at_least_float32(output_layer(model)(hidden))
 
 
 class Recorder:
