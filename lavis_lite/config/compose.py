@@ -202,7 +202,7 @@ def default_layers(chosen: DictConfig) -> tuple[list[Layer], list[str]]:
     """The layers of a run's model type and data sets, and errors of their names."""
     model = chosen.get("model") or {}
     arch, model_type = (str(_filled_in(model, key, getattr(ModelConfig, key))) for key in ("arch", "model_type"))
-    layers, errors = model_layers(arch, model_type)
+    layers, errors = model_layers(arch, model_type, is_named=model.get("model_type") is not None)
     for name, section in (chosen.get("datasets") or {}).items():
         named = {key: _filled_in(section or {}, key, None) for key in ("builder", "type", "data_type")}
         written = OmegaConf.to_container(section) if OmegaConf.is_config(section) else section

@@ -76,8 +76,14 @@ def _listed(cls: type, table: str) -> dict[str, Path]:
     return {name: Path(locate(path)) for name, path in getattr(cls, table, {}).items()}
 
 
-def model_layers(arch: str, model_type: str) -> tuple[list[Layer], list[str]]:
-    """(the layers of a model type, its `base:` first; errors). A class without types has no layer."""
+def model_layers(arch: str, model_type: str, is_named: bool = True) -> tuple[list[Layer], list[str]]:
+    """(the layers of a model type, its `base:` first; errors). A class without types has no layer.
+
+    Args:
+        arch: of the model.
+        model_type: one of its types.
+        is_named: whether a section names it. A class that inherits its table of types needs none.
+    """
     try:
         types = model_types(arch)
         if model_type not in types:
@@ -85,7 +91,7 @@ def model_layers(arch: str, model_type: str) -> tuple[list[Layer], list[str]]:
             types = model_types(arch)
     except RegistryError as error:
         return [], [f"model.arch: {error}{_archs_with(arch.removeprefix('instruct_'))}"]
-    if not types:
+    if not types or not (is_named or model_type in types or _has_own_types(arch)):
         return [], []
     if model_type not in types:
         return [], [f"model.model_type: {arch} has no type {model_type!r}; {did_you_mean(model_type, types)}"
@@ -93,6 +99,10 @@ def model_layers(arch: str, model_type: str) -> tuple[list[Layer], list[str]]:
     layers = [Layer(_layer_name(Path(layer.name)), layer.content) for layer in base_chain(types[model_type].resolve())]
     errors = section_errors(layers, ("model", "preprocess"))
     return ([] if errors else layers), errors
+
+
+def _has_own_types(arch: str) -> bool:
+    return arch in registry.model.builtins or "PRETRAINED_MODEL_CONFIG_DICT" in vars(registry.get_model_class(arch))
 
 
 def type_content(arch: str, model_type: str) -> dict[str, Any]:

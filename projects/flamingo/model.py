@@ -104,7 +104,6 @@ class Flamingo(VisionLanguage):
         width, self.counts, self.pictures = self.connector.width, None, None
         self.gated = nn.ModuleList(GatedLayer(width, heads, head_width, ratio) for _ in chosen)
         self.mark = nn.Parameter(torch.randn(width) * 0.02)
-        self.connector.tokens = 1  # in a text
         self.language_model.most_padding = 1.0  # all rows in one pass: the gated layers know the pictures of each
         model.base_model.register_forward_pre_hook(self.look, with_kwargs=True)
         for layer, block in zip(self.gated, chosen, strict=True):
@@ -116,6 +115,11 @@ class Flamingo(VisionLanguage):
             return super().forward(samples)
         finally:
             self.pictures = None  # it would keep the graph
+
+    @property
+    def tokens_per_image(self) -> int:
+        """A mark."""
+        return 1
 
     def embed_image(self, image: Tensor, texts: list[str] | None = None, index: Tensor | None = None) -> Tensor:
         """The marks of B images, float[B,1,D], or of videos with T frames, float[B,T,D]."""

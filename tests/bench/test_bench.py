@@ -234,7 +234,7 @@ def test_a_step_alone_tells_its_phases_and_predicts_its_scaling() -> None:
     (["stage1", "--workers", "1", "--against", "plain"], "leave --against out"),
     (["retrieval", "--workers", "1"], "retrieval does not train"),
     (["stage1", "--workers", "-1"], "--workers is -1"),
-    (["stage1", "--json", "nowhere/rows.jsonl"], "mkdir -p nowhere"),
+    (["stage1", "--json", "README.md/rows.jsonl"], "is a file"),
     (["stage1", "--steps", "0"], "--steps is 0"),
     (["stage1", "--batch", "-1"], "--batch is -1"),
     (["stage1", "--size", "vitg", "--device", "cpu"], "needs a GPU"),

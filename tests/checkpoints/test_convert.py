@@ -118,7 +118,7 @@ def test_refusals(capsys: pytest.CaptureFixture[str]) -> None:
     source = ("--checkpoint", "lite", "--out")
     assert "unknown format 'lavi'; did you mean 'lavis'" in refused(capsys, "--to", "lavi", *source, "x.pth")
     assert "--dtype: 'fp8'; did you mean 'fp" in refused(capsys, "--to", "lite", *source, "x", "--dtype", "fp8")
-    assert "is not overwritten" in refused(capsys, "--to", "lite", *source, "tokenizer")
+    assert "is a folder); choose another path" in refused(capsys, "--to", "lite", *source, "tokenizer")
     assert "try x.pth" in refused(capsys, "--to", "lavis", *source, "x")
     absent = refused(capsys, "--to", "lite", "--checkpoint", "no/such.pth", "--out", "x")
     assert "--checkpoint: 'no/such.pth' is not here (looked " in absent

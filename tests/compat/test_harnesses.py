@@ -62,8 +62,9 @@ def evaluated(request: pytest.FixtureRequest, cache: Path, tmp_path: Path,  # no
                  "run.num_beams=1", f"run.output_dir={tmp_path}"]) == 0
     [samples] = tmp_path.rglob("test_step*_samples.json")
     answers = {row["id"]: row["prediction"] for row in json.loads(samples.read_text())["samples"]}
-    [questions] = cache.glob("mini_world/*/annotations/questions_test.json")
-    rows = json.loads(questions.read_text())["questions"]
+    worlds = {path: json.loads(path.read_text())["questions"]
+              for path in cache.glob("mini_world/*/annotations/questions_test.json")}
+    [(questions, rows)] = [(path, rows) for path, rows in worlds.items() if len(rows) == len(answers)]
     pictures = questions.parents[1] / "images" / "test"
     found = [(pictures / f"{row['image_id'] % 1_000_000:06d}.jpg", row["question"], answers[row["question_id"]])
              for row in rows]

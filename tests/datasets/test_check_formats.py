@@ -133,8 +133,8 @@ def test_questions_without_answers_are_answered_by_their_recipe(work_folder: Pat
                                                                 capsys: pytest.CaptureFixture[str]) -> None:
     source = unanswered(work_folder).split()
     assert run_command("data", ["check", *source, "--write-yaml", "recipe.yaml"]) == 0
-    assert "Answer with: python -m lavis_lite evaluate recipe.yaml\n" in capsys.readouterr().out
-    assert run_command("evaluate", ["recipe.yaml", "--options", "run.output_dir=out",
+    assert "Answer with: python -m lavis_lite evaluate recipe.yaml" in capsys.readouterr().out
+    assert run_command("evaluate", ["--cfg-path", "recipe.yaml", "--options", "run.output_dir=out",
                                     "run.num_workers=0"]) == 0, capsys.readouterr().err
     (path,) = work_folder.glob("out/*/results/*_predictions.json")
     assert [row["question_id"] for row in json.loads(path.read_text())] == [0, 1, 2, 3]

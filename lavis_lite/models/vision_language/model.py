@@ -106,6 +106,11 @@ class VisionLanguage(TextLearner, EncoderModel):
         zero = torch.zeros((), device=self.device)
         return torch.stack([value.flatten()[:1].sum() * 0.0 for value in trained]).sum() if trained else zero
 
+    @property
+    def tokens_per_image(self) -> int:
+        """Vectors that an image, or a frame, has in a text."""
+        return self.connector.tokens
+
     def embed_image(self, image: Tensor, texts: list[str] | None = None, index: Tensor | None = None) -> Tensor:
         """The vectors of each image: float[B,n,D], or float[B,T*n,D] of videos with T frames.
 
@@ -144,7 +149,7 @@ class VisionLanguage(TextLearner, EncoderModel):
 
     def soft_prompt_length(self, images: ImageBatch) -> int:
         """Vectors of such images, known before any is made."""
-        return self.connector.tokens * images.frames
+        return self.tokens_per_image * images.frames
 
     # conversations --------------------------------------------------------------------------------------------------
     def chat_batch(self, samples: SamplesLike, answering: bool = False) -> ChatBatch:
@@ -171,7 +176,7 @@ class VisionLanguage(TextLearner, EncoderModel):
 
     def sequences(self, batch: ChatBatch) -> list[list[Segment]]:
         """Conversations as the language model reads them, every picture encoded once."""
-        none = torch.empty(0, self.connector.tokens, self.connector.width, device=self.device)
+        none = torch.empty(0, self.tokens_per_image, self.connector.width, device=self.device)
         vectors = self.embed_image(batch.image, _instructions(batch)) if len(batch.image) else none
         return self._placed(batch, vectors)
 
@@ -233,7 +238,7 @@ class VisionLanguage(TextLearner, EncoderModel):
 
     def _blank(self, count: int, frames: int = 1) -> Tensor:
         """What stands for the vectors of so many pictures where only lengths matter; it takes no memory."""
-        return torch.zeros(()).expand(count, self.connector.tokens * frames, self.connector.width)
+        return torch.zeros(()).expand(count, self.tokens_per_image * frames, self.connector.width)
 
     # answers --------------------------------------------------------------------------------------------------------
     def answer_prompts(self, samples: SamplesLike) -> tuple[ImageBatch, list[str], list[str]]:
