@@ -45,8 +45,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a ConfigError."""
-        unknown = message.rpartition("unrecognized arguments: ")[2].split()[0].partition("=")[0]
-        near = nearest(unknown, self._option_string_actions, 1) if unknown.startswith("--") else []
+        given = message.partition("unrecognized arguments: ")[2].split()
+        unknown = next((word.partition("=")[0] for word in given if word.startswith("--")), "")
+        near = nearest(unknown, self._option_string_actions, 1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise ConfigError(f"{message}{hint} `{self.prog} --help` lists the arguments.")
 

@@ -74,9 +74,9 @@ def sample_keys(builder: str) -> dict[str, str]:
     """training and evaluation -> the keys of a sample of this builder; without what has no keys of its own."""
     training: Any = registry.get_builder_class(builder)
     media = getattr(training, "sample_keys", ())[:1]  # image or video, in an evaluation too
-    found = {kind: ", ".join(f"`{key}`" for key in (*media, *getattr(cls, "sample_keys", ())[1:]))
-             for kind, cls in (("training", training), ("evaluation", training.evaluation_class()))}
-    return {kind: keys for kind, keys in found.items() if keys}
+    classes = {"training": training, "evaluation": training.evaluation_class()}
+    return {kind: ", ".join(f"`{key}`" for key in (*media, *keys[1:])) for kind, cls in classes.items()
+            if (keys := getattr(cls, "sample_keys", ()))}
 
 
 def section_of(entry: Entry) -> DatasetConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lavis_lite.cli.data_card import card
+from lavis_lite.cli.data_card import card, sample_keys
 from lavis_lite.cli.main import main
 
 
@@ -20,6 +20,7 @@ def test_a_card_says_what_the_row_says(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "keys of a sample, training: `image`, `text_input`, `text_output`" in text
     assert "how to get it: Get http://images.cocodataset.org/zips/train2014.zip" in text
     assert "columns: {" in card("iconqa") and card("msvd_qa").count("`video`") == 2
+    assert sample_keys("custom").keys() == {"training"}  # what it evaluates depends on the file
 
 
 def test_the_first_row_of_files_that_are_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,

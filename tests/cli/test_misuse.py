@@ -83,6 +83,12 @@ def test_one_line_and_nothing_written(line: str, message: str, folder: Path,
     assert not shown.out and sorted(folder.rglob("*")) == before
 
 
+def test_an_argument_without_a_character_is_no_defect_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["zoo", "blip2", "", "--jsn"]) == exits.USER_ERROR
+    assert "unrecognized arguments:  --jsn; did you mean --json? `" in capsys.readouterr().err
+    assert main(["zoo", "blip2", ""]) == exits.USER_ERROR
+
+
 def test_a_path_that_the_system_refuses_is_no_defect_of_the_package(monkeypatch: pytest.MonkeyPatch,
                                                                     capsys: pytest.CaptureFixture[str]) -> None:
     for path, code in (("photos/a.jpg", exits.USER_ERROR), (command_line.__file__, exits.UNEXPECTED)):
