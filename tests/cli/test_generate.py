@@ -16,6 +16,7 @@ from lavis_lite.cli.main import main
 from lavis_lite.config.layers import read_yaml
 from lavis_lite.config.named import CONFIGS, MODEL_CONFIG_HOME, model_types
 from lavis_lite.process import exits
+from lavis_lite.registry import registry
 
 
 @pytest.fixture(autouse=True)
