@@ -71,7 +71,7 @@ class Runner:
         self.watch = SignalWatch()
         self.bad_samples = BadSamples(self.run, self.run_dir)
         self.context = RunContext(cfg, task, self.model, datasets, self.run_dir, self.device, self.precision,
-                                    self.tracker, distributed.rank(),
+                                  self.tracker, distributed.rank(),
                                   step=self.model.weight_record.step if self.run.evaluate else 0)
         self.hooks = Hooks([TrainingLog(), self.bad_samples, *([] if self.run.evaluate else build_hooks(self.run))],
                            self.context)
