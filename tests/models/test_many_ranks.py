@@ -80,7 +80,7 @@ def test_the_plan_of_an_exchange_reads_once_and_is_quick(ranks: int) -> None:
     plan = distributed.plan_rows(indices, 105, read=torch.arange(105))
     assert len(plan.send) == len(plan.receive) == ranks and sum(plan.receive) == 105
     assert plan.numbers == list(range(105))
-    assert seconds(lambda step: distributed.plan_rows(indices, 105)) < MOST_HOST_SECONDS * 0.8
+    assert seconds(lambda step: distributed.plan_rows(indices, 105), 60) < MOST_HOST_SECONDS
 
 
 def test_a_step_has_the_shapes_of_all_ranks(ranks: int, model: Blip2Qformer) -> None:
