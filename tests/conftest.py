@@ -7,8 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Here and in the processes that tests start, modules are compiled once: that is a fifth of a process's start, and half
-# of the collection.
+# Here and in the processes that tests start, modules are compiled once: else every start would compile them again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
