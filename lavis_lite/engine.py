@@ -27,7 +27,6 @@ from lavis_lite.datasets.base import look_through
 from lavis_lite.datasets.features.cache import FeatureFolder
 from lavis_lite.device import pick_device, set_tf32
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
-from lavis_lite.evaluation.resume import find_unfinished
 from lavis_lite.io import atomic
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.provenance import refuse_untrained
@@ -36,7 +35,7 @@ from lavis_lite.process.launch import Launch, launch_from_environment
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.runner import Runner
-from lavis_lite.runs import EVALUATIONS, resume_evaluation
+from lavis_lite.runs import EVALUATIONS, find_unfinished, resume_evaluation
 from lavis_lite.runs import folder as run_folder
 from lavis_lite.tasks.base import BaseTask
 from lavis_lite.tasks.writing import long_texts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,16 +22,6 @@ from lavis_lite.checkpoints.formats.key_maps import (
     to_lavis,
 )
 from lavis_lite.checkpoints.reading import Content, read_content, read_extra, take_off_wrappers
-from lavis_lite.checkpoints.report import (
-    LoadReport,
-    choose_command,
-    describe_kinds,
-    describe_missing,
-    describe_shapes,
-    describe_unknown,
-    rename_command,
-    seems_to_be,
-)
 from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_weights
 from lavis_lite.models.base import BaseModel, frozen_roots
@@ -39,6 +30,48 @@ from lavis_lite.models.vision.encoder import VisionEncoder
 LAVIS_STARTS = ("Qformer.", "visual_encoder.")
 HF_STARTS = ("qformer.encoder.", "vision_model.")
 """what names of a whole model begin with, by layout"""
+
+
+@dataclass
+class LoadReport:
+    """What happened to every tensor of the model and of the file.
+
+    Attributes:
+        source: the file or folder.
+        layout: "lavis_lite", "LAVIS", "Hugging Face" or a backbone's own.
+        loaded: names in the model that took a value.
+        resized: those of them that were interpolated (position embeddings) or cut (words the model does not have).
+        frozen_missing: frozen names of the model that the file does not have, as expected.
+        not_in_layout: names that the file's layout has no place for; they keep their initial values.
+        allowed_missing: other names that the caller allowed to be missing.
+        had: those of them that had their values already, out of another file.
+        unused: names of the file that were not needed -> why.
+        ignored: those of them (under our names) that the model has no place for.
+        notes: how the tensors were found: prefixes taken off, which of several state dicts, their dtype.
+    """
+
+    source: str
+    layout: str
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    frozen_missing: list[str] = field(default_factory=list)
+    not_in_layout: list[str] = field(default_factory=list)
+    allowed_missing: list[str] = field(default_factory=list)
+    had: list[str] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for count, words in ((len(self.resized), "resized"), (len(self.frozen_missing), "frozen and not in it"),
+                             (len(self.not_in_layout), "without a place in its layout, left as initialised"),
+                             (len(self.had), "had from another file"),
+                             (len(self.allowed_missing) - len(self.had), "missing, left as initialised"),
+                             (len(self.unused), "of its own not needed")):
+            if count:
+                parts.append(f"{count} {words}")
+        return f"{self.source} ({self.layout}): {', '.join(parts)}{''.join(f'; {note}' for note in self.notes)}"
 
 
 def load_checkpoint(model: BaseModel, source: str | Path, *, allowed_missing: Iterable[str] = (),
@@ -106,8 +139,9 @@ def fit_state(model: BaseModel, tensors: Mapping[str, Tensor] | Content, source:
     layout, translated = recognise(named, own, vision_heads(model))
     translated.tensors = where_the_model_has(translated.tensors, own)
     if not own.keys() & translated.tensors.keys():
-        way_on = _way_on(content, source, named)
-        raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(named)}.{way_on}")
+        from lavis_lite.checkpoints.report import shares_no_name  # guesses, for a file that does not fit
+
+        raise shares_no_name(source, named, content.parts)
     _check_language_model(model, layout, named, source)
     translated.tensors.update(extra or {})
     report = LoadReport(source, layout, unused=dict(translated.dropped), notes=_notes(content, taken))
@@ -135,14 +169,6 @@ def _is_wider(tensor: Tensor, own: Tensor | None) -> bool:
     if own is None or not tensor.is_floating_point() or not own.is_floating_point():
         return False
     return torch.finfo(tensor.dtype).max > torch.finfo(own.dtype).max
-
-
-def _way_on(content: Content, source: str, names: Iterable[str]) -> str:
-    """What may help if a file shares no name with the model."""
-    if content.parts:
-        return f" {choose_command(source, content.parts)}"
-    command = rename_command(source, names)
-    return f" To keep these names without that beginning: {command}" if command else ""
 
 
 def _notes(content: Content, taken: list[str]) -> list[str]:
@@ -222,6 +248,8 @@ def _check_language_model(model: BaseModel, layout: str, names: Iterable[str], s
     names = list(names)
     found, own = language_prefix(names), language_kind(model)
     if found is not None and own is not None and found != own:
+        from lavis_lite.checkpoints.report import seems_to_be
+
         raise CheckpointError(f"{source} does not fit the model, nothing was loaded. It seems to be "
                               f"{seems_to_be(names)}, and this model's language model is of another kind "
                               f"({type(model).__name__}).")
@@ -279,15 +307,17 @@ def check_fit(report: LoadReport, fitted: Mapping[str, Tensor], own: Mapping[str
     unexpected = unknown + [name for name in fitted if name not in own]
     shapes = [(name, tuple(tensor.shape), tuple(own[name].shape)) for name, tensor in fitted.items()
               if name in own and tensor.shape != own[name].shape]
-    errors = [describe_unknown(unexpected, own)] if unexpected else []
-    errors += [describe_missing(missing)] if missing else []
-    errors += [describe_shapes(shapes)] if shapes else []
     kinds = [(name, _kind(tensor)) for name, tensor in fitted.items() if name in own
              and own[name].is_floating_point() and not (is_plain_float(tensor) and tensor.is_meta <= own[name].is_meta)]
-    errors += [describe_kinds(kinds)] if kinds else []
-    if errors:
-        raise CheckpointError(f"{report.source} does not fit the model, nothing was loaded. It seems to be "
-                              f"{seems_to_be(list(names) or [*unknown, *fitted])}.\n  " + "\n  ".join(errors))
+    if not (unexpected or missing or shapes or kinds):
+        return
+    from lavis_lite.checkpoints import report as reasons  # as above
+
+    differences = [reasons.describe_unknown(unexpected, own)] if unexpected else []
+    differences += [reasons.describe_missing(missing)] if missing else []
+    differences += [reasons.describe_shapes(shapes)] if shapes else []
+    differences += [reasons.describe_kinds(kinds)] if kinds else []
+    raise reasons.does_not_fit(report.source, list(names) or [*unknown, *fitted], differences)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -11,14 +11,13 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config
+from lavis_lite.datasets.loading.loader import PendingBatches
 from lavis_lite.datasets.loading.policy import BadSampleAccount
-from lavis_lite.datasets.loading.sampler import PendingBatches
 from lavis_lite.datasets.protocols import MapDataset
 from lavis_lite.device import Precision, seed_position, to_device
 from lavis_lite.errors import ConfigError, ContractError, DataError, TextTooLongError, did_you_mean
-from lavis_lite.evaluation.fingerprint import eval_fingerprint
 from lavis_lite.evaluation.results import Evaluation, where_unscored, write_predictions, write_reports, write_result
-from lavis_lite.evaluation.resume import EvalCheckpoint, EvalProgress, EvaluationStopped
+from lavis_lite.evaluation.resume import EvalCheckpoint, EvalProgress, EvaluationStopped, eval_fingerprint
 from lavis_lite.io import disk
 from lavis_lite.models.language.contract import language_model_of
 from lavis_lite.tasks.base import BaseTask, ProgressHandle, Row

@@ -7,15 +7,17 @@ they began with: rows were added for the image token.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lavis_lite.checkpoints.formats.key_maps import LANGUAGE_MODEL
-from lavis_lite.checkpoints.report import LoadReport
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.language.contract import language_model_of
+
+if TYPE_CHECKING:
+    from lavis_lite.checkpoints.load import LoadReport
 
 LOGITS_BIAS = LANGUAGE_MODEL + "final_logits_bias"
 """BART's: one column per word"""
