@@ -179,8 +179,9 @@ def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], config:
     for split in dict.fromkeys([*config.run.valid_splits, *config.run.test_splits]):
         found = [splits[split] for splits in datasets.values() if split in splits]
         for dataset in [one for one in found if task.takes(one)] or found:
-            task.before_evaluation(dataset, split)
-            task.check_model(model)
+            part = task.part_for(dataset)
+            part.before_evaluation(dataset, split)
+            part.check_model(model)
 
 
 def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: BaseModel, run: RunConfig) -> None:

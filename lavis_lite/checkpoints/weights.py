@@ -255,16 +255,6 @@ def fetch_all(needs: Sequence[WeightFile], what: str) -> dict[str, Path]:
     return paths
 
 
-def localised(model: ModelConfig) -> ModelConfig:
-    """The same model section with every name replaced by a local path (downloading what is missing).
-
-    Raises:
-        DataError: see `fetch_all`.
-    """
-    found = fetch_all(required_weights(model), f"{model.arch}/{model.model_type}")
-    return model.replaced(**{key: str(path) for key, path in found.items()})
-
-
 def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: only one thread at a time runs any of the functions that have it.
 
