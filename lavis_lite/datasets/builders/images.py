@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, Section
-from lavis_lite.datasets.annotations.kinds import file_name, identifier, text, texts
+from lavis_lite.datasets.annotations.kinds import file_name, identifier, one_spelling, text, texts
 from lavis_lite.datasets.annotations.rows import Field, Row, RowTable, read_table, with_references
 from lavis_lite.datasets.annotations.text_files import FileFormat, Quoting
 from lavis_lite.datasets.base import BaseDataset, as_it_is
@@ -216,7 +216,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def _is_val(self, row: Row) -> bool:
         named = next((row[column] for column in self.image_columns() if row.get(column) is not None), None)
-        return hash64(*str(named).encode("utf-8", "surrogatepass")) < self.cfg.val_fraction * 2**64
+        return hash64(*one_spelling(str(named)).encode("utf-8", "surrogatepass")) < self.cfg.val_fraction * 2**64
 
     def annotation_files(self, split: str) -> list[Path]:
         """The files of a split, fetched if need be, of a folder those in it; DataError if one is missing."""
