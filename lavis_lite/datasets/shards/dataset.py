@@ -133,6 +133,11 @@ class ShardImages(ImageFolder):
         at = self._find(name)
         return self._content(at, name), self._label(at, name)
 
+    def stamp(self, name: str) -> list[int]:
+        """The checksum of an image in a shard."""
+        found = self.index.find(name)
+        return [] if found is None else [found.crc]
+
     def _find(self, name: str) -> Location:
         found = self.index.find(name)
         if found is None:
