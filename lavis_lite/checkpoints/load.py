@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,24 @@ def refuse_other_settings(model: object, source: str | Path) -> None:
         from lavis_lite.checkpoints.formats.language_fit import refuse_other_kind  # imports the language models
 
         refuse_other_kind(model, config, source)
-    cfg = getattr(getattr(model, "qformer", None), "cfg", None)
-    pairs = {key: (section.get(key, getattr(config, key)), getattr(cfg, name)) for key, name in UNSEEN.items()
-             if cfg is not None and hasattr(config, key) and section.keys() - {"arch", "model_type"}}
-    errors = [f"model.{key} was {was!r} (here {now!r})" for key, (was, now) in pairs.items() if was != now]
+    errors = [f"model.{key} was {was!r} (here {now!r})" for key, was, now in _unseen(model, config, section)
+              if was != now]
     if errors:
         raise CheckpointError(f"{source}: {'; '.join(errors)}. The tensors would fit, and the outputs would be others. "
                               "Give the section model these values.")
+
+
+def _unseen(model: object, config: type, section: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(key, recorded value, the model's) of settings that no tensor's shape shows."""
+    if not section.keys() - {"arch", "model_type"}:  # a packaged checkpoint names its type only
+        return
+    cfg = getattr(getattr(model, "qformer", None), "cfg", None)
+    for key, name in UNSEEN.items():
+        if cfg is not None and hasattr(config, key):
+            yield key, section.get(key, getattr(config, key)), getattr(cfg, name)
+    lora = getattr(getattr(getattr(model, "language_model", None), "load_options", None), "lora", None)
+    if lora is not None and (section.get("lora") is not None or section.get("llm_train") == "lora"):
+        yield "lora.alpha", (section.get("lora") or {}).get("alpha", type(lora).alpha), lora.alpha
 
 
 def recorded_section(source: Path) -> dict[str, Any]:

@@ -160,8 +160,8 @@ def chosen_rule(rule: AnswerRule, annotators: Iterable[int]) -> Rule:
     if rule == "auto":
         few = [count <= AGREEING for count in annotators]
         if few and 0 < sum(few) < len(few) / 2:
-            warnings.warn(f"{sum(few)} of {len(few)} questions have fewer than {AGREEING + 1} answers, so the rule auto "
-                          "scores all by exact: one annotator's answer is enough. For the VQA accuracy set "
+            warnings.warn(f"{sum(few)} of {len(few)} questions have fewer than {AGREEING + 1} answers, so the rule "
+                          "auto scores all by exact: one annotator's answer is enough. For the VQA accuracy set "
                           "run.vqa_rule=official.", stacklevel=3)
         return "official" if few and not any(few) else "exact"
     if rule not in RULES:

@@ -15,6 +15,7 @@ from lavis_lite.checkpoints.weights import WeightFile, build_model, localised, r
 from lavis_lite.config.compose import compose
 from lavis_lite.errors import CheckpointError, DataError
 from lavis_lite.models.blip2.config import Blip2Config, Blip2OPTConfig, Blip2QformerConfig
+from lavis_lite.models.language.families import Lora
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -172,6 +173,10 @@ def test_settings_that_no_shape_shows_are_compared_with_those_that_a_checkpoint_
     with pytest.raises(CheckpointError, match=r"model.qformer_heads was 2 \(here 4\); model.qformer_layer_norm_eps"):
         build_model(writer(pretrained=str(tmp_path / "a.safetensors"), qformer_layer_norm_eps=1e-5))
     build_model(writer(pretrained=str(tmp_path / "a.safetensors"), qformer_heads=2))
+    record["model"] |= {"llm_train": "lora", "qformer_heads": 4}
+    save_file({"a": torch.zeros(1)}, tmp_path / "b.safetensors", {"lavis_lite": json.dumps(record)})
+    with pytest.raises(CheckpointError, match=r"model.lora.alpha was 32 \(here 8\)"):
+        build_model(writer(pretrained=str(tmp_path / "b.safetensors"), llm_train="lora", lora=Lora(alpha=8)))
 
 
 def test_a_stage_2_checkpoint_without_its_projection_is_refused(tmp_path: Path) -> None:
