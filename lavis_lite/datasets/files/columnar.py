@@ -313,7 +313,7 @@ def splits_in(folder: Path) -> dict[str, list[Path]]:
     own = _files_in(folder) or _files_in(folder / "data")
     if own and own[0].name.startswith("data-"):  # of a saved data set
         return {"train": own}
-    words = [_split_of(path.stem) for path in own]
+    words = [split_of(path.stem) for path in own]
     rest = "" if "train" in words else "train"
     named = [(word or rest or path.stem, [path]) for word, path in zip(words, own, strict=True)] or [
         (inner.name, _files_in(inner)) for inner in sorted(folder.iterdir()) if inner.is_dir()]
@@ -325,7 +325,7 @@ def splits_in(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _split_of(stem: str) -> str:
+def split_of(stem: str) -> str:
     """The split that a file's name tells, such as train-00000-of-00002, flickr_test or val; "": none, or several."""
     if shard := _SHARD.fullmatch(stem):
         return next((split for split, names in SPLITS.items() if shard[1].lower() in names), shard[1])
