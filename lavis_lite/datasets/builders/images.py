@@ -76,8 +76,8 @@ class ImageDatasetConfig(DatasetConfig):
     {split} is the split; {column:suffix} is the ending of a file name or URL"""
     split_column: str | None = None
     """column that says which split a row belongs to; one file then serves all splits"""
-    split_values: dict[str, str] = field(default_factory=dict)
-    """split -> its value in split_column, "*" for all rows; by default the split's own name"""
+    split_values: dict[str, str | list[str]] = field(default_factory=dict)
+    """split -> its value in split_column, or a list of them, "*" for all rows; by default the split's own name"""
     val_fraction: float = 0.0
     """share of the images (0..1) taken from the train file for a val split, chosen by a hash of their names"""
     captions: Literal["each", "random"] = "each"
@@ -203,9 +203,10 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def row_filter(self, split: str) -> Callable[[Row], bool] | None:
         """Which rows belong to a split, by split_column or by the hash that makes val; None: all rows of its file."""
-        column, value = self.cfg.split_column, str(self.cfg.split_values.get(split, split))
+        column, value = self.cfg.split_column, self.cfg.split_values.get(split, split)
+        wanted = {str(one) for one in (value if isinstance(value, list) else [value])}
         if column is not None:
-            return None if value == ALL_ROWS else lambda row: str(row.get(column)) == value
+            return None if ALL_ROWS in wanted else lambda row: str(row.get(column)) in wanted
         if self.cfg.val_fraction and "val" not in self.cfg.build_info.annotations and split in ("train", "val"):
             return lambda row: self._is_val(row) == (split == "val")
         return None
