@@ -88,10 +88,26 @@ def shares_no_name(source: str, names: Iterable[str], parts: Sequence[str]) -> C
     return CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(names)}.{way_on}")
 
 
-def does_not_fit(source: str, names: Iterable[str], differences: Sequence[str]) -> CheckpointError:
-    """The error of a file that differs from the model."""
+Shapes = Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]
+"""(name, shape in the file, shape in the model)"""
+
+
+def does_not_fit(source: str, names: Iterable[str], own: Iterable[str], unknown: Sequence[str], missing: Sequence[str],
+                 shapes: Shapes, kinds: Sequence[tuple[str, str]]) -> CheckpointError:
+    """The error of a file that differs from the model, with all differences.
+
+    Args:
+        source: the file.
+        names: of its tensors.
+        own: the model's names.
+        unknown, missing, shapes, kinds: as the functions below describe them; empty: no such difference.
+    """
+    lines = [describe_unknown(unknown, own)] if unknown else []
+    lines += [describe_missing(missing)] if missing else []
+    lines += [describe_shapes(shapes)] if shapes else []
+    lines += [describe_kinds(kinds)] if kinds else []
     return CheckpointError(f"{source} does not fit the model, nothing was loaded. It seems to be "
-                           f"{seems_to_be(names)}.\n  " + "\n  ".join(differences))
+                           f"{seems_to_be(names)}.\n  " + "\n  ".join(lines))
 
 
 def describe_unknown(unknown: Sequence[str], model_names: Iterable[str]) -> str:
@@ -112,7 +128,7 @@ def describe_missing(missing: Sequence[str]) -> str:
     return f"{len(missing)} of the model's not in the file: {_list(missing[:SHOWN], len(missing))}"
 
 
-def describe_shapes(shapes: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
+def describe_shapes(shapes: Shapes) -> str:
     """A sentence on tensors of another shape: (name, in the file, in the model)."""
     lines = []
     for name, theirs, own in shapes[:SHOWN]:

@@ -13,7 +13,7 @@ from lavis_lite import distributed
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.loader import PendingBatches
 from lavis_lite.datasets.loading.policy import BadSampleAccount
-from lavis_lite.datasets.protocols import MapDataset
+from lavis_lite.datasets.protocols import Hashed, MapDataset
 from lavis_lite.device import Precision, seed_position, to_device
 from lavis_lite.errors import ConfigError, ContractError, DataError, TextTooLongError, did_you_mean
 from lavis_lite.evaluation.results import Evaluation, where_unscored, write_predictions, write_reports, write_result
@@ -168,7 +168,7 @@ class Evaluator:
         task = self._part = self.task.part_for(dataset)
         task.before_evaluation(dataset, split)
         evaluated = task.evaluated(dataset)
-        progress = task.progress = self._progress(name, len(evaluated), split, step)
+        progress = task.progress = self._progress(name, evaluated, split, step)
         try:
             rows = self._predict(evaluated, split, step, progress)
             progress.stop_if_requested()
@@ -181,11 +181,13 @@ class Evaluator:
             task.progress = ProgressHandle()
             progress.close()
 
-    def _progress(self, name: str, samples: int, split: str, step: int) -> EvalProgress:
+    def _progress(self, name: str, dataset: MapDataset, split: str, step: int) -> EvalProgress:
         fingerprint: dict[str, Any] = {}
         if distributed.is_main():
-            fingerprint = eval_fingerprint(self.cfg, self.model, name, samples, split=split, step=step, **{
-                "data set": name, "device": self.device.type, "precision": str(self.precision.dtype)})
+            content = dataset.content_hash() if isinstance(dataset, Hashed) else None
+            fingerprint = eval_fingerprint(self.cfg, self.model, name, len(dataset), split=split, step=step, **{
+                "content of the rows": content, "data set": name, "device": self.device.type,
+                "precision": str(self.precision.dtype)})
         checkpoint = EvalCheckpoint(self.run_dir, f"{split}_{name}_step{step}",
                                     distributed.broadcast_object(fingerprint), self.run.evaluate, distributed.rank())
         progress = EvalProgress(checkpoint, self.run.resume_evaluation, self.tracker, f"{split} {name}", self.stop_code)
