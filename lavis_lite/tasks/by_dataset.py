@@ -68,7 +68,7 @@ class TaskRouter(WritingTask[BaseModel, MapDataset]):
         return any(part.takes(dataset) for part in self._parts)
 
     def part_for(self, dataset: MapDataset) -> BaseTask[Any, Any]:
-        """The first part that takes the data set; if no part does, the router, whose `before_evaluation` refuses it."""
+        """The first part that takes the data set; if no part does, the router: its `before_evaluation` refuses it."""
         return next((part for part in self._parts if part.takes(dataset)), self)
 
 
