@@ -10,7 +10,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lavis_lite.datasets.annotations.kinds import MOST_CHARACTERS, Field, file_name, identifier, text, texts
+from lavis_lite.datasets.annotations.kinds import (
+    MOST_CHARACTERS,
+    Field,
+    file_name,
+    identifier,
+    may_be_list,
+    text,
+    texts,
+)
 from lavis_lite.datasets.annotations.tables import QUOTE, Block
 
 _HALF = re.compile("[\ud800-\udfff]")
@@ -52,6 +60,10 @@ def _texts(values: Sequence[Any]) -> list[str] | None:
     return None if not joined.isascii() and _HALF.search(joined) else list(map(QUOTE, values))
 
 
+def _captions(values: Sequence[Any]) -> list[str] | None:
+    return None if any(map(may_be_list, values)) else _texts(values)
+
+
 def _file_names(values: Sequence[Any]) -> list[str] | None:
     joined = "".join(values)
     return None if "//" in joined or "./" in joined or ".." in joined else _texts(values)
@@ -65,5 +77,5 @@ def _identifiers(values: Sequence[Any]) -> list[str] | None:
 
 
 _WRITTEN: Mapping[Callable[[Any], Any], Callable[[Sequence[Any]], list[str] | None]] = {
-    text: _texts, texts: _texts, file_name: _file_names, identifier: _identifiers}
+    text: _texts, texts: _captions, file_name: _file_names, identifier: _identifiers}
 """kind of a field -> JSON of a column"""

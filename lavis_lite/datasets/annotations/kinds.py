@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import posixpath
 import re
@@ -68,6 +69,7 @@ def readable(value: str) -> str:
 def texts(value: Any) -> list[str]:
     """One non-empty string or a non-empty list of them -> list."""
     if not isinstance(value, list):
+        refuse_written_list(value)
         return [text(value)]
     if not value:
         raise ValueError("is an empty list")
@@ -77,6 +79,24 @@ def texts(value: Any) -> list[str]:
         except ValueError as error:
             raise ValueError(f"[{index}] {error}") from error
     return value
+
+
+def refuse_written_list(value: Any) -> None:
+    """Refuse a list of texts that became one text, as pandas writes lists into CSV files: "['a dog', 'two dogs']"."""
+    if not may_be_list(value):
+        return
+    try:
+        found = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return
+    if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
+        raise ValueError(f"is a list written as one text, {value[:60]!r}; write a list (JSON, JSONL or Parquet), or "
+                         "one row for each text")
+
+
+def may_be_list(value: Any) -> bool:
+    """Whether a value is a text in square brackets."""
+    return isinstance(value, str) and value[:1] in "[ " and value.strip()[:1] == "[" and value.rstrip()[-1:] == "]"
 
 
 def file_name(value: Any) -> str:
