@@ -84,7 +84,7 @@ def refuse_other_settings(model: object, source: str | Path) -> None:
     if section.get("arch") not in registry.list_models():
         return
     config = registry.get_model_class(section["arch"]).config_class
-    if hasattr(model, "language_model") and not section.get("llm_model"):
+    if getattr(model, "language_model", None) is not None and not section.get("llm_model"):
         from lavis_lite.checkpoints.formats.language_fit import refuse_other_kind  # imports the language models
 
         refuse_other_kind(model, config, source)
@@ -101,7 +101,7 @@ def _unseen(model: object, config: type, section: dict[str, Any]) -> Iterator[tu
         return
     cfg = getattr(getattr(model, "qformer", None), "cfg", None)
     for key, name in UNSEEN.items():
-        if cfg is not None and hasattr(config, key):
+        if cfg is not None and key in dir(config):
             yield key, section.get(key, getattr(config, key)), getattr(cfg, name)
     lora = getattr(getattr(getattr(model, "language_model", None), "load_options", None), "lora", None)
     if lora is not None and (section.get("lora") is not None or section.get("llm_train") == "lora"):

@@ -86,8 +86,8 @@ def guess_columns(path: Path, named: Mapping[str, str] | None = None, form: File
 def split_values(path: Path, column: str, form: FileFormat = AUTO) -> tuple[dict[str, str | list[str]], dict[str, int]]:
     """(split -> its value or values in a column of a file, other values -> their rows); both empty without splits.
 
-    A column has splits if it names train, and nothing else or one more split: rows of a test are not trained on because
-    others have a value that is not known.
+    A column has splits if it names train, and nothing else or one more split. So rows of a test are not trained on
+    where others have an unknown value.
     """
     counts = Counter(str(row.get(column)) for _, row in read_rows(path, form) if isinstance(row, dict))
     found = {split: values for split, names in SPLIT_NAMES.items()

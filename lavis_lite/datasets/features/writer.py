@@ -75,7 +75,7 @@ def image_names(tables: Sequence[RowTable]) -> list[str]:
 def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, log: Log = print) -> bool:
     """Write this process' share of the files, and the manifest once all are there.
 
-    Files that are there already are kept, so that a job that was stopped goes on; those with an image that has changed
+    Files that are there already are kept, so that a job that was stopped goes on. Those with an image that has changed
     since are written anew.
 
     Args:
