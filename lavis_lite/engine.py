@@ -30,6 +30,7 @@ from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
 from lavis_lite.io import atomic
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.provenance import refuse_untrained
+from lavis_lite.models.vision.config import timm_notes
 from lavis_lite.process import exits
 from lavis_lite.process.launch import Launch, launch_from_environment
 from lavis_lite.registry import registry
@@ -87,6 +88,7 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     if config.run.evaluate and not config.run.allow_untrained:
         refuse_untrained(model, remedies(config.run))
     check_features(datasets, model)
+    note_encoder(config, datasets)
     check_lengths(task, datasets, model, config.run)
     runner: Runner = registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir, launch=launch,
                                                                   device=device)
@@ -212,6 +214,17 @@ def check_features(datasets: dict[str, dict[str, Any]], model: BaseModel) -> Non
         encoder = weights.encoder_identity(model)
         for folder in folders:
             folder.check_encoder(encoder)
+
+
+def note_encoder(config: Config, datasets: dict[str, dict[str, Any]]) -> None:
+    """Tell if an encoder of timm gets pictures, or an activation, that its weights were not trained with."""
+    if config.model.get("vit_weights") in (None, "random"):
+        return
+    found = {f"datasets.{name}.vis_processor": processor.normalisation
+             for name, splits in datasets.items() for dataset in splits.values()
+             if hasattr(processor := getattr(dataset, "vis_processor", None), "normalisation")}
+    for line in timm_notes(config.model["vit_model"], found):
+        print_on_main(f"note: {line}")
 
 
 def build_model(config: Config) -> BaseModel:

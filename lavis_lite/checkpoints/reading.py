@@ -314,7 +314,7 @@ def _read_shards(index: Path) -> Content:
         content = _read_file(index.parent / name)
         if content is None:
             raise CheckpointError(f"{index}: {name} is no file of weights.")
-        whole.tensors |= content.tensors
+        whole.tensors |= {key: tensor for key, tensor in content.tensors.items() if files.get(key, name) == name}
         whole.foreign += content.foreign
     lost = [name for name in files if name not in whole.tensors]
     if lost:

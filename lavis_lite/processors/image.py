@@ -130,6 +130,7 @@ class ImageProcessor(BaseProcessor):
     def __init__(self, image_size: int | Sequence[int], mean: Sequence[float] | None = None,
                  std: Sequence[float] | None = None) -> None:
         self.size = _checked_size(image_size)
+        self.normalisation = tuple(mean or MEAN), tuple(std or STD)
         centre, spread = _channels("mean", mean or MEAN), _channels("std", std or STD)
         if not (spread > 0).all():
             raise ConfigError(f"an image processor's std must be above 0; it is {list(std or STD)}.")

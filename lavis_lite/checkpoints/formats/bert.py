@@ -67,11 +67,13 @@ def _copy(name: str, parameter: Tensor, value: Tensor, source: str) -> None:
 
 
 def _bert_state(source: str) -> dict[str, Tensor]:
+    """The tensors that a source has: transformers draws those that it lacks at random."""
     ensure_torchvision()  # transformers may import it
     from transformers import BertForMaskedLM
 
     try:
-        return dict(BertForMaskedLM.from_pretrained(source).state_dict())
+        model, info = BertForMaskedLM.from_pretrained(source, output_loading_info=True)
+        return {name: value for name, value in model.state_dict().items() if name not in info["missing_keys"]}
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"model.qformer_weights: cannot load BERT from {source!r} ({str(error).splitlines()[0]}). Give a folder "

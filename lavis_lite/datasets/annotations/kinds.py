@@ -7,6 +7,7 @@ or might be wrong, is left to the check row by row, which knows the messages.
 
 from __future__ import annotations
 
+import ast
 import functools
 import posixpath
 import re
@@ -73,6 +74,7 @@ def readable(value: str) -> str:
 def texts(value: Any) -> list[str]:
     """One non-empty string or a non-empty list of them -> list."""
     if not isinstance(value, list):
+        refuse_written_list(value)
         return [text(value)]
     if not value:
         raise ValueError("is an empty list")
@@ -82,6 +84,24 @@ def texts(value: Any) -> list[str]:
         except ValueError as error:
             raise ValueError(f"[{index}] {error}") from error
     return value
+
+
+def refuse_written_list(value: Any) -> None:
+    """Refuse a list of texts that became one text, as pandas writes lists into CSV files: "['a dog', 'two dogs']"."""
+    if not may_be_list(value):
+        return
+    try:
+        found = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return
+    if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
+        raise ValueError(f"is a list written as one text, {value[:60]!r}; write a list (JSON, JSONL or Parquet), or "
+                         "one row for each text")
+
+
+def may_be_list(value: Any) -> bool:
+    """Whether a value is a text in square brackets."""
+    return isinstance(value, str) and value[:1] in "[ " and value.strip()[:1] == "[" and value.rstrip()[-1:] == "]"
 
 
 def file_name(value: Any) -> str:
@@ -208,6 +228,10 @@ def _texts(values: Sequence[Any]) -> list[str] | None:
     return None if not joined.isascii() and _HALF.search(joined) else list(map(QUOTE, values))
 
 
+def _captions(values: Sequence[Any]) -> list[str] | None:
+    return None if any(map(may_be_list, values)) else _texts(values)
+
+
 def _file_names(values: Sequence[Any]) -> list[str] | None:
     joined = "".join(values)
     return None if "//" in joined or "./" in joined or ".." in joined else _texts(values)
@@ -221,5 +245,5 @@ def _identifiers(values: Sequence[Any]) -> list[str] | None:
 
 
 _WRITTEN: Mapping[Callable[[Any], Any], Callable[[Sequence[Any]], list[str] | None]] = {
-    text: _texts, texts: _texts, file_name: _file_names, identifier: _identifiers}
+    text: _texts, texts: _captions, file_name: _file_names, identifier: _identifiers}
 """kind of a field -> JSON of a column"""

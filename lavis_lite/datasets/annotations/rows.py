@@ -127,9 +127,17 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
 
 
 def numbered_rows(files: Sequence[Path], form: FileFormat = AUTO) -> Iterator[tuple[int, int, Any]]:
-    """(file number, row number, raw row) of all rows of the files in order."""
-    return ((file, number, row) for file, one in enumerate(files)
-            for number, row in read_rows(one, form, file))
+    """(file number, row number, raw row) of all rows of the files in order.
+
+    Warns of a file without rows among several.
+    """
+    for file, one in enumerate(files):
+        found = False
+        for number, row in read_rows(one, form, file):
+            found = True
+            yield file, number, row
+        if len(files) > 1 and not found:
+            warnings.warn(f"{one}: has no rows; the other files of its split do.", stacklevel=2)
 
 
 def made_rows(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path], errors: RowErrors,

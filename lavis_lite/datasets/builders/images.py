@@ -230,6 +230,8 @@ class ImageTextBuilder(BaseDatasetBuilder):
     def annotation_files(self, split: str) -> list[Path]:
         """The files of a split, fetched if need be, of a folder those in it; DataError if one is missing."""
         paths = [source.fetch() for source in self._sources(split)]
+        if twice := [path for number, path in enumerate(paths) if path in paths[:number]]:
+            raise DataError(f"{self._key(self._own(split))}: names {twice[0]} twice, so its rows would count twice.")
         return [file for path in paths for file in table_files(path) or [path]]
 
     def folder_of(self, paths: Sequence[Path]) -> ImageFolder:

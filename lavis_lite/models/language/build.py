@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -200,7 +201,7 @@ def load_pretrained(language_model: LanguageModel, folder: str, source: WeightSo
 
     Raises:
         ConfigError: the folder holds no such model.
-        CheckpointError: its tensors are not finite, or the model has tensors of its own that the folder lacks.
+        CheckpointError: its tensors are not finite or not those of its config.json, or it lacks some that the model has.
     """
     plan, setup, dtype = language_model.model, language_model.load_options, language_model.dtype
     try:
@@ -243,12 +244,25 @@ def _add_words(model: Any, count: int) -> None:
 def _read(kind: Any, folder: str, dtype: torch.dtype, setup: LMLoadOptions) -> Any:
     if setup.quantization is None:
         with _silent_about_ties(), _bar_for_people():
-            return kind.from_pretrained(folder, dtype=dtype)
+            found, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        _refuse_partial(found, folder, info)
+        return found
     from lavis_lite.process.launch import launch_from_environment  # only quantised weights go to a GPU here
 
     local = launch_from_environment().local_rank
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     return read_quantised(kind, folder, setup.quantization, dtype, device)
+
+
+def _refuse_partial(model: nn.Module, folder: str, info: Mapping[str, Iterable[str]]) -> None:
+    """Refuse weights of which transformers left out layers, or drew tensors at random because the files lack them."""
+    kinds = {re.sub(r"\d+", "#", name) for name in model.state_dict()}
+    over = sorted(name for name in info["unexpected_keys"] if re.sub(r"\d+", "#", name) in kinds)
+    for names, what in ((sorted(info["missing_keys"]), "the files lack them, so they would be random"),
+                        (over, "the files have more layers than config.json says")):
+        if names:
+            raise CheckpointError(f"model.llm_model: {folder} does not fit its own config.json in {len(names)} of its "
+                                  f"tensors, such as {', '.join(names[:SHOWN])}: {what}. Download it again.")
 
 
 @contextlib.contextmanager
@@ -340,11 +354,7 @@ def transplant(found: nn.Module, plan: nn.Module) -> None:
 
 
 def check_no_meta(model: nn.Module) -> None:
-    """Refuse a model with parameters that have no values.
-
-    Raises:
-        CheckpointError: naming some of them.
-    """
+    """Raise a CheckpointError that names some of the parameters without values, if there are any."""
     lost = [name for name, value in model.named_parameters() if value.is_meta]
     if lost:
         raise CheckpointError(
