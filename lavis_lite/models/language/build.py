@@ -201,7 +201,7 @@ def load_pretrained(language_model: LanguageModel, folder: str, source: WeightSo
 
     Raises:
         ConfigError: the folder holds no such model.
-        CheckpointError: its tensors are not finite or not those of its config.json, or it lacks some that the model has.
+        CheckpointError: tensors are not finite or not those of its config.json; or it lacks some that the model has.
     """
     plan, setup, dtype = language_model.model, language_model.load_options, language_model.dtype
     try:
