@@ -46,8 +46,8 @@ def load_pretrained(language_model: LanguageModel, folder: str, source: WeightSo
 
     Raises:
         ConfigError: the folder holds no such model.
-        CheckpointError: its tensors are not finite, or not those that its config.json asks for; or the model has
-            tensors of its own that the folder lacks.
+        CheckpointError: its tensors are not finite, or not those of its config.json. Or the model has tensors of its
+            own that the folder lacks.
     """
     plan, setup, dtype = language_model.model, language_model.load_options, language_model.dtype
     try:
