@@ -33,6 +33,7 @@ from lavis_lite.models.provenance import refuse_untrained
 from lavis_lite.models.vision.config import timm_notes
 from lavis_lite.process import exits
 from lavis_lite.process.launch import Launch, launch_from_environment
+from lavis_lite.processors.image import ImageProcessor
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.runner import Runner
@@ -220,9 +221,11 @@ def note_encoder(config: Config, datasets: dict[str, dict[str, Any]]) -> None:
     """Tell if an encoder of timm gets pictures, or an activation, that its weights were not trained with."""
     if config.model.get("vit_weights") in (None, "random"):
         return
-    found = {f"datasets.{name}.vis_processor": processor.normalisation
-             for name, splits in datasets.items() for dataset in splits.values()
-             if hasattr(processor := getattr(dataset, "vis_processor", None), "normalisation")}
+    found = {}
+    for name, splits in datasets.items():
+        for processor in (getattr(dataset, "vis_processor", None) for dataset in splits.values()):
+            if isinstance(processor, ImageProcessor):
+                found[f"datasets.{name}.vis_processor"] = processor.normalisation
     for line in timm_notes(config.model["vit_model"], found):
         print_on_main(f"note: {line}")
 

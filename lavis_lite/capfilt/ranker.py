@@ -95,7 +95,8 @@ def load_clip(name: str, device: torch.device) -> ClipRanker:
     from transformers import CLIPModel, CLIPProcessor
 
     try:
-        model, info = CLIPModel.from_pretrained(name, output_loading_info=True)
+        loaded: Any = CLIPModel.from_pretrained(name, output_loading_info=True)
+        model, info = loaded
         processor = CLIPProcessor.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"--clip {name}: cannot be loaded ({str(error).splitlines()[0]}). Give the folder or hub "

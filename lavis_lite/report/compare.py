@@ -166,13 +166,13 @@ def _paired_rows(a: Results, b: Results) -> Rows:
 
 
 def _other_answers(a: Results, b: Results) -> list[str]:
-    """Notes on samples of one id whose right answers differ: ids that are row numbers fit any other file too."""
+    """Notes on samples of one id with other right answers: ids that are row numbers fit any other file too."""
     notes = []
     for dataset, pairs in _paired_rows(a, b).items() if a.samples and b.samples else ():
         ids = [one["id"] for one, other in pairs if one.get("references") != other.get("references")]
         if ids:
             notes.append(f"{len(ids)} of {len(pairs)} samples of {dataset} {a.split!r} have other right answers in B, "
-                         f"the first {ids[0]!r}: were both evaluated on the same annotation files?")
+                         f"the first {ids[0]!r}. Were both evaluated on the same annotation files?")
     return notes
 
 

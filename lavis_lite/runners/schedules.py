@@ -65,8 +65,8 @@ def warmup_notes(schedule: LRSchedule) -> list[str]:
     steps, total = schedule.warmup_steps, schedule.total_steps
     if steps < total or schedule.warmup_lr >= schedule.init_lr:
         return []
-    return [f"note: run.warmup_steps={steps} is no less than the {total} steps of the run, so that the learning rate "
-            f"ends at {schedule.lr_at(total - 1):.3g}, below run.init_lr={schedule.init_lr:.3g}"]
+    return [f"note: run.warmup_steps={steps} is no less than the {total} steps of the run. The learning rate ends at "
+            f"{schedule.lr_at(total - 1):.3g}, below run.init_lr={schedule.init_lr:.3g}"]
 
 
 @registry.register_lr_scheduler("linear_warmup_cosine_lr")

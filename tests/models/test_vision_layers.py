@@ -131,8 +131,8 @@ def test_what_timms_weights_were_trained_with_is_compared() -> None:
     [line] = timm_notes("vit_base_patch16_clip_224.openai", {"datasets.a.vis_processor": clip})
     assert line.endswith("trained with QuickGELU: vit_base_patch16_clip_quickgelu_224.openai.")
     [line] = timm_notes("vit_base_patch16_siglip_224.webli", {"datasets.a.vis_processor": clip, "datasets.b": half})
-    assert line.startswith("datasets.a.vis_processor: pictures are normalised by mean [0.48145466")
-    assert "was trained with mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5]" in line
+    assert line.startswith("datasets.a.vis_processor: pictures get mean [0.48145466")
+    assert "224.webli was trained with mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5]" in line
     assert not list(timm_notes("clip_L", {"a": half})) and not list(timm_notes("vit_base_patch16_224.nowhere", {}))
 
 

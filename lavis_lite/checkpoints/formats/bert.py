@@ -5,6 +5,8 @@ The query half starts as a copy of BERT's feed-forward layers, as in LAVIS; [DEC
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -72,7 +74,8 @@ def _bert_state(source: str) -> dict[str, Tensor]:
     from transformers import BertForMaskedLM
 
     try:
-        model, info = BertForMaskedLM.from_pretrained(source, output_loading_info=True)
+        loaded: Any = BertForMaskedLM.from_pretrained(source, output_loading_info=True)
+        model, info = loaded
         return {name: value for name, value in model.state_dict().items() if name not in info["missing_keys"]}
     except (OSError, ValueError) as error:
         raise CheckpointError(

@@ -184,8 +184,8 @@ def timm_notes(name: str, normalised: Mapping[str, tuple[Sequence[float], Sequen
         yield f"model.vit_model: {name} computes GELU, and its weights were trained with QuickGELU: {twin}."
     for who, found in normalised.items():
         if tuple(map(tuple, found)) != (tuple(facts.mean), tuple(facts.std)):
-            yield (f"{who}: pictures are normalised by mean {list(found[0])} and std {list(found[1])}, and {name} was "
-                   f"trained with mean {list(facts.mean)} and std {list(facts.std)}. Set mean and std there.")
+            yield (f"{who}: pictures get mean {list(found[0])} and std {list(found[1])}. {name} was trained with mean "
+                   f"{list(facts.mean)} and std {list(facts.std)}: set mean and std there.")
 
 
 def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[str, Any], pretrained: bool,
