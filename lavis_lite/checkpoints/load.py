@@ -116,8 +116,9 @@ def refuse_other_settings(model: object, source: str | Path) -> None:
     section = recorded_section(Path(source).expanduser())
     if section.get("arch") not in registry.list_models():
         return
-    config = registry.get_model_class(section["arch"]).config_class
-    if getattr(model, "language_model", None) is not None and not section.get("llm_model"):
+    recorded = registry.get_model_class(section["arch"])
+    config = recorded.config_class
+    if not isinstance(model, recorded) and getattr(model, "language_model", None) and not section.get("llm_model"):
         from lavis_lite.checkpoints.formats.language_fit import refuse_other_kind  # imports the language models
 
         refuse_other_kind(model, config, source)
