@@ -227,8 +227,8 @@ class Assembly:
         for key, path in self.starts:
             if path in self.model.loaded_checkpoints:
                 continue
-            refuse_other_settings(self.model, path)
             content, extra = read_content(path), read_extra(path)
+            refuse_other_settings(self.model, path)
             self._follow(content, path)
             had = self._supplied()
             is_last = key == self.starts[-1][0]  # what the last one lacks must have come from those before

@@ -96,8 +96,8 @@ def load_checkpoint(model: BaseModel, source: str | Path, *, allowed_missing: It
     Raises:
         CheckpointError: nothing there, damaged, not finite, or it does not fit; then the model is as it was.
     """
-    refuse_other_settings(model, source)
     content = read_content(source)
+    refuse_other_settings(model, source)
     return load_state(model, content, str(source), allowed_missing=allowed_missing,
                       allowed_unexpected=allowed_unexpected, only=only, extra=read_extra(source),
                       allow_non_finite=allow_non_finite)
@@ -117,26 +117,23 @@ def refuse_other_settings(model: object, source: str | Path) -> None:
     if section.get("arch") not in registry.list_models():
         return
     recorded = registry.get_model_class(section["arch"])
-    config = recorded.config_class
     if not isinstance(model, recorded) and getattr(model, "language_model", None) and not section.get("llm_model"):
         from lavis_lite.checkpoints.formats.language_fit import refuse_other_kind  # imports the language models
 
-        refuse_other_kind(model, config, source)
-    errors = [f"model.{key} was {was!r} (here {now!r})" for key, was, now in _unseen(model, config, section)
+        refuse_other_kind(model, recorded.config_class, source)
+    errors = [f"model.{key} was {was!r} (here {now!r})" for key, was, now in _unseen(model, section)
               if was != now]
     if errors:
         raise CheckpointError(f"{source}: {'; '.join(errors)}. The tensors would fit, and the outputs would be others. "
                               "Give the section model these values.")
 
 
-def _unseen(model: object, config: type, section: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _unseen(model: object, section: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(key, recorded value, the model's) of settings that no tensor's shape shows."""
-    if not section.keys() - {"arch", "model_type"}:  # a packaged checkpoint names its type only
-        return
     cfg = getattr(getattr(model, "qformer", None), "cfg", None)
     for key, name in UNSEEN.items():
-        if cfg is not None and key in dir(config):
-            yield key, section.get(key, getattr(config, key)), getattr(cfg, name)
+        if cfg is not None and key in section:  # a packaged checkpoint names its type only
+            yield key, section[key], getattr(cfg, name)
     lora = getattr(getattr(getattr(model, "language_model", None), "load_options", None), "lora", None)
     if lora is not None and (section.get("lora") is not None or section.get("llm_train") == "lora"):
         yield "lora.alpha", (section.get("lora") or {}).get("alpha", type(lora).alpha), lora.alpha

@@ -167,7 +167,8 @@ def test_settings_that_no_shape_shows_are_compared_with_those_that_a_checkpoint_
     from safetensors.torch import save_file
 
     model = build_model(writer())
-    record = {"model": {"arch": "blip2_opt", "qformer_heads": model.qformer.cfg.num_heads // 2}}
+    record = {"model": {"arch": "blip2_opt", "qformer_heads": model.qformer.cfg.num_heads // 2,
+                        "qformer_layer_norm_eps": 1e-12}}
     save_file({name: value.clone() for name, value in model.trainable_state().items()}, tmp_path / "a.safetensors",
               {"lavis_lite": json.dumps(record)})
     with pytest.raises(CheckpointError, match=r"model.qformer_heads was 2 \(here 4\); model.qformer_layer_norm_eps"):
