@@ -20,6 +20,7 @@ from lavis_lite.checkpoints.formats.key_maps import (
     from_lavis,
     is_llava,
     language_prefix,
+    refuse_other_kind,
     to_lavis,
 )
 from lavis_lite.checkpoints.manifest import CONFIG, WEIGHTS, json_object, safetensors_metadata
@@ -118,8 +119,6 @@ def refuse_other_settings(model: object, source: str | Path) -> None:
         return
     recorded = registry.get_model_class(section["arch"])
     if not isinstance(model, recorded) and getattr(model, "language_model", None) and not section.get("llm_model"):
-        from lavis_lite.checkpoints.formats.language_fit import refuse_other_kind  # imports the language models
-
         refuse_other_kind(model, recorded.config_class, source)
     errors = [f"model.{key} was {was!r} (here {now!r})" for key, was, now in _unseen(model, section)
               if was != now]
