@@ -33,7 +33,7 @@ class Options:
         device: as `run.device`.
         precision: of training steps; auto: bf16 on a GPU, fp32 on a CPU.
         full: texts of 32 tokens, so that batches have no padding.
-        instruct: stage 2 is InstructBLIP, whose Q-Former reads the prompts, of 5 to 32 tokens.
+        instruct: stage 2 is InstructBLIP: its Q-Former reads the prompts too, of 5 to 32 tokens.
         workers: of a loader that training steps get their images from; None: images in memory.
         images_from: folder of JPEG files for `loader`; None: generated ones.
         memory: also measure each side's peak memory, in a process of its own.

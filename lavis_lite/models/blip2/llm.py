@@ -32,7 +32,6 @@ from lavis_lite.models.blip2.config import (
     Blip2VicunaInstructConfig,
 )
 from lavis_lite.models.blip2.learning import TextLearner, language_model_of_section
-from lavis_lite.models.blip2.passes import itm_pass, packed_itm_pass
 from lavis_lite.models.language import LanguageModel
 from lavis_lite.models.qformer.model import ImageKV, QFormer
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
@@ -142,6 +141,8 @@ class Blip2LLM(TextLearner, Blip2Base):
             queries = self._queries(image_kv.rows)
             found: Tensor = self.qformer(queries, tokens.ids, tokens.mask, image_kv, "bidirectional").query
             return found
+        from lavis_lite.models.blip2.passes import itm_pass, packed_itm_pass  # most Q-Formers read no instruction
+
         packs = self.device.type == "cpu" and tokens.lengths is not None
         run_pass = packed_itm_pass if packs else itm_pass
         return run_pass(self.qformer, self.query_tokens, [image_kv], tokens)
