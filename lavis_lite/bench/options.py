@@ -33,6 +33,7 @@ class Options:
         device: as `run.device`.
         precision: of training steps; auto: bf16 on a GPU, fp32 on a CPU.
         full: texts of 32 tokens, so that batches have no padding.
+        instruct: stage 2 is InstructBLIP: its Q-Former reads the prompts too, of 5 to 32 tokens.
         workers: of a loader that training steps get their images from; None: images in memory.
         images_from: folder of JPEG files for `loader`; None: generated ones.
         memory: also measure each side's peak memory, in a process of its own.
@@ -48,6 +49,7 @@ class Options:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     full: bool = False
+    instruct: bool = False
     workers: int | None = None
     images_from: str | None = None
     memory: bool = True
@@ -96,7 +98,7 @@ class Options:
         """Refuse impossible numbers.
 
         Raises:
-            ConfigError: fewer than one step or image, a negative warm-up, a loader for what does not train, or sizes
+            ConfigError: fewer than one step or image, a negative warm-up, options that do not apply, or sizes
                 that a CPU cannot train.
         """
         for name, value, least in (("steps", self.steps, 1), ("batch", self.images, 1), ("warmup", self.warmup, 0),
@@ -105,5 +107,7 @@ class Options:
                 raise ConfigError(f"--{name} is {value}, but must be at least {least}.")
         if self.workers is not None and self.what not in TRAINING:
             raise ConfigError(f"--workers: {self.what} does not train; leave --workers out.")
+        if self.instruct and self.what != "stage2":
+            raise ConfigError(f"--instruct: {self.what} is not InstructBLIP; use it with stage2.")
         if self.size == "vitg" and self.torch_device().type == "cpu":
             raise ConfigError("--size vitg needs a GPU: one step takes minutes on a CPU. Use --size medium here.")

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lavis_lite.bench.loader import with_loaded_images
 from lavis_lite.bench.options import FP32, Options
-from lavis_lite.bench.sizes import Size, caption_lengths, padding_share, random_images, random_rows
+from lavis_lite.bench.sizes import TEXT_WIDTH, Size, caption_lengths, padding_share, random_images, random_rows
 from lavis_lite.bench.timing import Case, Side
 from lavis_lite.bench.training import OurStep, plain_step
-from lavis_lite.bench.twins.stage2 import PlainStage2
+from lavis_lite.bench.twins.stage2 import PlainStage2, instructions
 from lavis_lite.bench.twins.transformers_stage2 import HFStage2
 from lavis_lite.bench.twins.transformers_stage2 import build as build_transformers
 from lavis_lite.device import Precision
@@ -54,7 +54,7 @@ class LossFromIds(nn.Module):
         Args:
             samples: image float[B,3,H,W]; `before` and `after`, B rows of ids that are read and that are learned.
         """
-        soft_prompt = self.model.embed_image(samples["image"])
+        soft_prompt = self.model.embed_tokens(samples["image"], instructions(self.model, samples["before"]), None)
         return self.model.language_model.row_losses(soft_prompt, samples["before"], samples["after"]).mean()
 
 
@@ -62,7 +62,7 @@ def case(options: Options, device: torch.device, seed: int) -> Case:
     """The comparison.
 
     Args:
-        options: `size`, `llm`, `batch`, `precision` and `full` are used.
+        options: `size`, `llm`, `batch`, `precision`, `full` and `instruct` are used.
         device: of this rank.
         seed: of this rank's batches.
     """
@@ -71,7 +71,7 @@ def case(options: Options, device: torch.device, seed: int) -> Case:
 
     @cache
     def model(dtype: torch.dtype) -> Blip2LLM:
-        return build(options.dimensions, options.llm, device, dtype)
+        return build(options.dimensions, options.llm, device, dtype, options.instruct)
 
     def ours(amp: Precision) -> Side:
         return Side(OurStep(LossFromIds(model(amp.dtype)), model(amp.dtype), device, amp))
@@ -84,20 +84,22 @@ def case(options: Options, device: torch.device, seed: int) -> Case:
 
     rows = [make_batch(options, seed, number, with_image=False)["after"] for number in range(20)]
     lengths = [[len(row) for row in batch] for batch in rows]
-    return Case(f"stage 2, {options.llm}, {options.size}, batch {options.images}",
-                {"ours": lambda: ours(precision), "plain": plain, "transformers": transformers,
-                 FP32: lambda: ours(fp32)},
+    sides = {"ours": lambda: ours(precision), "plain": plain, "transformers": transformers, FP32: lambda: ours(fp32)}
+    if options.instruct:
+        del sides["transformers"]  # its model of stage 2 reads no instructions
+    return Case(f"{'InstructBLIP' if options.instruct else 'stage 2'}, {options.llm}, {options.size}, batch "
+                f"{options.images}", sides,
                 with_loaded_images(lambda number: make_batch(options, seed, number), options), options.images,
                 sum(map(sum, lengths)) / len(lengths), sum(map(padding_share, lengths)) / len(lengths))
 
 
-def build(size: Size, llm: str, device: torch.device, dtype: torch.dtype) -> Blip2LLM:
-    """The model with random weights; its frozen parts have `dtype`."""
+def build(size: Size, llm: str, device: torch.device, dtype: torch.dtype, instruct: bool = False) -> Blip2LLM:
+    """The model with random weights; its frozen parts have `dtype`, and its Q-Former reads text if `instruct`."""
     torch.manual_seed(0)
     precision: Any = "bf16" if dtype == torch.bfloat16 else "fp32"
     with torch.device(device):
         encoder = VisionEncoder("eva_clip_g", size.image_size, frozen=True, precision=precision, **size.vit)
-        qformer = QFormer(replace(size.qformer, with_text=False, with_lm_head=False))
+        qformer = QFormer(replace(size.qformer, with_text=instruct, with_lm_head=False))
         language_model = build_language_model("", sizes=size.llms[llm], tokenizer=IdsOnly(), precision=precision)
         shrink_head(language_model.model)
         model = Blip2LLM(encoder, qformer, TextTokenizer("bert-base-uncased"), language_model)
@@ -138,17 +140,19 @@ def make_batch(options: Options, seed: int, number: int, with_image: bool = True
     """Random pixels and texts of real lengths.
 
     OPT learns the text after a begin token, which is learned too, as LAVIS does where there is no prompt. T5 reads one
-    text and learns another.
+    text and learns another. InstructBLIP's prompts have 5 to 32 tokens, each length as likely as another.
     """
     random = torch.Generator().manual_seed(1000 * seed + number)
-    sizes = options.dimensions.llms[options.llm]
+    sizes, count, is_opt = options.dimensions.llms[options.llm], options.images, options.llm == "opt"
 
-    def rows() -> list[list[int]]:
-        lengths = caption_lengths(options.images, random, options.full)
+    def rows(lengths: list[int] | None = None) -> list[list[int]]:
+        lengths = caption_lengths(count, random, options.full) if lengths is None else lengths
         return random_rows(lengths, min(30000, sizes["vocab_size"]), random)
 
-    before: list[list[int]] = [[]] * options.images if options.llm == "opt" else rows()
-    after = [[2, *row[1:]] for row in rows()] if options.llm == "opt" else rows()
+    before: list[list[int]] = [[]] * count if is_opt else rows()
+    if options.instruct:
+        before = rows(torch.randint(5, TEXT_WIDTH + 1, (count,), generator=random).tolist())
+    after = [[2, *row[1:]] if is_opt else row for row in rows()]
     batch: dict[str, Any] = {"before": before, "after": after}
     if with_image:
         batch["image"] = random_images(options.images, options.dimensions.image_size, random)

@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
                            help="of training steps; auto: bf16 on a GPU, fp32 on a CPU")
     arguments.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's own)")
     arguments.add_argument("--full", action="store_true", help="texts of 32 tokens: batches without padding")
+    arguments.add_argument("--instruct", action="store_true",
+                           help="stage2: InstructBLIP; its Q-Former reads prompts, too, of 5 to 32 tokens")
     arguments.add_argument("--workers", type=int, help="training steps get their images from a loader with so many "
                                                        "processes; without peers")
     arguments.add_argument("--images", metavar="FOLDER",
@@ -110,7 +112,7 @@ def benchmarks(chosen: argparse.Namespace) -> list[Options]:
         raise ConfigError("--against: benchmarks have different peers; leave it out with all.")
     shared = Options("stage1", tuple(chosen.against) if chosen.against else None, chosen.size, chosen.llm or "opt",
                      chosen.batch, chosen.steps, chosen.warmup, chosen.device, chosen.precision, chosen.full,
-                     chosen.workers, chosen.images, not chosen.no_memory)
+                     chosen.instruct, chosen.workers, chosen.images, not chosen.no_memory)
     if chosen.what != "all":
         return [replace(shared, what=chosen.what)]
     llms = [chosen.llm] if chosen.llm else ["opt", "t5"]

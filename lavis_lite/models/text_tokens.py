@@ -107,6 +107,13 @@ class TextTokens:
         return TextTokens(self.ids.expand(count, -1), self.mask.expand(count, -1),
                           None if self.lengths is None else self.lengths * count)
 
+    def each_repeated(self, times: int) -> TextTokens:
+        """Every text so many times in a row."""
+        if times == 1:
+            return self
+        lengths = None if self.lengths is None else tuple(length for length in self.lengths for _ in range(times))
+        return TextTokens(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0), lengths)
+
     def prediction_rows(self) -> Tensor | None:
         """Where a next token is to be predicted: int64[T] into B x (L-1) positions, on the host; None: unknown."""
         if self.lengths is None:

@@ -124,6 +124,18 @@ def test_all_sides_of_stage_2_train_on_the_same_batch_in_bf16(llm: str) -> None:
         make().turn(batch)
 
 
+def test_instructblip_reads_its_prompts_twice() -> None:
+    case = cases(mini("stage2", llm="t5", instruct=True, batch=8), CPU, 0)[0]
+    assert case.name == "InstructBLIP, t5, mini, batch 8" and set(case.sides) == {"ours", "plain", "fp32"}
+    batch = case.batch(0)
+    lengths = [len(row) for row in batch["before"]]
+    assert 5 <= min(lengths) < max(lengths) <= 32
+    for make in case.sides.values():
+        make().turn(batch)
+    step: Any = case.sides["ours"]().turn
+    assert step.model.reads_instructions
+
+
 def test_stage_1_is_measured_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "rows.jsonl"
     assert bench.main(["stage1", "--size", "mini", "--steps", "2", "--no-memory", "--json", str(file)]) == 0
@@ -230,6 +242,7 @@ def test_a_step_alone_tells_its_phases_and_predicts_its_scaling() -> None:
     (["stage1", "--llm", "t5"], "stage1 has no language model"),
     (["all", "--against", "plain"], "leave it out with all"),
     (["loader", "--ranks", "2"], "only stage1 and stage2"),
+    (["stage1", "--instruct"], "is not InstructBLIP"),
     (["stage1", "--ranks", "2", "--against", "plain"], "leave --against out"),
     (["stage1", "--workers", "1", "--against", "plain"], "leave --against out"),
     (["retrieval", "--workers", "1"], "retrieval does not train"),

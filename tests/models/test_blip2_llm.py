@@ -102,6 +102,19 @@ def test_the_instruction_reaches_the_qformer_only_where_it_reads() -> None:
         model.query_output(images(1))
 
 
+def test_an_evaluation_computes_no_padding_between_instructions() -> None:
+    model, video = model_of(instruct=True).eval(), images(3, frames=2)
+    widths: list[list[int]] = [[] for _ in model.qformer.blocks]
+    for layer, seen in zip(model.qformer.blocks, widths, strict=True):
+        assert layer.text_ffn is not None
+        layer.text_ffn.register_forward_hook(lambda module, given, out, seen=seen: seen.append(out[..., 0].numel()))
+    found = model.query_output(video, CAPTIONS)
+    words = sum(len(text.split()) + 2 for text in CAPTIONS)  # with [CLS] and [SEP]
+    assert widths == [[2 * words]] * (len(widths) - 1) + [[]]
+    model.train()  # with padding; this model has no dropout
+    torch.testing.assert_close(found, model.query_output(video, CAPTIONS))
+
+
 # pictures -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("instruct", [False, True])
 def test_frames_are_encoded_alone_and_laid_side_by_side(instruct: bool) -> None:

@@ -63,15 +63,19 @@ def theirs(name: str) -> HFStage2:
     return HFStage2(model)
 
 
-def ours(name: str, twin: HFStage2) -> Blip2LLM:
-    """This package's model with the weights of transformers'."""
+def fresh(name: str, with_text: bool = False) -> Blip2LLM:
+    """This package's model."""
     encoder = VisionEncoder("eva_clip_g", 28, frozen=True, depth=2, width=12, heads=2, mlp_ratio=2.0)
     qformer = QFormer(QFormerConfig(hidden_size=16, num_layers=3, num_heads=2, intermediate_size=24,
-                                    num_queries=QUERIES, vision_width=12, dropout=0.0, with_text=False,
+                                    num_queries=QUERIES, vision_width=12, dropout=0.0, with_text=with_text,
                                     with_lm_head=False))
     llm = build_language_model("", sizes=LLMS[name], tokenizer=IdsOnly(), precision="fp32")
-    model = Blip2LLM(encoder, qformer, TextTokenizer("bert-base-uncased"), llm)
-    state = {}
+    return Blip2LLM(encoder, qformer, TextTokenizer("bert-base-uncased"), llm)
+
+
+def ours(name: str, twin: HFStage2) -> Blip2LLM:
+    """This package's model with the weights of transformers'."""
+    model, state = fresh(name), {}
     for key, value in twin.model.state_dict().items():
         for pattern, word in RENAMES:
             key = re.sub(pattern, word, key)
@@ -112,3 +116,24 @@ def test_loss_and_gradients_are_those_of_the_twins(name: str, width: int | None)
     others = gradients(twin.model, other).values()
     norms, expected_norms = ([float(value.norm()) for value in values] for values in (mine.values(), others))
     assert sorted(norms) == pytest.approx(sorted(expected_norms), rel=1e-8, abs=1e-10)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", LLMS)
+def test_instructions_are_read_as_by_the_twin(name: str, training: bool) -> None:
+    """In eval mode they are read without padding, and no text leaves the last layer."""
+    torch.manual_seed(3)
+    model = exact(fresh(name, with_text=True)).train(training)
+    exact_norms(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    batch = {"image": torch.randn(3, 3, 28, 28, dtype=torch.float64), "before": BEFORE["t5"], "after": AFTER}
+    fast, plain = LossFromIds(model)(batch), PlainStage2(model)(batch)
+    assert float(fast.detach()) == pytest.approx(float(plain.detach()), rel=1e-12)
+    mine, expected = gradients(model, fast), gradients(model, plain)
+    left_out = {key for key in expected if key.startswith("qformer.layers.2.text_ffn.")}
+    assert mine.keys() == (expected.keys() if training else expected.keys() - left_out) and left_out
+    for key, value in expected.items():
+        found = mine.get(key, torch.zeros_like(value))
+        torch.testing.assert_close(found, value, rtol=1e-10, atol=1e-10 * float(value.abs().max() + 1))

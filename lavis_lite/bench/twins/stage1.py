@@ -127,7 +127,7 @@ class PlainStage1(nn.Module):
             parts.append(layer.query_ffn(query))
         if text.shape[1] and layer.text_ffn is not None:
             parts.append(layer.text_ffn(text))
-        return torch.cat(parts, 1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _queries(self, batch: int) -> Tensor:
         return self.model.query_tokens.expand(batch, -1, -1)

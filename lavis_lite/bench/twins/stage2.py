@@ -14,21 +14,22 @@ weights' gradients, the same SDPA attention, optimizer and threads as `Blip2LLM`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis_lite.bench.twins.stage1 import cross_attend
+from lavis_lite.bench.twins.stage1 import PlainStage1
 from lavis_lite.models.blip2.llm import Blip2LLM
-from lavis_lite.models.qformer.layers import Layer
+from lavis_lite.models.qformer.model import attention_mask
+from lavis_lite.models.text_tokens import TextTokens
 
 IGNORE = -100
 
 
 class PlainStage2(nn.Module):
-    """Shares all parameters with the model it is given; one process; a Q-Former without text.
+    """Shares all parameters with the model it is given; one process.
 
     Args:
         model: a stage-2 model.
@@ -37,7 +38,7 @@ class PlainStage2(nn.Module):
 
     def __init__(self, model: Blip2LLM, text_width: int | None = None) -> None:
         super().__init__()
-        self.model, self.text_width = model, text_width
+        self.model, self.text_width, self.twin = model, text_width, PlainStage1(cast(Any, model), None)
 
     def forward(self, samples: Mapping[str, Any]) -> Tensor:
         """Mean loss over the learned tokens.
@@ -45,29 +46,23 @@ class PlainStage2(nn.Module):
         Args:
             samples: image float[B,3,H,W]; `before` and `after`, B rows of ids that are read and that are learned.
         """
-        soft_prompt, before, after = self.embed_image(samples["image"]), samples["before"], samples["after"]
+        before, after = samples["before"], samples["after"]
+        soft_prompt = self.embed_image(samples["image"], instructions(self.model, before))
         logits, labels = (self.encoder_decoder if self.model.language_model.model.config.is_encoder_decoder
                           else self.decoder_only)(soft_prompt, before, after)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
 
-    def embed_image(self, image: Tensor) -> Tensor:
-        """float[B,3,H,W] -> float[B,Q,D], every layer by itself."""
-        model = self.model
+    def embed_image(self, image: Tensor, tokens: TextTokens | None) -> Tensor:
+        """float[B,3,H,W], B instructions or None -> float[B,Q,D]; every layer is computed for all tokens."""
+        model, ids, mask = self.model, None, None
         features = model.ln_vision(model.encode_image(image))
-        hidden = model.qformer.embed(model.query_tokens.expand(len(image), -1, -1), None)
-        for layer in model.qformer.blocks:
-            hidden = self._layer(layer, hidden, features)
-        projected: Tensor = model.language_projection(hidden)
+        queries = model.query_tokens.expand(len(image), -1, -1)
+        if tokens is not None:
+            ids, mask = tokens.ids, attention_mask("bidirectional", queries.shape[1], tokens.mask)
+        hidden, _ = self.twin.run(queries, ids, mask, features)
+        projected: Tensor = model.language_projection(hidden[:, :queries.shape[1]])
         return projected
-
-    @staticmethod
-    def _layer(layer: Layer, hidden: Tensor, features: Tensor) -> Tensor:
-        hidden, _ = layer.self_attention(hidden, None, None, None)
-        if layer.cross_attention is not None:
-            hidden = cross_attend(layer.cross_attention, hidden, features)
-        out: Tensor = layer.query_ffn(hidden)
-        return out
 
     def decoder_only(self, soft_prompt: Tensor, before: Any, after: Any) -> tuple[Tensor, Tensor]:
         """Logits float[B,S-1,V] of all positions but the last, and labels int64[B,S-1]."""
@@ -99,6 +94,11 @@ class PlainStage2(nn.Module):
     def _rectangle(self, device: torch.device, rows: Sequence[Sequence[int]], fill: int) -> Tensor:
         width = self.text_width or max(map(len, rows))
         return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=device)
+
+
+def instructions(model: Blip2LLM, rows: Sequence[Sequence[int]]) -> TextTokens | None:
+    """B prompts as the Q-Former reads them, padded to the longest; None if it reads none."""
+    return TextTokens.from_lists(rows, 0).to(model.device) if model.reads_instructions else None
 
 
 def _ones(soft_prompt: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ from lavis_lite.models.blip2.writing import TextWriter
 from lavis_lite.models.language import LanguageModel, Limits, build_language_model
 from lavis_lite.models.outputs import ModelOutput, SamplesLike
 from lavis_lite.models.plain_text import CutTexts
-from lavis_lite.models.qformer.model import QFormer
+from lavis_lite.models.qformer.model import ImageKV, QFormer
 from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.registry import registry
 
@@ -268,14 +268,29 @@ class Blip2LLM(TextLearner, Blip2Base):
         count, (image, frames) = len(image), merged_frames(image)            # float[B*T,3,H,W]
         features = self.normalise(self.encode_image(image))                  # float[B*T,P,Dv]
         image_kv = self.qformer.precompute_kv(features, self.ln_vision)
-        ids = mask = None
-        if tokens is not None:                                               # int64[B*T,L], bool[B*T,L]
-            ids, mask = (part.repeat_interleave(frames, 0) for part in (tokens.ids, tokens.mask))
+        if tokens is None:
+            output = self.qformer(self._queries(image_kv.rows), image=image_kv).query
+        else:
             if index is not None:
                 count, image_kv = len(index), image_kv.select(frame_index(index, frames))
-        queries = self._queries(image_kv.rows)                               # float[B*T,Q,D']
-        output = self.qformer(queries, ids, mask, image_kv, "bidirectional").query
-        return output.reshape(count, -1, output.shape[-1])
+            output = self._instructed(tokens.each_repeated(frames), image_kv)
+        return output.reshape(count, -1, output.shape[-1])               # float[B,T*Q,D']
+
+    def _instructed(self, tokens: TextTokens, image_kv: ImageKV) -> Tensor:
+        """Queries that see image and instruction: float[B*T,Q,D'].
+
+        Without dropout that is stage 1's matching pass, and on a CPU nothing is computed for padding. Dropout draws a
+        number for every position, so that a training with padding keeps its losses.
+        """
+        if self.training:
+            queries = self._queries(image_kv.rows)
+            found: Tensor = self.qformer(queries, tokens.ids, tokens.mask, image_kv, "bidirectional").query
+            return found
+        from lavis_lite.models.blip2.passes import itm_pass, packed_itm_pass  # most Q-Formers read no instruction
+
+        packs = self.device.type == "cpu" and tokens.lengths is not None
+        run_pass = packed_itm_pass if packs else itm_pass
+        return run_pass(self.qformer, self.query_tokens, [image_kv], tokens)
 
     # construction ---------------------------------------------------------------------------------------------------
     @classmethod
