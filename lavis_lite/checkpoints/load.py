@@ -84,7 +84,8 @@ def refuse_other_settings(model: object, source: str | Path) -> None:
     if section.get("arch") not in registry.list_models():
         return
     config = registry.get_model_class(section["arch"]).config_class
-    if getattr(model, "language_model", None) is not None and not section.get("llm_model"):
+    over_another = hasattr(config, "llm_model") and config is not getattr(type(model), "config_class", None)
+    if over_another and getattr(model, "language_model", None) is not None and not section.get("llm_model"):
         from lavis_lite.checkpoints.formats.language_fit import refuse_other_kind  # imports the language models
 
         refuse_other_kind(model, config, source)
