@@ -27,7 +27,6 @@ from lavis_lite.datasets.base import look_through
 from lavis_lite.datasets.features.cache import FeatureFolder
 from lavis_lite.device import pick_device, set_tf32
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
-from lavis_lite.evaluation.resume import find_unfinished
 from lavis_lite.io import atomic
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.provenance import refuse_untrained
@@ -38,7 +37,7 @@ from lavis_lite.processors.image import ImageProcessor
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.runner import Runner
-from lavis_lite.runs import EVALUATIONS, resume_evaluation
+from lavis_lite.runs import EVALUATIONS, find_unfinished, resume_evaluation
 from lavis_lite.runs import folder as run_folder
 from lavis_lite.tasks.base import BaseTask
 from lavis_lite.tasks.writing import long_texts
@@ -183,8 +182,9 @@ def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], config:
     for split in dict.fromkeys([*config.run.valid_splits, *config.run.test_splits]):
         found = [splits[split] for splits in datasets.values() if split in splits]
         for dataset in [one for one in found if task.takes(one)] or found:
-            task.before_evaluation(dataset, split)
-            task.check_model(model)
+            part = task.part_for(dataset)
+            part.before_evaluation(dataset, split)
+            part.check_model(model)
 
 
 def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: BaseModel, run: RunConfig) -> None:

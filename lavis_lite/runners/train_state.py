@@ -15,8 +15,7 @@ from torch import Tensor
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.loading.loader import PICTURES, train_loader
-from lavis_lite.datasets.loading.randomness import hash64
-from lavis_lite.datasets.loading.sampler import GlobalSampler
+from lavis_lite.datasets.loading.sampler import GlobalSampler, hash64
 from lavis_lite.datasets.protocols import Hashed
 from lavis_lite.datasets.shards.dataset import shard_sizes
 from lavis_lite.device import Precision

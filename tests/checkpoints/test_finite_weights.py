@@ -17,7 +17,7 @@ from lavis_lite.checkpoints.weights import assets, build_model
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.finite import is_finite, non_finite, non_finite_fused
 from lavis_lite.models.language import build_language_model
-from lavis_lite.models.language.pretrained import load_pretrained
+from lavis_lite.models.language.build import load_pretrained
 from lavis_lite.models.vision.encoder import VisionEncoder
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.checkpointing import CheckpointStore

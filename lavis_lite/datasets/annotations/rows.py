@@ -13,13 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite import __version__
-from lavis_lite.datasets.annotations.blocks import faultless
 from lavis_lite.datasets.annotations.column_tables import open_columns
-from lavis_lite.datasets.annotations.kinds import MOST_CHARACTERS, Field, describe, file_name, identifier, text, texts
+from lavis_lite.datasets.annotations.kinds import (
+    MOST_CHARACTERS,
+    Field,
+    describe,
+    faultless,
+    file_name,
+    identifier,
+    text,
+    texts,
+)
 from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
 from lavis_lite.datasets.annotations.tables import BLOCK, Block, MappedTable, Row, RowTable
 from lavis_lite.datasets.annotations.text_files import AUTO
-from lavis_lite.datasets.files.columnar import is_columnar
+from lavis_lite.datasets.files.locate import is_columnar
 from lavis_lite.errors import DataError, did_you_mean
 from lavis_lite.io.files import cache_root
 

@@ -17,13 +17,21 @@ from lavis_lite.datasets.base import BaseDataset, as_it_is
 from lavis_lite.datasets.builders.base import IMAGES, SHARDS, BaseDatasetBuilder, refuse_unknown_splits
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset, RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.features.cache import FeatureFolder, open_features
-from lavis_lite.datasets.files.columnar import Cells, table_files
+from lavis_lite.datasets.files.columnar import Cells
 from lavis_lite.datasets.files.image_paths import with_pattern, within
-from lavis_lite.datasets.files.locate import Source, prepare, sources, was_unpacked_into
-from lavis_lite.datasets.loading.randomness import hash64
+from lavis_lite.datasets.files.locate import (
+    Source,
+    is_columnar,
+    names_in,
+    prepare,
+    sources,
+    table_files,
+    was_unpacked_into,
+)
+from lavis_lite.datasets.loading.sampler import hash64
 from lavis_lite.datasets.media.arrays import ArrayFolder, Stream, open_source
 from lavis_lite.datasets.media.images import MAX_PIXELS, ImageFolder
-from lavis_lite.datasets.shards.dataset import missing_shards, names_in, open_shards
+from lavis_lite.datasets.shards.dataset import missing_shards, open_shards
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.io import files
 from lavis_lite.registry import registry
@@ -229,7 +237,8 @@ class ImageTextBuilder(BaseDatasetBuilder):
     def folder_of(self, paths: Sequence[Path]) -> ImageFolder:
         """Reader of the media of a split with these annotation files, and of pictures in their cells."""
         folder = self.folder(self._media_root(paths))
-        folder.cells = Cells(paths).prepared()
+        if any(map(is_columnar, paths)):
+            folder.cells = Cells(paths).prepared()
         return folder
 
     def _sources(self, split: str) -> list[Source]:
