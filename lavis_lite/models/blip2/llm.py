@@ -277,20 +277,16 @@ class Blip2LLM(TextLearner, Blip2Base):
         return output.reshape(count, -1, output.shape[-1])               # float[B,T*Q,D']
 
     def _instructed(self, tokens: TextTokens, image_kv: ImageKV) -> Tensor:
-        """Queries that see image and instruction: float[B*T,Q,D'].
-
-        Without dropout that is stage 1's matching pass, and on a CPU nothing is computed for padding. Dropout draws a
-        number for every position, so that a training with padding keeps its losses.
-        """
-        if self.training:
-            queries = self._queries(image_kv.rows)
-            found: Tensor = self.qformer(queries, tokens.ids, tokens.mask, image_kv, "bidirectional").query
-            return found
+        """Queries that see image and instruction: float[B*T,Q,D']. On a CPU nothing is computed for padding."""
         from lavis_lite.models.blip2.passes import itm_pass, packed_itm_pass  # most Q-Formers read no instruction
 
-        packs = self.device.type == "cpu" and tokens.lengths is not None
-        run_pass = packed_itm_pass if packs else itm_pass
-        return run_pass(self.qformer, self.query_tokens, [image_kv], tokens)
+        if self.device.type == "cpu" and tokens.lengths is not None:
+            return packed_itm_pass(self.qformer, self.query_tokens, [image_kv], tokens, whole=self.training)
+        if not self.training:
+            return itm_pass(self.qformer, self.query_tokens, [image_kv], tokens)
+        queries = self._queries(image_kv.rows)
+        found: Tensor = self.qformer(queries, tokens.ids, tokens.mask, image_kv, "bidirectional").query
+        return found
 
     # construction ---------------------------------------------------------------------------------------------------
     @classmethod

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -90,14 +90,19 @@ def packed_unimodal_and_itg_pass(qformer: QFormer, query_tokens: Tensor, image: 
     return UnimodalAndItg(query.unflatten(0, (-1, count)), cls, decoder)
 
 
-def packed_itm_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[ImageKV], tokens: TextTokens) -> Tensor:
-    """`itm_pass` without padding between texts of lengths known to the host: float[M,Q,D]."""
+def packed_itm_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[ImageKV], tokens: TextTokens,
+                    whole: bool = False) -> Tensor:
+    """`itm_pass` without padding between texts of lengths known to the host: float[M,Q,D].
+
+    If `whole`, the last layer computes the text as well, so that all its weights get a gradient, of zeros if need be.
+    """
     from lavis_lite.models.qformer.packing import pack_matching
 
     lengths, count = cast("tuple[int, ...]", tokens.lengths), query_tokens.shape[1]
     text = pack_matching(lengths, tokens.ids.shape[1], count, tokens.ids.device)
+    text = replace(text, last=text.layers) if whole else text
     ids = tokens.ids.flatten().index_select(0, text.rows)
-    return qformer.run_packed(query_tokens, ids, text, images).unflatten(0, (-1, count))
+    return qformer.run_packed(query_tokens, ids, text, images)[:len(lengths) * count].unflatten(0, (-1, count))
 
 
 def check_pairs(images: int, texts: int) -> None:
