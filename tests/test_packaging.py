@@ -174,11 +174,10 @@ def test_recipes_are_found_from_any_folder(environment: Path, tmp_path: Path) ->
     (tmp_path / "own.yaml").write_text("base: projects/blip2/stage1.yaml\nrun: {seed: 7}\n")
     recipes = ("stage1", "projects/blip2/stage1.yaml", "own.yaml", "flamingo/mini")
     code = ("from lavis_lite.cli.main import main\n"  # one interpreter for all
-            f"for recipe in {recipes!r}:\n"
-            "    print('#', recipe)\n    assert main(['train', recipe, '--print-config']) == 0\n"
-            "print('# recipes')\nassert main(['recipes']) == 0")
-    parts = run(environment / "python", "-c", code, cwd=tmp_path)[2:].split("\n# ")
-    shown = dict(part.split("\n", 1) for part in parts)
+            f"for one in {recipes!r}:\n    print('#', one); assert main(['train', one, '--print-config']) == 0\n"
+            "print('# recipes'); assert main(['recipes']) == 0")
+    printed = run(environment / "python", "-c", code, cwd=tmp_path)
+    shown = dict(part.split("\n", 1) for part in printed[2:].split("\n# "))
     assert [recipe for recipe in recipes if "run.max_iters: " not in shown[recipe]] == []
     assert "run.seed: 7" in shown["own.yaml"] and "blip2/stage1 " in shown["recipes"]
 
