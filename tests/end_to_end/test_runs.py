@@ -76,6 +76,7 @@ def use(capsys: pytest.CaptureFixture[str], output: Path, start: str, recipe: li
 
 
 # five of five ---------------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("curves")
 @pytest.mark.parametrize("name", TRAININGS)
 def test_train_evaluate_generate_compare(name: str, train_here: Train, capsys: pytest.CaptureFixture[str],
                                          tmp_path: Path) -> None:

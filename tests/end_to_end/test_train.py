@@ -38,6 +38,7 @@ def forked(warm: Zygote, cache: Path, folder: Path, *options: str, **env: str) -
     return start(warm, folder, "train", argv, environment(cache, **env))
 
 
+@pytest.mark.usefixtures("curves")
 def test_a_whole_run(train_here: Train, tmp_path: Path) -> None:
     done = train_here("run.max_iters=3", "run.valid_splits=[val]", f"run.output_dir={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr

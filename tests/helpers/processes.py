@@ -31,7 +31,7 @@ def run_processes(function: Callable[..., Any], count: int, *args: Any, timeout:
         function: a module-level function (it is pickled); it sees torchrun's variables and a joined process group.
         count: number of processes.
         args: passed to every process; picklable.
-        timeout: seconds after which the processes are killed.
+        timeout: seconds after which the processes are killed, on a machine with a free core for each.
 
     Returns:
         What each process returned, rank 0 first (tensors on the CPU, numbers, lists, dicts of those).
@@ -58,6 +58,7 @@ def run_processes(function: Callable[..., Any], count: int, *args: Any, timeout:
 
 
 def _collect(results: Any, count: int, timeout: float) -> list[Any]:
+    timeout *= max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     found: dict[int, Any] = {}
     for _ in range(count):
         try:

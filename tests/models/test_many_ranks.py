@@ -17,7 +17,7 @@ from lavis_lite.datasets.loading.sampler import GlobalSampler, RankBatches
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from tests.models.stage1_helpers import TINY, tiny_batch, tiny_model
 
-RANKS = (64, 256, 1024)
+RANKS = (64, pytest.param(256, marks=pytest.mark.long), 1024)
 BATCH, PATCHES = 8, 4
 MOST_HOST_SECONDS = 0.005
 """of one step's order of samples and exchange of rows"""

@@ -19,7 +19,7 @@ from lavis_lite.runners import checkpointing
 from tests.reliability.faulty import FaultyModel
 from tests.reliability.harness import Case, Job, Zygote, finish, left_behind, outcome, texts
 
-FEW, MANY = 3, 200
+FEW, MANY = 2, 200
 STEPS, LONGEST_SAVE = 20, 0.025
 CASE = Case(steps=STEPS, env={"DROPOUT": "0.2"}, flags=["--resume", "auto"], options=["run.save_every=1"])
 

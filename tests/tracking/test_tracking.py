@@ -18,6 +18,8 @@ from lavis_lite.tracking import tracker as jsonl
 from lavis_lite.tracking.sinks import Console, TensorBoard, WeightsAndBiases, flat_scalars, logged_in, record_line
 from lavis_lite.tracking.tracker import Tracker, parameter_table
 
+pytestmark = pytest.mark.usefixtures("curves")
+
 
 def row(step, loss=5.0):
     return {"step": step, "epoch": 0, "loss": loss, "loss_itc": 2.5, "loss_itm": 0.7, "loss_lm": 1.8, "lr": 1e-4,

@@ -130,7 +130,7 @@ def test_processors_of_transformers_work_on_sequences() -> None:
 
 # streams --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["opt", "llama", "t5"])
-@pytest.mark.parametrize("options", [GREEDY, replace(GREEDY, sample=True, top_p=0.9, seeds=(3,), max_new_tokens=40)])
+@pytest.mark.parametrize("options", [GREEDY, replace(GREEDY, sample=True, top_p=0.9, seeds=(3,), max_new_tokens=20)])
 def test_a_stream_is_the_text_in_pieces(name: str, options: GenerationConfig) -> None:
     model = tiny(name)
     for row in questions(model):

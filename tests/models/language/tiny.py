@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
@@ -35,6 +37,13 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 CAUSAL = ["opt", "llama", "gpt2", "qwen2", "phi", "gemma2"]
 SEQ2SEQ = ["t5", "flan_t5", "bart"]
+USUAL = ("opt", "llama", "gemma2", "t5", "bart")
+"""one for learned, rotary and relative positions, windows, and absolute positions of an encoder-decoder"""
+
+
+def usually(names: Iterable[str]) -> list[Any]:
+    """These names for a test's parameters; all but the usual ones run with --long."""
+    return [name if name in USUAL else pytest.param(name, marks=pytest.mark.long) for name in names]
 
 
 def byte_tokenizer(before: bool = True, after: bool = False) -> PreTrainedTokenizerFast:
