@@ -117,6 +117,7 @@ def compose_layers(own: Sequence[Layer], cfg_path: Path) -> Composition:
     composition.named = {key for layer in defaults for key, _ in flatten(layer.content)}
     composition.errors = errors + wrong_names
     _type_run(composition)
+    composition.config.model_is_known = not any(error.startswith("model.") for error in wrong_names)
     composition.config.notes = notes + _replaced() + composition.config.notes
     return composition
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from lavis_lite import __version__
+from lavis_lite import __version__, interrupted
 from lavis_lite.errors import LavisLiteError, WorkerError
 from lavis_lite.process.children import STOP_SIGNALS
 from lavis_lite.redaction import mask
@@ -47,6 +47,12 @@ class Terminated(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = code_of(number)
+
+
+def interrupts_raise() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt from here on; while the command was imported it ended the process."""
+    if signal.getsignal(signal.SIGINT) is interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager
@@ -251,6 +257,9 @@ def explain(error: BaseException) -> str | None:
         return _shared_memory()
     if _too_many_files(error):
         return _open_files()
+    if "determine home directory" in text:  # pathlib: "~name", or "~" without HOME
+        return ("a path begins with ~, and this system does not know whose home that is. Write the whole path, or set "
+                "HOME.")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return _memory(text)
     return _system(error, text)
@@ -258,15 +267,24 @@ def explain(error: BaseException) -> str | None:
 
 def _system(error: BaseException, text: str) -> str | None:
     """The limit that only the number of a system error shows."""
-    number = getattr(error, "errno", None)
-    if number == errno.ENOSPC and getattr(error, "filename", None) is None and _shm_free() < _MIB:
+    number, filename = getattr(error, "errno", None), getattr(error, "filename", None)
+    if number == errno.ENOSPC and filename is None and _shm_free() < _MIB:
         return _shared_memory()
+    if number == errno.ENOENT and filename is None and not _has_working_folder():
+        return "the working folder does not exist any more; change to another folder."
     if number == errno.ENOMEM:
         return _memory(text)
     if isinstance(error, BlockingIOError) and number == errno.EAGAIN:
         return (f"the system allows no further process. {_FEWER_WORKERS}, or raise the limit of processes "
                 "(`ulimit -u`).")
     return None
+
+
+def _has_working_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
 
 
 def describe_death(pid: int, exit_code: int) -> str:

@@ -98,7 +98,7 @@ def read_members(path: Path, within: str | None = None, form: FileFormat = AUTO,
     `read_rows`.
 
     Raises:
-        DataError: as `read_rows`; or a member that appears twice.
+        DataError: as `read_rows`; or a member that appears twice, or text after the object.
     """
     cursor = _Cursor(path, read_text(path, form.encoding) if path.suffix.lower() == ".json" else "")
     if cursor.mark() != "{":
@@ -110,6 +110,7 @@ def read_members(path: Path, within: str | None = None, form: FileFormat = AUTO,
             raise DataError(f"{path}: key {name!r} appears twice in one object.")
         seen.add(name)
         yield name, value
+    cursor.end("object")
 
 
 def read_folder(folder: Path, files: str) -> Iterator[tuple[str, Any]]:
