@@ -11,7 +11,7 @@ from typing import NoReturn, TextIO
 
 from lavis_lite.cli.lavis_recipes import counterpart, without_counterpart
 from lavis_lite.config.recipes import find_recipe, unknown_recipe
-from lavis_lite.errors import ConfigError, nearest
+from lavis_lite.errors import ConfigError, nearest, shown
 from lavis_lite.io.disk import why_not_writable
 
 SCRIPT = "lavis-lite"
@@ -126,6 +126,16 @@ def port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port, a number from 0 to 65535")
     return int(text)
+
+
+def seed(text: str) -> int:
+    """Type of an argument: a seed of torch's random numbers."""
+    try:
+        if -2**63 <= (value := int(text)) < 2**64:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number of at most 64 bits")
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -80,6 +80,7 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     with masked_output(), exits.stop_signals_raise():
         try:
             exits.interrupts_raise()
+            exits.need_working_folder()
             with exits.explained():
                 command: Callable[[Sequence[str]], int] = _module(name).main
                 return command([argument for argument in arguments if argument != TRACEBACK])

@@ -76,7 +76,7 @@ def _text_problem(text: str) -> str:
     if "\0" in text:
         return "has a null character"
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        return "has half of a surrogate pair, which is not a character"
+        return "has half of a surrogate pair, or a byte that is no text in this locale (PYTHONUTF8=1 reads UTF-8)"
     return ""
 
 
@@ -244,8 +244,9 @@ def parse_options(options: Sequence[str]) -> Layer:
         plain(key, f"{OPTIONS} {shown(key)}")
         parts = key.split(".")
         if parts[0] not in SECTIONS or (len(parts) < 2 and parts[0] not in LISTS):
-            raise ConfigError(f"{OPTIONS} {key}={text}: a key is section.name; instead of {parts[0]!r}, "
-                              f"{did_you_mean(parts[0], SECTIONS[:4])}")
+            hint = ("this is a whole section." if parts[0] in SECTIONS else
+                    f"instead of {parts[0]!r}, {did_you_mean(parts[0], SECTIONS[:4])}")
+            raise ConfigError(f"{OPTIONS} {key}={text}: a key is section.name; {hint}")
         inner = content
         for part in parts[:-1]:
             inner = inner.setdefault(part, {})

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from lavis_lite import __version__, interrupted
-from lavis_lite.errors import LavisLiteError, WorkerError
+from lavis_lite.errors import ConfigError, LavisLiteError, WorkerError
 from lavis_lite.process.children import STOP_SIGNALS
 from lavis_lite.redaction import mask
 
@@ -99,6 +99,14 @@ def _restore(before: dict[signal.Signals, Any]) -> None:
     for number, handler in before.items():
         if handler is not None:
             signal.signal(number, handler)
+
+
+def need_working_folder() -> None:
+    """Raise a ConfigError if the working folder was removed; torch's libraries would end the process without one."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError("the working folder does not exist any more; change to another folder.") from error
 
 
 def open_closed_streams() -> None:
@@ -267,24 +275,15 @@ def explain(error: BaseException) -> str | None:
 
 def _system(error: BaseException, text: str) -> str | None:
     """The limit that only the number of a system error shows."""
-    number, filename = getattr(error, "errno", None), getattr(error, "filename", None)
-    if number == errno.ENOSPC and filename is None and _shm_free() < _MIB:
+    number = getattr(error, "errno", None)
+    if number == errno.ENOSPC and getattr(error, "filename", None) is None and _shm_free() < _MIB:
         return _shared_memory()
-    if number == errno.ENOENT and filename is None and not _has_working_folder():
-        return "the working folder does not exist any more; change to another folder."
     if number == errno.ENOMEM:
         return _memory(text)
     if isinstance(error, BlockingIOError) and number == errno.EAGAIN:
         return (f"the system allows no further process. {_FEWER_WORKERS}, or raise the limit of processes "
                 "(`ulimit -u`).")
     return None
-
-
-def _has_working_folder() -> bool:
-    try:
-        return bool(os.getcwd())
-    except OSError:
-        return False
 
 
 def describe_death(pid: int, exit_code: int) -> str:

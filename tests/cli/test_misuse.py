@@ -38,6 +38,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("line", "message"), [
     ("train", "one of the arguments --cfg-path RECIPE is required. `"),
+    ("train stage1 --options run=3", "--options run=3: a key is section.name; this is a whole section.\n"),
+    ("generate --model blip2_opt --image a.png --nucleus --seed 1e30", "not a whole number of at most 64 bits"),
+    ("chat --model blip2_opt --message hi --seed 99999999999999999999", "not a whole number of at most 64 bits"),
     ("train stage1 --reusme auto", "unrecognized arguments: --reusme auto; did you mean --resume?"),
     ("data check", "the following arguments are required: NAME|FILE|DIR. `"),
     ("data check ok.csv --sheet file/x.png", "argument --sheet: 'file/x.png' cannot be written ("),
@@ -107,6 +110,8 @@ def test_what_the_system_or_an_outside_class_lacks_is_one_line(tmp_path: Path, m
                                                                 capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", "~nosuchuser/x.csv"]) == exits.USER_ERROR
     assert "error: a path begins with ~, and this system does not know whose home" in capsys.readouterr().err
+    assert main(["train", "stage1", "--options", "run.output_dir=~nosuchuser/x"]) == exits.USER_ERROR
+    assert "run.output_dir: ~nosuchuser/x: this system has no such user" in capsys.readouterr().err
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
