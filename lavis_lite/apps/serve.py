@@ -245,7 +245,7 @@ def fastapi_package() -> Any:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket with the address, before any model is loaded; nobody can connect until `run`.
+    """A socket with the address, before any model is loaded; clients can connect after `run`.
 
     Raises:
         ConfigError: the address cannot be had.

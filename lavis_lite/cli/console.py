@@ -130,12 +130,9 @@ def port(text: str) -> int:
 
 def seed(text: str) -> int:
     """Type of an argument: a seed of torch's random numbers."""
-    try:
-        if -2**63 <= (value := int(text)) < 2**64:
-            return value
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number of at most 64 bits")
+    if not text.removeprefix("-").isdecimal() or not -2**63 <= int(text) < 2**64:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number of at most 64 bits")
+    return int(text)
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

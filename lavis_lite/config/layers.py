@@ -11,7 +11,6 @@ import functools
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lavis_lite.config.sections import settings_of_others
 from lavis_lite.errors import ConfigError, did_you_mean, shown
-from lavis_lite.registry import registry
 
 DEEPEST = 40
 """sections within sections"""
@@ -307,7 +306,7 @@ def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
     provenance: dict[str, str] = {}
     for layer in layers:
         content = {key: named_hooks(section) if key == "run" else section for key, section in layer.content.items()}
-        for left in _settings_of_others(merged, content):
+        for left in settings_of_others(merged, content):
             merged = without(merged, [left])
             provenance = {key: name for key, name in provenance.items() if not f"{key}.".startswith(f"{left}.")}
         _overlay(merged, content)
@@ -317,36 +316,6 @@ def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
     if isinstance(datasets, dict):
         merged["datasets"] = {name: section for name, section in datasets.items() if section is not None}
     return OmegaConf.create(merged), provenance
-
-
-def _settings_of_others(merged: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator[str]:
-    """Dotted keys that a connector or processor leaves behind if a layer names another in its place."""
-    if _names_another(merged, content, ("model", "connector"), "type"):
-        yield "model.connector"
-    homes = [("preprocess",), *(("datasets", name) for name in _inside(content, ("datasets",)))]
-    pairs = ((*home, kind) for home in homes for kind in ("vis_processor", "text_processor"))
-    for path in ((*pair, mode) for pair in pairs for mode in ("train", "eval")):
-        if _names_another(merged, content, path, "name"):
-            kept = {"name", *_sizes_of(_inside(content, path)["name"])}
-            yield from (".".join((*path, key)) for key in _inside(merged, path) if key not in kept)
-
-
-def _names_another(merged: Mapping[str, Any], content: Mapping[str, Any], path: tuple[str, ...], key: str) -> bool:
-    before, now = _inside(merged, path), _inside(content, path)
-    return bool(before) and now.get(key, before.get(key)) != before.get(key)
-
-
-def _inside(tree: Any, path: Sequence[str]) -> Mapping[str, Any]:
-    """The section at a path; {} if there is none."""
-    for key in path:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree if isinstance(tree, Mapping) else {}
-
-
-def _sizes_of(processor: Any) -> set[str]:
-    """Arguments of a processor that say what the model takes; none if its name is unknown."""
-    known = processor in registry.processor
-    return {"image_size", "n_frms"} & set(signature(registry.processor.get(processor)).parameters if known else [])
 
 
 def named_hooks(run: Any) -> Any:

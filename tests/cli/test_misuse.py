@@ -109,7 +109,7 @@ def test_a_path_that_the_system_refuses_is_no_defect_of_the_package(monkeypatch:
 def test_what_the_system_or_an_outside_class_lacks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                                 capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", "~nosuchuser/x.csv"]) == exits.USER_ERROR
-    assert "error: a path begins with ~, and this system does not know whose home" in capsys.readouterr().err
+    assert "error: a path begins with ~, but this system does not know the home folder" in capsys.readouterr().err
     assert main(["train", "stage1", "--options", "run.output_dir=~nosuchuser/x"]) == exits.USER_ERROR
     assert "run.output_dir: ~nosuchuser/x: this system has no such user" in capsys.readouterr().err
     (tmp_path / "gone").mkdir()
